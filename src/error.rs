@@ -1,0 +1,117 @@
+//! The one error type. Variants are named after what happened to the user's thing and carry it; each
+//! door maps them to its own numbers, once.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::types::{SrUuid, VdiUuid};
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{what} {} is not valid: {expected}", Quoted(value))]
+    Invalid { what: &'static str, value: String, expected: String },
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    TooManyArguments(String),
+    #[error("no such command {}; `--help` lists them", Quoted(.0))]
+    NoSuchCommand(String),
+    #[error("{op} is not supported: {why}")]
+    Unsupported { op: &'static str, why: String },
+    #[error("{what} of {bytes} bytes is too big: {limit}")]
+    TooBig { what: &'static str, bytes: u64, limit: String },
+
+    #[error("no SR {sr} ({looked})")]
+    NoSr { sr: SrUuid, looked: String },
+    #[error("SR {sr} exists already ({found})")]
+    SrExists { sr: SrUuid, found: String },
+    #[error("SR {sr} is not available: {why}")]
+    SrUnavailable { sr: SrUuid, why: String },
+    #[error("no VDI {vdi} on SR {sr} (looked in {looked})")]
+    NoVdi { vdi: VdiUuid, sr: SrUuid, looked: String },
+    #[error("VDI {vdi} exists already on SR {sr}")]
+    VdiExists { vdi: VdiUuid, sr: SrUuid },
+    #[error("VDI {vdi} on SR {sr} is in use by {holder}")]
+    VdiInUse { vdi: VdiUuid, sr: SrUuid, holder: String },
+    #[error("VDI {vdi} on SR {sr}: {why}")]
+    LockRefused { vdi: VdiUuid, sr: SrUuid, why: String },
+
+    #[error("{device}: no such device or server: {why}")]
+    NoDevice { device: String, why: String },
+    #[error("{device} is in use: {holder}")]
+    DeviceInUse { device: String, holder: String },
+    #[error("SR {sr} has {free} bytes free, {wanted} wanted")]
+    NoSpace { sr: SrUuid, free: u64, wanted: u64 },
+    #[error("{}: {what}", path.display())]
+    Damaged { path: PathBuf, what: String },
+
+    #[error("cannot {op} {}", path.display())]
+    Io { op: &'static str, path: PathBuf, source: io::Error },
+    #[error("{cause}; undoing it failed as well: {undo}")]
+    Undo { cause: Box<Error>, undo: Box<Error> },
+}
+
+impl Error {
+    /// Closure for `map_err` that gives an I/O error the operation and the path it lacks.
+    pub fn io(op: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
+        let path = path.as_ref().to_owned();
+        move |source| Error::Io { op, path, source }
+    }
+
+    /// The same for `nix` calls, whose errors are bare errnos.
+    pub fn sys(op: &'static str, path: impl AsRef<Path>) -> impl FnOnce(nix::Error) -> Error {
+        let path = path.as_ref().to_owned();
+        move |errno| Error::Io { op, path, source: errno.into() }
+    }
+
+    /// The errno below an [`Error::Io`], if there is one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Error::Io { source, .. } => source.raw_os_error(),
+            Error::Undo { cause, .. } => cause.errno(),
+            _ => None,
+        }
+    }
+}
+
+/// The whole chain of causes on one line: what failed, on what, the system's words.
+///
+/// Control characters are escaped and the line is cut at 4 KiB, so that hostile arguments can neither
+/// forge a second line nor flood a log.
+pub fn one_line(error: &Error) -> String {
+    const LONGEST: usize = 4096;
+    let mut text = error.to_string();
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if line.len() > LONGEST {
+            line.push('…');
+            break;
+        }
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
+}
+
+/// A caller's words in quotation marks, cut to a readable length.
+struct Quoted<'a>(&'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LONGEST: usize = 200;
+        if self.0.chars().count() <= LONGEST {
+            write!(f, "{:?}", self.0)
+        } else {
+            let start: String = self.0.chars().take(LONGEST).collect();
+            write!(f, "{start:?}… ({} bytes)", self.0.len())
+        }
+    }
+}

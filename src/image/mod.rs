@@ -1,0 +1,1 @@
+//! On-disk layouts only: bytes in, bytes out, no policy.

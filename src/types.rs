@@ -1,0 +1,286 @@
+//! The words every layer shares: UUIDs, device_config, and what is known of an SR and a VDI.
+//!
+//! Every size is in bytes. What callers wrote is parsed once, here, into types that cannot hold a path
+//! or an option: a UUID is 16 bytes, so it has no `../` and no leading dash.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+
+macro_rules! uuid_type {
+    ($name:ident, $what:literal, $doc:literal) => {
+        #[doc = $doc]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// A new random (version 4) UUID.
+            pub fn random() -> Self {
+                $name(Uuid::new_v4())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+
+            /// Accepts the hyphenated form of 36 characters only; upper case is folded.
+            fn from_str(text: &str) -> Result<Self> {
+                let parsed = if text.len() == 36 { Uuid::try_parse(text).ok() } else { None };
+                parsed.map($name).ok_or_else(|| Error::Invalid {
+                    what: $what,
+                    value: text.to_owned(),
+                    expected: "expected a UUID such as 87b8646b-b800-9500-cb7b-af3b74e02f5c".to_owned(),
+                })
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.as_hyphenated().fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                String::deserialize(from)?.parse().map_err(D::Error::custom)
+            }
+        }
+    };
+}
+
+uuid_type!(SrUuid, "SR-UUID", "The UUID of a storage repository.");
+uuid_type!(VdiUuid, "VDI-UUID", "The UUID of a virtual disk; unique within its SR.");
+
+/// How the bytes of a virtual disk are laid out in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    Raw,
+    Vhd,
+    Qcow2,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Format::Raw => "raw",
+            Format::Vhd => "vhd",
+            Format::Qcow2 => "qcow2",
+        })
+    }
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "raw" => Ok(Format::Raw),
+            "vhd" => Ok(Format::Vhd),
+            "qcow2" => Ok(Format::Qcow2),
+            _ => Err(Error::Invalid {
+                what: "type",
+                value: text.to_owned(),
+                expected: "expected raw, vhd or qcow2".to_owned(),
+            }),
+        }
+    }
+}
+
+/// How a VDI is to be opened. A read-only VDI is attached read-only whatever was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// Whether an idempotent operation had anything to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    Changed,
+    Already,
+}
+
+/// The `device_config` of a PBD: flat keys and values, under the keys of SMAPIv1 (`location`, `device`,
+/// `server`, `serverpath`, …).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceConfig(pub BTreeMap<String, String>);
+
+impl DeviceConfig {
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
+    /// The value of `key`, or an error that names it.
+    pub fn require(&self, key: &'static str) -> Result<&str> {
+        self.get(key).filter(|value| !value.is_empty()).ok_or_else(|| Error::Invalid {
+            what: "device_config",
+            value: self.0.keys().cloned().collect::<Vec<_>>().join(" "),
+            expected: format!("the key {key} is missing"),
+        })
+    }
+}
+
+impl<const N: usize> From<[(&str, &str); N]> for DeviceConfig {
+    fn from(pairs: [(&str, &str); N]) -> Self {
+        DeviceConfig(pairs.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect())
+    }
+}
+
+/// What a caller wants of a new VDI.
+#[derive(Clone, Debug)]
+pub struct NewVdi {
+    pub vdi: VdiUuid,
+    /// Bytes; a driver may round it up to what its substrate allocates.
+    pub virtual_size: u64,
+    /// `None`: the driver's default.
+    pub format: Option<Format>,
+    pub params: Params,
+}
+
+/// What is stored beside a VDI's data, in whichever way the SR keeps it. The default is stored as nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Params {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    #[serde(skip_serializing_if = "is_false")]
+    pub shareable: bool,
+    #[serde(skip_serializing_if = "is_false")]
+    pub read_only: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// What is known of an SR, read from its substrate now. Written as `(sr (uuid . "…") …)`; SR Driver API
+/// v1.0, "Results".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SrInfo {
+    pub uuid: SrUuid,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    #[serde(rename = "VDIs")]
+    pub vdi_uuids: Vec<VdiUuid>,
+    /// Bytes that the VDIs consume.
+    pub physical_utilisation: u64,
+    /// Sum of the VDIs' virtual sizes, bytes.
+    pub virtual_allocation: u64,
+    /// Bytes that the SR has.
+    pub size: u64,
+    #[serde(rename = "type")]
+    pub sr_type: String,
+    pub location: String,
+    /// Filled by `sr_scan` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vdis: Vec<Tagged>,
+}
+
+/// A VDI inside another datum, tagged as it is at top level: `(vdi (uuid . "…") …)`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tagged {
+    Vdi(VdiInfo),
+}
+
+/// What is known of a VDI, read from its SR now. Written as `(vdi (uuid . "…") …)`; SR Driver API v1.0,
+/// "Results".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VdiInfo {
+    pub uuid: VdiUuid,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    #[serde(rename = "SR")]
+    pub sr: SrUuid,
+    /// The user strings of the current locks.
+    #[serde(rename = "VBDs")]
+    pub vbds: Vec<String>,
+    /// Bytes the guest sees.
+    pub virtual_size: u64,
+    /// Bytes allocated on the substrate.
+    pub physical_utilisation: u64,
+    /// Bytes of a logical sector.
+    pub sector_size: u32,
+    #[serde(rename = "type")]
+    pub format: Format,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "bare")]
+    pub parent: Option<VdiUuid>,
+    #[serde(default)]
+    pub children: Vec<VdiUuid>,
+    #[serde(default)]
+    pub shareable: bool,
+    pub attached: bool,
+    /// 1 locked, 0 not.
+    #[serde(default)]
+    pub lock: u8,
+    /// 1 read-only, 0 writable.
+    #[serde(default)]
+    pub read_only: u8,
+}
+
+/// Writes `Some(x)` as `x`: serde-lexpr alone would write the list `(x)`.
+mod bare {
+    use super::*;
+
+    pub fn serialize<T: Serialize, S: Serializer>(value: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => value.serialize(to),
+            None => to.serialize_unit(),
+        }
+    }
+
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+        T::deserialize(from).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_is_36_characters_of_hex_or_nothing() {
+        let good = "87b8646b-b800-9500-cb7b-af3b74e02f5c";
+        assert_eq!(good.parse::<SrUuid>().unwrap().to_string(), good);
+        assert_eq!(good.to_uppercase().parse::<SrUuid>().unwrap().to_string(), good);
+        for bad in [
+            "",
+            "x",
+            "../../../../etc/passwd",
+            "-7b8646b-b800-9500-cb7b-af3b74e02f5c",
+            "87b8646bb8009500cb7baf3b74e02f5c",
+            "{87b8646b-b800-9500-cb7b-af3b74e02f5c}",
+            "urn:uuid:87b8646b-b800-9500-cb7b-af3b74e02f5c",
+            "87b8646b-b800-9500-cb7b-af3b74e02f5c\n",
+            " 87b8646b-b800-9500-cb7b-af3b74e02f5c",
+            "87b8646b-b800-9500-cb7b-af3b74e02f5g",
+        ] {
+            assert!(bad.parse::<VdiUuid>().is_err(), "{bad:?} was taken for a UUID");
+        }
+    }
+}
