@@ -117,15 +117,17 @@ enum Verb {
         /// The image format: raw, vhd or qcow2, as the driver supports.
         #[arg(long = "type", value_name = "FORMAT")]
         image: Option<String>,
+        /// A name for people.
         #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
         label: String,
+        /// What it is for.
         #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
         description: String,
         /// Several users may lock it at once.
         #[arg(long)]
         shareable: bool,
         /// It can only be attached read-only.
-        #[arg(long)]
+        #[arg(long = "read-only")]
         read_only: bool,
     },
     /// Delete a VDI. Succeeds if there is none; fails while it is attached or locked.
@@ -135,7 +137,7 @@ enum Verb {
         #[command(flatten)]
         vdi: VdiArg,
         /// Attach it read-only.
-        #[arg(long)]
+        #[arg(long = "read-only")]
         read_only: bool,
     },
     /// Remove the block device. Fails while something has it open, and says what.
@@ -151,7 +153,7 @@ enum Verb {
         /// In MB, or with a unit (20GiB).
         size: String,
         /// Allow it to become smaller; what lies beyond the new end is lost.
-        #[arg(long)]
+        #[arg(long = "allow-shrink")]
         allow_shrink: bool,
     },
     /// Take the persistent lock of a VDI, seen by every host that has the SR.
