@@ -77,12 +77,20 @@ _sm() {
 
     case "${cmd}" in
         sm)
-            opts="-t -d -h -V --sr-type --dconf --wait --format --help --version sr_create sr_delete sr_attach sr_detach sr_get_params sr_scan sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params"
+            opts="-t -d -h -V --wait --format --sr-type --dconf --help --version sr_create sr_delete sr_attach sr_detach sr_get_params sr_scan sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -97,14 +105,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -115,12 +115,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_attach)
-            opts="-t -d -h --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -135,14 +143,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -153,12 +153,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_content_type)
-            opts="-t -d -h --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -173,14 +181,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -191,12 +191,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_create)
-            opts="-t -d -h --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -211,14 +219,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -229,12 +229,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_delete)
-            opts="-t -d -h --yes --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --yes --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -249,14 +257,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -267,12 +267,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_detach)
-            opts="-t -d -h --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -287,14 +295,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -305,12 +305,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_get_params)
-            opts="-t -d -h --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -325,14 +333,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -343,12 +343,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_probe)
-            opts="-t -d -h --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -363,14 +371,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -381,12 +381,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_scan)
-            opts="-t -d -h --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -401,14 +409,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -419,12 +419,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_attach)
-            opts="-t -d -h --read-only --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --read-only --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -439,14 +447,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -457,12 +457,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_clone)
-            opts="-t -d -h --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -479,14 +487,6 @@ _sm() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -495,7 +495,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_create)
-            opts="-t -d -h --type --label --description --shareable --read-only --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --type --label --description --shareable --read-only --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -513,6 +513,14 @@ _sm() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -527,14 +535,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -545,12 +545,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_delete)
-            opts="-t -d -h --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -565,14 +573,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -583,12 +583,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_detach)
-            opts="-t -d -h --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -603,14 +611,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -621,12 +621,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_get_params)
-            opts="-t -d -h --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -641,14 +649,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -659,12 +659,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_lock)
-            opts="-t -d -h --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -679,14 +687,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -697,12 +697,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_resize)
-            opts="-t -d -h --allow-shrink --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --allow-shrink --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -717,14 +725,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -735,12 +735,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_snapshot)
-            opts="-t -d -h --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -755,14 +763,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -773,12 +773,20 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_unlock)
-            opts="-t -d -h --sr-type --dconf --wait --format --help"
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -793,14 +801,6 @@ _sm() {
                     ;;
                 -d)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 *)

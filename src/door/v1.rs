@@ -39,9 +39,11 @@ Example:
   sm vdi_attach -t file -d /srv/sr0 $SR $VDI          # prints /dev/loop0
   sm sr_scan    -t file -d /srv/sr0 $SR
 
-Exit status: 0, or 1 EPERM (not supported here), 5 EIO, 7 E2BIG, 13 EACCES, 16 EBUSY (the device), 17 EEXIST,
-19 ENODEV, 22 EINVAL, 28 ENOSPC, 37 ENOLCK, 42 ENOMSG (no such command), 100 ENOSR, 101 ENOVDI,
-102 ESRBUSY, 103 EVDIBUSY; then one line on stderr says what failed and why.";
+Exit status 0, or a number whose name begins the one line on stderr that says what failed and why:
+   1 EPERM not supported here   5 EIO                     7 E2BIG            13 EACCES
+  16 EBUSY device in use       17 EEXIST                 19 ENODEV           22 EINVAL
+  28 ENOSPC                    37 ENOLCK                 42 ENOMSG no such command
+ 100 ENOSR                    101 ENOVDI                102 ESRBUSY         103 EVDIBUSY";
 
 /// An SR driver, as an agent calls it.
 #[derive(Parser)]
@@ -166,6 +168,7 @@ enum Verb {
 
 #[derive(Args)]
 struct SrArg {
+    /// The SR's.
     #[arg(value_name = "SR-UUID")]
     sr: String,
 }
@@ -174,6 +177,7 @@ struct SrArg {
 struct VdiArg {
     #[command(flatten)]
     sr: SrArg,
+    /// The VDI's.
     #[arg(value_name = "VDI-UUID")]
     vdi: String,
 }
@@ -182,6 +186,7 @@ struct VdiArg {
 struct CopyArgs {
     #[command(flatten)]
     sr: SrArg,
+    /// The VDI to copy.
     #[arg(value_name = "SRC-UUID")]
     source: String,
     /// The new VDI's.
@@ -193,17 +198,28 @@ struct CopyArgs {
 struct LockArgs {
     #[command(flatten)]
     vdi: VdiArg,
-    /// TRUE breaks a lock that another user holds.
-    #[arg(value_name = "FORCE", help = "TRUE takes a lock from whoever holds it; FALSE does not")]
+    /// TRUE takes the lock from whoever holds it, FALSE does not.
+    #[arg(value_name = "FORCE")]
     force: String,
     /// Who holds the lock, in the caller's words.
     #[arg(value_name = "USER", allow_hyphen_values = true)]
     user: String,
 }
 
-/// The command line of `sm`, for man pages and completions.
+/// The command line of `sm`, with what each driver says of itself.
 pub fn sm_command() -> clap::Command {
+    let types: Vec<&str> = sr::DRIVERS.iter().map(|d| d.sr_type).collect();
+    let forms: String = sr::DRIVERS
+        .iter()
+        .map(|d| format!("\n  {:<6} {}: {}", d.sr_type, d.dconf_form, d.description))
+        .collect();
     SmCommand::command()
+        .mut_arg("sr_type", |arg| arg.help(format!("The SR's type: {}", types.join(", "))))
+        .mut_arg("dconf", |arg| {
+            arg.long_help(format!(
+                "Where the SR lives. By type:{forms}\nor for any type ((key . \"value\") …) with device_config keys"
+            ))
+        })
 }
 
 /// The command line of a driver's executable.
@@ -231,7 +247,8 @@ pub fn driver(driver: &'static Driver, args: Vec<OsString>) -> Answer {
 
 /// Serves one call of a person.
 pub fn sm(args: Vec<OsString>) -> Answer {
-    let command = match SmCommand::try_parse_from(args) {
+    let parsed = sm_command().try_get_matches_from(args).and_then(|m| SmCommand::from_arg_matches(&m));
+    let command = match parsed {
         Ok(command) => command,
         Err(e) => return not_parsed(e),
     };
