@@ -209,17 +209,16 @@ struct LockArgs {
 /// The command line of `sm`, with what each driver says of itself.
 pub fn sm_command() -> clap::Command {
     let types: Vec<&str> = sr::DRIVERS.iter().map(|d| d.sr_type).collect();
-    let forms: String = sr::DRIVERS
-        .iter()
-        .map(|d| format!("\n  {:<6} {}: {}", d.sr_type, d.dconf_form, d.description))
-        .collect();
-    SmCommand::command()
-        .mut_arg("sr_type", |arg| arg.help(format!("The SR's type: {}", types.join(", "))))
-        .mut_arg("dconf", |arg| {
+    let forms: String =
+        sr::DRIVERS.iter().map(|d| format!("\n  {:<6} {}: {}", d.sr_type, d.dconf_form, d.description)).collect();
+    SmCommand::command().mut_arg("sr_type", |arg| arg.help(format!("The SR's type: {}", types.join(", ")))).mut_arg(
+        "dconf",
+        |arg| {
             arg.long_help(format!(
                 "Where the SR lives. By type:{forms}\nor for any type ((key . \"value\") …) with device_config keys"
             ))
-        })
+        },
+    )
 }
 
 /// The command line of a driver's executable.

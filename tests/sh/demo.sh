@@ -14,7 +14,7 @@ dev=
 clean_up() {
     mountpoint -q "$scratch/mnt" && umount "$scratch/mnt"
     for vdi in $VDI $CLONE $SNAP; do
-        sm vdi_detach -t file -d "$DCONF" $SR $vdi 2> /dev/null || true
+        sm vdi_detach -t file -d "$DCONF" $SR "$vdi" 2> /dev/null || true
     done
     sm sr_delete -t file -d "$DCONF" $SR --yes || true
     rm -rf "$scratch"
