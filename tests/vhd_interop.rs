@@ -6,11 +6,13 @@
 mod vhd_support;
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 use vhd_support::*;
-use xcp_sm::image::vhd::{self, Chain, NewImage, ParentLink};
+use xcp_sm::image::vhd::{self, Chain, CheckOptions, NewImage, ParentLink, Place, Target};
 use xcp_sm::types::Mode;
 
 fn run(tool: &str, args: &[&str]) -> Option<Output> {
@@ -186,4 +188,49 @@ fn we_read_and_extend_a_chain_of_vhd_util() {
     assert!(contents(&top) == model);
     must("vhd-util", &["check", "-n", name(&top)]).unwrap();
     assert_eq!(must("vhd-util", &["query", "-n", name(&top), "-p"]).unwrap(), format!("{}\n", base.display()));
+}
+
+#[test]
+fn vhd_util_checks_what_we_grew_coalesced_and_repaired() {
+    let dir = Dir::new();
+    let (base, child) = (dir.at("base.vhd"), dir.at("child.vhd"));
+    create(&base, 100 * MIB);
+    let chain = open(&base, Mode::ReadWrite);
+    scribble(&chain, vec![0; 100 << 20], 1);
+    chain.close().unwrap();
+    snapshot(&child, &base);
+    let chain = open(&child, Mode::ReadWrite);
+    scribble(&chain, vec![0; 100 << 20], 2);
+    chain.close().unwrap();
+    for size in [256, 300, 600, 10_000, 2_088_960] {
+        for path in [&base, &child] {
+            let place: Arc<dyn Place> = place(path);
+            vhd::resize(&place, size * MIB).unwrap();
+            if must("vhd-util", &["check", "-n", name(path)]).is_none() {
+                return;
+            }
+            let said = must("vhd-util", &["query", "-n", name(path), "-v", "-S", "-s"]).unwrap();
+            let bytes = fs::metadata(path).unwrap().len();
+            assert_eq!(said, format!("{size}\n{bytes}\n{size}\n"));
+        }
+    }
+    let before = must("vhd-util", &["query", "-n", name(&base), "-a"]).unwrap();
+    let image = vhd::Image::open(place(&base), Mode::ReadWrite).unwrap();
+    let open_child = open(&child, Mode::ReadOnly);
+    vhd::coalesce(open_child.leaf().unwrap(), Target::Vhd(&image), &|_, _| ControlFlow::Continue(())).unwrap();
+    image.close().unwrap();
+    must("vhd-util", &["check", "-n", name(&base)]).unwrap();
+    assert_eq!(must("vhd-util", &["query", "-n", name(&base), "-a"]).unwrap(), before);
+
+    // A batmap that was cut by `set -f marker`, and a footer that is gone.
+    must("vhd-util", &["set", "-n", name(&base), "-f", "marker", "-v", "1"]).unwrap();
+    let end = fs::metadata(&base).unwrap().len();
+    fs::File::options().write(true).open(&base).unwrap().set_len(end - 512).unwrap();
+    assert!(!run("vhd-util", &["check", "-n", name(&base)]).unwrap().status.success());
+    let place: Arc<dyn Place> = place(&base);
+    assert_eq!(vhd::check(&place, CheckOptions::default()).unwrap().len(), 2);
+    vhd::repair(&place).unwrap();
+    assert_eq!(vhd::check(&place, CheckOptions::default()).unwrap(), Vec::<String>::new());
+    must("vhd-util", &["check", "-n", name(&base)]).unwrap();
+    assert_eq!(vhd::marker(&*place).unwrap(), Some(1));
 }

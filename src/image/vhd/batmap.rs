@@ -57,6 +57,13 @@ impl BatmapHeader {
     pub fn is_encrypted(&self) -> bool {
         self.0[29] == 1
     }
+    /// The same header for a map elsewhere.
+    pub fn moved(&self, map_offset: u64, sectors: u32) -> Self {
+        let mut b = self.clone();
+        put64(&mut b.0, 8, map_offset);
+        put32(&mut b.0, 16, sectors);
+        b
+    }
     pub fn set_marker(&mut self, marker: u8) {
         self.0[28] = marker;
     }

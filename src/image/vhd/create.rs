@@ -71,7 +71,8 @@ pub fn create_child(place: &dyn Place, new: &NewImage, parent: &ParentLink) -> R
     sparse(place, new, Some(parent))
 }
 
-fn check_size(what: &'static str, size: u64) -> Result<()> {
+/// A size that an image can have.
+pub(crate) fn check_size(what: &'static str, size: u64) -> Result<()> {
     if size == 0 || !size.is_multiple_of(SECTOR) {
         return Err(Error::Invalid {
             what,

@@ -306,9 +306,20 @@ impl Image {
             return Ok(data_offset(entry));
         }
         let mut alloc = lock(&self.alloc);
+        let entry = self.allocate(&mut alloc, 0)?;
+        alloc.fresh.insert(block);
+        shard.0.insert(block, Entry { map: Bitmap::EMPTY, dirty: true, writing: false });
+        self.dirty.fetch_add(1, Relaxed);
+        self.written.store(true, Relaxed);
+        self.bat[block as usize].store(entry, Release);
+        Ok(data_offset(entry))
+    }
+
+    /// Sets a block's room aside behind the end of data, and behind byte `room`; returns the sector of its bitmap.
+    fn allocate(&self, alloc: &mut Alloc, room: u64) -> Result<u32> {
         let place = &*self.place;
         // The data, one sector behind the bitmap, starts at a multiple of 4 KiB.
-        let bitmap = (alloc.end + 1).next_multiple_of(8) - 1;
+        let bitmap = (alloc.end.max(room.div_ceil(SECTOR)) + 1).next_multiple_of(8) - 1;
         let end = bitmap + 1 + u64::from(SECTORS);
         let entry = u32::try_from(bitmap).ok().filter(|e| *e != UNUSED).ok_or_else(|| Error::TooBig {
             what: "a VHD",
@@ -328,12 +339,7 @@ impl Image {
             alloc.trimmed = true;
         }
         alloc.end = end;
-        alloc.fresh.insert(block);
-        shard.0.insert(block, Entry { map: Bitmap::EMPTY, dirty: true, writing: false });
-        self.dirty.fetch_add(1, Relaxed);
-        self.written.store(true, Relaxed);
-        self.bat[block as usize].store(entry, Release);
-        Ok(data_offset(entry))
+        Ok(entry)
     }
 
     /// Notes that sectors were written to a block that [`Image::data_for_write`] gave.
@@ -447,6 +453,38 @@ impl Image {
         outcome
     }
 
+    /// Copies a block behind the end of data, and behind `room`. The new place is not in the BAT on disk until
+    /// [`Image::publish_bat`], to be called after a sync. Nobody else may use the image.
+    pub(crate) fn relocate(&self, block: u32, room: u64) -> Result<()> {
+        let Some(old) = self.entry(block) else { return Ok(()) };
+        let new = self.allocate(&mut lock(&self.alloc), room)?;
+        let from = u64::from(old) * SECTOR;
+        self.place.copy_to(from, SECTOR + BLOCK, &*self.place, u64::from(new) * SECTOR, &mut Vec::new())?;
+        self.bat[block as usize].store(new, Release);
+        Ok(())
+    }
+
+    /// Writes the BAT entries of `blocks`, in ascending order; sync.
+    pub(crate) fn publish_bat(&self, blocks: &[u32]) -> Result<()> {
+        self.put_entries(blocks.iter().copied())?;
+        self.place.flush()
+    }
+
+    /// Writes BAT entries, runs of them together but each write within one sector.
+    fn put_entries(&self, blocks: impl Iterator<Item = u32>) -> Result<()> {
+        let mut rest = blocks.peekable();
+        while let Some(first) = rest.next() {
+            let mut last = first;
+            while let Some(next) = rest.next_if(|next| *next == last + 1 && next / 128 == first / 128) {
+                last = next;
+            }
+            let entries: Vec<u8> =
+                (first..=last).flat_map(|b| self.bat[b as usize].load(Acquire).to_be_bytes()).collect();
+            self.place.put(&entries, self.header.table_offset() + u64::from(first) * 4)?;
+        }
+        Ok(())
+    }
+
     fn publish(&self, fresh: &BTreeSet<u32>, end: u64, changed: &[(u32, Bitmap)]) -> Result<()> {
         let place = &*self.place;
         let sync = || place.flush().inspect_err(|_| self.failed.store(true, Release));
@@ -468,16 +506,7 @@ impl Image {
         for (block, map) in &old {
             put(block, map)?;
         }
-        let mut rest = fresh.iter().copied().peekable();
-        while let Some(first) = rest.next() {
-            let mut last = first;
-            while let Some(next) = rest.next_if(|next| *next == last + 1 && next / 128 == first / 128) {
-                last = next;
-            }
-            let entries: Vec<u8> =
-                (first..=last).flat_map(|b| self.bat[b as usize].load(Acquire).to_be_bytes()).collect();
-            place.put(&entries, self.header.table_offset() + u64::from(first) * 4)?;
-        }
+        self.put_entries(fresh.iter().copied())?;
         sync()?;
         let mut alloc = lock(&self.alloc);
         alloc.fresh.retain(|block| !fresh.contains(block));

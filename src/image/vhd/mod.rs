@@ -11,6 +11,9 @@
 //! | read and write the disk | [`Chain::open`], then [`Chain::read_at`], [`Chain::write_at`], [`Chain::flush`] … |
 //! | list what is allocated | [`Chain::extents`] |
 //! | hide, mark, change the parent | [`set_hidden`], [`set_marker`], [`set_parent`] |
+//! | grow | [`resize`] |
+//! | copy a child into its parent | [`coalesce`] |
+//! | look for damage, and mend it | [`check`], [`repair`] |
 //!
 //! # Layout
 //!
@@ -34,14 +37,14 @@
 //!
 //! Hence a crash at any time leaves each sector as it was at the last flush or as it was written since. The steps and
 //! what a crash leaves between them are told where they are taken: [`create`], [`Image::flush`], [`Image::close`],
-//! [`set_hidden`], [`set_parent`].
-
-#![allow(dead_code, reason = "check and repair use the rest")]
+//! [`set_hidden`], [`set_parent`], [`resize`](mod@resize), [`coalesce`](mod@coalesce), [`repair`].
 
 mod batmap;
 mod bitmap;
 mod chain;
 mod change;
+mod check;
+mod coalesce;
 mod create;
 mod footer;
 mod header;
@@ -50,15 +53,19 @@ mod intent;
 mod locator;
 mod place;
 mod query;
+mod resize;
 
 pub use chain::{Chain, Extent, MAX_DEPTH, Parent};
 pub use change::{marker, set_hidden, set_marker, set_parent};
+pub use check::{CheckOptions, check, repair};
+pub use coalesce::{Target, coalesce};
 pub use create::{NewImage, ParentLink, create, create_child, create_fixed};
 pub use footer::{Kind, timestamp};
 pub use image::Image;
 pub use locator::relative_path;
 pub use place::{FilePlace, Place};
 pub use query::{Info, ParentInfo, query};
+pub use resize::{resize, room_to_resize};
 
 /// Bytes.
 pub const SECTOR: u64 = 512;
