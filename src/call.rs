@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::sr::{Driver, Sr};
 use crate::sys::copy::Progress;
-use crate::sys::lock::{self, Kind, Lock, Refused};
+use crate::sys::lock::{self, Kind, Lock};
 use crate::types::{DeviceConfig, Done, Mode, NewVdi, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
 
 /// An operation on an SR, in the API's words.
@@ -48,8 +48,8 @@ pub enum Reply {
 
 /// What a call brings along besides its arguments.
 pub struct Context<'a> {
-    /// How long to wait for other calls, in all.
-    pub wait: Duration,
+    /// Until when to wait for other calls.
+    pub deadline: Instant,
     /// Told of the bytes copied so far and in all, by the calls that copy.
     pub progress: Progress<'a>,
 }
@@ -60,11 +60,11 @@ pub const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 /// Carries one call out.
 ///
 /// # Errors
-/// Whatever the driver says; [`Error::SrUnavailable`] when other calls held a lock past `context.wait`.
+/// Whatever the driver says; [`Error::SrUnavailable`] when other calls held a lock past `context.deadline`.
 pub fn run(driver: &Driver, sr: SrUuid, config: &DeviceConfig, call: &Call, context: &Context) -> Result<Reply> {
     let storage = (driver.open)(sr, config)?;
     let plan = LockPlan::of(call);
-    let held = plan.take(sr, Instant::now() + context.wait)?;
+    let held = plan.take(sr, context.deadline)?;
     let result = dispatch(&*storage, call, context);
     let deleted = result.is_ok() && matches!(call, Call::VdiDelete { .. });
     if deleted || matches!(result, Err(Error::NoVdi { .. } | Error::NoSr { .. })) {
@@ -86,18 +86,14 @@ fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
         Call::SrContentType => Ok(Reply::Text(storage.content_type().to_owned())),
         Call::VdiCreate(new) => storage.create_vdi(new).map(|_| Reply::Nothing),
         Call::VdiDelete { vdi } => match storage.vdi(*vdi) {
-            Ok(disk) => disk.delete().map(|()| Reply::Nothing),
+            Ok(disk) => disk.delete(context).map(|()| Reply::Nothing),
             Err(Error::NoVdi { .. }) => storage.forget_vdi(*vdi).map(nothing),
             Err(other) => Err(other),
         },
         Call::VdiAttach { vdi, mode } => storage.vdi(*vdi)?.attach(*mode).map(Reply::Device),
         Call::VdiDetach { vdi } => storage.vdi(*vdi)?.detach().map(nothing),
-        Call::VdiClone { source, dest } => {
-            storage.vdi(*source)?.clone_to(*dest, context.progress).map(|_| Reply::Nothing)
-        }
-        Call::VdiSnapshot { source, dest } => {
-            storage.vdi(*source)?.snapshot(*dest, context.progress).map(|_| Reply::Nothing)
-        }
+        Call::VdiClone { source, dest } => storage.vdi(*source)?.clone_to(*dest, context).map(|_| Reply::Nothing),
+        Call::VdiSnapshot { source, dest } => storage.vdi(*source)?.snapshot(*dest, context).map(|_| Reply::Nothing),
         Call::VdiResize { vdi, size, allow_shrink } => storage.vdi(*vdi)?.resize(*size, *allow_shrink).map(nothing),
         Call::VdiLock { vdi, force, user } => storage.vdi(*vdi)?.lock(user, *force).map(|()| Reply::Nothing),
         Call::VdiUnlock { vdi, force, user } => storage.vdi(*vdi)?.unlock(user, *force).map(|()| Reply::Nothing),
@@ -141,17 +137,11 @@ impl LockPlan {
         for (namespace, name, kind) in
             wanted.chain(self.vdis.iter().map(|vdi| (vdi.to_string(), "vdi", Kind::Exclusive)))
         {
-            held.push(lock::take(&namespace, name, kind, deadline).map_err(|refused| match refused {
-                Refused::Failed(error) => error,
-                Refused::TimedOut => Error::SrUnavailable {
-                    sr,
-                    why: match (name, lock::holder(&namespace, name)) {
-                        ("sr", Some(who)) => format!("{who} works on it; --wait gives it longer"),
-                        ("sr", None) => "another call works on it; --wait gives it longer".to_owned(),
-                        (_, Some(who)) => format!("{who} works on its VDI {namespace}; --wait gives it longer"),
-                        (_, None) => format!("another call works on its VDI {namespace}; --wait gives it longer"),
-                    },
-                },
+            held.push(lock::take(&namespace, name, kind, deadline).map_err(|refused| {
+                refused.or_timed_out(|holder| {
+                    let what = if name == "sr" { "it".to_owned() } else { format!("its VDI {namespace}") };
+                    Error::SrUnavailable { sr, why: format!("{holder} works on {what}; --wait gives it longer") }
+                })
             })?);
         }
         Ok(held)

@@ -10,6 +10,7 @@
 //! 6. [`sys`]: the system: loop devices, locks, durable writes, external tools.
 
 pub mod call;
+pub mod datapath;
 pub mod door;
 pub mod error;
 pub mod image;

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, stderr, stdout};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -261,6 +261,9 @@ pub fn sm(args: Vec<OsString>) -> Answer {
     answer(result, format)
 }
 
+/// Seconds; a clock can't be asked about times much later.
+const MOST_WAIT: u64 = 1 << 30;
+
 /// Verifies the arguments, then carries the call out. `person`: VDIs are not deleted unasked.
 fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> Result<Reply> {
     let dconf =
@@ -272,7 +275,10 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
     let confirmed = !person || !matches!(verb, Verb::SrDelete { yes: false, .. });
     let (sr, call) = to_call(verb)?;
     let bar = ProgressBar::new();
-    let context = Context { wait: Duration::from_secs(common.wait), progress: &|done, total| bar.show(done, total) };
+    let context = Context {
+        deadline: Instant::now() + Duration::from_secs(common.wait.min(MOST_WAIT)),
+        progress: &|done, total| bar.show(done, total),
+    };
     if !confirmed {
         refuse_loss(driver, sr, &config, &context)?;
     }
@@ -451,7 +457,7 @@ fn exit_status(e: &Error) -> (u8, &'static str) {
     use nix::errno::Errno;
     match e {
         Error::Unsupported { .. } => (1, "EPERM"),
-        Error::TooBig { .. } | Error::TooManyArguments(_) => (7, "E2BIG"),
+        Error::TooBig { .. } | Error::TooManyArguments(_) | Error::ChainTooLong { .. } => (7, "E2BIG"),
         Error::DeviceInUse { .. } => (16, "EBUSY"),
         Error::SrExists { .. } | Error::VdiExists { .. } => (17, "EEXIST"),
         Error::NoDevice { .. } => (19, "ENODEV"),

@@ -185,6 +185,21 @@ impl Dir {
         }
     }
 
+    /// Gives a file a second name, durably.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with `EEXIST` if there is such a name; [`Error::Unsupported`] where there are no hard links.
+    pub fn link(&self, name: &str, second: &str) -> Result<()> {
+        match linkat(&self.fd, name, &self.fd, second, AtFlags::empty()) {
+            Ok(()) => self.sync(),
+            Err(Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS) => Err(Error::Unsupported {
+                op: "copy-on-write",
+                why: format!("the filesystem of {} has no hard links", self.path.display()),
+            }),
+            Err(errno) => Err(Error::sys("link", self.join(name))(errno)),
+        }
+    }
+
     /// Makes a subdirectory, mode 0700. `false`: the name exists. Not durable before [`Dir::sync`].
     pub fn make_dir(&self, name: &str) -> Result<bool> {
         match nix::sys::stat::mkdirat(&self.fd, name, Mode::S_IRWXU) {
