@@ -67,6 +67,9 @@ _sm() {
             sm,vdi_snapshot)
                 cmd="sm__subcmd__vdi_snapshot"
                 ;;
+            sm,vdi_tree)
+                cmd="sm__subcmd__vdi_tree"
+                ;;
             sm,vdi_unlock)
                 cmd="sm__subcmd__vdi_unlock"
                 ;;
@@ -77,7 +80,7 @@ _sm() {
 
     case "${cmd}" in
         sm)
-            opts="-t -d -h -V --wait --format --sr-type --dconf --help --version sr_create sr_delete sr_attach sr_detach sr_get_params sr_scan sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params"
+            opts="-t -d -h -V --wait --format --sr-type --dconf --help --version sr_create sr_delete sr_attach sr_detach sr_get_params sr_scan sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params vdi_tree"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -735,6 +738,44 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_snapshot)
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
+                --sr-type)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -t)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --dconf)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -d)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        sm__subcmd__vdi_tree)
             opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

@@ -51,6 +51,7 @@ complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_resize" -d 'Change the si
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_lock" -d 'Take the persistent lock of a VDI, seen by every host that has the SR'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_unlock" -d 'Give the persistent lock back'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_get_params" -d 'Print what is known of a VDI: (vdi …)'
+complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_tree" -d 'Draw the chains of an SR: which image is whose parent, and what each takes'
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
@@ -203,3 +204,11 @@ table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s t -l sr-type -d 'The SR\'s type: file' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
+lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
+json\t''
+table\t'For people'"
+complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -43,6 +43,8 @@ pub enum Reply {
     Text(String),
     Sr(SrInfo),
     Srs(Vec<Tagged>),
+    /// An SR to be drawn as the trees of its images.
+    Tree(SrInfo),
     Vdi(VdiInfo),
 }
 

@@ -164,6 +164,8 @@ enum Verb {
     VdiUnlock(LockArgs),
     /// Print what is known of a VDI: (vdi …).
     VdiGetParams(VdiArg),
+    /// Draw the chains of an SR: which image is whose parent, and what each takes.
+    VdiTree(SrArg),
 }
 
 #[derive(Args)]
@@ -272,6 +274,7 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
     if matches!(verb, Verb::SrProbe) {
         return (driver.probe)(&config).map(|found| Reply::Srs(found.into_iter().map(Tagged::Sr).collect()));
     }
+    let tree = matches!(verb, Verb::VdiTree(_));
     let confirmed = !person || !matches!(verb, Verb::SrDelete { yes: false, .. });
     let (sr, call) = to_call(verb)?;
     let bar = ProgressBar::new();
@@ -282,7 +285,14 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
     if !confirmed {
         refuse_loss(driver, sr, &config, &context)?;
     }
-    call::run(driver, sr, &config, &call, &context)
+    let mut reply = call::run(driver, sr, &config, &call, &context)?;
+    match &mut reply {
+        Reply::Sr(info) if tree => return Ok(Reply::Tree(info.clone())),
+        // Bases are there for their children; only the tree shows them.
+        Reply::Sr(info) => info.vdis.retain(|tagged| !matches!(tagged, Tagged::Vdi(vdi) if vdi.hidden)),
+        _ => {}
+    }
+    Ok(reply)
 }
 
 /// Asks a person to say that the VDIs of an SR are to be lost.
@@ -315,7 +325,7 @@ fn to_call(verb: Verb) -> Result<(SrUuid, Call)> {
         Verb::SrAttach(sr) => (sr.sr.parse()?, Call::SrAttach),
         Verb::SrDetach(sr) => (sr.sr.parse()?, Call::SrDetach),
         Verb::SrGetParams(sr) => (sr.sr.parse()?, Call::SrGetParams),
-        Verb::SrScan(sr) => (sr.sr.parse()?, Call::SrScan),
+        Verb::SrScan(sr) | Verb::VdiTree(sr) => (sr.sr.parse()?, Call::SrScan),
         Verb::SrContentType(sr) => (sr.sr.parse()?, Call::SrContentType),
         Verb::SrProbe => unreachable!("it names no SR and was answered before"),
         Verb::VdiCreate { vdi: arg, size, image, label, description, shareable, read_only } => {
@@ -404,6 +414,7 @@ fn written(reply: &Reply, format: OutputFormat) -> Result<Vec<u8>> {
         (_, OutputFormat::Json) => serde_json::to_vec(reply).expect("a reply is plain data"),
         (Reply::Device(path), _) => path.as_os_str().as_encoded_bytes().to_vec(),
         (Reply::Text(text), _) => text.clone().into_bytes(),
+        (Reply::Tree(_), _) => table::write(reply).into_bytes(),
         (_, OutputFormat::Sexp) => serde_lexpr::to_vec(reply).expect("a reply is plain data"),
         (_, OutputFormat::Lisp) => {
             serde_lexpr::to_vec_custom(reply, serde_lexpr::print::Options::elisp()).expect("a reply is plain data")
