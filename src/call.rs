@@ -56,6 +56,9 @@ pub struct Context<'a> {
     pub progress: Progress<'a>,
 }
 
+/// What a wait is cut to: an instant further away can't be named.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// How long a call waits for others unless told otherwise.
 pub const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 
@@ -67,10 +70,26 @@ pub fn run(driver: &Driver, sr: SrUuid, config: &DeviceConfig, call: &Call, cont
     let storage = (driver.open)(sr, config)?;
     let plan = LockPlan::of(call);
     let held = plan.take(sr, context.deadline)?;
+    // sr_delete has the SR alone: nobody holds the lock of a VDI in it.
+    let doomed = match call {
+        Call::SrDelete => storage.stat().map(|info| info.vdi_uuids).unwrap_or_default(),
+        _ => Vec::new(),
+    };
     let result = dispatch(&*storage, call, context);
-    let deleted = result.is_ok() && matches!(call, Call::VdiDelete { .. });
-    if deleted || matches!(result, Err(Error::NoVdi { .. } | Error::NoSr { .. })) {
-        plan.forget_vdis();
+    match (call, &result) {
+        (Call::SrDelete, Ok(_)) => {
+            doomed.iter().for_each(|vdi| lock::forget(&vdi.to_string(), "vdi"));
+            lock::forget(&sr.to_string(), "sr");
+        }
+        (Call::VdiDelete { .. }, Ok(_)) | (_, Err(Error::NoVdi { .. })) => plan.forget_vdis(),
+        (_, Err(Error::NoSr { .. })) => {
+            plan.forget_vdis();
+            // One that others share is not ours to remove: who comes next would not see them.
+            if plan.sr == Some(Kind::Exclusive) {
+                lock::forget(&sr.to_string(), "sr");
+            }
+        }
+        _ => {}
     }
     drop(held);
     result

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::call::{self, Call, Context, DEFAULT_WAIT, Reply};
+use crate::call::{self, Call, Context, DEFAULT_WAIT, LONGEST_WAIT, Reply};
 use crate::door::{Answer, sexp, size, table};
 use crate::error::{self, Error, Result};
 use crate::sr::{self, Driver};
@@ -263,9 +263,6 @@ pub fn sm(args: Vec<OsString>) -> Answer {
     answer(result, format)
 }
 
-/// Seconds; a clock can't be asked about times much later.
-const MOST_WAIT: u64 = 1 << 30;
-
 /// Verifies the arguments, then carries the call out. `person`: VDIs are not deleted unasked.
 fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> Result<Reply> {
     let dconf =
@@ -279,7 +276,7 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
     let (sr, call) = to_call(verb)?;
     let bar = ProgressBar::new();
     let context = Context {
-        deadline: Instant::now() + Duration::from_secs(common.wait.min(MOST_WAIT)),
+        deadline: Instant::now() + Duration::from_secs(common.wait).min(LONGEST_WAIT),
         progress: &|done, total| bar.show(done, total),
     };
     if !confirmed {

@@ -5,6 +5,7 @@
 //! | name | what |
 //! |---|---|
 //! | `.sm-sr` | the marker: which SR this is. No marker, no SR: a missing mount is never an empty SR |
+//! | `.sm-sr-deleting` | the marker of an SR whose deletion was begun: there is no such SR any more |
 //! | `<vdi>.raw`, `<vdi>.vhd` | a disk |
 //! | `<vdi>.params` | label, description, shareable, read-only; only when one is set |
 //! | `<vdi>.lock/` | the persistent lock, a [`register`]; only once it was locked |
@@ -15,12 +16,12 @@
 //!
 //! - **sr_create**: 1. make the directory; 2. publish the marker. After 1: an empty directory, which
 //!   sr_create takes.
-//! - **sr_delete**: 1. replace the marker by one that says `deleting`: from here on there is no such SR;
-//!   2. remove disks and what is beside them; 3. remove the marker, then the directory if sr_create made
+//! - **sr_delete**: 1. rename the marker (on a full disk there is no room for another): from here on there
+//!   is no such SR; 2. remove disks and what is beside them; 3. remove the marker, then the directory if sr_create made
 //!   it. After 1 or 2: sr_delete and sr_create finish the removal first.
 //! - **vdi_create, vdi_clone, vdi_snapshot by copying**: 1. write the image, unnamed; 2. publish the params, if any is
 //!   set, `flock`ed; 3. publish the image. After 2: params without an image and without a lock, which the
-//!   next call for this VDI, sr_attach and sr_scan remove.
+//!   next call for this VDI and sr_attach remove; not sr_scan, which holds no lock.
 //! - **vdi_clone, vdi_snapshot in a tree** of the disk U with the new VDI D and the base B: 1. write both children,
 //!   unnamed; 2. publish `.sm-fork`, which names U, B and D; 3. link U's image as B; 4. publish D; 5. rename
 //!   the other child over U's name; 6. mark B hidden; 7. remove `.sm-fork`. Before 5, U and B are one file, and
@@ -61,6 +62,7 @@ pub const DRIVER: Driver = Driver {
 };
 
 const MARKER: &str = ".sm-sr";
+const DELETING: &str = ".sm-sr-deleting";
 const PARAMS: &str = "params";
 const LOCK: &str = "lock";
 const FORK: &str = ".sm-fork";
@@ -83,8 +85,8 @@ struct Marker {
     /// sr_create made the directory, so sr_delete removes it.
     #[serde(default)]
     made_directory: bool,
-    /// sr_delete has begun: there is no such SR any more.
-    #[serde(default)]
+    /// It was found under [`DELETING`].
+    #[serde(skip)]
     deleting: bool,
 }
 
@@ -134,6 +136,12 @@ impl FileSr {
         let dir = match Dir::open(&self.path) {
             Ok(dir) => dir,
             Err(e) if e.errno() == Some(Errno::ENOENT as i32) => return Ok(Found::Nothing),
+            Err(e) if e.errno() == Some(Errno::ENAMETOOLONG as i32) => {
+                return Err(Error::NoDevice {
+                    device: self.path.display().to_string(),
+                    why: Errno::ENAMETOOLONG.desc().to_owned(),
+                });
+            }
             Err(e) if matches!(e.errno(), Some(n) if n == Errno::ENOTDIR as i32 || n == Errno::ELOOP as i32) => {
                 let kind = if self.path.is_symlink() {
                     "it is a symbolic link; name its target"
@@ -209,11 +217,17 @@ impl FileSr {
         Ok(listing)
     }
 
-    /// Removes what killed calls left. What can't be removed now (a read-only mount) stays for later.
+    /// Removes the files in the making of killed calls. What can't be removed now (a read-only mount) stays
+    /// for later.
     fn sweep(&self, dir: &Dir, listing: &Listing) {
         for name in &listing.temporaries {
             let _ = dir.sweep_temporary(name);
         }
+    }
+
+    /// The same for what is beside images that are not there. Only for a caller that has the SR alone.
+    fn sweep_all(&self, dir: &Dir, listing: &Listing) {
+        self.sweep(dir, listing);
         for vdi in listing.params.union(&listing.locks).filter(|v| !listing.images.contains_key(v)) {
             let _ = remove_leftovers(dir, *vdi);
         }
@@ -249,7 +263,7 @@ impl FileSr {
             dir.remove(name)?;
         }
         dir.sync()?;
-        dir.remove(MARKER)?;
+        dir.remove(DELETING)?;
         dir.sync()?;
         if made_directory {
             match fs::remove_dir(&self.path) {
@@ -315,7 +329,7 @@ impl FileSr {
             // Still one file: the disk was not changed yet.
             (Some(disk), Some(found)) if file_id(&disk) == file_id(&found) => {
                 let child = image_name(dest, format);
-                if let Some(file) = dir.try_open_file(&child, false)?
+                if let Some(file) = dir.try_open_record(&child)?
                     && (vdi::kind(format)?.query)(&file, &dir.join(&child))?.parent == Some(base)
                 {
                     dir.remove(&child)?;
@@ -367,10 +381,10 @@ impl Image {
         let kind = vdi::kind(format)?;
         let name = image_name(vdi, format);
         let (stat, node) = if kind.by_length {
-            let Some(stat) = dir.lookup(&name)? else { return Ok(None) };
+            let Some(stat) = must_be(dir, &name, SFlag::S_IFREG)? else { return Ok(None) };
             (stat, Node { virtual_size: stat.st_size as u64, hidden: false, parent: None })
         } else {
-            let Some(file) = dir.try_open_file(&name, false)? else { return Ok(None) };
+            let Some(file) = dir.try_open_record(&name)? else { return Ok(None) };
             let stat = nix::sys::stat::fstat(&file).map_err(Error::sys("examine", dir.join(&name)))?;
             (stat, (kind.query)(&file, &dir.join(&name))?)
         };
@@ -459,10 +473,20 @@ impl Sr for FileSr {
                     let listing = self.list(&dir)?;
                     let checked = self.dir()?;
                     self.refuse_if_attached(&checked, &listing)?;
+                    for (vdi, format) in &listing.images {
+                        must_be(&dir, &image_name(*vdi, *format), SFlag::S_IFREG)?;
+                    }
+                    for vdi in &listing.params {
+                        must_be(&dir, &beside(*vdi, PARAMS), SFlag::S_IFREG)?;
+                    }
+                    for vdi in &listing.locks {
+                        must_be(&dir, &beside(*vdi, LOCK), SFlag::S_IFDIR)?;
+                    }
                     for (vdi, format) in listing.images.iter().filter(|(v, _)| listing.locks.contains(v)) {
                         vdi::refuse_if_locked(&self.place(checked.clone(), *vdi, *format))?;
                     }
-                    dir.replace(MARKER, &encode(&Record::Sr(Marker { deleting: true, ..marker.clone() })))?;
+                    dir.rename(MARKER, DELETING)?;
+                    dir.sync()?;
                 }
                 self.remove_contents(&dir, marker.made_directory)?;
                 Ok(Done::Changed)
@@ -486,7 +510,7 @@ impl Sr for FileSr {
         let dir = self.dir()?;
         self.recover_fork(&dir)?;
         let listing = self.list(&dir)?;
-        self.sweep(&dir, &listing);
+        self.sweep_all(&dir, &listing);
         if !listing.journals {
             // What can't be collected now, on a read-only mount or while it is in use, is collected later.
             let _ = self.collect(&dir, &listing);
@@ -554,14 +578,8 @@ impl Sr for FileSr {
     fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {
         let dir = self.dir()?;
         for (extension, format) in IMAGES {
-            match dir.lookup(&beside(vdi, extension))? {
+            match must_be(&dir, &beside(vdi, extension), SFlag::S_IFREG)? {
                 None => continue,
-                Some(stat) if !is_regular(&stat) => {
-                    return Err(Error::Damaged {
-                        path: dir.join(&beside(vdi, extension)),
-                        what: "is not a regular file".to_owned(),
-                    });
-                }
                 Some(_) => return self.disk(dir, vdi, format),
             }
         }
@@ -771,6 +789,7 @@ impl Place for FilePlace<'_> {
     }
 
     fn remove(&self) -> Result<()> {
+        must_be(&self.dir, &beside(self.vdi, PARAMS), SFlag::S_IFREG)?;
         if !self.dir.remove(&self.name())? {
             return Err(self.gone());
         }
@@ -905,7 +924,7 @@ fn beside(vdi: VdiUuid, extension: &str) -> String {
 fn remove_leftovers(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
     let name = beside(vdi, PARAMS);
     let mut removed = false;
-    if let Some(file) = dir.try_open_file(&name, false)?
+    if let Some(file) = dir.try_open_record(&name)?
         && durable::is_abandoned(&file)
         && !has_image(dir, vdi)?
     {
@@ -927,13 +946,15 @@ fn has_image(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
 }
 
 fn read_marker(dir: &Dir) -> Result<Option<Marker>> {
-    match dir.read(MARKER)? {
-        None => Ok(None),
-        Some(bytes) => match decode(&bytes) {
-            Some(Record::Sr(marker)) => Ok(Some(marker)),
-            _ => Err(damaged_record(dir, MARKER)),
-        },
+    for (name, deleting) in [(MARKER, false), (DELETING, true)] {
+        if let Some(bytes) = dir.read(name)? {
+            return match decode(&bytes) {
+                Some(Record::Sr(marker)) => Ok(Some(Marker { deleting, ..marker })),
+                _ => Err(damaged_record(dir, name)),
+            };
+        }
     }
+    Ok(None)
 }
 
 fn damaged_record(dir: &Dir, name: &str) -> Error {
@@ -961,6 +982,13 @@ fn file_id(stat: &FileStat) -> loopdev::FileId {
     (stat.st_dev, stat.st_ino)
 }
 
-fn is_regular(stat: &FileStat) -> bool {
-    SFlag::from_bits_truncate(stat.st_mode).contains(SFlag::S_IFREG)
+/// What is at `name`, if anything is, which must then be of this kind: a link or a pipe named like a disk is
+/// neither taken for one nor left out of a list.
+fn must_be(dir: &Dir, name: &str, kind: SFlag) -> Result<Option<FileStat>> {
+    let found = dir.lookup(name)?;
+    if found.is_some_and(|stat| stat.st_mode & SFlag::S_IFMT.bits() != kind.bits()) {
+        let what = if kind == SFlag::S_IFDIR { "is not a directory" } else { "is not a regular file" };
+        return Err(Error::Damaged { path: dir.join(name), what: format!("{what}; move it away") });
+    }
+    Ok(found)
 }

@@ -78,20 +78,24 @@ fn open(path: &Path) -> Result<File> {
             .custom_flags(libc::O_NOFOLLOW)
             .open(path)
     };
-    match try_open() {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let dir = path.parent().expect("a lock file has a directory");
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(dir)
-                .map_err(Error::io("create the lock directory", dir))?;
-            check_owner(&run_dir::locks())?;
-            try_open()
+    // Whoever deletes a VDI removes its lock directory, perhaps just after it was made here.
+    const ATTEMPTS: u32 = 100;
+    for _ in 0..ATTEMPTS {
+        match try_open() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let dir = path.parent().expect("a lock file has a directory");
+                match fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                        return Err(Error::io("create the lock directory", dir)(e));
+                    }
+                    _ => {}
+                }
+                check_owner(&run_dir::locks())?;
+            }
+            other => return other.map_err(Error::io("open the lock file", path)),
         }
-        other => other,
     }
-    .map_err(Error::io("open the lock file", path))
+    try_open().map_err(Error::io("open the lock file", path))
 }
 
 /// /var/lock is writable for all: whoever made the lock directory first could hand out our locks.
