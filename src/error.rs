@@ -50,6 +50,8 @@ pub enum Error {
 
     #[error("cannot {op} {}", path.display())]
     Io { op: &'static str, path: PathBuf, source: io::Error },
+    #[error("{argv} {how}{}", stderr_part(stderr))]
+    Tool { argv: String, how: String, stderr: String },
     #[error("{cause}; undoing it failed as well: {undo}")]
     Undo { cause: Box<Error>, undo: Box<Error> },
 }
@@ -99,6 +101,12 @@ pub fn one_line(error: &Error) -> String {
         if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
     }
     line
+}
+
+/// A tool's own words, on one line.
+fn stderr_part(stderr: &str) -> String {
+    let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    if lines.is_empty() { String::new() } else { format!(": {}", lines.join("; ")) }
 }
 
 /// A caller's words in quotation marks, cut to a readable length.

@@ -1,7 +1,21 @@
 //! The XCP storage managers: storage repositories (SR) and the virtual disks (VDI) in them.
+//!
+//! A call falls down this list once. Each layer knows the one below and nothing above.
+//!
+//! 1. [`door`]: a protocol. Turns argv into a [`call::Call`] and a [`call::Reply`] into bytes.
+//! 2. [`call`]: the one dispatch, and the locks.
+//! 3. [`sr`]: WHERE disks live. One file per driver.
+//! 4. [`vdi`]: WHAT a disk is. One file per format.
+//! 5. [`image`]: byte layouts of image formats, without policy.
+//! 6. [`sys`]: the system: loop devices, locks, durable writes, external tools.
 
+pub mod call;
+pub mod door;
 pub mod error;
 pub mod image;
+pub mod sr;
+pub mod sys;
 pub mod types;
+pub mod vdi;
 
 pub use error::{Error, Result};

@@ -70,12 +70,24 @@ uuid_type!(SrUuid, "SR-UUID", "The UUID of a storage repository.");
 uuid_type!(VdiUuid, "VDI-UUID", "The UUID of a virtual disk; unique within its SR.");
 
 /// How the bytes of a virtual disk are laid out in its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Format {
     Raw,
     Vhd,
     Qcow2,
+}
+
+// A string, not the symbol that serde-lexpr would make of a variant.
+impl Serialize for Format {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Format {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
 }
 
 impl fmt::Display for Format {
@@ -199,10 +211,11 @@ pub struct SrInfo {
     pub vdis: Vec<Tagged>,
 }
 
-/// A VDI inside another datum, tagged as it is at top level: `(vdi (uuid . "…") …)`.
+/// An SR or a VDI inside another datum, tagged as it is at top level: `(vdi (uuid . "…") …)`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tagged {
+    Sr(SrInfo),
     Vdi(VdiInfo),
 }
 

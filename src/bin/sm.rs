@@ -1,1 +1,7 @@
-fn main() {}
+//! `sm`: the front end for people.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    xcp_sm::door::sm_main()
+}

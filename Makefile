@@ -1,0 +1,69 @@
+# make           build the executables
+# make demo      the main job on a scratch directory, command by command
+# make check     every test; installs what it needs
+# make bench     figures, as ratios against what one would use instead
+# make install   DESTDIR= PREFIX=/usr SMDIR=/opt/xensource/sm
+# make torture   the long siblings of the crash and fault tests
+# make generated man pages and completions from the command-line definitions
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+# Where xapi looks for drivers; set it empty to leave xapi alone.
+SMDIR ?= /opt/xensource/sm
+
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+# The same place whatever CARGO_TARGET_DIR says, because scripts look here.
+export CARGO_TARGET_DIR := $(CURDIR)/target
+BIN := $(CARGO_TARGET_DIR)/$(HOST)/release
+export BIN
+
+# The drivers are links to sm: one file on a small root disk, and xapi follows links.
+DRIVERS = $(shell sed -n 's/.*executable: "\(.*\)",.*/\1/p' src/sr/*.rs)
+
+.PHONY: all release demo check lint test compliance guests readme bench install uninstall torture generated deps deps-build clean
+
+all: release
+
+# Static: they run in a dom0 whose glibc is older than the one they were built with.
+release: deps-build
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --bins --target $(HOST)
+
+demo: deps-build release
+	tests/sh/demo.sh
+
+check: deps lint release
+	tests/check
+
+lint:
+	cargo fmt --check
+	cargo clippy --all-targets --quiet -- -D warnings
+
+bench: deps release
+	benches/run
+
+torture: deps release
+	cargo test --release --test '*' -- --ignored
+
+generated:
+	UPDATE_GENERATED=1 cargo test --quiet --test generated
+
+install: release
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	install -m 755 $(BIN)/sm $(DESTDIR)$(PREFIX)/sbin/sm
+	for d in $(DRIVERS); do ln -sf sm $(DESTDIR)$(PREFIX)/sbin/$$d || exit; done
+	install -m 644 man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
+	install -m 644 completions/sm.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sm
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(PREFIX)/sbin/,$(DRIVERS))
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/man/man8/,$(notdir $(wildcard man/*.8)))
+	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sm
+
+deps-build:
+	@tests/deps build
+
+deps:
+	@tests/deps build check
+
+clean:
+	cargo clean

@@ -1,0 +1,185 @@
+//! What can be asked and answered, the one dispatch, and the locks. Doors know no driver, drivers know no
+//! protocol: these are the only words between them.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::sr::{Driver, Sr};
+use crate::sys::copy::Progress;
+use crate::sys::lock::{self, Kind, Lock, Refused};
+use crate::types::{DeviceConfig, Done, Mode, NewVdi, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
+
+/// An operation on an SR, in the API's words.
+#[derive(Clone, Debug)]
+pub enum Call {
+    SrCreate { size: Option<u64> },
+    SrDelete,
+    SrAttach,
+    SrDetach,
+    SrGetParams,
+    SrScan,
+    SrContentType,
+    VdiCreate(NewVdi),
+    VdiDelete { vdi: VdiUuid },
+    VdiAttach { vdi: VdiUuid, mode: Mode },
+    VdiDetach { vdi: VdiUuid },
+    VdiClone { source: VdiUuid, dest: VdiUuid },
+    VdiSnapshot { source: VdiUuid, dest: VdiUuid },
+    VdiResize { vdi: VdiUuid, size: u64, allow_shrink: bool },
+    VdiLock { vdi: VdiUuid, force: bool, user: String },
+    VdiUnlock { vdi: VdiUuid, force: bool, user: String },
+    VdiGetParams { vdi: VdiUuid },
+}
+
+/// What an operation answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reply {
+    Nothing,
+    Device(PathBuf),
+    Text(String),
+    Sr(SrInfo),
+    Srs(Vec<Tagged>),
+    Vdi(VdiInfo),
+}
+
+/// What a call brings along besides its arguments.
+pub struct Context<'a> {
+    /// How long to wait for other calls, in all.
+    pub wait: Duration,
+    /// Told of the bytes copied so far and in all, by the calls that copy.
+    pub progress: Progress<'a>,
+}
+
+/// What a wait is cut to: an instant further away can't be named.
+const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// How long a call waits for others unless told otherwise.
+pub const DEFAULT_WAIT: Duration = Duration::from_secs(60);
+
+/// Carries one call out.
+///
+/// # Errors
+/// Whatever the driver says; [`Error::SrUnavailable`] when other calls held a lock past `context.wait`.
+pub fn run(driver: &Driver, sr: SrUuid, config: &DeviceConfig, call: &Call, context: &Context) -> Result<Reply> {
+    let storage = (driver.open)(sr, config)?;
+    let plan = LockPlan::of(call);
+    let held = plan.take(sr, Instant::now() + context.wait.min(LONGEST_WAIT))?;
+    // sr_delete has the SR alone: nobody holds the lock of a VDI in it.
+    let doomed = match call {
+        Call::SrDelete => storage.stat().map(|info| info.vdi_uuids).unwrap_or_default(),
+        _ => Vec::new(),
+    };
+    let result = dispatch(&*storage, call, context);
+    match (call, &result) {
+        (Call::SrDelete, Ok(_)) => {
+            doomed.iter().for_each(|vdi| lock::forget(&vdi.to_string(), "vdi"));
+            lock::forget(&sr.to_string(), "sr");
+        }
+        (Call::VdiDelete { .. }, Ok(_)) | (_, Err(Error::NoVdi { .. })) => plan.forget_vdis(),
+        (_, Err(Error::NoSr { .. })) => {
+            plan.forget_vdis();
+            // One that others share is not ours to remove: who comes next would not see them.
+            if plan.sr == Some(Kind::Exclusive) {
+                lock::forget(&sr.to_string(), "sr");
+            }
+        }
+        _ => {}
+    }
+    drop(held);
+    result
+}
+
+fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
+    let nothing = |_: Done| Reply::Nothing;
+    match call {
+        Call::SrCreate { size } => storage.create(*size).map(|()| Reply::Nothing),
+        Call::SrDelete => storage.delete().map(nothing),
+        Call::SrAttach => storage.attach().map(nothing),
+        Call::SrDetach => storage.detach().map(nothing),
+        Call::SrGetParams => storage.stat().map(Reply::Sr),
+        Call::SrScan => storage.scan().map(Reply::Sr),
+        Call::SrContentType => Ok(Reply::Text(storage.content_type().to_owned())),
+        Call::VdiCreate(new) => storage.create_vdi(new).map(|_| Reply::Nothing),
+        Call::VdiDelete { vdi } => match storage.vdi(*vdi) {
+            Ok(disk) => disk.delete().map(|()| Reply::Nothing),
+            Err(Error::NoVdi { .. }) => storage.forget_vdi(*vdi).map(nothing),
+            Err(other) => Err(other),
+        },
+        Call::VdiAttach { vdi, mode } => storage.vdi(*vdi)?.attach(*mode).map(Reply::Device),
+        Call::VdiDetach { vdi } => storage.vdi(*vdi)?.detach().map(nothing),
+        Call::VdiClone { source, dest } => {
+            storage.vdi(*source)?.clone_to(*dest, context.progress).map(|_| Reply::Nothing)
+        }
+        Call::VdiSnapshot { source, dest } => {
+            storage.vdi(*source)?.snapshot(*dest, context.progress).map(|_| Reply::Nothing)
+        }
+        Call::VdiResize { vdi, size, allow_shrink } => storage.vdi(*vdi)?.resize(*size, *allow_shrink).map(nothing),
+        Call::VdiLock { vdi, force, user } => storage.vdi(*vdi)?.lock(user, *force).map(|()| Reply::Nothing),
+        Call::VdiUnlock { vdi, force, user } => storage.vdi(*vdi)?.unlock(user, *force).map(|()| Reply::Nothing),
+        Call::VdiGetParams { vdi } => storage.vdi(*vdi)?.info().map(Reply::Vdi),
+    }
+}
+
+/// Which locks a call wants on this host: the SR's before the VDIs', the VDIs' in the order of their UUIDs.
+///
+/// Readers take none: whatever is changed is changed by one atomic step. What makes, ends or moves an SR
+/// has it alone; everything else shares it and has its VDIs alone, so that a long copy stops nobody else.
+struct LockPlan {
+    sr: Option<Kind>,
+    vdis: Vec<VdiUuid>,
+}
+
+impl LockPlan {
+    fn of(call: &Call) -> LockPlan {
+        let (sr, mut vdis) = match call {
+            Call::SrCreate { .. } | Call::SrDelete | Call::SrAttach | Call::SrDetach => (Some(Kind::Exclusive), vec![]),
+            Call::SrGetParams | Call::SrScan | Call::SrContentType | Call::VdiGetParams { .. } => (None, vec![]),
+            Call::VdiCreate(new) => (Some(Kind::Shared), vec![new.vdi]),
+            Call::VdiDelete { vdi }
+            | Call::VdiAttach { vdi, .. }
+            | Call::VdiDetach { vdi }
+            | Call::VdiResize { vdi, .. }
+            | Call::VdiLock { vdi, .. }
+            | Call::VdiUnlock { vdi, .. } => (Some(Kind::Shared), vec![*vdi]),
+            Call::VdiClone { source, dest } | Call::VdiSnapshot { source, dest } => {
+                (Some(Kind::Shared), vec![*source, *dest])
+            }
+        };
+        vdis.sort_unstable();
+        vdis.dedup();
+        LockPlan { sr, vdis }
+    }
+
+    fn take(&self, sr: SrUuid, deadline: Instant) -> Result<Vec<Lock>> {
+        let mut held = Vec::new();
+        let wanted = self.sr.map(|kind| (sr.to_string(), "sr", kind)).into_iter();
+        for (namespace, name, kind) in
+            wanted.chain(self.vdis.iter().map(|vdi| (vdi.to_string(), "vdi", Kind::Exclusive)))
+        {
+            held.push(lock::take(&namespace, name, kind, deadline).map_err(|refused| match refused {
+                Refused::Failed(error) => error,
+                Refused::TimedOut => Error::SrUnavailable {
+                    sr,
+                    why: match (name, lock::holder(&namespace, name)) {
+                        ("sr", Some(who)) => format!("{who} works on it; --wait gives it longer"),
+                        ("sr", None) => "another call works on it; --wait gives it longer".to_owned(),
+                        (_, Some(who)) => format!("{who} works on its VDI {namespace}; --wait gives it longer"),
+                        (_, None) => format!("another call works on its VDI {namespace}; --wait gives it longer"),
+                    },
+                },
+            })?);
+        }
+        Ok(held)
+    }
+
+    /// Removes the lock files of VDIs that do not exist.
+    fn forget_vdis(&self) {
+        for vdi in &self.vdis {
+            lock::forget(&vdi.to_string(), "vdi");
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The doors: one per protocol. Here argv decides which; only this module writes to stdout.
+
+pub mod sexp;
+pub mod size;
+pub mod table;
+pub mod v1;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use crate::sr::{DRIVERS, Driver};
+
+/// What a door has to say when it is done.
+pub struct Answer {
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+    pub status: u8,
+}
+
+/// `main` of a driver's executable.
+pub fn driver_main(driver: &'static Driver) -> ExitCode {
+    speak(v1::driver(driver, std::env::args_os().collect()))
+}
+
+/// `main` of `sm`. Called by a driver's name (a link), it is that driver.
+pub fn sm_main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let called = args.first().map(std::path::Path::new).and_then(|path| path.file_name());
+    match DRIVERS.iter().find(|d| called == Some(d.executable.as_ref())) {
+        Some(driver) => driver_main(driver),
+        None => speak(v1::sm(args)),
+    }
+}
+
+fn speak(answer: Answer) -> ExitCode {
+    let mut status = answer.status;
+    let mut out = std::io::stdout().lock();
+    if let Err(e) = out.write_all(&answer.stdout).and_then(|()| out.flush()) {
+        // The caller that closed the pipe does not want to know; anyone else must not take half for all.
+        if e.kind() != std::io::ErrorKind::BrokenPipe {
+            let _ = writeln!(std::io::stderr(), "EIO: cannot write the answer: {e}");
+        }
+        status = status.max(5);
+    }
+    let _ = std::io::stderr().write_all(answer.stderr.as_bytes());
+    ExitCode::from(status)
+}

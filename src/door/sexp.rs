@@ -1,0 +1,63 @@
+//! dconf as a person writes it: a driver's short form, or an association list of device_config keys.
+
+use std::collections::BTreeMap;
+
+use serde_lexpr::Value;
+
+use crate::error::{Error, Result};
+use crate::sr::Driver;
+use crate::types::DeviceConfig;
+
+/// Reads dconf: `((server . "10.0.0.5") (serverpath . "/export"))` for any driver, else its short form.
+pub fn device_config(driver: &Driver, text: &str) -> Result<DeviceConfig> {
+    if text.trim_start().starts_with('(') { association_list(text) } else { (driver.parse_dconf)(text) }
+}
+
+fn association_list(text: &str) -> Result<DeviceConfig> {
+    let bad = |expected: String| Error::Invalid { what: "dconf", value: text.to_owned(), expected };
+    // The parser recurses once per parenthesis.
+    const DEEPEST: usize = 64;
+    if text.bytes().filter(|b| *b == b'(').count() > DEEPEST * 4 {
+        return Err(bad("it is nested too deeply".to_owned()));
+    }
+    let form = "expected ((key . \"value\") …)";
+    let value = serde_lexpr::parse::from_str(text).map_err(|e| bad(format!("{form}: {e}")))?;
+    let mut keys = BTreeMap::new();
+    for pair in value.list_iter().ok_or_else(|| bad(form.to_owned()))? {
+        let (key, value) = pair.as_pair().ok_or_else(|| bad(form.to_owned()))?;
+        let key = key.as_symbol().or_else(|| key.as_str()).ok_or_else(|| bad("a key is a symbol".to_owned()))?;
+        let value = match value {
+            Value::String(text) => text.to_string(),
+            Value::Symbol(text) => text.to_string(),
+            Value::Number(number) => number.to_string(),
+            _ => return Err(bad(format!("the value of {key} is not a string"))),
+        };
+        if keys.insert(key.to_owned(), value).is_some() {
+            return Err(bad(format!("{key} is there twice")));
+        }
+    }
+    Ok(DeviceConfig(keys))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sr::file;
+
+    #[test]
+    fn the_short_form_and_the_list_say_the_same() {
+        let short = device_config(&file::DRIVER, "/srv/sr0").unwrap();
+        assert_eq!(short, device_config(&file::DRIVER, r#"((location . "/srv/sr0"))"#).unwrap());
+        assert_eq!(short, device_config(&file::DRIVER, " ( (location . \"/srv/sr0\") )").unwrap());
+    }
+
+    #[test]
+    fn what_is_no_list_of_pairs_is_refused() {
+        for bad in
+            ["(", "()x", "(location)", "((location))", "((location . (a)))", "((a . 1) (a . 2))", "(1 2)", "((1 . 2))"]
+        {
+            assert!(device_config(&file::DRIVER, bad).is_err(), "{bad}");
+        }
+        assert!(device_config(&file::DRIVER, &"(".repeat(100_000)).is_err());
+    }
+}

@@ -1,0 +1,122 @@
+//! Answers for a person at a terminal.
+
+use std::fmt::Write;
+
+use crate::call::Reply;
+use crate::door::size::human;
+use crate::types::{SrInfo, Tagged, VdiInfo};
+
+/// A reply as aligned text.
+pub fn write(reply: &Reply) -> String {
+    let mut out = String::new();
+    match reply {
+        Reply::Nothing => {}
+        Reply::Device(path) => out.push_str(&path.display().to_string()),
+        Reply::Text(text) => out.push_str(text),
+        Reply::Vdi(info) => vdi(&mut out, info),
+        Reply::Sr(info) => sr(&mut out, info),
+        Reply::Srs(found) if found.is_empty() => out.push_str("no SR found"),
+        Reply::Srs(found) => {
+            for tagged in found {
+                match tagged {
+                    Tagged::Sr(info) => sr(&mut out, info),
+                    Tagged::Vdi(info) => vdi(&mut out, info),
+                }
+                out.push('\n');
+            }
+        }
+    }
+    out
+}
+
+fn sr(out: &mut String, info: &SrInfo) {
+    let mut rows = vec![
+        ("SR", info.uuid.to_string()),
+        ("type", info.sr_type.clone()),
+        ("location", info.location.clone()),
+        ("size", human(info.size)),
+        ("used by VDIs", human(info.physical_utilisation)),
+        ("virtual", human(info.virtual_allocation)),
+        ("VDIs", info.vdi_uuids.len().to_string()),
+    ];
+    rows.extend(texts(&info.label, &info.description));
+    pairs(out, &rows);
+    if info.vdis.is_empty() {
+        for vdi in &info.vdi_uuids {
+            let _ = writeln!(out, "  {vdi}");
+        }
+        return;
+    }
+    let mut lines = vec![["VDI", "type", "virtual", "used", "state", "label"].map(str::to_owned)];
+    for tagged in &info.vdis {
+        if let Tagged::Vdi(v) = tagged {
+            lines.push([
+                v.uuid.to_string(),
+                v.format.to_string(),
+                human(v.virtual_size),
+                human(v.physical_utilisation),
+                state(v),
+                v.label.clone(),
+            ]);
+        }
+    }
+    let width = |column: usize| lines.iter().map(|l| l[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..6).map(width).collect();
+    out.push('\n');
+    for [uuid, format, virtual_size, used, state, label] in &lines {
+        let line = format!(
+            "{uuid:w0$}  {format:w1$}  {virtual_size:>w2$}  {used:>w3$}  {state:w4$}  {label}",
+            w0 = widths[0],
+            w1 = widths[1],
+            w2 = widths[2],
+            w3 = widths[3],
+            w4 = widths[4],
+        );
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+}
+
+fn vdi(out: &mut String, info: &VdiInfo) {
+    let mut rows = vec![
+        ("VDI", info.uuid.to_string()),
+        ("SR", info.sr.to_string()),
+        ("type", info.format.to_string()),
+        ("virtual size", format!("{} ({} bytes)", human(info.virtual_size), info.virtual_size)),
+        ("used", human(info.physical_utilisation)),
+        ("state", state(info)),
+    ];
+    rows.extend(texts(&info.label, &info.description));
+    if !info.vbds.is_empty() {
+        rows.push(("locked by", info.vbds.join(", ")));
+    }
+    if let Some(parent) = info.parent {
+        rows.push(("parent", parent.to_string()));
+    }
+    rows.extend(info.children.iter().map(|child| ("child", child.to_string())));
+    pairs(out, &rows);
+}
+
+fn texts(label: &str, description: &str) -> Vec<(&'static str, String)> {
+    [("label", label), ("description", description)]
+        .into_iter()
+        .filter(|(_, text)| !text.is_empty())
+        .map(|(name, text)| (name, text.to_owned()))
+        .collect()
+}
+
+fn state(info: &VdiInfo) -> String {
+    let words = [
+        (info.attached, "attached"),
+        (info.lock != 0, "locked"),
+        (info.read_only != 0, "read-only"),
+        (info.shareable, "shareable"),
+    ];
+    let set: Vec<&str> = words.into_iter().filter(|(is, _)| *is).map(|(_, word)| word).collect();
+    if set.is_empty() { "-".to_owned() } else { set.join(" ") }
+}
+
+fn pairs(out: &mut String, rows: &[(&str, String)]) {
+    for (name, value) in rows {
+        let _ = writeln!(out, "{name:<13} {value}");
+    }
+}

@@ -1,0 +1,538 @@
+//! SR Driver API v1.0: `FileSR COMMAND -d DCONF SR-UUID [ARG …]`, and the same for people as
+//! `sm COMMAND -t TYPE …`. Results are s-expressions, failures an exit status and one line on stderr.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, stderr, stdout};
+use std::time::Duration;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use crate::call::{self, Call, Context, DEFAULT_WAIT, Reply};
+use crate::door::{Answer, sexp, size, table};
+use crate::error::{self, Error, Result};
+use crate::sr::{self, Driver};
+use crate::types::{DeviceConfig, Mode, NewVdi, Params, SrUuid, Tagged, VdiUuid};
+
+/// Storage repositories (SR) and the virtual disks (VDI) in them, for people.
+///
+/// An SR lives where -d DCONF says: in a directory, on an NFS export, on block devices. You choose the UUIDs,
+/// for instance with uuidgen. Arguments are verified before anything is touched.
+#[derive(Parser)]
+#[command(name = "sm", version, max_term_width = 100, disable_help_subcommand = true, arg_required_else_help = false)]
+#[command(after_help = AFTER_HELP)]
+pub struct SmCommand {
+    /// The SR's type.
+    #[arg(short = 't', long = "sr-type", value_name = "TYPE", global = true)]
+    sr_type: Option<String>,
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const AFTER_HELP: &str = "\
+Example:
+  SR=$(uuidgen) VDI=$(uuidgen)
+  sm sr_create  -t file -d /srv/sr0 $SR
+  sm vdi_create -t file -d /srv/sr0 $SR $VDI 20GiB --label 'root disk'
+  sm vdi_attach -t file -d /srv/sr0 $SR $VDI          # prints /dev/loop0
+  sm sr_scan    -t file -d /srv/sr0 $SR
+
+Exit status 0, or a number whose name begins the one line on stderr that says what failed and why:
+   1 EPERM not supported here   5 EIO                     7 E2BIG            13 EACCES
+  16 EBUSY device in use       17 EEXIST                 19 ENODEV           22 EINVAL
+  28 ENOSPC                    37 ENOLCK                 42 ENOMSG no such command
+ 100 ENOSR                    101 ENOVDI                102 ESRBUSY         103 EVDIBUSY";
+
+/// An SR driver, as an agent calls it.
+#[derive(Parser)]
+#[command(version, max_term_width = 100, disable_help_subcommand = true, arg_required_else_help = false)]
+struct DriverCommand {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Args)]
+struct Common {
+    /// Where the SR lives: the type's short form, or ((key . "value") …) with device_config keys.
+    #[arg(short = 'd', long, value_name = "DCONF", global = true, allow_hyphen_values = true)]
+    dconf: Option<String>,
+    /// Seconds to wait for other calls on the same SR or VDI, before ESRBUSY.
+    #[arg(long, value_name = "SECONDS", global = true, default_value_t = DEFAULT_WAIT.as_secs())]
+    wait: u64,
+    /// How to write what is answered. On a terminal sm writes a table, otherwise s-expressions.
+    #[arg(long, value_name = "FORMAT", global = true)]
+    format: Option<OutputFormat>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OutputFormat {
+    /// S-expressions, for Scheme and serde-lexpr.
+    Sexp,
+    /// The same with t and nil for booleans, as Emacs and Common Lisp read them.
+    Lisp,
+    Json,
+    /// For people.
+    Table,
+}
+
+// The commands keep the API's spelling.
+#[derive(Subcommand)]
+#[command(rename_all = "snake_case")]
+enum Verb {
+    /// Make an SR. Fails if it exists.
+    SrCreate {
+        #[command(flatten)]
+        sr: SrArg,
+        /// The least size that will do, in MB or with a unit (20GiB).
+        size: Option<String>,
+    },
+    /// Delete an SR and every VDI in it. Succeeds if there is none; fails while a VDI is in use.
+    SrDelete {
+        #[command(flatten)]
+        sr: SrArg,
+        /// Yes, delete the VDIs in it (sm asks for this, the drivers do not).
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Make an SR available on this host, and repair what a crash left.
+    SrAttach(SrArg),
+    /// End the availability on this host. Fails while a VDI is attached.
+    SrDetach(SrArg),
+    /// Print what is known of an SR: (sr …).
+    SrGetParams(SrArg),
+    /// Print an SR with every VDI in it: (sr … (vdis (vdi …) …)).
+    SrScan(SrArg),
+    /// Print the kind of content: raw, vhd, iso.
+    SrContentType(SrArg),
+    /// Print the SRs that a DCONF holds: (srs (sr …) …).
+    SrProbe,
+    /// Make a VDI of zeroes. Fails if the UUID exists.
+    VdiCreate {
+        #[command(flatten)]
+        vdi: VdiArg,
+        /// In MB, or with a unit (20GiB).
+        size: String,
+        /// The image format: raw, vhd or qcow2, as the driver supports.
+        #[arg(long = "type", value_name = "FORMAT")]
+        image: Option<String>,
+        /// A name for people.
+        #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+        label: String,
+        /// What it is for.
+        #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+        description: String,
+        /// Several users may lock it at once.
+        #[arg(long)]
+        shareable: bool,
+        /// It can only be attached read-only.
+        #[arg(long = "read-only")]
+        read_only: bool,
+    },
+    /// Delete a VDI. Succeeds if there is none; fails while it is attached or locked.
+    VdiDelete(VdiArg),
+    /// Make a block device of a VDI and print its path; the same path again for an attached one.
+    VdiAttach {
+        #[command(flatten)]
+        vdi: VdiArg,
+        /// Attach it read-only.
+        #[arg(long = "read-only")]
+        read_only: bool,
+    },
+    /// Remove the block device. Fails while something has it open, and says what.
+    VdiDetach(VdiArg),
+    /// Make a writable copy of a VDI that is neither attached nor locked.
+    VdiClone(CopyArgs),
+    /// Make a read-only copy of a VDI as it is now.
+    VdiSnapshot(CopyArgs),
+    /// Change the size of a VDI.
+    VdiResize {
+        #[command(flatten)]
+        vdi: VdiArg,
+        /// In MB, or with a unit (20GiB).
+        size: String,
+        /// Allow it to become smaller; what lies beyond the new end is lost.
+        #[arg(long = "allow-shrink")]
+        allow_shrink: bool,
+    },
+    /// Take the persistent lock of a VDI, seen by every host that has the SR.
+    VdiLock(LockArgs),
+    /// Give the persistent lock back.
+    VdiUnlock(LockArgs),
+    /// Print what is known of a VDI: (vdi …).
+    VdiGetParams(VdiArg),
+}
+
+#[derive(Args)]
+struct SrArg {
+    /// The SR's.
+    #[arg(value_name = "SR-UUID")]
+    sr: String,
+}
+
+#[derive(Args)]
+struct VdiArg {
+    #[command(flatten)]
+    sr: SrArg,
+    /// The VDI's.
+    #[arg(value_name = "VDI-UUID")]
+    vdi: String,
+}
+
+#[derive(Args)]
+struct CopyArgs {
+    #[command(flatten)]
+    sr: SrArg,
+    /// The VDI to copy.
+    #[arg(value_name = "SRC-UUID")]
+    source: String,
+    /// The new VDI's.
+    #[arg(value_name = "DST-UUID")]
+    dest: String,
+}
+
+#[derive(Args)]
+struct LockArgs {
+    #[command(flatten)]
+    vdi: VdiArg,
+    /// TRUE takes the lock from whoever holds it, FALSE does not.
+    #[arg(value_name = "FORCE")]
+    force: String,
+    /// Who holds the lock, in the caller's words.
+    #[arg(value_name = "USER", allow_hyphen_values = true)]
+    user: String,
+}
+
+/// The command line of `sm`, with what each driver says of itself.
+pub fn sm_command() -> clap::Command {
+    let types: Vec<&str> = sr::DRIVERS.iter().map(|d| d.sr_type).collect();
+    let forms: String =
+        sr::DRIVERS.iter().map(|d| format!("\n  {:<6} {}: {}", d.sr_type, d.dconf_form, d.description)).collect();
+    SmCommand::command().mut_arg("sr_type", |arg| arg.help(format!("The SR's type: {}", types.join(", ")))).mut_arg(
+        "dconf",
+        |arg| {
+            arg.long_help(format!(
+                "Where the SR lives. By type:{forms}\nor for any type ((key . \"value\") …) with device_config keys"
+            ))
+        },
+    )
+}
+
+/// The command line of a driver's executable.
+pub fn driver_command(driver: &'static Driver) -> clap::Command {
+    DriverCommand::command()
+        .name(driver.executable)
+        .about(format!("SR driver {}: {}", driver.sr_type, driver.description))
+        .mut_arg("dconf", |arg| {
+            arg.help(format!("{}, or ((key . \"value\") …) with device_config keys", driver.dconf_form))
+        })
+}
+
+/// Serves one call of an agent.
+pub fn driver(driver: &'static Driver, args: Vec<OsString>) -> Answer {
+    let parsed =
+        driver_command(driver).try_get_matches_from(args).and_then(|matches| DriverCommand::from_arg_matches(&matches));
+    match parsed {
+        Ok(command) => {
+            let format = command.common.format.unwrap_or(OutputFormat::Sexp);
+            answer(serve(driver, &command.common, command.verb, false), format)
+        }
+        Err(e) => not_parsed(e),
+    }
+}
+
+/// Serves one call of a person.
+pub fn sm(args: Vec<OsString>) -> Answer {
+    let parsed = sm_command().try_get_matches_from(args).and_then(|m| SmCommand::from_arg_matches(&m));
+    let command = match parsed {
+        Ok(command) => command,
+        Err(e) => return not_parsed(e),
+    };
+    let format =
+        command.common.format.unwrap_or(if stdout().is_terminal() { OutputFormat::Table } else { OutputFormat::Sexp });
+    let chosen = command.sr_type.as_deref().ok_or_else(|| {
+        let known: Vec<&str> = sr::DRIVERS.iter().map(|d| d.sr_type).collect();
+        Error::Usage(format!("-t TYPE is missing: one of {}", known.join(", ")))
+    });
+    let result = chosen.and_then(sr::driver).and_then(|driver| serve(driver, &command.common, command.verb, true));
+    answer(result, format)
+}
+
+/// Verifies the arguments, then carries the call out. `person`: VDIs are not deleted unasked.
+fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> Result<Reply> {
+    let dconf =
+        common.dconf.as_deref().ok_or_else(|| Error::Usage(format!("-d DCONF is missing: {}", driver.dconf_form)))?;
+    let config = sexp::device_config(driver, dconf)?;
+    if matches!(verb, Verb::SrProbe) {
+        return (driver.probe)(&config).map(|found| Reply::Srs(found.into_iter().map(Tagged::Sr).collect()));
+    }
+    let confirmed = !person || !matches!(verb, Verb::SrDelete { yes: false, .. });
+    let (sr, call) = to_call(verb)?;
+    let bar = ProgressBar::new();
+    let context = Context { wait: Duration::from_secs(common.wait), progress: &|done, total| bar.show(done, total) };
+    if !confirmed {
+        refuse_loss(driver, sr, &config, &context)?;
+    }
+    call::run(driver, sr, &config, &call, &context)
+}
+
+/// Asks a person to say that the VDIs of an SR are to be lost.
+fn refuse_loss(driver: &Driver, sr: SrUuid, config: &DeviceConfig, context: &Context) -> Result<()> {
+    match call::run(driver, sr, config, &Call::SrGetParams, context) {
+        Ok(Reply::Sr(info)) if !info.vdi_uuids.is_empty() => Err(Error::Usage(format!(
+            "SR {sr} has {} VDIs, which would be lost; --yes deletes them",
+            info.vdi_uuids.len()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn to_call(verb: Verb) -> Result<(SrUuid, Call)> {
+    fn vdi(arg: &VdiArg) -> Result<(SrUuid, VdiUuid)> {
+        Ok((arg.sr.sr.parse()?, arg.vdi.parse()?))
+    }
+    fn copy(args: &CopyArgs) -> Result<(SrUuid, VdiUuid, VdiUuid)> {
+        Ok((args.sr.sr.parse()?, args.source.parse()?, args.dest.parse()?))
+    }
+    fn lock(args: &LockArgs) -> Result<(SrUuid, VdiUuid, bool, String)> {
+        let (sr, vdi) = vdi(&args.vdi)?;
+        Ok((sr, vdi, boolean("FORCE", &args.force)?, text("USER", &args.user, 1..=1024)?))
+    }
+    Ok(match verb {
+        Verb::SrCreate { sr, size } => {
+            (sr.sr.parse()?, Call::SrCreate { size: size.as_deref().map(size::parse_or_zero).transpose()?.flatten() })
+        }
+        Verb::SrDelete { sr, .. } => (sr.sr.parse()?, Call::SrDelete),
+        Verb::SrAttach(sr) => (sr.sr.parse()?, Call::SrAttach),
+        Verb::SrDetach(sr) => (sr.sr.parse()?, Call::SrDetach),
+        Verb::SrGetParams(sr) => (sr.sr.parse()?, Call::SrGetParams),
+        Verb::SrScan(sr) => (sr.sr.parse()?, Call::SrScan),
+        Verb::SrContentType(sr) => (sr.sr.parse()?, Call::SrContentType),
+        Verb::SrProbe => unreachable!("it names no SR and was answered before"),
+        Verb::VdiCreate { vdi: arg, size, image, label, description, shareable, read_only } => {
+            let (sr, vdi) = vdi(&arg)?;
+            let params = Params {
+                label: text("label", &label, 0..=4096)?,
+                description: text("description", &description, 0..=65536)?,
+                shareable,
+                read_only,
+            };
+            let format = image.as_deref().map(str::parse).transpose()?;
+            (sr, Call::VdiCreate(NewVdi { vdi, virtual_size: size::parse(&size)?, format, params }))
+        }
+        Verb::VdiDelete(arg) => {
+            let (sr, vdi) = vdi(&arg)?;
+            (sr, Call::VdiDelete { vdi })
+        }
+        Verb::VdiAttach { vdi: arg, read_only } => {
+            let (sr, vdi) = vdi(&arg)?;
+            (sr, Call::VdiAttach { vdi, mode: if read_only { Mode::ReadOnly } else { Mode::ReadWrite } })
+        }
+        Verb::VdiDetach(arg) => {
+            let (sr, vdi) = vdi(&arg)?;
+            (sr, Call::VdiDetach { vdi })
+        }
+        Verb::VdiClone(args) => {
+            let (sr, source, dest) = copy(&args)?;
+            (sr, Call::VdiClone { source, dest })
+        }
+        Verb::VdiSnapshot(args) => {
+            let (sr, source, dest) = copy(&args)?;
+            (sr, Call::VdiSnapshot { source, dest })
+        }
+        Verb::VdiResize { vdi: arg, size, allow_shrink } => {
+            let (sr, vdi) = vdi(&arg)?;
+            (sr, Call::VdiResize { vdi, size: size::parse(&size)?, allow_shrink })
+        }
+        Verb::VdiLock(args) => {
+            let (sr, vdi, force, user) = lock(&args)?;
+            (sr, Call::VdiLock { vdi, force, user })
+        }
+        Verb::VdiUnlock(args) => {
+            let (sr, vdi, force, user) = lock(&args)?;
+            (sr, Call::VdiUnlock { vdi, force, user })
+        }
+        Verb::VdiGetParams(arg) => {
+            let (sr, vdi) = vdi(&arg)?;
+            (sr, Call::VdiGetParams { vdi })
+        }
+    })
+}
+
+fn boolean(what: &'static str, value: &str) -> Result<bool> {
+    match value {
+        _ if value.eq_ignore_ascii_case("true") => Ok(true),
+        _ if value.eq_ignore_ascii_case("false") => Ok(false),
+        _ => Err(Error::Invalid { what, value: value.to_owned(), expected: "expected TRUE or FALSE".to_owned() }),
+    }
+}
+
+/// Text that any reader of the answer can show: no control characters, and of a length in `bytes`.
+fn text(what: &'static str, value: &str, bytes: std::ops::RangeInclusive<usize>) -> Result<String> {
+    let bad = |expected: String| Err(Error::Invalid { what, value: value.to_owned(), expected });
+    if !bytes.contains(&value.len()) {
+        return bad(format!("expected {} to {} bytes, it has {}", bytes.start(), bytes.end(), value.len()));
+    }
+    if value.chars().any(char::is_control) {
+        return bad("control characters are not allowed in it".to_owned());
+    }
+    Ok(value.to_owned())
+}
+
+fn answer(result: Result<Reply>, format: OutputFormat) -> Answer {
+    match result.and_then(|reply| written(&reply, format)) {
+        Ok(stdout) => Answer { stdout, stderr: String::new(), status: 0 },
+        Err(e) => {
+            let (status, name) = exit_status(&e);
+            Answer { stdout: Vec::new(), stderr: format!("{name}: {}\n", error::one_line(&e)), status }
+        }
+    }
+}
+
+fn written(reply: &Reply, format: OutputFormat) -> Result<Vec<u8>> {
+    let mut bytes = match (reply, format) {
+        (Reply::Nothing, _) => return Ok(Vec::new()),
+        (_, OutputFormat::Json) => serde_json::to_vec(reply).expect("a reply is plain data"),
+        (Reply::Device(path), _) => path.as_os_str().as_encoded_bytes().to_vec(),
+        (Reply::Text(text), _) => text.clone().into_bytes(),
+        (_, OutputFormat::Sexp) => serde_lexpr::to_vec(reply).expect("a reply is plain data"),
+        (_, OutputFormat::Lisp) => {
+            serde_lexpr::to_vec_custom(reply, serde_lexpr::print::Options::elisp()).expect("a reply is plain data")
+        }
+        (_, OutputFormat::Table) => table::write(reply).into_bytes(),
+    };
+    if !bytes.ends_with(b"\n") {
+        bytes.push(b'\n');
+    }
+    Ok(bytes)
+}
+
+/// What the parser of the command line refused goes through the same table; help and version are answers.
+fn not_parsed(refused: clap::Error) -> Answer {
+    let context = |kind| match refused.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        _ => String::new(),
+    };
+    let e = match refused.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            return Answer { stdout: refused.to_string().into_bytes(), stderr: String::new(), status: 0 };
+        }
+        ErrorKind::InvalidSubcommand => Error::NoSuchCommand(context(ContextKind::InvalidSubcommand)),
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Error::Usage("no command was given; `--help` lists them".to_owned())
+        }
+        ErrorKind::UnknownArgument if !context(ContextKind::InvalidArg).starts_with('-') => {
+            Error::TooManyArguments(first_line(&refused))
+        }
+        ErrorKind::MissingRequiredArgument => {
+            let missing = match refused.get(ContextKind::InvalidArg) {
+                Some(ContextValue::Strings(names)) => names.join(" "),
+                _ => context(ContextKind::InvalidArg),
+            };
+            Error::Usage(format!("{missing} is missing; `--help` after the command shows what it takes"))
+        }
+        _ => Error::Usage(first_line(&refused)),
+    };
+    answer(Err(e), OutputFormat::Sexp)
+}
+
+fn first_line(refused: &clap::Error) -> String {
+    let text = refused.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let end = text.find("\n\n").unwrap_or(text.len());
+    text[..end].trim_end().to_owned()
+}
+
+/// The exit status of each failure; SR API v1.0, "Results".
+fn exit_status(e: &Error) -> (u8, &'static str) {
+    use nix::errno::Errno;
+    match e {
+        Error::Unsupported { .. } => (1, "EPERM"),
+        Error::TooBig { .. } | Error::TooManyArguments(_) => (7, "E2BIG"),
+        Error::DeviceInUse { .. } => (16, "EBUSY"),
+        Error::SrExists { .. } | Error::VdiExists { .. } => (17, "EEXIST"),
+        Error::NoDevice { .. } => (19, "ENODEV"),
+        Error::Invalid { .. } | Error::Usage(_) => (22, "EINVAL"),
+        Error::NoSpace { .. } => (28, "ENOSPC"),
+        Error::LockRefused { .. } => (37, "ENOLCK"),
+        Error::NoSuchCommand(_) => (42, "ENOMSG"),
+        Error::NoSr { .. } => (100, "ENOSR"),
+        Error::NoVdi { .. } => (101, "ENOVDI"),
+        Error::SrUnavailable { .. } => (102, "ESRBUSY"),
+        Error::VdiInUse { .. } => (103, "EVDIBUSY"),
+        Error::Undo { cause, .. } => exit_status(cause),
+        Error::Damaged { .. } | Error::Tool { .. } => (5, "EIO"),
+        Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EACCES | Errno::EPERM | Errno::EROFS) => (13, "EACCES"),
+            Some(Errno::ENOSPC | Errno::EDQUOT) => (28, "ENOSPC"),
+            _ => (5, "EIO"),
+        },
+    }
+}
+
+/// A bar on stderr, if that is a terminal and there is something to wait for.
+struct ProgressBar(Option<indicatif::ProgressBar>);
+
+impl ProgressBar {
+    fn new() -> Self {
+        if !stderr().is_terminal() {
+            return ProgressBar(None);
+        }
+        let style =
+            indicatif::ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}")
+                .expect("the template is constant");
+        ProgressBar(Some(indicatif::ProgressBar::hidden().with_style(style)))
+    }
+
+    fn show(&self, done: u64, total: u64) {
+        let Some(bar) = &self.0 else { return };
+        if bar.is_hidden() {
+            bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
+        }
+        bar.set_length(total);
+        bar.set_position(done);
+    }
+}
+
+impl Drop for ProgressBar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_lines_are_consistent() {
+        sm_command().debug_assert();
+        for driver in sr::DRIVERS {
+            driver_command(driver).debug_assert();
+        }
+    }
+
+    #[test]
+    fn a_reply_is_read_back_as_it_was_written() {
+        let scratch = tempfile::tempdir().unwrap();
+        let location = scratch.path().join("sr").display().to_string();
+        let config = DeviceConfig::from([("location", location.as_str())]);
+        let storage = (sr::file::DRIVER.open)(SrUuid::random(), &config).unwrap();
+        storage.create(None).unwrap();
+        let params = Params { label: "a \"b\" \\ ü λ".to_owned(), shareable: true, ..Params::default() };
+        let new = NewVdi { vdi: VdiUuid::random(), virtual_size: 1 << 20, format: None, params };
+        let vdi = storage.create_vdi(&new).unwrap();
+        for reply in [Reply::Vdi(vdi), Reply::Sr(storage.stat().unwrap()), Reply::Sr(storage.scan().unwrap())] {
+            let text = written(&reply, OutputFormat::Sexp).unwrap();
+            assert_eq!(text.iter().filter(|b| **b == b'\n').count(), 1, "one datum, one line");
+            assert_eq!(serde_lexpr::from_slice::<Reply>(&text).unwrap(), reply);
+            let json = written(&reply, OutputFormat::Json).unwrap();
+            assert_eq!(serde_json::from_slice::<Reply>(&json).unwrap(), reply);
+        }
+    }
+}

@@ -1,0 +1,793 @@
+//! `FileSR`: disks as files in a local directory. NFS and ext are mounts around this.
+//!
+//! In the SR's directory:
+//!
+//! | name | what |
+//! |---|---|
+//! | `.sm-sr` | the marker: which SR this is. No marker, no SR: a missing mount is never an empty SR |
+//! | `.sm-sr-deleting` | the marker of an SR whose deletion was begun: there is no such SR any more |
+//! | `<vdi>.raw` | a disk |
+//! | `<vdi>.params` | label, description, shareable, read-only; only when one is set |
+//! | `<vdi>.lock/` | the persistent lock, a [`register`]; only once it was locked |
+//! | `.tmp-<uuid>` | a file in the making, see [`durable`](crate::sys::durable) |
+//!
+//! Order of steps, and what the next call finds after a kill:
+//!
+//! - **sr_create**: 1. make the directory; 2. publish the marker. After 1: an empty directory, which
+//!   sr_create takes.
+//! - **sr_delete**: 1. rename the marker (on a full disk there is no room for another): from here on there
+//!   is no such SR; 2. remove disks and what is beside them; 3. remove the marker, then the directory if sr_create made
+//!   it. After 1 or 2: sr_delete and sr_create finish the removal first.
+//! - **vdi_create, vdi_clone, vdi_snapshot**: 1. write the image, unnamed; 2. publish the params, if any is
+//!   set, `flock`ed; 3. publish the image. After 2: params without an image and without a lock, which the
+//!   next call for this VDI and sr_attach remove; not sr_scan, which holds no lock.
+//! - **vdi_delete**: 1. unlink the image, durably; 2. remove what was beside it. After 1: as above.
+//! - **vdi_resize**: one `ftruncate`. **vdi_lock, vdi_unlock**: one `link`.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use nix::sys::stat::{FileStat, SFlag};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::sr::{Driver, Sr};
+use crate::sys::copy::{self, Progress};
+use crate::sys::durable::{self, Dir, NewFile};
+use crate::sys::{loopdev, register};
+use crate::types::{DeviceConfig, Done, Format, Mode, NewVdi, Params, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
+use crate::vdi::{self, Extent, Holders, Place, Vdi};
+
+pub const DRIVER: Driver = Driver {
+    sr_type: "file",
+    executable: "FileSR",
+    description: "disks as files in a local directory",
+    dconf_form: "/path/to/directory",
+    formats: &[Format::Raw],
+    parse_dconf: |dconf| Ok(DeviceConfig::from([("location", dconf)])),
+    open: |sr, config| Ok(Box::new(FileSr::new(sr, "file", location(config)?))),
+    probe: |config| probe(&location(config)?, "file"),
+};
+
+const MARKER: &str = ".sm-sr";
+const DELETING: &str = ".sm-sr-deleting";
+const PARAMS: &str = "params";
+const LOCK: &str = "lock";
+/// Extensions of images by format, in the order they are looked for.
+const IMAGES: [(&str, Format); 3] = [("raw", Format::Raw), ("vhd", Format::Vhd), ("qcow2", Format::Qcow2)];
+
+fn location(config: &DeviceConfig) -> Result<PathBuf> {
+    super::absolute_path("location", config.require("location")?)
+}
+
+/// The marker's contents: `(sr (uuid . "…") …)`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename = "sr")]
+struct Marker {
+    uuid: SrUuid,
+    #[serde(rename = "type")]
+    sr_type: String,
+    /// sr_create made the directory, so sr_delete removes it.
+    #[serde(default)]
+    made_directory: bool,
+    /// It was found under [`DELETING`].
+    #[serde(skip)]
+    deleting: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Record {
+    Sr(Marker),
+    Vdi(Params),
+    Lock { users: Vec<String> },
+}
+
+/// An SR in a directory that is there already.
+pub struct FileSr {
+    sr: SrUuid,
+    sr_type: &'static str,
+    path: PathBuf,
+}
+
+/// What a directory turned out to be.
+enum Found {
+    /// Nothing, or an empty directory.
+    Nothing,
+    Sr(Dir, Marker),
+    /// Files, but no marker.
+    Strange(Dir),
+}
+
+impl FileSr {
+    pub fn new(sr: SrUuid, sr_type: &'static str, path: PathBuf) -> Self {
+        FileSr { sr, sr_type, path }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn look(&self) -> Result<Found> {
+        let dir = match Dir::open(&self.path) {
+            Ok(dir) => dir,
+            Err(e) if e.errno() == Some(Errno::ENOENT as i32) => return Ok(Found::Nothing),
+            Err(e) if e.errno() == Some(Errno::ENAMETOOLONG as i32) => {
+                return Err(Error::NoDevice {
+                    device: self.path.display().to_string(),
+                    why: Errno::ENAMETOOLONG.desc().to_owned(),
+                });
+            }
+            Err(e) if matches!(e.errno(), Some(n) if n == Errno::ENOTDIR as i32 || n == Errno::ELOOP as i32) => {
+                let kind = if self.path.is_symlink() {
+                    "it is a symbolic link; name its target"
+                } else {
+                    "it is not a directory"
+                };
+                return Err(Error::NoDevice { device: self.path.display().to_string(), why: kind.to_owned() });
+            }
+            Err(e) => return Err(e),
+        };
+        if let Some(marker) = read_marker(&dir)? {
+            return Ok(Found::Sr(dir, marker));
+        }
+        let used = dir.names()?.iter().any(|name| name != "lost+found" && !name.starts_with(".tmp-"));
+        Ok(if used { Found::Strange(dir) } else { Found::Nothing })
+    }
+
+    /// The SR's directory, after checking that it is the SR's. Every call but sr_create and sr_delete
+    /// begins here, so a directory that lost its mount is an error and never an empty SR.
+    fn dir(&self) -> Result<Rc<Dir>> {
+        match self.look()? {
+            Found::Sr(dir, marker) if marker.uuid == self.sr && !marker.deleting => Ok(Rc::new(dir)),
+            Found::Sr(_, marker) if marker.uuid == self.sr => {
+                Err(self.no_sr("its deletion was begun; sr_delete finishes it".to_owned()))
+            }
+            Found::Sr(_, marker) => Err(self.no_sr(format!("{} holds SR {}", self.path.display(), marker.uuid))),
+            Found::Strange(_) => Err(self.no_sr(format!(
+                "{} has files but no {MARKER}; if other storage managers made it, sr_attach takes it over",
+                self.path.display()
+            ))),
+            Found::Nothing => Err(self.no_sr(format!("looked in {}", self.path.display()))),
+        }
+    }
+
+    fn no_sr(&self, looked: String) -> Error {
+        Error::NoSr { sr: self.sr, looked }
+    }
+
+    fn write_marker(&self, dir: &Dir, made_directory: bool) -> Result<bool> {
+        let marker = Marker { uuid: self.sr, sr_type: self.sr_type.to_owned(), made_directory, deleting: false };
+        dir.create(MARKER, &encode(&Record::Sr(marker)))
+    }
+
+    fn place(&self, dir: Rc<Dir>, vdi: VdiUuid, format: Format) -> FilePlace<'_> {
+        FilePlace { sr: self, dir, vdi, format }
+    }
+
+    /// One pass over the directory.
+    fn list(&self, dir: &Dir) -> Result<Listing> {
+        let mut listing = Listing::default();
+        for name in dir.names()? {
+            match classify(&name) {
+                Some((vdi, Role::Image(format))) => {
+                    if let Some(other) = listing.images.insert(vdi, format) {
+                        return Err(Error::Damaged {
+                            path: dir.path().to_owned(),
+                            what: format!("VDI {vdi} has two images, {other} and {format}; move one of them away"),
+                        });
+                    }
+                }
+                Some((vdi, Role::Params)) => drop(listing.params.insert(vdi)),
+                Some((vdi, Role::Lock)) => drop(listing.locks.insert(vdi)),
+                None if name.starts_with(".tmp-") => listing.temporaries.push(name),
+                None => {}
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Removes the files in the making of killed calls. What can't be removed now (a read-only mount) stays
+    /// for later.
+    fn sweep(&self, dir: &Dir, listing: &Listing) {
+        for name in &listing.temporaries {
+            let _ = dir.sweep_temporary(name);
+        }
+    }
+
+    /// The same for what is beside images that are not there. Only for a caller that has the SR alone.
+    fn sweep_all(&self, dir: &Dir, listing: &Listing) {
+        self.sweep(dir, listing);
+        for vdi in listing.params.union(&listing.locks).filter(|v| !listing.images.contains_key(v)) {
+            let _ = remove_leftovers(dir, *vdi);
+        }
+    }
+
+    fn summary(&self, dir: &Dir, mut vdis: Vec<VdiUuid>, used: u64, allocation: u64) -> Result<SrInfo> {
+        vdis.sort_unstable();
+        let fs = dir.statvfs()?;
+        Ok(SrInfo {
+            uuid: self.sr,
+            label: String::new(),
+            description: String::new(),
+            vdi_uuids: vdis,
+            physical_utilisation: used,
+            virtual_allocation: allocation,
+            size: fs.blocks() * fs.fragment_size(),
+            sr_type: self.sr_type.to_owned(),
+            location: self.path.display().to_string(),
+            vdis: Vec::new(),
+        })
+    }
+
+    fn remove_contents(&self, dir: &Dir, made_directory: bool) -> Result<()> {
+        let listing = self.list(dir)?;
+        for (vdi, format) in &listing.images {
+            dir.remove(&image_name(*vdi, *format))?;
+        }
+        for vdi in listing.images.keys().chain(&listing.params).chain(&listing.locks) {
+            dir.remove(&beside(*vdi, PARAMS))?;
+            register::remove(dir, &beside(*vdi, LOCK))?;
+        }
+        for name in &listing.temporaries {
+            dir.remove(name)?;
+        }
+        dir.sync()?;
+        dir.remove(DELETING)?;
+        dir.sync()?;
+        if made_directory {
+            match fs::remove_dir(&self.path) {
+                Ok(()) => durable::sync_parent(&self.path)?,
+                // Somebody's own files, or a mount: not ours to remove.
+                Err(e) if matches!(e.raw_os_error().map(Errno::from_raw), Some(Errno::ENOTEMPTY | Errno::EBUSY)) => {}
+                Err(e) => return Err(Error::io("remove", &self.path)(e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse_if_attached(&self, listing: &Listing) -> Result<()> {
+        let devices = loopdev::attached()?;
+        for backing in devices.keys() {
+            let name = durable::name_of(backing);
+            if let Some((vdi, Role::Image(format))) = classify(name)
+                && listing.images.get(&vdi) == Some(&format)
+            {
+                vdi::refuse_if_attached(&self.place(self.dir()?, vdi, format))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Listing {
+    images: HashMap<VdiUuid, Format>,
+    params: HashSet<VdiUuid>,
+    locks: HashSet<VdiUuid>,
+    temporaries: Vec<String>,
+}
+
+impl Sr for FileSr {
+    fn create(&self, size: Option<u64>) -> Result<()> {
+        let mut made_directory = false;
+        match self.look()? {
+            Found::Sr(dir, marker) if marker.deleting => {
+                self.remove_contents(&dir, false)?;
+                made_directory = marker.made_directory;
+            }
+            Found::Sr(_, marker) if marker.uuid == self.sr => {
+                return Err(Error::SrExists { sr: self.sr, found: format!("in {}", self.path.display()) });
+            }
+            Found::Sr(_, marker) => {
+                return Err(Error::DeviceInUse {
+                    device: self.path.display().to_string(),
+                    holder: format!("it holds SR {}", marker.uuid),
+                });
+            }
+            Found::Strange(_) => {
+                return Err(Error::DeviceInUse {
+                    device: self.path.display().to_string(),
+                    holder: "the directory is not empty; an SR wants one of its own".to_owned(),
+                });
+            }
+            Found::Nothing => {}
+        }
+        let dir = match Dir::open(&self.path) {
+            Ok(dir) => dir,
+            Err(e) if e.errno() == Some(Errno::ENOENT as i32) => {
+                fs::DirBuilder::new().mode(0o700).create(&self.path).map_err(|e| {
+                    match e.raw_os_error().map(Errno::from_raw) {
+                        Some(Errno::ENOENT) => Error::NoDevice {
+                            device: self.path.display().to_string(),
+                            why: "the directory above it does not exist".to_owned(),
+                        },
+                        _ => Error::io("create the directory", &self.path)(e),
+                    }
+                })?;
+                durable::sync_parent(&self.path)?;
+                made_directory = true;
+                Dir::open(&self.path)?
+            }
+            Err(e) => return Err(e),
+        };
+        let undo = |cause: Error| {
+            if made_directory {
+                let _ = fs::remove_dir(&self.path);
+            }
+            Err(cause)
+        };
+        let fs = dir.statvfs()?;
+        let has = fs.blocks() * fs.fragment_size();
+        if let Some(wanted) = size.filter(|wanted| *wanted > has) {
+            return undo(Error::NoSpace { sr: self.sr, free: has, wanted });
+        }
+        match self.write_marker(&dir, made_directory) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::DeviceInUse {
+                device: self.path.display().to_string(),
+                holder: "another sr_create was faster".to_owned(),
+            }),
+            Err(cause) => undo(cause),
+        }
+    }
+
+    fn delete(&self) -> Result<Done> {
+        match self.look()? {
+            Found::Sr(dir, marker) if marker.uuid == self.sr => {
+                if !marker.deleting {
+                    let listing = self.list(&dir)?;
+                    self.refuse_if_attached(&listing)?;
+                    let dir = self.dir()?;
+                    for (vdi, format) in &listing.images {
+                        must_be(&dir, &image_name(*vdi, *format), SFlag::S_IFREG)?;
+                    }
+                    for vdi in &listing.params {
+                        must_be(&dir, &beside(*vdi, PARAMS), SFlag::S_IFREG)?;
+                    }
+                    for vdi in &listing.locks {
+                        must_be(&dir, &beside(*vdi, LOCK), SFlag::S_IFDIR)?;
+                    }
+                    for (vdi, format) in listing.images.iter().filter(|(v, _)| listing.locks.contains(v)) {
+                        vdi::refuse_if_locked(&self.place(dir.clone(), *vdi, *format))?;
+                    }
+                    dir.rename(MARKER, DELETING)?;
+                    dir.sync()?;
+                }
+                self.remove_contents(&dir, marker.made_directory)?;
+                Ok(Done::Changed)
+            }
+            Found::Strange(dir) if !self.list(&dir)?.images.is_empty() => Err(Error::SrUnavailable {
+                sr: self.sr,
+                why: format!("{} has disks but no {MARKER}; sr_attach takes it over", self.path.display()),
+            }),
+            _ => Ok(Done::Already),
+        }
+    }
+
+    fn attach(&self) -> Result<Done> {
+        let mut done = Done::Already;
+        if let Found::Strange(dir) = self.look()?
+            && !self.list(&dir)?.images.is_empty()
+        {
+            self.write_marker(&dir, false)?;
+            done = Done::Changed;
+        }
+        let dir = self.dir()?;
+        self.sweep_all(&dir, &self.list(&dir)?);
+        Ok(done)
+    }
+
+    fn detach(&self) -> Result<Done> {
+        if let Found::Sr(dir, marker) = self.look()?
+            && marker.uuid == self.sr
+            && !marker.deleting
+        {
+            self.refuse_if_attached(&self.list(&dir)?)?;
+        }
+        // A local directory is there or not: nothing holds it attached.
+        Ok(Done::Already)
+    }
+
+    fn stat(&self) -> Result<SrInfo> {
+        let dir = self.dir()?;
+        let listing = self.list(&dir)?;
+        let (mut used, mut allocation) = (0, 0);
+        let mut vdis = Vec::with_capacity(listing.images.len());
+        for (vdi, format) in listing.images {
+            // Deleted since the directory was read: it was not there.
+            if let Some(stat) = must_be(&dir, &image_name(vdi, format), SFlag::S_IFREG)? {
+                let extent = extent(&stat);
+                used += extent.allocated;
+                allocation += extent.length;
+                vdis.push(vdi);
+            }
+        }
+        self.summary(&dir, vdis, used, allocation)
+    }
+
+    fn scan(&self) -> Result<SrInfo> {
+        let dir = self.dir()?;
+        let listing = self.list(&dir)?;
+        let devices = loopdev::attached()?;
+        let mut infos = Vec::with_capacity(listing.images.len());
+        for (vdi, format) in &listing.images {
+            vdi::kind(*format)?;
+            let Some(stat) = must_be(&dir, &image_name(*vdi, *format), SFlag::S_IFREG)? else { continue };
+            let place = self.place(dir.clone(), *vdi, *format);
+            let params = if listing.params.contains(vdi) { place.params()? } else { Params::default() };
+            let users = if listing.locks.contains(vdi) { place.holders()?.users } else { Vec::new() };
+            let attached = loopdev::find(&devices, &place.path(), file_id(&stat)).is_some();
+            let extent = extent(&stat);
+            infos.push(vdi::raw::info(&place, extent.length, extent.allocated, params, users, attached));
+        }
+        self.sweep(&dir, &listing);
+        infos.sort_unstable_by_key(|info| info.uuid);
+        let used = infos.iter().map(|i| i.physical_utilisation).sum();
+        let allocation = infos.iter().map(|i| i.virtual_size).sum();
+        let summary = self.summary(&dir, infos.iter().map(|i| i.uuid).collect(), used, allocation)?;
+        Ok(SrInfo { vdis: infos.into_iter().map(Tagged::Vdi).collect(), ..summary })
+    }
+
+    fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {
+        let dir = self.dir()?;
+        for (extension, format) in IMAGES {
+            match must_be(&dir, &beside(vdi, extension), SFlag::S_IFREG)? {
+                None => continue,
+                Some(_) => return Ok((vdi::kind(format)?.open)(Box::new(self.place(dir, vdi, format)))),
+            }
+        }
+        Err(Error::NoVdi { vdi, sr: self.sr, looked: self.path.display().to_string() })
+    }
+
+    fn create_vdi(&self, new: &NewVdi) -> Result<VdiInfo> {
+        let format = new.format.unwrap_or(DRIVER.formats[0]);
+        let kind = vdi::kind(format)?;
+        let virtual_size = new.virtual_size.next_multiple_of(vdi::raw::SECTOR);
+        if virtual_size > kind.largest {
+            return Err(Error::TooBig {
+                what: "a disk",
+                bytes: virtual_size,
+                limit: format!("{format} holds {} bytes at most", kind.largest),
+            });
+        }
+        let dir = self.dir()?;
+        let image = dir.new_file()?;
+        (kind.create)(image.file(), virtual_size).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EFBIG) => Error::TooBig {
+                what: "a disk",
+                bytes: virtual_size,
+                limit: format!("the filesystem of {} holds no file of this size", dir.path().display()),
+            },
+            _ => Error::io("write an image in", dir.path())(e),
+        })?;
+        let place = self.place(dir.clone(), new.vdi, format);
+        place.publish(image, &new.params)?;
+        (kind.open)(Box::new(place)).info()
+    }
+
+    fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
+        Ok(if remove_leftovers(&*self.dir()?, vdi)? { Done::Changed } else { Done::Already })
+    }
+
+    fn content_type(&self) -> &'static str {
+        "raw"
+    }
+}
+
+/// One disk of a [`FileSr`].
+struct FilePlace<'a> {
+    sr: &'a FileSr,
+    dir: Rc<Dir>,
+    vdi: VdiUuid,
+    format: Format,
+}
+
+impl FilePlace<'_> {
+    fn name(&self) -> String {
+        image_name(self.vdi, self.format)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join(&self.name())
+    }
+
+    fn exists_already(&self) -> Error {
+        Error::VdiExists { vdi: self.vdi, sr: self.sr.sr }
+    }
+
+    /// Gives a finished image its name, its params first. See the module's order of steps.
+    fn publish(&self, image: NewFile, params: &Params) -> Result<()> {
+        for (extension, _) in IMAGES {
+            if self.dir.lookup(&beside(self.vdi, extension))?.is_some() {
+                return Err(self.exists_already());
+            }
+        }
+        remove_leftovers(&self.dir, self.vdi)?;
+        let name = beside(self.vdi, PARAMS);
+        // Held until the image is published: an unlocked one without an image is a leftover.
+        let _in_the_making = if *params == Params::default() {
+            None
+        } else {
+            let file = self.dir.create_held(&name, &encode(&Record::Vdi(params.clone())))?;
+            Some(file.ok_or_else(|| self.exists_already())?)
+        };
+        if image.publish(&self.name())? {
+            return Ok(());
+        }
+        if _in_the_making.is_some() {
+            self.dir.remove(&name)?;
+        }
+        Err(self.exists_already())
+    }
+
+    fn file_stat(&self) -> Result<FileStat> {
+        self.dir.lookup(&self.name())?.ok_or_else(|| self.gone())
+    }
+
+    fn gone(&self) -> Error {
+        Error::NoVdi { vdi: self.vdi, sr: self.sr.sr, looked: self.dir.path().display().to_string() }
+    }
+}
+
+impl Place for FilePlace<'_> {
+    fn sr(&self) -> SrUuid {
+        self.sr.sr
+    }
+
+    fn vdi(&self) -> VdiUuid {
+        self.vdi
+    }
+
+    fn stat(&self) -> Result<Extent> {
+        Ok(extent(&self.file_stat()?))
+    }
+
+    fn params(&self) -> Result<Params> {
+        let name = beside(self.vdi, PARAMS);
+        match self.dir.read(&name)? {
+            None => Ok(Params::default()),
+            Some(bytes) => match decode(&bytes) {
+                Some(Record::Vdi(params)) => Ok(params),
+                _ => Err(damaged_record(&self.dir, &name)),
+            },
+        }
+    }
+
+    fn holders(&self) -> Result<Holders> {
+        let name = beside(self.vdi, LOCK);
+        let state = register::read(&self.dir, &name)?;
+        if state.number == 0 {
+            return Ok(Holders::default());
+        }
+        match decode(&state.bytes) {
+            Some(Record::Lock { users }) => Ok(Holders { state: state.number, users }),
+            _ => Err(damaged_record(&self.dir, &name)),
+        }
+    }
+
+    fn set_holders(&self, seen: &Holders, users: Vec<String>) -> Result<bool> {
+        let state = register::State { number: seen.state, bytes: Vec::new() };
+        register::advance(&self.dir, &beside(self.vdi, LOCK), &state, &encode(&Record::Lock { users }))
+    }
+
+    fn device(&self) -> Result<Option<PathBuf>> {
+        Ok(loopdev::find(&loopdev::attached()?, &self.path(), file_id(&self.file_stat()?)))
+    }
+
+    fn attach(&self, mode: Mode) -> Result<PathBuf> {
+        let read_only = mode == Mode::ReadOnly;
+        if let Some(device) = self.device()? {
+            if !read_only && loopdev::is_read_only(&device) {
+                return Err(Error::VdiInUse {
+                    vdi: self.vdi,
+                    sr: self.sr.sr,
+                    holder: format!("a read-only attachment, {}; detach it first", device.display()),
+                });
+            }
+            return Ok(device);
+        }
+        let file = self.dir.open_file(&self.name(), !read_only)?;
+        loopdev::attach(&file, &self.path(), read_only)
+    }
+
+    fn detach(&self) -> Result<Done> {
+        let Some(device) = self.device()? else { return Ok(Done::Already) };
+        match loopdev::detach(&device)? {
+            loopdev::Detached::Done(done) => Ok(done),
+            loopdev::Detached::Busy(who) => Err(Error::VdiInUse {
+                vdi: self.vdi,
+                sr: self.sr.sr,
+                holder: format!("{who}, through {}", device.display()),
+            }),
+        }
+    }
+
+    fn resize(&self, bytes: u64) -> Result<()> {
+        let path = self.path();
+        let file = self.dir.open_file(&self.name(), true)?;
+        file.set_len(bytes).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EFBIG) => Error::TooBig {
+                what: "a disk",
+                bytes,
+                limit: format!("the filesystem of {} holds no file of this size", path.display()),
+            },
+            _ => Error::io("resize", &path)(e),
+        })?;
+        file.sync_all().map_err(Error::io("make durable", &path))?;
+        match self.device()? {
+            Some(device) => loopdev::update_size(&device),
+            None => Ok(()),
+        }
+    }
+
+    fn copy_to(&self, dest: VdiUuid, params: &Params, progress: Progress) -> Result<VdiInfo> {
+        let path = self.path();
+        let device = self.device()?;
+        if let Some(device) = &device {
+            loopdev::flush(device)?;
+        }
+        let target = self.sr.place(self.dir.clone(), dest, self.format);
+        if dest == self.vdi || self.dir.lookup(&target.name())?.is_some() {
+            return Err(target.exists_already());
+        }
+        let from = self.dir.open_file(&self.name(), false)?;
+        let image = self.dir.new_file()?;
+        if !copy::reflink(&from, image.file(), &path)? {
+            if let Some(device) = device.filter(|d| !loopdev::is_read_only(d)) {
+                return Err(Error::VdiInUse {
+                    vdi: self.vdi,
+                    sr: self.sr.sr,
+                    holder: format!(
+                        "this host, which has it attached as {}, and the filesystem of {} can't copy a file at one \
+                         instant (xfs and btrfs can): detach it first",
+                        device.display(),
+                        self.dir.path().display()
+                    ),
+                });
+            }
+            let fs = self.dir.statvfs()?;
+            let (free, wanted) = (fs.blocks_available() * fs.fragment_size(), self.stat()?.allocated);
+            if wanted > free {
+                return Err(Error::NoSpace { sr: self.sr.sr, free, wanted });
+            }
+            copy::sparse(&from, image.file(), &path, progress)?;
+        }
+        target.publish(image, params)?;
+        (vdi::kind(self.format)?.open)(Box::new(target)).info()
+    }
+
+    fn remove(&self) -> Result<()> {
+        must_be(&self.dir, &beside(self.vdi, PARAMS), SFlag::S_IFREG)?;
+        if !self.dir.remove(&self.name())? {
+            return Err(self.gone());
+        }
+        self.dir.sync()?;
+        remove_leftovers(&self.dir, self.vdi).map(drop)
+    }
+}
+
+/// Which SRs a directory holds: itself, or those one level below it.
+fn probe(path: &Path, sr_type: &'static str) -> Result<Vec<SrInfo>> {
+    let dir = Dir::open(path).map_err(|e| match e.errno().map(Errno::from_raw) {
+        Some(errno @ (Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP)) => {
+            Error::NoDevice { device: path.display().to_string(), why: errno.desc().to_owned() }
+        }
+        _ => e,
+    })?;
+    let mut found = Vec::new();
+    if let Some(marker) = read_marker(&dir)?.filter(|m| !m.deleting) {
+        found.push(FileSr::new(marker.uuid, sr_type, path.to_owned()).stat()?);
+    }
+    for name in dir.names()? {
+        let Ok(Some(below)) = dir.sub_dir(&name) else { continue };
+        if let Ok(Some(marker)) = read_marker(&below)
+            && !marker.deleting
+        {
+            found.push(FileSr::new(marker.uuid, sr_type, path.join(name)).stat()?);
+        }
+    }
+    Ok(found)
+}
+
+/// What a name in the directory is.
+enum Role {
+    Image(Format),
+    Params,
+    Lock,
+}
+
+fn classify(name: &str) -> Option<(VdiUuid, Role)> {
+    let (stem, extension) = name.split_once('.')?;
+    let file = match extension {
+        PARAMS => Role::Params,
+        LOCK => Role::Lock,
+        _ => Role::Image(IMAGES.iter().find(|(e, _)| *e == extension)?.1),
+    };
+    Some((stem.parse().ok()?, file))
+}
+
+fn image_name(vdi: VdiUuid, format: Format) -> String {
+    format!("{vdi}.{format}")
+}
+
+fn beside(vdi: VdiUuid, extension: &str) -> String {
+    format!("{vdi}.{extension}")
+}
+
+/// Removes what is beside an image that does not exist, unless its maker is alive.
+fn remove_leftovers(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
+    let name = beside(vdi, PARAMS);
+    let mut removed = false;
+    if let Some(file) = dir.try_open_record(&name)?
+        && durable::is_abandoned(&file)
+        && !has_image(dir, vdi)?
+    {
+        removed |= dir.remove(&name)?;
+    }
+    if !has_image(dir, vdi)? {
+        removed |= register::remove(dir, &beside(vdi, LOCK))?;
+    }
+    Ok(removed)
+}
+
+fn has_image(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
+    for (extension, _) in IMAGES {
+        if dir.lookup(&beside(vdi, extension))?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn read_marker(dir: &Dir) -> Result<Option<Marker>> {
+    for (name, deleting) in [(MARKER, false), (DELETING, true)] {
+        if let Some(bytes) = dir.read(name)? {
+            return match decode(&bytes) {
+                Some(Record::Sr(marker)) => Ok(Some(Marker { deleting, ..marker })),
+                _ => Err(damaged_record(dir, name)),
+            };
+        }
+    }
+    Ok(None)
+}
+
+fn damaged_record(dir: &Dir, name: &str) -> Error {
+    Error::Damaged {
+        path: dir.join(name),
+        what: "is not a record of this program; restore it or move it away".to_owned(),
+    }
+}
+
+fn encode(record: &Record) -> Vec<u8> {
+    let mut bytes = serde_lexpr::to_vec(record).expect("a record is plain data");
+    bytes.push(b'\n');
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Option<Record> {
+    serde_lexpr::from_slice(bytes).ok()
+}
+
+fn extent(stat: &FileStat) -> Extent {
+    Extent { length: stat.st_size as u64, allocated: stat.st_blocks as u64 * 512 }
+}
+
+fn file_id(stat: &FileStat) -> loopdev::FileId {
+    (stat.st_dev, stat.st_ino)
+}
+
+/// What is at `name`, if anything is, which must then be of this kind: a link or a pipe named like a disk is
+/// neither taken for one nor left out of a list.
+fn must_be(dir: &Dir, name: &str, kind: SFlag) -> Result<Option<FileStat>> {
+    let found = dir.lookup(name)?;
+    if found.is_some_and(|stat| stat.st_mode & SFlag::S_IFMT.bits() != kind.bits()) {
+        let what = if kind == SFlag::S_IFDIR { "is not a directory" } else { "is not a regular file" };
+        return Err(Error::Damaged { path: dir.join(name), what: format!("{what}; move it away") });
+    }
+    Ok(found)
+}

@@ -1,0 +1,125 @@
+//! WHERE disks live: storage repositories, one file per driver.
+//!
+//! Adding a driver: one file here that declares a [`Driver`], its line in [`DRIVERS`], three lines in
+//! `src/bin`, one row in the compliance suite. `docs/drivers.md` walks through it.
+
+pub mod file;
+
+use std::path::{Component, Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::types::{DeviceConfig, Done, Format, NewVdi, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::vdi::Vdi;
+
+/// Every driver of this package.
+pub const DRIVERS: &[&Driver] = &[&file::DRIVER];
+
+/// What a driver says of itself before any SR exists.
+pub struct Driver {
+    /// The SR type: `file`, `nfs`, `lvm`.
+    pub sr_type: &'static str,
+    /// The name xapi looks for: `FileSR`.
+    pub executable: &'static str,
+    /// One line for people.
+    pub description: &'static str,
+    /// What the short form of dconf looks like: `/path/to/directory`.
+    pub dconf_form: &'static str,
+    /// The formats it can create; the first is its default.
+    pub formats: &'static [Format],
+    /// Turns the short form of dconf into device_config keys. Touches nothing.
+    pub parse_dconf: fn(&str) -> Result<DeviceConfig>,
+    /// Parses device_config completely and touches nothing.
+    pub open: fn(SrUuid, &DeviceConfig) -> Result<Box<dyn Sr>>,
+    /// Which SRs a device_config holds.
+    ///
+    /// # Errors
+    /// Says what is wrong with the device, directory or server when it can't be examined.
+    pub probe: fn(&DeviceConfig) -> Result<Vec<SrInfo>>,
+}
+
+/// The driver of an SR type.
+pub fn driver(sr_type: &str) -> Result<&'static Driver> {
+    DRIVERS.iter().copied().find(|d| d.sr_type == sr_type).ok_or_else(|| Error::Invalid {
+        what: "type",
+        value: sr_type.to_owned(),
+        expected: format!("expected one of {}", DRIVERS.iter().map(|d| d.sr_type).collect::<Vec<_>>().join(", ")),
+    })
+}
+
+/// Checks a directory that a caller named in device_config.
+///
+/// # Errors
+/// [`Error::Invalid`] for a relative path, `..`, control characters, or what a tool could take for an option.
+pub fn absolute_path(key: &'static str, value: &str) -> Result<PathBuf> {
+    let bad = |expected: &str| Error::Invalid { what: key, value: value.to_owned(), expected: expected.to_owned() };
+    if value.chars().any(char::is_control) {
+        return Err(bad("control characters are not allowed in it"));
+    }
+    let path = Path::new(value);
+    if !path.is_absolute() {
+        return Err(bad("expected an absolute path"));
+    }
+    if path.components().any(|c| c == Component::ParentDir) {
+        return Err(bad("'..' is not allowed in it"));
+    }
+    if path == Path::new("/") {
+        return Err(bad("expected a directory of its own, not the root"));
+    }
+    // Normalised: no trailing or doubled slash, no '.'.
+    Ok(path.components().collect())
+}
+
+/// A storage repository. The caller holds the locks that [`crate::call::run`] takes.
+///
+/// A method that a driver leaves to its default answers "not supported", never "done".
+pub trait Sr {
+    /// Makes the SR and leaves its UUID on the substrate.
+    ///
+    /// # Errors
+    /// [`Error::SrExists`] for the same UUID, [`Error::DeviceInUse`] for anything else that is there.
+    fn create(&self, size: Option<u64>) -> Result<()>;
+
+    /// Deletes the SR and its contents. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while any VDI is attached or locked; then nothing was changed.
+    fn delete(&self) -> Result<Done>;
+
+    /// Makes the SR available on this host and repairs what a crash left. Idempotent.
+    fn attach(&self) -> Result<Done>;
+
+    /// Ends the availability on this host. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while any VDI is attached on this host.
+    fn detach(&self) -> Result<Done>;
+
+    /// What is on the substrate now, without the VDIs' details.
+    ///
+    /// # Errors
+    /// [`Error::NoSr`] or [`Error::SrUnavailable`]; never an empty answer for an SR that can't be seen.
+    fn stat(&self) -> Result<SrInfo>;
+
+    /// The same with every VDI's details, in one pass.
+    fn scan(&self) -> Result<SrInfo>;
+
+    /// Finds a VDI.
+    ///
+    /// # Errors
+    /// [`Error::NoVdi`].
+    fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>>;
+
+    /// Makes a VDI of zeroes.
+    ///
+    /// # Errors
+    /// [`Error::VdiExists`], [`Error::NoSpace`], [`Error::TooBig`], [`Error::Unsupported`] format.
+    fn create_vdi(&self, new: &NewVdi) -> Result<VdiInfo>;
+
+    /// Removes what a killed operation on a VDI that does not exist may have left.
+    fn forget_vdi(&self, _vdi: VdiUuid) -> Result<Done> {
+        Ok(Done::Already)
+    }
+
+    /// The kind of content: `vhd`, `raw`, `iso` (later SMAPI documents).
+    fn content_type(&self) -> &'static str;
+}

@@ -1,0 +1,393 @@
+//! Writing so that it survives: a directory held open, files that appear whole or not at all.
+//!
+//! A new file is made in three steps, and only the last one can be seen:
+//!
+//! 1. *make*: an unnamed file (`O_TMPFILE`), or where the filesystem has none (NFS) one named
+//!    `.tmp-<uuid>`, `flock`ed while its maker lives;
+//! 2. *make durable*: fsync of the file;
+//! 3. *publish*: `link` under its name, which fails if the name exists, or `rename` over the old file;
+//!    then fsync of the directory.
+//!
+//! A kill before 3 leaves nothing, or a `.tmp-` file that nobody has locked: [`Dir::sweep_temporaries`].
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use fs2::FileExt;
+use nix::dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
+use nix::sys::statvfs::{Statvfs, fstatvfs};
+use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+
+const TEMPORARY: &str = ".tmp-";
+
+/// An open directory. Names are looked up in it, so it cannot be exchanged under a running call.
+#[derive(Debug)]
+pub struct Dir {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Dir {
+    /// Opens `path`, which must be a directory itself and not a symbolic link to one.
+    pub fn open(path: &Path) -> Result<Dir> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = nix::fcntl::open(path, flags, Mode::empty()).map_err(|errno| {
+            let is_link = errno == Errno::ENOTDIR && path.is_symlink();
+            Error::sys("open the directory", path)(if is_link { Errno::ELOOP } else { errno })
+        })?;
+        Ok(Dir { fd, path: path.to_owned() })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    pub fn stat(&self) -> Result<FileStat> {
+        fstat(&self.fd).map_err(Error::sys("examine", &self.path))
+    }
+
+    pub fn statvfs(&self) -> Result<Statvfs> {
+        fstatvfs(&self.fd).map_err(Error::sys("examine the filesystem of", &self.path))
+    }
+
+    /// The names in the directory, without `.` and `..`; a name that is not UTF-8 is none of ours.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let fail = Error::sys("list", &self.path);
+        let again = openat(&self.fd, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+        let mut names = Vec::new();
+        match again.and_then(dir::Dir::from_fd) {
+            Err(errno) => return Err(fail(errno)),
+            Ok(mut entries) => {
+                for entry in entries.iter() {
+                    match entry {
+                        Err(errno) => return Err(fail(errno)),
+                        Ok(entry) => {
+                            if let Ok(name) = entry.file_name().to_str()
+                                && name != "."
+                                && name != ".."
+                            {
+                                names.push(name.to_owned());
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    /// What is at `name`, itself and not what a link points to; `None` if there is nothing.
+    pub fn lookup(&self, name: &str) -> Result<Option<FileStat>> {
+        match fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(Error::sys("examine", self.join(name))(errno)),
+        }
+    }
+
+    /// Opens an existing file; a symbolic link is refused.
+    pub fn open_file(&self, name: &str, write: bool) -> Result<File> {
+        self.try_open_file(name, write)?.ok_or_else(|| Error::sys("open", self.join(name))(Errno::ENOENT))
+    }
+
+    /// The same; `None` if there is no such name.
+    pub fn try_open_file(&self, name: &str, write: bool) -> Result<Option<File>> {
+        let access = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+        match openat(&self.fd, name, access | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()) {
+            Ok(fd) => Ok(Some(fd.into())),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(Error::sys("open", self.join(name))(errno)),
+        }
+    }
+
+    /// Opens a file of this program's own for reading; `None` if there is no such name. Never waits, as the
+    /// open of a pipe of that name would.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it is not a regular file.
+    pub fn try_open_record(&self, name: &str) -> Result<Option<File>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let not_regular = || Error::Damaged { path: self.join(name), what: "is not a regular file".to_owned() };
+        let file: File = match openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => fd.into(),
+            Err(Errno::ENOENT) => return Ok(None),
+            // A symbolic link; a socket.
+            Err(Errno::ELOOP | Errno::ENXIO) => return Err(not_regular()),
+            Err(errno) => return Err(Error::sys("open", self.join(name))(errno)),
+        };
+        let meta = file.metadata().map_err(Error::io("examine", self.join(name)))?;
+        if meta.is_file() { Ok(Some(file)) } else { Err(not_regular()) }
+    }
+
+    /// The contents of a small file; `None` if there is no such name. More than 1 MiB is an error.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        const MOST: u64 = 1 << 20;
+        let Some(file) = self.try_open_record(name)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.take(MOST + 1).read_to_end(&mut bytes).map_err(Error::io("read", self.join(name)))?;
+        if bytes.len() as u64 > MOST {
+            return Err(Error::Damaged { path: self.join(name), what: "larger than 1 MiB".to_owned() });
+        }
+        Ok(Some(bytes))
+    }
+
+    pub fn sync(&self) -> Result<()> {
+        nix::unistd::fsync(&self.fd).map_err(Error::sys("make durable", &self.path))
+    }
+
+    /// Makes a file that has no name yet. Mode 0600.
+    pub fn new_file(&self) -> Result<NewFile<'_>> {
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        match openat(&self.fd, ".", OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC, mode) {
+            Ok(fd) => return Ok(NewFile { dir: self, file: fd.into(), name: None }),
+            Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL | Errno::ENOENT) => {}
+            Err(errno) => return Err(Error::sys("create a file in", &self.path)(errno)),
+        }
+        loop {
+            let name = temporary_name();
+            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let file: File =
+                openat(&self.fd, name.as_str(), flags, mode).map_err(Error::sys("create", self.join(&name)))?.into();
+            let new = NewFile { dir: self, file, name: Some(name) };
+            new.mark_as_in_use()?;
+            // Before it was marked, a sweep could take it for abandoned.
+            if self.lookup(new.name.as_deref().expect("it was just given one"))?.is_some() {
+                return Ok(new);
+            }
+        }
+    }
+
+    /// Publishes `bytes` under `name`, durably. `false`: the name exists and nothing was changed.
+    pub fn create(&self, name: &str, bytes: &[u8]) -> Result<bool> {
+        Ok(self.create_held(name, bytes)?.is_some())
+    }
+
+    /// The same; the file stays marked as in the making ([`is_abandoned`] is false) while the answer lives.
+    pub fn create_held(&self, name: &str, bytes: &[u8]) -> Result<Option<File>> {
+        let mut new = self.new_file()?;
+        new.write(bytes)?;
+        new.mark_as_in_use()?;
+        let held = new.file.try_clone().map_err(Error::io("duplicate", self.join(name)))?;
+        Ok(new.publish(name)?.then_some(held))
+    }
+
+    /// Replaces `name`, or creates it, with `bytes`: readers and a crash see the old or the new file.
+    pub fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let mut new = self.new_file()?;
+        new.write(bytes)?;
+        new.publish_over(name)
+    }
+
+    /// Removes a name. `false`: there was none. Not durable before [`Dir::sync`].
+    pub fn remove(&self, name: &str) -> Result<bool> {
+        self.unlink(name, UnlinkatFlags::NoRemoveDir)
+    }
+
+    /// Renames within the directory, over what has the new name. Not durable before [`Dir::sync`].
+    pub fn rename(&self, from: &str, to: &str) -> Result<()> {
+        nix::fcntl::renameat(&self.fd, from, &self.fd, to).map_err(Error::sys("rename", self.join(from)))
+    }
+
+    /// Removes an empty directory. `false`: there was none. Not durable before [`Dir::sync`].
+    pub fn remove_dir(&self, name: &str) -> Result<bool> {
+        self.unlink(name, UnlinkatFlags::RemoveDir)
+    }
+
+    fn unlink(&self, name: &str, flags: UnlinkatFlags) -> Result<bool> {
+        match unlinkat(&self.fd, name, flags) {
+            Ok(()) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(Error::sys("remove", self.join(name))(errno)),
+        }
+    }
+
+    /// Makes a subdirectory, mode 0700. `false`: the name exists. Not durable before [`Dir::sync`].
+    pub fn make_dir(&self, name: &str) -> Result<bool> {
+        match nix::sys::stat::mkdirat(&self.fd, name, Mode::S_IRWXU) {
+            Ok(()) => Ok(true),
+            Err(Errno::EEXIST) => Ok(false),
+            Err(errno) => Err(Error::sys("create the directory", self.join(name))(errno)),
+        }
+    }
+
+    /// Opens a subdirectory; `None` if there is no such name.
+    pub fn sub_dir(&self, name: &str) -> Result<Option<Dir>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        match openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => Ok(Some(Dir { fd, path: self.join(name) })),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(Error::sys("open the directory", self.join(name))(errno)),
+        }
+    }
+
+    /// Removes what killed makers left, if `name` is such a file and nobody alive has it locked.
+    pub fn sweep_temporary(&self, name: &str) -> Result<bool> {
+        if !name.starts_with(TEMPORARY) {
+            return Ok(false);
+        }
+        match self.try_open_record(name)? {
+            Some(file) if is_abandoned(&file) => self.remove(name),
+            _ => Ok(false),
+        }
+    }
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Whether no living process keeps `file` marked with a `flock`.
+pub fn is_abandoned(file: &File) -> bool {
+    FileExt::try_lock_exclusive(file).is_ok()
+}
+
+/// A file in the making. Dropped unpublished, it leaves nothing.
+#[derive(Debug)]
+pub struct NewFile<'a> {
+    dir: &'a Dir,
+    file: File,
+    /// The temporary name, where the filesystem can't do without.
+    name: Option<String>,
+}
+
+impl NewFile<'_> {
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(Error::io("write a file in", &self.dir.path))
+    }
+
+    /// Makes the file durable and gives it `name`. `false`: the name exists and nothing was changed.
+    pub fn publish(self, name: &str) -> Result<bool> {
+        self.sync()?;
+        match self.link(name) {
+            Ok(()) => {}
+            Err(Errno::EEXIST) => return Ok(false),
+            Err(errno) => return Err(Error::sys("create", self.dir.join(name))(errno)),
+        }
+        self.dir.sync().map(|()| true)
+    }
+
+    /// Makes the file durable and puts it in the place of `name`.
+    pub fn publish_over(mut self, name: &str) -> Result<()> {
+        self.sync()?;
+        let fail = |errno| Error::sys("replace", self.dir.join(name))(errno);
+        if self.name.is_none() {
+            self.mark_as_in_use()?;
+            let temporary = temporary_name();
+            self.link(&temporary).map_err(fail)?;
+            self.name = Some(temporary);
+        }
+        let temporary = self.name.as_deref().expect("it was just given one");
+        nix::fcntl::renameat(&self.dir.fd, temporary, &self.dir.fd, name).map_err(fail)?;
+        self.name = None;
+        self.dir.sync()
+    }
+
+    /// Until the file is closed, [`is_abandoned`] is false.
+    fn mark_as_in_use(&self) -> Result<()> {
+        self.file.lock_exclusive().map_err(Error::io("mark as in use a file in", &self.dir.path))
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.file.sync_all().map_err(Error::io("make durable a file in", &self.dir.path))
+    }
+
+    fn link(&self, name: &str) -> Result<(), Errno> {
+        match &self.name {
+            Some(temporary) => linkat(&self.dir.fd, temporary.as_str(), &self.dir.fd, name, AtFlags::empty()),
+            None => {
+                // AT_EMPTY_PATH would want CAP_DAC_READ_SEARCH.
+                let by_fd = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+                linkat(nix::fcntl::AT_FDCWD, by_fd.as_str(), &self.dir.fd, name, AtFlags::AT_SYMLINK_FOLLOW)
+            }
+        }
+    }
+}
+
+impl Drop for NewFile<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            let _ = self.dir.remove(name);
+        }
+    }
+}
+
+fn temporary_name() -> String {
+    format!("{TEMPORARY}{}", Uuid::new_v4())
+}
+
+/// Makes the directory that holds `path` durable, so that a name just made in it is.
+pub fn sync_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"));
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io("make durable", parent))
+}
+
+/// Whether `error` says that the filesystem has no such operation, so that a slower way is worth a try.
+pub fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::EXDEV | Errno::ENOTTY)
+    )
+}
+
+/// The file name of a path as text.
+pub fn name_of(path: &Path) -> &str {
+    path.file_name().map(OsStr::as_bytes).and_then(|b| std::str::from_utf8(b).ok()).unwrap_or("")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn create_never_replaces_and_replace_always_does() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = Dir::open(scratch.path()).unwrap();
+        assert!(dir.create("a", b"one").unwrap());
+        assert!(!dir.create("a", b"two").unwrap());
+        assert_eq!(dir.read("a").unwrap().unwrap(), b"one");
+        dir.replace("a", b"three").unwrap();
+        assert_eq!(dir.read("a").unwrap().unwrap(), b"three");
+        assert_eq!(dir.names().unwrap(), ["a"]);
+    }
+
+    #[test]
+    fn only_an_abandoned_temporary_is_swept() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = Dir::open(scratch.path()).unwrap();
+        let name = format!("{TEMPORARY}x");
+        let maker = File::create(scratch.path().join(&name)).unwrap();
+        FileExt::lock_exclusive(&maker).unwrap();
+        assert!(!dir.sweep_temporary(&name).unwrap());
+        drop(maker);
+        assert!(dir.sweep_temporary(&name).unwrap());
+    }
+
+    #[test]
+    fn a_symbolic_link_is_neither_a_directory_nor_a_file() {
+        let scratch = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/", scratch.path().join("d")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", scratch.path().join("f")).unwrap();
+        assert_eq!(Dir::open(&scratch.path().join("d")).unwrap_err().errno(), Some(Errno::ELOOP as i32));
+        assert!(Dir::open(scratch.path()).unwrap().open_file("f", false).is_err());
+    }
+}

@@ -1,0 +1,184 @@
+//! Locks between processes of one host, with a deadline on every wait.
+//!
+//! Locks are open-file-description record locks (`F_OFD_SETLK`). The Python storage managers take POSIX
+//! record locks on the same files; the two kinds exclude each other, `flock` would not (SMAPIv1, "Locks").
+//! A lock dies with its process, so none is ever stale.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use crate::error::{Error, Result};
+use crate::sys::run_dir;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Shared,
+    Exclusive,
+}
+
+/// A held lock; dropping it releases it.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Why a lock could not be had.
+#[derive(Debug)]
+pub enum Refused {
+    /// Another process held it until the deadline.
+    TimedOut,
+    Failed(Error),
+}
+
+/// Takes the lock `<lock directory>/<namespace>/<name>`, waiting until `deadline`.
+///
+/// The file is never unlinked by us; Python drivers unlink lock files, so after locking the path is
+/// checked to be still the file we hold.
+pub fn take(namespace: &str, name: &str, kind: Kind, deadline: Instant) -> Result<Lock, Refused> {
+    let path = run_dir::locks().join(namespace).join(name);
+    loop {
+        let file = open(&path).map_err(Refused::Failed)?;
+        wait(&file, kind, deadline, &path)?;
+        if is_still(&path, &file) {
+            return Ok(Lock { _file: file });
+        }
+    }
+}
+
+/// Takes a record lock on an already open file.
+pub fn take_on(file: File, kind: Kind, deadline: Instant, path: &Path) -> Result<Lock, Refused> {
+    wait(&file, kind, deadline, path)?;
+    Ok(Lock { _file: file })
+}
+
+fn open(path: &Path) -> Result<File> {
+    let try_open = || {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)
+    };
+    // Whoever deletes a VDI removes its lock directory, perhaps just after it was made here.
+    const ATTEMPTS: u32 = 100;
+    for _ in 0..ATTEMPTS {
+        match try_open() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let dir = path.parent().expect("a lock file has a directory");
+                match fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                        return Err(Error::io("create the lock directory", dir)(e));
+                    }
+                    _ => {}
+                }
+                check_owner(&run_dir::locks())?;
+            }
+            other => return other.map_err(Error::io("open the lock file", path)),
+        }
+    }
+    try_open().map_err(Error::io("open the lock file", path))
+}
+
+/// /var/lock is writable for all: whoever made the lock directory first could hand out our locks.
+fn check_owner(dir: &Path) -> Result<()> {
+    let owner = fs::metadata(dir).map_err(Error::io("examine", dir))?.uid();
+    if owner == nix::unistd::geteuid().as_raw() || owner == 0 {
+        return Ok(());
+    }
+    Err(Error::Io {
+        op: "trust the lock directory",
+        path: dir.to_owned(),
+        source: io::Error::new(io::ErrorKind::PermissionDenied, format!("it belongs to uid {owner}")),
+    })
+}
+
+fn wait(file: &File, kind: Kind, deadline: Instant, path: &Path) -> Result<(), Refused> {
+    let failed = |errno: Errno| Refused::Failed(Error::sys("lock", path)(errno));
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&request(kind))) {
+        Ok(_) => return Ok(()),
+        Err(Errno::EAGAIN | Errno::EACCES) => {}
+        Err(errno) => return Err(failed(errno)),
+    }
+    // The kernel's own wait has no time-out: a thread waits and tells us. If it is late, the process is
+    // about to end with an error and takes the thread along.
+    let (tell, told) = mpsc::channel();
+    let waiter = file.try_clone().map_err(|e| Refused::Failed(Error::io("duplicate", path)(e)))?;
+    std::thread::spawn(move || {
+        let outcome = loop {
+            match fcntl(&waiter, FcntlArg::F_OFD_SETLKW(&request(kind))) {
+                Err(Errno::EINTR) => continue,
+                other => break other.map(drop),
+            }
+        };
+        let _ = tell.send(outcome);
+    });
+    match told.recv_timeout(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))) {
+        Ok(outcome) => outcome.map_err(failed),
+        Err(_) => Err(Refused::TimedOut),
+    }
+}
+
+fn request(kind: Kind) -> libc::flock {
+    libc::flock {
+        l_type: match kind {
+            Kind::Shared => libc::F_RDLCK as i16,
+            Kind::Exclusive => libc::F_WRLCK as i16,
+        },
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+fn is_still(path: &Path, file: &File) -> bool {
+    match (fs::symlink_metadata(path), file.metadata()) {
+        (Ok(named), Ok(held)) => named.dev() == held.dev() && named.ino() == held.ino(),
+        _ => false,
+    }
+}
+
+/// Removes the file of a lock that the caller holds, for a thing that is gone. Whoever waits for it finds
+/// out in [`take`].
+pub fn forget(namespace: &str, name: &str) {
+    let dir = run_dir::locks().join(namespace);
+    let _ = fs::remove_file(dir.join(name));
+    let _ = fs::remove_dir(dir);
+}
+
+/// Who holds a lock, as far as the kernel tells.
+pub fn holder(namespace: &str, name: &str) -> Option<String> {
+    let inode = fs::metadata(run_dir::locks().join(namespace).join(name)).ok()?.ino();
+    let table = fs::read_to_string("/proc/locks").ok()?;
+    // 1: OFDLCK ADVISORY WRITE -1 00:1a:1234 0 EOF; waiters have "->" in the second column.
+    let pid = table.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let of_file = words.get(5).is_some_and(|w| w.ends_with(&format!(":{inode}")));
+        if of_file { words.get(4)?.parse::<u32>().ok() } else { None }
+    });
+    let pid = pid.or_else(|| opener(inode))?;
+    let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some(format!("process {pid} ({})", command.trim()))
+}
+
+/// The kernel names no process for an open-file-description lock; another process that has the file open
+/// is the best answer there is.
+fn opener(inode: u64) -> Option<u32> {
+    fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
+        let pid = process.file_name().to_str()?.parse::<u32>().ok()?;
+        let mut fds = fs::read_dir(process.path().join("fd")).ok()?.flatten();
+        (pid != std::process::id() && fds.any(|fd| fs::metadata(fd.path()).is_ok_and(|m| m.ino() == inode)))
+            .then_some(pid)
+    })
+}

@@ -1,0 +1,310 @@
+//! Loop devices: a file as a block device. The kernel is the only record of what is attached.
+//!
+//! ABI: Linux `include/uapi/linux/loop.h`. `LOOP_CONFIGURE` (5.8) sets a device up in one step; where the
+//! kernel lacks it, `LOOP_SET_FD` then `LOOP_SET_STATUS64` do, and a kill between the two leaves a device
+//! that works, without direct I/O: found by its backing file like any other.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::libc;
+
+use crate::error::{Error, Result};
+use crate::types::Done;
+
+const CONTROL: &str = "/dev/loop-control";
+const SYSFS: &str = "/sys/block";
+
+const LO_FLAGS_READ_ONLY: u32 = 1;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
+
+/// `struct loop_info64`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LoopInfo64 {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+/// `struct loop_config`.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo64,
+    reserved: [u64; 8],
+}
+
+nix::ioctl_write_int_bad!(loop_set_fd, 0x4C00);
+nix::ioctl_none_bad!(loop_clr_fd, 0x4C01);
+nix::ioctl_write_ptr_bad!(loop_set_status64, 0x4C04, LoopInfo64);
+nix::ioctl_read_bad!(loop_get_status64, 0x4C05, LoopInfo64);
+nix::ioctl_none_bad!(loop_set_capacity, 0x4C07);
+nix::ioctl_write_int_bad!(loop_set_direct_io, 0x4C08);
+nix::ioctl_write_ptr_bad!(loop_configure, 0x4C0A, LoopConfig);
+nix::ioctl_none_bad!(loop_ctl_get_free, 0x4C82);
+
+/// A file's identity, whatever path leads to it.
+pub type FileId = (u64, u64);
+
+pub fn id(file: &File, path: &Path) -> Result<FileId> {
+    let meta = file.metadata().map_err(Error::io("examine", path))?;
+    Ok((meta.dev(), meta.ino()))
+}
+
+/// The loop devices of this host that have a backing file, keyed by that file's path as the kernel
+/// shows it. One pass over sysfs; needs no privilege.
+pub fn attached() -> Result<HashMap<PathBuf, Vec<String>>> {
+    let mut found: HashMap<PathBuf, Vec<String>> = HashMap::new();
+    let entries = match fs::read_dir(SYSFS) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+        other => other.map_err(Error::io("list", SYSFS))?,
+    };
+    for entry in entries {
+        let name = entry.map_err(Error::io("list", SYSFS))?.file_name();
+        let Some(name) = name.to_str().filter(|n| n.starts_with("loop")) else { continue };
+        if let Ok(backing) = fs::read_to_string(backing_file(name)) {
+            found.entry(PathBuf::from(backing.trim_end_matches('\n'))).or_default().push(name.to_owned());
+        }
+    }
+    Ok(found)
+}
+
+/// The loop device over the file `wanted`, among the ones whose backing file has the name of `path`.
+/// Where this user may open the device, the file's identity decides; else its path.
+pub fn find(devices: &HashMap<PathBuf, Vec<String>>, path: &Path, wanted: FileId) -> Option<PathBuf> {
+    devices.iter().filter(|(backing, _)| backing.file_name() == path.file_name()).find_map(|(backing, names)| {
+        names.iter().map(|name| Path::new("/dev").join(name)).find(|device| match status(device) {
+            Ok(info) => (kernel_to_stat_dev(info.device), info.inode) == wanted,
+            Err(_) => backing == path,
+        })
+    })
+}
+
+/// Makes a loop device over `file`, with direct I/O where the filesystem allows it.
+pub fn attach(file: &File, path: &Path, read_only: bool) -> Result<PathBuf> {
+    let control = open(Path::new(CONTROL), true)?;
+    loop {
+        // SAFETY: the ioctl takes no argument and returns a number.
+        let number = unsafe { loop_ctl_get_free(control.as_raw_fd()) }
+            .map_err(Error::sys("find a free loop device with", CONTROL))?;
+        let device = PathBuf::from(format!("/dev/loop{number}"));
+        let loop_file = open(&device, true)?;
+        match set_up(loop_file.as_raw_fd(), file.as_raw_fd(), path, read_only) {
+            Ok(()) => return Ok(device),
+            // Someone else took the free device between the two calls.
+            Err(Errno::EBUSY) => continue,
+            Err(errno) => return Err(Error::sys("set up a loop device over", path)(errno)),
+        }
+    }
+}
+
+fn set_up(device: RawFd, file: RawFd, path: &Path, read_only: bool) -> Result<(), Errno> {
+    let mut info = LoopInfo64::empty();
+    info.flags = LO_FLAGS_DIRECT_IO | if read_only { LO_FLAGS_READ_ONLY } else { 0 };
+    let name = path.as_os_str().as_encoded_bytes();
+    let kept = name.len().min(info.file_name.len() - 1);
+    info.file_name[..kept].copy_from_slice(&name[..kept]);
+    let config = LoopConfig { fd: file as u32, block_size: 512, info, reserved: [0; 8] };
+    // SAFETY: `config` is the structure the ioctl reads and lives until it returns.
+    match unsafe { loop_configure(device, &config) } {
+        Err(Errno::EINVAL | Errno::ENOTTY | Errno::ENOSYS) => {}
+        other => return other.map(drop),
+    }
+    // SAFETY: both descriptors are open.
+    unsafe { loop_set_fd(device, file) }?;
+    // Read-only follows from how the file was opened; the flag can't be set here.
+    let before = LoopInfo64 { flags: 0, ..config.info };
+    // SAFETY: `before` is the structure the ioctl reads and lives until it returns.
+    if let Err(errno) = unsafe { loop_set_status64(device, &before) } {
+        // SAFETY: the ioctl takes no argument.
+        let _ = unsafe { loop_clr_fd(device) };
+        return Err(errno);
+    }
+    // Not every filesystem has direct I/O; without it the device works all the same.
+    // SAFETY: the ioctl takes a number.
+    let _ = unsafe { loop_set_direct_io(device, 1) };
+    Ok(())
+}
+
+/// Whether the device refuses writes.
+pub fn is_read_only(device: &Path) -> bool {
+    fs::read_to_string(Path::new(SYSFS).join(base(device)).join("ro")).is_ok_and(|text| text.trim() == "1")
+}
+
+/// Makes the device as large as its backing file is now.
+pub fn update_size(device: &Path) -> Result<()> {
+    let file = open(device, false)?;
+    // SAFETY: the ioctl takes no argument.
+    unsafe { loop_set_capacity(file.as_raw_fd()) }.map_err(Error::sys("update the size of", device)).map(drop)
+}
+
+/// Writes the device's cached blocks to its backing file.
+pub fn flush(device: &Path) -> Result<()> {
+    open(device, false)?.sync_all().map_err(Error::io("flush", device))
+}
+
+/// What `detach` found.
+pub enum Detached {
+    Done(Done),
+    /// Still in use, by these.
+    Busy(String),
+}
+
+/// Frees a loop device.
+///
+/// The kernel is asked to free it and defers that while anybody has it open: then the request is taken
+/// back and the holders are named. udev opens new devices for a moment, so a short wait comes first.
+pub fn detach(device: &Path) -> Result<Detached> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let rdev = match fs::metadata(device) {
+        Ok(meta) if meta.file_type().is_block_device() => meta.rdev(),
+        _ => return Ok(Detached::Done(Done::Already)),
+    };
+    if let Some(user) = claimed(device, rdev) {
+        return Ok(Detached::Busy(user));
+    }
+    let file = open(device, false)?;
+    // SAFETY: the ioctl takes no argument.
+    match unsafe { loop_clr_fd(file.as_raw_fd()) } {
+        Ok(_) => {}
+        Err(Errno::ENXIO) => return Ok(Detached::Done(Done::Already)),
+        Err(errno) => return Err(Error::sys("free", device)(errno)),
+    }
+    drop(file);
+    let until = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if !backing_file(base(device)).exists() {
+            return Ok(Detached::Done(Done::Changed));
+        }
+        let holder = claimed(device, rdev).or_else(|| openers(rdev));
+        let passing = holder.as_deref().is_none_or(|who| who.contains("udev") || who.contains("blkid"));
+        if !passing || Instant::now() >= until {
+            if keep(device)? {
+                return Ok(Detached::Busy(
+                    holder.unwrap_or_else(|| "a process that the system does not name".to_owned()),
+                ));
+            }
+            return Ok(Detached::Done(Done::Changed));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// Takes a deferred detach back. `false`: too late, the device is free.
+fn keep(device: &Path) -> Result<bool> {
+    let file = open(device, false)?;
+    let mut info = LoopInfo64::empty();
+    // SAFETY: `info` is the structure the ioctl fills and lives until it returns.
+    match unsafe { loop_get_status64(file.as_raw_fd(), &mut info) } {
+        Err(Errno::ENXIO) => return Ok(false),
+        other => other.map_err(Error::sys("examine", device))?,
+    };
+    info.flags &= !LO_FLAGS_AUTOCLEAR;
+    // SAFETY: `info` is the structure the ioctl reads and lives until it returns.
+    unsafe { loop_set_status64(file.as_raw_fd(), &info) }.map_err(Error::sys("keep", device))?;
+    Ok(true)
+}
+
+/// Who holds the block device in the kernel: a mount, swap, or another device on top.
+fn claimed(device: &Path, rdev: u64) -> Option<String> {
+    let number = format!("{}:{}", nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounted = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        (words.nth(2) == Some(&number)).then(|| words.nth(1).unwrap_or("?").to_owned())
+    });
+    if let Some(on) = mounted {
+        return Some(format!("the mount on {on}"));
+    }
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    if swaps.lines().any(|line| line.split_whitespace().next() == device.to_str()) {
+        return Some("swap".to_owned());
+    }
+    let above = fs::read_dir(Path::new(SYSFS).join(base(device)).join("holders")).ok()?;
+    let names: Vec<String> = above.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+    (!names.is_empty()).then(|| format!("the device {}", names.join(", ")))
+}
+
+/// The processes that have the block device open, as far as /proc shows them to this user.
+fn openers(rdev: u64) -> Option<String> {
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else { continue };
+        let Ok(fds) = fs::read_dir(process.path().join("fd")) else { continue };
+        let has_it = fds
+            .flatten()
+            .any(|fd| fs::metadata(fd.path()).is_ok_and(|m| m.file_type().is_block_device() && m.rdev() == rdev));
+        if has_it {
+            let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            found.push(format!("process {pid} ({})", command.trim()));
+        }
+    }
+    (!found.is_empty()).then(|| found.join(", "))
+}
+
+fn status(device: &Path) -> io::Result<LoopInfo64> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(device)?;
+    let mut info = LoopInfo64::empty();
+    // SAFETY: `info` is the structure the ioctl fills and lives until it returns.
+    unsafe { loop_get_status64(file.as_raw_fd(), &mut info) }?;
+    Ok(info)
+}
+
+/// `lo_device` is the kernel's `huge_encode_dev`, which for minors below 2^20 is what stat(2) reports.
+fn kernel_to_stat_dev(device: u64) -> u64 {
+    nix::sys::stat::makedev((device >> 8) & 0xfff, (device & 0xff) | ((device >> 12) & 0xfff00))
+}
+
+fn open(path: &Path, write: bool) -> Result<File> {
+    OpenOptions::new().read(true).write(write).open(path).map_err(Error::io("open", path))
+}
+
+fn base(device: &Path) -> &str {
+    device.file_name().and_then(|n| n.to_str()).unwrap_or("")
+}
+
+fn backing_file(name: &str) -> PathBuf {
+    Path::new(SYSFS).join(name).join("loop/backing_file")
+}
+
+impl LoopInfo64 {
+    fn empty() -> Self {
+        LoopInfo64 {
+            device: 0,
+            inode: 0,
+            rdevice: 0,
+            offset: 0,
+            size_limit: 0,
+            number: 0,
+            encrypt_type: 0,
+            encrypt_key_size: 0,
+            flags: 0,
+            file_name: [0; 64],
+            crypt_name: [0; 64],
+            encrypt_key: [0; 32],
+            init: [0; 2],
+        }
+    }
+}

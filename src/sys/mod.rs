@@ -1,0 +1,9 @@
+//! The system below: one purpose per file, no policy.
+
+pub mod copy;
+pub mod durable;
+pub mod lock;
+pub mod loopdev;
+pub mod register;
+pub mod run_dir;
+pub mod tool;

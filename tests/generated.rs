@@ -1,0 +1,51 @@
+//! The man pages and shell completions in the tree are what the command-line definitions say.
+//!
+//! `UPDATE_GENERATED=1 cargo test --test generated` (or `make generated`) writes them anew.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap_complete::Shell;
+use xcp_sm::door::v1;
+use xcp_sm::sr::DRIVERS;
+
+/// Name in the tree and contents of everything that is generated.
+fn generated() -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    let sm = v1::sm_command();
+    let drivers = DRIVERS.iter().map(|driver| (driver.executable, v1::driver_command(driver)));
+    for (name, command) in std::iter::once(("sm", sm.clone())).chain(drivers) {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(command).section("8").render(&mut page).unwrap();
+        files.push((Path::new("man").join(format!("{name}.8")), page));
+    }
+    let mut built = sm;
+    built.build();
+    for verb in built.get_subcommands() {
+        let mut page = Vec::new();
+        let command = verb.clone().display_name(format!("sm-{}", verb.get_name()));
+        clap_mangen::Man::new(command).section("8").render(&mut page).unwrap();
+        files.push((Path::new("man").join(format!("sm-{}.8", verb.get_name())), page));
+    }
+    for (shell, name) in [(Shell::Bash, "sm.bash"), (Shell::Zsh, "_sm"), (Shell::Fish, "sm.fish")] {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut v1::sm_command(), "sm", &mut script);
+        files.push((Path::new("completions").join(name), script));
+    }
+    files
+}
+
+#[test]
+fn man_pages_and_completions_are_current() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let update = std::env::var_os("UPDATE_GENERATED").is_some();
+    for (name, contents) in generated() {
+        let path = root.join(&name);
+        if update {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, &contents).unwrap();
+        }
+        let is = fs::read(&path).unwrap_or_default();
+        assert!(is == contents, "{} is not current: run `make generated`", name.display());
+    }
+}
