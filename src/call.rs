@@ -11,11 +11,15 @@ use crate::sr::{Driver, Sr};
 use crate::sys::copy::Progress;
 use crate::sys::lock::{self, Kind, Lock};
 use crate::types::{DeviceConfig, Done, Mode, NewVdi, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
+use crate::vdi;
+use crate::vdi::transfer::{self, Incoming, Stream};
 
 /// An operation on an SR, in the API's words.
 #[derive(Clone, Debug)]
 pub enum Call {
-    SrCreate { size: Option<u64> },
+    SrCreate {
+        size: Option<u64>,
+    },
     SrDelete,
     SrAttach,
     SrDetach,
@@ -23,15 +27,51 @@ pub enum Call {
     SrScan,
     SrContentType,
     VdiCreate(NewVdi),
-    VdiDelete { vdi: VdiUuid },
-    VdiAttach { vdi: VdiUuid, mode: Mode },
-    VdiDetach { vdi: VdiUuid },
-    VdiClone { source: VdiUuid, dest: VdiUuid },
-    VdiSnapshot { source: VdiUuid, dest: VdiUuid },
-    VdiResize { vdi: VdiUuid, size: u64, allow_shrink: bool },
-    VdiLock { vdi: VdiUuid, force: bool, user: String },
-    VdiUnlock { vdi: VdiUuid, force: bool, user: String },
-    VdiGetParams { vdi: VdiUuid },
+    VdiDelete {
+        vdi: VdiUuid,
+    },
+    VdiAttach {
+        vdi: VdiUuid,
+        mode: Mode,
+    },
+    VdiDetach {
+        vdi: VdiUuid,
+    },
+    VdiClone {
+        source: VdiUuid,
+        dest: VdiUuid,
+    },
+    VdiSnapshot {
+        source: VdiUuid,
+        dest: VdiUuid,
+    },
+    VdiResize {
+        vdi: VdiUuid,
+        size: u64,
+        allow_shrink: bool,
+    },
+    VdiLock {
+        vdi: VdiUuid,
+        force: bool,
+        user: String,
+    },
+    VdiUnlock {
+        vdi: VdiUuid,
+        force: bool,
+        user: String,
+    },
+    VdiGetParams {
+        vdi: VdiUuid,
+    },
+    VdiExport {
+        vdi: VdiUuid,
+        to: Stream,
+    },
+    /// A new VDI with what comes; its `virtual_size` is a least size, 0 for the size of what comes.
+    VdiImport {
+        new: NewVdi,
+        from: Stream,
+    },
 }
 
 /// What an operation answers.
@@ -119,6 +159,17 @@ fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
         Call::VdiLock { vdi, force, user } => storage.vdi(*vdi)?.lock(user, *force).map(|()| Reply::Nothing),
         Call::VdiUnlock { vdi, force, user } => storage.vdi(*vdi)?.unlock(user, *force).map(|()| Reply::Nothing),
         Call::VdiGetParams { vdi } => storage.vdi(*vdi)?.info().map(Reply::Vdi),
+        Call::VdiExport { vdi, to } => {
+            let disk = storage.vdi(*vdi)?;
+            if disk.info()?.read_only == 0 {
+                vdi::refuse_if_attached(&*disk)?;
+            }
+            transfer::export(&*disk.open_disk()?, to, context.progress).map(|()| Reply::Nothing)
+        }
+        Call::VdiImport { new, from } => {
+            let known = Some(new.virtual_size).filter(|size| *size > 0);
+            storage.import_vdi(new, Incoming::open(from, known)?, context.progress).map(|_| Reply::Nothing)
+        }
     }
 }
 
@@ -136,11 +187,12 @@ impl LockPlan {
         let (sr, mut vdis) = match call {
             Call::SrCreate { .. } | Call::SrDelete | Call::SrAttach | Call::SrDetach => (Some(Kind::Exclusive), vec![]),
             Call::SrGetParams | Call::SrScan | Call::SrContentType | Call::VdiGetParams { .. } => (None, vec![]),
-            Call::VdiCreate(new) => (Some(Kind::Shared), vec![new.vdi]),
+            Call::VdiCreate(new) | Call::VdiImport { new, .. } => (Some(Kind::Shared), vec![new.vdi]),
             Call::VdiDelete { vdi }
             | Call::VdiAttach { vdi, .. }
             | Call::VdiDetach { vdi }
             | Call::VdiResize { vdi, .. }
+            | Call::VdiExport { vdi, .. }
             | Call::VdiLock { vdi, .. }
             | Call::VdiUnlock { vdi, .. } => (Some(Kind::Shared), vec![*vdi]),
             Call::VdiClone { source, dest } | Call::VdiSnapshot { source, dest } => {

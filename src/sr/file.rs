@@ -48,7 +48,8 @@ use crate::sys::durable::{self, Dir, NewFile};
 use crate::sys::lock::{self, Lock};
 use crate::sys::{loopdev, register};
 use crate::types::{DeviceConfig, Done, Format, Mode, NewVdi, Params, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
-use crate::vdi::{self, Attachments, Extent, Fork, Holders, Node, Place, Tree, Vdi};
+use crate::vdi::transfer::{self, Incoming};
+use crate::vdi::{self, Attachments, Extent, Fork, Holders, Kind, Node, Place, Tree, Vdi};
 
 pub const DRIVER: Driver = Driver {
     sr_type: "file",
@@ -319,6 +320,21 @@ impl FileSr {
         Ok(images)
     }
 
+    /// Makes an image nobody sees by `write`, then publishes it.
+    fn make_vdi(&self, new: &NewVdi, write: &mut dyn FnMut(&Kind, &fs::File, &Path) -> Result<()>) -> Result<VdiInfo> {
+        let format = new.format.unwrap_or(DRIVER.formats[0]);
+        let kind = vdi::kind(format)?;
+        let dir = self.dir()?;
+        if has_image(&dir, new.vdi)? {
+            return Err(Error::VdiExists { vdi: new.vdi, sr: self.sr });
+        }
+        let image = dir.new_file()?;
+        write(kind, image.file(), &dir.join(&image_name(new.vdi, format)))?;
+        let place = self.place(dir.clone(), new.vdi, format);
+        place.publish(image, &new.params)?;
+        (kind.open)(Box::new(place)).info()
+    }
+
     /// Completes or undoes what a crash left of a fork. The caller holds the tree's lock.
     fn recover_fork(&self, dir: &Dir) -> Result<()> {
         let Some(record) = read_fork(dir)? else { return Ok(()) };
@@ -587,15 +603,18 @@ impl Sr for FileSr {
     }
 
     fn create_vdi(&self, new: &NewVdi) -> Result<VdiInfo> {
-        let format = new.format.unwrap_or(DRIVER.formats[0]);
-        let kind = vdi::kind(format)?;
-        let virtual_size = kind.round(new.virtual_size)?;
-        let dir = self.dir()?;
-        let image = dir.new_file()?;
-        (kind.create)(image.file(), &dir.join(&image_name(new.vdi, format)), virtual_size)?;
-        let place = self.place(dir.clone(), new.vdi, format);
-        place.publish(image, &new.params)?;
-        (kind.open)(Box::new(place)).info()
+        self.make_vdi(new, &mut |kind, file, path| (kind.create)(file, path, kind.round(new.virtual_size)?))
+    }
+
+    fn import_vdi(&self, new: &NewVdi, incoming: Incoming, progress: Progress) -> Result<VdiInfo> {
+        let mut incoming = Some(incoming);
+        self.make_vdi(new, &mut |kind, file, path| {
+            let mut make = |size: u64| {
+                (kind.create)(file, path, kind.round(size.max(new.virtual_size))?)?;
+                transfer::writer(kind.format, file.try_clone().map_err(Error::io("duplicate", path))?, path)
+            };
+            incoming.take().expect("an image is made once").fill(&mut make, progress)
+        })
     }
 
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {

@@ -352,7 +352,7 @@ fn temporary_name() -> String {
 
 /// Makes the directory that holds `path` durable, so that a name just made in it is.
 pub fn sync_parent(path: &Path) -> Result<()> {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"));
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io("make durable", parent))
 }
 

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use crate::call::Context;
 use crate::datapath;
 use crate::error::{Error, Result};
+use crate::image::disk::Disk;
 use crate::sys::loopdev::Detached;
 use crate::types::{Done, Mode, Params, VdiInfo, VdiUuid};
 use crate::vdi::{Fork, Kind, Node, Place, Tree, Vdi, describe, in_use, refuse_if_used};
@@ -155,6 +156,10 @@ impl Vdi for Cow<'_> {
     fn snapshot(&self, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
         let params = Params { read_only: true, shareable: false, ..self.place.params()? };
         self.fork(dest, &params, context)
+    }
+
+    fn open_disk(&self) -> Result<Box<dyn Disk>> {
+        (self.kind.disk)(self.place.image(Mode::ReadOnly)?, &*self.place)
     }
 
     fn resize(&self, size: u64, _allow_shrink: bool) -> Result<Done> {

@@ -5,6 +5,7 @@
 
 pub mod cow;
 pub mod raw;
+pub mod transfer;
 pub mod vhd;
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,6 +16,7 @@ use std::time::Instant;
 use crate::call::Context;
 use crate::datapath;
 use crate::error::{Error, Result};
+use crate::image::disk::Disk;
 use crate::sys::copy::Progress;
 use crate::sys::lock::Lock;
 use crate::sys::loopdev;
@@ -172,6 +174,9 @@ pub trait Vdi {
     fn snapshot(&self, _dest: VdiUuid, _context: &Context) -> Result<VdiInfo> {
         Err(Error::Unsupported { op: "vdi_snapshot", why: "this format has none".to_owned() })
     }
+
+    /// The disk's bytes, to be read while nobody writes them.
+    fn open_disk(&self) -> Result<Box<dyn Disk>>;
 
     /// Makes the disk `size` bytes. Idempotent.
     ///
@@ -346,6 +351,8 @@ pub struct Kind {
     pub create_child: fn(&File, path: &Path, parent: &File, parent_path: &Path) -> Result<()>,
     /// What an image says of itself: one open, one read.
     pub query: fn(&File, path: &Path) -> Result<Node>,
+    /// The disk of an image and its parents, which are looked for in the tree.
+    pub disk: fn(File, &dyn Place) -> Result<Box<dyn Disk>>,
     /// Marks an image as there for its children only, durably.
     pub hide: fn(&File, path: &Path) -> Result<()>,
     /// Makes an image that nobody has open larger, durably.

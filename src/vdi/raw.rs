@@ -6,6 +6,7 @@ use nix::errno::Errno;
 
 use crate::call::Context;
 use crate::error::{Error, Result};
+use crate::image::disk::{Disk, RawFile};
 use crate::types::{Done, Format, Mode, Params, VdiInfo, VdiUuid};
 use crate::vdi::{Kind, Node, Place, Vdi, describe, refuse_if_used};
 
@@ -33,6 +34,7 @@ pub static KIND: Kind = Kind {
         let length = file.metadata().map_err(Error::io("examine", path))?.len();
         Ok(Node { virtual_size: length, hidden: false, parent: None })
     },
+    disk: |file, place| Ok(Box::new(RawFile::new(file, &place.path())?)),
     hide: |_, _| Err(no_tree("hiding")),
     resize: |file, path, size| {
         (KIND.create)(&file, path, size)?;
@@ -88,6 +90,10 @@ impl Vdi for Raw<'_> {
     fn snapshot(&self, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
         let params = Params { read_only: true, shareable: false, ..self.place.params()? };
         self.place.copy_to(dest, &params, context.progress)
+    }
+
+    fn open_disk(&self) -> Result<Box<dyn Disk>> {
+        (KIND.disk)(self.place.image(Mode::ReadOnly)?, &*self.place)
     }
 
     fn resize(&self, size: u64, allow_shrink: bool) -> Result<Done> {

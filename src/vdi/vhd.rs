@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::vhd::{self, FilePlace, NewImage, ParentLink};
-use crate::types::{Format, VdiUuid};
+use crate::image::vhd::{self, Chain, FilePlace, NewImage, ParentLink};
+use crate::types::{Format, Mode, VdiUuid};
 use crate::vdi::cow::Cow;
+use crate::vdi::transfer::VhdDisk;
 use crate::vdi::{Kind, Node};
 
 pub static KIND: Kind = Kind {
@@ -35,6 +36,16 @@ pub static KIND: Kind = Kind {
         }
         let parent = info.parent.as_ref().map(|link| parent(path, link)).transpose()?;
         Ok(Node { virtual_size: info.virtual_size, hidden: info.hidden, parent })
+    },
+    disk: |file, place| {
+        let path = place.path();
+        let tree = place.tree()?;
+        let chain = Chain::open(Arc::new(self::place(&file, &path)?), Mode::ReadOnly, |link| {
+            let parent = tree.sibling(parent(&path, link)?)?;
+            let image: Arc<dyn vhd::Place> = Arc::new(FilePlace::new(parent.image(Mode::ReadOnly)?, parent.path())?);
+            Ok(if parent.format() == Format::Raw { vhd::Parent::Raw(image) } else { vhd::Parent::Vhd(image) })
+        })?;
+        Ok(Box::new(VhdDisk(chain)))
     },
     hide: |file, path| vhd::set_hidden(&place(file, path)?, true).map(drop),
     resize: |file, path, size| {
