@@ -19,6 +19,9 @@ _sm() {
             sm,sr_attach)
                 cmd="sm__subcmd__sr_attach"
                 ;;
+            sm,sr_collect)
+                cmd="sm__subcmd__sr_collect"
+                ;;
             sm,sr_content_type)
                 cmd="sm__subcmd__sr_content_type"
                 ;;
@@ -86,7 +89,7 @@ _sm() {
 
     case "${cmd}" in
         sm)
-            opts="-t -d -h -V --wait --format --sr-type --dconf --help --version sr_create sr_delete sr_attach sr_detach sr_get_params sr_scan sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params vdi_export vdi_import vdi_tree"
+            opts="-t -d -h -V --wait --format --sr-type --dconf --help --version sr_create sr_delete sr_attach sr_detach sr_get_params sr_scan sr_collect sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params vdi_export vdi_import vdi_tree"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -124,6 +127,44 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_attach)
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
+                --sr-type)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -t)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --dconf)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -d)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        sm__subcmd__sr_collect)
             opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

@@ -39,6 +39,7 @@ complete -c sm -n "__fish_sm_needs_command" -f -a "sr_attach" -d 'Make an SR ava
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_detach" -d 'End the availability on this host. Fails while a VDI is attached'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_get_params" -d 'Print what is known of an SR: (sr …)'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_scan" -d 'Print an SR with every VDI in it: (sr … (vdis (vdi …) …))'
+complete -c sm -n "__fish_sm_needs_command" -f -a "sr_collect" -d 'Give space back: merge what deleted snapshots and clones left, except below disks in use'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_content_type" -d 'Print the kind of content: raw, vhd, iso'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_probe" -d 'Print the SRs that a DCONF holds: (srs (sr …) …)'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_create" -d 'Make a VDI of zeroes. Fails if the UUID exists'
@@ -103,6 +104,14 @@ table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s t -l sr-type -d 'The SR\'s type: file' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand sr_collect" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_collect" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
+lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
+json\t''
+table\t'For people'"
+complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'

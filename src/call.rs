@@ -26,6 +26,7 @@ pub enum Call {
     SrGetParams,
     SrScan,
     SrContentType,
+    SrCollect,
     VdiCreate(NewVdi),
     VdiDelete {
         vdi: VdiUuid,
@@ -144,6 +145,7 @@ fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
         Call::SrDetach => storage.detach().map(nothing),
         Call::SrGetParams => storage.stat().map(Reply::Sr),
         Call::SrScan => storage.scan().map(Reply::Sr),
+        Call::SrCollect => storage.collect(context).map(nothing),
         Call::SrContentType => Ok(Reply::Text(storage.content_type().to_owned())),
         Call::VdiCreate(new) => storage.create_vdi(new).map(|_| Reply::Nothing),
         Call::VdiDelete { vdi } => match storage.vdi(*vdi) {
@@ -187,6 +189,8 @@ impl LockPlan {
         let (sr, mut vdis) = match call {
             Call::SrCreate { .. } | Call::SrDelete | Call::SrAttach | Call::SrDetach => (Some(Kind::Exclusive), vec![]),
             Call::SrGetParams | Call::SrScan | Call::SrContentType | Call::VdiGetParams { .. } => (None, vec![]),
+            // It takes the locks of its disks one after the other.
+            Call::SrCollect => (Some(Kind::Shared), vec![]),
             Call::VdiCreate(new) | Call::VdiImport { new, .. } => (Some(Kind::Shared), vec![new.vdi]),
             Call::VdiDelete { vdi }
             | Call::VdiAttach { vdi, .. }

@@ -38,7 +38,7 @@ pub enum Error {
     VdiInUse { vdi: VdiUuid, sr: SrUuid, holder: String },
     #[error(
         "VDI {vdi} on SR {sr} is the last of {depth} images, each the parent of the next, and {longest} is the limit: \
-         copy it to a new VDI, or delete snapshots of it"
+         delete snapshots of it and run sr_collect, or export and import it"
     )]
     ChainTooLong { vdi: VdiUuid, sr: SrUuid, depth: usize, longest: usize },
     #[error("VDI {vdi} on SR {sr}: {why}")]

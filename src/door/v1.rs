@@ -106,6 +106,8 @@ enum Verb {
     SrGetParams(SrArg),
     /// Print an SR with every VDI in it: (sr … (vdis (vdi …) …)).
     SrScan(SrArg),
+    /// Give space back: merge what deleted snapshots and clones left, except below disks in use.
+    SrCollect(SrArg),
     /// Print the kind of content: raw, vhd, iso.
     SrContentType(SrArg),
     /// Print the SRs that a DCONF holds: (srs (sr …) …).
@@ -364,6 +366,7 @@ fn to_call(verb: Verb) -> Result<(SrUuid, Call)> {
         Verb::SrDetach(sr) => (sr.sr.parse()?, Call::SrDetach),
         Verb::SrGetParams(sr) => (sr.sr.parse()?, Call::SrGetParams),
         Verb::SrScan(sr) | Verb::VdiTree(sr) => (sr.sr.parse()?, Call::SrScan),
+        Verb::SrCollect(sr) => (sr.sr.parse()?, Call::SrCollect),
         Verb::SrContentType(sr) => (sr.sr.parse()?, Call::SrContentType),
         Verb::SrProbe => unreachable!("it names no SR and was answered before"),
         Verb::VdiCreate { vdi: arg, size, new } => {

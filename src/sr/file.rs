@@ -10,7 +10,7 @@
 //! | `<vdi>.params` | label, description, shareable, read-only; only when one is set |
 //! | `<vdi>.lock/` | the persistent lock, a [`register`]; only once it was locked |
 //! | `.tmp-<uuid>` | a file in the making, see [`durable`](crate::sys::durable) |
-//! | `.sm-fork` | which tree is being changed; only while it is |
+//! | `.sm-tree` | which tree is being changed; only while it is |
 //!
 //! Order of steps, and what the next call finds after a kill:
 //!
@@ -23,10 +23,14 @@
 //!   set, `flock`ed; 3. publish the image. After 2: params without an image and without a lock, which the
 //!   next call for this VDI and sr_attach remove; not sr_scan, which holds no lock.
 //! - **vdi_clone, vdi_snapshot in a tree** of the disk U with the new VDI D and the base B: 1. write both children,
-//!   unnamed; 2. publish `.sm-fork`, which names U, B and D; 3. link U's image as B; 4. publish D; 5. rename
-//!   the other child over U's name; 6. mark B hidden; 7. remove `.sm-fork`. Before 5, U and B are one file, and
+//!   unnamed; 2. publish `.sm-tree`, which names U, B and D; 3. link U's image as B; 4. publish D; 5. rename
+//!   the other child over U's name; 6. mark B hidden; 7. remove `.sm-tree`. Before 5, U and B are one file, and
 //!   whoever takes the tree's lock next removes D and B; after it, they differ, and B is hidden. Readers take
-//!   the B of a `.sm-fork` for hidden.
+//!   the B of a `.sm-tree` for hidden.
+//! - **sr_collect**, after the data of an only child C was written into its base B: for a C that is a base itself,
+//!   1. publish `.sm-tree`; 2. make B the parent of each child of C; 3. remove C. Whoever takes the tree's lock
+//!   after a kill goes on. For a C that is a disk: a. publish `.sm-tree`; b. mark B visible; c. rename B over the
+//!   name of C. After b, B is hidden again.
 //! - **vdi_delete**: 1. unlink the image, durably; 2. remove what was beside it. After 1: as above.
 //! - **vdi_resize**: one `ftruncate`. **vdi_lock, vdi_unlock**: one `link`.
 
@@ -41,6 +45,7 @@ use nix::errno::Errno;
 use nix::sys::stat::{FileStat, SFlag};
 use serde::{Deserialize, Serialize};
 
+use crate::call::Context;
 use crate::error::{Error, Result};
 use crate::sr::{Driver, Sr};
 use crate::sys::copy::{self, Progress};
@@ -66,7 +71,7 @@ const MARKER: &str = ".sm-sr";
 const DELETING: &str = ".sm-sr-deleting";
 const PARAMS: &str = "params";
 const LOCK: &str = "lock";
-const FORK: &str = ".sm-fork";
+const CHANGE: &str = ".sm-tree";
 /// Names that the collector of the Python storage managers begins its journals with.
 const JOURNALS: [&str; 3] = ["coalesce_", "relink_", "leaf_"];
 /// Extensions of images by format, in the order they are looked for.
@@ -104,6 +109,18 @@ enum Record {
         vdi: VdiUuid,
         base: VdiUuid,
         dest: VdiUuid,
+        format: Format,
+    },
+    /// The children of `vdi` become those of its parent.
+    Relink {
+        vdi: VdiUuid,
+        base: VdiUuid,
+        format: Format,
+    },
+    /// `base` takes the place of `vdi`, its only child.
+    Collapse {
+        vdi: VdiUuid,
+        base: VdiUuid,
         format: Format,
     },
 }
@@ -290,7 +307,7 @@ impl FileSr {
 
     /// What every image says of itself. One stat for a raw one; one open, one read for the others.
     ///
-    /// A base that sr_scan has not to show yet, because `.sm-fork` names it, is told as hidden.
+    /// A base that sr_scan has not to show yet, because `.sm-tree` names it, is told as hidden.
     fn images(&self, dir: &Dir, listing: &Listing) -> Result<Vec<Image>> {
         let mut wanted: Vec<(VdiUuid, Format)> = listing.images.iter().map(|(v, f)| (*v, *f)).collect();
         wanted.sort_unstable();
@@ -312,7 +329,7 @@ impl FileSr {
             images.append(&mut part?);
         }
         if images.iter().any(|image| image.format != Format::Raw)
-            && let Some(Record::Fork { base, .. }) = read_fork(dir)?
+            && let Some(Record::Fork { base, .. } | Record::Collapse { base, .. }) = read_change(dir)?
             && let Some(image) = images.iter_mut().find(|image| image.vdi == base)
         {
             image.node.hidden = true;
@@ -336,9 +353,26 @@ impl FileSr {
     }
 
     /// Completes or undoes what a crash left of a fork. The caller holds the tree's lock.
-    fn recover_fork(&self, dir: &Dir) -> Result<()> {
-        let Some(record) = read_fork(dir)? else { return Ok(()) };
-        let Record::Fork { vdi, base, dest, format } = record else { return Err(damaged_record(dir, FORK)) };
+    fn recover_change(&self, dir: &Dir) -> Result<()> {
+        let Some(record) = read_change(dir)? else { return Ok(()) };
+        match record {
+            Record::Fork { vdi, base, dest, format } => self.recover_fork(dir, vdi, base, dest, format)?,
+            Record::Relink { vdi, base, format } => self.finish_relink(dir, vdi, base, format)?,
+            Record::Collapse { base, format, .. } => {
+                // Until the base has the leaf's name, the leaf is all there and the base is what it was.
+                let name = image_name(base, format);
+                if dir.lookup(&name)?.is_some() {
+                    (vdi::kind(format)?.set_hidden)(&dir.open_file(&name, true)?, &dir.join(&name), true)?;
+                }
+            }
+            _ => return Err(damaged_record(dir, CHANGE)),
+        }
+        dir.sync()?;
+        dir.remove(CHANGE)?;
+        dir.sync()
+    }
+
+    fn recover_fork(&self, dir: &Dir, vdi: VdiUuid, base: VdiUuid, dest: VdiUuid, format: Format) -> Result<()> {
         let name = image_name(base, format);
         match (dir.lookup(&image_name(vdi, format))?, dir.lookup(&name)?) {
             (_, None) => {}
@@ -354,21 +388,42 @@ impl FileSr {
                 }
                 dir.remove(&name)?;
             }
-            (Some(_), Some(_)) => (vdi::kind(format)?.hide)(&dir.open_file(&name, true)?, &dir.join(&name))?,
+            (Some(_), Some(_)) => {
+                (vdi::kind(format)?.set_hidden)(&dir.open_file(&name, true)?, &dir.join(&name), true)?
+            }
             (None, Some(_)) => {
                 return Err(Error::Damaged {
                     path: dir.join(&image_name(vdi, format)),
-                    what: format!("is missing, and {FORK} says that it was being cloned; its data is in {name}"),
+                    what: format!("is missing, and {CHANGE} says that it was being cloned; its data is in {name}"),
                 });
             }
         }
-        dir.sync()?;
-        dir.remove(FORK)?;
-        dir.sync()
+        Ok(())
     }
 
-    /// Removes bases that have no children left. The caller has the SR alone.
-    fn collect(&self, dir: &Rc<Dir>, listing: &Listing) -> Result<()> {
+    /// Gives every child of `vdi` to `base`, then removes `vdi`. Can be done again from any point of it.
+    fn finish_relink(&self, dir: &Dir, vdi: VdiUuid, base: VdiUuid, format: Format) -> Result<()> {
+        let kind = vdi::kind(format)?;
+        let Some(base_format) = format_of(dir, base)? else {
+            return Err(Error::Damaged {
+                path: dir.join(CHANGE),
+                what: format!("names {base} as the parent to be, and there is no such image"),
+            });
+        };
+        let shared = Rc::new(Dir::open(dir.path())?);
+        let parent = self.place(shared, base, base_format);
+        let parent_image = parent.image(Mode::ReadOnly)?;
+        for image in self.images(dir, &self.list(dir)?)?.iter().filter(|image| image.node.parent == Some(vdi)) {
+            let name = image_name(image.vdi, image.format);
+            (kind.set_parent)(&dir.open_file(&name, true)?, &dir.join(&name), &parent_image, &parent)?;
+        }
+        dir.remove(&image_name(vdi, format))?;
+        dir.sync()?;
+        remove_leftovers(dir, vdi).map(drop)
+    }
+
+    /// Removes bases that have no children left. The caller has the SR, or its tree's lock.
+    fn remove_garbage(&self, dir: &Rc<Dir>, listing: &Listing) -> Result<()> {
         let mut nodes: BTreeMap<VdiUuid, Node> =
             self.images(dir, listing)?.into_iter().map(|i| (i.vdi, i.node)).collect();
         while let Some(base) = nodes.keys().copied().find(|v| vdi::cow::is_garbage(&nodes, *v)) {
@@ -524,12 +579,12 @@ impl Sr for FileSr {
             done = Done::Changed;
         }
         let dir = self.dir()?;
-        self.recover_fork(&dir)?;
+        self.recover_change(&dir)?;
         let listing = self.list(&dir)?;
         self.sweep_all(&dir, &listing);
         if !listing.journals {
             // What can't be collected now, on a read-only mount or while it is in use, is collected later.
-            let _ = self.collect(&dir, &listing);
+            let _ = self.remove_garbage(&dir, &listing);
         }
         Ok(done)
     }
@@ -615,6 +670,56 @@ impl Sr for FileSr {
             };
             incoming.take().expect("an image is made once").fill(&mut make, progress)
         })
+    }
+
+    fn collect(&self, context: &Context) -> Result<Done> {
+        let dir = self.dir()?;
+        // The Python collector holds these while it works; whoever has them is the only one.
+        let busy = |refused: lock::Refused| {
+            refused.or_timed_out(|who| Error::SrUnavailable { sr: self.sr, why: format!("{who} collects it already") })
+        };
+        let _alone =
+            lock::take(&self.sr.to_string(), "gc_active", lock::Kind::Exclusive, Instant::now()).map_err(busy)?;
+        let _running =
+            lock::take(&self.sr.to_string(), "running", lock::Kind::Exclusive, Instant::now()).map_err(busy)?;
+        let (mut done, mut left) = (Done::Already, HashSet::new());
+        loop {
+            let listing = self.list(&dir)?;
+            if listing.journals {
+                return Err(Error::SrUnavailable {
+                    sr: self.sr,
+                    why: "the collector of another storage manager left a journal in it and has to finish first"
+                        .to_owned(),
+                });
+            }
+            let nodes: BTreeMap<VdiUuid, Node> =
+                self.images(&dir, &listing)?.into_iter().map(|i| (i.vdi, i.node)).collect();
+            if let Some(first) = nodes.keys().find(|v| vdi::cow::is_garbage(&nodes, **v)) {
+                let place = self.place(dir.clone(), *first, listing.images[first]);
+                let _lock = Tree::lock(&place, context.deadline)?;
+                self.remove_garbage(&dir, &self.list(&dir)?)?;
+                done = Done::Changed;
+                continue;
+            }
+            let only_child = |v: &VdiUuid| {
+                let parent = nodes[v].parent;
+                !left.contains(v)
+                    && parent.is_some_and(|p| {
+                        nodes.get(&p).is_some_and(|n| n.hidden) && vdi::cow::children_of(&nodes, p).len() == 1
+                    })
+            };
+            let Some(next) = nodes.keys().copied().find(only_child) else { return Ok(done) };
+            // A disk in use is left for the next time.
+            let merged = match lock::take(&next.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()) {
+                Ok(_lock) => self.disk(dir.clone(), next, listing.images[&next])?.coalesce(context)?,
+                Err(lock::Refused::TimedOut { .. }) => Done::Already,
+                Err(lock::Refused::Failed(error)) => return Err(error),
+            };
+            match merged {
+                Done::Changed => done = Done::Changed,
+                Done::Already => drop(left.insert(next)),
+            }
+        }
     }
 
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
@@ -829,7 +934,7 @@ impl Tree for FilePlace<'_> {
                 why: format!("{holder} changes a tree of it; --wait gives it longer"),
             })
         })?;
-        self.sr.recover_fork(&self.dir)?;
+        self.sr.recover_change(&self.dir)?;
         Ok(lock)
     }
 
@@ -861,32 +966,66 @@ impl Tree for FilePlace<'_> {
         };
         let (new_dest, new_self) = (child(&dest)?, child(self)?);
         let record = Record::Fork { vdi: self.vdi, base: fork.base, dest: fork.dest, format: self.format };
-        if !self.dir.create(FORK, &encode(&record))? {
-            return Err(damaged_record(&self.dir, FORK));
+        if !self.dir.create(CHANGE, &encode(&record))? {
+            return Err(damaged_record(&self.dir, CHANGE));
         }
         let done = self
             .dir
             .link(&self.name(), &base.name())
             .and_then(|()| dest.publish(new_dest, fork.params))
             .and_then(|()| new_self.publish_over(&self.name()))
-            .and_then(|()| (fork.kind.hide)(&self.dir.open_file(&base.name(), true)?, &base.path()));
+            .and_then(|()| (fork.kind.set_hidden)(&self.dir.open_file(&base.name(), true)?, &base.path(), true));
         match done {
             // Need not be durable: a record of what is complete is completed again.
-            Ok(()) => self.dir.remove(FORK).map(drop),
-            Err(cause) => match self.sr.recover_fork(&self.dir) {
+            Ok(()) => self.dir.remove(CHANGE).map(drop),
+            Err(cause) => match self.sr.recover_change(&self.dir) {
                 Ok(()) => Err(cause),
                 Err(undo) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
             },
         }
     }
+
+    fn relink(&self, parent: VdiUuid, _kind: &'static Kind) -> Result<()> {
+        let record = Record::Relink { vdi: self.vdi, base: parent, format: self.format };
+        if !self.dir.create(CHANGE, &encode(&record))? {
+            return Err(damaged_record(&self.dir, CHANGE));
+        }
+        self.sr.recover_change(&self.dir)
+    }
+
+    fn collapse(&self, parent: VdiUuid, kind: &'static Kind) -> Result<()> {
+        let base = self.sr.place(self.dir.clone(), parent, self.format);
+        let record = Record::Collapse { vdi: self.vdi, base: parent, format: self.format };
+        if !self.dir.create(CHANGE, &encode(&record))? {
+            return Err(damaged_record(&self.dir, CHANGE));
+        }
+        let done = (kind.set_hidden)(&base.image(Mode::ReadWrite)?, &base.path(), false)
+            .and_then(|()| self.dir.rename(&base.name(), &self.name()))
+            .and_then(|()| self.dir.sync());
+        match (done, self.sr.recover_change(&self.dir)) {
+            (Ok(()), after) => after,
+            (Err(cause), Ok(())) => Err(cause),
+            (Err(cause), Err(undo)) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
+        }
+    }
 }
 
-fn read_fork(dir: &Dir) -> Result<Option<Record>> {
-    match dir.read(FORK)? {
+/// The format of the image that a VDI has, if it has one.
+fn format_of(dir: &Dir, vdi: VdiUuid) -> Result<Option<Format>> {
+    for (extension, format) in IMAGES {
+        if dir.lookup(&beside(vdi, extension))?.is_some() {
+            return Ok(Some(format));
+        }
+    }
+    Ok(None)
+}
+
+fn read_change(dir: &Dir) -> Result<Option<Record>> {
+    match dir.read(CHANGE)? {
         None => Ok(None),
         Some(bytes) => match decode(&bytes) {
-            Some(record @ Record::Fork { .. }) => Ok(Some(record)),
-            _ => Err(damaged_record(dir, FORK)),
+            Some(record @ (Record::Fork { .. } | Record::Relink { .. } | Record::Collapse { .. })) => Ok(Some(record)),
+            _ => Err(damaged_record(dir, CHANGE)),
         },
     }
 }

@@ -4,6 +4,9 @@
 //! two empty children take its place: one under the VDI's own name, one under the new VDI's. So both cost the
 //! same whatever the disk holds. A base that lost its last child is garbage and goes with it.
 //!
+//! A base with one child is merged with it by [`Vdi::coalesce`]: the child's data is written into the base, where
+//! nobody reads it as long as the child is there; then, in one step, the base takes the child's place.
+//!
 //! What is written in which order is the SR's business, see [`Tree::fork`]. While the tree is changed, its lock
 //! is held; the server of an attached disk has its image closed and lets I/O wait.
 
@@ -72,6 +75,12 @@ impl<'a> Cow<'a> {
             next = (crate::vdi::kind(place.format())?.query)(&place.image(Mode::ReadOnly)?, &place.path())?.parent;
         }
         Ok(depth)
+    }
+
+    /// Makes the servers of all disks that have this image in their chains close it.
+    fn pause_above(&self, tree: &dyn Tree) -> Result<Vec<Pause>> {
+        let above = descendants(&tree.nodes()?, self.place.vdi());
+        above.into_iter().map(|vdi| Pause::of(&*tree.sibling(vdi)?)).collect()
     }
 
     fn is_hidden(&self, op: &'static str) -> Error {
@@ -158,6 +167,44 @@ impl Vdi for Cow<'_> {
         self.fork(dest, &params, context)
     }
 
+    fn coalesce(&self, context: &Context) -> Result<Done> {
+        let tree = self.place.tree()?;
+        let node = self.node()?;
+        let Some(base) = node.parent.filter(|base| is_only_child(tree, self.place.vdi(), *base)) else {
+            return Ok(Done::Already);
+        };
+        // A leaf must be nobody's while it is merged; a base has no users of its own.
+        if !node.hidden && self.device()?.is_some() {
+            return Ok(Done::Already);
+        }
+        let parent = tree.sibling(base)?;
+        let parent_kind = crate::vdi::kind(parent.format())?;
+        let parent_size = (parent_kind.query)(&parent.image(Mode::ReadOnly)?, &parent.path())?.virtual_size;
+        if parent_size < node.virtual_size {
+            // Growing moves blocks, so whoever reads the base has to let go of it.
+            let _pauses = self.pause_above(tree)?;
+            (parent_kind.resize)(parent.image(Mode::ReadWrite)?, &parent.path(), node.virtual_size)?;
+        }
+        let image = self.place.image(Mode::ReadOnly)?;
+        let into = parent.image(Mode::ReadWrite)?;
+        (self.kind.coalesce)(image, &self.place.path(), into, &*parent, context.progress)?;
+
+        let _lock = tree.lock(context.deadline)?;
+        // Deleted or copied meanwhile: what was merged does no harm, as nobody reads it from the parent.
+        if !is_only_child(tree, self.place.vdi(), base) || self.node()? != node {
+            return Ok(Done::Already);
+        }
+        if node.hidden {
+            let _pauses = self.pause_above(tree)?;
+            tree.relink(base, self.kind)?;
+        } else if parent.format() == self.kind.format {
+            tree.collapse(base, self.kind)?;
+        } else {
+            return Ok(Done::Already);
+        }
+        Ok(Done::Changed)
+    }
+
     fn open_disk(&self) -> Result<Box<dyn Disk>> {
         (self.kind.disk)(self.place.image(Mode::ReadOnly)?, &*self.place)
     }
@@ -216,6 +263,24 @@ impl Drop for Pause {
 /// The images whose parent is `base`, in the order of their UUIDs.
 pub fn children_of(nodes: &BTreeMap<VdiUuid, Node>, base: VdiUuid) -> Vec<VdiUuid> {
     nodes.iter().filter(|(_, node)| node.parent == Some(base)).map(|(vdi, _)| *vdi).collect()
+}
+
+/// Whether `vdi` is all that `base`, which is nobody's disk, is there for.
+fn is_only_child(tree: &dyn Tree, vdi: VdiUuid, base: VdiUuid) -> bool {
+    tree.nodes()
+        .is_ok_and(|nodes| nodes.get(&base).is_some_and(|node| node.hidden) && children_of(&nodes, base) == [vdi])
+}
+
+/// All images above `base`, which have it in their chains.
+fn descendants(nodes: &BTreeMap<VdiUuid, Node>, base: VdiUuid) -> Vec<VdiUuid> {
+    let mut found = children_of(nodes, base);
+    let mut next = 0;
+    while let Some(vdi) = found.get(next) {
+        let more = children_of(nodes, *vdi);
+        found.extend(more);
+        next += 1;
+    }
+    found
 }
 
 /// Whether a base has nobody left who needs it.

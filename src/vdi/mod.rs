@@ -101,6 +101,14 @@ pub trait Tree {
     /// # Errors
     /// [`Error::VdiExists`]; [`Error::Unsupported`] on a filesystem without hard links.
     fn fork(&self, fork: &Fork) -> Result<()>;
+
+    /// Gives the children of this image to its parent, which holds all that this one does, then removes it.
+    /// What a crash leaves is completed. The caller holds the lock.
+    fn relink(&self, parent: VdiUuid, kind: &'static Kind) -> Result<()>;
+
+    /// Puts the parent, which holds all that this leaf does, in its place. What a crash leaves is undone or
+    /// completed. The caller holds the lock, and nobody has the leaf open.
+    fn collapse(&self, parent: VdiUuid, kind: &'static Kind) -> Result<()>;
 }
 
 /// What [`Tree::fork`] is to make.
@@ -173,6 +181,12 @@ pub trait Vdi {
     /// can't take all its bytes at one instant.
     fn snapshot(&self, _dest: VdiUuid, _context: &Context) -> Result<VdiInfo> {
         Err(Error::Unsupported { op: "vdi_snapshot", why: "this format has none".to_owned() })
+    }
+
+    /// Merges the disk's image with its parent, if it is the parent's only child and the parent is nobody's
+    /// disk. Long work; the tree is locked for its last step only.
+    fn coalesce(&self, _context: &Context) -> Result<Done> {
+        Ok(Done::Already)
     }
 
     /// The disk's bytes, to be read while nobody writes them.
@@ -353,8 +367,12 @@ pub struct Kind {
     pub query: fn(&File, path: &Path) -> Result<Node>,
     /// The disk of an image and its parents, which are looked for in the tree.
     pub disk: fn(File, &dyn Place) -> Result<Box<dyn Disk>>,
-    /// Marks an image as there for its children only, durably.
-    pub hide: fn(&File, path: &Path) -> Result<()>,
+    /// Marks an image as there for its children only, or no longer so, durably.
+    pub set_hidden: fn(&File, path: &Path, hidden: bool) -> Result<()>,
+    /// Writes into the parent what the child holds; any number of times. Neither is changed otherwise.
+    pub coalesce: fn(child: File, path: &Path, parent: File, parent_place: &dyn Place, Progress) -> Result<()>,
+    /// Names another image as the parent, which holds all that the present one shows; durably.
+    pub set_parent: fn(&File, path: &Path, parent: &File, parent_place: &dyn Place) -> Result<()>,
     /// Makes an image that nobody has open larger, durably.
     pub resize: fn(File, path: &Path, virtual_size: u64) -> Result<()>,
     /// A disk of this format in the place.

@@ -35,7 +35,9 @@ pub static KIND: Kind = Kind {
         Ok(Node { virtual_size: length, hidden: false, parent: None })
     },
     disk: |file, place| Ok(Box::new(RawFile::new(file, &place.path())?)),
-    hide: |_, _| Err(no_tree("hiding")),
+    set_hidden: |_, _, _| Err(no_tree("hiding")),
+    coalesce: |_, _, _, _, _| Err(no_tree("coalescing")),
+    set_parent: |_, _, _, _| Err(no_tree("changing the parent")),
     resize: |file, path, size| {
         (KIND.create)(&file, path, size)?;
         file.sync_all().map_err(Error::io("make durable", path))
