@@ -27,12 +27,10 @@
 //!   the other child over U's name; 6. mark B hidden; 7. remove `.sm-tree`. Before 5, U and B are one file, and
 //!   whoever takes the tree's lock next removes D and B; after it, they differ, and B is hidden. Readers take
 //!   the B of a `.sm-tree` for hidden.
-//! - **sr_collect**, after the data of an only child C was written into its base B: for a C that is a base itself,
-//!   1. publish `.sm-tree`; 2. make B the parent of each child of C; 3. remove C. Whoever takes the tree's lock
-//!   after a kill goes on. For a C that is a disk: a. publish `.sm-tree`; b. mark B visible; c. rename B over the
-//!   name of C. After b, B is hidden again.
-//! - **vdi_delete**: 1. unlink the image, durably; 2. remove what was beside it. After 1: as above.
-//! - **vdi_resize**: one `ftruncate`. **vdi_lock, vdi_unlock**: one `link`.
+//! - **sr_collect**, after the data of an only child C was written into its base B. For a C that is a base itself:
+//!   (1) publish `.sm-tree`; (2) make B the parent of each child of C; (3) remove C. Whoever takes the tree's lock
+//!   after a kill goes on. For a C that is a disk: (1) publish `.sm-tree`; (2) mark B visible; (3) rename B over the
+//!   name of C. After (2), B is hidden again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
