@@ -756,19 +756,17 @@ impl FilePlace<'_> {
         remove_leftovers(&self.dir, self.vdi)?;
         let name = beside(self.vdi, PARAMS);
         // Held until the image is published: an unlocked one without an image is a leftover.
-        let _in_the_making = if *params == Params::default() {
+        let in_the_making = if *params == Params::default() {
             None
         } else {
             let file = self.dir.create_held(&name, &encode(&Record::Vdi(params.clone())))?;
             Some(file.ok_or_else(|| self.exists_already())?)
         };
-        if image.publish(&self.name())? {
-            return Ok(());
+        let published = image.publish(&self.name());
+        if !matches!(published, Ok(true)) && in_the_making.is_some() {
+            let _ = self.dir.remove(&name);
         }
-        if _in_the_making.is_some() {
-            self.dir.remove(&name)?;
-        }
-        Err(self.exists_already())
+        if published? { Ok(()) } else { Err(self.exists_already()) }
     }
 
     fn file_stat(&self) -> Result<FileStat> {

@@ -298,7 +298,12 @@ impl NewFile<'_> {
             Err(Errno::EEXIST) => return Ok(false),
             Err(errno) => return Err(Error::sys("create", self.dir.join(name))(errno)),
         }
-        self.dir.sync().map(|()| true)
+        if let Err(e) = self.dir.sync() {
+            // Its maker is told that it failed, so nobody may find it.
+            let _ = self.dir.remove(name);
+            return Err(e);
+        }
+        Ok(true)
     }
 
     /// Makes the file durable and puts it in the place of `name`.
