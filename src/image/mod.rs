@@ -1,1 +1,3 @@
 //! On-disk layouts only: bytes in, bytes out, no policy.
+
+pub mod vhd;

@@ -1,0 +1,418 @@
+//! A disk as its guest sees it: an image on top of its parents.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::image::{Image, Lookup};
+use super::query::{Info, Meta, ParentInfo, query};
+use super::{BLOCK, Place, SECTOR, SECTORS};
+use crate::error::{Error, Result};
+use crate::types::Mode;
+
+/// Images in a chain at most; XCP makes 30.
+pub const MAX_DEPTH: usize = 256;
+
+/// What a caller's resolver says a parent is.
+#[derive(Debug)]
+pub enum Parent {
+    /// A VHD, whose UUID must be the one the child names.
+    Vhd(Arc<dyn Place>),
+    /// Bytes as they are.
+    Raw(Arc<dyn Place>),
+}
+
+/// A leaf and its ancestors. Offsets and lengths are bytes and multiples of 512. Any number of threads may use it.
+#[derive(Debug)]
+pub struct Chain {
+    layers: Vec<Layer>,
+    size: u64,
+}
+
+#[derive(Debug)]
+enum Layer {
+    Sparse(Box<Image>),
+    /// A raw image, or the data of a fixed one, of so many bytes.
+    Flat(Arc<dyn Place>, u64),
+}
+
+impl Layer {
+    fn size(&self) -> u64 {
+        match self {
+            Layer::Sparse(image) => image.virtual_size(),
+            Layer::Flat(_, size) => *size,
+        }
+    }
+}
+
+/// A stretch of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    pub offset: u64,
+    pub len: u64,
+    /// `true`: some layer holds it. `false`: it reads as zeros.
+    pub data: bool,
+}
+
+impl Chain {
+    /// Opens `leaf` in `mode` and its ancestors read-only. Who the parent is, `resolve` says: it is given what the
+    /// child's header says, and must return a file of the same SR, whatever name stands there.
+    ///
+    /// # Errors
+    /// Those of `resolve` and [`Image::open`]; [`Error::Damaged`] if a parent is not the image that its child
+    /// names, or the chain meets itself or is longer than [`MAX_DEPTH`].
+    pub fn open(
+        leaf: Arc<dyn Place>,
+        mode: Mode,
+        mut resolve: impl FnMut(&ParentInfo) -> Result<Parent>,
+    ) -> Result<Self> {
+        let mut layers = Vec::new();
+        let mut seen: Vec<Uuid> = Vec::new();
+        let mut next = Some((Parent::Vhd(leaf), None::<Uuid>));
+        let mut mode = mode;
+        while let Some((parent, expected)) = next.take() {
+            let place = match parent {
+                Parent::Raw(place) => {
+                    let size = place.len()?;
+                    layers.push(Layer::Flat(place, size));
+                    break;
+                }
+                Parent::Vhd(place) => place,
+            };
+            let info = query(&*place)?;
+            if expected.is_some_and(|uuid| uuid != info.uuid) {
+                return Err(place.damaged(format!(
+                    "its UUID is {}, and its child's parent is {}",
+                    info.uuid,
+                    expected.unwrap_or_default()
+                )));
+            }
+            if seen.contains(&info.uuid) || layers.len() >= MAX_DEPTH {
+                return Err(place.damaged("its chain of parents meets itself or is too long"));
+            }
+            seen.push(info.uuid);
+            if let Some(link) = &info.parent {
+                next = Some(match (resolve(link)?, link.uuid) {
+                    (parent @ Parent::Vhd(_), Some(uuid)) => (parent, Some(uuid)),
+                    (parent @ Parent::Raw(_), None) => (parent, None),
+                    (Parent::Vhd(_), None) => return Err(place.damaged("its parent is raw and a VHD was found")),
+                    (Parent::Raw(_), Some(_)) => {
+                        return Err(place.damaged("its parent is a VHD and a raw file was found"));
+                    }
+                });
+            }
+            layers.push(if info.kind == super::Kind::Fixed {
+                let size = place.len()?;
+                if info.virtual_size > size.saturating_sub(SECTOR - 1) {
+                    return Err(place.damaged("it is shorter than its virtual size"));
+                }
+                Layer::Flat(place, info.virtual_size)
+            } else {
+                Layer::Sparse(Box::new(Image::open(place, mode)?))
+            });
+            mode = Mode::ReadOnly;
+        }
+        let size = layers.first().map_or(0, Layer::size);
+        Ok(Chain { layers, size })
+    }
+
+    /// Opens an image that has no parent, or whose parent does not matter.
+    ///
+    /// # Errors
+    /// As [`Chain::open`]; [`Error::Unsupported`] for a differencing image.
+    pub fn open_single(place: Arc<dyn Place>, mode: Mode) -> Result<Self> {
+        Self::open(place, mode, |link| {
+            Err(Error::Unsupported { op: "opening a VHD alone", why: format!("its parent is {:?}", link.name) })
+        })
+    }
+
+    /// Bytes the guest sees.
+    pub fn virtual_size(&self) -> u64 {
+        self.size
+    }
+
+    /// Images in the chain; a raw parent counts.
+    pub fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The image of the leaf, `None` if it is a fixed one.
+    pub fn leaf(&self) -> Option<&Image> {
+        match self.layers.first() {
+            Some(Layer::Sparse(image)) => Some(image),
+            _ => None,
+        }
+    }
+
+    /// What the leaf's headers say.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Damaged`], of a fixed image only.
+    pub fn info(&self) -> Result<Info> {
+        match &self.layers[0] {
+            Layer::Sparse(image) => Ok(image.info()),
+            Layer::Flat(place, _) => Meta::read(&**place).map(|meta| meta.info()),
+        }
+    }
+
+    fn check(&self, offset: u64, len: u64) -> Result<()> {
+        let aligned = offset.is_multiple_of(SECTOR) && len.is_multiple_of(SECTOR);
+        if aligned && offset.checked_add(len).is_some_and(|end| end <= self.size) {
+            return Ok(());
+        }
+        Err(Error::Invalid {
+            what: "range",
+            value: format!("{offset}+{len}"),
+            expected: format!("expected multiples of 512 within {} bytes", self.size),
+        })
+    }
+
+    /// Reads `buf.len()` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a range that is not in the disk; [`Error::Io`], [`Error::Damaged`].
+    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.check(offset, buf.len() as u64)?;
+        for (block, sectors, part) in pieces(offset, buf.len() as u64) {
+            self.read_layer(0, block, sectors, &mut buf[part])?;
+        }
+        Ok(())
+    }
+
+    fn read_layer(&self, depth: usize, block: u32, sectors: Range<u32>, buf: &mut [u8]) -> Result<()> {
+        let Some(layer) = self.layers.get(depth) else {
+            buf.fill(0);
+            return Ok(());
+        };
+        let start = u64::from(block) * BLOCK + u64::from(sectors.start) * SECTOR;
+        let here = (layer.size().saturating_sub(start)).min(buf.len() as u64) as usize;
+        let (buf, beyond) = buf.split_at_mut(here);
+        beyond.fill(0);
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let sectors = sectors.start..sectors.start + (here as u64).div_ceil(SECTOR) as u32;
+        let image = match layer {
+            Layer::Flat(place, _) => return place.get(buf, start),
+            Layer::Sparse(image) => image,
+        };
+        match image.lookup(block)? {
+            Lookup::Absent => self.read_layer(depth + 1, block, sectors, buf),
+            Lookup::Full(data) => image.place().get(buf, data + u64::from(sectors.start) * SECTOR),
+            Lookup::Mixed(data, map) => {
+                let first = sectors.start;
+                for (run, present) in map.runs(sectors) {
+                    let from = (run.start - first) as usize * SECTOR as usize;
+                    let to = ((run.end - first) as usize * SECTOR as usize).min(buf.len());
+                    let part = &mut buf[from..to];
+                    if present {
+                        image.place().get(part, data + u64::from(run.start) * SECTOR)?;
+                    } else {
+                        self.read_layer(depth + 1, block, run, part)?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes to the leaf. The data survives a crash after the next [`Chain::flush`].
+    ///
+    /// # Errors
+    /// As [`Chain::read_at`]; [`Error::TooBig`] if the image would outgrow the format.
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.check(offset, bytes.len() as u64)?;
+        match &self.layers[0] {
+            Layer::Flat(place, _) => place.put(bytes, offset),
+            Layer::Sparse(image) => {
+                for (block, sectors, part) in pieces(offset, bytes.len() as u64) {
+                    image.write_block(block, sectors.start, &bytes[part])?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes a range read as zeros; allocates no more than it must.
+    ///
+    /// # Errors
+    /// As [`Chain::write_at`].
+    pub fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        self.check(offset, len)?;
+        let mut at = offset;
+        while at < offset + len {
+            let extent = self.extent_at(at, offset + len, self.depth())?;
+            if extent.data {
+                match &self.layers[0] {
+                    Layer::Flat(place, _) => place.zero(extent.offset, extent.len)?,
+                    Layer::Sparse(image) => {
+                        for (block, sectors, _) in pieces(extent.offset, extent.len) {
+                            image.zero_block(block, sectors)?;
+                        }
+                    }
+                }
+            }
+            at += extent.len;
+        }
+        Ok(())
+    }
+
+    /// Gives back the space of a range where that is possible. What the leaf held then reads as zeros; what it did
+    /// not hold stays as the parents have it.
+    ///
+    /// # Errors
+    /// As [`Chain::write_at`].
+    pub fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.check(offset, len)?;
+        match &self.layers[0] {
+            Layer::Flat(place, _) => place.punch(offset, len).map_err(place.fail("discard in")).map(|_| ()),
+            Layer::Sparse(image) => {
+                pieces(offset, len).try_for_each(|(block, sectors, _)| image.discard_block(block, sectors))
+            }
+        }
+    }
+
+    /// Makes everything written before survive a crash; [`Image::flush`] tells how. A write with FUA is a write
+    /// and a flush.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn flush(&self) -> Result<()> {
+        match &self.layers[0] {
+            Layer::Flat(place, _) => place.flush(),
+            Layer::Sparse(image) => image.flush(),
+        }
+    }
+
+    /// Flushes and leaves the leaf as a closed image is; see [`Image::close`].
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn close(mut self) -> Result<()> {
+        match self.layers.swap_remove(0) {
+            Layer::Flat(place, _) => place.flush(),
+            Layer::Sparse(image) => image.close(),
+        }
+    }
+
+    /// The longest stretch from `offset`, at most to `end`, that is all data or all zeros, looking at the first
+    /// `depth` layers only: with 1, what the leaf itself holds; with [`Chain::depth`], what the disk holds.
+    ///
+    /// # Errors
+    /// As [`Chain::read_at`].
+    pub fn extent_at(&self, offset: u64, end: u64, depth: usize) -> Result<Extent> {
+        self.check(offset, end.saturating_sub(offset))?;
+        let mut extent = Extent { offset, len: 0, data: false };
+        let mut runs = Vec::new();
+        for (block, sectors, _) in pieces(offset, end - offset) {
+            runs.clear();
+            self.runs(0, depth, block, sectors, &mut runs)?;
+            for (run, data) in &runs {
+                if extent.len == 0 {
+                    extent.data = *data;
+                } else if extent.data != *data {
+                    return Ok(extent);
+                }
+                extent.len += u64::from(run.end - run.start) * SECTOR;
+            }
+        }
+        Ok(extent)
+    }
+
+    /// The stretches of a range in order; see [`Chain::extent_at`].
+    pub fn extents(&self, offset: u64, end: u64, depth: usize) -> impl Iterator<Item = Result<Extent>> + '_ {
+        let mut at = offset;
+        std::iter::from_fn(move || {
+            (at < end).then(|| {
+                let extent = self.extent_at(at, end, depth);
+                at = extent.as_ref().map_or(end, |e| e.offset + e.len);
+                extent
+            })
+        })
+    }
+
+    fn runs(
+        &self,
+        layer: usize,
+        depth: usize,
+        block: u32,
+        sectors: Range<u32>,
+        out: &mut Vec<(Range<u32>, bool)>,
+    ) -> Result<()> {
+        let Some(this) = self.layers.get(layer).filter(|_| layer < depth) else {
+            out.push((sectors, false));
+            return Ok(());
+        };
+        let start = u64::from(block) * BLOCK;
+        let limit = this.size().saturating_sub(start).div_ceil(SECTOR).min(u64::from(SECTORS)) as u32;
+        let stop = sectors.end.min(limit).max(sectors.start);
+        let inside = sectors.start..stop;
+        if !inside.is_empty() {
+            match this {
+                Layer::Flat(place, size) => flat_runs(&**place, *size, start, inside, out)?,
+                Layer::Sparse(image) => match image.lookup(block)? {
+                    Lookup::Absent => self.runs(layer + 1, depth, block, inside, out)?,
+                    Lookup::Full(_) => out.push((inside, true)),
+                    Lookup::Mixed(_, map) => {
+                        for (run, present) in map.runs(inside) {
+                            if present {
+                                out.push((run, true));
+                            } else {
+                                self.runs(layer + 1, depth, block, run, out)?;
+                            }
+                        }
+                    }
+                },
+            }
+        }
+        if stop < sectors.end {
+            out.push((stop..sectors.end, false));
+        }
+        Ok(())
+    }
+}
+
+/// Data and holes of a raw file within one block.
+fn flat_runs(
+    place: &dyn Place,
+    size: u64,
+    start: u64,
+    sectors: Range<u32>,
+    out: &mut Vec<(Range<u32>, bool)>,
+) -> Result<()> {
+    let byte = |sector: u32| start + u64::from(sector) * SECTOR;
+    let mut at = sectors.start;
+    let end = byte(sectors.end).min(size);
+    while at < sectors.end {
+        let data = place.next_data(byte(at), end).map_err(place.fail("look for data in"))?;
+        let from = data.map_or(sectors.end, |d| ((d - start) / SECTOR) as u32);
+        if from > at {
+            out.push((at..from, false));
+        }
+        if let Some(data) = data {
+            let hole = place.next_hole(data, end).map_err(place.fail("look for holes in"))?;
+            let to = ((hole - start).div_ceil(SECTOR) as u32).clamp(from + 1, sectors.end);
+            out.push((from..to, true));
+            at = to;
+        } else {
+            at = sectors.end;
+        }
+    }
+    Ok(())
+}
+
+/// A range cut at the blocks: block, sectors in it, and where that is in the buffer.
+pub(crate) fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (u32, Range<u32>, Range<usize>)> {
+    let mut at = offset;
+    std::iter::from_fn(move || {
+        (at < offset + len).then(|| {
+            let block = at / BLOCK;
+            let stop = ((block + 1) * BLOCK).min(offset + len);
+            let sectors = (at % BLOCK / SECTOR) as u32..((stop - block * BLOCK) / SECTOR) as u32;
+            let part = (at - offset) as usize..(stop - offset) as usize;
+            at = stop;
+            (block as u32, sectors, part)
+        })
+    })
+}

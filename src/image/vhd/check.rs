@@ -1,0 +1,203 @@
+//! Checking an image, and repairing what can be.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::batmap::map_bytes;
+use super::bitmap::Bitmap;
+use super::footer::{CREATOR, CREATOR_VERSION, Footer, Kind, NO_OFFSET, now};
+use super::image::{Image, data_offset};
+use super::query::{Info, Meta, last_footer};
+use super::{BLOCK, Place, SECTOR, SECTORS};
+use crate::error::Result;
+use crate::types::Mode;
+
+/// What [`check`] looks at beyond the headers and tables.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CheckOptions<'a> {
+    /// The image may be in use, and so without a footer at its end.
+    pub in_use: bool,
+    /// Read the bitmap of every block that the batmap calls full.
+    pub bitmaps: bool,
+    /// What the parent says of itself, to compare with what the child says of it.
+    pub parent: Option<&'a Info>,
+}
+
+/// A clock may be so many seconds behind that of the image's maker.
+const CLOCK_SKEW: u32 = 1800;
+
+/// Says what is wrong with an image, in words; an empty list means nothing is.
+///
+/// The rules are those of `vhd-util check`, except that a geometry that is too big, which `qemu-img` writes, is
+/// none: no reader of these images uses it.
+///
+/// # Errors
+/// [`Error::Io`](crate::Error::Io) alone: what is wrong with the image is in the list.
+pub fn check(place: &Arc<dyn Place>, options: CheckOptions) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    match look(place, options, &mut found) {
+        Ok(()) => Ok(found),
+        Err(crate::Error::Damaged { what, .. }) => {
+            found.push(what);
+            Ok(found)
+        }
+        Err(crate::Error::Unsupported { why, .. }) => {
+            found.push(why);
+            Ok(found)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn look(place: &Arc<dyn Place>, options: CheckOptions, found: &mut Vec<String>) -> Result<()> {
+    let p = &**place;
+    let meta = Meta::read(p)?;
+    let mut say = |wrong: bool, what: &str| {
+        if wrong {
+            found.push(what.to_owned());
+        }
+    };
+    let f = &meta.footer;
+    let sparse = meta.kind != Kind::Fixed;
+    if !options.in_use {
+        match last_footer(p)? {
+            None => say(true, "the footer at the end is missing or damaged"),
+            Some(last) => say(sparse && last != *f, "the two footers differ"),
+        }
+    }
+    if sparse {
+        let mut first = [0; 512];
+        p.get(&mut first, 0)?;
+        say(Footer::parse(&first).is_none(), "the footer at the start is missing or damaged");
+    }
+    say(f.features() & 2 == 0 || f.features() & !3 != 0, "unknown features are set");
+    say(f.format_version() != 0x0001_0000, "the footer is of an unknown version");
+    say(!sparse && f.data_offset() != NO_OFFSET, "a fixed image has a data offset");
+    say(f.timestamp() > now().saturating_add(CLOCK_SKEW), "it was made in the future");
+    say(f.creator() == *CREATOR && f.creator_version() > CREATOR_VERSION, "it is of a version newer than 1.3");
+    say(f.saved() > 1 || f.hidden_byte() > 1, "a flag is neither 0 nor 1");
+    say(f.0[0x56..].iter().any(|b| *b != 0), "reserved bytes of the footer are set");
+    say(f.uuid().is_nil(), "the UUID is nil");
+    let Some(h) = meta.header.as_ref() else { return Ok(()) };
+    say(meta.torn, "the header is torn, and can be completed");
+    say(h.has_reserved(), "reserved bytes of the header are set");
+    say(meta.kind == Kind::Dynamic && !h.is_orphan(), "it names a parent and is no differencing image");
+    say(h.table_offset() < f.data_offset() + 1024 && h.bat_end() > f.data_offset(), "BAT and header overlap");
+    let mut seen = Vec::new();
+    for (_, locator) in h.locators() {
+        say(!locator.is_known(), "a parent locator is of an unknown kind");
+        say(seen.contains(&locator.code), "there are two parent locators of a kind");
+        seen.push(locator.code);
+        if locator.platform().is_some() {
+            let path = locator.read(p)?;
+            let base = path.rsplit('/').next().unwrap_or_default();
+            say(base != h.parent_name(), "a parent locator and the parent's name differ");
+        }
+    }
+    if meta.kind == Kind::Differencing {
+        say(seen.is_empty(), "there is no parent locator");
+        if let Some(parent) = options.parent {
+            say(!h.parent_uuid().is_nil() && parent.uuid != h.parent_uuid(), "the parent is another image");
+        }
+    }
+    let image = Image::open(place.clone(), Mode::ReadOnly)?;
+    tables(&image, options, found)
+}
+
+fn tables(image: &Image, options: CheckOptions, found: &mut Vec<String>) -> Result<()> {
+    let place = &**image.place();
+    let footer = image.footer();
+    let size = place.len()?;
+    let mut entries: Vec<(u32, u32)> = (0..image.blocks()).filter_map(|b| Some((image.entry(b)?, b))).collect();
+    entries.sort_unstable();
+    let step = SECTORS + 1;
+    for pair in entries.windows(2) {
+        if pair[1].0 - pair[0].0 < step {
+            found.push(format!("blocks {} and {} overlap", pair[0].1, pair[1].1));
+        }
+    }
+    if let Some((entry, block)) = entries.last() {
+        // Of an image in use, or one that was, the last block may be cut off, or reach to the end.
+        let footer = u64::from(last_footer(place)?.is_some()) * SECTOR;
+        let limit = if options.in_use { size.saturating_add(BLOCK) } else { size - footer };
+        if data_offset(*entry) + BLOCK > limit {
+            found.push(format!("block {block} reaches past the end"));
+        }
+    }
+    if !footer.may_have_batmap() {
+        return Ok(());
+    }
+    let Some(batmap) = image.batmap() else {
+        found.push("the batmap header is damaged".to_owned());
+        return Ok(());
+    };
+    if u64::from(batmap.sectors()) * SECTOR * 8 < u64::from(image.header().max_bat_size()) {
+        found.push("the batmap is too short".to_owned());
+    }
+    let Some(map) = batmap.read_map(place, footer.size())? else {
+        found.push("the checksum of the batmap is wrong".to_owned());
+        return Ok(());
+    };
+    for block in 0..(map_bytes(footer.size()) * 8) as u32 {
+        if map[block as usize / 8] & (0x80 >> (block % 8)) == 0 {
+            continue;
+        }
+        let Some(entry) = image.entry(block) else {
+            found.push(format!("the batmap calls block {block} full and it is not there"));
+            continue;
+        };
+        if options.bitmaps {
+            let mut bytes = [0; 512];
+            place.get(&mut bytes, u64::from(entry) * SECTOR)?;
+            if !Bitmap::from_bytes(&bytes).is_full() {
+                found.push(format!("the batmap calls block {block} full and it is not"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Mends what a crash or another tool left of an image that nobody has open:
+///
+/// 1. A torn header is completed from its intent record.
+/// 2. The footer that is valid (the backup one if both are) is written to both places, a nil UUID being replaced
+///    by a random one; a file then ends behind it. Sync.
+/// 3. A batmap of wrong checksum is made anew from the bitmaps; [`Image::close`] tells how.
+///
+/// Each step leaves a valid image; call it again after a crash.
+///
+/// # Errors
+/// [`Error::Damaged`](crate::Error::Damaged) if there is no valid footer or header, or the BAT is wrong;
+/// [`Error::Io`](crate::Error::Io).
+pub fn repair(place: &Arc<dyn Place>) -> Result<()> {
+    let p = &**place;
+    let meta = Meta::read(p)?;
+    let mut footer = meta.footer.clone();
+    if footer.uuid().is_nil() {
+        footer.set_uuid(Uuid::new_v4());
+    }
+    if meta.kind == Kind::Fixed {
+        let size = p.len()?;
+        let end = if p.is_device() { size - SECTOR } else { size.next_multiple_of(SECTOR) - SECTOR };
+        p.put(&footer.0, end)?;
+        return p.flush();
+    }
+    let image = Image::open(place.clone(), Mode::ReadWrite)?;
+    p.put(&footer.0, 0)?;
+    if p.is_device() {
+        p.put(&footer.0, p.len()? - SECTOR)?;
+    } else {
+        let end = image.physical_size() - SECTOR;
+        p.put(&footer.0, end)?;
+        p.resize_to(end + SECTOR)?;
+    }
+    p.flush()?;
+    if image.batmap_is_stale() {
+        for block in 0..image.blocks() {
+            image.lookup(block)?;
+        }
+        image.close()?;
+    }
+    Ok(())
+}

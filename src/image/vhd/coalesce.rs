@@ -1,0 +1,221 @@
+//! Coalescing: the sectors of a child are copied into its parent, which afterwards holds all that the child shows.
+//!
+//! Works block by block, several at a time; the parent's bitmaps are merged in memory and written once.
+//!
+//! 1. Copy the child's sectors into the parent's blocks, new ones being allocated.
+//! 2. Publish new blocks and bits by [`Image::flush`]; from time to time, and at the end.
+//!
+//! Nobody reads from the parent what the child holds, as long as it is the parent's only child; so a crash leaves
+//! every disk as it was, and doing it again completes it. The child is not changed. Relinking the children of the
+//! child, or renaming the parent into its place, is the caller's next step, never before this returned `Ok`.
+
+use std::io;
+use std::ops::{ControlFlow, Range};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+
+use super::bitmap::Bitmap;
+use super::image::{Image, Lookup};
+use super::{BLOCK, Kind, Place, SECTOR, SECTORS};
+use crate::error::{Error, Result};
+
+/// Where a child is coalesced to.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    /// Opened for writing.
+    Vhd(&'a Image),
+    Raw(&'a dyn Place),
+}
+
+impl Target<'_> {
+    fn place(&self) -> &dyn Place {
+        match self {
+            Target::Vhd(image) => &**image.place(),
+            Target::Raw(place) => *place,
+        }
+    }
+}
+
+/// From this length on a run is copied inside the kernel, which may share it instead.
+const KERNEL_COPY: u64 = 64 << 10;
+
+/// Copies what `child` holds into `parent`. `progress` is told blocks done and blocks to do after each one, from
+/// several threads, and ends the work by [`ControlFlow::Break`]. Returns the sectors of the child.
+///
+/// # Errors
+/// [`Error::TooBig`], before anything was written, if the child holds sectors past the end of the parent: grow it
+/// first. [`Error::Io`] with `ECANCELED` if `progress` said so. [`Error::Io`], [`Error::Damaged`].
+pub fn coalesce(child: &Image, parent: Target, progress: &(dyn Fn(u64, u64) -> ControlFlow<()> + Sync)) -> Result<u64> {
+    let todo: Vec<u32> = (0..child.blocks()).filter(|block| child.entry(*block).is_some()).collect();
+    check_size(child, parent, &todo)?;
+    let (next, done, sectors) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU64::new(0));
+    let stop = AtomicBool::new(false);
+    let failure = Mutex::new(None);
+    let work = || -> Result<()> {
+        let mut copier = Copier { child, parent, buf: Vec::new() };
+        while !stop.load(Relaxed) {
+            let Some(block) = todo.get(next.fetch_add(1, Relaxed)) else { break };
+            sectors.fetch_add(copier.block(*block)?, Relaxed);
+            let count = done.fetch_add(1, Relaxed) as u64 + 1;
+            if progress(count, todo.len() as u64).is_break() {
+                return Err(parent.place().fail("coalesce into")(io::Error::from_raw_os_error(nix::libc::ECANCELED)));
+            }
+        }
+        Ok(())
+    };
+    let guarded = || {
+        if let Err(error) = work() {
+            stop.store(true, Relaxed);
+            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4).min(todo.len());
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(guarded);
+        }
+        guarded();
+    });
+    if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    match parent {
+        Target::Vhd(image) => image.flush()?,
+        Target::Raw(place) => place.flush()?,
+    }
+    Ok(sectors.into_inner())
+}
+
+fn check_size(child: &Image, parent: Target, todo: &[u32]) -> Result<()> {
+    let limit = match parent {
+        Target::Vhd(image) => image.virtual_size(),
+        Target::Raw(place) => place.len()?,
+    };
+    for block in todo.iter().filter(|block| (u64::from(**block) + 1) * BLOCK > limit) {
+        let last = match child.lookup(*block)? {
+            Lookup::Absent => continue,
+            Lookup::Full(_) => SECTORS,
+            Lookup::Mixed(_, map) => {
+                map.runs(0..SECTORS).filter(|(_, here)| *here).last().map_or(0, |(run, _)| run.end)
+            }
+        };
+        // A full block may reach past the end of the disk.
+        let end = (u64::from(*block) * BLOCK + u64::from(last) * SECTOR).min(child.virtual_size());
+        if end > limit {
+            return Err(Error::TooBig {
+                what: "the data of a child image",
+                bytes: end,
+                limit: format!("{} holds {limit}; grow it first", parent.place().path().display()),
+            });
+        }
+    }
+    Ok(())
+}
+
+struct Copier<'a> {
+    child: &'a Image,
+    parent: Target<'a>,
+    buf: Vec<u8>,
+}
+
+impl Copier<'_> {
+    /// Copies one block and returns the sectors that the child has of it.
+    fn block(&mut self, block: u32) -> Result<u64> {
+        let (from, map) = match self.child.lookup(block)? {
+            Lookup::Absent => return Ok(0),
+            Lookup::Full(data) => (data, Box::new(Bitmap::FULL)),
+            Lookup::Mixed(data, map) => (data, map),
+        };
+        let start = u64::from(block) * BLOCK;
+        let inside = ((self.child.virtual_size() - start).div_ceil(SECTOR)).min(u64::from(SECTORS)) as u32;
+        let runs: Vec<Range<u32>> = map.runs(0..inside).filter(|(_, here)| *here).map(|(run, _)| run).collect();
+        let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return Ok(0) };
+        let span = first.start..last.end;
+        let count: u64 = runs.iter().map(|run| u64::from(run.end - run.start)).sum();
+
+        if self.is_hole(from, &span)? {
+            self.zeros(block, &map, &runs)?;
+            return Ok(count);
+        }
+        let (to, new) = match self.parent {
+            Target::Raw(_) => (start, false),
+            Target::Vhd(image) => {
+                let new = image.entry(block).is_none();
+                (image.data_for_write(block)?, new)
+            }
+        };
+        let (source, target) = (&**self.child.place(), self.parent.place());
+        let bytes = |sectors: u32| u64::from(sectors) * SECTOR;
+        if runs.len() <= 8 {
+            for run in &runs {
+                let (at, len) = (bytes(run.start), bytes(run.end - run.start));
+                if len >= KERNEL_COPY {
+                    source.copy_to(from + at, len, target, to + at, &mut self.buf)?;
+                } else {
+                    self.buf.resize(len as usize, 0);
+                    source.get(&mut self.buf, from + at)?;
+                    target.put(&self.buf, to + at)?;
+                }
+            }
+        } else {
+            let len = bytes(span.end - span.start);
+            self.buf.resize(len as usize, 0);
+            source.get(&mut self.buf, from + bytes(span.start))?;
+            let part = |run: &Range<u32>| bytes(run.start - span.start) as usize..bytes(run.end - span.start) as usize;
+            if new && count * 4 >= u64::from(span.end - span.start) {
+                // One write; between the runs zeros, which no bit leads to.
+                for pair in runs.windows(2) {
+                    self.buf[part(&(pair[0].end..pair[1].start))].fill(0);
+                }
+                target.put(&self.buf, to + bytes(span.start))?;
+            } else {
+                for run in &runs {
+                    target.put(&self.buf[part(run)], to + bytes(run.start))?;
+                }
+            }
+        }
+        if let Target::Vhd(image) = self.parent {
+            image.mark(block, |bits| merge(bits, &map, &runs))?;
+            image.bound_dirty()?;
+        }
+        Ok(count)
+    }
+
+    /// True if the file of the child has a hole for all of the span: it was discarded.
+    fn is_hole(&self, from: u64, span: &Range<u32>) -> Result<bool> {
+        let place = &**self.child.place();
+        let (start, end) = (from + u64::from(span.start) * SECTOR, from + u64::from(span.end) * SECTOR);
+        Ok(place.next_data(start, end).map_err(place.fail("look for data in"))?.is_none())
+    }
+
+    fn zeros(&self, block: u32, map: &Bitmap, runs: &[Range<u32>]) -> Result<()> {
+        let bytes = |sectors: u32| u64::from(sectors) * SECTOR;
+        match self.parent {
+            Target::Raw(place) => runs.iter().try_for_each(|run| {
+                place.zero(u64::from(block) * BLOCK + bytes(run.start), bytes(run.end - run.start))
+            }),
+            // Absent from an image without parent is zero already.
+            Target::Vhd(image) if image.entry(block).is_none() && image.info().kind == Kind::Dynamic => Ok(()),
+            Target::Vhd(image) => {
+                let to = image.data_for_write(block)?;
+                for run in runs {
+                    image.place().zero(to + bytes(run.start), bytes(run.end - run.start))?;
+                }
+                image.mark(block, |bits| merge(bits, map, runs))?;
+                image.bound_dirty()
+            }
+        }
+    }
+}
+
+/// The child's bits into the parent's: all of a full block, or those of the runs.
+fn merge(bits: &mut Bitmap, map: &Bitmap, runs: &[Range<u32>]) -> bool {
+    if map.is_full() {
+        return bits.merge(map);
+    }
+    let mut changed = false;
+    for run in runs {
+        changed |= bits.set(run.clone());
+    }
+    changed
+}

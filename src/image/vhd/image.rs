@@ -1,0 +1,601 @@
+//! One dynamic or differencing image, opened: BAT and what is known of the bitmaps in memory, data on the place.
+//!
+//! All methods take `&self` and may be called from several threads. Reads and overwrites take no lock beyond a
+//! short one on the bitmap of their block; allocation is serialised.
+//!
+//! # What is in memory only
+//! New BAT entries and new bitmap bits stay in memory until [`Image::flush`] (see there for the order), so that a
+//! flush costs two syncs at most, however many blocks were allocated. A crash forgets them and with them the
+//! writes since the last flush, as the write cache of a disk would: the sectors read as they did before.
+//!
+//! # When an fsync fails
+//! What was written is lost and nobody knows which part. The image refuses everything but reads from then on; the
+//! owner opens it anew.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::batmap::{BatmapHeader, map_bytes};
+use super::bitmap::Bitmap;
+use super::footer::{Footer, Kind};
+use super::header::{HEADER, Header};
+use super::query::{Info, Meta, blocks, last_footer};
+use super::{BLOCK, Place, SECTOR, SECTORS, be32};
+use crate::error::{Error, Result};
+use crate::types::Mode;
+
+/// BAT entry of a block that is not there.
+const UNUSED: u32 = u32::MAX;
+const SHARDS: usize = 16;
+/// Bitmaps kept per shard: 8 MiB in all, for 32 GiB of disk.
+const SHARD_BITMAPS: usize = 1024;
+/// So many changed bitmaps, 16 MiB, make a writer flush.
+const DIRTY_LIMIT: usize = 32 << 10;
+
+/// An opened image; see the module.
+#[derive(Debug)]
+pub struct Image {
+    place: Arc<dyn Place>,
+    mode: Mode,
+    meta: Meta,
+    header: Header,
+    /// First byte that may hold a block.
+    headers_end: u64,
+    batmap: Option<BatmapHeader>,
+    /// The batmap on disk was damaged or is to be written for another reason.
+    batmap_stale: AtomicBool,
+    /// Sector of each block's bitmap.
+    bat: Box<[AtomicU32]>,
+    /// One bit per block: every sector is here.
+    full: Box<[AtomicU64]>,
+    shards: [Mutex<Shard>; SHARDS],
+    dirty: AtomicUsize,
+    alloc: Mutex<Alloc>,
+    flushing: Mutex<()>,
+    written: AtomicBool,
+    failed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Shard(HashMap<u32, Entry>);
+
+struct Entry {
+    map: Bitmap,
+    /// Differs from the disk.
+    dirty: bool,
+    /// A flush is writing an earlier state of it.
+    writing: bool,
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} sectors{}", self.map.count(), if self.dirty { ", dirty" } else { "" })
+    }
+}
+
+#[derive(Debug)]
+struct Alloc {
+    /// End of data, sectors.
+    end: u64,
+    /// Allocated, but not in the BAT on disk.
+    fresh: BTreeSet<u32>,
+    /// A file's tail past end of data and footer was dropped.
+    trimmed: bool,
+}
+
+/// Where the sectors of a block are.
+pub(crate) enum Lookup {
+    Absent,
+    /// All of them in this image, from this byte.
+    Full(u64),
+    /// Those with a 1 in this image, sector 0 being at this byte.
+    Mixed(u64, Box<Bitmap>),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Image {
+    /// Opens a dynamic or differencing image.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] for what cannot be trusted: tables outside the file, BAT entries into the headers or,
+    /// for writing, past the end; [`Error::Unsupported`] for fixed, encrypted and poisoned images, other block
+    /// sizes than 2 MiB and versions newer than we know; [`Error::Io`].
+    pub fn open(place: Arc<dyn Place>, mode: Mode) -> Result<Self> {
+        let p = &*place;
+        let meta = Meta::read(p)?;
+        let unsupported =
+            |why: &str| Err(Error::Unsupported { op: "opening a VHD", why: format!("{}: {why}", p.path().display()) });
+        let Some(header) = meta.header.clone() else { return unsupported("it is a fixed image") };
+        let footer = &meta.footer;
+        if footer.is_poisoned() {
+            return unsupported("a resize by another tool was interrupted; revert it first");
+        }
+        if u64::from(header.block_size()) != BLOCK {
+            return unsupported("its blocks are not of 2 MiB");
+        }
+        if footer.creator() == *super::footer::CREATOR
+            && !(0x0001_0001..=0x0001_0003).contains(&footer.creator_version())
+        {
+            return unsupported("it is of a version of `tap` that is not 1.1 to 1.3");
+        }
+        let count = blocks(footer.size())
+            .filter(|n| *n <= header.max_bat_size() && footer.size().is_multiple_of(SECTOR))
+            .ok_or_else(|| p.damaged(format!("a size of {} bytes does not fit its BAT", footer.size())))?;
+        if let Some(last) = last_footer(p)?
+            && last.kind() == Some(Kind::Fixed)
+        {
+            return Err(p.damaged("its first footer says dynamic and its last one fixed"));
+        }
+
+        let size = p.len()?;
+        let bat_offset = header.table_offset();
+        if bat_offset + u64::from(count) * 4 > size {
+            return Err(p.damaged("the BAT is cut off"));
+        }
+        let mut raw = vec![0; count as usize * 4];
+        p.get_exact(&mut raw, bat_offset, "the BAT")?;
+
+        let batmap = read_batmap_header(p, footer, &header)?;
+        if batmap.as_ref().is_some_and(BatmapHeader::is_encrypted) {
+            return unsupported("it is encrypted");
+        }
+        let map = match &batmap {
+            Some(b) => b.read_map(p, footer.size())?,
+            None => None,
+        };
+        let stale = batmap.is_some() && map.is_none();
+        let headers_end = headers_end(p, footer, &header, batmap.as_ref())?;
+
+        let full: Box<[AtomicU64]> = (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let mut end = headers_end / SECTOR;
+        let mut bat = Vec::with_capacity(count as usize);
+        for block in 0..count {
+            let entry = be32(&raw, block as usize * 4);
+            if entry != UNUSED {
+                let first = u64::from(entry) * SECTOR;
+                let last = first + SECTOR + BLOCK;
+                // What a crash of another tool cut off reads as zeros; its bitmap must be there.
+                let limit = if mode == Mode::ReadWrite && p.is_device() { size } else { size.saturating_add(BLOCK) };
+                if first < headers_end || last > limit || first + SECTOR > size {
+                    return Err(p.damaged(format!("block {block} lies at byte {first}, outside the data")));
+                }
+                end = end.max(last / SECTOR);
+                let bit = map.as_ref().and_then(|m| m.get(block as usize / 8)).map_or(0, |b| b >> (7 - block % 8) & 1);
+                full[block as usize / 64].fetch_or(u64::from(bit) << (block % 64), Relaxed);
+            }
+            bat.push(AtomicU32::new(entry));
+        }
+        if meta.torn && mode == Mode::ReadWrite {
+            p.put(&header.0, footer.data_offset())?;
+            p.flush()?;
+        }
+        Ok(Image {
+            mode,
+            header,
+            headers_end,
+            batmap,
+            batmap_stale: AtomicBool::new(stale),
+            bat: bat.into(),
+            full,
+            shards: Default::default(),
+            dirty: AtomicUsize::new(0),
+            alloc: Mutex::new(Alloc { end, fresh: BTreeSet::new(), trimmed: false }),
+            flushing: Mutex::new(()),
+            written: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            meta,
+            place,
+        })
+    }
+
+    pub fn info(&self) -> Info {
+        self.meta.info()
+    }
+
+    /// Bytes the guest sees.
+    pub fn virtual_size(&self) -> u64 {
+        self.meta.footer.size()
+    }
+
+    /// Blocks of 2 MiB the disk has.
+    pub fn blocks(&self) -> u32 {
+        self.bat.len() as u32
+    }
+
+    /// Blocks that this image holds at least a part of.
+    pub fn allocated_blocks(&self) -> u32 {
+        self.bat.iter().filter(|e| e.load(Relaxed) != UNUSED).count() as u32
+    }
+
+    /// Bytes up to the end of the last block, and the footer: what the image needs of a device.
+    pub fn physical_size(&self) -> u64 {
+        (lock(&self.alloc).end + 1) * SECTOR
+    }
+
+    pub fn place(&self) -> &Arc<dyn Place> {
+        &self.place
+    }
+
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    pub(crate) fn footer(&self) -> &Footer {
+        &self.meta.footer
+    }
+
+    pub(crate) fn batmap(&self) -> Option<&BatmapHeader> {
+        self.batmap.as_ref()
+    }
+
+    /// Bytes from the start to the end of tables and locators.
+    pub(crate) fn headers_end(&self) -> u64 {
+        self.headers_end
+    }
+
+    /// True if the batmap on disk has a wrong checksum.
+    pub(crate) fn batmap_is_stale(&self) -> bool {
+        self.batmap_stale.load(Relaxed)
+    }
+
+    /// Sector of the block's bitmap.
+    pub(crate) fn entry(&self, block: u32) -> Option<u32> {
+        self.bat.get(block as usize).map(|e| e.load(Acquire)).filter(|e| *e != UNUSED)
+    }
+
+    fn is_full(&self, block: u32) -> bool {
+        self.full[block as usize / 64].load(Acquire) >> (block % 64) & 1 == 1
+    }
+
+    fn shard(&self, block: u32) -> MutexGuard<'_, Shard> {
+        lock(&self.shards[block as usize % SHARDS])
+    }
+
+    /// The bitmap of an allocated block, read if it is not known.
+    fn bitmap<'a>(&self, shard: &'a mut Shard, block: u32, entry: u32) -> Result<&'a mut Entry> {
+        if !shard.0.contains_key(&block) {
+            if shard.0.len() >= SHARD_BITMAPS {
+                shard.0.retain(|_, e| e.dirty || e.writing);
+            }
+            let mut bytes = [0; 512];
+            self.place.get_exact(&mut bytes, u64::from(entry) * SECTOR, "a sector bitmap")?;
+            shard.0.insert(block, Entry { map: Bitmap::from_bytes(&bytes), dirty: false, writing: false });
+        }
+        Ok(shard.0.get_mut(&block).expect("just put there"))
+    }
+
+    pub(crate) fn lookup(&self, block: u32) -> Result<Lookup> {
+        let Some(entry) = self.entry(block) else { return Ok(Lookup::Absent) };
+        let data = data_offset(entry);
+        if self.is_full(block) {
+            return Ok(Lookup::Full(data));
+        }
+        let mut shard = self.shard(block);
+        let map = self.bitmap(&mut shard, block, entry)?.map.clone();
+        if map.is_full() {
+            self.full[block as usize / 64].fetch_or(1 << (block % 64), AcqRel);
+            return Ok(Lookup::Full(data));
+        }
+        Ok(if map.is_empty() { Lookup::Absent } else { Lookup::Mixed(data, Box::new(map)) })
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.mode == Mode::ReadOnly {
+            return Err(self.place.fail("write")(io::Error::from_raw_os_error(nix::libc::EROFS)));
+        }
+        if self.failed.load(Acquire) {
+            return Err(self.place.fail("write after a failed sync to")(io::Error::from_raw_os_error(nix::libc::EIO)));
+        }
+        Ok(())
+    }
+
+    /// The byte where the data of a block is, which is allocated if it was not.
+    pub(crate) fn data_for_write(&self, block: u32) -> Result<u64> {
+        self.check_writable()?;
+        if let Some(entry) = self.entry(block) {
+            return Ok(data_offset(entry));
+        }
+        let mut shard = self.shard(block);
+        if let Some(entry) = self.entry(block) {
+            return Ok(data_offset(entry));
+        }
+        let mut alloc = lock(&self.alloc);
+        let entry = self.allocate(&mut alloc, 0)?;
+        alloc.fresh.insert(block);
+        shard.0.insert(block, Entry { map: Bitmap::EMPTY, dirty: true, writing: false });
+        self.dirty.fetch_add(1, Relaxed);
+        self.written.store(true, Relaxed);
+        self.bat[block as usize].store(entry, Release);
+        Ok(data_offset(entry))
+    }
+
+    /// Sets a block's room aside behind the end of data, and behind byte `room`; returns the sector of its bitmap.
+    fn allocate(&self, alloc: &mut Alloc, room: u64) -> Result<u32> {
+        let place = &*self.place;
+        // The data, one sector behind the bitmap, starts at a multiple of 4 KiB.
+        let bitmap = (alloc.end.max(room.div_ceil(SECTOR)) + 1).next_multiple_of(8) - 1;
+        let end = bitmap + 1 + u64::from(SECTORS);
+        let entry = u32::try_from(bitmap).ok().filter(|e| *e != UNUSED).ok_or_else(|| Error::TooBig {
+            what: "a VHD",
+            bytes: end * SECTOR,
+            limit: "a block starts below 2 TiB in its file".to_owned(),
+        })?;
+        if place.is_device() {
+            if (end + 1) * SECTOR > place.len()? {
+                return Err(place.fail("allocate a block in")(io::Error::from_raw_os_error(nix::libc::ENOSPC)));
+            }
+        } else if !alloc.trimmed {
+            // What a crash left behind the end of data must not show up inside a new block.
+            let keep = (alloc.end + 1) * SECTOR;
+            if place.len()? > keep {
+                place.resize_to(keep)?;
+            }
+            alloc.trimmed = true;
+        }
+        alloc.end = end;
+        Ok(entry)
+    }
+
+    /// Notes that sectors were written to a block that [`Image::data_for_write`] gave.
+    pub(crate) fn mark(&self, block: u32, change: impl FnOnce(&mut Bitmap) -> bool) -> Result<()> {
+        if self.is_full(block) {
+            return Ok(());
+        }
+        let entry = self.entry(block).ok_or_else(|| self.place.damaged("a block vanished"))?;
+        let mut shard = self.shard(block);
+        let bitmap = self.bitmap(&mut shard, block, entry)?;
+        if change(&mut bitmap.map) {
+            if !bitmap.dirty {
+                bitmap.dirty = true;
+                self.dirty.fetch_add(1, Relaxed);
+            }
+            self.written.store(true, Relaxed);
+            if bitmap.map.is_full() {
+                self.full[block as usize / 64].fetch_or(1 << (block % 64), AcqRel);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes whole sectors of one block, from sector `first` of it.
+    pub(crate) fn write_block(&self, block: u32, first: u32, bytes: &[u8]) -> Result<()> {
+        let data = self.data_for_write(block)?;
+        self.place.put(bytes, data + u64::from(first) * SECTOR)?;
+        let last = first + (bytes.len() as u64 / SECTOR) as u32;
+        self.mark(block, |map| map.set(first..last))?;
+        self.bound_dirty()
+    }
+
+    /// Makes sectors of one block read as zeros, whatever the parent has.
+    pub(crate) fn zero_block(&self, block: u32, sectors: Range<u32>) -> Result<()> {
+        let data = self.data_for_write(block)?;
+        let (first, last) = (u64::from(sectors.start) * SECTOR, u64::from(sectors.end) * SECTOR);
+        self.place.zero(data + first, last - first)?;
+        self.mark(block, |map| map.set(sectors))?;
+        self.bound_dirty()
+    }
+
+    pub(crate) fn bound_dirty(&self) -> Result<()> {
+        if self.dirty.load(Relaxed) > DIRTY_LIMIT { self.flush() } else { Ok(()) }
+    }
+
+    /// Gives back the space of sectors that are in this image; they read as zeros afterwards. Where the place
+    /// cannot do that, nothing happens: a discard is a wish.
+    pub(crate) fn discard_block(&self, block: u32, sectors: Range<u32>) -> Result<()> {
+        self.check_writable()?;
+        let punch = |data: u64, run: Range<u32>| {
+            let (at, len) = (data + u64::from(run.start) * SECTOR, u64::from(run.end - run.start) * SECTOR);
+            self.place.punch(at, len).map_err(self.place.fail("discard in")).map(|_| ())
+        };
+        match self.lookup(block)? {
+            Lookup::Absent => Ok(()),
+            Lookup::Full(data) => punch(data, sectors),
+            Lookup::Mixed(data, map) => {
+                map.runs(sectors).filter(|(_, here)| *here).try_for_each(|(run, _)| punch(data, run))
+            }
+        }
+    }
+
+    /// Makes everything written before survive a crash.
+    ///
+    /// 1. Write the bitmaps of blocks that are new, and (files) a footer behind the last of them. No BAT entry
+    ///    leads there yet.
+    /// 2. Sync: all data written before is on disk.
+    /// 3. Write the BAT entries of the new blocks, each within one sector, and the changed bitmaps of the others.
+    /// 4. Sync.
+    ///
+    /// A crash before 3 leaves the image as the last flush left it. Within 3 to 4, any subset of the sectors may
+    /// have reached the disk, and each is true by itself: an entry leads to a bitmap that is on disk, a bit to
+    /// data that is. Without new bits or blocks, one sync is all.
+    ///
+    /// # Errors
+    /// [`Error::Io`]. After a failed write (no space) it may be called again; after a failed sync the image is
+    /// read-only.
+    pub fn flush(&self) -> Result<()> {
+        if self.mode == Mode::ReadOnly {
+            return Ok(());
+        }
+        let _one = lock(&self.flushing);
+        self.check_writable()?;
+        let (fresh, end) = {
+            let alloc = lock(&self.alloc);
+            (alloc.fresh.clone(), alloc.end)
+        };
+        let mut changed = Vec::new();
+        if self.dirty.load(Acquire) > 0 {
+            for shard in &self.shards {
+                for (block, entry) in &mut lock(shard).0 {
+                    if entry.dirty {
+                        (entry.dirty, entry.writing) = (false, true);
+                        changed.push((*block, entry.map.clone()));
+                    }
+                }
+            }
+            self.dirty.fetch_sub(changed.len(), AcqRel);
+            changed.sort_unstable_by_key(|(block, _)| *block);
+        }
+        let outcome = self.publish(&fresh, end, &changed);
+        for (block, _) in &changed {
+            if let Some(entry) = self.shard(*block).0.get_mut(block) {
+                entry.writing = false;
+                if outcome.is_err() && !entry.dirty {
+                    entry.dirty = true;
+                    self.dirty.fetch_add(1, AcqRel);
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Copies a block behind the end of data, and behind `room`. The new place is not in the BAT on disk until
+    /// [`Image::publish_bat`], to be called after a sync. Nobody else may use the image.
+    pub(crate) fn relocate(&self, block: u32, room: u64) -> Result<()> {
+        let Some(old) = self.entry(block) else { return Ok(()) };
+        let new = self.allocate(&mut lock(&self.alloc), room)?;
+        let from = u64::from(old) * SECTOR;
+        self.place.copy_to(from, SECTOR + BLOCK, &*self.place, u64::from(new) * SECTOR, &mut Vec::new())?;
+        self.bat[block as usize].store(new, Release);
+        Ok(())
+    }
+
+    /// Writes the BAT entries of `blocks`, in ascending order; sync.
+    pub(crate) fn publish_bat(&self, blocks: &[u32]) -> Result<()> {
+        self.put_entries(blocks.iter().copied())?;
+        self.place.flush()
+    }
+
+    /// Writes BAT entries, runs of them together but each write within one sector.
+    fn put_entries(&self, blocks: impl Iterator<Item = u32>) -> Result<()> {
+        let mut rest = blocks.peekable();
+        while let Some(first) = rest.next() {
+            let mut last = first;
+            while let Some(next) = rest.next_if(|next| *next == last + 1 && next / 128 == first / 128) {
+                last = next;
+            }
+            let entries: Vec<u8> =
+                (first..=last).flat_map(|b| self.bat[b as usize].load(Acquire).to_be_bytes()).collect();
+            self.place.put(&entries, self.header.table_offset() + u64::from(first) * 4)?;
+        }
+        Ok(())
+    }
+
+    fn publish(&self, fresh: &BTreeSet<u32>, end: u64, changed: &[(u32, Bitmap)]) -> Result<()> {
+        let place = &*self.place;
+        let sync = || place.flush().inspect_err(|_| self.failed.store(true, Release));
+        let put = |block: &u32, map: &Bitmap| match self.entry(*block) {
+            Some(entry) => place.put(&map.to_bytes(), u64::from(entry) * SECTOR),
+            None => Ok(()),
+        };
+        let (new, old): (Vec<_>, Vec<_>) = changed.iter().partition(|(block, _)| fresh.contains(block));
+        for (block, map) in &new {
+            put(block, map)?;
+        }
+        if !fresh.is_empty() && !place.is_device() {
+            place.put(&self.meta.footer.0, end * SECTOR)?;
+        }
+        sync()?;
+        if fresh.is_empty() && old.is_empty() {
+            return Ok(());
+        }
+        for (block, map) in &old {
+            put(block, map)?;
+        }
+        self.put_entries(fresh.iter().copied())?;
+        sync()?;
+        let mut alloc = lock(&self.alloc);
+        alloc.fresh.retain(|block| !fresh.contains(block));
+        Ok(())
+    }
+
+    /// Flushes, and writes what only a closed image has on disk:
+    ///
+    /// 1. [`Image::flush`].
+    /// 2. The footer behind the last block, where a file then ends; the batmap, then its header with the checksum;
+    ///    sync.
+    ///
+    /// A crash before 2 leaves an older batmap, which is right as far as it goes; within 2, perhaps a batmap of
+    /// wrong checksum: it counts as empty here and is written anew by the next close, while libvhd refuses to
+    /// write to such an image. An image that is dropped without this is as after a crash.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn close(self) -> Result<()> {
+        if self.mode == Mode::ReadOnly {
+            return Ok(());
+        }
+        self.flush()?;
+        if !self.written.load(Acquire) && !self.batmap_stale.load(Acquire) {
+            return Ok(());
+        }
+        let place = &*self.place;
+        if !place.is_device() {
+            let end = lock(&self.alloc).end * SECTOR;
+            place.put(&self.meta.footer.0, end)?;
+            if place.len()? > end + SECTOR {
+                place.resize_to(end + SECTOR)?;
+            }
+        }
+        if let Some(header) = &self.batmap {
+            let map = self.full_map();
+            let mut new = header.clone();
+            new.seal(&map);
+            if map.len() as u64 <= u64::from(header.sectors()) * SECTOR
+                && (new != *header || self.batmap_stale.load(Acquire))
+            {
+                place.put(&map, header.map_offset())?;
+                place.put(&new.0, self.header.bat_end())?;
+            }
+        }
+        place.flush()
+    }
+
+    /// The batmap as it should be: a bit for each block known to be full, within the bytes that are summed.
+    fn full_map(&self) -> Vec<u8> {
+        let mut map = vec![0; map_bytes(self.virtual_size())];
+        for block in (0..self.blocks()).filter(|b| self.entry(*b).is_some() && self.is_full(*b)) {
+            if let Some(byte) = map.get_mut(block as usize / 8) {
+                *byte |= 0x80 >> (block % 8);
+            }
+        }
+        map
+    }
+}
+
+/// Byte of a block's first data sector: the one behind its bitmap.
+pub(crate) fn data_offset(entry: u32) -> u64 {
+    (u64::from(entry) + 1) * SECTOR
+}
+
+/// The batmap header, `None` where there is none or it is not sound.
+pub(crate) fn read_batmap_header(place: &dyn Place, footer: &Footer, header: &Header) -> Result<Option<BatmapHeader>> {
+    if !footer.may_have_batmap() {
+        return Ok(None);
+    }
+    let mut bytes = [0; 512];
+    place.get(&mut bytes, header.bat_end())?;
+    Ok(BatmapHeader::parse(bytes))
+}
+
+/// Where blocks may start: the end of header, BAT, batmap and locators, bytes.
+pub(crate) fn headers_end(
+    place: &dyn Place,
+    footer: &Footer,
+    header: &Header,
+    batmap: Option<&BatmapHeader>,
+) -> Result<u64> {
+    let mut end = (footer.data_offset() + HEADER).max(header.bat_end());
+    if let Some(batmap) = batmap {
+        end = end.max(header.bat_end() + SECTOR).max(batmap.end());
+    }
+    for (_, locator) in header.locators() {
+        let space = locator.space().filter(|_| locator.offset < 1 << 42);
+        end = end.max(locator.offset + space.ok_or_else(|| place.damaged("a parent locator has an impossible place"))?);
+    }
+    Ok(end.next_multiple_of(SECTOR))
+}

@@ -1,0 +1,269 @@
+//! Where an image lies: a file or a block device, read and written at offsets.
+//!
+//! A trait and not a `File`, so that the crash tests can stand a disk in its place that loses what was not
+//! synced. Nothing here knows what a VHD is.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
+use nix::unistd::{Whence, lseek64};
+
+use crate::error::{Error, Result};
+use crate::types::Mode;
+
+/// A file or a block device that holds one image. Offsets and lengths are bytes.
+pub trait Place: Send + Sync + fmt::Debug {
+    /// What errors name.
+    fn path(&self) -> &Path;
+    /// Length of the file, or size of the device.
+    fn size(&self) -> io::Result<u64>;
+    /// A device has a fixed size, its footer is its last sector, and what was never written is not zero.
+    fn is_device(&self) -> bool;
+    /// Fills `buf` up to the end of the place; returns how much that was.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all of `bytes`. A file grows as needed.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Sets the length of a file. A device is left alone.
+    fn set_size(&self, size: u64) -> io::Result<()>;
+    /// What was written before is on stable storage when this returns `Ok`.
+    fn sync(&self) -> io::Result<()>;
+    /// Makes the range read as zeros and gives its space back. `false`: not possible here, nothing happened.
+    /// Does not change the length of a file.
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool>;
+    /// Where the first data at or after `offset` starts, `None` if only holes follow up to `end`. A place that
+    /// knows of no holes says `offset`.
+    fn next_data(&self, offset: u64, end: u64) -> io::Result<Option<u64>> {
+        Ok((offset < end).then_some(offset))
+    }
+    /// Where the data that starts at `offset` ends, at most `end`.
+    fn next_hole(&self, _offset: u64, end: u64) -> io::Result<u64> {
+        Ok(end)
+    }
+    /// The file below, for copies that stay in the kernel.
+    fn file(&self) -> Option<&File> {
+        None
+    }
+}
+
+/// A [`Place`] on a regular file or a block device.
+#[derive(Debug)]
+pub struct FilePlace {
+    file: File,
+    path: PathBuf,
+    device_size: Option<u64>,
+    no_punch: AtomicBool,
+}
+
+impl FilePlace {
+    /// Takes an open file, which may have no name yet (`O_TMPFILE`); `path` is what errors call it.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Invalid`] if it is neither a regular file nor a block device.
+    pub fn new(file: File, path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let kind = file.metadata().map_err(Error::io("stat", &path))?.file_type();
+        let device_size = if kind.is_block_device() {
+            Some((&file).seek(SeekFrom::End(0)).map_err(Error::io("find the size of", &path))?)
+        } else if kind.is_file() {
+            None
+        } else {
+            return Err(Error::Invalid {
+                what: "image",
+                value: path.display().to_string(),
+                expected: "expected a regular file or a block device".to_owned(),
+            });
+        };
+        Ok(FilePlace { file, path, device_size, no_punch: AtomicBool::new(false) })
+    }
+
+    /// Opens what exists; never creates, never truncates.
+    ///
+    /// # Errors
+    /// As [`FilePlace::new`].
+    pub fn open(path: impl Into<PathBuf>, mode: Mode) -> Result<Self> {
+        let path = path.into();
+        let file = OpenOptions::new().read(true).write(mode == Mode::ReadWrite).open(&path);
+        Self::new(file.map_err(Error::io("open", &path))?, path)
+    }
+}
+
+impl Place for FilePlace {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        match self.device_size {
+            Some(size) => Ok(size),
+            None => Ok(self.file.metadata()?.len()),
+        }
+    }
+
+    fn is_device(&self) -> bool {
+        self.device_size.is_some()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.file.read_at(&mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        if self.is_device() { Ok(()) } else { self.file.set_len(size) }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        if self.no_punch.load(Relaxed) {
+            return Ok(false);
+        }
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match fallocate(&self.file, flags, to_off(offset)?, to_off(len)?) {
+            Ok(()) => Ok(true),
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::ENODEV | Errno::EINVAL) => {
+                self.no_punch.store(true, Relaxed);
+                Ok(false)
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn next_data(&self, offset: u64, end: u64) -> io::Result<Option<u64>> {
+        if self.is_device() || offset >= end {
+            return Ok((offset < end).then_some(offset));
+        }
+        match lseek64(&self.file, to_off(offset)?, Whence::SeekData) {
+            Ok(found) => Ok(u64::try_from(found).ok().filter(|found| *found < end)),
+            Err(Errno::ENXIO) => Ok(None),
+            Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(Some(offset)),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn next_hole(&self, offset: u64, end: u64) -> io::Result<u64> {
+        if self.is_device() {
+            return Ok(end);
+        }
+        match lseek64(&self.file, to_off(offset)?, Whence::SeekHole) {
+            Ok(found) => Ok(u64::try_from(found).unwrap_or(end).clamp(offset, end)),
+            Err(Errno::ENXIO | Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(end),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn file(&self) -> Option<&File> {
+        Some(&self.file)
+    }
+}
+
+fn to_off(bytes: u64) -> io::Result<i64> {
+    i64::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// The same operations with errors that name the place.
+impl dyn Place + '_ {
+    pub(crate) fn fail(&self, op: &'static str) -> impl FnOnce(io::Error) -> Error + use<'_> {
+        move |source| Error::Io { op, path: self.path().to_owned(), source }
+    }
+
+    pub(crate) fn damaged(&self, what: impl Into<String>) -> Error {
+        Error::Damaged { path: self.path().to_owned(), what: what.into() }
+    }
+
+    pub(crate) fn len(&self) -> Result<u64> {
+        self.size().map_err(self.fail("find the size of"))
+    }
+
+    /// Reads what there is and zeros past the end: what a crash left unwritten at the end of a file is zero.
+    pub(crate) fn get(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let got = self.read_at(buf, offset).map_err(self.fail("read"))?;
+        buf[got..].fill(0);
+        Ok(())
+    }
+
+    /// Reads `buf.len()` bytes, which must be there.
+    pub(crate) fn get_exact(&self, buf: &mut [u8], offset: u64, what: &str) -> Result<()> {
+        let got = self.read_at(buf, offset).map_err(self.fail("read"))?;
+        if got == buf.len() { Ok(()) } else { Err(self.damaged(format!("{what} at {offset} is cut off"))) }
+    }
+
+    pub(crate) fn put(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.write_at(bytes, offset).map_err(self.fail("write"))
+    }
+
+    pub(crate) fn resize_to(&self, size: u64) -> Result<()> {
+        self.set_size(size).map_err(self.fail("truncate"))
+    }
+
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.sync().map_err(self.fail("sync"))
+    }
+
+    /// Makes the range zero, by a hole where possible.
+    pub(crate) fn zero(&self, offset: u64, len: u64) -> Result<()> {
+        const ZEROS: &[u8] = &[0; 1 << 16];
+        if len == 0 || self.punch(offset, len).map_err(self.fail("discard in"))? {
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < len {
+            let step = (len - done).min(ZEROS.len() as u64);
+            self.put(&ZEROS[..step as usize], offset + done)?;
+            done += step;
+        }
+        Ok(())
+    }
+
+    /// Copies `len` bytes to another place, inside the kernel where that works: file systems that can then
+    /// share the extents instead of copying. `buf` is scratch. Past the end of this place there are zeros.
+    pub(crate) fn copy_to(&self, offset: u64, len: u64, to: &dyn Place, at: u64, buf: &mut Vec<u8>) -> Result<()> {
+        let mut done = 0;
+        if let (Some(source), Some(target)) = (self.file(), to.file())
+            && !self.is_device()
+            && !to.is_device()
+        {
+            let overflow = || self.damaged(format!("offset {offset} is out of range"));
+            let mut from = i64::try_from(offset).map_err(|_| overflow())?;
+            let mut into = i64::try_from(at).map_err(|_| overflow())?;
+            while done < len {
+                match copy_file_range(source, Some(&mut from), target, Some(&mut into), (len - done) as usize) {
+                    Ok(0) => break,
+                    Ok(n) => done += n as u64,
+                    Err(Errno::EINTR) => {}
+                    // Across file systems (before 5.3), on file systems without it, and on seccomp's word.
+                    Err(Errno::EXDEV | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EPERM) => break,
+                    Err(errno) => return Err(to.fail("copy into")(errno.into())),
+                }
+            }
+        }
+        while done < len {
+            let step = (len - done).min(1 << 20);
+            buf.resize(step as usize, 0);
+            self.get(buf, offset + done)?;
+            to.put(buf, at + done)?;
+            done += step;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! What an image says of itself, from the first 1,536 bytes.
+//!
+//! The backup footer at offset 0 has the word, not the one at the end: an image in use has lost or outgrown the
+//! latter. An image without a valid footer at offset 0 is taken for a fixed one if it ends in such a footer. What
+//! looks like a footer at offset 0 of a fixed image was written by its guest: [`super::Chain::open`] therefore
+//! refuses an image whose two footers disagree about the type, and no SR should keep fixed images.
+
+use uuid::Uuid;
+
+use super::footer::{Footer, Kind};
+use super::header::{HEADER, Header};
+use super::{BLOCK, MAX_READ_SIZE, Place, SECTOR, intent};
+use crate::error::Result;
+
+/// What the headers of an image say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    pub kind: Kind,
+    /// Identifies the image to its children; unrelated to the VDI's UUID.
+    pub uuid: Uuid,
+    /// Bytes the guest sees.
+    pub virtual_size: u64,
+    /// Bytes at creation.
+    pub original_size: u64,
+    pub hidden: bool,
+    /// `vhd-util resize` was interrupted; until it is reverted the image can only be looked at.
+    pub poisoned: bool,
+    /// Four characters; `tap\0` is ours and libvhd's.
+    pub creator: [u8; 4],
+    /// Major << 16 | minor.
+    pub creator_version: u32,
+    /// Seconds since 2000.
+    pub timestamp: u32,
+    /// Bytes; 0 for a fixed image.
+    pub block_size: u32,
+    /// Blocks that the BAT has entries for: up to `max_blocks` × 2 MiB the image grows without moving anything.
+    pub max_blocks: u32,
+    /// Of a differencing image only.
+    pub parent: Option<ParentInfo>,
+}
+
+/// What a differencing image says of its parent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParentInfo {
+    /// The UUID in the parent's footer; `None` if the parent is a raw image.
+    pub uuid: Option<Uuid>,
+    /// Base name of its file, as somebody wrote it: use [`ParentInfo::file_name`] to look for it.
+    pub name: String,
+    /// Its modification time when the child was made, seconds since 2000.
+    pub timestamp: u32,
+}
+
+impl ParentInfo {
+    /// The name if it is a plain file name: not empty, not `.` or `..`, without `/` and control characters.
+    pub fn file_name(&self) -> Option<&str> {
+        let plain = !self.name.is_empty()
+            && self.name != "."
+            && self.name != ".."
+            && !self.name.contains(|c: char| c == '/' || c.is_control() || c == char::REPLACEMENT_CHARACTER);
+        plain.then_some(self.name.as_str())
+    }
+}
+
+/// Footer and, for all but fixed images, header.
+#[derive(Clone, Debug)]
+pub(crate) struct Meta {
+    pub footer: Footer,
+    pub kind: Kind,
+    pub header: Option<Header>,
+    /// The header on disk is torn and `header` is what the intent record says.
+    pub torn: bool,
+}
+
+impl Meta {
+    pub fn read(place: &dyn Place) -> Result<Meta> {
+        let mut start = [0; (SECTOR + HEADER) as usize];
+        place.get(&mut start, 0)?;
+        let backup = Footer::parse(&start).filter(|f| matches!(f.kind(), Some(Kind::Dynamic | Kind::Differencing)));
+        let footer = match backup {
+            Some(footer) => footer,
+            None => last_footer(place)?.ok_or_else(|| place.damaged("there is no valid VHD footer"))?,
+        };
+        let kind = footer
+            .kind()
+            .ok_or_else(|| place.damaged(format!("VHD type {} is not supported", footer.type_number())))?;
+        if kind == Kind::Fixed {
+            return Ok(Meta { footer, kind, header: None, torn: false });
+        }
+        let at = footer.data_offset();
+        if at != SECTOR {
+            if !at.is_multiple_of(SECTOR) || at >= 1 << 42 {
+                return Err(place.damaged(format!("the header cannot lie at {at}")));
+            }
+            place.get_exact(&mut start[SECTOR as usize..], at, "the header")?;
+        }
+        let raw = &start[SECTOR as usize..];
+        let (header, torn) = match Header::parse(raw) {
+            Ok(header) => (header, false),
+            Err(why) => (intent::recover(place, &footer, raw)?.ok_or_else(|| place.damaged(why))?, true),
+        };
+        Ok(Meta { footer, kind, header: Some(header), torn })
+    }
+
+    /// The header of an image that must have one.
+    pub fn header(&self, place: &dyn Place) -> Result<&Header> {
+        self.header.as_ref().ok_or_else(|| place.damaged("a fixed VHD has no header"))
+    }
+
+    pub fn info(&self) -> Info {
+        let f = &self.footer;
+        let parent = self.header.as_ref().filter(|_| self.kind == Kind::Differencing).map(|h| ParentInfo {
+            uuid: Some(h.parent_uuid()).filter(|u| !u.is_nil()),
+            name: h.parent_name(),
+            timestamp: h.parent_time(),
+        });
+        Info {
+            kind: self.kind,
+            uuid: f.uuid(),
+            virtual_size: f.size(),
+            original_size: f.original_size(),
+            hidden: f.hidden_byte() != 0,
+            poisoned: f.is_poisoned(),
+            creator: f.creator(),
+            creator_version: f.creator_version(),
+            timestamp: f.timestamp(),
+            block_size: self.header.as_ref().map_or(0, Header::block_size),
+            max_blocks: self.header.as_ref().map_or(0, Header::max_bat_size),
+            parent,
+        }
+    }
+}
+
+/// The primary footer: the last 512 bytes, or the 511 that early writers left.
+pub(crate) fn last_footer(place: &dyn Place) -> Result<Option<Footer>> {
+    let size = place.len()?;
+    let mut bytes = [0; SECTOR as usize];
+    if size % SECTOR == SECTOR - 1 {
+        place.get(&mut bytes, size - (SECTOR - 1))?;
+        return Ok(Footer::parse(&bytes));
+    }
+    if size < SECTOR {
+        return Ok(None);
+    }
+    place.get(&mut bytes, size - SECTOR)?;
+    Ok(Footer::parse(&bytes))
+}
+
+/// Reads what the image says of itself: one read of 1,536 bytes for every image that is not fixed or damaged.
+///
+/// # Errors
+/// [`Error::Io`](crate::Error::Io); [`Error::Damaged`](crate::Error::Damaged) if no footer or no header is valid.
+pub fn query(place: &dyn Place) -> Result<Info> {
+    Meta::read(place).map(|meta| meta.info())
+}
+
+/// Blocks of 2 MiB in a disk of `size` bytes, `None` if it is bigger than any VHD.
+pub(crate) fn blocks(size: u64) -> Option<u32> {
+    (size <= MAX_READ_SIZE).then(|| size.div_ceil(BLOCK) as u32)
+}

@@ -1,0 +1,229 @@
+//! Growing an image. It must not be open anywhere else.
+//!
+//! Within what the BAT has room for ([`super::Info::max_blocks`]), steps 6 and 7 are all. Beyond, BAT, batmap and
+//! locators need space that blocks may occupy and that they occupy themselves; nothing is overwritten that is in
+//! force:
+//!
+//! 1. Copy the blocks that are in the way behind the end of data, with a footer behind them; sync. *The copies are
+//!    unused.*
+//! 2. Write their BAT entries; sync. *Each block is at its old or its new place.*
+//! 3. Write the new batmap and locators behind the old ones; sync. *Nothing leads there.*
+//! 4. Replace the header ([`super::intent`]): a longer BAT, locators at their new place. *The old or the new tables
+//!    are in force; a torn header is completed from the intent record. BAT entries past the current size hold
+//!    what was there before; nobody reads them.*
+//! 5. If the new batmap and locators would overlap the old ones, 3 and 4 made a longer BAT than wanted, and are
+//!    done once more: into the unused part of that BAT.
+//! 6. Write "unused" into BAT entries, and zero into parts of the batmap, that the new size brings into force and
+//!    that are not so; sync. *As before.*
+//! 7. Write the primary footer with the new size, then the backup footer; sync. *The backup footer decides: old
+//!    size or new.*
+//!
+//! After a crash anywhere the image is valid, with its old size, or its new one; growing it again goes on.
+
+use std::sync::Arc;
+
+use super::batmap::{BatmapHeader, map_bytes, map_sectors};
+use super::create::check_size;
+use super::header::Header;
+use super::image::{Image, headers_end};
+use super::intent::replace_header;
+use super::query::{Meta, blocks};
+use super::{BLOCK, Place, SECTOR, ceil_sector};
+use crate::error::{Error, Result};
+use crate::types::{Done, Mode};
+
+/// Grows a dynamic or differencing image to `size` bytes.
+///
+/// # Errors
+/// [`Error::Invalid`] for a size that is smaller than the present one or not a multiple of 512;
+/// [`Error::TooBig`] above 2,040 GiB; those of [`Image::open`].
+pub fn resize(place: &Arc<dyn Place>, size: u64) -> Result<Done> {
+    check_size("virtual size", size)?;
+    let image = Image::open(place.clone(), Mode::ReadWrite)?;
+    let now = image.virtual_size();
+    if size < now {
+        return Err(Error::Invalid {
+            what: "virtual size",
+            value: size.to_string(),
+            expected: format!("{} has {now} bytes and cannot shrink", place.path().display()),
+        });
+    }
+    if size == now {
+        return Ok(Done::Already);
+    }
+    let wanted = blocks(size).expect("below 2 TiB");
+    let image = if wanted > image.header().max_bat_size() {
+        grow_tables(&image, wanted)?;
+        Image::open(place.clone(), Mode::ReadWrite)?
+    } else {
+        image
+    };
+    prepare(&image, wanted, size)?;
+    let mut footer = image.footer().clone();
+    footer.set_size(size);
+    let end = image.physical_size() - SECTOR;
+    if place.is_device() {
+        place.put(&footer.0, place.len()? - SECTOR)?;
+    } else {
+        place.put(&footer.0, end)?;
+        place.resize_to(end + SECTOR)?;
+    }
+    place.flush()?;
+    place.put(&footer.0, 0)?;
+    place.flush()?;
+    Ok(Done::Changed)
+}
+
+/// Step 6.
+fn prepare(image: &Image, wanted: u32, size: u64) -> Result<()> {
+    let place = &**image.place();
+    let mut changed = false;
+    let mut entries = vec![0; (wanted - image.blocks()) as usize * 4];
+    let at = image.header().table_offset() + u64::from(image.blocks()) * 4;
+    place.get(&mut entries, at)?;
+    if entries.iter().any(|b| *b != 0xff) {
+        entries.fill(0xff);
+        place.put(&entries, at)?;
+        changed = true;
+    }
+    if let Some(batmap) = image.batmap() {
+        let old = map_bytes(image.virtual_size());
+        let new = map_bytes(size).min(batmap.sectors() as usize * SECTOR as usize).max(old);
+        let mut rest = vec![0; new - old];
+        place.get(&mut rest, batmap.map_offset() + old as u64)?;
+        if rest.iter().any(|b| *b != 0) {
+            rest.fill(0);
+            place.put(&rest, batmap.map_offset() + old as u64)?;
+            changed = true;
+        }
+    }
+    if changed { place.flush() } else { Ok(()) }
+}
+
+/// Where the tables go: all that lies at or behind the BAT, in the order BAT, batmap, locators.
+struct Layout {
+    header: Header,
+    batmap: Option<BatmapHeader>,
+    /// Slot and space in bytes of each locator that moves; its offset is in `header`.
+    locators: Vec<(usize, u64)>,
+    end: u64,
+}
+
+impl Layout {
+    fn new(image: &Image, entries: u32) -> Result<Layout> {
+        let mut header = image.header().clone();
+        header.set_max_bat_size(entries);
+        let mut end = header.bat_end();
+        let batmap = image.batmap().map(|old| {
+            let new = old.moved(header.bat_end() + SECTOR, map_sectors(entries));
+            end = new.end();
+            new
+        });
+        let mut locators = Vec::new();
+        let table = header.table_offset();
+        for (slot, mut locator) in image.header().locators().filter(|(_, l)| l.offset >= table) {
+            let space = locator.space().ok_or_else(|| image.place().damaged("a parent locator of impossible size"))?;
+            locators.push((slot, space));
+            locator.offset = end;
+            end += space;
+            header.set_locator(slot, &locator);
+        }
+        let end = end.max(headers_end(&**image.place(), image.footer(), &header, batmap.as_ref())?);
+        Ok(Layout { header, batmap, locators, end })
+    }
+
+    /// Steps 3 and 4: copies batmap and locators from where `from` has them, then puts this layout in force.
+    fn establish(&self, image: &Image, from: &Layout, data_end: u64) -> Result<()> {
+        let place = &**image.place();
+        if let (Some(old), Some(new)) = (&from.batmap, &self.batmap) {
+            let mut map = vec![0; map_bytes(image.virtual_size())];
+            place.get(&mut map, old.map_offset())?;
+            map.resize(new.sectors() as usize * SECTOR as usize, 0);
+            place.put(&new.0, self.header.bat_end())?;
+            place.put(&map, new.map_offset())?;
+        }
+        for (slot, space) in &self.locators {
+            let offset = |l: &Layout| l.header.locators().find(|(s, _)| s == slot).map_or(0, |(_, l)| l.offset);
+            let mut text = vec![0; *space as usize];
+            place.get(&mut text, offset(from))?;
+            place.put(&text, offset(self))?;
+        }
+        place.flush()?;
+        replace_header(place, image.footer(), data_end, &from.header, &self.header)
+    }
+}
+
+/// Steps 1 to 5: makes room for a BAT of `wanted` entries.
+fn grow_tables(image: &Image, wanted: u32) -> Result<()> {
+    let place = &**image.place();
+    let old = Layout {
+        header: image.header().clone(),
+        batmap: image.batmap().cloned(),
+        locators: Vec::new(),
+        end: image.headers_end(),
+    };
+    let last = Layout::new(image, wanted)?;
+    // What the last layout puts behind its BAT must not lie on what the old one has there.
+    let direct = last.header.bat_end() >= old.end;
+    let between = if direct {
+        None
+    } else {
+        let bytes = last.end.max(old.end) - old.header.table_offset();
+        Some(Layout::new(image, u32::try_from(ceil_sector(bytes) / 4).expect("tables are small"))?)
+    };
+    let room = between.as_ref().map_or(last.end, |l| l.end);
+    let data_end = move_blocks(image, room)?;
+    match between {
+        Some(between) => {
+            between.establish(image, &old, data_end)?;
+            last.establish(image, &between, data_end)?;
+        }
+        None => last.establish(image, &old, data_end)?,
+    }
+    // Entries that come into force with the new size, and zeros up to the end of the sector.
+    let used = u64::from(image.blocks()) * 4;
+    let mut rest = vec![0xff; (u64::from(wanted) * 4 - used) as usize];
+    rest.resize((last.header.bat_bytes() - used) as usize, 0);
+    place.put(&rest, last.header.table_offset() + used)?;
+    place.flush()?;
+    // Give back what the moved blocks left behind the tables.
+    let first = (0..image.blocks()).filter_map(|b| image.entry(b)).min().map_or(0, |e| u64::from(e) * SECTOR);
+    if !place.is_device() && first > last.end && data_end > last.end {
+        let len = first.min(data_end) - last.end;
+        place.punch(last.end, len).map_err(place.fail("discard in"))?;
+    }
+    Ok(())
+}
+
+/// Steps 1 and 2: moves the blocks that start before `room`; returns the end of data.
+fn move_blocks(image: &Image, room: u64) -> Result<u64> {
+    let place = &**image.place();
+    let in_the_way: Vec<u32> =
+        (0..image.blocks()).filter(|b| image.entry(*b).is_some_and(|e| u64::from(e) * SECTOR < room)).collect();
+    for block in &in_the_way {
+        image.relocate(*block, room)?;
+    }
+    let end = (image.physical_size() - SECTOR).max(room);
+    if !place.is_device() {
+        place.put(&image.footer().0, end)?;
+        place.resize_to(end + SECTOR)?;
+    } else if end + SECTOR > place.len()? {
+        return Err(place.fail("find room for longer tables in")(std::io::Error::from_raw_os_error(nix::libc::ENOSPC)));
+    }
+    place.flush()?;
+    image.publish_bat(&in_the_way)?;
+    Ok(end)
+}
+
+/// Bytes that growing to `size` may need at the end of a device, beyond [`Image::physical_size`]: the blocks that
+/// move, the tables and the intent record.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Damaged`].
+pub fn room_to_resize(place: &dyn Place, size: u64) -> Result<u64> {
+    let meta = Meta::read(place)?;
+    let header = meta.header(place)?;
+    let Some(wanted) = blocks(size).filter(|n| *n > header.max_bat_size()) else { return Ok(0) };
+    let tables = 2 * (u64::from(wanted) * 4 + u64::from(map_sectors(wanted)) * SECTOR + 64 * 1024);
+    Ok((tables.div_ceil(BLOCK) + 1) * (BLOCK + 4096) + tables + super::intent::RECORD)
+}

@@ -1,0 +1,75 @@
+//! What the VHD tests share: images in a temporary directory, found by their names.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tempfile::TempDir;
+use xcp_sm::image::vhd::{self, Chain, FilePlace, NewImage, Parent, ParentLink};
+use xcp_sm::types::Mode;
+
+pub const MIB: u64 = 1 << 20;
+
+/// A directory that vanishes, with its path in canonical form.
+pub struct Dir(TempDir);
+
+impl Dir {
+    pub fn new() -> Self {
+        Dir(TempDir::new().unwrap())
+    }
+
+    pub fn at(&self, name: &str) -> PathBuf {
+        fs::canonicalize(self.0.path()).unwrap().join(name)
+    }
+}
+
+pub fn place(path: &Path) -> Arc<FilePlace> {
+    Arc::new(FilePlace::open(path, Mode::ReadWrite).unwrap())
+}
+
+pub fn fresh(path: &Path) -> Arc<FilePlace> {
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
+    Arc::new(FilePlace::new(file, path).unwrap())
+}
+
+pub fn open(path: &Path, mode: Mode) -> Chain {
+    let dir = path.parent().unwrap().to_owned();
+    Chain::open(place(path), mode, |link| {
+        let found = Arc::new(FilePlace::open(dir.join(link.file_name().unwrap()), Mode::ReadOnly)?);
+        Ok(if link.uuid.is_some() { Parent::Vhd(found) } else { Parent::Raw(found) })
+    })
+    .unwrap()
+}
+
+pub fn create(path: &Path, size: u64) {
+    vhd::create(&*fresh(path), &NewImage::new(size)).unwrap();
+}
+
+pub fn link_to(child: &Path, parent: &Path) -> ParentLink {
+    ParentLink {
+        path: vhd::relative_path(child, parent).unwrap(),
+        uuid: Some(vhd::query(&*place(parent)).unwrap().uuid),
+        timestamp: vhd::timestamp(fs::metadata(parent).unwrap().modified().unwrap()),
+    }
+}
+
+pub fn snapshot(child: &Path, parent: &Path) {
+    let size = vhd::query(&*place(parent)).unwrap().virtual_size;
+    vhd::create_child(&*fresh(child), &NewImage::new(size), &link_to(child, parent)).unwrap();
+}
+
+pub fn pattern(seed: u8, len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i / 512) as u8 ^ seed.wrapping_add((i % 251) as u8)).collect()
+}
+
+pub fn read_all(chain: &Chain) -> Vec<u8> {
+    let mut all = vec![0; chain.virtual_size() as usize];
+    chain.read_at(&mut all, 0).unwrap();
+    all
+}
+
+pub fn contents(path: &Path) -> Vec<u8> {
+    read_all(&open(path, Mode::ReadOnly))
+}
