@@ -47,7 +47,7 @@ fn run(args: &[&str]) -> Result<String> {
         }
         ["list"] => Ok(datapath::all()?
             .iter()
-            .map(|a| format!("{} {} {} {}", a.device.display(), a.server, a.healthy, a.path.display()))
+            .map(|a| format!("{} {} {} {}", a.device.display(), a.server, a.healthy, a.image.display()))
             .collect::<Vec<_>>()
             .join("\n")),
         ["status", image] => datapath::status(&attached(image)?),

@@ -251,6 +251,22 @@ fn growing_moves_what_is_in_the_way() {
     }
 }
 
+/// qemu reads past bitmaps, so what a crash left must not lie where a new block goes.
+#[test]
+fn what_was_never_flushed_leaves_no_trace_in_a_new_block() {
+    let dir = Dir::new();
+    let path = dir.at("a.vhd");
+    create(&path, 8 * MIB);
+    let chain = open(&path, Mode::ReadWrite);
+    chain.write_at(&vec![0x77; 4 << 20], 0).unwrap();
+    drop(chain);
+    let chain = open(&path, Mode::ReadWrite);
+    assert!(read_all(&chain).iter().all(|b| *b == 0));
+    chain.write_at(&[1; 512], 6 * MIB).unwrap();
+    chain.close().unwrap();
+    assert!(!fs::read(&path).unwrap().contains(&0x77));
+}
+
 #[test]
 fn several_threads_write_one_image() {
     let dir = Dir::new();

@@ -108,6 +108,11 @@ impl Disk {
         })
     }
 
+    /// What the range holds does not matter any more.
+    pub fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        self.with(|chain| chain.discard(offset, len))
+    }
+
     fn with<T>(&self, mut io: impl FnMut(&Chain) -> Result<T>) -> Result<T, Errno> {
         loop {
             match &*read(&self.gate) {

@@ -9,6 +9,8 @@
 mod control;
 mod disk;
 mod fuse;
+mod nbd;
+mod netlink;
 mod server;
 
 use std::fmt;
@@ -41,6 +43,8 @@ pub struct Source {
 /// How the kernel's block device gets at the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
+    /// The kernel's nbd.
+    Nbd,
     /// A loop device over a file of a FUSE filesystem.
     Fuse,
 }
@@ -48,6 +52,7 @@ pub enum Transport {
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Transport::Nbd => "nbd",
             Transport::Fuse => "fuse",
         })
     }
@@ -58,10 +63,13 @@ impl FromStr for Transport {
 
     fn from_str(text: &str) -> Result<Self> {
         match text {
+            "nbd" => Ok(Transport::Nbd),
             "fuse" => Ok(Transport::Fuse),
-            _ => {
-                Err(Error::Invalid { what: "transport", value: text.to_owned(), expected: "expected fuse".to_owned() })
-            }
+            _ => Err(Error::Invalid {
+                what: "transport",
+                value: text.to_owned(),
+                expected: "expected nbd or fuse".to_owned(),
+            }),
         }
     }
 }
@@ -69,8 +77,8 @@ impl FromStr for Transport {
 /// A served image, as the kernel knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
-    /// The image, as [`attach`] was given it.
-    pub path: PathBuf,
+    /// The leaf, as [`attach`] was given it.
+    pub image: PathBuf,
     pub device: PathBuf,
     pub read_only: bool,
     pub transport: Transport,
@@ -81,22 +89,23 @@ pub struct Attached {
 
 /// Everything that is served on this host. One pass over sysfs; needs no privilege.
 pub fn all() -> Result<Vec<Attached>> {
-    let mut found = Vec::new();
-    for (backing, names) in loopdev::attached()? {
-        let Some((server, path)) = fuse::parse_backing_file(&backing) else { continue };
-        for name in names {
-            let device = Path::new("/dev").join(name);
-            found.push(Attached {
-                read_only: loopdev::is_read_only(&device),
-                device,
-                transport: Transport::Fuse,
-                server,
-                healthy: Arguments::of(server).is_some_and(|a| a.source.path == path),
-                path: path.clone(),
-            });
-        }
-    }
-    Ok(found)
+    let loops = loopdev::attached()?
+        .into_iter()
+        .flat_map(|(backing, names)| names.into_iter().map(move |name| (name, backing.clone(), Transport::Fuse)));
+    let nbds = nbd::connected().into_iter().map(|(name, backend)| (name, backend, Transport::Nbd));
+    let served = loops.chain(nbds).filter_map(|(name, backing, transport)| {
+        let (server, image) = fuse::parse_backing_file(&backing)?;
+        let device = Path::new("/dev").join(name);
+        Some(Attached {
+            read_only: loopdev::is_read_only(&device),
+            device,
+            transport,
+            server,
+            healthy: Arguments::of(server).is_some_and(|a| a.source.path == image),
+            image,
+        })
+    });
+    Ok(served.collect())
 }
 
 /// The served image at `path`, by whatever path its directory was reached.
@@ -106,11 +115,11 @@ pub fn find(path: &Path) -> Result<Option<Attached>> {
 
 /// The same, in a list that [`all`] gave.
 pub fn find_in<'a>(list: &'a [Attached], path: &Path) -> Option<&'a Attached> {
-    let same_name = || list.iter().filter(|a| a.path.file_name() == path.file_name());
-    same_name().find(|a| a.path == path).or_else(|| {
+    let same_name = || list.iter().filter(|a| a.image.file_name() == path.file_name());
+    same_name().find(|a| a.image == path).or_else(|| {
         let directory = |path: &Path| fs::metadata(path.parent()?).ok().map(|meta| (meta.dev(), meta.ino()));
         let wanted = directory(path)?;
-        same_name().find(|a| directory(&a.path) == Some(wanted))
+        same_name().find(|a| directory(&a.image) == Some(wanted))
     })
 }
 
@@ -136,7 +145,29 @@ pub fn attach(source: &Source) -> Result<PathBuf> {
     }
     let dir = directory();
     sweep(&dir);
-    server::start(&Arguments { transport: Transport::Fuse, source, dir })
+    server::start(&Arguments { transport: Transport::chosen()?, source, dir })
+}
+
+/// Overrides the choice of the transport: `nbd` or `fuse`.
+pub const VARIABLE: &str = "XCP_SM_DATAPATH";
+
+impl Transport {
+    /// The best that this kernel has.
+    fn chosen() -> Result<Transport> {
+        match std::env::var(VARIABLE) {
+            Ok(name) if !name.is_empty() => name.parse(),
+            _ if nbd::available() => Ok(Transport::Nbd),
+            _ => Ok(Transport::Fuse),
+        }
+    }
+}
+
+/// Takes the device from the kernel.
+fn remove(device: &Path) -> Result<Detached> {
+    if device.to_string_lossy().starts_with("/dev/nbd") {
+        return nbd::detach(device);
+    }
+    loopdev::detach(device)
 }
 
 /// Removes the device and ends the server; what was written is durable. Idempotent.
@@ -144,13 +175,12 @@ pub fn attach(source: &Source) -> Result<PathBuf> {
 /// # Errors
 /// That the server could not make everything durable; the device is gone all the same.
 pub fn detach(path: &Path) -> Result<Detached> {
-    let path = absolute(path)?;
-    let Some(found) = find(&path)? else { return Ok(Detached::Done(crate::types::Done::Already)) };
+    let Some(found) = find(path)? else { return Ok(Detached::Done(crate::types::Done::Already)) };
     let mut client = match conversation(&found) {
         Ok(mut client) => client.ask("stop").ok().map(|_| client),
         Err(_) => None,
     };
-    let detached = loopdev::detach(&found.device)?;
+    let detached = remove(&found.device)?;
     if matches!(detached, Detached::Busy(_)) {
         return Ok(detached);
     }
@@ -162,9 +192,11 @@ pub fn detach(path: &Path) -> Result<Detached> {
     Ok(detached)
 }
 
-/// A disk whose I/O waits and whose images are closed. Dropped, it goes on.
+/// A disk whose I/O waits and whose images are closed. When it is dropped, the disk is opened again by its name
+/// and goes on; what fails then fails for its user, and [`status`] says why.
 pub struct Paused {
     client: Client,
+    resumed: bool,
 }
 
 /// Lets the requests under way end, makes everything durable, and closes the image and its parents, so that
@@ -172,10 +204,10 @@ pub struct Paused {
 ///
 /// `None`: it is not attached.
 pub fn pause(path: &Path) -> Result<Option<Paused>> {
-    let Some(found) = find(&absolute(path)?)? else { return Ok(None) };
+    let Some(found) = find(path)? else { return Ok(None) };
     let mut client = conversation(&found)?;
     client.ask("pause")?;
-    Ok(Some(Paused { client }))
+    Ok(Some(Paused { client, resumed: false }))
 }
 
 impl Paused {
@@ -184,8 +216,17 @@ impl Paused {
     /// # Errors
     /// When it can't be opened: then I/O fails, and may be mended by another pause and resume.
     pub fn resume(mut self) -> Result<u64> {
+        self.resumed = true;
         let size = self.client.ask("resume")?;
         size.parse().map_err(|_| Error::Invalid { what: "size", value: size, expected: "expected a number".to_owned() })
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        if !self.resumed {
+            let _ = self.client.ask("resume");
+        }
     }
 }
 
@@ -201,7 +242,7 @@ pub fn status(attached: &Attached) -> Result<String> {
 }
 
 fn conversation(attached: &Attached) -> Result<Client> {
-    match Arguments::of(attached.server).filter(|a| a.source.path == attached.path) {
+    match Arguments::of(attached.server).filter(|a| a.source.path == attached.image) {
         Some(arguments) => Client::connect(&arguments.dir, attached.server),
         None => Err(Error::NoDevice {
             device: attached.device.display().to_string(),

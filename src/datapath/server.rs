@@ -19,9 +19,9 @@ use nix::unistd::{ForkResult, dup2_stdout, fork, setsid};
 
 use super::control::{self, Control, Hooks};
 use super::disk::Disk;
-use super::{Source, Transport, fuse};
+use super::{Source, Transport, fuse, nbd};
 use crate::error::{Error, Result, one_line};
-use crate::sys::{loopdev, tool};
+use crate::sys::tool;
 use crate::types::Format;
 
 /// First argument of a server.
@@ -176,12 +176,20 @@ fn export(
             announce(&device);
             threads.wait()
         }
+        Transport::Nbd => {
+            let (export, threads) = nbd::Export::start(disk)?;
+            let device = export.device.clone();
+            let hooks = Hooks { resized: Box::new(move |size| export.resized(size)), stop: Box::new(|| Ok(())) };
+            control.serve(listener, disk.clone(), hooks);
+            announce(&device);
+            threads.wait()
+        }
     }
 }
 
 fn announce(device: &Path) {
     if !say(&format!("ok {}", device.display())) {
         // The caller gave up waiting: nobody knows of the device.
-        let _ = loopdev::detach(device);
+        let _ = super::remove(device);
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod sexp;
 pub mod size;
+pub mod stream;
 pub mod table;
 pub mod v1;
 

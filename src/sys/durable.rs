@@ -114,10 +114,29 @@ impl Dir {
         }
     }
 
+    /// Opens a file of this program's own for reading; `None` if there is no such name. Never waits, as the
+    /// open of a pipe of that name would.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it is not a regular file.
+    pub fn try_open_record(&self, name: &str) -> Result<Option<File>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let not_regular = || Error::Damaged { path: self.join(name), what: "is not a regular file".to_owned() };
+        let file: File = match openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => fd.into(),
+            Err(Errno::ENOENT) => return Ok(None),
+            // A symbolic link; a socket.
+            Err(Errno::ELOOP | Errno::ENXIO) => return Err(not_regular()),
+            Err(errno) => return Err(Error::sys("open", self.join(name))(errno)),
+        };
+        let meta = file.metadata().map_err(Error::io("examine", self.join(name)))?;
+        if meta.is_file() { Ok(Some(file)) } else { Err(not_regular()) }
+    }
+
     /// The contents of a small file; `None` if there is no such name. More than 1 MiB is an error.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         const MOST: u64 = 1 << 20;
-        let Some(file) = self.try_open_file(name, false)? else { return Ok(None) };
+        let Some(file) = self.try_open_record(name)? else { return Ok(None) };
         let mut bytes = Vec::new();
         file.take(MOST + 1).read_to_end(&mut bytes).map_err(Error::io("read", self.join(name)))?;
         if bytes.len() as u64 > MOST {
@@ -138,12 +157,18 @@ impl Dir {
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL | Errno::ENOENT) => {}
             Err(errno) => return Err(Error::sys("create a file in", &self.path)(errno)),
         }
-        let name = temporary_name();
-        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file: File =
-            openat(&self.fd, name.as_str(), flags, mode).map_err(Error::sys("create", self.join(&name)))?.into();
-        file.lock_exclusive().map_err(Error::io("mark as in use", self.join(&name)))?;
-        Ok(NewFile { dir: self, file, name: Some(name) })
+        loop {
+            let name = temporary_name();
+            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let file: File =
+                openat(&self.fd, name.as_str(), flags, mode).map_err(Error::sys("create", self.join(&name)))?.into();
+            let new = NewFile { dir: self, file, name: Some(name) };
+            new.mark_as_in_use()?;
+            // Before it was marked, a sweep could take it for abandoned.
+            if self.lookup(new.name.as_deref().expect("it was just given one"))?.is_some() {
+                return Ok(new);
+            }
+        }
     }
 
     /// Publishes `bytes` under `name`, durably. `false`: the name exists and nothing was changed.
@@ -155,7 +180,7 @@ impl Dir {
     pub fn create_held(&self, name: &str, bytes: &[u8]) -> Result<Option<File>> {
         let mut new = self.new_file()?;
         new.write(bytes)?;
-        new.file.lock_exclusive().map_err(Error::io("mark as in use", self.join(name)))?;
+        new.mark_as_in_use()?;
         let held = new.file.try_clone().map_err(Error::io("duplicate", self.join(name)))?;
         Ok(new.publish(name)?.then_some(held))
     }
@@ -172,6 +197,11 @@ impl Dir {
         self.unlink(name, UnlinkatFlags::NoRemoveDir)
     }
 
+    /// Renames within the directory, over what has the new name. Not durable before [`Dir::sync`].
+    pub fn rename(&self, from: &str, to: &str) -> Result<()> {
+        nix::fcntl::renameat(&self.fd, from, &self.fd, to).map_err(Error::sys("rename", self.join(from)))
+    }
+
     /// Removes an empty directory. `false`: there was none. Not durable before [`Dir::sync`].
     pub fn remove_dir(&self, name: &str) -> Result<bool> {
         self.unlink(name, UnlinkatFlags::RemoveDir)
@@ -182,6 +212,21 @@ impl Dir {
             Ok(()) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
             Err(errno) => Err(Error::sys("remove", self.join(name))(errno)),
+        }
+    }
+
+    /// Gives a file a second name, durably.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with `EEXIST` if there is such a name; [`Error::Unsupported`] where there are no hard links.
+    pub fn link(&self, name: &str, second: &str) -> Result<()> {
+        match linkat(&self.fd, name, &self.fd, second, AtFlags::empty()) {
+            Ok(()) => self.sync(),
+            Err(Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS) => Err(Error::Unsupported {
+                op: "copy-on-write",
+                why: format!("the filesystem of {} has no hard links", self.path.display()),
+            }),
+            Err(errno) => Err(Error::sys("link", self.join(name))(errno)),
         }
     }
 
@@ -209,7 +254,7 @@ impl Dir {
         if !name.starts_with(TEMPORARY) {
             return Ok(false);
         }
-        match self.try_open_file(name, false)? {
+        match self.try_open_record(name)? {
             Some(file) if is_abandoned(&file) => self.remove(name),
             _ => Ok(false),
         }
@@ -261,6 +306,7 @@ impl NewFile<'_> {
         self.sync()?;
         let fail = |errno| Error::sys("replace", self.dir.join(name))(errno);
         if self.name.is_none() {
+            self.mark_as_in_use()?;
             let temporary = temporary_name();
             self.link(&temporary).map_err(fail)?;
             self.name = Some(temporary);
@@ -269,6 +315,11 @@ impl NewFile<'_> {
         nix::fcntl::renameat(&self.dir.fd, temporary, &self.dir.fd, name).map_err(fail)?;
         self.name = None;
         self.dir.sync()
+    }
+
+    /// Until the file is closed, [`is_abandoned`] is false.
+    fn mark_as_in_use(&self) -> Result<()> {
+        self.file.lock_exclusive().map_err(Error::io("mark as in use a file in", &self.dir.path))
     }
 
     fn sync(&self) -> Result<()> {
@@ -301,7 +352,7 @@ fn temporary_name() -> String {
 
 /// Makes the directory that holds `path` durable, so that a name just made in it is.
 pub fn sync_parent(path: &Path) -> Result<()> {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"));
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io("make durable", parent))
 }
 

@@ -31,9 +31,22 @@ pub fn read(parent: &Dir, name: &str) -> Result<State> {
 
 /// Replaces the state `seen` by `bytes`, durably. `false`: it was no longer the current one, nothing changed.
 pub fn advance(parent: &Dir, name: &str, seen: &State, bytes: &[u8]) -> Result<bool> {
-    if seen.number == 0 && parent.make_dir(name)? {
-        parent.sync()?;
+    let made = seen.number == 0 && parent.make_dir(name)?;
+    let change = || {
+        if made {
+            parent.sync()?;
+        }
+        change_in(parent, name, seen, bytes)
+    };
+    let result = change();
+    if made && result.is_err() {
+        // Only while it is empty.
+        let _ = parent.remove_dir(name);
     }
+    result
+}
+
+fn change_in(parent: &Dir, name: &str, seen: &State, bytes: &[u8]) -> Result<bool> {
     let dir = parent.sub_dir(name)?.ok_or_else(|| Error::sys("open", parent.join(name))(Errno::ENOENT))?;
     let next = seen.number + 1;
     if !dir.create(&next.to_string(), bytes)? {

@@ -52,10 +52,10 @@ done
 MAY_REFUSE='' FORMATS='raw' UNIT=512 THIN=yes DETACH_ENDS=yes ALONE=yes LIST='' NOWHERE=''
 case $TYPE in
 file)
-    DETACH_ENDS=no LIST="((location . \"$DCONF\"))" NOWHERE=/nonexistent/below/sr
+    FORMATS='raw vhd' DETACH_ENDS=no LIST="((location . \"$DCONF\"))" NOWHERE=/nonexistent/below/sr
     ;;
 nfs)
-    ALONE=no
+    FORMATS='raw vhd' ALONE=no
     ;;
 lvm)
     MAY_REFUSE='vdi_clone vdi_snapshot' UNIT=4194304 THIN=no

@@ -24,6 +24,9 @@ pub struct CheckOptions<'a> {
     pub parent: Option<&'a Info>,
 }
 
+/// Problems of a kind that are listed.
+const MOST: usize = 100;
+
 /// A clock may be so many seconds behind that of the image's maker.
 const CLOCK_SKEW: u32 = 1800;
 
@@ -112,11 +115,8 @@ fn tables(image: &Image, options: CheckOptions, found: &mut Vec<String>) -> Resu
     let mut entries: Vec<(u32, u32)> = (0..image.blocks()).filter_map(|b| Some((image.entry(b)?, b))).collect();
     entries.sort_unstable();
     let step = SECTORS + 1;
-    for pair in entries.windows(2) {
-        if pair[1].0 - pair[0].0 < step {
-            found.push(format!("blocks {} and {} overlap", pair[0].1, pair[1].1));
-        }
-    }
+    let overlaps = entries.windows(2).filter(|pair| pair[1].0 - pair[0].0 < step);
+    found.extend(overlaps.take(MOST).map(|pair| format!("blocks {} and {} overlap", pair[0].1, pair[1].1)));
     if let Some((entry, block)) = entries.last() {
         // Of an image in use, or one that was, the last block may be cut off, or reach to the end.
         let footer = u64::from(last_footer(place)?.is_some()) * SECTOR;
@@ -140,6 +140,9 @@ fn tables(image: &Image, options: CheckOptions, found: &mut Vec<String>) -> Resu
         return Ok(());
     };
     for block in 0..(map_bytes(footer.size()) * 8) as u32 {
+        if found.len() > 2 * MOST {
+            break;
+        }
         if map[block as usize / 8] & (0x80 >> (block % 8)) == 0 {
             continue;
         }

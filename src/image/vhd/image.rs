@@ -135,7 +135,7 @@ impl Image {
 
         let size = p.len()?;
         let bat_offset = header.table_offset();
-        if bat_offset + u64::from(count) * 4 > size {
+        if bat_offset + u64::from(header.max_bat_size()) * 4 > size {
             return Err(p.damaged("the BAT is cut off"));
         }
         let mut raw = vec![0; count as usize * 4];
@@ -151,6 +151,10 @@ impl Image {
         };
         let stale = batmap.is_some() && map.is_none();
         let headers_end = headers_end(p, footer, &header, batmap.as_ref())?;
+
+        if headers_end > size {
+            return Err(p.damaged("the headers are cut off"));
+        }
 
         let full: Box<[AtomicU64]> = (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         let mut end = headers_end / SECTOR;

@@ -32,6 +32,9 @@ use super::{BLOCK, Place, SECTOR, ceil_sector};
 use crate::error::{Error, Result};
 use crate::types::{Done, Mode};
 
+/// Bytes; what is copied of a locator. libvhd writes up to 2 KiB.
+const LONGEST_LOCATOR: u64 = 64 << 10;
+
 /// Grows a dynamic or differencing image to `size` bytes.
 ///
 /// # Errors
@@ -122,7 +125,8 @@ impl Layout {
         let mut locators = Vec::new();
         let table = header.table_offset();
         for (slot, mut locator) in image.header().locators().filter(|(_, l)| l.offset >= table) {
-            let space = locator.space().ok_or_else(|| image.place().damaged("a parent locator of impossible size"))?;
+            let space = locator.space().filter(|space| *space <= LONGEST_LOCATOR);
+            let space = space.ok_or_else(|| image.place().damaged("a parent locator of impossible size"))?;
             locators.push((slot, space));
             locator.offset = end;
             end += space;

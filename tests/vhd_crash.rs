@@ -1,0 +1,498 @@
+//! Crashes at every write, and reordered ones: a disk in memory records writes and syncs, and what an operation did
+//! is replayed up to each point, with those of the writes since the last sync that the dice choose. Writes are atomic
+//! by sector, as disks promise, and in no order between syncs.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use uuid::Uuid;
+use xcp_sm::image::vhd::{self, Chain, CheckOptions, Image, NewImage, Parent, ParentLink, Place, SECTOR, Target};
+use xcp_sm::types::{Done, Mode};
+
+const MIB: u64 = 1 << 20;
+type Sector = [u8; 512];
+
+/// A file or device in memory.
+#[derive(Clone, Debug, Default)]
+struct Disk {
+    sectors: HashMap<u64, Sector>,
+    size: u64,
+    device: bool,
+}
+
+impl Disk {
+    fn file() -> Self {
+        Disk::default()
+    }
+
+    /// A device that holds what others left there.
+    fn device(size: u64) -> Self {
+        Disk { size, device: true, ..Disk::default() }
+    }
+
+    fn sector(&self, n: u64) -> Sector {
+        self.sectors.get(&n).copied().unwrap_or([if self.device { 0xA5 } else { 0 }; 512])
+    }
+
+    fn put(&mut self, n: u64, bytes: Sector) {
+        self.sectors.insert(n, bytes);
+        if !self.device {
+            self.size = self.size.max((n + 1) * SECTOR);
+        }
+    }
+
+    fn cut(&mut self, size: u64) {
+        self.size = size;
+        self.sectors.retain(|n, _| (n + 1) * SECTOR <= size);
+    }
+
+    fn apply(&mut self, op: &Op, mut keep: impl FnMut() -> bool) {
+        match op {
+            Op::Write(sectors) => sectors.iter().filter(|_| keep()).for_each(|(n, bytes)| self.put(*n, *bytes)),
+            Op::Punch(sectors) => {
+                for n in sectors.clone().filter(|_| keep()) {
+                    self.sectors.remove(&n);
+                }
+            }
+            Op::Size(size) => {
+                if keep() {
+                    self.cut(*size);
+                }
+            }
+            Op::Sync => {}
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write(Vec<(u64, Sector)>),
+    Punch(std::ops::Range<u64>),
+    Size(u64),
+    Sync,
+}
+
+impl Op {
+    /// What can happen or not by itself.
+    fn parts(&self) -> usize {
+        match self {
+            Op::Write(sectors) => sectors.len(),
+            Op::Punch(sectors) => (sectors.end - sectors.start) as usize,
+            Op::Size(_) => 1,
+            Op::Sync => 0,
+        }
+    }
+}
+
+/// A [`Place`] that remembers what was done to it.
+#[derive(Debug)]
+struct Recorder(Mutex<(Disk, Vec<Op>)>);
+
+impl Recorder {
+    fn new(disk: Disk) -> Arc<Self> {
+        Arc::new(Recorder(Mutex::new((disk, Vec::new()))))
+    }
+    fn disk(&self) -> Disk {
+        self.0.lock().unwrap().0.clone()
+    }
+    fn ops(&self) -> Vec<Op> {
+        self.0.lock().unwrap().1.clone()
+    }
+    fn position(&self) -> usize {
+        self.0.lock().unwrap().1.len()
+    }
+    fn record(&self, op: Op) {
+        let (disk, ops) = &mut *self.0.lock().unwrap();
+        disk.apply(&op, || true);
+        ops.push(op);
+    }
+}
+
+impl Place for Recorder {
+    fn path(&self) -> &Path {
+        Path::new("recorded.vhd")
+    }
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.lock().unwrap().0.size)
+    }
+    fn is_device(&self) -> bool {
+        self.0.lock().unwrap().0.device
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let disk = &self.0.lock().unwrap().0;
+        let len = disk.size.saturating_sub(offset).min(buf.len() as u64) as usize;
+        let mut done = 0;
+        while done < len {
+            let at = offset + done as u64;
+            let within = (at % SECTOR) as usize;
+            let step = (512 - within).min(len - done);
+            buf[done..done + step].copy_from_slice(&disk.sector(at / SECTOR)[within..within + step]);
+            done += step;
+        }
+        Ok(len)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let disk = self.0.lock().unwrap();
+        let (mut sectors, mut done) = (Vec::new(), 0);
+        while done < bytes.len() {
+            let at = offset + done as u64;
+            let within = (at % SECTOR) as usize;
+            let step = (512 - within).min(bytes.len() - done);
+            let mut sector = disk.0.sector(at / SECTOR);
+            sector[within..within + step].copy_from_slice(&bytes[done..done + step]);
+            sectors.push((at / SECTOR, sector));
+            done += step;
+        }
+        assert!(!disk.0.device || offset + bytes.len() as u64 <= disk.0.size, "a write past the end of a device");
+        drop(disk);
+        self.record(Op::Write(sectors));
+        Ok(())
+    }
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        if !self.is_device() {
+            assert!(size.is_multiple_of(SECTOR));
+            self.record(Op::Size(size));
+        }
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.record(Op::Sync);
+        Ok(())
+    }
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        if self.is_device() {
+            return Ok(false);
+        }
+        self.record(Op::Punch(offset / SECTOR..(offset + len) / SECTOR));
+        Ok(true)
+    }
+}
+
+/// A small generator (splitmix64), so that a failure can be repeated.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % sides
+    }
+}
+
+/// Calls `judge` with the disk as a crash after the first `k` operations may leave it, for each `k` and every choice
+/// of the sectors that had reached it if they are few, or else several choices.
+fn crashes(start: &Disk, ops: &[Op], mut judge: impl FnMut(usize, Disk)) {
+    let mut durable = start.clone();
+    let mut pending = 0;
+    for k in 0..=ops.len() {
+        let window = &ops[pending..k];
+        let sectors: usize = window.iter().map(Op::parts).sum();
+        let choices = if sectors <= 3 { 1 << sectors } else { 6 };
+        for choice in 0..choices {
+            let mut disk = durable.clone();
+            let mut dice = Dice((k as u64) << 8 | choice);
+            let mut part = 0;
+            for (i, op) in window.iter().enumerate() {
+                disk.apply(op, || {
+                    part += 1;
+                    match choice {
+                        _ if sectors <= 3 => choice >> (part - 1) & 1 == 1,
+                        0 => true,
+                        1 => i + 1 == window.len(),
+                        2 => dice.roll(8) == 0,
+                        3 => dice.roll(8) != 0,
+                        _ => dice.roll(2) == 0,
+                    }
+                });
+            }
+            judge(k, disk);
+        }
+        if let Some(Op::Sync) = ops.get(k) {
+            window.iter().for_each(|op| durable.apply(op, || true));
+            pending = k + 1;
+        }
+    }
+}
+
+fn tag(id: u64) -> Sector {
+    let mut sector = [0; 512];
+    sector.chunks_mut(8).for_each(|c| c.copy_from_slice(&id.to_le_bytes()));
+    sector
+}
+
+fn tag_of(sector: &[u8]) -> u64 {
+    let id = u64::from_le_bytes(sector[..8].try_into().unwrap());
+    assert!(sector == tag(id), "a torn sector, or one that nobody wrote: {:x?}", &sector[..16]);
+    id
+}
+
+fn link(parent: &dyn Place) -> ParentLink {
+    ParentLink { path: "./base.vhd".into(), uuid: Some(vhd::query(parent).unwrap().uuid), timestamp: 0 }
+}
+
+fn chain(leaf: Arc<dyn Place>, base: Arc<dyn Place>, mode: Mode) -> xcp_sm::Result<Chain> {
+    Chain::open(leaf, mode, |_| Ok(Parent::Vhd(base.clone())))
+}
+
+fn read_sector(chain: &Chain, n: u64) -> u64 {
+    let mut sector = [0; 512];
+    chain.read_at(&mut sector, n * SECTOR).unwrap();
+    tag_of(&sector)
+}
+
+/// A base of 8 MiB whose sectors 0, 40, 80, … of the first two blocks hold 1,000,000 + their number.
+fn base() -> Arc<Recorder> {
+    let base = Recorder::new(Disk::file());
+    vhd::create(&*base, &NewImage::new(8 * MIB)).unwrap();
+    let chain = Chain::open_single(base.clone(), Mode::ReadWrite).unwrap();
+    for n in (0..8192).step_by(40) {
+        chain.write_at(&tag(1_000_000 + n), n * SECTOR).unwrap();
+    }
+    chain.close().unwrap();
+    Recorder::new(base.disk())
+}
+
+fn base_tag(n: u64) -> u64 {
+    if n < 8192 && n.is_multiple_of(40) { 1_000_000 + n } else { 0 }
+}
+
+/// Problems that a crash may leave, and that do not make the image wrong.
+fn assert_sound(disk: &Disk) {
+    let place: Arc<dyn Place> = Recorder::new(disk.clone());
+    let options = CheckOptions { in_use: true, bitmaps: true, ..Default::default() };
+    let problems = vhd::check(&place, options).unwrap();
+    let batmap = "the checksum of the batmap is wrong";
+    assert!(problems.iter().all(|p| p == batmap || p == "the header is torn, and can be completed"), "{problems:?}");
+    vhd::repair(&place).unwrap();
+    let options = CheckOptions { bitmaps: true, ..Default::default() };
+    assert_eq!(vhd::check(&place, options).unwrap(), Vec::<String>::new());
+}
+
+/// Random writes and flushes to a child; at every crash each sector is as it was at the last flush, or as it was
+/// written since, and the image can be written on.
+fn writes_survive(start: Disk, seed: u64) {
+    let base = base();
+    let leaf = Recorder::new(start);
+    vhd::create_child(&*leaf, &NewImage::new(8 * MIB), &link(&*base)).unwrap();
+    let start = leaf.disk();
+    let leaf = Recorder::new(start.clone());
+    let disk = chain(leaf.clone(), base.clone(), Mode::ReadWrite).unwrap();
+    let mut dice = Dice(seed);
+    // Per sector: log position before the write, its tag. And the flushes: log position after, writes before.
+    let mut history: BTreeMap<u64, Vec<(usize, u64)>> = BTreeMap::new();
+    let mut flushes = vec![(0, 0)];
+    for id in 1..70u64 {
+        let count = if dice.roll(12) == 0 { 700 } else { 1 + dice.roll(12) };
+        let first = dice.roll(16384 - count);
+        let begun = leaf.position();
+        let zero = dice.roll(6) == 0;
+        if zero {
+            disk.write_zeroes(first * SECTOR, count * SECTOR).unwrap();
+        } else {
+            disk.write_at(&tag(id).repeat(count as usize), first * SECTOR).unwrap();
+        }
+        for n in first..first + count {
+            history.entry(n).or_default().push((begun, if zero { 0 } else { id }));
+        }
+        if dice.roll(5) == 0 {
+            disk.flush().unwrap();
+            flushes.push((leaf.position(), leaf.position()));
+        }
+    }
+    disk.close().unwrap();
+    flushes.push((leaf.position(), leaf.position()));
+    let probe: Vec<u64> = history.keys().copied().enumerate().filter(|(i, _)| i % 7 == 0).map(|(_, n)| n).collect();
+    let probe: Vec<u64> = probe.into_iter().chain((0..16384).step_by(120)).collect();
+
+    let mut count = 0u64;
+    crashes(&start, &leaf.ops(), |k, crashed| {
+        count += 1;
+        let flushed = flushes.iter().rfind(|(end, _)| *end <= k).unwrap().0;
+        let check = |disk: &Chain| -> Vec<u64> {
+            probe
+                .iter()
+                .map(|n| {
+                    let writes = history.get(n).map_or(&[][..], |w| w);
+                    let old = writes.iter().rfind(|(begun, _)| *begun < flushed).map_or(base_tag(*n), |(_, id)| *id);
+                    let got = read_sector(disk, *n);
+                    let since = writes.iter().any(|(begun, id)| *begun >= flushed && *begun <= k && *id == got);
+                    assert!(got == old || since, "sector {n} after {k} operations: {got}, expected {old}");
+                    got
+                })
+                .collect()
+        };
+        let place = Recorder::new(crashed.clone());
+        let disk = chain(place.clone(), base.clone(), Mode::ReadWrite).unwrap();
+        let before = check(&disk);
+        if count.is_multiple_of(7) {
+            assert_sound(&crashed);
+            // On with it: a new block, and what was there stays.
+            disk.write_at(&tag(999), 4096 * 3 * SECTOR + 5 * SECTOR).unwrap();
+            disk.close().unwrap();
+            let disk = chain(place, base.clone(), Mode::ReadOnly).unwrap();
+            assert_eq!(read_sector(&disk, 4096 * 3 + 5), 999);
+            for (n, old) in probe.iter().zip(before).filter(|(n, _)| **n != 4096 * 3 + 5) {
+                assert_eq!(read_sector(&disk, *n), old);
+            }
+        }
+    });
+    assert!(count > 200, "{count} crashes");
+}
+
+#[test]
+fn writes_to_a_file_survive_or_have_not_happened() {
+    writes_survive(Disk::file(), 1);
+    writes_survive(Disk::file(), 77);
+}
+
+#[test]
+fn writes_to_a_device_survive_or_have_not_happened() {
+    writes_survive(Disk::device(16 * MIB), 2);
+}
+
+/// A child of 100 MiB with something in five blocks, one of them full; and what its disk holds.
+fn child(start: Disk, base: &Arc<Recorder>) -> (Disk, BTreeMap<u64, u64>) {
+    let leaf = Recorder::new(start);
+    vhd::create_child(&*leaf, &NewImage::new(100 * MIB), &link(&**base)).unwrap();
+    let disk = chain(leaf.clone(), base.clone(), Mode::ReadWrite).unwrap();
+    let mut model = BTreeMap::new();
+    for (id, (first, count)) in [(4100, 3), (0, 4096), (8000, 500), (100_000, 8), (204_799, 1)].into_iter().enumerate()
+    {
+        let id = id as u64 + 1;
+        disk.write_at(&tag(id).repeat(count as usize), first * SECTOR).unwrap();
+        model.extend((first..first + count).map(|n| (n, id)));
+    }
+    disk.close().unwrap();
+    let mut seen: BTreeMap<u64, u64> = (0..16384).step_by(40).map(|n| (n, base_tag(n))).collect();
+    seen.extend(model.into_iter().filter(|(n, _)| *n > 4096 || n % 40 == 0));
+    (leaf.disk(), seen)
+}
+
+fn assert_reads(disk: Disk, base: &Arc<Recorder>, model: &BTreeMap<u64, u64>) {
+    let disk = chain(Recorder::new(disk), base.clone(), Mode::ReadOnly).unwrap();
+    for (n, id) in model {
+        assert_eq!(read_sector(&disk, *n), *id, "sector {n}");
+    }
+}
+
+#[test]
+fn growing_is_never_half_done() {
+    let base = base();
+    for device in [false, true] {
+        let start = if device { Disk::device(64 * MIB) } else { Disk::file() };
+        let (start, model) = child(start, &base);
+        for size in [200, 258, 514, 2600, 40_000] {
+            let place = Recorder::new(start.clone());
+            let grown: Arc<dyn Place> = place.clone();
+            assert_eq!(vhd::resize(&grown, size * MIB).unwrap(), Done::Changed);
+            crashes(&start, &place.ops(), |k, crashed| {
+                let leaf = Recorder::new(crashed.clone());
+                let now = vhd::query(&*leaf).unwrap().virtual_size;
+                assert!(now == 100 * MIB || now == size * MIB, "{size} MiB, {k}: {now}");
+                if now == size * MIB {
+                    let all = Chain::open(leaf.clone(), Mode::ReadOnly, |_| Ok(Parent::Vhd(base.clone()))).unwrap();
+                    let extents: Vec<_> = all.extents(100 * MIB, now, 1).collect();
+                    assert!(extents.len() == 1 && !extents[0].as_ref().unwrap().data, "{size} MiB, {k}");
+                }
+                assert_reads(crashed.clone(), &base, &model);
+                assert_sound(&crashed);
+                let leaf: Arc<dyn Place> = leaf;
+                vhd::resize(&leaf, size * MIB).unwrap();
+                let image = vhd::query(&*leaf).unwrap();
+                assert_eq!(image.virtual_size, size * MIB);
+            });
+        }
+    }
+}
+
+#[test]
+fn headers_change_in_one_step() {
+    let base = base();
+    for device in [false, true] {
+        let start = if device { Disk::device(64 * MIB) } else { Disk::file() };
+        let (start, model) = child(start, &base);
+        let place = Recorder::new(start.clone());
+        vhd::set_hidden(&*place, true).unwrap();
+        crashes(&start, &place.ops(), |_, crashed| {
+            assert_reads(crashed.clone(), &base, &model);
+            let place = Recorder::new(crashed);
+            vhd::set_hidden(&*place, true).unwrap();
+            assert!(vhd::query(&*place).unwrap().hidden);
+            assert_eq!(vhd::set_hidden(&*place, true).unwrap(), Done::Already);
+            assert_sound(&place.disk());
+        });
+
+        let place = Recorder::new(start.clone());
+        let other = ParentLink { path: "./bulk.vhd".into(), uuid: Some(Uuid::from_u128(7)), timestamp: 5 };
+        vhd::set_parent(&*place, &other).unwrap();
+        let old = vhd::query(&*Recorder::new(start.clone())).unwrap().parent;
+        crashes(&start, &place.ops(), |_, crashed| {
+            let place = Recorder::new(crashed);
+            let parent = vhd::query(&*place).unwrap().parent;
+            let new = parent.as_ref().is_some_and(|p| p.uuid == other.uuid && p.name == "bulk.vhd");
+            assert!(new || parent == old, "{parent:?}");
+            vhd::set_parent(&*place, &other).unwrap();
+            assert_eq!(vhd::query(&*place).unwrap().parent.unwrap().uuid, other.uuid);
+        });
+    }
+}
+
+#[test]
+fn coalescing_changes_nothing_that_anybody_reads() {
+    for device in [false, true] {
+        let small = base();
+        let start = if device { Disk::device(64 * MIB) } else { Disk::file() };
+        let (leaf, model) = child(start, &small);
+        let leaf = Recorder::new(leaf);
+        let parent: Arc<dyn Place> = small.clone();
+        vhd::resize(&parent, 100 * MIB).unwrap();
+        let before = small.disk();
+        let parent = Recorder::new(before.clone());
+        let coalesce = |parent: &Arc<Recorder>| {
+            let child = Image::open(leaf.clone(), Mode::ReadOnly).unwrap();
+            let image = Image::open(parent.clone(), Mode::ReadWrite).unwrap();
+            vhd::coalesce(&child, Target::Vhd(&image), &|_, _| ControlFlow::Continue(())).unwrap();
+            image.close().unwrap();
+        };
+        coalesce(&parent);
+        let mut count = 0;
+        crashes(&before, &parent.ops(), |_, crashed| {
+            let parent = Recorder::new(crashed.clone());
+            assert_reads(leaf.disk(), &parent, &model);
+            // What the child does not hold, the parent shows as before.
+            let alone = Chain::open_single(parent.clone(), Mode::ReadOnly).unwrap();
+            for n in (5000..8000).step_by(40) {
+                assert_eq!(read_sector(&alone, n), base_tag(n));
+            }
+            count += 1;
+            if count % 5 == 0 {
+                assert_sound(&crashed);
+                coalesce(&parent);
+                let alone = Chain::open_single(parent.clone(), Mode::ReadOnly).unwrap();
+                model.iter().for_each(|(n, id)| assert_eq!(read_sector(&alone, *n), *id));
+            }
+        });
+    }
+}
+
+#[test]
+fn an_image_is_made_on_a_device_or_not_at_all() {
+    let old = Recorder::new(Disk::device(64 * MIB));
+    vhd::create(&*old, &NewImage::new(20 * MIB)).unwrap();
+    let disk = Chain::open_single(old.clone(), Mode::ReadWrite).unwrap();
+    disk.write_at(&tag(5).repeat(4096), 0).unwrap();
+    disk.close().unwrap();
+    let start = old.disk();
+    let place = Recorder::new(start.clone());
+    vhd::create(&*place, &NewImage::new(40 * MIB)).unwrap();
+    crashes(&start, &place.ops(), |k, crashed| {
+        let Ok(disk) = Chain::open_single(Recorder::new(crashed), Mode::ReadOnly) else { return };
+        let expected = if disk.virtual_size() == 20 * MIB { 5 } else { 0 };
+        assert_eq!(read_sector(&disk, 3), expected, "{k}");
+    });
+}
