@@ -57,7 +57,7 @@ impl<'a> Cow<'a> {
                 longest: LONGEST_CHAIN,
             });
         }
-        let _pause = Pause::of(&*self.place)?;
+        let _pause = datapath::pause(&self.place.path())?;
         tree.fork(&Fork { base: VdiUuid::random(), dest, params, kind: self.kind })?;
         (self.kind.open)(tree.sibling(dest)?).info()
     }
@@ -229,34 +229,9 @@ impl Vdi for Cow<'_> {
         if size == node.virtual_size {
             return Ok(Done::Already);
         }
-        let _pause = Pause::of(&*self.place)?;
+        let _pause = datapath::pause(&self.place.path())?;
         (self.kind.resize)(self.place.image(Mode::ReadWrite)?, &self.place.path(), size)?;
         Ok(Done::Changed)
-    }
-}
-
-/// An attached disk whose server has closed its image. I/O waits until this is dropped.
-struct Pause(Option<PathBuf>);
-
-impl Pause {
-    fn of(place: &dyn Place) -> Result<Pause> {
-        let path = place.path();
-        match datapath::find(&path)? {
-            None => Ok(Pause(None)),
-            Some(_) => {
-                datapath::pause(&path)?;
-                Ok(Pause(Some(path)))
-            }
-        }
-    }
-}
-
-impl Drop for Pause {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            // What fails here fails for the disk's user, whose I/O then says so; the operation itself is done.
-            let _ = datapath::resume(path);
-        }
     }
 }
 
