@@ -59,7 +59,7 @@ pub const DRIVER: Driver = Driver {
     executable: "FileSR",
     description: "disks as files in a local directory",
     dconf_form: "/path/to/directory",
-    formats: &[Format::Raw, Format::Vhd],
+    formats: &[Format::Vhd, Format::Raw],
     parse_dconf: |dconf| Ok(DeviceConfig::from([("location", dconf)])),
     open: |sr, config| Ok(Box::new(FileSr::new(sr, "file", location(config)?))),
     probe: |config| probe(&location(config)?, "file"),

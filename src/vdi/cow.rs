@@ -78,9 +78,10 @@ impl<'a> Cow<'a> {
     }
 
     /// Makes the servers of all disks that have this image in their chains close it.
-    fn pause_above(&self, tree: &dyn Tree) -> Result<Vec<Pause>> {
+    fn pause_above(&self, tree: &dyn Tree) -> Result<Vec<datapath::Paused>> {
         let above = descendants(&tree.nodes()?, self.place.vdi());
-        above.into_iter().map(|vdi| Pause::of(&*tree.sibling(vdi)?)).collect()
+        let paused: Result<Vec<_>> = above.into_iter().map(|vdi| datapath::pause(&tree.sibling(vdi)?.path())).collect();
+        Ok(paused?.into_iter().flatten().collect())
     }
 
     fn is_hidden(&self, op: &'static str) -> Error {
