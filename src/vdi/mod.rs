@@ -289,6 +289,22 @@ pub fn refuse_if_locked(place: &dyn Place) -> Result<()> {
     }
 }
 
+/// # Errors
+/// [`Error::Invalid`] for a size below the present one, unless the caller allows it.
+pub fn refuse_shrink(place: &dyn Place, now: u64, size: u64, allow_shrink: bool) -> Result<()> {
+    if size >= now || allow_shrink {
+        return Ok(());
+    }
+    Err(Error::Invalid {
+        what: "size",
+        value: size.to_string(),
+        expected: format!(
+            "VDI {} has {now} bytes; making it smaller destroys data and wants --allow-shrink",
+            place.vdi()
+        ),
+    })
+}
+
 /// What [`Error::VdiInUse`] says of a place.
 pub fn in_use(place: &dyn Place, holder: String) -> Error {
     Error::VdiInUse { vdi: place.vdi(), sr: place.sr(), holder }

@@ -8,7 +8,7 @@ use crate::call::Context;
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, RawFile};
 use crate::types::{Done, Format, Mode, Params, VdiInfo, VdiUuid};
-use crate::vdi::{Kind, Node, Place, Vdi, describe, refuse_if_used};
+use crate::vdi::{Kind, Node, Place, Vdi, describe, refuse_if_used, refuse_shrink};
 
 /// Bytes of a sector; a disk is a whole number of them.
 pub const SECTOR: u64 = 512;
@@ -104,17 +104,8 @@ impl Vdi for Raw<'_> {
         if size == now {
             return Ok(Done::Already);
         }
+        refuse_shrink(&*self.place, now, size, allow_shrink)?;
         if size < now {
-            if !allow_shrink {
-                return Err(Error::Invalid {
-                    what: "size",
-                    value: size.to_string(),
-                    expected: format!(
-                        "VDI {} has {now} bytes; making it smaller destroys data and wants --allow-shrink",
-                        self.place.vdi()
-                    ),
-                });
-            }
             refuse_if_used(self)?;
         }
         self.place.resize(size)?;
