@@ -499,17 +499,21 @@ impl Sr for FileSr {
         let dir = match Dir::open(&self.path) {
             Ok(dir) => dir,
             Err(e) if e.errno() == Some(Errno::ENOENT as i32) => {
-                fs::DirBuilder::new().mode(0o700).create(&self.path).map_err(|e| {
-                    match e.raw_os_error().map(Errno::from_raw) {
-                        Some(Errno::ENOENT) => Error::NoDevice {
-                            device: self.path.display().to_string(),
-                            why: "the directory above it does not exist".to_owned(),
-                        },
-                        _ => Error::io("create the directory", &self.path)(e),
-                    }
-                })?;
-                durable::sync_parent(&self.path)?;
-                made_directory = true;
+                match fs::DirBuilder::new().mode(0o700).create(&self.path) {
+                    Ok(()) => made_directory = true,
+                    Err(e) => match e.raw_os_error().map(Errno::from_raw) {
+                        // Another sr_create was faster; the marker decides between the two.
+                        Some(Errno::EEXIST) => {}
+                        Some(Errno::ENOENT) => {
+                            return Err(Error::NoDevice {
+                                device: self.path.display().to_string(),
+                                why: "the directory above it does not exist".to_owned(),
+                            });
+                        }
+                        _ => return Err(Error::io("create the directory", &self.path)(e)),
+                    },
+                }
+                durable::sync_parent(&self.path).inspect_err(|_| drop(fs::remove_dir(&self.path)))?;
                 Dir::open(&self.path)?
             }
             Err(e) => return Err(e),
