@@ -23,7 +23,7 @@ pub enum End {
 }
 
 /// Which system calls are counted.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub enum Points {
     /// All of them.
     Every,
@@ -32,7 +32,12 @@ pub enum Points {
     Changing,
     /// Those that can fail with an error of the disk, after the runtime has started.
     CanFail,
+    /// Those that this says, by number and arguments.
+    Matching(fn(i64, [u64; 6]) -> bool),
 }
+
+/// Acts on all of them.
+pub const ALL: u64 = 0;
 
 /// Memory and signals; and close, whose error nobody is told of.
 const NEVER_FAILS: &[i64] = &[
@@ -129,10 +134,10 @@ pub struct Traced {
     pub stderr: Vec<u8>,
 }
 
-/// Runs `program` and acts on its `n`-th counted system call, 1 being the first.
+/// Runs `program` and acts on its `n`-th counted system call, 1 being the first, or on [`ALL`].
 pub fn run(n: u64, points: Points, act: Act, program: &Path, args: &[String], run_dir: &Path) -> Traced {
     let mut command = Command::new(program);
-    command.args(args).env("XCP_SM_RUN_DIR", run_dir);
+    command.args(args).env("XCP_SM_RUN_DIR", run_dir).env_remove("LD_LIBRARY_PATH");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // SAFETY: between fork and exec only the one system call is made.
     unsafe { command.pre_exec(|| ptrace::traceme().map_err(Into::into)) };
@@ -150,7 +155,7 @@ fn trace(pid: Pid, n: u64, points: Points, act: Act) -> (End, Option<u64>) {
     // It stopped at its exec.
     assert!(matches!(wait(pid), WaitStatus::Stopped(_, Signal::SIGTRAP)));
     ptrace::setoptions(pid, ptrace::Options::PTRACE_O_EXITKILL | ptrace::Options::PTRACE_O_TRACESYSGOOD).unwrap();
-    let (mut seen, mut call, mut started, mut failing) = (0, None, points == Points::Every, None);
+    let (mut seen, mut call, mut started, mut failing) = (0, None, false, None);
     let mut deliver = None;
     loop {
         match ptrace::syscall(pid, deliver.take()) {
@@ -174,10 +179,11 @@ fn trace(pid: Pid, n: u64, points: Points, act: Act) -> (End, Option<u64>) {
                 let counts = match points {
                     Points::Every => true,
                     Points::Changing => changes(number as i64, args),
+                    Points::Matching(these) => these(number as i64, args),
                     Points::CanFail => started && !NEVER_FAILS.contains(&(number as i64)),
                 };
                 seen += u64::from(counts);
-                if !counts || seen != n {
+                if !counts || (seen != n && n != ALL) {
                     continue;
                 }
                 call = Some(number);

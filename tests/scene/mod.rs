@@ -127,6 +127,8 @@ impl Scene {
         words.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).env("XCP_SM_RUN_DIR", self.root.path().join("run")).timeout(PATIENCE);
+        // cargo's; each start would look for the C library in five places more.
+        command.env_remove("LD_LIBRARY_PATH");
         let output = command.output().expect("it starts");
         let shown: Vec<String> = words.iter().map(|word| word.to_string_lossy().chars().take(200).collect()).collect();
         Outcome { line: shown.join(" "), output }
@@ -146,6 +148,13 @@ impl Scene {
 
     pub fn image(&self, vdi: &str) -> PathBuf {
         self.place.join(format!("{vdi}.raw"))
+    }
+
+    /// The device that vdi_attach printed.
+    pub fn loop_device(&self, printed: &str) -> PathBuf {
+        let device = PathBuf::from(printed.strip_suffix('\n').expect("a line"));
+        assert!(fs::metadata(&device).unwrap().file_type().is_block_device(), "{printed}");
+        device
     }
 
     /// The loop devices whose backing file is below this scene.
