@@ -66,12 +66,16 @@ impl Bench {
             words(&["stat", "-c", "%s %b", &file(0)])
         });
         // The hand's file is made durable as well, or the two would not be the same thing.
-        pair("vdi_create / truncate; sync", &|n| self.call(&sr, "vdi_create", &[&vdi(1000 + n), "64", "--type", "raw"]), &|n| {
-            words(&["sh", "-c", &format!("truncate -s 64M {0} && sync {0} {1}", file(1000 + n), hand.display())])
-        });
-        pair("vdi_create / qemu-img create", &|n| self.call(&sr, "vdi_create", &[&vdi(2000 + n), "64", "--type", "raw"]), &|n| {
-            words(&["qemu-img", "create", "-q", "-f", "raw", &file(2000 + n), "64M"])
-        });
+        pair(
+            "vdi_create / truncate; sync",
+            &|n| self.call(&sr, "vdi_create", &[&vdi(1000 + n), "64", "--type", "raw"]),
+            &|n| words(&["sh", "-c", &format!("truncate -s 64M {0} && sync {0} {1}", file(1000 + n), hand.display())]),
+        );
+        pair(
+            "vdi_create / qemu-img create",
+            &|n| self.call(&sr, "vdi_create", &[&vdi(2000 + n), "64", "--type", "raw"]),
+            &|n| words(&["qemu-img", "create", "-q", "-f", "raw", &file(2000 + n), "64M"]),
+        );
         pair(
             "vdi_clone / cp --reflink=auto; sync",
             &|n| self.call(&sr, "vdi_clone", &[&source, &vdi(3000 + n)]),

@@ -100,13 +100,18 @@ impl Scene {
         }
     }
 
-    /// The arguments of one call, without the executable.
+    /// The arguments of one call, without the executable. A VDI is raw unless it is said what: then its bytes are
+    /// those of its file.
     pub fn line<S: AsRef<str>>(&self, words: impl IntoIterator<Item = S>) -> Vec<String> {
         let mut line = match self.door {
             Door::Driver => vec![format!("-d{}", self.dconf())],
             Door::Sm => vec![format!("-t{}", self.row.sr_type), format!("-d{}", self.dconf())],
         };
-        line.extend(words.into_iter().map(|word| word.as_ref().to_owned()));
+        let mut words: Vec<String> = words.into_iter().map(|word| word.as_ref().to_owned()).collect();
+        if words.first().is_some_and(|verb| verb == "vdi_create") && !words.iter().any(|word| word == "--type") {
+            words.insert(1, "--type=raw".to_owned());
+        }
+        line.append(&mut words);
         line
     }
 
