@@ -24,7 +24,7 @@
 //!   next call for this VDI and sr_attach remove; not sr_scan, which holds no lock.
 //! - **vdi_clone, vdi_snapshot in a tree** of the disk U with the new VDI D and the base B: 1. write both children,
 //!   unnamed; 2. publish `.sm-tree`, which names U, B and D; 3. link U's image as B; 4. publish D; 5. rename
-//!   the other child over U's name; 6. mark B hidden; 7. remove `.sm-tree`. Before 5, U and B are one file, and
+//!   the other child over U's name: here it has happened, and D is there; 6. mark B hidden; 7. remove `.sm-tree`. Before 5, U and B are one file, and
 //!   whoever takes the tree's lock next removes D and B; after it, they differ, and B is hidden. Readers take
 //!   the B of a `.sm-tree` for hidden.
 //! - **sr_collect**, after the data of an only child C was written into its base B. For a C that is a base itself:
@@ -327,10 +327,16 @@ impl FileSr {
             images.append(&mut part?);
         }
         if images.iter().any(|image| image.format != Format::Raw)
-            && let Some(Record::Fork { base, .. } | Record::Collapse { base, .. }) = read_change(dir)?
-            && let Some(image) = images.iter_mut().find(|image| image.vdi == base)
+            && let Some(record) = read_change(dir)?
         {
-            image.node.hidden = true;
+            if let Record::Fork { base, .. } | Record::Collapse { base, .. } = record
+                && let Some(image) = images.iter_mut().find(|image| image.vdi == base)
+            {
+                image.node.hidden = true;
+            }
+            if let Some(unborn) = unborn(dir, &record)? {
+                images.retain(|image| image.vdi != unborn);
+            }
         }
         Ok(images)
     }
@@ -340,6 +346,7 @@ impl FileSr {
         let format = new.format.unwrap_or(DRIVER.formats[0]);
         let kind = vdi::kind(format)?;
         let dir = self.dir()?;
+        remove_unborn(&dir, new.vdi)?;
         if has_image(&dir, new.vdi)? {
             return Err(Error::VdiExists { vdi: new.vdi, sr: self.sr });
         }
@@ -653,6 +660,7 @@ impl Sr for FileSr {
         for (extension, format) in IMAGES {
             match must_be(&dir, &beside(vdi, extension), SFlag::S_IFREG)? {
                 None => continue,
+                Some(_) if format != Format::Raw && is_unborn(&dir, vdi)? => break,
                 Some(_) => return self.disk(dir, vdi, format),
             }
         }
@@ -725,7 +733,9 @@ impl Sr for FileSr {
     }
 
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
-        Ok(if remove_leftovers(&*self.dir()?, vdi)? { Done::Changed } else { Done::Already })
+        let dir = self.dir()?;
+        let unborn = remove_unborn(&dir, vdi)?;
+        Ok(if remove_leftovers(&dir, vdi)? || unborn { Done::Changed } else { Done::Already })
     }
 
     fn content_type(&self) -> &'static str {
@@ -883,6 +893,7 @@ impl Place for FilePlace<'_> {
             loopdev::flush(device)?;
         }
         let target = self.sr.place(self.dir.clone(), dest, self.format);
+        remove_unborn(&self.dir, dest)?;
         if dest == self.vdi || self.dir.lookup(&target.name())?.is_some() {
             return Err(target.exists_already());
         }
@@ -1018,6 +1029,36 @@ fn format_of(dir: &Dir, vdi: VdiUuid) -> Result<Option<Format>> {
         }
     }
     Ok(None)
+}
+
+/// The VDI of a fork that has not happened yet: its image has a name, but until the disk that is forked has its
+/// new image nobody may see it, because whoever repairs the tree removes it.
+fn unborn(dir: &Dir, change: &Record) -> Result<Option<VdiUuid>> {
+    let Record::Fork { vdi, base, dest, format } = change else { return Ok(None) };
+    let (disk, found) = (dir.lookup(&image_name(*vdi, *format))?, dir.lookup(&image_name(*base, *format))?);
+    Ok(match (disk, found) {
+        (Some(disk), Some(found)) if file_id(&disk) == file_id(&found) => Some(*dest),
+        _ => None,
+    })
+}
+
+fn is_unborn(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
+    match read_change(dir)? {
+        Some(change) => Ok(unborn(dir, &change)? == Some(vdi)),
+        None => Ok(false),
+    }
+}
+
+/// Removes the image of a fork that was killed. The caller holds the VDI, so the fork is not under way.
+fn remove_unborn(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
+    let mut removed = false;
+    if is_unborn(dir, vdi)? {
+        for (extension, _) in IMAGES {
+            removed |= dir.remove(&beside(vdi, extension))?;
+        }
+        dir.sync()?;
+    }
+    Ok(removed)
 }
 
 fn read_change(dir: &Dir) -> Result<Option<Record>> {
