@@ -6,14 +6,14 @@ use nix::errno::Errno;
 use scene::filesystem::Filesystem;
 use scene::is_root;
 use scene::kill::{Act, Points};
-use scene::operations::OPERATIONS;
+use scene::operations::{OPERATIONS, TREES};
 
 fn kill_before_every_call(kind: &'static str, mib: u64) {
     if !is_root() {
         return;
     }
     let filesystem = Filesystem::new(kind, mib);
-    for operation in OPERATIONS {
+    for operation in OPERATIONS.iter().chain(TREES) {
         let points = operation.at_every_point(Points::Every, Act::Kill, Some(&filesystem));
         println!("{kind}, {}: killed at {points} points", operation.name);
     }
@@ -25,7 +25,7 @@ fn cut_the_power_at_every_change(kind: &'static str, mib: u64) {
     }
     let filesystem = Filesystem::new(kind, mib);
     // What is attached does not outlive the host.
-    for operation in OPERATIONS.iter().filter(|o| !o.needs_root) {
+    for operation in OPERATIONS.iter().chain(TREES).filter(|o| !o.needs_root) {
         let cuts = (1..).find(|n| operation.cut_the_power(&filesystem, *n)).unwrap();
         println!("{kind}, {}: {cuts} power cuts", operation.name);
     }
@@ -59,7 +59,7 @@ fn the_power_fails_at_any_change_on_xfs() {
 #[ignore = "a minute"]
 fn any_system_call_may_fail() {
     for errno in [Errno::EIO, Errno::ENOSPC, Errno::EACCES] {
-        for operation in OPERATIONS.iter().filter(|o| !o.needs_root || is_root()) {
+        for operation in OPERATIONS.iter().chain(TREES).filter(|o| !o.needs_root || is_root()) {
             let points = operation.at_every_point(Points::CanFail, Act::Fail(errno), None);
             println!("{errno:?}, {}: {points} failures", operation.name);
         }

@@ -4,6 +4,10 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
+
+use xcp_sm::image::vhd::{Chain, FilePlace, Parent, ParentInfo};
+use xcp_sm::types::Mode;
 
 use super::filesystem::Filesystem;
 use super::kill::{self, Act, End, Points, Traced};
@@ -136,6 +140,113 @@ pub const OPERATIONS: &[Operation] = &[
     },
 ];
 
+/// The same for disks in trees, which are VHDs.
+pub const TREES: &[Operation] = &[
+    Operation {
+        name: "vdi_create of a VHD",
+        prepare: with_a,
+        call: &["vdi_create", SR, B, "2", "--type", "vhd", "--label", "b"],
+        again: EXISTS,
+        needs_root: false,
+    },
+    Operation {
+        name: "vdi_snapshot of a VHD",
+        prepare: with_tree,
+        call: &["vdi_snapshot", SR, A, C],
+        again: EXISTS,
+        needs_root: false,
+    },
+    Operation {
+        name: "vdi_clone of a VHD",
+        prepare: with_tree,
+        call: &["vdi_clone", SR, A, C],
+        again: EXISTS,
+        needs_root: false,
+    },
+    Operation {
+        name: "vdi_resize of a VHD",
+        prepare: with_tree,
+        call: &["vdi_resize", SR, A, "6"],
+        again: Again::Succeeds,
+        needs_root: false,
+    },
+    Operation {
+        name: "vdi_delete in a tree",
+        prepare: with_tree,
+        call: &["vdi_delete", SR, B],
+        again: Again::Succeeds,
+        needs_root: false,
+    },
+    Operation {
+        name: "sr_collect",
+        prepare: |scene| {
+            with_tree(scene);
+            scene.call(["vdi_delete", SR, B]).done();
+        },
+        call: &["sr_collect", SR],
+        again: Again::Succeeds,
+        needs_root: false,
+    },
+    Operation {
+        name: "sr_delete of a tree",
+        prepare: with_tree,
+        call: &["sr_delete", SR],
+        again: Again::Succeeds,
+        needs_root: false,
+    },
+];
+
+/// An SR with the VHD A, which has data, and its snapshot B.
+pub fn with_tree(scene: &Scene) {
+    scene.call(["sr_create", SR]).done();
+    scene.call(["vdi_create", SR, A, "2", "--type", "vhd", "--label", "a"]).done();
+    let chain = chain(scene, A, Mode::ReadWrite);
+    chain.write_at(&pattern(64 * 1024), 0).unwrap();
+    chain.close().unwrap();
+    scene.call(["vdi_snapshot", SR, A, B]).done();
+    let chain = self::chain(scene, A, Mode::ReadWrite);
+    chain.write_at(&[7; 512], MIB).unwrap();
+    chain.close().unwrap();
+}
+
+fn chain(scene: &Scene, vdi: &str, mode: Mode) -> Chain {
+    let place = |name: String, mode| Arc::new(FilePlace::open(scene.place.join(name), mode).unwrap());
+    let resolve = |link: &ParentInfo| Ok(Parent::Vhd(place(link.file_name().unwrap().to_owned(), Mode::ReadOnly)));
+    Chain::open(place(format!("{vdi}.vhd"), mode), mode, resolve).unwrap()
+}
+
+/// A hash of what a guest would read.
+fn bytes_of(scene: &Scene, vdi: &str) -> Option<u64> {
+    let mut hash = DefaultHasher::new();
+    if let Ok(bytes) = fs::read(scene.image(vdi)) {
+        bytes.hash(&mut hash);
+    } else if scene.place.join(format!("{vdi}.vhd")).exists() {
+        let mut bytes = vec![0; 2 * MIB as usize];
+        chain(scene, vdi, Mode::ReadOnly).read_at(&mut bytes, 0).unwrap();
+        bytes.hash(&mut hash);
+    } else {
+        return None;
+    }
+    Some(hash.finish())
+}
+
+/// Replaces the UUIDs that sm chose.
+fn without_chosen_uuids(mut text: String) -> String {
+    let mut at = 0;
+    while at + 36 <= text.len() {
+        if !text.is_char_boundary(at) || !text.is_char_boundary(at + 36) {
+            at += 1;
+            continue;
+        }
+        let word = &text[at..at + 36];
+        if word.parse::<xcp_sm::types::VdiUuid>().is_ok() && ![SR, A, B, C].contains(&word) {
+            text.replace_range(at..at + 36, "BASE");
+        }
+        at += 1;
+    }
+    text
+}
+
 /// An SR with A, which has data.
 pub fn with_a(scene: &Scene) {
     scene.call(["sr_create", SR]).done();
@@ -167,26 +278,26 @@ pub fn state(scene: &Scene) -> String {
         seen.replace_range(start..end, "");
     }
     if seen.starts_with("(sr ") {
-        for (path, digest) in scene.digest() {
-            if path.extension().is_some_and(|e| e == "raw") {
-                seen += &format!("{} {digest}\n", path.display());
-            }
+        let listed = |vdi: &&str| seen.contains(&format!("(vdi (uuid . \"{vdi}\")"));
+        for vdi in [A, B, C].into_iter().filter(listed).collect::<Vec<_>>() {
+            seen += &format!("{vdi} holds {:x?}\n", bytes_of(scene, vdi));
         }
     } else {
         // Why there is no SR is told in several ways.
         seen = "no SR".to_owned();
     }
-    seen.replace(&scene.place.display().to_string(), "PLACE")
+    without_chosen_uuids(seen.replace(&scene.place.display().to_string(), "PLACE"))
 }
 
 /// The files of the SR; the states of a lock have numbers that tell how often it was changed.
 pub fn files(scene: &Scene) -> Vec<String> {
-    let of_lock = |name: String| match name.split_once(".lock/") {
+    let plain = |name: String| match name.split_once(".lock/") {
         Some((vdi, _)) => format!("{vdi}.lock/N"),
-        None => name,
+        None => without_chosen_uuids(name),
     };
     // Without the directory itself: sr_delete, killed before its last step, leaves an empty one.
-    let mut files: Vec<String> = scene.names().into_iter().filter(|name| !name.is_empty()).map(of_lock).collect();
+    let mut files: Vec<String> = scene.names().into_iter().filter(|name| !name.is_empty()).map(plain).collect();
+    files.sort();
     files.dedup();
     files
 }
