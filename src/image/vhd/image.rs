@@ -520,7 +520,8 @@ impl Image {
     /// Flushes, and writes what only a closed image has on disk:
     ///
     /// 1. [`Image::flush`].
-    /// 2. The footer behind the last block, where a file then ends; the batmap, then its header with the checksum;
+    /// 2. The footer behind the last block, where a file then ends, unless it is there (libvhd reads zeros for the
+    ///    last sector of a file that has lost it); the batmap, then its header with the checksum;
     ///    sync.
     ///
     /// A crash before 2 leaves an older batmap, which is right as far as it goes; within 2, perhaps a batmap of
@@ -534,16 +535,17 @@ impl Image {
             return Ok(());
         }
         self.flush()?;
-        if !self.written.load(Acquire) && !self.batmap_stale.load(Acquire) {
+        let place = &*self.place;
+        let end = if place.is_device() { place.len()? - SECTOR } else { lock(&self.alloc).end * SECTOR };
+        let mut last = [0; SECTOR as usize];
+        place.get(&mut last, end)?;
+        let footer_is_there = last == self.meta.footer.0 && place.len()? == end + SECTOR;
+        if footer_is_there && !self.written.load(Acquire) && !self.batmap_stale.load(Acquire) {
             return Ok(());
         }
-        let place = &*self.place;
-        if !place.is_device() {
-            let end = lock(&self.alloc).end * SECTOR;
+        if !footer_is_there {
             place.put(&self.meta.footer.0, end)?;
-            if place.len()? > end + SECTOR {
-                place.resize_to(end + SECTOR)?;
-            }
+            place.resize_to(end + SECTOR)?;
         }
         if let Some(header) = &self.batmap {
             let map = self.full_map();
