@@ -53,7 +53,7 @@ impl Bench {
         fs::create_dir(&hand).unwrap();
         let file = |n: u32| hand.join(format!("{n}.img")).display().to_string();
         let source = vdi(0);
-        must(&self.call(&sr, "vdi_create", &[&source, "64"]));
+        must(&self.call(&sr, "vdi_create", &[&source, "64", "--type", "raw"]));
         fill(&sr.join(format!("{source}.raw")), 1 << 20);
         must(&words(&["cp", "--sparse=always", &sr.join(format!("{source}.raw")).display().to_string(), &file(0)]));
 
@@ -66,12 +66,16 @@ impl Bench {
             words(&["stat", "-c", "%s %b", &file(0)])
         });
         // The hand's file is made durable as well, or the two would not be the same thing.
-        pair("vdi_create / truncate; sync", &|n| self.call(&sr, "vdi_create", &[&vdi(1000 + n), "64"]), &|n| {
-            words(&["sh", "-c", &format!("truncate -s 64M {0} && sync {0} {1}", file(1000 + n), hand.display())])
-        });
-        pair("vdi_create / qemu-img create", &|n| self.call(&sr, "vdi_create", &[&vdi(2000 + n), "64"]), &|n| {
-            words(&["qemu-img", "create", "-q", "-f", "raw", &file(2000 + n), "64M"])
-        });
+        pair(
+            "vdi_create / truncate; sync",
+            &|n| self.call(&sr, "vdi_create", &[&vdi(1000 + n), "64", "--type", "raw"]),
+            &|n| words(&["sh", "-c", &format!("truncate -s 64M {0} && sync {0} {1}", file(1000 + n), hand.display())]),
+        );
+        pair(
+            "vdi_create / qemu-img create",
+            &|n| self.call(&sr, "vdi_create", &[&vdi(2000 + n), "64", "--type", "raw"]),
+            &|n| words(&["qemu-img", "create", "-q", "-f", "raw", &file(2000 + n), "64M"]),
+        );
         pair(
             "vdi_clone / cp --reflink=auto; sync",
             &|n| self.call(&sr, "vdi_clone", &[&source, &vdi(3000 + n)]),

@@ -19,6 +19,9 @@ _sm() {
             sm,sr_attach)
                 cmd="sm__subcmd__sr_attach"
                 ;;
+            sm,sr_collect)
+                cmd="sm__subcmd__sr_collect"
+                ;;
             sm,sr_content_type)
                 cmd="sm__subcmd__sr_content_type"
                 ;;
@@ -55,8 +58,14 @@ _sm() {
             sm,vdi_detach)
                 cmd="sm__subcmd__vdi_detach"
                 ;;
+            sm,vdi_export)
+                cmd="sm__subcmd__vdi_export"
+                ;;
             sm,vdi_get_params)
                 cmd="sm__subcmd__vdi_get_params"
+                ;;
+            sm,vdi_import)
+                cmd="sm__subcmd__vdi_import"
                 ;;
             sm,vdi_lock)
                 cmd="sm__subcmd__vdi_lock"
@@ -66,6 +75,9 @@ _sm() {
                 ;;
             sm,vdi_snapshot)
                 cmd="sm__subcmd__vdi_snapshot"
+                ;;
+            sm,vdi_tree)
+                cmd="sm__subcmd__vdi_tree"
                 ;;
             sm,vdi_unlock)
                 cmd="sm__subcmd__vdi_unlock"
@@ -77,7 +89,7 @@ _sm() {
 
     case "${cmd}" in
         sm)
-            opts="-t -d -h -V --wait --format --sr-type --dconf --help --version sr_create sr_delete sr_attach sr_detach sr_get_params sr_scan sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params"
+            opts="-t -d -h -V --wait --format --sr-type --dconf --help --version sr_create sr_delete sr_attach sr_detach sr_get_params sr_scan sr_collect sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params vdi_export vdi_import vdi_tree"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -115,6 +127,44 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_attach)
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
+                --sr-type)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -t)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --dconf)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -d)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        sm__subcmd__sr_collect)
             opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -620,6 +670,48 @@ _sm() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        sm__subcmd__vdi_export)
+            opts="-t -d -h --type --wait --format --sr-type --dconf --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --type)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
+                --sr-type)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -t)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --dconf)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -d)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         sm__subcmd__vdi_get_params)
             opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -627,6 +719,64 @@ _sm() {
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
+                --sr-type)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -t)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --dconf)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -d)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        sm__subcmd__vdi_import)
+            opts="-t -d -h --file-type --size --type --label --description --shareable --read-only --wait --format --sr-type --dconf --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --file-type)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --type)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --label)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --description)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --wait)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -735,6 +885,44 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_snapshot)
+            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
+                --sr-type)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -t)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --dconf)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -d)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        sm__subcmd__vdi_tree)
             opts="-t -d -h --wait --format --sr-type --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

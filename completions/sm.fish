@@ -39,6 +39,7 @@ complete -c sm -n "__fish_sm_needs_command" -f -a "sr_attach" -d 'Make an SR ava
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_detach" -d 'End the availability on this host. Fails while a VDI is attached'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_get_params" -d 'Print what is known of an SR: (sr …)'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_scan" -d 'Print an SR with every VDI in it: (sr … (vdis (vdi …) …))'
+complete -c sm -n "__fish_sm_needs_command" -f -a "sr_collect" -d 'Give space back: merge what deleted snapshots and clones left, except below disks in use'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_content_type" -d 'Print the kind of content: raw, vhd, iso'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_probe" -d 'Print the SRs that a DCONF holds: (srs (sr …) …)'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_create" -d 'Make a VDI of zeroes. Fails if the UUID exists'
@@ -51,6 +52,9 @@ complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_resize" -d 'Change the si
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_lock" -d 'Take the persistent lock of a VDI, seen by every host that has the SR'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_unlock" -d 'Give the persistent lock back'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_get_params" -d 'Print what is known of a VDI: (vdi …)'
+complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_export" -d 'Write the disk of a VDI to a file or a pipe'
+complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_import" -d 'Make a VDI of a file or of what comes through a pipe'
+complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_tree" -d 'Draw the chains of an SR: which image is whose parent, and what each takes'
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
@@ -100,6 +104,14 @@ table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s t -l sr-type -d 'The SR\'s type: file' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand sr_collect" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_collect" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
+lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
+json\t''
+table\t'For people'"
+complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
@@ -203,3 +215,35 @@ table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s t -l sr-type -d 'The SR\'s type: file' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand vdi_export" -l type -d 'Its format: raw or vhd. Without it the file\'s extension decides, else raw' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_export" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_export" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
+lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
+json\t''
+table\t'For people'"
+complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l file-type -d 'Its format: raw or vhd. Without it the file\'s extension decides, else raw' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l size -d 'The least size of the VDI; for raw bytes from a pipe, how many come. In MB, or with a unit' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l type -d 'The image format: raw, vhd or qcow2, as the driver supports' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l label -d 'A name for people' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l description -d 'What it is for' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
+lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
+json\t''
+table\t'For people'"
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l shareable -d 'Several users may lock it at once'
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l read-only -d 'It can only be attached read-only'
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
+lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
+json\t''
+table\t'For people'"
+complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -9,29 +9,70 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::sr::{Driver, Sr};
 use crate::sys::copy::Progress;
-use crate::sys::lock::{self, Kind, Lock, Refused};
+use crate::sys::lock::{self, Kind, Lock};
 use crate::types::{DeviceConfig, Done, Mode, NewVdi, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
+use crate::vdi;
+use crate::vdi::transfer::{self, Incoming, Stream};
 
 /// An operation on an SR, in the API's words.
 #[derive(Clone, Debug)]
 pub enum Call {
-    SrCreate { size: Option<u64> },
+    SrCreate {
+        size: Option<u64>,
+    },
     SrDelete,
     SrAttach,
     SrDetach,
     SrGetParams,
     SrScan,
     SrContentType,
+    SrCollect,
     VdiCreate(NewVdi),
-    VdiDelete { vdi: VdiUuid },
-    VdiAttach { vdi: VdiUuid, mode: Mode },
-    VdiDetach { vdi: VdiUuid },
-    VdiClone { source: VdiUuid, dest: VdiUuid },
-    VdiSnapshot { source: VdiUuid, dest: VdiUuid },
-    VdiResize { vdi: VdiUuid, size: u64, allow_shrink: bool },
-    VdiLock { vdi: VdiUuid, force: bool, user: String },
-    VdiUnlock { vdi: VdiUuid, force: bool, user: String },
-    VdiGetParams { vdi: VdiUuid },
+    VdiDelete {
+        vdi: VdiUuid,
+    },
+    VdiAttach {
+        vdi: VdiUuid,
+        mode: Mode,
+    },
+    VdiDetach {
+        vdi: VdiUuid,
+    },
+    VdiClone {
+        source: VdiUuid,
+        dest: VdiUuid,
+    },
+    VdiSnapshot {
+        source: VdiUuid,
+        dest: VdiUuid,
+    },
+    VdiResize {
+        vdi: VdiUuid,
+        size: u64,
+        allow_shrink: bool,
+    },
+    VdiLock {
+        vdi: VdiUuid,
+        force: bool,
+        user: String,
+    },
+    VdiUnlock {
+        vdi: VdiUuid,
+        force: bool,
+        user: String,
+    },
+    VdiGetParams {
+        vdi: VdiUuid,
+    },
+    VdiExport {
+        vdi: VdiUuid,
+        to: Stream,
+    },
+    /// A new VDI with what comes; its `virtual_size` is a least size, 0 for the size of what comes.
+    VdiImport {
+        new: NewVdi,
+        from: Stream,
+    },
 }
 
 /// What an operation answers.
@@ -43,19 +84,21 @@ pub enum Reply {
     Text(String),
     Sr(SrInfo),
     Srs(Vec<Tagged>),
+    /// An SR to be drawn as the trees of its images.
+    Tree(SrInfo),
     Vdi(VdiInfo),
 }
 
 /// What a call brings along besides its arguments.
 pub struct Context<'a> {
-    /// How long to wait for other calls, in all.
-    pub wait: Duration,
+    /// Until when to wait for other calls.
+    pub deadline: Instant,
     /// Told of the bytes copied so far and in all, by the calls that copy.
     pub progress: Progress<'a>,
 }
 
 /// What a wait is cut to: an instant further away can't be named.
-const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+pub const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// How long a call waits for others unless told otherwise.
 pub const DEFAULT_WAIT: Duration = Duration::from_secs(60);
@@ -63,11 +106,11 @@ pub const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 /// Carries one call out.
 ///
 /// # Errors
-/// Whatever the driver says; [`Error::SrUnavailable`] when other calls held a lock past `context.wait`.
+/// Whatever the driver says; [`Error::SrUnavailable`] when other calls held a lock past `context.deadline`.
 pub fn run(driver: &Driver, sr: SrUuid, config: &DeviceConfig, call: &Call, context: &Context) -> Result<Reply> {
     let storage = (driver.open)(sr, config)?;
     let plan = LockPlan::of(call);
-    let held = plan.take(sr, Instant::now() + context.wait.min(LONGEST_WAIT))?;
+    let held = plan.take(sr, context.deadline)?;
     // sr_delete has the SR alone: nobody holds the lock of a VDI in it.
     let doomed = match call {
         Call::SrDelete => storage.stat().map(|info| info.vdi_uuids).unwrap_or_default(),
@@ -102,25 +145,33 @@ fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
         Call::SrDetach => storage.detach().map(nothing),
         Call::SrGetParams => storage.stat().map(Reply::Sr),
         Call::SrScan => storage.scan().map(Reply::Sr),
+        Call::SrCollect => storage.collect(context).map(nothing),
         Call::SrContentType => Ok(Reply::Text(storage.content_type().to_owned())),
         Call::VdiCreate(new) => storage.create_vdi(new).map(|_| Reply::Nothing),
         Call::VdiDelete { vdi } => match storage.vdi(*vdi) {
-            Ok(disk) => disk.delete().map(|()| Reply::Nothing),
+            Ok(disk) => disk.delete(context).map(|()| Reply::Nothing),
             Err(Error::NoVdi { .. }) => storage.forget_vdi(*vdi).map(nothing),
             Err(other) => Err(other),
         },
         Call::VdiAttach { vdi, mode } => storage.vdi(*vdi)?.attach(*mode).map(Reply::Device),
         Call::VdiDetach { vdi } => storage.vdi(*vdi)?.detach().map(nothing),
-        Call::VdiClone { source, dest } => {
-            storage.vdi(*source)?.clone_to(*dest, context.progress).map(|_| Reply::Nothing)
-        }
-        Call::VdiSnapshot { source, dest } => {
-            storage.vdi(*source)?.snapshot(*dest, context.progress).map(|_| Reply::Nothing)
-        }
+        Call::VdiClone { source, dest } => storage.vdi(*source)?.clone_to(*dest, context).map(|_| Reply::Nothing),
+        Call::VdiSnapshot { source, dest } => storage.vdi(*source)?.snapshot(*dest, context).map(|_| Reply::Nothing),
         Call::VdiResize { vdi, size, allow_shrink } => storage.vdi(*vdi)?.resize(*size, *allow_shrink).map(nothing),
         Call::VdiLock { vdi, force, user } => storage.vdi(*vdi)?.lock(user, *force).map(|()| Reply::Nothing),
         Call::VdiUnlock { vdi, force, user } => storage.vdi(*vdi)?.unlock(user, *force).map(|()| Reply::Nothing),
         Call::VdiGetParams { vdi } => storage.vdi(*vdi)?.info().map(Reply::Vdi),
+        Call::VdiExport { vdi, to } => {
+            let disk = storage.vdi(*vdi)?;
+            if disk.info()?.read_only == 0 {
+                vdi::refuse_if_attached(&*disk)?;
+            }
+            transfer::export(&*disk.open_disk()?, to, context.progress).map(|()| Reply::Nothing)
+        }
+        Call::VdiImport { new, from } => {
+            let known = Some(new.virtual_size).filter(|size| *size > 0);
+            storage.import_vdi(new, Incoming::open(from, known)?, context.progress).map(|_| Reply::Nothing)
+        }
     }
 }
 
@@ -138,11 +189,14 @@ impl LockPlan {
         let (sr, mut vdis) = match call {
             Call::SrCreate { .. } | Call::SrDelete | Call::SrAttach | Call::SrDetach => (Some(Kind::Exclusive), vec![]),
             Call::SrGetParams | Call::SrScan | Call::SrContentType | Call::VdiGetParams { .. } => (None, vec![]),
-            Call::VdiCreate(new) => (Some(Kind::Shared), vec![new.vdi]),
+            // It takes the locks of its disks one after the other.
+            Call::SrCollect => (Some(Kind::Shared), vec![]),
+            Call::VdiCreate(new) | Call::VdiImport { new, .. } => (Some(Kind::Shared), vec![new.vdi]),
             Call::VdiDelete { vdi }
             | Call::VdiAttach { vdi, .. }
             | Call::VdiDetach { vdi }
             | Call::VdiResize { vdi, .. }
+            | Call::VdiExport { vdi, .. }
             | Call::VdiLock { vdi, .. }
             | Call::VdiUnlock { vdi, .. } => (Some(Kind::Shared), vec![*vdi]),
             Call::VdiClone { source, dest } | Call::VdiSnapshot { source, dest } => {
@@ -160,17 +214,11 @@ impl LockPlan {
         for (namespace, name, kind) in
             wanted.chain(self.vdis.iter().map(|vdi| (vdi.to_string(), "vdi", Kind::Exclusive)))
         {
-            held.push(lock::take(&namespace, name, kind, deadline).map_err(|refused| match refused {
-                Refused::Failed(error) => error,
-                Refused::TimedOut => Error::SrUnavailable {
-                    sr,
-                    why: match (name, lock::holder(&namespace, name)) {
-                        ("sr", Some(who)) => format!("{who} works on it; --wait gives it longer"),
-                        ("sr", None) => "another call works on it; --wait gives it longer".to_owned(),
-                        (_, Some(who)) => format!("{who} works on its VDI {namespace}; --wait gives it longer"),
-                        (_, None) => format!("another call works on its VDI {namespace}; --wait gives it longer"),
-                    },
-                },
+            held.push(lock::take(&namespace, name, kind, deadline).map_err(|refused| {
+                refused.or_timed_out(|holder| {
+                    let what = if name == "sr" { "it".to_owned() } else { format!("its VDI {namespace}") };
+                    Error::SrUnavailable { sr, why: format!("{holder} works on {what}; --wait gives it longer") }
+                })
             })?);
         }
         Ok(held)

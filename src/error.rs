@@ -36,6 +36,11 @@ pub enum Error {
     VdiExists { vdi: VdiUuid, sr: SrUuid },
     #[error("VDI {vdi} on SR {sr} is in use by {holder}")]
     VdiInUse { vdi: VdiUuid, sr: SrUuid, holder: String },
+    #[error(
+        "VDI {vdi} on SR {sr} is the last of {depth} images, each the parent of the next, and {longest} is the limit: \
+         delete snapshots of it and run sr_collect, or export and import it"
+    )]
+    ChainTooLong { vdi: VdiUuid, sr: SrUuid, depth: usize, longest: usize },
     #[error("VDI {vdi} on SR {sr}: {why}")]
     LockRefused { vdi: VdiUuid, sr: SrUuid, why: String },
 

@@ -7,9 +7,11 @@
 //! 3. [`sr`]: WHERE disks live. One file per driver.
 //! 4. [`vdi`]: WHAT a disk is. One file per format.
 //! 5. [`image`]: byte layouts of image formats, without policy.
-//! 6. [`sys`]: the system: loop devices, locks, durable writes, external tools.
+//! 6. [`datapath`]: serves an image as a block device.
+//! 7. [`sys`]: the system: loop devices, locks, durable writes, external tools.
 
 pub mod call;
+pub mod datapath;
 pub mod door;
 pub mod error;
 pub mod image;

@@ -254,6 +254,9 @@ pub struct VdiInfo {
     /// 1 read-only, 0 writable.
     #[serde(default)]
     pub read_only: u8,
+    /// It is there for its children only.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub hidden: bool,
 }
 
 /// Writes `Some(x)` as `x`: serde-lexpr alone would write the list `(x)`.

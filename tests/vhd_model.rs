@@ -264,7 +264,8 @@ fn what_was_never_flushed_leaves_no_trace_in_a_new_block() {
     assert!(read_all(&chain).iter().all(|b| *b == 0));
     chain.write_at(&[1; 512], 6 * MIB).unwrap();
     chain.close().unwrap();
-    assert!(!fs::read(&path).unwrap().contains(&0x77));
+    // One such byte may be in a UUID.
+    assert!(!fs::read(&path).unwrap().windows(16).any(|bytes| bytes == [0x77; 16]));
 }
 
 /// tapdisk that was killed leaves no footer at the end; libvhd then reads zeros for the last sector.

@@ -2,6 +2,7 @@
 
 pub mod sexp;
 pub mod size;
+pub mod stream;
 pub mod table;
 pub mod v1;
 
@@ -9,6 +10,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
+use crate::datapath;
 use crate::sr::{DRIVERS, Driver};
 
 /// What a door has to say when it is done.
@@ -20,11 +22,17 @@ pub struct Answer {
 
 /// `main` of a driver's executable.
 pub fn driver_main(driver: &'static Driver) -> ExitCode {
+    if let Some(status) = datapath::main() {
+        return status;
+    }
     speak(v1::driver(driver, std::env::args_os().collect()))
 }
 
 /// `main` of `sm`. Called by a driver's name (a link), it is that driver.
 pub fn sm_main() -> ExitCode {
+    if let Some(status) = datapath::main() {
+        return status;
+    }
     let args: Vec<OsString> = std::env::args_os().collect();
     let called = args.first().map(std::path::Path::new).and_then(|path| path.file_name());
     match DRIVERS.iter().find(|d| called == Some(d.executable.as_ref())) {

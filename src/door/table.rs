@@ -1,10 +1,11 @@
 //! Answers for a person at a terminal.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use crate::call::Reply;
 use crate::door::size::human;
-use crate::types::{SrInfo, Tagged, VdiInfo};
+use crate::types::{SrInfo, Tagged, VdiInfo, VdiUuid};
 
 /// A reply as aligned text.
 pub fn write(reply: &Reply) -> String {
@@ -15,6 +16,7 @@ pub fn write(reply: &Reply) -> String {
         Reply::Text(text) => out.push_str(text),
         Reply::Vdi(info) => vdi(&mut out, info),
         Reply::Sr(info) => sr(&mut out, info),
+        Reply::Tree(info) => tree(&mut out, info),
         Reply::Srs(found) if found.is_empty() => out.push_str("no SR found"),
         Reply::Srs(found) => {
             for tagged in found {
@@ -74,6 +76,52 @@ fn sr(out: &mut String, info: &SrInfo) {
         );
         let _ = writeln!(out, "{}", line.trim_end());
     }
+}
+
+/// The trees of images: each below its parent, with what it takes of the SR.
+fn tree(out: &mut String, info: &SrInfo) {
+    let vdis: Vec<&VdiInfo> =
+        info.vdis.iter().filter_map(|t| if let Tagged::Vdi(v) = t { Some(v) } else { None }).collect();
+    let known: BTreeSet<VdiUuid> = vdis.iter().map(|v| v.uuid).collect();
+    let mut children: BTreeMap<Option<VdiUuid>, Vec<&VdiInfo>> = BTreeMap::new();
+    for vdi in vdis {
+        children.entry(vdi.parent.filter(|parent| known.contains(parent))).or_default().push(vdi);
+    }
+    let _ = writeln!(
+        out,
+        "SR {} ({}, {} of {} used)",
+        info.uuid,
+        info.sr_type,
+        human(info.physical_utilisation),
+        human(info.size)
+    );
+    // What is still to be drawn, the next one last: the image, what stands left of it, whether it is its parent's last.
+    let roots = children.remove(&None).unwrap_or_default();
+    let mut todo: Vec<(&VdiInfo, String, bool)> = with_last(roots, "").rev().collect();
+    while let Some((vdi, indent, last)) = todo.pop() {
+        let branch = if last { "└─ " } else { "├─ " };
+        let name = if vdi.hidden { "base".to_owned() } else { state(vdi) };
+        let line = format!(
+            "{indent}{branch}{} {} {}, {} used  {name}  {}",
+            vdi.uuid,
+            vdi.format,
+            human(vdi.virtual_size),
+            human(vdi.physical_utilisation),
+            vdi.label
+        );
+        let _ = writeln!(out, "{}", line.trim_end());
+        let below = format!("{indent}{}", if last { "   " } else { "│  " });
+        todo.extend(with_last(children.remove(&Some(vdi.uuid)).unwrap_or_default(), &below).rev());
+    }
+}
+
+fn with_last<'a>(vdis: Vec<&'a VdiInfo>, indent: &str) -> impl DoubleEndedIterator<Item = (&'a VdiInfo, String, bool)> {
+    let count = vdis.len();
+    vdis.into_iter()
+        .enumerate()
+        .map(move |(n, vdi)| (vdi, indent.to_owned(), n + 1 == count))
+        .collect::<Vec<_>>()
+        .into_iter()
 }
 
 fn vdi(out: &mut String, info: &VdiInfo) {

@@ -3,16 +3,16 @@
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, stderr, stdout};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::call::{self, Call, Context, DEFAULT_WAIT, Reply};
-use crate::door::{Answer, sexp, size, table};
+use crate::call::{self, Call, Context, DEFAULT_WAIT, LONGEST_WAIT, Reply};
+use crate::door::{Answer, sexp, size, stream, table};
 use crate::error::{self, Error, Result};
 use crate::sr::{self, Driver};
-use crate::types::{DeviceConfig, Mode, NewVdi, Params, SrUuid, Tagged, VdiUuid};
+use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrUuid, Tagged, VdiUuid};
 
 /// Storage repositories (SR) and the virtual disks (VDI) in them, for people.
 ///
@@ -106,6 +106,8 @@ enum Verb {
     SrGetParams(SrArg),
     /// Print an SR with every VDI in it: (sr … (vdis (vdi …) …)).
     SrScan(SrArg),
+    /// Give space back: merge what deleted snapshots and clones left, except below disks in use.
+    SrCollect(SrArg),
     /// Print the kind of content: raw, vhd, iso.
     SrContentType(SrArg),
     /// Print the SRs that a DCONF holds: (srs (sr …) …).
@@ -116,21 +118,8 @@ enum Verb {
         vdi: VdiArg,
         /// In MB, or with a unit (20GiB).
         size: String,
-        /// The image format: raw, vhd or qcow2, as the driver supports.
-        #[arg(long = "type", value_name = "FORMAT")]
-        image: Option<String>,
-        /// A name for people.
-        #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
-        label: String,
-        /// What it is for.
-        #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
-        description: String,
-        /// Several users may lock it at once.
-        #[arg(long)]
-        shareable: bool,
-        /// It can only be attached read-only.
-        #[arg(long = "read-only")]
-        read_only: bool,
+        #[command(flatten)]
+        new: NewArgs,
     },
     /// Delete a VDI. Succeeds if there is none; fails while it is attached or locked.
     VdiDelete(VdiArg),
@@ -164,6 +153,35 @@ enum Verb {
     VdiUnlock(LockArgs),
     /// Print what is known of a VDI: (vdi …).
     VdiGetParams(VdiArg),
+    /// Write the disk of a VDI to a file or a pipe.
+    VdiExport {
+        #[command(flatten)]
+        vdi: VdiArg,
+        /// The file to make, or - for standard output.
+        #[arg(value_name = "FILE")]
+        file: String,
+        /// Its format: raw or vhd. Without it the file's extension decides, else raw.
+        #[arg(long = "type", value_name = "FORMAT")]
+        image: Option<String>,
+    },
+    /// Make a VDI of a file or of what comes through a pipe.
+    VdiImport {
+        #[command(flatten)]
+        vdi: VdiArg,
+        /// The file to read, or - for standard input.
+        #[arg(value_name = "FILE")]
+        file: String,
+        /// Its format: raw or vhd. Without it the file's extension decides, else raw.
+        #[arg(long = "file-type", value_name = "FORMAT")]
+        file_type: Option<String>,
+        /// The least size of the VDI; for raw bytes from a pipe, how many come. In MB, or with a unit.
+        #[arg(long, value_name = "SIZE")]
+        size: Option<String>,
+        #[command(flatten)]
+        new: NewArgs,
+    },
+    /// Draw the chains of an SR: which image is whose parent, and what each takes.
+    VdiTree(SrArg),
 }
 
 #[derive(Args)]
@@ -180,6 +198,26 @@ struct VdiArg {
     /// The VDI's.
     #[arg(value_name = "VDI-UUID")]
     vdi: String,
+}
+
+/// What a new VDI is to be.
+#[derive(Args)]
+struct NewArgs {
+    /// The image format: raw, vhd or qcow2, as the driver supports.
+    #[arg(long = "type", value_name = "FORMAT")]
+    image: Option<String>,
+    /// A name for people.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    label: String,
+    /// What it is for.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    description: String,
+    /// Several users may lock it at once.
+    #[arg(long)]
+    shareable: bool,
+    /// It can only be attached read-only.
+    #[arg(long = "read-only")]
+    read_only: bool,
 }
 
 #[derive(Args)]
@@ -269,14 +307,32 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
     if matches!(verb, Verb::SrProbe) {
         return (driver.probe)(&config).map(|found| Reply::Srs(found.into_iter().map(Tagged::Sr).collect()));
     }
+    let tree = matches!(verb, Verb::VdiTree(_));
     let confirmed = !person || !matches!(verb, Verb::SrDelete { yes: false, .. });
     let (sr, call) = to_call(verb)?;
     let bar = ProgressBar::new();
-    let context = Context { wait: Duration::from_secs(common.wait), progress: &|done, total| bar.show(done, total) };
+    let context = Context {
+        deadline: Instant::now() + Duration::from_secs(common.wait).min(LONGEST_WAIT),
+        progress: &|done, total| bar.show(done, total),
+    };
     if !confirmed {
         refuse_loss(driver, sr, &config, &context)?;
     }
-    call::run(driver, sr, &config, &call, &context)
+    let result = call::run(driver, sr, &config, &call, &context);
+    if let Call::VdiExport { to, .. } = &call {
+        match &result {
+            Ok(_) => stream::publish(to)?,
+            Err(_) => stream::discard(to),
+        }
+    }
+    let mut reply = result?;
+    match &mut reply {
+        Reply::Sr(info) if tree => return Ok(Reply::Tree(info.clone())),
+        // Bases are there for their children; only the tree shows them.
+        Reply::Sr(info) => info.vdis.retain(|tagged| !matches!(tagged, Tagged::Vdi(vdi) if vdi.hidden)),
+        _ => {}
+    }
+    Ok(reply)
 }
 
 /// Asks a person to say that the VDIs of an SR are to be lost.
@@ -309,19 +365,25 @@ fn to_call(verb: Verb) -> Result<(SrUuid, Call)> {
         Verb::SrAttach(sr) => (sr.sr.parse()?, Call::SrAttach),
         Verb::SrDetach(sr) => (sr.sr.parse()?, Call::SrDetach),
         Verb::SrGetParams(sr) => (sr.sr.parse()?, Call::SrGetParams),
-        Verb::SrScan(sr) => (sr.sr.parse()?, Call::SrScan),
+        Verb::SrScan(sr) | Verb::VdiTree(sr) => (sr.sr.parse()?, Call::SrScan),
+        Verb::SrCollect(sr) => (sr.sr.parse()?, Call::SrCollect),
         Verb::SrContentType(sr) => (sr.sr.parse()?, Call::SrContentType),
         Verb::SrProbe => unreachable!("it names no SR and was answered before"),
-        Verb::VdiCreate { vdi: arg, size, image, label, description, shareable, read_only } => {
+        Verb::VdiCreate { vdi: arg, size, new } => {
             let (sr, vdi) = vdi(&arg)?;
-            let params = Params {
-                label: text("label", &label, 0..=4096)?,
-                description: text("description", &description, 0..=65536)?,
-                shareable,
-                read_only,
-            };
-            let format = image.as_deref().map(str::parse).transpose()?;
-            (sr, Call::VdiCreate(NewVdi { vdi, virtual_size: size::parse(&size)?, format, params }))
+            (sr, Call::VdiCreate(new_vdi(vdi, size::parse(&size)?, &new)?))
+        }
+        Verb::VdiExport { vdi: arg, file, image } => {
+            let (sr, vdi) = vdi(&arg)?;
+            let format = file_format(&file, image.as_deref())?;
+            (sr, Call::VdiExport { vdi, to: stream::to(&file, format)? })
+        }
+        Verb::VdiImport { vdi: arg, file, file_type, size, new } => {
+            let (sr, vdi) = vdi(&arg)?;
+            let size = size.as_deref().map(size::parse).transpose()?.unwrap_or(0);
+            let new = new_vdi(vdi, size, &new)?;
+            let format = file_format(&file, file_type.as_deref())?;
+            (sr, Call::VdiImport { new, from: stream::from(&file, format)? })
         }
         Verb::VdiDelete(arg) => {
             let (sr, vdi) = vdi(&arg)?;
@@ -362,6 +424,26 @@ fn to_call(verb: Verb) -> Result<(SrUuid, Call)> {
     })
 }
 
+fn new_vdi(vdi: VdiUuid, virtual_size: u64, args: &NewArgs) -> Result<NewVdi> {
+    let params = Params {
+        label: text("label", &args.label, 0..=4096)?,
+        description: text("description", &args.description, 0..=65536)?,
+        shareable: args.shareable,
+        read_only: args.read_only,
+    };
+    Ok(NewVdi { vdi, virtual_size, format: args.image.as_deref().map(str::parse).transpose()?, params })
+}
+
+/// What was said, else what the file's extension says, else raw. Never what the file's bytes look like: a guest
+/// wrote them.
+fn file_format(file: &str, said: Option<&str>) -> Result<Format> {
+    let extension = std::path::Path::new(file).extension().and_then(|e| e.to_str());
+    match said {
+        Some(said) => said.parse(),
+        None => Ok(extension.and_then(|e| e.parse().ok()).unwrap_or(Format::Raw)),
+    }
+}
+
 fn boolean(what: &'static str, value: &str) -> Result<bool> {
     match value {
         _ if value.eq_ignore_ascii_case("true") => Ok(true),
@@ -398,6 +480,7 @@ fn written(reply: &Reply, format: OutputFormat) -> Result<Vec<u8>> {
         (_, OutputFormat::Json) => serde_json::to_vec(reply).expect("a reply is plain data"),
         (Reply::Device(path), _) => path.as_os_str().as_encoded_bytes().to_vec(),
         (Reply::Text(text), _) => text.clone().into_bytes(),
+        (Reply::Tree(_), _) => table::write(reply).into_bytes(),
         (_, OutputFormat::Sexp) => serde_lexpr::to_vec(reply).expect("a reply is plain data"),
         (_, OutputFormat::Lisp) => {
             serde_lexpr::to_vec_custom(reply, serde_lexpr::print::Options::elisp()).expect("a reply is plain data")
@@ -451,7 +534,7 @@ fn exit_status(e: &Error) -> (u8, &'static str) {
     use nix::errno::Errno;
     match e {
         Error::Unsupported { .. } => (1, "EPERM"),
-        Error::TooBig { .. } | Error::TooManyArguments(_) => (7, "E2BIG"),
+        Error::TooBig { .. } | Error::TooManyArguments(_) | Error::ChainTooLong { .. } => (7, "E2BIG"),
         Error::DeviceInUse { .. } => (16, "EBUSY"),
         Error::SrExists { .. } | Error::VdiExists { .. } => (17, "EEXIST"),
         Error::NoDevice { .. } => (19, "ENODEV"),

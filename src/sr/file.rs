@@ -6,10 +6,11 @@
 //! |---|---|
 //! | `.sm-sr` | the marker: which SR this is. No marker, no SR: a missing mount is never an empty SR |
 //! | `.sm-sr-deleting` | the marker of an SR whose deletion was begun: there is no such SR any more |
-//! | `<vdi>.raw` | a disk |
+//! | `<vdi>.raw`, `<vdi>.vhd` | a disk |
 //! | `<vdi>.params` | label, description, shareable, read-only; only when one is set |
 //! | `<vdi>.lock/` | the persistent lock, a [`register`]; only once it was locked |
 //! | `.tmp-<uuid>` | a file in the making, see [`durable`](crate::sys::durable) |
+//! | `.sm-tree` | which tree is being changed; only while it is |
 //!
 //! Order of steps, and what the next call finds after a kill:
 //!
@@ -18,36 +19,47 @@
 //! - **sr_delete**: 1. rename the marker (on a full disk there is no room for another): from here on there
 //!   is no such SR; 2. remove disks and what is beside them; 3. remove the marker, then the directory if sr_create made
 //!   it. After 1 or 2: sr_delete and sr_create finish the removal first.
-//! - **vdi_create, vdi_clone, vdi_snapshot**: 1. write the image, unnamed; 2. publish the params, if any is
+//! - **vdi_create, vdi_clone, vdi_snapshot by copying**: 1. write the image, unnamed; 2. publish the params, if any is
 //!   set, `flock`ed; 3. publish the image. After 2: params without an image and without a lock, which the
 //!   next call for this VDI and sr_attach remove; not sr_scan, which holds no lock.
-//! - **vdi_delete**: 1. unlink the image, durably; 2. remove what was beside it. After 1: as above.
-//! - **vdi_resize**: one `ftruncate`. **vdi_lock, vdi_unlock**: one `link`.
+//! - **vdi_clone, vdi_snapshot in a tree** of the disk U with the new VDI D and the base B: 1. write both children,
+//!   unnamed; 2. publish `.sm-tree`, which names U, B and D; 3. link U's image as B; 4. publish D; 5. rename
+//!   the other child over U's name; 6. mark B hidden; 7. remove `.sm-tree`. Before 5, U and B are one file, and
+//!   whoever takes the tree's lock next removes D and B; after it, they differ, and B is hidden. Readers take
+//!   the B of a `.sm-tree` for hidden.
+//! - **sr_collect**, after the data of an only child C was written into its base B. For a C that is a base itself:
+//!   (1) publish `.sm-tree`; (2) make B the parent of each child of C; (3) remove C. Whoever takes the tree's lock
+//!   after a kill goes on. For a C that is a disk: (1) publish `.sm-tree`; (2) mark B visible; (3) rename B over the
+//!   name of C. After (2), B is hidden again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, SFlag};
 use serde::{Deserialize, Serialize};
 
+use crate::call::Context;
 use crate::error::{Error, Result};
 use crate::sr::{Driver, Sr};
 use crate::sys::copy::{self, Progress};
 use crate::sys::durable::{self, Dir, NewFile};
+use crate::sys::lock::{self, Lock};
 use crate::sys::{loopdev, register};
 use crate::types::{DeviceConfig, Done, Format, Mode, NewVdi, Params, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
-use crate::vdi::{self, Extent, Holders, Place, Vdi};
+use crate::vdi::transfer::{self, Incoming};
+use crate::vdi::{self, Attachments, Extent, Fork, Holders, Kind, Node, Place, Tree, Vdi};
 
 pub const DRIVER: Driver = Driver {
     sr_type: "file",
     executable: "FileSR",
     description: "disks as files in a local directory",
     dconf_form: "/path/to/directory",
-    formats: &[Format::Raw],
+    formats: &[Format::Vhd, Format::Raw],
     parse_dconf: |dconf| Ok(DeviceConfig::from([("location", dconf)])),
     open: |sr, config| Ok(Box::new(FileSr::new(sr, "file", location(config)?))),
     probe: |config| probe(&location(config)?, "file"),
@@ -57,6 +69,9 @@ const MARKER: &str = ".sm-sr";
 const DELETING: &str = ".sm-sr-deleting";
 const PARAMS: &str = "params";
 const LOCK: &str = "lock";
+const CHANGE: &str = ".sm-tree";
+/// Names that the collector of the Python storage managers begins its journals with.
+const JOURNALS: [&str; 3] = ["coalesce_", "relink_", "leaf_"];
 /// Extensions of images by format, in the order they are looked for.
 const IMAGES: [(&str, Format); 3] = [("raw", Format::Raw), ("vhd", Format::Vhd), ("qcow2", Format::Qcow2)];
 
@@ -84,7 +99,28 @@ struct Marker {
 enum Record {
     Sr(Marker),
     Vdi(Params),
-    Lock { users: Vec<String> },
+    Lock {
+        users: Vec<String>,
+    },
+    /// Which tree is being changed.
+    Fork {
+        vdi: VdiUuid,
+        base: VdiUuid,
+        dest: VdiUuid,
+        format: Format,
+    },
+    /// The children of `vdi` become those of its parent.
+    Relink {
+        vdi: VdiUuid,
+        base: VdiUuid,
+        format: Format,
+    },
+    /// `base` takes the place of `vdi`, its only child.
+    Collapse {
+        vdi: VdiUuid,
+        base: VdiUuid,
+        format: Format,
+    },
 }
 
 /// An SR in a directory that is there already.
@@ -165,6 +201,11 @@ impl FileSr {
         dir.create(MARKER, &encode(&Record::Sr(marker)))
     }
 
+    /// A disk of the SR, of a format that is known.
+    fn disk(&self, dir: Rc<Dir>, vdi: VdiUuid, format: Format) -> Result<Box<dyn Vdi + '_>> {
+        Ok((vdi::kind(format)?.open)(Box::new(self.place(dir, vdi, format))))
+    }
+
     fn place(&self, dir: Rc<Dir>, vdi: VdiUuid, format: Format) -> FilePlace<'_> {
         FilePlace { sr: self, dir, vdi, format }
     }
@@ -185,6 +226,7 @@ impl FileSr {
                 Some((vdi, Role::Params)) => drop(listing.params.insert(vdi)),
                 Some((vdi, Role::Lock)) => drop(listing.locks.insert(vdi)),
                 None if name.starts_with(".tmp-") => listing.temporaries.push(name),
+                None if JOURNALS.iter().any(|prefix| name.starts_with(prefix)) => listing.journals = true,
                 None => {}
             }
         }
@@ -250,17 +292,172 @@ impl FileSr {
         Ok(())
     }
 
-    fn refuse_if_attached(&self, listing: &Listing) -> Result<()> {
-        let devices = loopdev::attached()?;
-        for backing in devices.keys() {
-            let name = durable::name_of(backing);
-            if let Some((vdi, Role::Image(format))) = classify(name)
+    fn refuse_if_attached(&self, dir: &Rc<Dir>, listing: &Listing) -> Result<()> {
+        for image in Attachments::now()?.images() {
+            if let Some((vdi, Role::Image(format))) = classify(durable::name_of(image))
                 && listing.images.get(&vdi) == Some(&format)
             {
-                vdi::refuse_if_attached(&self.place(self.dir()?, vdi, format))?;
+                vdi::refuse_if_attached(&*self.disk(dir.clone(), vdi, format)?)?;
             }
         }
         Ok(())
+    }
+
+    /// What every image says of itself. One stat for a raw one; one open, one read for the others.
+    ///
+    /// A base that sr_scan has not to show yet, because `.sm-tree` names it, is told as hidden.
+    fn images(&self, dir: &Dir, listing: &Listing) -> Result<Vec<Image>> {
+        let mut wanted: Vec<(VdiUuid, Format)> = listing.images.iter().map(|(v, f)| (*v, *f)).collect();
+        wanted.sort_unstable();
+        let threads =
+            if wanted.len() < 64 { 1 } else { std::thread::available_parallelism().map_or(1, usize::from).min(8) };
+        let part = wanted.len().div_ceil(threads).max(1);
+        let parts: Vec<Result<Vec<Image>>> = std::thread::scope(|scope| {
+            let work = |part: &[(VdiUuid, Format)]| {
+                part.iter().filter_map(|(v, f)| Image::read(dir, *v, *f).transpose()).collect()
+            };
+            let others: Vec<_> = wanted.chunks(part).skip(1).map(|part| scope.spawn(move || work(part))).collect();
+            let first = wanted.chunks(part).next().map_or(Ok(Vec::new()), work);
+            std::iter::once(first)
+                .chain(others.into_iter().map(|t| t.join().expect("reading an image does not panic")))
+                .collect()
+        });
+        let mut images = Vec::with_capacity(wanted.len());
+        for part in parts {
+            images.append(&mut part?);
+        }
+        if images.iter().any(|image| image.format != Format::Raw)
+            && let Some(Record::Fork { base, .. } | Record::Collapse { base, .. }) = read_change(dir)?
+            && let Some(image) = images.iter_mut().find(|image| image.vdi == base)
+        {
+            image.node.hidden = true;
+        }
+        Ok(images)
+    }
+
+    /// Makes an image nobody sees by `write`, then publishes it.
+    fn make_vdi(&self, new: &NewVdi, write: &mut dyn FnMut(&Kind, &fs::File, &Path) -> Result<()>) -> Result<VdiInfo> {
+        let format = new.format.unwrap_or(DRIVER.formats[0]);
+        let kind = vdi::kind(format)?;
+        let dir = self.dir()?;
+        if has_image(&dir, new.vdi)? {
+            return Err(Error::VdiExists { vdi: new.vdi, sr: self.sr });
+        }
+        let image = dir.new_file()?;
+        write(kind, image.file(), &dir.join(&image_name(new.vdi, format)))?;
+        let place = self.place(dir.clone(), new.vdi, format);
+        place.publish(image, &new.params)?;
+        (kind.open)(Box::new(place)).info()
+    }
+
+    /// Completes or undoes what a crash left of a fork. The caller holds the tree's lock.
+    fn recover_change(&self, dir: &Dir) -> Result<()> {
+        let Some(record) = read_change(dir)? else { return Ok(()) };
+        match record {
+            Record::Fork { vdi, base, dest, format } => self.recover_fork(dir, vdi, base, dest, format)?,
+            Record::Relink { vdi, base, format } => self.finish_relink(dir, vdi, base, format)?,
+            Record::Collapse { base, format, .. } => {
+                // Until the base has the leaf's name, the leaf is all there and the base is what it was.
+                let name = image_name(base, format);
+                if dir.lookup(&name)?.is_some() {
+                    (vdi::kind(format)?.set_hidden)(&dir.open_file(&name, true)?, &dir.join(&name), true)?;
+                }
+            }
+            _ => return Err(damaged_record(dir, CHANGE)),
+        }
+        dir.sync()?;
+        dir.remove(CHANGE)?;
+        dir.sync()
+    }
+
+    fn recover_fork(&self, dir: &Dir, vdi: VdiUuid, base: VdiUuid, dest: VdiUuid, format: Format) -> Result<()> {
+        let name = image_name(base, format);
+        match (dir.lookup(&image_name(vdi, format))?, dir.lookup(&name)?) {
+            (_, None) => {}
+            // Still one file: the disk was not changed yet.
+            (Some(disk), Some(found)) if file_id(&disk) == file_id(&found) => {
+                let child = image_name(dest, format);
+                if let Some(file) = dir.try_open_record(&child)?
+                    && (vdi::kind(format)?.query)(&file, &dir.join(&child))?.parent == Some(base)
+                {
+                    dir.remove(&child)?;
+                    dir.sync()?;
+                    remove_leftovers(dir, dest)?;
+                }
+                dir.remove(&name)?;
+            }
+            (Some(_), Some(_)) => {
+                (vdi::kind(format)?.set_hidden)(&dir.open_file(&name, true)?, &dir.join(&name), true)?
+            }
+            (None, Some(_)) => {
+                return Err(Error::Damaged {
+                    path: dir.join(&image_name(vdi, format)),
+                    what: format!("is missing, and {CHANGE} says that it was being cloned; its data is in {name}"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives every child of `vdi` to `base`, then removes `vdi`. Can be done again from any point of it.
+    fn finish_relink(&self, dir: &Dir, vdi: VdiUuid, base: VdiUuid, format: Format) -> Result<()> {
+        let kind = vdi::kind(format)?;
+        let Some(base_format) = format_of(dir, base)? else {
+            return Err(Error::Damaged {
+                path: dir.join(CHANGE),
+                what: format!("names {base} as the parent to be, and there is no such image"),
+            });
+        };
+        let shared = Rc::new(Dir::open(dir.path())?);
+        let parent = self.place(shared, base, base_format);
+        let parent_image = parent.image(Mode::ReadOnly)?;
+        for image in self.images(dir, &self.list(dir)?)?.iter().filter(|image| image.node.parent == Some(vdi)) {
+            let name = image_name(image.vdi, image.format);
+            (kind.set_parent)(&dir.open_file(&name, true)?, &dir.join(&name), &parent_image, &parent)?;
+        }
+        dir.remove(&image_name(vdi, format))?;
+        dir.sync()?;
+        remove_leftovers(dir, vdi).map(drop)
+    }
+
+    /// Removes bases that have no children left. The caller has the SR, or its tree's lock.
+    fn remove_garbage(&self, dir: &Rc<Dir>, listing: &Listing) -> Result<()> {
+        let mut nodes: BTreeMap<VdiUuid, Node> =
+            self.images(dir, listing)?.into_iter().map(|i| (i.vdi, i.node)).collect();
+        while let Some(base) = nodes.keys().copied().find(|v| vdi::cow::is_garbage(&nodes, *v)) {
+            let format = listing.images[&base];
+            let place = self.place(dir.clone(), base, format);
+            vdi::refuse_if_attached(&*self.disk(dir.clone(), base, format)?)?;
+            place.remove()?;
+            nodes.remove(&base);
+        }
+        Ok(())
+    }
+}
+
+/// An image of the SR and what it says of itself.
+struct Image {
+    vdi: VdiUuid,
+    format: Format,
+    id: loopdev::FileId,
+    extent: Extent,
+    node: Node,
+}
+
+impl Image {
+    /// `None`: deleted since the directory was read, so it was not there.
+    fn read(dir: &Dir, vdi: VdiUuid, format: Format) -> Result<Option<Image>> {
+        let kind = vdi::kind(format)?;
+        let name = image_name(vdi, format);
+        let (stat, node) = if kind.by_length {
+            let Some(stat) = must_be(dir, &name, SFlag::S_IFREG)? else { return Ok(None) };
+            (stat, Node { virtual_size: stat.st_size as u64, hidden: false, parent: None })
+        } else {
+            let Some(file) = dir.try_open_record(&name)? else { return Ok(None) };
+            let stat = nix::sys::stat::fstat(&file).map_err(Error::sys("examine", dir.join(&name)))?;
+            (stat, (kind.query)(&file, &dir.join(&name))?)
+        };
+        Ok(Some(Image { vdi, format, id: file_id(&stat), extent: extent(&stat), node }))
     }
 }
 
@@ -270,6 +467,8 @@ struct Listing {
     params: HashSet<VdiUuid>,
     locks: HashSet<VdiUuid>,
     temporaries: Vec<String>,
+    /// Another storage manager's collector left a journal: what looks like garbage may not be.
+    journals: bool,
 }
 
 impl Sr for FileSr {
@@ -300,17 +499,21 @@ impl Sr for FileSr {
         let dir = match Dir::open(&self.path) {
             Ok(dir) => dir,
             Err(e) if e.errno() == Some(Errno::ENOENT as i32) => {
-                fs::DirBuilder::new().mode(0o700).create(&self.path).map_err(|e| {
-                    match e.raw_os_error().map(Errno::from_raw) {
-                        Some(Errno::ENOENT) => Error::NoDevice {
-                            device: self.path.display().to_string(),
-                            why: "the directory above it does not exist".to_owned(),
-                        },
-                        _ => Error::io("create the directory", &self.path)(e),
-                    }
-                })?;
-                durable::sync_parent(&self.path)?;
-                made_directory = true;
+                match fs::DirBuilder::new().mode(0o700).create(&self.path) {
+                    Ok(()) => made_directory = true,
+                    Err(e) => match e.raw_os_error().map(Errno::from_raw) {
+                        // Another sr_create was faster; the marker decides between the two.
+                        Some(Errno::EEXIST) => {}
+                        Some(Errno::ENOENT) => {
+                            return Err(Error::NoDevice {
+                                device: self.path.display().to_string(),
+                                why: "the directory above it does not exist".to_owned(),
+                            });
+                        }
+                        _ => return Err(Error::io("create the directory", &self.path)(e)),
+                    },
+                }
+                durable::sync_parent(&self.path).inspect_err(|_| drop(fs::remove_dir(&self.path)))?;
                 Dir::open(&self.path)?
             }
             Err(e) => return Err(e),
@@ -341,8 +544,8 @@ impl Sr for FileSr {
             Found::Sr(dir, marker) if marker.uuid == self.sr => {
                 if !marker.deleting {
                     let listing = self.list(&dir)?;
-                    self.refuse_if_attached(&listing)?;
-                    let dir = self.dir()?;
+                    let checked = self.dir()?;
+                    self.refuse_if_attached(&checked, &listing)?;
                     for (vdi, format) in &listing.images {
                         must_be(&dir, &image_name(*vdi, *format), SFlag::S_IFREG)?;
                     }
@@ -353,7 +556,7 @@ impl Sr for FileSr {
                         must_be(&dir, &beside(*vdi, LOCK), SFlag::S_IFDIR)?;
                     }
                     for (vdi, format) in listing.images.iter().filter(|(v, _)| listing.locks.contains(v)) {
-                        vdi::refuse_if_locked(&self.place(dir.clone(), *vdi, *format))?;
+                        vdi::refuse_if_locked(&self.place(checked.clone(), *vdi, *format))?;
                     }
                     dir.rename(MARKER, DELETING)?;
                     dir.sync()?;
@@ -378,7 +581,13 @@ impl Sr for FileSr {
             done = Done::Changed;
         }
         let dir = self.dir()?;
-        self.sweep_all(&dir, &self.list(&dir)?);
+        self.recover_change(&dir)?;
+        let listing = self.list(&dir)?;
+        self.sweep_all(&dir, &listing);
+        if !listing.journals {
+            // What can't be collected now, on a read-only mount or while it is in use, is collected later.
+            let _ = self.remove_garbage(&dir, &listing);
+        }
         Ok(done)
     }
 
@@ -387,7 +596,8 @@ impl Sr for FileSr {
             && marker.uuid == self.sr
             && !marker.deleting
         {
-            self.refuse_if_attached(&self.list(&dir)?)?;
+            let listing = self.list(&dir)?;
+            self.refuse_if_attached(&Rc::new(dir), &listing)?;
         }
         // A local directory is there or not: nothing holds it attached.
         Ok(Done::Already)
@@ -396,41 +606,46 @@ impl Sr for FileSr {
     fn stat(&self) -> Result<SrInfo> {
         let dir = self.dir()?;
         let listing = self.list(&dir)?;
-        let (mut used, mut allocation) = (0, 0);
-        let mut vdis = Vec::with_capacity(listing.images.len());
-        for (vdi, format) in listing.images {
-            // Deleted since the directory was read: it was not there.
-            if let Some(stat) = must_be(&dir, &image_name(vdi, format), SFlag::S_IFREG)? {
-                let extent = extent(&stat);
-                used += extent.allocated;
-                allocation += extent.length;
-                vdis.push(vdi);
-            }
-        }
-        self.summary(&dir, vdis, used, allocation)
+        let images = self.images(&dir, &listing)?;
+        let visible = || images.iter().filter(|image| !image.node.hidden);
+        let used = images.iter().map(|image| image.extent.allocated).sum();
+        let allocation = visible().map(|image| image.node.virtual_size).sum();
+        self.summary(&dir, visible().map(|image| image.vdi).collect(), used, allocation)
     }
 
     fn scan(&self) -> Result<SrInfo> {
         let dir = self.dir()?;
         let listing = self.list(&dir)?;
-        let devices = loopdev::attached()?;
-        let mut infos = Vec::with_capacity(listing.images.len());
-        for (vdi, format) in &listing.images {
-            vdi::kind(*format)?;
-            let Some(stat) = must_be(&dir, &image_name(*vdi, *format), SFlag::S_IFREG)? else { continue };
-            let place = self.place(dir.clone(), *vdi, *format);
-            let params = if listing.params.contains(vdi) { place.params()? } else { Params::default() };
-            let users = if listing.locks.contains(vdi) { place.holders()?.users } else { Vec::new() };
-            let attached = loopdev::find(&devices, &place.path(), file_id(&stat)).is_some();
-            let extent = extent(&stat);
-            infos.push(vdi::raw::info(&place, extent.length, extent.allocated, params, users, attached));
+        let images = self.images(&dir, &listing)?;
+        let attachments = Attachments::now()?;
+        let mut children: HashMap<VdiUuid, Vec<VdiUuid>> = HashMap::new();
+        for image in &images {
+            if let Some(parent) = image.node.parent {
+                children.entry(parent).or_default().push(image.vdi);
+            }
+        }
+        let mut infos = Vec::with_capacity(images.len());
+        let (mut used, mut allocation, mut visible) = (0, 0, Vec::with_capacity(images.len()));
+        for image in &images {
+            used += image.extent.allocated;
+            let children = children.remove(&image.vdi).unwrap_or_default();
+            if image.node.hidden && children.is_empty() {
+                // Garbage: nobody's base any more.
+                continue;
+            }
+            if !image.node.hidden {
+                allocation += image.node.virtual_size;
+                visible.push(image.vdi);
+            }
+            let place = self.place(dir.clone(), image.vdi, image.format);
+            let params = if listing.params.contains(&image.vdi) { place.params()? } else { Params::default() };
+            let users = if listing.locks.contains(&image.vdi) { place.holders()?.users } else { Vec::new() };
+            let attached = attachments.find(image.format, &place.path(), image.id).is_some();
+            let info = vdi::describe(&place, &image.node, image.extent.allocated, params, users, attached, children);
+            infos.push(Tagged::Vdi(info));
         }
         self.sweep(&dir, &listing);
-        infos.sort_unstable_by_key(|info| info.uuid);
-        let used = infos.iter().map(|i| i.physical_utilisation).sum();
-        let allocation = infos.iter().map(|i| i.virtual_size).sum();
-        let summary = self.summary(&dir, infos.iter().map(|i| i.uuid).collect(), used, allocation)?;
-        Ok(SrInfo { vdis: infos.into_iter().map(Tagged::Vdi).collect(), ..summary })
+        Ok(SrInfo { vdis: infos, ..self.summary(&dir, visible, used, allocation)? })
     }
 
     fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {
@@ -438,36 +653,75 @@ impl Sr for FileSr {
         for (extension, format) in IMAGES {
             match must_be(&dir, &beside(vdi, extension), SFlag::S_IFREG)? {
                 None => continue,
-                Some(_) => return Ok((vdi::kind(format)?.open)(Box::new(self.place(dir, vdi, format)))),
+                Some(_) => return self.disk(dir, vdi, format),
             }
         }
         Err(Error::NoVdi { vdi, sr: self.sr, looked: self.path.display().to_string() })
     }
 
     fn create_vdi(&self, new: &NewVdi) -> Result<VdiInfo> {
-        let format = new.format.unwrap_or(DRIVER.formats[0]);
-        let kind = vdi::kind(format)?;
-        let virtual_size = new.virtual_size.next_multiple_of(vdi::raw::SECTOR);
-        if virtual_size > kind.largest {
-            return Err(Error::TooBig {
-                what: "a disk",
-                bytes: virtual_size,
-                limit: format!("{format} holds {} bytes at most", kind.largest),
-            });
-        }
+        self.make_vdi(new, &mut |kind, file, path| (kind.create)(file, path, kind.round(new.virtual_size)?))
+    }
+
+    fn import_vdi(&self, new: &NewVdi, incoming: Incoming, progress: Progress) -> Result<VdiInfo> {
+        let mut incoming = Some(incoming);
+        self.make_vdi(new, &mut |kind, file, path| {
+            let mut make = |size: u64| {
+                (kind.create)(file, path, kind.round(size.max(new.virtual_size))?)?;
+                transfer::writer(kind.format, file.try_clone().map_err(Error::io("duplicate", path))?, path)
+            };
+            incoming.take().expect("an image is made once").fill(&mut make, progress)
+        })
+    }
+
+    fn collect(&self, context: &Context) -> Result<Done> {
         let dir = self.dir()?;
-        let image = dir.new_file()?;
-        (kind.create)(image.file(), virtual_size).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EFBIG) => Error::TooBig {
-                what: "a disk",
-                bytes: virtual_size,
-                limit: format!("the filesystem of {} holds no file of this size", dir.path().display()),
-            },
-            _ => Error::io("write an image in", dir.path())(e),
-        })?;
-        let place = self.place(dir.clone(), new.vdi, format);
-        place.publish(image, &new.params)?;
-        (kind.open)(Box::new(place)).info()
+        // The Python collector holds these while it works; whoever has them is the only one.
+        let busy = |refused: lock::Refused| {
+            refused.or_timed_out(|who| Error::SrUnavailable { sr: self.sr, why: format!("{who} collects it already") })
+        };
+        let _alone =
+            lock::take(&self.sr.to_string(), "gc_active", lock::Kind::Exclusive, Instant::now()).map_err(busy)?;
+        let _running =
+            lock::take(&self.sr.to_string(), "running", lock::Kind::Exclusive, Instant::now()).map_err(busy)?;
+        let (mut done, mut left) = (Done::Already, HashSet::new());
+        loop {
+            let listing = self.list(&dir)?;
+            if listing.journals {
+                return Err(Error::SrUnavailable {
+                    sr: self.sr,
+                    why: "the collector of another storage manager left a journal in it and has to finish first"
+                        .to_owned(),
+                });
+            }
+            let nodes: BTreeMap<VdiUuid, Node> =
+                self.images(&dir, &listing)?.into_iter().map(|i| (i.vdi, i.node)).collect();
+            if let Some(first) = nodes.keys().find(|v| vdi::cow::is_garbage(&nodes, **v)) {
+                let place = self.place(dir.clone(), *first, listing.images[first]);
+                let _lock = Tree::lock(&place, context.deadline)?;
+                self.remove_garbage(&dir, &self.list(&dir)?)?;
+                done = Done::Changed;
+                continue;
+            }
+            let only_child = |v: &VdiUuid| {
+                let parent = nodes[v].parent;
+                !left.contains(v)
+                    && parent.is_some_and(|p| {
+                        nodes.get(&p).is_some_and(|n| n.hidden) && vdi::cow::children_of(&nodes, p).len() == 1
+                    })
+            };
+            let Some(next) = nodes.keys().copied().find(only_child) else { return Ok(done) };
+            // A disk in use is left for the next time.
+            let merged = match lock::take(&next.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()) {
+                Ok(_lock) => self.disk(dir.clone(), next, listing.images[&next])?.coalesce(context)?,
+                Err(lock::Refused::TimedOut { .. }) => Done::Already,
+                Err(lock::Refused::Failed(error)) => return Err(error),
+            };
+            match merged {
+                Done::Changed => done = Done::Changed,
+                Done::Already => drop(left.insert(next)),
+            }
+        }
     }
 
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
@@ -492,10 +746,6 @@ impl FilePlace<'_> {
         image_name(self.vdi, self.format)
     }
 
-    fn path(&self) -> PathBuf {
-        self.dir.join(&self.name())
-    }
-
     fn exists_already(&self) -> Error {
         Error::VdiExists { vdi: self.vdi, sr: self.sr.sr }
     }
@@ -510,19 +760,17 @@ impl FilePlace<'_> {
         remove_leftovers(&self.dir, self.vdi)?;
         let name = beside(self.vdi, PARAMS);
         // Held until the image is published: an unlocked one without an image is a leftover.
-        let _in_the_making = if *params == Params::default() {
+        let in_the_making = if *params == Params::default() {
             None
         } else {
             let file = self.dir.create_held(&name, &encode(&Record::Vdi(params.clone())))?;
             Some(file.ok_or_else(|| self.exists_already())?)
         };
-        if image.publish(&self.name())? {
-            return Ok(());
+        let published = image.publish(&self.name());
+        if !matches!(published, Ok(true)) && in_the_making.is_some() {
+            let _ = self.dir.remove(&name);
         }
-        if _in_the_making.is_some() {
-            self.dir.remove(&name)?;
-        }
-        Err(self.exists_already())
+        if published? { Ok(()) } else { Err(self.exists_already()) }
     }
 
     fn file_stat(&self) -> Result<FileStat> {
@@ -541,6 +789,18 @@ impl Place for FilePlace<'_> {
 
     fn vdi(&self) -> VdiUuid {
         self.vdi
+    }
+
+    fn format(&self) -> Format {
+        self.format
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join(&self.name())
+    }
+
+    fn image(&self, mode: Mode) -> Result<fs::File> {
+        self.dir.open_file(&self.name(), mode == Mode::ReadWrite)
     }
 
     fn stat(&self) -> Result<Extent> {
@@ -609,16 +869,7 @@ impl Place for FilePlace<'_> {
 
     fn resize(&self, bytes: u64) -> Result<()> {
         let path = self.path();
-        let file = self.dir.open_file(&self.name(), true)?;
-        file.set_len(bytes).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EFBIG) => Error::TooBig {
-                what: "a disk",
-                bytes,
-                limit: format!("the filesystem of {} holds no file of this size", path.display()),
-            },
-            _ => Error::io("resize", &path)(e),
-        })?;
-        file.sync_all().map_err(Error::io("make durable", &path))?;
+        (vdi::raw::KIND.resize)(self.dir.open_file(&self.name(), true)?, &path, bytes)?;
         match self.device()? {
             Some(device) => loopdev::update_size(&device),
             None => Ok(()),
@@ -668,6 +919,114 @@ impl Place for FilePlace<'_> {
         }
         self.dir.sync()?;
         remove_leftovers(&self.dir, self.vdi).map(drop)
+    }
+
+    fn tree(&self) -> Result<&dyn Tree> {
+        Ok(self)
+    }
+}
+
+impl Tree for FilePlace<'_> {
+    fn lock(&self, deadline: Instant) -> Result<Lock> {
+        let lock = lock::take(&self.sr.sr.to_string(), "tree", lock::Kind::Exclusive, deadline).map_err(|refused| {
+            refused.or_timed_out(|holder| Error::SrUnavailable {
+                sr: self.sr.sr,
+                why: format!("{holder} changes a tree of it; --wait gives it longer"),
+            })
+        })?;
+        self.sr.recover_change(&self.dir)?;
+        Ok(lock)
+    }
+
+    fn nodes(&self) -> Result<BTreeMap<VdiUuid, Node>> {
+        let images = self.sr.images(&self.dir, &self.sr.list(&self.dir)?)?;
+        Ok(images.into_iter().map(|image| (image.vdi, image.node)).collect())
+    }
+
+    fn sibling(&self, vdi: VdiUuid) -> Result<Box<dyn Place + '_>> {
+        for (extension, format) in IMAGES {
+            if self.dir.lookup(&beside(vdi, extension))?.is_some() {
+                return Ok(Box::new(self.sr.place(self.dir.clone(), vdi, format)));
+            }
+        }
+        Err(Error::NoVdi { vdi, sr: self.sr.sr, looked: self.dir.path().display().to_string() })
+    }
+
+    fn fork(&self, fork: &Fork) -> Result<()> {
+        let base = self.sr.place(self.dir.clone(), fork.base, self.format);
+        let dest = self.sr.place(self.dir.clone(), fork.dest, self.format);
+        if fork.dest == self.vdi || has_image(&self.dir, fork.dest)? {
+            return Err(dest.exists_already());
+        }
+        let image = self.image(Mode::ReadOnly)?;
+        let child = |of: &FilePlace| -> Result<NewFile<'_>> {
+            let new = self.dir.new_file()?;
+            (fork.kind.create_child)(new.file(), &of.path(), &image, &base.path())?;
+            Ok(new)
+        };
+        let (new_dest, new_self) = (child(&dest)?, child(self)?);
+        let record = Record::Fork { vdi: self.vdi, base: fork.base, dest: fork.dest, format: self.format };
+        if !self.dir.create(CHANGE, &encode(&record))? {
+            return Err(damaged_record(&self.dir, CHANGE));
+        }
+        let done = self
+            .dir
+            .link(&self.name(), &base.name())
+            .and_then(|()| dest.publish(new_dest, fork.params))
+            .and_then(|()| new_self.publish_over(&self.name()))
+            .and_then(|()| (fork.kind.set_hidden)(&self.dir.open_file(&base.name(), true)?, &base.path(), true));
+        match done {
+            // Need not be durable: a record of what is complete is completed again.
+            Ok(()) => self.dir.remove(CHANGE).map(drop),
+            Err(cause) => match self.sr.recover_change(&self.dir) {
+                Ok(()) => Err(cause),
+                Err(undo) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
+            },
+        }
+    }
+
+    fn relink(&self, parent: VdiUuid, _kind: &'static Kind) -> Result<()> {
+        let record = Record::Relink { vdi: self.vdi, base: parent, format: self.format };
+        if !self.dir.create(CHANGE, &encode(&record))? {
+            return Err(damaged_record(&self.dir, CHANGE));
+        }
+        self.sr.recover_change(&self.dir)
+    }
+
+    fn collapse(&self, parent: VdiUuid, kind: &'static Kind) -> Result<()> {
+        let base = self.sr.place(self.dir.clone(), parent, self.format);
+        let record = Record::Collapse { vdi: self.vdi, base: parent, format: self.format };
+        if !self.dir.create(CHANGE, &encode(&record))? {
+            return Err(damaged_record(&self.dir, CHANGE));
+        }
+        let done = (kind.set_hidden)(&base.image(Mode::ReadWrite)?, &base.path(), false)
+            .and_then(|()| self.dir.rename(&base.name(), &self.name()))
+            .and_then(|()| self.dir.sync());
+        match (done, self.sr.recover_change(&self.dir)) {
+            (Ok(()), after) => after,
+            (Err(cause), Ok(())) => Err(cause),
+            (Err(cause), Err(undo)) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
+        }
+    }
+}
+
+/// The format of the image that a VDI has, if it has one.
+fn format_of(dir: &Dir, vdi: VdiUuid) -> Result<Option<Format>> {
+    for (extension, format) in IMAGES {
+        if dir.lookup(&beside(vdi, extension))?.is_some() {
+            return Ok(Some(format));
+        }
+    }
+    Ok(None)
+}
+
+fn read_change(dir: &Dir) -> Result<Option<Record>> {
+    match dir.read(CHANGE)? {
+        None => Ok(None),
+        Some(bytes) => match decode(&bytes) {
+            Some(record @ (Record::Fork { .. } | Record::Relink { .. } | Record::Collapse { .. })) => Ok(Some(record)),
+            _ => Err(damaged_record(dir, CHANGE)),
+        },
     }
 }
 

@@ -7,9 +7,12 @@ pub mod file;
 
 use std::path::{Component, Path, PathBuf};
 
+use crate::call::Context;
 use crate::error::{Error, Result};
+use crate::sys::copy::Progress;
 use crate::types::{DeviceConfig, Done, Format, NewVdi, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
+use crate::vdi::transfer::Incoming;
 
 /// Every driver of this package.
 pub const DRIVERS: &[&Driver] = &[&file::DRIVER];
@@ -114,6 +117,20 @@ pub trait Sr {
     /// # Errors
     /// [`Error::VdiExists`], [`Error::NoSpace`], [`Error::TooBig`], [`Error::Unsupported`] format.
     fn create_vdi(&self, new: &NewVdi) -> Result<VdiInfo>;
+
+    /// Makes a VDI of what comes, which is there whole or not at all. `new.virtual_size` is the least size.
+    ///
+    /// # Errors
+    /// As [`Sr::create_vdi`], and what reading says.
+    fn import_vdi(&self, _new: &NewVdi, _incoming: Incoming, _progress: Progress) -> Result<VdiInfo> {
+        Err(Error::Unsupported { op: "vdi_import", why: "this driver has none".to_owned() })
+    }
+
+    /// Gives space back: removes bases without children and merges those with one child, except where a disk is
+    /// in use. Long work; other calls go on meanwhile.
+    fn collect(&self, _context: &Context) -> Result<Done> {
+        Ok(Done::Already)
+    }
 
     /// Removes what a killed operation on a VDI that does not exist may have left.
     fn forget_vdi(&self, _vdi: VdiUuid) -> Result<Done> {

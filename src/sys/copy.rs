@@ -56,7 +56,7 @@ pub fn sparse(from: &File, to: &File, path: &Path, progress: Progress) -> Result
 }
 
 /// The next allocated range at or after `at`; a filesystem that knows no holes reports one range.
-fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
+pub fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
     if at >= len {
         return Ok(None);
     }

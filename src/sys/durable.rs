@@ -215,6 +215,21 @@ impl Dir {
         }
     }
 
+    /// Gives a file a second name, durably.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with `EEXIST` if there is such a name; [`Error::Unsupported`] where there are no hard links.
+    pub fn link(&self, name: &str, second: &str) -> Result<()> {
+        match linkat(&self.fd, name, &self.fd, second, AtFlags::empty()) {
+            Ok(()) => self.sync(),
+            Err(Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS) => Err(Error::Unsupported {
+                op: "copy-on-write",
+                why: format!("the filesystem of {} has no hard links", self.path.display()),
+            }),
+            Err(errno) => Err(Error::sys("link", self.join(name))(errno)),
+        }
+    }
+
     /// Makes a subdirectory, mode 0700. `false`: the name exists. Not durable before [`Dir::sync`].
     pub fn make_dir(&self, name: &str) -> Result<bool> {
         match nix::sys::stat::mkdirat(&self.fd, name, Mode::S_IRWXU) {
@@ -283,7 +298,12 @@ impl NewFile<'_> {
             Err(Errno::EEXIST) => return Ok(false),
             Err(errno) => return Err(Error::sys("create", self.dir.join(name))(errno)),
         }
-        self.dir.sync().map(|()| true)
+        if let Err(e) = self.dir.sync() {
+            // Its maker is told that it failed, so nobody may find it.
+            let _ = self.dir.remove(name);
+            return Err(e);
+        }
+        Ok(true)
     }
 
     /// Makes the file durable and puts it in the place of `name`.
@@ -337,7 +357,7 @@ fn temporary_name() -> String {
 
 /// Makes the directory that holds `path` durable, so that a name just made in it is.
 pub fn sync_parent(path: &Path) -> Result<()> {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"));
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io("make durable", parent))
 }
 

@@ -33,9 +33,21 @@ pub struct Lock {
 /// Why a lock could not be had.
 #[derive(Debug)]
 pub enum Refused {
-    /// Another process held it until the deadline.
-    TimedOut,
+    /// Another process held it until the deadline; who, as far as the kernel tells.
+    TimedOut {
+        holder: Option<String>,
+    },
     Failed(Error),
+}
+
+impl Refused {
+    /// The error to report; `timed_out` makes it from who held the lock.
+    pub fn or_timed_out(self, timed_out: impl FnOnce(&str) -> Error) -> Error {
+        match self {
+            Refused::Failed(error) => error,
+            Refused::TimedOut { holder } => timed_out(holder.as_deref().unwrap_or("another call")),
+        }
+    }
 }
 
 /// Takes the lock `<lock directory>/<namespace>/<name>`, waiting until `deadline`.
@@ -46,17 +58,13 @@ pub fn take(namespace: &str, name: &str, kind: Kind, deadline: Instant) -> Resul
     let path = run_dir::locks().join(namespace).join(name);
     loop {
         let file = open(&path).map_err(Refused::Failed)?;
-        wait(&file, kind, deadline, &path)?;
+        if !wait(&file, kind, deadline, &path).map_err(Refused::Failed)? {
+            return Err(Refused::TimedOut { holder: holder(namespace, name) });
+        }
         if is_still(&path, &file) {
             return Ok(Lock { _file: file });
         }
     }
-}
-
-/// Takes a record lock on an already open file.
-pub fn take_on(file: File, kind: Kind, deadline: Instant, path: &Path) -> Result<Lock, Refused> {
-    wait(&file, kind, deadline, path)?;
-    Ok(Lock { _file: file })
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -103,17 +111,17 @@ fn check_owner(dir: &Path) -> Result<()> {
     })
 }
 
-fn wait(file: &File, kind: Kind, deadline: Instant, path: &Path) -> Result<(), Refused> {
-    let failed = |errno: Errno| Refused::Failed(Error::sys("lock", path)(errno));
+/// `false`: the deadline passed.
+fn wait(file: &File, kind: Kind, deadline: Instant, path: &Path) -> Result<bool> {
     match fcntl(file, FcntlArg::F_OFD_SETLK(&request(kind))) {
-        Ok(_) => return Ok(()),
+        Ok(_) => return Ok(true),
         Err(Errno::EAGAIN | Errno::EACCES) => {}
-        Err(errno) => return Err(failed(errno)),
+        Err(errno) => return Err(Error::sys("lock", path)(errno)),
     }
     // The kernel's own wait has no time-out: a thread waits and tells us. If it is late, the process is
     // about to end with an error and takes the thread along.
     let (tell, told) = mpsc::channel();
-    let waiter = file.try_clone().map_err(|e| Refused::Failed(Error::io("duplicate", path)(e)))?;
+    let waiter = file.try_clone().map_err(Error::io("duplicate", path))?;
     std::thread::spawn(move || {
         let outcome = loop {
             match fcntl(&waiter, FcntlArg::F_OFD_SETLKW(&request(kind))) {
@@ -124,8 +132,8 @@ fn wait(file: &File, kind: Kind, deadline: Instant, path: &Path) -> Result<(), R
         let _ = tell.send(outcome);
     });
     match told.recv_timeout(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))) {
-        Ok(outcome) => outcome.map_err(failed),
-        Err(_) => Err(Refused::TimedOut),
+        Ok(outcome) => outcome.map(|()| true).map_err(Error::sys("lock", path)),
+        Err(_) => Ok(false),
     }
 }
 
@@ -158,7 +166,7 @@ pub fn forget(namespace: &str, name: &str) {
 }
 
 /// Who holds a lock, as far as the kernel tells.
-pub fn holder(namespace: &str, name: &str) -> Option<String> {
+fn holder(namespace: &str, name: &str) -> Option<String> {
     let inode = fs::metadata(run_dir::locks().join(namespace).join(name)).ok()?.ino();
     let table = fs::read_to_string("/proc/locks").ok()?;
     // 1: OFDLCK ADVISORY WRITE -1 00:1a:1234 0 EOF; waiters have "->" in the second column.

@@ -227,7 +227,7 @@ fn keep(device: &Path) -> Result<bool> {
 }
 
 /// Who holds the block device in the kernel: a mount, swap, or another device on top.
-fn claimed(device: &Path, rdev: u64) -> Option<String> {
+pub fn claimed(device: &Path, rdev: u64) -> Option<String> {
     let number = format!("{}:{}", nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mounted = mounts.lines().find_map(|line| {
@@ -247,7 +247,7 @@ fn claimed(device: &Path, rdev: u64) -> Option<String> {
 }
 
 /// The processes that have the block device open, as far as /proc shows them to this user.
-fn openers(rdev: u64) -> Option<String> {
+pub fn openers(rdev: u64) -> Option<String> {
     let mut found = Vec::new();
     for process in fs::read_dir("/proc").ok()?.flatten() {
         let name = process.file_name();

@@ -6,6 +6,7 @@
 
 #![allow(clippy::disallowed_types, reason = "this is the one place")]
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::BorrowedFd;
@@ -116,6 +117,37 @@ impl Tool {
             None => Ok(Output { stdout: text(&mut out), stderr: text(&mut err) }),
             Some(how) => Err(failed(how, text(&mut err))),
         }
+    }
+}
+
+/// Starts this executable again, as `name` in the process list, and returns what it writes to its stdout until it
+/// closes it. It is meant to fork, so that it is nobody's child, and to live on.
+///
+/// # Errors
+/// [`Error::Tool`], which calls it `shown`, when it can't be started or says nothing until the deadline.
+pub fn start_again(name: &str, args: &[OsString], shown: &str, deadline: Duration) -> Result<String> {
+    keep_descriptors_to_ourselves();
+    let failed = |how: String| Error::Tool { argv: shown.to_owned(), how, stderr: String::new() };
+    let mut child = Command::new("/proc/self/exe")
+        .arg0(name)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .map_err(|e| failed(format!("was not started: {e}")))?;
+    let mut out = child.stdout.take().expect("it was piped");
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = child.wait();
+        let mut said = Vec::new();
+        let _ = out.read_to_end(&mut said);
+        let _ = tell.send(said);
+    });
+    match told.recv_timeout(deadline) {
+        Ok(said) => Ok(String::from_utf8_lossy(&said).into_owned()),
+        Err(_) => Err(failed(format!("was not ready within {} s", deadline.as_secs()))),
     }
 }
 

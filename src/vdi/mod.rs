@@ -3,19 +3,36 @@
 //! An SR hands a disk its [`Place`], a file or a logical volume; the format does the rest. Adding a format:
 //! one file here, its line in [`format`], its `Format` variant.
 
+pub mod cow;
 pub mod raw;
+pub mod transfer;
+pub mod vhd;
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
+use crate::call::Context;
+use crate::datapath;
 use crate::error::{Error, Result};
+use crate::image::disk::Disk;
 use crate::sys::copy::Progress;
+use crate::sys::lock::Lock;
+use crate::sys::loopdev;
 use crate::types::{Done, Format, Mode, Params, SrUuid, VdiInfo, VdiUuid};
 
 /// Where one disk lives, as its SR sees it. Formats work on this and know no SR.
 pub trait Place {
     fn sr(&self) -> SrUuid;
     fn vdi(&self) -> VdiUuid;
+    fn format(&self) -> Format;
+
+    /// The path of the image; for messages, and for servers that open it themselves.
+    fn path(&self) -> PathBuf;
+
+    /// Opens the image.
+    fn image(&self, mode: Mode) -> Result<File>;
 
     /// What the SR knows of the place now.
     fn stat(&self) -> Result<Extent>;
@@ -53,6 +70,64 @@ pub trait Place {
 
     /// Removes the disk and all that is stored beside it. The caller has checked that it is unused.
     fn remove(&self) -> Result<()>;
+
+    /// The images around this one.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on an SR that keeps no trees.
+    fn tree(&self) -> Result<&dyn Tree> {
+        Err(Error::Unsupported { op: "copy-on-write", why: "this SR keeps no trees of images".to_owned() })
+    }
+}
+
+/// What an SR does for formats whose images have parents, seen from one of the images.
+pub trait Tree {
+    /// Waits for whoever changes a tree of this SR, then completes or undoes what a crash left of a change.
+    fn lock(&self, deadline: Instant) -> Result<Lock>;
+
+    /// Every image of the SR.
+    ///
+    /// # Errors
+    /// If one of them can't be read: it may be anybody's child.
+    fn nodes(&self) -> Result<BTreeMap<VdiUuid, Node>>;
+
+    /// Another image of the SR.
+    fn sibling(&self, vdi: VdiUuid) -> Result<Box<dyn Place + '_>>;
+
+    /// Makes this image the hidden base of two empty children, one under its own name and one as the VDI
+    /// `dest`. All or nothing, whatever happens meanwhile. The caller holds the lock, and nobody has the
+    /// image open.
+    ///
+    /// # Errors
+    /// [`Error::VdiExists`]; [`Error::Unsupported`] on a filesystem without hard links.
+    fn fork(&self, fork: &Fork) -> Result<()>;
+
+    /// Gives the children of this image to its parent, which holds all that this one does, then removes it.
+    /// What a crash leaves is completed. The caller holds the lock.
+    fn relink(&self, parent: VdiUuid, kind: &'static Kind) -> Result<()>;
+
+    /// Puts the parent, which holds all that this leaf does, in its place. What a crash leaves is undone or
+    /// completed. The caller holds the lock, and nobody has the leaf open.
+    fn collapse(&self, parent: VdiUuid, kind: &'static Kind) -> Result<()>;
+}
+
+/// What [`Tree::fork`] is to make.
+pub struct Fork<'a> {
+    /// The name that the present image gets.
+    pub base: VdiUuid,
+    pub dest: VdiUuid,
+    pub params: &'a Params,
+    pub kind: &'static Kind,
+}
+
+/// What an image says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Bytes the guest sees.
+    pub virtual_size: u64,
+    /// It is there for its children only.
+    pub hidden: bool,
+    pub parent: Option<VdiUuid>,
 }
 
 /// Bytes of a place.
@@ -77,6 +152,9 @@ pub trait Vdi {
 
     fn info(&self) -> Result<VdiInfo>;
 
+    /// The block device of an attached disk, asked from the kernel.
+    fn device(&self) -> Result<Option<PathBuf>>;
+
     /// A block device that outlives the call; the same path when called again.
     fn attach(&self, mode: Mode) -> Result<PathBuf>;
 
@@ -86,13 +164,13 @@ pub trait Vdi {
 
     /// # Errors
     /// [`Error::VdiInUse`] while attached or locked.
-    fn delete(&self) -> Result<()>;
+    fn delete(&self, context: &Context) -> Result<()>;
 
     /// A new writable VDI with this one's contents.
     ///
     /// # Errors
     /// [`Error::VdiInUse`] while this one is attached or locked; [`Error::VdiExists`]; [`Error::NoSpace`].
-    fn clone_to(&self, _dest: VdiUuid, _progress: Progress) -> Result<VdiInfo> {
+    fn clone_to(&self, _dest: VdiUuid, _context: &Context) -> Result<VdiInfo> {
         Err(Error::Unsupported { op: "vdi_clone", why: "this format has none".to_owned() })
     }
 
@@ -101,9 +179,18 @@ pub trait Vdi {
     /// # Errors
     /// [`Error::VdiExists`]; [`Error::NoSpace`]; [`Error::VdiInUse`] when it is attached and the substrate
     /// can't take all its bytes at one instant.
-    fn snapshot(&self, _dest: VdiUuid, _progress: Progress) -> Result<VdiInfo> {
+    fn snapshot(&self, _dest: VdiUuid, _context: &Context) -> Result<VdiInfo> {
         Err(Error::Unsupported { op: "vdi_snapshot", why: "this format has none".to_owned() })
     }
+
+    /// Merges the disk's image with its parent, if it is the parent's only child and the parent is nobody's
+    /// disk. Long work; the tree is locked for its last step only.
+    fn coalesce(&self, _context: &Context) -> Result<Done> {
+        Ok(Done::Already)
+    }
+
+    /// The disk's bytes, to be read while nobody writes them.
+    fn open_disk(&self) -> Result<Box<dyn Disk>>;
 
     /// Makes the disk `size` bytes. Idempotent.
     ///
@@ -179,17 +266,17 @@ fn named(users: &[String]) -> String {
 ///
 /// # Errors
 /// [`Error::VdiInUse`] while attached here or locked anywhere.
-pub fn refuse_if_used(place: &dyn Place) -> Result<()> {
-    refuse_if_attached(place)?;
-    refuse_if_locked(place)
+pub fn refuse_if_used(disk: &dyn Vdi) -> Result<()> {
+    refuse_if_attached(disk)?;
+    refuse_if_locked(disk.place())
 }
 
 /// # Errors
 /// [`Error::VdiInUse`] while attached on this host.
-pub fn refuse_if_attached(place: &dyn Place) -> Result<()> {
-    match place.device()? {
+pub fn refuse_if_attached(disk: &dyn Vdi) -> Result<()> {
+    match disk.device()? {
         None => Ok(()),
-        Some(device) => Err(in_use(place, format!("this host, which has it attached as {}", device.display()))),
+        Some(device) => Err(in_use(disk.place(), format!("this host, which has it attached as {}", device.display()))),
     }
 }
 
@@ -202,8 +289,80 @@ pub fn refuse_if_locked(place: &dyn Place) -> Result<()> {
     }
 }
 
-fn in_use(place: &dyn Place, holder: String) -> Error {
+/// # Errors
+/// [`Error::Invalid`] for a size below the present one, unless the caller allows it.
+pub fn refuse_shrink(place: &dyn Place, now: u64, size: u64, allow_shrink: bool) -> Result<()> {
+    if size >= now || allow_shrink {
+        return Ok(());
+    }
+    Err(Error::Invalid {
+        what: "size",
+        value: size.to_string(),
+        expected: format!(
+            "VDI {} has {now} bytes; making it smaller destroys data and wants --allow-shrink",
+            place.vdi()
+        ),
+    })
+}
+
+/// What [`Error::VdiInUse`] says of a place.
+pub fn in_use(place: &dyn Place, holder: String) -> Error {
     Error::VdiInUse { vdi: place.vdi(), sr: place.sr(), holder }
+}
+
+/// What this host has attached, asked from the kernel once for many disks.
+pub struct Attachments {
+    loops: HashMap<PathBuf, Vec<String>>,
+    served: Vec<datapath::Attached>,
+}
+
+impl Attachments {
+    pub fn now() -> Result<Attachments> {
+        Ok(Attachments { loops: loopdev::attached()?, served: datapath::all()? })
+    }
+
+    /// The images that are attached, as the kernel names them.
+    pub fn images(&self) -> impl Iterator<Item = &Path> {
+        self.loops.keys().map(PathBuf::as_path).chain(self.served.iter().map(|attached| attached.image.as_path()))
+    }
+
+    /// The block device over an image.
+    pub fn find(&self, format: Format, image: &Path, id: loopdev::FileId) -> Option<PathBuf> {
+        match format {
+            Format::Raw => loopdev::find(&self.loops, image, id),
+            _ => self.served.iter().find(|attached| attached.image == image).map(|attached| attached.device.clone()),
+        }
+    }
+}
+
+/// What is known of a disk, from what its SR and its image say.
+pub fn describe(
+    place: &dyn Place,
+    node: &Node,
+    allocated: u64,
+    params: Params,
+    users: Vec<String>,
+    attached: bool,
+    children: Vec<VdiUuid>,
+) -> VdiInfo {
+    VdiInfo {
+        uuid: place.vdi(),
+        label: params.label,
+        description: params.description,
+        sr: place.sr(),
+        lock: u8::from(!users.is_empty()),
+        vbds: users,
+        virtual_size: node.virtual_size,
+        physical_utilisation: allocated,
+        sector_size: raw::SECTOR as u32,
+        format: place.format(),
+        parent: node.parent,
+        shareable: params.shareable,
+        attached,
+        read_only: u8::from(params.read_only || node.hidden || !children.is_empty()),
+        children,
+        hidden: node.hidden,
+    }
 }
 
 /// What the package can do with a format.
@@ -211,10 +370,46 @@ pub struct Kind {
     pub format: Format,
     /// The largest virtual size, bytes.
     pub largest: u64,
-    /// Writes an image of `virtual_size` zeroes into an empty file or a device that is large enough.
-    pub create: fn(&File, virtual_size: u64) -> std::io::Result<()>,
+    /// Virtual sizes are rounded up to a multiple of this, bytes.
+    pub granule: u64,
+    /// The length of the image is the virtual size and there is nothing else to know: no need to read it.
+    pub by_length: bool,
+    /// Writes an image of `virtual_size` zeroes into an empty file, or a device that is large enough, which will
+    /// have the path.
+    pub create: fn(&File, path: &Path, virtual_size: u64) -> Result<()>,
+    /// Writes an image without data of its own into an empty file, with another one as its parent.
+    pub create_child: fn(&File, path: &Path, parent: &File, parent_path: &Path) -> Result<()>,
+    /// What an image says of itself: one open, one read.
+    pub query: fn(&File, path: &Path) -> Result<Node>,
+    /// The disk of an image and its parents, which are looked for in the tree.
+    pub disk: fn(File, &dyn Place) -> Result<Box<dyn Disk>>,
+    /// Marks an image as there for its children only, or no longer so, durably.
+    pub set_hidden: fn(&File, path: &Path, hidden: bool) -> Result<()>,
+    /// Writes into the parent what the child holds; any number of times. Neither is changed otherwise.
+    pub coalesce: fn(child: File, path: &Path, parent: File, parent_place: &dyn Place, Progress) -> Result<()>,
+    /// Names another image as the parent, which holds all that the present one shows; durably.
+    pub set_parent: fn(&File, path: &Path, parent: &File, parent_place: &dyn Place) -> Result<()>,
+    /// Makes an image that nobody has open larger, durably.
+    pub resize: fn(File, path: &Path, virtual_size: u64) -> Result<()>,
     /// A disk of this format in the place.
     pub open: for<'a> fn(Box<dyn Place + 'a>) -> Box<dyn Vdi + 'a>,
+}
+
+impl Kind {
+    /// The size a disk gets when `bytes` are asked for.
+    ///
+    /// # Errors
+    /// [`Error::TooBig`].
+    pub fn round(&self, bytes: u64) -> Result<u64> {
+        match bytes.max(1).checked_next_multiple_of(self.granule) {
+            Some(size) if size <= self.largest => Ok(size),
+            _ => Err(Error::TooBig {
+                what: "a disk",
+                bytes,
+                limit: format!("{} holds {} bytes at most", self.format, self.largest),
+            }),
+        }
+    }
 }
 
 /// The module of a format.
@@ -224,9 +419,10 @@ pub struct Kind {
 pub fn kind(format: Format) -> Result<&'static Kind> {
     match format {
         Format::Raw => Ok(&raw::KIND),
-        Format::Vhd | Format::Qcow2 => Err(Error::Unsupported {
+        Format::Vhd => Ok(&vhd::KIND),
+        Format::Qcow2 => Err(Error::Unsupported {
             op: "the type",
-            why: format!("{format} disks are not served by this release; raw is"),
+            why: "qcow2 disks are not served by this release; vhd and raw are".to_owned(),
         }),
     }
 }

@@ -2,21 +2,52 @@
 
 use std::path::PathBuf;
 
+use nix::errno::Errno;
+
+use crate::call::Context;
 use crate::error::{Error, Result};
-use crate::sys::copy::Progress;
+use crate::image::disk::{Disk, RawFile};
 use crate::types::{Done, Format, Mode, Params, VdiInfo, VdiUuid};
-use crate::vdi::{Kind, Place, Vdi, refuse_if_attached, refuse_if_locked, refuse_if_used};
+use crate::vdi::{Kind, Node, Place, Vdi, describe, refuse_if_used, refuse_shrink};
 
 /// Bytes of a sector; a disk is a whole number of them.
 pub const SECTOR: u64 = 512;
 
-pub const KIND: Kind = Kind {
+pub static KIND: Kind = Kind {
     format: Format::Raw,
     // The kernel's loff_t, a sector short of its end.
     largest: i64::MAX as u64 / SECTOR * SECTOR,
-    create: |file, virtual_size| file.set_len(virtual_size),
+    granule: SECTOR,
+    by_length: true,
+    create: |file, path, virtual_size| {
+        file.set_len(virtual_size).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EFBIG) => Error::TooBig {
+                what: "a disk",
+                bytes: virtual_size,
+                limit: "the filesystem holds no file of this size".to_owned(),
+            },
+            _ => Error::io("write", path)(e),
+        })
+    },
+    create_child: |_, _, _, _| Err(no_tree("a child")),
+    query: |file, path| {
+        let length = file.metadata().map_err(Error::io("examine", path))?.len();
+        Ok(Node { virtual_size: length, hidden: false, parent: None })
+    },
+    disk: |file, place| Ok(Box::new(RawFile::new(file, &place.path())?)),
+    set_hidden: |_, _, _| Err(no_tree("hiding")),
+    coalesce: |_, _, _, _, _| Err(no_tree("coalescing")),
+    set_parent: |_, _, _, _| Err(no_tree("changing the parent")),
+    resize: |file, path, size| {
+        (KIND.create)(&file, path, size)?;
+        file.sync_all().map_err(Error::io("make durable", path))
+    },
     open: |place| Box::new(Raw { place }),
 };
+
+fn no_tree(op: &'static str) -> Error {
+    Error::Unsupported { op, why: "a raw disk has no parent and no mark".to_owned() }
+}
 
 struct Raw<'a> {
     place: Box<dyn Place + 'a>,
@@ -29,8 +60,13 @@ impl Vdi for Raw<'_> {
 
     fn info(&self) -> Result<VdiInfo> {
         let (extent, params, holders) = (self.place.stat()?, self.place.params()?, self.place.holders()?);
-        let attached = self.place.device()?.is_some();
-        Ok(info(&*self.place, extent.length, extent.allocated, params, holders.users, attached))
+        let node = Node { virtual_size: extent.length, hidden: false, parent: None };
+        let attached = self.device()?.is_some();
+        Ok(describe(&*self.place, &node, extent.allocated, params, holders.users, attached, Vec::new()))
+    }
+
+    fn device(&self) -> Result<Option<PathBuf>> {
+        self.place.device()
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
@@ -42,70 +78,37 @@ impl Vdi for Raw<'_> {
         self.place.detach()
     }
 
-    fn delete(&self) -> Result<()> {
-        refuse_if_used(&*self.place)?;
+    fn delete(&self, _context: &Context) -> Result<()> {
+        refuse_if_used(self)?;
         self.place.remove()
     }
 
-    fn clone_to(&self, dest: VdiUuid, progress: Progress) -> Result<VdiInfo> {
-        refuse_if_used(&*self.place)?;
+    fn clone_to(&self, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
+        refuse_if_used(self)?;
         let params = Params { read_only: false, shareable: false, ..self.place.params()? };
-        self.place.copy_to(dest, &params, progress)
+        self.place.copy_to(dest, &params, context.progress)
     }
 
-    fn snapshot(&self, dest: VdiUuid, progress: Progress) -> Result<VdiInfo> {
+    fn snapshot(&self, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
         let params = Params { read_only: true, shareable: false, ..self.place.params()? };
-        self.place.copy_to(dest, &params, progress)
+        self.place.copy_to(dest, &params, context.progress)
+    }
+
+    fn open_disk(&self) -> Result<Box<dyn Disk>> {
+        (KIND.disk)(self.place.image(Mode::ReadOnly)?, &*self.place)
     }
 
     fn resize(&self, size: u64, allow_shrink: bool) -> Result<Done> {
         let now = self.place.stat()?.length;
+        let size = KIND.round(size)?;
         if size == now {
             return Ok(Done::Already);
         }
+        refuse_shrink(&*self.place, now, size, allow_shrink)?;
         if size < now {
-            if !allow_shrink {
-                return Err(Error::Invalid {
-                    what: "size",
-                    value: size.to_string(),
-                    expected: format!(
-                        "VDI {} has {now} bytes; making it smaller destroys data and wants --allow-shrink",
-                        self.place.vdi()
-                    ),
-                });
-            }
-            refuse_if_attached(&*self.place)?;
-            refuse_if_locked(&*self.place)?;
+            refuse_if_used(self)?;
         }
         self.place.resize(size)?;
         Ok(Done::Changed)
-    }
-}
-
-/// What is known of a raw disk, from what its SR knows. For SRs that list many in one pass.
-pub fn info(
-    place: &dyn Place,
-    virtual_size: u64,
-    allocated: u64,
-    params: Params,
-    users: Vec<String>,
-    attached: bool,
-) -> VdiInfo {
-    VdiInfo {
-        uuid: place.vdi(),
-        label: params.label,
-        description: params.description,
-        sr: place.sr(),
-        lock: u8::from(!users.is_empty()),
-        vbds: users,
-        virtual_size,
-        physical_utilisation: allocated,
-        sector_size: SECTOR as u32,
-        format: Format::Raw,
-        parent: None,
-        children: Vec::new(),
-        shareable: params.shareable,
-        attached,
-        read_only: u8::from(params.read_only),
     }
 }

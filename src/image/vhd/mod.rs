@@ -56,6 +56,7 @@ mod locator;
 mod place;
 mod query;
 mod resize;
+mod stream;
 
 pub use chain::{Chain, Extent, MAX_DEPTH, Parent};
 pub use change::{marker, set_hidden, set_marker, set_parent, set_physical_size};
@@ -68,6 +69,7 @@ pub use locator::relative_path;
 pub use place::{FilePlace, Place};
 pub use query::{Info, ParentInfo, query};
 pub use resize::{resize, room_to_resize};
+pub use stream::{Incoming, write_stream};
 
 /// Bytes.
 pub const SECTOR: u64 = 512;

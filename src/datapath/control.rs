@@ -1,0 +1,218 @@
+//! The control socket of a server: `<pid>.sock` in a directory of host-local state, one line a word.
+//!
+//! | word | what | answer |
+//! |---|---|---|
+//! | `status` | | `ok serving BYTES DEPTH`, `ok paused`, `ok failed WHY`, and the last I/O error |
+//! | `flush` | makes everything durable | `ok` |
+//! | `pause` | lets requests end, flushes, closes the chain; requests wait | `ok` |
+//! | `resume` | opens the chain by path, tells the kernel its size | `ok BYTES` |
+//! | `stop` | | `ok`, and again `ok` when the device is gone and the image closed |
+//!
+//! Or `error` and words. A pause ends with its connection: whoever paused and died leaves no disk that hangs.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::libc;
+
+use super::disk::{Disk, State};
+use crate::error::{Error, Result, one_line};
+
+/// How long a server may take to make everything durable.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+pub fn socket(dir: &Path, pid: u32) -> PathBuf {
+    dir.join(format!("{pid}.sock"))
+}
+
+/// A directory of an empty name space, to mount on for a moment.
+pub fn scratch(dir: &Path, pid: u32) -> PathBuf {
+    dir.join(format!("{pid}.mnt"))
+}
+
+/// The directory of the sockets, made if need be. Returned open: socket addresses have no room for long paths.
+fn directory(dir: &Path) -> Result<File> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create the directory", dir))?;
+    open_directory(dir).map_err(Error::io("open the directory", dir))
+}
+
+fn open_directory(dir: &Path) -> io::Result<File> {
+    fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_PATH).open(dir)
+}
+
+fn short(dir: &File, pid: u32) -> PathBuf {
+    socket(Path::new(&format!("/proc/self/fd/{}", dir.as_raw_fd())), pid)
+}
+
+/// One conversation with a server.
+pub struct Client {
+    stream: BufReader<UnixStream>,
+    path: PathBuf,
+}
+
+impl Client {
+    pub fn connect(dir: &Path, pid: u32) -> Result<Client> {
+        let path = socket(dir, pid);
+        let fail = |op| Error::io(op, &path);
+        let stream = open_directory(dir).and_then(|open| UnixStream::connect(short(&open, pid)));
+        let stream = stream.map_err(fail("connect to"))?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(fail("set a deadline on"))?;
+        Ok(Client { stream: BufReader::new(stream), path })
+    }
+
+    pub fn say(&mut self, word: &str) -> Result<()> {
+        self.stream.get_mut().write_all(format!("{word}\n").as_bytes()).map_err(Error::io("write to", &self.path))
+    }
+
+    /// The rest of an `ok`.
+    pub fn hear(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).map_err(Error::io("hear from the server at", &self.path))?;
+        let line = line.trim_end_matches('\n');
+        match line.split_once(' ').unwrap_or((line, "")) {
+            ("ok", rest) => Ok(rest.to_owned()),
+            ("error", why) => Err(self.failed(why)),
+            _ => Err(self.failed("it went away without an answer")),
+        }
+    }
+
+    pub fn ask(&mut self, word: &str) -> Result<String> {
+        self.say(word)?;
+        self.hear()
+    }
+
+    /// Returns when the server has ended.
+    pub fn wait_for_end(mut self) -> Result<()> {
+        io::copy(&mut self.stream, &mut io::sink()).map_err(Error::io("wait for the server at", &self.path)).map(drop)
+    }
+
+    fn failed(&self, why: &str) -> Error {
+        Error::Io {
+            op: "have its way with the server at",
+            path: self.path.clone(),
+            source: io::Error::other(why.to_owned()),
+        }
+    }
+}
+
+/// The server's end.
+pub struct Control {
+    dir: PathBuf,
+    /// Who waits for the end.
+    waiting: Mutex<Vec<UnixStream>>,
+}
+
+/// What the words need besides the disk.
+pub struct Hooks {
+    /// Tells the kernel the disk's size.
+    pub resized: Box<dyn Fn(u64) -> Result<()> + Send + Sync>,
+    /// Somebody waits for the end; a transport that can't see its last user go ends now.
+    pub stop: Box<dyn Fn() -> Result<()> + Send + Sync>,
+}
+
+impl Control {
+    pub fn bind(dir: &Path) -> Result<(Arc<Control>, UnixListener)> {
+        let open = directory(dir)?;
+        let path = socket(dir, std::process::id());
+        // Of a server that had this PID before and was killed.
+        let _ = fs::remove_file(&path);
+        let listener = UnixListener::bind(short(&open, std::process::id())).map_err(Error::io("make", &path))?;
+        Ok((Arc::new(Control { dir: dir.to_owned(), waiting: Mutex::new(Vec::new()) }), listener))
+    }
+
+    /// Answers whoever connects, for ever.
+    pub fn serve(self: &Arc<Self>, listener: UnixListener, disk: Arc<Disk>, hooks: Hooks) {
+        let hooks = Arc::new(hooks);
+        let control = self.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (control, disk, hooks) = (control.clone(), disk.clone(), hooks.clone());
+                std::thread::spawn(move || control.converse(stream, &disk, &hooks));
+            }
+        });
+    }
+
+    fn converse(&self, stream: UnixStream, disk: &Disk, hooks: &Hooks) {
+        let Ok(words) = stream.try_clone() else { return };
+        let mut stream = stream;
+        let mut paused = false;
+        for word in BufReader::new(words).lines().map_while(Result::ok) {
+            let answer = match word.as_str() {
+                "status" => Ok(status(disk)),
+                "flush" => disk.flush().map(|()| String::new()).map_err(|errno| errno.desc().to_owned()),
+                "pause" => disk.pause().map(|()| String::new()).map_err(|e| one_line(&e)),
+                "resume" => resume(disk, hooks).map_err(|e| one_line(&e)),
+                "stop" => match self.stop(&stream, hooks) {
+                    Ok(()) => continue,
+                    Err(e) => Err(one_line(&e)),
+                },
+                _ => Err(format!("{word:?} is no word of this server")),
+            };
+            paused = match (word.as_str(), &answer) {
+                ("pause", Ok(_)) => true,
+                ("resume", Ok(_)) => false,
+                _ => paused,
+            };
+            let said = match answer {
+                Ok(rest) if rest.is_empty() => writeln!(stream, "ok"),
+                Ok(rest) => writeln!(stream, "ok {rest}"),
+                Err(why) => writeln!(stream, "error {why}"),
+            };
+            if said.is_err() {
+                break;
+            }
+        }
+        if paused {
+            let _ = resume(disk, hooks);
+        }
+    }
+
+    fn stop(&self, stream: &UnixStream, hooks: &Hooks) -> Result<()> {
+        let ours = stream.try_clone().map_err(Error::io("duplicate", &self.dir))?;
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        // The end, which says it again, waits for the lock.
+        (&ours).write_all(b"ok\n").map_err(Error::io("answer at", &self.dir))?;
+        waiting.push(ours);
+        drop(waiting);
+        (hooks.stop)()
+    }
+
+    /// Removes the socket, tells those who wait, and with the end of the process hangs up on them.
+    pub fn end(&self, result: &Result<()>) {
+        let _ = fs::remove_file(socket(&self.dir, std::process::id()));
+        let line = match result {
+            Ok(()) => "ok\n".to_owned(),
+            Err(e) => format!("error {}\n", one_line(e)),
+        };
+        for mut stream in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = stream.write_all(line.as_bytes());
+            // Kept open until the process has ended.
+            std::mem::forget(stream);
+        }
+    }
+}
+
+fn status(disk: &Disk) -> String {
+    let mut text = match disk.state() {
+        State::Serving { size, depth } => format!("serving {size} {depth}"),
+        State::Paused => "paused".to_owned(),
+        State::Failed(why) => format!("failed {why}"),
+    };
+    if let Some(complaint) = disk.complaint() {
+        text.push_str("; last error: ");
+        text.push_str(&complaint);
+    }
+    text
+}
+
+fn resume(disk: &Disk, hooks: &Hooks) -> Result<String> {
+    let size = disk.resume()?;
+    (hooks.resized)(size)?;
+    Ok(size.to_string())
+}

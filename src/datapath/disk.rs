@@ -1,0 +1,255 @@
+//! The image behind a server. It can be closed and opened again by path while I/O waits.
+
+use std::cell::RefCell;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+
+use nix::errno::Errno;
+use nix::libc;
+
+use super::Source;
+use crate::error::{Error, Result, one_line};
+use crate::image::vhd::{Chain, FilePlace, Parent, ParentInfo};
+use crate::types::{Format, Mode};
+
+/// Any number of threads read and write; one at a time pauses and resumes.
+pub struct Disk {
+    source: Source,
+    gate: RwLock<Gate>,
+    paused: Mutex<bool>,
+    resumed: Condvar,
+    /// The words of the last I/O error, for `status`.
+    complaint: Mutex<Option<String>>,
+}
+
+enum Gate {
+    Open(Chain),
+    /// Closed for a while: requests wait.
+    Paused,
+    /// It could not be opened again: requests fail, until somebody pauses and resumes with success.
+    Failed(String),
+}
+
+/// What a disk is doing.
+pub enum State {
+    Serving { size: u64, depth: usize },
+    Paused,
+    Failed(String),
+}
+
+impl Disk {
+    pub fn open(source: &Source) -> Result<Disk> {
+        Ok(Disk {
+            gate: RwLock::new(Gate::Open(open(source)?)),
+            source: source.clone(),
+            paused: Mutex::new(false),
+            resumed: Condvar::new(),
+            complaint: Mutex::new(None),
+        })
+    }
+
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Bytes of the disk; what it was when it was last open, while it is not.
+    pub fn size(&self) -> Option<u64> {
+        match &*read(&self.gate) {
+            Gate::Open(chain) => Some(chain.virtual_size()),
+            _ => None,
+        }
+    }
+
+    pub fn state(&self) -> State {
+        match &*read(&self.gate) {
+            Gate::Open(chain) => State::Serving { size: chain.virtual_size(), depth: chain.depth() },
+            Gate::Paused => State::Paused,
+            Gate::Failed(why) => State::Failed(why.clone()),
+        }
+    }
+
+    pub fn complaint(&self) -> Option<String> {
+        lock(&self.complaint).clone()
+    }
+
+    /// Reads `len` bytes and hands them to `then`, or the errno.
+    pub fn read<T>(&self, offset: u64, len: usize, then: impl FnOnce(Result<&[u8], Errno>) -> T) -> T {
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < len {
+                buffer.resize(len, 0);
+            }
+            let buffer = &mut buffer[..len];
+            match self.with(|chain| chain.read_at(buffer, offset)) {
+                Ok(()) => then(Ok(buffer)),
+                Err(errno) => then(Err(errno)),
+            }
+        })
+    }
+
+    pub fn write(&self, bytes: &[u8], offset: u64) -> Result<(), Errno> {
+        self.with(|chain| chain.write_at(bytes, offset))
+    }
+
+    /// What was written before is durable when this says so.
+    pub fn flush(&self) -> Result<(), Errno> {
+        self.with(Chain::flush)
+    }
+
+    /// The range reads as zeros afterwards, and takes no more space than it must.
+    pub fn zero(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        self.with(|chain| match chain.depth() {
+            1 => chain.discard(offset, len),
+            _ => chain.write_zeroes(offset, len),
+        })
+    }
+
+    /// What the range holds does not matter any more.
+    pub fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        self.with(|chain| chain.discard(offset, len))
+    }
+
+    fn with<T>(&self, mut io: impl FnMut(&Chain) -> Result<T>) -> Result<T, Errno> {
+        loop {
+            match &*read(&self.gate) {
+                Gate::Open(chain) => return io(chain).map_err(|error| self.complain(&error)),
+                Gate::Failed(_) => return Err(Errno::EIO),
+                Gate::Paused => {}
+            }
+            let mut paused = lock(&self.paused);
+            while *paused {
+                paused = self.resumed.wait(paused).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    fn complain(&self, error: &Error) -> Errno {
+        *lock(&self.complaint) = Some(one_line(error));
+        match error {
+            Error::Invalid { .. } => Errno::EINVAL,
+            // The disk is larger than its format has room for.
+            Error::TooBig { .. } | Error::NoSpace { .. } => Errno::ENOSPC,
+            _ => error.errno().map_or(Errno::EIO, Errno::from_raw),
+        }
+    }
+
+    /// Lets the requests under way end, makes everything durable and closes the image and its parents.
+    /// Requests wait from now on. If it fails the disk goes on serving.
+    pub fn pause(&self) -> Result<()> {
+        *lock(&self.paused) = true;
+        let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let result = match std::mem::replace(&mut *gate, Gate::Paused) {
+            Gate::Open(chain) => match chain.flush() {
+                Ok(()) => close(chain, self.source.read_only),
+                Err(error) => {
+                    *gate = Gate::Open(chain);
+                    drop(gate);
+                    self.go_on();
+                    return Err(error);
+                }
+            },
+            Gate::Paused | Gate::Failed(_) => Ok(()),
+        };
+        drop(gate);
+        // What is on the disk after a failed close is what a crash after a flush leaves: nothing is lost.
+        if let Err(error) = result {
+            self.resume()?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Opens what the path leads to now and lets the requests go on. Answers the disk's size.
+    /// If it can't be opened they fail, until another pause and resume.
+    pub fn resume(&self) -> Result<u64> {
+        let opened = open(&self.source);
+        let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let result = match opened {
+            Ok(chain) => {
+                let size = chain.virtual_size();
+                *gate = Gate::Open(chain);
+                Ok(size)
+            }
+            Err(error) => {
+                *gate = Gate::Failed(one_line(&error));
+                Err(error)
+            }
+        };
+        drop(gate);
+        self.go_on();
+        result
+    }
+
+    fn go_on(&self) {
+        *lock(&self.paused) = false;
+        self.resumed.notify_all();
+    }
+
+    /// Makes everything durable and closes the image. Requests fail from now on.
+    pub fn close(&self) -> Result<()> {
+        let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let was = std::mem::replace(&mut *gate, Gate::Failed("it was detached".to_owned()));
+        drop(gate);
+        self.go_on();
+        match was {
+            Gate::Open(chain) => close(chain, self.source.read_only),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn close(chain: Chain, read_only: bool) -> Result<()> {
+    if read_only { Ok(()) } else { chain.close() }
+}
+
+fn open(source: &Source) -> Result<Chain> {
+    if source.format != Format::Vhd {
+        return Err(Error::Unsupported {
+            op: "serving it",
+            why: format!("this server knows no {} images", source.format),
+        });
+    }
+    let mode = if source.read_only { Mode::ReadOnly } else { Mode::ReadWrite };
+    let place = |path: &Path, mode: Mode| -> Result<Arc<FilePlace>> {
+        Ok(Arc::new(FilePlace::new(open_image(path, mode)?, path)?))
+    };
+    Chain::open(place(&source.path, mode)?, mode, |link| {
+        let parent = place(&parent_path(&source.path, link)?, Mode::ReadOnly)?;
+        Ok(if link.uuid.is_some() { Parent::Vhd(parent) } else { Parent::Raw(parent) })
+    })
+}
+
+/// Images of one tree lie in one directory: of the path in a header only the last name counts.
+fn parent_path(leaf: &Path, link: &ParentInfo) -> Result<std::path::PathBuf> {
+    match link.file_name() {
+        Some(name) if !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']) => {
+            Ok(leaf.with_file_name(name))
+        }
+        _ => Err(Error::Damaged { path: leaf.to_owned(), what: format!("its parent's name is {:?}", link.name) }),
+    }
+}
+
+/// A regular file, itself and not through a link, or a block device, which device-mapper names by links.
+fn open_image(path: &Path, mode: Mode) -> Result<File> {
+    let is_device = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
+    // O_NONBLOCK: a FIFO in the place of an image is an error, not a wait.
+    let flags = libc::O_NONBLOCK | if is_device { 0 } else { libc::O_NOFOLLOW };
+    OpenOptions::new()
+        .read(true)
+        .write(mode == Mode::ReadWrite)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(Error::io("open", path))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read<T>(gate: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    gate.read().unwrap_or_else(PoisonError::into_inner)
+}

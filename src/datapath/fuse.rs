@@ -1,0 +1,287 @@
+//! A disk as one file of a FUSE filesystem, and a loop device over the file.
+//!
+//! The filesystem is mounted for the moment in which the loop device takes the file, then detached from the
+//! tree: only the loop device holds it, and the kernel removes it with the last user of the device, whoever
+//! detaches it and whatever became of the server. In the kernel's words the backing file of the loop device is
+//! `/sm-datapath/<pid of the server>/<path of the image>`, which says all that [`find`](super::find) asks.
+//!
+//! Loop devices use direct I/O: a request goes to the server as it is, and the page cache in use is that of the
+//! image.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, UNIX_EPOCH};
+
+use fuser::{
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
+    ReplyWrite, Request, Session, SessionACL, WriteFlags,
+};
+use nix::libc;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::THREADS;
+use super::disk::Disk;
+use crate::error::{Error, Result};
+use crate::sys::loopdev;
+
+/// First component of the backing file's path.
+pub const ROOT: &str = "sm-datapath";
+const DEVICE: &str = "/dev/fuse";
+/// The kernel asks again each time: the size can change.
+const TTL: Duration = Duration::ZERO;
+const MAX_REQUEST: u32 = 1 << 20;
+
+/// What the loop device over a served image has for a backing file.
+pub fn backing_file(pid: u32, image: &Path) -> PathBuf {
+    Path::new("/").join(ROOT).join(pid.to_string()).join(image.strip_prefix("/").unwrap_or(image))
+}
+
+/// Server and image, from a backing file as the kernel shows it.
+pub fn parse_backing_file(path: &Path) -> Option<(u32, PathBuf)> {
+    let below = path.strip_prefix(Path::new("/").join(ROOT)).ok()?;
+    let mut components = below.components();
+    let pid = components.next()?.as_os_str().to_str()?.parse().ok()?;
+    Some((pid, Path::new("/").join(components.as_path())))
+}
+
+/// A disk that is being served.
+pub struct Export {
+    pub device: PathBuf,
+    notifier: Notifier,
+    file: INodeNo,
+    size: Arc<AtomicU64>,
+}
+
+/// The threads that serve it.
+pub struct Threads(JoinHandle<io::Result<()>>);
+
+impl Threads {
+    /// Returns when nobody uses the device any more.
+    pub fn wait(self) -> Result<()> {
+        match self.0.join() {
+            // How the threads that come late learn that the filesystem is gone.
+            Ok(Err(e)) if e.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+            Ok(result) => result.map_err(Error::io("serve through", DEVICE)),
+            Err(_) => Err(Error::io("serve through", DEVICE)(io::Error::other("a thread panicked"))),
+        }
+    }
+}
+
+impl Export {
+    /// Makes the device; `scratch` is an empty directory to mount on for a moment.
+    pub fn start(disk: &Arc<Disk>, scratch: &Path) -> Result<(Export, Threads)> {
+        let image = &disk.source().path;
+        let backing = backing_file(std::process::id(), image);
+        let names: Vec<OsString> = backing
+            .components()
+            .filter_map(|c| if let Component::Normal(name) = c { Some(name.to_owned()) } else { None })
+            .collect();
+        let file = INodeNo(names.len() as u64 + 1);
+        let size = Arc::new(AtomicU64::new(disk.size().unwrap_or(0)));
+        let tree = Tree { names, disk: disk.clone(), size: size.clone() };
+
+        let channel = OpenOptions::new().read(true).write(true).open(DEVICE).map_err(Error::io("open", DEVICE))?;
+        let mounted = Mounted::new(&channel, scratch)?;
+        let mut config = Config::default();
+        config.n_threads = Some(THREADS);
+        config.clone_fd = true;
+        config.acl = SessionACL::All;
+        let session = Session::from_fd(tree, OwnedFd::from(channel), SessionACL::All, config)
+            .map_err(Error::io("talk FUSE through", DEVICE))?;
+        let notifier = session.notifier();
+        let threads = std::thread::spawn(move || session.run());
+        let path = scratch.join(backing.strip_prefix("/").unwrap_or(&backing));
+        let served = OpenOptions::new()
+            .read(true)
+            .write(!disk.source().read_only)
+            .open(&path)
+            .map_err(Error::io("open the served", &path))?;
+        drop(mounted);
+        let device = loopdev::attach(&served, image, disk.source().read_only)?;
+        Ok((Export { device, notifier, file, size }, Threads(threads)))
+    }
+
+    /// Makes the device as large as the disk is now.
+    pub fn resized(&self, size: u64) -> Result<()> {
+        let before = self.size.swap(size, Relaxed);
+        if before == size {
+            return Ok(());
+        }
+        if size > before {
+            // Moves the end of the file as the kernel knows it; kernels since 6.15 ask by themselves.
+            self.notifier
+                .store(self.file, size, &[])
+                .map_err(Error::io("tell the kernel the size of", &self.device))?;
+        }
+        loopdev::update_size(&self.device)
+    }
+}
+
+/// A filesystem in the tree; dropped, it lives on as long as one of its files is open.
+struct Mounted<'a>(&'a Path);
+
+impl<'a> Mounted<'a> {
+    fn new(channel: &File, on: &'a Path) -> Result<Self> {
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", channel.as_raw_fd());
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some(ROOT), on, Some("fuse"), flags, Some(options.as_str())).map_err(Error::sys("mount FUSE on", on))?;
+        Ok(Mounted(on))
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = umount2(self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// Removes a mount that a killed server left on its scratch directory.
+pub fn sweep_mount(scratch: &Path) {
+    let _ = umount2(scratch, MntFlags::MNT_DETACH);
+    let _ = fs::remove_dir(scratch);
+}
+
+/// Directories one in another, at the end the file. Node `n` is called `names[n - 2]`; node 1 is the root.
+struct Tree {
+    names: Vec<OsString>,
+    disk: Arc<Disk>,
+    size: Arc<AtomicU64>,
+}
+
+impl Tree {
+    fn attributes(&self, node: INodeNo) -> FileAttr {
+        let is_file = node.0 == self.names.len() as u64 + 1;
+        let size = if is_file { self.size.load(Relaxed) } else { 0 };
+        FileAttr {
+            ino: node,
+            size,
+            blocks: size / 512,
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind: if is_file { FileType::RegularFile } else { FileType::Directory },
+            perm: if is_file { 0o600 } else { 0o700 },
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+}
+
+fn done(reply: ReplyEmpty, result: Result<(), nix::errno::Errno>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(Errno::from_i32(errno as i32)),
+    }
+}
+
+impl Filesystem for Tree {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for wish in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_BIG_WRITES, InitFlags::FUSE_MAX_PAGES] {
+            // A kernel that lacks one works without.
+            let _ = config.add_capabilities(wish);
+        }
+        let _ = config.set_max_write(MAX_REQUEST);
+        // Direct I/O of a loop device counts as background work; this is its queue depth.
+        let _ = config.set_max_background(256);
+        let _ = config.set_congestion_threshold(256);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.names.get(parent.0 as usize - 1) {
+            Some(there) if there.as_bytes() == name.as_bytes() => {
+                reply.entry(&TTL, &self.attributes(INodeNo(parent.0 + 1)), Generation(0));
+            }
+            _ => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        reply.attr(&TTL, &self.attributes(node));
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let end = self.size.load(Relaxed).max(offset);
+        let len = (end - offset).min(u64::from(size)) as usize;
+        self.disk.read(offset, len, |result| match result {
+            Ok(bytes) => reply.data(bytes),
+            Err(errno) => reply.error(Errno::from_i32(errno as i32)),
+        });
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.disk.write(data, offset) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(errno) => reply.error(Errno::from_i32(errno as i32)),
+        }
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // A close(2), which promises nothing.
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let result = if self.disk.source().read_only { Ok(()) } else { self.disk.flush() };
+        done(reply, result);
+    }
+
+    /// A loop device asks for a hole both when its user discards and when its user wants zeros.
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) == 0 {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        done(reply, self.disk.zero(offset, length));
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
+    }
+}

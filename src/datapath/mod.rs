@@ -1,0 +1,280 @@
+//! Serves an image as a block device: what a CoW disk is attached by. Knows no SR and no protocol.
+//!
+//! A server process, this executable started again, reads and writes the image; the kernel's part is a loop
+//! device over a FUSE file. It outlives its caller, owns nothing that can't be rebuilt
+//! from the disk, and ends when the device is detached, by whomever. What is attached is asked from the kernel.
+//!
+//! The caller holds the lock of the disk, as for everything else done to it.
+
+mod control;
+mod disk;
+mod fuse;
+mod nbd;
+mod netlink;
+mod server;
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+use crate::sys::loopdev::{self, Detached};
+use crate::sys::run_dir;
+use crate::types::Format;
+use control::Client;
+use server::Arguments;
+pub use server::main;
+
+/// Requests that a server works on at the same time.
+const THREADS: usize = 16;
+
+/// An image to serve. Its parents lie in the same directory, under the last name that the headers say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    pub format: Format,
+    /// The leaf. After a pause whatever has this name is opened, which is how a snapshot changes the leaf.
+    pub path: PathBuf,
+    pub read_only: bool,
+}
+
+/// How the kernel's block device gets at the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// The kernel's nbd.
+    Nbd,
+    /// A loop device over a file of a FUSE filesystem.
+    Fuse,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Transport::Nbd => "nbd",
+            Transport::Fuse => "fuse",
+        })
+    }
+}
+
+impl FromStr for Transport {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "nbd" => Ok(Transport::Nbd),
+            "fuse" => Ok(Transport::Fuse),
+            _ => Err(Error::Invalid {
+                what: "transport",
+                value: text.to_owned(),
+                expected: "expected nbd or fuse".to_owned(),
+            }),
+        }
+    }
+}
+
+/// A served image, as the kernel knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The leaf, as [`attach`] was given it.
+    pub image: PathBuf,
+    pub device: PathBuf,
+    pub read_only: bool,
+    pub transport: Transport,
+    pub server: u32,
+    /// The server lives. If not, I/O on the device fails until it is detached.
+    pub healthy: bool,
+}
+
+/// Everything that is served on this host. One pass over sysfs; needs no privilege.
+pub fn all() -> Result<Vec<Attached>> {
+    let loops = loopdev::attached()?
+        .into_iter()
+        .flat_map(|(backing, names)| names.into_iter().map(move |name| (name, backing.clone(), Transport::Fuse)));
+    let nbds = nbd::connected().into_iter().map(|(name, backend)| (name, backend, Transport::Nbd));
+    let served = loops.chain(nbds).filter_map(|(name, backing, transport)| {
+        let (server, image) = fuse::parse_backing_file(&backing)?;
+        let device = Path::new("/dev").join(name);
+        Some(Attached {
+            read_only: loopdev::is_read_only(&device),
+            device,
+            transport,
+            server,
+            healthy: Arguments::of(server).is_some_and(|a| a.source.path == image),
+            image,
+        })
+    });
+    Ok(served.collect())
+}
+
+/// The served image at `path`, by whatever path its directory was reached.
+pub fn find(path: &Path) -> Result<Option<Attached>> {
+    Ok(find_in(&all()?, path).cloned())
+}
+
+/// The same, in a list that [`all`] gave.
+pub fn find_in<'a>(list: &'a [Attached], path: &Path) -> Option<&'a Attached> {
+    let same_name = || list.iter().filter(|a| a.image.file_name() == path.file_name());
+    same_name().find(|a| a.image == path).or_else(|| {
+        let directory = |path: &Path| fs::metadata(path.parent()?).ok().map(|meta| (meta.dev(), meta.ino()));
+        let wanted = directory(path)?;
+        same_name().find(|a| directory(&a.image) == Some(wanted))
+    })
+}
+
+/// A block device over the image, which outlives this process. Idempotent: the same path again. What a server
+/// that was killed left is cleaned up first.
+///
+/// # Errors
+/// [`Error::DeviceInUse`] when it is attached read-only and wanted writable, or when its server was killed and
+/// something holds the dead device open; [`Error::Tool`] with the words of a server that did not start.
+pub fn attach(source: &Source) -> Result<PathBuf> {
+    let source = Source { path: absolute(&source.path)?, ..source.clone() };
+    if let Some(found) = find(&source.path)? {
+        let refused = |holder: String| Err(Error::DeviceInUse { device: found.device.display().to_string(), holder });
+        if found.healthy {
+            return match found.read_only && !source.read_only {
+                true => refused("it is attached read-only; detach it first".to_owned()),
+                false => Ok(found.device),
+            };
+        }
+        if let Detached::Busy(who) = detach(&source.path)? {
+            return refused(format!("its server died, and {who} still holds the device"));
+        }
+    }
+    let dir = directory();
+    sweep(&dir);
+    server::start(&Arguments { transport: Transport::chosen()?, source, dir })
+}
+
+/// Overrides the choice of the transport: `nbd` or `fuse`.
+pub const VARIABLE: &str = "XCP_SM_DATAPATH";
+
+impl Transport {
+    /// The best that this kernel has.
+    fn chosen() -> Result<Transport> {
+        match std::env::var(VARIABLE) {
+            Ok(name) if !name.is_empty() => name.parse(),
+            _ if nbd::available() => Ok(Transport::Nbd),
+            _ => Ok(Transport::Fuse),
+        }
+    }
+}
+
+/// Takes the device from the kernel.
+fn remove(device: &Path) -> Result<Detached> {
+    if device.to_string_lossy().starts_with("/dev/nbd") {
+        return nbd::detach(device);
+    }
+    loopdev::detach(device)
+}
+
+/// Removes the device and ends the server; what was written is durable. Idempotent.
+///
+/// # Errors
+/// That the server could not make everything durable; the device is gone all the same.
+pub fn detach(path: &Path) -> Result<Detached> {
+    let Some(found) = find(path)? else { return Ok(Detached::Done(crate::types::Done::Already)) };
+    let mut client = match conversation(&found) {
+        Ok(mut client) => client.ask("stop").ok().map(|_| client),
+        Err(_) => None,
+    };
+    let detached = remove(&found.device)?;
+    if matches!(detached, Detached::Busy(_)) {
+        return Ok(detached);
+    }
+    if let Some(mut client) = client.take() {
+        client.hear()?;
+        client.wait_for_end()?;
+    }
+    sweep(&directory());
+    Ok(detached)
+}
+
+/// A disk whose I/O waits and whose images are closed. When it is dropped, the disk is opened again by its name
+/// and goes on; what fails then fails for its user, and [`status`] says why.
+pub struct Paused {
+    client: Client,
+    resumed: bool,
+}
+
+/// Lets the requests under way end, makes everything durable, and closes the image and its parents, so that
+/// they may be renamed, replaced, resized and merged. I/O waits, and goes on when the caller dies.
+///
+/// `None`: it is not attached.
+pub fn pause(path: &Path) -> Result<Option<Paused>> {
+    let Some(found) = find(path)? else { return Ok(None) };
+    let mut client = conversation(&found)?;
+    client.ask("pause")?;
+    Ok(Some(Paused { client, resumed: false }))
+}
+
+impl Paused {
+    /// Opens what has the image's name now, and gives the device its size. Answers the size in bytes.
+    ///
+    /// # Errors
+    /// When it can't be opened: then I/O fails, and may be mended by another pause and resume.
+    pub fn resume(mut self) -> Result<u64> {
+        self.resumed = true;
+        let size = self.client.ask("resume")?;
+        size.parse().map_err(|_| Error::Invalid { what: "size", value: size, expected: "expected a number".to_owned() })
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        if !self.resumed {
+            let _ = self.client.ask("resume");
+        }
+    }
+}
+
+/// Makes what was written to the device durable, without closing anything.
+pub fn flush(attached: &Attached) -> Result<()> {
+    loopdev::flush(&attached.device)?;
+    conversation(attached)?.ask("flush").map(drop)
+}
+
+/// What the server says of itself: `serving BYTES DEPTH`, `paused` or `failed WHY`, and its last I/O error.
+pub fn status(attached: &Attached) -> Result<String> {
+    conversation(attached)?.ask("status")
+}
+
+fn conversation(attached: &Attached) -> Result<Client> {
+    match Arguments::of(attached.server).filter(|a| a.source.path == attached.image) {
+        Some(arguments) => Client::connect(&arguments.dir, attached.server),
+        None => Err(Error::NoDevice {
+            device: attached.device.display().to_string(),
+            why: format!("its server, process {}, is dead; detach it", attached.server),
+        }),
+    }
+}
+
+fn directory() -> PathBuf {
+    run_dir::state().join("datapath")
+}
+
+/// Removes what killed servers left in the directory of the sockets.
+fn sweep(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some((pid, kind)) = name.to_str().and_then(|n| n.split_once('.')) else { continue };
+        let Ok(pid) = pid.parse() else { continue };
+        if Arguments::of(pid).is_none_or(|a| a.dir != dir) {
+            match kind {
+                "sock" => drop(fs::remove_file(entry.path())),
+                "mnt" => fuse::sweep_mount(&entry.path()),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What the server and the kernel call the image. Its last name may be a link (device-mapper's are) or be missing.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    let invalid = || Error::io("find", path)(io::ErrorKind::InvalidInput.into());
+    let name = path.file_name().ok_or_else(invalid)?;
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(fs::canonicalize(parent).map_err(Error::io("find the directory", parent))?.join(name))
+}

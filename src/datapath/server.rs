@@ -1,0 +1,195 @@
+//! The server's process: this executable, started again with [`WORD`].
+//!
+//! It leaves its caller's session, directory and descriptors, ignores the signals that end a session (only
+//! SIGKILL ends it, or the end of its device), and asks the kernel to spare it when memory is short: the pages
+//! that are to be freed may be those of its own disk.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::libc;
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::unistd::{ForkResult, dup2_stdout, fork, setsid};
+
+use super::control::{self, Control, Hooks};
+use super::disk::Disk;
+use super::{Source, Transport, fuse, nbd};
+use crate::error::{Error, Result, one_line};
+use crate::sys::tool;
+use crate::types::Format;
+
+/// First argument of a server.
+pub const WORD: &str = "serve-image";
+/// What `ps` shows; the `@` keeps systemd from killing it before the filesystems above are unmounted.
+pub const NAME: &str = "@sm";
+
+/// A server's arguments, which are also its description in /proc/PID/cmdline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arguments {
+    pub transport: Transport,
+    pub source: Source,
+    /// Directory of the control socket.
+    pub dir: PathBuf,
+}
+
+impl Arguments {
+    fn to_words(&self) -> Vec<OsString> {
+        let mode = if self.source.read_only { "ro" } else { "rw" };
+        vec![
+            WORD.into(),
+            self.transport.to_string().into(),
+            mode.into(),
+            self.source.format.to_string().into(),
+            self.dir.clone().into(),
+            self.source.path.clone().into(),
+        ]
+    }
+
+    /// `None`: these are not the arguments of a server. The first word is the executable's name.
+    pub fn parse(words: &[impl AsRef<OsStr>]) -> Option<Arguments> {
+        let words: Vec<&OsStr> = words.iter().map(AsRef::as_ref).collect();
+        let [_, word, transport, mode, format, dir, path] = words[..] else { return None };
+        let read_only = match mode.to_str()? {
+            "ro" => true,
+            "rw" => false,
+            _ => return None,
+        };
+        let format: Format = format.to_str()?.parse().ok()?;
+        (word == WORD).then_some(Arguments {
+            transport: transport.to_str()?.parse().ok()?,
+            source: Source { format, path: path.into(), read_only },
+            dir: dir.into(),
+        })
+    }
+
+    /// What the process `pid` serves, if it is a living server.
+    pub fn of(pid: u32) -> Option<Arguments> {
+        use std::os::unix::ffi::OsStrExt;
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let words: Vec<&OsStr> = line.strip_suffix(b"\0")?.split(|b| *b == 0).map(OsStr::from_bytes).collect();
+        Arguments::parse(&words)
+    }
+}
+
+/// Starts a server and returns its device when it serves.
+pub fn start(arguments: &Arguments) -> Result<PathBuf> {
+    const PATIENCE: Duration = Duration::from_secs(120);
+    let name = format!("the server of {}", arguments.source.path.display());
+    let said = tool::start_again(NAME, &arguments.to_words(), &name, PATIENCE)?;
+    match said.trim_end().split_once(' ') {
+        Some(("ok", device)) => Ok(device.into()),
+        Some(("error", why)) => {
+            Err(Error::Tool { argv: name, how: "did not start".to_owned(), stderr: why.to_owned() })
+        }
+        _ => Err(Error::Tool { argv: name, how: "ended before it was ready".to_owned(), stderr: said }),
+    }
+}
+
+/// If this process was started as a server, is one until its device is gone. Every `main` begins with this.
+pub fn main() -> Option<ExitCode> {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let arguments = Arguments::parse(&words)?;
+    // SAFETY: this is the only thread, so the child may do anything.
+    match unsafe { fork() } {
+        Ok(ForkResult::Parent { .. }) => return Some(ExitCode::SUCCESS),
+        Ok(ForkResult::Child) => {}
+        Err(errno) => {
+            println!("error cannot fork: {errno}");
+            return Some(ExitCode::FAILURE);
+        }
+    }
+    settle();
+    match serve(&arguments) {
+        Ok(()) => Some(ExitCode::SUCCESS),
+        Err(error) => {
+            say(&format!("error {}", one_line(&error)));
+            Some(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// To whom it may concern, while the caller still listens.
+fn say(line: &str) -> bool {
+    let mut out = std::io::stdout().lock();
+    let said = writeln!(out, "{line}").and_then(|()| out.flush()).is_ok();
+    drop(out);
+    if let Ok(null) = File::options().write(true).open("/dev/null") {
+        let _ = dup2_stdout(null.as_fd());
+    }
+    said
+}
+
+fn settle() {
+    let _ = setsid();
+    let _ = std::env::set_current_dir("/");
+    let _ = nix::sys::prctl::set_name(c"sm-datapath");
+    for ignored in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT] {
+        // SAFETY: no handler is installed.
+        let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
+    }
+    let _ = fs::write("/proc/self/oom_score_adj", "-1000");
+    // Linux 5.6: allocations in this process do not wait for I/O that it would have to serve.
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    // SAFETY: takes numbers only; a kernel that does not know it says so.
+    unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+}
+
+/// Order: 1. open the image; 2. bind the socket; 3. make the device; 4. tell the caller. A kill between any two
+/// leaves what [`super::sweep`] removes, after 3 also a device that `find` calls not healthy. The end: 1. the
+/// device is gone; 2. close the image; 3. remove the socket and tell who waits.
+fn serve(arguments: &Arguments) -> Result<()> {
+    let disk = Arc::new(Disk::open(&arguments.source)?);
+    let (control, listener) = Control::bind(&arguments.dir)?;
+    let result = export(arguments, &disk, &control, listener);
+    let closed = disk.close();
+    let result = match (result, closed) {
+        (Err(first), Err(second)) => Err(Error::Undo { cause: Box::new(first), undo: Box::new(second) }),
+        (first, second) => first.and(second),
+    };
+    control.end(&result);
+    result
+}
+
+fn export(
+    arguments: &Arguments,
+    disk: &Arc<Disk>,
+    control: &Arc<Control>,
+    listener: std::os::unix::net::UnixListener,
+) -> Result<()> {
+    match arguments.transport {
+        Transport::Fuse => {
+            let scratch = control::scratch(&arguments.dir, std::process::id());
+            fuse::sweep_mount(&scratch);
+            fs::create_dir(&scratch).map_err(Error::io("create the directory", &scratch))?;
+            let export = fuse::Export::start(disk, &scratch);
+            let _ = fs::remove_dir(&scratch);
+            let (export, threads) = export?;
+            let device = export.device.clone();
+            let hooks = Hooks { resized: Box::new(move |size| export.resized(size)), stop: Box::new(|| Ok(())) };
+            control.serve(listener, disk.clone(), hooks);
+            announce(&device);
+            threads.wait()
+        }
+        Transport::Nbd => {
+            let (export, threads) = nbd::Export::start(disk)?;
+            let device = export.device.clone();
+            let hooks = Hooks { resized: Box::new(move |size| export.resized(size)), stop: Box::new(|| Ok(())) };
+            control.serve(listener, disk.clone(), hooks);
+            announce(&device);
+            threads.wait()
+        }
+    }
+}
+
+fn announce(device: &Path) {
+    if !say(&format!("ok {}", device.display())) {
+        // The caller gave up waiting: nobody knows of the device.
+        let _ = super::remove(device);
+    }
+}

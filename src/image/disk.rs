@@ -1,0 +1,179 @@
+//! The bytes of a disk, whatever its image looks like: to be read in any order, or as they come.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::sys::copy::next_data;
+
+/// A disk to be read. Offsets and lengths are bytes.
+pub trait Disk {
+    /// Bytes the guest sees.
+    fn size(&self) -> u64;
+
+    /// The first stretch at or after `from` that may hold something else than zeroes: where it starts and ends.
+    fn next_data(&self, from: u64) -> Result<Option<(u64, u64)>>;
+
+    /// Fills `buf`, which lies within the disk and is a whole number of sectors.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+}
+
+/// A disk to be filled. What is not written reads as zeroes.
+pub trait DiskWriter {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> Result<()>;
+
+    /// Writes what is still held back. Not durable yet.
+    fn finish(self: Box<Self>) -> Result<()>;
+}
+
+/// A raw image.
+pub struct RawFile {
+    file: File,
+    path: PathBuf,
+    size: u64,
+}
+
+impl RawFile {
+    /// Its length is rounded up to a whole sector.
+    pub fn new(file: File, path: &Path) -> Result<RawFile> {
+        let size = file.metadata().map_err(Error::io("examine", path))?.len().next_multiple_of(512);
+        Ok(RawFile { file, path: path.to_owned(), size })
+    }
+}
+
+impl Disk for RawFile {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<(u64, u64)>> {
+        next_data(&self.file, from, self.size).map_err(Error::io("find the data of", &self.path))
+    }
+
+    fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> Result<()> {
+        while !buf.is_empty() {
+            match self.file.read_at(buf, offset) {
+                // The last sector of a file that is not a whole number of them.
+                Ok(0) => {
+                    buf.fill(0);
+                    break;
+                }
+                Ok(n) => {
+                    buf = &mut buf[n..];
+                    offset += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io("read", &self.path)(e)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl DiskWriter for RawFile {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.file.write_all_at(bytes, offset).map_err(Error::io("write", &self.path))
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes pieces of a disk: the offset and the bytes.
+pub type Sink<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<()>;
+
+/// Bytes that are read at once.
+pub const PIECE: usize = 1 << 20;
+
+/// Hands all of a disk that is not zero to `sink`, in order.
+pub fn pieces(disk: &dyn Disk, sink: Sink) -> Result<()> {
+    let mut buf = vec![0; PIECE];
+    let mut at = 0;
+    while let Some((start, end)) = disk.next_data(at)? {
+        at = start - start % 512;
+        while at < end {
+            let len = PIECE.min((end.next_multiple_of(512).min(disk.size()) - at) as usize);
+            disk.read_at(&mut buf[..len], at)?;
+            without_zeroes(&buf[..len], at, sink)?;
+            at += len as u64;
+        }
+    }
+    Ok(())
+}
+
+/// Hands what comes from a pipe to `sink`, zeroes left out. Returns how many bytes came.
+pub fn stream(input: &mut dyn Read, name: &Path, sink: Sink) -> Result<u64> {
+    let mut buf = vec![0; PIECE];
+    let mut at = 0;
+    loop {
+        let mut filled = 0;
+        while filled < buf.len() {
+            match input.read(&mut buf[filled..]) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io("read", name)(e)),
+            }
+        }
+        if filled == 0 {
+            return Ok(at);
+        }
+        let whole = filled.next_multiple_of(512);
+        buf[filled..whole].fill(0);
+        without_zeroes(&buf[..whole], at, sink)?;
+        at += filled as u64;
+    }
+}
+
+/// Passes on the parts of `bytes` that hold something.
+pub fn without_zeroes(bytes: &[u8], offset: u64, sink: Sink) -> Result<()> {
+    const GRAIN: usize = 64 << 10;
+    let mut start = None;
+    for (n, grain) in bytes.chunks(GRAIN).enumerate() {
+        let at = n * GRAIN;
+        match (is_zero(grain), start) {
+            (true, Some(from)) => {
+                sink(offset + from as u64, &bytes[from..at])?;
+                start = None;
+            }
+            (false, None) => start = Some(at),
+            _ => {}
+        }
+    }
+    match start {
+        Some(from) => sink(offset + from as u64, &bytes[from..]),
+        None => Ok(()),
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    // Compared with itself one byte on, which the library does a vector at a time.
+    bytes.first().is_none_or(|first| *first == 0)
+        && bytes[1.min(bytes.len())..] == bytes[..bytes.len().saturating_sub(1)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeroes_are_left_out_and_nothing_else() {
+        let mut bytes = vec![0; 300 << 10];
+        bytes[70 << 10] = 1;
+        bytes[299 << 10] = 2;
+        let mut got = vec![0; bytes.len()];
+        let mut passed = 0;
+        without_zeroes(&bytes, 4096, &mut |offset, piece| {
+            let at = offset as usize - 4096;
+            got[at..at + piece.len()].copy_from_slice(piece);
+            passed += piece.len();
+            Ok(())
+        })
+        .unwrap();
+        assert!(got == bytes);
+        assert_eq!(passed, (64 + 44) << 10);
+    }
+}

@@ -1,0 +1,266 @@
+//! Copy-on-write disks: trees of images in one SR, the same for every format that has parents.
+//!
+//! A VDI is a leaf. To clone or snapshot it, its image becomes a hidden base that is never written again, and
+//! two empty children take its place: one under the VDI's own name, one under the new VDI's. So both cost the
+//! same whatever the disk holds. A base that lost its last child is garbage and goes with it.
+//!
+//! A base with one child is merged with it by [`Vdi::coalesce`]: the child's data is written into the base, where
+//! nobody reads it as long as the child is there; then, in one step, the base takes the child's place.
+//!
+//! What is written in which order is the SR's business, see [`Tree::fork`]. While the tree is changed, its lock
+//! is held; the server of an attached disk has its image closed and lets I/O wait.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::call::Context;
+use crate::datapath;
+use crate::error::{Error, Result};
+use crate::image::disk::Disk;
+use crate::sys::loopdev::Detached;
+use crate::types::{Done, Mode, Params, VdiInfo, VdiUuid};
+use crate::vdi::{Fork, Kind, Node, Place, Tree, Vdi, describe, in_use, refuse_if_used, refuse_shrink};
+
+/// Images from the root to a leaf, at most; the other storage managers stop here as well (copy-on-write
+/// trees, "Snapshot and clone").
+const LONGEST_CHAIN: usize = 30;
+
+/// A disk of a format that has parents.
+pub struct Cow<'a> {
+    place: Box<dyn Place + 'a>,
+    kind: &'static Kind,
+}
+
+impl<'a> Cow<'a> {
+    pub fn open(place: Box<dyn Place + 'a>, kind: &'static Kind) -> Box<dyn Vdi + 'a> {
+        Box::new(Cow { place, kind })
+    }
+
+    fn node(&self) -> Result<Node> {
+        (self.kind.query)(&self.place.image(Mode::ReadOnly)?, &self.place.path())
+    }
+
+    /// Copies the tree at this disk: the image becomes a base, `dest` and the disk its children.
+    fn fork(&self, dest: VdiUuid, params: &Params, context: &Context) -> Result<VdiInfo> {
+        let tree = self.place.tree()?;
+        let _lock = tree.lock(context.deadline)?;
+        let node = self.node()?;
+        if node.hidden {
+            return Err(self.is_hidden("vdi_clone and vdi_snapshot"));
+        }
+        let depth = self.depth(tree, &node)?;
+        if depth >= LONGEST_CHAIN {
+            return Err(Error::ChainTooLong {
+                vdi: self.place.vdi(),
+                sr: self.place.sr(),
+                depth,
+                longest: LONGEST_CHAIN,
+            });
+        }
+        let _pause = datapath::pause(&self.place.path())?;
+        tree.fork(&Fork { base: VdiUuid::random(), dest, params, kind: self.kind })?;
+        (self.kind.open)(tree.sibling(dest)?).info()
+    }
+
+    /// Images in the chain below and with this one.
+    fn depth(&self, tree: &dyn Tree, node: &Node) -> Result<usize> {
+        let mut depth = 1;
+        let mut next = node.parent;
+        while let Some(parent) = next {
+            depth += 1;
+            if depth > LONGEST_CHAIN {
+                break;
+            }
+            let place = tree.sibling(parent)?;
+            next = (crate::vdi::kind(place.format())?.query)(&place.image(Mode::ReadOnly)?, &place.path())?.parent;
+        }
+        Ok(depth)
+    }
+
+    /// Makes the servers of all disks that have this image in their chains close it.
+    fn pause_above(&self, tree: &dyn Tree) -> Result<Vec<datapath::Paused>> {
+        let above = descendants(&tree.nodes()?, self.place.vdi());
+        let paused: Result<Vec<_>> = above.into_iter().map(|vdi| datapath::pause(&tree.sibling(vdi)?.path())).collect();
+        Ok(paused?.into_iter().flatten().collect())
+    }
+
+    fn is_hidden(&self, op: &'static str) -> Error {
+        Error::Unsupported {
+            op,
+            why: format!("VDI {} is the hidden base of others; use one of those", self.place.vdi()),
+        }
+    }
+}
+
+impl Vdi for Cow<'_> {
+    fn place(&self) -> &dyn Place {
+        &*self.place
+    }
+
+    fn device(&self) -> Result<Option<PathBuf>> {
+        Ok(datapath::find(&self.place.path())?.map(|attached| attached.device))
+    }
+
+    /// Children are looked for only if the image is a base: a visible one has none, and to make sure would
+    /// mean to read every image of the SR. sr_scan does.
+    fn info(&self) -> Result<VdiInfo> {
+        let node = self.node()?;
+        let children =
+            if node.hidden { children_of(&self.place.tree()?.nodes()?, self.place.vdi()) } else { Vec::new() };
+        let users = self.place.holders()?.users;
+        let allocated = self.place.stat()?.allocated;
+        let attached = self.device()?.is_some();
+        Ok(describe(&*self.place, &node, allocated, self.place.params()?, users, attached, children))
+    }
+
+    fn attach(&self, mode: Mode) -> Result<PathBuf> {
+        let node = self.node()?;
+        let read_only = mode == Mode::ReadOnly || node.hidden || self.place.params()?.read_only;
+        if let Some(attached) = datapath::find(&self.place.path())?
+            && attached.read_only
+            && !read_only
+        {
+            let holder = format!("a read-only attachment, {}; detach it first", attached.device.display());
+            return Err(in_use(&*self.place, holder));
+        }
+        datapath::attach(&datapath::Source { format: self.kind.format, path: self.place.path(), read_only })
+    }
+
+    fn detach(&self) -> Result<Done> {
+        match datapath::detach(&self.place.path())? {
+            Detached::Done(done) => Ok(done),
+            Detached::Busy(who) => Err(in_use(&*self.place, who)),
+        }
+    }
+
+    fn delete(&self, context: &Context) -> Result<()> {
+        let tree = self.place.tree()?;
+        let _lock = tree.lock(context.deadline)?;
+        refuse_if_used(self)?;
+        let nodes = tree.nodes()?;
+        let children = children_of(&nodes, self.place.vdi());
+        if let Some(child) = children.first() {
+            return Err(in_use(
+                &*self.place,
+                format!("{} VDIs that have it as their parent, such as {child}", children.len()),
+            ));
+        }
+        let mut parent = self.node()?.parent;
+        self.place.remove()?;
+        // From the leaf up: a base that still has a child is never touched.
+        let mut nodes = nodes;
+        nodes.remove(&self.place.vdi());
+        while let Some(base) = parent.filter(|base| is_garbage(&nodes, *base)) {
+            parent = nodes.remove(&base).and_then(|node| node.parent);
+            tree.sibling(base)?.remove()?;
+        }
+        Ok(())
+    }
+
+    fn clone_to(&self, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
+        refuse_if_used(self)?;
+        let params = Params { read_only: false, shareable: false, ..self.place.params()? };
+        self.fork(dest, &params, context)
+    }
+
+    fn snapshot(&self, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
+        let params = Params { read_only: true, shareable: false, ..self.place.params()? };
+        self.fork(dest, &params, context)
+    }
+
+    fn coalesce(&self, context: &Context) -> Result<Done> {
+        let tree = self.place.tree()?;
+        let node = self.node()?;
+        let Some(base) = node.parent.filter(|base| is_only_child(tree, self.place.vdi(), *base)) else {
+            return Ok(Done::Already);
+        };
+        // A leaf must be nobody's while it is merged; a base has no users of its own.
+        if !node.hidden && self.device()?.is_some() {
+            return Ok(Done::Already);
+        }
+        let parent = tree.sibling(base)?;
+        let parent_kind = crate::vdi::kind(parent.format())?;
+        let parent_size = (parent_kind.query)(&parent.image(Mode::ReadOnly)?, &parent.path())?.virtual_size;
+        if parent_size < node.virtual_size {
+            // Growing moves blocks, so whoever reads the base has to let go of it.
+            let _pauses = self.pause_above(tree)?;
+            (parent_kind.resize)(parent.image(Mode::ReadWrite)?, &parent.path(), node.virtual_size)?;
+        }
+        let image = self.place.image(Mode::ReadOnly)?;
+        let into = parent.image(Mode::ReadWrite)?;
+        (self.kind.coalesce)(image, &self.place.path(), into, &*parent, context.progress)?;
+
+        let _lock = tree.lock(context.deadline)?;
+        // Deleted or copied meanwhile: what was merged does no harm, as nobody reads it from the parent.
+        if !is_only_child(tree, self.place.vdi(), base) || self.node()? != node {
+            return Ok(Done::Already);
+        }
+        if node.hidden {
+            let _pauses = self.pause_above(tree)?;
+            tree.relink(base, self.kind)?;
+        } else if parent.format() == self.kind.format {
+            tree.collapse(base, self.kind)?;
+        } else {
+            return Ok(Done::Already);
+        }
+        Ok(Done::Changed)
+    }
+
+    fn open_disk(&self) -> Result<Box<dyn Disk>> {
+        (self.kind.disk)(self.place.image(Mode::ReadOnly)?, &*self.place)
+    }
+
+    fn resize(&self, size: u64, allow_shrink: bool) -> Result<Done> {
+        let node = self.node()?;
+        if node.hidden {
+            return Err(self.is_hidden("vdi_resize"));
+        }
+        let size = self.kind.round(size)?;
+        refuse_shrink(&*self.place, node.virtual_size, size, allow_shrink)?;
+        if size < node.virtual_size {
+            return Err(Error::Unsupported {
+                op: "making it smaller",
+                why: format!(
+                    "a {} disk can only grow; VDI {} has {} bytes",
+                    self.kind.format,
+                    self.place.vdi(),
+                    node.virtual_size
+                ),
+            });
+        }
+        if size == node.virtual_size {
+            return Ok(Done::Already);
+        }
+        let _pause = datapath::pause(&self.place.path())?;
+        (self.kind.resize)(self.place.image(Mode::ReadWrite)?, &self.place.path(), size)?;
+        Ok(Done::Changed)
+    }
+}
+
+/// The images whose parent is `base`, in the order of their UUIDs.
+pub fn children_of(nodes: &BTreeMap<VdiUuid, Node>, base: VdiUuid) -> Vec<VdiUuid> {
+    nodes.iter().filter(|(_, node)| node.parent == Some(base)).map(|(vdi, _)| *vdi).collect()
+}
+
+/// Whether `vdi` is all that `base`, which is nobody's disk, is there for.
+fn is_only_child(tree: &dyn Tree, vdi: VdiUuid, base: VdiUuid) -> bool {
+    tree.nodes()
+        .is_ok_and(|nodes| nodes.get(&base).is_some_and(|node| node.hidden) && children_of(&nodes, base) == [vdi])
+}
+
+/// All images above `base`, which have it in their chains.
+fn descendants(nodes: &BTreeMap<VdiUuid, Node>, base: VdiUuid) -> Vec<VdiUuid> {
+    let mut found = children_of(nodes, base);
+    let mut next = 0;
+    while let Some(vdi) = found.get(next) {
+        let more = children_of(nodes, *vdi);
+        found.extend(more);
+        next += 1;
+    }
+    found
+}
+
+/// Whether a base has nobody left who needs it.
+pub fn is_garbage(nodes: &BTreeMap<VdiUuid, Node>, base: VdiUuid) -> bool {
+    nodes.get(&base).is_some_and(|node| node.hidden) && children_of(nodes, base).is_empty()
+}

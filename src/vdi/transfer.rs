@@ -1,0 +1,223 @@
+//! Disks in and out: to and from files and pipes, in the formats that other programs read.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::image::disk::{Disk, DiskWriter, PIECE, RawFile, pieces, stream};
+use crate::image::vhd::{self, Chain, FilePlace};
+use crate::sys::copy::Progress;
+use crate::types::{Format, Mode};
+
+/// A file or a pipe, open, and what errors call it.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    pub file: Arc<File>,
+    pub name: PathBuf,
+    pub format: Format,
+}
+
+impl Stream {
+    fn is_file(&self) -> Result<bool> {
+        let kind = self.file.metadata().map_err(Error::io("examine", &self.name))?.file_type();
+        Ok(kind.is_file() || kind.is_block_device())
+    }
+
+    fn reader(&self) -> Result<File> {
+        self.file.try_clone().map_err(Error::io("duplicate", &self.name))
+    }
+}
+
+/// Writes all of a disk in the stream's format. A raw file stays sparse; durable for files.
+///
+/// # Errors
+/// [`Error::Unsupported`] format; what reading and writing say.
+pub fn export(disk: &dyn Disk, to: &Stream, progress: Progress) -> Result<()> {
+    let is_file = to.is_file()?;
+    match to.format {
+        Format::Raw if is_file => {
+            to.file.set_len(disk.size()).map_err(Error::io("write", &to.name))?;
+            let total = data_of(disk)?;
+            let mut done = 0;
+            pieces(disk, &mut |offset, bytes| {
+                to.file.write_all_at(bytes, offset).map_err(Error::io("write", &to.name))?;
+                done += bytes.len() as u64;
+                progress(done, total);
+                Ok(())
+            })?;
+        }
+        Format::Raw => raw_to_pipe(disk, to, progress)?,
+        Format::Vhd => {
+            let mut out = std::io::BufWriter::with_capacity(PIECE, &*to.file);
+            vhd::write_stream(disk, &mut out, &to.name, progress)?;
+            out.flush().map_err(Error::io("write", &to.name))?;
+        }
+        Format::Qcow2 => return Err(no_qcow2("vdi_export")),
+    }
+    if is_file {
+        to.file.sync_all().map_err(Error::io("make durable", &to.name))?;
+    }
+    Ok(())
+}
+
+fn raw_to_pipe(disk: &dyn Disk, to: &Stream, progress: Progress) -> Result<()> {
+    let mut out = &*to.file;
+    let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io("write", &to.name));
+    let zeroes = vec![0; PIECE];
+    let mut at = 0;
+    let fill = |from: &mut u64, until: u64, put: &mut dyn FnMut(&[u8]) -> Result<()>| -> Result<()> {
+        while *from < until {
+            let len = PIECE.min((until - *from) as usize);
+            put(&zeroes[..len])?;
+            *from += len as u64;
+        }
+        Ok(())
+    };
+    pieces(disk, &mut |offset, bytes| {
+        fill(&mut at, offset, &mut put)?;
+        put(bytes)?;
+        at = offset + bytes.len() as u64;
+        progress(at, disk.size());
+        Ok(())
+    })?;
+    fill(&mut at, disk.size(), &mut put)
+}
+
+/// Bytes that [`pieces`] will look at.
+fn data_of(disk: &dyn Disk) -> Result<u64> {
+    let (mut total, mut at) = (0, 0);
+    while let Some((start, end)) = disk.next_data(at)? {
+        total += end - start;
+        at = end;
+    }
+    Ok(total)
+}
+
+/// A disk on its way in. What is known before its bytes: its size.
+pub enum Incoming {
+    /// Can be read in any order.
+    Disk(Box<dyn Disk>),
+    /// Raw bytes from a pipe, of so many bytes.
+    RawPipe(Stream, u64),
+    VhdPipe(Stream),
+}
+
+impl Incoming {
+    /// # Errors
+    /// [`Error::Unsupported`] format, or a raw pipe without a size; [`Error::Damaged`] image.
+    pub fn open(from: &Stream, size: Option<u64>) -> Result<Incoming> {
+        let is_file = from.is_file()?;
+        match from.format {
+            Format::Raw if is_file => Ok(Incoming::Disk(Box::new(RawFile::new(from.reader()?, &from.name)?))),
+            Format::Raw => match size {
+                Some(size) => Ok(Incoming::RawPipe(from.clone(), size)),
+                None => Err(Error::Usage("a pipe does not say how long it is: give --size".to_owned())),
+            },
+            Format::Vhd if is_file => {
+                let place = Arc::new(FilePlace::new(from.reader()?, &from.name)?);
+                Ok(Incoming::Disk(Box::new(VhdDisk(Chain::open_single(place, Mode::ReadOnly)?))))
+            }
+            Format::Vhd => Ok(Incoming::VhdPipe(from.clone())),
+            Format::Qcow2 => Err(no_qcow2("vdi_import")),
+        }
+    }
+
+    /// Writes the disk to `make(size)`, which may be larger.
+    pub fn fill(self, make: &mut dyn FnMut(u64) -> Result<Box<dyn DiskWriter>>, progress: Progress) -> Result<()> {
+        match self {
+            Incoming::Disk(disk) => {
+                let mut to = make(disk.size())?;
+                let (total, mut done) = (data_of(&*disk)?, 0);
+                pieces(&*disk, &mut |offset, bytes| {
+                    done += bytes.len() as u64;
+                    progress(done, total);
+                    to.write_at(bytes, offset)
+                })?;
+                to.finish()
+            }
+            Incoming::RawPipe(from, size) => {
+                let mut to = make(size)?;
+                let too_long = || Error::TooBig {
+                    what: "what came",
+                    bytes: size + 1,
+                    limit: format!("--size said {size}, and {} went on", from.name.display()),
+                };
+                stream(&mut from.reader()?, &from.name, &mut |offset, bytes| {
+                    let end = offset + bytes.len() as u64;
+                    if end > size.next_multiple_of(512) {
+                        return Err(too_long());
+                    }
+                    progress(end, size);
+                    to.write_at(bytes, offset)
+                })
+                .and_then(|came| if came > size { Err(too_long()) } else { Ok(()) })?;
+                to.finish()
+            }
+            Incoming::VhdPipe(from) => {
+                let mut input = std::io::BufReader::with_capacity(PIECE, from.reader()?);
+                let incoming = vhd::Incoming::open(&mut input, &from.name)?;
+                let mut to = make(incoming.size())?;
+                incoming.read(&mut |offset, bytes| to.write_at(bytes, offset), progress)?;
+                to.finish()
+            }
+        }
+    }
+}
+
+fn no_qcow2(op: &'static str) -> Error {
+    Error::Unsupported {
+        op,
+        why: "qcow2 is not served by this release; qemu-img converts it from and to vhd".to_owned(),
+    }
+}
+
+/// A chain of VHDs as one disk.
+pub struct VhdDisk(pub Chain);
+
+impl Disk for VhdDisk {
+    fn size(&self) -> u64 {
+        self.0.virtual_size()
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<(u64, u64)>> {
+        let size = self.size();
+        let mut at = from;
+        while at < size {
+            let extent = self.0.extent_at(at, size, usize::MAX)?;
+            at = extent.offset + extent.len;
+            if extent.data {
+                return Ok(Some((extent.offset, at)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.0.read_at(buf, offset)
+    }
+}
+
+impl DiskWriter for VhdDisk {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.0.write_at(bytes, offset)
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        self.0.close()
+    }
+}
+
+/// Opens a new, empty image to be filled.
+pub fn writer(format: Format, file: File, path: &Path) -> Result<Box<dyn DiskWriter>> {
+    match format {
+        Format::Raw => Ok(Box::new(RawFile::new(file, path)?)),
+        Format::Vhd => {
+            let place = Arc::new(FilePlace::new(file, path)?);
+            Ok(Box::new(VhdDisk(Chain::open_single(place, Mode::ReadWrite)?)))
+        }
+        Format::Qcow2 => Err(no_qcow2("vdi_import")),
+    }
+}

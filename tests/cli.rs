@@ -1,0 +1,371 @@
+//! SR API v1.0 as a caller sees it: exact answers, statuses and messages, through a driver and through `sm`.
+
+mod scene;
+
+use scene::{A, B, C, Door, FILE, MIB, NONE, OTHER_SR, Outcome, Row, SR, Scene};
+
+/// Every promise of this file, kept by a driver through both doors.
+macro_rules! battery {
+    ($driver:ident, $row:expr) => {
+        battery!($driver, $row;
+            a_new_sr_has_nothing_in_it
+            a_new_vdi_is_what_was_asked_for
+            what_is_optional_is_left_out_or_there
+            an_sr_is_created_once
+            a_vdi_is_created_once
+            what_is_idempotent_succeeds_again
+            a_refusal_has_its_status_and_one_line_and_changes_nothing
+            options_stand_anywhere
+            every_command_explains_itself
+            a_size_is_what_its_unit_says
+            a_user_of_any_text_can_hold_a_lock
+            each_format_of_an_answer_says_the_same
+            sr_probe_finds_what_is_there
+        );
+    };
+    ($driver:ident, $row:expr; $($promise:ident)*) => {
+        mod $driver {
+            use super::*;
+            mod through_the_driver {
+                use super::*;
+                $(#[test] fn $promise() { super::super::$promise(&with_sr($row, Door::Driver)) })*
+            }
+            mod through_sm {
+                use super::*;
+                $(#[test] fn $promise() { super::super::$promise(&with_sr($row, Door::Sm)) })*
+            }
+        }
+    };
+}
+
+battery!(file, &FILE);
+
+fn with_sr(row: &'static Row, door: Door) -> Scene {
+    let scene = Scene::empty(row, door);
+    assert_eq!(scene.call(["sr_create", SR]).done(), "");
+    assert_eq!(scene.call(["sr_attach", SR]).done(), "");
+    scene
+}
+
+/// The text between `start` and `end`.
+fn between<'a>(text: &'a str, start: &str, end: char) -> &'a str {
+    let text = &text[text.find(start).unwrap_or_else(|| panic!("no {start} in {text}")) + start.len()..];
+    &text[..text.find(end).unwrap()]
+}
+
+fn a_new_sr_has_nothing_in_it(scene: &Scene) {
+    let answer = scene.call(["sr_get_params", SR]).done();
+    let (size, location) = (between(&answer, "(size . ", ')'), scene.place.display());
+    let expected = format!(
+        "(sr (uuid . \"{SR}\") (VDIs) (physical_utilisation . 0) (virtual_allocation . 0) (size . {size}) \
+         (type . \"{}\") (location . \"{location}\"))\n",
+        scene.row.sr_type
+    );
+    assert_eq!(answer, expected);
+    assert_eq!(scene.call(["sr_scan", SR]).done(), expected);
+}
+
+fn a_new_vdi_is_what_was_asked_for(scene: &Scene) {
+    assert_eq!(scene.call(["vdi_create", SR, A, "4"]).done(), "");
+    let answer = scene.call(["vdi_get_params", SR, A]).done();
+    let used = between(&answer, "(physical_utilisation . ", ')');
+    let expected = format!(
+        "(vdi (uuid . \"{A}\") (SR . \"{SR}\") (VBDs) (virtual_size . 4194304) (physical_utilisation . {used}) \
+         (sector_size . 512) (type . \"raw\") (children) (shareable . #f) (attached . #f) (lock . 0) (read_only . 0))"
+    );
+    assert_eq!(answer, format!("{expected}\n"));
+    let scan = scene.call(["sr_scan", SR]).done();
+    assert!(scan.contains(&format!("(VDIs \"{A}\")")), "{scan}");
+    assert!(scan.ends_with(&format!(" (vdis {expected}))\n")), "{scan}");
+}
+
+fn what_is_optional_is_left_out_or_there(scene: &Scene) {
+    let call =
+        ["vdi_create", SR, A, "1", "--label", "-a \"label\"", "--description=é\\n", "--shareable", "--read-only"];
+    scene.call(call).done();
+    scene.call(["vdi_lock", SR, A, "FALSE", "host1/vm7"]).done();
+    scene.call(["vdi_lock", SR, A, "false", "host 2"]).done();
+    let answer = scene.call(["vdi_get_params", SR, A]).done();
+    for part in [
+        r#"(label . "-a \"label\"")"#,
+        r#"(description . "é\\n")"#,
+        "(shareable . #t)",
+        "(read_only . 1)",
+        "(lock . 1)",
+        r#"(VBDs "host1/vm7" "host 2")"#,
+    ] {
+        assert!(answer.contains(part), "no {part} in {answer}");
+    }
+}
+
+fn an_sr_is_created_once(scene: &Scene) {
+    let message = scene.call(["sr_create", SR]).fails("EEXIST");
+    assert_eq!(message, format!("SR {SR} exists already (in {})", scene.place.display()));
+    let message = scene.call(["sr_create", OTHER_SR]).fails("EBUSY");
+    assert_eq!(message, format!("{} is in use: it holds SR {SR}", scene.place.display()));
+}
+
+fn a_vdi_is_created_once(scene: &Scene) {
+    scene.call(["vdi_create", SR, A, "1"]).done();
+    scene.call(["vdi_create", SR, B, "1"]).done();
+    let exists = |vdi| format!("VDI {vdi} exists already on SR {SR}");
+    assert_eq!(scene.call(["vdi_create", SR, A, "1"]).fails("EEXIST"), exists(A));
+    assert_eq!(scene.call(["vdi_create", SR, &A.to_uppercase(), "1"]).fails("EEXIST"), exists(A));
+    assert_eq!(scene.call(["vdi_clone", SR, A, B]).fails("EEXIST"), exists(B));
+    assert_eq!(scene.call(["vdi_snapshot", SR, A, B]).fails("EEXIST"), exists(B));
+    assert_eq!(scene.call(["vdi_clone", SR, A, A]).fails("EEXIST"), exists(A));
+}
+
+fn what_is_idempotent_succeeds_again(scene: &Scene) {
+    scene.call(["vdi_create", SR, A, "1"]).done();
+    for call in [
+        &["sr_attach", SR][..],
+        &["sr_detach", SR],
+        &["vdi_detach", SR, A],
+        &["vdi_resize", SR, A, "2"],
+        &["vdi_delete", SR, A],
+        &["vdi_delete", SR, NONE],
+        &["sr_delete", SR],
+        &["sr_delete", OTHER_SR],
+    ] {
+        for _ in 0..2 {
+            assert_eq!(scene.call(call).done(), "", "{call:?}");
+        }
+    }
+}
+
+/// (what is asked, the name of the error, words of its message)
+const REFUSALS: &[(&[&str], &str, &str)] = &[
+    (&["vdi_create", SR, C, "1", "--type", "qcow2"], "EPERM", "qcow2"),
+    (&["vdi_create", SR, C, "1", "--type", "vdi"], "EINVAL", "expected raw, vhd or qcow2"),
+    (&["vdi_create", SR, C, "99999999TiB"], "E2BIG", "8 EiB"),
+    (&["vdi_resize", SR, A, "99999999999999999999"], "E2BIG", "8 EiB"),
+    (&["sr_get_params", SR, A], "E2BIG", "unexpected argument"),
+    (&["vdi_delete", SR, A, B], "E2BIG", "unexpected argument"),
+    (&["sr_create", SR], "EEXIST", SR),
+    (&["sr_create", OTHER_SR], "EBUSY", SR),
+    (&["vdi_create", SR, A, "1"], "EEXIST", A),
+    (&["vdi_clone", SR, B, A], "EEXIST", A),
+    (&["vdi_get_params", SR], "EINVAL", "<VDI-UUID> is missing"),
+    (&["vdi_lock", SR, A], "EINVAL", "<FORCE> <USER> is missing"),
+    (&["vdi_get_params", SR, "not-a-uuid"], "EINVAL", "VDI-UUID \"not-a-uuid\" is not valid"),
+    (&["sr_attach", "../../etc"], "EINVAL", "SR-UUID \"../../etc\" is not valid"),
+    (&["vdi_create", SR, C, "--", "-1"], "EINVAL", "SIZE \"-1\" is not valid"),
+    (&["vdi_create", SR, C, "1GB"], "EINVAL", "512MiB"),
+    (&["vdi_resize", SR, A, "1"], "EINVAL", "--allow-shrink"),
+    (&["vdi_lock", SR, B, "PERHAPS", "u"], "EINVAL", "expected TRUE or FALSE"),
+    (&["vdi_lock", SR, B, "FALSE", ""], "EINVAL", "expected 1 to 1024 bytes"),
+    (&["vdi_lock", SR, B, "FALSE", "two\nlines"], "EINVAL", "control characters"),
+    (&["vdi_create", SR, C, "1", "--label", "bell\u{7}"], "EINVAL", "control characters"),
+    (&["sr_scan", SR, "--explode"], "EINVAL", "'--explode'"),
+    (&["sr_scan", SR, "--wait", "soon"], "EINVAL", "soon"),
+    (&["sr_create", SR, "8388608TiB"], "E2BIG", "8 EiB"),
+    (&["vdi_lock", SR, A, "FALSE", "another"], "ENOLCK", "is locked by \"user\""),
+    (&["vdi_lock", SR, A, "TRUE", "user"], "ENOLCK", "is locked by \"user\" already"),
+    (&["vdi_unlock", SR, A, "FALSE", "another"], "ENOLCK", "\"user\" does"),
+    (&["vdi_unlock", SR, B, "TRUE", "user"], "ENOLCK", "it is not locked"),
+    (&["vdi_explode", SR, A], "ENOMSG", "no such command \"vdi_explode\""),
+    (&["VDI_CREATE", SR, C, "1"], "ENOMSG", "no such command"),
+    (&["vdi-create", SR, C, "1"], "ENOMSG", "no such command"),
+    (&["help"], "ENOMSG", "--help"),
+    (&["sr_get_params", OTHER_SR], "ENOSR", OTHER_SR),
+    (&["vdi_create", OTHER_SR, C, "1"], "ENOSR", OTHER_SR),
+    (&["vdi_get_params", SR, NONE], "ENOVDI", NONE),
+    (&["vdi_attach", SR, NONE], "ENOVDI", NONE),
+    (&["vdi_detach", SR, NONE], "ENOVDI", NONE),
+    (&["vdi_resize", SR, NONE, "1"], "ENOVDI", NONE),
+    (&["vdi_clone", SR, NONE, C], "ENOVDI", NONE),
+    (&["vdi_snapshot", SR, NONE, C], "ENOVDI", NONE),
+    (&["vdi_lock", SR, NONE, "FALSE", "u"], "ENOVDI", NONE),
+    (&["vdi_unlock", SR, NONE, "TRUE", "u"], "ENOVDI", NONE),
+    (&["vdi_delete", SR, A], "EVDIBUSY", "\"user\", who locked it"),
+    (&["vdi_clone", SR, A, C], "EVDIBUSY", "\"user\", who locked it"),
+    (&["sr_delete", SR, "--yes"], "EVDIBUSY", A),
+];
+
+fn a_refusal_has_its_status_and_one_line_and_changes_nothing(scene: &Scene) {
+    scene.call(["vdi_create", SR, A, "2"]).done();
+    scene.call(["vdi_create", SR, B, "2", "--label", "b"]).done();
+    scene.call(["vdi_lock", SR, A, "FALSE", "user"]).done();
+    let before = scene.digest();
+    for (call, name, words) in REFUSALS {
+        let message = scene.call(*call).fails(name);
+        assert!(message.contains(words), "{call:?}: no {words:?} in {message:?}");
+        assert_eq!(scene.digest(), before, "after {call:?}");
+    }
+}
+
+fn options_stand_anywhere(scene: &Scene) {
+    let dconf = scene.dconf();
+    let expected = scene.call(["sr_get_params", SR]).done();
+    let list = format!("((location . \"{dconf}\"))");
+    let (glued, equals) = (format!("-d{dconf}"), format!("--dconf={dconf}"));
+    let lines: [&[&str]; 6] = [
+        &[&glued, "sr_get_params", SR],
+        &["sr_get_params", &glued, SR],
+        &["sr_get_params", SR, "-d", &dconf],
+        &["sr_get_params", SR, &equals],
+        &["sr_get_params", "-d", &list, SR],
+        &["-d", &dconf, "sr_get_params", "--", SR],
+    ];
+    for line in lines {
+        let types: [&[&str]; 3] = [&["-tfile"], &["-t", "file"], &["--sr-type=file"]];
+        for sr_type in types {
+            let (mut first, mut last) = (line.to_vec(), line.to_vec());
+            if scene.door == Door::Sm {
+                first.splice(0..0, sr_type.iter().copied());
+                let end = last.iter().position(|word| *word == "--").unwrap_or(last.len());
+                last.splice(end..end, sr_type.iter().copied());
+            }
+            assert_eq!(scene.bare(&first).done(), expected);
+            assert_eq!(scene.bare(&last).done(), expected);
+        }
+    }
+}
+
+fn every_command_explains_itself(scene: &Scene) {
+    let help = scene.bare(["--help"]).done();
+    for verb in [
+        "sr_create",
+        "sr_delete",
+        "sr_attach",
+        "sr_detach",
+        "sr_get_params",
+        "sr_scan",
+        "sr_content_type",
+        "sr_probe",
+        "vdi_create",
+        "vdi_delete",
+        "vdi_attach",
+        "vdi_detach",
+        "vdi_clone",
+        "vdi_snapshot",
+        "vdi_resize",
+        "vdi_lock",
+        "vdi_unlock",
+        "vdi_get_params",
+    ] {
+        assert!(help.contains(verb), "{verb} is not in --help");
+        let of_verb = scene.bare([verb, "--help"]).done();
+        assert!(of_verb.contains(&format!("{verb} [OPTIONS]")), "{of_verb}");
+    }
+    assert!(scene.bare(["--version"]).done().ends_with(concat!(" ", env!("CARGO_PKG_VERSION"), "\n")));
+    let message = scene.bare::<&str>([]).fails("EINVAL");
+    assert!(message.contains("--help"), "{message}");
+}
+
+fn a_size_is_what_its_unit_says(scene: &Scene) {
+    for (size, bytes) in
+        [("3", 3 * MIB), ("3MiB", 3 * MIB), ("1GiB", 1024 * MIB), ("1TiB", MIB * MIB), ("4KiB", 4096), ("513B", 1024)]
+    {
+        scene.call(["vdi_create", SR, A, size]).done();
+        let answer = scene.call(["vdi_get_params", SR, A]).done();
+        assert_eq!(between(&answer, "(virtual_size . ", ')'), bytes.to_string(), "{size}");
+        scene.call(["vdi_delete", SR, A]).done();
+    }
+}
+
+fn a_user_of_any_text_can_hold_a_lock(scene: &Scene) {
+    scene.call(["vdi_create", SR, A, "1"]).done();
+    for user in ["-f", "--", "(a . b)", "\"", "\\", "λ", "a b", "../../x", &"long".repeat(256)] {
+        // `--` ends the options, so it takes another one to be said.
+        let line = ["vdi_lock", SR, A, "FALSE", "--", user];
+        let line =
+            if user == "--" { line.to_vec() } else { line.iter().copied().filter(|word| *word != "--").collect() };
+        scene.call(&line).done();
+        let answer = scene.call(["vdi_get_params", SR, A]).done();
+        let quoted = user.replace('\\', "\\\\").replace('"', "\\\"");
+        assert!(answer.contains(&format!("(VBDs \"{quoted}\")")), "{user}: {answer}");
+        scene.call(["vdi_unlock", SR, A, "TRUE", "whoever"]).done();
+    }
+}
+
+fn each_format_of_an_answer_says_the_same(scene: &Scene) {
+    scene.call(["vdi_create", SR, A, "1", "--label", "a"]).done();
+    let json = scene.call(["sr_scan", SR, "--format", "json"]).done();
+    assert!(json.starts_with("{\"sr\":{") && json.ends_with("}\n") && json.contains("\"attached\":false"), "{json}");
+    let lisp = scene.call(["sr_scan", SR, "--format", "lisp"]).done();
+    let sexp = scene.call(["sr_scan", SR, "--format", "sexp"]).done();
+    assert_eq!(lisp, sexp.replace("#f", "nil"));
+    let table = scene.call(["vdi_get_params", SR, A, "--format", "table"]).done();
+    assert!(table.starts_with(&format!("VDI           {A}\n")) && table.contains("1.0 MiB (1048576 bytes)"), "{table}");
+    scene.call(["sr_scan", SR, "--format", "xml"]).fails("EINVAL");
+}
+
+fn sr_probe_finds_what_is_there(scene: &Scene) {
+    let expected = scene.call(["sr_get_params", SR]).done();
+    assert_eq!(scene.call(["sr_probe"]).done(), format!("(srs {})\n", expected.trim_end()));
+    scene.call(["sr_delete", SR]).done();
+    let outcome: Outcome = scene.call(["sr_probe"]);
+    outcome.fails("ENODEV");
+}
+
+#[test]
+fn sm_deletes_no_sr_with_vdis_in_it_unasked() {
+    let scene = with_sr(&FILE, Door::Sm);
+    scene.call(["vdi_create", SR, A, "1"]).done();
+    let before = scene.digest();
+    let message = scene.call(["sr_delete", SR]).fails("EINVAL");
+    assert_eq!(message, format!("SR {SR} has 1 VDIs, which would be lost; --yes deletes them"));
+    assert_eq!(scene.digest(), before);
+    scene.call(["sr_delete", SR, "--yes"]).done();
+    assert!(!scene.place.exists());
+}
+
+#[test]
+fn sm_wants_a_type_it_knows() {
+    let scene = with_sr(&FILE, Door::Sm);
+    let message = scene.bare(["sr_scan", "-d", "/srv/sr", SR]).fails("EINVAL");
+    assert!(message.contains("-t TYPE is missing") && message.contains("file"), "{message}");
+    let message = scene.bare(["sr_scan", "-t", "nonsense", "-d", "/srv/sr", SR]).fails("EINVAL");
+    assert!(message.contains("nonsense") && message.contains("file"), "{message}");
+    let message = scene.bare(["sr_scan", "-t", "file", SR]).fails("EINVAL");
+    assert!(message.contains("-d DCONF is missing"), "{message}");
+}
+
+#[test]
+fn a_driver_knows_its_type_and_takes_no_other() {
+    let scene = with_sr(&FILE, Door::Driver);
+    scene.bare(["sr_scan", "-t", "file", "-d", "/srv/sr", SR]).fails("EINVAL");
+}
+
+#[test]
+fn files_are_for_their_owner_only() {
+    let scene = Scene::empty(&FILE, Door::Driver);
+    scene.call(["sr_create", SR]).done();
+    scene.call(["vdi_create", SR, A, "1", "--label", "a"]).done();
+    scene.call(["vdi_lock", SR, A, "FALSE", "u"]).done();
+    for (path, what) in scene.digest() {
+        let expected = if what.contains("directory") { "40700 " } else { "100600 " };
+        assert!(what.starts_with(expected), "{}: {what}", path.display());
+    }
+}
+
+#[test]
+fn a_directory_of_another_storage_manager_is_adopted_by_sr_attach_and_by_nothing_else() {
+    let scene = Scene::file_with_a();
+    std::fs::remove_file(scene.place.join(".sm-sr")).unwrap();
+    let before = scene.digest();
+    for call in [&["sr_get_params", SR][..], &["sr_scan", SR], &["vdi_get_params", SR, A], &["vdi_create", SR, B, "1"]]
+    {
+        let message = scene.call(call).fails("ENOSR");
+        assert!(message.contains("sr_attach takes it over"), "{message}");
+    }
+    scene.call(["sr_create", SR]).fails("EBUSY");
+    scene.call(["sr_delete", SR]).fails("ESRBUSY");
+    assert_eq!(scene.digest(), before);
+    scene.call(["sr_attach", SR]).done();
+    assert!(scene.call(["sr_get_params", SR]).done().contains(A));
+}
+
+#[test]
+fn a_directory_that_lost_its_mount_is_never_an_empty_sr() {
+    let scene = Scene::file_with_a();
+    let away = scene.root.path().join("away");
+    std::fs::rename(&scene.place, &away).unwrap();
+    std::fs::create_dir(&scene.place).unwrap();
+    for call in [&["sr_get_params", SR][..], &["sr_scan", SR], &["sr_attach", SR], &["vdi_create", SR, B, "1"]] {
+        scene.call(call).fails("ENOSR");
+    }
+    assert_eq!(scene.names(), [""]);
+}

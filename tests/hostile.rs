@@ -1,0 +1,473 @@
+//! Input and surroundings that mean harm or are broken: a clear error, nothing changed, never a panic or a hang.
+
+mod scene;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use assert_cmd::Command;
+use scene::filesystem::Filesystem;
+use scene::{A, B, C, Door, FILE, MIB, SR, Scene, has, is_root};
+
+#[test]
+fn words_that_are_no_uuid_never_become_a_path_or_an_option() {
+    let scene = Scene::file_with_a();
+    let before = scene.digest();
+    let long = "a".repeat(100_000);
+    let words: [&[u8]; 16] = [
+        b"",
+        b".",
+        b"..",
+        b"../",
+        b"../../../../etc/passwd",
+        b"/etc/passwd",
+        b"-",
+        b"--",
+        b"-rf",
+        b"--yes",
+        b"\n",
+        b"98de866e-b035-4b1a-a571-00000000000a\n",
+        b"\xff\xfe",
+        b"\x1b[2J",
+        b"$(reboot)",
+        long.as_bytes(),
+    ];
+    for word in words.map(OsStr::from_bytes) {
+        for (position, command) in [
+            (1, vec!["sr_create", ""]),
+            (1, vec!["sr_delete", ""]),
+            (1, vec!["vdi_create", "", A, "1"]),
+            (2, vec!["vdi_create", SR, "", "1"]),
+            (3, vec!["vdi_create", SR, B, ""]),
+            (2, vec!["vdi_delete", SR, ""]),
+            (2, vec!["vdi_attach", SR, ""]),
+            (3, vec!["vdi_clone", SR, A, ""]),
+            (3, vec!["vdi_lock", SR, A, "", "user"]),
+        ] {
+            let mut line: Vec<&OsStr> = command.iter().map(OsStr::new).collect();
+            line[position] = word;
+            let dconf = format!("-d{}", scene.dconf());
+            line.insert(0, OsStr::new(&dconf));
+            scene.bare(&line).fails("EINVAL");
+        }
+    }
+    scene.bare([OsStr::new(&long)]).fails("ENOMSG");
+    scene.bare([OsStr::from_bytes(b"\xff")]).fails("ENOMSG|EINVAL");
+    assert_eq!(scene.digest(), before);
+}
+
+#[test]
+fn a_dconf_that_is_no_directory_of_its_own_is_refused() {
+    let scene = Scene::empty(&FILE, Door::Driver);
+    let long = format!("/{}", "a/".repeat(50_000));
+    let longer_name = format!("{}/{}", scene.root.path().display(), "a".repeat(256));
+    let deep = "(".repeat(100_000);
+    let invalid: [&[u8]; 16] = [
+        b"",
+        b"x",
+        b"relative/path",
+        b"/",
+        b"//",
+        b"/.",
+        b"/a/../b",
+        b"/a\nb",
+        b"~/sr",
+        b"-o",
+        b"((location . \"relative\"))",
+        b"((location . \"\"))",
+        b"((place . \"/srv\"))",
+        b"((location",
+        b"(a b)",
+        deep.as_bytes(),
+    ];
+    for dconf in invalid.map(OsStr::from_bytes) {
+        for verb in ["sr_create", "sr_delete", "sr_get_params"] {
+            scene.bare([OsStr::new(verb), OsStr::new("-d"), dconf, OsStr::new(SR)]).fails("EINVAL");
+        }
+    }
+    scene
+        .bare([OsStr::new("sr_create"), OsStr::new("-d"), OsStr::from_bytes(b"/tmp/\xff"), OsStr::new(SR)])
+        .fails("EINVAL");
+    for dconf in [&long, &longer_name] {
+        for verb in ["sr_create", "sr_get_params", "sr_attach"] {
+            scene.bare([verb, "-d", dconf, SR]).fails("ENODEV");
+        }
+    }
+}
+
+#[test]
+fn a_wait_of_any_length_is_taken() {
+    let scene = Scene::file();
+    for wait in ["0", "1", "18446744073709551615"] {
+        scene.call(["sr_attach", SR, "--wait", wait]).done();
+    }
+    for wait in ["-1", "1.5", "18446744073709551616", "x"] {
+        scene.call(["sr_attach", SR, "--wait", wait]).fails("EINVAL");
+    }
+}
+
+#[test]
+fn a_place_that_is_no_directory_is_enodev() {
+    let scene = Scene::file_with_a();
+    let (file, link) = (scene.root.path().join("file"), scene.root.path().join("link"));
+    fs::write(&file, "mine").unwrap();
+    symlink(&scene.place, &link).unwrap();
+    for place in [file.clone(), link, file.join("below"), scene.root.path().join("absent/below"), "/dev/null".into()] {
+        let place = place.display().to_string();
+        scene.bare(["sr_create", "-d", &place, SR]).fails("ENODEV");
+        scene.bare(["sr_get_params", "-d", &place, SR]).fails("ENODEV|ENOSR");
+        scene.bare(["vdi_create", "-d", &place, SR, B, "1"]).fails("ENODEV|ENOSR");
+    }
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+}
+
+/// What may stand where a file of ours should be.
+fn put(kind: &str, path: &Path) {
+    let _ = fs::remove_file(path);
+    match kind {
+        "nothing" => {}
+        "empty" => fs::write(path, "").unwrap(),
+        "text" => fs::write(path, "hello\n").unwrap(),
+        "binary" => fs::write(path, [0xff; 100]).unwrap(),
+        "nested" => fs::write(path, "(".repeat(500_000)).unwrap(),
+        "another record" => fs::write(path, "(lock (users \"x\"))\n").unwrap(),
+        "huge" => fs::File::create(path).unwrap().set_len(1 << 40).unwrap(),
+        "fifo" => nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+        "socket" => drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+        "directory" => fs::create_dir(path).unwrap(),
+        "link to a file" => symlink("/etc/passwd", path).unwrap(),
+        "link to itself" => symlink(path, path).unwrap(),
+        other => panic!("{other}"),
+    }
+}
+
+const STRANGE: [&str; 6] = ["fifo", "socket", "directory", "link to a file", "link to itself", "nothing"];
+const DAMAGED: [&str; 6] = ["empty", "text", "binary", "nested", "another record", "huge"];
+
+#[test]
+fn a_damaged_marker_is_an_error_and_never_repaired_by_guessing() {
+    for kind in DAMAGED.iter().chain(&STRANGE).filter(|kind| **kind != "nothing") {
+        let scene = Scene::file_with_a();
+        put(kind, &scene.place.join(".sm-sr"));
+        let before = scene.digest();
+        for call in [
+            &["sr_get_params", SR][..],
+            &["sr_scan", SR],
+            &["sr_attach", SR],
+            &["sr_detach", SR],
+            &["sr_create", SR],
+            &["sr_delete", SR],
+            &["vdi_create", SR, B, "1"],
+            &["vdi_delete", SR, A],
+            &["vdi_get_params", SR, A],
+            &["sr_probe"],
+        ] {
+            let message = scene.call(call).fails("EIO");
+            assert!(message.contains(".sm-sr"), "{kind}: {message}");
+        }
+        assert_eq!(scene.digest(), before, "{kind}");
+    }
+}
+
+#[test]
+fn damaged_params_are_an_error_of_that_vdi_which_can_be_deleted() {
+    for kind in DAMAGED.iter().chain(&STRANGE).filter(|kind| **kind != "nothing") {
+        let scene = Scene::file_with_a();
+        scene.call(["vdi_create", SR, B, "1", "--label", "b"]).done();
+        let params = scene.place.join(format!("{B}.params"));
+        put(kind, &params);
+        let before = scene.digest();
+        for call in [
+            &["vdi_get_params", SR, B][..],
+            &["sr_scan", SR],
+            &["vdi_lock", SR, B, "FALSE", "u"],
+            &["vdi_clone", SR, B, C],
+            &["vdi_snapshot", SR, B, C],
+        ] {
+            let message = scene.call(call).fails("EIO");
+            assert!(message.contains(&format!("{B}.params")), "{kind}: {message}");
+        }
+        scene.call(["vdi_get_params", SR, A]).done();
+        assert_eq!(scene.digest(), before, "{kind}");
+        if DAMAGED.contains(kind) {
+            scene.call(["vdi_delete", SR, B]).done();
+            assert!(!params.exists());
+            scene.call(["sr_scan", SR]).done();
+        } else {
+            for call in [&["vdi_delete", SR, B][..], &["sr_delete", SR]] {
+                scene.call(call).fails("EIO");
+                assert_eq!(scene.digest(), before, "{kind}: {call:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_damaged_lock_is_never_taken_for_an_open_one() {
+    for kind in DAMAGED.iter().chain(&STRANGE) {
+        let scene = Scene::file_with_a();
+        scene.call(["vdi_lock", SR, A, "FALSE", "user"]).done();
+        let lock = scene.place.join(format!("{A}.lock"));
+        if ["nothing", "another record"].contains(kind) {
+            continue;
+        }
+        put(kind, &lock.join("1"));
+        let before = scene.digest();
+        for call in [
+            &["vdi_get_params", SR, A][..],
+            &["vdi_delete", SR, A],
+            &["vdi_lock", SR, A, "TRUE", "u"],
+            &["sr_delete", SR],
+        ] {
+            scene.call(call).fails("EIO");
+            assert_eq!(scene.digest(), before, "{kind}: {call:?}");
+        }
+        fs::remove_dir_all(&lock).unwrap();
+        put(kind, &lock);
+        if *kind != "directory" {
+            scene.call(["vdi_delete", SR, A]).fails("EIO");
+            scene.call(["sr_delete", SR]).fails("EIO");
+            assert!(scene.image(A).exists());
+        }
+    }
+}
+
+#[test]
+fn what_is_no_file_but_named_like_a_disk_is_neither_used_nor_left_out() {
+    for kind in STRANGE.iter().filter(|kind| **kind != "nothing") {
+        let scene = Scene::file_with_a();
+        put(kind, &scene.image(B));
+        let before = scene.digest();
+        for call in [
+            &["vdi_get_params", SR, B][..],
+            &["vdi_attach", SR, B],
+            &["vdi_detach", SR, B],
+            &["vdi_delete", SR, B],
+            &["vdi_resize", SR, B, "8"],
+            &["vdi_clone", SR, B, C],
+            &["vdi_snapshot", SR, B, C],
+            &["vdi_lock", SR, B, "FALSE", "u"],
+            &["sr_get_params", SR],
+            &["sr_scan", SR],
+            &["sr_delete", SR],
+        ] {
+            let message = scene.call(call).fails("EIO");
+            assert!(message.contains(&format!("{B}.raw: is not a regular file")), "{kind}: {message}");
+        }
+        scene.call(["vdi_create", SR, B, "1"]).fails("EEXIST");
+        scene.call(["vdi_clone", SR, A, B]).fails("EEXIST");
+        assert_eq!(scene.digest(), before, "{kind}");
+        scene.call(["vdi_get_params", SR, A]).done();
+    }
+}
+
+#[test]
+fn foreign_files_are_neither_listed_nor_touched() {
+    let scene = Scene::file_with_a();
+    for i in 0..10_000 {
+        fs::write(scene.place.join(format!("foreign-{i}")), "").unwrap();
+    }
+    for name in
+        ["x.raw", "98de866e-b035-4b1a-a571-00000000000b", "98de866e-b035-4b1a-a571-00000000000b.raw.bak", ".hidden"]
+    {
+        fs::write(scene.place.join(name), "foreign").unwrap();
+    }
+    fs::write(scene.place.join(OsStr::from_bytes(b"\xff\xfe.raw")), "foreign").unwrap();
+    let before = scene.digest();
+    let start = std::time::Instant::now();
+    let answer = scene.call(["sr_scan", SR]).done();
+    assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+    assert!(answer.contains(&format!("(VDIs \"{A}\")")), "{answer}");
+    scene.call(["sr_attach", SR]).done();
+    assert_eq!(scene.digest(), before);
+    scene.call(["sr_delete", SR]).done();
+    assert_eq!(scene.digest().len(), before.len() - 2, "all but the marker and the disk are there");
+}
+
+#[test]
+fn what_another_user_may_not_see_is_eacces() {
+    if !is_root() || !has("setpriv") {
+        return;
+    }
+    // /dev/shm, where scenes are, and the executable must be within reach of nobody.
+    let scene = Scene::file_with_a();
+    let nobody = |args: &[&str]| {
+        let run = scene.root.path().join("nobody");
+        let copy = scene.root.path().join("sm-copy");
+        if !copy.exists() {
+            fs::copy(env!("CARGO_BIN_EXE_sm"), &copy).unwrap();
+            fs::create_dir(&run).unwrap();
+            std::os::unix::fs::chown(&run, Some(65534), Some(65534)).unwrap();
+            fs::set_permissions(scene.root.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(copy).args(["-t", "file", "-d"]);
+        command.arg(scene.dconf()).args(args).env("XCP_SM_RUN_DIR", run);
+        scene::Outcome { line: format!("as nobody: {args:?}"), output: command.output().unwrap() }
+    };
+    let before = scene.digest();
+    for call in [
+        &["sr_get_params", SR][..],
+        &["sr_scan", SR],
+        &["vdi_create", SR, B, "1"],
+        &["vdi_delete", SR, A],
+        &["sr_delete", SR, "--yes"],
+    ] {
+        nobody(call).fails("EACCES");
+    }
+    assert_eq!(scene.digest(), before);
+    // Readable, but not writable.
+    fs::set_permissions(&scene.place, PermissionsExt::from_mode(0o755)).unwrap();
+    fs::set_permissions(scene.place.join(".sm-sr"), PermissionsExt::from_mode(0o644)).unwrap();
+    let before = scene.digest();
+    assert!(nobody(&["sr_scan", SR]).done().contains(A));
+    for call in [
+        &["vdi_create", SR, B, "1"][..],
+        &["vdi_attach", SR, A],
+        &["vdi_resize", SR, A, "8"],
+        &["vdi_lock", SR, A, "FALSE", "u"],
+    ] {
+        nobody(call).fails("EACCES");
+    }
+    nobody(&["sr_delete", SR, "--yes"]).fails("EACCES");
+    assert_eq!(scene.digest(), before);
+}
+
+#[test]
+fn a_filesystem_that_became_read_only_is_eacces_and_can_be_read() {
+    if !is_root() {
+        return;
+    }
+    let filesystem = Filesystem::new("tmpfs", 16);
+    let mut scene = Scene::empty(&FILE, Door::Driver);
+    scene.place = filesystem.path().join("sr");
+    scene.call(["sr_create", SR]).done();
+    scene.call(["vdi_create", SR, A, "4"]).done();
+    filesystem.remount("ro");
+    let before = scene.digest();
+    for call in [
+        &["vdi_create", SR, B, "1"][..],
+        &["vdi_create", SR, B, "1", "--label", "b"],
+        &["vdi_delete", SR, A],
+        &["vdi_resize", SR, A, "8"],
+        &["vdi_clone", SR, A, B],
+        &["vdi_snapshot", SR, A, B],
+        &["vdi_lock", SR, A, "FALSE", "u"],
+        &["vdi_attach", SR, A],
+        &["sr_delete", SR],
+    ] {
+        scene.call(call).fails("EACCES");
+    }
+    for call in [["sr_get_params", SR], ["sr_scan", SR], ["sr_attach", SR], ["sr_detach", SR]] {
+        scene.call(call).done();
+    }
+    let device = scene.call(["vdi_attach", SR, A, "--read-only"]).done();
+    assert!(fs::read(device.trim_end()).is_ok_and(|bytes| bytes.len() as u64 == 4 * MIB));
+    scene.call(["vdi_detach", SR, A]).done();
+    assert_eq!(scene.digest(), before);
+}
+
+#[test]
+fn a_full_filesystem_is_enospc_and_nothing_is_left_behind() {
+    if !is_root() {
+        return;
+    }
+    for kind in ["tmpfs", "ext4"] {
+        let filesystem = Filesystem::new(kind, 16);
+        let mut scene = Scene::empty(&FILE, Door::Driver);
+        scene.place = filesystem.path().join("sr");
+        scene.call(["sr_create", SR]).done();
+        scene.call(["vdi_create", SR, A, "2"]).done();
+        fs::write(scene.image(A), scene::pattern(2 * MIB)).unwrap();
+        filesystem.fill();
+        let before = scene.digest();
+        for call in [
+            &["vdi_create", SR, B, "1", "--label", "b"][..],
+            &["vdi_clone", SR, A, B],
+            &["vdi_snapshot", SR, A, B],
+            &["vdi_lock", SR, A, "FALSE", "u"],
+        ] {
+            scene.call(call).fails("ENOSPC");
+            assert_eq!(scene.digest(), before, "{kind}: {call:?}");
+        }
+        let other = filesystem.path().join("other").display().to_string();
+        scene.bare(["sr_create", "-d", &other, SR]).fails("ENOSPC");
+        assert!(!Path::new(&other).exists(), "{kind}");
+        // Deleting is what helps.
+        scene.call(["vdi_delete", SR, A]).done();
+        filesystem.fill();
+        scene.call(["sr_delete", SR]).done();
+        assert!(!scene.place.exists(), "{kind}");
+    }
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_is_a_failure() {
+    let scene = Scene::file_with_a();
+    let sh = |redirection: &str| {
+        let line = format!("\"$0\" sr_scan -d \"$1\" {SR} {redirection}");
+        let mut command = Command::new("sh");
+        command.args(["-c", &line]).arg(scene.executable()).arg(scene.dconf());
+        command.env("XCP_SM_RUN_DIR", scene.root.path().join("run")).output().unwrap()
+    };
+    let full = sh(">/dev/full");
+    assert_eq!(full.status.code(), Some(5));
+    let said = String::from_utf8_lossy(&full.stderr).into_owned();
+    assert!(said.starts_with("EIO: cannot write the answer: ") && said.matches('\n').count() == 1, "{said}");
+    // Nobody is there to be told.
+    for redirection in [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"] {
+        assert_eq!(sh(redirection).status.code(), Some(0), "{redirection}");
+    }
+    let before = scene.digest();
+    assert_eq!(sh("; exit $?").status.code(), Some(0));
+    assert_eq!(scene.digest(), before);
+}
+
+#[test]
+fn a_closed_descriptor_is_never_mistaken_for_the_disk() {
+    let scene = Scene::file_with_a();
+    let before = fs::read(scene.image(A)).unwrap();
+    let line = format!(
+        "\"$0\" vdi_create -d \"$1\" {SR} {A} 1 <&- >&- 2>&-; \"$0\" vdi_clone -d \"$1\" {SR} {A} {B} <&- >&- 2>&-"
+    );
+    let output = Command::new("sh")
+        .args(["-c", &line])
+        .arg(scene.executable())
+        .arg(scene.dconf())
+        .env("XCP_SM_RUN_DIR", scene.root.path().join("run"))
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    assert!(fs::read(scene.image(A)).unwrap() == before, "the disk was written to");
+    assert!(fs::read(scene.image(B)).unwrap() == before, "the copy differs");
+}
+
+#[test]
+fn an_sr_that_vanishes_under_a_call_is_an_error() {
+    let scene = Scene::file_with_a();
+    // Every call that looks into the directory again and again while it is moved away and back.
+    let away = scene.root.path().join("away");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let _ = fs::rename(&scene.place, &away);
+                std::thread::yield_now();
+                let _ = fs::rename(&away, &scene.place);
+            }
+        });
+        for _ in 0..40 {
+            for call in [&["sr_scan", SR][..], &["vdi_get_params", SR, A], &["vdi_resize", SR, A, "4"]] {
+                let outcome = scene.call(call);
+                if !outcome.succeeded() {
+                    outcome.fails("ENOSR|EIO|ENOVDI");
+                }
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert!(scene.call(["sr_scan", SR]).done().contains(A));
+}

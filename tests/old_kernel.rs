@@ -1,0 +1,149 @@
+//! Kernels and filesystems that lack what we would rather use: each missing call has another way.
+//!
+//! The call is made to fail as the kernel that lacks it lets it fail. The executables themselves need nothing of
+//! the system they run on but the kernel: they are static.
+
+mod scene;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use nix::errno::Errno;
+use nix::libc;
+use scene::filesystem::Filesystem;
+use scene::kill::{self, ALL, Act, End, Points};
+use scene::{A, B, C, Door, FILE, MIB, Outcome, SR, Scene, is_root, pattern, skip};
+
+/// A call that a kernel may lack.
+struct Missing {
+    is: fn(i64, [u64; 6]) -> bool,
+    errno: Errno,
+    /// The commands that would have made it.
+    wanted_by: &'static [&'static str],
+}
+
+const COPIERS: &[&str] = &["vdi_clone", "vdi_snapshot"];
+const MAKERS: &[&str] = &["sr_create", "vdi_create", "vdi_clone", "vdi_snapshot", "vdi_lock", "vdi_unlock"];
+
+/// Everything a VDI goes through, without what is missing.
+fn a_life(scene: &Scene, missing: &Missing) {
+    let call = |words: &[&str]| -> String {
+        let (program, run_dir) = (scene.executable(), scene.root.path().join("run"));
+        let act = Act::Fail(missing.errno);
+        let traced = kill::run(ALL, Points::Matching(missing.is), act, &program, &scene.line(words), &run_dir);
+        let said = String::from_utf8_lossy(&traced.stderr);
+        assert_eq!((traced.end, &*said), (End::Status(0), ""), "{words:?} without it: {}", missing.errno);
+        assert_eq!(traced.call.is_some(), missing.wanted_by.contains(&words[0]), "{words:?} wanted it");
+        String::from_utf8(traced.stdout).unwrap()
+    };
+    let read = |path: &Path| fs::read(path).unwrap();
+    call(&["sr_create", SR]);
+    call(&["vdi_create", SR, A, "4", "--label", "a"]);
+    let bytes = [pattern(3 * MIB), vec![0; MIB as usize]].concat();
+    fs::write(scene.image(A), &bytes[..3 * MIB as usize]).unwrap();
+    fs::File::options().write(true).open(scene.image(A)).unwrap().set_len(4 * MIB).unwrap();
+    call(&["vdi_clone", SR, A, B]);
+    call(&["vdi_snapshot", SR, A, C]);
+    assert!(read(&scene.image(B)) == bytes && read(&scene.image(C)) == bytes, "a copy differs");
+    call(&["vdi_lock", SR, A, "FALSE", "u"]);
+    call(&["vdi_unlock", SR, A, "FALSE", "u"]);
+    if nix::unistd::geteuid().is_root() {
+        let device = scene.loop_device(&call(&["vdi_attach", SR, A]));
+        assert_eq!(scene.loop_device(&scene.call(["vdi_attach", SR, A]).done()), device);
+        assert!(scene.call(["vdi_get_params", SR, A]).done().contains("(attached . #t)"));
+        assert!(read(&device) == bytes, "the device differs from the disk");
+        fs::write(&device, "written").unwrap();
+        call(&["vdi_resize", SR, A, "8"]);
+        assert_eq!(read(&device).len() as u64, 8 * MIB);
+        call(&["vdi_detach", SR, A]);
+        assert!(read(&scene.image(A)).starts_with(b"written"));
+        let device = scene.loop_device(&call(&["vdi_attach", SR, C]));
+        assert!(fs::write(&device, "x").is_err(), "a snapshot was written to");
+        call(&["vdi_detach", SR, C]);
+        assert_eq!(scene.loop_devices(), [] as [PathBuf; 0]);
+    }
+    call(&["vdi_delete", SR, B]);
+    let names = scene.names();
+    assert!(!names.iter().any(|name| name.contains(".tmp-")), "{names:?}");
+    call(&["sr_delete", SR]);
+    assert!(!scene.place.exists());
+}
+
+fn lives_without(is: fn(i64, [u64; 6]) -> bool, errnos: &[Errno], wanted_by: &'static [&'static str]) {
+    for errno in errnos {
+        a_life(&Scene::empty(&FILE, Door::Driver), &Missing { is, errno: *errno, wanted_by });
+    }
+}
+
+#[test]
+fn without_copy_file_range_copies_are_read_and_written() {
+    let is = |number, _: [u64; 6]| number == libc::SYS_copy_file_range;
+    lives_without(is, &[Errno::ENOSYS, Errno::EXDEV, Errno::EINVAL, Errno::EOPNOTSUPP], COPIERS);
+}
+
+#[test]
+fn without_shared_extents_disks_are_copied() {
+    if !is_root() {
+        return;
+    }
+    let xfs = Filesystem::new("xfs", 320);
+    let is = |number, args: [u64; 6]| number == libc::SYS_ioctl && args[1] == 0x4004_9409;
+    for errno in [Errno::ENOTTY, Errno::EOPNOTSUPP, Errno::EINVAL, Errno::EXDEV, Errno::ENOSYS] {
+        let mut scene = Scene::empty(&FILE, Door::Driver);
+        scene.place = xfs.path().join("sr");
+        a_life(&scene, &Missing { is, errno, wanted_by: COPIERS });
+    }
+}
+
+#[test]
+fn without_loop_configure_devices_are_set_up_in_steps() {
+    let is = |number, args: [u64; 6]| number == libc::SYS_ioctl && args[1] == 0x4c0a;
+    lives_without(is, &[Errno::EINVAL, Errno::ENOTTY, Errno::ENOSYS], &["vdi_attach"]);
+}
+
+#[test]
+fn without_unnamed_files_temporary_ones_are_used_and_none_is_left() {
+    let unnamed =
+        |number, args: [u64; 6]| number == libc::SYS_openat && args[2] as i32 & libc::O_TMPFILE == libc::O_TMPFILE;
+    lives_without(unnamed, &[Errno::EOPNOTSUPP, Errno::EISDIR, Errno::EINVAL], MAKERS);
+}
+
+#[test]
+fn static_executables_run_where_there_is_nothing_but_them() {
+    if !is_root() {
+        return;
+    }
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/x86_64-unknown-linux-gnu/release");
+    let built = std::env::var_os("BIN").map(PathBuf::from).unwrap_or(target).join("sm");
+    let is_static = fs::read(&built).is_ok_and(|bytes| !bytes.windows(8).any(|word| word == b"/ld-linu"));
+    if !is_static {
+        return skip(&format!("no static build at {}", built.display()));
+    }
+    // A root with the executable, a place for the SR and what the kernel shows; no libraries, no /etc, no shell.
+    let root = tempfile::tempdir().unwrap();
+    fs::copy(&built, root.path().join("sm")).unwrap();
+    for dir in ["srv", "run", "dev", "sys", "proc"] {
+        fs::create_dir(root.path().join(dir)).unwrap();
+    }
+    let mounts = format!(
+        "mount --bind /dev {0}/dev && mount --bind /sys {0}/sys && mount --bind /proc {0}/proc && exec chroot {0} /sm \"$@\"",
+        root.path().display()
+    );
+    let call = |words: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", &mounts, "sh", "-t", "file", "-d", "/srv/sr"]).args(words);
+        let output =
+            command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("XCP_SM_RUN_DIR", "/run").output();
+        Outcome { line: words.join(" "), output: output.unwrap() }
+    };
+    call(&["sr_create", SR]).done();
+    call(&["vdi_create", SR, A, "4", "--label", "a"]).done();
+    call(&["vdi_clone", SR, A, B]).done();
+    let device = call(&["vdi_attach", SR, A]).done();
+    assert_eq!(fs::read(device.trim_end()).unwrap(), vec![0; 4 * MIB as usize]);
+    assert!(call(&["sr_scan", SR]).done().contains("(attached . #t)"));
+    call(&["vdi_detach", SR, A]).done();
+    call(&["sr_delete", SR, "--yes"]).done();
+    call(&["sr_scan", SR]).fails("ENOSR");
+}

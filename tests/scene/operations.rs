@@ -1,0 +1,307 @@
+//! Every operation that changes something, with a scene it works on, and what may be seen when it was stopped in
+//! the middle.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use super::filesystem::Filesystem;
+use super::kill::{self, Act, End, Points, Traced};
+use super::*;
+
+pub struct Operation {
+    pub name: &'static str,
+    /// Puts the scene in the state before.
+    pub prepare: fn(&Scene),
+    pub call: &'static [&'static str],
+    /// How the same call ends when it has happened already.
+    pub again: Again,
+    pub needs_root: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    Succeeds,
+    Fails(&'static str),
+}
+
+const EXISTS: Again = Again::Fails("EEXIST");
+
+pub const OPERATIONS: &[Operation] = &[
+    Operation { name: "sr_create", prepare: |_| {}, call: &["sr_create", SR], again: EXISTS, needs_root: false },
+    Operation {
+        name: "sr_create in an empty directory",
+        prepare: |scene| fs::create_dir(&scene.place).unwrap(),
+        call: &["sr_create", SR],
+        again: EXISTS,
+        needs_root: false,
+    },
+    Operation {
+        name: "sr_delete",
+        prepare: with_all,
+        call: &["sr_delete", SR],
+        again: Again::Succeeds,
+        needs_root: false,
+    },
+    Operation {
+        name: "sr_attach that adopts",
+        prepare: |scene| {
+            with_a(scene);
+            fs::remove_file(scene.place.join(".sm-sr")).unwrap();
+            durable(&scene.place);
+        },
+        call: &["sr_attach", SR],
+        again: Again::Succeeds,
+        needs_root: false,
+    },
+    Operation {
+        name: "vdi_create",
+        prepare: with_a,
+        call: &["vdi_create", SR, B, "4"],
+        again: EXISTS,
+        needs_root: false,
+    },
+    Operation {
+        name: "vdi_create with params",
+        prepare: with_a,
+        call: &["vdi_create", SR, B, "4", "--label", "a label", "--shareable"],
+        again: EXISTS,
+        needs_root: false,
+    },
+    Operation {
+        name: "vdi_delete",
+        prepare: with_all,
+        call: &["vdi_delete", SR, B],
+        again: Again::Succeeds,
+        needs_root: false,
+    },
+    Operation { name: "vdi_clone", prepare: with_a, call: &["vdi_clone", SR, A, C], again: EXISTS, needs_root: false },
+    Operation {
+        name: "vdi_snapshot",
+        prepare: with_all,
+        call: &["vdi_snapshot", SR, A, C],
+        again: EXISTS,
+        needs_root: false,
+    },
+    Operation {
+        name: "vdi_resize",
+        prepare: with_a,
+        call: &["vdi_resize", SR, A, "8"],
+        again: Again::Succeeds,
+        needs_root: false,
+    },
+    Operation {
+        name: "the first vdi_lock",
+        prepare: with_a,
+        call: &["vdi_lock", SR, A, "FALSE", "user"],
+        again: Again::Fails("ENOLCK"),
+        needs_root: false,
+    },
+    Operation {
+        name: "vdi_lock that breaks a lock",
+        prepare: |scene| {
+            with_a(scene);
+            scene.call(["vdi_lock", SR, A, "FALSE", "another"]).done();
+        },
+        call: &["vdi_lock", SR, A, "TRUE", "user"],
+        again: Again::Fails("ENOLCK"),
+        needs_root: false,
+    },
+    Operation {
+        name: "vdi_unlock",
+        prepare: |scene| {
+            with_a(scene);
+            scene.call(["vdi_lock", SR, A, "FALSE", "user"]).done();
+        },
+        call: &["vdi_unlock", SR, A, "FALSE", "user"],
+        again: Again::Fails("ENOLCK"),
+        needs_root: false,
+    },
+    Operation {
+        name: "vdi_attach",
+        prepare: with_a,
+        call: &["vdi_attach", SR, A],
+        again: Again::Succeeds,
+        needs_root: true,
+    },
+    Operation {
+        name: "vdi_detach",
+        prepare: |scene| {
+            with_a(scene);
+            scene.call(["vdi_attach", SR, A]).done();
+        },
+        call: &["vdi_detach", SR, A],
+        again: Again::Succeeds,
+        needs_root: true,
+    },
+];
+
+/// An SR with A, which has data.
+pub fn with_a(scene: &Scene) {
+    scene.call(["sr_create", SR]).done();
+    scene.call(["vdi_create", SR, A, "1"]).done();
+    let mut image = fs::File::options().write(true).open(scene.image(A)).unwrap();
+    image.write_all(&pattern(64 * 1024)).unwrap();
+    image.sync_all().unwrap();
+}
+
+/// The same and B, which has everything beside it that a VDI can have.
+pub fn with_all(scene: &Scene) {
+    with_a(scene);
+    scene.call(["vdi_create", SR, B, "64KiB", "--label", "b"]).done();
+    scene.call(["vdi_lock", SR, B, "FALSE", "user"]).done();
+    scene.call(["vdi_unlock", SR, B, "FALSE", "user"]).done();
+}
+
+fn durable(path: &Path) {
+    fs::File::open(path).unwrap().sync_all().unwrap();
+}
+
+/// What the SR's users can see: sr_scan's answer or failure, and the bytes of each disk.
+pub fn state(scene: &Scene) -> String {
+    let scan = scene.call(["sr_scan", SR]);
+    let mut seen = if scan.succeeded() { scan.stdout() } else { scan.fails_somehow() };
+    // Of a file that is being written back, the filesystem changes it as it likes.
+    while let Some(start) = seen.find(" (physical_utilisation . ") {
+        let end = start + seen[start..].find(')').unwrap() + 1;
+        seen.replace_range(start..end, "");
+    }
+    if seen.starts_with("(sr ") {
+        for (path, digest) in scene.digest() {
+            if path.extension().is_some_and(|e| e == "raw") {
+                seen += &format!("{} {digest}\n", path.display());
+            }
+        }
+    } else {
+        // Why there is no SR is told in several ways.
+        seen = "no SR".to_owned();
+    }
+    seen.replace(&scene.place.display().to_string(), "PLACE")
+}
+
+/// The files of the SR; the states of a lock have numbers that tell how often it was changed.
+pub fn files(scene: &Scene) -> Vec<String> {
+    let of_lock = |name: String| match name.split_once(".lock/") {
+        Some((vdi, _)) => format!("{vdi}.lock/N"),
+        None => name,
+    };
+    // Without the directory itself: sr_delete, killed before its last step, leaves an empty one.
+    let mut files: Vec<String> = scene.names().into_iter().filter(|name| !name.is_empty()).map(of_lock).collect();
+    files.dedup();
+    files
+}
+
+/// What is seen before and after an operation, and the files after it.
+pub struct Reference {
+    pub before: String,
+    pub after: String,
+    pub files_before: Vec<String>,
+    pub files: Vec<String>,
+}
+
+impl Operation {
+    pub fn reference(&self, scene: &Scene) -> Reference {
+        (self.prepare)(scene);
+        let (before, files_before) = (state(scene), files(scene));
+        scene.call(self.call).done();
+        Reference { before, after: state(scene), files_before, files: files(scene) }
+    }
+
+    /// Does `act` to the operation at each of its points, and checks what that leaves. How many points there were.
+    pub fn at_every_point(&self, points: Points, act: Act, filesystem: Option<&Filesystem>) -> u64 {
+        let scene = || {
+            let mut scene = Scene::empty(&FILE, Door::Driver);
+            if let Some(fs) = filesystem {
+                scene.place = fs.path().join("sr");
+                let _ = fs::remove_dir_all(&scene.place);
+            }
+            scene
+        };
+        let reference = self.reference(&scene());
+        for n in 1.. {
+            let scene = scene();
+            (self.prepare)(&scene);
+            let traced = self.run(&scene, n, points, act);
+            let how = format!(
+                "{act:?} at point {n}, system call {:?}: {:?} {}",
+                traced.call,
+                traced.end,
+                String::from_utf8_lossy(&traced.stderr)
+            );
+            self.check_end(&scene, &reference, &traced, &how);
+            self.check(&scene, &reference, traced.end == End::Status(0), &how);
+            if traced.call.is_none() {
+                assert_eq!(traced.end, End::Status(0), "{}", self.name);
+                return n - 1;
+            }
+        }
+        unreachable!("every operation ends")
+    }
+
+    /// If it ended by itself: by the table, and with nothing half done.
+    fn check_end(&self, scene: &Scene, reference: &Reference, traced: &Traced, how: &str) {
+        let name = self.name;
+        let stderr = String::from_utf8_lossy(&traced.stderr);
+        match traced.end {
+            End::Killed => return,
+            End::Died(signal) => panic!("{name}, {how}: {signal}"),
+            End::Status(0) => assert_eq!(stderr, "", "{name}, {how}: it succeeded with words on stderr"),
+            End::Status(status) => {
+                assert!(traced.stdout.is_empty(), "{name}, {how}: a failure prints nothing");
+                assert!(stderr.ends_with('\n') && stderr.matches('\n').count() == 1, "{name}, {how}: one line");
+                let by_table = NUMBERS.iter().any(|(n, s)| *s == status && stderr.starts_with(&format!("{n}: ")));
+                assert!(by_table, "{name}, {how}: status {status}");
+            }
+        }
+        let files = files(scene);
+        let (before, after) = (&reference.files_before, &reference.files);
+        let whole = if self.call[0].ends_with("_delete") {
+            // What is not removed yet belongs to nothing any more, and the next call goes on.
+            files.iter().all(|file| before.contains(file) || file == ".sm-sr-deleting")
+        } else {
+            files == *before || files == *after
+        };
+        assert!(whole, "{name}, {how}: half an object is left: {files:?}, not {before:?} or {after:?}");
+    }
+
+    /// Cuts the power when the operation is before its point `n`, or has ended, and checks what is there when the
+    /// power is back. Whether it had ended.
+    pub fn cut_the_power(&self, filesystem: &Filesystem, n: u64) -> bool {
+        let mut scene = Scene::empty(&FILE, Door::Driver);
+        scene.place = filesystem.path().join("sr");
+        let _ = fs::remove_dir_all(&scene.place);
+        let reference = self.reference(&scene);
+        fs::remove_dir_all(&scene.place).or_else(|_| fs::metadata(filesystem.path()).map(drop)).unwrap();
+        (self.prepare)(&scene);
+        let end = self.run(&scene, n, Points::Changing, Act::Kill).end;
+        filesystem.power_cut();
+        let done = matches!(end, End::Status(_));
+        self.check(&scene, &reference, done, &format!("power cut at point {n}, {end:?}"));
+        let _ = fs::remove_dir_all(&scene.place);
+        done
+    }
+
+    fn run(&self, scene: &Scene, n: u64, points: Points, act: Act) -> Traced {
+        let run_dir = scene.root.path().join("run");
+        kill::run(n, points, act, &scene.executable(), &scene.line(self.call), &run_dir)
+    }
+
+    /// After the operation was stopped somewhere: the state is the old or the new one (the new one, if it said that
+    /// it was done), the next call works, and nothing is left behind.
+    pub fn check(&self, scene: &Scene, reference: &Reference, done: bool, how: &str) {
+        let name = self.name;
+        let now = state(scene);
+        assert!(now == reference.before || now == reference.after, "{name}, {how}: neither old nor new:\n{now}");
+        assert!(!done || now == reference.after, "{name}, {how}: it was acknowledged and is lost:\n{now}");
+        let again = scene.call(self.call);
+        match self.again {
+            Again::Fails(why) if now == reference.after => drop(again.fails(why)),
+            _ => drop(again.done()),
+        }
+        assert_eq!(state(scene), reference.after, "{name}, {how}: after the next call");
+        if reference.after != "no SR" {
+            scene.call(["sr_attach", SR]).done();
+        }
+        assert_eq!(files(scene), reference.files, "{name}, {how}: files");
+    }
+}

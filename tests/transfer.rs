@@ -1,0 +1,184 @@
+//! Disks in and out: what is exported is what was imported, whatever formats and pipes lie between, and qemu-img
+//! agrees.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+
+use assert_cmd::Command;
+use tempfile::TempDir;
+
+const SR: &str = "87b8646b-b800-9500-cb7b-af3b74e02f5c";
+const MIB: u64 = 1 << 20;
+
+struct Scene {
+    scratch: TempDir,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let scene = Scene { scratch: tempfile::tempdir().unwrap() };
+        scene.sm(&["sr_create", SR]).assert().success();
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    fn sm(&self, args: &[&str]) -> Command {
+        let mut command = Command::cargo_bin("sm").unwrap();
+        command.env("XCP_SM_RUN_DIR", self.path("run")).current_dir(self.scratch.path());
+        command.args(["-t", "file", "-d", self.path("sr").to_str().unwrap()]).args(args);
+        command
+    }
+
+    /// A disk of 20 MiB and a bit with some data, some holes and some zeroes that were written.
+    fn disk(&self) -> Vec<u8> {
+        let file = File::create(self.path("disk.raw")).unwrap();
+        file.set_len(20 * MIB + 4096).unwrap();
+        for (at, len, seed) in
+            [(0, 5000, 1u64), (3 * MIB - 700, 2 * MIB, 2), (7 * MIB, 300, 3), (20 * MIB + 512, 3584, 4)]
+        {
+            file.write_all_at(&noise(len as usize, seed), at).unwrap();
+        }
+        file.write_all_at(&vec![0; MIB as usize], 12 * MIB).unwrap();
+        fs::read(self.path("disk.raw")).unwrap()
+    }
+
+    fn export(&self, vdi: &str, format: &str) -> Vec<u8> {
+        let output = self.sm(&["vdi_export", SR, vdi, "-", "--type", format]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    }
+}
+
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    })
+    .take(len)
+    .collect()
+}
+
+fn vdi(n: u32) -> String {
+    format!("98de866e-b035-4b1a-a571-{n:012}")
+}
+
+/// The bytes of a disk that may have been rounded up with zeroes.
+fn same_disk(got: &[u8], wanted: &[u8]) {
+    assert!(got.len() >= wanted.len(), "{} bytes of {}", got.len(), wanted.len());
+    assert!(got[..wanted.len()] == *wanted, "contents differ");
+    assert!(got[wanted.len()..].iter().all(|b| *b == 0), "what was added is not zero");
+}
+
+#[test]
+fn what_goes_in_comes_out_through_files_and_pipes() {
+    let scene = Scene::new();
+    let disk = scene.disk();
+    for (n, format) in [(1, "raw"), (2, "vhd")] {
+        scene.sm(&["vdi_import", SR, &vdi(n), "disk.raw", "--type", format]).assert().success();
+        same_disk(&scene.export(&vdi(n), "raw"), &disk);
+        let stream = scene.export(&vdi(n), "vhd");
+        for (m, format) in [(10 + n, "raw"), (20 + n, "vhd")] {
+            scene
+                .sm(&["vdi_import", SR, &vdi(m), "-", "--file-type", "vhd", "--type", format])
+                .write_stdin(stream.clone())
+                .assert()
+                .success();
+            same_disk(&scene.export(&vdi(m), "raw"), &disk);
+        }
+        let size = format!("{}B", disk.len());
+        scene
+            .sm(&["vdi_import", SR, &vdi(30 + n), "-", "--size", &size, "--type", format])
+            .write_stdin(disk.clone())
+            .assert()
+            .success();
+        same_disk(&scene.export(&vdi(30 + n), "raw"), &disk);
+    }
+}
+
+#[test]
+fn holes_stay_holes() {
+    let scene = Scene::new();
+    scene.disk();
+    scene.sm(&["vdi_import", SR, &vdi(1), "disk.raw", "--type", "raw"]).assert().success();
+    scene.sm(&["vdi_export", SR, &vdi(1), "out.raw"]).assert().success();
+    let allocated = |path: PathBuf| fs::metadata(path).unwrap().blocks() * 512;
+    assert!(allocated(scene.path(&format!("sr/{}.raw", vdi(1)))) < 4 * MIB);
+    assert!(allocated(scene.path("out.raw")) < 4 * MIB);
+}
+
+#[test]
+fn qemu_reads_what_is_exported_and_what_it_writes_is_imported() {
+    let scene = Scene::new();
+    let disk = scene.disk();
+    let qemu_img = |args: &[&str]| {
+        Command::new("qemu-img").args(args).current_dir(scene.scratch.path()).assert().success();
+    };
+    scene.sm(&["vdi_import", SR, &vdi(1), "disk.raw", "--type", "vhd"]).assert().success();
+    scene.sm(&["vdi_export", SR, &vdi(1), "out.vhd"]).assert().success();
+    qemu_img(&["compare", "-f", "vpc", "-F", "raw", "out.vhd", "disk.raw"]);
+    qemu_img(&["convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on", "disk.raw", "qemu.vhd"]);
+    scene.sm(&["vdi_import", SR, &vdi(2), "qemu.vhd", "--type", "raw"]).assert().success();
+    same_disk(&scene.export(&vdi(2), "raw"), &disk);
+}
+
+#[test]
+fn a_snapshot_and_its_origin_export_what_each_holds() {
+    let scene = Scene::new();
+    let disk = scene.disk();
+    scene.sm(&["vdi_import", SR, &vdi(1), "disk.raw", "--type", "vhd"]).assert().success();
+    scene.sm(&["vdi_snapshot", SR, &vdi(1), &vdi(2)]).assert().success();
+    scene.sm(&["vdi_clone", SR, &vdi(2), &vdi(3)]).assert().success();
+    for n in 1..=3 {
+        same_disk(&scene.export(&vdi(n), "raw"), &disk);
+    }
+    // The chain is exported as one image without a parent.
+    scene
+        .sm(&["vdi_import", SR, &vdi(4), "-", "--file-type", "vhd"])
+        .write_stdin(scene.export(&vdi(3), "vhd"))
+        .assert()
+        .success();
+    same_disk(&scene.export(&vdi(4), "raw"), &disk);
+}
+
+#[test]
+fn what_is_refused_leaves_nothing() {
+    let scene = Scene::new();
+    let disk = scene.disk();
+    scene.sm(&["vdi_import", SR, &vdi(1), "disk.raw", "--type", "vhd"]).assert().success();
+    let vhd = scene.export(&vdi(1), "vhd");
+    let listing = || {
+        let mut names: Vec<_> = fs::read_dir(scene.path("sr")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = listing();
+    let refused = |args: &[&str], input: &[u8], name: &str| {
+        let mut words = vec!["vdi_import", SR];
+        let new = vdi(2);
+        words.push(&new);
+        words.extend(args);
+        let output = scene.sm(&words).write_stdin(input).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.starts_with(name) && stderr.lines().count() == 1, "{args:?}: {stderr:?}");
+        assert!(output.stdout.is_empty());
+        assert_eq!(listing(), before, "{args:?}");
+    };
+    refused(&["-"], b"", "EINVAL: ");
+    refused(&["-", "--size", "1"], &disk, "E2BIG: ");
+    refused(&["-", "--file-type", "vhd"], &vhd[..vhd.len() / 2], "EIO: ");
+    refused(&["-", "--file-type", "vhd"], &disk, "EIO: ");
+    refused(&["-", "--file-type", "qcow2"], b"QFI", "EPERM: ");
+    refused(&["missing.raw"], b"", "EIO: ");
+    // An exported file is never overwritten, and a failed export leaves none.
+    scene.sm(&["vdi_export", SR, &vdi(1), "disk.raw"]).assert().code(22);
+    scene.sm(&["vdi_export", SR, &vdi(9), "none.raw"]).assert().code(101);
+    assert!(!scene.path("none.raw").exists() && !scene.path("none.raw.part").exists());
+    assert!(fs::read(scene.path("disk.raw")).unwrap() == disk);
+}

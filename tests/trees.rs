@@ -1,0 +1,190 @@
+//! Trees of VHDs against a model: whatever is cloned, snapshot, grown, deleted and collected, every disk holds what
+//! was written to it, and nothing is left of what nobody needs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use xcp_sm::call::{self, Call, Context, Reply};
+use xcp_sm::image::vhd::{Chain, FilePlace, Parent, ParentInfo};
+use xcp_sm::sr::file::DRIVER;
+use xcp_sm::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrUuid, Tagged, VdiInfo, VdiUuid};
+
+const MIB: usize = 1 << 20;
+
+struct Model {
+    scratch: tempfile::TempDir,
+    sr: SrUuid,
+    disks: BTreeMap<VdiUuid, Vec<u8>>,
+    next: u32,
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write { disk: usize, at: usize, len: usize, seed: u8 },
+    Clone { disk: usize },
+    Snapshot { disk: usize },
+    Grow { disk: usize },
+    Delete { disk: usize },
+    Collect,
+    Attach,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let disk = 0..1000usize;
+    prop_oneof![
+        6 => (disk.clone(), 0..6 * MIB, 1..300_000usize, 1u8..).prop_map(|(disk, at, len, seed)| Op::Write { disk, at, len, seed }),
+        3 => disk.clone().prop_map(|disk| Op::Clone { disk }),
+        3 => disk.clone().prop_map(|disk| Op::Snapshot { disk }),
+        1 => disk.clone().prop_map(|disk| Op::Grow { disk }),
+        3 => disk.prop_map(|disk| Op::Delete { disk }),
+        2 => Just(Op::Collect),
+        1 => Just(Op::Attach),
+    ]
+}
+
+impl Model {
+    fn new() -> Model {
+        let mut model =
+            Model { scratch: tempfile::tempdir().unwrap(), sr: SrUuid::random(), disks: BTreeMap::new(), next: 0 };
+        model.run(Call::SrCreate { size: None });
+        let vdi = model.new_uuid();
+        let new = NewVdi { vdi, virtual_size: 4 * MIB as u64, format: Some(Format::Vhd), params: Params::default() };
+        model.run(Call::VdiCreate(new));
+        model.disks.insert(vdi, vec![0; 4 * MIB]);
+        model
+    }
+
+    fn new_uuid(&mut self) -> VdiUuid {
+        self.next += 1;
+        format!("98de866e-b035-4b1a-a571-{:012}", self.next).parse().unwrap()
+    }
+
+    fn dir(&self) -> std::path::PathBuf {
+        self.scratch.path().join("sr")
+    }
+
+    fn try_run(&self, call: &Call) -> xcp_sm::Result<Reply> {
+        let config = DeviceConfig::from([("location", self.dir().to_str().unwrap())]);
+        let context = Context { deadline: Instant::now() + Duration::from_secs(10), progress: &|_, _| {} };
+        call::run(&DRIVER, self.sr, &config, call, &context)
+    }
+
+    fn run(&self, call: Call) -> Reply {
+        self.try_run(&call).unwrap_or_else(|e| panic!("{call:?}: {}", xcp_sm::error::one_line(&e)))
+    }
+
+    fn pick(&self, n: usize) -> Option<VdiUuid> {
+        self.disks.keys().nth(n % self.disks.len().max(1)).copied()
+    }
+
+    fn apply(&mut self, op: &Op) {
+        match *op {
+            Op::Write { disk, at, len, seed } => {
+                let Some(vdi) = self.pick(disk) else { return };
+                let model = self.disks.get_mut(&vdi).unwrap();
+                let start = (at % model.len()) / 512 * 512;
+                let end = (start + len.next_multiple_of(512)).min(model.len());
+                let bytes: Vec<u8> = (start..end).map(|n| (n / 512) as u8 ^ seed).collect();
+                model[start..end].copy_from_slice(&bytes);
+                let chain = open(&self.dir(), vdi, Mode::ReadWrite);
+                chain.write_at(&bytes, start as u64).unwrap();
+                chain.close().unwrap();
+            }
+            Op::Clone { disk } | Op::Snapshot { disk } => {
+                let Some(source) = self.pick(disk) else { return };
+                let dest = self.new_uuid();
+                let call = match op {
+                    Op::Clone { .. } => Call::VdiClone { source, dest },
+                    _ => Call::VdiSnapshot { source, dest },
+                };
+                match self.try_run(&call) {
+                    Ok(_) => drop(self.disks.insert(dest, self.disks[&source].clone())),
+                    Err(xcp_sm::Error::ChainTooLong { .. }) => {}
+                    Err(e) => panic!("{}", xcp_sm::error::one_line(&e)),
+                }
+            }
+            Op::Grow { disk } => {
+                let Some(vdi) = self.pick(disk) else { return };
+                let size = self.disks[&vdi].len() + 3 * MIB;
+                self.run(Call::VdiResize { vdi, size: size as u64, allow_shrink: false });
+                let rounded = size.next_multiple_of(2 * MIB);
+                self.disks.get_mut(&vdi).unwrap().resize(rounded, 0);
+            }
+            Op::Delete { disk } => {
+                let Some(vdi) = self.pick(disk) else { return };
+                self.run(Call::VdiDelete { vdi });
+                self.disks.remove(&vdi);
+            }
+            Op::Collect => {
+                self.run(Call::SrCollect);
+                self.no_base_has_one_child();
+            }
+            Op::Attach => drop(self.run(Call::SrAttach)),
+        }
+    }
+
+    fn scan(&self) -> Vec<VdiInfo> {
+        let Reply::Sr(info) = self.run(Call::SrScan) else { panic!("sr_scan answers with an SR") };
+        info.vdis
+            .into_iter()
+            .map(|tagged| if let Tagged::Vdi(vdi) = tagged { vdi } else { panic!("not a VDI") })
+            .collect()
+    }
+
+    fn no_base_has_one_child(&self) {
+        for base in self.scan().iter().filter(|vdi| vdi.hidden) {
+            assert!(base.children.len() > 1, "{} was not merged with its only child", base.uuid);
+        }
+    }
+
+    fn check(&self) {
+        let visible: BTreeMap<VdiUuid, u64> =
+            self.scan().iter().filter(|v| !v.hidden).map(|v| (v.uuid, v.virtual_size)).collect();
+        let wanted: BTreeMap<VdiUuid, u64> = self.disks.iter().map(|(v, bytes)| (*v, bytes.len() as u64)).collect();
+        assert_eq!(visible, wanted);
+        for (vdi, wanted) in &self.disks {
+            let mut got = vec![0; wanted.len()];
+            open(&self.dir(), *vdi, Mode::ReadOnly).read_at(&mut got, 0).unwrap();
+            assert!(got == *wanted, "VDI {vdi} holds something else");
+        }
+        if self.disks.is_empty() {
+            let images = fs::read_dir(self.dir())
+                .unwrap()
+                .filter(|e| e.as_ref().unwrap().path().extension().is_some_and(|extension| extension == "vhd"));
+            assert_eq!(images.count(), 0, "images are left of deleted disks");
+        }
+    }
+}
+
+fn open(dir: &Path, vdi: VdiUuid, mode: Mode) -> Chain {
+    let place = |name: String, mode| Arc::new(FilePlace::open(dir.join(name), mode).unwrap());
+    let resolve = |link: &ParentInfo| Ok(Parent::Vhd(place(link.file_name().unwrap().to_owned(), Mode::ReadOnly)));
+    Chain::open(place(format!("{vdi}.vhd"), mode), mode, resolve).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_disk_holds_what_was_written_to_it(ops in prop::collection::vec(op(), 1..40)) {
+        // SAFETY: tests of this file are the only threads, and all set the same.
+        unsafe { std::env::set_var("XCP_SM_RUN_DIR", std::env::temp_dir().join(format!("sm-trees.{}", std::process::id()))) };
+        let mut model = Model::new();
+        for op in &ops {
+            model.apply(op);
+        }
+        model.check();
+        model.run(Call::SrCollect);
+        model.no_base_has_one_child();
+        model.check();
+        while let Some(vdi) = model.pick(0) {
+            model.run(Call::VdiDelete { vdi });
+            model.disks.remove(&vdi);
+        }
+        model.check();
+    }
+}
