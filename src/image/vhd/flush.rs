@@ -25,7 +25,7 @@ impl Image {
     /// data that is. Without new bits or blocks, one sync is all.
     ///
     /// # Errors
-    /// [`Error::Io`]. After a failed write (no space) it may be called again; after a failed sync the image is
+    /// [`Error::Io`](crate::Error::Io). After a failed write (no space) it may be called again; after a failed sync the image is
     /// read-only.
     pub fn flush(&self) -> Result<()> {
         if self.mode == Mode::ReadOnly {
@@ -135,7 +135,7 @@ impl Image {
     /// write to such an image. An image that is dropped without this is as after a crash.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`](crate::Error::Io).
     pub fn close(self) -> Result<()> {
         if self.mode == Mode::ReadOnly {
             return Ok(());
