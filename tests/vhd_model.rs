@@ -268,6 +268,26 @@ fn what_was_never_flushed_leaves_no_trace_in_a_new_block() {
     assert!(!fs::read(&path).unwrap().windows(16).any(|bytes| bytes == [0x77; 16]));
 }
 
+/// tapdisk that was killed leaves no footer at the end; libvhd then reads zeros for the last sector.
+#[test]
+fn closing_restores_a_lost_footer() {
+    let dir = Dir::new();
+    let path = dir.at("a.vhd");
+    create(&path, 8 * MIB);
+    let chain = open(&path, Mode::ReadWrite);
+    chain.write_at(&vec![0x77; 2 << 20], 0).unwrap();
+    chain.close().unwrap();
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() - 512]).unwrap();
+    let image: std::sync::Arc<dyn vhd::Place> = place(&path);
+    assert_eq!(vhd::check(&image, CheckOptions { in_use: true, ..Default::default() }).unwrap(), Vec::<String>::new());
+    assert_eq!(vhd::check(&image, CheckOptions::default()).unwrap().len(), 1);
+    let chain = open(&path, Mode::ReadWrite);
+    assert!(read_all(&chain)[..2 << 20].iter().all(|b| *b == 0x77));
+    chain.close().unwrap();
+    assert!(fs::read(&path).unwrap() == whole);
+}
+
 #[test]
 fn several_threads_write_one_image() {
     let dir = Dir::new();

@@ -1,14 +1,15 @@
 //! Changes to the headers of an image: hidden, marker, parent.
 
 use std::io;
+use std::sync::Arc;
 
 use super::create::ParentLink;
-use super::image::read_batmap_header;
+use super::image::{Image, read_batmap_header};
 use super::locator::Encoded;
 use super::query::{Meta, last_footer};
 use super::{Kind, Place, SECTOR};
 use crate::error::{Error, Result};
-use crate::types::Done;
+use crate::types::{Done, Mode};
 
 /// Hides an image, or shows it again.
 ///
@@ -17,6 +18,8 @@ use crate::types::Done;
 ///
 /// A crash between them leaves the old word in force; call it again. If there is no space left for 1 (thin
 /// substrates), hiding goes on with 2 alone, so that a full SR can still delete.
+///
+/// Nobody else may write to the image: a block allocated at this moment would lie where 1 writes.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Damaged`].
@@ -127,4 +130,24 @@ pub fn set_parent(place: &dyn Place, parent: &ParentLink) -> Result<Done> {
     place.put(&new.0[first * 512..(last + 1) * 512], meta.footer.data_offset() + first as u64 * SECTOR)?;
     place.flush()?;
     Ok(Done::Changed)
+}
+
+/// Writes the primary footer where a device of `bytes` has it: before it shrinks, or after it grew. One write of a
+/// sector; the backup footer, which has the word, stays. Idempotent.
+///
+/// # Errors
+/// [`Error::Invalid`] if the image needs more bytes ([`Image::physical_size`]) or the device has less; those of
+/// [`Image::open`].
+pub fn set_physical_size(place: &Arc<dyn Place>, bytes: u64) -> Result<()> {
+    let image = Image::open(place.clone(), Mode::ReadOnly)?;
+    let size = place.len()?;
+    if !bytes.is_multiple_of(SECTOR) || bytes < image.physical_size() || (place.is_device() && bytes > size) {
+        return Err(Error::Invalid {
+            what: "physical size",
+            value: bytes.to_string(),
+            expected: format!("expected a multiple of 512 from {} to {size}", image.physical_size()),
+        });
+    }
+    place.put(&image.footer().0, bytes - SECTOR)?;
+    place.flush()
 }

@@ -13,7 +13,7 @@ use super::{BLOCK, Place, SECTOR, SECTORS};
 use crate::error::Result;
 use crate::types::Mode;
 
-/// What [`check`] looks at beyond the headers and tables.
+/// What [`check()`] looks at beyond the headers and tables.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CheckOptions<'a> {
     /// The image may be in use, and so without a footer at its end.

@@ -59,7 +59,7 @@ pub fn create(place: &dyn Place, new: &NewImage) -> Result<Info> {
 }
 
 /// Makes a differencing image: what is not written to it is read from the parent. Same order and errors as
-/// [`create`], and [`Error::Invalid`] for a path that cannot be stored.
+/// [`create()`], and [`Error::Invalid`] for a path that cannot be stored.
 pub fn create_child(place: &dyn Place, new: &NewImage, parent: &ParentLink) -> Result<Info> {
     if parent.uuid.is_some_and(|uuid| uuid.is_nil()) {
         return Err(Error::Invalid {
@@ -144,7 +144,7 @@ fn sparse(place: &dyn Place, new: &NewImage, parent: Option<&ParentLink>) -> Res
 /// Makes a fixed image: zeros and a footer. A file stays sparse, a device is zeroed.
 ///
 /// # Errors
-/// As [`create`].
+/// As [`create()`].
 pub fn create_fixed(place: &dyn Place, new: &NewImage) -> Result<Info> {
     check_size("virtual size", new.virtual_size)?;
     let mut footer = Footer::new(Kind::Fixed, new.virtual_size, new.uuid, new.timestamp);

@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::batmap::{BatmapHeader, map_bytes};
+use super::batmap::BatmapHeader;
 use super::bitmap::Bitmap;
 use super::footer::{Footer, Kind};
 use super::header::{HEADER, Header};
@@ -38,36 +38,36 @@ const DIRTY_LIMIT: usize = 32 << 10;
 /// An opened image; see the module.
 #[derive(Debug)]
 pub struct Image {
-    place: Arc<dyn Place>,
-    mode: Mode,
-    meta: Meta,
-    header: Header,
+    pub(super) place: Arc<dyn Place>,
+    pub(super) mode: Mode,
+    pub(super) meta: Meta,
+    pub(super) header: Header,
     /// First byte that may hold a block.
     headers_end: u64,
-    batmap: Option<BatmapHeader>,
+    pub(super) batmap: Option<BatmapHeader>,
     /// The batmap on disk was damaged or is to be written for another reason.
-    batmap_stale: AtomicBool,
+    pub(super) batmap_stale: AtomicBool,
     /// Sector of each block's bitmap.
-    bat: Box<[AtomicU32]>,
+    pub(super) bat: Box<[AtomicU32]>,
     /// One bit per block: every sector is here.
     full: Box<[AtomicU64]>,
-    shards: [Mutex<Shard>; SHARDS],
-    dirty: AtomicUsize,
-    alloc: Mutex<Alloc>,
-    flushing: Mutex<()>,
-    written: AtomicBool,
-    failed: AtomicBool,
+    pub(super) shards: [Mutex<Shard>; SHARDS],
+    pub(super) dirty: AtomicUsize,
+    pub(super) alloc: Mutex<Alloc>,
+    pub(super) flushing: Mutex<()>,
+    pub(super) written: AtomicBool,
+    pub(super) failed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct Shard(HashMap<u32, Entry>);
+pub(super) struct Shard(pub(super) HashMap<u32, Entry>);
 
-struct Entry {
-    map: Bitmap,
+pub(super) struct Entry {
+    pub(super) map: Bitmap,
     /// Differs from the disk.
-    dirty: bool,
+    pub(super) dirty: bool,
     /// A flush is writing an earlier state of it.
-    writing: bool,
+    pub(super) writing: bool,
 }
 
 impl std::fmt::Debug for Entry {
@@ -77,11 +77,11 @@ impl std::fmt::Debug for Entry {
 }
 
 #[derive(Debug)]
-struct Alloc {
+pub(super) struct Alloc {
     /// End of data, sectors.
-    end: u64,
+    pub(super) end: u64,
     /// Allocated, but not in the BAT on disk.
-    fresh: BTreeSet<u32>,
+    pub(super) fresh: BTreeSet<u32>,
     /// A file's tail past end of data and footer was dropped.
     trimmed: bool,
 }
@@ -95,7 +95,7 @@ pub(crate) enum Lookup {
     Mixed(u64, Box<Bitmap>),
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -253,11 +253,11 @@ impl Image {
         self.bat.get(block as usize).map(|e| e.load(Acquire)).filter(|e| *e != UNUSED)
     }
 
-    fn is_full(&self, block: u32) -> bool {
+    pub(super) fn is_full(&self, block: u32) -> bool {
         self.full[block as usize / 64].load(Acquire) >> (block % 64) & 1 == 1
     }
 
-    fn shard(&self, block: u32) -> MutexGuard<'_, Shard> {
+    pub(super) fn shard(&self, block: u32) -> MutexGuard<'_, Shard> {
         lock(&self.shards[block as usize % SHARDS])
     }
 
@@ -289,7 +289,7 @@ impl Image {
         Ok(if map.is_empty() { Lookup::Absent } else { Lookup::Mixed(data, Box::new(map)) })
     }
 
-    fn check_writable(&self) -> Result<()> {
+    pub(super) fn check_writable(&self) -> Result<()> {
         if self.mode == Mode::ReadOnly {
             return Err(self.place.fail("write")(io::Error::from_raw_os_error(nix::libc::EROFS)));
         }
@@ -320,7 +320,7 @@ impl Image {
     }
 
     /// Sets a block's room aside behind the end of data, and behind byte `room`; returns the sector of its bitmap.
-    fn allocate(&self, alloc: &mut Alloc, room: u64) -> Result<u32> {
+    pub(super) fn allocate(&self, alloc: &mut Alloc, room: u64) -> Result<u32> {
         let place = &*self.place;
         // The data, one sector behind the bitmap, starts at a multiple of 4 KiB.
         let bitmap = (alloc.end.max(room.div_ceil(SECTOR)) + 1).next_multiple_of(8) - 1;
@@ -404,170 +404,6 @@ impl Image {
                 map.runs(sectors).filter(|(_, here)| *here).try_for_each(|(run, _)| punch(data, run))
             }
         }
-    }
-
-    /// Makes everything written before survive a crash.
-    ///
-    /// 1. Write the bitmaps of blocks that are new, and (files) a footer behind the last of them. No BAT entry
-    ///    leads there yet.
-    /// 2. Sync: all data written before is on disk.
-    /// 3. Write the BAT entries of the new blocks, each within one sector, and the changed bitmaps of the others.
-    /// 4. Sync.
-    ///
-    /// A crash before 3 leaves the image as the last flush left it. Within 3 to 4, any subset of the sectors may
-    /// have reached the disk, and each is true by itself: an entry leads to a bitmap that is on disk, a bit to
-    /// data that is. Without new bits or blocks, one sync is all.
-    ///
-    /// # Errors
-    /// [`Error::Io`]. After a failed write (no space) it may be called again; after a failed sync the image is
-    /// read-only.
-    pub fn flush(&self) -> Result<()> {
-        if self.mode == Mode::ReadOnly {
-            return Ok(());
-        }
-        let _one = lock(&self.flushing);
-        self.check_writable()?;
-        let (fresh, end) = {
-            let alloc = lock(&self.alloc);
-            (alloc.fresh.clone(), alloc.end)
-        };
-        let mut changed = Vec::new();
-        if self.dirty.load(Acquire) > 0 {
-            for shard in &self.shards {
-                for (block, entry) in &mut lock(shard).0 {
-                    if entry.dirty {
-                        (entry.dirty, entry.writing) = (false, true);
-                        changed.push((*block, entry.map.clone()));
-                    }
-                }
-            }
-            self.dirty.fetch_sub(changed.len(), AcqRel);
-            changed.sort_unstable_by_key(|(block, _)| *block);
-        }
-        let outcome = self.publish(&fresh, end, &changed);
-        for (block, _) in &changed {
-            if let Some(entry) = self.shard(*block).0.get_mut(block) {
-                entry.writing = false;
-                if outcome.is_err() && !entry.dirty {
-                    entry.dirty = true;
-                    self.dirty.fetch_add(1, AcqRel);
-                }
-            }
-        }
-        outcome
-    }
-
-    /// Copies a block behind the end of data, and behind `room`. The new place is not in the BAT on disk until
-    /// [`Image::publish_bat`], to be called after a sync. Nobody else may use the image.
-    pub(crate) fn relocate(&self, block: u32, room: u64) -> Result<()> {
-        let Some(old) = self.entry(block) else { return Ok(()) };
-        let new = self.allocate(&mut lock(&self.alloc), room)?;
-        let from = u64::from(old) * SECTOR;
-        self.place.copy_to(from, SECTOR + BLOCK, &*self.place, u64::from(new) * SECTOR, &mut Vec::new())?;
-        self.bat[block as usize].store(new, Release);
-        Ok(())
-    }
-
-    /// Writes the BAT entries of `blocks`, in ascending order; sync.
-    pub(crate) fn publish_bat(&self, blocks: &[u32]) -> Result<()> {
-        self.put_entries(blocks.iter().copied())?;
-        self.place.flush()
-    }
-
-    /// Writes BAT entries, runs of them together but each write within one sector.
-    fn put_entries(&self, blocks: impl Iterator<Item = u32>) -> Result<()> {
-        let mut rest = blocks.peekable();
-        while let Some(first) = rest.next() {
-            let mut last = first;
-            while let Some(next) = rest.next_if(|next| *next == last + 1 && next / 128 == first / 128) {
-                last = next;
-            }
-            let entries: Vec<u8> =
-                (first..=last).flat_map(|b| self.bat[b as usize].load(Acquire).to_be_bytes()).collect();
-            self.place.put(&entries, self.header.table_offset() + u64::from(first) * 4)?;
-        }
-        Ok(())
-    }
-
-    fn publish(&self, fresh: &BTreeSet<u32>, end: u64, changed: &[(u32, Bitmap)]) -> Result<()> {
-        let place = &*self.place;
-        let sync = || place.flush().inspect_err(|_| self.failed.store(true, Release));
-        let put = |block: &u32, map: &Bitmap| match self.entry(*block) {
-            Some(entry) => place.put(&map.to_bytes(), u64::from(entry) * SECTOR),
-            None => Ok(()),
-        };
-        let (new, old): (Vec<_>, Vec<_>) = changed.iter().partition(|(block, _)| fresh.contains(block));
-        for (block, map) in &new {
-            put(block, map)?;
-        }
-        if !fresh.is_empty() && !place.is_device() {
-            place.put(&self.meta.footer.0, end * SECTOR)?;
-        }
-        sync()?;
-        if fresh.is_empty() && old.is_empty() {
-            return Ok(());
-        }
-        for (block, map) in &old {
-            put(block, map)?;
-        }
-        self.put_entries(fresh.iter().copied())?;
-        sync()?;
-        let mut alloc = lock(&self.alloc);
-        alloc.fresh.retain(|block| !fresh.contains(block));
-        Ok(())
-    }
-
-    /// Flushes, and writes what only a closed image has on disk:
-    ///
-    /// 1. [`Image::flush`].
-    /// 2. The footer behind the last block, where a file then ends; the batmap, then its header with the checksum;
-    ///    sync.
-    ///
-    /// A crash before 2 leaves an older batmap, which is right as far as it goes; within 2, perhaps a batmap of
-    /// wrong checksum: it counts as empty here and is written anew by the next close, while libvhd refuses to
-    /// write to such an image. An image that is dropped without this is as after a crash.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn close(self) -> Result<()> {
-        if self.mode == Mode::ReadOnly {
-            return Ok(());
-        }
-        self.flush()?;
-        if !self.written.load(Acquire) && !self.batmap_stale.load(Acquire) {
-            return Ok(());
-        }
-        let place = &*self.place;
-        if !place.is_device() {
-            let end = lock(&self.alloc).end * SECTOR;
-            place.put(&self.meta.footer.0, end)?;
-            if place.len()? > end + SECTOR {
-                place.resize_to(end + SECTOR)?;
-            }
-        }
-        if let Some(header) = &self.batmap {
-            let map = self.full_map();
-            let mut new = header.clone();
-            new.seal(&map);
-            if map.len() as u64 <= u64::from(header.sectors()) * SECTOR
-                && (new != *header || self.batmap_stale.load(Acquire))
-            {
-                place.put(&map, header.map_offset())?;
-                place.put(&new.0, self.header.bat_end())?;
-            }
-        }
-        place.flush()
-    }
-
-    /// The batmap as it should be: a bit for each block known to be full, within the bytes that are summed.
-    fn full_map(&self) -> Vec<u8> {
-        let mut map = vec![0; map_bytes(self.virtual_size())];
-        for block in (0..self.blocks()).filter(|b| self.entry(*b).is_some() && self.is_full(*b)) {
-            if let Some(byte) = map.get_mut(block as usize / 8) {
-                *byte |= 0x80 >> (block % 8);
-            }
-        }
-        map
     }
 }
 

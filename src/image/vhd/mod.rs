@@ -6,20 +6,21 @@
 //!
 //! | to | use |
 //! |---|---|
-//! | make an image | [`create`], [`create_child`], [`create_fixed`] |
-//! | ask what it is, by one read | [`query`] |
+//! | make an image | [`create()`], [`create_child`], [`create_fixed`] |
+//! | ask what it is, by one read | [`query()`] |
 //! | read and write the disk | [`Chain::open`], then [`Chain::read_at`], [`Chain::write_at`], [`Chain::flush`] … |
 //! | list what is allocated | [`Chain::extents`] |
 //! | hide, mark, change the parent | [`set_hidden`], [`set_marker`], [`set_parent`] |
-//! | grow | [`resize`] |
-//! | copy a child into its parent | [`coalesce`] |
-//! | look for damage, and mend it | [`check`], [`repair`] |
+//! | grow | [`resize()`] |
+//! | move the last footer, on a device that changes its size | [`set_physical_size`] |
+//! | copy a child into its parent | [`coalesce()`] |
+//! | look for damage, and mend it | [`check()`], [`repair`] |
 //!
 //! # Layout
 //!
 //! | at | what |
 //! |---|---|
-//! | 0 | footer, the copy that has the word ([`query`]) |
+//! | 0 | footer, the copy that has the word ([`query()`]) |
 //! | 512 | header: where the BAT is, who the parent is |
 //! | 1,536 | BAT: for each block of 2 MiB the sector where it is, or all ones |
 //! | behind the BAT | batmap header, batmap |
@@ -36,8 +37,8 @@
 //! 5. The footer at the end is optional: new blocks overwrite it.
 //!
 //! Hence a crash at any time leaves each sector as it was at the last flush or as it was written since. The steps and
-//! what a crash leaves between them are told where they are taken: [`create`], [`Image::flush`], [`Image::close`],
-//! [`set_hidden`], [`set_parent`], [`resize`](mod@resize), [`coalesce`](mod@coalesce), [`repair`].
+//! what a crash leaves between them are told where they are taken: [`create()`], [`Image::flush`], [`Image::close`],
+//! [`set_hidden`], [`set_parent`], [`resize()`], [`coalesce()`], [`repair`].
 
 mod batmap;
 mod bitmap;
@@ -46,6 +47,7 @@ mod change;
 mod check;
 mod coalesce;
 mod create;
+mod flush;
 mod footer;
 mod header;
 mod image;
@@ -57,7 +59,7 @@ mod resize;
 mod stream;
 
 pub use chain::{Chain, Extent, MAX_DEPTH, Parent};
-pub use change::{marker, set_hidden, set_marker, set_parent};
+pub use change::{marker, set_hidden, set_marker, set_parent, set_physical_size};
 pub use check::{CheckOptions, check, repair};
 pub use coalesce::{Target, coalesce};
 pub use create::{NewImage, ParentLink, create, create_child, create_fixed};

@@ -157,3 +157,56 @@ pub fn query(place: &dyn Place) -> Result<Info> {
 pub(crate) fn blocks(size: u64) -> Option<u32> {
     (size <= MAX_READ_SIZE).then(|| size.div_ceil(BLOCK) as u32)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::{FilePlace, Image, NewImage, create, create_fixed};
+    use super::*;
+    use crate::types::Mode;
+
+    fn place() -> Arc<dyn Place> {
+        Arc::new(FilePlace::new(tempfile::tempfile().unwrap(), "test.vhd").unwrap())
+    }
+
+    #[test]
+    fn either_footer_will_do() {
+        let place = place();
+        let info = create(&*place, &NewImage::new(100 << 20)).unwrap();
+        assert_eq!((info.virtual_size, info.max_blocks, info.block_size), (100 << 20, 50, 2 << 20));
+        let size = place.len().unwrap();
+        let mut footer = [0; 512];
+        place.get(&mut footer, 0).unwrap();
+        place.put(&[0; 512], 0).unwrap();
+        assert_eq!(query(&*place).unwrap(), info);
+        place.put(&footer, 0).unwrap();
+        place.put(&[0; 512], size - 512).unwrap();
+        assert_eq!(query(&*place).unwrap(), info);
+        place.put(&[0; 512], 0).unwrap();
+        assert!(query(&*place).unwrap_err().to_string().contains("no valid VHD footer"));
+    }
+
+    #[test]
+    fn the_footer_of_511_bytes_is_read() {
+        let place = place();
+        let info = create_fixed(&*place, &NewImage::new(2 << 20)).unwrap();
+        assert_eq!((info.kind, info.max_blocks), (Kind::Fixed, 0));
+        place.resize_to((2 << 20) + 511).unwrap();
+        assert_eq!(query(&*place).unwrap(), info);
+    }
+
+    #[test]
+    fn a_poisoned_image_can_only_be_looked_at() {
+        let place = place();
+        create(&*place, &NewImage::new(2 << 20)).unwrap();
+        let mut footer = [0; 512];
+        place.get(&mut footer, 0).unwrap();
+        footer[..8].copy_from_slice(super::super::footer::POISON);
+        let sum = super::super::byte_sum(&footer) - super::super::byte_sum(&footer[0x40..0x44]);
+        super::super::put32(&mut footer, 0x40, !sum);
+        place.put(&footer, 0).unwrap();
+        assert!(query(&*place).unwrap().poisoned);
+        assert!(Image::open(place, Mode::ReadOnly).unwrap_err().to_string().contains("revert"));
+    }
+}

@@ -8,7 +8,7 @@
 //!    unused.*
 //! 2. Write their BAT entries; sync. *Each block is at its old or its new place.*
 //! 3. Write the new batmap and locators behind the old ones; sync. *Nothing leads there.*
-//! 4. Replace the header ([`super::intent`]): a longer BAT, locators at their new place. *The old or the new tables
+//! 4. Replace the header (`intent.rs`): a longer BAT, locators at their new place. *The old or the new tables
 //!    are in force; a torn header is completed from the intent record. BAT entries past the current size hold
 //!    what was there before; nobody reads them.*
 //! 5. If the new batmap and locators would overlap the old ones, 3 and 4 made a longer BAT than wanted, and are

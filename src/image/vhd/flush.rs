@@ -1,0 +1,180 @@
+//! What makes the writes to an image survive: the order in which bitmaps, BAT entries, footer and batmap reach the
+//! disk.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering::*;
+
+use super::batmap::map_bytes;
+use super::bitmap::Bitmap;
+use super::image::{Image, lock};
+use super::{BLOCK, SECTOR};
+use crate::error::Result;
+use crate::types::Mode;
+
+impl Image {
+    /// Makes everything written before survive a crash.
+    ///
+    /// 1. Write the bitmaps of blocks that are new, and (files) a footer behind the last of them. No BAT entry
+    ///    leads there yet.
+    /// 2. Sync: all data written before is on disk.
+    /// 3. Write the BAT entries of the new blocks, each within one sector, and the changed bitmaps of the others.
+    /// 4. Sync.
+    ///
+    /// A crash before 3 leaves the image as the last flush left it. Within 3 to 4, any subset of the sectors may
+    /// have reached the disk, and each is true by itself: an entry leads to a bitmap that is on disk, a bit to
+    /// data that is. Without new bits or blocks, one sync is all.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io). After a failed write (no space) it may be called again; after a failed sync the image is
+    /// read-only.
+    pub fn flush(&self) -> Result<()> {
+        if self.mode == Mode::ReadOnly {
+            return Ok(());
+        }
+        let _one = lock(&self.flushing);
+        self.check_writable()?;
+        let (fresh, end) = {
+            let alloc = lock(&self.alloc);
+            (alloc.fresh.clone(), alloc.end)
+        };
+        let mut changed = Vec::new();
+        if self.dirty.load(Acquire) > 0 {
+            for shard in &self.shards {
+                for (block, entry) in &mut lock(shard).0 {
+                    if entry.dirty {
+                        (entry.dirty, entry.writing) = (false, true);
+                        changed.push((*block, entry.map.clone()));
+                    }
+                }
+            }
+            self.dirty.fetch_sub(changed.len(), AcqRel);
+            changed.sort_unstable_by_key(|(block, _)| *block);
+        }
+        let outcome = self.publish(&fresh, end, &changed);
+        for (block, _) in &changed {
+            if let Some(entry) = self.shard(*block).0.get_mut(block) {
+                entry.writing = false;
+                if outcome.is_err() && !entry.dirty {
+                    entry.dirty = true;
+                    self.dirty.fetch_add(1, AcqRel);
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Copies a block behind the end of data, and behind `room`. The new place is not in the BAT on disk until
+    /// [`Image::publish_bat`], to be called after a sync. Nobody else may use the image.
+    pub(crate) fn relocate(&self, block: u32, room: u64) -> Result<()> {
+        let Some(old) = self.entry(block) else { return Ok(()) };
+        let new = self.allocate(&mut lock(&self.alloc), room)?;
+        let from = u64::from(old) * SECTOR;
+        self.place.copy_to(from, SECTOR + BLOCK, &*self.place, u64::from(new) * SECTOR, &mut Vec::new())?;
+        self.bat[block as usize].store(new, Release);
+        Ok(())
+    }
+
+    /// Writes the BAT entries of `blocks`, in ascending order; sync.
+    pub(crate) fn publish_bat(&self, blocks: &[u32]) -> Result<()> {
+        self.put_entries(blocks.iter().copied())?;
+        self.place.flush()
+    }
+
+    /// Writes BAT entries, runs of them together but each write within one sector.
+    fn put_entries(&self, blocks: impl Iterator<Item = u32>) -> Result<()> {
+        let mut rest = blocks.peekable();
+        while let Some(first) = rest.next() {
+            let mut last = first;
+            while let Some(next) = rest.next_if(|next| *next == last + 1 && next / 128 == first / 128) {
+                last = next;
+            }
+            let entries: Vec<u8> =
+                (first..=last).flat_map(|b| self.bat[b as usize].load(Acquire).to_be_bytes()).collect();
+            self.place.put(&entries, self.header.table_offset() + u64::from(first) * 4)?;
+        }
+        Ok(())
+    }
+
+    fn publish(&self, fresh: &BTreeSet<u32>, end: u64, changed: &[(u32, Bitmap)]) -> Result<()> {
+        let place = &*self.place;
+        let sync = || place.flush().inspect_err(|_| self.failed.store(true, Release));
+        let put = |block: &u32, map: &Bitmap| match self.entry(*block) {
+            Some(entry) => place.put(&map.to_bytes(), u64::from(entry) * SECTOR),
+            None => Ok(()),
+        };
+        let (new, old): (Vec<_>, Vec<_>) = changed.iter().partition(|(block, _)| fresh.contains(block));
+        for (block, map) in &new {
+            put(block, map)?;
+        }
+        if !fresh.is_empty() && !place.is_device() {
+            place.put(&self.meta.footer.0, end * SECTOR)?;
+        }
+        sync()?;
+        if fresh.is_empty() && old.is_empty() {
+            return Ok(());
+        }
+        for (block, map) in &old {
+            put(block, map)?;
+        }
+        self.put_entries(fresh.iter().copied())?;
+        sync()?;
+        let mut alloc = lock(&self.alloc);
+        alloc.fresh.retain(|block| !fresh.contains(block));
+        Ok(())
+    }
+
+    /// Flushes, and writes what only a closed image has on disk:
+    ///
+    /// 1. [`Image::flush`].
+    /// 2. The footer behind the last block, where a file then ends, unless it is there (libvhd reads zeros for the
+    ///    last sector of a file that has lost it); the batmap, then its header with the checksum;
+    ///    sync.
+    ///
+    /// A crash before 2 leaves an older batmap, which is right as far as it goes; within 2, perhaps a batmap of
+    /// wrong checksum: it counts as empty here and is written anew by the next close, while libvhd refuses to
+    /// write to such an image. An image that is dropped without this is as after a crash.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io).
+    pub fn close(self) -> Result<()> {
+        if self.mode == Mode::ReadOnly {
+            return Ok(());
+        }
+        self.flush()?;
+        let place = &*self.place;
+        let end = if place.is_device() { place.len()? - SECTOR } else { lock(&self.alloc).end * SECTOR };
+        let mut last = [0; SECTOR as usize];
+        place.get(&mut last, end)?;
+        let footer_is_there = last == self.meta.footer.0 && place.len()? == end + SECTOR;
+        if footer_is_there && !self.written.load(Acquire) && !self.batmap_stale.load(Acquire) {
+            return Ok(());
+        }
+        if !footer_is_there {
+            place.put(&self.meta.footer.0, end)?;
+            place.resize_to(end + SECTOR)?;
+        }
+        if let Some(header) = &self.batmap {
+            let map = self.full_map();
+            let mut new = header.clone();
+            new.seal(&map);
+            if map.len() as u64 <= u64::from(header.sectors()) * SECTOR
+                && (new != *header || self.batmap_stale.load(Acquire))
+            {
+                place.put(&map, header.map_offset())?;
+                place.put(&new.0, self.header.bat_end())?;
+            }
+        }
+        place.flush()
+    }
+
+    /// The batmap as it should be: a bit for each block known to be full, within the bytes that are summed.
+    fn full_map(&self) -> Vec<u8> {
+        let mut map = vec![0; map_bytes(self.virtual_size())];
+        for block in (0..self.blocks()).filter(|b| self.entry(*b).is_some() && self.is_full(*b)) {
+            if let Some(byte) = map.get_mut(block as usize / 8) {
+                *byte |= 0x80 >> (block % 8);
+            }
+        }
+        map
+    }
+}
