@@ -31,6 +31,7 @@ use super::THREADS;
 use super::disk::Disk;
 use crate::error::{Error, Result};
 use crate::sys::loopdev;
+use crate::sys::tool::Tool;
 
 /// First component of the backing file's path.
 pub const ROOT: &str = "sm-datapath";
@@ -88,6 +89,10 @@ impl Export {
         let size = Arc::new(AtomicU64::new(disk.size().unwrap_or(0)));
         let tree = Tree { names, disk: disk.clone(), size: size.clone() };
 
+        if !Path::new(DEVICE).exists() {
+            // On most hosts udev makes the node, and the module comes with its first user.
+            let _ = Tool::new("modprobe").args(["-q", "fuse"]).deadline(Duration::from_secs(10)).run();
+        }
         let channel = OpenOptions::new().read(true).write(true).open(DEVICE).map_err(Error::io("open", DEVICE))?;
         let mounted = Mounted::new(&channel, scratch)?;
         let mut config = Config::default();

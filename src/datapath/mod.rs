@@ -162,6 +162,12 @@ impl Transport {
     }
 }
 
+/// Who has the device open, in the kernel or as a process.
+fn holder(device: &Path) -> Option<String> {
+    let rdev = fs::metadata(device).ok()?.rdev();
+    loopdev::claimed(device, rdev).or_else(|| loopdev::openers(rdev))
+}
+
 /// Takes the device from the kernel.
 fn remove(device: &Path) -> Result<Detached> {
     if device.to_string_lossy().starts_with("/dev/nbd") {
@@ -180,6 +186,12 @@ pub fn detach(path: &Path) -> Result<Detached> {
         Ok(mut client) => client.ask("stop").ok().map(|_| client),
         Err(_) => None,
     };
+    if !found.healthy
+        && let Some(who) = holder(&found.device)
+    {
+        // A loop device whose server is dead can't take a deferred detach back.
+        return Ok(Detached::Busy(who));
+    }
     let detached = remove(&found.device)?;
     if matches!(detached, Detached::Busy(_)) {
         return Ok(detached);
@@ -219,6 +231,12 @@ impl Paused {
         self.resumed = true;
         let size = self.client.ask("resume")?;
         size.parse().map_err(|_| Error::Invalid { what: "size", value: size, expected: "expected a number".to_owned() })
+    }
+
+    /// Ends the conversation without a word, as a process that dies does. For tests.
+    #[doc(hidden)]
+    pub fn abandon(mut self) {
+        self.resumed = true;
     }
 }
 

@@ -1,0 +1,555 @@
+//! Images served as block devices: what their users see, and what is left when it ends, however it ends.
+//!
+//! Needs root. `XCP_SM_DATAPATH` chooses the transport, `tests/guest/nbd.sh` runs this over nbd. Not the standard
+//! harness: a server is this executable, started again.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, FileTypeExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use xcp_sm::datapath::{self, Source};
+use xcp_sm::image::vhd;
+use xcp_sm::sys::loopdev::Detached;
+use xcp_sm::types::{Done, Format, Mode};
+
+const SIZE: u64 = 64 << 20;
+
+const TESTS: &[(&str, fn(&Path))] = &[
+    ("what_is_written_is_read_through_a_chain_and_after_a_new_attach", model),
+    ("a_filesystem_on_it_is_sound", filesystem),
+    ("attach_is_idempotent_whatever_path_leads_there", idempotent),
+    ("detach_names_who_holds_the_device", busy),
+    ("a_read_only_disk_refuses_writes", read_only),
+    ("what_was_flushed_is_in_the_image", flushed),
+    ("a_killed_server_fails_io_is_reported_and_replaced", killed),
+    ("a_killed_server_can_be_detached", killed_then_detached),
+    ("eight_disks_at_once", eight),
+    ("the_device_grows_with_its_image", grown),
+    ("a_snapshot_under_load_loses_nothing", snapshot_under_load),
+    ("a_pause_ends_with_its_maker", pauser_dies),
+    ("a_resume_that_fails_fails_io_and_can_be_mended", failed_resume),
+    ("an_image_that_cannot_be_opened_is_told_at_attach", refused),
+    ("discarded_space_is_given_back", discarded),
+];
+
+fn main() -> ExitCode {
+    if let Some(status) = datapath::main() {
+        return status;
+    }
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    if std::env::args().any(|a| a == "--list") {
+        TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let chosen: Vec<_> = TESTS
+        .iter()
+        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str())))
+        .collect();
+    println!("running {} tests", chosen.len());
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: block devices want root\ntest result: ok. 0 passed; 0 failed; {} ignored", chosen.len());
+        return ExitCode::SUCCESS;
+    }
+    let (mut passed, mut failed) = (0, 0);
+    for (name, test) in chosen {
+        let scratch = tempfile::tempdir().unwrap();
+        // SAFETY: no other thread runs between two tests.
+        unsafe { std::env::set_var(xcp_sm::sys::run_dir::VARIABLE, scratch.path().join("run")) };
+        let directory = scratch.path().join("sr");
+        fs::create_dir(&directory).unwrap();
+        let start = Instant::now();
+        let result = std::panic::catch_unwind(|| {
+            test(&directory);
+            nothing_is_left(scratch.path());
+        });
+        match result {
+            Ok(()) => passed += 1,
+            Err(_) => {
+                failed += 1;
+                clean_up(&directory);
+            }
+        }
+        let verdict = if result.is_ok() { "ok" } else { "FAILED" };
+        println!("test {name} ... {verdict} ({:.1} s)", start.elapsed().as_secs_f32());
+    }
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    println!("test result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn model(sr: &Path) {
+    let image = chain(sr, 3);
+    let device = attach(&image);
+    let mut model = read_all(&device);
+    assert!(model.iter().any(|b| *b != 0), "the parents' data shows through");
+    let mut random = Random(1);
+    for round in 0..4 {
+        let file = File::options().read(true).write(true).open(&device).unwrap();
+        for _ in 0..150 {
+            let offset = random.below(SIZE / 4096) * 4096;
+            let len = ((random.below(64) + 1) * 4096).min(SIZE - offset);
+            let range = offset as usize..(offset + len) as usize;
+            match random.below(10) {
+                0 => {
+                    fallocate(&file, FallocateFlags::FALLOC_FL_ZERO_RANGE, offset as i64, len as i64).unwrap();
+                    model[range].fill(0);
+                }
+                1 => file.sync_all().unwrap(),
+                2..5 => {
+                    let mut got = vec![0; len as usize];
+                    file.read_exact_at(&mut got, offset).unwrap();
+                    assert!(got == model[range], "round {round}: {len} bytes at {offset} differ");
+                }
+                _ => {
+                    let bytes = random.bytes(len as usize);
+                    file.write_all_at(&bytes, offset).unwrap();
+                    model[range].copy_from_slice(&bytes);
+                }
+            }
+        }
+        drop(file);
+        // The last close emptied the device's cache: this comes from the server.
+        assert!(read_all(&device) == model, "round {round}");
+    }
+    detach(&image);
+    assert!(read_image(&image) == model, "in the image");
+    let device = attach(&image);
+    assert!(read_all(&device) == model, "after another attach");
+    detach(&image);
+}
+
+fn filesystem(sr: &Path) {
+    let image = chain(sr, 1);
+    let device = attach(&image);
+    run("mkfs.ext4", &["-q", "-F", device.to_str().unwrap()]);
+    let mounted = sr.join("mnt");
+    fs::create_dir(&mounted).unwrap();
+    run("mount", &[device.to_str().unwrap(), mounted.to_str().unwrap()]);
+    for n in 0..50 {
+        fs::write(mounted.join(n.to_string()), Random(n + 1).bytes(100_000)).unwrap();
+    }
+    assert!(matches!(datapath::detach(&image).unwrap(), Detached::Busy(who) if who.contains("mount")));
+    run("umount", &[mounted.to_str().unwrap()]);
+    detach(&image);
+    let device = attach(&image);
+    run("fsck.ext4", &["-f", "-n", device.to_str().unwrap()]);
+    run("mount", &["-o", "ro", device.to_str().unwrap(), mounted.to_str().unwrap()]);
+    for n in 0..50 {
+        assert!(fs::read(mounted.join(n.to_string())).unwrap() == Random(n + 1).bytes(100_000), "file {n}");
+    }
+    run("umount", &[mounted.to_str().unwrap()]);
+    detach(&image);
+}
+
+fn idempotent(sr: &Path) {
+    let image = chain(sr, 1);
+    let device = attach(&image);
+    assert_eq!(attach(&image), device);
+    let link = sr.with_file_name("link");
+    symlink(sr, &link).unwrap();
+    assert_eq!(attach(&link.join("leaf.vhd")), device);
+    let found = datapath::find(&link.join("leaf.vhd")).unwrap().unwrap();
+    assert_eq!((found.device, found.healthy, found.read_only), (device, true, false));
+    assert!(datapath::find(&sr.join("other.vhd")).unwrap().is_none());
+    detach(&link.join("leaf.vhd"));
+    assert!(matches!(datapath::detach(&image).unwrap(), Detached::Done(Done::Already)));
+}
+
+fn busy(sr: &Path) {
+    let image = chain(sr, 1);
+    let device = attach(&image);
+    let mut holder = Command::new("sleep").arg("60").stdin(File::open(&device).unwrap()).spawn().unwrap();
+    match datapath::detach(&image).unwrap() {
+        Detached::Busy(who) => assert!(who.contains(&format!("process {} (sleep)", holder.id())), "{who}"),
+        Detached::Done(_) => panic!("detached while in use"),
+    }
+    // It serves on.
+    read_all(&device);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    detach(&image);
+}
+
+fn read_only(sr: &Path) {
+    let image = chain(sr, 2);
+    let before = fs::read(&image).unwrap();
+    let source = Source { format: Format::Vhd, path: image.clone(), read_only: true };
+    let device = datapath::attach(&source).unwrap();
+    assert!(datapath::find(&image).unwrap().unwrap().read_only);
+    assert!(read_all(&device) == read_image(&image));
+    let refused = File::options().write(true).open(&device).and_then(|f| {
+        f.write_all_at(&[1; 4096], 0)?;
+        f.sync_all()
+    });
+    assert!(refused.is_err());
+    assert!(datapath::attach(&Source { read_only: false, ..source }).is_err());
+    detach(&image);
+    assert!(fs::read(&image).unwrap() == before, "the image was changed");
+}
+
+fn flushed(sr: &Path) {
+    let image = chain(sr, 2);
+    let device = attach(&image);
+    let file = File::options().write(true).open(&device).unwrap();
+    let mut random = Random(7);
+    for _ in 0..20 {
+        file.write_all_at(&random.bytes(8192), random.below(SIZE / 8192) * 8192).unwrap();
+    }
+    file.sync_all().unwrap();
+    let copy = sr.join("copy.vhd");
+    fs::copy(&image, &copy).unwrap();
+    assert!(read_image(&copy) == read_all(&device), "a copy made after a flush lacks something");
+    drop(file);
+    detach(&image);
+}
+
+fn killed(sr: &Path) {
+    let image = chain(sr, 2);
+    let device = attach(&image);
+    let file = File::options().read(true).write(true).open(&device).unwrap();
+    file.write_all_at(&[0xAB; 8192], 4 << 20).unwrap();
+    file.sync_all().unwrap();
+    kill_server(&image);
+    let error = (|| {
+        file.write_all_at(&[1; 4096], 0)?;
+        file.sync_all()
+    })()
+    .expect_err("a dead server took a write");
+    assert_eq!(error.raw_os_error(), Some(nix::libc::EIO));
+    let found = datapath::find(&image).unwrap().unwrap();
+    assert!(!found.healthy);
+    assert!(datapath::status(&found).unwrap_err().to_string().contains("is dead"));
+    assert!(datapath::pause(&image).is_err());
+    let error = attach_error(&image);
+    assert!(error.contains("its server died") && error.contains("still holds"), "{error}");
+    drop(file);
+    let device = attach(&image);
+    assert!(datapath::find(&image).unwrap().unwrap().healthy);
+    let mut got = vec![0; 8192];
+    File::open(&device).unwrap().read_exact_at(&mut got, 4 << 20).unwrap();
+    assert!(got == [0xAB; 8192]);
+    detach(&image);
+}
+
+fn killed_then_detached(sr: &Path) {
+    let image = chain(sr, 1);
+    attach(&image);
+    kill_server(&image);
+    detach(&image);
+}
+
+fn eight(sr: &Path) {
+    let images: Vec<PathBuf> = (0..8)
+        .map(|n| {
+            let sr = sr.join(n.to_string());
+            fs::create_dir(&sr).unwrap();
+            chain(&sr, 2)
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        for (n, image) in images.iter().enumerate() {
+            scope.spawn(move || {
+                let device = attach(image);
+                let file = File::options().read(true).write(true).open(&device).unwrap();
+                let bytes = Random(n as u64 + 1).bytes(8 << 20);
+                file.write_all_at(&bytes, 1 << 20).unwrap();
+                file.sync_all().unwrap();
+                drop(file);
+                assert!(read_all(&device)[1 << 20..9 << 20] == bytes);
+            });
+        }
+    });
+    assert_eq!(datapath::all().unwrap().iter().filter(|a| a.image.starts_with(sr)).count(), 8);
+    std::thread::scope(|scope| images.iter().for_each(|image| drop(scope.spawn(|| detach(image)))));
+}
+
+fn grown(sr: &Path) {
+    let image = chain(sr, 2);
+    let device = attach(&image);
+    let file = File::options().read(true).write(true).open(&device).unwrap();
+    let before = read_all(&device);
+    for size in [SIZE + (2 << 20), 4 * SIZE] {
+        let paused = datapath::pause(&image).unwrap().unwrap();
+        let place: Arc<dyn vhd::Place> = Arc::new(vhd::FilePlace::open(&image, Mode::ReadWrite).unwrap());
+        vhd::resize(&place, size).unwrap();
+        drop(place);
+        assert_eq!(paused.resume().unwrap(), size);
+        assert_eq!((&file).seek(SeekFrom::End(0)).unwrap(), size, "open before");
+        assert_eq!(File::open(&device).unwrap().seek(SeekFrom::End(0)).unwrap(), size, "open now");
+    }
+    file.write_all_at(&[9; 4096], 4 * SIZE - 4096).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    let now = read_all(&device);
+    assert!(now[..SIZE as usize] == before && now[4 * SIZE as usize - 4096..] == [9; 4096]);
+    detach(&image);
+}
+
+/// Writers go on while the leaf is replaced again and again.
+fn snapshot_under_load(sr: &Path) {
+    let image = chain(sr, 1);
+    let device = attach(&image);
+    let stop = AtomicBool::new(false);
+    let written = AtomicU64::new(0);
+    let model = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..4u64)
+            .map(|n| {
+                let (device, stop, written) = (&device, &stop, &written);
+                scope.spawn(move || {
+                    // Each has its quarter of the disk.
+                    let part = SIZE / 4;
+                    let file = File::options().read(true).write(true).open(device).unwrap();
+                    let mut mine = vec![0; part as usize];
+                    file.read_exact_at(&mut mine, n * part).unwrap();
+                    let mut random = Random(n + 100);
+                    while !stop.load(Relaxed) {
+                        let at = random.below(part / 4096) * 4096;
+                        let bytes = random.bytes(4096);
+                        file.write_all_at(&bytes, n * part + at).unwrap();
+                        mine[at as usize..at as usize + 4096].copy_from_slice(&bytes);
+                        if random.below(16) == 0 {
+                            file.sync_data().unwrap();
+                        }
+                        written.fetch_add(1, Relaxed);
+                    }
+                    mine
+                })
+            })
+            .collect();
+        for n in 0..5 {
+            let before = written.load(Relaxed);
+            while written.load(Relaxed) < before + 50 {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let paused = datapath::pause(&image).unwrap().unwrap();
+            let base = sr.join(format!("snapshot{n}.vhd"));
+            fs::rename(&image, &base).unwrap();
+            child(&image, &base);
+            let frozen = read_image(&base);
+            paused.resume().unwrap();
+            assert!(read_image(&base) == frozen, "a snapshot changed");
+        }
+        stop.store(true, Relaxed);
+        writers.into_iter().flat_map(|w| w.join().unwrap()).collect::<Vec<u8>>()
+    });
+    assert!(read_all(&device) == model);
+    let status = datapath::status(&datapath::find(&image).unwrap().unwrap()).unwrap();
+    assert_eq!(status, format!("serving {SIZE} 6"));
+    detach(&image);
+    assert!(read_image(&image) == model);
+}
+
+fn pauser_dies(sr: &Path) {
+    let image = chain(sr, 1);
+    let device = attach(&image);
+    let paused = datapath::pause(&image).unwrap().unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let of_reader = device.clone();
+    std::thread::spawn(move || {
+        read_all(&of_reader);
+        tell.send(()).unwrap();
+    });
+    assert!(told.recv_timeout(Duration::from_millis(300)).is_err(), "a paused disk answered");
+    // As the kernel does for a process that dies: nothing is said, the connection ends.
+    paused.abandon();
+    told.recv_timeout(Duration::from_secs(20)).expect("the disk goes on");
+    detach(&image);
+}
+
+fn failed_resume(sr: &Path) {
+    let image = chain(sr, 1);
+    let device = attach(&image);
+    let paused = datapath::pause(&image).unwrap().unwrap();
+    let away = sr.join("away");
+    fs::rename(&image, &away).unwrap();
+    assert!(paused.resume().is_err());
+    assert!(File::open(&device).and_then(|mut f| f.read_exact(&mut [0; 4096])).is_err());
+    let found = datapath::find(&image).unwrap().unwrap();
+    assert!(datapath::status(&found).unwrap().starts_with("failed cannot open"));
+    fs::rename(&away, &image).unwrap();
+    datapath::pause(&image).unwrap().unwrap().resume().unwrap();
+    read_all(&device);
+    detach(&image);
+}
+
+fn refused(sr: &Path) {
+    let image = chain(sr, 2);
+    fs::rename(sr.join("base0.vhd"), sr.join("elsewhere")).unwrap();
+    let error = attach_error(&image);
+    assert!(error.contains("base0.vhd") && error.contains("No such file"), "{error}");
+    fs::write(sr.join("base0.vhd"), [0; 4096]).unwrap();
+    let error = attach_error(&image);
+    assert!(error.contains("base0.vhd"), "{error}");
+    assert!(datapath::find(&image).unwrap().is_none());
+}
+
+fn discarded(sr: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    let image = chain(sr, 1);
+    let device = attach(&image);
+    let file = File::options().read(true).write(true).open(&device).unwrap();
+    file.write_all_at(&Random(3).bytes(16 << 20), 16 << 20).unwrap();
+    file.sync_all().unwrap();
+    let full = fs::metadata(&image).unwrap().blocks();
+    drop(file);
+    run("blkdiscard", &["-o", "16777216", "-l", "16777216", device.to_str().unwrap()]);
+    assert!(read_all(&device)[16 << 20..32 << 20].iter().all(|b| *b == 0));
+    let file = File::open(&device).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    let now = fs::metadata(&image).unwrap().blocks();
+    assert!(now + (14 << 11) < full, "{full} sectors were {now} afterwards");
+    detach(&image);
+}
+
+/// `leaf.vhd` of a chain of so many images, each but the leaf with some data.
+fn chain(sr: &Path, depth: u64) -> PathBuf {
+    let mut parent: Option<PathBuf> = None;
+    for n in 0..depth {
+        let leaf = n == depth - 1;
+        let path = sr.join(if leaf { "leaf.vhd".to_owned() } else { format!("base{n}.vhd") });
+        match &parent {
+            None => drop(vhd::create(&place(&path), &vhd::NewImage::new(SIZE)).unwrap()),
+            Some(parent) => child(&path, parent),
+        }
+        if !leaf {
+            let chain = open(&path, Mode::ReadWrite);
+            let mut random = Random(n + 50);
+            for _ in 0..30 {
+                chain.write_at(&random.bytes(40 << 10), random.below(SIZE / 512 - 80) * 512).unwrap();
+            }
+            chain.close().unwrap();
+        }
+        parent = Some(path);
+    }
+    parent.unwrap()
+}
+
+fn child(path: &Path, parent: &Path) {
+    let info = vhd::query(&vhd::FilePlace::open(parent, Mode::ReadOnly).unwrap()).unwrap();
+    let link = vhd::ParentLink {
+        path: vhd::relative_path(path, parent).unwrap(),
+        uuid: Some(info.uuid),
+        timestamp: vhd::timestamp(std::time::SystemTime::now()),
+    };
+    vhd::create_child(&place(path), &vhd::NewImage::new(info.virtual_size), &link).unwrap();
+}
+
+fn place(path: &Path) -> vhd::FilePlace {
+    vhd::FilePlace::new(File::options().read(true).write(true).create_new(true).open(path).unwrap(), path).unwrap()
+}
+
+fn open(path: &Path, mode: Mode) -> vhd::Chain {
+    vhd::Chain::open(Arc::new(vhd::FilePlace::open(path, mode).unwrap()), mode, |link| {
+        let parent = path.with_file_name(link.file_name().unwrap());
+        Ok(vhd::Parent::Vhd(Arc::new(vhd::FilePlace::open(parent, Mode::ReadOnly)?)))
+    })
+    .unwrap()
+}
+
+/// What the image says without a server.
+fn read_image(path: &Path) -> Vec<u8> {
+    let chain = open(path, Mode::ReadOnly);
+    let mut bytes = vec![0; chain.virtual_size() as usize];
+    chain.read_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+fn read_all(device: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    File::open(device).unwrap().read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+fn attach(image: &Path) -> PathBuf {
+    let source = Source { format: Format::Vhd, path: image.to_owned(), read_only: false };
+    let device = datapath::attach(&source).unwrap();
+    assert!(fs::metadata(&device).unwrap().file_type().is_block_device());
+    device
+}
+
+fn attach_error(image: &Path) -> String {
+    let source = Source { format: Format::Vhd, path: image.to_owned(), read_only: false };
+    xcp_sm::error::one_line(&datapath::attach(&source).unwrap_err())
+}
+
+fn detach(image: &Path) {
+    match datapath::detach(image).unwrap() {
+        Detached::Done(done) => assert_eq!(done, Done::Changed),
+        Detached::Busy(who) => panic!("busy: {who}"),
+    }
+    assert!(datapath::find(image).unwrap().is_none());
+}
+
+fn kill_server(image: &Path) {
+    let server = datapath::find(image).unwrap().unwrap().server;
+    kill(Pid::from_raw(server as i32), Signal::SIGKILL).unwrap();
+    let until = Instant::now() + Duration::from_secs(10);
+    while fs::read(format!("/proc/{server}/cmdline")).is_ok_and(|line| !line.is_empty()) {
+        assert!(Instant::now() < until);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// No process, mount, device or file of a server.
+fn nothing_is_left(scratch: &Path) {
+    let marker = scratch.to_str().unwrap();
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        assert!(!(line.contains("serve-image") && line.contains(marker)), "left running: {line}");
+    }
+    assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(marker), "left mounted");
+    for device in fs::read_dir("/sys/block").unwrap().flatten() {
+        for file in ["loop/backing_file", "backend"] {
+            let backing = fs::read_to_string(device.path().join(file)).unwrap_or_default();
+            assert!(!backing.contains(marker), "left attached: {backing}");
+        }
+    }
+    let left: Vec<_> = fs::read_dir(scratch.join("run/sm/datapath")).into_iter().flatten().flatten().collect();
+    assert!(left.is_empty(), "left: {left:?}");
+}
+
+fn clean_up(sr: &Path) {
+    for attached in datapath::all().unwrap().iter().filter(|a| a.image.starts_with(sr)) {
+        let _ = kill(Pid::from_raw(attached.server as i32), Signal::SIGKILL);
+        let _ = Command::new("umount").arg(&attached.device).stderr(Stdio::null()).status();
+        let _ = datapath::detach(&attached.image);
+    }
+}
+
+fn run(program: &str, args: &[&str]) {
+    let out = Command::new(program).args(args).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").output().unwrap();
+    let _ = std::io::stderr().write_all(if out.status.success() { &[] } else { &out.stderr });
+    assert!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stdout));
+}
+
+/// xorshift64
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| self.next().to_ne_bytes()).collect();
+        bytes.truncate(len);
+        bytes
+    }
+}
