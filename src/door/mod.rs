@@ -5,6 +5,7 @@ pub mod size;
 pub mod stream;
 pub mod table;
 pub mod v1;
+pub mod xmlrpc;
 
 use std::ffi::OsString;
 use std::io::Write;
