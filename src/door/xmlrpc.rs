@@ -292,19 +292,8 @@ impl<'a> Source<'a> {
         if matches!(self.look()?, Token::Close) {
             return self.text_to_close().map(Value::String);
         }
-        const TYPES: [&str; 11] = [
-            "string",
-            "struct",
-            "array",
-            "boolean",
-            "int",
-            "i4",
-            "i8",
-            "nil",
-            "double",
-            "dateTime.iso8601",
-            "base64",
-        ];
+        const TYPES: [&str; 11] =
+            ["string", "struct", "array", "boolean", "int", "i4", "i8", "nil", "double", "dateTime.iso8601", "base64"];
         let value = match self.open_any(&TYPES)? {
             "string" => Value::String(self.text_to_close()?),
             "struct" => self.members(depth)?,
@@ -468,7 +457,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const CALL: &str = "<methodCall><methodName>m</methodName><params><param><value>V</value></param></params></methodCall>";
+    const CALL: &str =
+        "<methodCall><methodName>m</methodName><params><param><value>V</value></param></params></methodCall>";
 
     fn read_value(inner: &str) -> Result<Value, Malformed> {
         read_call(&CALL.replace('V', inner)).map(|(_, mut params)| params.remove(0))
@@ -523,7 +513,8 @@ mod tests {
         ] {
             assert!(read_value(bad).is_err(), "{bad}");
         }
-        for bad in ["", " ", "x", "<a/>", "<methodCall/>", &format!("{CALL}{CALL}"), &format!("{CALL}x"), "<!-- -- -->"] {
+        for bad in ["", " ", "x", "<a/>", "<methodCall/>", &format!("{CALL}{CALL}"), &format!("{CALL}x"), "<!-- -- -->"]
+        {
             assert!(read_call(bad).is_err(), "{bad}");
         }
         let latin = format!("<?xml version='1.0' encoding='ISO-8859-1'?>{CALL}");
