@@ -22,3 +22,8 @@ fn battery(module: &str) {
 fn xapi_with_a_file_sr() {
     battery("test_file");
 }
+
+#[test]
+fn python_libraries_and_a_traced_xapi() {
+    battery("test_peers");
+}
