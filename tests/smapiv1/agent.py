@@ -52,7 +52,8 @@ class Agent:
 
     def create(self, size, label="a disk", description="", sm_config=None, vdi_type="user", read_only="false", **more):
         args = [str(size), label, description, "", "false", "19700101T00:00:00Z", "", read_only]
-        return self.found(self.call("vdi_create", *args, vdi_type=vdi_type, vdi_sm_config=sm_config or {}, **more))
+        sm_config = {"type": "raw"} if sm_config is None else sm_config
+        return self.found(self.call("vdi_create", *args, vdi_type=vdi_type, vdi_sm_config=sm_config, **more))
 
     def copy(self, command, vdi):
         return self.found(self.call(command, vdi=vdi, driver_params={}))

@@ -483,6 +483,33 @@ class Trees(Case):
         self.agent.scan()
         self.assertEqual((self.xapi.vdis, self.vhds()), ({}, []))
 
+    @unittest.skipUnless(ROOT, "block devices want root")
+    def test_a_disk_in_use_is_snapshotted_and_grows(self):
+        self.an_sr()
+        disk = self.agent.create(4 * MiB, sm_config={})
+        self.assertTrue(os.path.exists(self.path(disk, "vhd")))
+        link = self.agent.call("vdi_attach", "true", vdi=disk)["params"]
+        self.agent.call("vdi_activate", "true", vdi=disk)
+        self.addCleanup(self.agent.call, "vdi_deactivate", vdi=disk)
+        with open(link, "r+b") as device:
+            device.write(b"before")
+            os.fsync(device.fileno())
+        snapshot = self.agent.copy("vdi_snapshot", disk)
+        with open(link, "r+b") as device:
+            device.write(b"after!")
+            os.fsync(device.fileno())
+        self.fails(24, self.agent.copy, "vdi_clone", disk)
+        self.agent.resize(disk, 6 * MiB)
+        with open(link, "rb") as device:
+            self.assertEqual(device.read(6), b"after!")
+            self.assertEqual(device.seek(0, os.SEEK_END), 6 * MiB)
+        old = self.agent.call("vdi_attach", "false", vdi=snapshot)["params"]
+        self.agent.call("vdi_activate", "false", vdi=snapshot)
+        with open(old, "rb") as device:
+            self.assertEqual(device.read(6), b"before")
+        self.agent.call("vdi_deactivate", vdi=snapshot)
+        self.fails(24, self.agent.call, "vdi_delete", vdi=disk)
+
     def test_what_xapi_did_not_hear_of_a_tree_the_scan_tells(self):
         self.an_sr()
         disk = self.agent.create(5 * MiB, sm_config={"type": "vhd"})
