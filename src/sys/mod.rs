@@ -8,4 +8,5 @@ pub mod loopdev;
 pub mod register;
 pub mod run_dir;
 pub mod syslog;
+pub mod tapdisk;
 pub mod tool;

@@ -33,6 +33,11 @@ pub fn devices() -> PathBuf {
     on_host("/dev/sm")
 }
 
+/// Where the tapdisks of disks are found: `/run/blktap-control`.
+pub fn tapdisks() -> PathBuf {
+    on_host("/run/blktap-control")
+}
+
 /// The socket of xapi.
 pub fn xapi() -> PathBuf {
     on_host("/var/lib/xcp/xapi")

@@ -832,5 +832,83 @@ class Datapath(Case):
         self.assertFalse(os.path.lexists(answer["params"]))
 
 
+TAP_CTL = """#!/bin/sh
+# A tap-ctl of version 4 that writes down what it is told; `fail` holds the command that is to fail.
+echo "$*" >> @DIR@/told
+[ "$1" != "$(cat @DIR@/fail 2>/dev/null)" ] || { echo "no $1 today" >&2; exit 5; }
+case $1 in
+allocate) echo @DIR@/tapdisk-7 ;;
+spawn) echo 4242 ;;
+esac
+"""
+
+
+@unittest.skipUnless(ROOT, "block devices want root")
+class Tapdisk(Case):
+    """A host with blktap: guests get at their disks through a tapdisk only."""
+
+    def setUp(self):
+        super().setUp()
+        path = os.path.join(self.scratch, "tap-ctl")
+        with open(path, "w", encoding="ascii") as file:
+            file.write(TAP_CTL.replace("@DIR@", self.scratch))
+        os.chmod(path, 0o755)
+        self.driver.env["PATH"] = self.scratch + ":" + self.driver.env["PATH"]
+        # The socket of the tapdisk that the double says it started.
+        os.makedirs("/run/blktap-control", exist_ok=True)
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.bind("/run/blktap-control/nbd4242.7")
+        self.addCleanup(os.unlink, "/run/blktap-control/nbd4242.7")
+        self.addCleanup(self.socket.close)
+        self.an_sr()
+        self.disk = self.agent.create(MiB)
+        self.link = os.path.join(self.host, "blktap-control/nbd", self.agent.sr_uuid, self.xapi.vdis[self.disk]["uuid"])
+
+    def told(self):
+        path = os.path.join(self.scratch, "told")
+        with open(path, encoding="ascii") as file:
+            lines = file.read().splitlines()
+        os.unlink(path)
+        return [re.sub("/dev/loop[0-9]+", "LOOP", line) for line in lines]
+
+    def loops(self):
+        return subprocess.run(["losetup", "-j", self.path(self.disk)], capture_output=True, check=True).stdout
+
+    def test_a_disk_in_use_has_a_tapdisk(self):
+        answer = self.agent.call("vdi_attach", "true", vdi=self.disk)
+        name = self.xapi.vdis[self.disk]["uuid"]
+        self.assertEqual(answer["params_nbd"], f"nbd:unix:{self.link}:exportname={name}")
+        self.assertNotIn("params", answer)
+        for _ in range(2):
+            self.agent.call("vdi_activate", "true", vdi=self.disk)
+        self.assertEqual(os.readlink(self.link), "/run/blktap-control/nbd4242.7")
+        # A real tapdisk does not open a disk again that has grown, and stays paused.
+        self.fails(24, self.agent.resize, self.disk, 2 * MiB)
+        self.assertNotIn("VDI_RESIZE_ONLINE", Info.info(self)["capabilities"])
+        self.agent.call("vdi_deactivate", vdi=self.disk)
+        self.agent.call("vdi_deactivate", vdi=self.disk)
+        self.agent.resize(self.disk, 2 * MiB)
+        self.agent.call("vdi_detach", vdi=self.disk)
+        self.assertEqual(self.told(), [
+            "allocate", "spawn", "attach -p 4242 -m 7", "open -p 4242 -m 7 -a aio:LOOP", "close -p 4242 -m 7 -t 120", "detach -p 4242 -m 7", "free -m 7"])
+        self.assertFalse(os.path.lexists(self.link))
+        self.assertEqual(self.loops(), b"")
+        self.agent.call("vdi_activate", "false", vdi=self.disk)
+        self.assertIn("open -p 4242 -m 7 -a aio:LOOP -R", self.told())
+        self.agent.call("vdi_deactivate", vdi=self.disk)
+
+    def test_a_tapdisk_that_does_not_start_leaves_nothing(self):
+        for command in ("allocate", "spawn", "attach", "open"):
+            with self.subTest(command):
+                with open(os.path.join(self.scratch, "fail"), "w", encoding="ascii") as file:
+                    file.write(command)
+                text = self.fails(46, self.agent.call, "vdi_activate", "true", vdi=self.disk)
+                self.assertIn(f"no {command} today", text)
+                self.assertEqual(self.told()[-1], "allocate" if command == "allocate" else "free -m 7")
+                self.assertEqual(self.xapi.vdis[self.disk]["sm_config"], {"type": "raw"})
+                self.assertEqual(self.loops(), b"")
+                self.assertFalse(os.path.lexists(self.link))
+
+
 if __name__ == "__main__":
     unittest.main()

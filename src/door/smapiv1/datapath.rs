@@ -6,9 +6,11 @@
 //! 1. `host_<this host> = RW|RO` is added to the VDI's sm_config, which fails if it is there: of two hosts
 //!    that want a VDI for writing one gets it;
 //! 2. the driver makes the block device;
-//! 3. `/dev/sm/backend/<sr>/<vdi>` is pointed at it.
+//! 3. on a host that has tap-ctl, a tapdisk is put over it and `/run/blktap-control/nbd/<sr>/<vdi>` pointed at
+//!    it: a guest's disk is a tapdisk there, whatever is below;
+//! 4. `/dev/sm/backend/<sr>/<vdi>` is pointed at the block device, tapdisk's if it has one.
 //!
-//! vdi_deactivate undoes 3, 2, 1. After a kill between any two, vdi_activate and vdi_deactivate do what is
+//! vdi_deactivate undoes 4, 3, 2, 1. After a kill between any two, vdi_activate and vdi_deactivate do what is
 //! left; sr_attach removes the keys of a host that was rebooted.
 
 use std::fs;
@@ -20,7 +22,8 @@ use super::faults::{Code, Failure};
 use super::xapi::{Record, Xapi};
 use crate::door::xmlrpc::Value;
 use crate::error::{Error, Result};
-use crate::sys::run_dir;
+use crate::sys::tapdisk::{self, Blktap, Tapdisk};
+use crate::sys::{loopdev, run_dir};
 use crate::types::{Mode, SrUuid};
 
 /// How long activate and deactivate wait for whoever paused the VDI.
@@ -32,8 +35,52 @@ pub fn device_link(sr: SrUuid, vdi: &str) -> PathBuf {
     run_dir::devices().join("backend").join(sr.to_string()).join(vdi)
 }
 
+/// The name of a VDI's tapdisk, likewise.
+fn tapdisk_link(sr: SrUuid, vdi: &str) -> PathBuf {
+    run_dir::tapdisks().join("nbd").join(sr.to_string()).join(vdi)
+}
+
+/// Steps 3 and 4. Idempotent.
+pub fn connect(sr: SrUuid, vdi: &str, device: &Path, mode: Mode) -> Result<()> {
+    let link = tapdisk_link(sr, vdi);
+    let own = match Tapdisk::at(&link) {
+        Some(_) => return Ok(()),
+        None if tapdisk::present() == Blktap::Absent => None,
+        None => {
+            let (started, own) = Tapdisk::start(device, mode == Mode::ReadOnly || loopdev::is_read_only(device))?;
+            started.publish(&link).inspect_err(|_| drop(started.stop()))?;
+            own
+        }
+    };
+    publish(&device_link(sr, vdi), own.as_deref().unwrap_or(device))
+}
+
+/// Undoes them. Idempotent.
+pub fn disconnect(sr: SrUuid, vdi: &str) -> Result<()> {
+    withdraw(&device_link(sr, vdi))?;
+    let link = tapdisk_link(sr, vdi);
+    if let Some(running) = Tapdisk::at(&link)
+        && let Err(error) = running.stop()
+        && running.lives()
+    {
+        return Err(error);
+    }
+    withdraw(&link)
+}
+
+/// Whether a VDI that is in use can grow: tapdisk does not open a disk again whose size has changed
+/// (EMEDIUMTYPE), and stays paused then.
+pub fn can_grow(sr: SrUuid, vdi: &str) -> bool {
+    Tapdisk::at(&tapdisk_link(sr, vdi)).is_none()
+}
+
+/// The capabilities that this host's data path can't keep.
+pub fn missing(capability: &str) -> bool {
+    capability == "VDI_RESIZE_ONLINE" && tapdisk::present() != Blktap::Absent
+}
+
 /// Points the VDI's name at its block device, in one step.
-pub fn publish(link: &Path, device: &Path) -> Result<()> {
+fn publish(link: &Path, device: &Path) -> Result<()> {
     let dir = link.parent().expect("a link has a directory");
     fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     let temporary = link.with_extension("new");
@@ -42,7 +89,7 @@ pub fn publish(link: &Path, device: &Path) -> Result<()> {
     fs::rename(&temporary, link).map_err(Error::io("link", link))
 }
 
-pub fn withdraw(link: &Path) -> Result<()> {
+fn withdraw(link: &Path) -> Result<()> {
     match fs::remove_file(link) {
         Ok(()) => {
             // The SR's directory, once it is empty.
@@ -54,16 +101,23 @@ pub fn withdraw(link: &Path) -> Result<()> {
     }
 }
 
-/// The answer of vdi_attach. `nbd`: whether the caller wants a word on NBD, of which there is none.
-pub fn attached(link: &Path, vdi: &str, nbd: bool) -> Value {
+/// The answer of vdi_attach. `always`: whether the caller wants a word on NBD where there is none.
+pub fn attached(sr: SrUuid, vdi: &str, always: bool) -> Value {
+    let blktap = tapdisk::present();
     let mut members = vec![
-        ("params", Value::text(link.display().to_string())),
         // The loop device and the logical volume are opened for direct I/O: no page cache in between.
         ("o_direct", Value::Boolean(true)),
         ("o_direct_reason", Value::text("SR_NOT_SUPPORTED")),
         ("xenstore_data", xenstore_data(vdi)),
     ];
-    if nbd {
+    // Where a tapdisk has no block device, ours would be no back end for a guest.
+    if blktap != Blktap::Socket {
+        members.push(("params", Value::text(device_link(sr, vdi).display().to_string())));
+    }
+    if blktap != Blktap::Absent {
+        let uri = format!("nbd:unix:{}:exportname={vdi}", tapdisk_link(sr, vdi).display());
+        members.push(("params_nbd", Value::text(uri)));
+    } else if always {
         members.push(("params_nbd", Value::text("")));
     }
     Value::Struct(members.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())

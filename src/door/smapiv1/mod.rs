@@ -81,6 +81,7 @@ fn refuse(driver: &Driver, what: &str, failure: &Failure, command: Option<Comman
 /// What a driver is and can do. Asked of every driver at each start of xapi: nothing is touched for it.
 fn driver_info(driver: &Driver) -> Value {
     let texts = |texts: &[&str]| Value::Array(texts.iter().map(|text| Value::text(*text)).collect());
+    let kept: Vec<&str> = driver.about.capabilities.iter().copied().filter(|c| !datapath::missing(c)).collect();
     let keys = driver.about.configuration.iter();
     let configuration = keys.map(|(key, means)| Value::map([("key", *key), ("description", *means)])).collect();
     let formats: Vec<String> = driver.formats.iter().map(|format| format.to_string()).collect();
@@ -91,7 +92,7 @@ fn driver_info(driver: &Driver) -> Value {
         ("copyright", Value::text("the authors of xcp-storage-managers")),
         ("driver_version", Value::text(env!("CARGO_PKG_VERSION"))),
         ("required_api_version", Value::text("1.0")),
-        ("capabilities", texts(driver.about.capabilities)),
+        ("capabilities", texts(&kept)),
         ("configuration", Value::Array(configuration)),
         ("supported_image_formats", texts(&formats.iter().map(String::as_str).collect::<Vec<_>>())),
     ];

@@ -314,7 +314,7 @@ impl<'a> Service<'a> {
         let vdi = self.vdi()?;
         let _shared = self.agent_lock(Kind::Shared)?;
         self.call(Call::VdiDelete { vdi })?;
-        datapath::withdraw(&self.device_link()?)?;
+        datapath::disconnect(self.sr()?, self.vdi_name()?)?;
         // xapi drops the record itself as well, if this is lost.
         if let (Some(reference), Some(xapi)) = (self.request.optional("vdi_ref")?, self.xapi.as_mut()) {
             let _ = xapi.call("VDI.db_forget", &[Value::text(reference)]);
@@ -369,6 +369,9 @@ impl<'a> Service<'a> {
         self.assert_attached()?;
         let (sr_ref, reference) = (self.request.text("sr_ref")?, self.request.text("vdi_ref")?);
         let (vdi, size) = (self.vdi()?, positive(self.request.size(0)?)?);
+        if !datapath::can_grow(self.sr()?, self.vdi_name()?) {
+            return Err(Failure::new(Code::VDIInUse, "a tapdisk does not follow a disk that grows"));
+        }
         let _shared = self.agent_lock(Kind::Shared)?;
         self.call(Call::VdiResize { vdi, size, allow_shrink: false })?;
         let info = self.info()?;
@@ -403,7 +406,7 @@ impl<'a> Service<'a> {
         self.assert_attached()?;
         self.request.flag(0)?;
         self.call(Call::VdiGetParams { vdi: self.vdi()? })?;
-        Ok(datapath::attached(&self.device_link()?, self.vdi_name()?, true))
+        Ok(datapath::attached(self.sr()?, self.vdi_name()?, true))
     }
 
     fn vdi_activate(&mut self) -> Answer {
@@ -438,12 +441,15 @@ impl<'a> Service<'a> {
         let Reply::Device(device) = self.call(Call::VdiAttach { vdi, mode })? else {
             unreachable!("vdi_attach answers a device")
         };
-        Ok(datapath::publish(&self.device_link()?, &device)?)
+        let connected = datapath::connect(self.sr()?, self.vdi_name()?, &device, mode);
+        // Refused while anything uses it.
+        Ok(connected.inspect_err(|_| drop(self.call(Call::VdiDetach { vdi })))?)
     }
 
     fn disconnect(&self, vdi: VdiUuid) -> Result<(), Failure> {
+        datapath::disconnect(self.sr()?, self.vdi_name()?)?;
         self.call(Call::VdiDetach { vdi })?;
-        Ok(datapath::withdraw(&self.device_link()?)?)
+        Ok(())
     }
 
     // For a host whose xapi is not up yet
@@ -469,7 +475,7 @@ impl<'a> Service<'a> {
         self.call(Call::SrAttach)?;
         self.enter_local_path()?;
         self.connect(self.vdi()?, Mode::ReadWrite)?;
-        Ok(datapath::attached(&self.device_link()?, self.vdi_name()?, false))
+        Ok(datapath::attached(self.sr()?, self.vdi_name()?, false))
     }
 
     fn vdi_detach_from_config(&self) -> Answer {
@@ -507,10 +513,6 @@ impl<'a> Service<'a> {
         let uuid = self.request.text("vdi_uuid")?;
         uuid.parse::<VdiUuid>()?;
         Ok(uuid)
-    }
-
-    fn device_link(&self) -> Result<PathBuf, Failure> {
-        Ok(datapath::device_link(self.sr()?, self.vdi_name()?))
     }
 
     fn call(&self, call: Call) -> Result<Reply, Error> {
