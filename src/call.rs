@@ -22,6 +22,9 @@ pub enum Call {
     },
     SrDelete,
     SrAttach,
+    /// Takes over an SR that other storage managers made and that has no disks, on the word of a caller who
+    /// knows that it has none: an empty directory may as well be a missing mount.
+    SrAdopt,
     SrDetach,
     SrGetParams,
     SrScan,
@@ -142,12 +145,13 @@ fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
         Call::SrCreate { size } => storage.create(*size).map(|()| Reply::Nothing),
         Call::SrDelete => storage.delete().map(nothing),
         Call::SrAttach => storage.attach().map(nothing),
+        Call::SrAdopt => storage.adopt().map(nothing),
         Call::SrDetach => storage.detach().map(nothing),
         Call::SrGetParams => storage.stat().map(Reply::Sr),
         Call::SrScan => storage.scan().map(Reply::Sr),
         Call::SrCollect => storage.collect(context).map(nothing),
         Call::SrContentType => Ok(Reply::Text(storage.content_type().to_owned())),
-        Call::VdiCreate(new) => storage.create_vdi(new).map(|_| Reply::Nothing),
+        Call::VdiCreate(new) => storage.create_vdi(new).map(Reply::Vdi),
         Call::VdiDelete { vdi } => match storage.vdi(*vdi) {
             Ok(disk) => disk.delete(context).map(|()| Reply::Nothing),
             Err(Error::NoVdi { .. }) => storage.forget_vdi(*vdi).map(nothing),
@@ -155,8 +159,8 @@ fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
         },
         Call::VdiAttach { vdi, mode } => storage.vdi(*vdi)?.attach(*mode).map(Reply::Device),
         Call::VdiDetach { vdi } => storage.vdi(*vdi)?.detach().map(nothing),
-        Call::VdiClone { source, dest } => storage.vdi(*source)?.clone_to(*dest, context).map(|_| Reply::Nothing),
-        Call::VdiSnapshot { source, dest } => storage.vdi(*source)?.snapshot(*dest, context).map(|_| Reply::Nothing),
+        Call::VdiClone { source, dest } => storage.vdi(*source)?.clone_to(*dest, context).map(Reply::Vdi),
+        Call::VdiSnapshot { source, dest } => storage.vdi(*source)?.snapshot(*dest, context).map(Reply::Vdi),
         Call::VdiResize { vdi, size, allow_shrink } => storage.vdi(*vdi)?.resize(*size, *allow_shrink).map(nothing),
         Call::VdiLock { vdi, force, user } => storage.vdi(*vdi)?.lock(user, *force).map(|()| Reply::Nothing),
         Call::VdiUnlock { vdi, force, user } => storage.vdi(*vdi)?.unlock(user, *force).map(|()| Reply::Nothing),
@@ -187,7 +191,9 @@ struct LockPlan {
 impl LockPlan {
     fn of(call: &Call) -> LockPlan {
         let (sr, mut vdis) = match call {
-            Call::SrCreate { .. } | Call::SrDelete | Call::SrAttach | Call::SrDetach => (Some(Kind::Exclusive), vec![]),
+            Call::SrCreate { .. } | Call::SrDelete | Call::SrAttach | Call::SrAdopt | Call::SrDetach => {
+                (Some(Kind::Exclusive), vec![])
+            }
             Call::SrGetParams | Call::SrScan | Call::SrContentType | Call::VdiGetParams { .. } => (None, vec![]),
             // It takes the locks of its disks one after the other.
             Call::SrCollect => (Some(Kind::Shared), vec![]),

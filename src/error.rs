@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::types::{SrUuid, VdiUuid};
+use crate::types::{Format, SrUuid, VdiUuid};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -13,6 +13,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     #[error("{what} {} is not valid: {expected}", Quoted(value))]
     Invalid { what: &'static str, value: String, expected: String },
+    #[error("device_config {given:?} lacks the key {key}")]
+    MissingKey { key: &'static str, given: String },
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]
@@ -21,6 +23,8 @@ pub enum Error {
     NoSuchCommand(String),
     #[error("{op} is not supported: {why}")]
     Unsupported { op: &'static str, why: String },
+    #[error("{format} disks are not served by this release{}", of(vdi))]
+    NotServed { format: Format, vdi: Option<VdiUuid> },
     #[error("{what} of {bytes} bytes is too big: {limit}")]
     TooBig { what: &'static str, bytes: u64, limit: String },
 
@@ -48,6 +52,8 @@ pub enum Error {
     NoDevice { device: String, why: String },
     #[error("{device} is in use: {holder}")]
     DeviceInUse { device: String, holder: String },
+    #[error("{} is not empty; an SR wants a directory of its own", path.display())]
+    NotEmpty { path: PathBuf },
     #[error("SR {sr} has {free} bytes free, {wanted} wanted")]
     NoSpace { sr: SrUuid, free: u64, wanted: u64 },
     #[error("{}: {what}", path.display())]
@@ -106,6 +112,10 @@ pub fn one_line(error: &Error) -> String {
         if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
     }
     line
+}
+
+fn of(vdi: &Option<VdiUuid>) -> String {
+    vdi.map(|vdi| format!(", and VDI {vdi} is one")).unwrap_or_default()
 }
 
 /// A tool's own words, on one line.

@@ -143,11 +143,9 @@ impl DeviceConfig {
 
     /// The value of `key`, or an error that names it.
     pub fn require(&self, key: &'static str) -> Result<&str> {
-        self.get(key).filter(|value| !value.is_empty()).ok_or_else(|| Error::Invalid {
-            what: "device_config",
-            value: self.0.keys().cloned().collect::<Vec<_>>().join(" "),
-            expected: format!("the key {key} is missing"),
-        })
+        self.get(key)
+            .filter(|value| !value.is_empty())
+            .ok_or_else(|| Error::MissingKey { key, given: self.0.keys().cloned().collect::<Vec<_>>().join(" ") })
     }
 }
 
@@ -203,6 +201,9 @@ pub struct SrInfo {
     pub virtual_allocation: u64,
     /// Bytes that the SR has.
     pub size: u64,
+    /// Bytes that nothing uses yet. Not part of the SR API v1.0.
+    #[serde(skip)]
+    pub free: u64,
     #[serde(rename = "type")]
     pub sr_type: String,
     pub location: String,
@@ -218,6 +219,9 @@ pub enum Tagged {
     Sr(SrInfo),
     Vdi(VdiInfo),
 }
+
+/// Keys of a VDI's `sm_config` that its SR decides: a value to set, `None` to remove.
+pub type SmConfig = Vec<(&'static str, Option<String>)>;
 
 /// What is known of a VDI, read from its SR now. Written as `(vdi (uuid . "…") …)`; SR Driver API v1.0,
 /// "Results".
@@ -257,6 +261,16 @@ pub struct VdiInfo {
     /// It is there for its children only.
     #[serde(default, skip_serializing_if = "is_false")]
     pub hidden: bool,
+    /// What an agent calls it by, where that is not the UUID: the name of an ISO file.
+    #[serde(skip)]
+    pub location: Option<String>,
+}
+
+impl VdiInfo {
+    /// What an agent calls it by within its SR.
+    pub fn location(&self) -> String {
+        self.location.clone().unwrap_or_else(|| self.uuid.to_string())
+    }
 }
 
 /// Writes `Some(x)` as `x`: serde-lexpr alone would write the list `(x)`.

@@ -2,9 +2,11 @@
 
 pub mod sexp;
 pub mod size;
+pub mod smapiv1;
 pub mod stream;
 pub mod table;
 pub mod v1;
+pub mod xmlrpc;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -25,7 +27,8 @@ pub fn driver_main(driver: &'static Driver) -> ExitCode {
     if let Some(status) = datapath::main() {
         return status;
     }
-    speak(v1::driver(driver, std::env::args_os().collect()))
+    let args: Vec<OsString> = std::env::args_os().collect();
+    speak(if smapiv1::is_meant(&args) { smapiv1::serve(driver, &args) } else { v1::driver(driver, args) })
 }
 
 /// `main` of `sm`. Called by a driver's name (a link), it is that driver.

@@ -326,6 +326,10 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
         }
     }
     let mut reply = result?;
+    // The API says that these answer nothing: the caller chose the UUID.
+    if matches!(call, Call::VdiCreate(_) | Call::VdiClone { .. } | Call::VdiSnapshot { .. }) {
+        return Ok(Reply::Nothing);
+    }
     match &mut reply {
         Reply::Sr(info) if tree => return Ok(Reply::Tree(info.clone())),
         // Bases are there for their children; only the tree shows them.
@@ -533,12 +537,12 @@ fn first_line(refused: &clap::Error) -> String {
 fn exit_status(e: &Error) -> (u8, &'static str) {
     use nix::errno::Errno;
     match e {
-        Error::Unsupported { .. } => (1, "EPERM"),
+        Error::Unsupported { .. } | Error::NotServed { .. } => (1, "EPERM"),
         Error::TooBig { .. } | Error::TooManyArguments(_) | Error::ChainTooLong { .. } => (7, "E2BIG"),
-        Error::DeviceInUse { .. } => (16, "EBUSY"),
+        Error::DeviceInUse { .. } | Error::NotEmpty { .. } => (16, "EBUSY"),
         Error::SrExists { .. } | Error::VdiExists { .. } => (17, "EEXIST"),
         Error::NoDevice { .. } => (19, "ENODEV"),
-        Error::Invalid { .. } | Error::Usage(_) => (22, "EINVAL"),
+        Error::Invalid { .. } | Error::MissingKey { .. } | Error::Usage(_) => (22, "EINVAL"),
         Error::NoSpace { .. } => (28, "ENOSPC"),
         Error::LockRefused { .. } => (37, "ENOLCK"),
         Error::NoSuchCommand(_) => (42, "ENOMSG"),
@@ -591,6 +595,7 @@ impl Drop for ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::SrInfo;
 
     #[test]
     fn the_command_lines_are_consistent() {
@@ -610,7 +615,8 @@ mod tests {
         let params = Params { label: "a \"b\" \\ ü λ".to_owned(), shareable: true, ..Params::default() };
         let new = NewVdi { vdi: VdiUuid::random(), virtual_size: 1 << 20, format: None, params };
         let vdi = storage.create_vdi(&new).unwrap();
-        for reply in [Reply::Vdi(vdi), Reply::Sr(storage.stat().unwrap()), Reply::Sr(storage.scan().unwrap())] {
+        let (stat, scan) = (storage.stat().unwrap(), storage.scan().unwrap());
+        for reply in [Reply::Vdi(vdi), Reply::Sr(SrInfo { free: 0, ..stat }), Reply::Sr(SrInfo { free: 0, ..scan })] {
             let text = written(&reply, OutputFormat::Sexp).unwrap();
             assert_eq!(text.iter().filter(|b| **b == b'\n').count(), 1, "one datum, one line");
             assert_eq!(serde_lexpr::from_slice::<Reply>(&text).unwrap(), reply);

@@ -45,12 +45,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::call::Context;
 use crate::error::{Error, Result};
-use crate::sr::{Driver, Sr};
+use crate::sr::{About, Driver, Sr, vdi_by_uuid};
 use crate::sys::copy::{self, Progress};
 use crate::sys::durable::{self, Dir, NewFile};
 use crate::sys::lock::{self, Lock};
 use crate::sys::{loopdev, register};
-use crate::types::{DeviceConfig, Done, Format, Mode, NewVdi, Params, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
+use crate::types::{
+    DeviceConfig, Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid,
+};
 use crate::vdi::transfer::{self, Incoming};
 use crate::vdi::{self, Attachments, Extent, Fork, Holders, Kind, Node, Place, Tree, Vdi};
 
@@ -63,7 +65,42 @@ pub const DRIVER: Driver = Driver {
     parse_dconf: |dconf| Ok(DeviceConfig::from([("location", dconf)])),
     open: |sr, config| Ok(Box::new(FileSr::new(sr, "file", location(config)?))),
     probe: |config| probe(&location(config)?, "file"),
+    about: About {
+        name: "Local directory",
+        capabilities: CAPABILITIES,
+        configuration: &[("location", "absolute path of a local directory (required)")],
+        vdi_at: vdi_by_uuid,
+        sm_config,
+    },
 };
+
+/// What every driver with disks as files can do.
+pub const CAPABILITIES: &[&str] = &[
+    "SR_PROBE",
+    "SR_UPDATE",
+    "THIN_PROVISIONING",
+    "VDI_CREATE",
+    "VDI_DELETE",
+    "VDI_ATTACH",
+    "VDI_DETACH",
+    "VDI_ACTIVATE",
+    "VDI_DEACTIVATE",
+    "VDI_CLONE",
+    "VDI_SNAPSHOT",
+    "VDI_RESIZE",
+    "VDI_RESIZE_ONLINE",
+    "VDI_INTRODUCE",
+    "VDI_UPDATE",
+    "VDI_GENERATE_CONFIG",
+];
+
+/// The keys that the Python file drivers keep, so that a VDI looks the same to either; SMAPIv1, "sm_config".
+pub fn sm_config(vdi: &VdiInfo) -> SmConfig {
+    match vdi.format {
+        Format::Raw | Format::Qcow2 => vec![("type", Some(vdi.format.to_string()))],
+        Format::Vhd => vec![("vhd-parent", vdi.parent.map(|parent| parent.to_string()))],
+    }
+}
 
 const MARKER: &str = ".sm-sr";
 const DELETING: &str = ".sm-sr-deleting";
@@ -203,7 +240,7 @@ impl FileSr {
 
     /// A disk of the SR, of a format that is known.
     fn disk(&self, dir: Rc<Dir>, vdi: VdiUuid, format: Format) -> Result<Box<dyn Vdi + '_>> {
-        Ok((vdi::kind(format)?.open)(Box::new(self.place(dir, vdi, format))))
+        Ok((vdi::kind(format).map_err(|e| not_served(e, vdi))?.open)(Box::new(self.place(dir, vdi, format))))
     }
 
     fn place(&self, dir: Rc<Dir>, vdi: VdiUuid, format: Format) -> FilePlace<'_> {
@@ -260,6 +297,7 @@ impl FileSr {
             physical_utilisation: used,
             virtual_allocation: allocation,
             size: fs.blocks() * fs.fragment_size(),
+            free: fs.blocks_free() * fs.fragment_size(),
             sr_type: self.sr_type.to_owned(),
             location: self.path.display().to_string(),
             vdis: Vec::new(),
@@ -454,7 +492,7 @@ struct Image {
 impl Image {
     /// `None`: deleted since the directory was read, so it was not there.
     fn read(dir: &Dir, vdi: VdiUuid, format: Format) -> Result<Option<Image>> {
-        let kind = vdi::kind(format)?;
+        let kind = vdi::kind(format).map_err(|e| not_served(e, vdi))?;
         let name = image_name(vdi, format);
         let (stat, node) = if kind.by_length {
             let Some(stat) = must_be(dir, &name, SFlag::S_IFREG)? else { return Ok(None) };
@@ -496,10 +534,7 @@ impl Sr for FileSr {
                 });
             }
             Found::Strange(_) => {
-                return Err(Error::DeviceInUse {
-                    device: self.path.display().to_string(),
-                    holder: "the directory is not empty; an SR wants one of its own".to_owned(),
-                });
+                return Err(Error::NotEmpty { path: self.path.clone() });
             }
             Found::Nothing => {}
         }
@@ -596,6 +631,22 @@ impl Sr for FileSr {
             let _ = self.remove_garbage(&dir, &listing);
         }
         Ok(done)
+    }
+
+    fn adopt(&self) -> Result<Done> {
+        let dir = match self.look()? {
+            Found::Strange(dir) if self.list(&dir)?.images.is_empty() => dir,
+            Found::Nothing => match Dir::open(&self.path) {
+                Ok(dir) => dir,
+                Err(_) => return Err(self.no_sr(format!("there is no directory {}", self.path.display()))),
+            },
+            _ => return self.attach(),
+        };
+        Ok(if self.write_marker(&dir, false)? { Done::Changed } else { Done::Already })
+    }
+
+    fn local_path(&self) -> Option<PathBuf> {
+        Some(self.path.clone())
     }
 
     fn detach(&self) -> Result<Done> {
@@ -1092,6 +1143,13 @@ fn probe(path: &Path, sr_type: &'static str) -> Result<Vec<SrInfo>> {
         }
     }
     Ok(found)
+}
+
+fn not_served(error: Error, vdi: VdiUuid) -> Error {
+    match error {
+        Error::NotServed { format, .. } => Error::NotServed { format, vdi: Some(vdi) },
+        other => other,
+    }
 }
 
 /// What a name in the directory is.

@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use crate::call::Context;
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
-use crate::types::{DeviceConfig, Done, Format, NewVdi, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, Format, NewVdi, SmConfig, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 
@@ -38,6 +38,26 @@ pub struct Driver {
     /// # Errors
     /// Says what is wrong with the device, directory or server when it can't be examined.
     pub probe: fn(&DeviceConfig) -> Result<Vec<SrInfo>>,
+    pub about: About,
+}
+
+/// What a driver tells an agent of itself; SMAPIv1, "sr_get_driver_info".
+pub struct About {
+    /// For people, in lists of SR types.
+    pub name: &'static str,
+    /// What agents may ask of it: announced means works.
+    pub capabilities: &'static [&'static str],
+    /// The keys of device_config, each with what it means.
+    pub configuration: &'static [(&'static str, &'static str)],
+    /// The VDI that an agent calls by this location.
+    pub vdi_at: fn(SrUuid, &str) -> Result<VdiUuid>,
+    /// What `sm_config` has to say of a VDI.
+    pub sm_config: fn(&VdiInfo) -> SmConfig,
+}
+
+/// [`About::vdi_at`] where a VDI's location is its UUID.
+pub fn vdi_by_uuid(_sr: SrUuid, location: &str) -> Result<VdiUuid> {
+    location.parse()
 }
 
 /// The driver of an SR type.
@@ -90,6 +110,17 @@ pub trait Sr {
 
     /// Makes the SR available on this host and repairs what a crash left. Idempotent.
     fn attach(&self) -> Result<Done>;
+
+    /// Makes an SR without disks, that other storage managers made, one of ours. Idempotent.
+    fn adopt(&self) -> Result<Done> {
+        Err(Error::Unsupported { op: "taking an SR over", why: "this driver finds its SRs without".to_owned() })
+    }
+
+    /// The directory in which its disks are files, if they are, for the programs of a host that expect an SR
+    /// at a path of its own.
+    fn local_path(&self) -> Option<PathBuf> {
+        None
+    }
 
     /// Ends the availability on this host. Idempotent.
     ///

@@ -1,9 +1,12 @@
 //! The system below: one purpose per file, no policy.
 
+pub mod bind;
 pub mod copy;
 pub mod durable;
 pub mod lock;
 pub mod loopdev;
 pub mod register;
 pub mod run_dir;
+pub mod syslog;
+pub mod tapdisk;
 pub mod tool;

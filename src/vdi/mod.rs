@@ -362,6 +362,7 @@ pub fn describe(
         read_only: u8::from(params.read_only || node.hidden || !children.is_empty()),
         children,
         hidden: node.hidden,
+        location: None,
     }
 }
 
@@ -415,14 +416,11 @@ impl Kind {
 /// The module of a format.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for a format that this build does not serve.
+/// [`Error::NotServed`] for a format that this build does not serve.
 pub fn kind(format: Format) -> Result<&'static Kind> {
     match format {
         Format::Raw => Ok(&raw::KIND),
         Format::Vhd => Ok(&vhd::KIND),
-        Format::Qcow2 => Err(Error::Unsupported {
-            op: "the type",
-            why: "qcow2 disks are not served by this release; vhd and raw are".to_owned(),
-        }),
+        Format::Qcow2 => Err(Error::NotServed { format, vdi: None }),
     }
 }

@@ -1,0 +1,255 @@
+//! The commands of SMAPIv1 and the request that carries one; SMAPIv1, "Request parameter struct".
+
+use std::collections::BTreeMap;
+
+use super::faults::{Code, Failure};
+use crate::door::xmlrpc::{self, Value};
+use crate::types::DeviceConfig;
+
+macro_rules! commands {
+    ($($variant:ident $name:literal),* $(,)?) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Command {
+            $($variant,)*
+        }
+
+        impl Command {
+            pub const ALL: &[Command] = &[$(Command::$variant,)*];
+
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Command::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+commands! {
+    SrGetDriverInfo "sr_get_driver_info",
+    SrCreate "sr_create",
+    SrDelete "sr_delete",
+    SrAttach "sr_attach",
+    SrDetach "sr_detach",
+    SrScan "sr_scan",
+    SrUpdate "sr_update",
+    SrProbe "sr_probe",
+    SrContentType "sr_content_type",
+    VdiCreate "vdi_create",
+    VdiUpdate "vdi_update",
+    VdiIntroduce "vdi_introduce",
+    VdiDelete "vdi_delete",
+    VdiAttach "vdi_attach",
+    VdiDetach "vdi_detach",
+    VdiActivate "vdi_activate",
+    VdiDeactivate "vdi_deactivate",
+    VdiSnapshot "vdi_snapshot",
+    VdiClone "vdi_clone",
+    VdiResize "vdi_resize",
+    VdiResizeOnline "vdi_resize_online",
+    VdiRevert "vdi_revert",
+    VdiCompose "vdi_compose",
+    VdiGenerateConfig "vdi_generate_config",
+    VdiAttachFromConfig "vdi_attach_from_config",
+    VdiDetachFromConfig "vdi_detach_from_config",
+    VdiEpochBegin "vdi_epoch_begin",
+    VdiEpochEnd "vdi_epoch_end",
+    VdiEnableCbt "vdi_enable_cbt",
+    VdiDisableCbt "vdi_disable_cbt",
+    VdiDataDestroy "vdi_data_destroy",
+    VdiListChangedBlocks "vdi_list_changed_blocks",
+}
+
+impl Command {
+    /// The code of a failure that has none of its own.
+    pub fn general_fault(self) -> Code {
+        match self {
+            Command::SrScan => Code::SRScan,
+            Command::VdiCreate => Code::VDICreate,
+            Command::VdiDelete => Code::VDIDelete,
+            Command::VdiAttach
+            | Command::VdiDetach
+            | Command::VdiActivate
+            | Command::VdiDeactivate
+            | Command::VdiAttachFromConfig
+            | Command::VdiDetachFromConfig => Code::VDIUnavailable,
+            Command::VdiResize | Command::VdiResizeOnline => Code::VDIResize,
+            Command::VdiSnapshot => Code::VDISnapshot,
+            Command::VdiClone => Code::VDIClone,
+            Command::SrCreate => Code::FileSRCreate,
+            Command::SrDelete => Code::FileSRDelete,
+            Command::SrGetDriverInfo
+            | Command::SrAttach
+            | Command::SrDetach
+            | Command::SrUpdate
+            | Command::SrProbe
+            | Command::SrContentType
+            | Command::VdiUpdate
+            | Command::VdiIntroduce
+            | Command::VdiRevert
+            | Command::VdiCompose
+            | Command::VdiGenerateConfig
+            | Command::VdiEpochBegin
+            | Command::VdiEpochEnd
+            | Command::VdiEnableCbt
+            | Command::VdiDisableCbt
+            | Command::VdiDataDestroy
+            | Command::VdiListChangedBlocks => Code::SMGeneral,
+        }
+    }
+
+    /// Whether only the SR's master may ask for it.
+    pub fn wants_master(self) -> bool {
+        matches!(
+            self,
+            Command::SrScan
+                | Command::VdiCreate
+                | Command::VdiDelete
+                | Command::VdiSnapshot
+                | Command::VdiClone
+                | Command::VdiResize
+                | Command::VdiResizeOnline
+        )
+    }
+}
+
+/// One `methodCall` of xapi.
+#[derive(Debug)]
+pub struct Request {
+    pub command: Command,
+    pub device_config: DeviceConfig,
+    members: BTreeMap<String, Value>,
+}
+
+/// More than the kernel lets a single argument have (128 KiB).
+const LONGEST: usize = 1 << 20;
+
+impl Request {
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// [`Code::BadRequest`], with what is wrong with it and never with what is in it.
+    pub fn read(document: &str) -> Result<Request, Failure> {
+        let bad = |why: String| Failure::new(Code::BadRequest, why);
+        if document.len() > LONGEST {
+            return Err(bad(format!("it has {} bytes; {LONGEST} are allowed", document.len())));
+        }
+        let (method, params) = xmlrpc::read_call(document).map_err(|e| bad(e.to_string()))?;
+        let command = Command::ALL
+            .iter()
+            .copied()
+            .find(|c| c.name() == method)
+            .ok_or_else(|| bad(format!("no such command {:?}", method.chars().take(64).collect::<String>())))?;
+        let Ok([Value::Struct(mut members)]) = <[Value; 1]>::try_from(params) else {
+            return Err(bad("its one parameter is a struct".to_owned()));
+        };
+        let device_config = match members.remove("device_config") {
+            Some(Value::Struct(keys)) => DeviceConfig(strings("device_config", keys)?),
+            Some(other) => return Err(bad(format!("device_config is {}, not a struct", other.kind()))),
+            None => return Err(bad("device_config is missing".to_owned())),
+        };
+        Ok(Request { command, device_config, members })
+    }
+
+    /// A member that this command can't do without.
+    pub fn text(&self, name: &'static str) -> Result<&str, Failure> {
+        self.optional(name)?.ok_or_else(|| Failure::new(Code::BadRequest, format!("{name} is missing")))
+    }
+
+    pub fn optional(&self, name: &'static str) -> Result<Option<&str>, Failure> {
+        match self.members.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(Failure::new(Code::BadRequest, format!("{name} is {}, not a string", other.kind()))),
+        }
+    }
+
+    /// A struct of strings; empty if it is not there.
+    pub fn map(&self, name: &'static str) -> Result<BTreeMap<String, String>, Failure> {
+        match self.members.get(name) {
+            None => Ok(BTreeMap::new()),
+            Some(Value::Struct(members)) => strings(name, members.clone()),
+            Some(other) => Err(Failure::new(Code::BadRequest, format!("{name} is {}, not a struct", other.kind()))),
+        }
+    }
+
+    /// A positional argument.
+    pub fn arg(&self, index: usize) -> Result<&str, Failure> {
+        let bad = |why: String| Failure::new(Code::BadRequest, why);
+        match self.members.get("args") {
+            Some(Value::Array(args)) => match args.get(index) {
+                Some(Value::String(text)) => Ok(text),
+                Some(other) => Err(bad(format!("argument {index} is {}, not a string", other.kind()))),
+                None => Err(bad(format!("argument {index} is missing"))),
+            },
+            Some(other) => Err(bad(format!("args is {}, not an array", other.kind()))),
+            None => Err(bad("args is missing".to_owned())),
+        }
+    }
+
+    pub fn flag(&self, index: usize) -> Result<bool, Failure> {
+        match self.arg(index)? {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err(Failure::new(Code::BadRequest, format!("argument {index} is neither true nor false"))),
+        }
+    }
+
+    /// A size in bytes.
+    pub fn size(&self, index: usize) -> Result<u64, Failure> {
+        let text = self.arg(index)?;
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        text.parse().ok().filter(|_| digits).ok_or_else(|| {
+            let shown: String = text.chars().take(40).collect();
+            Failure::new(Code::VDISize, format!("{shown:?} is not a number of bytes"))
+        })
+    }
+
+    /// The request for the log: no session, no passwords.
+    pub fn shown(&self) -> String {
+        let mut text = format!("{} {{", self.command.name());
+        let config = self.device_config.0.iter().map(|(k, v)| (k, Value::text(v.as_str()))).collect::<Vec<_>>();
+        for (name, value) in config.iter().map(|(k, v)| (*k, v)).chain(&self.members) {
+            let secret = is_secret(name) || name == "session_ref";
+            match value {
+                _ if secret => text.push_str(&format!("{name}: ******, ")),
+                Value::String(value) => text.push_str(&format!("{name}: {value:?}, ")),
+                Value::Array(values) => {
+                    let words: Vec<&str> = values.iter().filter_map(Value::as_str).collect();
+                    text.push_str(&format!("{name}: {words:?}, "));
+                }
+                Value::Struct(members) => {
+                    let shown = members.iter().map(|(k, v)| match v.as_str() {
+                        Some(value) if !is_secret(k) => format!("{k}: {value:?}"),
+                        _ => format!("{k}: ******"),
+                    });
+                    text.push_str(&format!("{name}: {{{}}}, ", shown.collect::<Vec<_>>().join(", ")));
+                }
+                _ => {}
+            }
+        }
+        text.push('}');
+        text
+    }
+
+    /// Every value that must not be seen.
+    pub fn secrets(&self) -> Vec<&str> {
+        let of_config = self.device_config.0.iter().filter(|(k, _)| is_secret(k)).map(|(_, v)| v.as_str());
+        let session = self.members.get("session_ref").and_then(Value::as_str);
+        of_config.chain(session).filter(|secret| !secret.is_empty()).collect()
+    }
+}
+
+/// `password`, `cifspassword`, `chappassword_secret`, `incoming_chappassword` …
+fn is_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    key.contains("passw") || key.contains("secret")
+}
+
+fn strings(name: &str, members: BTreeMap<String, Value>) -> Result<BTreeMap<String, String>, Failure> {
+    let one = |(key, value)| match value {
+        Value::String(text) => Ok((key, text)),
+        other => Err(Failure::new(Code::BadRequest, format!("{name}:{key} is {}, not a string", other.kind()))),
+    };
+    members.into_iter().map(one).collect()
+}

@@ -1,0 +1,137 @@
+//! SMAPIv1: one XML-RPC methodCall of xapi in argv, one methodResponse on stdout, always exit status 0.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`command`] | the request: what xapi wants, of which SR and VDI |
+//! | [`service`] | each command: calls of the driver, and what xapi has to be told of them |
+//! | [`datapath`] | attach, activate and the claims of hosts on a VDI |
+//! | [`sync`] | making xapi's database say what the substrate says |
+//! | [`xapi`] | calls back into xapi |
+//! | [`faults`] | what xapi is told when a command fails |
+
+pub mod command;
+pub mod datapath;
+pub mod faults;
+pub mod service;
+pub mod sync;
+pub mod xapi;
+
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::panic::{self, AssertUnwindSafe};
+
+use self::command::{Command, Request};
+use self::faults::{Code, Failure};
+use self::service::Service;
+use super::Answer;
+use super::xmlrpc::{self, Value};
+use crate::sr::Driver;
+use crate::sys::syslog;
+
+/// Whether these are the words of an agent that speaks XML-RPC. No word of the SR API begins like this.
+pub fn is_meant(args: &[OsString]) -> bool {
+    args.get(1).is_some_and(|first| first.as_encoded_bytes().trim_ascii_start().starts_with(b"<"))
+}
+
+/// Serves one call. Whatever happens, xapi gets a document and exit status 0: of any other status it
+/// discards the reason.
+pub fn serve(driver: &'static Driver, args: &[OsString]) -> Answer {
+    thread_local!(static PANIC: RefCell<String> = const { RefCell::new(String::new()) });
+    panic::set_hook(Box::new(|info| PANIC.with_borrow_mut(|text| *text = info.to_string().replace('\n', " "))));
+    let document = panic::catch_unwind(AssertUnwindSafe(|| answer(driver, args))).unwrap_or_else(|_| {
+        let text = PANIC.take();
+        syslog::write(&format!("{}: {text}", driver.executable));
+        xmlrpc::write_fault(Code::GenericException as u16, &text)
+    });
+    Answer { stdout: document.into_bytes(), stderr: String::new(), status: 0 }
+}
+
+fn answer(driver: &'static Driver, args: &[OsString]) -> String {
+    let request = match args {
+        [_, only] => match only.to_str() {
+            Some(text) => Request::read(text),
+            None => Err(Failure::new(Code::BadRequest, "it is not UTF-8")),
+        },
+        _ => Err(Failure::new(Code::BadRequest, format!("expected one argument, there are {}", args.len() - 1))),
+    };
+    let request = match request {
+        Ok(request) => request,
+        Err(refused) => return refuse(driver, "a request", &refused, None, &[]),
+    };
+    if request.command == Command::SrGetDriverInfo {
+        return xmlrpc::write_response(&driver_info(driver));
+    }
+    syslog::write(&request.shown());
+    match Service::new(driver, &request).and_then(|mut service| service.run()) {
+        Ok(value) => xmlrpc::write_response(&value),
+        Err(failure) => refuse(driver, request.command.name(), &failure, Some(request.command), &request.secrets()),
+    }
+}
+
+fn refuse(driver: &Driver, what: &str, failure: &Failure, command: Option<Command>, secrets: &[&str]) -> String {
+    let (code, detail) = faults::fault(failure, command);
+    let mut text = faults::text(code, &detail);
+    for secret in secrets {
+        text = text.replace(secret, "******");
+    }
+    syslog::write(&format!("{} {what} failed: {} {text}", driver.executable, code as u16));
+    xmlrpc::write_fault(code as u16, &text)
+}
+
+/// What a driver is and can do. Asked of every driver at each start of xapi: nothing is touched for it.
+fn driver_info(driver: &Driver) -> Value {
+    let texts = |texts: &[&str]| Value::Array(texts.iter().map(|text| Value::text(*text)).collect());
+    let kept: Vec<&str> = driver.about.capabilities.iter().copied().filter(|c| !datapath::missing(c)).collect();
+    let keys = driver.about.configuration.iter();
+    let configuration = keys.map(|(key, means)| Value::map([("key", *key), ("description", *means)])).collect();
+    let formats: Vec<String> = driver.formats.iter().map(|format| format.to_string()).collect();
+    let members = [
+        ("name", Value::text(driver.about.name)),
+        ("description", Value::text(driver.description)),
+        ("vendor", Value::text("XCP storage managers")),
+        ("copyright", Value::text("the authors of xcp-storage-managers")),
+        ("driver_version", Value::text(env!("CARGO_PKG_VERSION"))),
+        ("required_api_version", Value::text("1.0")),
+        ("capabilities", texts(&kept)),
+        ("configuration", Value::Array(configuration)),
+        ("supported_image_formats", texts(&formats.iter().map(String::as_str).collect::<Vec<_>>())),
+    ];
+    Value::Struct(members.map(|(name, value)| (name.to_owned(), value)).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::door::xmlrpc::Response;
+    use crate::sr::file;
+
+    static BROKEN: Driver = Driver { open: |_, _| panic!("boom <&>"), ..file::DRIVER };
+
+    fn scan() -> Vec<OsString> {
+        let config = Value::map([("location", "/nowhere")]);
+        let sr = Value::text("87b8646b-b800-9500-cb7b-af3b74e02f5c");
+        let members = [("device_config", config), ("sr_uuid", sr)].map(|(k, v)| (k.to_owned(), v));
+        let document = xmlrpc::write_call("sr_content_type", &[Value::Struct(members.into())]);
+        vec!["FileSR".into(), document.into()]
+    }
+
+    #[test]
+    fn a_panic_is_a_fault_like_any_other() {
+        let answer = serve(&BROKEN, &scan());
+        let document = String::from_utf8(answer.stdout).unwrap();
+        let Response::Fault { code, message } = xmlrpc::read_response(&document).unwrap() else { panic!() };
+        assert_eq!((code, answer.status, answer.stderr.as_str()), (1200, 0, ""));
+        assert!(message.contains("boom <&>"), "{message}");
+        let _ = panic::take_hook();
+    }
+
+    #[test]
+    fn only_what_begins_like_xml_is_meant() {
+        assert!(is_meant(&scan()));
+        assert!(is_meant(&["x".into(), " \n<".into(), "y".into()]));
+        for word in ["", "sr_scan", "-d", "(("] {
+            assert!(!is_meant(&["x".into(), word.into()]), "{word}");
+        }
+        assert!(!is_meant(&["x".into()]));
+    }
+}

@@ -1,0 +1,211 @@
+//! Telling xapi what is on the substrate; SMAPIv1, "Scan-synchronise algorithm".
+//!
+//! The records are read *before* the substrate. A VDI that another call makes or deletes between the two is
+//! then seen as new or gone by a comparison whose outcome xapi has already: the introduction is refused as a
+//! duplicate, the record to forget does not exist. The other way round, a VDI made between the two would
+//! look gone, and its record would be dropped.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::xapi::{ApiError, Record, Xapi};
+use crate::door::xmlrpc::Value;
+use crate::sys::syslog;
+use crate::types::{SmConfig, SrInfo, VdiInfo};
+
+pub const NULL_REF: &str = "OpaqueRef:NULL";
+const EPOCH: &str = "19700101T00:00:00Z";
+
+/// What a scan changed in xapi's database.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    pub new: usize,
+    pub gone: usize,
+    pub changed: usize,
+}
+
+/// Makes the records of an SR's VDIs say what `found` says.
+pub fn synchronise(
+    xapi: &mut Xapi,
+    sr_ref: &str,
+    records: &[(String, Record)],
+    found: &[&VdiInfo],
+    sm_config: fn(&VdiInfo) -> SmConfig,
+) -> Result<Changes, ApiError> {
+    let mut changes = Changes::default();
+    let mut by_location: HashMap<&str, (&str, &Record)> = HashMap::with_capacity(records.len());
+    for (reference, record) in records {
+        by_location.insert(text(record, "location"), (reference, record));
+    }
+    for vdi in found {
+        match by_location.remove(vdi.location().as_str()) {
+            Some((reference, record)) => {
+                if refresh(xapi, reference, record, vdi, &sm_config(vdi))? {
+                    changes.changed += 1;
+                }
+            }
+            None => {
+                syslog::write(&format!("new VDI on SR {}: {}", vdi.sr, vdi.location()));
+                let kept = sm_config(vdi).into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?))).collect();
+                match introduce(xapi, sr_ref, &Introduced { sm_config: kept, ..Introduced::of(vdi) }) {
+                    Ok(_) => changes.new += 1,
+                    // Another call was faster.
+                    Err(e) if e.is("LOCATION_NOT_UNIQUE") => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+    }
+    for (location, (reference, record)) in by_location {
+        // The record of a changed-block log outlives its disk, and this release reads no such logs.
+        if text(record, "type") == "cbt_metadata" {
+            continue;
+        }
+        syslog::write(&format!("VDI {} is gone: {location}", text(record, "uuid")));
+        match xapi.call("VDI.db_forget", &[Value::text(reference)]) {
+            Ok(_) => changes.gone += 1,
+            Err(e) if e.is_gone() => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(changes)
+}
+
+/// Makes one record say what `vdi` says; only what differs is written. `false`: nothing did.
+pub fn refresh(
+    xapi: &mut Xapi,
+    reference: &str,
+    record: &Record,
+    vdi: &VdiInfo,
+    sm_config: &SmConfig,
+) -> Result<bool, ApiError> {
+    let mut changed = false;
+    for (field, setter, now) in [
+        ("virtual_size", "VDI.set_virtual_size", vdi.virtual_size),
+        ("physical_utilisation", "VDI.set_physical_utilisation", vdi.physical_utilisation),
+    ] {
+        if text(record, field) != now.to_string() {
+            xapi.set_number(setter, reference, now)?;
+            changed = true;
+        }
+    }
+    let read_only = vdi.read_only != 0;
+    if record.get("read_only") != Some(&Value::Boolean(read_only)) {
+        xapi.set("VDI.set_read_only", reference, Value::Boolean(read_only))?;
+        changed = true;
+    }
+    // Key by key: what others keep there (host_…, paused, read-caching-…) is theirs.
+    let old = record.get("sm_config");
+    for (key, wanted) in sm_config {
+        let there = old.and_then(|map| map.get(key)).and_then(Value::as_str);
+        if there == wanted.as_deref() {
+            continue;
+        }
+        changed = true;
+        if there.is_some() {
+            xapi.set("VDI.remove_from_sm_config", reference, Value::text(*key))?;
+        }
+        if let Some(value) = wanted {
+            match xapi.add_key("VDI.add_to_sm_config", reference, key, value) {
+                Err(e) if !e.is("MAP_DUPLICATE_KEY") => return Err(e),
+                _ => {}
+            }
+        }
+    }
+    Ok(changed)
+}
+
+/// A row for xapi's table of VDIs.
+pub struct Introduced<'a> {
+    pub uuid: String,
+    pub label: &'a str,
+    pub description: &'a str,
+    pub vdi_type: &'a str,
+    pub read_only: bool,
+    /// Not there for its own sake: xapi shows it to nobody.
+    pub hidden: bool,
+    pub location: String,
+    pub sm_config: BTreeMap<String, String>,
+    pub virtual_size: u64,
+    pub physical_utilisation: u64,
+    pub metadata_of_pool: &'a str,
+    pub is_a_snapshot: bool,
+    pub snapshot_time: &'a str,
+    pub snapshot_of: &'a str,
+}
+
+impl<'a> Introduced<'a> {
+    /// A VDI that nobody told xapi of.
+    pub fn of(vdi: &'a VdiInfo) -> Introduced<'a> {
+        Introduced {
+            uuid: vdi.uuid.to_string(),
+            label: if vdi.hidden { "base copy" } else { &vdi.label },
+            description: &vdi.description,
+            vdi_type: "user",
+            read_only: vdi.read_only != 0,
+            hidden: vdi.hidden,
+            location: vdi.location(),
+            sm_config: BTreeMap::new(),
+            virtual_size: vdi.virtual_size,
+            physical_utilisation: vdi.physical_utilisation,
+            metadata_of_pool: NULL_REF,
+            is_a_snapshot: false,
+            snapshot_time: EPOCH,
+            snapshot_of: NULL_REF,
+        }
+    }
+}
+
+/// `VDI.db_introduce`, with its 19 arguments in order.
+pub fn introduce(xapi: &mut Xapi, sr_ref: &str, new: &Introduced) -> Result<Value, ApiError> {
+    let or_null = |reference: &str| Value::text(if reference.is_empty() { NULL_REF } else { reference });
+    let empty = || Value::Struct(BTreeMap::new());
+    let time = if new.snapshot_time.is_empty() { EPOCH } else { new.snapshot_time };
+    xapi.call(
+        "VDI.db_introduce",
+        &[
+            Value::text(new.uuid.as_str()),
+            Value::text(new.label),
+            Value::text(new.description),
+            Value::text(sr_ref),
+            Value::text(new.vdi_type),
+            Value::Boolean(false),
+            Value::Boolean(new.read_only),
+            empty(),
+            Value::text(new.location.as_str()),
+            empty(),
+            Value::map(new.sm_config.clone()),
+            Value::Boolean(!new.hidden),
+            Value::text(new.virtual_size.to_string()),
+            Value::text(new.physical_utilisation.to_string()),
+            or_null(new.metadata_of_pool),
+            Value::Boolean(new.is_a_snapshot),
+            Value::DateTime(time.to_owned()),
+            or_null(new.snapshot_of),
+            Value::Boolean(false),
+        ],
+    )
+}
+
+/// Makes the SR's three figures say what `sr` says; only what differs is written.
+pub fn figures(xapi: &mut Xapi, sr_ref: &str, sr: &SrInfo) -> Result<(), ApiError> {
+    let record = xapi.record("SR.get_record", sr_ref)?;
+    for (field, setter, now) in [
+        ("virtual_allocation", "SR.set_virtual_allocation", sr.virtual_allocation),
+        ("physical_size", "SR.set_physical_size", sr.size),
+        ("physical_utilisation", "SR.set_physical_utilisation", used(sr)),
+    ] {
+        if text(&record, field) != now.to_string() {
+            xapi.set_number(setter, sr_ref, now)?;
+        }
+    }
+    Ok(())
+}
+
+/// What xapi calls the physical utilisation of an SR: all that is not free, whoever uses it.
+pub fn used(sr: &SrInfo) -> u64 {
+    sr.size.saturating_sub(sr.free)
+}
+
+pub fn text<'r>(record: &'r Record, field: &str) -> &'r str {
+    record.get(field).and_then(Value::as_str).unwrap_or("")
+}

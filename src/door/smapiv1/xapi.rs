@@ -1,0 +1,320 @@
+//! Calls back into xapi: XenAPI over HTTP/1.1 on its unix socket; SMAPIv1, "XenAPI call-backs".
+//!
+//! One connection serves a whole command. Where xapi has closed it between two calls, what can be said twice
+//! without harm is said again on a new one; what can't (db_introduce, add_to_…) is an error.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use crate::door::xmlrpc::{self, Response, Value};
+use crate::sys::run_dir;
+
+/// How long one call may take. xapi forwards writes to the pool's master, which may be busy.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// Records of 10,000 VDIs are some 30 MB.
+const LARGEST: u64 = 1 << 30;
+
+#[derive(Debug)]
+pub enum ApiError {
+    /// xapi is down, slow past the deadline, or closed the connection: whether it did what it was asked is
+    /// not known.
+    Unreachable(String),
+    /// It answered what no xapi answers.
+    Malformed(String),
+    /// It said no: the error's name, then its parameters.
+    Refused(Vec<String>),
+}
+
+impl ApiError {
+    /// Whether xapi said no with this error.
+    pub fn is(&self, name: &str) -> bool {
+        matches!(self, ApiError::Refused(words) if words.first().is_some_and(|w| w == name))
+    }
+
+    /// Whether the object of the call does not exist any more.
+    pub fn is_gone(&self) -> bool {
+        self.is("HANDLE_INVALID") || self.is("UUID_INVALID")
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ApiError::Unreachable(why) => write!(f, "xapi does not answer: {why}"),
+            ApiError::Malformed(why) => write!(f, "xapi's answer is not understood: {why}"),
+            ApiError::Refused(words) => write!(f, "xapi refused: {}", words.join(", ")),
+        }
+    }
+}
+
+pub type Record = BTreeMap<String, Value>;
+
+/// xapi, with the session that it gave us for this command.
+pub struct Xapi {
+    session: String,
+    /// The task that ours is a part of.
+    task: Option<String>,
+    connection: Option<BufReader<UnixStream>>,
+}
+
+impl Xapi {
+    pub fn new(session: &str, task: Option<&str>) -> Xapi {
+        let safe = |text: &&str| !text.chars().any(char::is_control);
+        Xapi { session: session.to_owned(), task: task.filter(safe).map(str::to_owned), connection: None }
+    }
+
+    /// Calls `Class.message` with the session and `params`.
+    pub fn call(&mut self, method: &str, params: &[Value]) -> Result<Value, ApiError> {
+        let mut all = vec![Value::text(self.session.as_str())];
+        all.extend_from_slice(params);
+        let body = xmlrpc::write_call(method, &all);
+        let answer = self.post(&body, can_be_repeated(method))?;
+        let answer = xmlrpc::read_response(&answer).map_err(|e| ApiError::Malformed(format!("{method}: {e}")))?;
+        unwrap(method, answer)
+    }
+
+    fn post(&mut self, body: &str, repeatable: bool) -> Result<String, ApiError> {
+        let deadline = Instant::now() + DEADLINE;
+        if let Some(connection) = self.connection.take() {
+            match self.exchange(connection, body, deadline) {
+                Ok(answer) => return Ok(answer),
+                // It was closed while we did something else.
+                Err(Broken { before_answer: true, .. }) if repeatable => {}
+                Err(broken) => return Err(broken.why),
+            }
+        }
+        let path = run_dir::xapi();
+        let stream = UnixStream::connect(&path)
+            .map_err(|e| ApiError::Unreachable(format!("cannot connect to {}: {e}", path.display())))?;
+        self.exchange(BufReader::new(stream), body, deadline).map_err(|broken| broken.why)
+    }
+
+    /// One request and its answer. The connection is kept if xapi keeps it.
+    fn exchange(
+        &mut self,
+        mut connection: BufReader<UnixStream>,
+        body: &str,
+        deadline: Instant,
+    ) -> Result<String, Broken> {
+        let mut head = String::from("POST / HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n");
+        head.push_str("User-Agent: xcp-storage-managers\r\nContent-Type: text/xml\r\noriginator: SM\r\n");
+        if let Some(task) = &self.task {
+            head.push_str(&format!("Subtask-of: {task}\r\n"));
+        }
+        for (variable, header) in [("TRACEPARENT", "traceparent"), ("BAGGAGE", "baggage")] {
+            if let Some(value) = std::env::var(variable).ok().filter(|v| !v.chars().any(char::is_control)) {
+                head.push_str(&format!("{header}: {value}\r\n"));
+            }
+        }
+        head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
+        let mut sent = head.into_bytes();
+        sent.extend_from_slice(body.as_bytes());
+        patience(&connection, deadline)?;
+        connection.get_mut().write_all(&sent).map_err(|e| Broken::new(true, &e))?;
+
+        let status = line(&mut connection, deadline, true)?;
+        let mut words = status.split(' ');
+        let (version, code) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+        if !version.starts_with("HTTP/1.") {
+            return Err(Broken::malformed("it is no HTTP"));
+        }
+        let (mut length, mut keep) = (None, version == "HTTP/1.1");
+        for number in 0.. {
+            let header = line(&mut connection, deadline, false)?;
+            if header.is_empty() {
+                break;
+            }
+            if number > 100 {
+                return Err(Broken::malformed("it has more than 100 headers"));
+            }
+            let Some((name, value)) = header.split_once(':') else {
+                return Err(Broken::malformed("a header has no colon"));
+            };
+            let value = value.trim();
+            match name.to_ascii_lowercase().as_str() {
+                "content-length" => match value.parse::<u64>() {
+                    Ok(bytes) if bytes <= LARGEST => length = Some(bytes),
+                    _ => return Err(Broken::malformed("its Content-Length is no length")),
+                },
+                "connection" if value.eq_ignore_ascii_case("close") => keep = false,
+                "connection" if value.eq_ignore_ascii_case("keep-alive") => keep = true,
+                "transfer-encoding" => return Err(Broken::malformed("it is sent in a Transfer-Encoding")),
+                _ => {}
+            }
+        }
+        if code != "200" {
+            return Err(Broken { why: ApiError::Unreachable(format!("HTTP status {code}")), before_answer: false });
+        }
+        let body = read_body(&mut connection, length, deadline)?;
+        if keep && length.is_some() {
+            self.connection = Some(connection);
+        }
+        String::from_utf8(body).map_err(|_| Broken::malformed("it is not UTF-8"))
+    }
+
+    // The calls that more than one command makes.
+
+    /// The records of an SR's VDIs by reference: one round trip however many there are.
+    pub fn vdi_records(&mut self, sr_ref: &str) -> Result<Vec<(String, Record)>, ApiError> {
+        if sr_ref.contains(['"', '\\']) {
+            return Err(ApiError::Malformed("sr_ref has a quotation mark".to_owned()));
+        }
+        let expression = format!("field \"SR\" = \"{sr_ref}\"");
+        match self.call("VDI.get_all_records_where", &[Value::text(expression)])? {
+            Value::Struct(records) => records
+                .into_iter()
+                .map(|(reference, record)| match record {
+                    Value::Struct(record) => Ok((reference, record)),
+                    _ => Err(ApiError::Malformed("a VDI record is no struct".to_owned())),
+                })
+                .collect(),
+            other => Err(ApiError::Malformed(format!("VDI.get_all_records_where answered {}", other.kind()))),
+        }
+    }
+
+    /// A call whose value is a struct.
+    pub fn record(&mut self, method: &str, reference: &str) -> Result<Record, ApiError> {
+        match self.call(method, &[Value::text(reference)])? {
+            Value::Struct(record) => Ok(record),
+            other => Err(ApiError::Malformed(format!("{method} answered {}", other.kind()))),
+        }
+    }
+
+    pub fn set(&mut self, method: &str, reference: &str, value: Value) -> Result<(), ApiError> {
+        self.call(method, &[Value::text(reference), value]).map(drop)
+    }
+
+    /// Sets a 64-bit number, which XenAPI writes as a string.
+    pub fn set_number(&mut self, method: &str, reference: &str, number: u64) -> Result<(), ApiError> {
+        self.set(method, reference, Value::text(number.to_string()))
+    }
+
+    pub fn add_key(&mut self, method: &str, reference: &str, key: &str, value: &str) -> Result<(), ApiError> {
+        self.call(method, &[Value::text(reference), Value::text(key), Value::text(value)]).map(drop)
+    }
+}
+
+/// Whether saying it twice is as good as saying it once.
+fn can_be_repeated(method: &str) -> bool {
+    let message = method.split_once('.').map_or(method, |(_, message)| message);
+    ["get_", "set_", "remove_from_"].iter().any(|prefix| message.starts_with(prefix)) || message == "db_forget"
+}
+
+fn unwrap(method: &str, answer: Response) -> Result<Value, ApiError> {
+    let envelope = match answer {
+        Response::Value(Value::Struct(envelope)) => envelope,
+        Response::Value(other) => return Err(ApiError::Malformed(format!("{method} answered {}", other.kind()))),
+        Response::Fault { code, message } => return Err(ApiError::Refused(vec![format!("fault {code}"), message])),
+    };
+    let mut envelope = envelope;
+    match envelope.get("Status").and_then(Value::as_str) {
+        Some("Success") => Ok(envelope.remove("Value").unwrap_or(Value::Nil)),
+        Some("Failure") => match envelope.remove("ErrorDescription") {
+            Some(Value::Array(words)) => {
+                Err(ApiError::Refused(words.iter().filter_map(|w| w.as_str().map(str::to_owned)).collect()))
+            }
+            _ => Err(ApiError::Malformed(format!("{method} failed without an ErrorDescription"))),
+        },
+        _ => Err(ApiError::Malformed(format!("{method} answered without a Status"))),
+    }
+}
+
+/// An exchange that did not come to its end.
+struct Broken {
+    why: ApiError,
+    /// No byte of an answer was seen.
+    before_answer: bool,
+}
+
+impl Broken {
+    fn new(before_answer: bool, error: &io::Error) -> Broken {
+        let why = match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                format!("no answer within {} s", DEADLINE.as_secs())
+            }
+            io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
+            _ => error.to_string(),
+        };
+        Broken { why: ApiError::Unreachable(why), before_answer }
+    }
+
+    fn malformed(why: &str) -> Broken {
+        Broken { why: ApiError::Malformed(why.to_owned()), before_answer: false }
+    }
+}
+
+/// The kernel's time-out is per system call; ours is for the whole answer.
+fn patience(connection: &BufReader<UnixStream>, deadline: Instant) -> Result<(), Broken> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(Broken::new(false, &io::ErrorKind::TimedOut.into()));
+    }
+    let stream = connection.get_ref();
+    stream
+        .set_read_timeout(Some(left))
+        .and_then(|()| stream.set_write_timeout(Some(left)))
+        .map_err(|e| Broken::new(true, &e))
+}
+
+fn line(connection: &mut BufReader<UnixStream>, deadline: Instant, first: bool) -> Result<String, Broken> {
+    const LONGEST: usize = 16 << 10;
+    let mut line = Vec::new();
+    loop {
+        patience(connection, deadline)?;
+        let fresh = first && line.is_empty();
+        let buffer = connection.fill_buf().map_err(|e| Broken::new(fresh && !is_timeout(&e), &e))?;
+        if buffer.is_empty() {
+            return Err(Broken::new(fresh, &io::ErrorKind::UnexpectedEof.into()));
+        }
+        let (taken, done) = match buffer.iter().position(|b| *b == b'\n') {
+            Some(end) => (end + 1, true),
+            None => (buffer.len(), false),
+        };
+        line.extend_from_slice(&buffer[..taken]);
+        connection.consume(taken);
+        if line.len() > LONGEST {
+            return Err(Broken::malformed("a header is too long"));
+        }
+        if done {
+            let text = String::from_utf8_lossy(&line);
+            return Ok(text.trim_end_matches(['\r', '\n']).to_owned());
+        }
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+fn read_body(
+    connection: &mut BufReader<UnixStream>,
+    length: Option<u64>,
+    deadline: Instant,
+) -> Result<Vec<u8>, Broken> {
+    let mut body = Vec::new();
+    let wanted = length.unwrap_or(LARGEST);
+    while (body.len() as u64) < wanted {
+        patience(connection, deadline)?;
+        let mut some = connection.by_ref().take((wanted - body.len() as u64).min(1 << 16));
+        let mut piece = Vec::with_capacity(1 << 16);
+        let got = match some.fill_buf() {
+            Ok(buffer) => {
+                piece.extend_from_slice(buffer);
+                buffer.len()
+            }
+            Err(e) => return Err(Broken::new(false, &e)),
+        };
+        if got == 0 {
+            match length {
+                Some(_) => return Err(Broken::new(false, &io::ErrorKind::UnexpectedEof.into())),
+                None => break,
+            }
+        }
+        some.consume(got);
+        body.extend_from_slice(&piece);
+    }
+    Ok(body)
+}

@@ -1,0 +1,154 @@
+//! tapdisk, through which an XCP host gives disks to its guests: tap-ctl, of blktap.
+//!
+//! xapi asks for the back end `vbd3`. The daemon that is it, tapback, talks to a tapdisk and to nothing else
+//! (blktap, `tapback/backend.c`: any other device is ignored), so on a host that has tap-ctl a tapdisk is put
+//! over the block device of a disk. tapdisk is the only record of itself: the link that its users find it by
+//! names its process and its minor number.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::sys::tool::Tool;
+
+/// Where a tapdisk listens: `nbd<pid>.<minor>`.
+const SOCKETS: &str = "/run/blktap-control";
+/// There if the kernel has blktap: then a tapdisk has a block device.
+const KERNEL: &str = "/dev/xen/blktap-2/control";
+/// How long tapdisk may take to write what it holds.
+const DEADLINE: Duration = Duration::from_secs(150);
+
+/// What this host has of blktap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blktap {
+    /// Nothing: block devices are used as they are.
+    Absent,
+    /// Since version 4: a socket and no block device.
+    Socket,
+    /// Up to version 3, as XCP-ng 8.3 has it: a block device and a socket.
+    Device,
+}
+
+pub fn present() -> Blktap {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&path).any(|dir| dir.join("tap-ctl").is_file()) {
+        return Blktap::Absent;
+    }
+    if Path::new(KERNEL).exists() { Blktap::Device } else { Blktap::Socket }
+}
+
+/// A tapdisk and the number of its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tapdisk {
+    pid: u32,
+    minor: u32,
+}
+
+impl Tapdisk {
+    /// The one that a link names, if it lives.
+    pub fn at(link: &Path) -> Option<Tapdisk> {
+        let target = fs::read_link(link).ok()?;
+        let found = parse_socket(target.file_name()?.to_str()?)?;
+        fs::metadata(&target).ok().filter(|meta| meta.file_type().is_socket()).map(|_| found)
+    }
+
+    /// Starts one over a block device. Answers its own block device as well, where it has one.
+    ///
+    /// 1. allocate a minor number; 2. start the process; 3. give it the number; 4. open the device. What fails
+    ///    is undone; a kill after 1 leaves a number, after 2 a process without a disk, and neither holds one.
+    pub fn start(device: &Path, read_only: bool) -> Result<(Tapdisk, Option<PathBuf>)> {
+        let allocated = tap_ctl(&["allocate"])?;
+        let own = PathBuf::from(&allocated);
+        let minor = trailing_number(&allocated).ok_or_else(|| misunderstood("allocate", &allocated))?;
+        let free = || drop(tap_ctl(&["free", "-m", &minor.to_string()]));
+        let spawned = tap_ctl(&["spawn"]).inspect_err(|_| free())?;
+        let Ok(pid) = spawned.parse() else {
+            free();
+            return Err(misunderstood("spawn", &spawned));
+        };
+        let tapdisk = Tapdisk { pid, minor };
+        tapdisk.tell("attach", &[]).inspect_err(|_| free())?;
+        let image = format!("aio:{}", device.display());
+        let mut how = vec!["-a", image.as_str()];
+        if read_only {
+            how.push("-R");
+        }
+        if let Err(error) = tapdisk.tell("open", &how) {
+            let _ = tapdisk.tell("detach", &[]);
+            free();
+            return Err(error);
+        }
+        let is_device = fs::metadata(&own).is_ok_and(|meta| meta.file_type().is_block_device());
+        Ok((tapdisk, is_device.then_some(own)))
+    }
+
+    /// Whether its process does.
+    pub fn lives(self) -> bool {
+        Path::new("/proc").join(self.pid.to_string()).exists()
+    }
+
+    /// Lets it write what it holds and ends it.
+    pub fn stop(self) -> Result<()> {
+        let closed = self.tell("close", &["-t", "120"]);
+        let detached = self.tell("detach", &[]);
+        let freed = tap_ctl(&["free", "-m", &self.minor.to_string()]).map(drop);
+        closed.and(detached).and(freed)
+    }
+
+    /// Makes it found by `link`.
+    pub fn publish(self, link: &Path) -> Result<()> {
+        let dir = link.parent().expect("a link has a directory");
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        match fs::remove_file(link) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("replace", link)(e)),
+            _ => {}
+        }
+        let socket = Path::new(SOCKETS).join(format!("nbd{}.{}", self.pid, self.minor));
+        symlink(socket, link).map_err(Error::io("link", link))
+    }
+
+    fn tell(self, what: &str, more: &[&str]) -> Result<()> {
+        let (pid, minor) = (self.pid.to_string(), self.minor.to_string());
+        let mut words = vec![what, "-p", &pid, "-m", &minor];
+        words.extend(more);
+        tap_ctl(&words).map(drop)
+    }
+}
+
+fn tap_ctl(words: &[&str]) -> Result<String> {
+    Ok(Tool::new("tap-ctl").args(words).deadline(DEADLINE).run()?.stdout.trim().to_owned())
+}
+
+fn misunderstood(what: &str, answer: &str) -> Error {
+    Error::Tool { argv: format!("tap-ctl {what}"), how: format!("answered {answer:?}"), stderr: String::new() }
+}
+
+/// `nbd<pid>.<minor>`
+fn parse_socket(name: &str) -> Option<Tapdisk> {
+    let (pid, minor) = name.strip_prefix("nbd")?.split_once('.')?;
+    Some(Tapdisk { pid: pid.parse().ok()?, minor: minor.parse().ok()? })
+}
+
+fn trailing_number(path: &str) -> Option<u32> {
+    let start = path.rfind(|c: char| !c.is_ascii_digit()).map_or(0, |at| at + 1);
+    path[start..].parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_tap_ctl_and_tapdisk_write_them() {
+        assert_eq!(trailing_number("/dev/xen/blktap-2/tapdev12"), Some(12));
+        assert_eq!(trailing_number("/run/blktap-control/tapdisk/tapdisk-0"), Some(0));
+        assert_eq!(trailing_number("none"), None);
+        assert_eq!(parse_socket("nbd123.4"), Some(Tapdisk { pid: 123, minor: 4 }));
+        for bad in ["nbd", "nbd1", "nbd.1", "nbdx.1", "ndb1.1", "nbd1.1.1"] {
+            assert_eq!(parse_socket(bad), None, "{bad}");
+        }
+    }
+}

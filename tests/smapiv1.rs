@@ -1,0 +1,29 @@
+//! The XML-RPC door against a test double of xapi: the battery is in `tests/smapiv1`, in Python, whose XML-RPC
+//! library is a peer that shares no code with ours.
+
+#![allow(clippy::disallowed_types, reason = "it runs the battery")]
+
+use std::path::Path;
+use std::process::Command;
+
+fn battery(module: &str) {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/smapiv1");
+    let bin = Path::new(env!("CARGO_BIN_EXE_FileSR")).parent().unwrap();
+    let status = Command::new("python3")
+        .args(["-B", "-m", "unittest", "-q", module])
+        .current_dir(here)
+        .env("BIN", bin)
+        .status()
+        .expect("python3 runs");
+    assert!(status.success(), "{module} failed");
+}
+
+#[test]
+fn xapi_with_a_file_sr() {
+    battery("test_file");
+}
+
+#[test]
+fn python_libraries_and_a_traced_xapi() {
+    battery("test_peers");
+}
