@@ -3,6 +3,9 @@
 //! Needs root. `XCP_SM_DATAPATH` chooses the transport, `tests/guest/nbd.sh` runs this over nbd. Not the standard
 //! harness: a server is this executable, started again.
 
+#![allow(clippy::disallowed_types, reason = "a test starts what a user would")]
+#![allow(clippy::type_complexity, reason = "a table of tests")]
+
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, symlink};
