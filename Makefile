@@ -2,14 +2,14 @@
 # make demo      the main job on a scratch directory, command by command
 # make check     every test; installs what it needs
 # make bench     figures, as ratios against what one would use instead
-# make install   DESTDIR= PREFIX=/usr SMDIR=/opt/xensource/sm
+# make install   DESTDIR= PREFIX=/usr/local; SMDIR=/opt/xensource/sm puts the drivers where xapi looks
 # make torture   the long siblings of the crash and fault tests
 # make generated man pages and completions from the command-line definitions
 
 PREFIX ?= /usr/local
 DESTDIR ?=
-# Where xapi looks for drivers; set it empty to leave xapi alone.
-SMDIR ?= /opt/xensource/sm
+# Where xapi looks for drivers. Empty: xapi is left alone.
+SMDIR ?=
 
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 # The same place whatever CARGO_TARGET_DIR says, because scripts look here.
@@ -51,9 +51,12 @@ install: release
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	install -m 755 $(BIN)/sm $(DESTDIR)$(PREFIX)/sbin/sm
 	for d in $(DRIVERS); do ln -sf sm $(DESTDIR)$(PREFIX)/sbin/$$d || exit; done
+	[ -z "$(SMDIR)" ] || install -d $(DESTDIR)$(SMDIR)
+	[ -z "$(SMDIR)" ] || for d in $(DRIVERS); do ln -sf $(PREFIX)/sbin/sm $(DESTDIR)$(SMDIR)/$$d || exit; done
 	install -m 644 man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -m 644 completions/sm.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sm
 
+# The drivers in SMDIR stay: what was there before them is for the administrator to put back (docs/xapi.md).
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(PREFIX)/sbin/,$(DRIVERS))
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/man/man8/,$(notdir $(wildcard man/*.8)))
