@@ -69,6 +69,13 @@ macro_rules! uuid_type {
 uuid_type!(SrUuid, "SR-UUID", "The UUID of a storage repository.");
 uuid_type!(VdiUuid, "VDI-UUID", "The UUID of a virtual disk; unique within its SR.");
 
+impl VdiUuid {
+    /// The UUID of a disk that has a name and no UUID: always the same (version 5) for the same SR and name.
+    pub fn of_name(sr: SrUuid, name: &str) -> Self {
+        VdiUuid(Uuid::new_v5(&sr.0, name.as_bytes()))
+    }
+}
+
 /// How the bytes of a virtual disk are laid out in its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Format {

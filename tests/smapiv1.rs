@@ -27,3 +27,8 @@ fn xapi_with_a_file_sr() {
 fn python_libraries_and_a_traced_xapi() {
     battery("test_peers");
 }
+
+#[test]
+fn xapi_with_an_iso_sr() {
+    battery("test_iso");
+}

@@ -4,6 +4,7 @@
 //! `src/bin`, one row in the compliance suite. `docs/drivers.md` walks through it.
 
 pub mod file;
+pub mod iso;
 
 use std::path::{Component, Path, PathBuf};
 
@@ -15,7 +16,7 @@ use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 
 /// Every driver of this package.
-pub const DRIVERS: &[&Driver] = &[&file::DRIVER];
+pub const DRIVERS: &[&Driver] = &[&file::DRIVER, &iso::DRIVER];
 
 /// What a driver says of itself before any SR exists.
 pub struct Driver {

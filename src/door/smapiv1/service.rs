@@ -111,10 +111,11 @@ impl<'a> Service<'a> {
         Ok(Value::Nil)
     }
 
-    /// The SR API deletes an SR with its disks; xapi wants it refused while there are any.
+    /// The SR API deletes an SR with its disks; xapi wants it refused while there are any that it could delete.
     fn sr_delete(&self) -> Answer {
+        let deletes = self.driver.about.capabilities.contains(&"VDI_DELETE");
         match self.call(Call::SrGetParams) {
-            Ok(Reply::Sr(sr)) if !sr.vdi_uuids.is_empty() => {
+            Ok(Reply::Sr(sr)) if deletes && !sr.vdi_uuids.is_empty() => {
                 return Err(Failure::new(Code::SRNotEmpty, format!("{} VDIs are in it", sr.vdi_uuids.len())));
             }
             Ok(_) | Err(Error::NoSr { .. }) => {}
@@ -405,7 +406,7 @@ impl<'a> Service<'a> {
     fn vdi_attach(&mut self) -> Answer {
         self.assert_attached()?;
         self.request.flag(0)?;
-        self.call(Call::VdiGetParams { vdi: self.vdi()? })?;
+        self.call(Call::VdiGetParams { vdi: self.vdi()? }).map_err(|e| self.missing(e))?;
         Ok(datapath::attached(self.sr()?, self.vdi_name()?, true))
     }
 
@@ -438,12 +439,20 @@ impl<'a> Service<'a> {
     }
 
     fn connect(&self, vdi: VdiUuid, mode: Mode) -> Result<(), Failure> {
-        let Reply::Device(device) = self.call(Call::VdiAttach { vdi, mode })? else {
+        let Reply::Device(device) = self.call(Call::VdiAttach { vdi, mode }).map_err(|e| self.missing(e))? else {
             unreachable!("vdi_attach answers a device")
         };
         let connected = datapath::connect(self.sr()?, self.vdi_name()?, &device, mode);
         // Refused while anything uses it.
         Ok(connected.inspect_err(|_| drop(self.call(Call::VdiDetach { vdi })))?)
+    }
+
+    /// A file that its owner took away is an error of its own in xapi; a disk of ours can only be unavailable.
+    fn missing(&self, error: Error) -> Failure {
+        match (&error, self.location()) {
+            (Error::NoVdi { .. }, Ok(name)) if name.parse::<VdiUuid>().is_err() => Failure::new(Code::VDIMissing, name),
+            _ => error.into(),
+        }
     }
 
     fn disconnect(&self, vdi: VdiUuid) -> Result<(), Failure> {
