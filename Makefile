@@ -52,6 +52,7 @@ install: release
 	install -m 755 $(BIN)/sm $(DESTDIR)$(PREFIX)/sbin/sm
 	for d in $(DRIVERS); do ln -sf sm $(DESTDIR)$(PREFIX)/sbin/$$d || exit; done
 	[ -z "$(SMDIR)" ] || install -d $(DESTDIR)$(SMDIR)
+	[ -z "$(SMDIR)" ] || support/observer-entry $(DESTDIR)$(PREFIX)/sbin/sm
 	[ -z "$(SMDIR)" ] || for d in $(DRIVERS); do ln -sf $(PREFIX)/sbin/sm $(DESTDIR)$(SMDIR)/$$d || exit; done
 	install -m 644 man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -m 644 completions/sm.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sm
