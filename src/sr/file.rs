@@ -1038,8 +1038,12 @@ impl Tree for FilePlace<'_> {
             .and_then(|()| new_self.publish_over(&self.name()))
             .and_then(|()| (fork.kind.set_hidden)(&self.dir.open_file(&base.name(), true)?, &base.path(), true));
         match done {
-            // Need not be durable: a record of what is complete is completed again.
-            Ok(()) => self.dir.remove(CHANGE).map(drop),
+            // A record of what is complete is completed again, so it matters neither that this is durable nor
+            // that it works.
+            Ok(()) => {
+                let _ = self.dir.remove(CHANGE);
+                Ok(())
+            }
             Err(cause) => match self.sr.recover_change(&self.dir) {
                 Ok(()) => Err(cause),
                 Err(undo) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),

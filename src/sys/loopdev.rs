@@ -5,9 +5,11 @@
 //! that works, without direct I/O: found by its backing file like any other.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -81,8 +83,19 @@ pub fn attached() -> Result<HashMap<PathBuf, Vec<String>>> {
     for entry in entries {
         let name = entry.map_err(Error::io("list", SYSFS))?.file_name();
         let Some(name) = name.to_str().filter(|n| n.starts_with("loop")) else { continue };
-        if let Ok(backing) = fs::read_to_string(backing_file(name)) {
-            found.entry(PathBuf::from(backing.trim_end_matches('\n'))).or_default().push(name.to_owned());
+        match fs::read(backing_file(name)) {
+            Ok(backing) => {
+                let path = backing.strip_suffix(b"\n").unwrap_or(&backing);
+                found.entry(PathBuf::from(OsStr::from_bytes(path))).or_default().push(name.to_owned());
+            }
+            // It has none, or lost it just now.
+            Err(e)
+                if matches!(
+                    e.raw_os_error().map(Errno::from_raw),
+                    Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO)
+                ) => {}
+            // What can't be read is not detached for that.
+            Err(e) => return Err(Error::io("read", backing_file(name))(e)),
         }
     }
     Ok(found)
@@ -177,6 +190,7 @@ pub fn detach(device: &Path) -> Result<Detached> {
     const PATIENCE: Duration = Duration::from_secs(2);
     let rdev = match fs::metadata(device) {
         Ok(meta) if meta.file_type().is_block_device() => meta.rdev(),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("examine", device)(e)),
         _ => return Ok(Detached::Done(Done::Already)),
     };
     if let Some(user) = claimed(device, rdev) {
@@ -193,7 +207,7 @@ pub fn detach(device: &Path) -> Result<Detached> {
     let until = Instant::now() + PATIENCE;
     let mut pause = Duration::from_millis(1);
     loop {
-        if !backing_file(base(device)).exists() {
+        if matches!(backing_file(base(device)).try_exists(), Ok(false)) {
             return Ok(Detached::Done(Done::Changed));
         }
         let holder = claimed(device, rdev).or_else(|| openers(rdev));

@@ -364,7 +364,11 @@ impl Operation {
                 assert!(by_table, "{name}, {how}: status {status}");
             }
         }
-        let files = files(scene);
+        let mut files = files(scene);
+        if traced.end == End::Status(0) {
+            // The record of a change that is complete.
+            files.retain(|file| file != ".sm-tree");
+        }
         let (before, after) = (&reference.files_before, &reference.files);
         let whole = if self.call[0].ends_with("_delete") {
             // What is not removed yet belongs to nothing any more, and the next call goes on.
