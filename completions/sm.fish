@@ -29,7 +29,7 @@ complete -c sm -n "__fish_sm_needs_command" -l format -d 'How to write what is a
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_needs_command" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_needs_command" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_needs_command" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_needs_command" -s V -l version -d 'Print version'
@@ -60,7 +60,7 @@ complete -c sm -n "__fish_sm_using_subcommand sr_create" -l format -d 'How to wr
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_create" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_create" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -68,7 +68,7 @@ complete -c sm -n "__fish_sm_using_subcommand sr_delete" -l format -d 'How to wr
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -l yes -d 'Yes, delete the VDIs in it (sm asks for this, the drivers do not)'
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -77,7 +77,7 @@ complete -c sm -n "__fish_sm_using_subcommand sr_attach" -l format -d 'How to wr
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_attach" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_attach" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_attach" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_attach" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_detach" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -85,7 +85,7 @@ complete -c sm -n "__fish_sm_using_subcommand sr_detach" -l format -d 'How to wr
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_detach" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_detach" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_detach" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_detach" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -93,7 +93,7 @@ complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -l format -d 'How t
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -101,7 +101,7 @@ complete -c sm -n "__fish_sm_using_subcommand sr_scan" -l format -d 'How to writ
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -109,7 +109,7 @@ complete -c sm -n "__fish_sm_using_subcommand sr_collect" -l format -d 'How to w
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -117,7 +117,7 @@ complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -l format -d 'How
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_probe" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -125,7 +125,7 @@ complete -c sm -n "__fish_sm_using_subcommand sr_probe" -l format -d 'How to wri
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_probe" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_probe" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_probe" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_probe" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l type -d 'The image format: raw, vhd or qcow2, as the driver supports' -r
@@ -136,7 +136,7 @@ complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l format -d 'How to w
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_create" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_create" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l shareable -d 'Several users may lock it at once'
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l read-only -d 'It can only be attached read-only'
@@ -146,7 +146,7 @@ complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -l format -d 'How to w
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -154,7 +154,7 @@ complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -l format -d 'How to w
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -l read-only -d 'Attach it read-only'
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -163,7 +163,7 @@ complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -l format -d 'How to w
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -171,7 +171,7 @@ complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -l format -d 'How to wr
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -179,7 +179,7 @@ complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -l format -d 'How to
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -187,7 +187,7 @@ complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -l format -d 'How to w
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -l allow-shrink -d 'Allow it to become smaller; what lies beyond the new end is lost'
 complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -196,7 +196,7 @@ complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -l format -d 'How to wri
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -204,7 +204,7 @@ complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -l format -d 'How to w
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -212,7 +212,7 @@ complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -l format -d 'How 
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -l type -d 'Its format: raw or vhd. Without it the file\'s extension decides, else raw' -r
@@ -221,7 +221,7 @@ complete -c sm -n "__fish_sm_using_subcommand vdi_export" -l format -d 'How to w
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l file-type -d 'Its format: raw or vhd. Without it the file\'s extension decides, else raw' -r
@@ -234,7 +234,7 @@ complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l format -d 'How to w
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_import" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l shareable -d 'Several users may lock it at once'
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l read-only -d 'It can only be attached read-only'
@@ -244,6 +244,6 @@ complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -l format -d 'How to wri
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s t -l sr-type -d 'The SR\'s type: file' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s t -l sr-type -d 'The SR\'s type: file, nfs' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s h -l help -d 'Print help (see more with \'--help\')'

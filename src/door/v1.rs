@@ -12,7 +12,7 @@ use crate::call::{self, Call, Context, DEFAULT_WAIT, LONGEST_WAIT, Reply};
 use crate::door::{Answer, sexp, size, stream, table};
 use crate::error::{self, Error, Result};
 use crate::sr::{self, Driver};
-use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrUuid, Tagged, VdiUuid};
+use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrInfo, SrUuid, Tagged, VdiUuid};
 
 /// Storage repositories (SR) and the virtual disks (VDI) in them, for people.
 ///
@@ -340,12 +340,18 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
 }
 
 /// Asks a person to say that the VDIs of an SR are to be lost.
-fn refuse_loss(driver: &Driver, sr: SrUuid, config: &DeviceConfig, context: &Context) -> Result<()> {
+fn refuse_loss(driver: &'static Driver, sr: SrUuid, config: &DeviceConfig, context: &Context) -> Result<()> {
+    let would_lose = |info: &SrInfo| {
+        let count = info.vdi_uuids.len();
+        Error::Usage(format!("SR {sr} has {count} VDIs, which would be lost; --yes deletes them"))
+    };
     match call::run(driver, sr, config, &Call::SrGetParams, context) {
-        Ok(Reply::Sr(info)) if !info.vdi_uuids.is_empty() => Err(Error::Usage(format!(
-            "SR {sr} has {} VDIs, which would be lost; --yes deletes them",
-            info.vdi_uuids.len()
-        ))),
+        Ok(Reply::Sr(info)) if !info.vdi_uuids.is_empty() => Err(would_lose(&info)),
+        // Not attached: its disks are seen where it lives.
+        Err(Error::SrUnavailable { .. }) => match (driver.probe)(config)?.iter().find(|info| info.uuid == sr) {
+            Some(info) if !info.vdi_uuids.is_empty() => Err(would_lose(info)),
+            _ => Ok(()),
+        },
         _ => Ok(()),
     }
 }
