@@ -89,26 +89,26 @@ _sm() {
 
     case "${cmd}" in
         sm)
-            opts="-t -d -h -V --wait --format --sr-type --dconf --help --version sr_create sr_delete sr_attach sr_detach sr_get_params sr_scan sr_collect sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params vdi_export vdi_import vdi_tree"
+            opts="-t -d -h -V --sr-type --wait --format --dconf --help --version sr_create sr_delete sr_attach sr_detach sr_get_params sr_scan sr_collect sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params vdi_export vdi_import vdi_tree"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -127,26 +127,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_attach)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -165,26 +165,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_collect)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -203,26 +203,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_content_type)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -241,26 +241,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_create)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -279,26 +279,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_delete)
-            opts="-t -d -h --yes --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --yes --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -317,26 +317,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_detach)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -355,26 +355,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_get_params)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -393,26 +393,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_probe)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -431,26 +431,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_scan)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -469,26 +469,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_attach)
-            opts="-t -d -h --read-only --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --read-only --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -507,26 +507,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_clone)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -545,7 +545,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_create)
-            opts="-t -d -h --type --label --description --shareable --read-only --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --type --label --description --shareable --read-only --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -563,20 +563,20 @@ _sm() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -595,26 +595,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_delete)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -633,26 +633,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_detach)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -671,7 +671,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_export)
-            opts="-t -d -h --type --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --type --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -681,20 +681,20 @@ _sm() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -713,26 +713,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_get_params)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -751,7 +751,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_import)
-            opts="-t -d -h --file-type --size --type --label --description --shareable --read-only --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --file-type --size --type --label --description --shareable --read-only --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -777,20 +777,20 @@ _sm() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -809,26 +809,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_lock)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -847,26 +847,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_resize)
-            opts="-t -d -h --allow-shrink --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --allow-shrink --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -885,26 +885,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_snapshot)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -923,26 +923,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_tree)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)
@@ -961,26 +961,26 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_unlock)
-            opts="-t -d -h --wait --format --sr-type --dconf --help"
+            opts="-t -d -h --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --format)
-                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
-                    return 0
-                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -t)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
                     return 0
                     ;;
                 --dconf)

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_sm_global_optspecs
-    string join \n wait= format= t/sr-type= d/dconf= h/help V/version
+    string join \n t/sr-type= wait= format= d/dconf= h/help V/version
 end
 
 function __fish_sm_needs_command
@@ -24,12 +24,12 @@ function __fish_sm_using_subcommand
     contains -- $cmd[1] $argv
 end
 
+complete -c sm -n "__fish_sm_needs_command" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_needs_command" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_needs_command" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_needs_command" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_needs_command" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_needs_command" -s V -l version -d 'Print version'
@@ -55,173 +55,173 @@ complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_get_params" -d 'Print wha
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_export" -d 'Write the disk of a VDI to a file or a pipe'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_import" -d 'Make a VDI of a file or of what comes through a pipe'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_tree" -d 'Draw the chains of an SR: which image is whose parent, and what each takes'
+complete -c sm -n "__fish_sm_using_subcommand sr_create" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_create" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -l yes -d 'Yes, delete the VDIs in it (sm asks for this, the drivers do not)'
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand sr_attach" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_attach" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_attach" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_attach" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_attach" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_attach" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand sr_detach" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_detach" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_detach" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_detach" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_detach" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_detach" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand sr_probe" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_probe" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_probe" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_probe" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_probe" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_probe" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l type -d 'The image format: raw, vhd or qcow2, as the driver supports' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l label -d 'A name for people' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l description -d 'What it is for' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_create" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_create" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l shareable -d 'Several users may lock it at once'
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l read-only -d 'It can only be attached read-only'
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -l read-only -d 'Attach it read-only'
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -l allow-shrink -d 'Allow it to become smaller; what lies beyond the new end is lost'
 complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -l type -d 'Its format: raw or vhd. Without it the file\'s extension decides, else raw' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l file-type -d 'Its format: raw or vhd. Without it the file\'s extension decides, else raw' -r
@@ -229,21 +229,21 @@ complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l size -d 'The least 
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l type -d 'The image format: raw, vhd or qcow2, as the driver supports' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l label -d 'A name for people' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l description -d 'What it is for' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_import" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l shareable -d 'Several users may lock it at once'
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l read-only -d 'It can only be attached read-only'
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
 lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s t -l sr-type -d 'The SR\'s type: file, iso' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s h -l help -d 'Print help (see more with \'--help\')'

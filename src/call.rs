@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::sr::{Driver, Sr};
 use crate::sys::copy::Progress;
 use crate::sys::lock::{self, Kind, Lock};
+use crate::sys::watch;
 use crate::types::{DeviceConfig, Done, Mode, NewVdi, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
 use crate::vdi;
 use crate::vdi::transfer::{self, Incoming, Stream};
@@ -109,8 +110,26 @@ pub const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 /// Carries one call out.
 ///
 /// # Errors
-/// Whatever the driver says; [`Error::SrUnavailable`] when other calls held a lock past `context.deadline`.
-pub fn run(driver: &Driver, sr: SrUuid, config: &DeviceConfig, call: &Call, context: &Context) -> Result<Reply> {
+/// Whatever the driver says; [`Error::SrUnavailable`] when other calls held a lock past `context.deadline`, or
+/// the storage did not answer for as long.
+pub fn run(
+    driver: &'static Driver,
+    sr: SrUuid,
+    config: &DeviceConfig,
+    call: &Call,
+    context: &Context,
+) -> Result<Reply> {
+    let Some(pulse) = (driver.open)(sr, config)?.pulse() else { return carry_out(driver, sr, config, call, context) };
+    let (config, call, deadline) = (config.clone(), call.clone(), context.deadline);
+    let wait = deadline.saturating_duration_since(Instant::now());
+    let work = move |progress: Progress| carry_out(driver, sr, &config, &call, &Context { deadline, progress });
+    watch::over(&pulse, wait, context.progress, work).unwrap_or_else(|silent| {
+        let why = format!("it has not answered for {} s, so the call was given up as by a kill: ", silent.seconds);
+        Err(Error::SrUnavailable { sr, why: why + &one_line(&silent.last) })
+    })
+}
+
+fn carry_out(driver: &Driver, sr: SrUuid, config: &DeviceConfig, call: &Call, context: &Context) -> Result<Reply> {
     let storage = (driver.open)(sr, config)?;
     let plan = LockPlan::of(call);
     let held = plan.take(sr, context.deadline)?;
@@ -152,8 +171,9 @@ fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
         Call::SrCollect => storage.collect(context).map(nothing),
         Call::SrContentType => Ok(Reply::Text(storage.content_type().to_owned())),
         Call::VdiCreate(new) => storage.create_vdi(new).map(Reply::Vdi),
-        Call::VdiDelete { vdi } => match storage.vdi(*vdi) {
-            Ok(disk) => disk.delete(context).map(|()| Reply::Nothing),
+        Call::VdiDelete { vdi } => match storage.vdi(*vdi).and_then(|disk| disk.delete(context)) {
+            Ok(()) => Ok(Reply::Nothing),
+            // There is none, or another host deleted it just now.
             Err(Error::NoVdi { .. }) => storage.forget_vdi(*vdi).map(nothing),
             Err(other) => Err(other),
         },

@@ -129,6 +129,8 @@ pub fn detach(device: &Path) -> Result<Detached> {
 pub struct Export {
     pub device: PathBuf,
     index: u32,
+    /// What the kernel was told of it.
+    backend: PathBuf,
     size: AtomicU64,
 }
 
@@ -181,15 +183,20 @@ impl Export {
             backend: backend.as_os_str().as_encoded_bytes(),
         };
         let index = Nbd::open().and_then(|nbd| nbd.connect(&device)).map_err(fail("make a device with"))?;
-        Ok((Export { device: format!("/dev/nbd{index}").into(), index, size: AtomicU64::new(size) }, Threads(threads)))
+        let device = format!("/dev/nbd{index}").into();
+        Ok((Export { device, index, backend, size: AtomicU64::new(size) }, Threads(threads)))
     }
 
     /// Makes the device as large as the disk is now.
     pub fn resized(&self, size: u64) -> Result<()> {
-        if self.size.swap(size, Relaxed) == size {
+        if self.size.load(Relaxed) == size {
             return Ok(());
         }
-        Nbd::open().and_then(|nbd| nbd.resize(self.index, size)).map_err(Error::io("resize", &self.device))
+        let backend = self.backend.as_os_str().as_encoded_bytes();
+        let done = Nbd::open().and_then(|nbd| nbd.resize(self.index, size, backend));
+        done.map_err(Error::io("resize", &self.device))?;
+        self.size.store(size, Relaxed);
+        Ok(())
     }
 }
 

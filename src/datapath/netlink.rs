@@ -90,10 +90,12 @@ impl Nbd {
         Ok(u32::from_ne_bytes(index))
     }
 
-    pub fn resize(&self, index: u32, size: u64) -> io::Result<()> {
+    /// `backend` is the one that it was connected with: the kernel wants to hear it again.
+    pub fn resize(&self, index: u32, size: u64, backend: &[u8]) -> io::Result<()> {
         let mut attributes = Vec::new();
         put(&mut attributes, INDEX, &index.to_ne_bytes());
         put(&mut attributes, SIZE_BYTES, &size.to_ne_bytes());
+        put(&mut attributes, BACKEND_IDENTIFIER, &[backend, b"\0"].concat());
         self.ask(self.family, RECONFIGURE, &attributes).map(drop)
     }
 

@@ -12,7 +12,7 @@ use crate::call::{self, Call, Context, DEFAULT_WAIT, LONGEST_WAIT, Reply};
 use crate::door::{Answer, sexp, size, stream, table};
 use crate::error::{self, Error, Result};
 use crate::sr::{self, Driver};
-use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrUuid, Tagged, VdiUuid};
+use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrInfo, SrUuid, Tagged, VdiUuid};
 
 /// Storage repositories (SR) and the virtual disks (VDI) in them, for people.
 ///
@@ -22,7 +22,7 @@ use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrUuid, Tagged, V
 #[command(name = "sm", version, max_term_width = 100, disable_help_subcommand = true, arg_required_else_help = false)]
 #[command(after_help = AFTER_HELP)]
 pub struct SmCommand {
-    /// The SR's type.
+    /// The SR's type; the help of -d lists them.
     #[arg(short = 't', long = "sr-type", value_name = "TYPE", global = true)]
     sr_type: Option<String>,
     #[command(flatten)]
@@ -246,17 +246,13 @@ struct LockArgs {
 
 /// The command line of `sm`, with what each driver says of itself.
 pub fn sm_command() -> clap::Command {
-    let types: Vec<&str> = sr::DRIVERS.iter().map(|d| d.sr_type).collect();
     let forms: String =
         sr::DRIVERS.iter().map(|d| format!("\n  {:<6} {}: {}", d.sr_type, d.dconf_form, d.description)).collect();
-    SmCommand::command().mut_arg("sr_type", |arg| arg.help(format!("The SR's type: {}", types.join(", ")))).mut_arg(
-        "dconf",
-        |arg| {
-            arg.long_help(format!(
-                "Where the SR lives. By type:{forms}\nor for any type ((key . \"value\") …) with device_config keys"
-            ))
-        },
-    )
+    SmCommand::command().mut_arg("dconf", |arg| {
+        arg.long_help(format!(
+            "Where the SR lives. By type:{forms}\nor for any type ((key . \"value\") …) with device_config keys"
+        ))
+    })
 }
 
 /// The command line of a driver's executable.
@@ -340,12 +336,18 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
 }
 
 /// Asks a person to say that the VDIs of an SR are to be lost.
-fn refuse_loss(driver: &Driver, sr: SrUuid, config: &DeviceConfig, context: &Context) -> Result<()> {
+fn refuse_loss(driver: &'static Driver, sr: SrUuid, config: &DeviceConfig, context: &Context) -> Result<()> {
+    let would_lose = |info: &SrInfo| {
+        let count = info.vdi_uuids.len();
+        Error::Usage(format!("SR {sr} has {count} VDIs, which would be lost; --yes deletes them"))
+    };
     match call::run(driver, sr, config, &Call::SrGetParams, context) {
-        Ok(Reply::Sr(info)) if !info.vdi_uuids.is_empty() => Err(Error::Usage(format!(
-            "SR {sr} has {} VDIs, which would be lost; --yes deletes them",
-            info.vdi_uuids.len()
-        ))),
+        Ok(Reply::Sr(info)) if !info.vdi_uuids.is_empty() => Err(would_lose(&info)),
+        // Not attached: its disks are seen where it lives.
+        Err(Error::SrUnavailable { .. }) => match (driver.probe)(config)?.iter().find(|info| info.uuid == sr) {
+            Some(info) if !info.vdi_uuids.is_empty() => Err(would_lose(info)),
+            _ => Ok(()),
+        },
         _ => Ok(()),
     }
 }

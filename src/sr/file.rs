@@ -11,6 +11,7 @@
 //! | `<vdi>.lock/` | the persistent lock, a [`register`]; only once it was locked |
 //! | `.tmp-<uuid>` | a file in the making, see [`durable`](crate::sys::durable) |
 //! | `.sm-tree` | which tree is being changed; only while it is |
+//! | `.sm-tree-lock` | empty; locked by the host that changes a tree. Only where several hosts have the SR |
 //!
 //! Order of steps, and what the next call finds after a kill:
 //!
@@ -31,6 +32,11 @@
 //!   (1) publish `.sm-tree`; (2) make B the parent of each child of C; (3) remove C. Whoever takes the tree's lock
 //!   after a kill goes on. For a C that is a disk: (1) publish `.sm-tree`; (2) mark B visible; (3) rename B over the
 //!   name of C. After (2), B is hidden again.
+//! - **vdi_delete**: 1. unlink the image, durably; 2. remove what was beside it. After 1: as above.
+//!   Where several hosts have the SR, it first takes the persistent lock, so that of a vdi_delete and a
+//!   vdi_lock on two hosts one is refused. A kill then leaves a disk that is locked by "vdi_delete on
+//!   <host>", which vdi_delete does not mind.
+//! - **vdi_resize**: one `ftruncate`. **vdi_lock, vdi_unlock**: one `link`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -107,6 +113,8 @@ const DELETING: &str = ".sm-sr-deleting";
 const PARAMS: &str = "params";
 const LOCK: &str = "lock";
 const CHANGE: &str = ".sm-tree";
+/// Locked by the host that changes a tree.
+const TREE_LOCK: &str = ".sm-tree-lock";
 /// Names that the collector of the Python storage managers begins its journals with.
 const JOURNALS: [&str; 3] = ["coalesce_", "relink_", "leaf_"];
 /// Extensions of images by format, in the order they are looked for.
@@ -165,6 +173,8 @@ pub struct FileSr {
     sr: SrUuid,
     sr_type: &'static str,
     path: PathBuf,
+    /// Other hosts use it too, where the locks of this one mean nothing.
+    shared: bool,
 }
 
 /// What a directory turned out to be.
@@ -178,7 +188,12 @@ enum Found {
 
 impl FileSr {
     pub fn new(sr: SrUuid, sr_type: &'static str, path: PathBuf) -> Self {
-        FileSr { sr, sr_type, path }
+        FileSr { sr, sr_type, path, shared: false }
+    }
+
+    /// The same for a directory that several hosts have.
+    pub fn shared(self) -> Self {
+        FileSr { shared: true, ..self }
     }
 
     pub fn path(&self) -> &Path {
@@ -208,7 +223,8 @@ impl FileSr {
         if let Some(marker) = read_marker(&dir)? {
             return Ok(Found::Sr(dir, marker));
         }
-        let used = dir.names()?.iter().any(|name| name != "lost+found" && !name.starts_with(".tmp-"));
+        let used =
+            dir.names()?.iter().any(|name| name != "lost+found" && !name.starts_with(".tmp-") && !is_orphan(name));
         Ok(if used { Found::Strange(dir) } else { Found::Nothing })
     }
 
@@ -316,6 +332,12 @@ impl FileSr {
         for name in &listing.temporaries {
             dir.remove(name)?;
         }
+        for name in dir.names()?.iter().filter(|name| is_orphan(name)) {
+            // Refused while somebody here has it open; then the directory stays, and sr_create takes it.
+            let _ = dir.remove(name);
+        }
+        dir.remove(CHANGE)?;
+        dir.remove(TREE_LOCK)?;
         dir.sync()?;
         dir.remove(DELETING)?;
         dir.sync()?;
@@ -838,6 +860,19 @@ impl FilePlace<'_> {
         self.dir.lookup(&self.name())?.ok_or_else(|| self.gone())
     }
 
+    /// Takes the persistent lock in the name of vdi_delete: whoever locks the VDI at the same moment on
+    /// another host is refused, or was first and is found here.
+    fn lock_for_deletion(&self) -> Result<()> {
+        let seen = self.holders()?;
+        if seen.users.iter().all(|user| user.starts_with(vdi::DELETING)) {
+            let host = nix::unistd::gethostname().unwrap_or_default();
+            if self.set_holders(&seen, vec![format!("{}{}", vdi::DELETING, host.display())])? {
+                return Ok(());
+            }
+        }
+        Err(Error::VdiInUse { vdi: self.vdi, sr: self.sr.sr, holder: "another call, which locked it first".to_owned() })
+    }
+
     fn gone(&self) -> Error {
         Error::NoVdi { vdi: self.vdi, sr: self.sr.sr, looked: self.dir.path().display().to_string() }
     }
@@ -861,7 +896,7 @@ impl Place for FilePlace<'_> {
     }
 
     fn image(&self, mode: Mode) -> Result<fs::File> {
-        self.dir.open_file(&self.name(), mode == Mode::ReadWrite)
+        self.dir.try_open_file(&self.name(), mode == Mode::ReadWrite)?.ok_or_else(|| self.gone())
     }
 
     fn stat(&self) -> Result<Extent> {
@@ -893,7 +928,14 @@ impl Place for FilePlace<'_> {
 
     fn set_holders(&self, seen: &Holders, users: Vec<String>) -> Result<bool> {
         let state = register::State { number: seen.state, bytes: Vec::new() };
-        register::advance(&self.dir, &beside(self.vdi, LOCK), &state, &encode(&Record::Lock { users }))
+        let name = beside(self.vdi, LOCK);
+        let done = register::advance(&self.dir, &name, &state, &encode(&Record::Lock { users }));
+        // Deleted on another host since it was looked up: the lock is of nothing.
+        if self.sr.shared && self.dir.lookup(&self.name())?.is_none() {
+            register::remove(&self.dir, &name)?;
+            return Err(self.gone());
+        }
+        done
     }
 
     fn device(&self) -> Result<Option<PathBuf>> {
@@ -976,9 +1018,18 @@ impl Place for FilePlace<'_> {
 
     fn remove(&self) -> Result<()> {
         must_be(&self.dir, &beside(self.vdi, PARAMS), SFlag::S_IFREG)?;
-        if !self.dir.remove(&self.name())? {
-            return Err(self.gone());
+        if self.sr.shared {
+            match self.lock_for_deletion() {
+                Ok(()) | Err(Error::NoVdi { .. }) => {}
+                // On a full disk nobody can lock it now, and to delete it is how there will be room.
+                Err(e) if matches!(e.errno().map(Errno::from_raw), Some(Errno::ENOSPC | Errno::EDQUOT)) => {
+                    vdi::refuse_if_locked(self)?;
+                }
+                Err(other) => return Err(other),
+            }
         }
+        // Gone already: another host was faster, or our first request was carried out and its answer lost.
+        self.dir.remove(&self.name())?;
         self.dir.sync()?;
         remove_leftovers(&self.dir, self.vdi).map(drop)
     }
@@ -990,7 +1041,12 @@ impl Place for FilePlace<'_> {
 
 impl Tree for FilePlace<'_> {
     fn lock(&self, deadline: Instant) -> Result<Lock> {
-        let lock = lock::take(&self.sr.sr.to_string(), "tree", lock::Kind::Exclusive, deadline).map_err(|refused| {
+        let mut lock = lock::take(&self.sr.sr.to_string(), "tree", lock::Kind::Exclusive, deadline);
+        if self.sr.shared {
+            let file = self.dir.lock_file(TREE_LOCK)?;
+            lock = lock.and_then(|lock| lock.among_hosts(file, &self.dir.join(TREE_LOCK), deadline));
+        }
+        let lock = lock.map_err(|refused| {
             refused.or_timed_out(|holder| Error::SrUnavailable {
                 sr: self.sr.sr,
                 why: format!("{holder} changes a tree of it; --wait gives it longer"),
@@ -1127,7 +1183,7 @@ fn read_change(dir: &Dir) -> Result<Option<Record>> {
 }
 
 /// Which SRs a directory holds: itself, or those one level below it.
-fn probe(path: &Path, sr_type: &'static str) -> Result<Vec<SrInfo>> {
+pub fn probe(path: &Path, sr_type: &'static str) -> Result<Vec<SrInfo>> {
     let dir = Dir::open(path).map_err(|e| match e.errno().map(Errno::from_raw) {
         Some(errno @ (Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP)) => {
             Error::NoDevice { device: path.display().to_string(), why: errno.desc().to_owned() }
@@ -1171,6 +1227,12 @@ fn classify(name: &str) -> Option<(VdiUuid, Role)> {
         _ => Role::Image(IMAGES.iter().find(|(e, _)| *e == extension)?.1),
     };
     Some((stem.parse().ok()?, file))
+}
+
+/// What NFS makes of a file that is removed while it is open on the same host. The host removes it when it
+/// is closed; one that crashed leaves it.
+fn is_orphan(name: &str) -> bool {
+    name.starts_with(".nfs")
 }
 
 fn image_name(vdi: VdiUuid, format: Format) -> String {

@@ -5,18 +5,20 @@
 
 pub mod file;
 pub mod iso;
+pub mod nfs;
 
 use std::path::{Component, Path, PathBuf};
 
 use crate::call::Context;
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
+pub use crate::sys::watch::Pulse;
 use crate::types::{DeviceConfig, Done, Format, NewVdi, SmConfig, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 
 /// Every driver of this package.
-pub const DRIVERS: &[&Driver] = &[&file::DRIVER, &iso::DRIVER];
+pub const DRIVERS: &[&Driver] = &[&file::DRIVER, &iso::DRIVER, &nfs::DRIVER];
 
 /// What a driver says of itself before any SR exists.
 pub struct Driver {
@@ -167,6 +169,12 @@ pub trait Sr {
     /// Removes what a killed operation on a VDI that does not exist may have left.
     fn forget_vdi(&self, _vdi: VdiUuid) -> Result<Done> {
         Ok(Done::Already)
+    }
+
+    /// Whether what the SR lives on still answers, for an SR that may lose it under a call; the call is then
+    /// given up instead of waiting for ever.
+    fn pulse(&self) -> Option<Pulse> {
+        None
     }
 
     /// The kind of content: `vhd`, `raw`, `iso` (later SMAPI documents).

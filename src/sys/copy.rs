@@ -34,7 +34,11 @@ pub fn sparse(from: &File, to: &File, path: &Path, progress: Progress) -> Result
     let total = (meta.blocks() * 512).min(meta.len());
     to.set_len(meta.len()).map_err(Error::io("copy", path))?;
     let (mut at, mut done) = (0, 0);
-    let mut in_kernel = true;
+    // Holes that the filesystem can't show (NFS before 4.2) come as one range; the kernel would write their
+    // zeroes, which we find and leave out.
+    let shows_holes =
+        next_data(from, 0, meta.len()).map_err(Error::io("find the data of", path))? != Some((0, meta.len()));
+    let mut in_kernel = shows_holes || total == meta.len();
     while let Some((start, end)) = next_data(from, at, meta.len()).map_err(Error::io("find the data of", path))? {
         let mut here = start;
         while here < end {
@@ -82,13 +86,38 @@ fn copy_some(from: &File, to: &File, at: u64, wanted: u64, in_kernel: &mut bool)
     }
     let mut buffer = vec![0; wanted.min(1 << 20) as usize];
     let got = from.read_at(&mut buffer, at)?;
-    to.write_all_at(&buffer[..got], at)?;
+    write_data(to, &buffer[..got], at)?;
     Ok(got as u64)
+}
+
+/// Writes what is not zero into a file of zeroes.
+fn write_data(to: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    const GRAIN: usize = 64 << 10;
+    static ZEROES: [u8; GRAIN] = [0; GRAIN];
+    for (i, grain) in bytes.chunks(GRAIN).enumerate() {
+        if *grain != ZEROES[..grain.len()] {
+            to.write_all_at(grain, at + (i * GRAIN) as u64)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zeroes_are_not_written() {
+        let to = tempfile::tempfile().unwrap();
+        to.set_len(1 << 20).unwrap();
+        let mut bytes = vec![0; 1 << 20];
+        bytes[300_000] = 7;
+        write_data(&to, &bytes, 0).unwrap();
+        let mut read = vec![1; 1 << 20];
+        to.read_exact_at(&mut read, 0).unwrap();
+        assert!(read == bytes);
+        assert!(to.metadata().unwrap().blocks() * 512 <= 64 << 10);
+    }
 
     #[test]
     fn a_sparse_copy_has_the_bytes_and_the_holes() {

@@ -8,7 +8,11 @@
 //! 3. *publish*: `link` under its name, which fails if the name exists, or `rename` over the old file;
 //!    then fsync of the directory.
 //!
-//! A kill before 3 leaves nothing, or a `.tmp-` file that nobody has locked: [`Dir::sweep_temporaries`].
+//! A kill before 3 leaves nothing, or a `.tmp-` file that nobody has locked: [`Dir::sweep_temporary`].
+//!
+//! A server that lost its answer (NFS, over a reconnection) is asked again and may then say that `link`
+//! found the name taken or `rename` found nothing to rename, though it was our own first request that did
+//! it. So what has the name is compared with our file before a refusal is believed.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -18,9 +22,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use fs2::FileExt;
+use nix::NixPath;
 use nix::dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::libc;
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::sys::statvfs::{Statvfs, fstatvfs};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
@@ -92,6 +98,7 @@ impl Dir {
 
     /// What is at `name`, itself and not what a link points to; `None` if there is nothing.
     pub fn lookup(&self, name: &str) -> Result<Option<FileStat>> {
+        ask_server(&self.fd, name);
         match fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::ENOENT) => Ok(None),
@@ -131,6 +138,13 @@ impl Dir {
         };
         let meta = file.metadata().map_err(Error::io("examine", self.join(name)))?;
         if meta.is_file() { Ok(Some(file)) } else { Err(not_regular()) }
+    }
+
+    /// Opens an empty file that is there to be locked, and makes it if need be.
+    pub fn lock_file(&self, name: &str) -> Result<File> {
+        let flags = OFlag::O_CREAT | OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let opened = openat(&self.fd, name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        opened.map(File::from).map_err(Error::sys("open the lock file", self.join(name)))
     }
 
     /// The contents of a small file; `None` if there is no such name. More than 1 MiB is an error.
@@ -267,9 +281,21 @@ impl AsFd for Dir {
     }
 }
 
-/// Whether no living process keeps `file` marked with a `flock`.
+/// Whether no living process keeps `file` marked with a `flock`. Where locks don't work, none is abandoned.
 pub fn is_abandoned(file: &File) -> bool {
-    FileExt::try_lock_exclusive(file).is_ok()
+    // Shared is enough to meet the maker's exclusive one; NFS grants an exclusive one to writers only.
+    FileExt::try_lock_shared(file).is_ok()
+}
+
+/// Attributes of a file that another host changed may be seconds old on NFS: this fetches them. Elsewhere,
+/// and on kernels before 4.11, nothing happens; what can't be had is reported by the call that follows.
+fn ask_server(dir: &OwnedFd, name: &str) {
+    let _ = name.with_nix_path(|name| {
+        let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_FORCE_SYNC;
+        let mut answer = std::mem::MaybeUninit::<libc::statx>::uninit();
+        // SAFETY: the name ends in a zero byte, and `answer` has room for what the call writes.
+        unsafe { libc::statx(dir.as_raw_fd(), name.as_ptr(), flags, libc::STATX_BASIC_STATS, answer.as_mut_ptr()) }
+    });
 }
 
 /// A file in the making. Dropped unpublished, it leaves nothing.
@@ -291,10 +317,11 @@ impl NewFile<'_> {
     }
 
     /// Makes the file durable and gives it `name`. `false`: the name exists and nothing was changed.
-    pub fn publish(self, name: &str) -> Result<bool> {
+    pub fn publish(mut self, name: &str) -> Result<bool> {
         self.sync()?;
         match self.link(name) {
             Ok(()) => {}
+            Err(Errno::EEXIST) if self.is(name)? => {}
             Err(Errno::EEXIST) => return Ok(false),
             Err(errno) => return Err(Error::sys("create", self.dir.join(name))(errno)),
         }
@@ -303,7 +330,20 @@ impl NewFile<'_> {
             let _ = self.dir.remove(name);
             return Err(e);
         }
+        // Closed first: NFS would rename an open file instead of removing its name.
+        let (dir, temporary) = (self.dir, self.name.take());
+        drop(self);
+        if let Some(temporary) = temporary {
+            // It is published; what stays of the other name is swept.
+            let _ = dir.remove(&temporary);
+        }
         Ok(true)
+    }
+
+    /// Whether `name` is this very file.
+    fn is(&self, name: &str) -> Result<bool> {
+        let ours = fstat(&self.file).map_err(Error::sys("examine a file in", &self.dir.path))?;
+        Ok(self.dir.lookup(name)?.is_some_and(|it| (it.st_dev, it.st_ino) == (ours.st_dev, ours.st_ino)))
     }
 
     /// Makes the file durable and puts it in the place of `name`.
@@ -317,7 +357,10 @@ impl NewFile<'_> {
             self.name = Some(temporary);
         }
         let temporary = self.name.as_deref().expect("it was just given one");
-        nix::fcntl::renameat(&self.dir.fd, temporary, &self.dir.fd, name).map_err(fail)?;
+        match nix::fcntl::renameat(&self.dir.fd, temporary, &self.dir.fd, name) {
+            Err(Errno::ENOENT) if self.is(name)? => {}
+            other => other.map_err(fail)?,
+        }
         self.name = None;
         self.dir.sync()
     }

@@ -28,6 +28,19 @@ pub enum Kind {
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
+    /// What other hosts see of it.
+    _shared: Option<File>,
+}
+
+impl Lock {
+    /// The same lock among hosts: on a file that all of them see, on a filesystem that tells them (NFS, which
+    /// frees the lock some time after its holder's host died). One of them at a time gets this far on a host.
+    pub fn among_hosts(self, file: File, path: &Path, deadline: Instant) -> Result<Lock, Refused> {
+        if !wait(&file, Kind::Exclusive, deadline, path).map_err(Refused::Failed)? {
+            return Err(Refused::TimedOut { holder: Some("another host".to_owned()) });
+        }
+        Ok(Lock { _shared: Some(file), ..self })
+    }
 }
 
 /// Why a lock could not be had.
@@ -62,7 +75,7 @@ pub fn take(namespace: &str, name: &str, kind: Kind, deadline: Instant) -> Resul
             return Err(Refused::TimedOut { holder: holder(namespace, name) });
         }
         if is_still(&path, &file) {
-            return Ok(Lock { _file: file });
+            return Ok(Lock { _file: file, _shared: None });
         }
     }
 }
@@ -167,7 +180,8 @@ pub fn forget(namespace: &str, name: &str) {
 
 /// Who holds a lock, as far as the kernel tells.
 fn holder(namespace: &str, name: &str) -> Option<String> {
-    let inode = fs::metadata(run_dir::locks().join(namespace).join(name)).ok()?.ino();
+    let path = run_dir::locks().join(namespace).join(name);
+    let inode = fs::metadata(&path).ok()?.ino();
     let table = fs::read_to_string("/proc/locks").ok()?;
     // 1: OFDLCK ADVISORY WRITE -1 00:1a:1234 0 EOF; waiters have "->" in the second column.
     let pid = table.lines().find_map(|line| {
@@ -175,18 +189,20 @@ fn holder(namespace: &str, name: &str) -> Option<String> {
         let of_file = words.get(5).is_some_and(|w| w.ends_with(&format!(":{inode}")));
         if of_file { words.get(4)?.parse::<u32>().ok() } else { None }
     });
-    let pid = pid.or_else(|| opener(inode))?;
+    let pid = pid.or_else(|| opener(&path))?;
     let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Some(format!("process {pid} ({})", command.trim()))
 }
 
 /// The kernel names no process for an open-file-description lock; another process that has the file open
-/// is the best answer there is.
-fn opener(inode: u64) -> Option<u32> {
+/// is the best answer there is. The names are compared: to look at what others have open could take for ever,
+/// on the mount of a dead server.
+fn opener(path: &Path) -> Option<u32> {
+    let path = fs::canonicalize(path).ok()?;
     fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
         let pid = process.file_name().to_str()?.parse::<u32>().ok()?;
         let mut fds = fs::read_dir(process.path().join("fd")).ok()?.flatten();
-        (pid != std::process::id() && fds.any(|fd| fs::metadata(fd.path()).is_ok_and(|m| m.ino() == inode)))
+        (pid != std::process::id() && fds.any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == path)))
             .then_some(pid)
     })
 }

@@ -269,7 +269,10 @@ pub fn openers(rdev: u64) -> Option<String> {
         let Ok(fds) = fs::read_dir(process.path().join("fd")) else { continue };
         let has_it = fds
             .flatten()
-            .any(|fd| fs::metadata(fd.path()).is_ok_and(|m| m.file_type().is_block_device() && m.rdev() == rdev));
+            .map(|fd| fd.path())
+            // Only what is a device by its name is looked at: a file on a dead server's mount would not answer.
+            .filter(|fd| fs::read_link(fd).is_ok_and(|target| target.starts_with("/dev")))
+            .any(|fd| fs::metadata(fd).is_ok_and(|m| m.file_type().is_block_device() && m.rdev() == rdev));
         if has_it {
             let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             found.push(format!("process {pid} ({})", command.trim()));

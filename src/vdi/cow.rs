@@ -171,9 +171,10 @@ impl Vdi for Cow<'_> {
     fn coalesce(&self, context: &Context) -> Result<Done> {
         let tree = self.place.tree()?;
         let node = self.node()?;
-        let Some(base) = node.parent.filter(|base| is_only_child(tree, self.place.vdi(), *base)) else {
+        let Some(base) = node.parent else { return Ok(Done::Already) };
+        if !is_only_child(tree, self.place.vdi(), base)? {
             return Ok(Done::Already);
-        };
+        }
         // A leaf must be nobody's while it is merged; a base has no users of its own.
         if !node.hidden && self.device()?.is_some() {
             return Ok(Done::Already);
@@ -192,7 +193,7 @@ impl Vdi for Cow<'_> {
 
         let _lock = tree.lock(context.deadline)?;
         // Deleted or copied meanwhile: what was merged does no harm, as nobody reads it from the parent.
-        if !is_only_child(tree, self.place.vdi(), base) || self.node()? != node {
+        if !is_only_child(tree, self.place.vdi(), base)? || self.node()? != node {
             return Ok(Done::Already);
         }
         if node.hidden {
@@ -243,9 +244,9 @@ pub fn children_of(nodes: &BTreeMap<VdiUuid, Node>, base: VdiUuid) -> Vec<VdiUui
 }
 
 /// Whether `vdi` is all that `base`, which is nobody's disk, is there for.
-fn is_only_child(tree: &dyn Tree, vdi: VdiUuid, base: VdiUuid) -> bool {
-    tree.nodes()
-        .is_ok_and(|nodes| nodes.get(&base).is_some_and(|node| node.hidden) && children_of(&nodes, base) == [vdi])
+fn is_only_child(tree: &dyn Tree, vdi: VdiUuid, base: VdiUuid) -> Result<bool> {
+    let nodes = tree.nodes()?;
+    Ok(nodes.get(&base).is_some_and(|node| node.hidden) && children_of(&nodes, base) == [vdi])
 }
 
 /// All images above `base`, which have it in their chains.

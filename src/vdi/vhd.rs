@@ -49,7 +49,13 @@ pub static KIND: Kind = Kind {
     },
     set_hidden: |file, path, hidden| vhd::set_hidden(&place(file, path)?, hidden).map(drop),
     coalesce: |child, path, parent, parent_place, progress| {
-        let child = Image::open(Arc::new(place(&child, path)?), Mode::ReadOnly)?;
+        let child: Arc<dyn vhd::Place> = Arc::new(place(&child, path)?);
+        // A block that two entries lead to would be copied to two places, and one of them is wrong.
+        let options = vhd::CheckOptions { in_use: true, bitmaps: false, parent: None };
+        if let Some(problem) = vhd::check(&child, options)?.first() {
+            return Err(Error::Damaged { path: path.to_owned(), what: format!("{problem}; it is not merged") });
+        }
+        let child = Image::open(child, Mode::ReadOnly)?;
         let target: Arc<dyn vhd::Place> = Arc::new(place(&parent, &parent_place.path())?);
         // Several threads tell how far they are, and `progress` wants one.
         let blocks = AtomicU64::new(0);

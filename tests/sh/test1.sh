@@ -58,6 +58,15 @@ file)
     ;;
 nfs)
     FORMATS='vhd raw' ALONE=no
+    case $DCONF in
+    nfs@*)
+        server=${DCONF#nfs@}
+        server=${server%%:/*}
+        paths=${DCONF#nfs@"$server":}
+        LIST="((server . \"$server\") (serverpath . \"${paths%@*}\") (mountpoint . \"${paths##*@}\"))"
+        NOWHERE="nfs@$server:${paths%@*}/nonexistent/directory@${paths##*@}"
+        ;;
+    esac
     ;;
 lvm)
     MAY_REFUSE='vdi_clone vdi_snapshot' UNIT=4194304 THIN=no

@@ -1,0 +1,192 @@
+//! The mount table, mounting and unmounting.
+//!
+//! Nothing here looks at a mounted filesystem: one whose server is dead would not answer. What is mounted is
+//! read from the kernel's table, which asks nobody.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::error::{Error, Result};
+use crate::sys::tool::Tool;
+
+/// Of this thread, whose mount namespace may be its own.
+const TABLE: &str = "/proc/thread-self/mountinfo";
+
+/// A line of the mount table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    pub path: PathBuf,
+    /// `nfs`, `nfs4`, `ext4`, …
+    pub fs_type: String,
+    /// `server:/path`, `/dev/sdb1`, …
+    pub source: String,
+    /// Of the filesystem: `rw,vers=4.2,…`.
+    pub options: String,
+}
+
+/// What is mounted at `path`; the last one if several are. The path's symbolic links are the caller's.
+pub fn at(path: &Path) -> Result<Option<Mount>> {
+    let table = fs::read(TABLE).map_err(Error::io("read", TABLE))?;
+    Ok(parse(&String::from_utf8_lossy(&table)).into_iter().rfind(|mount| mount.path == path))
+}
+
+/// Reads `mountinfo`, proc(5): `36 35 98:0 /root /path rw,noatime shared:1 - ext3 /dev/root rw,errors=continue`.
+fn parse(table: &str) -> Vec<Mount> {
+    table
+        .lines()
+        .filter_map(|line| {
+            let (mount, filesystem) = line.split_once(" - ")?;
+            let mut words = filesystem.split(' ');
+            Some(Mount {
+                path: unescape(mount.split(' ').nth(4)?).into(),
+                fs_type: words.next()?.to_owned(),
+                source: unescape(words.next()?),
+                options: words.next()?.to_owned(),
+            })
+        })
+        .collect()
+}
+
+/// The table writes blanks and backslashes as `\040`.
+fn unescape(text: &str) -> String {
+    let mut parts = text.split('\\');
+    let mut out = parts.next().unwrap_or("").to_owned();
+    for part in parts {
+        match part.get(..3).and_then(|octal| u8::from_str_radix(octal, 8).ok()) {
+            Some(byte) => {
+                out.push(char::from(byte));
+                out.push_str(&part[3..]);
+            }
+            None => {
+                out.push('\\');
+                out.push_str(part);
+            }
+        }
+    }
+    out
+}
+
+/// Mounts an NFS export at an existing directory.
+///
+/// # Errors
+/// [`Error::Tool`] with what `mount.nfs` said, or when it took longer than the deadline.
+pub fn nfs(source: &str, path: &Path, options: &str, deadline: Duration) -> Result<()> {
+    // The two come first and begin with neither a dash nor anything else that is an option.
+    Tool::new("/sbin/mount.nfs")
+        .args([source, &path.display().to_string(), "-o", options])
+        .deadline(deadline)
+        .run()
+        .map(drop)
+}
+
+/// What became of an unmounting.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Unmounted {
+    Done,
+    /// In use by these.
+    Busy(String),
+}
+
+/// Unmounts what is at `path`. Whatever was closed a moment ago gets that moment.
+pub fn unmount(path: &Path) -> Result<Unmounted> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) | Err(Errno::EINVAL) => return Ok(Unmounted::Done),
+            Err(Errno::EBUSY) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+            Err(Errno::EBUSY) => return Ok(Unmounted::Busy(users(path))),
+            Err(errno) => return Err(Error::sys("unmount", path)(errno)),
+        }
+    }
+}
+
+/// Takes a mount of a server that does not answer out of the table. What was not written to it is lost, and
+/// whoever waits for it is told of an error.
+pub fn abandon(path: &Path) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    const EVERY: Duration = Duration::from_millis(10);
+    let (tell, told) = mpsc::channel();
+    let owned = path.to_owned();
+    // Out of the table it is at once; then the kernel takes leave of the server, which may take minutes. The end
+    // of the process ends that.
+    std::thread::spawn(move || {
+        let flags = MntFlags::MNT_FORCE | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+        let _ = tell.send(umount2(&owned, flags));
+    });
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        if let Ok(Err(errno)) = told.recv_timeout(EVERY) {
+            return Err(Error::sys("unmount", path)(errno));
+        }
+        if at(path)?.is_none() {
+            return Ok(());
+        }
+    }
+    Err(Error::sys("unmount", path)(Errno::ETIMEDOUT))
+}
+
+/// The processes with something open below `path`, from the names that the kernel has for it.
+fn users(path: &Path) -> String {
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else { continue };
+        let below = |link: PathBuf| fs::read_link(link).is_ok_and(|target| target.starts_with(path));
+        let fds = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten().map(|fd| fd.path());
+        if ["cwd", "root"].iter().map(|l| process.path().join(l)).chain(fds).any(below) {
+            let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            found.push(format!("process {pid} ({})", command.trim()));
+        }
+    }
+    if found.is_empty() { "something on this host".to_owned() } else { found.join(", ") }
+}
+
+/// Runs `work` on a thread of its own that can mount what nobody else sees: when it ends, or the process is
+/// killed, the kernel unmounts it. `dir` is made if need be; it is the place to mount at.
+pub fn privately<T: Send>(dir: &Path, work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create the directory", dir))?;
+    let dir = fs::canonicalize(dir).map_err(Error::io("examine", dir))?;
+    let run = || {
+        unshare(CloneFlags::CLONE_NEWNS).map_err(Error::sys("get a mount namespace for", &dir))?;
+        // What others unmount meanwhile goes away here too; what is mounted here is seen nowhere else.
+        let slave = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+        nix::mount::mount(None::<&str>, "/", None::<&str>, slave, None::<&str>)
+            .map_err(Error::sys("detach the mount namespace of", "/"))?;
+        work(&dir)
+    };
+    std::thread::scope(|scope| scope.spawn(run).join().expect("it does not panic"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_read_with_its_escapes_and_its_optional_fields() {
+        let table = "\
+36 35 98:0 / / rw,noatime shared:1 - ext3 /dev/root rw,errors=continue
+61 36 0:52 / /run/sr-mount/a\\040b rw,nosuid,nodev - nfs4 [fe80::1]:/srv/n\\134x rw,vers=4.2,hard
+62 36 0:53 / /m rw shared:2 master:1 - nfs 10.0.0.1:/e rw,vers=3
+";
+        let mounts = parse(table);
+        assert_eq!(mounts.len(), 3);
+        assert_eq!(mounts[1].path, Path::new("/run/sr-mount/a b"));
+        assert_eq!(mounts[1].source, "[fe80::1]:/srv/n\\x");
+        assert_eq!(mounts[2].fs_type, "nfs");
+        assert_eq!(mounts[2].options, "rw,vers=3");
+    }
+
+    #[test]
+    fn proc_is_mounted_and_a_plain_directory_is_not() {
+        assert_eq!(at(Path::new("/proc")).unwrap().unwrap().fs_type, "proc");
+        assert_eq!(at(Path::new("/proc/self")).unwrap(), None);
+    }
+}
