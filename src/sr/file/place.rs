@@ -1,0 +1,226 @@
+//! One disk of a file SR.
+
+use super::*;
+
+/// One disk of a [`FileSr`].
+pub(super) struct FilePlace<'a> {
+    pub(super) sr: &'a FileSr,
+    pub(super) dir: Rc<Dir>,
+    pub(super) vdi: VdiUuid,
+    pub(super) format: Format,
+}
+
+impl FilePlace<'_> {
+    pub(super) fn name(&self) -> String {
+        image_name(self.vdi, self.format)
+    }
+
+    pub(super) fn exists_already(&self) -> Error {
+        Error::VdiExists { vdi: self.vdi, sr: self.sr.sr }
+    }
+
+    /// Gives a finished image its name, its params first. See the module's order of steps.
+    pub(super) fn publish(&self, image: NewFile, params: &Params) -> Result<()> {
+        for (extension, _) in IMAGES {
+            if self.dir.lookup(&beside(self.vdi, extension))?.is_some() {
+                return Err(self.exists_already());
+            }
+        }
+        remove_leftovers(&self.dir, self.vdi)?;
+        let name = beside(self.vdi, PARAMS);
+        // Held until the image is published: an unlocked one without an image is a leftover.
+        let in_the_making = if *params == Params::default() {
+            None
+        } else {
+            let file = self.dir.create_held(&name, &encode(&Record::Vdi(params.clone())))?;
+            Some(file.ok_or_else(|| self.exists_already())?)
+        };
+        let published = image.publish(&self.name());
+        if !matches!(published, Ok(true)) && in_the_making.is_some() {
+            let _ = self.dir.remove(&name);
+        }
+        if published? { Ok(()) } else { Err(self.exists_already()) }
+    }
+
+    pub(super) fn file_stat(&self) -> Result<FileStat> {
+        self.dir.lookup(&self.name())?.ok_or_else(|| self.gone())
+    }
+
+    /// Takes the persistent lock in the name of vdi_delete: whoever locks the VDI at the same moment on
+    /// another host is refused, or was first and is found here.
+    pub(super) fn lock_for_deletion(&self) -> Result<()> {
+        let seen = self.holders()?;
+        if seen.users.iter().all(|user| user.starts_with(vdi::DELETING)) {
+            let host = nix::unistd::gethostname().unwrap_or_default();
+            if self.set_holders(&seen, vec![format!("{}{}", vdi::DELETING, host.display())])? {
+                return Ok(());
+            }
+        }
+        Err(Error::VdiInUse { vdi: self.vdi, sr: self.sr.sr, holder: "another call, which locked it first".to_owned() })
+    }
+
+    pub(super) fn gone(&self) -> Error {
+        Error::NoVdi { vdi: self.vdi, sr: self.sr.sr, looked: self.dir.path().display().to_string() }
+    }
+}
+
+impl Place for FilePlace<'_> {
+    fn sr(&self) -> SrUuid {
+        self.sr.sr
+    }
+
+    fn vdi(&self) -> VdiUuid {
+        self.vdi
+    }
+
+    fn format(&self) -> Format {
+        self.format
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join(&self.name())
+    }
+
+    fn image(&self, mode: Mode) -> Result<fs::File> {
+        self.dir.try_open_file(&self.name(), mode == Mode::ReadWrite)?.ok_or_else(|| self.gone())
+    }
+
+    fn stat(&self) -> Result<Extent> {
+        Ok(extent(&self.file_stat()?))
+    }
+
+    fn params(&self) -> Result<Params> {
+        let name = beside(self.vdi, PARAMS);
+        match self.dir.read(&name)? {
+            None => Ok(Params::default()),
+            Some(bytes) => match decode(&bytes) {
+                Some(Record::Vdi(params)) => Ok(params),
+                _ => Err(damaged_record(&self.dir, &name)),
+            },
+        }
+    }
+
+    fn holders(&self) -> Result<Holders> {
+        let name = beside(self.vdi, LOCK);
+        let state = register::read(&self.dir, &name)?;
+        if state.number == 0 {
+            return Ok(Holders::default());
+        }
+        match decode(&state.bytes) {
+            Some(Record::Lock { users }) => Ok(Holders { state: state.number, users }),
+            _ => Err(damaged_record(&self.dir, &name)),
+        }
+    }
+
+    fn set_holders(&self, seen: &Holders, users: Vec<String>) -> Result<bool> {
+        let state = register::State { number: seen.state, bytes: Vec::new() };
+        let name = beside(self.vdi, LOCK);
+        let done = register::advance(&self.dir, &name, &state, &encode(&Record::Lock { users }));
+        // Deleted on another host since it was looked up: the lock is of nothing.
+        if self.sr.shared && self.dir.lookup(&self.name())?.is_none() {
+            register::remove(&self.dir, &name)?;
+            return Err(self.gone());
+        }
+        done
+    }
+
+    fn device(&self) -> Result<Option<PathBuf>> {
+        Ok(loopdev::find(&loopdev::attached()?, &self.path(), file_id(&self.file_stat()?)))
+    }
+
+    fn attach(&self, mode: Mode) -> Result<PathBuf> {
+        let read_only = mode == Mode::ReadOnly;
+        if let Some(device) = self.device()? {
+            if !read_only && loopdev::is_read_only(&device) {
+                return Err(Error::VdiInUse {
+                    vdi: self.vdi,
+                    sr: self.sr.sr,
+                    holder: format!("a read-only attachment, {}; detach it first", device.display()),
+                });
+            }
+            return Ok(device);
+        }
+        let file = self.dir.open_file(&self.name(), !read_only)?;
+        loopdev::attach(&file, &self.path(), read_only)
+    }
+
+    fn detach(&self) -> Result<Done> {
+        let Some(device) = self.device()? else { return Ok(Done::Already) };
+        match loopdev::detach(&device)? {
+            loopdev::Detached::Done(done) => Ok(done),
+            loopdev::Detached::Busy(who) => Err(Error::VdiInUse {
+                vdi: self.vdi,
+                sr: self.sr.sr,
+                holder: format!("{who}, through {}", device.display()),
+            }),
+        }
+    }
+
+    fn resize(&self, bytes: u64) -> Result<()> {
+        let path = self.path();
+        (vdi::raw::KIND.resize)(self.dir.open_file(&self.name(), true)?, &path, bytes)?;
+        match self.device()? {
+            Some(device) => loopdev::update_size(&device),
+            None => Ok(()),
+        }
+    }
+
+    fn copy_to(&self, dest: VdiUuid, params: &Params, progress: Progress) -> Result<VdiInfo> {
+        let path = self.path();
+        let device = self.device()?;
+        if let Some(device) = &device {
+            loopdev::flush(device)?;
+        }
+        let target = self.sr.place(self.dir.clone(), dest, self.format);
+        remove_unborn(&self.dir, dest)?;
+        if dest == self.vdi || self.dir.lookup(&target.name())?.is_some() {
+            return Err(target.exists_already());
+        }
+        let from = self.dir.open_file(&self.name(), false)?;
+        let image = self.dir.new_file()?;
+        if !copy::reflink(&from, image.file(), &path)? {
+            if let Some(device) = device.filter(|d| !loopdev::is_read_only(d)) {
+                return Err(Error::VdiInUse {
+                    vdi: self.vdi,
+                    sr: self.sr.sr,
+                    holder: format!(
+                        "this host, which has it attached as {}, and the filesystem of {} can't copy a file at one \
+                         instant (xfs and btrfs can): detach it first",
+                        device.display(),
+                        self.dir.path().display()
+                    ),
+                });
+            }
+            let fs = self.dir.statvfs()?;
+            let (free, wanted) = (fs.blocks_available() * fs.fragment_size(), self.stat()?.allocated);
+            if wanted > free {
+                return Err(Error::NoSpace { sr: self.sr.sr, free, wanted });
+            }
+            copy::sparse(&from, image.file(), &path, progress)?;
+        }
+        target.publish(image, params)?;
+        (vdi::kind(self.format)?.open)(Box::new(target)).info()
+    }
+
+    fn remove(&self) -> Result<()> {
+        must_be(&self.dir, &beside(self.vdi, PARAMS), SFlag::S_IFREG)?;
+        if self.sr.shared {
+            match self.lock_for_deletion() {
+                Ok(()) | Err(Error::NoVdi { .. }) => {}
+                // On a full disk nobody can lock it now, and to delete it is how there will be room.
+                Err(e) if matches!(e.errno().map(Errno::from_raw), Some(Errno::ENOSPC | Errno::EDQUOT)) => {
+                    vdi::refuse_if_locked(self)?;
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        // Gone already: another host was faster, or our first request was carried out and its answer lost.
+        self.dir.remove(&self.name())?;
+        self.dir.sync()?;
+        remove_leftovers(&self.dir, self.vdi).map(drop)
+    }
+
+    fn tree(&self) -> Result<&dyn Tree> {
+        Ok(self)
+    }
+}

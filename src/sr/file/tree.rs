@@ -1,0 +1,263 @@
+//! Trees of images in a directory: how they change, and what a crash leaves of a change.
+
+use super::*;
+
+impl FileSr {
+    /// Completes or undoes what a crash left of a fork. The caller holds the tree's lock.
+    pub(super) fn recover_change(&self, dir: &Dir) -> Result<()> {
+        let Some(record) = read_change(dir)? else { return Ok(()) };
+        match record {
+            Record::Fork { vdi, base, dest, format } => self.recover_fork(dir, vdi, base, dest, format)?,
+            Record::Relink { vdi, base, format } => self.finish_relink(dir, vdi, base, format)?,
+            Record::Collapse { base, format, .. } => {
+                // Until the base has the leaf's name, the leaf is all there and the base is what it was.
+                let name = image_name(base, format);
+                if dir.lookup(&name)?.is_some() {
+                    (vdi::kind(format)?.set_hidden)(&dir.open_file(&name, true)?, &dir.join(&name), true)?;
+                }
+            }
+            _ => return Err(damaged_record(dir, CHANGE)),
+        }
+        dir.sync()?;
+        dir.remove(CHANGE)?;
+        dir.sync()
+    }
+
+    fn recover_fork(&self, dir: &Dir, vdi: VdiUuid, base: VdiUuid, dest: VdiUuid, format: Format) -> Result<()> {
+        let name = image_name(base, format);
+        match (dir.lookup(&image_name(vdi, format))?, dir.lookup(&name)?) {
+            (_, None) => {}
+            // Still one file: the disk was not changed yet.
+            (Some(disk), Some(found)) if file_id(&disk) == file_id(&found) => {
+                let child = image_name(dest, format);
+                if let Some(file) = dir.try_open_record(&child)?
+                    && (vdi::kind(format)?.query)(&file, &dir.join(&child))?.parent == Some(base)
+                {
+                    dir.remove(&child)?;
+                    dir.sync()?;
+                    remove_leftovers(dir, dest)?;
+                }
+                dir.remove(&name)?;
+            }
+            (Some(_), Some(_)) => {
+                (vdi::kind(format)?.set_hidden)(&dir.open_file(&name, true)?, &dir.join(&name), true)?
+            }
+            (None, Some(_)) => {
+                return Err(Error::Damaged {
+                    path: dir.join(&image_name(vdi, format)),
+                    what: format!("is missing, and {CHANGE} says that it was being cloned; its data is in {name}"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives every child of `vdi` to `base`, then removes `vdi`. Can be done again from any point of it.
+    fn finish_relink(&self, dir: &Dir, vdi: VdiUuid, base: VdiUuid, format: Format) -> Result<()> {
+        let kind = vdi::kind(format)?;
+        let Some(base_format) = format_of(dir, base)? else {
+            return Err(Error::Damaged {
+                path: dir.join(CHANGE),
+                what: format!("names {base} as the parent to be, and there is no such image"),
+            });
+        };
+        let shared = Rc::new(Dir::open(dir.path())?);
+        let parent = self.place(shared, base, base_format);
+        let parent_image = parent.image(Mode::ReadOnly)?;
+        for image in self.images(dir, &self.list(dir)?)?.iter().filter(|image| image.node.parent == Some(vdi)) {
+            let name = image_name(image.vdi, image.format);
+            (kind.set_parent)(&dir.open_file(&name, true)?, &dir.join(&name), &parent_image, &parent)?;
+        }
+        dir.remove(&image_name(vdi, format))?;
+        dir.sync()?;
+        remove_leftovers(dir, vdi).map(drop)
+    }
+
+    /// Removes bases that have no children left. The caller has the SR, or its tree's lock.
+    pub(super) fn remove_garbage(&self, dir: &Rc<Dir>, listing: &Listing) -> Result<()> {
+        let mut nodes: BTreeMap<VdiUuid, Node> =
+            self.images(dir, listing)?.into_iter().map(|i| (i.vdi, i.node)).collect();
+        while let Some(base) = nodes.keys().copied().find(|v| vdi::cow::is_garbage(&nodes, *v)) {
+            let format = listing.images[&base];
+            let place = self.place(dir.clone(), base, format);
+            vdi::refuse_if_attached(&*self.disk(dir.clone(), base, format)?)?;
+            place.remove()?;
+            nodes.remove(&base);
+        }
+        Ok(())
+    }
+
+    /// [`Sr::collect`].
+    pub(super) fn merge_bases(&self, context: &Context) -> Result<Done> {
+        let dir = self.dir()?;
+        // The Python collector holds these while it works; whoever has them is the only one.
+        let busy = |refused: lock::Refused| {
+            refused.or_timed_out(|who| Error::SrUnavailable { sr: self.sr, why: format!("{who} collects it already") })
+        };
+        let _alone =
+            lock::take(&self.sr.to_string(), "gc_active", lock::Kind::Exclusive, Instant::now()).map_err(busy)?;
+        let _running =
+            lock::take(&self.sr.to_string(), "running", lock::Kind::Exclusive, Instant::now()).map_err(busy)?;
+        let (mut done, mut left) = (Done::Already, HashSet::new());
+        loop {
+            let listing = self.list(&dir)?;
+            if listing.journals {
+                return Err(Error::SrUnavailable {
+                    sr: self.sr,
+                    why: "the collector of another storage manager left a journal in it and has to finish first"
+                        .to_owned(),
+                });
+            }
+            let nodes: BTreeMap<VdiUuid, Node> =
+                self.images(&dir, &listing)?.into_iter().map(|i| (i.vdi, i.node)).collect();
+            if let Some(first) = nodes.keys().find(|v| vdi::cow::is_garbage(&nodes, **v)) {
+                let place = self.place(dir.clone(), *first, listing.images[first]);
+                let _lock = Tree::lock(&place, context.deadline)?;
+                self.remove_garbage(&dir, &self.list(&dir)?)?;
+                done = Done::Changed;
+                continue;
+            }
+            let only_child = |v: &VdiUuid| {
+                let parent = nodes[v].parent;
+                !left.contains(v)
+                    && parent.is_some_and(|p| {
+                        nodes.get(&p).is_some_and(|n| n.hidden) && vdi::cow::children_of(&nodes, p).len() == 1
+                    })
+            };
+            let Some(next) = nodes.keys().copied().find(only_child) else { return Ok(done) };
+            // A disk in use is left for the next time.
+            let merged = match lock::take(&next.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()) {
+                Ok(_lock) => self.disk(dir.clone(), next, listing.images[&next])?.coalesce(context)?,
+                Err(lock::Refused::TimedOut { .. }) => Done::Already,
+                Err(lock::Refused::Failed(error)) => return Err(error),
+            };
+            match merged {
+                Done::Changed => done = Done::Changed,
+                Done::Already => drop(left.insert(next)),
+            }
+        }
+    }
+}
+
+impl Tree for FilePlace<'_> {
+    fn lock(&self, deadline: Instant) -> Result<Lock> {
+        let mut lock = lock::take(&self.sr.sr.to_string(), "tree", lock::Kind::Exclusive, deadline);
+        if self.sr.shared {
+            let file = self.dir.lock_file(TREE_LOCK)?;
+            lock = lock.and_then(|lock| lock.among_hosts(file, &self.dir.join(TREE_LOCK), deadline));
+        }
+        let lock = lock.map_err(|refused| {
+            refused.or_timed_out(|holder| Error::SrUnavailable {
+                sr: self.sr.sr,
+                why: format!("{holder} changes a tree of it; --wait gives it longer"),
+            })
+        })?;
+        self.sr.recover_change(&self.dir)?;
+        Ok(lock)
+    }
+
+    fn nodes(&self) -> Result<BTreeMap<VdiUuid, Node>> {
+        let images = self.sr.images(&self.dir, &self.sr.list(&self.dir)?)?;
+        Ok(images.into_iter().map(|image| (image.vdi, image.node)).collect())
+    }
+
+    fn sibling(&self, vdi: VdiUuid) -> Result<Box<dyn Place + '_>> {
+        for (extension, format) in IMAGES {
+            if self.dir.lookup(&beside(vdi, extension))?.is_some() {
+                return Ok(Box::new(self.sr.place(self.dir.clone(), vdi, format)));
+            }
+        }
+        Err(Error::NoVdi { vdi, sr: self.sr.sr, looked: self.dir.path().display().to_string() })
+    }
+
+    fn fork(&self, fork: &Fork) -> Result<()> {
+        let base = self.sr.place(self.dir.clone(), fork.base, self.format);
+        let dest = self.sr.place(self.dir.clone(), fork.dest, self.format);
+        if fork.dest == self.vdi || has_image(&self.dir, fork.dest)? {
+            return Err(dest.exists_already());
+        }
+        let image = self.image(Mode::ReadOnly)?;
+        let child = |of: &FilePlace| -> Result<NewFile<'_>> {
+            let new = self.dir.new_file()?;
+            (fork.kind.create_child)(new.file(), &of.path(), &image, &base.path())?;
+            Ok(new)
+        };
+        let (new_dest, new_self) = (child(&dest)?, child(self)?);
+        let record = Record::Fork { vdi: self.vdi, base: fork.base, dest: fork.dest, format: self.format };
+        if !self.dir.create(CHANGE, &encode(&record))? {
+            return Err(damaged_record(&self.dir, CHANGE));
+        }
+        let done = self
+            .dir
+            .link(&self.name(), &base.name())
+            .and_then(|()| dest.publish(new_dest, fork.params))
+            .and_then(|()| new_self.publish_over(&self.name()))
+            .and_then(|()| (fork.kind.set_hidden)(&self.dir.open_file(&base.name(), true)?, &base.path(), true));
+        match done {
+            // A record of what is complete is completed again, so it matters neither that this is durable nor
+            // that it works.
+            Ok(()) => {
+                let _ = self.dir.remove(CHANGE);
+                Ok(())
+            }
+            Err(cause) => match self.sr.recover_change(&self.dir) {
+                Ok(()) => Err(cause),
+                Err(undo) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
+            },
+        }
+    }
+
+    fn relink(&self, parent: VdiUuid, _kind: &'static Kind) -> Result<()> {
+        let record = Record::Relink { vdi: self.vdi, base: parent, format: self.format };
+        if !self.dir.create(CHANGE, &encode(&record))? {
+            return Err(damaged_record(&self.dir, CHANGE));
+        }
+        self.sr.recover_change(&self.dir)
+    }
+
+    fn collapse(&self, parent: VdiUuid, kind: &'static Kind) -> Result<()> {
+        let base = self.sr.place(self.dir.clone(), parent, self.format);
+        let record = Record::Collapse { vdi: self.vdi, base: parent, format: self.format };
+        if !self.dir.create(CHANGE, &encode(&record))? {
+            return Err(damaged_record(&self.dir, CHANGE));
+        }
+        let done = (kind.set_hidden)(&base.image(Mode::ReadWrite)?, &base.path(), false)
+            .and_then(|()| self.dir.rename(&base.name(), &self.name()))
+            .and_then(|()| self.dir.sync());
+        match (done, self.sr.recover_change(&self.dir)) {
+            (Ok(()), after) => after,
+            (Err(cause), Ok(())) => Err(cause),
+            (Err(cause), Err(undo)) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
+        }
+    }
+}
+
+/// The VDI of a fork that has not happened yet: its image has a name, but until the disk that is forked has its
+/// new image nobody may see it, because whoever repairs the tree removes it.
+pub(super) fn unborn(dir: &Dir, change: &Record) -> Result<Option<VdiUuid>> {
+    let Record::Fork { vdi, base, dest, format } = change else { return Ok(None) };
+    let (disk, found) = (dir.lookup(&image_name(*vdi, *format))?, dir.lookup(&image_name(*base, *format))?);
+    Ok(match (disk, found) {
+        (Some(disk), Some(found)) if file_id(&disk) == file_id(&found) => Some(*dest),
+        _ => None,
+    })
+}
+
+pub(super) fn is_unborn(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
+    match read_change(dir)? {
+        Some(change) => Ok(unborn(dir, &change)? == Some(vdi)),
+        None => Ok(false),
+    }
+}
+
+/// Removes the image of a fork that was killed. The caller holds the VDI, so the fork is not under way.
+pub(super) fn remove_unborn(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
+    let mut removed = false;
+    if is_unborn(dir, vdi)? {
+        for (extension, _) in IMAGES {
+            removed |= dir.remove(&beside(vdi, extension))?;
+        }
+        dir.sync()?;
+    }
+    Ok(removed)
+}
