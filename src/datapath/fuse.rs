@@ -121,9 +121,10 @@ impl Export {
             return Ok(());
         }
         if size > before {
-            // Moves the end of the file as the kernel knows it; kernels since 6.15 ask by themselves.
+            // Moves the end of the file as the kernel knows it; kernels since 6.15 ask by themselves, 6.1 does not
+            // move it for no bytes at all. The byte is in the page cache, which nothing here reads.
             self.notifier
-                .store(self.file, size, &[])
+                .store(self.file, size - 1, &[0])
                 .map_err(Error::io("tell the kernel the size of", &self.device))?;
         }
         loopdev::update_size(&self.device)

@@ -98,12 +98,27 @@ impl Dir {
 
     /// What is at `name`, itself and not what a link points to; `None` if there is nothing.
     pub fn lookup(&self, name: &str) -> Result<Option<FileStat>> {
-        ask_server(&self.fd, name);
-        match fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(stat)),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(Error::sys("examine", self.join(name))(errno)),
+        self.unless_stale(|| {
+            ask_server(&self.fd, name);
+            match fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Ok(stat) => Ok(Some(stat)),
+                Err(Errno::ENOENT) => Ok(None),
+                Err(errno) => Err(Error::sys("examine", self.join(name))(errno)),
+            }
+        })
+    }
+
+    /// Does it again if another host removed the file between its name was found and it was looked at, which
+    /// NFS calls stale. In a directory that is stale itself nothing is ever found again.
+    fn unless_stale<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
+        const ATTEMPTS: u32 = 20;
+        for _ in 0..ATTEMPTS {
+            match work() {
+                Err(e) if e.errno() == Some(Errno::ESTALE as i32) && self.stat().is_ok() => {}
+                other => return other,
+            }
         }
+        work()
     }
 
     /// Opens an existing file; a symbolic link is refused.
@@ -150,9 +165,13 @@ impl Dir {
     /// The contents of a small file; `None` if there is no such name. More than 1 MiB is an error.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         const MOST: u64 = 1 << 20;
-        let Some(file) = self.try_open_record(name)? else { return Ok(None) };
-        let mut bytes = Vec::new();
-        file.take(MOST + 1).read_to_end(&mut bytes).map_err(Error::io("read", self.join(name)))?;
+        let contents = self.unless_stale(|| {
+            let Some(file) = self.try_open_record(name)? else { return Ok(None) };
+            let mut bytes = Vec::new();
+            file.take(MOST + 1).read_to_end(&mut bytes).map_err(Error::io("read", self.join(name)))?;
+            Ok(Some(bytes))
+        })?;
+        let Some(bytes) = contents else { return Ok(None) };
         if bytes.len() as u64 > MOST {
             return Err(Error::Damaged { path: self.join(name), what: "larger than 1 MiB".to_owned() });
         }
