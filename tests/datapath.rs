@@ -1,8 +1,9 @@
 //! Images served as block devices: what their users see, and what is left when it ends, however it ends.
 //!
-//! Needs root. `XCP_SM_DATAPATH` chooses the transport, `tests/guest/nbd.sh` runs this over nbd. Not the standard
-//! harness: a server is this executable, started again.
+//! Needs root. `tests/guest/datapath.sh` runs this on an older kernel. Not the standard harness: a server is this
+//! executable, started again.
 
+#![allow(clippy::disallowed_types, reason = "the rule is for what we ship")]
 #![allow(clippy::disallowed_types, reason = "a test starts what a user would")]
 #![allow(clippy::type_complexity, reason = "a table of tests")]
 
@@ -25,7 +26,9 @@ use xcp_sm::types::{Done, Format, Mode};
 
 const SIZE: u64 = 64 << 20;
 
-const TESTS: &[(&str, fn(&Path))] = &[
+type Test = (&'static str, fn(&Path));
+
+const TESTS: &[Test] = &[
     ("what_is_written_is_read_through_a_chain_and_after_a_new_attach", model),
     ("a_filesystem_on_it_is_sound", filesystem),
     ("attach_is_idempotent_whatever_path_leads_there", idempotent),

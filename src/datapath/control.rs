@@ -108,13 +108,8 @@ pub struct Control {
     waiting: Mutex<Vec<UnixStream>>,
 }
 
-/// What the words need besides the disk.
-pub struct Hooks {
-    /// Tells the kernel the disk's size.
-    pub resized: Box<dyn Fn(u64) -> Result<()> + Send + Sync>,
-    /// Somebody waits for the end; a transport that can't see its last user go ends now.
-    pub stop: Box<dyn Fn() -> Result<()> + Send + Sync>,
-}
+/// Tells the kernel the disk's size.
+pub type Resized = Box<dyn Fn(u64) -> Result<()> + Send + Sync>;
 
 impl Control {
     pub fn bind(dir: &Path) -> Result<(Arc<Control>, UnixListener)> {
@@ -127,18 +122,18 @@ impl Control {
     }
 
     /// Answers whoever connects, for ever.
-    pub fn serve(self: &Arc<Self>, listener: UnixListener, disk: Arc<Disk>, hooks: Hooks) {
-        let hooks = Arc::new(hooks);
+    pub fn serve(self: &Arc<Self>, listener: UnixListener, disk: Arc<Disk>, resized: Resized) {
+        let resized = Arc::new(resized);
         let control = self.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (control, disk, hooks) = (control.clone(), disk.clone(), hooks.clone());
-                std::thread::spawn(move || control.converse(stream, &disk, &hooks));
+                let (control, disk, resized) = (control.clone(), disk.clone(), resized.clone());
+                std::thread::spawn(move || control.converse(stream, &disk, &resized));
             }
         });
     }
 
-    fn converse(&self, stream: UnixStream, disk: &Disk, hooks: &Hooks) {
+    fn converse(&self, stream: UnixStream, disk: &Disk, resized: &Resized) {
         let Ok(words) = stream.try_clone() else { return };
         let mut stream = stream;
         let mut paused = false;
@@ -147,8 +142,8 @@ impl Control {
                 "status" => Ok(status(disk)),
                 "flush" => disk.flush().map(|()| String::new()).map_err(|errno| errno.desc().to_owned()),
                 "pause" => disk.pause().map(|()| String::new()).map_err(|e| one_line(&e)),
-                "resume" => resume(disk, hooks).map_err(|e| one_line(&e)),
-                "stop" => match self.stop(&stream, hooks) {
+                "resume" => resume(disk, resized).map_err(|e| one_line(&e)),
+                "stop" => match self.stop(&stream) {
                     Ok(()) => continue,
                     Err(e) => Err(one_line(&e)),
                 },
@@ -169,18 +164,17 @@ impl Control {
             }
         }
         if paused {
-            let _ = resume(disk, hooks);
+            let _ = resume(disk, resized);
         }
     }
 
-    fn stop(&self, stream: &UnixStream, hooks: &Hooks) -> Result<()> {
+    fn stop(&self, stream: &UnixStream) -> Result<()> {
         let ours = stream.try_clone().map_err(Error::io("duplicate", &self.dir))?;
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         // The end, which says it again, waits for the lock.
         (&ours).write_all(b"ok\n").map_err(Error::io("answer at", &self.dir))?;
         waiting.push(ours);
-        drop(waiting);
-        (hooks.stop)()
+        Ok(())
     }
 
     /// Removes the socket, tells those who wait, and with the end of the process hangs up on them.
@@ -211,8 +205,8 @@ fn status(disk: &Disk) -> String {
     text
 }
 
-fn resume(disk: &Disk, hooks: &Hooks) -> Result<String> {
+fn resume(disk: &Disk, resized: &Resized) -> Result<String> {
     let size = disk.resume()?;
-    (hooks.resized)(size)?;
+    resized(size)?;
     Ok(size.to_string())
 }

@@ -4,15 +4,23 @@ use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
 
 use super::Source;
+use super::place::{self, Patient};
 use crate::error::{Error, Result, one_line};
 use crate::image::vhd::{Chain, FilePlace, Parent, ParentInfo};
 use crate::types::{Format, Mode};
+
+/// A write into the page cache takes microseconds. One that took so long has waited for the storage,
+const SLOW: Duration = Duration::from_millis(5);
+/// and so many after it may wait as well.
+const SLOW_FOR: u32 = 256;
 
 /// Any number of threads read and write; one at a time pauses and resumes.
 pub struct Disk {
@@ -20,6 +28,8 @@ pub struct Disk {
     gate: RwLock<Gate>,
     paused: Mutex<bool>,
     resumed: Condvar,
+    /// How many writes are not to be tried at once.
+    slow_writes: AtomicU32,
     /// The words of the last I/O error, for `status`.
     complaint: Mutex<Option<String>>,
 }
@@ -46,6 +56,7 @@ impl Disk {
             source: source.clone(),
             paused: Mutex::new(false),
             resumed: Condvar::new(),
+            slow_writes: AtomicU32::new(0),
             complaint: Mutex::new(None),
         })
     }
@@ -76,23 +87,42 @@ impl Disk {
 
     /// Reads `len` bytes and hands them to `then`, or the errno.
     pub fn read<T>(&self, offset: u64, len: usize, then: impl FnOnce(Result<&[u8], Errno>) -> T) -> T {
-        thread_local! {
-            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-        }
-        BUFFER.with_borrow_mut(|buffer| {
-            if buffer.len() < len {
-                buffer.resize(len, 0);
-            }
-            let buffer = &mut buffer[..len];
-            match self.with(|chain| chain.read_at(buffer, offset)) {
-                Ok(()) => then(Ok(buffer)),
-                Err(errno) => then(Err(errno)),
-            }
+        with_buffer(len, |buffer| match self.with(|chain| chain.read_at(buffer, offset)) {
+            Ok(()) => then(Ok(buffer)),
+            Err(errno) => then(Err(errno)),
+        })
+    }
+
+    /// The same if it can be done at once: the disk is not paused, the bytes are in the page cache. Else gives
+    /// `then` back.
+    pub fn try_read<T, F: FnOnce(Result<&[u8], Errno>) -> T>(&self, offset: u64, len: usize, then: F) -> Result<T, F> {
+        let Ok(gate) = self.gate.try_read() else { return Err(then) };
+        let Gate::Open(chain) = &*gate else { return Err(then) };
+        with_buffer(len, |buffer| match place::without_waiting(|| chain.read_at(buffer, offset)) {
+            Ok(()) => Ok(then(Ok(buffer))),
+            Err(e) if e.errno() == Some(Errno::EAGAIN as i32) => Err(then),
+            Err(e) => Ok(then(Err(self.complain(&e)))),
         })
     }
 
     pub fn write(&self, bytes: &[u8], offset: u64) -> Result<(), Errno> {
         self.with(|chain| chain.write_at(bytes, offset))
+    }
+
+    /// The same if it is likely to be done at once: the disk is not paused, and writes lately did not wait.
+    pub fn try_write(&self, bytes: &[u8], offset: u64) -> Option<Result<(), Errno>> {
+        let gate = self.gate.try_read().ok()?;
+        let Gate::Open(chain) = &*gate else { return None };
+        if self.slow_writes.load(Relaxed) > 0 {
+            self.slow_writes.fetch_sub(1, Relaxed);
+            return None;
+        }
+        let start = Instant::now();
+        let result = chain.write_at(bytes, offset);
+        if start.elapsed() > SLOW {
+            self.slow_writes.store(SLOW_FOR, Relaxed);
+        }
+        Some(result.map_err(|e| self.complain(&e)))
     }
 
     /// What was written before is durable when this says so.
@@ -106,11 +136,6 @@ impl Disk {
             1 => chain.discard(offset, len),
             _ => chain.write_zeroes(offset, len),
         })
-    }
-
-    /// What the range holds does not matter any more.
-    pub fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
-        self.with(|chain| chain.discard(offset, len))
     }
 
     fn with<T>(&self, mut io: impl FnMut(&Chain) -> Result<T>) -> Result<T, Errno> {
@@ -202,6 +227,19 @@ impl Disk {
     }
 }
 
+/// A buffer of this thread.
+fn with_buffer<T>(len: usize, then: impl FnOnce(&mut [u8]) -> T) -> T {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < len {
+            buffer.resize(len, 0);
+        }
+        then(&mut buffer[..len])
+    })
+}
+
 fn close(chain: Chain, read_only: bool) -> Result<()> {
     if read_only { Ok(()) } else { chain.close() }
 }
@@ -214,8 +252,8 @@ fn open(source: &Source) -> Result<Chain> {
         });
     }
     let mode = if source.read_only { Mode::ReadOnly } else { Mode::ReadWrite };
-    let place = |path: &Path, mode: Mode| -> Result<Arc<FilePlace>> {
-        Ok(Arc::new(FilePlace::new(open_image(path, mode)?, path)?))
+    let place = |path: &Path, mode: Mode| -> Result<Arc<Patient>> {
+        Ok(Arc::new(Patient(FilePlace::new(open_image(path, mode)?, path)?)))
     };
     Chain::open(place(&source.path, mode)?, mode, |link| {
         let parent = place(&parent_path(&source.path, link)?, Mode::ReadOnly)?;

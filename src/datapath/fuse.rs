@@ -5,6 +5,10 @@
 //! detaches it and whatever became of the server. In the kernel's words the backing file of the loop device is
 //! `/sm-datapath/<pid of the server>/<path of the image>`, which says all that [`find`](super::find) asks.
 //!
+//! One thread takes the requests and does at once what does not wait: reads of what is in the page cache, writes
+//! into it. The rest goes to a [`pool`](super::pool). Several threads that take requests turn about, and each has
+//! to be woken: for one request at a time that was five times slower on a busy machine (docs/datapath.md).
+//!
 //! Loop devices use direct I/O: a request goes to the server as it is, and the page cache in use is that of the
 //! image.
 
@@ -27,8 +31,8 @@ use fuser::{
 use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::THREADS;
 use super::disk::Disk;
+use super::pool::Pool;
 use crate::error::{Error, Result};
 use crate::sys::loopdev;
 use crate::sys::tool::Tool;
@@ -61,10 +65,10 @@ pub struct Export {
     size: Arc<AtomicU64>,
 }
 
-/// The threads that serve it.
-pub struct Threads(JoinHandle<io::Result<()>>);
+/// The thread that serves it.
+pub struct Thread(JoinHandle<io::Result<()>>);
 
-impl Threads {
+impl Thread {
     /// Returns when nobody uses the device any more.
     pub fn wait(self) -> Result<()> {
         match self.0.join() {
@@ -78,7 +82,7 @@ impl Threads {
 
 impl Export {
     /// Makes the device; `scratch` is an empty directory to mount on for a moment.
-    pub fn start(disk: &Arc<Disk>, scratch: &Path) -> Result<(Export, Threads)> {
+    pub fn start(disk: &Arc<Disk>, scratch: &Path) -> Result<(Export, Thread)> {
         let image = &disk.source().path;
         let backing = backing_file(std::process::id(), image);
         let names: Vec<OsString> = backing
@@ -87,7 +91,7 @@ impl Export {
             .collect();
         let file = INodeNo(names.len() as u64 + 1);
         let size = Arc::new(AtomicU64::new(disk.size().unwrap_or(0)));
-        let tree = Tree { names, disk: disk.clone(), size: size.clone() };
+        let tree = Tree { names, disk: disk.clone(), size: size.clone(), pool: Pool::start() };
 
         if !Path::new(DEVICE).exists() {
             // On most hosts udev makes the node, and the module comes with its first user.
@@ -96,13 +100,12 @@ impl Export {
         let channel = OpenOptions::new().read(true).write(true).open(DEVICE).map_err(Error::io("open", DEVICE))?;
         let mounted = Mounted::new(&channel, scratch)?;
         let mut config = Config::default();
-        config.n_threads = Some(THREADS);
-        config.clone_fd = true;
+        config.n_threads = Some(1);
         config.acl = SessionACL::All;
         let session = Session::from_fd(tree, OwnedFd::from(channel), SessionACL::All, config)
             .map_err(Error::io("talk FUSE through", DEVICE))?;
         let notifier = session.notifier();
-        let threads = std::thread::spawn(move || session.run());
+        let thread = std::thread::spawn(move || session.run());
         let path = scratch.join(backing.strip_prefix("/").unwrap_or(&backing));
         let served = OpenOptions::new()
             .read(true)
@@ -111,7 +114,7 @@ impl Export {
             .map_err(Error::io("open the served", &path))?;
         drop(mounted);
         let device = loopdev::attach(&served, image, disk.source().read_only)?;
-        Ok((Export { device, notifier, file, size }, Threads(threads)))
+        Ok((Export { device, notifier, file, size }, Thread(thread)))
     }
 
     /// Makes the device as large as the disk is now.
@@ -160,6 +163,8 @@ struct Tree {
     names: Vec<OsString>,
     disk: Arc<Disk>,
     size: Arc<AtomicU64>,
+    /// Does what may wait.
+    pool: Pool,
 }
 
 impl Tree {
@@ -236,10 +241,14 @@ impl Filesystem for Tree {
     ) {
         let end = self.size.load(Relaxed).max(offset);
         let len = (end - offset).min(u64::from(size)) as usize;
-        self.disk.read(offset, len, |result| match result {
+        let answer = move |result: Result<&[u8], nix::errno::Errno>| match result {
             Ok(bytes) => reply.data(bytes),
             Err(errno) => reply.error(Errno::from_i32(errno as i32)),
-        });
+        };
+        if let Err(answer) = self.disk.try_read(offset, len, answer) {
+            let disk = self.disk.clone();
+            self.pool.run(move || disk.read(offset, len, answer));
+        }
     }
 
     fn write(
@@ -254,9 +263,17 @@ impl Filesystem for Tree {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.disk.write(data, offset) {
-            Ok(()) => reply.written(data.len() as u32),
+        let len = data.len() as u32;
+        let answer = move |result| match result {
+            Ok(()) => reply.written(len),
             Err(errno) => reply.error(Errno::from_i32(errno as i32)),
+        };
+        match self.disk.try_write(data, offset) {
+            Some(result) => answer(result),
+            None => {
+                let (disk, data) = (self.disk.clone(), data.to_vec());
+                self.pool.run(move || answer(disk.write(&data, offset)));
+            }
         }
     }
 
@@ -266,8 +283,11 @@ impl Filesystem for Tree {
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        let result = if self.disk.source().read_only { Ok(()) } else { self.disk.flush() };
-        done(reply, result);
+        if self.disk.source().read_only {
+            return reply.ok();
+        }
+        let disk = self.disk.clone();
+        self.pool.run(move || done(reply, disk.flush()));
     }
 
     /// A loop device asks for a hole both when its user discards and when its user wants zeros.
@@ -284,7 +304,8 @@ impl Filesystem for Tree {
         if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) == 0 {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        done(reply, self.disk.zero(offset, length));
+        let disk = self.disk.clone();
+        self.pool.run(move || done(reply, disk.zero(offset, length)));
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

@@ -9,16 +9,14 @@
 mod control;
 mod disk;
 mod fuse;
-mod nbd;
-mod netlink;
+mod place;
+mod pool;
 mod server;
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::sys::loopdev::{self, Detached};
@@ -27,9 +25,6 @@ use crate::types::Format;
 use control::Client;
 use server::Arguments;
 pub use server::main;
-
-/// Requests that a server works on at the same time.
-const THREADS: usize = 16;
 
 /// An image to serve. Its parents lie in the same directory, under the last name that the headers say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,40 +35,6 @@ pub struct Source {
     pub read_only: bool,
 }
 
-/// How the kernel's block device gets at the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// The kernel's nbd.
-    Nbd,
-    /// A loop device over a file of a FUSE filesystem.
-    Fuse,
-}
-
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Transport::Nbd => "nbd",
-            Transport::Fuse => "fuse",
-        })
-    }
-}
-
-impl FromStr for Transport {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "nbd" => Ok(Transport::Nbd),
-            "fuse" => Ok(Transport::Fuse),
-            _ => Err(Error::Invalid {
-                what: "transport",
-                value: text.to_owned(),
-                expected: "expected nbd or fuse".to_owned(),
-            }),
-        }
-    }
-}
-
 /// A served image, as the kernel knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
@@ -81,7 +42,6 @@ pub struct Attached {
     pub image: PathBuf,
     pub device: PathBuf,
     pub read_only: bool,
-    pub transport: Transport,
     pub server: u32,
     /// The server lives. If not, I/O on the device fails until it is detached.
     pub healthy: bool,
@@ -89,23 +49,17 @@ pub struct Attached {
 
 /// Everything that is served on this host. One pass over sysfs; needs no privilege.
 pub fn all() -> Result<Vec<Attached>> {
-    let loops = loopdev::attached()?
-        .into_iter()
-        .flat_map(|(backing, names)| names.into_iter().map(move |name| (name, backing.clone(), Transport::Fuse)));
-    let nbds = nbd::connected().into_iter().map(|(name, backend)| (name, backend, Transport::Nbd));
-    let served = loops.chain(nbds).filter_map(|(name, backing, transport)| {
-        let (server, image) = fuse::parse_backing_file(&backing)?;
-        let device = Path::new("/dev").join(name);
-        Some(Attached {
-            read_only: loopdev::is_read_only(&device),
-            device,
-            transport,
-            server,
-            healthy: Arguments::of(server).is_some_and(|a| a.source.path == image),
-            image,
-        })
-    });
-    Ok(served.collect())
+    let mut found = Vec::new();
+    for (backing, names) in loopdev::attached()? {
+        let Some((server, image)) = fuse::parse_backing_file(&backing) else { continue };
+        let healthy = Arguments::of(server).is_some_and(|a| a.source.path == image);
+        for name in names {
+            let device = Path::new("/dev").join(name);
+            let read_only = loopdev::is_read_only(&device);
+            found.push(Attached { image: image.clone(), device, read_only, server, healthy });
+        }
+    }
+    Ok(found)
 }
 
 /// The served image at `path`, by whatever path its directory was reached.
@@ -145,35 +99,13 @@ pub fn attach(source: &Source) -> Result<PathBuf> {
     }
     let dir = directory();
     sweep(&dir);
-    server::start(&Arguments { transport: Transport::chosen()?, source, dir })
-}
-
-/// Overrides the choice of the transport: `nbd` or `fuse`.
-pub const VARIABLE: &str = "XCP_SM_DATAPATH";
-
-impl Transport {
-    /// The best that this kernel has.
-    fn chosen() -> Result<Transport> {
-        match std::env::var(VARIABLE) {
-            Ok(name) if !name.is_empty() => name.parse(),
-            _ if nbd::available() => Ok(Transport::Nbd),
-            _ => Ok(Transport::Fuse),
-        }
-    }
+    server::start(&Arguments { source, dir })
 }
 
 /// Who has the device open, in the kernel or as a process.
 fn holder(device: &Path) -> Option<String> {
     let rdev = fs::metadata(device).ok()?.rdev();
     loopdev::claimed(device, rdev).or_else(|| loopdev::openers(rdev))
-}
-
-/// Takes the device from the kernel.
-fn remove(device: &Path) -> Result<Detached> {
-    if device.to_string_lossy().starts_with("/dev/nbd") {
-        return nbd::detach(device);
-    }
-    loopdev::detach(device)
 }
 
 /// Removes the device and ends the server; what was written is durable. Idempotent.
@@ -192,7 +124,7 @@ pub fn detach(path: &Path) -> Result<Detached> {
         // A loop device whose server is dead can't take a deferred detach back.
         return Ok(Detached::Busy(who));
     }
-    let detached = remove(&found.device)?;
+    let detached = loopdev::detach(&found.device)?;
     if matches!(detached, Detached::Busy(_)) {
         return Ok(detached);
     }

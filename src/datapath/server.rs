@@ -17,11 +17,11 @@ use nix::libc;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{ForkResult, dup2_stdout, fork, setsid};
 
-use super::control::{self, Control, Hooks};
+use super::control::{self, Control};
 use super::disk::Disk;
-use super::{Source, Transport, fuse, nbd};
+use super::{Source, fuse};
 use crate::error::{Error, Result, one_line};
-use crate::sys::tool;
+use crate::sys::{loopdev, tool};
 use crate::types::Format;
 
 /// First argument of a server.
@@ -32,7 +32,6 @@ pub const NAME: &str = "@sm";
 /// A server's arguments, which are also its description in /proc/PID/cmdline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arguments {
-    pub transport: Transport,
     pub source: Source,
     /// Directory of the control socket.
     pub dir: PathBuf,
@@ -43,7 +42,6 @@ impl Arguments {
         let mode = if self.source.read_only { "ro" } else { "rw" };
         vec![
             WORD.into(),
-            self.transport.to_string().into(),
             mode.into(),
             self.source.format.to_string().into(),
             self.dir.clone().into(),
@@ -54,18 +52,14 @@ impl Arguments {
     /// `None`: these are not the arguments of a server. The first word is the executable's name.
     pub fn parse(words: &[impl AsRef<OsStr>]) -> Option<Arguments> {
         let words: Vec<&OsStr> = words.iter().map(AsRef::as_ref).collect();
-        let [_, word, transport, mode, format, dir, path] = words[..] else { return None };
+        let [_, word, mode, format, dir, path] = words[..] else { return None };
         let read_only = match mode.to_str()? {
             "ro" => true,
             "rw" => false,
             _ => return None,
         };
         let format: Format = format.to_str()?.parse().ok()?;
-        (word == WORD).then_some(Arguments {
-            transport: transport.to_str()?.parse().ok()?,
-            source: Source { format, path: path.into(), read_only },
-            dir: dir.into(),
-        })
+        (word == WORD).then_some(Arguments { source: Source { format, path: path.into(), read_only }, dir: dir.into() })
     }
 
     /// What the process `pid` serves, if it is a living server.
@@ -162,34 +156,21 @@ fn export(
     control: &Arc<Control>,
     listener: std::os::unix::net::UnixListener,
 ) -> Result<()> {
-    match arguments.transport {
-        Transport::Fuse => {
-            let scratch = control::scratch(&arguments.dir, std::process::id());
-            fuse::sweep_mount(&scratch);
-            fs::create_dir(&scratch).map_err(Error::io("create the directory", &scratch))?;
-            let export = fuse::Export::start(disk, &scratch);
-            let _ = fs::remove_dir(&scratch);
-            let (export, threads) = export?;
-            let device = export.device.clone();
-            let hooks = Hooks { resized: Box::new(move |size| export.resized(size)), stop: Box::new(|| Ok(())) };
-            control.serve(listener, disk.clone(), hooks);
-            announce(&device);
-            threads.wait()
-        }
-        Transport::Nbd => {
-            let (export, threads) = nbd::Export::start(disk)?;
-            let device = export.device.clone();
-            let hooks = Hooks { resized: Box::new(move |size| export.resized(size)), stop: Box::new(|| Ok(())) };
-            control.serve(listener, disk.clone(), hooks);
-            announce(&device);
-            threads.wait()
-        }
-    }
+    let scratch = control::scratch(&arguments.dir, std::process::id());
+    fuse::sweep_mount(&scratch);
+    fs::create_dir(&scratch).map_err(Error::io("create the directory", &scratch))?;
+    let export = fuse::Export::start(disk, &scratch);
+    let _ = fs::remove_dir(&scratch);
+    let (export, thread) = export?;
+    let device = export.device.clone();
+    control.serve(listener, disk.clone(), Box::new(move |size| export.resized(size)));
+    announce(&device);
+    thread.wait()
 }
 
 fn announce(device: &Path) {
     if !say(&format!("ok {}", device.display())) {
         // The caller gave up waiting: nobody knows of the device.
-        let _ = super::remove(device);
+        let _ = loopdev::detach(device);
     }
 }
