@@ -4,7 +4,6 @@
 //! executable, started again.
 
 #![allow(clippy::disallowed_types, reason = "the rule is for what we ship")]
-#![allow(clippy::disallowed_types, reason = "a test starts what a user would")]
 #![allow(clippy::type_complexity, reason = "a table of tests")]
 
 use std::fs::{self, File};
