@@ -26,7 +26,8 @@ all: release
 
 # Static: they run in a dom0 whose glibc is older than the one they were built with.
 release: deps-build
-	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --bins --target $(HOST)
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --bin sm --target $(HOST)
+	for d in $(DRIVERS); do ln -sf sm $(BIN)/$$d || exit; done
 
 demo: deps-build release
 	tests/sh/demo.sh
