@@ -185,9 +185,11 @@ pub enum Detached {
 /// Frees a loop device.
 ///
 /// The kernel is asked to free it and defers that while anybody has it open: then the request is taken
-/// back and the holders are named. udev opens new devices for a moment, so a short wait comes first.
+/// back and the holders are named. Programs that look for filesystems (udev, blkid, mount) open every device for
+/// a moment, so a short wait comes first.
 pub fn detach(device: &Path) -> Result<Detached> {
     const PATIENCE: Duration = Duration::from_secs(2);
+    const SEEKERS: [&str; 6] = ["udev", "blkid", "(mount)", "lsblk", "(lvm)", "(pvs)"];
     let rdev = match fs::metadata(device) {
         Ok(meta) if meta.file_type().is_block_device() => meta.rdev(),
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("examine", device)(e)),
@@ -211,7 +213,7 @@ pub fn detach(device: &Path) -> Result<Detached> {
             return Ok(Detached::Done(Done::Changed));
         }
         let holder = claimed(device, rdev).or_else(|| openers(rdev));
-        let passing = holder.as_deref().is_none_or(|who| who.contains("udev") || who.contains("blkid"));
+        let passing = holder.as_deref().is_none_or(|who| SEEKERS.iter().any(|name| who.contains(name)));
         if !passing || Instant::now() >= until {
             if keep(device)? {
                 return Ok(Detached::Busy(
