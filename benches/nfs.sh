@@ -26,8 +26,8 @@ pair() {
   local i a b c name=$1
   : > "$SCRATCH/out/a"; : > "$SCRATCH/out/b"; : > "$SCRATCH/out/r"
   for ((i = 1; i <= R; i++)); do
-    a=$(now); eval "$2" > /dev/null; b=$(now); eval "$3" > /dev/null; c=$(now)
-    eval "${4-:}" > /dev/null
+    a=$(now); eval "$2" > /dev/null 2>&1; b=$(now); eval "$3" > /dev/null 2>&1; c=$(now)
+    eval "${4-:}" > /dev/null 2>&1
     echo $((b - a)) >> "$SCRATCH/out/a"; echo $((c - b)) >> "$SCRATCH/out/b"
     awk "BEGIN { print ($b - $a) / ($c - $b) }" >> "$SCRATCH/out/r"
   done

@@ -312,8 +312,10 @@ fn ask_server(dir: &OwnedFd, name: &str) {
     let _ = name.with_nix_path(|name| {
         let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_FORCE_SYNC;
         let mut answer = std::mem::MaybeUninit::<libc::statx>::uninit();
+        let (dir, wanted) = (dir.as_raw_fd(), libc::STATX_BASIC_STATS);
+        // Not `libc::statx`: std has that as a weak symbol, which a static executable leaves at address 0.
         // SAFETY: the name ends in a zero byte, and `answer` has room for what the call writes.
-        unsafe { libc::statx(dir.as_raw_fd(), name.as_ptr(), flags, libc::STATX_BASIC_STATS, answer.as_mut_ptr()) }
+        unsafe { libc::syscall(libc::SYS_statx, dir, name.as_ptr(), flags, wanted, answer.as_mut_ptr()) }
     });
 }
 
