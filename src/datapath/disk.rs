@@ -19,9 +19,9 @@ use crate::image::place::FilePlace;
 use crate::image::{qcow2, vhd};
 use crate::types::{Format, Mode};
 
-/// A write into the page cache takes microseconds. One that took so long has waited for the storage,
-const SLOW: Duration = Duration::from_millis(5);
-/// and so many after it may wait as well.
+/// What needs the page cache only takes microseconds. What took so long has waited for the storage,
+const SLOW: Duration = Duration::from_micros(500);
+/// and so many requests after it may wait as well.
 const SLOW_FOR: u32 = 256;
 
 /// Any number of threads read and write; one at a time pauses and resumes.
@@ -30,8 +30,8 @@ pub struct Disk {
     gate: RwLock<Gate>,
     paused: Mutex<bool>,
     resumed: Condvar,
-    /// How many writes are not to be tried at once.
-    slow_writes: AtomicU32,
+    /// How many requests are not to be tried at once.
+    slow: AtomicU32,
     /// The words of the last I/O error, for `status`.
     complaint: Mutex<Option<String>>,
 }
@@ -58,7 +58,7 @@ impl Disk {
             source: source.clone(),
             paused: Mutex::new(false),
             resumed: Condvar::new(),
-            slow_writes: AtomicU32::new(0),
+            slow: AtomicU32::new(0),
             complaint: Mutex::new(None),
         })
     }
@@ -95,15 +95,16 @@ impl Disk {
         })
     }
 
-    /// The same if it can be done at once: the disk is not paused, the bytes are in the page cache. Else gives
-    /// `then` back.
+    /// The same if it can be done at once: the disk is not paused, the bytes are in the page cache, or likely to
+    /// be where the filesystem can't tell (NFS, tmpfs). Else gives `then` back.
     pub fn try_read<T, F: FnOnce(Result<&[u8], Errno>) -> T>(&self, offset: u64, len: usize, then: F) -> Result<T, F> {
-        let Ok(gate) = self.gate.try_read() else { return Err(then) };
-        let Gate::Open(chain) = &*gate else { return Err(then) };
-        with_buffer(len, |buffer| match place::without_waiting(|| chain.read_at(buffer, offset)) {
-            Ok(()) => Ok(then(Ok(buffer))),
-            Err(e) if e.errno() == Some(Errno::EAGAIN as i32) => Err(then),
-            Err(e) => Ok(then(Err(self.complain(&e)))),
+        with_buffer(len, |buffer| {
+            match self.at_once(|chain| place::without_waiting(|| chain.read_at(buffer, offset))) {
+                None => Err(then),
+                Some(Ok(())) => Ok(then(Ok(buffer))),
+                Some(Err(e)) if e.errno() == Some(Errno::EAGAIN as i32) => Err(then),
+                Some(Err(e)) => Ok(then(Err(self.complain(&e)))),
+            }
         })
     }
 
@@ -111,20 +112,27 @@ impl Disk {
         self.with(|chain| chain.write_at(bytes, offset))
     }
 
-    /// The same if it is likely to be done at once: the disk is not paused, and writes lately did not wait.
+    /// The same if it is likely to be done at once: the disk is not paused, and requests lately did not wait.
     pub fn try_write(&self, bytes: &[u8], offset: u64) -> Option<Result<(), Errno>> {
+        let result = self.at_once(|chain| chain.write_at(bytes, offset))?;
+        Some(result.map_err(|e| self.complain(&e)))
+    }
+
+    fn at_once<T>(&self, io: impl FnOnce(&Chain) -> Result<T>) -> Option<Result<T>> {
         let gate = self.gate.try_read().ok()?;
         let Gate::Open(chain) = &*gate else { return None };
-        if self.slow_writes.load(Relaxed) > 0 {
-            self.slow_writes.fetch_sub(1, Relaxed);
+        let slow = self.slow.load(Relaxed);
+        if slow > 0 {
+            // Only the thread that takes the requests counts.
+            self.slow.store(slow - 1, Relaxed);
             return None;
         }
         let start = Instant::now();
-        let result = chain.write_at(bytes, offset);
+        let result = io(chain);
         if start.elapsed() > SLOW {
-            self.slow_writes.store(SLOW_FOR, Relaxed);
+            self.slow.store(SLOW_FOR, Relaxed);
         }
-        Some(result.map_err(|e| self.complain(&e)))
+        Some(result)
     }
 
     /// What was written before is durable when this says so.

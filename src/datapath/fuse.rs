@@ -124,11 +124,11 @@ impl Export {
             return Ok(());
         }
         if size > before {
-            // Moves the end of the file as the kernel knows it; kernels since 6.15 ask by themselves, 6.1 does not
-            // move it for no bytes at all. The byte is in the page cache, which nothing here reads.
-            self.notifier
-                .store(self.file, size - 1, &[0])
-                .map_err(Error::io("tell the kernel the size of", &self.device))?;
+            // A byte put into the kernel's cache of the file moves its end, as the kernel knows it; the byte itself
+            // is dropped, nobody reads the cache. A loop device of Linux 6.15 asks for the size by itself.
+            let told = self.notifier.store(self.file, size - 1, &[0]);
+            let told = told.and_then(|()| self.notifier.inval_inode(self.file, 0, 0));
+            told.map_err(Error::io("tell the kernel the size of", &self.device))?;
         }
         loopdev::update_size(&self.device)
     }
