@@ -1,4 +1,5 @@
 //! On-disk layouts only: bytes in, bytes out, no policy.
 
 pub mod disk;
+pub mod place;
 pub mod vhd;

@@ -1,7 +1,7 @@
 //! Where an image lies: a file or a block device, read and written at offsets.
 //!
 //! A trait and not a `File`, so that the crash tests can stand a disk in its place that loses what was not
-//! synced. Nothing here knows what a VHD is.
+//! synced. Nothing here knows a format.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -23,7 +23,7 @@ pub trait Place: Send + Sync + fmt::Debug {
     fn path(&self) -> &Path;
     /// Length of the file, or size of the device.
     fn size(&self) -> io::Result<u64>;
-    /// A device has a fixed size, its footer is its last sector, and what was never written is not zero.
+    /// A device has a fixed size, and what was never written is not zero.
     fn is_device(&self) -> bool;
     /// Fills `buf` up to the end of the place; returns how much that was.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
