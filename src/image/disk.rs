@@ -28,6 +28,30 @@ pub trait DiskWriter {
     fn finish(self: Box<Self>) -> Result<()>;
 }
 
+/// An image and its parents, open for a server; any number of threads use it. Offsets and lengths are bytes and
+/// multiples of 512.
+pub trait Served: Send + Sync {
+    /// Bytes the guest sees.
+    fn virtual_size(&self) -> u64;
+
+    /// Images in the chain.
+    fn depth(&self) -> usize;
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Survives a crash after the next [`Served::flush`].
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()>;
+
+    /// Makes a range read as zeroes; allocates no more than it must.
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// Makes everything written before survive a crash.
+    fn flush(&self) -> Result<()>;
+
+    /// Flushes, and leaves the image as a closed one is.
+    fn close(self: Box<Self>) -> Result<()>;
+}
+
 /// A raw image.
 pub struct RawFile {
     file: File,

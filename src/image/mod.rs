@@ -2,4 +2,5 @@
 
 pub mod disk;
 pub mod place;
+pub mod qcow2;
 pub mod vhd;

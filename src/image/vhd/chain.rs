@@ -9,6 +9,7 @@ use super::image::{Image, Lookup};
 use super::query::{Info, Meta, ParentInfo, query};
 use super::{BLOCK, Place, SECTOR, SECTORS};
 use crate::error::{Error, Result};
+use crate::image::disk::Served;
 use crate::types::Mode;
 
 /// Images in a chain at most; XCP makes 30.
@@ -370,6 +371,36 @@ impl Chain {
             out.push((stop..sectors.end, false));
         }
         Ok(())
+    }
+}
+
+impl Served for Chain {
+    fn virtual_size(&self) -> u64 {
+        self.virtual_size()
+    }
+
+    fn depth(&self) -> usize {
+        self.depth()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.read_at(buf, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.write_at(bytes, offset)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        self.write_zeroes(offset, len)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.flush()
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        (*self).close()
     }
 }
 

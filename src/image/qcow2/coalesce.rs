@@ -1,0 +1,57 @@
+//! Coalescing: what a child holds is written into its parent, which afterwards holds all that the child shows.
+//!
+//! 1. Write the child's clusters to the parent: data as data, zero clusters as zeroes.
+//! 2. Flush the parent; on the way too, when many of its tables have changed.
+//!
+//! Nobody reads from the parent what the child holds, as long as it is the parent's only child; so a crash leaves
+//! every disk as it was, and doing it again completes it. The child is not changed. Relinking the children of the
+//! child, or renaming the parent into its place, is the caller's next step, never before this returned `Ok`.
+
+use super::Chain;
+use super::image::{Image, What};
+use crate::error::{Error, Result};
+use crate::image::disk::{PIECE, Served};
+use crate::sys::copy::Progress;
+
+/// Copies what `child` holds into `parent`, which is open for writing and at least as large.
+///
+/// # Errors
+/// [`Error::TooBig`], before anything was written, if the parent is smaller: grow it first.
+pub fn coalesce(child: &Image, parent: &Chain, progress: Progress) -> Result<()> {
+    let size = child.virtual_size();
+    if size > parent.virtual_size() {
+        return Err(Error::TooBig {
+            what: "a child image",
+            bytes: size,
+            limit: format!("its parent holds {}; grow it first", parent.virtual_size()),
+        });
+    }
+    let place = &**child.place();
+    let mut buf = vec![0; PIECE];
+    let mut at = 0;
+    while at < size {
+        let (what, run) = child.look(at, size - at)?;
+        let run = if matches!(what, What::Data(..)) { run.min(PIECE as u64) } else { run };
+        let part = &mut buf[..run.min(PIECE as u64) as usize];
+        match what {
+            What::Absent => {}
+            What::Zero(_) => parent.write_zeroes(at, run)?,
+            What::Data(host, _) => {
+                // A hole was discarded.
+                if place.next_data(host, host + run).map_err(place.fail("look for data in"))?.is_none() {
+                    parent.write_zeroes(at, run)?;
+                } else {
+                    place.get(part, host)?;
+                    parent.write_at(part, at)?;
+                }
+            }
+            What::Compressed(entry) => {
+                let within = (at % child.header().cluster()) as usize;
+                parent.write_at(&child.inflate(entry)?[within..][..run as usize], at)?;
+            }
+        }
+        at += run;
+        progress(at, size);
+    }
+    parent.flush()
+}

@@ -1,0 +1,324 @@
+//! The header: what an image says of itself, in its first sector.
+//!
+//! What is written here, by [`Header::put`], fits one sector, so it is on disk or it is not. Images of other
+//! programs have longer headers; those lose their table of feature names, which is for messages only.
+
+use std::path::Path;
+
+use super::{MAX_CLUSTER_BITS, MAX_TABLE, MIN_CLUSTER_BITS, Place, SECTOR, be32, be64};
+use crate::error::{Error, Result};
+
+const MAGIC: u32 = 0x5146_49fb;
+/// Bytes up to the fields of version 3.
+const V2: usize = 72;
+/// Bytes of a header of version 3, at least.
+const V3: usize = 104;
+const END: u32 = 0;
+/// "Backing file format name string".
+const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// "Feature name table".
+const FEATURE_NAMES: u32 = 0x6803_f857;
+/// The other storage managers' own: 8 bytes, the first of which says whether the image is hidden (copy-on-write
+/// trees, section 16).
+const HIDDEN: u32 = 0x7661_7465;
+/// "The file name must not be longer than 1023 bytes."
+const LONGEST_NAME: usize = 1023;
+/// Bytes that are read at first; all of most headers.
+const FIRST_READ: usize = 4096;
+
+/// Incompatible features: "refcounts may be inconsistent".
+pub(crate) const DIRTY: u64 = 1;
+/// "Any data structure may be corrupt and the image must not be written to".
+pub(crate) const CORRUPT: u64 = 1 << 1;
+/// "A non-default compression is used for compressed clusters".
+pub(crate) const COMPRESSION: u64 = 1 << 3;
+
+/// The header of an image, checked: what it says of sizes and places is possible and bounded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub(crate) version: u32,
+    /// A cluster has 1 << this bytes.
+    pub(crate) cluster_bits: u32,
+    /// Bytes the guest sees.
+    pub virtual_size: u64,
+    /// Entries of the L1 table.
+    pub(crate) l1_size: u32,
+    pub(crate) l1_offset: u64,
+    pub(crate) refcounts_offset: u64,
+    pub(crate) refcounts_clusters: u32,
+    /// A reference count has 1 << this bits.
+    pub(crate) refcount_order: u32,
+    /// Internal snapshots: how many, and where their table is.
+    pub(crate) snapshots: (u32, u64),
+    pub(crate) incompatible: u64,
+    pub(crate) compatible: u64,
+    pub(crate) autoclear: u64,
+    /// What the header has behind the fields above.
+    pub(crate) further: Vec<u8>,
+    /// The image is there for its children only.
+    pub hidden: bool,
+    /// The parent's name as somebody wrote it.
+    pub backing: Option<String>,
+    pub backing_format: Option<String>,
+    /// Other extensions, as they are.
+    pub(crate) extensions: Vec<(u32, Vec<u8>)>,
+}
+
+enum Fault {
+    /// There is more of it than these bytes.
+    Short,
+    Damaged(String),
+    Unsupported(&'static str),
+}
+
+impl From<String> for Fault {
+    fn from(what: String) -> Fault {
+        Fault::Damaged(what)
+    }
+}
+
+impl Header {
+    /// One read for an image of ours, two for a header of more than 4 KiB.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] for what can't be; [`Error::Unsupported`] for encryption, external data files and
+    /// features that came later; [`Error::Io`].
+    pub fn read(place: &dyn Place) -> Result<Header> {
+        let mut bytes = vec![0; FIRST_READ];
+        place.get(&mut bytes, 0)?;
+        let mut parsed = Header::parse(&bytes);
+        if let Err(Fault::Short) = parsed {
+            bytes.resize(1 << be32(&bytes, 20), 0);
+            place.get(&mut bytes, 0)?;
+            parsed = Header::parse(&bytes);
+        }
+        parsed.map_err(|fault| match fault {
+            Fault::Short => place.damaged("its header is longer than a cluster"),
+            Fault::Damaged(what) => place.damaged(what),
+            Fault::Unsupported(what) => {
+                Error::Unsupported { op: "opening a qcow2", why: format!("{}: {what}", place.path().display()) }
+            }
+        })
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Header, Fault> {
+        if be32(bytes, 0) != MAGIC {
+            return Err("there is no qcow2 header".to_owned().into());
+        }
+        let (version, cluster_bits) = (be32(bytes, 4), be32(bytes, 20));
+        if !(2..=3).contains(&version) {
+            return Err(Fault::Unsupported("it is of a version that is neither 2 nor 3"));
+        }
+        if !(MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(&cluster_bits) {
+            return Err(format!("clusters of 2^{cluster_bits} bytes can't be").into());
+        }
+        let cluster = 1 << cluster_bits;
+        let (mut features, mut refcount_order, mut length) = ([0; 3], 4, V2);
+        if version == 3 {
+            features = [72, 80, 88].map(|at| be64(bytes, at));
+            refcount_order = be32(bytes, 96);
+            length = be32(bytes, 100) as usize;
+            if !(V3..=cluster).contains(&length) || !length.is_multiple_of(8) {
+                return Err(format!("a header of {length} bytes can't be").into());
+            }
+        }
+        let mut header = Header {
+            version,
+            cluster_bits,
+            virtual_size: be64(bytes, 24),
+            l1_size: be32(bytes, 36),
+            l1_offset: be64(bytes, 40),
+            refcounts_offset: be64(bytes, 48),
+            refcounts_clusters: be32(bytes, 56),
+            refcount_order,
+            snapshots: (be32(bytes, 60), be64(bytes, 64)),
+            incompatible: features[0],
+            compatible: features[1],
+            autoclear: features[2],
+            further: Vec::new(),
+            hidden: false,
+            backing: None,
+            backing_format: None,
+            extensions: Vec::new(),
+        };
+        header.check(be32(bytes, 32))?;
+        let part = |at: usize, len: usize| -> Result<&[u8], Fault> {
+            match at.checked_add(len) {
+                Some(end) if end <= cluster => bytes.get(at..end).ok_or(Fault::Short),
+                _ => Err("its header does not end within the first cluster".to_owned().into()),
+            }
+        };
+        header.further = part(length.min(V3), length.saturating_sub(V3))?.to_vec();
+        let name = be64(bytes, 8) as usize;
+        if name != 0 {
+            let len = be32(bytes, 16) as usize;
+            if len > LONGEST_NAME {
+                return Err(format!("a parent's name of {len} bytes can't be").into());
+            }
+            header.backing = Some(String::from_utf8_lossy(part(name, len)?).into_owned());
+        }
+        // "The header extensions … end at the latest where the backing file name begins."
+        let mut at = length;
+        while name == 0 || at + 8 <= name {
+            let (kind, len) = {
+                let head = part(at, 8)?;
+                (be32(head, 0), be32(head, 4) as usize)
+            };
+            let data = match kind {
+                END => break,
+                _ => part(at + 8, len)?,
+            };
+            match kind {
+                BACKING_FORMAT => header.backing_format = Some(String::from_utf8_lossy(data).into_owned()),
+                HIDDEN => header.hidden = data.first().is_some_and(|byte| *byte != 0),
+                FEATURE_NAMES => {}
+                _ => header.extensions.push((kind, data.to_vec())),
+            }
+            at += 8 + len.next_multiple_of(8);
+        }
+        Ok(header)
+    }
+
+    fn check(&self, encryption: u32) -> Result<(), Fault> {
+        if encryption != 0 {
+            return Err(Fault::Unsupported("it is encrypted"));
+        }
+        if self.incompatible & !(DIRTY | CORRUPT | COMPRESSION) != 0 {
+            return Err(Fault::Unsupported(
+                "it has an external data file, subclusters, or a feature that came later; qemu-img convert makes one \
+                 without",
+            ));
+        }
+        if !self.virtual_size.is_multiple_of(SECTOR) || self.virtual_size > 1 << 56 {
+            return Err(format!("a disk of {} bytes can't be", self.virtual_size).into());
+        }
+        let l1_size = u64::from(self.l1_size);
+        if l1_size * 8 > MAX_TABLE || l1_size < l1_entries(self.virtual_size, self.cluster_bits) {
+            return Err(format!("{l1_size} L1 entries are not what {} bytes need", self.virtual_size).into());
+        }
+        for table in [self.l1_offset, self.refcounts_offset] {
+            if !table.is_multiple_of(self.cluster()) || table >= 1 << 56 || (table == 0 && l1_size > 0) {
+                return Err(format!("a table cannot lie at {table}").into());
+            }
+        }
+        if u64::from(self.refcounts_clusters) > MAX_TABLE >> self.cluster_bits || self.refcount_order > 6 {
+            return Err("its table of reference counts is too big".to_owned().into());
+        }
+        Ok(())
+    }
+
+    /// Bytes of a cluster.
+    pub fn cluster(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// The header as it is written: one sector.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if it does not fit.
+    pub(crate) fn to_sector(&self, path: &Path) -> Result<[u8; SECTOR as usize]> {
+        let mut bytes = vec![0; if self.version == 2 { V2 } else { V3 }];
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        put(0, &MAGIC.to_be_bytes());
+        put(4, &self.version.to_be_bytes());
+        put(20, &self.cluster_bits.to_be_bytes());
+        put(24, &self.virtual_size.to_be_bytes());
+        put(36, &self.l1_size.to_be_bytes());
+        put(40, &self.l1_offset.to_be_bytes());
+        put(48, &self.refcounts_offset.to_be_bytes());
+        put(56, &self.refcounts_clusters.to_be_bytes());
+        put(60, &self.snapshots.0.to_be_bytes());
+        put(64, &self.snapshots.1.to_be_bytes());
+        if self.version == 3 {
+            put(72, &self.incompatible.to_be_bytes());
+            put(80, &self.compatible.to_be_bytes());
+            put(88, &self.autoclear.to_be_bytes());
+            put(96, &self.refcount_order.to_be_bytes());
+            put(100, &((V3 + self.further.len()) as u32).to_be_bytes());
+            bytes.extend_from_slice(&self.further);
+        }
+        let mut extend = |kind: u32, data: &[u8]| {
+            bytes.extend_from_slice(&kind.to_be_bytes());
+            bytes.extend_from_slice(&(data.len() as u32).to_be_bytes());
+            bytes.extend_from_slice(data);
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+        };
+        if let Some(format) = self.backing_format.as_ref().filter(|_| self.backing.is_some()) {
+            extend(BACKING_FORMAT, format.as_bytes());
+        }
+        extend(HIDDEN, &[u8::from(self.hidden), 0, 0, 0, 0, 0, 0, 0]);
+        for (kind, data) in &self.extensions {
+            extend(*kind, data);
+        }
+        extend(END, &[]);
+        if let Some(name) = &self.backing {
+            let at = bytes.len() as u64;
+            bytes[8..16].copy_from_slice(&at.to_be_bytes());
+            bytes[16..20].copy_from_slice(&(name.len() as u32).to_be_bytes());
+            bytes.extend_from_slice(name.as_bytes());
+        }
+        if bytes.len() > SECTOR as usize {
+            return Err(Error::Unsupported {
+                op: "changing this qcow2",
+                why: format!("the header of {} would not fit a sector", path.display()),
+            });
+        }
+        bytes.resize(SECTOR as usize, 0);
+        Ok(bytes.try_into().expect("a sector"))
+    }
+
+    /// Replaces the header on disk, in one step and durably. What was written before is durable first.
+    pub(crate) fn put(&self, place: &dyn Place) -> Result<()> {
+        let sector = self.to_sector(place.path())?;
+        place.flush()?;
+        place.put(&sector, 0)?;
+        place.flush()
+    }
+}
+
+/// Entries of the L1 table of a disk: each leads to a cluster of L2 entries of 8 bytes.
+pub(crate) fn l1_entries(size: u64, cluster_bits: u32) -> u64 {
+    size.div_ceil(1 << (2 * cluster_bits - 3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::place::FilePlace;
+    use std::os::unix::fs::FileExt;
+
+    fn place(bytes: &[u8]) -> FilePlace {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        FilePlace::new(file, "x").unwrap()
+    }
+
+    #[test]
+    fn a_header_is_read_as_it_was_written() {
+        let mut header = Header::new(16, 5 << 30);
+        header.hidden = true;
+        header.backing = Some("98de866e-b035-4b1a-a571-000000000001.qcow2".to_owned());
+        header.backing_format = Some("qcow2".to_owned());
+        header.extensions.push((0x1234_5678, vec![1, 2, 3]));
+        let place = place(&[0; 65536]);
+        header.put(&place).unwrap();
+        assert_eq!(Header::read(&place).unwrap(), header);
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic_or_take_much_memory() {
+        let good = {
+            let mut header = Header::new(16, 5 << 30);
+            header.backing = Some("a".to_owned());
+            header.to_sector(Path::new("x")).unwrap()
+        };
+        for at in 0..good.len() {
+            for value in [0, 1, 0x7f, 0x80, 0xff] {
+                let mut bytes = good;
+                bytes[at] = value;
+                let _ = Header::read(&place(&bytes));
+            }
+        }
+        assert!(Header::read(&place(&[])).is_err());
+    }
+}

@@ -1,0 +1,112 @@
+//! The qcow2 image format: create, query, read, write, and change; for disks beyond what a VHD holds.
+//!
+//! Offsets and sizes are bytes. Nothing here knows an SR: the caller opens files or devices as a [`Place`], decides
+//! which file a parent is (no name in a header is ever opened here), holds the locks, and makes new files under a
+//! name that nobody looks at until they are whole. Numbers in the format are big endian.
+//!
+//! | to | use |
+//! |---|---|
+//! | make an image | [`create`], [`create_child`] |
+//! | ask what it is, by one read | [`Header::read`] |
+//! | read and write the disk | [`Chain::open`] |
+//! | hide, change the parent | [`set_hidden`], [`set_parent`] |
+//! | grow | [`resize`] |
+//! | copy a child into its parent | [`coalesce`] |
+//! | write a whole disk to a pipe | [`write_stream`] |
+//!
+//! # Why not a library
+//!
+//! The crate `imago` 0.2.6 was tried first. It reads and writes all of the format, but orders its writes only as the
+//! page cache sees them: there is no sync between the data of a cluster, its reference count, and the L2 entry that
+//! leads to it. When the power fails, the entry may be on disk and the data not. If a guest wrote 4 KiB of a cluster
+//! whose other 60 KiB came from the parent, those 60 KiB are then lost, though they were durable before. With
+//! `qemu-img` alone, a disk could not be served. So what an SR needs of the format is here, the order included.
+//!
+//! # What is read, and what is written
+//!
+//! Read: versions 2 and 3, any size of clusters, zero clusters, clusters compressed by deflate. Written: version 3
+//! with reference counts of 16 bits and without internal snapshots, which is what `qemu-img create` makes. Refused
+//! with words: encryption, external data files, subclusters, zstd; for writing also what its writer left dirty.
+//!
+//! # What holds at every instant
+//!
+//! 1. The header is one sector and valid.
+//! 2. An entry on disk leads to what is on disk: L1 to L2 tables, L2 to data, the table of reference counts to counts.
+//! 3. What an entry on disk leads to has its reference count on disk.
+//! 4. A cluster is allocated once while an image is open, behind all others.
+//!
+//! Hence a crash at any time leaves each sector as it was at the last flush or as it was written since; at worst,
+//! clusters are counted that nobody leads to. The steps are told at [`Image::flush`], [`resize`](mod@resize),
+//! [`coalesce`](mod@coalesce) and [`Header::put`].
+
+mod chain;
+mod coalesce;
+mod create;
+mod header;
+mod image;
+mod refcounts;
+mod resize;
+mod stream;
+
+pub use super::place::{FilePlace, Place};
+pub use chain::{Chain, Parent};
+pub use coalesce::coalesce;
+pub use create::{create, create_child};
+pub use header::Header;
+pub use image::Image;
+pub use resize::resize;
+pub use stream::write_stream;
+
+use crate::error::Result;
+
+/// Bytes.
+pub const SECTOR: u64 = 512;
+/// Of images made here: clusters of 64 KiB.
+const CLUSTER_BITS: u32 = 16;
+/// Bytes of a cluster of images made here.
+pub const CLUSTER: u64 = 1 << CLUSTER_BITS;
+/// "Must not be less than 9."
+const MIN_CLUSTER_BITS: u32 = 9;
+/// qemu's limit.
+const MAX_CLUSTER_BITS: u32 = 21;
+/// Reference counts of 16 bits.
+const REFCOUNT_ORDER: u32 = 4;
+/// Bytes of an L1 table or of a table of reference counts, at most; qemu's limit. Bounds what an image takes of memory.
+const MAX_TABLE: u64 = 32 << 20;
+/// The biggest disk an image is made for, bytes: 16 TiB, the limit of the other storage managers.
+pub const MAX_SIZE: u64 = 16 << 40;
+
+/// Marks an image as there for its children only, or no longer so; durably, by one write of one sector.
+pub fn set_hidden(place: &dyn Place, hidden: bool) -> Result<()> {
+    let mut header = Header::read(place)?;
+    header.hidden = hidden;
+    header.put(place)
+}
+
+/// Names another file of the same directory as the parent; durably, by one write of one sector. It must hold what
+/// the present parent shows.
+pub fn set_parent(place: &dyn Place, backing: &str, format: &str) -> Result<()> {
+    let mut header = Header::read(place)?;
+    header.backing = Some(backing.to_owned());
+    header.backing_format = Some(format.to_owned());
+    header.put(place)
+}
+
+fn be32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
+}
+
+fn be64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
+}
+
+/// A table of entries of 8 bytes, read.
+fn read_table(place: &dyn Place, offset: u64, entries: usize, what: &str) -> Result<Vec<u64>> {
+    let mut bytes = vec![0; entries * 8];
+    place.get_exact(&mut bytes, offset, what)?;
+    Ok(bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)).collect())
+}
+
+fn table_bytes(entries: &[u64]) -> Vec<u8> {
+    entries.iter().flat_map(|entry| entry.to_be_bytes()).collect()
+}

@@ -1,0 +1,396 @@
+//! qcow2 images of ours in qemu-img, and its own in ours; and against a model.
+
+#![allow(clippy::disallowed_types, reason = "tests start other programs directly")]
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+use xcp_sm::image::disk::{Disk, Served};
+use xcp_sm::image::place::{FilePlace, Place};
+use xcp_sm::image::qcow2::{self, CLUSTER, Chain, Header, Image, Parent};
+use xcp_sm::types::Mode;
+
+const MIB: u64 = 1 << 20;
+
+/// Runs a tool of qemu's and expects success; `None`, told, if it is not there.
+fn qemu(tool: &str, args: &[&str]) -> Option<String> {
+    let out = match Command::new(tool).args(args).output() {
+        Ok(out) => out,
+        Err(_) => {
+            eprintln!("SKIP: {tool} is not on PATH");
+            return None;
+        }
+    };
+    let words = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{tool} {args:?}: {:?}\n{words}", out.status);
+    Some(words)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn place(path: &Path) -> Arc<FilePlace> {
+    Arc::new(FilePlace::open(path, Mode::ReadWrite).unwrap())
+}
+
+fn fresh(path: &Path) -> Arc<FilePlace> {
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
+    Arc::new(FilePlace::new(file, path).unwrap())
+}
+
+fn open(path: &Path, mode: Mode) -> Chain {
+    let dir = path.parent().unwrap();
+    Chain::open(Parent::Qcow2(place(path)), mode, |name| {
+        let found = place(&dir.join(name));
+        Ok(if name.ends_with(".raw") { Parent::Raw(found) } else { Parent::Qcow2(found) })
+    })
+    .unwrap()
+}
+
+fn snapshot(child: &Path, parent: &Path) {
+    let like = Header::read(&*place(parent)).unwrap();
+    let name = parent.file_name().unwrap().to_str().unwrap();
+    qcow2::create_child(&*fresh(child), like.virtual_size, Some(&like), name, "qcow2").unwrap();
+}
+
+fn read_all(chain: &Chain) -> Vec<u8> {
+    let mut all = vec![0; chain.virtual_size() as usize];
+    Served::read_at(chain, &mut all, 0).unwrap();
+    all
+}
+
+fn check(path: &Path) {
+    qemu("qemu-img", &["check", "-U", "-f", "qcow2", text(path)]);
+}
+
+/// What qemu reads there.
+fn by_qemu(path: &Path) -> Option<Vec<u8>> {
+    let raw = path.with_extension("as-raw");
+    qemu("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", text(path), text(&raw)])?;
+    let bytes = fs::read(&raw).unwrap();
+    fs::remove_file(raw).unwrap();
+    Some(bytes)
+}
+
+fn pattern(seed: u8, len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n / 512) as u8 ^ seed.wrapping_add((n % 251) as u8)).collect()
+}
+
+#[test]
+fn new_images_of_any_size_are_what_qemu_wants() {
+    let dir = TempDir::new().unwrap();
+    for size in [CLUSTER, 512 * MIB, 513 * MIB, 2041 << 30, qcow2::MAX_SIZE] {
+        let (base, child) = (dir.path().join("base.qcow2"), dir.path().join("child.qcow2"));
+        qcow2::create(&*fresh(&base), size).unwrap();
+        snapshot(&child, &base);
+        check(&base);
+        check(&child);
+        assert!(fs::metadata(&base).unwrap().len() < MIB);
+        let Some(info) = qemu("qemu-img", &["info", "-U", "--output=json", text(&child)]) else { return };
+        let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+        assert_eq!(info["virtual-size"], size);
+        assert_eq!(info["backing-filename"], "base.qcow2");
+        assert_eq!(info["backing-filename-format"], "qcow2");
+    }
+    assert!(qcow2::create(&*fresh(&dir.path().join("x")), qcow2::MAX_SIZE + CLUSTER).is_err());
+}
+
+#[test]
+fn the_last_byte_of_the_biggest_disk_is_as_good_as_the_first() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("big.qcow2");
+    qcow2::create(&*fresh(&path), qcow2::MAX_SIZE).unwrap();
+    let disk = open(&path, Mode::ReadWrite);
+    for at in [0, 2 << 40, qcow2::MAX_SIZE - 512] {
+        Served::write_at(&disk, &[7; 512], at).unwrap();
+    }
+    disk.flush().unwrap();
+    check(&path);
+    let disk = open(&path, Mode::ReadOnly);
+    assert_eq!(disk.next_data(0).unwrap(), Some((0, CLUSTER)));
+    assert_eq!(disk.next_data(CLUSTER).unwrap(), Some((2 << 40, (2 << 40) + CLUSTER)));
+    assert_eq!(disk.next_data(3 << 40).unwrap(), Some((qcow2::MAX_SIZE - CLUSTER, qcow2::MAX_SIZE)));
+    assert!(fs::metadata(&path).unwrap().len() < 2 * MIB);
+}
+
+#[test]
+fn hiding_is_one_sector_and_qemu_does_not_mind() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.qcow2");
+    qcow2::create(&*fresh(&path), 10 * MIB).unwrap();
+    let before = fs::read(&path).unwrap();
+    for hidden in [true, false] {
+        qcow2::set_hidden(&*place(&path), hidden).unwrap();
+        assert_eq!(Header::read(&*place(&path)).unwrap().hidden, hidden);
+        check(&path);
+    }
+    assert!(fs::read(&path).unwrap() == before);
+    // One of qemu's, which has no such mark and a header of more than a sector.
+    let theirs = dir.path().join("b.qcow2");
+    if qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-b", text(&path), "-F", "qcow2", text(&theirs)]).is_none() {
+        return;
+    }
+    qcow2::set_parent(&*place(&theirs), "a.qcow2", "qcow2").unwrap();
+    qcow2::set_hidden(&*place(&theirs), true).unwrap();
+    let header = Header::read(&*place(&theirs)).unwrap();
+    assert!(header.hidden && header.backing.as_deref() == Some("a.qcow2"));
+    check(&theirs);
+}
+
+/// Chains that qemu made, in every size of clusters, compressed and not: read by us, written on by us.
+#[test]
+fn images_of_qemu_are_read_and_written_as_qemu_does() {
+    for options in ["cluster_size=512", "cluster_size=4k", "cluster_size=64k", "cluster_size=2M", "compat=0.10"] {
+        let dir = TempDir::new().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let (raw, base, leaf) = (at("r.raw"), at("base.qcow2"), at("leaf.qcow2"));
+        let mut model = vec![0; (6 * MIB + 512) as usize];
+        let data = pattern(3, 2 * MIB as usize + 4096);
+        model[MIB as usize..][..data.len()].copy_from_slice(&data);
+        fs::write(&raw, &model).unwrap();
+        let made =
+            qemu("qemu-img", &["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, text(&raw), text(&base)]);
+        if made.is_none() {
+            return;
+        }
+        let create = ["create", "-q", "-f", "qcow2", "-o", options, "-b", "base.qcow2", "-F", "qcow2", text(&leaf)];
+        qemu("qemu-img", &create);
+        let io = ["-f", "qcow2", "-c", "write -P 9 1M 100k", "-c", "write -z 2M 130k", "-c", "flush", text(&leaf)];
+        qemu("qemu-io", &io);
+        let wanted = by_qemu(&leaf).unwrap();
+        assert!(read_all(&open(&leaf, Mode::ReadOnly)) == wanted, "{options}");
+        if options == "compat=0.10" {
+            assert!(Image::open(place(&leaf), Mode::ReadWrite).is_err());
+            continue;
+        }
+        let mut model = wanted;
+        let disk = open(&leaf, Mode::ReadWrite);
+        for (n, (at, len)) in [(512, 1024), (MIB + 1024, 300 << 10), (6 * MIB, 512)].into_iter().enumerate() {
+            let bytes = pattern(n as u8, len);
+            Served::write_at(&disk, &bytes, at).unwrap();
+            model[at as usize..][..len].copy_from_slice(&bytes);
+        }
+        disk.write_zeroes(3 * MIB - 512, 5120).unwrap();
+        model[(3 * MIB - 512) as usize..][..5120].fill(0);
+        disk.flush().unwrap();
+        check(&leaf);
+        assert!(by_qemu(&leaf).unwrap() == model, "{options}: written on");
+        // The parent, whose clusters are compressed, takes all of it.
+        qcow2::coalesce(&Image::open(place(&leaf), Mode::ReadOnly).unwrap(), &open(&base, Mode::ReadWrite), &|_, _| {})
+            .unwrap();
+        assert!(by_qemu(&base).unwrap() == model, "{options}: coalesced");
+    }
+}
+
+#[test]
+fn a_stream_is_an_image() {
+    let dir = TempDir::new().unwrap();
+    let (path, out) = (dir.path().join("a.qcow2"), dir.path().join("out.qcow2"));
+    qcow2::create(&*fresh(&path), 1100 * MIB + 64 * 1024).unwrap();
+    let disk = open(&path, Mode::ReadWrite);
+    for at in [0, 3 * MIB, 700 * MIB, 1100 * MIB] {
+        Served::write_at(&disk, &pattern(at as u8, 64 * 1024), at).unwrap();
+    }
+    disk.flush().unwrap();
+    qcow2::write_stream(&disk, &mut File::create(&out).unwrap(), &out, &|_, _| {}).unwrap();
+    check(&out);
+    qemu("qemu-img", &["compare", "-U", text(&path), text(&out)]);
+    let copy = open(&out, Mode::ReadWrite);
+    let mut sector = [0; 512];
+    Served::read_at(&copy, &mut sector, 700 * MIB).unwrap();
+    assert!(sector[..] == pattern(0xbc, 512)[..] || sector[..] == pattern((700 * MIB) as u8, 512)[..]);
+    Served::write_at(&copy, &sector, 900 * MIB).unwrap();
+    copy.flush().unwrap();
+    check(&out);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write { at: u64, sectors: u64, seed: u8 },
+    Zero { at: u64, sectors: u64 },
+    Discard { at: u64, sectors: u64 },
+    Flush,
+    Reopen,
+    Snapshot,
+    Grow { clusters: u64 },
+    Coalesce,
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let at = 0u64..1 << 14;
+    let sectors = prop_oneof![4 => 1u64..64, 1 => Just(128u64), 1 => 100u64..3000];
+    prop_oneof![
+        8 => (at.clone(), sectors.clone(), any::<u8>()).prop_map(|(at, sectors, seed)| Step::Write { at, sectors, seed }),
+        2 => (at.clone(), sectors.clone()).prop_map(|(at, sectors)| Step::Zero { at, sectors }),
+        1 => (at, sectors).prop_map(|(at, sectors)| Step::Discard { at, sectors }),
+        1 => Just(Step::Flush),
+        1 => Just(Step::Reopen),
+        2 => Just(Step::Snapshot),
+        1 => (1u64..40).prop_map(|clusters| Step::Grow { clusters }),
+        2 => Just(Step::Coalesce),
+    ]
+}
+
+/// A chain, base first, each image with what its disk should hold.
+struct World {
+    dir: TempDir,
+    layers: Vec<(PathBuf, Vec<u8>)>,
+    chain: Option<Chain>,
+    names: usize,
+}
+
+impl World {
+    fn new() -> World {
+        let dir = TempDir::new().unwrap();
+        let base = dir.path().join("0.qcow2");
+        qcow2::create(&*fresh(&base), 3 * MIB).unwrap();
+        let chain = Some(open(&base, Mode::ReadWrite));
+        World { dir, layers: vec![(base, vec![0; 3 * MIB as usize])], chain, names: 0 }
+    }
+
+    fn close(&mut self) {
+        if let Some(chain) = self.chain.take() {
+            Box::new(chain).close().unwrap();
+        }
+    }
+
+    fn open(&mut self) {
+        self.chain = Some(open(&self.layers.last().unwrap().0, Mode::ReadWrite));
+    }
+
+    fn apply(&mut self, step: &Step) {
+        let (leaf, model) = self.layers.last_mut().unwrap();
+        let chain = self.chain.as_ref().unwrap();
+        let range = |at: u64, sectors: u64| {
+            let start = at * 512 % model.len() as u64;
+            start..(start + sectors * 512).min(model.len() as u64)
+        };
+        match *step {
+            Step::Write { at, sectors, seed } => {
+                let range = range(at, sectors);
+                let bytes = pattern(seed, (range.end - range.start) as usize);
+                Served::write_at(chain, &bytes, range.start).unwrap();
+                model[range.start as usize..range.end as usize].copy_from_slice(&bytes);
+            }
+            Step::Zero { at, sectors } => {
+                let range = range(at, sectors);
+                chain.write_zeroes(range.start, range.end - range.start).unwrap();
+                model[range.start as usize..range.end as usize].fill(0);
+            }
+            Step::Discard { at, sectors } => {
+                let range = range(at, sectors);
+                chain.discard(range.start, range.end - range.start).unwrap();
+                // Zeroes where the leaf held something, else as before.
+                let mut now = vec![0; (range.end - range.start) as usize];
+                Served::read_at(chain, &mut now, range.start).unwrap();
+                let was = &mut model[range.start as usize..range.end as usize];
+                for (was, now) in was.chunks_mut(512).zip(now.chunks(512)) {
+                    assert!(now == was || now.iter().all(|byte| *byte == 0));
+                    was.copy_from_slice(now);
+                }
+            }
+            Step::Flush => chain.flush().unwrap(),
+            Step::Reopen => {
+                self.close();
+                self.open();
+            }
+            Step::Snapshot => {
+                let (leaf, model) = (leaf.clone(), model.clone());
+                self.close();
+                self.names += 1;
+                let child = self.dir.path().join(format!("{}.qcow2", self.names));
+                snapshot(&child, &leaf);
+                self.layers.push((child, model));
+                self.open();
+            }
+            Step::Grow { clusters } => {
+                let size = model.len() as u64 + clusters * CLUSTER;
+                model.resize(size as usize, 0);
+                let leaf: Arc<dyn Place> = place(leaf);
+                self.close();
+                qcow2::resize(&leaf, size).unwrap();
+                self.open();
+            }
+            Step::Coalesce => {
+                if self.layers.len() < 2 {
+                    return;
+                }
+                self.close();
+                let (child, model) = self.layers.pop().unwrap();
+                let (parent, _) = self.layers.pop().unwrap();
+                let size = Header::read(&*place(&child)).unwrap().virtual_size;
+                let grown: Arc<dyn Place> = place(&parent);
+                qcow2::resize(&grown, size).unwrap();
+                let image = Image::open(place(&child), Mode::ReadOnly).unwrap();
+                qcow2::coalesce(&image, &open(&parent, Mode::ReadWrite), &|_, _| {}).unwrap();
+                self.layers.push((parent, model));
+                self.open();
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_image_holds_what_was_written_to_it(steps in prop::collection::vec(steps(), 1..40)) {
+        let mut world = World::new();
+        for step in &steps {
+            world.apply(step);
+            let (_, model) = world.layers.last().unwrap();
+            assert!(read_all(world.chain.as_ref().unwrap()) == *model, "after {step:?}");
+        }
+        world.close();
+        for (path, model) in &world.layers {
+            assert!(read_all(&open(path, Mode::ReadOnly)) == *model);
+            check(path);
+            if let Some(bytes) = by_qemu(path) {
+                assert!(bytes == *model, "qemu reads something else");
+            }
+        }
+    }
+
+    /// Foreign bytes in the tables: an error or a result, in bounded time and memory.
+    #[test]
+    fn hostile_images_neither_panic_nor_take_much(
+        changes in prop::collection::vec((0usize..5 * 65536, prop_oneof![Just(0u64), Just(u64::MAX), Just(1 << 62), any::<u64>(), 0u64..1 << 20]), 1..6),
+        in_header: bool,
+    ) {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("a.qcow2");
+        qcow2::create(&*fresh(&path), 20 * MIB).unwrap();
+        let disk = open(&path, Mode::ReadWrite);
+        Served::write_at(&disk, &pattern(1, 100_352), 3 * MIB).unwrap();
+        disk.flush().unwrap();
+        drop(disk);
+        let mut bytes = fs::read(&path).unwrap();
+        for (at, value) in changes {
+            let at = if in_header { at % 504 } else { at.min(bytes.len() - 8) };
+            bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+        }
+        fs::write(&path, &bytes).unwrap();
+        for mode in [Mode::ReadOnly, Mode::ReadWrite] {
+            let resolve = |name: &str| Err(xcp_sm::Error::Damaged { path: name.into(), what: "no such".to_owned() });
+            let Ok(disk) = Chain::open(Parent::Qcow2(place(&path)), mode, resolve) else { continue };
+            let size = disk.virtual_size();
+            for at in [0, 3 * MIB, 19 * MIB] {
+                if at + 65536 <= size {
+                    let _ = Served::read_at(&disk, &mut vec![0; 65536], at);
+                    let _ = Served::write_at(&disk, &[1; 4096], at + 512);
+                    let _ = disk.write_zeroes(at, 65536);
+                    let _ = disk.discard(at, 65536);
+                }
+            }
+            if size < 1 << 40 {
+                let _ = disk.next_data(0);
+            }
+            let _ = disk.flush();
+        }
+    }
+}
