@@ -136,7 +136,7 @@ fn what_is_idempotent_succeeds_again(scene: &Scene) {
 
 /// (what is asked, the name of the error, words of its message)
 const REFUSALS: &[(&[&str], &str, &str)] = &[
-    (&["vdi_create", SR, C, "1", "--type", "qcow2"], "EPERM", "qcow2"),
+    (&["vdi_create", SR, C, "17TiB", "--type", "qcow2"], "E2BIG", "qcow2 holds"),
     (&["vdi_create", SR, C, "1", "--type", "vdi"], "EINVAL", "expected raw, vhd or qcow2"),
     (&["vdi_create", SR, C, "99999999TiB"], "E2BIG", "8 EiB"),
     (&["vdi_resize", SR, A, "99999999999999999999"], "E2BIG", "8 EiB"),

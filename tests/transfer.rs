@@ -80,11 +80,11 @@ fn same_disk(got: &[u8], wanted: &[u8]) {
 fn what_goes_in_comes_out_through_files_and_pipes() {
     let scene = Scene::new();
     let disk = scene.disk();
-    for (n, format) in [(1, "raw"), (2, "vhd")] {
+    for (n, format) in [(1, "raw"), (2, "vhd"), (3, "qcow2")] {
         scene.sm(&["vdi_import", SR, &vdi(n), "disk.raw", "--type", format]).assert().success();
         same_disk(&scene.export(&vdi(n), "raw"), &disk);
         let stream = scene.export(&vdi(n), "vhd");
-        for (m, format) in [(10 + n, "raw"), (20 + n, "vhd")] {
+        for (m, format) in [(10 + n, "raw"), (20 + n, "vhd"), (40 + n, "qcow2")] {
             scene
                 .sm(&["vdi_import", SR, &vdi(m), "-", "--file-type", "vhd", "--type", format])
                 .write_stdin(stream.clone())
@@ -126,13 +126,33 @@ fn qemu_reads_what_is_exported_and_what_it_writes_is_imported() {
     qemu_img(&["convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on", "disk.raw", "qemu.vhd"]);
     scene.sm(&["vdi_import", SR, &vdi(2), "qemu.vhd", "--type", "raw"]).assert().success();
     same_disk(&scene.export(&vdi(2), "raw"), &disk);
+
+    scene.sm(&["vdi_export", SR, &vdi(1), "out.qcow2"]).assert().success();
+    fs::write(scene.path("pipe.qcow2"), scene.export(&vdi(1), "qcow2")).unwrap();
+    for out in ["out.qcow2", "pipe.qcow2"] {
+        qemu_img(&["check", "-f", "qcow2", out]);
+        qemu_img(&["compare", "-f", "qcow2", "-F", "raw", out, "disk.raw"]);
+    }
+    for (n, options) in
+        [(3, &["-O", "qcow2"][..]), (4, &["-c", "-O", "qcow2"]), (5, &["-O", "qcow2", "-o", "compat=0.10"])]
+    {
+        qemu_img(&[&["convert", "-f", "raw"], options, &["disk.raw", "qemu.qcow2"]].concat());
+        scene.sm(&["vdi_import", SR, &vdi(n), "qemu.qcow2", "--type", "qcow2"]).assert().success();
+        same_disk(&scene.export(&vdi(n), "raw"), &disk);
+    }
 }
 
 #[test]
 fn a_snapshot_and_its_origin_export_what_each_holds() {
+    for format in ["vhd", "qcow2"] {
+        export_a_tree(format);
+    }
+}
+
+fn export_a_tree(format: &str) {
     let scene = Scene::new();
     let disk = scene.disk();
-    scene.sm(&["vdi_import", SR, &vdi(1), "disk.raw", "--type", "vhd"]).assert().success();
+    scene.sm(&["vdi_import", SR, &vdi(1), "disk.raw", "--type", format]).assert().success();
     scene.sm(&["vdi_snapshot", SR, &vdi(1), &vdi(2)]).assert().success();
     scene.sm(&["vdi_clone", SR, &vdi(2), &vdi(3)]).assert().success();
     for n in 1..=3 {

@@ -1,21 +1,23 @@
-//! Trees of VHDs against a model: whatever is cloned, snapshot, grown, deleted and collected, every disk holds what
+//! Trees of images against a model: whatever is cloned, snapshot, grown, deleted and collected, every disk holds what
 //! was written to it, and nothing is left of what nobody needs.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use xcp_sm::call::{self, Call, Context, Reply};
-use xcp_sm::image::vhd::{Chain, FilePlace, Parent, ParentInfo};
+use xcp_sm::image::disk::Served;
+use xcp_sm::image::place::FilePlace;
+use xcp_sm::image::{qcow2, vhd};
 use xcp_sm::sr::file::DRIVER;
 use xcp_sm::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrUuid, Tagged, VdiInfo, VdiUuid};
 
 const MIB: usize = 1 << 20;
 
 struct Model {
+    format: Format,
     scratch: tempfile::TempDir,
     sr: SrUuid,
     disks: BTreeMap<VdiUuid, Vec<u8>>,
@@ -47,12 +49,12 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 impl Model {
-    fn new() -> Model {
-        let mut model =
-            Model { scratch: tempfile::tempdir().unwrap(), sr: SrUuid::random(), disks: BTreeMap::new(), next: 0 };
+    fn new(format: Format) -> Model {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut model = Model { format, scratch, sr: SrUuid::random(), disks: BTreeMap::new(), next: 0 };
         model.run(Call::SrCreate { size: None });
         let vdi = model.new_uuid();
-        let new = NewVdi { vdi, virtual_size: 4 * MIB as u64, format: Some(Format::Vhd), params: Params::default() };
+        let new = NewVdi { vdi, virtual_size: 4 * MIB as u64, format: Some(format), params: Params::default() };
         model.run(Call::VdiCreate(new));
         model.disks.insert(vdi, vec![0; 4 * MIB]);
         model
@@ -60,7 +62,8 @@ impl Model {
 
     fn new_uuid(&mut self) -> VdiUuid {
         self.next += 1;
-        format!("98de866e-b035-4b1a-a571-{:012}", self.next).parse().unwrap()
+        // Locks are named after them, and tests run at the same time.
+        format!("98de866e-b035-4b1a-a571-{:04}{:08}", self.format as u8, self.next).parse().unwrap()
     }
 
     fn dir(&self) -> std::path::PathBuf {
@@ -90,7 +93,7 @@ impl Model {
                 let end = (start + len.next_multiple_of(512)).min(model.len());
                 let bytes: Vec<u8> = (start..end).map(|n| (n / 512) as u8 ^ seed).collect();
                 model[start..end].copy_from_slice(&bytes);
-                let chain = open(&self.dir(), vdi, Mode::ReadWrite);
+                let chain = self.open(vdi, Mode::ReadWrite);
                 chain.write_at(&bytes, start as u64).unwrap();
                 chain.close().unwrap();
             }
@@ -111,7 +114,7 @@ impl Model {
                 let Some(vdi) = self.pick(disk) else { return };
                 let size = self.disks[&vdi].len() + 3 * MIB;
                 self.run(Call::VdiResize { vdi, size: size as u64, allow_shrink: false });
-                let rounded = size.next_multiple_of(2 * MIB);
+                let rounded = xcp_sm::vdi::kind(self.format).unwrap().round(size as u64).unwrap() as usize;
                 self.disks.get_mut(&vdi).unwrap().resize(rounded, 0);
             }
             Op::Delete { disk } => {
@@ -148,43 +151,68 @@ impl Model {
         assert_eq!(visible, wanted);
         for (vdi, wanted) in &self.disks {
             let mut got = vec![0; wanted.len()];
-            open(&self.dir(), *vdi, Mode::ReadOnly).read_at(&mut got, 0).unwrap();
+            self.open(*vdi, Mode::ReadOnly).read_at(&mut got, 0).unwrap();
             assert!(got == *wanted, "VDI {vdi} holds something else");
         }
         if self.disks.is_empty() {
-            let images = fs::read_dir(self.dir())
-                .unwrap()
-                .filter(|e| e.as_ref().unwrap().path().extension().is_some_and(|extension| extension == "vhd"));
+            let images = fs::read_dir(self.dir()).unwrap().filter(|e| {
+                e.as_ref()
+                    .unwrap()
+                    .path()
+                    .extension()
+                    .is_some_and(|extension| ["vhd", "qcow2"].iter().any(|format| extension == *format))
+            });
             assert_eq!(images.count(), 0, "images are left of deleted disks");
+        }
+    }
+
+    fn open(&self, vdi: VdiUuid, mode: Mode) -> Box<dyn Served> {
+        let place = |name: &str, mode| Arc::new(FilePlace::open(self.dir().join(name), mode).unwrap());
+        let leaf = place(&format!("{vdi}.{}", self.format), mode);
+        let below = |name: &str| place(name, Mode::ReadOnly);
+        match self.format {
+            Format::Qcow2 => {
+                let resolve = |name: &str| Ok(qcow2::Parent::Qcow2(below(name)));
+                Box::new(qcow2::Chain::open(qcow2::Parent::Qcow2(leaf), mode, resolve).unwrap())
+            }
+            _ => {
+                let resolve = |link: &vhd::ParentInfo| Ok(vhd::Parent::Vhd(below(link.file_name().unwrap())));
+                Box::new(vhd::Chain::open(leaf, mode, resolve).unwrap())
+            }
         }
     }
 }
 
-fn open(dir: &Path, vdi: VdiUuid, mode: Mode) -> Chain {
-    let place = |name: String, mode| Arc::new(FilePlace::open(dir.join(name), mode).unwrap());
-    let resolve = |link: &ParentInfo| Ok(Parent::Vhd(place(link.file_name().unwrap().to_owned(), Mode::ReadOnly)));
-    Chain::open(place(format!("{vdi}.vhd"), mode), mode, resolve).unwrap()
+fn every_disk_holds_what_was_written_to_it(format: Format, ops: &[Op]) {
+    // SAFETY: tests of this file are the only threads, and all set the same.
+    unsafe {
+        std::env::set_var("XCP_SM_RUN_DIR", std::env::temp_dir().join(format!("sm-trees.{}", std::process::id())))
+    };
+    let mut model = Model::new(format);
+    for op in ops {
+        model.apply(op);
+    }
+    model.check();
+    model.run(Call::SrCollect);
+    model.no_base_has_one_child();
+    model.check();
+    while let Some(vdi) = model.pick(0) {
+        model.run(Call::VdiDelete { vdi });
+        model.disks.remove(&vdi);
+    }
+    model.check();
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_disk_holds_what_was_written_to_it(ops in prop::collection::vec(op(), 1..40)) {
-        // SAFETY: tests of this file are the only threads, and all set the same.
-        unsafe { std::env::set_var("XCP_SM_RUN_DIR", std::env::temp_dir().join(format!("sm-trees.{}", std::process::id()))) };
-        let mut model = Model::new();
-        for op in &ops {
-            model.apply(op);
-        }
-        model.check();
-        model.run(Call::SrCollect);
-        model.no_base_has_one_child();
-        model.check();
-        while let Some(vdi) = model.pick(0) {
-            model.run(Call::VdiDelete { vdi });
-            model.disks.remove(&vdi);
-        }
-        model.check();
+    fn every_vhd_holds_what_was_written_to_it(ops in prop::collection::vec(op(), 1..40)) {
+        every_disk_holds_what_was_written_to_it(Format::Vhd, &ops);
+    }
+
+    #[test]
+    fn every_qcow2_holds_what_was_written_to_it(ops in prop::collection::vec(op(), 1..40)) {
+        every_disk_holds_what_was_written_to_it(Format::Qcow2, &ops);
     }
 }

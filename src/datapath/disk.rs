@@ -14,7 +14,9 @@ use nix::libc;
 use super::Source;
 use super::place::{self, Patient};
 use crate::error::{Error, Result, one_line};
-use crate::image::vhd::{Chain, FilePlace, Parent, ParentInfo};
+use crate::image::disk::Served;
+use crate::image::place::FilePlace;
+use crate::image::{qcow2, vhd};
 use crate::types::{Format, Mode};
 
 /// A write into the page cache takes microseconds. One that took so long has waited for the storage,
@@ -35,7 +37,7 @@ pub struct Disk {
 }
 
 enum Gate {
-    Open(Chain),
+    Open(Box<dyn Served>),
     /// Closed for a while: requests wait.
     Paused,
     /// It could not be opened again: requests fail, until somebody pauses and resumes with success.
@@ -127,21 +129,18 @@ impl Disk {
 
     /// What was written before is durable when this says so.
     pub fn flush(&self) -> Result<(), Errno> {
-        self.with(Chain::flush)
+        self.with(|chain| chain.flush())
     }
 
     /// The range reads as zeros afterwards, and takes no more space than it must.
     pub fn zero(&self, offset: u64, len: u64) -> Result<(), Errno> {
-        self.with(|chain| match chain.depth() {
-            1 => chain.discard(offset, len),
-            _ => chain.write_zeroes(offset, len),
-        })
+        self.with(|chain| chain.write_zeroes(offset, len))
     }
 
-    fn with<T>(&self, mut io: impl FnMut(&Chain) -> Result<T>) -> Result<T, Errno> {
+    fn with<T>(&self, mut io: impl FnMut(&dyn Served) -> Result<T>) -> Result<T, Errno> {
         loop {
             match &*read(&self.gate) {
-                Gate::Open(chain) => return io(chain).map_err(|error| self.complain(&error)),
+                Gate::Open(chain) => return io(&**chain).map_err(|error| self.complain(&error)),
                 Gate::Failed(_) => return Err(Errno::EIO),
                 Gate::Paused => {}
             }
@@ -240,34 +239,43 @@ fn with_buffer<T>(len: usize, then: impl FnOnce(&mut [u8]) -> T) -> T {
     })
 }
 
-fn close(chain: Chain, read_only: bool) -> Result<()> {
+fn close(chain: Box<dyn Served>, read_only: bool) -> Result<()> {
     if read_only { Ok(()) } else { chain.close() }
 }
 
-fn open(source: &Source) -> Result<Chain> {
-    if source.format != Format::Vhd {
-        return Err(Error::Unsupported {
-            op: "serving it",
-            why: format!("this server knows no {} images", source.format),
-        });
-    }
+fn open(source: &Source) -> Result<Box<dyn Served>> {
     let mode = if source.read_only { Mode::ReadOnly } else { Mode::ReadWrite };
     let place = |path: &Path, mode: Mode| -> Result<Arc<Patient>> {
         Ok(Arc::new(Patient(FilePlace::new(open_image(path, mode)?, path)?)))
     };
-    Chain::open(place(&source.path, mode)?, mode, |link| {
-        let parent = place(&parent_path(&source.path, link)?, Mode::ReadOnly)?;
-        Ok(if link.uuid.is_some() { Parent::Vhd(parent) } else { Parent::Raw(parent) })
-    })
+    let leaf = place(&source.path, mode)?;
+    match source.format {
+        Format::Vhd => {
+            let chain = vhd::Chain::open(leaf, mode, |link| {
+                let parent = place(&parent_path(&source.path, link.file_name(), &link.name)?, Mode::ReadOnly)?;
+                Ok(if link.uuid.is_some() { vhd::Parent::Vhd(parent) } else { vhd::Parent::Raw(parent) })
+            })?;
+            Ok(Box::new(chain))
+        }
+        Format::Qcow2 => {
+            let chain = qcow2::Chain::open(qcow2::Parent::Qcow2(leaf), mode, |name| {
+                let parent = place(&parent_path(&source.path, Some(name), name)?, Mode::ReadOnly)?;
+                // The name decides, as it does in the SR.
+                Ok(if name.ends_with(".raw") { qcow2::Parent::Raw(parent) } else { qcow2::Parent::Qcow2(parent) })
+            })?;
+            Ok(Box::new(chain))
+        }
+        Format::Raw => Err(Error::Unsupported { op: "serving it", why: "a raw image needs no server".to_owned() }),
+    }
 }
 
 /// Images of one tree lie in one directory: of the path in a header only the last name counts.
-fn parent_path(leaf: &Path, link: &ParentInfo) -> Result<std::path::PathBuf> {
-    match link.file_name() {
+fn parent_path(leaf: &Path, name: Option<&str>, said: &str) -> Result<std::path::PathBuf> {
+    match name {
         Some(name) if !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']) => {
             Ok(leaf.with_file_name(name))
         }
-        _ => Err(Error::Damaged { path: leaf.to_owned(), what: format!("its parent's name is {:?}", link.name) }),
+        _ => Err(Error::Damaged { path: leaf.to_owned(), what: format!("its parent's name is {said:?}") }),
     }
 }
 

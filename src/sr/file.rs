@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `.sm-sr` | the marker: which SR this is. No marker, no SR: a missing mount is never an empty SR |
 //! | `.sm-sr-deleting` | the marker of an SR whose deletion was begun: there is no such SR any more |
-//! | `<vdi>.raw`, `<vdi>.vhd` | a disk |
+//! | `<vdi>.raw`, `<vdi>.vhd`, `<vdi>.qcow2` | a disk |
 //! | `<vdi>.params` | label, description, shareable, read-only; only when one is set |
 //! | `<vdi>.lock/` | the persistent lock, a [`register`]; only once it was locked |
 //! | `.tmp-<uuid>` | a file in the making, see [`durable`](crate::sys::durable) |
@@ -75,7 +75,7 @@ pub const DRIVER: Driver = Driver {
     executable: "FileSR",
     description: "disks as files in a local directory",
     dconf_form: "/path/to/directory",
-    formats: &[Format::Vhd, Format::Raw],
+    formats: &[Format::Vhd, Format::Raw, Format::Qcow2],
     parse_dconf: |dconf| Ok(DeviceConfig::from([("location", dconf)])),
     open: |sr, config| Ok(Box::new(FileSr::new(sr, "file", location(config)?))),
     probe: |config| probe(&location(config)?, "file"),

@@ -4,6 +4,7 @@
 //! one file here, its line in [`format`], its `Format` variant.
 
 pub mod cow;
+pub mod qcow2;
 pub mod raw;
 pub mod transfer;
 pub mod vhd;
@@ -427,6 +428,6 @@ pub fn kind(format: Format) -> Result<&'static Kind> {
     match format {
         Format::Raw => Ok(&raw::KIND),
         Format::Vhd => Ok(&vhd::KIND),
-        Format::Qcow2 => Err(Error::NotServed { format, vdi: None }),
+        Format::Qcow2 => Ok(&qcow2::KIND),
     }
 }

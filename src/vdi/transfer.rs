@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, DiskWriter, PIECE, RawFile, pieces, stream};
-use crate::image::vhd::{self, Chain, FilePlace};
+use crate::image::place::FilePlace;
+use crate::image::qcow2;
+use crate::image::vhd::{self, Chain};
 use crate::sys::copy::Progress;
 use crate::types::{Format, Mode};
 
@@ -34,7 +36,7 @@ impl Stream {
 /// Writes all of a disk in the stream's format. A raw file stays sparse; durable for files.
 ///
 /// # Errors
-/// [`Error::Unsupported`] format; what reading and writing say.
+/// [`Error::TooBig`] for the format; what reading and writing say.
 pub fn export(disk: &dyn Disk, to: &Stream, progress: Progress) -> Result<()> {
     let is_file = to.is_file()?;
     match to.format {
@@ -55,7 +57,11 @@ pub fn export(disk: &dyn Disk, to: &Stream, progress: Progress) -> Result<()> {
             vhd::write_stream(disk, &mut out, &to.name, progress)?;
             out.flush().map_err(Error::io("write", &to.name))?;
         }
-        Format::Qcow2 => return Err(no_qcow2("vdi_export")),
+        Format::Qcow2 => {
+            let mut out = std::io::BufWriter::with_capacity(PIECE, &*to.file);
+            qcow2::write_stream(disk, &mut out, &to.name, progress)?;
+            out.flush().map_err(Error::io("write", &to.name))?;
+        }
     }
     if is_file {
         to.file.sync_all().map_err(Error::io("make durable", &to.name))?;
@@ -121,7 +127,14 @@ impl Incoming {
                 Ok(Incoming::Disk(Box::new(VhdDisk(Chain::open_single(place, Mode::ReadOnly)?))))
             }
             Format::Vhd => Ok(Incoming::VhdPipe(from.clone())),
-            Format::Qcow2 => Err(no_qcow2("vdi_import")),
+            Format::Qcow2 if is_file => {
+                let place = Arc::new(FilePlace::new(from.reader()?, &from.name)?);
+                Ok(Incoming::Disk(Box::new(qcow2::Chain::open_single(place, Mode::ReadOnly)?)))
+            }
+            Format::Qcow2 => Err(Error::Unsupported {
+                op: "importing a qcow2 from a pipe",
+                why: "its tables may lie behind its data; import it from a file".to_owned(),
+            }),
         }
     }
 
@@ -164,13 +177,6 @@ impl Incoming {
                 to.finish()
             }
         }
-    }
-}
-
-fn no_qcow2(op: &'static str) -> Error {
-    Error::Unsupported {
-        op,
-        why: "qcow2 is not served by this release; qemu-img converts it from and to vhd".to_owned(),
     }
 }
 
@@ -218,6 +224,9 @@ pub fn writer(format: Format, file: File, path: &Path) -> Result<Box<dyn DiskWri
             let place = Arc::new(FilePlace::new(file, path)?);
             Ok(Box::new(VhdDisk(Chain::open_single(place, Mode::ReadWrite)?)))
         }
-        Format::Qcow2 => Err(no_qcow2("vdi_import")),
+        Format::Qcow2 => {
+            let place = Arc::new(FilePlace::new(file, path)?);
+            Ok(Box::new(qcow2::Chain::open_single(place, Mode::ReadWrite)?))
+        }
     }
 }

@@ -54,10 +54,10 @@ done
 MAY_REFUSE='' FORMATS='raw' SHRINKS=yes UNIT=512 THIN=yes DETACH_ENDS=yes ALONE=yes LIST='' NOWHERE=''
 case $TYPE in
 file)
-    FORMATS='vhd raw' DETACH_ENDS=no LIST="((location . \"$DCONF\"))" NOWHERE=/nonexistent/below/sr
+    FORMATS='vhd raw qcow2' DETACH_ENDS=no LIST="((location . \"$DCONF\"))" NOWHERE=/nonexistent/below/sr
     ;;
 nfs)
-    FORMATS='vhd raw' ALONE=no
+    FORMATS='vhd raw qcow2' ALONE=no
     case $DCONF in
     nfs@*)
         server=${DCONF#nfs@}
@@ -74,8 +74,11 @@ lvm)
     ;;
 *) printf '# %s has no row in this suite: nothing is allowed to be unsupported\n' "$TYPE" ;;
 esac
-# A VHD is made of blocks and only grows.
-case ${FORMAT:-${FORMATS%% *}} in vhd) UNIT=2097152 SHRINKS=no ;; esac
+# A VHD is made of blocks, a qcow2 of clusters, and both only grow.
+case ${FORMAT:-${FORMATS%% *}} in
+vhd) UNIT=2097152 SHRINKS=no ;;
+qcow2) UNIT=65536 SHRINKS=no ;;
+esac
 
 # ---- The scene. The UUIDs are always the same, so what a run left is recognised.
 
