@@ -8,11 +8,11 @@ mod scene;
 use nix::errno::Errno;
 use scene::filesystem::Filesystem;
 use scene::kill::{Act, Points};
-use scene::operations::{OPERATIONS, Operation, TREES};
+use scene::operations::{self, OPERATIONS, Operation};
 use scene::{is_root, skip};
 
 fn kill_all(which: fn(&Operation) -> bool, filesystem: Option<&Filesystem>) {
-    for operation in OPERATIONS.iter().chain(TREES).filter(|o| which(o)) {
+    for operation in operations::all().filter(|o| which(o)) {
         if operation.needs_root && !nix::unistd::geteuid().is_root() {
             skip("vdi_attach needs root");
             continue;
@@ -40,7 +40,7 @@ fn killed_anywhere_an_operation_on_a_tree_has_happened_or_not() {
 }
 
 fn of_trees(operation: &Operation) -> bool {
-    TREES.iter().any(|o| o.name == operation.name)
+    operations::trees().any(|o| o.name == operation.name)
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn killed_anywhere_a_copy_of_shared_extents_has_happened_or_not() {
 fn what_was_acknowledged_survives_a_power_cut() {
     if is_root() {
         let ext4 = Filesystem::new("ext4", 64);
-        for operation in OPERATIONS.iter().chain(TREES).filter(|o| !o.needs_root) {
+        for operation in operations::all().filter(|o| !o.needs_root) {
             operation.cut_the_power(&ext4, u64::MAX);
         }
     }

@@ -6,12 +6,12 @@ use nix::errno::Errno;
 use scene::filesystem::Filesystem;
 use scene::is_root;
 use scene::kill::{Act, Points};
-use scene::operations::{OPERATIONS, Operation, TREES};
+use scene::operations::{self, Operation};
 
 /// All operations, or those with $SM_TORTURE in their names.
 fn operations() -> impl Iterator<Item = &'static Operation> {
     let only = std::env::var("SM_TORTURE").unwrap_or_default();
-    OPERATIONS.iter().chain(TREES).filter(move |o| o.name.contains(&only))
+    operations::all().filter(move |o| o.name.contains(&only))
 }
 
 fn kill_before_every_call(kind: &'static str, mib: u64) {

@@ -1,16 +1,15 @@
 //! Trees of images against a model: whatever is cloned, snapshot, grown, deleted and collected, every disk holds what
 //! was written to it, and nothing is left of what nobody needs.
 
+mod chains;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use xcp_sm::call::{self, Call, Context, Reply};
 use xcp_sm::image::disk::Served;
-use xcp_sm::image::place::FilePlace;
-use xcp_sm::image::{qcow2, vhd};
 use xcp_sm::sr::file::DRIVER;
 use xcp_sm::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrUuid, Tagged, VdiInfo, VdiUuid};
 
@@ -167,19 +166,7 @@ impl Model {
     }
 
     fn open(&self, vdi: VdiUuid, mode: Mode) -> Box<dyn Served> {
-        let place = |name: &str, mode| Arc::new(FilePlace::open(self.dir().join(name), mode).unwrap());
-        let leaf = place(&format!("{vdi}.{}", self.format), mode);
-        let below = |name: &str| place(name, Mode::ReadOnly);
-        match self.format {
-            Format::Qcow2 => {
-                let resolve = |name: &str| Ok(qcow2::Parent::Qcow2(below(name)));
-                Box::new(qcow2::Chain::open(qcow2::Parent::Qcow2(leaf), mode, resolve).unwrap())
-            }
-            _ => {
-                let resolve = |link: &vhd::ParentInfo| Ok(vhd::Parent::Vhd(below(link.file_name().unwrap())));
-                Box::new(vhd::Chain::open(leaf, mode, resolve).unwrap())
-            }
-        }
+        chains::open(&self.dir(), &vdi.to_string(), mode).unwrap()
     }
 }
 

@@ -1,12 +1,13 @@
 //! Every operation that changes something, with a scene it works on, and what may be seen when it was stopped in
 //! the middle.
 
+#[path = "../chains/mod.rs"]
+mod chains;
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
 
-use xcp_sm::image::vhd::{Chain, FilePlace, Parent, ParentInfo};
 use xcp_sm::types::Mode;
 
 use super::filesystem::Filesystem;
@@ -140,79 +141,90 @@ pub const OPERATIONS: &[Operation] = &[
     },
 ];
 
-/// The same for disks in trees, which are VHDs.
-pub const TREES: &[Operation] = &[
-    Operation {
-        name: "vdi_create of a VHD",
-        prepare: with_a,
-        call: &["vdi_create", SR, B, "2", "--type", "vhd", "--label", "b"],
-        again: EXISTS,
-        needs_root: false,
-    },
-    Operation {
-        name: "vdi_snapshot of a VHD",
-        prepare: with_tree,
-        call: &["vdi_snapshot", SR, A, C],
-        again: EXISTS,
-        needs_root: false,
-    },
-    Operation {
-        name: "vdi_clone of a VHD",
-        prepare: with_tree,
-        call: &["vdi_clone", SR, A, C],
-        again: EXISTS,
-        needs_root: false,
-    },
-    Operation {
-        name: "vdi_resize of a VHD",
-        prepare: with_tree,
-        call: &["vdi_resize", SR, A, "6"],
-        again: Again::Succeeds,
-        needs_root: false,
-    },
-    Operation {
-        name: "vdi_delete in a tree",
-        prepare: with_tree,
-        call: &["vdi_delete", SR, B],
-        again: Again::Succeeds,
-        needs_root: false,
-    },
-    Operation {
-        name: "sr_collect",
-        prepare: |scene| {
-            with_tree(scene);
-            scene.call(["vdi_delete", SR, B]).done();
-        },
-        call: &["sr_collect", SR],
-        again: Again::Succeeds,
-        needs_root: false,
-    },
-    Operation {
-        name: "sr_delete of a tree",
-        prepare: with_tree,
-        call: &["sr_delete", SR],
-        again: Again::Succeeds,
-        needs_root: false,
-    },
-];
-
-/// An SR with the VHD A, which has data, and its snapshot B.
-pub fn with_tree(scene: &Scene) {
-    scene.call(["sr_create", SR]).done();
-    scene.call(["vdi_create", SR, A, "2", "--type", "vhd", "--label", "a"]).done();
-    let chain = chain(scene, A, Mode::ReadWrite);
-    chain.write_at(&pattern(64 * 1024), 0).unwrap();
-    chain.close().unwrap();
-    scene.call(["vdi_snapshot", SR, A, B]).done();
-    let chain = self::chain(scene, A, Mode::ReadWrite);
-    chain.write_at(&[7; 512], MIB).unwrap();
-    chain.close().unwrap();
+/// The same for disks in trees of one format.
+macro_rules! trees {
+    ($name:ident, $format:literal) => {
+        pub const $name: &[Operation] = &[
+            Operation {
+                name: concat!("vdi_create of a ", $format),
+                prepare: with_a,
+                call: &["vdi_create", SR, B, "2", "--type", $format, "--label", "b"],
+                again: EXISTS,
+                needs_root: false,
+            },
+            Operation {
+                name: concat!("vdi_snapshot of a ", $format),
+                prepare: |scene| with_tree(scene, $format),
+                call: &["vdi_snapshot", SR, A, C],
+                again: EXISTS,
+                needs_root: false,
+            },
+            Operation {
+                name: concat!("vdi_clone of a ", $format),
+                prepare: |scene| with_tree(scene, $format),
+                call: &["vdi_clone", SR, A, C],
+                again: EXISTS,
+                needs_root: false,
+            },
+            Operation {
+                name: concat!("vdi_resize of a ", $format),
+                prepare: |scene| with_tree(scene, $format),
+                call: &["vdi_resize", SR, A, "6"],
+                again: Again::Succeeds,
+                needs_root: false,
+            },
+            Operation {
+                name: concat!("vdi_delete in a tree of ", $format),
+                prepare: |scene| with_tree(scene, $format),
+                call: &["vdi_delete", SR, B],
+                again: Again::Succeeds,
+                needs_root: false,
+            },
+            Operation {
+                name: concat!("sr_collect of ", $format),
+                prepare: |scene| {
+                    with_tree(scene, $format);
+                    scene.call(["vdi_delete", SR, B]).done();
+                },
+                call: &["sr_collect", SR],
+                again: Again::Succeeds,
+                needs_root: false,
+            },
+            Operation {
+                name: concat!("sr_delete of a tree of ", $format),
+                prepare: |scene| with_tree(scene, $format),
+                call: &["sr_delete", SR],
+                again: Again::Succeeds,
+                needs_root: false,
+            },
+        ];
+    };
 }
 
-fn chain(scene: &Scene, vdi: &str, mode: Mode) -> Chain {
-    let place = |name: String, mode| Arc::new(FilePlace::open(scene.place.join(name), mode).unwrap());
-    let resolve = |link: &ParentInfo| Ok(Parent::Vhd(place(link.file_name().unwrap().to_owned(), Mode::ReadOnly)));
-    Chain::open(place(format!("{vdi}.vhd"), mode), mode, resolve).unwrap()
+trees!(VHD_TREES, "vhd");
+trees!(QCOW2_TREES, "qcow2");
+
+/// Everything.
+pub fn all() -> impl Iterator<Item = &'static Operation> {
+    OPERATIONS.iter().chain(trees())
+}
+
+pub fn trees() -> impl Iterator<Item = &'static Operation> {
+    VHD_TREES.iter().chain(QCOW2_TREES)
+}
+
+/// An SR with the disk A, which has data, and its snapshot B.
+pub fn with_tree(scene: &Scene, format: &str) {
+    scene.call(["sr_create", SR]).done();
+    scene.call(["vdi_create", SR, A, "2", "--type", format, "--label", "a"]).done();
+    let write = |bytes: &[u8], at: u64| {
+        let disk = chains::open(&scene.place, A, Mode::ReadWrite).unwrap();
+        disk.write_at(bytes, at).unwrap();
+        disk.close().unwrap();
+    };
+    write(&pattern(64 * 1024), 0);
+    scene.call(["vdi_snapshot", SR, A, B]).done();
+    write(&[7; 512], MIB);
 }
 
 /// A hash of what a guest would read.
@@ -220,12 +232,10 @@ fn bytes_of(scene: &Scene, vdi: &str) -> Option<u64> {
     let mut hash = DefaultHasher::new();
     if let Ok(bytes) = fs::read(scene.image(vdi)) {
         bytes.hash(&mut hash);
-    } else if scene.place.join(format!("{vdi}.vhd")).exists() {
-        let mut bytes = vec![0; 2 * MIB as usize];
-        chain(scene, vdi, Mode::ReadOnly).read_at(&mut bytes, 0).unwrap();
-        bytes.hash(&mut hash);
     } else {
-        return None;
+        let mut bytes = vec![0; 2 * MIB as usize];
+        chains::open(&scene.place, vdi, Mode::ReadOnly)?.read_at(&mut bytes, 0).unwrap();
+        bytes.hash(&mut hash);
     }
     Some(hash.finish())
 }
