@@ -50,7 +50,7 @@ impl Model {
     fn new() -> Model {
         let mut model =
             Model { scratch: tempfile::tempdir().unwrap(), sr: SrUuid::random(), disks: BTreeMap::new(), next: 0 };
-        model.run(Call::SrCreate { size: None });
+        model.run(Call::SrCreate { size: None, force: false });
         let vdi = model.new_uuid();
         let new = NewVdi { vdi, virtual_size: 4 * MIB as u64, format: Some(Format::Vhd), params: Params::default() };
         model.run(Call::VdiCreate(new));

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+use crate::sys::blockdev;
 use crate::sys::loopdev::{self, Detached};
 use crate::sys::run_dir;
 use crate::types::Format;
@@ -97,7 +98,7 @@ pub fn all() -> Result<Vec<Attached>> {
         let (server, image) = fuse::parse_backing_file(&backing)?;
         let device = Path::new("/dev").join(name);
         Some(Attached {
-            read_only: loopdev::is_read_only(&device),
+            read_only: blockdev::is_read_only(&device),
             device,
             transport,
             server,
@@ -164,8 +165,7 @@ impl Transport {
 
 /// Who has the device open, in the kernel or as a process.
 fn holder(device: &Path) -> Option<String> {
-    let rdev = fs::metadata(device).ok()?.rdev();
-    loopdev::claimed(device, rdev).or_else(|| loopdev::openers(rdev))
+    blockdev::claimed(device).or_else(|| blockdev::openers(device))
 }
 
 /// Takes the device from the kernel.
@@ -250,7 +250,7 @@ impl Drop for Paused {
 
 /// Makes what was written to the device durable, without closing anything.
 pub fn flush(attached: &Attached) -> Result<()> {
-    loopdev::flush(&attached.device)?;
+    blockdev::flush(&attached.device)?;
     conversation(attached)?.ask("flush").map(drop)
 }
 

@@ -10,7 +10,7 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,7 +26,8 @@ use super::disk::Disk;
 use super::fuse::backing_file;
 use super::netlink::{self, Nbd};
 use crate::error::{Error, Result};
-use crate::sys::loopdev::{self, Detached};
+use crate::sys::blockdev;
+use crate::sys::loopdev::Detached;
 use crate::sys::tool::Tool;
 use crate::types::Done;
 
@@ -96,12 +97,11 @@ pub fn detach(device: &Path) -> Result<Detached> {
     const PATIENCE: Duration = Duration::from_secs(2);
     let until = Instant::now() + PATIENCE;
     let number = index(device).ok_or_else(|| Error::io("detach", device)(io::ErrorKind::InvalidInput.into()))?;
-    let rdev = match fs::metadata(device) {
-        Ok(meta) => meta.rdev(),
-        Err(_) => return Ok(Detached::Done(Done::Already)),
-    };
+    if blockdev::number(device).is_none() {
+        return Ok(Detached::Done(Done::Already));
+    }
     let exclusive = loop {
-        let holder = loopdev::claimed(device, rdev).or_else(|| loopdev::openers(rdev));
+        let holder = blockdev::claimed(device).or_else(|| blockdev::openers(device));
         let exclusive = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(device);
         match (holder, exclusive) {
             (None, Ok(file)) => {

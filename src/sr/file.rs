@@ -55,7 +55,7 @@ use crate::sr::{About, Driver, Sr, vdi_by_uuid};
 use crate::sys::copy::{self, Progress};
 use crate::sys::durable::{self, Dir, NewFile};
 use crate::sys::lock::{self, Lock};
-use crate::sys::{loopdev, register};
+use crate::sys::{blockdev, loopdev, register};
 use crate::types::{
     DeviceConfig, Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid,
 };
@@ -317,6 +317,7 @@ impl FileSr {
             sr_type: self.sr_type.to_owned(),
             location: self.path.display().to_string(),
             vdis: Vec::new(),
+            pool: None,
         })
     }
 
@@ -945,7 +946,7 @@ impl Place for FilePlace<'_> {
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
         let read_only = mode == Mode::ReadOnly;
         if let Some(device) = self.device()? {
-            if !read_only && loopdev::is_read_only(&device) {
+            if !read_only && blockdev::is_read_only(&device) {
                 return Err(Error::VdiInUse {
                     vdi: self.vdi,
                     sr: self.sr.sr,
@@ -983,7 +984,7 @@ impl Place for FilePlace<'_> {
         let path = self.path();
         let device = self.device()?;
         if let Some(device) = &device {
-            loopdev::flush(device)?;
+            blockdev::flush(device)?;
         }
         let target = self.sr.place(self.dir.clone(), dest, self.format);
         remove_unborn(&self.dir, dest)?;
@@ -993,7 +994,7 @@ impl Place for FilePlace<'_> {
         let from = self.dir.open_file(&self.name(), false)?;
         let image = self.dir.new_file()?;
         if !copy::reflink(&from, image.file(), &path)? {
-            if let Some(device) = device.filter(|d| !loopdev::is_read_only(d)) {
+            if let Some(device) = device.filter(|d| !blockdev::is_read_only(d)) {
                 return Err(Error::VdiInUse {
                     vdi: self.vdi,
                     sr: self.sr.sr,
