@@ -20,6 +20,7 @@ use crate::vdi::transfer::{self, Incoming, Stream};
 pub enum Call {
     SrCreate {
         size: Option<u64>,
+        force: bool,
     },
     SrDelete,
     SrAttach,
@@ -161,7 +162,8 @@ fn carry_out(driver: &Driver, sr: SrUuid, config: &DeviceConfig, call: &Call, co
 fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
     let nothing = |_: Done| Reply::Nothing;
     match call {
-        Call::SrCreate { size } => storage.create(*size).map(|()| Reply::Nothing),
+        Call::SrCreate { size, force: false } => storage.create(*size).map(|()| Reply::Nothing),
+        Call::SrCreate { size, force: true } => storage.create_over(*size).map(|()| Reply::Nothing),
         Call::SrDelete => storage.delete().map(nothing),
         Call::SrAttach => storage.attach().map(nothing),
         Call::SrAdopt => storage.adopt().map(nothing),

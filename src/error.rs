@@ -56,6 +56,8 @@ pub enum Error {
     NotEmpty { path: PathBuf },
     #[error("SR {sr} has {free} bytes free, {wanted} wanted")]
     NoSpace { sr: SrUuid, free: u64, wanted: u64 },
+    #[error("the thin pool of SR {sr} is nearly full: {used}; add space or delete VDIs")]
+    PoolFull { sr: SrUuid, used: String },
     #[error("{}: {what}", path.display())]
     Damaged { path: PathBuf, what: String },
 

@@ -214,9 +214,21 @@ pub struct SrInfo {
     #[serde(rename = "type")]
     pub sr_type: String,
     pub location: String,
+    /// The thin pool that the VDIs share, if the SR has one and it is active.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "bare")]
+    pub pool: Option<PoolUse>,
     /// Filled by `sr_scan` only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vdis: Vec<Tagged>,
+}
+
+/// How full a thin pool is, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolUse {
+    pub data_size: u64,
+    pub data_used: u64,
+    pub metadata_size: u64,
+    pub metadata_used: u64,
 }
 
 /// An SR or a VDI inside another datum, tagged as it is at top level: `(vdi (uuid . "…") …)`.

@@ -51,7 +51,7 @@ impl Model {
     fn new(format: Format) -> Model {
         let scratch = tempfile::tempdir().unwrap();
         let mut model = Model { format, scratch, sr: SrUuid::random(), disks: BTreeMap::new(), next: 0 };
-        model.run(Call::SrCreate { size: None });
+        model.run(Call::SrCreate { size: None, force: false });
         let vdi = model.new_uuid();
         let new = NewVdi { vdi, virtual_size: 4 * MIB as u64, format: Some(format), params: Params::default() };
         model.run(Call::VdiCreate(new));

@@ -118,7 +118,7 @@ impl Disk {
         Some(result.map_err(|e| self.complain(&e)))
     }
 
-    fn at_once<T>(&self, io: impl FnOnce(&Chain) -> Result<T>) -> Option<Result<T>> {
+    fn at_once<T>(&self, io: impl FnOnce(&dyn Served) -> Result<T>) -> Option<Result<T>> {
         let gate = self.gate.try_read().ok()?;
         let Gate::Open(chain) = &*gate else { return None };
         let slow = self.slow.load(Relaxed);
@@ -128,7 +128,7 @@ impl Disk {
             return None;
         }
         let start = Instant::now();
-        let result = io(chain);
+        let result = io(&**chain);
         if start.elapsed() > SLOW {
             self.slow.store(SLOW_FOR, Relaxed);
         }

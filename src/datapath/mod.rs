@@ -19,6 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::sys::blockdev;
 use crate::sys::loopdev::{self, Detached};
 use crate::sys::run_dir;
 use crate::types::Format;
@@ -55,7 +56,7 @@ pub fn all() -> Result<Vec<Attached>> {
         let healthy = Arguments::of(server).is_some_and(|a| a.source.path == image);
         for name in names {
             let device = Path::new("/dev").join(name);
-            let read_only = loopdev::is_read_only(&device);
+            let read_only = blockdev::is_read_only(&device);
             found.push(Attached { image: image.clone(), device, read_only, server, healthy });
         }
     }
@@ -104,8 +105,7 @@ pub fn attach(source: &Source) -> Result<PathBuf> {
 
 /// Who has the device open, in the kernel or as a process.
 fn holder(device: &Path) -> Option<String> {
-    let rdev = fs::metadata(device).ok()?.rdev();
-    loopdev::claimed(device, rdev).or_else(|| loopdev::openers(rdev))
+    blockdev::claimed(device).or_else(|| blockdev::openers(device))
 }
 
 /// Removes the device and ends the server; what was written is durable. Idempotent.
@@ -182,7 +182,7 @@ impl Drop for Paused {
 
 /// Makes what was written to the device durable, without closing anything.
 pub fn flush(attached: &Attached) -> Result<()> {
-    loopdev::flush(&attached.device)?;
+    blockdev::flush(&attached.device)?;
     conversation(attached)?.ask("flush").map(drop)
 }
 

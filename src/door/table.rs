@@ -41,6 +41,11 @@ fn sr(out: &mut String, info: &SrInfo) {
         ("virtual", human(info.virtual_allocation)),
         ("VDIs", info.vdi_uuids.len().to_string()),
     ];
+    if let Some(pool) = &info.pool {
+        let part = |used: u64, size: u64| format!("{} of {}", human(used), human(size));
+        rows.push(("pool data", part(pool.data_used, pool.data_size)));
+        rows.push(("pool metadata", part(pool.metadata_used, pool.metadata_size)));
+    }
     rows.extend(texts(&info.label, &info.description));
     pairs(out, &rows);
     if info.vdis.is_empty() {

@@ -89,6 +89,9 @@ enum Verb {
         sr: SrArg,
         /// The least size that will do, in MB or with a unit (20GiB).
         size: Option<String>,
+        /// Overwrite what the devices hold. What is mounted or in use is refused all the same.
+        #[arg(long)]
+        force: bool,
     },
     /// Delete an SR and every VDI in it. Succeeds if there is none; fails while a VDI is in use.
     SrDelete {
@@ -364,8 +367,9 @@ fn to_call(verb: Verb) -> Result<(SrUuid, Call)> {
         Ok((sr, vdi, boolean("FORCE", &args.force)?, text("USER", &args.user, 1..=1024)?))
     }
     Ok(match verb {
-        Verb::SrCreate { sr, size } => {
-            (sr.sr.parse()?, Call::SrCreate { size: size.as_deref().map(size::parse_or_zero).transpose()?.flatten() })
+        Verb::SrCreate { sr, size, force } => {
+            let size = size.as_deref().map(size::parse_or_zero).transpose()?.flatten();
+            (sr.sr.parse()?, Call::SrCreate { size, force })
         }
         Verb::SrDelete { sr, .. } => (sr.sr.parse()?, Call::SrDelete),
         Verb::SrAttach(sr) => (sr.sr.parse()?, Call::SrAttach),
@@ -545,7 +549,7 @@ fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::SrExists { .. } | Error::VdiExists { .. } => (17, "EEXIST"),
         Error::NoDevice { .. } => (19, "ENODEV"),
         Error::Invalid { .. } | Error::MissingKey { .. } | Error::Usage(_) => (22, "EINVAL"),
-        Error::NoSpace { .. } => (28, "ENOSPC"),
+        Error::NoSpace { .. } | Error::PoolFull { .. } => (28, "ENOSPC"),
         Error::LockRefused { .. } => (37, "ENOLCK"),
         Error::NoSuchCommand(_) => (42, "ENOMSG"),
         Error::NoSr { .. } => (100, "ENOSR"),

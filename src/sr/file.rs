@@ -59,7 +59,7 @@ use crate::sr::{About, Driver, Sr, vdi_by_uuid};
 use crate::sys::copy::{self, Progress};
 use crate::sys::durable::{self, Dir, NewFile};
 use crate::sys::lock::{self, Lock};
-use crate::sys::{loopdev, register};
+use crate::sys::{blockdev, loopdev, register};
 use crate::types::{
     DeviceConfig, Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid,
 };
@@ -269,6 +269,7 @@ impl FileSr {
             sr_type: self.sr_type.to_owned(),
             location: self.path.display().to_string(),
             vdis: Vec::new(),
+            pool: None,
         })
     }
 

@@ -159,6 +159,7 @@ impl Sr for IsoSr {
             free: fs.blocks_free() * fs.fragment_size(),
             sr_type: DRIVER.sr_type.to_owned(),
             location: self.path.display().to_string(),
+            pool: None,
             vdis: vdis.into_iter().map(Tagged::Vdi).collect(),
         })
     }

@@ -5,6 +5,7 @@
 
 pub mod file;
 pub mod iso;
+pub mod lvm;
 pub mod nfs;
 
 use std::path::{Component, Path, PathBuf};
@@ -18,7 +19,7 @@ use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 
 /// Every driver of this package.
-pub const DRIVERS: &[&Driver] = &[&file::DRIVER, &iso::DRIVER, &nfs::DRIVER];
+pub const DRIVERS: &[&Driver] = &[&file::DRIVER, &iso::DRIVER, &lvm::DRIVER, &nfs::DRIVER];
 
 /// What a driver says of itself before any SR exists.
 pub struct Driver {
@@ -104,6 +105,11 @@ pub trait Sr {
     /// # Errors
     /// [`Error::SrExists`] for the same UUID, [`Error::DeviceInUse`] for anything else that is there.
     fn create(&self, size: Option<u64>) -> Result<()>;
+
+    /// The same, overwriting whatever is there but not in use (`--force`).
+    fn create_over(&self, _size: Option<u64>) -> Result<()> {
+        Err(Error::Unsupported { op: "sr_create --force", why: "this driver overwrites nothing".to_owned() })
+    }
 
     /// Deletes the SR and its contents. Idempotent.
     ///

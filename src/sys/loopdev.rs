@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use nix::libc;
 
 use crate::error::{Error, Result};
+use crate::sys::blockdev;
 use crate::types::Done;
 
 const CONTROL: &str = "/dev/loop-control";
@@ -158,21 +159,11 @@ fn set_up(device: RawFd, file: RawFd, path: &Path, read_only: bool) -> Result<()
     Ok(())
 }
 
-/// Whether the device refuses writes.
-pub fn is_read_only(device: &Path) -> bool {
-    fs::read_to_string(Path::new(SYSFS).join(base(device)).join("ro")).is_ok_and(|text| text.trim() == "1")
-}
-
 /// Makes the device as large as its backing file is now.
 pub fn update_size(device: &Path) -> Result<()> {
     let file = open(device, false)?;
     // SAFETY: the ioctl takes no argument.
     unsafe { loop_set_capacity(file.as_raw_fd()) }.map_err(Error::sys("update the size of", device)).map(drop)
-}
-
-/// Writes the device's cached blocks to its backing file.
-pub fn flush(device: &Path) -> Result<()> {
-    open(device, false)?.sync_all().map_err(Error::io("flush", device))
 }
 
 /// What `detach` found.
@@ -189,13 +180,12 @@ pub enum Detached {
 /// a moment, so a short wait comes first.
 pub fn detach(device: &Path) -> Result<Detached> {
     const PATIENCE: Duration = Duration::from_secs(2);
-    const SEEKERS: [&str; 6] = ["udev", "blkid", "(mount)", "lsblk", "(lvm)", "(pvs)"];
-    let rdev = match fs::metadata(device) {
-        Ok(meta) if meta.file_type().is_block_device() => meta.rdev(),
+    match fs::metadata(device) {
+        Ok(meta) if meta.file_type().is_block_device() => {}
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("examine", device)(e)),
         _ => return Ok(Detached::Done(Done::Already)),
-    };
-    if let Some(user) = claimed(device, rdev) {
+    }
+    if let Some(user) = blockdev::claimed(device) {
         return Ok(Detached::Busy(user));
     }
     let file = open(device, false)?;
@@ -212,9 +202,8 @@ pub fn detach(device: &Path) -> Result<Detached> {
         if matches!(backing_file(base(device)).try_exists(), Ok(false)) {
             return Ok(Detached::Done(Done::Changed));
         }
-        let holder = claimed(device, rdev).or_else(|| openers(rdev));
-        let passing = holder.as_deref().is_none_or(|who| SEEKERS.iter().any(|name| who.contains(name)));
-        if !passing || Instant::now() >= until {
+        let holder = blockdev::claimed(device).or_else(|| blockdev::openers(device));
+        if !blockdev::is_passing(holder.as_deref()) || Instant::now() >= until {
             if keep(device)? {
                 return Ok(Detached::Busy(
                     holder.unwrap_or_else(|| "a process that the system does not name".to_owned()),
@@ -240,47 +229,6 @@ fn keep(device: &Path) -> Result<bool> {
     // SAFETY: `info` is the structure the ioctl reads and lives until it returns.
     unsafe { loop_set_status64(file.as_raw_fd(), &info) }.map_err(Error::sys("keep", device))?;
     Ok(true)
-}
-
-/// Who holds the block device in the kernel: a mount, swap, or another device on top.
-pub fn claimed(device: &Path, rdev: u64) -> Option<String> {
-    let number = format!("{}:{}", nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mounted = mounts.lines().find_map(|line| {
-        let mut words = line.split(' ');
-        (words.nth(2) == Some(&number)).then(|| words.nth(1).unwrap_or("?").to_owned())
-    });
-    if let Some(on) = mounted {
-        return Some(format!("the mount on {on}"));
-    }
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    if swaps.lines().any(|line| line.split_whitespace().next() == device.to_str()) {
-        return Some("swap".to_owned());
-    }
-    let above = fs::read_dir(Path::new(SYSFS).join(base(device)).join("holders")).ok()?;
-    let names: Vec<String> = above.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
-    (!names.is_empty()).then(|| format!("the device {}", names.join(", ")))
-}
-
-/// The processes that have the block device open, as far as /proc shows them to this user.
-pub fn openers(rdev: u64) -> Option<String> {
-    let mut found = Vec::new();
-    for process in fs::read_dir("/proc").ok()?.flatten() {
-        let name = process.file_name();
-        let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else { continue };
-        let Ok(fds) = fs::read_dir(process.path().join("fd")) else { continue };
-        let has_it = fds
-            .flatten()
-            .map(|fd| fd.path())
-            // Only what is a device by its name is looked at: a file on a dead server's mount would not answer.
-            .filter(|fd| fs::read_link(fd).is_ok_and(|target| target.starts_with("/dev")))
-            .any(|fd| fs::metadata(fd).is_ok_and(|m| m.file_type().is_block_device() && m.rdev() == rdev));
-        if has_it {
-            let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            found.push(format!("process {pid} ({})", command.trim()));
-        }
-    }
-    (!found.is_empty()).then(|| found.join(", "))
 }
 
 fn status(device: &Path) -> io::Result<LoopInfo64> {

@@ -1,10 +1,12 @@
 //! The system below: one purpose per file, no policy.
 
 pub mod bind;
+pub mod blockdev;
 pub mod copy;
 pub mod durable;
 pub mod lock;
 pub mod loopdev;
+pub mod lvm;
 pub mod mount;
 pub mod register;
 pub mod run_dir;

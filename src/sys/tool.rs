@@ -65,6 +65,12 @@ impl Tool {
         args.into_iter().fold(self, Tool::arg)
     }
 
+    /// Arguments that every such call has: left out of what errors show.
+    pub fn usual_args<S: AsRef<str>>(mut self, args: impl IntoIterator<Item = S>) -> Tool {
+        self.command.args(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
     /// An argument that errors and logs show as `***`.
     pub fn secret(mut self, arg: &Secret) -> Tool {
         self.command.arg(&arg.0);

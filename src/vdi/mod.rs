@@ -58,6 +58,11 @@ pub trait Place {
     /// [`Error::VdiInUse`] while something on the host holds it open, with who.
     fn detach(&self) -> Result<Done>;
 
+    /// The length that the place gets when it is to hold `bytes`: more where the substrate allocates in extents.
+    fn round_up(&self, bytes: u64) -> u64 {
+        bytes
+    }
+
     /// Makes the place exactly `bytes` long, or longer where the substrate allocates in extents; a device
     /// over it follows.
     fn resize(&self, bytes: u64) -> Result<()>;

@@ -100,7 +100,7 @@ impl Vdi for Raw<'_> {
 
     fn resize(&self, size: u64, allow_shrink: bool) -> Result<Done> {
         let now = self.place.stat()?.length;
-        let size = KIND.round(size)?;
+        let size = self.place.round_up(KIND.round(size)?);
         if size == now {
             return Ok(Done::Already);
         }

@@ -23,7 +23,7 @@ use super::xapi::{Record, Xapi};
 use crate::door::xmlrpc::Value;
 use crate::error::{Error, Result};
 use crate::sys::tapdisk::{self, Blktap, Tapdisk};
-use crate::sys::{loopdev, run_dir};
+use crate::sys::{blockdev, run_dir};
 use crate::types::{Mode, SrUuid};
 
 /// How long activate and deactivate wait for whoever paused the VDI.
@@ -47,7 +47,7 @@ pub fn connect(sr: SrUuid, vdi: &str, device: &Path, mode: Mode) -> Result<()> {
         Some(_) => return Ok(()),
         None if tapdisk::present() == Blktap::Absent => None,
         None => {
-            let (started, own) = Tapdisk::start(device, mode == Mode::ReadOnly || loopdev::is_read_only(device))?;
+            let (started, own) = Tapdisk::start(device, mode == Mode::ReadOnly || blockdev::is_read_only(device))?;
             started.publish(&link).inspect_err(|_| drop(started.stop()))?;
             own
         }

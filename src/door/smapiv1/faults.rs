@@ -197,7 +197,7 @@ fn of_error(error: &Error, command: Option<Command>, general: Code) -> Code {
         Error::LockRefused { .. } => Code::LockErr,
         Error::NoDevice { .. } => Code::InvalidDev,
         Error::DeviceInUse { .. } => Code::SRInUse,
-        Error::NoSpace { .. } => Code::SRNoSpace,
+        Error::NoSpace { .. } | Error::PoolFull { .. } => Code::SRNoSpace,
         Error::Damaged { .. } if general == Code::VDIUnavailable => Code::VDILoad,
         Error::Damaged { .. } | Error::Tool { .. } => general,
         Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {

@@ -107,7 +107,7 @@ impl<'a> Service<'a> {
     fn sr_create(&self) -> Answer {
         // Often 0: whatever there is.
         let size = self.request.size(0)?;
-        self.call(Call::SrCreate { size: (size > 0).then_some(size) })?;
+        self.call(Call::SrCreate { size: (size > 0).then_some(size), force: false })?;
         Ok(Value::Nil)
     }
 

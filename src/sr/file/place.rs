@@ -131,7 +131,7 @@ impl Place for FilePlace<'_> {
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
         let read_only = mode == Mode::ReadOnly;
         if let Some(device) = self.device()? {
-            if !read_only && loopdev::is_read_only(&device) {
+            if !read_only && blockdev::is_read_only(&device) {
                 return Err(Error::VdiInUse {
                     vdi: self.vdi,
                     sr: self.sr.sr,
@@ -169,7 +169,7 @@ impl Place for FilePlace<'_> {
         let path = self.path();
         let device = self.device()?;
         if let Some(device) = &device {
-            loopdev::flush(device)?;
+            blockdev::flush(device)?;
         }
         let target = self.sr.place(self.dir.clone(), dest, self.format);
         remove_unborn(&self.dir, dest)?;
@@ -179,7 +179,7 @@ impl Place for FilePlace<'_> {
         let from = self.dir.open_file(&self.name(), false)?;
         let image = self.dir.new_file()?;
         if !copy::reflink(&from, image.file(), &path)? {
-            if let Some(device) = device.filter(|d| !loopdev::is_read_only(d)) {
+            if let Some(device) = device.filter(|d| !blockdev::is_read_only(d)) {
                 return Err(Error::VdiInUse {
                     vdi: self.vdi,
                     sr: self.sr.sr,

@@ -1,0 +1,455 @@
+//! One disk of an [`LvmSr`]: a logical volume.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::path::PathBuf;
+
+use super::{DATA_GONE, GROWING, LvmSr, POOL, RAW, tags};
+use crate::error::{Error, Result};
+use crate::sys::blockdev;
+use crate::sys::copy::Progress;
+use crate::sys::lvm::{self, Deactivated, Lv, Vg};
+use crate::types::{Done, Format, Mode, Params, SrUuid, VdiInfo, VdiUuid};
+use crate::vdi::{self, Extent, Holders, Node, Place};
+
+/// A disk as one report showed it; asked again only after a change.
+pub struct LvmPlace<'a> {
+    sr: &'a LvmSr,
+    vdi: VdiUuid,
+    /// The group without its other volumes.
+    vg: Vg,
+    /// Bytes that all disks of a thin pool use.
+    pool_used: Option<u64>,
+    /// Whether a `NEW-<vdi>` was there.
+    growing: bool,
+    lv: RefCell<Lv>,
+}
+
+impl<'a> LvmPlace<'a> {
+    pub fn new(sr: &'a LvmSr, vg: &Vg, vdi: VdiUuid, lv: &Lv) -> Self {
+        let pool = vg.lv(POOL).cloned();
+        let growing = vg.lv(&format!("{GROWING}{vdi}")).is_some();
+        let pool_used = pool.as_ref().and_then(super::pool_use).map(|used| used.data_used);
+        let vg = Vg { lvs: pool.into_iter().collect(), ..bare(vg) };
+        LvmPlace { sr, vdi, vg, pool_used, growing, lv: RefCell::new(lv.clone()) }
+    }
+
+    fn name(&self) -> String {
+        self.lv.borrow().name.clone()
+    }
+
+    /// `group/volume`, as LVM's commands take it.
+    fn full_name(&self) -> String {
+        format!("{}/{}", self.vg.name, self.name())
+    }
+
+    fn node(&self) -> PathBuf {
+        lvm::node(&self.vg.name, &self.name())
+    }
+
+    fn record(&self) -> tags::Record {
+        tags::read(&self.lv.borrow().tags)
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.lv.borrow().read_only || self.record().params.read_only
+    }
+
+    fn extent(&self) -> Extent {
+        let lv = self.lv.borrow();
+        let allocated = match (lv.is_thin(), lv.data_used) {
+            (false, _) => lv.size,
+            (true, Some(hundredths)) => (u128::from(lv.size) * u128::from(hundredths) / 10_000) as u64,
+            // Only of an active volume does LVM know; it can't be more than this.
+            (true, None) => lv.size.min(self.pool_used.unwrap_or(lv.size)),
+        };
+        Extent { length: lv.size, allocated }
+    }
+
+    pub fn info(&self) -> VdiInfo {
+        let (extent, record) = (self.extent(), self.record());
+        let params = Params { read_only: self.is_read_only(), ..record.params };
+        let node = Node { virtual_size: extent.length, hidden: false, parent: None };
+        let attached = self.lv.borrow().active;
+        vdi::describe(self, &node, extent.allocated, params, record.holders.users, attached, Vec::new())
+    }
+
+    fn change<S: AsRef<str>>(&self, program: &str, options: &[S], names: &[&str]) -> Result<()> {
+        self.sr.change(&self.vg, program, options, names)
+    }
+
+    /// Asks again what LVM knows of the volume.
+    fn refresh(&self) -> Result<()> {
+        let vg = self.sr.look()?;
+        let lv = vg.lv(&self.name()).ok_or_else(|| self.gone())?;
+        self.lv.replace(lv.clone());
+        Ok(())
+    }
+
+    fn gone(&self) -> Error {
+        Error::NoVdi { vdi: self.vdi, sr: self.sr.sr, looked: self.vg.name.clone() }
+    }
+
+    fn in_use(&self, holder: String) -> Error {
+        Error::VdiInUse { vdi: self.vdi, sr: self.sr.sr, holder }
+    }
+
+    fn activate(&self) -> Result<()> {
+        lvm::activate(&self.vg.name, &self.name())?;
+        self.lv.borrow_mut().active = true;
+        let node = self.node();
+        if let Some(why) = blockdev::missing(&node) {
+            return Err(Error::NoDevice {
+                device: node.display().to_string(),
+                why: format!("{why}; LVM said that it activated it"),
+            });
+        }
+        Ok(())
+    }
+
+    fn deactivate(&self) -> Result<()> {
+        match lvm::deactivate(&self.vg.name, &self.name())? {
+            Deactivated::Done => {
+                self.lv.borrow_mut().active = false;
+                Ok(())
+            }
+            Deactivated::Busy(who) => Err(self.in_use(format!("{who}, through {}", self.node().display()))),
+        }
+    }
+
+    /// Gives an active volume that was never attached the zeroes it promised.
+    fn zero_active(&self) -> Result<()> {
+        blockdev::zero(&self.node(), &|_, _| {})?;
+        self.change("lvchange", &["--deltag", tags::ZERO], &[&self.full_name()])?;
+        self.lv.borrow_mut().tags.retain(|tag| tag != tags::ZERO);
+        Ok(())
+    }
+
+    /// The same at once, for a volume that nobody attaches yet.
+    pub fn zero_now(&self) -> Result<()> {
+        self.activate()?;
+        self.zero_active()?;
+        self.deactivate()
+    }
+
+    /// Removes the extents that a killed vdi_resize was preparing.
+    fn sweep(&self) -> Result<()> {
+        match self.growing {
+            true => self.change("lvremove", &["-y"], &[&format!("{}/{GROWING}{}", self.vg.name, self.vdi)]),
+            false => Ok(()),
+        }
+    }
+
+    /// Grows a thick disk whose contents count: the extents are zeroed before the disk has them, because a
+    /// guest may write to them the moment it does.
+    fn grow_zeroed(&self, more: u64) -> Result<()> {
+        const TRIES: u32 = 5;
+        let name = format!("{GROWING}{}", self.vdi);
+        let full = format!("{}/{name}", self.vg.name);
+        let extents = (more / self.vg.extent_size).to_string();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let options = ["-y", "-ay", "-Zn", "-Wn", "-n", &name, "-l", &extents];
+            self.change("lvcreate", &options, &[&self.vg.name])
+                .map_err(|e| self.sr.explain(e, VdiUuid::random(), more))?;
+            let zeroed = blockdev::zero(&lvm::node(&self.vg.name, &name), &|_, _| {})
+                .and_then(|()| lvm::extents(&self.vg.name, &name));
+            let removed = self.remove_growing(&full, &name);
+            let ranges = match (zeroed, removed) {
+                (Ok(ranges), Ok(())) => ranges,
+                (Err(cause), Err(undo)) => return Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
+                (Err(error), Ok(())) | (Ok(_), Err(error)) => return Err(error),
+            };
+            let full_name = self.full_name();
+            let mut names = vec![full_name.as_str()];
+            names.extend(ranges.iter().map(String::as_str));
+            match self.change("lvextend", &["-y", "-l", &format!("+{extents}")], &names) {
+                Ok(()) => return Ok(()),
+                // Another call may have taken the extents between the two commands.
+                Err(_) if tries < TRIES => {}
+                Err(failed) => return Err(self.sr.explain(failed, VdiUuid::random(), more)),
+            }
+        }
+    }
+
+    fn remove_growing(&self, full: &str, name: &str) -> Result<()> {
+        match lvm::deactivate(&self.vg.name, name)? {
+            Deactivated::Done => self.change("lvremove", &["-y"], &[full]),
+            Deactivated::Busy(holder) => Err(Error::DeviceInUse { device: full.to_owned(), holder }),
+        }
+    }
+}
+
+/// A group's own fields.
+fn bare(vg: &Vg) -> Vg {
+    Vg {
+        name: vg.name.clone(),
+        tags: vg.tags.clone(),
+        system_id: vg.system_id.clone(),
+        pvs: vg.pvs.clone(),
+        lvs: Vec::new(),
+        ..*vg
+    }
+}
+
+impl Place for LvmPlace<'_> {
+    fn sr(&self) -> SrUuid {
+        self.sr.sr
+    }
+
+    fn vdi(&self) -> VdiUuid {
+        self.vdi
+    }
+
+    fn format(&self) -> Format {
+        Format::Raw
+    }
+
+    fn path(&self) -> PathBuf {
+        self.node()
+    }
+
+    fn image(&self, mode: Mode) -> Result<File> {
+        blockdev::open(&self.node(), mode == Mode::ReadWrite)
+    }
+
+    fn stat(&self) -> Result<Extent> {
+        Ok(self.extent())
+    }
+
+    fn params(&self) -> Result<Params> {
+        Ok(Params { read_only: self.is_read_only(), ..self.record().params })
+    }
+
+    fn holders(&self) -> Result<Holders> {
+        Ok(self.record().holders)
+    }
+
+    fn set_holders(&self, seen: &Holders, users: Vec<String>) -> Result<bool> {
+        let next = seen.state + 1;
+        let wanted = tags::of_holders(next, &users);
+        let mut options: Vec<String> = Vec::new();
+        for tag in self.lv.borrow().tags.iter().filter(|tag| tags::is_lock(tag)) {
+            options.extend(["--deltag".to_owned(), tag.clone()]);
+        }
+        for tag in &wanted {
+            options.extend(["--addtag".to_owned(), tag.clone()]);
+        }
+        // Only if the record is still in the state that was seen: LVM looks while it holds the group.
+        let (relation, state) = if seen.state == 0 { ("!=", next) } else { ("=", seen.state) };
+        options.extend(["-S".to_owned(), format!("lv_tags{relation}{{\"{}\"}}", tags::lock_state(state))]);
+        self.change("lvchange", &options, &[&self.full_name()])?;
+        self.refresh()?;
+        Ok(self.holders()? == Holders { state: next, users })
+    }
+
+    fn device(&self) -> Result<Option<PathBuf>> {
+        Ok(self.lv.borrow().active.then(|| self.node()))
+    }
+
+    fn attach(&self, mode: Mode) -> Result<PathBuf> {
+        self.sweep()?;
+        let node = self.node();
+        let read_only = mode == Mode::ReadOnly;
+        if matches!(self.lv.borrow().health.as_str(), "partial" | "failed") {
+            return Err(Error::NoDevice {
+                device: self.full_name(),
+                why: format!("LVM says that it is {}: {DATA_GONE}", self.lv.borrow().health),
+            });
+        }
+        let (active, zero) = (self.lv.borrow().active, self.record().zero);
+        if zero {
+            self.sr.refuse_incomplete(&self.vg)?;
+        }
+        if active && !zero {
+            match (self.is_read_only(), blockdev::is_read_only(&node)) {
+                // A kill came between the activation and this.
+                (true, false) => blockdev::set_read_only(&node, true)?,
+                (false, true) if !read_only => {
+                    return Err(self.in_use(format!("a read-only attachment, {}; detach it first", node.display())));
+                }
+                _ => {}
+            }
+            return Ok(node);
+        }
+        match active {
+            true => blockdev::set_read_only(&node, false)?,
+            false => self.activate()?,
+        }
+        if zero {
+            self.zero_active()?;
+        }
+        if read_only {
+            blockdev::set_read_only(&node, true)?;
+        }
+        Ok(node)
+    }
+
+    fn detach(&self) -> Result<Done> {
+        self.sweep()?;
+        if !self.lv.borrow().active {
+            return Ok(Done::Already);
+        }
+        self.deactivate()?;
+        Ok(Done::Changed)
+    }
+
+    fn round_up(&self, bytes: u64) -> u64 {
+        bytes.checked_next_multiple_of(self.vg.extent_size).unwrap_or(u64::MAX)
+    }
+
+    fn resize(&self, bytes: u64) -> Result<()> {
+        let size = super::checked_size(bytes, self.vg.extent_size, i64::MAX as u64)?;
+        self.sr.refuse_broken(&self.vg)?;
+        self.sweep()?;
+        let now = self.extent().length;
+        let (thin, zero) = (self.lv.borrow().is_thin(), self.record().zero);
+        let more = size.saturating_sub(now);
+        if more > 0 && thin {
+            self.sr.refuse_full_pool(&self.vg)?;
+        } else if more > self.vg.free {
+            return Err(Error::NoSpace { sr: self.sr.sr, free: self.vg.free, wanted: more });
+        }
+        let read_only = self.lv.borrow().active && blockdev::is_read_only(&self.node());
+        let full = self.full_name();
+        let to = format!("{size}b");
+        match (more > 0, thin) {
+            (true, false) if !zero => self.grow_zeroed(more)?,
+            (true, _) => self
+                .change("lvextend", &["-y", "-L", &to], &[&full])
+                .map_err(|e| self.sr.explain(e, VdiUuid::random(), more))?,
+            (false, thin) => {
+                if thin {
+                    // What is cut off must not come back when the disk grows again.
+                    self.activate()?;
+                    blockdev::discard(&self.node(), size)?;
+                    self.deactivate()?;
+                }
+                self.change("lvreduce", &["-y", "-f", "-L", &to], &[&full])?;
+            }
+        }
+        self.lv.borrow_mut().size = size;
+        // Kernels before 5.11 forget the mark when they load a new table.
+        if read_only { blockdev::set_read_only(&self.node(), true) } else { Ok(()) }
+    }
+
+    fn copy_to(&self, dest: VdiUuid, params: &Params, _progress: Progress) -> Result<VdiInfo> {
+        if !self.lv.borrow().is_thin() {
+            return Err(Error::Unsupported {
+                op: "a copy of the VDI",
+                why: format!(
+                    "SR {} is thick: a volume of its own for every byte; an SR created with (allocation . \"thin\") has instant \
+                     clones and snapshots",
+                    self.sr.sr
+                ),
+            });
+        }
+        let vg = self.sr.whole()?;
+        if self.sr.volumes(&vg).any(|(vdi, ..)| vdi == dest) {
+            return Err(Error::VdiExists { vdi: dest, sr: self.sr.sr });
+        }
+        self.sr.refuse_full_pool(&vg)?;
+        if self.lv.borrow().active {
+            blockdev::flush(&self.node())?;
+        }
+        let name = format!("{RAW}{dest}");
+        let tags = tags::of_params(params);
+        let mut options: Vec<String> = ["-y", "-s", "-an", "-ky", "-n", &name].map(str::to_owned).to_vec();
+        options.extend(tags.iter().flat_map(|tag| ["--addtag".to_owned(), tag.clone()]));
+        self.change("lvcreate", &options, &[&self.full_name()]).map_err(|e| self.sr.explain(e, dest, 0))?;
+        let lv = Lv { name, tags, active: false, ..self.lv.borrow().clone() };
+        let target = LvmPlace::new(self.sr, &vg, dest, &lv);
+        (vdi::kind(Format::Raw)?.open)(Box::new(target)).info()
+    }
+
+    fn remove(&self) -> Result<()> {
+        self.sweep()?;
+        self.change("lvremove", &["-y"], &[&self.full_name()])
+    }
+}
+
+/// A disk that is attached while LVM does not see its group any more: all that can be done is to detach it.
+pub struct Lost<'a> {
+    pub sr: &'a LvmSr,
+    pub vdi: VdiUuid,
+    pub why: String,
+}
+
+impl Lost<'_> {
+    fn name(&self) -> String {
+        format!("{RAW}{}", self.vdi)
+    }
+
+    fn unseen<T>(&self) -> Result<T> {
+        Err(Error::SrUnavailable {
+            sr: self.sr.sr,
+            why: format!("{}; its VDI {} is attached and can only be detached", self.why, self.vdi),
+        })
+    }
+}
+
+impl Place for Lost<'_> {
+    fn sr(&self) -> SrUuid {
+        self.sr.sr
+    }
+
+    fn vdi(&self) -> VdiUuid {
+        self.vdi
+    }
+
+    fn format(&self) -> Format {
+        Format::Raw
+    }
+
+    fn path(&self) -> PathBuf {
+        lvm::node(&self.sr.group(), &self.name())
+    }
+
+    fn image(&self, _mode: Mode) -> Result<File> {
+        self.unseen()
+    }
+
+    fn stat(&self) -> Result<Extent> {
+        self.unseen()
+    }
+
+    fn params(&self) -> Result<Params> {
+        self.unseen()
+    }
+
+    fn holders(&self) -> Result<Holders> {
+        self.unseen()
+    }
+
+    fn set_holders(&self, _seen: &Holders, _users: Vec<String>) -> Result<bool> {
+        self.unseen()
+    }
+
+    fn device(&self) -> Result<Option<PathBuf>> {
+        Ok(lvm::kernel_device(&self.sr.group(), &self.name()))
+    }
+
+    fn attach(&self, _mode: Mode) -> Result<PathBuf> {
+        self.unseen()
+    }
+
+    fn detach(&self) -> Result<Done> {
+        match lvm::remove_lost_device(&self.sr.group(), &self.name())? {
+            Deactivated::Done => Ok(Done::Changed),
+            Deactivated::Busy(holder) => Err(Error::VdiInUse { vdi: self.vdi, sr: self.sr.sr, holder }),
+        }
+    }
+
+    fn resize(&self, _bytes: u64) -> Result<()> {
+        self.unseen()
+    }
+
+    fn copy_to(&self, _dest: VdiUuid, _params: &Params, _progress: Progress) -> Result<VdiInfo> {
+        self.unseen()
+    }
+
+    fn remove(&self) -> Result<()> {
+        self.unseen()
+    }
+}

@@ -1,0 +1,136 @@
+//! What a VDI's tags say.
+//!
+//! | tag | meaning |
+//! |---|---|
+//! | `xcp.label.<k>=…`, `xcp.description.<k>=…` | part `k` of the text, escaped |
+//! | `xcp.shareable`, `xcp.read_only` | as they say |
+//! | `xcp.zero` | never attached; what the volume holds is not its own and is zeroed before anybody sees it |
+//! | `xcp.lock=<n>` | the lock's record has been changed `n` times |
+//! | `xcp.lock.<n>.<i>.<k>=…` | part `k` of the name of holder `i`, in state `n` of the record |
+
+use std::collections::BTreeMap;
+
+use crate::sys::lvm::{LONGEST_TAG, escape, unescape};
+use crate::types::Params;
+use crate::vdi::Holders;
+
+pub const ZERO: &str = "xcp.zero";
+const READ_ONLY: &str = "xcp.read_only";
+const SHAREABLE: &str = "xcp.shareable";
+const LOCK: &str = "xcp.lock";
+
+/// A VDI's tags, read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    pub params: Params,
+    pub holders: Holders,
+    pub zero: bool,
+}
+
+pub fn read(tags: &[String]) -> Record {
+    let mut texts: BTreeMap<&str, BTreeMap<u64, &str>> = BTreeMap::new();
+    let mut record = Record::default();
+    for tag in tags {
+        match tag.as_str() {
+            ZERO => record.zero = true,
+            SHAREABLE => record.params.shareable = true,
+            READ_ONLY => record.params.read_only = true,
+            _ => {
+                let Some((key, value)) = tag.split_once('=') else { continue };
+                if key == LOCK {
+                    record.holders.state = record.holders.state.max(value.parse().unwrap_or(0));
+                } else if let Some((name, part)) = key.rsplit_once('.')
+                    && let Ok(part) = part.parse()
+                {
+                    texts.entry(name).or_default().insert(part, value);
+                }
+            }
+        }
+    }
+    let text = |name: &str| {
+        unescape(&texts.get(name).map(|parts| parts.values().copied().collect::<String>()).unwrap_or_default())
+    };
+    record.params.label = text("xcp.label");
+    record.params.description = text("xcp.description");
+    let mut users: Vec<(u64, String)> = texts
+        .keys()
+        .filter_map(|name| {
+            let (state, user) = name.strip_prefix(LOCK)?.strip_prefix('.')?.split_once('.')?;
+            // Of a state that was left behind: of no meaning.
+            (state.parse() == Ok(record.holders.state)).then(|| Some((user.parse().ok()?, text(name))))?
+        })
+        .collect();
+    users.sort_unstable();
+    record.holders.users = users.into_iter().map(|(_, user)| user).collect();
+    record
+}
+
+/// The tags that say `params`.
+pub fn of_params(params: &Params) -> Vec<String> {
+    let mut tags = text("xcp.label", &params.label);
+    tags.extend(text("xcp.description", &params.description));
+    tags.extend(params.shareable.then(|| SHAREABLE.to_owned()));
+    tags.extend(params.read_only.then(|| READ_ONLY.to_owned()));
+    tags
+}
+
+/// The tags that say who holds the lock in a state of its record.
+pub fn of_holders(state: u64, users: &[String]) -> Vec<String> {
+    let mut tags = vec![lock_state(state)];
+    for (i, user) in users.iter().enumerate() {
+        tags.extend(text(&format!("{LOCK}.{state}.{i}"), user));
+    }
+    tags
+}
+
+pub fn lock_state(state: u64) -> String {
+    format!("{LOCK}={state}")
+}
+
+/// Whether a tag is part of the lock's record.
+pub fn is_lock(tag: &str) -> bool {
+    tag.strip_prefix(LOCK).is_some_and(|rest| rest.starts_with(['=', '.']))
+}
+
+fn text(name: &str, value: &str) -> Vec<String> {
+    let escaped = escape(value);
+    let room = LONGEST_TAG - 1 - name.len() - ".999=".len();
+    // Escaped text is ASCII: any byte is a boundary.
+    let parts = escaped.as_bytes().chunks(room).enumerate();
+    parts.map(|(k, part)| format!("{name}.{k}={}", String::from_utf8_lossy(part))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_text_survives(label in "\\PC{0,400}", description in "\\PC{0,2000}", users in prop::collection::vec("\\PC{1,40}", 0..4), state in 1..u64::MAX) {
+            let params = Params { label, description, shareable: true, read_only: false };
+            let mut tags = of_params(&params);
+            tags.extend(of_holders(state, &users));
+            for tag in &tags {
+                prop_assert!(tag.len() < LONGEST_TAG && !tag.starts_with('-'));
+                prop_assert!(tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+.-/=!:&#".contains(&b)), "{tag}");
+            }
+            // LVM reports tags in an order of its own.
+            tags.sort_unstable_by(|a, b| b.cmp(a));
+            let record = read(&tags);
+            prop_assert_eq!(record.params, params);
+            prop_assert_eq!(record.holders, Holders { state, users });
+            prop_assert_eq!(tags.iter().filter(|t| is_lock(t)).count() > 0, true);
+        }
+    }
+
+    #[test]
+    fn tags_of_others_and_of_past_states_mean_nothing() {
+        let tags =
+            ["hidden", "journaler", "xcp.lock=3", "xcp.lock=2", "xcp.lock.2.0.0=old", "xcp.lock.3.0.0=new", "a=b"]
+                .map(str::to_owned);
+        let record = read(&tags);
+        assert_eq!(record.holders, Holders { state: 3, users: vec!["new".to_owned()] });
+        assert_eq!(record.params, Params::default());
+    }
+}

@@ -1,0 +1,213 @@
+//! Block devices: who holds one, how large it is, its write cache, zeroes on it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::libc;
+
+use crate::error::{Error, Result};
+use crate::sys::copy::Progress;
+
+nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
+nix::ioctl_write_ptr_bad!(blkroset, 0x125d, i32);
+nix::ioctl_write_ptr_bad!(blkdiscard, 0x1277, [u64; 2]);
+
+/// The device number of a block device, whatever name leads to it. `None`: there is no block device.
+pub fn number(device: &Path) -> Option<u64> {
+    fs::metadata(device).ok().filter(|meta| meta.file_type().is_block_device()).map(|meta| meta.rdev())
+}
+
+/// The device's directory in sysfs.
+fn sysfs(rdev: u64) -> PathBuf {
+    format!("/sys/dev/block/{}:{}", nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev)).into()
+}
+
+/// Bytes.
+pub fn size(device: &Path) -> Result<u64> {
+    let file = open(device, false)?;
+    let mut bytes = 0;
+    // SAFETY: `bytes` is the number that the ioctl fills and lives until it returns.
+    unsafe { blkgetsize64(file.as_raw_fd(), &mut bytes) }.map_err(Error::sys("find the size of", device))?;
+    Ok(bytes)
+}
+
+/// Whether the device refuses writes.
+pub fn is_read_only(device: &Path) -> bool {
+    let flag = number(device).and_then(|rdev| fs::read_to_string(sysfs(rdev).join("ro")).ok());
+    flag.is_some_and(|text| text.trim() == "1")
+}
+
+/// Makes the device refuse writes, or take them again, until it is removed.
+pub fn set_read_only(device: &Path, read_only: bool) -> Result<()> {
+    let file = open(device, false)?;
+    let flag = i32::from(read_only);
+    // SAFETY: `flag` is the number that the ioctl reads and lives until it returns.
+    unsafe { blkroset(file.as_raw_fd(), &flag) }.map_err(Error::sys("change the read-only flag of", device)).map(drop)
+}
+
+/// Writes the device's cached blocks, and those of its disk's own cache, to where a power cut spares them.
+pub fn flush(device: &Path) -> Result<()> {
+    open(device, false)?.sync_all().map_err(Error::io("flush", device))
+}
+
+/// Who in the kernel holds the device or a partition of it: a mount, swap, or another device on top.
+pub fn claimed(device: &Path) -> Option<String> {
+    let rdev = number(device)?;
+    claimed_itself(rdev).or_else(|| {
+        let parts = fs::read_dir(sysfs(rdev)).ok()?.flatten().filter(|e| e.path().join("partition").exists());
+        parts.into_iter().find_map(|part| {
+            let text = fs::read_to_string(part.path().join("dev")).ok()?;
+            let (major, minor) = text.trim().split_once(':')?;
+            let who = claimed_itself(nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?))?;
+            Some(format!("{who} (its partition {})", part.file_name().to_string_lossy()))
+        })
+    })
+}
+
+fn claimed_itself(rdev: u64) -> Option<String> {
+    let number_text = format!("{}:{}", nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounted = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        (words.nth(2) == Some(&number_text)).then(|| words.nth(1).unwrap_or("?").to_owned())
+    });
+    if let Some(on) = mounted {
+        return Some(format!("the mount on {on}"));
+    }
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    if swaps.lines().filter_map(|line| line.split_whitespace().next()).any(|p| number(Path::new(p)) == Some(rdev)) {
+        return Some("swap".to_owned());
+    }
+    let above = fs::read_dir(sysfs(rdev).join("holders")).ok()?;
+    let mut names: Vec<String> = above
+        .flatten()
+        .map(|entry| {
+            let name = fs::read_to_string(entry.path().join("dm/name")).ok();
+            name.map_or_else(|| entry.file_name().to_string_lossy().into_owned(), |name| name.trim().to_owned())
+        })
+        .collect();
+    names.sort_unstable();
+    let rest = names.len().saturating_sub(3);
+    names.truncate(3);
+    let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+    (!names.is_empty()).then(|| format!("the device {}{more}", names.join(", ")))
+}
+
+/// The processes that have the device open, as far as /proc shows them to this user.
+pub fn openers(device: &Path) -> Option<String> {
+    let rdev = number(device)?;
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else { continue };
+        let Ok(fds) = fs::read_dir(process.path().join("fd")) else { continue };
+        let has_it = fds
+            .flatten()
+            .map(|fd| fd.path())
+            // Only what is a device by its name is looked at: a file on a dead server's mount would not answer.
+            .filter(|fd| fs::read_link(fd).is_ok_and(|target| target.starts_with("/dev")))
+            .any(|fd| fs::metadata(fd).is_ok_and(|m| m.file_type().is_block_device() && m.rdev() == rdev));
+        if has_it {
+            let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            found.push(format!("process {pid} ({})", command.trim()));
+        }
+    }
+    (!found.is_empty()).then(|| found.join(", "))
+}
+
+/// Whether this holder goes away by itself: nobody we can see, udev's probes of a new or closed device, or a
+/// program that looks at every device for a moment.
+pub fn is_passing(holder: Option<&str>) -> bool {
+    const SEEKERS: [&str; 6] = ["udev", "blkid", "(mount)", "lsblk", "(lvm)", "(pvs)"];
+    holder.is_none_or(|who| SEEKERS.iter().any(|name| who.contains(name)))
+}
+
+/// Whether something in the kernel has the device to itself, and what.
+pub fn exclusive_holder(device: &Path) -> Result<Option<String>> {
+    if let Some(who) = claimed(device) {
+        return Ok(Some(who));
+    }
+    match OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(device) {
+        Ok(_) => Ok(None),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Ok(Some("something in the kernel".to_owned())),
+        Err(e) => Err(Error::io("open", device)(e)),
+    }
+}
+
+/// Whether the device makes zeroes by itself, so that [`zero`] moves no data.
+pub fn zeroes_by_itself(device: &Path) -> bool {
+    let Some(rdev) = number(device) else { return false };
+    let limit = |dir: PathBuf| fs::read_to_string(dir.join("queue/write_zeroes_max_bytes")).ok();
+    // A partition has its disk's queue.
+    let text = limit(sysfs(rdev)).or_else(|| limit(fs::canonicalize(sysfs(rdev)).ok()?.parent()?.to_owned()));
+    text.is_some_and(|text| text.trim() != "0")
+}
+
+/// Makes the whole device read as zeroes, durably: by the device's own command where it has one, else by
+/// writing them.
+pub fn zero(device: &Path, progress: Progress) -> Result<()> {
+    const STEP: u64 = 1 << 30;
+    const WRITE_STEP: u64 = 64 << 20;
+    let file = open(device, true)?;
+    let end = size(device)?;
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let mut offloaded = true;
+    let mut at = 0;
+    while at < end {
+        // PUNCH_HOLE is the kernel's "zeroes, but never by writing them"; ZERO_RANGE writes if it must.
+        let (flags, step) = if offloaded {
+            (punch, STEP)
+        } else {
+            (FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE, WRITE_STEP)
+        };
+        let length = (end - at).min(step);
+        match fallocate(&file, flags, at as i64, length as i64) {
+            Ok(()) => at += length,
+            Err(Errno::EINTR) => {}
+            Err(Errno::EOPNOTSUPP) if offloaded => offloaded = false,
+            Err(errno) => return Err(Error::sys("write zeroes to", device)(errno)),
+        }
+        progress(at, end);
+    }
+    file.sync_all().map_err(Error::io("flush", device))
+}
+
+/// Tells the device that nobody needs what is from byte `from` on. Best effort: not every device listens.
+pub fn discard(device: &Path, from: u64) -> Result<()> {
+    let file = open(device, true)?;
+    let range = [from, size(device)?.saturating_sub(from)];
+    // SAFETY: `range` is what the ioctl reads and lives until it returns.
+    match unsafe { blkdiscard(file.as_raw_fd(), &range) } {
+        Ok(_) | Err(Errno::EOPNOTSUPP) => Ok(()),
+        Err(errno) => Err(Error::sys("discard the end of", device)(errno)),
+    }
+}
+
+pub fn open(path: &Path, write: bool) -> Result<File> {
+    OpenOptions::new().read(true).write(write).open(path).map_err(Error::io("open", path))
+}
+
+/// Reads the device's beginning past the page cache's copy of it: a device that can't be read says so.
+pub fn first_bytes(device: &Path) -> Result<()> {
+    #[repr(align(4096))]
+    struct Block([u8; 4096]);
+    let mut block = Block([0; 4096]);
+    let file =
+        OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(device).map_err(Error::io("open", device))?;
+    file.read_exact_at(&mut block.0, 0).map_err(Error::io("read", device))
+}
+
+/// Why a path that a caller named is no block device.
+pub fn missing(device: &Path) -> Option<String> {
+    match fs::metadata(device) {
+        Ok(meta) if meta.file_type().is_block_device() => None,
+        Ok(_) => Some("it is not a block device".to_owned()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Some("there is nothing of that name".to_owned()),
+        Err(e) => Some(e.to_string()),
+    }
+}

@@ -1,0 +1,493 @@
+//! LVM: one report that answers everything, the commands that change something, and the kernel's view.
+//!
+//! Every command goes through [`change`] or [`report`]: no shell, a fixed locale, a deadline, its stderr in
+//! the error ([`tool`](crate::sys::tool)). `lvm fullreport` (LVM 2.02.158) is one process and one scan of the devices for
+//! volume groups, physical and logical volumes, however many; the columns are named, never counted.
+
+use std::borrow::Cow;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::sys::blockdev;
+use crate::sys::tool::Tool;
+
+/// How long one LVM command may take: it waits for other commands on the volume group.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// The longest tag that LVM takes, bytes.
+pub const LONGEST_TAG: usize = 1024;
+
+/// Extents of a volume are counted in 32 bits.
+pub const MOST_EXTENTS: u64 = u32::MAX as u64;
+
+const LV_COLUMNS: &str = "lv_name,lv_size,lv_tags,lv_attr,lv_layout,lv_health_status,data_percent,\
+                          metadata_percent,lv_metadata_size";
+
+/// A volume group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Vg {
+    pub name: String,
+    pub size: u64,
+    pub free: u64,
+    pub extent_size: u64,
+    pub tags: Vec<String>,
+    /// The host that owns it, if LVM's system IDs are in use.
+    pub system_id: String,
+    pub pvs: Vec<Pv>,
+    pub lvs: Vec<Lv>,
+}
+
+/// A physical volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pv {
+    pub name: PathBuf,
+    pub uuid: String,
+    pub size: u64,
+    pub device_size: u64,
+    pub missing: bool,
+    /// Another device that claims to be the same.
+    pub duplicate: Option<String>,
+}
+
+/// A logical volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lv {
+    pub name: String,
+    pub size: u64,
+    pub tags: Vec<String>,
+    pub active: bool,
+    pub read_only: bool,
+    /// LVM's words: `linear`, `thin,sparse`, `thin,pool`.
+    pub layout: Vec<String>,
+    /// LVM's word: empty, `partial` (a physical volume is missing), `failed`, …
+    pub health: String,
+    /// Hundredths of a percent; only of what is active.
+    pub data_used: Option<u64>,
+    pub metadata_used: Option<u64>,
+    pub metadata_size: u64,
+}
+
+impl Vg {
+    pub fn lv(&self, name: &str) -> Option<&Lv> {
+        self.lvs.iter().find(|lv| lv.name == name)
+    }
+}
+
+impl Lv {
+    pub fn is_thin_pool(&self) -> bool {
+        self.is_thin() && self.layout.iter().any(|word| word == "pool")
+    }
+
+    pub fn is_thin(&self) -> bool {
+        self.layout.iter().any(|word| word == "thin")
+    }
+}
+
+/// What LVM knows of one volume group, or of all of them, those of other hosts included. Physical volumes
+/// that belong to no group come in one without a name.
+pub fn report(vg: Option<&str>) -> Result<Vec<Vg>> {
+    let mut tool = Tool::new("lvm")
+        .deadline(DEADLINE)
+        .arg("fullreport")
+        .usual_args(["--config", CONFIG, "--reportformat", "json", "--units", "b", "--nosuffix"])
+        .usual_args(["--configreport", "vg", "-o", "vg_name,vg_size,vg_free,vg_extent_size,vg_tags,vg_systemid"])
+        .usual_args(["--configreport", "pv", "-o", "pv_name,pv_uuid,pv_size,dev_size,pv_missing"])
+        .usual_args(["--configreport", "lv", "-o", LV_COLUMNS])
+        // These two can't be left out, but they can be made to have no rows.
+        .usual_args(["--configreport", "pvseg", "-o", "pvseg_start", "-S", "pvseg_size=0"])
+        .usual_args(["--configreport", "seg", "-o", "seg_start", "-S", "seg_size=0"]);
+    tool = match vg {
+        Some(name) => tool.usual_args(["--"]).arg(name),
+        None => tool.arg("--foreign"),
+    };
+    let out = tool.run()?;
+    let mut groups = parse_report(&out.stdout)?;
+    mark_duplicates(&mut groups, &out.stderr);
+    Ok(groups)
+}
+
+/// LVM works on with one of two devices that claim to be the same physical volume, refuses to change the group, and tells
+/// of the other one only in words.
+fn mark_duplicates(groups: &mut [Vg], stderr: &str) {
+    let unused = stderr.lines().filter_map(|line| {
+        let (device, uuid) = line.trim().strip_prefix("WARNING: Not using device ")?.split_once(" for PV ")?;
+        Some((device, uuid.trim_end_matches('.')))
+    });
+    for (device, uuid) in unused {
+        let pvs = groups.iter_mut().flat_map(|vg| &mut vg.pvs);
+        pvs.filter(|pv| pv.uuid == uuid).for_each(|pv| pv.duplicate = Some(device.to_owned()));
+    }
+}
+
+/// Reads the JSON of [`report`].
+pub fn parse_report(json: &str) -> Result<Vec<Vg>> {
+    #[derive(Deserialize)]
+    struct Document<'a> {
+        #[serde(borrow)]
+        report: Vec<Group<'a>>,
+    }
+    #[derive(Deserialize)]
+    struct Group<'a> {
+        #[serde(borrow, default)]
+        vg: Vec<VgRow<'a>>,
+        #[serde(borrow, default)]
+        pv: Vec<PvRow<'a>>,
+        #[serde(borrow, default)]
+        lv: Vec<LvRow<'a>>,
+    }
+    #[derive(Deserialize)]
+    struct VgRow<'a> {
+        vg_name: &'a str,
+        vg_size: &'a str,
+        vg_free: &'a str,
+        vg_extent_size: &'a str,
+        vg_tags: &'a str,
+        vg_systemid: Cow<'a, str>,
+    }
+    #[derive(Deserialize)]
+    struct PvRow<'a> {
+        pv_name: Cow<'a, str>,
+        pv_uuid: &'a str,
+        pv_size: &'a str,
+        dev_size: &'a str,
+        pv_missing: &'a str,
+    }
+    #[derive(Deserialize)]
+    struct LvRow<'a> {
+        lv_name: &'a str,
+        lv_size: &'a str,
+        lv_tags: &'a str,
+        lv_attr: &'a str,
+        lv_layout: &'a str,
+        lv_health_status: &'a str,
+        data_percent: &'a str,
+        metadata_percent: &'a str,
+        lv_metadata_size: &'a str,
+    }
+    let damaged = |what: String| Error::Damaged { path: PathBuf::from("lvm fullreport"), what };
+    let document: Document =
+        serde_json::from_str(json).map_err(|e| damaged(format!("its JSON can't be read: {e}; it is {json:.200?}")))?;
+    let number =
+        |value: &str| value.parse::<u64>().map_err(|_| damaged(format!("it says {value:?} for a number of bytes")));
+    let list = |text: &str| text.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    let mut groups = Vec::with_capacity(document.report.len());
+    for group in &document.report {
+        let mut vg = Vg::default();
+        if let Some(row) = group.vg.first() {
+            vg.name = row.vg_name.to_owned();
+            vg.size = number(row.vg_size)?;
+            vg.free = number(row.vg_free)?;
+            vg.extent_size = number(row.vg_extent_size)?.max(1);
+            vg.tags = list(row.vg_tags);
+            vg.system_id = row.vg_systemid.clone().into_owned();
+        }
+        for row in &group.pv {
+            vg.pvs.push(Pv {
+                name: PathBuf::from(row.pv_name.as_ref()),
+                uuid: row.pv_uuid.to_owned(),
+                size: number(row.pv_size)?,
+                device_size: number(row.dev_size)?,
+                missing: !row.pv_missing.is_empty(),
+                duplicate: None,
+            });
+        }
+        for row in &group.lv {
+            // Characters 2 and 5 of lv_attr: lvs(8), "Lv Attributes".
+            let attribute = |n: usize| row.lv_attr.as_bytes().get(n).copied().unwrap_or(b'-');
+            vg.lvs.push(Lv {
+                name: row.lv_name.to_owned(),
+                size: number(row.lv_size)?,
+                tags: list(row.lv_tags),
+                active: !matches!(attribute(4), b'-' | b'h' | b'X'),
+                read_only: matches!(attribute(1), b'r' | b'R'),
+                layout: list(row.lv_layout),
+                health: row.lv_health_status.to_owned(),
+                data_used: parse_percent(row.data_percent),
+                metadata_used: parse_percent(row.metadata_percent),
+                metadata_size: number(row.lv_metadata_size).unwrap_or(0),
+            });
+        }
+        groups.push(vg);
+    }
+    Ok(groups)
+}
+
+/// `4.28` as 428. Nothing for what is not active.
+fn parse_percent(text: &str) -> Option<u64> {
+    let (whole, part) = text.split_once('.')?;
+    let hundredths = part.get(..2)?.parse::<u64>().ok()?;
+    Some(whole.parse::<u64>().ok()?.checked_mul(100)? + hundredths)
+}
+
+/// The extents of a volume, in the words that `lvextend` takes: `/dev/sdb:0-2`.
+pub fn extents(vg: &str, lv: &str) -> Result<Vec<String>> {
+    let out =
+        command("lvs").args(["--reportformat", "json", "-o", "seg_pe_ranges", "--", &format!("{vg}/{lv}")]).run()?;
+    parse_extents(&out.stdout)
+}
+
+fn parse_extents(json: &str) -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Document {
+        report: Vec<Rows>,
+    }
+    #[derive(Deserialize)]
+    struct Rows {
+        seg: Option<Vec<Row>>,
+        lv: Option<Vec<Row>>,
+    }
+    #[derive(Deserialize)]
+    struct Row {
+        seg_pe_ranges: String,
+    }
+    let document: Document = serde_json::from_str(json).map_err(|e| Error::Damaged {
+        path: PathBuf::from("lvs"),
+        what: format!("its JSON can't be read: {e}; it is {json:.200?}"),
+    })?;
+    let rows = document.report.into_iter().flat_map(|r| r.seg.into_iter().chain(r.lv)).flatten();
+    Ok(rows.flat_map(|r| r.seg_pe_ranges.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect())
+}
+
+/// Runs an LVM command that changes something. `names` are the things it works on, never options.
+pub fn change<S: AsRef<str>>(program: &str, options: &[S], names: &[&str]) -> Result<()> {
+    command(program).args(options).arg("--").args(names).run().map(drop)
+}
+
+/// Activates a volume, and what it needs, on this host. Ours have the skip flag, so that nothing but this does.
+pub fn activate(vg: &str, lv: &str) -> Result<()> {
+    change("lvchange", &["-ay", "-K"], &[&format!("{vg}/{lv}")])
+}
+
+/// How an attempt to deactivate ended.
+pub enum Deactivated {
+    Done,
+    /// Still in use, by these.
+    Busy(String),
+}
+
+/// Deactivates a volume. udev probes new and closed devices for a moment, so what is busy with nobody to
+/// blame but udev is tried again.
+pub fn deactivate(vg: &str, lv: &str) -> Result<Deactivated> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let until = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let Some(device) = kernel_device(vg, lv) else { return Ok(Deactivated::Done) };
+        if let Some(who) = blockdev::claimed(&device) {
+            return Ok(Deactivated::Busy(who));
+        }
+        let Err(failed) = change("lvchange", &["-an"], &[&format!("{vg}/{lv}")]) else { return Ok(Deactivated::Done) };
+        let Some(device) = kernel_device(vg, lv) else { return Ok(Deactivated::Done) };
+        let holder = blockdev::claimed(&device).or_else(|| blockdev::openers(&device));
+        if !blockdev::is_passing(holder.as_deref()) {
+            return Ok(Deactivated::Busy(holder.unwrap_or_default()));
+        }
+        if Instant::now() >= until {
+            return Err(failed);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(500));
+    }
+}
+
+/// Removes the kernel's device of a volume whose volume group LVM can't see any more. Idempotent.
+pub fn remove_lost_device(vg: &str, lv: &str) -> Result<Deactivated> {
+    let name = dm_name(vg, lv);
+    let Some(device) = kernel_device(vg, lv) else { return Ok(Deactivated::Done) };
+    if let Some(who) = blockdev::claimed(&device).or_else(|| blockdev::openers(&device)) {
+        return Ok(Deactivated::Busy(who));
+    }
+    remove_device(&name)?;
+    let link = node(vg, lv);
+    if link.is_symlink() && !link.exists() {
+        let _ = fs::remove_file(&link);
+        let _ = fs::remove_dir(link.parent().expect("it lies in the group's directory"));
+    }
+    Ok(Deactivated::Done)
+}
+
+/// Removes a device-mapper device by its name.
+pub fn remove_device(name: &str) -> Result<()> {
+    Tool::new("dmsetup").args(["remove", "--retry", "--", name]).deadline(DEADLINE).run().map(drop)
+}
+
+/// The path of an active volume.
+pub fn node(vg: &str, lv: &str) -> PathBuf {
+    Path::new("/dev").join(vg).join(lv)
+}
+
+/// The name that device-mapper knows a volume by: `-` within the parts is doubled.
+pub fn dm_name(vg: &str, lv: &str) -> String {
+    format!("{}-{}", vg.replace('-', "--"), lv.replace('-', "--"))
+}
+
+/// The kernel's device of a volume, whether or not LVM can read the group's metadata.
+pub fn kernel_device(vg: &str, lv: &str) -> Option<PathBuf> {
+    let wanted = dm_name(vg, lv);
+    dm_devices().find_map(|(name, device)| (name == wanted).then_some(device))
+}
+
+/// Device-mapper names of the group's volumes that the kernel has.
+pub fn kernel_names(vg: &str) -> Vec<String> {
+    let prefix = dm_name(vg, "");
+    dm_devices().map(|(name, _)| name).filter(|name| name.starts_with(&prefix)).collect()
+}
+
+fn dm_devices() -> impl Iterator<Item = (String, PathBuf)> {
+    let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let name = fs::read_to_string(entry.path().join("dm/name")).ok()?;
+        let mapped = Path::new("/dev/mapper").join(name.trim());
+        // Without udev there is no /dev/dm-0.
+        let plain = Path::new("/dev").join(entry.file_name());
+        Some((name.trim().to_owned(), if mapped.exists() { mapped } else { plain }))
+    })
+}
+
+fn command(program: &str) -> Tool {
+    Tool::new(program).usual_args(["--config", CONFIG]).deadline(DEADLINE)
+}
+
+/// No daemon that extends pools behind our back; a full pool answers with an error and does not hang.
+const CONFIG: &str = "activation{monitoring=0 error_when_full=1}";
+
+/// Text as part of a tag, in the characters that LVM takes: the others become `&` and two hex digits.
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'+' | b'.' | b'-' | b'/' | b'=' | b'!' | b':' | b'#' => {
+                out.push(byte as char);
+            }
+            other => out.push_str(&format!("&{other:02x}")),
+        }
+    }
+    out
+}
+
+/// The reverse of [`escape`]. What is no escape stands for itself: a tag is never lost.
+pub fn unescape(tag: &str) -> String {
+    let bytes = tag.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let digits = tag.get(at + 1..at + 3).filter(|_| bytes[at] == b'&');
+        if let Some(byte) = digits.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            out.push(byte);
+            at += 3;
+        } else {
+            out.push(bytes[at]);
+            at += 1;
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Reads `wipefs --parsable`: the signatures on a device, as `ext4 "root"`.
+pub fn parse_signatures(text: &str) -> Vec<String> {
+    let rows = text.lines().filter(|line| !line.starts_with('#'));
+    rows.filter_map(|line| {
+        let mut fields = line.split(',').map(str::trim);
+        let (_offset, _uuid, label, kind) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        Some(if label.is_empty() { kind.to_owned() } else { format!("{kind} \"{label}\"") })
+    })
+    .collect()
+}
+
+/// The signatures of filesystems, partition tables, RAID and LVM that a device carries.
+pub fn signatures(device: &str) -> Result<Vec<String>> {
+    Tool::new("wipefs").args(["--no-act", "--parsable", "--", device]).run().map(|out| parse_signatures(&out.stdout))
+}
+
+/// Removes all signatures from a device.
+pub fn wipe(device: &str) -> Result<()> {
+    Tool::new("wipefs").args(["--all", "--force", "--quiet", "--", device]).run().map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// LVM 2.03.16, a thin SR on two devices with an active volume and one that is not.
+    const THIN: &str = include_str!("../../tests/data/lvm/fullreport-thin.json");
+    /// The same version, all groups: an empty one, one with a missing device, one without a group.
+    const ALL: &str = include_str!("../../tests/data/lvm/fullreport-all.json");
+
+    #[test]
+    fn a_report_is_read_by_column_names() {
+        let groups = parse_report(THIN).unwrap();
+        let [vg] = groups.as_slice() else { panic!("{groups:?}") };
+        assert_eq!(vg.name, "VG_XenStorage-87b8646b-b800-9500-cb7b-af3b74e02f5c");
+        assert_eq!((vg.size, vg.extent_size), (1_233_125_376, 4 << 20));
+        assert_eq!(vg.tags, ["xcp.allocation=thin"]);
+        assert_eq!(vg.pvs.iter().map(|pv| pv.name.to_str().unwrap()).collect::<Vec<_>>(), ["/dev/ubda", "/dev/ubdb"]);
+        let pool = vg.lv("POOL").unwrap();
+        assert!(pool.is_thin_pool() && pool.active);
+        assert_eq!((pool.data_used, pool.metadata_used, pool.metadata_size), (Some(428), Some(1143), 4 << 20));
+        let active = vg.lv("LV-a").unwrap();
+        assert!(active.active && active.is_thin() && !active.is_thin_pool() && !active.read_only);
+        let idle = vg.lv("LV-b").unwrap();
+        assert!(!idle.active);
+        assert_eq!(idle.data_used, None);
+        assert_eq!(idle.tags, ["xcp.label.0=root&20disk", "xcp.read_only"]);
+    }
+
+    #[test]
+    fn a_report_of_all_groups_has_the_empty_the_broken_and_the_groupless() {
+        let groups = parse_report(ALL).unwrap();
+        let named = |name: &str| groups.iter().find(|vg| vg.name == name).unwrap();
+        assert!(named("empty").lvs.is_empty());
+        let broken = named("broken");
+        assert_eq!(broken.pvs.iter().map(|pv| pv.missing).collect::<Vec<_>>(), [false, true]);
+        assert_eq!(broken.lv("on-missing").unwrap().health, "partial");
+        assert_eq!(named("").pvs.len(), 1, "the physical volume without a group");
+    }
+
+    #[test]
+    fn a_device_that_is_there_twice_is_noticed() {
+        let mut groups = parse_report(THIN).unwrap();
+        let uuid = groups[0].pvs[1].uuid.clone();
+        let words = format!(
+            "  WARNING: Not using device /dev/loop0 for PV {uuid}.\n  WARNING: PV {uuid} prefers device /dev/ubdb\n"
+        );
+        mark_duplicates(&mut groups, &words);
+        let found: Vec<_> = groups[0].pvs.iter().map(|pv| pv.duplicate.as_deref()).collect();
+        assert_eq!(found, [None, Some("/dev/loop0")]);
+    }
+
+    #[test]
+    fn what_is_no_report_is_an_error() {
+        for bad in ["", "{", "{}", "[]", r#"{"report":[{"vg":[{"vg_name":"x","vg_size":"1.5g"}]}]}"#] {
+            assert!(parse_report(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn signatures_are_named_with_their_labels() {
+        let text = "# offset,uuid,label,type\n0x438,8a0b,ro\\x6ft,ext4\n0x1fe,,,dos\n";
+        assert_eq!(parse_signatures(text), ["ext4 \"ro\\x6ft\"", "dos"]);
+        assert!(parse_signatures("").is_empty());
+    }
+
+    #[test]
+    fn dm_names_double_their_hyphens() {
+        assert_eq!(dm_name("VG_XenStorage-87b8", "LV-98de"), "VG_XenStorage--87b8-LV--98de");
+    }
+
+    #[test]
+    fn escapes_are_reversible_and_damage_is_shown() {
+        assert_eq!(escape("a b,\"ü\"@"), "a&20b&2c&22&c3&bc&22&40");
+        assert_eq!(unescape(&escape("100 % & \u{1F600}")), "100 % & \u{1F600}");
+        assert_eq!(unescape("&zz&4"), "&zz&4");
+    }
+
+    #[test]
+    fn extents_are_given_in_the_words_of_lvextend() {
+        let json = r#"{"report":[{"seg":[{"seg_pe_ranges":"/dev/ubda:3-5"},{"seg_pe_ranges":"/dev/ubdb:0-0"}]}]}"#;
+        assert_eq!(parse_extents(json).unwrap(), ["/dev/ubda:3-5", "/dev/ubdb:0-0"]);
+    }
+}

@@ -1,0 +1,216 @@
+#!/bin/bash
+# Bad devices: what vanishes, fails, is missing, is there twice, belongs to somebody else. A clear error, nothing lost.
+# guest: uml
+# bins: sm
+# memory: 512
+# disks: 200M 200M 200M
+# timeout: 900
+# tools: lvcreate wipefs mkfs.ext2 dmsetup thin_check
+# What is in single quotes is evaluated later; UUIDs have no spaces.
+# shellcheck disable=SC2016,SC2086,SC2119
+set -u
+# shellcheck source-path=SCRIPTDIR source=lvm.inc
+. "$ROOT/tests/guest/lvm.inc"
+modprobe -a dm_thin_pool dm_flakey
+read -r ONE TWO THREE <<< "$DISKS"
+C=7e57ab1e-0000-4000-8000-00000000000c
+sum() { sha256sum "$1" | cut -d ' ' -f 1; }
+untouched() { # DISK SUM
+  is "the contents of $1" "$(sum "$1")" "$2"
+}
+
+echo "== sr_create takes nobody else's devices"
+DCONF=$ONE
+mkfs.ext2 -q -L 'old data' "$ONE"
+before=$(sum "$ONE")
+fails_with EBUSY 'ext2 "old\x20data"' sm sr_create $SR
+fails_with EBUSY ext2 sm sr_probe
+untouched "$ONE" "$before"
+mkdir -p "$SCRATCH/mnt"
+mount "$ONE" "$SCRATCH/mnt"
+fails_with EBUSY "the mount on $SCRATCH/mnt" sm sr_create $SR
+fails_with EBUSY "the mount on $SCRATCH/mnt" sm sr_create $SR --force
+umount "$SCRATCH/mnt"
+# A partition table: one Linux partition of 4096 sectors from sector 2048.
+printf '\0\0\2\0\203\0\0\0\0\10\0\0\0\20\0\0' | dd of="$TWO" bs=1 seek=446 conv=notrunc status=none
+printf '\125\252' | dd of="$TWO" bs=1 seek=510 conv=notrunc status=none
+DCONF=$TWO fails_with EBUSY dos sm sr_create $SR
+mkswap -q "$THREE" 2> /dev/null || mkswap "$THREE" > /dev/null
+DCONF=$THREE fails_with EBUSY swap sm sr_create $SR
+swapon "$THREE"
+DCONF=$THREE fails_with EBUSY 'swap has it' sm sr_create $SR --force
+swapoff "$THREE"
+wipefs -qa "$TWO" "$THREE"
+vgcreate -q -y theirs "$TWO" > /dev/null
+lvcreate -q -y -L 8m -n data theirs > /dev/null
+DCONF=$TWO fails_with EBUSY 'the volume group theirs' sm sr_create $SR
+DCONF=$ONE,$TWO fails_with EBUSY ext2 sm sr_create $SR
+DCONF=$TWO fails_with EBUSY theirs-data sm sr_create $SR --force
+DCONF=$TWO fails_with EBUSY 'which is no SR' sm sr_probe
+is 'their volumes' "$(volumes theirs)" 'data '
+vgchange -qan theirs > /dev/null
+DCONF=$TWO must sm sr_create $SR --force
+is 'their group' "$(vgs --noheadings -o vg_name theirs 2> /dev/null)" ''
+DCONF=$TWO must sm sr_delete $SR
+DCONF=$ONE must sm sr_create $SR --force
+must sm sr_delete $SR
+DCONF=/dev/nonexistent fails_with ENODEV /dev/nonexistent sm sr_create $SR
+DCONF=/dev/null fails_with ENODEV 'not a block device' sm sr_create $SR
+DCONF=$ONE,$ONE fails_with EINVAL different sm sr_create $SR
+ln -s "$ONE" "$SCRATCH/alias"
+DCONF=$ONE,$SCRATCH/alias fails_with EBUSY 'named twice' sm sr_create $SR
+fails_with ENOSPC wanted sm sr_create $SR 10GiB
+is 'sr_probe of a blank device' "$(sm sr_probe)" '(srs)'
+
+echo "== devices that are not the SR's"
+DCONF=$ONE,$TWO
+must sm sr_create $SR
+must sm vdi_create $SR $A 8 --label one
+must sm vdi_create $SR $B 300
+must sm vdi_create $SR $C 8
+must sm vdi_attach $SR $A > /dev/null
+must sm vdi_detach $SR $A
+sm sr_probe | grep -q "$SR.*size . 394264576" || fail "sr_probe: $(sm sr_probe)"
+fails_with EEXIST "$ONE,$TWO" sm sr_create $SR
+DCONF=$ONE,$THREE fails_with ENODEV "$THREE" sm sr_scan $SR
+DCONF=$THREE fails_with ENODEV 'no part of the SR' sm sr_attach $SR
+
+echo '== a physical volume is missing'
+mv "$TWO" "$SCRATCH/away"
+fails_with ENODEV "$TWO" sm sr_scan $SR
+fails_with ENODEV "$TWO" sm sr_attach $SR
+D=7e57ab1e-0000-4000-8000-00000000000d
+fails_with ENODEV "$TWO" sm vdi_create $SR $D 8
+fails_with ENODEV "$TWO" sm vdi_lock $SR $A FALSE me
+fails_with ENODEV "$TWO" sm vdi_delete $SR $C
+fails_with ENODEV "$TWO" sm sr_delete --yes $SR
+fails_with ENODEV partial sm vdi_attach $SR $B
+DCONF=$ONE fails_with ENODEV missing sm sr_probe
+d=$(sm vdi_attach $SR $A) || fail 'a VDI that is whole can be attached'
+zeroes "$d" || fail 'and it is zeroed'
+must sm vdi_detach $SR $A
+# To attach a new VDI changes metadata, which the missing device would not get.
+fails_with ENODEV "$TWO" sm vdi_attach $SR $C
+must sm vdi_detach $SR $C
+mv "$SCRATCH/away" "$TWO"
+is 'all volumes are there again' "$(sm sr_scan $SR | grep -o 'vdi (uuid' | wc -l)" 3
+must sm vdi_delete $SR $B
+must sm vdi_delete $SR $C
+
+echo '== a physical volume is seen twice'
+modprobe loop
+dd if="$ONE" of=/tmp/copy bs=1M status=none
+loop=$(losetup -f --show /tmp/copy)
+fails_with EBUSY 'is seen on' sm sr_attach $SR
+fails_with EBUSY 'is seen on' sm vdi_create $SR $C 8
+losetup -d "$loop"
+rm /tmp/copy
+must sm sr_attach $SR
+
+echo '== the group belongs to another host'
+vgchange -y -q --config 'local{system_id="elsewhere" extra_system_ids=["elsewhere"]} global{system_id_source="lvmlocal"}' \
+  --systemid elsewhere $VG > /dev/null 2>&1 || fail 'vgchange --systemid'
+fails_with ESRBUSY elsewhere sm sr_attach $SR
+fails_with ESRBUSY elsewhere sm vdi_create $SR $C 8
+fails_with ESRBUSY elsewhere sm sr_delete --yes $SR
+fails_with EEXIST "$ONE" sm sr_create $SR
+vgchange -y -q --config 'local{system_id="elsewhere"} global{system_id_source="lvmlocal"}' --systemid '' $VG > /dev/null 2>&1 ||
+  fail 'vgchange --systemid back'
+must sm sr_attach $SR
+is 'its VDIs' "$(volumes $VG)" "LV-$A "
+must sm sr_delete --yes $SR
+
+echo '== a device vanishes, fails, comes back'
+sectors=$(blockdev --getsz "$THREE")
+good="0 $sectors linear $THREE 0"
+dmsetup create shaky --table "$good"
+swap() { dmsetup suspend --noflush --nolockfs shaky && dmsetup load shaky --table "$1" && dmsetup resume shaky; }
+DCONF=/dev/mapper/shaky
+mkdir -p /etc/lvm
+printf 'devices { global_filter=[ "a|^/dev/mapper/shaky$|", "r|.*|" ] }\n' > /etc/lvm/lvmlocal.conf
+must sm sr_create $SR
+must sm vdi_create $SR $A 8
+d=$(sm vdi_attach $SR $A)
+echo content | dd of="$d" conv=fsync,notrunc status=none
+swap "0 $sectors error"
+echo 3 > /proc/sys/vm/drop_caches
+fails_with EIO '' sm sr_scan $SR
+fails_with EIO '' sm sr_attach $SR
+fails_with EIO '' sm vdi_create $SR $B 8
+fails_with EIO '' sm sr_delete --yes $SR
+must sm vdi_detach $SR $A
+[ ! -e "$d" ] || fail "$d is still there"
+must sm sr_detach $SR
+is 'devices' "$(dmsetup ls | cut -f 1)" shaky
+swap "$good"
+is 'the VDIs' "$(sm sr_scan $SR | grep -o 'vdi (uuid' | wc -l)" 1
+d=$(sm vdi_attach $SR $A)
+is 'the contents' "$(head -c 7 "$d")" content
+tail -f /dev/null 9< "$d" &
+fails_with EVDIBUSY tail sm vdi_detach $SR $A
+fails_with EVDIBUSY "$d" sm sr_detach $SR
+fails_with EVDIBUSY "$d" sm sr_delete --yes $SR
+kill $!
+wait $! 2> /dev/null
+must sm vdi_detach $SR $A
+# Writes fail, reads do not: an operation that could not be made durable says so.
+swap "0 $sectors flakey $THREE 0 0 1800 1 error_writes"
+fails_with EIO '' sm vdi_create $SR $B 8
+fails_with EIO '' sm vdi_lock $SR $A FALSE me
+swap "$good"
+is 'the VDIs' "$(volumes $VG)" "LV-$A "
+must sm vdi_create $SR $B 8
+must sm vdi_lock $SR $A FALSE me
+fails_with EVDIBUSY me sm sr_delete --yes $SR
+must sm vdi_unlock $SR $A TRUE you
+must sm sr_delete --yes $SR
+dmsetup remove shaky
+rm /etc/lvm/lvmlocal.conf
+
+echo '== no space'
+DCONF=$ONE
+must sm sr_create $SR
+fails_with ENOSPC wanted sm vdi_create $SR $A 1000
+fails_with E2BIG '' sm vdi_create $SR $A 8388607TiB
+must sm vdi_create $SR $A 100
+fails_with ENOSPC wanted sm vdi_resize $SR $A 1000
+is 'the volumes' "$(volumes $VG)" "LV-$A "
+must sm sr_delete --yes $SR
+DCONF="((device . \"$ONE\") (allocation . \"thin\"))"
+must sm sr_create $SR
+must sm vdi_create $SR $A 1000
+d=$(sm vdi_attach $SR $A)
+dd if=/dev/urandom of="$d" bs=1M count=176 conv=fsync,notrunc status=none
+before=$(head -c 184549376 "$d" | sha256sum)
+sm sr_get_params $SR | grep -o '(pool .*))'
+fails_with ENOSPC 'nearly full' sm vdi_create $SR $B 8
+fails_with ENOSPC 'nearly full' sm vdi_snapshot $SR $A $B
+fails_with ENOSPC 'nearly full' sm vdi_resize $SR $A 2000
+DCONF="((device . \"$ONE\") (allocation . \"thick\"))" fails_with EINVAL 'created thin' sm sr_attach $SR
+must sm vdi_detach $SR $A
+must sm sr_detach $SR
+must sm sr_attach $SR
+d=$(sm vdi_attach $SR $A)
+is 'the contents' "$(head -c 184549376 "$d" | sha256sum)" "$before"
+must sm vdi_detach $SR $A
+must sm vdi_delete $SR $A
+must sm vdi_create $SR $B 8
+must sm sr_delete --yes $SR
+
+echo "== any text survives; other storage managers' volumes are left alone"
+DCONF=$ONE
+must sm sr_create $SR
+label='a "b" \ ,;@$(reboot) ü 😀 --addtag'
+must sm vdi_create $SR $A 8 --label "$label" --description "$(printf 'é%.0s' {1..30000})x"
+sm vdi_get_params $SR $A --format json | grep -qF "$(printf %s "$label" | sed 's/[\\"]/\\&/g')" || fail "label: $(sm vdi_get_params $SR $A | head -c 300)"
+must sm vdi_lock $SR $A FALSE "$label"
+fails_with ENOLCK 'locked' sm vdi_lock $SR $A FALSE other
+must sm vdi_unlock $SR $A FALSE "$label"
+lvcreate -qq -y -an -Zn -Wn -l 1 -n "VHD-$C" $VG > /dev/null 2>&1
+lvcreate -qq -y -an -Zn -Wn -l 1 -n MGT $VG > /dev/null 2>&1
+fails_with EPERM LVHD sm sr_scan $SR
+fails_with EPERM LVHD sm vdi_attach $SR $C
+is 'the volumes' "$(volumes $VG)" "LV-$A MGT VHD-$C "
+must sm vdi_detach $SR $A
+must sm sr_delete --yes $SR
+finish

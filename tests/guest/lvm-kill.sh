@@ -1,0 +1,114 @@
+#!/bin/bash
+# Killed before and after each program it starts, a call leaves the old state or the new one: the same call again
+# completes it, and no volume and no device is left over or lost.
+# guest: uml
+# bins: sm
+# memory: 512
+# disks: 200M 200M
+# timeout: 1800
+# tools: lvcreate wipefs thin_check
+# What is in single quotes is evaluated later; UUIDs have no spaces.
+# shellcheck disable=SC2016,SC2086,SC2119
+set -u
+# shellcheck source-path=SCRIPTDIR source=lvm.inc
+. "$ROOT/tests/guest/lvm.inc"
+modprobe dm_thin_pool
+
+# An interposer, first on PATH and named like the tools: counts, and at call K kills who called it.
+mkdir "$SCRATCH/bin"
+cat > "$SCRATCH/bin/lvm" << EOF
+#!/bin/bash
+read -r n < $SCRATCH/count
+echo \$((++n)) > $SCRATCH/count
+read -r k when < $SCRATCH/kill
+[ "\$n \$when" != "\$k before" ] || { kill -KILL \$PPID; exit; }
+PATH=\${PATH#$SCRATCH/bin:} "\${0##*/}" "\$@"
+status=\$?
+[ "\$n \$when" != "\$k after" ] || kill -KILL \$PPID
+exit \$status
+EOF
+chmod +x "$SCRATCH/bin/lvm"
+for tool in lvchange lvcreate lvextend lvreduce lvremove lvs vgchange vgcreate vgremove pvremove wipefs dmsetup; do
+  ln "$SCRATCH/bin/lvm" "$SCRATCH/bin/$tool"
+done
+
+# boundaries NAME SETUP UNDO CHECK AGAIN CALL…: AGAIN are the statuses that the repeated call may have.
+boundaries() {
+  local name=$1 setup=$2 undo=$3 check=$4 again=$5 k when status total=0
+  shift 5
+  for when in before after; do
+    for ((k = 1; ; k++)); do
+      eval "$setup" || fail "$name: setup"
+      echo 0 > "$SCRATCH/count"
+      echo "$k $when" > "$SCRATCH/kill"
+      PATH=$SCRATCH/bin:$PATH sm "$@" > "$SCRATCH/out" 2> "$SCRATCH/err"
+      status=$?
+      if [ $status = 137 ]; then
+        total=$((total + 1))
+        sm "$@" > "$SCRATCH/out" 2> "$SCRATCH/err"
+        status=$?
+        case " 0 $again " in *" $status "*) ;; *) fail "$name, killed $when $k, again: $status, $(cat "$SCRATCH/err")" ;; esac
+        eval "$check" || fail "$name, killed $when $k: $check"
+        eval "$undo" || fail "$name: undo"
+        [ "$FAILURES" -lt 10 ] || finish || exit 1
+      else
+        [ $status = 0 ] || fail "$name, not killed: $status, $(cat "$SCRATCH/err")"
+        eval "$check" || fail "$name: $check"
+        eval "$undo" || fail "$name: undo"
+        break
+      fi
+    done
+  done
+  echo "ok   $name: $total kills"
+}
+has() { [ "$(volumes)" = "$*${*:+ }" ] || { echo "volumes: $(volumes)"; false; }; }
+active() { [ "$(dmsetup ls | grep -c LV--)" = "$1" ] || { dmsetup ls; false; }; }
+attached_zero() { local d; d=$(sm vdi_attach $SR $A) && zeroes "$d" && sm vdi_detach $SR $A; }
+pattern() { local d; d=$(sm vdi_attach $SR $A) && echo content | dd of="$d" conv=fsync,notrunc status=none && sm vdi_detach $SR $A; }
+has_pattern() { local d; d=$(sm vdi_attach $SR "$1") && [ "$(head -c 7 "$d")" = content ] && sm vdi_detach $SR "$1"; }
+tail_is_zero() { local d; d=$(sm vdi_attach $SR $A) && cmp -n $((12 << 20)) -i $((8 << 20)):0 "$d" /dev/zero && has_pattern $A; }
+
+everything() { # thick|thin
+  local kind=$1 pool=''
+  [ "$kind" = thick ] || pool=POOL
+  # shellcheck disable=SC2086
+  {
+    boundaries "$kind sr_create" : "sm sr_delete --yes $SR" "has $pool && sm sr_attach $SR" 17 sr_create $SR
+    must sm sr_create $SR
+    boundaries "$kind vdi_create" : "sm vdi_delete $SR $A" "has LV-$A $pool && active 0 && [ \$(size $A) = $((8 << 20)) ]" 17 \
+      vdi_create $SR $A 8 --label 'a b' --shareable
+    boundaries "$kind vdi_attach of a new VDI" "sm vdi_create $SR $A 8" "sm vdi_detach $SR $A && sm vdi_delete $SR $A" \
+      "active 1 && zeroes \$(device $A)" '' vdi_attach $SR $A
+    boundaries "$kind vdi_attach of a new read-only VDI" "sm vdi_create $SR $A 8 --read-only" "sm vdi_detach $SR $A && sm vdi_delete $SR $A" \
+      "active 1 && zeroes \$(device $A) && [ \$(blockdev --getro \$(device $A)) = 1 ]" '' vdi_attach $SR $A
+    must sm vdi_create $SR $A 8
+    pattern
+    boundaries "$kind vdi_attach" : "sm vdi_detach $SR $A" 'active 1' '' vdi_attach $SR $A
+    boundaries "$kind vdi_detach" "sm vdi_attach $SR $A > /dev/null" : 'active 0' '' vdi_detach $SR $A
+    boundaries "$kind vdi_lock" : "sm vdi_unlock $SR $A TRUE me" "sm vdi_get_params $SR $A | grep -q 'VBDs .me.'" 37 vdi_lock $SR $A FALSE me
+    boundaries "$kind vdi_unlock" "sm vdi_lock $SR $A FALSE me" : "sm vdi_get_params $SR $A | grep -q 'lock . 0'" 37 vdi_unlock $SR $A FALSE me
+    boundaries "$kind vdi_resize" : "sm vdi_resize $SR $A 8 --allow-shrink" \
+      "has LV-$A $pool && [ \$(size $A) = $((20 << 20)) ] && tail_is_zero && active 0" '' vdi_resize $SR $A 20
+    boundaries "$kind vdi_resize, attached" "sm vdi_attach $SR $A > /dev/null" "sm vdi_detach $SR $A; sm vdi_resize $SR $A 8 --allow-shrink" \
+      "has LV-$A $pool && [ \$(blockdev --getsize64 \$(device $A)) = $((20 << 20)) ] && tail_is_zero" '' vdi_resize $SR $A 20
+    boundaries "$kind vdi_resize, smaller" "sm vdi_resize $SR $A 20" "sm vdi_resize $SR $A 8 --allow-shrink" \
+      "has LV-$A $pool && [ \$(size $A) = $((12 << 20)) ] && has_pattern $A && active 0" '' vdi_resize $SR $A 12 --allow-shrink
+    if [ "$kind" = thin ]; then
+      boundaries "$kind vdi_clone" : "sm vdi_delete $SR $B" "has LV-$A LV-$B POOL && has_pattern $A && has_pattern $B" 17 vdi_clone $SR $A $B
+      boundaries "$kind vdi_snapshot" : "sm vdi_delete $SR $B" "has LV-$A LV-$B POOL && has_pattern $A && has_pattern $B" 17 vdi_snapshot $SR $A $B
+      boundaries "$kind sr_attach" "sm sr_detach $SR" : 'dmsetup ls | grep -q POOL' '' sr_attach $SR
+      boundaries "$kind sr_detach" "sm sr_attach $SR" : 'dmsetup ls 2>&1 | grep -q "No devices"' '' sr_detach $SR
+    fi
+    boundaries "$kind vdi_delete" "sm vdi_create $SR $B 8" : "has LV-$A $pool && has_pattern $A" '' vdi_delete $SR $B
+    must sm sr_delete --yes $SR
+    boundaries "$kind sr_delete" "sm sr_create $SR && sm vdi_create $SR $A 8 && sm vdi_create $SR $B 8" : \
+      "has '' && ! sm sr_attach $SR 2> /dev/null" '' sr_delete --yes $SR
+    boundaries "$kind sr_create --force" "mkfs.ext2 -q ${DISKS%% *}" "sm sr_delete --yes $SR" "has $pool && sm sr_attach $SR" '16 17' sr_create $SR --force
+    is "devices" "$(dmsetup ls)" 'No devices found'
+  }
+}
+dirty
+everything thick
+DCONF="((device . \"$DCONF\") (allocation . \"thin\"))"
+everything thin
+finish

@@ -1,0 +1,12 @@
+#!/bin/bash
+# The compliance suite for the LVM driver with a thin pool on two disks.
+# guest: uml
+# bins: sm
+# memory: 512
+# disks: 600M 600M
+# timeout: 1800
+# tools: lvcreate wipefs thin_check
+set -e
+modprobe -a dm_mod dm_thin_pool
+# shellcheck disable=SC2086
+"$ROOT/tests/sh/test1.sh" -t lvm -d "((device . \"$(echo $DISKS | tr ' ' ,)\") (allocation . \"thin\"))"
