@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::types::{Format, SrUuid, VdiUuid};
+use crate::types::{SrUuid, VdiUuid};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -23,8 +23,6 @@ pub enum Error {
     NoSuchCommand(String),
     #[error("{op} is not supported: {why}")]
     Unsupported { op: &'static str, why: String },
-    #[error("{format} disks are not served by this release{}", of(vdi))]
-    NotServed { format: Format, vdi: Option<VdiUuid> },
     #[error("{what} of {bytes} bytes is too big: {limit}")]
     TooBig { what: &'static str, bytes: u64, limit: String },
 
@@ -114,10 +112,6 @@ pub fn one_line(error: &Error) -> String {
         if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
     }
     line
-}
-
-fn of(vdi: &Option<VdiUuid>) -> String {
-    vdi.map(|vdi| format!(", and VDI {vdi} is one")).unwrap_or_default()
 }
 
 /// A tool's own words, on one line.

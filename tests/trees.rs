@@ -113,7 +113,7 @@ impl Model {
                 let Some(vdi) = self.pick(disk) else { return };
                 let size = self.disks[&vdi].len() + 3 * MIB;
                 self.run(Call::VdiResize { vdi, size: size as u64, allow_shrink: false });
-                let rounded = xcp_sm::vdi::kind(self.format).unwrap().round(size as u64).unwrap() as usize;
+                let rounded = xcp_sm::vdi::kind(self.format).round(size as u64).unwrap() as usize;
                 self.disks.get_mut(&vdi).unwrap().resize(rounded, 0);
             }
             Op::Delete { disk } => {

@@ -543,7 +543,7 @@ fn first_line(refused: &clap::Error) -> String {
 fn exit_status(e: &Error) -> (u8, &'static str) {
     use nix::errno::Errno;
     match e {
-        Error::Unsupported { .. } | Error::NotServed { .. } => (1, "EPERM"),
+        Error::Unsupported { .. } => (1, "EPERM"),
         Error::TooBig { .. } | Error::TooManyArguments(_) | Error::ChainTooLong { .. } => (7, "E2BIG"),
         Error::DeviceInUse { .. } | Error::NotEmpty { .. } => (16, "EBUSY"),
         Error::SrExists { .. } | Error::VdiExists { .. } => (17, "EEXIST"),

@@ -208,7 +208,7 @@ impl FileSr {
 
     /// A disk of the SR, of a format that is known.
     fn disk(&self, dir: Rc<Dir>, vdi: VdiUuid, format: Format) -> Result<Box<dyn Vdi + '_>> {
-        Ok((vdi::kind(format).map_err(|e| not_served(e, vdi))?.open)(Box::new(self.place(dir, vdi, format))))
+        Ok((vdi::kind(format).open)(Box::new(self.place(dir, vdi, format))))
     }
 
     fn place(&self, dir: Rc<Dir>, vdi: VdiUuid, format: Format) -> FilePlace<'_> {
@@ -357,7 +357,7 @@ impl FileSr {
     /// Makes an image nobody sees by `write`, then publishes it.
     fn make_vdi(&self, new: &NewVdi, write: &mut dyn FnMut(&Kind, &fs::File, &Path) -> Result<()>) -> Result<VdiInfo> {
         let format = new.format.unwrap_or(DRIVER.formats[0]);
-        let kind = vdi::kind(format)?;
+        let kind = vdi::kind(format);
         let dir = self.dir()?;
         remove_unborn(&dir, new.vdi)?;
         if has_image(&dir, new.vdi)? {
@@ -383,7 +383,7 @@ struct Image {
 impl Image {
     /// `None`: deleted since the directory was read, so it was not there.
     fn read(dir: &Dir, vdi: VdiUuid, format: Format) -> Result<Option<Image>> {
-        let kind = vdi::kind(format).map_err(|e| not_served(e, vdi))?;
+        let kind = vdi::kind(format);
         let name = image_name(vdi, format);
         let (stat, node) = if kind.by_length {
             let Some(stat) = must_be(dir, &name, SFlag::S_IFREG)? else { return Ok(None) };
@@ -660,11 +660,4 @@ pub fn probe(path: &Path, sr_type: &'static str) -> Result<Vec<SrInfo>> {
         }
     }
     Ok(found)
-}
-
-fn not_served(error: Error, vdi: VdiUuid) -> Error {
-    match error {
-        Error::NotServed { format, .. } => Error::NotServed { format, vdi: Some(vdi) },
-        other => other,
-    }
 }

@@ -547,11 +547,11 @@ impl Sr for LvmSr {
             Ok(LvmPlace::new(self, &vg, vdi, lv))
         });
         match found {
-            Ok(place) => Ok((vdi::kind(Format::Raw)?.open)(Box::new(place))),
+            Ok(place) => Ok((vdi::kind(Format::Raw).open)(Box::new(place))),
             // Its group went away while it was attached: it can still be detached.
             Err(unseen) => match lvm::kernel_device(&self.group(), &format!("{RAW}{vdi}")) {
                 Some(_) => {
-                    Ok((vdi::kind(Format::Raw)?.open)(Box::new(place::Lost { sr: self, vdi, why: unseen.to_string() })))
+                    Ok((vdi::kind(Format::Raw).open)(Box::new(place::Lost { sr: self, vdi, why: unseen.to_string() })))
                 }
                 None => Err(unseen),
             },
@@ -560,7 +560,7 @@ impl Sr for LvmSr {
 
     fn create_vdi(&self, new: &NewVdi) -> Result<VdiInfo> {
         let format = new.format.unwrap_or(DRIVER.formats[0]);
-        let kind = vdi::kind(format)?;
+        let kind = vdi::kind(format);
         if !DRIVER.formats.contains(&format) {
             return Err(Error::Unsupported { op: "the type", why: format!("{format} disks on lvm; raw is served") });
         }

@@ -72,7 +72,7 @@ impl<'a> Cow<'a> {
                 break;
             }
             let place = tree.sibling(parent)?;
-            next = (crate::vdi::kind(place.format())?.query)(&place.image(Mode::ReadOnly)?, &place.path())?.parent;
+            next = (crate::vdi::kind(place.format()).query)(&place.image(Mode::ReadOnly)?, &place.path())?.parent;
         }
         Ok(depth)
     }
@@ -180,7 +180,7 @@ impl Vdi for Cow<'_> {
             return Ok(Done::Already);
         }
         let parent = tree.sibling(base)?;
-        let parent_kind = crate::vdi::kind(parent.format())?;
+        let parent_kind = crate::vdi::kind(parent.format());
         let parent_size = (parent_kind.query)(&parent.image(Mode::ReadOnly)?, &parent.path())?.virtual_size;
         if parent_size < node.virtual_size {
             // Growing moves blocks, so whoever reads the base has to let go of it.

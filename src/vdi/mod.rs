@@ -426,13 +426,10 @@ impl Kind {
 }
 
 /// The module of a format.
-///
-/// # Errors
-/// [`Error::NotServed`] for a format that this build does not serve.
-pub fn kind(format: Format) -> Result<&'static Kind> {
+pub fn kind(format: Format) -> &'static Kind {
     match format {
-        Format::Raw => Ok(&raw::KIND),
-        Format::Vhd => Ok(&vhd::KIND),
-        Format::Qcow2 => Ok(&qcow2::KIND),
+        Format::Raw => &raw::KIND,
+        Format::Vhd => &vhd::KIND,
+        Format::Qcow2 => &qcow2::KIND,
     }
 }

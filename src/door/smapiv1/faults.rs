@@ -177,13 +177,6 @@ fn of_error(error: &Error, command: Option<Command>, general: Code) -> Code {
             _ if general == Code::VDIUnavailable => general,
             _ => Code::Unimplemented,
         },
-        // Not 38: to that xapi answers with a copy, or with an error of its own that hides the reason.
-        Error::NotServed { .. } => match command {
-            Some(Command::VdiCreate) => Code::VDIType,
-            Some(Command::SrScan) => Code::SRScan,
-            Some(Command::SrDelete) => Code::SRNotEmpty,
-            _ => Code::VDIUnavailable,
-        },
         Error::TooBig { .. } => Code::VDISize,
         Error::NoSr { .. } | Error::SrUnavailable { .. } => Code::SRUnavailable,
         Error::SrExists { .. } | Error::NotEmpty { .. } => Code::SRExists,

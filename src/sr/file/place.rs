@@ -199,7 +199,7 @@ impl Place for FilePlace<'_> {
             copy::sparse(&from, image.file(), &path, progress)?;
         }
         target.publish(image, params)?;
-        (vdi::kind(self.format)?.open)(Box::new(target)).info()
+        (vdi::kind(self.format).open)(Box::new(target)).info()
     }
 
     fn remove(&self) -> Result<()> {

@@ -13,7 +13,7 @@ impl FileSr {
                 // Until the base has the leaf's name, the leaf is all there and the base is what it was.
                 let name = image_name(base, format);
                 if dir.lookup(&name)?.is_some() {
-                    (vdi::kind(format)?.set_hidden)(&dir.open_file(&name, true)?, &dir.join(&name), true)?;
+                    (vdi::kind(format).set_hidden)(&dir.open_file(&name, true)?, &dir.join(&name), true)?;
                 }
             }
             _ => return Err(damaged_record(dir, CHANGE)),
@@ -31,7 +31,7 @@ impl FileSr {
             (Some(disk), Some(found)) if file_id(&disk) == file_id(&found) => {
                 let child = image_name(dest, format);
                 if let Some(file) = dir.try_open_record(&child)?
-                    && (vdi::kind(format)?.query)(&file, &dir.join(&child))?.parent == Some(base)
+                    && (vdi::kind(format).query)(&file, &dir.join(&child))?.parent == Some(base)
                 {
                     dir.remove(&child)?;
                     dir.sync()?;
@@ -39,9 +39,7 @@ impl FileSr {
                 }
                 dir.remove(&name)?;
             }
-            (Some(_), Some(_)) => {
-                (vdi::kind(format)?.set_hidden)(&dir.open_file(&name, true)?, &dir.join(&name), true)?
-            }
+            (Some(_), Some(_)) => (vdi::kind(format).set_hidden)(&dir.open_file(&name, true)?, &dir.join(&name), true)?,
             (None, Some(_)) => {
                 return Err(Error::Damaged {
                     path: dir.join(&image_name(vdi, format)),
@@ -54,7 +52,7 @@ impl FileSr {
 
     /// Gives every child of `vdi` to `base`, then removes `vdi`. Can be done again from any point of it.
     fn finish_relink(&self, dir: &Dir, vdi: VdiUuid, base: VdiUuid, format: Format) -> Result<()> {
-        let kind = vdi::kind(format)?;
+        let kind = vdi::kind(format);
         let Some(base_format) = format_of(dir, base)? else {
             return Err(Error::Damaged {
                 path: dir.join(CHANGE),

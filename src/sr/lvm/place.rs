@@ -360,7 +360,7 @@ impl Place for LvmPlace<'_> {
         self.change("lvcreate", &options, &[&self.full_name()]).map_err(|e| self.sr.explain(e, dest, 0))?;
         let lv = Lv { name, tags, active: false, ..self.lv.borrow().clone() };
         let target = LvmPlace::new(self.sr, &vg, dest, &lv);
-        (vdi::kind(Format::Raw)?.open)(Box::new(target)).info()
+        (vdi::kind(Format::Raw).open)(Box::new(target)).info()
     }
 
     fn remove(&self) -> Result<()> {
