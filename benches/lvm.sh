@@ -7,7 +7,7 @@
 #
 # environment: N calls of a kind (15), VOLUMES in the SR that is listed (500)
 # What is in single quotes is evaluated later; UUIDs have no spaces.
-# shellcheck disable=SC2016,SC2086,SC2119
+# shellcheck disable=SC2016,SC2034,SC2086,SC2119
 set -eu
 # shellcheck source-path=SCRIPTDIR/../tests/guest source=lvm.inc
 . "$ROOT/tests/guest/lvm.inc"
@@ -51,7 +51,10 @@ for ((i = 1; i <= VOLUMES; i++)); do
 done | quiet lvm
 found=$(sm sr_scan $SR | grep -o '(vdi ' | wc -l)
 [ "$found" = "$VOLUMES" ] || { echo "$found volumes instead of $VOLUMES"; exit 1; }
-compare "sr_scan of $VOLUMES VDIs, one lvs" 1.3 'sm sr_scan $SR' 'lvs --reportformat json -o lv_name,lv_size,lv_tags,lv_active $VG'
-compare "vdi_get_params among $VOLUMES, one lvs" '' 'sm vdi_get_params $SR $(uuid 7)' \
-  'lvs --reportformat json -o lv_name,lv_size,lv_tags,lv_active $VG'
+columns=lv_name,lv_size,lv_tags,lv_attr,lv_layout,lv_health_status,data_percent,metadata_percent,vg_size,vg_free,vg_tags
+compare "sr_scan of $VOLUMES VDIs, one lvs with the same columns" 1.3 'sm sr_scan $SR' \
+  'lvs --reportformat json --units b --nosuffix -o $columns $VG'
+compare "sr_scan of $VOLUMES VDIs, one lvs with its default columns" '' 'sm sr_scan $SR' 'lvs $VG'
+compare "vdi_get_params among $VOLUMES, one lvs with the same columns" '' 'sm vdi_get_params $SR $(uuid 7)' \
+  'lvs --reportformat json --units b --nosuffix -o $columns $VG'
 sm sr_delete --yes $SR

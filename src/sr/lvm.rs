@@ -38,7 +38,7 @@ use crate::sys::lvm::{self, Deactivated, Lv, Vg};
 use crate::types::{DeviceConfig, Done, Format, NewVdi, PoolUse, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
 use crate::vdi::{self, Vdi};
 
-use place::LvmPlace;
+use place::{Group, LvmPlace};
 
 pub const DRIVER: Driver = Driver {
     sr_type: "lvm",
@@ -473,8 +473,9 @@ impl Sr for LvmSr {
         self.refuse_broken(&vg)?;
         if !vg.tags.iter().any(|t| t == DELETING) {
             self.refuse_attached(&vg)?;
+            let group = Group::of(&vg);
             for (vdi, _, lv) in self.volumes(&vg) {
-                vdi::refuse_if_locked(&LvmPlace::new(self, &vg, vdi, lv))?;
+                vdi::refuse_if_locked(&LvmPlace::listed(self, &group, vdi, lv))?;
             }
             self.change(&vg, "vgchange", &["--addtag", DELETING], &[&vg.name])?;
         }
@@ -531,9 +532,10 @@ impl Sr for LvmSr {
     fn scan(&self) -> Result<SrInfo> {
         let vg = self.whole()?;
         let mut infos = Vec::with_capacity(vg.lvs.len());
+        let group = Group::of(&vg);
         for (vdi, format, lv) in self.volumes(&vg) {
             refuse_foreign(vdi, format)?;
-            infos.push(LvmPlace::new(self, &vg, vdi, lv).info());
+            infos.push(LvmPlace::listed(self, &group, vdi, lv).info());
         }
         infos.sort_unstable_by_key(|info| info.uuid);
         Ok(SrInfo { vdis: infos.into_iter().map(Tagged::Vdi).collect(), ..self.summary(&vg) })

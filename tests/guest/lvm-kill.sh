@@ -5,7 +5,7 @@
 # bins: sm
 # memory: 512
 # disks: 200M 200M
-# timeout: 1800
+# timeout: 2400
 # tools: lvcreate wipefs thin_check
 # What is in single quotes is evaluated later; UUIDs have no spaces.
 # shellcheck disable=SC2016,SC2086,SC2119

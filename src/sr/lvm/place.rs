@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use super::{DATA_GONE, GROWING, LvmSr, POOL, RAW, tags};
 use crate::error::{Error, Result};
@@ -16,22 +17,48 @@ use crate::vdi::{self, Extent, Holders, Node, Place};
 pub struct LvmPlace<'a> {
     sr: &'a LvmSr,
     vdi: VdiUuid,
-    /// The group without its other volumes.
-    vg: Vg,
-    /// Bytes that all disks of a thin pool use.
+    vg: Rc<Vg>,
     pool_used: Option<u64>,
     /// Whether a `NEW-<vdi>` was there.
     growing: bool,
     lv: RefCell<Lv>,
 }
 
+/// What the disks of a group share, so that a listing has it once.
+#[derive(Clone)]
+pub struct Group {
+    /// The group without its volumes, except the pool.
+    vg: Rc<Vg>,
+    /// Bytes that all disks of a thin pool use.
+    pool_used: Option<u64>,
+}
+
+impl Group {
+    pub fn of(vg: &Vg) -> Group {
+        let pool = vg.lv(POOL).cloned();
+        let pool_used = pool.as_ref().and_then(super::pool_use).map(|used| used.data_used);
+        let own = Vg {
+            name: vg.name.clone(),
+            tags: vg.tags.clone(),
+            system_id: vg.system_id.clone(),
+            pvs: vg.pvs.clone(),
+            lvs: pool.into_iter().collect(),
+            ..*vg
+        };
+        Group { vg: Rc::new(own), pool_used }
+    }
+}
+
 impl<'a> LvmPlace<'a> {
     pub fn new(sr: &'a LvmSr, vg: &Vg, vdi: VdiUuid, lv: &Lv) -> Self {
-        let pool = vg.lv(POOL).cloned();
         let growing = vg.lv(&format!("{GROWING}{vdi}")).is_some();
-        let pool_used = pool.as_ref().and_then(super::pool_use).map(|used| used.data_used);
-        let vg = Vg { lvs: pool.into_iter().collect(), ..bare(vg) };
-        LvmPlace { sr, vdi, vg, pool_used, growing, lv: RefCell::new(lv.clone()) }
+        LvmPlace { growing, ..LvmPlace::listed(sr, &Group::of(vg), vdi, lv) }
+    }
+
+    /// One of many, to be looked at only.
+    pub fn listed(sr: &'a LvmSr, group: &Group, vdi: VdiUuid, lv: &Lv) -> Self {
+        let Group { vg, pool_used } = group.clone();
+        LvmPlace { sr, vdi, vg, pool_used, growing: false, lv: RefCell::new(lv.clone()) }
     }
 
     fn name(&self) -> String {
@@ -178,18 +205,6 @@ impl<'a> LvmPlace<'a> {
             Deactivated::Done => self.change("lvremove", &["-y"], &[full]),
             Deactivated::Busy(holder) => Err(Error::DeviceInUse { device: full.to_owned(), holder }),
         }
-    }
-}
-
-/// A group's own fields.
-fn bare(vg: &Vg) -> Vg {
-    Vg {
-        name: vg.name.clone(),
-        tags: vg.tags.clone(),
-        system_id: vg.system_id.clone(),
-        pvs: vg.pvs.clone(),
-        lvs: Vec::new(),
-        ..*vg
     }
 }
 
