@@ -2,7 +2,7 @@
 # Images served as block devices on a distribution's kernel, which is older than many a host's.
 # guest: uml
 # needs: fuse loop
-# tools: mkfs.ext4 blkdiscard
+# tools: mkfs.ext4 blkdiscard qemu-nbd
 # memory: 1024
 # timeout: 300
 set -e
