@@ -123,7 +123,7 @@ pub fn openers(device: &Path) -> Option<String> {
 /// Whether this holder goes away by itself: nobody we can see, udev's probes of a new or closed device, or a
 /// program that looks at every device for a moment.
 pub fn is_passing(holder: Option<&str>) -> bool {
-    const SEEKERS: [&str; 6] = ["udev", "blkid", "(mount)", "lsblk", "(lvm)", "(pvs)"];
+    const SEEKERS: [&str; 7] = ["udev", "blkid", "(mount)", "(losetup)", "lsblk", "(lvm)", "(pvs)"];
     holder.is_none_or(|who| SEEKERS.iter().any(|name| who.contains(name)))
 }
 
