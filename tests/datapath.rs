@@ -507,10 +507,18 @@ fn kill_server(image: &Path) {
 /// No process, mount, device or file of a server.
 fn nothing_is_left(scratch: &Path) {
     let marker = scratch.to_str().unwrap();
-    for process in fs::read_dir("/proc").unwrap().flatten() {
-        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        assert!(!(line.contains("serve-image") && line.contains(marker)), "left running: {line}");
+    let running = || {
+        fs::read_dir("/proc").unwrap().flatten().find_map(|process| {
+            let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            (line.contains("serve-image") && line.contains(marker)).then_some(line)
+        })
+    };
+    // One that could not start has told so before it ends.
+    let until = Instant::now() + Duration::from_secs(10);
+    while let Some(line) = running() {
+        assert!(Instant::now() < until, "left running: {line}");
+        std::thread::sleep(Duration::from_millis(5));
     }
     assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(marker), "left mounted");
     for device in fs::read_dir("/sys/block").unwrap().flatten() {
