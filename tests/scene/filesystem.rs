@@ -80,7 +80,16 @@ impl Drop for Filesystem {
     }
 }
 
+/// Runs a tool of the system. Others look at every new device for a moment, and it is busy for that long.
 fn run(command: &mut Command) {
-    let output = command.output().expect("it starts");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    for _ in 0..50 {
+        let output = command.output().expect("it starts");
+        if output.status.success() {
+            return;
+        }
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(words.contains("busy"), "{command:?}: {words}");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    panic!("{command:?}: busy for 5 s");
 }
