@@ -433,16 +433,15 @@ impl LvmSr {
         left.into_iter().try_for_each(|lv| self.change(vg, "lvremove", &["-y"], &[&format!("{}/{}", vg.name, lv.name)]))
     }
 
-    /// A failed command's reason in the API's words, from what is there now.
-    fn explain(&self, failed: Error, vdi: VdiUuid, wanted: u64) -> Error {
+    /// A failed command's reason in the API's words, from what is there now: the VDI that it was to make, or the
+    /// `wanted` bytes that are not there.
+    fn explain(&self, failed: Error, vdi: Option<VdiUuid>, wanted: u64) -> Error {
         let Ok(vg) = self.whole() else { return failed };
         let pooled = vg.lv(POOL).is_some();
-        if self.volumes(&vg).any(|(found, ..)| found == vdi) {
-            Error::VdiExists { vdi, sr: self.sr }
-        } else if !pooled && wanted > vg.free {
-            Error::NoSpace { sr: self.sr, free: vg.free, wanted }
-        } else {
-            failed
+        match vdi {
+            Some(vdi) if self.volumes(&vg).any(|(found, ..)| found == vdi) => Error::VdiExists { vdi, sr: self.sr },
+            _ if !pooled && wanted > vg.free => Error::NoSpace { sr: self.sr, free: vg.free, wanted },
+            _ => failed,
         }
     }
 
@@ -586,7 +585,7 @@ impl Sr for LvmSr {
             tags.push(tags::ZERO.to_owned());
         }
         options.extend(tags.iter().flat_map(|tag| ["--addtag".to_owned(), tag.clone()]));
-        self.change(&vg, "lvcreate", &options, &[&vg.name]).map_err(|e| self.explain(e, new.vdi, size))?;
+        self.change(&vg, "lvcreate", &options, &[&vg.name]).map_err(|e| self.explain(e, Some(new.vdi), size))?;
         let layout = vec![if thin { "thin" } else { "linear" }.to_owned()];
         let place = LvmPlace::new(self, &vg, new.vdi, &Lv { name, size, tags, layout, ..Lv::default() });
         if !thin && self.zeroes_cost(&vg) {

@@ -11,7 +11,7 @@
 set -u
 # shellcheck source-path=SCRIPTDIR source=lvm.inc
 . "$ROOT/tests/guest/lvm.inc"
-modprobe -a dm_thin_pool dm_flakey
+modprobe -a dm_thin_pool dm_flakey dm_delay
 read -r ONE TWO THREE <<< "$DISKS"
 C=7e57ab1e-0000-4000-8000-00000000000c
 sum() { sha256sum "$1" | cut -d ' ' -f 1; }
@@ -196,6 +196,31 @@ must sm vdi_detach $SR $A
 must sm vdi_delete $SR $A
 must sm vdi_create $SR $B 8
 must sm sr_delete --yes $SR
+
+echo '== nobody sees what the disk held before, whether or not the device makes zeroes by itself'
+for table in linear delay; do
+  DISKS=$ONE dirty
+  DCONF=/dev/mapper/stale
+  printf 'devices { global_filter=[ "a|^/dev/mapper/stale$|", "r|.*|" ] }\n' > /etc/lvm/lvmlocal.conf
+  case $table in
+  linear) dmsetup create stale --table "0 $(blockdev --getsz "$ONE") linear $ONE 0" ;;
+  delay) dmsetup create stale --table "0 $(blockdev --getsz "$ONE") delay $ONE 0 0" ;;
+  esac
+  number=$(lsblk -dno KNAME /dev/mapper/stale)
+  echo "write_zeroes_max_bytes of $table: $(cat "/sys/block/$number/queue/write_zeroes_max_bytes")"
+  must sm sr_create $SR --force
+  must sm vdi_create $SR $A 8
+  is "new disks still to be zeroed on $table" "$(lvs --noheadings -o lv_tags $VG/LV-$A | grep -c xcp.zero)" "$([ $table = linear ] && echo 1 || echo 0)"
+  must sm vdi_resize $SR $A 16
+  d=$(sm vdi_attach $SR $A)
+  zeroes "$d" || fail "a new disk on $table is not zeroes"
+  must sm vdi_resize $SR $A 24
+  zeroes "$d" || fail "a disk that grew on $table is not zeroes"
+  must sm vdi_detach $SR $A
+  must sm sr_delete --yes $SR
+  dmsetup remove stale
+  rm /etc/lvm/lvmlocal.conf
+done
 
 echo "== any text survives; other storage managers' volumes are left alone"
 DCONF=$ONE

@@ -178,8 +178,7 @@ impl<'a> LvmPlace<'a> {
         loop {
             tries += 1;
             let options = ["-y", "-ay", "-Zn", "-Wn", "-n", &name, "-l", &extents];
-            self.change("lvcreate", &options, &[&self.vg.name])
-                .map_err(|e| self.sr.explain(e, VdiUuid::random(), more))?;
+            self.change("lvcreate", &options, &[&self.vg.name]).map_err(|e| self.sr.explain(e, None, more))?;
             let zeroed = blockdev::zero(&lvm::node(&self.vg.name, &name), &|_, _| {})
                 .and_then(|()| lvm::extents(&self.vg.name, &name));
             let removed = self.remove_growing(&full, &name);
@@ -195,7 +194,7 @@ impl<'a> LvmPlace<'a> {
                 Ok(()) => return Ok(()),
                 // Another call may have taken the extents between the two commands.
                 Err(_) if tries < TRIES => {}
-                Err(failed) => return Err(self.sr.explain(failed, VdiUuid::random(), more)),
+                Err(failed) => return Err(self.sr.explain(failed, None, more)),
             }
         }
     }
@@ -331,9 +330,9 @@ impl Place for LvmPlace<'_> {
         let to = format!("{size}b");
         match (more > 0, thin) {
             (true, false) if !zero => self.grow_zeroed(more)?,
-            (true, _) => self
-                .change("lvextend", &["-y", "-L", &to], &[&full])
-                .map_err(|e| self.sr.explain(e, VdiUuid::random(), more))?,
+            (true, _) => {
+                self.change("lvextend", &["-y", "-L", &to], &[&full]).map_err(|e| self.sr.explain(e, None, more))?
+            }
             (false, thin) => {
                 if thin {
                     // What is cut off must not come back when the disk grows again.
@@ -372,7 +371,7 @@ impl Place for LvmPlace<'_> {
         let tags = tags::of_params(params);
         let mut options: Vec<String> = ["-y", "-s", "-an", "-ky", "-n", &name].map(str::to_owned).to_vec();
         options.extend(tags.iter().flat_map(|tag| ["--addtag".to_owned(), tag.clone()]));
-        self.change("lvcreate", &options, &[&self.full_name()]).map_err(|e| self.sr.explain(e, dest, 0))?;
+        self.change("lvcreate", &options, &[&self.full_name()]).map_err(|e| self.sr.explain(e, Some(dest), 0))?;
         let lv = Lv { name, tags, active: false, ..self.lv.borrow().clone() };
         let target = LvmPlace::new(self.sr, &vg, dest, &lv);
         (vdi::kind(Format::Raw).open)(Box::new(target)).info()
