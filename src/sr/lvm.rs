@@ -22,6 +22,8 @@
 //! - **vdi_resize**, growing a zeroed disk of a thick SR: 1. make `NEW-<vdi>` of the extents to add; 2. zero it; 3. remove
 //!   it; 4. extend the disk by exactly these extents, or begin anew if another call took them. After 1 or 2:
 //!   a `NEW-<vdi>`, which the next call for this VDI and sr_attach remove.
+//! - **vdi_resize**, cutting a thin disk: 1. tag it `xcp.cut=<bytes>`; 2. activate; 3. discard what is cut off; 4. deactivate;
+//!   5. reduce; 6. remove the tag. After any: the next call that needs the VDI goes on from there.
 //!
 //! After every change the physical volumes' write caches are flushed: LVM itself does not.
 
@@ -416,7 +418,7 @@ impl LvmSr {
     }
 
     fn refuse_attached(&self, vg: &Vg) -> Result<()> {
-        match self.volumes(vg).find(|(.., lv)| lv.active) {
+        match self.volumes(vg).find(|(.., lv)| lv.active && !tags::read(&lv.tags).is_private()) {
             None => Ok(()),
             Some((vdi, _, lv)) => Err(Error::VdiInUse {
                 vdi,

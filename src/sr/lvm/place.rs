@@ -95,9 +95,9 @@ impl<'a> LvmPlace<'a> {
 
     pub fn info(&self) -> VdiInfo {
         let (extent, record) = (self.extent(), self.record());
+        let attached = self.lv.borrow().active && !record.is_private();
         let params = Params { read_only: self.is_read_only(), ..record.params };
         let node = Node { virtual_size: extent.length, hidden: false, parent: None };
-        let attached = self.lv.borrow().active;
         vdi::describe(self, &node, extent.allocated, params, record.holders.users, attached, Vec::new())
     }
 
@@ -147,24 +147,49 @@ impl<'a> LvmPlace<'a> {
     /// Gives an active volume that was never attached the zeroes it promised.
     fn zero_active(&self) -> Result<()> {
         blockdev::zero(&self.node(), &|_, _| {})?;
-        self.change("lvchange", &["--deltag", tags::ZERO], &[&self.full_name()])?;
-        self.lv.borrow_mut().tags.retain(|tag| tag != tags::ZERO);
+        self.untag(tags::ZERO)
+    }
+
+    /// The same at once, for a volume that nobody attaches yet. Active with the tag it is nobody's, so the tag goes last.
+    pub fn zero_now(&self) -> Result<()> {
+        self.activate()?;
+        blockdev::zero(&self.node(), &|_, _| {})?;
+        self.deactivate()?;
+        self.untag(tags::ZERO)
+    }
+
+    fn untag(&self, tag: &str) -> Result<()> {
+        self.change("lvchange", &["--deltag", tag], &[&self.full_name()])?;
+        self.lv.borrow_mut().tags.retain(|other| other != tag);
         Ok(())
     }
 
-    /// The same at once, for a volume that nobody attaches yet.
-    pub fn zero_now(&self) -> Result<()> {
-        self.activate()?;
-        self.zero_active()?;
-        self.deactivate()
+    /// Removes the extents that a killed vdi_resize was preparing, or completes the cut that it began.
+    fn sweep(&self) -> Result<()> {
+        if self.growing {
+            self.change("lvremove", &["-y"], &[&format!("{}/{GROWING}{}", self.vg.name, self.vdi)])?;
+        }
+        match self.record().cut {
+            Some(size) => self.cut(size),
+            None => Ok(()),
+        }
     }
 
-    /// Removes the extents that a killed vdi_resize was preparing.
-    fn sweep(&self) -> Result<()> {
-        match self.growing {
-            true => self.change("lvremove", &["-y"], &[&format!("{}/{GROWING}{}", self.vg.name, self.vdi)]),
-            false => Ok(()),
+    /// Cuts a thin disk that is tagged so. What is cut off is discarded first: it must not come back when the disk grows.
+    fn cut(&self, size: u64) -> Result<()> {
+        if self.extent().length > size {
+            self.activate()?;
+            blockdev::discard(&self.node(), size)?;
+            self.deactivate()?;
+            self.reduce(size)?;
         }
+        self.untag(&tags::cut(size))
+    }
+
+    fn reduce(&self, size: u64) -> Result<()> {
+        self.change("lvreduce", &["-y", "-f", "-L", &format!("{size}b")], &[&self.full_name()])?;
+        self.lv.borrow_mut().size = size;
+        Ok(())
     }
 
     /// Grows a thick disk whose contents count: the extents are zeroed before the disk has them, because a
@@ -259,7 +284,7 @@ impl Place for LvmPlace<'_> {
     }
 
     fn device(&self) -> Result<Option<PathBuf>> {
-        Ok(self.lv.borrow().active.then(|| self.node()))
+        Ok((self.lv.borrow().active && !self.record().is_private()).then(|| self.node()))
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
@@ -333,14 +358,14 @@ impl Place for LvmPlace<'_> {
             (true, _) => {
                 self.change("lvextend", &["-y", "-L", &to], &[&full]).map_err(|e| self.sr.explain(e, None, more))?
             }
-            (false, thin) => {
-                if thin {
-                    // What is cut off must not come back when the disk grows again.
-                    self.activate()?;
-                    blockdev::discard(&self.node(), size)?;
-                    self.deactivate()?;
-                }
-                self.change("lvreduce", &["-y", "-f", "-L", &to], &[&full])?;
+            (false, false) => self.reduce(size)?,
+            // A cut that a sweep completed may have been this one.
+            (false, true) if size == now => {}
+            (false, true) => {
+                let tag = tags::cut(size);
+                self.change("lvchange", &["--addtag", &tag], &[&full])?;
+                self.lv.borrow_mut().tags.push(tag);
+                self.cut(size)?;
             }
         }
         self.lv.borrow_mut().size = size;
@@ -359,6 +384,7 @@ impl Place for LvmPlace<'_> {
                 ),
             });
         }
+        self.sweep()?;
         let vg = self.sr.whole()?;
         if self.sr.volumes(&vg).any(|(vdi, ..)| vdi == dest) {
             return Err(Error::VdiExists { vdi: dest, sr: self.sr.sr });

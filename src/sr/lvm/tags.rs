@@ -5,6 +5,7 @@
 //! | `xcp.label.<k>=…`, `xcp.description.<k>=…` | part `k` of the text, escaped |
 //! | `xcp.shareable`, `xcp.read_only` | as they say |
 //! | `xcp.zero` | never attached; what the volume holds is not its own and is zeroed before anybody sees it |
+//! | `xcp.cut=<bytes>` | being cut to this size; what makes it active meanwhile is no attachment |
 //! | `xcp.lock=<n>` | the lock's record has been changed `n` times |
 //! | `xcp.lock.<n>.<i>.<k>=…` | part `k` of the name of holder `i`, in state `n` of the record |
 
@@ -15,6 +16,7 @@ use crate::types::Params;
 use crate::vdi::Holders;
 
 pub const ZERO: &str = "xcp.zero";
+const CUT: &str = "xcp.cut";
 const READ_ONLY: &str = "xcp.read_only";
 const SHAREABLE: &str = "xcp.shareable";
 const LOCK: &str = "xcp.lock";
@@ -25,6 +27,15 @@ pub struct Record {
     pub params: Params,
     pub holders: Holders,
     pub zero: bool,
+    /// Bytes that the disk is being cut to.
+    pub cut: Option<u64>,
+}
+
+impl Record {
+    /// Whether a call that did not end is all that can have made the volume active: its path was never given to anybody.
+    pub fn is_private(&self) -> bool {
+        self.zero || self.cut.is_some()
+    }
 }
 
 pub fn read(tags: &[String]) -> Record {
@@ -37,7 +48,9 @@ pub fn read(tags: &[String]) -> Record {
             READ_ONLY => record.params.read_only = true,
             _ => {
                 let Some((key, value)) = tag.split_once('=') else { continue };
-                if key == LOCK {
+                if key == CUT {
+                    record.cut = value.parse().ok();
+                } else if key == LOCK {
                     record.holders.state = record.holders.state.max(value.parse().unwrap_or(0));
                 } else if let Some((name, part)) = key.rsplit_once('.')
                     && let Ok(part) = part.parse()
@@ -81,6 +94,11 @@ pub fn of_holders(state: u64, users: &[String]) -> Vec<String> {
         tags.extend(text(&format!("{LOCK}.{state}.{i}"), user));
     }
     tags
+}
+
+/// The tag of a disk that is being cut to `bytes`.
+pub fn cut(bytes: u64) -> String {
+    format!("{CUT}={bytes}")
 }
 
 pub fn lock_state(state: u64) -> String {
