@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::resource::{UsageWho, getrusage};
 
 use super::Source;
 use super::place::{self, Patient};
@@ -99,7 +100,7 @@ impl Disk {
     /// be where the filesystem can't tell (NFS, tmpfs). Else gives `then` back.
     pub fn try_read<T, F: FnOnce(Result<&[u8], Errno>) -> T>(&self, offset: u64, len: usize, then: F) -> Result<T, F> {
         with_buffer(len, |buffer| {
-            match self.at_once(|chain| place::without_waiting(|| chain.read_at(buffer, offset))) {
+            match self.at_once(!place::can_tell(), |chain| place::without_waiting(|| chain.read_at(buffer, offset))) {
                 None => Err(then),
                 Some(Ok(())) => Ok(then(Ok(buffer))),
                 Some(Err(e)) if e.errno() == Some(Errno::EAGAIN as i32) => Err(then),
@@ -114,22 +115,25 @@ impl Disk {
 
     /// The same if it is likely to be done at once: the disk is not paused, and requests lately did not wait.
     pub fn try_write(&self, bytes: &[u8], offset: u64) -> Option<Result<(), Errno>> {
-        let result = self.at_once(|chain| chain.write_at(bytes, offset))?;
+        let result = self.at_once(true, |chain| chain.write_at(bytes, offset))?;
         Some(result.map_err(|e| self.complain(&e)))
     }
 
-    fn at_once<T>(&self, io: impl FnOnce(&dyn Served) -> Result<T>) -> Option<Result<T>> {
+    fn at_once<T>(&self, may_wait: bool, io: impl FnOnce(&dyn Served) -> Result<T>) -> Option<Result<T>> {
         let gate = self.gate.try_read().ok()?;
         let Gate::Open(chain) = &*gate else { return None };
+        if !may_wait {
+            return Some(io(&**chain));
+        }
         let slow = self.slow.load(Relaxed);
         if slow > 0 {
             // Only the thread that takes the requests counts.
             self.slow.store(slow - 1, Relaxed);
             return None;
         }
-        let start = Instant::now();
+        let (start, waits) = (Instant::now(), waits());
         let result = io(&**chain);
-        if start.elapsed() > SLOW {
+        if start.elapsed() > SLOW && self::waits() != waits {
             self.slow.store(SLOW_FOR, Relaxed);
         }
         Some(result)
@@ -232,6 +236,11 @@ impl Disk {
             _ => Ok(()),
         }
     }
+}
+
+/// How often this thread has waited for something; that others had the processor does not count.
+fn waits() -> i64 {
+    getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.voluntary_context_switches())
 }
 
 /// A buffer of this thread.

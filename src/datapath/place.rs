@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use nix::libc;
 
@@ -14,12 +15,20 @@ thread_local! {
     static NO_WAIT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Reads of this thread fail with EAGAIN, as long as `io` runs, where they would wait.
+/// A filesystem of an image can't tell what is in the page cache.
+static CANNOT_TELL: AtomicBool = AtomicBool::new(false);
+
+/// Reads of this thread fail with EAGAIN, as long as `io` runs, where they would wait and the filesystem can tell.
 pub fn without_waiting<T>(io: impl FnOnce() -> T) -> T {
     NO_WAIT.set(true);
     let result = io();
     NO_WAIT.set(false);
     result
+}
+
+/// Whether [`without_waiting`] is heeded.
+pub fn can_tell() -> bool {
+    !CANNOT_TELL.load(Relaxed)
 }
 
 /// A place whose reads heed [`without_waiting`].
@@ -29,7 +38,7 @@ pub struct Patient(pub FilePlace);
 impl Place for Patient {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         match self.0.file() {
-            Some(file) if NO_WAIT.get() => read_cached(file, buf, offset),
+            Some(file) if NO_WAIT.get() && can_tell() => read_cached(file, buf, offset),
             _ => self.0.read_at(buf, offset),
         }
     }
@@ -75,7 +84,7 @@ impl Place for Patient {
     }
 }
 
-/// What is in the page cache, up to the end of the file. Linux 4.14; what knows no `RWF_NOWAIT` may wait.
+/// What is in the page cache, up to the end of the file. `RWF_NOWAIT` is of Linux 4.14.
 fn read_cached(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut done = 0;
     while done < buf.len() {
@@ -88,11 +97,8 @@ fn read_cached(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
             got if got > 0 => done += got as usize,
             _ => match io::Error::last_os_error() {
                 e if e.kind() == io::ErrorKind::Interrupted => {}
-                e if matches!(
-                    e.raw_os_error(),
-                    Some(libc::EAGAIN | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)
-                ) =>
-                {
+                e if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)) => {
+                    CANNOT_TELL.store(true, Relaxed);
                     return Err(io::Error::from_raw_os_error(libc::EAGAIN));
                 }
                 e => return Err(e),

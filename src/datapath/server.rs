@@ -64,7 +64,12 @@ impl Arguments {
 
     /// What the process `pid` serves, if it is a living server.
     pub fn of(pid: u32) -> Option<Arguments> {
-        use std::os::unix::ffi::OsStrExt;
+        use std::os::unix::{ffi::OsStrExt, fs::MetadataExt};
+        // Anybody can call a process what he likes.
+        let owner = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
+        if owner != 0 && owner != nix::unistd::geteuid().as_raw() {
+            return None;
+        }
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let words: Vec<&OsStr> = line.strip_suffix(b"\0")?.split(|b| *b == 0).map(OsStr::from_bytes).collect();
         Arguments::parse(&words)
