@@ -139,6 +139,9 @@ fn qemu_reads_what_is_exported_and_what_it_writes_is_imported() {
         qemu_img(&[&["convert", "-f", "raw"], options, &["disk.raw", "qemu.qcow2"]].concat());
         scene.sm(&["vdi_import", SR, &vdi(n), "qemu.qcow2", "--type", "qcow2"]).assert().success();
         same_disk(&scene.export(&vdi(n), "raw"), &disk);
+        let piped = ["vdi_import", SR, &vdi(n + 10), "-", "--file-type", "qcow2", "--type", "vhd"];
+        scene.sm(&piped).write_stdin(fs::read(scene.path("qemu.qcow2")).unwrap()).assert().success();
+        same_disk(&scene.export(&vdi(n + 10), "raw"), &disk);
     }
 }
 
@@ -194,7 +197,13 @@ fn what_is_refused_leaves_nothing() {
     refused(&["-", "--size", "1"], &disk, "E2BIG: ");
     refused(&["-", "--file-type", "vhd"], &vhd[..vhd.len() / 2], "EIO: ");
     refused(&["-", "--file-type", "vhd"], &disk, "EIO: ");
-    refused(&["-", "--file-type", "qcow2"], b"QFI", "EPERM: ");
+    refused(&["-", "--file-type", "qcow2"], b"QFI", "EIO: ");
+    let qcow2 = scene.export(&vdi(1), "qcow2");
+    refused(&["-", "--file-type", "qcow2"], &qcow2[..qcow2.len() / 2], "EIO: ");
+    for (format, bytes) in [("vhd", &vhd), ("qcow2", &qcow2)] {
+        fs::write(scene.path("half"), &bytes[..bytes.len() - 70_000]).unwrap();
+        refused(&["half", "--file-type", format], b"", "EIO: ");
+    }
     refused(&["missing.raw"], b"", "EIO: ");
     // An exported file is never overwritten, and a failed export leaves none.
     scene.sm(&["vdi_export", SR, &vdi(1), "disk.raw"]).assert().code(22);

@@ -614,13 +614,13 @@ impl Sr for FileSr {
     }
 
     fn import_vdi(&self, new: &NewVdi, incoming: Incoming, progress: Progress) -> Result<VdiInfo> {
-        let mut incoming = Some(incoming);
+        let (dir, mut incoming) = (self.dir()?, Some(incoming));
         self.make_vdi(new, &mut |kind, file, path| {
             let mut make = |size: u64| {
                 (kind.create)(file, path, kind.round(size.max(new.virtual_size))?)?;
                 transfer::writer(kind.format, file.try_clone().map_err(Error::io("duplicate", path))?, path)
             };
-            incoming.take().expect("an image is made once").fill(&mut make, progress)
+            incoming.take().expect("an image is made once").fill(&mut make, &|| dir.new_file(), progress)
         })
     }
 

@@ -12,6 +12,7 @@ use crate::image::place::FilePlace;
 use crate::image::qcow2;
 use crate::image::vhd::{self, Chain};
 use crate::sys::copy::Progress;
+use crate::sys::durable::NewFile;
 use crate::types::{Format, Mode};
 
 /// A file or a pipe, open, and what errors call it.
@@ -109,6 +110,8 @@ pub enum Incoming {
     /// Raw bytes from a pipe, of so many bytes.
     RawPipe(Stream, u64),
     VhdPipe(Stream),
+    /// Its tables may lie behind its data, so it has to be put down before it can be read.
+    Qcow2Pipe(Stream),
 }
 
 impl Incoming {
@@ -124,6 +127,7 @@ impl Incoming {
             },
             Format::Vhd if is_file => {
                 let place = Arc::new(FilePlace::new(from.reader()?, &from.name)?);
+                vhd::refuse_cut_off(&*place)?;
                 Ok(Incoming::Disk(Box::new(VhdDisk(Chain::open_single(place, Mode::ReadOnly)?))))
             }
             Format::Vhd => Ok(Incoming::VhdPipe(from.clone())),
@@ -131,15 +135,17 @@ impl Incoming {
                 let place = Arc::new(FilePlace::new(from.reader()?, &from.name)?);
                 Ok(Incoming::Disk(Box::new(qcow2::Chain::open_single(place, Mode::ReadOnly)?)))
             }
-            Format::Qcow2 => Err(Error::Unsupported {
-                op: "importing a qcow2 from a pipe",
-                why: "its tables may lie behind its data; import it from a file".to_owned(),
-            }),
+            Format::Qcow2 => Ok(Incoming::Qcow2Pipe(from.clone())),
         }
     }
 
-    /// Writes the disk to `make(size)`, which may be larger.
-    pub fn fill(self, make: &mut dyn FnMut(u64) -> Result<Box<dyn DiskWriter>>, progress: Progress) -> Result<()> {
+    /// Writes the disk to `make(size)`, which may be larger. What has to be put down meanwhile goes to `spool`.
+    pub fn fill<'d>(
+        self,
+        make: &mut dyn FnMut(u64) -> Result<Box<dyn DiskWriter>>,
+        spool: &dyn Fn() -> Result<NewFile<'d>>,
+        progress: Progress,
+    ) -> Result<()> {
         match self {
             Incoming::Disk(disk) => {
                 let mut to = make(disk.size())?;
@@ -168,6 +174,17 @@ impl Incoming {
                 })
                 .and_then(|came| if came > size { Err(too_long()) } else { Ok(()) })?;
                 to.finish()
+            }
+            Incoming::Qcow2Pipe(from) => {
+                let spooled = spool()?;
+                let file = spooled.file();
+                let write = Error::io("put down what came from", &from.name);
+                let came = stream(&mut from.reader()?, &from.name, &mut |offset, bytes| {
+                    file.write_all_at(bytes, offset).map_err(Error::io("put down what came from", &from.name))
+                })?;
+                file.set_len(came).map_err(write)?;
+                let file = Arc::new(file.try_clone().map_err(Error::io("duplicate", &from.name))?);
+                Incoming::open(&Stream { file, ..from }, None)?.fill(make, spool, progress)
             }
             Incoming::VhdPipe(from) => {
                 let mut input = std::io::BufReader::with_capacity(PIECE, from.reader()?);

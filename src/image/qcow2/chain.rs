@@ -133,7 +133,11 @@ impl Chain {
             match what {
                 What::Absent => self.read_from(layer + 1, part, at)?,
                 What::Zero(_) => part.fill(0),
-                What::Data(host, _) => this.place().get(part, host)?,
+                What::Data(host, _) => match this {
+                    // No entry leads to a cluster before the file is so long: it was cut off.
+                    Layer::Image(_) => this.place().get_exact(part, host, "a cluster")?,
+                    Layer::Raw(..) => this.place().get(part, host)?,
+                },
                 What::Compressed(entry) => {
                     let Layer::Image(image) = this else { unreachable!("a raw layer has no entries") };
                     let within = (at % image.header().cluster()) as usize;

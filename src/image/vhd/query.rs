@@ -130,6 +130,18 @@ impl Meta {
     }
 }
 
+/// Refuses a file that was cut off, as one that came over a network may be: its last footer is missing. A crash may
+/// leave such an image too, so those that are ours are opened without it.
+///
+/// # Errors
+/// [`Error::Damaged`](crate::Error::Damaged); [`Error::Io`](crate::Error::Io).
+pub fn refuse_cut_off(place: &dyn Place) -> Result<()> {
+    match last_footer(place)? {
+        Some(_) => Ok(()),
+        None => Err(place.damaged("there is no VHD footer at its end: it may be cut off")),
+    }
+}
+
 /// The primary footer: the last 512 bytes, or the 511 that early writers left.
 pub(crate) fn last_footer(place: &dyn Place) -> Result<Option<Footer>> {
     let size = place.len()?;
