@@ -31,7 +31,7 @@
 //! - **sr_collect**, after the data of an only child C was written into its base B. For a C that is a base itself:
 //!   (1) publish `.sm-tree`; (2) make B the parent of each child of C; (3) remove C. Whoever takes the tree's lock
 //!   after a kill goes on. For a C that is a disk: (1) publish `.sm-tree`; (2) mark B visible; (3) rename B over the
-//!   name of C. After (2), B is hidden again.
+//!   name of C. After (2), B is hidden again. What a disk in use holds is set aside as a clone does it, without a D.
 //! - **vdi_delete**: 1. unlink the image, durably; 2. remove what was beside it. After 1: as above.
 //!   Where several hosts have the SR, it first takes the persistent lock, so that of a vdi_delete and a
 //!   vdi_lock on two hosts one is refused. A kill then leaves a disk that is locked by "vdi_delete on

@@ -5,7 +5,8 @@
 //! same whatever the disk holds. A base that lost its last child is garbage and goes with it.
 //!
 //! A base with one child is merged with it by [`Vdi::coalesce`]: the child's data is written into the base, where
-//! nobody reads it as long as the child is there; then, in one step, the base takes the child's place.
+//! nobody reads it as long as the child is there; then, in one step, the base takes the child's place. This goes on under a
+//! running guest as well, see [`Cow::coalesce_in_use`].
 //!
 //! What is written in which order is the SR's business, see [`Tree::fork`]. While the tree is changed, its lock
 //! is held; the server of an attached disk has its image closed and lets I/O wait.
@@ -24,6 +25,9 @@ use crate::vdi::{Fork, Kind, Node, Place, Tree, Vdi, describe, in_use, refuse_if
 /// Images from the root to a leaf, at most; the other storage managers stop here as well (copy-on-write
 /// trees, "Snapshot and clone").
 const LONGEST_CHAIN: usize = 30;
+
+/// Bytes that a disk in use may hold to be merged while its I/O waits: half a second of a slow disk's time.
+const MERGED_AT_ONCE: u64 = 32 << 20;
 
 /// A disk of a format that has parents.
 pub struct Cow<'a> {
@@ -58,7 +62,7 @@ impl<'a> Cow<'a> {
             });
         }
         let _pause = datapath::pause(&self.place.path())?;
-        tree.fork(&Fork { base: VdiUuid::random(), dest, params, kind: self.kind })?;
+        tree.fork(&Fork { base: VdiUuid::random(), dest: Some((dest, params)), kind: self.kind })?;
         (self.kind.open)(tree.sibling(dest)?).info()
     }
 
@@ -82,6 +86,43 @@ impl<'a> Cow<'a> {
         let above = descendants(&tree.nodes()?, self.place.vdi());
         let paused: Result<Vec<_>> = above.into_iter().map(|vdi| datapath::pause(&tree.sibling(vdi)?.path())).collect();
         Ok(paused?.into_iter().flatten().collect())
+    }
+
+    /// Makes the parent as large as this image.
+    fn grow_parent(&self, tree: &dyn Tree, node: &Node, parent: &dyn Place) -> Result<()> {
+        let kind = crate::vdi::kind(parent.format());
+        let size = (kind.query)(&parent.image(Mode::ReadOnly)?, &parent.path())?.virtual_size;
+        if size >= node.virtual_size {
+            return Ok(());
+        }
+        // Growing moves blocks, so whoever reads the parent has to let go of it: those above this image, and its own server.
+        let _pause = datapath::pause(&self.place.path())?;
+        let _pauses = self.pause_above(tree)?;
+        (kind.resize)(parent.image(Mode::ReadWrite)?, &parent.path(), node.virtual_size).map(drop)
+    }
+
+    /// Writes all that this image holds into its parent.
+    fn merge_into(&self, parent: &dyn Place, context: &Context) -> Result<()> {
+        let (image, into) = (self.place.image(Mode::ReadOnly)?, parent.image(Mode::ReadWrite)?);
+        (self.kind.coalesce)(image, &self.place.path(), into, parent, context.progress)
+    }
+
+    /// Merges a disk in use with its parent. Its I/O waits meanwhile, so it must not hold much: else its image is set
+    /// aside as a base, which is merged while the disk goes on in an empty one.
+    fn coalesce_in_use(&self, tree: &dyn Tree, node: &Node, parent: &dyn Place, context: &Context) -> Result<Done> {
+        let _lock = tree.lock(context.deadline)?;
+        if !is_only_child(tree, self.place.vdi(), parent.vdi())? || self.node()? != *node {
+            return Ok(Done::Already);
+        }
+        self.grow_parent(tree, node, parent)?;
+        let _pause = datapath::pause(&self.place.path())?;
+        if self.place.stat()?.allocated > MERGED_AT_ONCE {
+            tree.fork(&Fork { base: VdiUuid::random(), dest: None, kind: self.kind })?;
+        } else {
+            self.merge_into(parent, context)?;
+            tree.collapse(parent.vdi(), self.kind)?;
+        }
+        Ok(Done::Changed)
     }
 
     fn is_hidden(&self, op: &'static str) -> Error {
@@ -175,21 +216,16 @@ impl Vdi for Cow<'_> {
         if !is_only_child(tree, self.place.vdi(), base)? {
             return Ok(Done::Already);
         }
-        // A leaf must be nobody's while it is merged; a base has no users of its own.
-        if !node.hidden && self.device()?.is_some() {
+        let parent = tree.sibling(base)?;
+        // A parent that takes the disk's place has to be of its format.
+        if !node.hidden && parent.format() != self.kind.format {
             return Ok(Done::Already);
         }
-        let parent = tree.sibling(base)?;
-        let parent_kind = crate::vdi::kind(parent.format());
-        let parent_size = (parent_kind.query)(&parent.image(Mode::ReadOnly)?, &parent.path())?.virtual_size;
-        if parent_size < node.virtual_size {
-            // Growing moves blocks, so whoever reads the base has to let go of it.
-            let _pauses = self.pause_above(tree)?;
-            (parent_kind.resize)(parent.image(Mode::ReadWrite)?, &parent.path(), node.virtual_size)?;
+        if !node.hidden && self.device()?.is_some() {
+            return self.coalesce_in_use(tree, &node, &*parent, context);
         }
-        let image = self.place.image(Mode::ReadOnly)?;
-        let into = parent.image(Mode::ReadWrite)?;
-        (self.kind.coalesce)(image, &self.place.path(), into, &*parent, context.progress)?;
+        self.grow_parent(tree, &node, &*parent)?;
+        self.merge_into(&*parent, context)?;
 
         let _lock = tree.lock(context.deadline)?;
         // Deleted or copied meanwhile: what was merged does no harm, as nobody reads it from the parent.
@@ -199,10 +235,8 @@ impl Vdi for Cow<'_> {
         if node.hidden {
             let _pauses = self.pause_above(tree)?;
             tree.relink(base, self.kind)?;
-        } else if parent.format() == self.kind.format {
-            tree.collapse(base, self.kind)?;
         } else {
-            return Ok(Done::Already);
+            tree.collapse(base, self.kind)?;
         }
         Ok(Done::Changed)
     }

@@ -100,8 +100,8 @@ pub trait Tree {
     /// Another image of the SR.
     fn sibling(&self, vdi: VdiUuid) -> Result<Box<dyn Place + '_>>;
 
-    /// Makes this image the hidden base of two empty children, one under its own name and one as the VDI
-    /// `dest`. All or nothing, whatever happens meanwhile. The caller holds the lock, and nobody has the
+    /// Makes this image the hidden base of empty children: one under its own name, and one as the VDI
+    /// `dest` if that is given. All or nothing, whatever happens meanwhile. The caller holds the lock, and nobody has the
     /// image open.
     ///
     /// # Errors
@@ -121,8 +121,7 @@ pub trait Tree {
 pub struct Fork<'a> {
     /// The name that the present image gets.
     pub base: VdiUuid,
-    pub dest: VdiUuid,
-    pub params: &'a Params,
+    pub dest: Option<(VdiUuid, &'a Params)>,
     pub kind: &'static Kind,
 }
 
@@ -191,6 +190,9 @@ pub trait Vdi {
 
     /// Merges the disk's image with its parent, if it is the parent's only child and the parent is nobody's
     /// disk. Long work; the tree is locked for its last step only.
+    ///
+    /// A disk in use goes on. If it holds too much to wait for, that is set aside in a base of its own, to be merged
+    /// first, and the answer is `Changed` as well.
     fn coalesce(&self, _context: &Context) -> Result<Done> {
         Ok(Done::Already)
     }

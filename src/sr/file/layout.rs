@@ -41,7 +41,7 @@ pub(super) enum Record {
     Fork {
         vdi: VdiUuid,
         base: VdiUuid,
-        dest: VdiUuid,
+        dest: Option<VdiUuid>,
         format: Format,
     },
     /// The children of `vdi` become those of its parent.

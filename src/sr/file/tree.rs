@@ -2,7 +2,27 @@
 
 use super::*;
 
+/// How often in one run the data of a disk in use is set aside, at most.
+const MOST_ROUNDS: u32 = 8;
+
 impl FileSr {
+    /// [`Tree::lock`].
+    fn lock_trees(&self, dir: &Dir, deadline: Instant) -> Result<Lock> {
+        let mut lock = lock::take(&self.sr.to_string(), "tree", lock::Kind::Exclusive, deadline);
+        if self.shared {
+            let file = dir.lock_file(TREE_LOCK)?;
+            lock = lock.and_then(|lock| lock.among_hosts(file, &dir.join(TREE_LOCK), deadline));
+        }
+        let lock = lock.map_err(|refused| {
+            refused.or_timed_out(|holder| Error::SrUnavailable {
+                sr: self.sr,
+                why: format!("{holder} changes a tree of it; --wait gives it longer"),
+            })
+        })?;
+        self.recover_change(dir)?;
+        Ok(lock)
+    }
+
     /// Completes or undoes what a crash left of a fork. The caller holds the tree's lock.
     pub(super) fn recover_change(&self, dir: &Dir) -> Result<()> {
         let Some(record) = read_change(dir)? else { return Ok(()) };
@@ -23,19 +43,28 @@ impl FileSr {
         dir.sync()
     }
 
-    fn recover_fork(&self, dir: &Dir, vdi: VdiUuid, base: VdiUuid, dest: VdiUuid, format: Format) -> Result<()> {
+    fn recover_fork(
+        &self,
+        dir: &Dir,
+        vdi: VdiUuid,
+        base: VdiUuid,
+        dest: Option<VdiUuid>,
+        format: Format,
+    ) -> Result<()> {
         let name = image_name(base, format);
         match (dir.lookup(&image_name(vdi, format))?, dir.lookup(&name)?) {
             (_, None) => {}
             // Still one file: the disk was not changed yet.
             (Some(disk), Some(found)) if file_id(&disk) == file_id(&found) => {
-                let child = image_name(dest, format);
-                if let Some(file) = dir.try_open_record(&child)?
-                    && (vdi::kind(format).query)(&file, &dir.join(&child))?.parent == Some(base)
-                {
-                    dir.remove(&child)?;
-                    dir.sync()?;
-                    remove_leftovers(dir, dest)?;
+                if let Some(dest) = dest {
+                    let child = image_name(dest, format);
+                    if let Some(file) = dir.try_open_record(&child)?
+                        && (vdi::kind(format).query)(&file, &dir.join(&child))?.parent == Some(base)
+                    {
+                        dir.remove(&child)?;
+                        dir.sync()?;
+                        remove_leftovers(dir, dest)?;
+                    }
                 }
                 dir.remove(&name)?;
             }
@@ -97,6 +126,11 @@ impl FileSr {
         let _running =
             lock::take(&self.sr.to_string(), "running", lock::Kind::Exclusive, Instant::now()).map_err(busy)?;
         let (mut done, mut left) = (Done::Already, HashSet::new());
+        // What disks held when their data was last set aside, because they are in use, and how often that was.
+        let mut rounds: HashMap<VdiUuid, (u64, u32)> = HashMap::new();
+        if read_change(&dir)?.is_some() {
+            drop(self.lock_trees(&dir, context.deadline)?);
+        }
         loop {
             let listing = self.list(&dir)?;
             if listing.journals {
@@ -108,9 +142,8 @@ impl FileSr {
             }
             let nodes: BTreeMap<VdiUuid, Node> =
                 self.images(&dir, &listing)?.into_iter().map(|i| (i.vdi, i.node)).collect();
-            if let Some(first) = nodes.keys().find(|v| vdi::cow::is_garbage(&nodes, **v)) {
-                let place = self.place(dir.clone(), *first, listing.images[first]);
-                let _lock = Tree::lock(&place, context.deadline)?;
+            if nodes.keys().any(|v| vdi::cow::is_garbage(&nodes, *v)) {
+                let _lock = self.lock_trees(&dir, context.deadline)?;
                 self.remove_garbage(&dir, &self.list(&dir)?)?;
                 done = Done::Changed;
                 continue;
@@ -122,7 +155,19 @@ impl FileSr {
                         nodes.get(&p).is_some_and(|n| n.hidden) && vdi::cow::children_of(&nodes, p).len() == 1
                     })
             };
-            let Some(next) = nodes.keys().copied().find(only_child) else { return Ok(done) };
+            // Bases first: a disk in use is merged with what was set aside of it only when that was.
+            let (bases, disks): (Vec<VdiUuid>, Vec<VdiUuid>) = nodes.keys().partition(|v| nodes[v].hidden);
+            let Some(next) = bases.into_iter().chain(disks).find(only_child) else { return Ok(done) };
+            if !nodes[&next].hidden {
+                let holds = self.place(dir.clone(), next, listing.images[&next]).stat()?.allocated;
+                let (before, times) = rounds.get(&next).copied().unwrap_or((u64::MAX, 0));
+                if holds >= before || times == MOST_ROUNDS {
+                    // Written to as fast as it is merged.
+                    left.insert(next);
+                    continue;
+                }
+                rounds.insert(next, (holds, times + 1));
+            }
             // A disk in use is left for the next time.
             let merged = match lock::take(&next.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()) {
                 Ok(_lock) => self.disk(dir.clone(), next, listing.images[&next])?.coalesce(context)?,
@@ -139,19 +184,7 @@ impl FileSr {
 
 impl Tree for FilePlace<'_> {
     fn lock(&self, deadline: Instant) -> Result<Lock> {
-        let mut lock = lock::take(&self.sr.sr.to_string(), "tree", lock::Kind::Exclusive, deadline);
-        if self.sr.shared {
-            let file = self.dir.lock_file(TREE_LOCK)?;
-            lock = lock.and_then(|lock| lock.among_hosts(file, &self.dir.join(TREE_LOCK), deadline));
-        }
-        let lock = lock.map_err(|refused| {
-            refused.or_timed_out(|holder| Error::SrUnavailable {
-                sr: self.sr.sr,
-                why: format!("{holder} changes a tree of it; --wait gives it longer"),
-            })
-        })?;
-        self.sr.recover_change(&self.dir)?;
-        Ok(lock)
+        self.sr.lock_trees(&self.dir, deadline)
     }
 
     fn nodes(&self) -> Result<BTreeMap<VdiUuid, Node>> {
@@ -170,8 +203,10 @@ impl Tree for FilePlace<'_> {
 
     fn fork(&self, fork: &Fork) -> Result<()> {
         let base = self.sr.place(self.dir.clone(), fork.base, self.format);
-        let dest = self.sr.place(self.dir.clone(), fork.dest, self.format);
-        if fork.dest == self.vdi || has_image(&self.dir, fork.dest)? {
+        let dest = fork.dest.map(|(dest, params)| (self.sr.place(self.dir.clone(), dest, self.format), params));
+        if let Some((dest, _)) = &dest
+            && (dest.vdi == self.vdi || has_image(&self.dir, dest.vdi)?)
+        {
             return Err(dest.exists_already());
         }
         let image = self.image(Mode::ReadOnly)?;
@@ -180,15 +215,20 @@ impl Tree for FilePlace<'_> {
             (fork.kind.create_child)(new.file(), &of.path(), &image, &base.path())?;
             Ok(new)
         };
-        let (new_dest, new_self) = (child(&dest)?, child(self)?);
-        let record = Record::Fork { vdi: self.vdi, base: fork.base, dest: fork.dest, format: self.format };
+        let new_self = child(self)?;
+        let new_dest = match &dest {
+            Some((dest, params)) => Some((child(dest)?, dest, *params)),
+            None => None,
+        };
+        let dest = fork.dest.map(|(dest, _)| dest);
+        let record = Record::Fork { vdi: self.vdi, base: fork.base, dest, format: self.format };
         if !self.dir.create(CHANGE, &encode(&record))? {
             return Err(damaged_record(&self.dir, CHANGE));
         }
         let done = self
             .dir
             .link(&self.name(), &base.name())
-            .and_then(|()| dest.publish(new_dest, fork.params))
+            .and_then(|()| new_dest.map_or(Ok(()), |(new, dest, params)| dest.publish(new, params)))
             .and_then(|()| new_self.publish_over(&self.name()))
             .and_then(|()| (fork.kind.set_hidden)(&self.dir.open_file(&base.name(), true)?, &base.path(), true));
         match done {
@@ -233,7 +273,7 @@ impl Tree for FilePlace<'_> {
 /// The VDI of a fork that has not happened yet: its image has a name, but until the disk that is forked has its
 /// new image nobody may see it, because whoever repairs the tree removes it.
 pub(super) fn unborn(dir: &Dir, change: &Record) -> Result<Option<VdiUuid>> {
-    let Record::Fork { vdi, base, dest, format } = change else { return Ok(None) };
+    let Record::Fork { vdi, base, dest: Some(dest), format } = change else { return Ok(None) };
     let (disk, found) = (dir.lookup(&image_name(*vdi, *format))?, dir.lookup(&image_name(*base, *format))?);
     Ok(match (disk, found) {
         (Some(disk), Some(found)) if file_id(&disk) == file_id(&found) => Some(*dest),
