@@ -42,7 +42,7 @@ fn run(args: &[&str]) -> Result<String> {
         ["create", image, size, parent @ ..] => create(Path::new(image), size, parent.first()).map(|()| String::new()),
         ["attach", image, mode @ ..] => {
             let format = if image.ends_with(".qcow2") { Format::Qcow2 } else { Format::Vhd };
-            let source = Source { format, path: image.into(), read_only: mode.first() == Some(&"ro") };
+            let source = Source { format, path: image.into(), read_only: mode.first() == Some(&"ro"), shared: false };
             Ok(datapath::attach(&source)?.display().to_string())
         }
         ["list"] => Ok(datapath::all()?

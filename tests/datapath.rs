@@ -186,7 +186,7 @@ fn busy(sr: &Path) {
 fn read_only(sr: &Path) {
     let image = chain(sr, 2);
     let before = fs::read(&image).unwrap();
-    let source = Source { format: Format::Vhd, path: image.clone(), read_only: true };
+    let source = Source { format: Format::Vhd, path: image.clone(), read_only: true, shared: false };
     let device = datapath::attach(&source).unwrap();
     assert!(datapath::find(&image).unwrap().unwrap().read_only);
     assert!(read_all(&device) == read_image(&image));
@@ -475,14 +475,14 @@ fn read_all(device: &Path) -> Vec<u8> {
 }
 
 fn attach(image: &Path) -> PathBuf {
-    let source = Source { format: Format::Vhd, path: image.to_owned(), read_only: false };
+    let source = Source { format: Format::Vhd, path: image.to_owned(), read_only: false, shared: false };
     let device = datapath::attach(&source).unwrap();
     assert!(fs::metadata(&device).unwrap().file_type().is_block_device());
     device
 }
 
 fn attach_error(image: &Path) -> String {
-    let source = Source { format: Format::Vhd, path: image.to_owned(), read_only: false };
+    let source = Source { format: Format::Vhd, path: image.to_owned(), read_only: false, shared: false };
     xcp_sm::error::one_line(&datapath::attach(&source).unwrap_err())
 }
 

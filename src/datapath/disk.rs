@@ -12,12 +12,13 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{UsageWho, getrusage};
 
-use super::Source;
 use super::place::{self, Patient};
+use super::{Source, USES, use_of};
 use crate::error::{Error, Result, one_line};
 use crate::image::disk::Served;
 use crate::image::place::FilePlace;
 use crate::image::{qcow2, vhd};
+use crate::sys::uses::{self, Uses};
 use crate::types::{Format, Mode};
 
 /// What needs the page cache only takes microseconds. What took so long has waited for the storage,
@@ -29,6 +30,8 @@ const SLOW_FOR: u32 = 256;
 pub struct Disk {
     source: Source,
     gate: RwLock<Gate>,
+    /// What other hosts see of the images that are open.
+    uses: Mutex<Option<Uses>>,
     paused: Mutex<bool>,
     resumed: Condvar,
     /// How many requests are not to be tried at once.
@@ -54,8 +57,10 @@ pub enum State {
 
 impl Disk {
     pub fn open(source: &Source) -> Result<Disk> {
+        let (chain, uses) = open_used(source)?;
         Ok(Disk {
-            gate: RwLock::new(Gate::Open(open(source)?)),
+            gate: RwLock::new(Gate::Open(chain)),
+            uses: Mutex::new(uses),
             source: source.clone(),
             paused: Mutex::new(false),
             resumed: Condvar::new(),
@@ -78,7 +83,7 @@ impl Disk {
 
     pub fn state(&self) -> State {
         match &*read(&self.gate) {
-            Gate::Open(chain) => State::Serving { size: chain.virtual_size(), depth: chain.depth() },
+            Gate::Open(chain) => State::Serving { size: chain.virtual_size(), depth: chain.images().len() },
             Gate::Paused => State::Paused,
             Gate::Failed(why) => State::Failed(why.clone()),
         }
@@ -190,6 +195,7 @@ impl Disk {
             },
             Gate::Paused | Gate::Failed(_) => Ok(()),
         };
+        *lock(&self.uses) = None;
         drop(gate);
         // What is on the disk after a failed close is what a crash after a flush leaves: nothing is lost.
         if let Err(error) = result {
@@ -202,12 +208,13 @@ impl Disk {
     /// Opens what the path leads to now and lets the requests go on. Answers the disk's size.
     /// If it can't be opened they fail, until another pause and resume.
     pub fn resume(&self) -> Result<u64> {
-        let opened = open(&self.source);
+        let opened = open_used(&self.source);
         let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let result = match opened {
-            Ok(chain) => {
+            Ok((chain, uses)) => {
                 let size = chain.virtual_size();
                 *gate = Gate::Open(chain);
+                *lock(&self.uses) = uses;
                 Ok(size)
             }
             Err(error) => {
@@ -231,10 +238,12 @@ impl Disk {
         let was = std::mem::replace(&mut *gate, Gate::Failed("it was detached".to_owned()));
         drop(gate);
         self.go_on();
-        match was {
+        let closed = match was {
             Gate::Open(chain) => close(chain, self.source.read_only),
             _ => Ok(()),
-        }
+        };
+        *lock(&self.uses) = None;
+        closed
     }
 }
 
@@ -258,6 +267,40 @@ fn with_buffer<T>(len: usize, then: impl FnOnce(&mut [u8]) -> T) -> T {
 
 fn close(chain: Box<dyn Served>, read_only: bool) -> Result<()> {
     if read_only { Ok(()) } else { chain.close() }
+}
+
+/// Opens the chain, and says so where other hosts may change it: once they see it, they leave it alone.
+fn open_used(source: &Source) -> Result<(Box<dyn Served>, Option<Uses>)> {
+    /// A change of a tree takes milliseconds, on a slow server more.
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let mut chain = open(source)?;
+    if !source.shared {
+        return Ok((chain, None));
+    }
+    let path = source.path.with_file_name(USES);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let file = match options.open(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+                match options.write(false).create(false).open(&path) {
+                    // Who can write here has not changed a tree yet.
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((chain, None)),
+                    file => file,
+                }
+            }
+            file => file,
+        };
+        let file = file.map_err(Error::io("open", &path))?;
+        let images = chain.images();
+        let uses = uses::hold(file, &path, images.iter().map(|image| use_of(image)), deadline)?;
+        // The tree may have been changed before it was seen that we use it.
+        chain = open(source)?;
+        if chain.images() == images {
+            return Ok((chain, Some(uses)));
+        }
+    }
 }
 
 fn open(source: &Source) -> Result<Box<dyn Served>> {

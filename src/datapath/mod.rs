@@ -34,6 +34,16 @@ pub struct Source {
     /// The leaf. After a pause whatever has this name is opened, which is how a snapshot changes the leaf.
     pub path: PathBuf,
     pub read_only: bool,
+    /// Other hosts may change the tree of the image: they see in [`USES`] which images the server has open.
+    pub shared: bool,
+}
+
+/// The file beside images that several hosts share in which servers say which of them they have open.
+pub const USES: &str = ".sm-in-use";
+
+/// What an image is called in [`USES`].
+pub fn use_of(image: &Path) -> &str {
+    image.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default()
 }
 
 /// A served image, as the kernel knows it.

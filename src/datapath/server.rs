@@ -39,7 +39,12 @@ pub struct Arguments {
 
 impl Arguments {
     fn to_words(&self) -> Vec<OsString> {
-        let mode = if self.source.read_only { "ro" } else { "rw" };
+        let mode = match (self.source.read_only, self.source.shared) {
+            (true, false) => "ro",
+            (false, false) => "rw",
+            (true, true) => "shared-ro",
+            (false, true) => "shared-rw",
+        };
         vec![
             WORD.into(),
             mode.into(),
@@ -53,13 +58,16 @@ impl Arguments {
     pub fn parse(words: &[impl AsRef<OsStr>]) -> Option<Arguments> {
         let words: Vec<&OsStr> = words.iter().map(AsRef::as_ref).collect();
         let [_, word, mode, format, dir, path] = words[..] else { return None };
-        let read_only = match mode.to_str()? {
-            "ro" => true,
-            "rw" => false,
+        let (read_only, shared) = match mode.to_str()? {
+            "ro" => (true, false),
+            "rw" => (false, false),
+            "shared-ro" => (true, true),
+            "shared-rw" => (false, true),
             _ => return None,
         };
         let format: Format = format.to_str()?.parse().ok()?;
-        (word == WORD).then_some(Arguments { source: Source { format, path: path.into(), read_only }, dir: dir.into() })
+        let source = Source { format, path: path.into(), read_only, shared };
+        (word == WORD).then_some(Arguments { source, dir: dir.into() })
     }
 
     /// What the process `pid` serves, if it is a living server.

@@ -34,8 +34,8 @@ pub trait Served: Send + Sync {
     /// Bytes the guest sees.
     fn virtual_size(&self) -> u64;
 
-    /// Images in the chain.
-    fn depth(&self) -> usize;
+    /// The images of the chain, the leaf first.
+    fn images(&self) -> Vec<PathBuf>;
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
 

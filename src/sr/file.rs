@@ -12,6 +12,7 @@
 //! | `.tmp-<uuid>` | a file in the making, see [`durable`](crate::sys::durable) |
 //! | `.sm-tree` | which tree is being changed; only while it is |
 //! | `.sm-tree-lock` | empty; locked by the host that changes a tree. Only where several hosts have the SR |
+//! | `.sm-in-use` | empty; a byte for each image is locked by the servers that have it open. Likewise |
 //!
 //! Order of steps, and what the next call finds after a kill:
 //!
@@ -54,11 +55,13 @@ use nix::sys::stat::{FileStat, SFlag};
 use serde::{Deserialize, Serialize};
 
 use crate::call::Context;
+use crate::datapath::USES;
 use crate::error::{Error, Result};
 use crate::sr::{About, Driver, Sr, vdi_by_uuid};
 use crate::sys::copy::{self, Progress};
 use crate::sys::durable::{self, Dir, NewFile};
 use crate::sys::lock::{self, Lock};
+use crate::sys::uses::{self, Uses};
 use crate::sys::{blockdev, loopdev, register};
 use crate::types::{
     DeviceConfig, Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid,
@@ -291,6 +294,7 @@ impl FileSr {
         }
         dir.remove(CHANGE)?;
         dir.remove(TREE_LOCK)?;
+        dir.remove(USES)?;
         dir.sync()?;
         dir.remove(DELETING)?;
         dir.sync()?;

@@ -14,4 +14,5 @@ pub mod sunrpc;
 pub mod syslog;
 pub mod tapdisk;
 pub mod tool;
+pub mod uses;
 pub mod watch;

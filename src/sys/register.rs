@@ -25,7 +25,11 @@ pub struct State {
 pub fn read(parent: &Dir, name: &str) -> Result<State> {
     match parent.sub_dir(name)? {
         None => Ok(State::default()),
-        Some(dir) => current(&dir),
+        Some(dir) => match current(&dir) {
+            // Removed meanwhile, and with it what it was a record of.
+            Err(e) if is_stale(&e) => Ok(State::default()),
+            state => state,
+        },
     }
 }
 
@@ -67,10 +71,17 @@ fn change_in(parent: &Dir, name: &str, seen: &State, bytes: &[u8]) -> Result<boo
 /// Removes the record and its directory. Only for a record that nobody may change any more.
 pub fn remove(parent: &Dir, name: &str) -> Result<bool> {
     let Some(dir) = parent.sub_dir(name)? else { return Ok(false) };
-    for file in dir.names()? {
-        dir.remove(&file)?;
+    match dir.names().and_then(|files| files.iter().try_for_each(|file| dir.remove(file).map(drop))) {
+        // Another host was faster.
+        Err(e) if is_stale(&e) => {}
+        other => other?,
     }
     parent.remove_dir(name)
+}
+
+/// What NFS says of a directory that another host removed after we opened it.
+fn is_stale(e: &Error) -> bool {
+    e.errno() == Some(Errno::ESTALE as i32)
 }
 
 fn current(dir: &Dir) -> Result<State> {

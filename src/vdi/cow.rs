@@ -62,6 +62,7 @@ impl<'a> Cow<'a> {
             });
         }
         let _pause = datapath::pause(&self.place.path())?;
+        let _alone = tree.alone(&[self.place.vdi()])?;
         tree.fork(&Fork { base: VdiUuid::random(), dest: Some((dest, params)), kind: self.kind })?;
         (self.kind.open)(tree.sibling(dest)?).info()
     }
@@ -88,6 +89,41 @@ impl<'a> Cow<'a> {
         Ok(paused?.into_iter().flatten().collect())
     }
 
+    /// [`Vdi::coalesce`]; [`Error::VdiInUse`] where it can't be done because of who uses the images.
+    fn merge(&self, context: &Context) -> Result<Done> {
+        let tree = self.place.tree()?;
+        let node = self.node()?;
+        let Some(base) = node.parent else { return Ok(Done::Already) };
+        if !is_only_child(tree, self.place.vdi(), base)? {
+            return Ok(Done::Already);
+        }
+        let parent = tree.sibling(base)?;
+        // A parent that takes the disk's place has to be of its format.
+        if !node.hidden && parent.format() != self.kind.format {
+            return Ok(Done::Already);
+        }
+        // What another host has open is seen only when it comes to the last step, and it may begin at any moment.
+        if !node.hidden && (self.place.is_shared() || self.device()?.is_some()) {
+            return self.coalesce_in_use(tree, &node, &*parent, context);
+        }
+        self.grow_parent(tree, &node, &*parent)?;
+        self.merge_into(&*parent, context)?;
+
+        let _lock = tree.lock(context.deadline)?;
+        // Deleted or copied meanwhile: what was merged does no harm, as nobody reads it from the parent.
+        if !is_only_child(tree, self.place.vdi(), base)? || self.node()? != node {
+            return Ok(Done::Already);
+        }
+        if node.hidden {
+            let _pauses = self.pause_above(tree)?;
+            let _alone = tree.alone(&[self.place.vdi()])?;
+            tree.relink(base, self.kind)?;
+        } else {
+            tree.collapse(base, self.kind)?;
+        }
+        Ok(Done::Changed)
+    }
+
     /// Makes the parent as large as this image.
     fn grow_parent(&self, tree: &dyn Tree, node: &Node, parent: &dyn Place) -> Result<()> {
         let kind = crate::vdi::kind(parent.format());
@@ -98,6 +134,7 @@ impl<'a> Cow<'a> {
         // Growing moves blocks, so whoever reads the parent has to let go of it: those above this image, and its own server.
         let _pause = datapath::pause(&self.place.path())?;
         let _pauses = self.pause_above(tree)?;
+        let _alone = tree.alone(&[parent.vdi()])?;
         (kind.resize)(parent.image(Mode::ReadWrite)?, &parent.path(), node.virtual_size).map(drop)
     }
 
@@ -116,6 +153,7 @@ impl<'a> Cow<'a> {
         }
         self.grow_parent(tree, node, parent)?;
         let _pause = datapath::pause(&self.place.path())?;
+        let _alone = tree.alone(&[self.place.vdi()])?;
         if self.place.stat()?.allocated > MERGED_AT_ONCE {
             tree.fork(&Fork { base: VdiUuid::random(), dest: None, kind: self.kind })?;
         } else {
@@ -164,7 +202,12 @@ impl Vdi for Cow<'_> {
             let holder = format!("a read-only attachment, {}; detach it first", attached.device.display());
             return Err(in_use(&*self.place, holder));
         }
-        datapath::attach(&datapath::Source { format: self.kind.format, path: self.place.path(), read_only })
+        datapath::attach(&datapath::Source {
+            format: self.kind.format,
+            path: self.place.path(),
+            read_only,
+            shared: self.place.is_shared(),
+        })
     }
 
     fn detach(&self) -> Result<Done> {
@@ -187,6 +230,7 @@ impl Vdi for Cow<'_> {
             ));
         }
         let mut parent = self.node()?.parent;
+        let _alone = tree.alone(&[self.place.vdi()])?;
         self.place.remove()?;
         // From the leaf up: a base that still has a child is never touched.
         let mut nodes = nodes;
@@ -210,35 +254,11 @@ impl Vdi for Cow<'_> {
     }
 
     fn coalesce(&self, context: &Context) -> Result<Done> {
-        let tree = self.place.tree()?;
-        let node = self.node()?;
-        let Some(base) = node.parent else { return Ok(Done::Already) };
-        if !is_only_child(tree, self.place.vdi(), base)? {
-            return Ok(Done::Already);
+        match self.merge(context) {
+            // Left for the next time.
+            Err(Error::VdiInUse { .. }) => Ok(Done::Already),
+            other => other,
         }
-        let parent = tree.sibling(base)?;
-        // A parent that takes the disk's place has to be of its format.
-        if !node.hidden && parent.format() != self.kind.format {
-            return Ok(Done::Already);
-        }
-        if !node.hidden && self.device()?.is_some() {
-            return self.coalesce_in_use(tree, &node, &*parent, context);
-        }
-        self.grow_parent(tree, &node, &*parent)?;
-        self.merge_into(&*parent, context)?;
-
-        let _lock = tree.lock(context.deadline)?;
-        // Deleted or copied meanwhile: what was merged does no harm, as nobody reads it from the parent.
-        if !is_only_child(tree, self.place.vdi(), base)? || self.node()? != node {
-            return Ok(Done::Already);
-        }
-        if node.hidden {
-            let _pauses = self.pause_above(tree)?;
-            tree.relink(base, self.kind)?;
-        } else {
-            tree.collapse(base, self.kind)?;
-        }
-        Ok(Done::Changed)
     }
 
     fn open_disk(&self) -> Result<Box<dyn Disk>> {
@@ -267,6 +287,7 @@ impl Vdi for Cow<'_> {
             return Ok(Done::Already);
         }
         let _pause = datapath::pause(&self.place.path())?;
+        let _alone = self.place.tree()?.alone(&[self.place.vdi()])?;
         (self.kind.resize)(self.place.image(Mode::ReadWrite)?, &self.place.path(), size)?;
         Ok(Done::Changed)
     }

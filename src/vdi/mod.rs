@@ -21,6 +21,7 @@ use crate::image::disk::Disk;
 use crate::sys::copy::Progress;
 use crate::sys::lock::Lock;
 use crate::sys::loopdev;
+use crate::sys::uses::Uses;
 use crate::types::{Done, Format, Mode, Params, SrUuid, VdiInfo, VdiUuid};
 
 /// Where one disk lives, as its SR sees it. Formats work on this and know no SR.
@@ -45,6 +46,11 @@ pub trait Place {
 
     /// Replaces the holders that were `seen`, durably. `false`: somebody was faster, nothing changed.
     fn set_holders(&self, seen: &Holders, users: Vec<String>) -> Result<bool>;
+
+    /// Whether other hosts may have it attached, which this one's kernel can't see.
+    fn is_shared(&self) -> bool {
+        false
+    }
 
     /// The block device over the place's bytes on this host, asked from the kernel.
     fn device(&self) -> Result<Option<PathBuf>>;
@@ -99,6 +105,12 @@ pub trait Tree {
 
     /// Another image of the SR.
     fn sibling(&self, vdi: VdiUuid) -> Result<Box<dyn Place + '_>>;
+
+    /// Keeps all hosts from opening these images as long as the answer lives. `None`: only this host has the SR.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while a server, on whatever host, has one of them open.
+    fn alone(&self, vdis: &[VdiUuid]) -> Result<Option<Uses>>;
 
     /// Makes this image the hidden base of empty children: one under its own name, and one as the VDI
     /// `dest` if that is given. All or nothing, whatever happens meanwhile. The caller holds the lock, and nobody has the

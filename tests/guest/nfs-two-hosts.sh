@@ -158,9 +158,30 @@ snapshot_race() {
     both vdi_snapshot "$W" "$(vdi $((100 + i)))" -- vdi_snapshot "$W" "$(vdi $((200 + i)))"
     [ $RC_A,$RC_B = 0,0 ] || { echo "A $RC_A, B $RC_B"; cat "$SCRATCH"/out-?; return 1; }
   done
-  [ "$(A sr_scan | grep -o '(vdi (uuid' | wc -l)" = 14 ] && [ ! -e "$SRV/$SR/.sm-fork" ]
+  [ "$(A sr_scan | grep -o '(vdi (uuid' | wc -l)" = 14 ] && [ ! -e "$SRV/$SR/.sm-tree" ]
 }
 claim 'both snapshot one VHD again and again, and no snapshot is lost' snapshot_race
+
+# What B has attached, A leaves alone, because it sees who has the images open; B itself changes them at will.
+X=$(vdi 5) Y=$(vdi 6)
+images() { [ $(($(find "$SRV/$SR" -name '*.vhd' | wc -l) - BEFORE)) = "$1" ]; }
+scribble() { dd if=/dev/urandom of="$SCRATCH/data" bs=1M count=4 seek="$1" conv=notrunc status=none; }
+in_use_elsewhere() {
+  local device
+  BEFORE=$(find "$SRV/$SR" -name '*.vhd' | wc -l)
+  truncate -s 32M "$SCRATCH/data" || return
+  A vdi_create "$X" 32 --type vhd && device=$(B vdi_attach "$X") || return
+  put() { scribble "$1" && dd if="$SCRATCH/data" of="$device" bs=1M conv=fsync status=none; }
+  same() { blockdev --flushbufs "$device" && cmp "$SCRATCH/data" "$device"; }
+  put 0 && fails_with EVDIBUSY A vdi_snapshot "$X" "$Y" && has 'another host' "$(cat "$SCRATCH/stderr")" &&
+    fails_with EVDIBUSY A vdi_resize "$X" 64 && fails_with EVDIBUSY A vdi_delete "$X" && images 1 || return
+  B vdi_snapshot "$X" "$Y" && put 2 && B vdi_snapshot "$X" "$(vdi 7)" && put 8 && A vdi_delete "$Y" && A vdi_delete "$(vdi 7)" || return
+  images 3 && A sr_collect && images 3 && put 10 && same || return
+  B sr_collect && images 1 && put 12 && same && B vdi_detach "$X" || return
+  A vdi_snapshot "$X" "$Y" && images 3 && device=$(A vdi_attach "$Y") && same && A vdi_detach "$Y" &&
+    A vdi_delete "$Y" && A sr_collect && images 1 && A vdi_delete "$X"
+}
+claim 'what B has attached, A neither snapshots nor grows, deletes or merges; B does' in_use_elsewhere
 
 # A copy that is being made on A is no garbage to B; when A's call is killed it is, and B clears it away.
 sweep() {

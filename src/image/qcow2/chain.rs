@@ -1,5 +1,6 @@
 //! A disk as its guest sees it: an image on top of its parents.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::image::{Image, What};
@@ -192,8 +193,8 @@ impl Served for Chain {
         self.size
     }
 
-    fn depth(&self) -> usize {
-        self.layers.len()
+    fn images(&self) -> Vec<PathBuf> {
+        self.layers.iter().map(|layer| layer.place().path().to_owned()).collect()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

@@ -1,6 +1,7 @@
 //! A disk as its guest sees it: an image on top of its parents.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -43,6 +44,13 @@ impl Layer {
         match self {
             Layer::Sparse(image) => image.virtual_size(),
             Layer::Flat(_, size) => *size,
+        }
+    }
+
+    fn place(&self) -> &dyn Place {
+        match self {
+            Layer::Sparse(image) => &**image.place(),
+            Layer::Flat(place, _) => &**place,
         }
     }
 }
@@ -379,8 +387,8 @@ impl Served for Chain {
         self.virtual_size()
     }
 
-    fn depth(&self) -> usize {
-        self.depth()
+    fn images(&self) -> Vec<PathBuf> {
+        self.layers.iter().map(|layer| layer.place().path().to_owned()).collect()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

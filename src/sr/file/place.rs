@@ -124,6 +124,10 @@ impl Place for FilePlace<'_> {
         done
     }
 
+    fn is_shared(&self) -> bool {
+        self.sr.shared
+    }
+
     fn device(&self) -> Result<Option<PathBuf>> {
         Ok(loopdev::find(&loopdev::attached()?, &self.path(), file_id(&self.file_stat()?)))
     }

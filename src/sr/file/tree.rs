@@ -201,6 +201,21 @@ impl Tree for FilePlace<'_> {
         Err(Error::NoVdi { vdi, sr: self.sr.sr, looked: self.dir.path().display().to_string() })
     }
 
+    fn alone(&self, vdis: &[VdiUuid]) -> Result<Option<Uses>> {
+        if !self.sr.shared {
+            return Ok(None);
+        }
+        let names: Vec<String> = vdis.iter().map(VdiUuid::to_string).collect();
+        let (file, path) = (self.dir.lock_file(USES)?, self.dir.join(USES));
+        match uses::alone(file, &path, names.iter().map(String::as_str))? {
+            Some(alone) => Ok(Some(alone)),
+            None => {
+                let holder = format!("another host, which has it or a disk above it attached ({USES} is locked)");
+                Err(Error::VdiInUse { vdi: self.vdi, sr: self.sr.sr, holder })
+            }
+        }
+    }
+
     fn fork(&self, fork: &Fork) -> Result<()> {
         let base = self.sr.place(self.dir.clone(), fork.base, self.format);
         let dest = fork.dest.map(|(dest, params)| (self.sr.place(self.dir.clone(), dest, self.format), params));
