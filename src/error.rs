@@ -48,6 +48,10 @@ pub enum Error {
 
     #[error("{device}: no such device or server: {why}")]
     NoDevice { device: String, why: String },
+    #[error("{protocol} server {server}: {fault}: {why}")]
+    Server { protocol: Protocol, server: String, fault: ServerFault, why: String },
+    #[error("device_config lacks the key serverpath; NFS server {server} exports {}", listed(exports))]
+    ExportNotChosen { server: String, exports: Vec<Exported> },
     #[error("{device} is in use: {holder}")]
     DeviceInUse { device: String, holder: String },
     #[error("{} is not empty; an SR wants a directory of its own", path.display())]
@@ -65,6 +69,56 @@ pub enum Error {
     Tool { argv: String, how: String, stderr: String },
     #[error("{cause}; undoing it failed as well: {undo}")]
     Undo { cause: Box<Error>, undo: Box<Error> },
+}
+
+/// What a server speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Nfs,
+    Smb,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Nfs => "NFS",
+            Protocol::Smb => "SMB",
+        })
+    }
+}
+
+/// What went wrong with a server, or with what it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerFault {
+    UnknownName,
+    /// Nobody answers, or another service does.
+    NoAnswer,
+    Version,
+    NoExport,
+    Denied,
+    /// It answers and does not refuse; mounting failed all the same.
+    Mount,
+}
+
+impl fmt::Display for ServerFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ServerFault::UnknownName => "its name is not known",
+            ServerFault::NoAnswer => "it does not answer",
+            ServerFault::Version => "it does not speak the version asked for",
+            ServerFault::NoExport => "it has no such path, or does not export it",
+            ServerFault::Denied => "it refuses this host or user",
+            ServerFault::Mount => "cannot mount from it",
+        })
+    }
+}
+
+/// A directory that a server offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exported {
+    pub path: String,
+    /// To whom, in the server's words; `*` if it does not say.
+    pub access: String,
 }
 
 impl Error {
@@ -118,6 +172,11 @@ pub fn one_line(error: &Error) -> String {
 fn stderr_part(stderr: &str) -> String {
     let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     if lines.is_empty() { String::new() } else { format!(": {}", lines.join("; ")) }
+}
+
+fn listed(exports: &[Exported]) -> String {
+    let each: Vec<String> = exports.iter().map(|export| format!("{} ({})", export.path, export.access)).collect();
+    if each.is_empty() { "nothing".to_owned() } else { each.join(", ") }
 }
 
 /// A caller's words in quotation marks, cut to a readable length.

@@ -32,3 +32,8 @@ fn python_libraries_and_a_traced_xapi() {
 fn xapi_with_an_iso_sr() {
     battery("test_iso");
 }
+
+#[test]
+fn xapi_with_an_nfs_sr_and_no_server() {
+    battery("test_nfs");
+}

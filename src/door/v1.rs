@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::call::{self, Call, Context, DEFAULT_WAIT, LONGEST_WAIT, Reply};
 use crate::door::{Answer, sexp, size, stream, table};
-use crate::error::{self, Error, Result};
+use crate::error::{self, Error, Result, ServerFault};
 use crate::sr::{self, Driver};
 use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrInfo, SrUuid, Tagged, VdiUuid};
 
@@ -548,7 +548,16 @@ fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::DeviceInUse { .. } | Error::NotEmpty { .. } => (16, "EBUSY"),
         Error::SrExists { .. } | Error::VdiExists { .. } => (17, "EEXIST"),
         Error::NoDevice { .. } => (19, "ENODEV"),
-        Error::Invalid { .. } | Error::MissingKey { .. } | Error::Usage(_) => (22, "EINVAL"),
+        Error::Server { fault, .. } => match fault {
+            ServerFault::UnknownName | ServerFault::NoAnswer | ServerFault::Version | ServerFault::NoExport => {
+                (19, "ENODEV")
+            }
+            ServerFault::Denied => (13, "EACCES"),
+            ServerFault::Mount => (5, "EIO"),
+        },
+        Error::Invalid { .. } | Error::MissingKey { .. } | Error::ExportNotChosen { .. } | Error::Usage(_) => {
+            (22, "EINVAL")
+        }
         Error::NoSpace { .. } | Error::PoolFull { .. } => (28, "ENOSPC"),
         Error::LockRefused { .. } => (37, "ENOLCK"),
         Error::NoSuchCommand(_) => (42, "ENOMSG"),

@@ -438,6 +438,13 @@ fn typed(out: &mut String, element: &str, text: &str) {
     let _ = write!(out, "</{element}>");
 }
 
+/// [`escape`], as a value.
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    escape(&mut out, text);
+    out
+}
+
 /// Text as character data. What XML has no way to write becomes U+FFFD.
 fn escape(out: &mut String, text: &str) {
     for c in text.chars() {

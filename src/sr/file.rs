@@ -257,6 +257,24 @@ impl FileSr {
         }
     }
 
+    /// The SR in a directory without a marker, which sr_attach would take over; `None` if it has one.
+    pub fn unmarked(&self) -> Result<Option<SrInfo>> {
+        match self.look()? {
+            Found::Nothing if self.path.is_dir() => Ok(Some(self.stat_of(&Dir::open(&self.path)?)?)),
+            Found::Strange(dir) => Ok(Some(self.stat_of(&dir)?)),
+            Found::Nothing | Found::Sr(..) => Ok(None),
+        }
+    }
+
+    fn stat_of(&self, dir: &Dir) -> Result<SrInfo> {
+        let listing = self.list(dir)?;
+        let images = self.images(dir, &listing)?;
+        let visible = || images.iter().filter(|image| !image.node.hidden);
+        let used = images.iter().map(|image| image.extent.allocated).sum();
+        let allocation = visible().map(|image| image.node.virtual_size).sum();
+        self.summary(dir, visible().map(|image| image.vdi).collect(), used, allocation)
+    }
+
     fn summary(&self, dir: &Dir, mut vdis: Vec<VdiUuid>, used: u64, allocation: u64) -> Result<SrInfo> {
         vdis.sort_unstable();
         let fs = dir.statvfs()?;
@@ -557,13 +575,7 @@ impl Sr for FileSr {
     }
 
     fn stat(&self) -> Result<SrInfo> {
-        let dir = self.dir()?;
-        let listing = self.list(&dir)?;
-        let images = self.images(&dir, &listing)?;
-        let visible = || images.iter().filter(|image| !image.node.hidden);
-        let used = images.iter().map(|image| image.extent.allocated).sum();
-        let allocation = visible().map(|image| image.node.virtual_size).sum();
-        self.summary(&dir, visible().map(|image| image.vdi).collect(), used, allocation)
+        self.stat_of(&*self.dir()?)
     }
 
     fn scan(&self) -> Result<SrInfo> {

@@ -183,6 +183,11 @@ pub trait Sr {
         None
     }
 
+    /// The major versions of its protocol that the SR's server speaks; none where there is no server.
+    fn protocol_versions(&self) -> Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
+
     /// The kind of content: `vhd`, `raw`, `iso` (later SMAPI documents).
     fn content_type(&self) -> &'static str;
 }

@@ -10,6 +10,7 @@ pub mod lvm;
 pub mod mount;
 pub mod register;
 pub mod run_dir;
+pub mod server;
 pub mod sunrpc;
 pub mod syslog;
 pub mod tapdisk;

@@ -86,6 +86,70 @@ pub fn nfs(source: &str, path: &Path, options: &str, deadline: Duration) -> Resu
         .map(drop)
 }
 
+/// Where an SR that a server has is mounted on this host. The record of it is the kernel's mount table, and the
+/// server is asked nothing.
+pub struct Mountpoint {
+    path: PathBuf,
+    source: String,
+    fs_types: &'static [&'static str],
+}
+
+impl Mountpoint {
+    /// `below/name`, where `source` and nothing else is to be mounted.
+    pub fn new(below: &Path, name: &str, source: String, fs_types: &'static [&'static str]) -> Mountpoint {
+        // The mount table shows paths without symbolic links; /var/run is one.
+        let below = fs::canonicalize(below).unwrap_or_else(|_| below.to_owned());
+        Mountpoint { path: below.join(name), source, fs_types }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// # Errors
+    /// [`Error::DeviceInUse`] if something else is mounted there.
+    pub fn is_mounted(&self) -> Result<bool> {
+        match at(&self.path)? {
+            None => Ok(false),
+            Some(it) if self.fs_types.contains(&it.fs_type.as_str()) && it.source == self.source => Ok(true),
+            Some(it) => Err(Error::DeviceInUse {
+                device: self.path.display().to_string(),
+                holder: format!("{} is mounted there", it.source),
+            }),
+        }
+    }
+
+    /// Makes the directory, mode 0700, and mounts there by `how`.
+    pub fn mount(&self, how: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path);
+        made.map_err(Error::io("create the mountpoint", &self.path))?;
+        how(&self.path).inspect_err(|_| drop(self.remove()))
+    }
+
+    /// # Errors
+    /// [`Error::DeviceInUse`], with by whom.
+    pub fn unmount(&self) -> Result<()> {
+        match unmount(&self.path)? {
+            Unmounted::Done => self.remove(),
+            Unmounted::Busy(holder) => Err(Error::DeviceInUse { device: self.path.display().to_string(), holder }),
+        }
+    }
+
+    /// Unmounts what a server that is gone had. The caller knows that nothing unwritten is lost.
+    pub fn abandon(&self) -> Result<()> {
+        abandon(&self.path)?;
+        self.remove()
+    }
+
+    /// Removes the directory if it is empty and there.
+    pub fn remove(&self) -> Result<()> {
+        match fs::remove_dir(&self.path).map_err(Error::io("remove the mountpoint", &self.path)) {
+            Err(e) if e.errno() != Some(Errno::ENOENT as i32) => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What became of an unmounting.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Unmounted {

@@ -4,10 +4,10 @@
 //! PROG_MISMATCH (RFC 5531, sections 9 and 12). It needs no port below 1024 and no rpcbind.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::net::{SocketAddr, TcpStream};
 
-use crate::error::{Error, Result};
+use crate::error::{Exported, Protocol, Result};
+use crate::sys::server::{self, PATIENCE};
 use crate::sys::tool::Tool;
 
 /// The port that RFC 7530 gives NFS.
@@ -18,24 +18,12 @@ const SUCCESS: u32 = 0;
 /// Set in a record's length when it is the message's last.
 const LAST: u32 = 0x8000_0000;
 
-/// How long an address gets to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// The major versions of NFS that `server` speaks, of 4 and 3.
 ///
 /// # Errors
-/// [`Error::NoDevice`] with what every address of it did.
+/// As [`server::ask`].
 pub fn nfs_versions(server: &str, port: u16) -> Result<Vec<u32>> {
-    let gone = |why: String| Error::NoDevice { device: format!("NFS server {server}"), why };
-    let mut said = Vec::new();
-    for address in resolve(server)? {
-        match ask(SocketAddr::new(address, port)) {
-            Ok(versions) if versions.is_empty() => said.push(format!("{address} speaks neither NFS 4 nor 3")),
-            Ok(versions) => return Ok(versions),
-            Err(e) => said.push(format!("{address} port {port}: {e}")),
-        }
-    }
-    Err(gone(said.join("; ")))
+    server::ask(Protocol::Nfs, server, port, ask)
 }
 
 fn ask(address: SocketAddr) -> io::Result<Vec<u32>> {
@@ -57,7 +45,7 @@ fn ask(address: SocketAddr) -> io::Result<Vec<u32>> {
             versions.push(version);
         }
     }
-    Ok(versions)
+    if versions.is_empty() { Err(io::Error::other("it speaks neither NFS 4 nor 3")) } else { Ok(versions) }
 }
 
 /// Procedure 0 without credentials; the transaction id is the version.
@@ -77,25 +65,22 @@ fn succeeded(reply: &[u8], xid: u32) -> bool {
     word(0) == Some(xid) && word(4) == Some(REPLY) && word(8) == Some(ACCEPTED) && status == Some(SUCCESS)
 }
 
-/// The addresses of a server. A name is looked up by `getent`: our own executable is static and can't load
-/// what the host's nsswitch.conf asks for, and a name server that does not answer must not hold us up.
-pub fn resolve(server: &str) -> Result<Vec<IpAddr>> {
-    if let Ok(address) = server.parse() {
-        return Ok(vec![address]);
-    }
-    let unknown = |why: String| Error::NoDevice { device: format!("NFS server {server}"), why };
-    let answer = Tool::new("getent").args(["ahosts", server]).deadline(Duration::from_secs(10)).run();
-    let answer = answer.map_err(|e| match e {
-        Error::Tool { how, .. } if how.ends_with("status 2") => unknown("the name is not known".to_owned()),
-        other => other,
-    })?;
-    let mut found: Vec<IpAddr> = Vec::new();
-    for address in answer.stdout.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()) {
-        if !found.contains(&address) {
-            found.push(address);
-        }
-    }
-    if found.is_empty() { Err(unknown("the name has no address".to_owned())) } else { Ok(found) }
+/// What a server exports, and to whom, as its mount daemon says. A server of version 4 alone has none.
+pub fn exports(server: &str) -> Result<Vec<Exported>> {
+    // A silent rpcbind is waited for longer than anybody likes.
+    let list = Tool::new("showmount").args(["--no-headers", "--exports", "--", server]).deadline(4 * PATIENCE);
+    Ok(parse_exports(&list.run()?.stdout))
+}
+
+/// Lines of `/srv/a 10.0.0.0/8,host.example`. A path may have blanks, a list of clients has none.
+fn parse_exports(lines: &str) -> Vec<Exported> {
+    let one = |line: &str| {
+        let line = line.trim();
+        let (path, access) = line.rsplit_once(char::is_whitespace).unwrap_or((line, "*"));
+        let access = if access == "(everyone)" { "*" } else { access };
+        Exported { path: path.trim_end().to_owned(), access: access.to_owned() }
+    };
+    lines.lines().filter(|line| line.trim_start().starts_with('/')).map(one).collect()
 }
 
 #[cfg(test)]
@@ -132,10 +117,18 @@ mod tests {
         for port in [server(&[]), 1] {
             let error = nfs_versions("127.0.0.1", port).unwrap_err();
             assert!(
-                error.to_string().starts_with("NFS server 127.0.0.1: no such device or server: 127.0.0.1"),
+                error.to_string().starts_with("NFS server 127.0.0.1: it does not answer: 127.0.0.1 port "),
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn exports_are_paths_and_whom_they_are_for() {
+        let lines = "/srv/a     10.0.0.0/8,host.example\n/srv/b c   *\n/srv/d (everyone)\n/e\n\nclnt_create: no\n";
+        let found: Vec<_> = parse_exports(lines).into_iter().map(|it| (it.path, it.access)).collect();
+        let expected = [("/srv/a", "10.0.0.0/8,host.example"), ("/srv/b c", "*"), ("/srv/d", "*"), ("/e", "*")];
+        assert_eq!(found, expected.map(|(path, access)| (path.to_owned(), access.to_owned())));
     }
 
     #[test]

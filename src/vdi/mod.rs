@@ -352,6 +352,11 @@ impl Attachments {
         self.loops.keys().map(PathBuf::as_path).chain(self.served.iter().map(|attached| attached.image.as_path()))
     }
 
+    /// Those below a directory, by their paths in it. The directory is not looked at: its server may be gone.
+    pub fn below(&self, dir: &Path) -> Vec<&Path> {
+        self.images().filter_map(|image| image.strip_prefix(dir).ok()).collect()
+    }
+
     /// The block device over an image.
     pub fn find(&self, format: Format, image: &Path, id: loopdev::FileId) -> Option<PathBuf> {
         match format {

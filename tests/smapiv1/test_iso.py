@@ -75,7 +75,7 @@ class Iso(Case):
         self.agent.device_config = {"location": "server:/export", "type": "nfs_iso", "SRmaster": "true"}
         self.assertIn("legacy_mode", self.fails(38, self.agent.create_sr))
         self.agent.device_config = {"location": "/does/not/exist", "legacy_mode": "true", "SRmaster": "true"}
-        self.fails(47, self.agent.attach_sr)
+        self.fails(226, self.agent.attach_sr)
         self.assertEqual(checksum(self.location), before)
 
 

@@ -5,7 +5,8 @@ use nix::errno::Errno;
 
 use super::command::Command;
 use super::xapi::ApiError;
-use crate::error::{self, Error};
+use crate::door::xmlrpc;
+use crate::error::{self, Error, Exported, Protocol, ServerFault};
 
 /// Every code that this door uses; numbers, names and messages are the table's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +15,7 @@ pub enum Code {
     InvalidArg = 1,
     SRInUse = 16,
     InvalidDev = 19,
+    InvalidSecret = 20,
     VDIInUse = 24,
     LockErr = 37,
     Unimplemented = 38,
@@ -29,24 +31,39 @@ pub enum Code {
     FileSRDelete = 63,
     VDILoad = 65,
     VDIType = 66,
+    NFSVersion = 72,
+    NFSMount = 73,
+    NFSUnMount = 74,
+    NFSAttached = 75,
+    NFSDelete = 76,
     VDICreate = 78,
     VDISize = 79,
     VDIDelete = 80,
     VDIClone = 81,
     VDISnapshot = 82,
+    NFSCreate = 88,
     ConfigDeviceMissing = 90,
     ConfigDeviceInvalid = 91,
     ConfigLocationMissing = 94,
     ConfigServerPathMissing = 101,
     ConfigServerMissing = 102,
     ConfigServerPathBad = 103,
+    NFSTarget = 108,
     SnapshotChainTooLong = 109,
     VDIResize = 110,
+    SMBMount = 111,
     ConfigParamsMissing = 115,
+    DNSError = 140,
     BadRequest = 143,
     VDIMissing = 144,
     APIProtocolError = 154,
     SMGeneral = 202,
+    ISOMountFailure = 222,
+    ISOUnmountFailure = 223,
+    ISOSharenameFailure = 224,
+    ISOLocationStringError = 225,
+    ISOLocalPath = 226,
+    ISOInvalidSMBversion = 227,
     IllegalXMLChar = 447,
     SharedFileSystemNoWrite = 461,
     GenericException = 1200,
@@ -58,6 +75,7 @@ impl Code {
             Code::InvalidArg => "Invalid argument",
             Code::SRInUse => "The SR device is currently in use",
             Code::InvalidDev => "No such device",
+            Code::InvalidSecret => "No such secret.",
             Code::VDIInUse => "The VDI is currently in use",
             Code::LockErr => "The lock/unlock request failed",
             Code::Unimplemented => "The requested method is not supported/implemented",
@@ -74,24 +92,44 @@ impl Code {
             Code::FileSRDelete => "File SR deletion error",
             Code::VDILoad => "Failed to load VDI",
             Code::VDIType => "Invalid VDI type",
+            Code::NFSVersion => "Required NFS server version unsupported",
+            Code::NFSMount => "NFS mount error",
+            Code::NFSUnMount => "NFS unmount error",
+            Code::NFSAttached => "NFS mount point already attached",
+            Code::NFSDelete => "Failed to remove NFS mount point",
             Code::VDICreate => "VDI Creation failed",
             Code::VDISize => "VDI Invalid size",
             Code::VDIDelete => "Failed to mark VDI hidden",
             Code::VDIClone => "Failed to clone VDI",
             Code::VDISnapshot => "Failed to snapshot VDI",
+            Code::NFSCreate => "NFS SR creation error",
             Code::ConfigDeviceMissing => "The request is missing the device parameter",
             Code::ConfigDeviceInvalid => "The device is not a valid path",
             Code::ConfigLocationMissing => "The request is missing the location parameter",
             Code::ConfigServerPathMissing => "The request is missing the serverpath parameter",
             Code::ConfigServerMissing => "The request is missing the server parameter",
             Code::ConfigServerPathBad => "The serverpath argument is not valid",
+            Code::NFSTarget => "Unable to detect an NFS service on this target.",
             Code::SnapshotChainTooLong => "The snapshot chain is too long",
             Code::VDIResize => "VDI resize failed",
+            Code::SMBMount => "SMB mount error",
+            Code::DNSError => "Incorrect DNS name, unable to resolve.",
             Code::ConfigParamsMissing => "Not all required parameters specified.",
             Code::BadRequest => "Failed to parse the request",
             Code::VDIMissing => "VDI could not be found",
             Code::APIProtocolError => "A protocol error was received when accessing the API",
             Code::SMGeneral => "General backend error",
+            Code::ISOMountFailure => "Could not mount the directory specified in Device Configuration",
+            Code::ISOUnmountFailure => "Could not unmount the directory specified in Device Configuration",
+            Code::ISOSharenameFailure => {
+                "Could not locate the ISO sharename on the target, or the access permissions may be incorrect."
+            }
+            Code::ISOLocationStringError => {
+                "Incorrect Location string format. String must be in the format SERVER:PATH for NFS targets, or \\\\\
+                 SERVER\\PATH for CIFS targets"
+            }
+            Code::ISOLocalPath => "Invalid local path",
+            Code::ISOInvalidSMBversion => "Given SMB version is not allowed. Choose either 1.0 or 3.0",
             Code::IllegalXMLChar => "Illegal XML character.",
             Code::SharedFileSystemNoWrite => "The file system for SR cannot be written to.",
             Code::GenericException => "SM has thrown a generic python exception",
@@ -126,20 +164,78 @@ impl From<ApiError> for Failure {
     }
 }
 
+/// SR types for which the table has codes of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    Nfs,
+    Iso,
+    Other,
+}
+
+/// What failed, as far as the choice of a code depends on it.
+#[derive(Clone, Copy)]
+pub struct Attempt {
+    command: Option<Command>,
+    family: Family,
+    /// For failures that have no code of their own.
+    general: Code,
+}
+
+impl Attempt {
+    /// `command`: none if the request was not even understood.
+    pub fn new(sr_type: &str, command: Option<Command>) -> Attempt {
+        let family = match sr_type {
+            "nfs" => Family::Nfs,
+            "iso" => Family::Iso,
+            _ => Family::Other,
+        };
+        let general = match (family, command) {
+            (Family::Nfs, Some(Command::SrCreate)) => Code::NFSCreate,
+            (Family::Nfs, Some(Command::SrDelete)) => Code::NFSDelete,
+            (Family::Nfs, Some(Command::SrDetach)) => Code::NFSUnMount,
+            (Family::Iso, Some(Command::SrCreate | Command::SrDelete)) => Code::SMGeneral,
+            (Family::Iso, Some(Command::SrDetach)) => Code::ISOUnmountFailure,
+            (_, Some(command)) => command.general_fault(),
+            (_, None) => Code::SMGeneral,
+        };
+        Attempt { command, family, general }
+    }
+
+    fn begins_the_sr(self) -> bool {
+        matches!(self.command, Some(Command::SrCreate | Command::SrAttach))
+    }
+
+    fn ends_the_sr(self) -> bool {
+        matches!(self.command, Some(Command::SrDetach | Command::SrDelete))
+    }
+}
+
 /// The fault that xapi is told: code and detail.
-pub fn fault(failure: &Failure, command: Option<Command>) -> (Code, String) {
-    let general = command.map_or(Code::SMGeneral, Command::general_fault);
+pub fn fault(failure: &Failure, attempt: Attempt) -> (Code, String) {
     match failure {
         Failure::Refused(code, detail) => (*code, detail.clone()),
-        Failure::Driver(error) => (of_error(error, command, general), error::one_line(error)),
+        Failure::Driver(error) => (of_error(error, attempt), error::one_line(error)),
         Failure::Api(error) => {
             let code = match error {
                 ApiError::Unreachable(_) | ApiError::Malformed(_) => Code::APIProtocolError,
-                ApiError::Refused(_) => general,
+                ApiError::Refused(_) => attempt.general,
             };
             (code, error.to_string())
         }
     }
+}
+
+/// What a client may choose from where it has not chosen yet, as a document for the fault's third parameter;
+/// SMAPIv1, "XML documents".
+pub fn choice(failure: &Failure) -> Option<String> {
+    let Failure::Driver(Error::ExportNotChosen { server, exports }) = failure else { return None };
+    let one = |export: &Exported| {
+        let members = [("Target", server), ("Path", &export.path), ("Accesslist", &export.access)];
+        let members = members.map(|(tag, text)| format!("\t\t<{tag}>{}</{tag}>\n", xmlrpc::escaped(text)));
+        format!("\t<Export>\n{}\t</Export>\n", members.concat())
+    };
+    let exports: String = exports.iter().map(one).collect();
+    Some(format!("<?xml version=\"1.0\" ?>\n<nfs-exports>\n{exports}</nfs-exports>\n"))
 }
 
 /// The text of a fault: SMAPIv1, "Error codes", "Format".
@@ -152,7 +248,8 @@ pub fn text(code: Code, detail: &str) -> String {
     }
 }
 
-fn of_error(error: &Error, command: Option<Command>, general: Code) -> Code {
+fn of_error(error: &Error, attempt: Attempt) -> Code {
+    let Attempt { command, family, general } = attempt;
     match error {
         Error::MissingKey { key, .. } => match *key {
             "location" => Code::ConfigLocationMissing,
@@ -161,9 +258,14 @@ fn of_error(error: &Error, command: Option<Command>, general: Code) -> Code {
             "serverpath" => Code::ConfigServerPathMissing,
             _ => Code::ConfigParamsMissing,
         },
+        Error::ExportNotChosen { .. } => Code::ConfigServerPathMissing,
         Error::Invalid { what, .. } => match *what {
+            "location" if family == Family::Iso => Code::ISOLocationStringError,
             "location" | "device" => Code::ConfigDeviceInvalid,
+            "server" => Code::DNSError,
             "serverpath" => Code::ConfigServerPathBad,
+            "nfsversion" => Code::NFSVersion,
+            "vers" => Code::ISOInvalidSMBversion,
             "size" => Code::VDISize,
             "type" => Code::VDIType,
             "VDI-UUID" => Code::VDIUnavailable,
@@ -178,26 +280,110 @@ fn of_error(error: &Error, command: Option<Command>, general: Code) -> Code {
             _ => Code::Unimplemented,
         },
         Error::TooBig { .. } => Code::VDISize,
+        // The only SRs of this type that can be missing are directories of this host.
+        Error::NoSr { .. } if family == Family::Iso && attempt.begins_the_sr() => Code::ISOLocalPath,
         Error::NoSr { .. } | Error::SrUnavailable { .. } => Code::SRUnavailable,
         Error::SrExists { .. } | Error::NotEmpty { .. } => Code::SRExists,
         Error::NoVdi { .. } => Code::VDIUnavailable,
         Error::VdiExists { .. } => Code::VDIExists,
-        Error::VdiInUse { .. } => match command {
-            Some(Command::SrDetach | Command::SrDelete) => Code::SRInUse,
-            _ => Code::VDIInUse,
-        },
+        Error::VdiInUse { .. } if attempt.ends_the_sr() => Code::SRInUse,
+        Error::VdiInUse { .. } => Code::VDIInUse,
         Error::ChainTooLong { .. } => Code::SnapshotChainTooLong,
         Error::LockRefused { .. } => Code::LockErr,
         Error::NoDevice { .. } => Code::InvalidDev,
-        Error::DeviceInUse { .. } => Code::SRInUse,
+        Error::Server { protocol, fault, .. } => of_server(*protocol, *fault, family),
+        // At a mountpoint: of something else before, of a process after.
+        Error::DeviceInUse { .. } => match family {
+            Family::Nfs if attempt.begins_the_sr() => Code::NFSAttached,
+            Family::Nfs if attempt.ends_the_sr() => Code::NFSUnMount,
+            Family::Iso if attempt.begins_the_sr() => Code::ISOMountFailure,
+            Family::Iso if attempt.ends_the_sr() => Code::ISOUnmountFailure,
+            _ => Code::SRInUse,
+        },
         Error::NoSpace { .. } | Error::PoolFull { .. } => Code::SRNoSpace,
         Error::Damaged { .. } if general == Code::VDIUnavailable => Code::VDILoad,
         Error::Damaged { .. } | Error::Tool { .. } => general,
         Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Code::SRNoSpace,
             Some(Errno::EROFS) => Code::SharedFileSystemNoWrite,
+            // Root may do anything, except where a server does not take it for root.
+            Some(Errno::EACCES | Errno::EPERM) if family != Family::Other => Code::SharedFileSystemNoWrite,
             _ => general,
         },
-        Error::Undo { cause, .. } => of_error(cause, command, general),
+        Error::Undo { cause, .. } => of_error(cause, attempt),
+    }
+}
+
+fn of_server(protocol: Protocol, fault: ServerFault, family: Family) -> Code {
+    match (protocol, fault) {
+        (_, ServerFault::UnknownName) => Code::DNSError,
+        (Protocol::Nfs, ServerFault::NoAnswer) => Code::NFSTarget,
+        (Protocol::Nfs, ServerFault::Version) => Code::NFSVersion,
+        (_, ServerFault::NoExport | ServerFault::Denied) if family == Family::Iso => Code::ISOSharenameFailure,
+        (_, ServerFault::Mount | ServerFault::NoAnswer | ServerFault::Version) if family == Family::Iso => {
+            Code::ISOMountFailure
+        }
+        (Protocol::Nfs, ServerFault::NoExport | ServerFault::Denied | ServerFault::Mount) => Code::NFSMount,
+        (Protocol::Smb, _) => Code::SMBMount,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::server;
+
+    fn code(error: Error, sr_type: &str, command: Command) -> u16 {
+        fault(&error.into(), Attempt::new(sr_type, Some(command))).0 as u16
+    }
+
+    #[test]
+    fn what_a_server_does_has_the_codes_of_its_sr_type() {
+        use Protocol::*;
+        use ServerFault::*;
+        for (protocol, what, nfs, iso) in [
+            (Nfs, UnknownName, 140, 140),
+            (Nfs, NoAnswer, 108, 108),
+            (Nfs, Version, 72, 72),
+            (Nfs, NoExport, 73, 224),
+            (Nfs, Denied, 73, 224),
+            (Nfs, Mount, 73, 222),
+            (Smb, UnknownName, 140, 140),
+            (Smb, NoAnswer, 111, 222),
+            (Smb, Version, 111, 222),
+            (Smb, NoExport, 111, 224),
+            (Smb, Denied, 111, 224),
+            (Smb, Mount, 111, 222),
+        ] {
+            for (sr_type, expected) in [("nfs", nfs), ("iso", iso)] {
+                let error = server::fault(protocol, "filer", what, "because".to_owned());
+                assert_eq!(code(error, sr_type, Command::SrAttach), expected, "{protocol} {what:?} {sr_type}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_mountpoint_in_use_and_an_export_that_cannot_be_written_have_them_too() {
+        let busy = || Error::DeviceInUse { device: "/m".to_owned(), holder: "somebody".to_owned() };
+        assert_eq!(code(busy(), "nfs", Command::SrAttach), 75);
+        assert_eq!(code(busy(), "nfs", Command::SrDetach), 74);
+        assert_eq!(code(busy(), "iso", Command::SrDetach), 223);
+        assert_eq!(code(busy(), "lvm", Command::SrCreate), 16);
+        let io = |errno: Errno| Error::Io { op: "create", path: "/m".into(), source: errno.into() };
+        for (errno, nfs, file) in [(Errno::EROFS, 461, 461), (Errno::EACCES, 461, 61), (Errno::EIO, 88, 61)] {
+            assert_eq!(code(io(errno), "nfs", Command::SrCreate), nfs);
+            assert_eq!(code(io(errno), "file", Command::SrCreate), file);
+        }
+        assert_eq!(code(io(Errno::EIO), "nfs", Command::SrDelete), 76);
+    }
+
+    #[test]
+    fn what_may_be_chosen_is_a_document() {
+        let exports = vec![Exported { path: "/a<&>".to_owned(), access: "10.0.0.0/8".to_owned() }];
+        let failure = Error::ExportNotChosen { server: "filer".to_owned(), exports }.into();
+        let document = choice(&failure).unwrap();
+        assert!(document.contains("<Target>filer</Target>\n\t\t<Path>/a&lt;&amp;&gt;</Path>"), "{document}");
+        assert_eq!(fault(&failure, Attempt::new("nfs", Some(Command::SrProbe))).0 as u16, 101);
+        assert_eq!(choice(&Failure::new(Code::BadRequest, "no")), None);
     }
 }

@@ -21,7 +21,7 @@ use std::ffi::OsString;
 use std::panic::{self, AssertUnwindSafe};
 
 use self::command::{Command, Request};
-use self::faults::{Code, Failure};
+use self::faults::{Attempt, Code, Failure};
 use self::service::Service;
 use super::Answer;
 use super::xmlrpc::{self, Value};
@@ -38,15 +38,18 @@ pub fn is_meant(args: &[OsString]) -> bool {
 pub fn serve(driver: &'static Driver, args: &[OsString]) -> Answer {
     thread_local!(static PANIC: RefCell<String> = const { RefCell::new(String::new()) });
     panic::set_hook(Box::new(|info| PANIC.with_borrow_mut(|text| *text = info.to_string().replace('\n', " "))));
-    let document = panic::catch_unwind(AssertUnwindSafe(|| answer(driver, args))).unwrap_or_else(|_| {
+    panic::catch_unwind(AssertUnwindSafe(|| answer(driver, args))).unwrap_or_else(|_| {
         let text = PANIC.take();
         syslog::write(&format!("{}: {text}", driver.executable));
-        xmlrpc::write_fault(Code::GenericException as u16, &text)
-    });
+        said(xmlrpc::write_fault(Code::GenericException as u16, &text))
+    })
+}
+
+fn said(document: String) -> Answer {
     Answer { stdout: document.into_bytes(), stderr: String::new(), status: 0 }
 }
 
-fn answer(driver: &'static Driver, args: &[OsString]) -> String {
+fn answer(driver: &'static Driver, args: &[OsString]) -> Answer {
     let request = match args {
         [_, only] => match only.to_str() {
             Some(text) => Request::read(text),
@@ -59,23 +62,24 @@ fn answer(driver: &'static Driver, args: &[OsString]) -> String {
         Err(refused) => return refuse(driver, "a request", &refused, None, &[]),
     };
     if request.command == Command::SrGetDriverInfo {
-        return xmlrpc::write_response(&driver_info(driver));
+        return said(xmlrpc::write_response(&driver_info(driver)));
     }
     syslog::write(&request.shown());
     match Service::new(driver, &request).and_then(|mut service| service.run()) {
-        Ok(value) => xmlrpc::write_response(&value),
+        Ok(value) => said(xmlrpc::write_response(&value)),
         Err(failure) => refuse(driver, request.command.name(), &failure, Some(request.command), &request.secrets()),
     }
 }
 
-fn refuse(driver: &Driver, what: &str, failure: &Failure, command: Option<Command>, secrets: &[&str]) -> String {
-    let (code, detail) = faults::fault(failure, command);
+fn refuse(driver: &Driver, what: &str, failure: &Failure, command: Option<Command>, secrets: &[&str]) -> Answer {
+    let (code, detail) = faults::fault(failure, Attempt::new(driver.sr_type, command));
     let mut text = faults::text(code, &detail);
     for secret in secrets {
         text = text.replace(secret, "******");
     }
     syslog::write(&format!("{} {what} failed: {} {text}", driver.executable, code as u16));
-    xmlrpc::write_fault(code as u16, &text)
+    // xapi hands what is on stderr to the client that asked, as the fault's third parameter.
+    Answer { stderr: faults::choice(failure).unwrap_or_default(), ..said(xmlrpc::write_fault(code as u16, &text)) }
 }
 
 /// What a driver is and can do. Asked of every driver at each start of xapi: nothing is touched for it.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::command::{Command, Request};
 use super::datapath::{self, Tag};
-use super::faults::{self, Code, Failure};
+use super::faults::{self, Attempt, Code, Failure};
 use super::sync::{self, Introduced, text};
 use super::xapi::{Record, Xapi};
 use crate::call::{self, Call, Context, Reply};
@@ -95,10 +95,17 @@ impl<'a> Service<'a> {
     // SR commands
 
     fn sr_probe(&self) -> Answer {
-        let found = (self.driver.probe)(&self.request.device_config)?;
+        let config = &self.request.device_config;
+        let found = (self.driver.probe)(config)?;
         let mut list = String::from("<?xml version=\"1.0\" ?>\n<SRlist>\n");
         for sr in found {
             list.push_str(&format!("\t<SR>\n\t\t<UUID>{}</UUID>\n\t\t<size>{}</size>\n\t</SR>\n", sr.uuid, sr.size));
+        }
+        if config.get("probeversion").is_some() {
+            // An SR's object touches nothing until it is asked; which SR it is makes no difference here.
+            let versions = (self.driver.open)(SrUuid::random(), config)?.protocol_versions()?;
+            let versions = versions.iter().rev().map(|version| format!("\t\t<Version>{version}</Version>\n"));
+            list.push_str(&format!("\t<SupportedVersions>\n{}\t</SupportedVersions>\n", versions.collect::<String>()));
         }
         list.push_str("</SRlist>\n");
         Ok(Value::text(list))
@@ -148,7 +155,7 @@ impl<'a> Service<'a> {
             // The figures as well: xapi admits disks by them from now on.
             let told = self.scan(sr_ref, Some(records)).and_then(|()| self.sr_update());
             if let Err(failure) = told {
-                let why = faults::fault(&failure, Some(Command::SrScan)).1;
+                let why = self.reason(&failure, Command::SrScan);
                 syslog::write(&format!("the scan after sr_attach failed: {why}"));
                 let sr = self.sr()?.to_string();
                 let message = ["POST_ATTACH_SCAN_FAILED", "2", "SR", &sr, &why].map(Value::text);
@@ -344,7 +351,8 @@ impl<'a> Service<'a> {
             && let Err(failure) = self.introduce_base(sr_ref, reference, base)
         {
             // The disk is made and xapi knows it. The next scan tells the rest.
-            syslog::write(&format!("xapi was not told of base {base}: {}", faults::fault(&failure, None).1));
+            let why = self.reason(&failure, self.request.command);
+            syslog::write(&format!("xapi was not told of base {base}: {why}"));
         }
         self.tell_figures(sr_ref);
         Ok(identity(&info.uuid.to_string(), &info.location()))
@@ -493,6 +501,10 @@ impl<'a> Service<'a> {
     }
 
     // What the commands share
+
+    fn reason(&self, failure: &Failure, command: Command) -> String {
+        faults::fault(failure, Attempt::new(self.driver.sr_type, Some(command))).1
+    }
 
     fn sr(&self) -> Result<SrUuid, Failure> {
         self.sr.ok_or_else(|| Failure::new(Code::BadRequest, "sr_uuid is missing"))
