@@ -14,7 +14,9 @@ pub fn device_config(driver: &Driver, text: &str) -> Result<DeviceConfig> {
 }
 
 fn association_list(text: &str) -> Result<DeviceConfig> {
-    let bad = |expected: String| Error::Invalid { what: "dconf", value: text.to_owned(), expected };
+    // Not shown where it may hold a password.
+    let shown = if text.contains("pass") || text.contains("secret") { "***" } else { text };
+    let bad = |expected: String| Error::Invalid { what: "dconf", value: shown.to_owned(), expected };
     // The parser recurses once per parenthesis.
     const DEEPEST: usize = 64;
     if text.bytes().filter(|b| *b == b'(').count() > DEEPEST * 4 {
@@ -59,5 +61,7 @@ mod tests {
             assert!(device_config(&file::DRIVER, bad).is_err(), "{bad}");
         }
         assert!(device_config(&file::DRIVER, &"(".repeat(100_000)).is_err());
+        let refused = device_config(&file::DRIVER, r#"((cifspassword . "hunter2")"#).unwrap_err().to_string();
+        assert!(!refused.contains("hunter2"), "{refused}");
     }
 }

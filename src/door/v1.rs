@@ -340,6 +340,9 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
 
 /// Asks a person to say that the VDIs of an SR are to be lost.
 fn refuse_loss(driver: &'static Driver, sr: SrUuid, config: &DeviceConfig, context: &Context) -> Result<()> {
+    if (driver.open)(sr, config)?.keeps_disks() {
+        return Ok(());
+    }
     let would_lose = |info: &SrInfo| {
         let count = info.vdi_uuids.len();
         Error::Usage(format!("SR {sr} has {count} VDIs, which would be lost; --yes deletes them"))

@@ -117,6 +117,11 @@ pub trait Sr {
     /// [`Error::VdiInUse`] while any VDI is attached or locked; then nothing was changed.
     fn delete(&self) -> Result<Done>;
 
+    /// Whether [`Sr::delete`] leaves the disks where they are, so that there is nothing to lose.
+    fn keeps_disks(&self) -> bool {
+        false
+    }
+
     /// Makes the SR available on this host and repairs what a crash left. Idempotent.
     fn attach(&self) -> Result<Done>;
 
@@ -181,6 +186,11 @@ pub trait Sr {
     /// given up instead of waiting for ever.
     fn pulse(&self) -> Option<Pulse> {
         None
+    }
+
+    /// What `sm_config` of the SR itself has to say.
+    fn sr_sm_config(&self) -> SmConfig {
+        SmConfig::new()
     }
 
     /// The major versions of its protocol that the SR's server speaks; none where there is no server.

@@ -35,6 +35,7 @@ SIGNATURES = {
     "PBD.get_all_records": "", "PBD.get_all_records_where": "s", "PBD.get_device_config": "s",
     "host.get_record": "s", "host.get_by_uuid": "s", "host.get_other_config": "s", "host.call_plugin": "sssm",
     "pool.get_all": "", "pool.get_all_records": "", "pool.get_master": "s",
+    "secret.get_by_uuid": "s", "secret.get_value": "s",
     "SM.get_all_records_where": "s", "message.create": "snsss",
     "session.login_with_password": None, "session.logout": "",
 }
@@ -57,7 +58,7 @@ class Xapi:
         self.host_ref = "OpaqueRef:host-1"
         self.host_uuid = str(uuids.uuid4())
         self.hosts = {self.host_ref: {"uuid": self.host_uuid, "name_label": "one", "other_config": {}}}
-        self.srs, self.vdis, self.messages, self.pbds = {}, {}, [], {}
+        self.srs, self.vdis, self.messages, self.pbds, self.secrets = {}, {}, [], {}, {}
         self.capabilities = []
         self.journal, self.misuses = [], []
         self.connections = 0
@@ -98,7 +99,8 @@ class Xapi:
         raise Refusal("UUID_INVALID", name, uuid)
 
     def table(self, name):
-        return {"VDI": self.vdis, "SR": self.srs, "host": self.hosts, "PBD": self.pbds}[name]
+        return {"VDI": self.vdis, "SR": self.srs, "host": self.hosts, "PBD": self.pbds,
+                "secret": self.secrets}[name]
 
     def of(self, sr_ref):
         return {r: v for r, v in self.vdis.items() if v["SR"] == sr_ref}

@@ -208,7 +208,8 @@ impl Request {
     /// The request for the log: no session, no passwords.
     pub fn shown(&self) -> String {
         let mut text = format!("{} {{", self.command.name());
-        let config = self.device_config.0.iter().map(|(k, v)| (k, Value::text(v.as_str()))).collect::<Vec<_>>();
+        let config = self.device_config.0.iter();
+        let config = config.map(|(k, v)| (k, Value::text(if hides(k, v) { "******" } else { v }))).collect::<Vec<_>>();
         for (name, value) in config.iter().map(|(k, v)| (*k, v)).chain(&self.members) {
             let secret = is_secret(name) || name == "session_ref";
             match value {
@@ -234,7 +235,8 @@ impl Request {
 
     /// Every value that must not be seen.
     pub fn secrets(&self) -> Vec<&str> {
-        let of_config = self.device_config.0.iter().filter(|(k, _)| is_secret(k)).map(|(_, v)| v.as_str());
+        let of_config = self.device_config.0.iter();
+        let of_config = of_config.filter(|(k, v)| is_secret(k) || hides(k, v)).map(|(_, v)| v.as_str());
         let session = self.members.get("session_ref").and_then(Value::as_str);
         of_config.chain(session).filter(|secret| !secret.is_empty()).collect()
     }
@@ -244,6 +246,11 @@ impl Request {
 fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     key.contains("passw") || key.contains("secret")
+}
+
+/// Mount options may have a password among them, `xe-mount-iso-sr` puts it there.
+fn hides(key: &str, value: &str) -> bool {
+    key == "options" && value.to_ascii_lowercase().contains("pass")
 }
 
 fn strings(name: &str, members: BTreeMap<String, Value>) -> Result<BTreeMap<String, String>, Failure> {

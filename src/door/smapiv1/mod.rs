@@ -65,9 +65,17 @@ fn answer(driver: &'static Driver, args: &[OsString]) -> Answer {
         return said(xmlrpc::write_response(&driver_info(driver)));
     }
     syslog::write(&request.shown());
-    match Service::new(driver, &request).and_then(|mut service| service.run()) {
+    let (name, mut secrets) = (request.command.name(), request.secrets());
+    let mut service = match Service::new(driver, &request) {
+        Ok(service) => service,
+        Err(failure) => return refuse(driver, name, &failure, Some(request.command), &secrets),
+    };
+    match service.run() {
         Ok(value) => said(xmlrpc::write_response(&value)),
-        Err(failure) => refuse(driver, request.command.name(), &failure, Some(request.command), &request.secrets()),
+        Err(failure) => {
+            secrets.extend(service.secrets().filter(|secret| !secret.is_empty()));
+            refuse(driver, name, &failure, Some(request.command), &secrets)
+        }
     }
 }
 

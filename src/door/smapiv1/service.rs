@@ -21,10 +21,10 @@ use super::xapi::{Record, Xapi};
 use crate::call::{self, Call, Context, Reply};
 use crate::door::xmlrpc::{self, Value};
 use crate::error::Error;
-use crate::sr::Driver;
+use crate::sr::{Driver, Sr};
 use crate::sys::lock::{self, Kind, Lock, Refused};
 use crate::sys::{bind, run_dir, syslog};
-use crate::types::{Format, Mode, NewVdi, Params, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
 
 /// xapi has no time limit; whoever holds a lock this long has died in the kernel.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -35,6 +35,8 @@ type Answer = Result<Value, Failure>;
 pub struct Service<'a> {
     driver: &'static Driver,
     request: &'a Request,
+    /// The request's, with the secrets that it names by reference.
+    config: DeviceConfig,
     /// There is none to probe.
     sr: Option<SrUuid>,
     xapi: Option<Xapi>,
@@ -48,7 +50,7 @@ impl<'a> Service<'a> {
         };
         let task = request.optional("subtask_of")?;
         let xapi = request.optional("session_ref")?.map(|session| Xapi::new(session, task));
-        Ok(Service { driver, request, sr, xapi })
+        Ok(Service { driver, request, config: request.device_config.clone(), sr, xapi })
     }
 
     pub fn run(&mut self) -> Answer {
@@ -111,16 +113,51 @@ impl<'a> Service<'a> {
         Ok(Value::text(list))
     }
 
-    fn sr_create(&self) -> Answer {
+    fn sr_create(&mut self) -> Answer {
         // Often 0: whatever there is.
         let size = self.request.size(0)?;
+        self.fetch_secrets()?;
         self.call(Call::SrCreate { size: (size > 0).then_some(size), force: false })?;
+        for (key, value) in self.storage()?.sr_sm_config() {
+            let (sr_ref, value) = (self.request.text("sr_ref")?, value.unwrap_or_default());
+            match self.xapi()?.add_key("SR.add_to_sm_config", sr_ref, key, &value) {
+                Err(e) if !e.is("MAP_DUPLICATE_KEY") => return Err(e.into()),
+                _ => {}
+            }
+        }
         Ok(Value::Nil)
+    }
+
+    /// Puts the value of each secret into device_config, `x` for the UUID that `x_secret` has, if the driver
+    /// knows that key. For the calls that log in somewhere; all others need none.
+    fn fetch_secrets(&mut self) -> Result<(), Failure> {
+        for (key, uuid) in &self.request.device_config.0 {
+            let Some(name) = key.strip_suffix("_secret") else { continue };
+            if !self.driver.about.configuration.iter().any(|(known, _)| known == key) {
+                continue;
+            }
+            let xapi = self.xapi()?;
+            let reference = xapi.call("secret.get_by_uuid", &[Value::text(uuid.as_str())]);
+            let value = reference.and_then(|reference| xapi.call("secret.get_value", &[reference]));
+            let value = value.map_err(|e| match e.is_gone() {
+                true => Failure::new(Code::InvalidSecret, format!("xapi knows none that {key} names")),
+                false => e.into(),
+            })?;
+            let value = value.as_str().ok_or_else(|| Failure::new(Code::InvalidSecret, "it is no text"))?;
+            self.config.0.insert(name.to_owned(), value.to_owned());
+        }
+        Ok(())
+    }
+
+    /// What [`Service::fetch_secrets`] found; nobody may see it.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        let known = &self.request.device_config.0;
+        self.config.0.iter().filter(|(key, _)| !known.contains_key(*key)).map(|(_, value)| value.as_str())
     }
 
     /// The SR API deletes an SR with its disks; xapi wants it refused while there are any that it could delete.
     fn sr_delete(&self) -> Answer {
-        let deletes = self.driver.about.capabilities.contains(&"VDI_DELETE");
+        let deletes = self.driver.about.capabilities.contains(&"VDI_DELETE") && !self.storage()?.keeps_disks();
         match self.call(Call::SrGetParams) {
             Ok(Reply::Sr(sr)) if deletes && !sr.vdi_uuids.is_empty() => {
                 return Err(Failure::new(Code::SRNotEmpty, format!("{} VDIs are in it", sr.vdi_uuids.len())));
@@ -138,6 +175,7 @@ impl<'a> Service<'a> {
     fn sr_attach(&mut self) -> Answer {
         let sr_ref = self.request.text("sr_ref")?;
         let host = format!("host_{}", self.request.text("host_ref")?);
+        self.fetch_secrets()?;
         // Before anything else: without xapi's word an empty directory is not taken for an empty SR.
         let records = self.xapi()?.vdi_records(sr_ref)?;
         match self.call(Call::SrAttach) {
@@ -510,6 +548,10 @@ impl<'a> Service<'a> {
         self.sr.ok_or_else(|| Failure::new(Code::BadRequest, "sr_uuid is missing"))
     }
 
+    fn storage(&self) -> Result<Box<dyn Sr>, Failure> {
+        Ok((self.driver.open)(self.sr()?, &self.config)?)
+    }
+
     fn xapi(&mut self) -> Result<&mut Xapi, Failure> {
         self.xapi.as_mut().ok_or_else(|| Failure::new(Code::BadRequest, "session_ref is missing"))
     }
@@ -539,7 +581,7 @@ impl<'a> Service<'a> {
     fn call(&self, call: Call) -> Result<Reply, Error> {
         let sr = self.sr.ok_or_else(|| Error::Usage("sr_uuid is missing".to_owned()))?;
         let context = Context { deadline: Instant::now() + PATIENCE, progress: &|_, _| {} };
-        call::run(self.driver, sr, &self.request.device_config, &call, &context)
+        call::run(self.driver, sr, &self.config, &call, &context)
     }
 
     fn created(&self, call: Call) -> Result<VdiInfo, Failure> {
@@ -582,7 +624,7 @@ impl<'a> Service<'a> {
     /// Where the SR lives and where it has to appear, if these are two places.
     fn local_path(&self) -> Result<Option<(PathBuf, PathBuf)>, Failure> {
         let sr = self.sr()?;
-        let storage = (self.driver.open)(sr, &self.request.device_config)?;
+        let storage = self.storage()?;
         let place = run_dir::mounts().join(sr.to_string());
         Ok(storage.local_path().filter(|path| *path != place).map(|path| (path, place)))
     }
