@@ -1,33 +1,51 @@
-//! `ISOSR`: the CD images of a local directory, each a read-only disk that is called by its file's name.
+//! `ISOSR`: CD images, each a disk that is called by its file's name. They are in a local directory, on an NFS export
+//! or on an SMB share ([`library`]).
 //!
-//! Nothing is written: no marker, no lock, no parameters. So an ISO SR is whatever files with a name in `.iso` or
-//! `.img` its directory has now, and putting a file there or taking it away is how one is made or deleted. A
-//! VDI's UUID follows from the SR's and the file's name.
+//! There is no marker, no lock and no parameters: an ISO SR is whatever files with a name in `.iso` or `.img` its
+//! directory has now, and putting a file there or taking it away is how one is made or deleted. A VDI's UUID
+//! follows from the SR's and the file's name, and it is read-only.
+//!
+//! vdi_create makes an empty disk to be filled, `<vdi>.img`: that name says its UUID, and that it may be written.
+//!
+//! Order of steps, and what the next call finds after a kill:
+//!
+//! - **sr_create** looks whether everything is there; the mount for it ends with the call. **sr_delete** leaves the images.
+//! - **sr_attach**, of a server's directory: 1. make the mountpoint; 2. mount. After 1: an empty directory, which
+//!   sr_attach takes and sr_detach removes.
+//! - **vdi_create**: 1. make the file under a temporary name; 2. rename it. After 1: a `.tmp-<uuid>` without data,
+//!   which the next vdi_create removes.
+//! - **vdi_delete**: one unlink.
 
-use std::fs::{self, File};
+mod library;
+mod share;
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+
 use crate::error::{Error, Result};
-use crate::sr::{About, Driver, Sr};
+use crate::sr::{About, Driver, Pulse, Sr};
 use crate::sys::copy::Progress;
-use crate::sys::durable::Dir;
+use crate::sys::durable::{self, Dir};
 use crate::sys::loopdev;
-use crate::types::{
-    DeviceConfig, Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid,
-};
-use crate::vdi::{self, Extent, Holders, Node, Place, Vdi};
+use crate::types::{Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
+use crate::vdi::{self, Attachments, Extent, Holders, Node, Place, Vdi};
+
+use library::Library;
 
 pub const DRIVER: Driver = Driver {
     sr_type: "iso",
     executable: "ISOSR",
-    description: "the CD images of a local directory, read-only",
-    dconf_form: "/path/to/directory",
+    description: "CD images in a local directory, on an NFS export or on an SMB share",
+    dconf_form: "/path/to/directory, nfs@<server>:/path@/mountpoint or smb@//<server>/<share>@/mountpoint",
     formats: &[Format::Raw],
-    parse_dconf: |dconf| Ok(DeviceConfig::from([("location", dconf), ("legacy_mode", "true")])),
-    open: |sr, config| Ok(Box::new(IsoSr { sr, path: location(config)? })),
+    parse_dconf: library::parse_dconf,
+    open: |sr, config| Ok(Box::new(IsoSr { sr, library: Library::new(sr, config)? })),
     // Nothing in a directory says which ISO SR it is.
-    probe: |config| location(config).map(|_| Vec::new()),
+    probe: |config| Library::new(SrUuid::random(), config).map(|_| Vec::new()),
     about: About {
         name: "ISO",
         capabilities: &[
@@ -35,34 +53,35 @@ pub const DRIVER: Driver = Driver {
             "SR_DETACH",
             "SR_SCAN",
             "SR_UPDATE",
+            "VDI_CREATE",
+            "VDI_DELETE",
             "VDI_ATTACH",
             "VDI_DETACH",
             "VDI_ACTIVATE",
             "VDI_DEACTIVATE",
         ],
         configuration: &[
-            ("location", "absolute path of a local directory (required)"),
-            ("legacy_mode", "any value: location is a local directory (required)"),
+            ("location", "server:/path, //server/share, or with legacy_mode a local directory (required)"),
+            ("type", "nfs_iso or cifs, where the location does not say it"),
+            ("legacy_mode", "any value: location is a local directory"),
+            ("iso_path", "a directory below the location"),
+            ("options", "further mount options, separated by commas"),
+            ("nfsversion", "3, 4, 4.0, 4.1 or 4.2; the newest that works if not given"),
+            ("vers", "1.0, 2.0, 2.1, 3.0, 3.02 or 3.1.1; the newest of 2.1 and later that works if not given"),
+            ("username", "name, or domain\\name, of an SMB user; guest if not given"),
+            ("cifspassword", "that user's password"),
+            ("cifspassword_secret", "the UUID of xapi's secret with that password"),
+            ("credentials", "the path of a file with the user, the password and the domain; mount.cifs(8)"),
+            ("mountpoint", "the directory below which SRs are mounted"),
         ],
-        vdi_at: |sr, location| Ok(VdiUuid::of_name(sr, location)),
+        vdi_at: |sr, location| Ok(uuid_of(sr, location)),
         sm_config: |_| SmConfig::new(),
     },
 };
 
-fn location(config: &DeviceConfig) -> Result<PathBuf> {
-    let path = config.require("location")?;
-    if config.get("legacy_mode").is_none() {
-        return Err(Error::Unsupported {
-            op: "an ISO SR on a server",
-            why: "this release serves local directories: legacy_mode=true".to_owned(),
-        });
-    }
-    super::absolute_path("location", path)
-}
-
 struct IsoSr {
     sr: SrUuid,
-    path: PathBuf,
+    library: Library,
 }
 
 /// A CD image.
@@ -72,25 +91,37 @@ struct Iso {
     id: loopdev::FileId,
 }
 
-impl IsoSr {
-    fn dir(&self) -> Result<Dir> {
-        // A link to a directory will do: nothing is written, so nothing can end up elsewhere.
-        let path = fs::canonicalize(&self.path)
-            .map_err(|e| Error::NoSr { sr: self.sr, looked: format!("{}: {e}", self.path.display()) })?;
-        Dir::open(&path)
-    }
+/// The disk that vdi_create made under this name, if it has such a name.
+fn made(name: &str) -> Option<VdiUuid> {
+    name.strip_suffix(".img")?.parse().ok().filter(|vdi| name_of(*vdi) == name)
+}
 
+fn name_of(vdi: VdiUuid) -> String {
+    format!("{vdi}.img")
+}
+
+fn uuid_of(sr: SrUuid, name: &str) -> VdiUuid {
+    made(name).unwrap_or_else(|| VdiUuid::of_name(sr, name))
+}
+
+impl IsoSr {
     fn list(&self, dir: &Dir) -> Result<Vec<Iso>> {
         let mut found = Vec::new();
         for name in dir.names()?.into_iter().filter(|name| is_image(name)) {
             // Through a link, if it is one. What it points to may be missing or be no file: then it is no image.
-            match fs::metadata(dir.join(&name)) {
+            let path = dir.join(&name);
+            match fs::metadata(&path) {
                 Ok(meta) if meta.is_file() => found.push(Iso {
                     name,
                     extent: Extent { length: meta.len(), allocated: meta.blocks() * 512 },
                     id: (meta.dev(), meta.ino()),
                 }),
-                _ => continue,
+                Ok(_) => {}
+                Err(e) => match e.raw_os_error().map(Errno::from_raw) {
+                    Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
+                    // Nobody may take it for one that is gone.
+                    _ => return Err(Error::io("examine", path)(e)),
+                },
             }
         }
         found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -101,9 +132,17 @@ impl IsoSr {
         IsoPlace { sr: self, path: dir.join(&iso.name), iso }
     }
 
+    /// The loop device over an image. A path below a mount of our own is the image's for sure, even where a server
+    /// gives a file another number each time.
+    fn device(&self, loops: &HashMap<PathBuf, Vec<String>>, path: &Path, id: loopdev::FileId) -> Option<PathBuf> {
+        loopdev::find(loops, path, id).or_else(|| {
+            let names = loops.get(path).filter(|_| self.library.is_remote())?;
+            names.first().map(|name| Path::new("/dev").join(name))
+        })
+    }
+
     fn refuse<T>(&self, op: &'static str) -> Result<T> {
-        let why = format!("files are put into {} and removed from it by other means", self.path.display());
-        Err(Error::Unsupported { op, why })
+        Err(Error::Unsupported { op, why: "CD images are made, attached and deleted, and that is all".to_owned() })
     }
 }
 
@@ -112,27 +151,48 @@ fn is_image(name: &str) -> bool {
     extension.eq_ignore_ascii_case("iso") || extension.eq_ignore_ascii_case("img")
 }
 
+/// Makes a directory's names durable, where a directory can be synced: on an SMB share it can't, and what the server
+/// answered is all there is to know.
+fn sync(dir: &Dir) -> Result<()> {
+    match dir.sync() {
+        Err(Error::Io { source, .. }) if durable::is_unsupported(&source) => Ok(()),
+        other => other,
+    }
+}
+
 impl Sr for IsoSr {
     /// Finds the directory: there is nothing to make.
     fn create(&self, _size: Option<u64>) -> Result<()> {
-        self.dir().map(drop)
+        self.library.check()
     }
 
-    /// Leaves the directory: it was there before.
+    /// Leaves the images: they were there before.
     fn delete(&self) -> Result<Done> {
-        Ok(Done::Already)
+        self.detach()
+    }
+
+    fn keeps_disks(&self) -> bool {
+        true
     }
 
     fn attach(&self) -> Result<Done> {
-        self.dir().map(|_| Done::Already)
+        self.library.mount()
     }
 
     fn detach(&self) -> Result<Done> {
-        let Ok(dir) = self.dir() else { return Ok(Done::Already) };
-        for iso in self.list(&dir)? {
-            vdi::refuse_if_attached(&*(vdi::raw::KIND.open)(Box::new(self.place(&dir, iso))))?;
+        if self.library.is_remote() {
+            // By the kernel's names for them: the server may be gone.
+            if let Some(name) = Attachments::now()?.below(&self.library.path).first() {
+                let vdi = uuid_of(self.sr, durable::name_of(name));
+                let holder = "this host, which has it attached (vdi_detach ends that)".to_owned();
+                return Err(Error::VdiInUse { vdi, sr: self.sr, holder });
+            }
+        } else if let Ok(dir) = self.library.dir() {
+            for iso in self.list(&dir)? {
+                vdi::refuse_if_attached(&IsoVdi(self.place(&dir, iso)))?;
+            }
         }
-        Ok(Done::Already)
+        self.library.unmount()
     }
 
     fn stat(&self) -> Result<SrInfo> {
@@ -140,11 +200,11 @@ impl Sr for IsoSr {
     }
 
     fn scan(&self) -> Result<SrInfo> {
-        let dir = self.dir()?;
+        let dir = self.library.dir()?;
         let devices = loopdev::attached()?;
         let mut vdis = Vec::new();
         for iso in self.list(&dir)? {
-            let attached = loopdev::find(&devices, &dir.join(&iso.name), iso.id).is_some();
+            let attached = self.device(&devices, &dir.join(&iso.name), iso.id).is_some();
             vdis.push(self.place(&dir, iso).info(attached));
         }
         let fs = dir.statvfs()?;
@@ -158,22 +218,52 @@ impl Sr for IsoSr {
             size: fs.blocks() * fs.fragment_size(),
             free: fs.blocks_free() * fs.fragment_size(),
             sr_type: DRIVER.sr_type.to_owned(),
-            location: self.path.display().to_string(),
+            location: self.library.location.clone(),
             pool: None,
             vdis: vdis.into_iter().map(Tagged::Vdi).collect(),
         })
     }
 
     fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {
-        let dir = self.dir()?;
-        match self.list(&dir)?.into_iter().find(|iso| VdiUuid::of_name(self.sr, &iso.name) == vdi) {
+        let dir = self.library.dir()?;
+        match self.list(&dir)?.into_iter().find(|iso| uuid_of(self.sr, &iso.name) == vdi) {
             Some(iso) => Ok(Box::new(IsoVdi(self.place(&dir, iso)))),
-            None => Err(Error::NoVdi { vdi, sr: self.sr, looked: self.path.display().to_string() }),
+            None => Err(Error::NoVdi { vdi, sr: self.sr, looked: self.library.path.display().to_string() }),
         }
     }
 
-    fn create_vdi(&self, _new: &NewVdi) -> Result<VdiInfo> {
-        self.refuse("vdi_create")
+    /// An empty disk `<vdi>.img`, to be filled.
+    fn create_vdi(&self, new: &NewVdi) -> Result<VdiInfo> {
+        let refuse = |why: &str| Err(Error::Unsupported { op: "vdi_create", why: why.to_owned() });
+        if new.format.is_some_and(|format| format != Format::Raw) {
+            return refuse("CD images are raw");
+        }
+        if new.params != Params::default() {
+            return refuse("an ISO SR keeps no label and no mark beside its images");
+        }
+        let (dir, name, kind) = (self.library.dir()?, name_of(new.vdi), vdi::kind(Format::Raw));
+        for left in dir.names()?.iter().filter(|name| is_ours_in_the_making(name)) {
+            let _ = dir.sweep_temporary(left);
+        }
+        if dir.lookup(&name)?.is_some() {
+            return Err(Error::VdiExists { vdi: new.vdi, sr: self.sr });
+        }
+        let file = dir.new_file()?;
+        (kind.create)(file.file(), &dir.join(&name), kind.round(new.virtual_size)?)?;
+        match file.publish_over(&name) {
+            // The name is there; see `sync`.
+            Err(Error::Io { source, .. }) if durable::is_unsupported(&source) && dir.lookup(&name)?.is_some() => {}
+            other => other?,
+        }
+        self.vdi(new.vdi)?.info()
+    }
+
+    fn pulse(&self) -> Option<Pulse> {
+        self.library.pulse()
+    }
+
+    fn sr_sm_config(&self) -> SmConfig {
+        self.library.iso_type().map(|kind| ("iso_type", Some(kind.to_owned()))).into_iter().collect()
     }
 
     fn content_type(&self) -> &'static str {
@@ -181,7 +271,12 @@ impl Sr for IsoSr {
     }
 }
 
-/// A CD: a raw disk that says its file's name and can only be read.
+/// `.tmp-<uuid>`: the directory is somebody's own, so nothing else is touched.
+fn is_ours_in_the_making(name: &str) -> bool {
+    name.strip_prefix(".tmp-").is_some_and(|rest| rest.parse::<VdiUuid>().is_ok())
+}
+
+/// A CD: a raw disk that says its file's name, and can only be read unless vdi_create made it.
 struct IsoVdi<'a>(IsoPlace<'a>);
 
 impl Vdi for IsoVdi<'_> {
@@ -197,8 +292,8 @@ impl Vdi for IsoVdi<'_> {
         self.0.device()
     }
 
-    fn attach(&self, _mode: Mode) -> Result<PathBuf> {
-        self.0.attach(Mode::ReadOnly)
+    fn attach(&self, mode: Mode) -> Result<PathBuf> {
+        self.0.attach(if self.0.params()?.read_only { Mode::ReadOnly } else { mode })
     }
 
     fn detach(&self) -> Result<Done> {
@@ -206,7 +301,8 @@ impl Vdi for IsoVdi<'_> {
     }
 
     fn delete(&self, _context: &crate::call::Context) -> Result<()> {
-        self.0.sr.refuse("vdi_delete")
+        vdi::refuse_if_attached(self)?;
+        self.0.remove()
     }
 
     fn open_disk(&self) -> Result<Box<dyn crate::image::disk::Disk>> {
@@ -227,9 +323,14 @@ struct IsoPlace<'a> {
 impl IsoPlace<'_> {
     fn info(&self, attached: bool) -> VdiInfo {
         let node = Node { virtual_size: self.iso.extent.length, hidden: false, parent: None };
-        let params = Params { label: self.iso.name.clone(), read_only: true, ..Params::default() };
+        let params = self.params_now();
         let info = vdi::describe(self, &node, self.iso.extent.allocated, params, Vec::new(), attached, Vec::new());
         VdiInfo { location: Some(self.iso.name.clone()), ..info }
+    }
+
+    fn params_now(&self) -> Params {
+        let read_only = made(&self.iso.name).is_none();
+        Params { label: self.iso.name.clone(), read_only, ..Params::default() }
     }
 }
 
@@ -239,7 +340,7 @@ impl Place for IsoPlace<'_> {
     }
 
     fn vdi(&self) -> VdiUuid {
-        VdiUuid::of_name(self.sr.sr, &self.iso.name)
+        uuid_of(self.sr.sr, &self.iso.name)
     }
 
     fn format(&self) -> Format {
@@ -250,8 +351,9 @@ impl Place for IsoPlace<'_> {
         self.path.clone()
     }
 
-    fn image(&self, _mode: Mode) -> Result<File> {
-        File::open(&self.path).map_err(Error::io("open", &self.path))
+    fn image(&self, mode: Mode) -> Result<File> {
+        let write = mode == Mode::ReadWrite;
+        OpenOptions::new().read(true).write(write).open(&self.path).map_err(Error::io("open", &self.path))
     }
 
     fn stat(&self) -> Result<Extent> {
@@ -259,7 +361,7 @@ impl Place for IsoPlace<'_> {
     }
 
     fn params(&self) -> Result<Params> {
-        Ok(Params { label: self.iso.name.clone(), read_only: true, ..Params::default() })
+        Ok(self.params_now())
     }
 
     fn holders(&self) -> Result<Holders> {
@@ -271,13 +373,13 @@ impl Place for IsoPlace<'_> {
     }
 
     fn device(&self) -> Result<Option<PathBuf>> {
-        Ok(loopdev::find(&loopdev::attached()?, &self.path, self.iso.id))
+        Ok(self.sr.device(&loopdev::attached()?, &self.path, self.iso.id))
     }
 
-    fn attach(&self, _mode: Mode) -> Result<PathBuf> {
+    fn attach(&self, mode: Mode) -> Result<PathBuf> {
         match self.device()? {
             Some(device) => Ok(device),
-            None => loopdev::attach(&self.image(Mode::ReadOnly)?, &self.path, true),
+            None => loopdev::attach(&self.image(mode)?, &self.path, mode == Mode::ReadOnly),
         }
     }
 
@@ -298,6 +400,8 @@ impl Place for IsoPlace<'_> {
     }
 
     fn remove(&self) -> Result<()> {
-        self.sr.refuse("vdi_delete")
+        let dir = self.sr.library.dir()?;
+        dir.remove(&self.iso.name)?;
+        sync(&dir)
     }
 }

@@ -4,7 +4,7 @@ import os
 import unittest
 import uuid
 
-from agent import Agent
+from agent import Agent, Fault
 from test_file import MiB, ROOT, Case, checksum
 
 
@@ -66,17 +66,87 @@ class Iso(Case):
         self.agent.attach_sr()
         vdi = self.names()["UPPER.ISO"]
         before = checksum(self.location)
-        self.fails(38, self.agent.call, "vdi_delete", vdi=vdi)
-        self.fails(38, self.agent.copy, "vdi_clone", vdi)
-        self.fails(38, self.agent.create, MiB, sm_config={"path": "new.iso"})
+        for command in ("vdi_clone", "vdi_snapshot"):
+            self.fails(38, self.agent.copy, command, vdi)
+        self.fails(79, self.agent.resize, vdi, 2 * MiB)
+        self.fails(38, self.agent.create, MiB, sm_config={"type": "vhd"})
+        self.fails(38, self.agent.create, MiB, sm_config={}, read_only="true")
         for name in ("../sr/UPPER.ISO", "no.iso", "notes.txt", "directory.iso"):
             self.fails(144, self.agent.call, "vdi_attach", "false", vdi_ref="OpaqueRef:x", vdi_location=name,
                        vdi_uuid=str(uuid.uuid4()))
-        self.agent.device_config = {"location": "server:/export", "type": "nfs_iso", "SRmaster": "true"}
-        self.assertIn("legacy_mode", self.fails(38, self.agent.create_sr))
         self.agent.device_config = {"location": "/does/not/exist", "legacy_mode": "true", "SRmaster": "true"}
         self.fails(226, self.agent.attach_sr)
+        self.fails(226, self.agent.create_sr)
         self.assertEqual(checksum(self.location), before)
+
+    def test_a_disk_is_made_filled_and_deleted(self):
+        self.agent.attach_sr()
+        left = ".tmp-" + str(uuid.uuid4())
+        for name in (left, ".tmp-mine"):
+            with open(os.path.join(self.location, name), "wb"):
+                pass
+        vdi = self.agent.create(MiB + 1, sm_config={})
+        record = self.xapi.vdis[vdi]
+        self.assertEqual(record["location"], record["uuid"] + ".img")
+        self.assertEqual((record["virtual_size"], record["read_only"]), (str(MiB + 512), False))
+        names = os.listdir(self.location)
+        self.assertNotIn(left, names)
+        self.assertIn(".tmp-mine", names)
+        self.agent.scan()
+        self.assertEqual(len(self.names()), 4)
+        self.assertFalse(self.xapi.vdis[vdi]["read_only"])
+        if ROOT:
+            link = self.agent.call("vdi_attach", "true", vdi=vdi)["params"]
+            self.agent.call("vdi_activate", "true", vdi=vdi)
+            with open(link, "r+b") as device:
+                device.write(b"filled")
+            self.fails(24, self.agent.call, "vdi_delete", vdi=vdi)
+            self.agent.call("vdi_deactivate", vdi=vdi)
+            self.agent.call("vdi_detach", vdi=vdi)
+            with open(os.path.join(self.location, record["location"]), "rb") as file:
+                self.assertEqual(file.read(6), b"filled")
+        self.agent.delete(vdi)
+        self.agent.delete(self.names()["x.img"])
+        self.agent.call("sr_scan")
+        self.assertEqual(set(self.names()), {"a b <&> é.iso", "UPPER.ISO"})
+        self.assertFalse(os.path.exists(os.path.join(self.location, "x.img")))
+
+    def test_a_server_that_is_not_there_and_keys_that_are_wrong(self):
+        def configured(**keys):
+            self.agent.device_config = dict(keys, SRmaster="true")
+            return self.agent.call
+        for command in ("sr_create", "sr_attach"):
+            args = ["0"] if command == "sr_create" else []
+            silent = {"options": "-o port=1"}
+            self.fails(108, configured(location="127.0.0.1:/isos", **silent), command, *args)
+            self.fails(222, configured(location="//127.0.0.1/isos", **silent), command, *args)
+            self.fails(140, configured(location="//no-such-host.invalid/isos"), command, *args)
+        for code, keys in (
+                (94, {}), (225, {"location": "isos"}), (225, {"location": "/srv/isos"}),
+                (225, {"location": "/srv/isos", "type": "nfs_iso"}), (225, {"location": "//filer", "type": "cifs"}),
+                (1, {"location": "filer:/isos", "type": "http"}), (72, {"location": "filer:/isos", "nfsversion": "5"}),
+                (227, {"location": "//filer/isos", "vers": "4"}), (115, {"location": "//filer/isos", "username": "a"}),
+                (1, {"location": "//filer/isos", "iso_path": "../x"})):
+            self.fails(code, configured(**keys), "sr_attach")
+        self.assertEqual(os.listdir(os.path.join(self.host, "sr-mount")), [])
+
+    def test_no_password_is_seen(self):
+        share = {"location": "//127.0.0.1/isos", "username": "me", "SRmaster": "true"}
+        said = []
+        for keys in ({"cifspassword": "hunter2"}, {"cifspassword": "hunter2\t"}, {"options": "ro,password=hunter2"},
+                     {"cifspassword": "x", "options": "pass=hunter2"}):
+            self.agent.device_config = dict(share, **{"options": "port=1"} | keys)
+            with self.assertRaises(Fault) as raised:
+                self.agent.call("sr_attach")
+            said.append(raised.exception.text)
+        secret = str(uuid.uuid4())
+        self.agent.device_config = dict(share, cifspassword_secret=secret, options="port=1")
+        self.fails(20, self.agent.call, "sr_attach")
+        self.xapi.secrets["OpaqueRef:s"] = {"uuid": secret, "value": "hunter2"}
+        said.append(self.fails(222, self.agent.call, "sr_attach"))
+        said += self.logged()
+        self.assertEqual([text for text in said if "hunter2" in text], [])
+        self.assertGreater(len(said), 10)
 
 
 del Case
