@@ -76,8 +76,9 @@ class Nfs(Case):
             self.fails(code, self.configured(**keys).agent.call, "sr_attach")
             self.agent.device_config = before
         del self.agent.device_config["serverpath"]
+        self.configured(options="port=1")
         self.fails(101, self.agent.call, "sr_create", "0")
-        self.fails(108, self.configured(options="port=1").probe)
+        self.fails(108, self.probe)
         del self.agent.device_config["server"]
         self.fails(102, self.agent.call, "sr_attach")
         self.fails(102, self.probe)
@@ -154,13 +155,14 @@ class Served(Nfs):
         del self.agent.device_config["serverpath"]
         members = {k: v for k, v in self.agent.members("sr_probe", sr_sm_config={}).items()
                    if k not in ("sr_ref", "sr_uuid")}
-        done = subprocess.run([self.driver.executable, request("sr_probe", members)], env=self.driver.env,
-                              capture_output=True, check=True)
-        self.assertIn(b"101", done.stdout)
-        exports = etree.fromstring(done.stderr)
-        self.assertEqual(exports.tag, "nfs-exports")
-        self.assertEqual([[child.text for child in export] for export in exports.findall("Export")],
-                         [["127.0.0.1", self.dir, "*"]])
+        for document in (request("sr_probe", members), request("sr_create", self.agent.members("sr_create", "0"))):
+            done = subprocess.run([self.driver.executable, document], env=self.driver.env, capture_output=True,
+                                  check=True)
+            self.assertIn(b"101", done.stdout)
+            exports = etree.fromstring(done.stderr)
+            self.assertEqual(exports.tag, "nfs-exports")
+            self.assertEqual([[child.text for child in export] for export in exports.findall("Export")],
+                             [["127.0.0.1", self.dir, "*"]])
 
     def test_what_the_server_refuses(self):
         self.assertIn("no such path", self.fails(73, self.configured(serverpath="/no").agent.create_sr))

@@ -117,7 +117,7 @@ impl<'a> Service<'a> {
         // Often 0: whatever there is.
         let size = self.request.size(0)?;
         self.fetch_secrets()?;
-        self.call(Call::SrCreate { size: (size > 0).then_some(size), force: false })?;
+        self.call(Call::SrCreate { size: (size > 0).then_some(size), force: false }).map_err(|e| self.choices(e))?;
         for (key, value) in self.storage()?.sr_sm_config() {
             let (sr_ref, value) = (self.request.text("sr_ref")?, value.unwrap_or_default());
             match self.xapi()?.add_key("SR.add_to_sm_config", sr_ref, key, &value) {
@@ -126,6 +126,17 @@ impl<'a> Service<'a> {
             }
         }
         Ok(Value::Nil)
+    }
+
+    /// Of a key that is missing, what a client may choose for it.
+    fn choices(&self, error: Error) -> Error {
+        if !matches!(error, Error::MissingKey { .. }) {
+            return error;
+        }
+        match (self.driver.probe)(&self.config) {
+            Err(more @ Error::ExportNotChosen { .. }) => more,
+            _ => error,
+        }
     }
 
     /// Puts the value of each secret into device_config, `x` for the UUID that `x_secret` has, if the driver
