@@ -7,6 +7,7 @@ pub mod file;
 pub mod iso;
 pub mod lvm;
 pub mod nfs;
+mod volume_group;
 
 use std::path::{Component, Path, PathBuf};
 
