@@ -17,7 +17,6 @@
 
 use std::fs;
 use std::net::Ipv6Addr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,13 +25,13 @@ use nix::errno::Errno;
 use crate::call::Context;
 use crate::error::{Error, Result};
 use crate::sr::file::{self, FileSr};
+use crate::sr::mountpoint::Mountpoint;
 use crate::sr::{About, Driver, Pulse, Sr, absolute_path, vdi_by_uuid};
 use crate::sys::copy::Progress;
-use crate::sys::mount::{self, Unmounted};
-use crate::sys::{run_dir, sunrpc, watch};
+use crate::sys::{mount, run_dir, sunrpc, watch};
 use crate::types::{DeviceConfig, Done, NewVdi, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
-use crate::vdi::{Attachments, Vdi};
 
 pub const DRIVER: Driver = Driver {
     sr_type: SR_TYPE,
@@ -314,18 +313,15 @@ fn why_not_mounted(e: Error, source: &str) -> Error {
 struct NfsSr {
     sr: SrUuid,
     export: Export,
-    /// The SR's mountpoint.
-    path: PathBuf,
+    point: Mountpoint,
     file: FileSr,
 }
 
 impl NfsSr {
     fn new(sr: SrUuid, config: &DeviceConfig) -> Result<NfsSr> {
         let export = Export::new(config)?;
-        // The mount table shows paths without symbolic links; /var/run is one.
-        let base = fs::canonicalize(&export.base).unwrap_or_else(|_| export.base.clone());
-        let path = base.join(sr.to_string());
-        Ok(NfsSr { sr, file: FileSr::new(sr, SR_TYPE, path.clone()).shared(), path, export })
+        let point = Mountpoint::new(sr, &export.base);
+        Ok(NfsSr { sr, file: FileSr::new(sr, SR_TYPE, point.path().to_owned()).shared(), point, export })
     }
 
     fn source(&self) -> String {
@@ -337,14 +333,7 @@ impl NfsSr {
     /// # Errors
     /// [`Error::DeviceInUse`] if something else is mounted there.
     fn is_mounted(&self) -> Result<bool> {
-        match mount::at(&self.path)? {
-            None => Ok(false),
-            Some(it) if it.fs_type.starts_with("nfs") && it.source == self.source() => Ok(true),
-            Some(it) => Err(Error::DeviceInUse {
-                device: self.path.display().to_string(),
-                holder: format!("{} is mounted there", it.source),
-            }),
-        }
+        self.point.holds(|it| it.fs_type.starts_with("nfs") && it.source == self.source())
     }
 
     /// The files, if the SR is attached: what every call but the few that end or begin it goes through.
@@ -352,7 +341,11 @@ impl NfsSr {
         if self.is_mounted()? {
             return Ok(&self.file);
         }
-        Err(self.unavailable(format!("{} is not mounted at {}; sr_attach does it", self.source(), self.path.display())))
+        Err(self.unavailable(format!(
+            "{} is not mounted at {}; sr_attach does it",
+            self.source(),
+            self.point.path().display()
+        )))
     }
 
     fn unavailable(&self, why: String) -> Error {
@@ -364,7 +357,7 @@ impl NfsSr {
         if e.errno() == Some(Errno::ESTALE as i32) {
             return self.unavailable(format!(
                 "the server no longer has what is mounted at {}; sr_detach and sr_attach look for it anew",
-                self.path.display()
+                self.point.path().display()
             ));
         }
         e
@@ -375,52 +368,10 @@ impl NfsSr {
         SrInfo { location: self.source(), ..info }
     }
 
-    /// # Errors
-    /// [`Error::VdiInUse`] while a disk of the mount is attached, by the names that the kernel has for what is
-    /// below block devices. The server is not asked.
-    fn refuse_if_attached(&self) -> Result<()> {
-        for image in Attachments::now()?.images() {
-            let Ok(name) = image.strip_prefix(&self.path) else { continue };
-            let stem: String = name.to_string_lossy().chars().take(36).collect();
-            if let Ok(vdi) = stem.parse() {
-                let holder = "this host, which has it attached (vdi_detach ends that)".to_owned();
-                return Err(Error::VdiInUse { vdi, sr: self.sr, holder });
-            }
-        }
-        Ok(())
-    }
-
-    fn unmount(&self) -> Result<()> {
-        match mount::unmount(&self.path)? {
-            Unmounted::Done => {}
-            Unmounted::Busy(holder) => {
-                return Err(Error::DeviceInUse { device: self.path.display().to_string(), holder });
-            }
-        }
-        self.remove_mountpoint()
-    }
-
-    /// Of a server that is gone. No disk is attached, so nothing unwritten is lost.
-    fn abandon(&self) -> Result<()> {
-        mount::abandon(&self.path)?;
-        self.remove_mountpoint()
-    }
-
-    fn remove_mountpoint(&self) -> Result<()> {
-        match fs::remove_dir(&self.path).map_err(Error::io("remove the mountpoint", &self.path)) {
-            Err(e) if e.errno() != Some(Errno::ENOENT as i32) => Err(e),
-            _ => Ok(()),
-        }
-    }
-
     fn mount(&self) -> Result<()> {
-        let make = |path: &Path| {
-            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-            made.map_err(Error::io("create the mountpoint", path))
-        };
-        make(&self.path)?;
-        self.export.mount(&self.sr.to_string(), &self.path, "").map_err(|e| {
-            let _ = self.remove_mountpoint();
+        self.point.make()?;
+        self.export.mount(&self.sr.to_string(), self.point.path(), "").map_err(|e| {
+            self.point.sweep();
             match e {
                 Error::NoDevice { device, .. } if device == self.source() => {
                     Error::NoSr { sr: self.sr, looked: format!("the server has no {device}, or does not export it") }
@@ -435,8 +386,8 @@ impl NfsSr {
         if self.is_mounted()? {
             match begin(&self.file) {
                 Err(e) if e.errno() == Some(Errno::ESTALE as i32) => {
-                    self.refuse_if_attached()?;
-                    self.abandon()?;
+                    self.point.refuse_if_attached()?;
+                    self.point.abandon()?;
                 }
                 other => return other,
             }
@@ -444,7 +395,7 @@ impl NfsSr {
         self.mount()?;
         match begin(&self.file) {
             Ok(_) => Ok(Done::Changed),
-            Err(cause) => match self.unmount() {
+            Err(cause) => match self.point.unmount() {
                 Ok(()) => Err(cause),
                 Err(undo) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
             },
@@ -460,7 +411,7 @@ impl Sr for NfsSr {
     fn delete(&self) -> Result<Done> {
         let mounted = self.is_mounted()?;
         if mounted {
-            self.refuse_if_attached()?;
+            self.point.refuse_if_attached()?;
         }
         let done = self.export.in_root(|root| {
             let path = root.join(self.sr.to_string());
@@ -470,7 +421,7 @@ impl Sr for NfsSr {
             Ok(done)
         })?;
         if mounted {
-            self.unmount()?;
+            self.point.unmount()?;
         }
         Ok(done)
     }
@@ -485,15 +436,14 @@ impl Sr for NfsSr {
 
     fn detach(&self) -> Result<Done> {
         if !self.is_mounted()? {
-            // What a kill left. Somebody's own directory stays.
-            let _ = fs::remove_dir(&self.path);
+            self.point.sweep();
             return Ok(Done::Already);
         }
-        self.refuse_if_attached()?;
+        self.point.refuse_if_attached()?;
         if (self.export.pulse())().is_ok() {
-            self.unmount()?
+            self.point.unmount()?
         } else {
-            self.abandon()?
+            self.point.abandon()?
         }
         Ok(Done::Changed)
     }
@@ -507,7 +457,7 @@ impl Sr for NfsSr {
     }
 
     fn local_path(&self) -> Option<PathBuf> {
-        Some(self.path.clone())
+        Some(self.point.path().to_owned())
     }
 
     fn collect(&self, context: &Context) -> Result<Done> {

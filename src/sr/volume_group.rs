@@ -164,22 +164,25 @@ impl VolumeGroup {
 
     pub fn refuse_broken(&self, vg: &Vg) -> Result<()> {
         self.refuse_incomplete(vg)?;
-        let names: Vec<&Path> = vg.pvs.iter().map(|pv| pv.name.as_path()).collect();
-        self.refuse_others(&names)
+        let here: Vec<(u64, String)> =
+            vg.pvs.iter().filter_map(|pv| Some((blockdev::number(&pv.name)?, pv.name.display().to_string()))).collect();
+        self.refuse_others(&here)
     }
 
-    /// Refuses a device_config that names other devices than these, on which the SR is.
-    pub fn refuse_others(&self, is_on: &[&Path]) -> Result<()> {
-        let here: HashSet<u64> = is_on.iter().filter_map(|device| blockdev::number(device)).collect();
+    /// Refuses a device_config that names other devices than these, on which the SR is: numbers and names.
+    pub fn refuse_others(&self, is_on: &[(u64, String)]) -> Result<()> {
         for device in &self.devices {
             let why = match blockdev::number(device) {
                 None => blockdev::missing(device).unwrap_or_default(),
-                Some(number) if !here.contains(&number) => "it holds no part of the SR".to_owned(),
+                Some(number) if !is_on.iter().any(|(here, _)| *here == number) => {
+                    "it holds no part of the SR".to_owned()
+                }
                 Some(_) => continue,
             };
+            let names: Vec<&str> = is_on.iter().map(|(_, name)| name.as_str()).collect();
             return Err(Error::NoDevice {
                 device: device.display().to_string(),
-                why: format!("{why}; SR {} is on {}", self.sr, listed(is_on.iter().copied())),
+                why: format!("{why}; SR {} is on {}", self.sr, names.join(",")),
             });
         }
         Ok(())

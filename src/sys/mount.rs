@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::makedev;
 
 use crate::error::{Error, Result};
 use crate::sys::tool::Tool;
@@ -23,6 +24,8 @@ const TABLE: &str = "/proc/thread-self/mountinfo";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
     pub path: PathBuf,
+    /// The number of the device that is mounted; of a filesystem without one, a number of the kernel's own.
+    pub device: u64,
     /// `nfs`, `nfs4`, `ext4`, …
     pub fs_type: String,
     /// `server:/path`, `/dev/sdb1`, …
@@ -44,8 +47,11 @@ fn parse(table: &str) -> Vec<Mount> {
         .filter_map(|line| {
             let (mount, filesystem) = line.split_once(" - ")?;
             let mut words = filesystem.split(' ');
+            let mut place = mount.split(' ').skip(2);
+            let (major, minor) = place.next()?.split_once(':')?;
             Some(Mount {
-                path: unescape(mount.split(' ').nth(4)?).into(),
+                device: makedev(major.parse().ok()?, minor.parse().ok()?),
+                path: unescape(place.nth(1)?).into(),
                 fs_type: words.next()?.to_owned(),
                 source: unescape(words.next()?),
                 options: words.next()?.to_owned(),
@@ -84,6 +90,17 @@ pub fn nfs(source: &str, path: &Path, options: &str, deadline: Duration) -> Resu
         .deadline(deadline)
         .run()
         .map(drop)
+}
+
+/// Mounts a filesystem on a block device at an existing directory. Nothing on it is run, is a device, or gives
+/// its user more rights.
+///
+/// # Errors
+/// [`Error::Io`] with the kernel's errno: `EINVAL` if there is no such filesystem on the device.
+pub fn block_device(device: &Path, path: &Path, fs_type: &str, read_only: bool, options: &str) -> Result<()> {
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    flags.set(MsFlags::MS_RDONLY, read_only);
+    nix::mount::mount(Some(device), path, Some(fs_type), flags, Some(options)).map_err(Error::sys("mount", device))
 }
 
 /// What became of an unmounting.
@@ -180,6 +197,7 @@ mod tests {
         assert_eq!(mounts.len(), 3);
         assert_eq!(mounts[1].path, Path::new("/run/sr-mount/a b"));
         assert_eq!(mounts[1].source, "[fe80::1]:/srv/n\\x");
+        assert_eq!(mounts[0].device, makedev(98, 0));
         assert_eq!(mounts[2].fs_type, "nfs");
         assert_eq!(mounts[2].options, "rw,vers=3");
     }
