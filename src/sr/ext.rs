@@ -131,15 +131,6 @@ impl ExtSr {
         Ok(&self.file)
     }
 
-    /// Refuses to call an SR attached whose filesystem is past writing.
-    fn refuse_read_only(&self) -> Result<()> {
-        let options = mount::at(self.point.path())?.map(|mount| mount.options).unwrap_or_default();
-        if options.split(',').any(|option| ["ro", "emergency_ro", "shutdown"].contains(&option)) {
-            return Err(self.explain(Error::sys("write to", self.point.path())(Errno::EROFS)));
-        }
-        Ok(())
-    }
-
     /// What a failure of the filesystem means, and what to do.
     fn explain(&self, e: Error) -> Error {
         let failed = |found: &str| Error::Damaged {
@@ -186,6 +177,21 @@ impl ExtSr {
         }
     }
 
+    fn mount(&self, device: &Path, at: &Path, read_only: bool, options: &str) -> Result<()> {
+        let mounted = mount::block_device(device, at, FILESYSTEM, read_only, options);
+        mounted.map_err(|e| match e.errno().map(Errno::from_raw) {
+            Some(errno @ (Errno::EINVAL | Errno::EUCLEAN)) => Error::Damaged {
+                path: self.node(),
+                what: format!(
+                    "it has no filesystem that can be mounted as {FILESYSTEM} ({}; the kernel's log says why); sr_attach \
+                     tries to repair it",
+                    errno.desc()
+                ),
+            },
+            _ => e,
+        })
+    }
+
     fn activate(&self) -> Result<PathBuf> {
         let (group, volume) = (self.group.name(), self.volume());
         if lvm::kernel_device(&group, &volume).is_none() {
@@ -230,7 +236,7 @@ impl ExtSr {
     /// that ends with it.
     fn privately<T: Send>(&self, device: &Path, options: &str, work: fn(&FileSr) -> Result<T>) -> Result<T> {
         mount::privately(&run_dir::state().join("ext"), |dir| {
-            mount::block_device(device, dir, FILESYSTEM, true, options)?;
+            self.mount(device, dir, true, options)?;
             work(&files(&self.group, dir))
         })
     }
@@ -315,14 +321,15 @@ impl Sr for ExtSr {
 
     fn attach(&self) -> Result<Done> {
         if self.is_mounted()? {
-            self.refuse_read_only()?;
-            return self.files()?.repair().map(|()| Done::Already).map_err(|e| self.explain(e));
+            let files = self.files()?;
+            let repaired = files.refuse_read_only().and_then(|()| files.repair());
+            return repaired.map(|()| Done::Already).map_err(|e| self.explain(e));
         }
         self.group.whole()?;
         self.prepare()
             .and_then(|device| {
                 self.point.make()?;
-                mount::block_device(&device, self.point.path(), FILESYSTEM, false, OPTIONS)?;
+                self.mount(&device, self.point.path(), false, OPTIONS)?;
                 self.file.repair()
             })
             .map(|()| Done::Changed)

@@ -339,6 +339,17 @@ impl FileSr {
         Ok(())
     }
 
+    /// Refuses a filesystem that takes no changes any more. Since Linux 6.12 its mount options do not tell.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with `EROFS`.
+    pub fn refuse_read_only(&self) -> Result<()> {
+        match self.dir()?.new_file() {
+            Err(e) if e.errno() == Some(Errno::EROFS as i32) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
     /// Completes or undoes what killed calls left. The caller has the SR to itself.
     pub fn repair(&self) -> Result<()> {
         let dir = self.dir()?;

@@ -117,7 +117,8 @@ pub fn unmount(path: &Path) -> Result<Unmounted> {
     let until = Instant::now() + PATIENCE;
     loop {
         match umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) | Err(Errno::EINVAL) => return Ok(Unmounted::Done),
+            // Nothing is mounted there; there is not even a directory.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => return Ok(Unmounted::Done),
             Err(Errno::EBUSY) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
             Err(Errno::EBUSY) => return Ok(Unmounted::Busy(users(path))),
             Err(errno) => return Err(Error::sys("unmount", path)(errno)),
