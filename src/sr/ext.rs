@@ -163,16 +163,11 @@ impl ExtSr {
         let check = Tool::new("e2fsck").args(["-p", "--", &device.display().to_string()]).or_status(1);
         match check.deadline(CHECK_DEADLINE).run() {
             Ok(_) => Ok(device),
-            Err(Error::Tool { argv, how, stderr }) => Err(Error::Damaged {
-                path: self.node(),
-                what: format!(
-                    "{argv} {how}: {}; to repair it by hand: lvchange -ay {group}/{volume} && e2fsck -f {}",
-                    stderr.split_whitespace().collect::<Vec<_>>().join(" "),
-                    self.node().display(),
-                    group = self.group.name(),
-                    volume = self.volume(),
-                ),
-            }),
+            Err(Error::Tool { argv, how, stderr }) => {
+                let (group, volume, node) = (self.group.name(), self.volume(), self.node());
+                let by_hand = format!("by hand: lvchange -ay {group}/{volume} && e2fsck -f {}", node.display());
+                Err(Error::Tool { argv, how, stderr: format!("{}\nto repair it {by_hand}", stderr.trim_end()) })
+            }
             Err(other) => Err(other),
         }
     }

@@ -66,10 +66,19 @@ class Ext(test_file.Case):
         self.agent.call("sr_detach")
         self.fails(39, self.agent.call, "sr_delete")
 
-    def test_an_empty_sr_of_the_python_driver_is_attached(self):
+    def made_by_python(self):
         run("vgcreate", "--metadatasize", "10M", self.group, DISKS[0])
         run("lvcreate", "-n", self.agent.sr_uuid, "-l", "100%FREE", self.group, "-W", "y", "--yes")
         run("mkfs.ext4", "-F", f"/dev/{self.group}/{self.agent.sr_uuid}")
+
+    def test_a_volume_without_a_filesystem_is_an_error_of_its_mount(self):
+        self.made_by_python()
+        run("wipefs", "-a", f"/dev/{self.group}/{self.agent.sr_uuid}")
+        self.assertIn("e2fsck -f", self.fails(52, self.agent.attach_sr))
+        self.assertFalse(os.path.exists(self.location))
+
+    def test_an_empty_sr_of_the_python_driver_is_attached(self):
+        self.made_by_python()
         self.xapi.VDI_db_introduce(
             str(uuid.uuid4()), "gone", "", self.agent.sr_ref, "user", False, False, {}, "x", {}, {}, True, "1", "0",
             "OpaqueRef:NULL", False, "19700101T00:00:00Z", "OpaqueRef:NULL", False)
