@@ -130,6 +130,9 @@ pub struct FileSr {
     path: PathBuf,
     /// Other hosts use it too, where the locks of this one mean nothing.
     shared: bool,
+    /// What device-mapper calls the volume that has to be mounted there. It says by itself which SR it is: a
+    /// marker is not needed.
+    volume: Option<String>,
 }
 
 /// What a directory turned out to be.
@@ -143,12 +146,17 @@ enum Found {
 
 impl FileSr {
     pub fn new(sr: SrUuid, sr_type: &'static str, path: PathBuf) -> Self {
-        FileSr { sr, sr_type, path, shared: false }
+        FileSr { sr, sr_type, path, shared: false, volume: None }
     }
 
     /// The same for a directory that several hosts have.
     pub fn shared(self) -> Self {
         FileSr { shared: true, ..self }
+    }
+
+    /// The same for the filesystem of a volume that is the SR's own, by device-mapper's name of it.
+    pub fn on_volume(self, name: String) -> Self {
+        FileSr { volume: Some(name), ..self }
     }
 
     pub fn path(&self) -> &Path {
@@ -186,6 +194,9 @@ impl FileSr {
     /// The SR's directory, after checking that it is the SR's. Every call but sr_create and sr_delete
     /// begins here, so a directory that lost its mount is an error and never an empty SR.
     fn dir(&self) -> Result<Rc<Dir>> {
+        if let Some(volume) = &self.volume {
+            return self.root_of(volume);
+        }
         match self.look()? {
             Found::Sr(dir, marker) if marker.uuid == self.sr && !marker.deleting => Ok(Rc::new(dir)),
             Found::Sr(_, marker) if marker.uuid == self.sr => {
@@ -198,6 +209,25 @@ impl FileSr {
             ))),
             Found::Nothing => Err(self.no_sr(format!("looked in {}", self.path.display()))),
         }
+    }
+
+    /// The directory that was opened is asked what it lies on, not its name: another call may unmount it meanwhile.
+    fn root_of(&self, volume: &str) -> Result<Rc<Dir>> {
+        let dir = match Dir::open(&self.path) {
+            Ok(dir) => Some(dir),
+            Err(e) if e.errno() == Some(Errno::ENOENT as i32) => None,
+            Err(e) => return Err(e),
+        };
+        if let Some(dir) = dir {
+            let stat = nix::sys::stat::fstat(&dir).map_err(Error::sys("examine", &self.path))?;
+            if blockdev::dm_name(stat.st_dev).as_deref() == Some(volume) {
+                return Ok(Rc::new(dir));
+            }
+        }
+        Err(Error::SrUnavailable {
+            sr: self.sr,
+            why: format!("/dev/mapper/{volume} is not mounted at {}; sr_attach does it", self.path.display()),
+        })
     }
 
     fn no_sr(&self, looked: String) -> Error {
@@ -325,6 +355,44 @@ impl FileSr {
             }
         }
         Ok(())
+    }
+
+    /// Refuses a filesystem that takes no changes any more. Since Linux 6.12 its mount options do not tell.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with `EROFS`.
+    pub fn refuse_read_only(&self) -> Result<()> {
+        match self.dir()?.new_file() {
+            Err(e) if e.errno() == Some(Errno::EROFS as i32) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Completes or undoes what killed calls left. The caller has the SR to itself.
+    pub fn repair(&self) -> Result<()> {
+        let dir = self.dir()?;
+        self.recover_change(&dir)?;
+        let listing = self.list(&dir)?;
+        self.sweep_all(&dir, &listing);
+        if !listing.journals {
+            // What can't be collected now, on a read-only mount or while it is in use, is collected later.
+            let _ = self.remove_garbage(&dir, &listing);
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// [`Error::VdiInUse`] while any VDI is attached or locked: sr_delete would pull it from under its user.
+    pub fn refuse_if_used(&self) -> Result<()> {
+        let dir = self.dir()?;
+        let listing = self.list(&dir)?;
+        self.refuse_if_attached(&dir, &listing)?;
+        self.refuse_if_locked(&dir, &listing)
+    }
+
+    fn refuse_if_locked(&self, dir: &Rc<Dir>, listing: &Listing) -> Result<()> {
+        let locked = listing.images.iter().filter(|(vdi, _)| listing.locks.contains(vdi));
+        locked.into_iter().try_for_each(|(vdi, format)| vdi::refuse_if_locked(&self.place(dir.clone(), *vdi, *format)))
     }
 
     fn refuse_if_attached(&self, dir: &Rc<Dir>, listing: &Listing) -> Result<()> {
@@ -510,9 +578,7 @@ impl Sr for FileSr {
                     for vdi in &listing.locks {
                         must_be(&dir, &beside(*vdi, LOCK), SFlag::S_IFDIR)?;
                     }
-                    for (vdi, format) in listing.images.iter().filter(|(v, _)| listing.locks.contains(v)) {
-                        vdi::refuse_if_locked(&self.place(checked.clone(), *vdi, *format))?;
-                    }
+                    self.refuse_if_locked(&checked, &listing)?;
                     dir.rename(MARKER, DELETING)?;
                     dir.sync()?;
                 }
@@ -535,14 +601,7 @@ impl Sr for FileSr {
             self.write_marker(&dir, false)?;
             done = Done::Changed;
         }
-        let dir = self.dir()?;
-        self.recover_change(&dir)?;
-        let listing = self.list(&dir)?;
-        self.sweep_all(&dir, &listing);
-        if !listing.journals {
-            // What can't be collected now, on a read-only mount or while it is in use, is collected later.
-            let _ = self.remove_garbage(&dir, &listing);
-        }
+        self.repair()?;
         Ok(done)
     }
 

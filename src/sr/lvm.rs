@@ -25,18 +25,16 @@
 //! - **vdi_resize**, cutting a thin disk: 1. tag it `xcp.cut=<bytes>`; 2. activate; 3. discard what is cut off; 4. deactivate;
 //!   5. reduce; 6. remove the tag. After any: the next call that needs the VDI goes on from there.
 //!
-//! After every change the physical volumes' write caches are flushed: LVM itself does not.
+//! [`volume_group`] has what is done to the group as a whole; it flushes what LVM leaves in the disks' caches.
 
 mod place;
 pub mod tags;
 
-use std::collections::HashSet;
-use std::path::PathBuf;
-
 use crate::error::{Error, Result};
-use crate::sr::{About, Driver, Sr, absolute_path, vdi_by_uuid};
+use crate::sr::volume_group::{self, DELETING, Naming, VolumeGroup};
+use crate::sr::{About, Driver, Sr, vdi_by_uuid};
 use crate::sys::blockdev;
-use crate::sys::lvm::{self, Deactivated, Lv, Vg};
+use crate::sys::lvm::{self, Lv, Vg};
 use crate::types::{DeviceConfig, Done, Format, NewVdi, PoolUse, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
 use crate::vdi::{self, Vdi};
 
@@ -72,7 +70,7 @@ pub const DRIVER: Driver = Driver {
     },
 };
 
-const GROUP: &str = "VG_XenStorage-";
+const NAMING: Naming = Naming { prefix: "VG_XenStorage-", is_half_made };
 const RAW: &str = "LV-";
 const VHD: &str = "VHD-";
 const GROWING: &str = "NEW-";
@@ -80,13 +78,6 @@ const POOL: &str = "POOL";
 const THIN: &str = "xcp.allocation=thin";
 const THICK: &str = "xcp.allocation=thick";
 const DATA_GONE: &str = "a device of its group is missing or failed";
-const DELETING: &str = "xcp.deleting";
-
-/// LVM keeps two copies of the metadata in this area, and a volume takes 1 KiB and its texts.
-const METADATA_AREA: &str = "10m";
-/// Where data begins behind [`METADATA_AREA`]; spec/lvhd.md 1.
-const DATA_BEGINS: u64 = 11 << 20;
-const EXTENT: u64 = 4 << 20;
 
 /// Hundredths of a percent of a thin pool in use, from which new work is refused. A pool whose data is full
 /// fails writes; one whose metadata is full needs a repair.
@@ -102,8 +93,7 @@ enum Allocation {
 
 /// An SR in a volume group.
 pub struct LvmSr {
-    sr: SrUuid,
-    devices: Vec<PathBuf>,
+    group: VolumeGroup,
     /// What device_config asks for; what the SR is, its group says.
     allocation: Option<Allocation>,
 }
@@ -115,152 +105,14 @@ impl LvmSr {
             value: value.to_owned(),
             expected: expected.to_owned(),
         };
-        let devices = devices(config)?;
+        let group = VolumeGroup::new(sr, config, &NAMING)?;
         let allocation = match config.get("allocation").unwrap_or("") {
             "" => None,
             "thick" => Some(Allocation::Thick),
             "thin" => Some(Allocation::Thin),
             other => return Err(bad("allocation", other, "expected thick or thin")),
         };
-        Ok(LvmSr { sr, devices, allocation })
-    }
-
-    fn group(&self) -> String {
-        format!("{GROUP}{}", self.sr)
-    }
-
-    fn location(&self) -> String {
-        self.devices.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(",")
-    }
-
-    fn no_sr(&self, looked: String) -> Error {
-        Error::NoSr { sr: self.sr, looked }
-    }
-
-    /// The SR's volume group as it is now: one LVM command.
-    fn look(&self) -> Result<Vg> {
-        let failed = match lvm::report(Some(&self.group())) {
-            Ok(groups) => match groups.into_iter().find(|vg| vg.name == self.group()) {
-                Some(vg) => return self.made(vg),
-                None => None,
-            },
-            Err(failed) => Some(failed),
-        };
-        Err(self.why_unseen(failed))
-    }
-
-    /// A group whose creation or deletion was not finished is no SR.
-    fn made(&self, vg: Vg) -> Result<Vg> {
-        if vg.tags.iter().any(|t| t == DELETING) {
-            return Err(self.no_sr("its deletion was begun; sr_delete finishes it".to_owned()));
-        }
-        if is_half_made(&vg) {
-            return Err(self.no_sr("its creation was not finished; sr_create begins anew".to_owned()));
-        }
-        Ok(vg)
-    }
-
-    /// Why LVM does not show the group. Says "no such SR" only of devices that were read.
-    fn why_unseen(&self, failed: Option<Error>) -> Error {
-        if let Some(missing) = self.missing_device() {
-            return missing;
-        }
-        let groups = match lvm::report(None) {
-            Ok(groups) => groups,
-            Err(error) => return failed.unwrap_or(error),
-        };
-        if let Some(vg) = groups.iter().find(|vg| vg.name == self.group()) {
-            return match failed {
-                _ if !vg.system_id.is_empty() => Error::SrUnavailable {
-                    sr: self.sr,
-                    why: format!("its volume group belongs to the host {:?} (LVM system ID)", vg.system_id),
-                },
-                Some(failed) => failed,
-                None => Error::SrUnavailable { sr: self.sr, why: "its volume group appeared just now".to_owned() },
-            };
-        }
-        // A device that can't be read is not an empty one.
-        for device in &self.devices {
-            if let Err(error) = blockdev::first_bytes(device) {
-                return error;
-            }
-        }
-        self.no_sr(format!("no volume group {} on {}", self.group(), self.location()))
-    }
-
-    fn missing_device(&self) -> Option<Error> {
-        self.devices.iter().find_map(|device| {
-            let why = blockdev::missing(device)?;
-            Some(Error::NoDevice { device: device.display().to_string(), why })
-        })
-    }
-
-    /// The group, after checking that all its devices are here and that dconf's are among them.
-    fn whole(&self) -> Result<Vg> {
-        let vg = self.look()?;
-        self.refuse_broken(&vg)?;
-        Ok(vg)
-    }
-
-    /// Refuses to touch a group without all its devices: LVM would let some commands through, and then take
-    /// the absent device for outdated when it is back.
-    fn refuse_incomplete(&self, vg: &Vg) -> Result<()> {
-        if let Some(pv) = vg.pvs.iter().find(|pv| pv.missing) {
-            return Err(Error::NoDevice {
-                device: self.missing_device_name(vg).unwrap_or_else(|| pv.name.display().to_string()),
-                why: format!("SR {} misses its physical volume {}; connect the device again", self.sr, pv.uuid),
-            });
-        }
-        if let Some((pv, other)) = vg.pvs.iter().find_map(|pv| Some((pv, pv.duplicate.as_deref()?))) {
-            return Err(Error::DeviceInUse {
-                device: pv.name.display().to_string(),
-                holder: format!(
-                    "its physical volume {} is seen on {other} as well; disconnect the copy or hide it with LVM's \
-                     global_filter",
-                    pv.uuid
-                ),
-            });
-        }
-        Ok(())
-    }
-
-    fn refuse_broken(&self, vg: &Vg) -> Result<()> {
-        self.refuse_incomplete(vg)?;
-        let here: HashSet<u64> = vg.pvs.iter().filter_map(|pv| blockdev::number(&pv.name)).collect();
-        for device in &self.devices {
-            let why = match blockdev::number(device) {
-                None => blockdev::missing(device).unwrap_or_default(),
-                Some(number) if !here.contains(&number) => "it holds no part of the SR".to_owned(),
-                Some(_) => continue,
-            };
-            let names: Vec<String> = vg.pvs.iter().map(|pv| pv.name.display().to_string()).collect();
-            return Err(Error::NoDevice {
-                device: device.display().to_string(),
-                why: format!("{why}; SR {} is on {}", self.sr, names.join(",")),
-            });
-        }
-        Ok(())
-    }
-
-    fn missing_device_name(&self, vg: &Vg) -> Option<String> {
-        let here: HashSet<u64> = vg.pvs.iter().filter_map(|pv| blockdev::number(&pv.name)).collect();
-        let absent = self.devices.iter().find(|d| blockdev::number(d).is_none_or(|n| !here.contains(&n)))?;
-        Some(absent.display().to_string())
-    }
-
-    /// Makes what LVM wrote survive a power cut.
-    fn flush(&self, vg: Option<&Vg>) -> Result<()> {
-        match vg {
-            Some(vg) => vg.pvs.iter().filter(|pv| !pv.missing).try_for_each(|pv| blockdev::flush(&pv.name)),
-            None => self.devices.iter().try_for_each(|device| blockdev::flush(device)),
-        }
-    }
-
-    /// One LVM command on the SR's group, made durable.
-    fn change<S: AsRef<str>>(&self, vg: &Vg, program: &str, options: &[S], names: &[&str]) -> Result<()> {
-        self.refuse_incomplete(vg)?;
-        lvm::change(program, options, names)?;
-        self.flush(Some(vg))
+        Ok(LvmSr { group, allocation })
     }
 
     /// The VDIs of the group: which, and in which volume.
@@ -275,7 +127,7 @@ impl LvmSr {
         let pool = vg.lv(POOL).filter(|pool| pool.is_thin_pool());
         let pool_use = pool.and_then(pool_use);
         SrInfo {
-            uuid: self.sr,
+            uuid: self.group.sr,
             label: String::new(),
             description: String::new(),
             vdi_uuids: vdis,
@@ -287,7 +139,7 @@ impl LvmSr {
             virtual_allocation,
             size: pool.map_or(vg.size, |pool| pool.size),
             sr_type: DRIVER.sr_type.to_owned(),
-            location: self.location(),
+            location: self.group.location(),
             free: match (pool, pool_use) {
                 (None, _) => vg.free,
                 (Some(_), Some(used)) => used.data_size - used.data_used,
@@ -305,13 +157,13 @@ impl LvmSr {
             (Some(data), Some(metadata)) => (data, metadata),
             _ => {
                 lvm::activate(&vg.name, POOL)?;
-                let vg = self.whole()?;
-                let pool = vg.lv(POOL).ok_or_else(|| self.no_sr("its pool is gone".to_owned()))?;
+                let vg = self.group.whole()?;
+                let pool = vg.lv(POOL).ok_or_else(|| self.group.no_sr("its pool is gone".to_owned()))?;
                 match (pool.data_used, pool.metadata_used) {
                     (Some(data), Some(metadata)) => (data, metadata),
                     _ => {
                         return Err(Error::SrUnavailable {
-                            sr: self.sr,
+                            sr: self.group.sr,
                             why: format!("the use of its thin pool is unknown (health {:?})", pool.health),
                         });
                     }
@@ -321,100 +173,22 @@ impl LvmSr {
         if data >= POOL_DATA_FULL || metadata >= POOL_METADATA_FULL {
             let percent = |n: u64| format!("{}.{:02} %", n / 100, n % 100);
             return Err(Error::PoolFull {
-                sr: self.sr,
+                sr: self.group.sr,
                 used: format!("{} of its data and {} of its metadata are in use", percent(data), percent(metadata)),
             });
         }
         Ok(())
     }
 
-    /// Refuses what device-mapper would not survive: devices that something has, and, unless `over`, contents.
-    fn refuse_used_devices(&self, groups: &[Vg], over: bool) -> Result<()> {
-        let mut seen = HashSet::new();
-        for device in &self.devices {
-            let name = device.display().to_string();
-            let in_use = |holder: String| Error::DeviceInUse { device: name.clone(), holder };
-            if !blockdev::number(device).is_some_and(|number| seen.insert(number)) {
-                return Err(in_use("it is named twice".to_owned()));
-            }
-            let number = blockdev::number(device);
-            let owner = groups.iter().find(|vg| vg.pvs.iter().any(|pv| blockdev::number(&pv.name) == number));
-            let owner = owner.map(|vg| vg.name.as_str());
-            if let Some(group) = owner.filter(|name| !name.is_empty() && !over) {
-                return Err(in_use(format!("it belongs to the volume group {group}; --force overwrites it")));
-            }
-            if let Some(who) = blockdev::exclusive_holder(device)? {
-                return Err(in_use(format!("{who} has it")));
-            }
-            if over {
-                continue;
-            }
-            let mut found = lvm::signatures(&name)?;
-            if owner.is_some() {
-                // What a killed sr_create or sr_delete leaves: a label and nothing behind it.
-                found.retain(|signature| !signature.starts_with("LVM2"));
-            }
-            if !found.is_empty() {
-                return Err(in_use(format!("it holds {}; --force overwrites it", found.join(", "))));
-            }
-        }
-        Ok(())
-    }
-
     fn make(&self, size: Option<u64>, over: bool) -> Result<()> {
-        if let Some(missing) = self.missing_device() {
-            return Err(missing);
-        }
-        let mut groups = lvm::report(None)?;
-        if let Some(vg) = groups.iter().find(|vg| vg.name == self.group()) {
-            let unfinished = vg.tags.iter().any(|t| t == DELETING) || is_half_made(vg);
-            if !unfinished {
-                let on: Vec<String> = vg.pvs.iter().map(|pv| pv.name.display().to_string()).collect();
-                return Err(Error::SrExists { sr: self.sr, found: format!("on {}", on.join(",")) });
-            }
-            self.remove_group(&vg.clone())?;
-            groups = lvm::report(None)?;
-        }
-        self.refuse_used_devices(&groups, over)?;
-        if let Some(wanted) = size {
-            let mut free = 0;
-            for device in &self.devices {
-                free += blockdev::size(device)?.saturating_sub(DATA_BEGINS) / EXTENT * EXTENT;
-            }
-            if wanted > free {
-                return Err(Error::NoSpace { sr: self.sr, free, wanted });
-            }
-        }
-        let names: Vec<String> =
-            self.devices.iter().map(|d| d.canonicalize().unwrap_or_else(|_| d.clone()).display().to_string()).collect();
-        if over {
-            names.iter().try_for_each(|name| lvm::wipe(name))?;
-        }
         let thin = self.allocation == Some(Allocation::Thin);
-        let group = self.group();
-        let mut all = vec![group.as_str()];
-        all.extend(names.iter().map(String::as_str));
-        let tag = if thin { THIN } else { THICK };
-        lvm::change("vgcreate", &["-y", "--metadatasize", METADATA_AREA, "-s", "4m", "--addtag", tag], &all)?;
+        self.group.make(size, over, if thin { THIN } else { THICK }, |devices| devices.iter().sum())?;
         if thin {
             let options =
                 ["-y", "--type", "thin-pool", "-n", POOL, "-l", "100%FREE", "--poolmetadataspare", "y", "-Zy"];
-            if let Err(cause) = lvm::change("lvcreate", &options, &[&group]) {
-                return Err(match lvm::change("vgremove", &["-ff", "-y"], &[&group]) {
-                    Ok(()) => cause,
-                    Err(undo) => Error::Undo { cause: Box::new(cause), undo: Box::new(undo) },
-                });
-            }
+            lvm::change("lvcreate", &options, &[&self.group.name()]).map_err(|cause| self.group.unmake(cause))?;
         }
-        self.flush(None)
-    }
-
-    /// Removes the group and everything in it; the devices are blank again.
-    fn remove_group(&self, vg: &Vg) -> Result<()> {
-        self.change(vg, "vgremove", &["-ff", "-y"], &[&vg.name])?;
-        let devices: Vec<String> = vg.pvs.iter().map(|pv| pv.name.display().to_string()).collect();
-        let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
-        self.change(vg, "pvremove", &["-y"], &devices)
+        self.group.flush_devices()
     }
 
     fn refuse_attached(&self, vg: &Vg) -> Result<()> {
@@ -422,7 +196,7 @@ impl LvmSr {
             None => Ok(()),
             Some((vdi, _, lv)) => Err(Error::VdiInUse {
                 vdi,
-                sr: self.sr,
+                sr: self.group.sr,
                 holder: format!("this host, which has it attached as {}", lvm::node(&vg.name, &lv.name).display()),
             }),
         }
@@ -432,17 +206,20 @@ impl LvmSr {
     fn sweep(&self, vg: &Vg) -> Result<()> {
         let left =
             vg.lvs.iter().filter(|lv| lv.name.strip_prefix(GROWING).is_some_and(|u| u.parse::<VdiUuid>().is_ok()));
-        left.into_iter().try_for_each(|lv| self.change(vg, "lvremove", &["-y"], &[&format!("{}/{}", vg.name, lv.name)]))
+        left.into_iter()
+            .try_for_each(|lv| self.group.change(vg, "lvremove", &["-y"], &[&format!("{}/{}", vg.name, lv.name)]))
     }
 
     /// A failed command's reason in the API's words, from what is there now: the VDI that it was to make, or the
     /// `wanted` bytes that are not there.
     fn explain(&self, failed: Error, vdi: Option<VdiUuid>, wanted: u64) -> Error {
-        let Ok(vg) = self.whole() else { return failed };
+        let Ok(vg) = self.group.whole() else { return failed };
         let pooled = vg.lv(POOL).is_some();
         match vdi {
-            Some(vdi) if self.volumes(&vg).any(|(found, ..)| found == vdi) => Error::VdiExists { vdi, sr: self.sr },
-            _ if !pooled && wanted > vg.free => Error::NoSpace { sr: self.sr, free: vg.free, wanted },
+            Some(vdi) if self.volumes(&vg).any(|(found, ..)| found == vdi) => {
+                Error::VdiExists { vdi, sr: self.group.sr }
+            }
+            _ if !pooled && wanted > vg.free => Error::NoSpace { sr: self.group.sr, free: vg.free, wanted },
             _ => failed,
         }
     }
@@ -463,29 +240,22 @@ impl Sr for LvmSr {
     }
 
     fn delete(&self) -> Result<Done> {
-        let vg = match lvm::report(Some(&self.group())) {
-            Ok(groups) => groups.into_iter().find(|vg| vg.name == self.group()),
-            Err(failed) => match self.why_unseen(Some(failed)) {
-                Error::NoSr { .. } => None,
-                other => return Err(other),
-            },
-        };
-        let Some(vg) = vg else { return Ok(Done::Already) };
-        self.refuse_broken(&vg)?;
+        let Some(vg) = self.group.look_for_any()? else { return Ok(Done::Already) };
+        self.group.refuse_broken(&vg)?;
         if !vg.tags.iter().any(|t| t == DELETING) {
             self.refuse_attached(&vg)?;
             let group = Group::of(&vg);
             for (vdi, _, lv) in self.volumes(&vg) {
                 vdi::refuse_if_locked(&LvmPlace::listed(self, &group, vdi, lv))?;
             }
-            self.change(&vg, "vgchange", &["--addtag", DELETING], &[&vg.name])?;
+            self.group.change(&vg, "vgchange", &["--addtag", DELETING], &[&vg.name])?;
         }
-        self.remove_group(&vg)?;
+        self.group.remove(&vg)?;
         Ok(Done::Changed)
     }
 
     fn attach(&self) -> Result<Done> {
-        let vg = self.whole()?;
+        let vg = self.group.whole()?;
         let pool = vg.lv(POOL).filter(|pool| pool.is_thin_pool());
         match (self.allocation, pool) {
             (Some(Allocation::Thin), None) | (Some(Allocation::Thick), Some(_)) => {
@@ -493,7 +263,7 @@ impl Sr for LvmSr {
                 return Err(Error::Invalid {
                     what: "allocation",
                     value: if pool.is_some() { "thick" } else { "thin" }.to_owned(),
-                    expected: format!("SR {} was created {is}", self.sr),
+                    expected: format!("SR {} was created {is}", self.group.sr),
                 });
             }
             _ => {}
@@ -506,32 +276,25 @@ impl Sr for LvmSr {
     }
 
     fn detach(&self) -> Result<Done> {
-        let vg = match self.look() {
+        let vg = match self.group.look() {
             Ok(vg) => vg,
             Err(unseen) => return self.detach_unseen(unseen),
         };
         self.refuse_attached(&vg)?;
         let mut done = Done::Already;
         for lv in vg.lvs.iter().filter(|lv| lv.active) {
-            match lvm::deactivate(&vg.name, &lv.name)? {
-                Deactivated::Done => done = Done::Changed,
-                Deactivated::Busy(holder) => {
-                    return Err(Error::DeviceInUse {
-                        device: lvm::node(&vg.name, &lv.name).display().to_string(),
-                        holder,
-                    });
-                }
-            }
+            self.group.deactivate(&vg, &lv.name)?;
+            done = Done::Changed;
         }
         Ok(done)
     }
 
     fn stat(&self) -> Result<SrInfo> {
-        self.whole().map(|vg| self.summary(&vg))
+        self.group.whole().map(|vg| self.summary(&vg))
     }
 
     fn scan(&self) -> Result<SrInfo> {
-        let vg = self.whole()?;
+        let vg = self.group.whole()?;
         let mut infos = Vec::with_capacity(vg.lvs.len());
         let group = Group::of(&vg);
         for (vdi, format, lv) in self.volumes(&vg) {
@@ -543,16 +306,17 @@ impl Sr for LvmSr {
     }
 
     fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {
-        let found = self.look().and_then(|vg| {
+        let found = self.group.look().and_then(|vg| {
             let found = self.volumes(&vg).find(|(found, ..)| *found == vdi);
-            let (_, format, lv) = found.ok_or_else(|| Error::NoVdi { vdi, sr: self.sr, looked: vg.name.clone() })?;
+            let (_, format, lv) =
+                found.ok_or_else(|| Error::NoVdi { vdi, sr: self.group.sr, looked: vg.name.clone() })?;
             refuse_foreign(vdi, format)?;
             Ok(LvmPlace::new(self, &vg, vdi, lv))
         });
         match found {
             Ok(place) => Ok((vdi::kind(Format::Raw).open)(Box::new(place))),
             // Its group went away while it was attached: it can still be detached.
-            Err(unseen) => match lvm::kernel_device(&self.group(), &format!("{RAW}{vdi}")) {
+            Err(unseen) => match lvm::kernel_device(&self.group.name(), &format!("{RAW}{vdi}")) {
                 Some(_) => {
                     Ok((vdi::kind(Format::Raw).open)(Box::new(place::Lost { sr: self, vdi, why: unseen.to_string() })))
                 }
@@ -567,9 +331,9 @@ impl Sr for LvmSr {
         if !DRIVER.formats.contains(&format) {
             return Err(Error::Unsupported { op: "the type", why: format!("{format} disks on lvm; raw is served") });
         }
-        let vg = self.whole()?;
+        let vg = self.group.whole()?;
         if self.volumes(&vg).any(|(vdi, ..)| vdi == new.vdi) {
-            return Err(Error::VdiExists { vdi: new.vdi, sr: self.sr });
+            return Err(Error::VdiExists { vdi: new.vdi, sr: self.group.sr });
         }
         let size = checked_size(new.virtual_size, vg.extent_size, kind.largest)?;
         let thin = vg.lv(POOL).is_some();
@@ -581,13 +345,13 @@ impl Sr for LvmSr {
             options.extend(["-V", &format!("{size}b"), "--thinpool", POOL].map(str::to_owned));
         } else {
             if size > vg.free {
-                return Err(Error::NoSpace { sr: self.sr, free: vg.free, wanted: size });
+                return Err(Error::NoSpace { sr: self.group.sr, free: vg.free, wanted: size });
             }
             options.extend(["-Zn", "-Wn", "-l", &(size / vg.extent_size).to_string()].map(str::to_owned));
             tags.push(tags::ZERO.to_owned());
         }
         options.extend(tags.iter().flat_map(|tag| ["--addtag".to_owned(), tag.clone()]));
-        self.change(&vg, "lvcreate", &options, &[&vg.name]).map_err(|e| self.explain(e, Some(new.vdi), size))?;
+        self.group.change(&vg, "lvcreate", &options, &[&vg.name]).map_err(|e| self.explain(e, Some(new.vdi), size))?;
         let layout = vec![if thin { "thin" } else { "linear" }.to_owned()];
         let place = LvmPlace::new(self, &vg, new.vdi, &Lv { name, size, tags, layout, ..Lv::default() });
         if !thin && self.zeroes_cost(&vg) {
@@ -597,12 +361,12 @@ impl Sr for LvmSr {
     }
 
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
-        let vg = self.look()?;
+        let vg = self.group.look()?;
         let name = format!("{GROWING}{vdi}");
         if vg.lv(&name).is_none() {
             return Ok(Done::Already);
         }
-        self.change(&vg, "lvremove", &["-y"], &[&format!("{}/{name}", vg.name)])?;
+        self.group.change(&vg, "lvremove", &["-y"], &[&format!("{}/{name}", vg.name)])?;
         Ok(Done::Changed)
     }
 
@@ -614,7 +378,7 @@ impl Sr for LvmSr {
 impl LvmSr {
     /// Ends what is left of an SR whose devices went away while it was attached.
     fn detach_unseen(&self, unseen: Error) -> Result<Done> {
-        let group = self.group();
+        let group = self.group.name();
         let names = lvm::kernel_names(&group);
         if names.is_empty() {
             // Nothing of it is here, whatever the reason.
@@ -626,7 +390,7 @@ impl LvmSr {
             .collect();
         if names.iter().any(|name| !pool.contains(name)) {
             return Err(Error::SrUnavailable {
-                sr: self.sr,
+                sr: self.group.sr,
                 why: format!("{unseen}; {} of its volumes are active: vdi_detach them first", names.len()),
             });
         }
@@ -683,100 +447,23 @@ fn checked_size(bytes: u64, extent: u64, largest: u64) -> Result<u64> {
     }
 }
 
-/// The devices of a device_config: absolute paths, of characters that neither LVM nor a list takes for more.
-fn devices(config: &DeviceConfig) -> Result<Vec<PathBuf>> {
-    let value = config.require("device")?;
-    let mut devices = Vec::new();
-    for name in value.split(',') {
-        let path = absolute_path("device", name)?;
-        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:=@#".contains(c);
-        if !name.chars().all(plain) || devices.contains(&path) {
-            return Err(Error::Invalid {
-                what: "device",
-                value: value.to_owned(),
-                expected: "expected different block devices such as /dev/sdb,/dev/disk/by-id/scsi-36001405".to_owned(),
-            });
-        }
-        devices.push(path);
-    }
-    Ok(devices)
-}
-
 /// Which SRs lie on the devices.
 fn probe(config: &DeviceConfig) -> Result<Vec<SrInfo>> {
-    let devices = devices(config)?;
-    for device in &devices {
-        if let Some(why) = blockdev::missing(device) {
-            return Err(Error::NoDevice { device: device.display().to_string(), why });
-        }
-        blockdev::first_bytes(device)?;
-    }
-    let groups = lvm::report(None)?;
-    let mut found = Vec::new();
-    for device in &devices {
-        let number = blockdev::number(device);
-        let owner = groups.iter().find(|vg| vg.pvs.iter().any(|pv| blockdev::number(&pv.name) == number));
-        let in_use = |holder: String| Error::DeviceInUse { device: device.display().to_string(), holder };
-        match owner {
-            Some(vg) if !vg.name.is_empty() => {
-                let Some(sr) = vg.name.strip_prefix(GROUP).and_then(|uuid| uuid.parse::<SrUuid>().ok()) else {
-                    return Err(in_use(format!("it belongs to the volume group {}, which is no SR", vg.name)));
-                };
-                let storage =
-                    LvmSr { sr, devices: vg.pvs.iter().map(|pv| pv.name.clone()).collect(), allocation: None };
-                if found.iter().any(|info: &SrInfo| info.uuid == sr) || storage.made(vg.clone()).is_err() {
-                    continue;
-                }
-                if let Some(pv) = vg.pvs.iter().find(|pv| pv.missing) {
-                    let why = format!("it is part of SR {sr}, whose physical volume {} is missing", pv.uuid);
-                    return Err(Error::NoDevice { device: device.display().to_string(), why });
-                }
-                found.push(storage.summary(vg));
-            }
-            _ => {
-                let others: Vec<String> = lvm::signatures(&device.display().to_string())?
-                    .into_iter()
-                    .filter(|s| !s.starts_with("LVM2"))
-                    .collect();
-                if !others.is_empty() {
-                    return Err(in_use(format!("it holds {}, no SR", others.join(", "))));
-                }
-            }
-        }
-    }
-    Ok(found)
+    volume_group::probe(config, &NAMING, |group, vg| Ok(LvmSr { group, allocation: None }.summary(vg)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
-
-    fn open(config: DeviceConfig) -> Result<LvmSr> {
-        LvmSr::new(SrUuid::random(), &config)
-    }
+    use crate::sr::volume_group::EXTENT;
 
     #[test]
-    fn devices_are_different_absolute_paths_of_plain_characters() {
-        let two = open(DeviceConfig::from([("device", "/dev/sdb,/dev/disk/by-id/scsi-3600:1")])).unwrap();
-        assert_eq!(two.devices, [Path::new("/dev/sdb"), Path::new("/dev/disk/by-id/scsi-3600:1")]);
-        for bad in [
-            "",
-            "sdb",
-            "/dev/sdb,",
-            ",/dev/sdb",
-            "/dev/sdb,/dev/sdb",
-            "/dev/sdb,/dev//sdb",
-            "/dev/../sdb",
-            "-y",
-            "/dev/a b",
-            "/dev/\"",
-            "/dev/sdb;reboot",
-            "/",
-        ] {
-            assert!(open(DeviceConfig::from([("device", bad)])).is_err(), "{bad:?}");
-        }
-        assert!(open(DeviceConfig::from([("device", "/dev/sdb"), ("allocation", "fat")])).is_err());
+    fn an_allocation_is_thick_or_thin() {
+        let open =
+            |words| LvmSr::new(SrUuid::random(), &DeviceConfig::from([("device", "/dev/sdb"), ("allocation", words)]));
+        assert_eq!(open("thin").unwrap().allocation, Some(Allocation::Thin));
+        assert_eq!(open("").unwrap().allocation, None);
+        assert!(open("fat").is_err());
     }
 
     #[test]

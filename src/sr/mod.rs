@@ -3,10 +3,13 @@
 //! Adding a driver: one file here that declares a [`Driver`], its line in [`DRIVERS`], three lines in
 //! `src/bin`, one row in the compliance suite. `docs/drivers.md` walks through it.
 
+pub mod ext;
 pub mod file;
 pub mod iso;
 pub mod lvm;
+mod mountpoint;
 pub mod nfs;
+mod volume_group;
 
 use std::path::{Component, Path, PathBuf};
 
@@ -19,11 +22,11 @@ use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 
 /// Every driver of this package.
-pub const DRIVERS: &[&Driver] = &[&file::DRIVER, &iso::DRIVER, &lvm::DRIVER, &nfs::DRIVER];
+pub const DRIVERS: &[&Driver] = &[&ext::DRIVER, &file::DRIVER, &iso::DRIVER, &lvm::DRIVER, &nfs::DRIVER];
 
 /// What a driver says of itself before any SR exists.
 pub struct Driver {
-    /// The SR type: `file`, `nfs`, `lvm`.
+    /// The SR type: `ext`, `file`, `nfs`, `lvm`.
     pub sr_type: &'static str,
     /// The name xapi looks for: `FileSR`.
     pub executable: &'static str,

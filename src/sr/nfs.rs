@@ -26,13 +26,13 @@ use nix::errno::Errno;
 use crate::call::Context;
 use crate::error::{Error, Result, ServerFault};
 use crate::sr::file::{self, FileSr};
+use crate::sr::mountpoint::Mountpoint;
 use crate::sr::{About, Driver, Pulse, Sr, vdi_by_uuid};
 use crate::sys::copy::Progress;
-use crate::sys::mount::Mountpoint;
 use crate::sys::watch;
 use crate::types::{DeviceConfig, Done, NewVdi, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
-use crate::vdi::{Attachments, Vdi};
 
 use export::{Export, FS_TYPES, Holds, SILENCE};
 
@@ -119,17 +119,17 @@ fn probe(config: &DeviceConfig) -> Result<Vec<SrInfo>> {
 struct NfsSr {
     sr: SrUuid,
     export: Export,
-    mountpoint: Mountpoint,
+    point: Mountpoint,
     file: FileSr,
 }
 
 impl NfsSr {
     fn new(sr: SrUuid, config: &DeviceConfig) -> Result<NfsSr> {
         let export = Export::new(config, Holds::Disks)?;
-        let name = sr.to_string();
-        let mountpoint = Mountpoint::new(&export.base, &name, export.source(&name), FS_TYPES);
-        let file = FileSr::new(sr, SR_TYPE, mountpoint.path().to_owned()).shared();
-        Ok(NfsSr { sr, export, mountpoint, file })
+        let source = export.source(&sr.to_string());
+        let point = Mountpoint::new(sr, &export.base, move |it| it.is(&source, FS_TYPES));
+        let file = FileSr::new(sr, SR_TYPE, point.path().to_owned()).shared();
+        Ok(NfsSr { sr, export, point, file })
     }
 
     fn source(&self) -> String {
@@ -138,13 +138,13 @@ impl NfsSr {
 
     /// The files, if the SR is attached: what every call but the few that end or begin it goes through.
     fn files(&self) -> Result<&FileSr> {
-        if self.mountpoint.is_mounted()? {
+        if self.point.is_mounted()? {
             return Ok(&self.file);
         }
         Err(self.unavailable(format!(
             "{} is not mounted at {}; sr_attach does it",
             self.source(),
-            self.mountpoint.path().display()
+            self.point.path().display()
         )))
     }
 
@@ -157,7 +157,7 @@ impl NfsSr {
         if e.errno() == Some(Errno::ESTALE as i32) {
             return self.unavailable(format!(
                 "the server no longer has what is mounted at {}; sr_detach and sr_attach look for it anew",
-                self.mountpoint.path().display()
+                self.point.path().display()
             ));
         }
         e
@@ -168,23 +168,9 @@ impl NfsSr {
         SrInfo { location: self.source(), ..info }
     }
 
-    /// # Errors
-    /// [`Error::VdiInUse`] while a disk of the mount is attached, by the names that the kernel has for what is
-    /// below block devices. The server is not asked.
-    fn refuse_if_attached(&self) -> Result<()> {
-        for name in Attachments::now()?.below(self.mountpoint.path()) {
-            let stem: String = name.to_string_lossy().chars().take(36).collect();
-            if let Ok(vdi) = stem.parse() {
-                let holder = "this host, which has it attached (vdi_detach ends that)".to_owned();
-                return Err(Error::VdiInUse { vdi, sr: self.sr, holder });
-            }
-        }
-        Ok(())
-    }
-
     fn mount(&self) -> Result<()> {
         let mount = |path: &_| self.export.mount(&self.sr.to_string(), path, "");
-        self.mountpoint.mount(mount).map_err(|e| match e {
+        self.point.mount(mount).map_err(|e| match e {
             Error::Server { fault: ServerFault::NoExport, why, .. } => Error::NoSr { sr: self.sr, looked: why },
             other => other,
         })
@@ -192,11 +178,11 @@ impl NfsSr {
 
     /// Mounts the SR if need be, and begins with it.
     fn enter(&self, begin: fn(&FileSr) -> Result<Done>) -> Result<Done> {
-        if self.mountpoint.is_mounted()? {
+        if self.point.is_mounted()? {
             match begin(&self.file) {
                 Err(e) if e.errno() == Some(Errno::ESTALE as i32) => {
-                    self.refuse_if_attached()?;
-                    self.mountpoint.abandon()?;
+                    self.point.refuse_if_attached()?;
+                    self.point.abandon()?;
                 }
                 other => return other,
             }
@@ -204,7 +190,7 @@ impl NfsSr {
         self.mount()?;
         match begin(&self.file) {
             Ok(_) => Ok(Done::Changed),
-            Err(cause) => match self.mountpoint.unmount() {
+            Err(cause) => match self.point.unmount() {
                 Ok(()) => Err(cause),
                 Err(undo) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
             },
@@ -218,9 +204,9 @@ impl Sr for NfsSr {
     }
 
     fn delete(&self) -> Result<Done> {
-        let mounted = self.mountpoint.is_mounted()?;
+        let mounted = self.point.is_mounted()?;
         if mounted {
-            self.refuse_if_attached()?;
+            self.point.refuse_if_attached()?;
         }
         let done = self.export.in_root(|root| {
             let path = root.join(self.sr.to_string());
@@ -230,7 +216,7 @@ impl Sr for NfsSr {
             Ok(done)
         })?;
         if mounted {
-            self.mountpoint.unmount()?;
+            self.point.unmount()?;
         }
         Ok(done)
     }
@@ -244,16 +230,15 @@ impl Sr for NfsSr {
     }
 
     fn detach(&self) -> Result<Done> {
-        if !self.mountpoint.is_mounted()? {
-            // What a kill left. Somebody's own directory stays.
-            let _ = self.mountpoint.remove();
+        if !self.point.is_mounted()? {
+            self.point.sweep();
             return Ok(Done::Already);
         }
-        self.refuse_if_attached()?;
+        self.point.refuse_if_attached()?;
         if (self.export.pulse())().is_ok() {
-            self.mountpoint.unmount()?
+            self.point.unmount()?
         } else {
-            self.mountpoint.abandon()?
+            self.point.abandon()?
         }
         Ok(Done::Changed)
     }
@@ -267,7 +252,7 @@ impl Sr for NfsSr {
     }
 
     fn local_path(&self) -> Option<PathBuf> {
-        Some(self.mountpoint.path().to_owned())
+        Some(self.point.path().to_owned())
     }
 
     fn collect(&self, context: &Context) -> Result<Done> {

@@ -98,6 +98,28 @@ fn claimed_itself(rdev: u64) -> Option<String> {
     (!names.is_empty()).then(|| format!("the device {}{more}", names.join(", ")))
 }
 
+/// What device-mapper calls the device. `None`: it is not one of device-mapper's.
+pub fn dm_name(rdev: u64) -> Option<String> {
+    Some(fs::read_to_string(sysfs(rdev).join("dm/name")).ok()?.trim().to_owned())
+}
+
+/// The devices that a device-mapper device lies on: number and name.
+pub fn below(rdev: u64) -> Vec<(u64, String)> {
+    let entries = fs::read_dir(sysfs(rdev).join("slaves")).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let text = fs::read_to_string(entry.path().join("dev")).ok()?;
+            let (major, minor) = text.trim().split_once(':')?;
+            let number = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
+            let name = dm_name(number).map_or_else(
+                || format!("/dev/{}", entry.file_name().to_string_lossy()),
+                |name| format!("/dev/mapper/{name}"),
+            );
+            Some((number, name))
+        })
+        .collect()
+}
+
 /// The processes that have the device open, as far as /proc shows them to this user.
 pub fn openers(device: &Path) -> Option<String> {
     let rdev = number(device)?;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::makedev;
 
 use crate::error::{Error, Result};
 use crate::sys::tool::Tool;
@@ -23,12 +24,21 @@ const TABLE: &str = "/proc/thread-self/mountinfo";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
     pub path: PathBuf,
+    /// The number of the device that is mounted; of a filesystem without one, a number of the kernel's own.
+    pub device: u64,
     /// `nfs`, `nfs4`, `ext4`, …
     pub fs_type: String,
     /// `server:/path`, `/dev/sdb1`, …
     pub source: String,
     /// Of the filesystem: `rw,vers=4.2,…`.
     pub options: String,
+}
+
+impl Mount {
+    /// Whether this is `source`, by one of these types of filesystem.
+    pub fn is(&self, source: &str, fs_types: &[&str]) -> bool {
+        self.source == source && fs_types.contains(&self.fs_type.as_str())
+    }
 }
 
 /// What is mounted at `path`; the last one if several are. The path's symbolic links are the caller's.
@@ -44,8 +54,11 @@ fn parse(table: &str) -> Vec<Mount> {
         .filter_map(|line| {
             let (mount, filesystem) = line.split_once(" - ")?;
             let mut words = filesystem.split(' ');
+            let mut place = mount.split(' ').skip(2);
+            let (major, minor) = place.next()?.split_once(':')?;
             Some(Mount {
-                path: unescape(mount.split(' ').nth(4)?).into(),
+                device: makedev(major.parse().ok()?, minor.parse().ok()?),
+                path: unescape(place.nth(1)?).into(),
                 fs_type: words.next()?.to_owned(),
                 source: unescape(words.next()?),
                 options: words.next()?.to_owned(),
@@ -86,68 +99,15 @@ pub fn nfs(source: &str, path: &Path, options: &str, deadline: Duration) -> Resu
         .map(drop)
 }
 
-/// Where an SR that a server has is mounted on this host. The record of it is the kernel's mount table, and the
-/// server is asked nothing.
-pub struct Mountpoint {
-    path: PathBuf,
-    source: String,
-    fs_types: &'static [&'static str],
-}
-
-impl Mountpoint {
-    /// `below/name`, where `source` and nothing else is to be mounted.
-    pub fn new(below: &Path, name: &str, source: String, fs_types: &'static [&'static str]) -> Mountpoint {
-        // The mount table shows paths without symbolic links; /var/run is one.
-        let below = fs::canonicalize(below).unwrap_or_else(|_| below.to_owned());
-        Mountpoint { path: below.join(name), source, fs_types }
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// # Errors
-    /// [`Error::DeviceInUse`] if something else is mounted there.
-    pub fn is_mounted(&self) -> Result<bool> {
-        match at(&self.path)? {
-            None => Ok(false),
-            Some(it) if self.fs_types.contains(&it.fs_type.as_str()) && it.source == self.source => Ok(true),
-            Some(it) => Err(Error::DeviceInUse {
-                device: self.path.display().to_string(),
-                holder: format!("{} is mounted there", it.source),
-            }),
-        }
-    }
-
-    /// Makes the directory, mode 0700, and mounts there by `how`.
-    pub fn mount(&self, how: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path);
-        made.map_err(Error::io("create the mountpoint", &self.path))?;
-        how(&self.path).inspect_err(|_| drop(self.remove()))
-    }
-
-    /// # Errors
-    /// [`Error::DeviceInUse`], with by whom.
-    pub fn unmount(&self) -> Result<()> {
-        match unmount(&self.path)? {
-            Unmounted::Done => self.remove(),
-            Unmounted::Busy(holder) => Err(Error::DeviceInUse { device: self.path.display().to_string(), holder }),
-        }
-    }
-
-    /// Unmounts what a server that is gone had. The caller knows that nothing unwritten is lost.
-    pub fn abandon(&self) -> Result<()> {
-        abandon(&self.path)?;
-        self.remove()
-    }
-
-    /// Removes the directory if it is empty and there.
-    pub fn remove(&self) -> Result<()> {
-        match fs::remove_dir(&self.path).map_err(Error::io("remove the mountpoint", &self.path)) {
-            Err(e) if e.errno() != Some(Errno::ENOENT as i32) => Err(e),
-            _ => Ok(()),
-        }
-    }
+/// Mounts a filesystem on a block device at an existing directory. Nothing on it is run, is a device, or gives
+/// its user more rights.
+///
+/// # Errors
+/// [`Error::Io`] with the kernel's errno: `EINVAL` if there is no such filesystem on the device.
+pub fn block_device(device: &Path, path: &Path, fs_type: &str, read_only: bool, options: &str) -> Result<()> {
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    flags.set(MsFlags::MS_RDONLY, read_only);
+    nix::mount::mount(Some(device), path, Some(fs_type), flags, Some(options)).map_err(Error::sys("mount", device))
 }
 
 /// What became of an unmounting.
@@ -164,7 +124,8 @@ pub fn unmount(path: &Path) -> Result<Unmounted> {
     let until = Instant::now() + PATIENCE;
     loop {
         match umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) | Err(Errno::EINVAL) => return Ok(Unmounted::Done),
+            // Nothing is mounted there; there is not even a directory.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => return Ok(Unmounted::Done),
             Err(Errno::EBUSY) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
             Err(Errno::EBUSY) => return Ok(Unmounted::Busy(users(path))),
             Err(errno) => return Err(Error::sys("unmount", path)(errno)),
@@ -244,6 +205,7 @@ mod tests {
         assert_eq!(mounts.len(), 3);
         assert_eq!(mounts[1].path, Path::new("/run/sr-mount/a b"));
         assert_eq!(mounts[1].source, "[fe80::1]:/srv/n\\x");
+        assert_eq!(mounts[0].device, makedev(98, 0));
         assert_eq!(mounts[2].fs_type, "nfs");
         assert_eq!(mounts[2].options, "rw,vers=3");
     }

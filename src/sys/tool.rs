@@ -34,6 +34,8 @@ pub struct Tool {
     /// The command line as errors and logs show it.
     shown: String,
     deadline: Duration,
+    /// A status besides 0 that is no failure.
+    good: Option<i32>,
 }
 
 /// What a tool wrote before it ended with status 0.
@@ -51,7 +53,7 @@ impl Tool {
         if std::env::var_os("PATH").is_none() {
             command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         }
-        Tool { command, shown: program.to_owned(), deadline: DEADLINE }
+        Tool { command, shown: program.to_owned(), deadline: DEADLINE, good: None }
     }
 
     pub fn arg(mut self, arg: impl AsRef<str>) -> Tool {
@@ -88,6 +90,12 @@ impl Tool {
         self
     }
 
+    /// A status that is as good as 0.
+    pub fn or_status(mut self, status: i32) -> Tool {
+        self.good = Some(status);
+        self
+    }
+
     /// Runs the program to its end.
     ///
     /// # Errors
@@ -119,7 +127,7 @@ impl Tool {
                 return Err(failed(format!("did not end within {} s", self.deadline.as_secs()), text(&mut err)));
             }
         };
-        match describe(status) {
+        match describe(status).filter(|_| self.good.is_none() || status.code() != self.good) {
             None => Ok(Output { stdout: text(&mut out), stderr: text(&mut err) }),
             Some(how) => Err(failed(how, text(&mut err))),
         }
@@ -196,6 +204,13 @@ mod tests {
         let error = Tool::new("ls").arg("/does/not/exist").secret(&Secret("/hunter2".into())).run().unwrap_err();
         let line = crate::error::one_line(&error);
         assert!(line.starts_with("ls /does/not/exist *** failed with status 2: ls: cannot access"), "{line}");
+    }
+
+    #[test]
+    fn a_status_that_is_no_failure_is_none() {
+        assert!(Tool::new("sh").args(["-c", "exit 1"]).or_status(1).run().is_ok());
+        assert!(Tool::new("sh").args(["-c", "exit 2"]).or_status(1).run().is_err());
+        assert!(Tool::new("sh").args(["-c", "kill -KILL $$"]).or_status(1).run().is_err());
     }
 
     #[test]

@@ -14,53 +14,10 @@ set -u
 . "$ROOT/tests/guest/lvm.inc"
 modprobe dm_thin_pool
 
-# An interposer, first on PATH and named like the tools: counts, and at call K kills who called it.
-mkdir "$SCRATCH/bin"
-cat > "$SCRATCH/bin/lvm" << EOF
-#!/bin/bash
-read -r n < $SCRATCH/count
-echo \$((++n)) > $SCRATCH/count
-read -r k when < $SCRATCH/kill
-[ "\$n \$when" != "\$k before" ] || { kill -KILL \$PPID; exit; }
-PATH=\${PATH#$SCRATCH/bin:} "\${0##*/}" "\$@"
-status=\$?
-[ "\$n \$when" != "\$k after" ] || kill -KILL \$PPID
-exit \$status
-EOF
-chmod +x "$SCRATCH/bin/lvm"
-for tool in lvchange lvcreate lvextend lvreduce lvremove lvs vgchange vgcreate vgremove pvremove wipefs dmsetup; do
-  ln "$SCRATCH/bin/lvm" "$SCRATCH/bin/$tool"
-done
+# shellcheck source-path=SCRIPTDIR source=kill.inc
+. "$ROOT/tests/guest/kill.inc"
+interpose lvm lvchange lvcreate lvextend lvreduce lvremove lvs vgchange vgcreate vgremove pvremove wipefs dmsetup
 
-# boundaries NAME SETUP UNDO CHECK AGAIN CALL…: AGAIN are the statuses that the repeated call may have.
-boundaries() {
-  local name=$1 setup=$2 undo=$3 check=$4 again=$5 k when status total=0
-  shift 5
-  for when in before after; do
-    for ((k = 1; ; k++)); do
-      eval "$setup" || fail "$name: setup"
-      echo 0 > "$SCRATCH/count"
-      echo "$k $when" > "$SCRATCH/kill"
-      PATH=$SCRATCH/bin:$PATH sm "$@" > "$SCRATCH/out" 2> "$SCRATCH/err"
-      status=$?
-      if [ $status = 137 ]; then
-        total=$((total + 1))
-        sm "$@" > "$SCRATCH/out" 2> "$SCRATCH/err"
-        status=$?
-        case " 0 $again " in *" $status "*) ;; *) fail "$name, killed $when $k, again: $status, $(cat "$SCRATCH/err")" ;; esac
-        eval "$check" || fail "$name, killed $when $k: $check"
-        eval "$undo" || fail "$name: undo"
-        [ "$FAILURES" -lt 10 ] || finish || exit 1
-      else
-        [ $status = 0 ] || fail "$name, not killed: $status, $(cat "$SCRATCH/err")"
-        eval "$check" || fail "$name: $check"
-        eval "$undo" || fail "$name: undo"
-        break
-      fi
-    done
-  done
-  echo "ok   $name: $total kills"
-}
 has() { [ "$(volumes)" = "$*${*:+ }" ] || { echo "volumes: $(volumes)"; false; }; }
 active() { [ "$(dmsetup ls | grep -c LV--)" = "$1" ] || { dmsetup ls; false; }; }
 attached_zero() { local d; d=$(sm vdi_attach $SR $A) && zeroes "$d" && sm vdi_detach $SR $A; }

@@ -12,53 +12,8 @@ set -u
 # shellcheck disable=SC2086,SC2016
 # shellcheck source-path=SCRIPTDIR source=lvm.inc
 . "$ROOT/tests/guest/lvm.inc"
-modprobe dm_log_writes
-read -r DISK LOG REPLAY <<< "$DISKS"
-# LVM must see one of the two at a time.
-only() { printf 'devices { global_filter=[ "a|^%s$|", "r|.*|" ] }\n' "$1" > /etc/lvm/lvmlocal.conf; }
-record() { # starts a record of the disk as it is
-  dd if=/dev/zero of="$LOG" bs=1M count=1 conv=fsync status=none
-  dd if="$DISK" of="$REPLAY" bs=1M conv=fsync status=none
-  dmsetup create lw --table "0 $(blockdev --getsz "$DISK") log-writes $DISK $LOG"
-  DCONF=/dev/mapper/lw
-  only $DCONF
-}
-# The states of the disk at each entry of the log, one after the other on REPLAY: with every write that was issued so far,
-# and, at each mark, with only those that a flush had made durable.
-replay() { # COMMAND: run for each state, with $MARKS, the marks that came before, and $AT, what came last
-  python3 - "$LOG" "$REPLAY" "$1" << 'EOF'
-import os, struct, subprocess, sys
-log, disk = open(sys.argv[1], 'rb', 0), os.open(sys.argv[2], os.O_RDWR)
-magic, version, entries, sector = struct.unpack('<QQQI', log.read(512)[:28])
-assert magic == 0x6a736677736872, 'no log'
-marks, states = [], 0
-def look(what):
-    global states
-    states += 1
-    os.fsync(disk)
-    subprocess.run(['bash', '-c', sys.argv[3]], check=True, env=dict(os.environ, AT=what, MARKS=' '.join(marks)))
-look('mark')
-at = sector
-for i in range(entries):
-    log.seek(at)
-    head = log.read(sector)
-    where, count, flags, length = struct.unpack('<QQQQ', head[:32])
-    at += sector
-    if flags & 8:
-        marks.append(head[32:32 + length].split(b'\0')[0].decode())
-        look('mark')
-    elif flags & 4:
-        os.pwrite(disk, b'\0' * (count * 512), where * 512)
-    elif count:
-        data = log.read(count * 512)
-        at += (count * 512 + sector - 1) // sector * sector
-        os.pwrite(disk, data, where * 512)
-        look('write')
-print(states, 'states')
-EOF
-}
-mark() { dmsetup message lw 0 mark "$1"; }
-call() { must sm "$@"; mark "$1-$((++calls))"; }
+# shellcheck source-path=SCRIPTDIR source=power.inc
+. "$ROOT/tests/guest/power.inc"
 
 # What each acknowledged call promises, on the disk as it is after the cut. At a mark, all of it; between two
 # marks the disk is as one of the two calls leaves it.
@@ -84,7 +39,6 @@ promised \$last || { [ "\$AT" = write ] && promised \$((last + 1)); } ||
   { echo "FAIL at a \$AT after '\$MARKS': \$vdis"; exit 1; }
 EOF
 record
-calls=0
 call sr_create $SR
 call vdi_create $SR $A 8 --label 'a b'
 call vdi_attach $SR $A > /dev/null
@@ -95,8 +49,6 @@ call vdi_detach $SR $A
 call vdi_create $SR $B 8
 call vdi_delete $SR $A
 call sr_delete --yes $SR
-dmsetup remove lw
-only "$REPLAY"
-export ROOT BIN DISKS
+stop_recording
 replay "bash $SCRATCH/check" || fail 'a state is neither'
 finish

@@ -76,6 +76,9 @@ lvm)
     *) MAY_REFUSE='vdi_clone vdi_snapshot' THIN=no LIST="((device . \"$DCONF\"))" ;;
     esac
     ;;
+ext)
+    FORMATS='vhd raw qcow2' LIST="((device . \"$DCONF\"))" NOWHERE=/dev/nonexistent
+    ;;
 *) printf '# %s has no row in this suite: nothing is allowed to be unsupported\n' "$TYPE" ;;
 esac
 # A VHD is made of blocks, a qcow2 of clusters, and both only grow.

@@ -26,6 +26,11 @@ pub enum Code {
     SRNoSpace = 44,
     VDIUnavailable = 46,
     SRUnavailable = 47,
+    LVMCreate = 50,
+    LVMDelete = 51,
+    LVMMount = 52,
+    LVMUnMount = 53,
+    LVMFilesystem = 57,
     LVMMaster = 58,
     FileSRCreate = 61,
     FileSRDelete = 63,
@@ -87,6 +92,11 @@ impl Code {
             Code::SRNoSpace => "There is insufficient space",
             Code::VDIUnavailable => "The VDI is not available",
             Code::SRUnavailable => "The SR is not available",
+            Code::LVMCreate => "Logical Volume creation error",
+            Code::LVMDelete => "Logical Volume deletion error",
+            Code::LVMMount => "Logical Volume mount/activate error",
+            Code::LVMUnMount => "Logical Volume unmount/deactivate error",
+            Code::LVMFilesystem => "Logical Volume filesystem creation error",
             Code::LVMMaster => "Logical Volume request must come from master",
             Code::FileSRCreate => "File SR creation error",
             Code::FileSRDelete => "File SR deletion error",
@@ -302,7 +312,8 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         },
         Error::NoSpace { .. } | Error::PoolFull { .. } => Code::SRNoSpace,
         Error::Damaged { .. } if general == Code::VDIUnavailable => Code::VDILoad,
-        Error::Damaged { .. } | Error::Tool { .. } => general,
+        Error::Damaged { .. } => general,
+        Error::Tool { argv, .. } => of_tool(argv.split(' ').next().unwrap_or(""), command).unwrap_or(general),
         Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Code::SRNoSpace,
             Some(Errno::EROFS) => Code::SharedFileSystemNoWrite,
@@ -325,6 +336,18 @@ fn of_server(protocol: Protocol, fault: ServerFault, family: Family) -> Code {
         }
         (Protocol::Nfs, ServerFault::NoExport | ServerFault::Denied | ServerFault::Mount) => Code::NFSMount,
         (Protocol::Smb, _) => Code::SMBMount,
+    }
+}
+
+/// What went wrong with an SR on logical volumes, by the program that failed.
+fn of_tool(program: &str, command: Option<Command>) -> Option<Code> {
+    match (command?, program) {
+        (Command::SrCreate, "vgcreate" | "lvcreate" | "vgchange") => Some(Code::LVMCreate),
+        (Command::SrCreate, "mkfs.ext4") => Some(Code::LVMFilesystem),
+        (Command::SrDelete, "vgremove" | "pvremove" | "vgchange") => Some(Code::LVMDelete),
+        (Command::SrAttach, "lvchange" | "e2fsck") => Some(Code::LVMMount),
+        (Command::SrDetach, "lvchange" | "dmsetup") => Some(Code::LVMUnMount),
+        _ => None,
     }
 }
 

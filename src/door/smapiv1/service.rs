@@ -169,7 +169,12 @@ impl<'a> Service<'a> {
     /// The SR API deletes an SR with its disks; xapi wants it refused while there are any that it could delete.
     fn sr_delete(&self) -> Answer {
         let deletes = self.driver.about.capabilities.contains(&"VDI_DELETE") && !self.storage()?.keeps_disks();
-        match self.call(Call::SrGetParams) {
+        let found = match self.call(Call::SrGetParams) {
+            // Where the disks are seen only while it is attached, it is attached to see them.
+            Err(Error::SrUnavailable { .. }) => self.call(Call::SrAttach).and_then(|_| self.call(Call::SrGetParams)),
+            other => other,
+        };
+        match found {
             Ok(Reply::Sr(sr)) if deletes && !sr.vdi_uuids.is_empty() => {
                 return Err(Failure::new(Code::SRNotEmpty, format!("{} VDIs are in it", sr.vdi_uuids.len())));
             }

@@ -8,10 +8,11 @@ use nix::errno::Errno;
 
 use super::share::{self, Share};
 use crate::error::{Error, Protocol, Result, ServerFault};
+use crate::sr::mountpoint::Mountpoint;
 use crate::sr::nfs::export::{self, Export, Holds};
 use crate::sr::{Pulse, absolute_path, nfs};
 use crate::sys::durable::Dir;
-use crate::sys::mount::{self, Mountpoint};
+use crate::sys::mount;
 use crate::sys::{run_dir, server};
 use crate::types::{DeviceConfig, Done, SrUuid};
 
@@ -96,7 +97,7 @@ impl Library {
                 (Remote::Smb(share), source, share::FS_TYPES)
             }
         };
-        let mountpoint = Mountpoint::new(&base, &sr.to_string(), source, fs_types);
+        let mountpoint = Mountpoint::new(sr, &base, move |it| it.is(&source, fs_types));
         let path = mountpoint.path().join(&below).components().collect();
         Ok(Library { sr, location, path, below, remote: Some((remote, mountpoint)) })
     }
@@ -185,8 +186,7 @@ impl Library {
     pub fn unmount(&self) -> Result<Done> {
         let Some((remote, mountpoint)) = &self.remote else { return Ok(Done::Already) };
         if !mountpoint.is_mounted()? {
-            // What a kill left. Somebody's own directory stays.
-            let _ = mountpoint.remove();
+            mountpoint.sweep();
             return Ok(Done::Already);
         }
         match remote.pulse()() {

@@ -102,23 +102,23 @@ impl<'a> LvmPlace<'a> {
     }
 
     fn change<S: AsRef<str>>(&self, program: &str, options: &[S], names: &[&str]) -> Result<()> {
-        self.sr.change(&self.vg, program, options, names)
+        self.sr.group.change(&self.vg, program, options, names)
     }
 
     /// Asks again what LVM knows of the volume.
     fn refresh(&self) -> Result<()> {
-        let vg = self.sr.look()?;
+        let vg = self.sr.group.look()?;
         let lv = vg.lv(&self.name()).ok_or_else(|| self.gone())?;
         self.lv.replace(lv.clone());
         Ok(())
     }
 
     fn gone(&self) -> Error {
-        Error::NoVdi { vdi: self.vdi, sr: self.sr.sr, looked: self.vg.name.clone() }
+        Error::NoVdi { vdi: self.vdi, sr: self.sr.group.sr, looked: self.vg.name.clone() }
     }
 
     fn in_use(&self, holder: String) -> Error {
-        Error::VdiInUse { vdi: self.vdi, sr: self.sr.sr, holder }
+        Error::VdiInUse { vdi: self.vdi, sr: self.sr.group.sr, holder }
     }
 
     fn activate(&self) -> Result<()> {
@@ -234,7 +234,7 @@ impl<'a> LvmPlace<'a> {
 
 impl Place for LvmPlace<'_> {
     fn sr(&self) -> SrUuid {
-        self.sr.sr
+        self.sr.group.sr
     }
 
     fn vdi(&self) -> VdiUuid {
@@ -299,7 +299,7 @@ impl Place for LvmPlace<'_> {
         }
         let (active, zero) = (self.lv.borrow().active, self.record().zero);
         if zero {
-            self.sr.refuse_incomplete(&self.vg)?;
+            self.sr.group.refuse_incomplete(&self.vg)?;
         }
         if active && !zero {
             match (self.is_read_only(), blockdev::is_read_only(&node)) {
@@ -340,7 +340,7 @@ impl Place for LvmPlace<'_> {
 
     fn resize(&self, bytes: u64) -> Result<()> {
         let size = super::checked_size(bytes, self.vg.extent_size, i64::MAX as u64)?;
-        self.sr.refuse_broken(&self.vg)?;
+        self.sr.group.refuse_broken(&self.vg)?;
         self.sweep()?;
         let now = self.extent().length;
         let (thin, zero) = (self.lv.borrow().is_thin(), self.record().zero);
@@ -348,7 +348,7 @@ impl Place for LvmPlace<'_> {
         if more > 0 && thin {
             self.sr.refuse_full_pool(&self.vg)?;
         } else if more > self.vg.free {
-            return Err(Error::NoSpace { sr: self.sr.sr, free: self.vg.free, wanted: more });
+            return Err(Error::NoSpace { sr: self.sr.group.sr, free: self.vg.free, wanted: more });
         }
         let read_only = self.lv.borrow().active && blockdev::is_read_only(&self.node());
         let full = self.full_name();
@@ -380,14 +380,14 @@ impl Place for LvmPlace<'_> {
                 why: format!(
                     "SR {} is thick: a volume of its own for every byte; an SR created with (allocation . \"thin\") has instant \
                      clones and snapshots",
-                    self.sr.sr
+                    self.sr.group.sr
                 ),
             });
         }
         self.sweep()?;
-        let vg = self.sr.whole()?;
+        let vg = self.sr.group.whole()?;
         if self.sr.volumes(&vg).any(|(vdi, ..)| vdi == dest) {
-            return Err(Error::VdiExists { vdi: dest, sr: self.sr.sr });
+            return Err(Error::VdiExists { vdi: dest, sr: self.sr.group.sr });
         }
         self.sr.refuse_full_pool(&vg)?;
         if self.lv.borrow().active {
@@ -423,7 +423,7 @@ impl Lost<'_> {
 
     fn unseen<T>(&self) -> Result<T> {
         Err(Error::SrUnavailable {
-            sr: self.sr.sr,
+            sr: self.sr.group.sr,
             why: format!("{}; its VDI {} is attached and can only be detached", self.why, self.vdi),
         })
     }
@@ -431,7 +431,7 @@ impl Lost<'_> {
 
 impl Place for Lost<'_> {
     fn sr(&self) -> SrUuid {
-        self.sr.sr
+        self.sr.group.sr
     }
 
     fn vdi(&self) -> VdiUuid {
@@ -443,7 +443,7 @@ impl Place for Lost<'_> {
     }
 
     fn path(&self) -> PathBuf {
-        lvm::node(&self.sr.group(), &self.name())
+        lvm::node(&self.sr.group.name(), &self.name())
     }
 
     fn image(&self, _mode: Mode) -> Result<File> {
@@ -467,7 +467,7 @@ impl Place for Lost<'_> {
     }
 
     fn device(&self) -> Result<Option<PathBuf>> {
-        Ok(lvm::kernel_device(&self.sr.group(), &self.name()))
+        Ok(lvm::kernel_device(&self.sr.group.name(), &self.name()))
     }
 
     fn attach(&self, _mode: Mode) -> Result<PathBuf> {
@@ -475,9 +475,9 @@ impl Place for Lost<'_> {
     }
 
     fn detach(&self) -> Result<Done> {
-        match lvm::remove_lost_device(&self.sr.group(), &self.name())? {
+        match lvm::remove_lost_device(&self.sr.group.name(), &self.name())? {
             Deactivated::Done => Ok(Done::Changed),
-            Deactivated::Busy(holder) => Err(Error::VdiInUse { vdi: self.vdi, sr: self.sr.sr, holder }),
+            Deactivated::Busy(holder) => Err(Error::VdiInUse { vdi: self.vdi, sr: self.sr.group.sr, holder }),
         }
     }
 

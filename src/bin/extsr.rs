@@ -1,0 +1,7 @@
+//! `EXTSR`: the driver for disks in a filesystem on block devices.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    xcp_sm::door::driver_main(&xcp_sm::sr::ext::DRIVER)
+}

@@ -1,0 +1,393 @@
+//! `EXTSR`: a filesystem of its own around [`FileSr`]. What is done to disks is done there; here is only where they are.
+//!
+//! The SR is the ext4 filesystem on the volume `<sr>` of the volume group `XSLocalEXT-<sr>`, striped over all devices
+//! of the group, mounted at `/run/sr-mount/<sr>`. So it is with the Python storage managers, and an SR that
+//! one made is served by the other: the group's name says which SR it is, there is no marker in it. The tags of a
+//! group that is half made or half deleted are ours alone.
+//!
+//! Order of steps, and what the next call finds after a kill:
+//!
+//! - **sr_create**: 1. `vgcreate` with the tag `xcp.creating`; 2. `lvcreate`; 3. `mkfs.ext4`; 4. deactivate the volume;
+//!   5. remove the tag. Before 5 there is no such SR; sr_create and sr_delete remove the group first.
+//! - **sr_delete**: 1. look for disks in use, through a mount that nobody else sees if the SR is not attached; 2. unmount it;
+//!   3. deactivate; 4. tag the group `xcp.deleting`: from here on there is no such SR; 5. `vgremove`; 6. `pvremove`.
+//!   After 1 to 3: an SR that is not attached. After 4: sr_delete and sr_create finish. After 5: devices with an empty LVM
+//!   label, which sr_create takes.
+//! - **sr_attach**: 1. activate the volume; 2. `e2fsck -p`, which replays the journal and checks what the filesystem says
+//!   needs it; 3. make the mountpoint; 4. mount; 5. as in [`file`]. Before 4: an active volume and an empty directory,
+//!   which sr_attach takes and sr_detach removes. After 4: attached.
+//! - **sr_detach**: 1. unmount; 2. remove the mountpoint; 3. deactivate. After 1 or 2: as above.
+//!
+//! `docs/ext.md` gives the reasons.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use crate::call::{Context, DEFAULT_WAIT};
+use crate::error::{Error, Result};
+use crate::sr::file::{self, FileSr};
+use crate::sr::mountpoint::Mountpoint;
+use crate::sr::volume_group::{self, DELETING, Naming, VolumeGroup};
+use crate::sr::{About, Driver, Sr, vdi_by_uuid};
+use crate::sys::copy::Progress;
+use crate::sys::lock::{self, Kind};
+use crate::sys::lvm::{self, Deactivated, Vg};
+use crate::sys::mount::{self, Mount};
+use crate::sys::tool::Tool;
+use crate::sys::{blockdev, run_dir};
+use crate::types::{DeviceConfig, Done, NewVdi, SrInfo, VdiInfo, VdiUuid};
+use crate::vdi::Vdi;
+use crate::vdi::transfer::Incoming;
+
+pub const DRIVER: Driver = Driver {
+    sr_type: "ext",
+    executable: "EXTSR",
+    description: "disks as files in an ext4 filesystem on block devices",
+    dconf_form: "/dev/sdb,/dev/sdc",
+    formats: file::DRIVER.formats,
+    parse_dconf: |dconf| Ok(DeviceConfig::from([("device", dconf)])),
+    open: |sr, config| Ok(Box::new(ExtSr::new(VolumeGroup::new(sr, config, &NAMING)?))),
+    probe: |config| volume_group::probe(config, &NAMING, |group, vg| ExtSr::new(group).look_inside(vg)),
+    about: About {
+        name: "Local ext4",
+        capabilities: file::CAPABILITIES,
+        configuration: &[("device", "block devices, separated by commas (required)")],
+        vdi_at: vdi_by_uuid,
+        sm_config: file::sm_config,
+    },
+};
+
+const NAMING: Naming = Naming { prefix: "XSLocalEXT-", is_half_made };
+const CREATING: &str = "xcp.creating";
+
+/// Serves ext3, which Python storage managers before 2013 made, as well.
+const FILESYSTEM: &str = "ext4";
+/// A filesystem that finds an error in itself takes no more writes, which could make it worse.
+const OPTIONS: &str = "errors=remount-ro";
+/// Nothing is written, not even the journal replayed: another host may have it mounted.
+const LOOK_ONLY: &str = "noload";
+
+/// Of each device in turn, KiB; as the Python storage managers stripe.
+const STRIPE: &str = "2048";
+/// Large devices without a fast discard.
+const MKFS_DEADLINE: Duration = Duration::from_secs(60 * 60);
+/// A full check reads all metadata.
+const CHECK_DEADLINE: Duration = Duration::from_secs(12 * 60 * 60);
+
+/// sr_create removes the tag when all is there. The volume comes first of all in a group without the tag.
+fn is_half_made(vg: &Vg) -> bool {
+    vg.tags.iter().any(|t| t == CREATING) || vg.lvs.is_empty()
+}
+
+/// A volume with a stripe on each device has as much of each as of the smallest.
+fn striped(devices: &[u64]) -> u64 {
+    devices.iter().min().map_or(0, |least| least * devices.len() as u64)
+}
+
+/// An SR in a filesystem: a [`FileSr`], the volume below it and where that has to be mounted.
+struct ExtSr {
+    group: VolumeGroup,
+    point: Mountpoint,
+    file: FileSr,
+}
+
+impl ExtSr {
+    fn new(group: VolumeGroup) -> ExtSr {
+        let name = lvm::dm_name(&group.name(), &group.sr.to_string());
+        let is_ours = move |mount: &Mount| blockdev::dm_name(mount.device).is_some_and(|found| found == name);
+        let point = Mountpoint::new(group.sr, &run_dir::mounts(), is_ours);
+        let file = files(&group, point.path());
+        ExtSr { file, point, group }
+    }
+
+    /// The name of the volume.
+    fn volume(&self) -> String {
+        self.group.sr.to_string()
+    }
+
+    /// The volume as LVM's commands and people name it.
+    fn node(&self) -> PathBuf {
+        lvm::node(&self.group.name(), &self.volume())
+    }
+
+    /// The mounted files, after checking that they are on the devices of device_config. LVM is not asked.
+    fn files(&self) -> Result<&FileSr> {
+        if let Some(mount) = self.point.mounted()? {
+            self.group.refuse_others(&blockdev::below(mount.device))?;
+        }
+        // One that is not mounted says so itself.
+        Ok(&self.file)
+    }
+
+    /// What a failure of the filesystem means, and what to do.
+    fn explain(&self, e: Error) -> Error {
+        let failed = |found: &str| Error::Damaged {
+            path: self.node(),
+            what: format!("{found}; detach its VDIs: then sr_detach and sr_attach check and repair it"),
+        };
+        match e.errno().map(Errno::from_raw) {
+            Some(Errno::EROFS) => failed("the filesystem takes no writes since it found errors"),
+            Some(Errno::EUCLEAN) => failed("the filesystem has errors"),
+            Some(Errno::EIO) => self.group.missing_device().unwrap_or(e),
+            _ => e,
+        }
+    }
+
+    /// Says where the SR lives instead of where it is mounted.
+    fn located(&self, info: SrInfo) -> SrInfo {
+        SrInfo { location: self.group.location(), ..info }
+    }
+
+    /// The active volume's device, with its filesystem checked as far as that asks for it.
+    fn prepare(&self) -> Result<PathBuf> {
+        let device = self.activate()?;
+        if let Some(who) = blockdev::claimed(&device) {
+            return Err(Error::DeviceInUse {
+                device: self.node().display().to_string(),
+                holder: format!("{who} has it"),
+            });
+        }
+        // Status 1: it had errors and they are corrected.
+        let check = Tool::new("e2fsck").args(["-p", "--", &device.display().to_string()]).or_status(1);
+        match check.deadline(CHECK_DEADLINE).run() {
+            Ok(_) => Ok(device),
+            Err(Error::Tool { argv, how, stderr }) => {
+                let (group, volume, node) = (self.group.name(), self.volume(), self.node());
+                let by_hand = format!("by hand: lvchange -ay {group}/{volume} && e2fsck -f {}", node.display());
+                Err(Error::Tool { argv, how, stderr: format!("{}\nto repair it {by_hand}", stderr.trim_end()) })
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    fn mount(&self, device: &Path, at: &Path, read_only: bool, options: &str) -> Result<()> {
+        let mounted = mount::block_device(device, at, FILESYSTEM, read_only, options);
+        mounted.map_err(|e| match e.errno().map(Errno::from_raw) {
+            Some(errno @ (Errno::EINVAL | Errno::EUCLEAN)) => Error::Damaged {
+                path: self.node(),
+                what: format!(
+                    "it has no filesystem that can be mounted as {FILESYSTEM} ({}; the kernel's log says why); sr_attach \
+                     tries to repair it",
+                    errno.desc()
+                ),
+            },
+            _ => e,
+        })
+    }
+
+    fn activate(&self) -> Result<PathBuf> {
+        let (group, volume) = (self.group.name(), self.volume());
+        if lvm::kernel_device(&group, &volume).is_none() {
+            lvm::activate(&group, &volume)?;
+        }
+        lvm::kernel_device(&group, &volume).ok_or_else(|| Error::NoDevice {
+            device: self.node().display().to_string(),
+            why: "LVM activated it, but the kernel has no such device".to_owned(),
+        })
+    }
+
+    /// Ends what [`ExtSr::activate`] began. Idempotent.
+    fn deactivate(&self) -> Result<Done> {
+        let (group, volume) = (self.group.name(), self.volume());
+        if lvm::kernel_device(&group, &volume).is_none() {
+            return Ok(Done::Already);
+        }
+        match self.group.look() {
+            Ok(vg) => self.group.deactivate(&vg, &volume)?,
+            // Its devices went away under it.
+            Err(_) => match lvm::remove_lost_device(&group, &volume)? {
+                Deactivated::Done => {}
+                Deactivated::Busy(holder) => {
+                    return Err(Error::DeviceInUse { device: self.node().display().to_string(), holder });
+                }
+            },
+        }
+        Ok(Done::Changed)
+    }
+
+    /// `cause`, after ending what came before it.
+    fn undo(&self, cause: Error) -> Error {
+        if let Err(undo) = self.point.unmount() {
+            return Error::Undo { cause: Box::new(cause), undo: Box::new(undo) };
+        }
+        // In use by somebody else it stays active, which harms nobody.
+        let _ = self.deactivate();
+        cause
+    }
+
+    /// Does something with the files of an SR that is not attached, through a mount that nobody else sees and
+    /// that ends with it.
+    fn privately<T: Send>(&self, device: &Path, options: &str, work: fn(&FileSr) -> Result<T>) -> Result<T> {
+        mount::privately(&run_dir::state().join("ext"), |dir| {
+            self.mount(device, dir, true, options)?;
+            work(&files(&self.group, dir))
+        })
+    }
+
+    /// What sr_probe tells. An SR that is not attached is looked at without a write to it.
+    fn look_inside(&self, vg: &Vg) -> Result<SrInfo> {
+        if self.point.is_mounted()? {
+            return self.stat();
+        }
+        let sr = self.group.sr;
+        let busy = |who: &str| Error::SrUnavailable { sr, why: format!("{who} works on it") };
+        let _alone = lock::take(&sr.to_string(), "sr", Kind::Exclusive, Instant::now() + DEFAULT_WAIT)
+            .map_err(|refused| refused.or_timed_out(busy))?;
+        self.group.refuse_incomplete(vg)?;
+        let device = self.activate()?;
+        let found = self.privately(&device, LOOK_ONLY, FileSr::stat).map(|info| self.located(info));
+        let _ = self.deactivate();
+        found
+    }
+
+    fn make(&self, size: Option<u64>, over: bool) -> Result<()> {
+        self.group.make(size, over, CREATING, striped)?;
+        self.make_filesystem().map_err(|cause| self.group.unmake(cause))
+    }
+
+    fn make_filesystem(&self) -> Result<()> {
+        let (group, volume) = (self.group.name(), self.volume());
+        let vg = lvm::report(Some(&group))?.into_iter().find(|vg| vg.name == group);
+        let vg = vg.ok_or_else(|| self.group.no_sr("its volume group is gone".to_owned()))?;
+        let each: Vec<u64> = vg.pvs.iter().map(|pv| pv.size / vg.extent_size).collect();
+        let (extents, stripes) = (striped(&each).to_string(), each.len().to_string());
+        let mut options = vec!["-y", "-Zy", "-Wy", "-n", &volume, "-l", &extents];
+        if each.len() > 1 {
+            options.extend(["-i", &stripes, "-I", STRIPE]);
+        }
+        lvm::change("lvcreate", &options, &[&group])?;
+        let device = self.activate()?;
+        Tool::new("mkfs.ext4").args(["-F", "-q", "--", &device.display().to_string()]).deadline(MKFS_DEADLINE).run()?;
+        blockdev::flush(&device)?;
+        self.group.deactivate(&vg, &volume)?;
+        self.group.change(&vg, "vgchange", &["--deltag", CREATING], &[&group])
+    }
+}
+
+/// The files of the SR, where they are mounted.
+fn files(group: &VolumeGroup, path: &Path) -> FileSr {
+    let volume = lvm::dm_name(&group.name(), &group.sr.to_string());
+    FileSr::new(group.sr, DRIVER.sr_type, path.to_owned()).on_volume(volume)
+}
+
+impl Sr for ExtSr {
+    fn create(&self, size: Option<u64>) -> Result<()> {
+        self.make(size, false)
+    }
+
+    fn create_over(&self, size: Option<u64>) -> Result<()> {
+        self.make(size, true)
+    }
+
+    fn delete(&self) -> Result<Done> {
+        let Some(vg) = self.group.look_for_any()? else {
+            self.point.sweep();
+            return Ok(Done::Already);
+        };
+        self.group.refuse_broken(&vg)?;
+        if !self.group.is_unfinished(&vg) {
+            if self.point.is_mounted()? {
+                self.point.refuse_if_attached()?;
+                self.file.refuse_if_used().map_err(|e| self.explain(e))?;
+                self.point.unmount()?;
+            } else {
+                let unused = self.prepare().and_then(|device| self.privately(&device, "", FileSr::refuse_if_used));
+                unused.map_err(|e| self.undo(e))?;
+            }
+            self.deactivate()?;
+            self.group.change(&vg, "vgchange", &["--addtag", DELETING], &[&vg.name])?;
+        }
+        self.group.remove(&vg)?;
+        self.point.sweep();
+        Ok(Done::Changed)
+    }
+
+    fn attach(&self) -> Result<Done> {
+        if self.point.is_mounted()? {
+            let files = self.files()?;
+            let repaired = files.refuse_read_only().and_then(|()| files.repair());
+            return repaired.map(|()| Done::Already).map_err(|e| self.explain(e));
+        }
+        self.group.whole()?;
+        self.prepare()
+            .and_then(|device| {
+                self.point.make()?;
+                self.mount(&device, self.point.path(), false, OPTIONS)?;
+                self.file.repair()
+            })
+            .map(|()| Done::Changed)
+            .map_err(|cause| self.undo(cause))
+    }
+
+    fn local_path(&self) -> Option<PathBuf> {
+        Some(self.point.path().to_owned())
+    }
+
+    fn detach(&self) -> Result<Done> {
+        let mounted = self.point.is_mounted()?;
+        if mounted {
+            self.point.refuse_if_attached()?;
+            self.point.unmount()?;
+        } else {
+            self.point.sweep();
+        }
+        let deactivated = self.deactivate()?;
+        Ok(if mounted { Done::Changed } else { deactivated })
+    }
+
+    fn stat(&self) -> Result<SrInfo> {
+        self.files()?.stat().map(|info| self.located(info)).map_err(|e| self.explain(e))
+    }
+
+    fn scan(&self) -> Result<SrInfo> {
+        self.files()?.scan().map(|info| self.located(info)).map_err(|e| self.explain(e))
+    }
+
+    fn collect(&self, context: &Context) -> Result<Done> {
+        self.files()?.collect(context).map_err(|e| self.explain(e))
+    }
+
+    /// Also on devices that went away: a disk can still be detached.
+    fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {
+        self.file.vdi(vdi).map_err(|e| self.explain(e))
+    }
+
+    fn create_vdi(&self, new: &NewVdi) -> Result<VdiInfo> {
+        self.files()?.create_vdi(new).map_err(|e| self.explain(e))
+    }
+
+    fn import_vdi(&self, new: &NewVdi, incoming: Incoming, progress: Progress) -> Result<VdiInfo> {
+        self.files()?.import_vdi(new, incoming, progress).map_err(|e| self.explain(e))
+    }
+
+    fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
+        self.files()?.forget_vdi(vdi).map_err(|e| self.explain(e))
+    }
+
+    fn content_type(&self) -> &'static str {
+        self.file.content_type()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::lvm::Lv;
+
+    #[test]
+    fn a_striped_volume_has_of_each_device_as_much_as_of_the_smallest() {
+        assert_eq!(striped(&[7]), 7);
+        assert_eq!(striped(&[7, 5, 9]), 15);
+        assert_eq!(striped(&[]), 0);
+    }
+
+    #[test]
+    fn a_group_of_the_python_driver_is_whole_and_one_without_its_volume_is_not() {
+        let python = Vg { lvs: vec![Lv::default()], ..Vg::default() };
+        assert!(!is_half_made(&python));
+        assert!(is_half_made(&Vg::default()));
+        assert!(is_half_made(&Vg { tags: vec![CREATING.to_owned()], ..python }));
+    }
+}

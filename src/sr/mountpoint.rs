@@ -1,0 +1,110 @@
+//! The place where an SR is mounted, for drivers that have their files on a device or a server.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use crate::error::{Error, Result};
+use crate::sys::mount::{self, Mount, Unmounted};
+use crate::types::SrUuid;
+use crate::vdi::Attachments;
+
+/// `<base>/<sr>`: an empty directory of the SR's own, there only while something is mounted on it. The record of that is
+/// the kernel's mount table; neither server nor device is asked.
+pub struct Mountpoint {
+    sr: SrUuid,
+    path: PathBuf,
+    is_ours: Box<dyn Fn(&Mount) -> bool + Send + Sync>,
+}
+
+impl Mountpoint {
+    /// `is_ours` tells the SR's mount from others.
+    pub fn new(sr: SrUuid, base: &Path, is_ours: impl Fn(&Mount) -> bool + Send + Sync + 'static) -> Mountpoint {
+        // The mount table shows paths without symbolic links; /var/run is one.
+        let base = fs::canonicalize(base).unwrap_or_else(|_| base.to_owned());
+        Mountpoint { sr, path: base.join(sr.to_string()), is_ours: Box::new(is_ours) }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// # Errors
+    /// [`Error::DeviceInUse`] if something else is mounted here.
+    pub fn is_mounted(&self) -> Result<bool> {
+        self.mounted().map(|mount| mount.is_some())
+    }
+
+    /// The SR's mount, if it is there.
+    ///
+    /// # Errors
+    /// As [`Mountpoint::is_mounted`].
+    pub fn mounted(&self) -> Result<Option<Mount>> {
+        match mount::at(&self.path)? {
+            None => Ok(None),
+            Some(it) if (self.is_ours)(&it) => Ok(Some(it)),
+            Some(it) => Err(Error::DeviceInUse {
+                device: self.path.display().to_string(),
+                holder: format!("{} is mounted there", it.source),
+            }),
+        }
+    }
+
+    /// # Errors
+    /// [`Error::VdiInUse`] while a disk of the mount is attached, by the names that the kernel has for what is
+    /// below block devices. The filesystem is not asked.
+    pub fn refuse_if_attached(&self) -> Result<()> {
+        for name in Attachments::now()?.below(&self.path) {
+            let stem: String = name.to_string_lossy().chars().take(36).collect();
+            if let Ok(vdi) = stem.parse() {
+                let holder = "this host, which has it attached (vdi_detach ends that)".to_owned();
+                return Err(Error::VdiInUse { vdi, sr: self.sr, holder });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the directory and mounts there by `how`.
+    pub fn mount(&self, how: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        self.make()?;
+        how(&self.path).inspect_err(|_| self.sweep())
+    }
+
+    /// Mode 0700. Idempotent.
+    pub fn make(&self) -> Result<()> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path);
+        made.map_err(Error::io("create the mountpoint", &self.path))
+    }
+
+    /// Idempotent.
+    pub fn remove(&self) -> Result<()> {
+        match fs::remove_dir(&self.path).map_err(Error::io("remove the mountpoint", &self.path)) {
+            Err(e) if e.errno() != Some(Errno::ENOENT as i32) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the directory that a killed call left. Somebody's own stays.
+    pub fn sweep(&self) {
+        let _ = fs::remove_dir(&self.path);
+    }
+
+    /// Ends the mount, if there is one, and removes the directory.
+    ///
+    /// # Errors
+    /// [`Error::DeviceInUse`] with the processes that work in it.
+    pub fn unmount(&self) -> Result<()> {
+        match mount::unmount(&self.path)? {
+            Unmounted::Done => self.remove(),
+            Unmounted::Busy(holder) => Err(Error::DeviceInUse { device: self.path.display().to_string(), holder }),
+        }
+    }
+
+    /// The same where what is mounted is gone for good. No disk is attached, so nothing unwritten is lost.
+    pub fn abandon(&self) -> Result<()> {
+        mount::abandon(&self.path)?;
+        self.remove()
+    }
+}
