@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use xcp_sm::call::{self, Call, Context, Reply};
 use xcp_sm::image::disk::Served;
 use xcp_sm::sr::file::DRIVER;
+use xcp_sm::sys::lock;
 use xcp_sm::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrUuid, Tagged, VdiInfo, VdiUuid};
 
 const MIB: usize = 1 << 20;
@@ -188,6 +189,43 @@ fn every_disk_holds_what_was_written_to_it(format: Format, ops: &[Op]) {
         model.disks.remove(&vdi);
     }
     model.check();
+}
+
+/// A base, above it another one with a disk and its snapshot.
+fn base_over_base(format: Format) -> (Model, VdiUuid) {
+    // SAFETY: tests of this file are the only threads, and all set the same.
+    unsafe {
+        std::env::set_var("XCP_SM_RUN_DIR", std::env::temp_dir().join(format!("sm-trees.{}", std::process::id())))
+    };
+    let mut model = Model::new(format);
+    let disk = model.pick(0).unwrap();
+    for seed in 1..3 {
+        model.apply(&Op::Write { disk: 0, at: 0, len: 512, seed });
+        let dest = VdiUuid::random();
+        model.run(Call::VdiSnapshot { source: disk, dest });
+        model.disks.insert(dest, model.disks[&disk].clone());
+        if seed == 1 {
+            model.run(Call::VdiDelete { vdi: dest });
+            model.disks.remove(&dest);
+        }
+    }
+    assert_eq!(model.scan().len(), 4);
+    (model, disk)
+}
+
+/// Whoever works on a disk has read which image is its parent, and may write it back.
+#[test]
+fn nothing_is_merged_below_a_disk_that_another_call_works_on() {
+    for format in [Format::Vhd, Format::Qcow2] {
+        let (model, disk) = base_over_base(format);
+        let busy = lock::take(&disk.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()).unwrap();
+        model.run(Call::SrCollect);
+        assert_eq!(model.scan().len(), 4);
+        drop(busy);
+        model.run(Call::SrCollect);
+        assert_eq!(model.scan().len(), 3);
+        model.check();
+    }
 }
 
 proptest! {

@@ -170,7 +170,11 @@ impl FileSr {
             }
             // A disk in use is left for the next time.
             let merged = match lock::take(&next.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()) {
-                Ok(_lock) => self.disk(dir.clone(), next, listing.images[&next])?.coalesce(context)?,
+                Ok(_lock) => match self.disk(dir.clone(), next, listing.images[&next])?.coalesce(context) {
+                    // Deleted since the directory was read.
+                    Err(Error::NoVdi { .. }) => Done::Already,
+                    merged => merged?,
+                },
                 Err(lock::Refused::TimedOut { .. }) => Done::Already,
                 Err(lock::Refused::Failed(error)) => return Err(error),
             };
