@@ -40,6 +40,9 @@ const TESTS: &[Test] = &[
     ("the_device_grows_with_its_image", grown),
     ("a_snapshot_under_load_loses_nothing", snapshot_under_load),
     ("a_pause_ends_with_its_maker", pauser_dies),
+    ("a_pause_outlives_an_earlier_one", pauser_dies_late),
+    ("an_image_is_never_served_twice", served_once),
+    ("a_disk_whose_directory_was_moved_is_still_attached", moved),
     ("a_resume_that_fails_fails_io_and_can_be_mended", failed_resume),
     ("an_image_that_cannot_be_opened_is_told_at_attach", refused),
     ("discarded_space_is_given_back", discarded),
@@ -367,6 +370,54 @@ fn pauser_dies(sr: &Path) {
     paused.abandon();
     told.recv_timeout(Duration::from_secs(20)).expect("the disk goes on");
     detach(&image);
+}
+
+fn pauser_dies_late(sr: &Path) {
+    let image = chain(sr, 1);
+    attach(&image);
+    let killed = datapath::pause(&image).unwrap().unwrap();
+    let next = datapath::pause(&image).unwrap().unwrap();
+    killed.abandon();
+    std::thread::sleep(Duration::from_millis(200));
+    let status = || datapath::status(&datapath::find(&image).unwrap().unwrap()).unwrap();
+    assert_eq!(status(), "paused");
+    next.resume().unwrap();
+    assert!(status().starts_with("serving"));
+    detach(&image);
+}
+
+/// A device that anybody detached is gone before its server has written everything.
+fn served_once(sr: &Path) {
+    let image = chain(sr, 1);
+    let device = attach(&image);
+    let server = datapath::find(&image).unwrap().unwrap().server;
+    File::options().write(true).open(&device).unwrap().write_all(&[7; 4 << 20]).unwrap();
+    let signal = move |signal| kill(Pid::from_raw(server as i32), signal).unwrap();
+    signal(Signal::SIGSTOP);
+    run("losetup", &["-d", device.to_str().unwrap()]);
+    let slow = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        signal(Signal::SIGCONT);
+    });
+    let device = attach(&image);
+    assert!(!fs::read(format!("/proc/{server}/cmdline")).is_ok_and(|line| !line.is_empty()), "two serve it");
+    slow.join().unwrap();
+    assert!(read_all(&device)[..4 << 20].iter().all(|byte| *byte == 7));
+    detach(&image);
+}
+
+fn moved(sr: &Path) {
+    let image = chain(sr, 1);
+    let device = attach(&image);
+    let elsewhere = sr.with_file_name("elsewhere");
+    fs::rename(sr, &elsewhere).unwrap();
+    let moved = elsewhere.join(image.file_name().unwrap());
+    assert_eq!(attach(&moved), device);
+    let refused = xcp_sm::error::one_line(&datapath::pause(&moved).err().unwrap());
+    assert!(refused.contains("moved"), "{refused}");
+    detach(&moved);
+    assert!(datapath::find(&moved).unwrap().is_none());
+    fs::rename(&elsewhere, sr).unwrap();
 }
 
 fn failed_resume(sr: &Path) {

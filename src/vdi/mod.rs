@@ -361,7 +361,7 @@ impl Attachments {
     pub fn find(&self, format: Format, image: &Path, id: loopdev::FileId) -> Option<PathBuf> {
         match format {
             Format::Raw => loopdev::find(&self.loops, image, id),
-            _ => self.served.iter().find(|attached| attached.image == image).map(|attached| attached.device.clone()),
+            _ => datapath::find_in(&self.served, image).map(|attached| attached.device.clone()),
         }
     }
 }
