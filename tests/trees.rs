@@ -5,6 +5,7 @@ mod chains;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -22,6 +23,8 @@ struct Model {
     sr: SrUuid,
     disks: BTreeMap<VdiUuid, Vec<u8>>,
     next: u32,
+    /// Which model of this process it is.
+    number: u16,
 }
 
 #[derive(Clone, Debug)]
@@ -51,7 +54,9 @@ fn op() -> impl Strategy<Value = Op> {
 impl Model {
     fn new(format: Format) -> Model {
         let scratch = tempfile::tempdir().unwrap();
-        let mut model = Model { format, scratch, sr: SrUuid::random(), disks: BTreeMap::new(), next: 0 };
+        static MODELS: AtomicU16 = AtomicU16::new(0);
+        let number = MODELS.fetch_add(1, Relaxed);
+        let mut model = Model { format, scratch, sr: SrUuid::random(), disks: BTreeMap::new(), next: 0, number };
         model.run(Call::SrCreate { size: None, force: false });
         let vdi = model.new_uuid();
         let new = NewVdi { vdi, virtual_size: 4 * MIB as u64, format: Some(format), params: Params::default() };
@@ -63,7 +68,7 @@ impl Model {
     fn new_uuid(&mut self) -> VdiUuid {
         self.next += 1;
         // Locks are named after them, and tests run at the same time.
-        format!("98de866e-b035-4b1a-a571-{:04}{:08}", self.format as u8, self.next).parse().unwrap()
+        format!("98de866e-b035-{:04x}-a571-{:012}", self.number, self.next).parse().unwrap()
     }
 
     fn dir(&self) -> std::path::PathBuf {

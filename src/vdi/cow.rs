@@ -295,7 +295,9 @@ impl Vdi for Cow<'_> {
         (self.kind.disk)(self.place.image(Mode::ReadOnly)?, &*self.place)
     }
 
-    fn resize(&self, size: u64, allow_shrink: bool) -> Result<Done> {
+    fn resize(&self, size: u64, allow_shrink: bool, context: &Context) -> Result<Done> {
+        // It may write the whole header, with the parent in it, which another host's sr_collect may be changing.
+        let _lock = self.place.tree()?.lock(context.deadline)?;
         let node = self.node()?;
         if node.hidden {
             return Err(self.is_hidden("vdi_resize"));

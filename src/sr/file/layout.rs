@@ -9,6 +9,8 @@ pub(super) const LOCK: &str = "lock";
 pub(super) const CHANGE: &str = ".sm-tree";
 /// Locked by the host that changes a tree.
 pub(super) const TREE_LOCK: &str = ".sm-tree-lock";
+/// Locked by the host that collects.
+pub(super) const COLLECT_LOCK: &str = ".sm-collect-lock";
 /// Names that the collector of the Python storage managers begins its journals with.
 pub(super) const JOURNALS: [&str; 3] = ["coalesce_", "relink_", "leaf_"];
 /// Extensions of images by format, in the order they are looked for.
