@@ -162,6 +162,18 @@ pub(super) fn encode(record: &Record) -> Vec<u8> {
 }
 
 pub(super) fn decode(bytes: &[u8]) -> Option<Record> {
+    // The parser recurses once per quote sign. What we write has strings, words and pairs.
+    let mut quoted = false;
+    let mut escaped = false;
+    for byte in bytes {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            _ if quoted || byte.is_ascii_alphanumeric() || b"()#._- \t\r\n".contains(byte) => {}
+            _ => return None,
+        }
+    }
     serde_lexpr::from_slice(bytes).ok()
 }
 
