@@ -20,6 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use xcp_sm::datapath::{self, Source};
 use xcp_sm::image::vhd;
+use xcp_sm::sys::lock;
 use xcp_sm::sys::loopdev::Detached;
 use xcp_sm::types::{Done, Format, Mode};
 
@@ -40,6 +41,11 @@ const TESTS: &[Test] = &[
     ("the_device_grows_with_its_image", grown),
     ("a_snapshot_under_load_loses_nothing", snapshot_under_load),
     ("a_pause_ends_with_its_maker", pauser_dies),
+    ("a_pause_outlives_an_earlier_one", pauser_dies_late),
+    ("an_image_is_never_served_twice", served_once),
+    ("a_lock_is_not_free_while_a_server_starts_whose_caller_was_killed", caller_killed),
+    ("signals_and_limits_of_a_session_do_not_end_a_server", signalled),
+    ("a_disk_whose_directory_was_moved_is_still_attached", moved),
     ("a_resume_that_fails_fails_io_and_can_be_mended", failed_resume),
     ("an_image_that_cannot_be_opened_is_told_at_attach", refused),
     ("discarded_space_is_given_back", discarded),
@@ -48,6 +54,11 @@ const TESTS: &[Test] = &[
 fn main() -> ExitCode {
     if let Some(status) = datapath::main() {
         return status;
+    }
+    if let Some(image) = std::env::args().nth(1).filter(|word| word.starts_with('/')) {
+        let _lock = lock_of_call().unwrap();
+        attach(Path::new(&image));
+        return ExitCode::SUCCESS;
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     if std::env::args().any(|a| a == "--list") {
@@ -367,6 +378,117 @@ fn pauser_dies(sr: &Path) {
     paused.abandon();
     told.recv_timeout(Duration::from_secs(20)).expect("the disk goes on");
     detach(&image);
+}
+
+fn pauser_dies_late(sr: &Path) {
+    let image = chain(sr, 1);
+    attach(&image);
+    let killed = datapath::pause(&image).unwrap().unwrap();
+    let next = datapath::pause(&image).unwrap().unwrap();
+    killed.abandon();
+    std::thread::sleep(Duration::from_millis(200));
+    let status = || datapath::status(&datapath::find(&image).unwrap().unwrap()).unwrap();
+    assert_eq!(status(), "paused");
+    next.resume().unwrap();
+    assert!(status().starts_with("serving"));
+    detach(&image);
+}
+
+/// A device that anybody detached is gone before its server has written everything.
+fn served_once(sr: &Path) {
+    let image = chain(sr, 1);
+    let device = attach(&image);
+    let server = datapath::find(&image).unwrap().unwrap().server;
+    File::options().write(true).open(&device).unwrap().write_all(&[7; 4 << 20]).unwrap();
+    let signal = move |signal| kill(Pid::from_raw(server as i32), signal).unwrap();
+    signal(Signal::SIGSTOP);
+    run("losetup", &["-d", device.to_str().unwrap()]);
+    let slow = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        signal(Signal::SIGCONT);
+    });
+    let device = attach(&image);
+    assert!(!fs::read(format!("/proc/{server}/cmdline")).is_ok_and(|line| !line.is_empty()), "two serve it");
+    slow.join().unwrap();
+    assert!(read_all(&device)[..4 << 20].iter().all(|byte| *byte == 7));
+    detach(&image);
+}
+
+/// The lock that a call has on its disk.
+fn lock_of_call() -> Result<lock::Lock, lock::Refused> {
+    lock::take("98de866e-b035-4b1a-a571-613bff542b89", "vdi", lock::Kind::Exclusive, Instant::now())
+}
+
+/// A process that serves the image, before anybody knows.
+fn server_of(image: &Path) -> Option<Pid> {
+    fs::read_dir("/proc").unwrap().flatten().find_map(|process| {
+        let pid = process.file_name().to_str()?.parse().ok()?;
+        let line = fs::read(process.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line);
+        (line.contains("serve-image") && line.contains(image.to_str()?)).then_some(Pid::from_raw(pid))
+    })
+}
+
+fn caller_killed(sr: &Path) {
+    let image = chain(sr, 1);
+    let wait = |what: &dyn Fn() -> bool| {
+        let until = Instant::now() + Duration::from_secs(20);
+        while !what() {
+            assert!(Instant::now() < until, "waited in vain");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    let mut met = 0;
+    for _ in 0..30 {
+        let mut caller = Command::new(std::env::current_exe().unwrap()).arg(&image).spawn().unwrap();
+        wait(&|| server_of(&image).is_some() || lock_of_call().is_ok());
+        let server = server_of(&image).filter(|server| kill(*server, Signal::SIGSTOP).is_ok());
+        caller.kill().unwrap();
+        caller.wait().unwrap();
+        if let Some(server) = server {
+            let started = || datapath::all().unwrap().iter().any(|attached| attached.image == image);
+            if server_of(&image) == Some(server) && !started() {
+                met += 1;
+                assert!(lock_of_call().is_err(), "a server starts and nobody knows");
+            }
+            let _ = kill(server, Signal::SIGCONT);
+        }
+        wait(&|| lock_of_call().is_ok());
+        // What is there now stays there.
+        match datapath::find(&image).unwrap() {
+            Some(_) => detach(&image),
+            None => wait(&|| server_of(&image).is_none()),
+        }
+        if met == 3 {
+            break;
+        }
+    }
+    println!("met a starting server {met} times");
+}
+
+fn signalled(sr: &Path) {
+    let image = chain(sr, 1);
+    let device = attach(&image);
+    let server = Pid::from_raw(datapath::find(&image).unwrap().unwrap().server as i32);
+    for signal in [Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGALRM, Signal::SIGXFSZ, Signal::SIGXCPU, Signal::SIGIO] {
+        kill(server, signal).unwrap();
+    }
+    read_all(&device);
+    detach(&image);
+}
+
+fn moved(sr: &Path) {
+    let image = chain(sr, 1);
+    let device = attach(&image);
+    let elsewhere = sr.with_file_name("elsewhere");
+    fs::rename(sr, &elsewhere).unwrap();
+    let moved = elsewhere.join(image.file_name().unwrap());
+    assert_eq!(attach(&moved), device);
+    let refused = xcp_sm::error::one_line(&datapath::pause(&moved).err().unwrap());
+    assert!(refused.contains("moved"), "{refused}");
+    detach(&moved);
+    assert!(datapath::find(&moved).unwrap().is_none());
+    fs::rename(&elsewhere, sr).unwrap();
 }
 
 fn failed_resume(sr: &Path) {

@@ -5,12 +5,14 @@ mod chains;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use xcp_sm::call::{self, Call, Context, Reply};
 use xcp_sm::image::disk::Served;
 use xcp_sm::sr::file::DRIVER;
+use xcp_sm::sys::lock;
 use xcp_sm::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrUuid, Tagged, VdiInfo, VdiUuid};
 
 const MIB: usize = 1 << 20;
@@ -21,6 +23,8 @@ struct Model {
     sr: SrUuid,
     disks: BTreeMap<VdiUuid, Vec<u8>>,
     next: u32,
+    /// Which model of this process it is.
+    number: u16,
 }
 
 #[derive(Clone, Debug)]
@@ -50,7 +54,9 @@ fn op() -> impl Strategy<Value = Op> {
 impl Model {
     fn new(format: Format) -> Model {
         let scratch = tempfile::tempdir().unwrap();
-        let mut model = Model { format, scratch, sr: SrUuid::random(), disks: BTreeMap::new(), next: 0 };
+        static MODELS: AtomicU16 = AtomicU16::new(0);
+        let number = MODELS.fetch_add(1, Relaxed);
+        let mut model = Model { format, scratch, sr: SrUuid::random(), disks: BTreeMap::new(), next: 0, number };
         model.run(Call::SrCreate { size: None, force: false });
         let vdi = model.new_uuid();
         let new = NewVdi { vdi, virtual_size: 4 * MIB as u64, format: Some(format), params: Params::default() };
@@ -62,7 +68,7 @@ impl Model {
     fn new_uuid(&mut self) -> VdiUuid {
         self.next += 1;
         // Locks are named after them, and tests run at the same time.
-        format!("98de866e-b035-4b1a-a571-{:04}{:08}", self.format as u8, self.next).parse().unwrap()
+        format!("98de866e-b035-{:04x}-a571-{:012}", self.number, self.next).parse().unwrap()
     }
 
     fn dir(&self) -> std::path::PathBuf {
@@ -188,6 +194,43 @@ fn every_disk_holds_what_was_written_to_it(format: Format, ops: &[Op]) {
         model.disks.remove(&vdi);
     }
     model.check();
+}
+
+/// A base, above it another one with a disk and its snapshot.
+fn base_over_base(format: Format) -> (Model, VdiUuid) {
+    // SAFETY: tests of this file are the only threads, and all set the same.
+    unsafe {
+        std::env::set_var("XCP_SM_RUN_DIR", std::env::temp_dir().join(format!("sm-trees.{}", std::process::id())))
+    };
+    let mut model = Model::new(format);
+    let disk = model.pick(0).unwrap();
+    for seed in 1..3 {
+        model.apply(&Op::Write { disk: 0, at: 0, len: 512, seed });
+        let dest = VdiUuid::random();
+        model.run(Call::VdiSnapshot { source: disk, dest });
+        model.disks.insert(dest, model.disks[&disk].clone());
+        if seed == 1 {
+            model.run(Call::VdiDelete { vdi: dest });
+            model.disks.remove(&dest);
+        }
+    }
+    assert_eq!(model.scan().len(), 4);
+    (model, disk)
+}
+
+/// Whoever works on a disk has read which image is its parent, and may write it back.
+#[test]
+fn nothing_is_merged_below_a_disk_that_another_call_works_on() {
+    for format in [Format::Vhd, Format::Qcow2] {
+        let (model, disk) = base_over_base(format);
+        let busy = lock::take(&disk.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()).unwrap();
+        model.run(Call::SrCollect);
+        assert_eq!(model.scan().len(), 4);
+        drop(busy);
+        model.run(Call::SrCollect);
+        assert_eq!(model.scan().len(), 3);
+        model.check();
+    }
 }
 
 proptest! {

@@ -106,6 +106,8 @@ pub struct Control {
     dir: PathBuf,
     /// Who waits for the end.
     waiting: Mutex<Vec<UnixStream>>,
+    /// How many pauses there were: the last one counts. Held while one begins or ends.
+    pauses: Mutex<u64>,
 }
 
 /// Tells the kernel the disk's size.
@@ -118,7 +120,10 @@ impl Control {
         // Of a server that had this PID before and was killed.
         let _ = fs::remove_file(&path);
         let listener = UnixListener::bind(short(&open, std::process::id())).map_err(Error::io("make", &path))?;
-        Ok((Arc::new(Control { dir: dir.to_owned(), waiting: Mutex::new(Vec::new()) }), listener))
+        Ok((
+            Arc::new(Control { dir: dir.to_owned(), waiting: Mutex::new(Vec::new()), pauses: Mutex::new(0) }),
+            listener,
+        ))
     }
 
     /// Answers whoever connects, for ever.
@@ -136,23 +141,18 @@ impl Control {
     fn converse(&self, stream: UnixStream, disk: &Disk, resized: &Resized) {
         let Ok(words) = stream.try_clone() else { return };
         let mut stream = stream;
-        let mut paused = false;
+        let mut paused = None;
         for word in BufReader::new(words).lines().map_while(Result::ok) {
             let answer = match word.as_str() {
                 "status" => Ok(status(disk)),
                 "flush" => disk.flush().map(|()| String::new()).map_err(|errno| errno.desc().to_owned()),
-                "pause" => disk.pause().map(|()| String::new()).map_err(|e| one_line(&e)),
-                "resume" => resume(disk, resized).map_err(|e| one_line(&e)),
+                "pause" => self.pause(disk, &mut paused).map(|()| String::new()).map_err(|e| one_line(&e)),
+                "resume" => self.resume(disk, resized, &mut paused),
                 "stop" => match self.stop(&stream) {
                     Ok(()) => continue,
                     Err(e) => Err(one_line(&e)),
                 },
                 _ => Err(format!("{word:?} is no word of this server")),
-            };
-            paused = match (word.as_str(), &answer) {
-                ("pause", Ok(_)) => true,
-                ("resume", Ok(_)) => false,
-                _ => paused,
             };
             let said = match answer {
                 Ok(rest) if rest.is_empty() => writeln!(stream, "ok"),
@@ -163,8 +163,26 @@ impl Control {
                 break;
             }
         }
-        if paused {
-            let _ = resume(disk, resized);
+        if paused.is_some() {
+            let _ = self.resume(disk, resized, &mut paused);
+        }
+    }
+
+    fn pause(&self, disk: &Disk, paused: &mut Option<u64>) -> Result<()> {
+        let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        disk.pause()?;
+        *pauses += 1;
+        *paused = Some(*pauses);
+        Ok(())
+    }
+
+    /// Ends a pause, unless another one began meanwhile: of a caller that was killed the end may be heard after
+    /// the beginning of the next, which must not lose its pause by that.
+    fn resume(&self, disk: &Disk, resized: &Resized, paused: &mut Option<u64>) -> Result<String, String> {
+        let pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        match paused.take() {
+            Some(ours) if ours != *pauses => Err("another call has paused it since".to_owned()),
+            _ => resume(disk, resized).map_err(|e| one_line(&e)),
         }
     }
 

@@ -73,19 +73,50 @@ pub fn all() -> Result<Vec<Attached>> {
     Ok(found)
 }
 
-/// The served image at `path`, by whatever path its directory was reached.
+/// The served image at `path`, by whatever path its directory was reached. A server whose device is gone may still
+/// be writing: `None` says that it has ended as well.
 pub fn find(path: &Path) -> Result<Option<Attached>> {
+    let list = all()?;
+    if let Some(found) = find_in(&list, path) {
+        return Ok(Some(found.clone()));
+    }
+    let dir = directory();
+    let without_device = |pid: &u32| list.iter().all(|attached| attached.server != *pid);
+    for pid in servers(&dir).into_iter().filter(without_device) {
+        if Arguments::of(pid).is_some_and(|a| is_same(&a.source.path, path)) {
+            // What it could not write is told to whoever detached it, if he waits.
+            let end = Client::connect(&dir, pid).and_then(|mut client| client.say("stop").map(|()| client));
+            let _ = end.and_then(Client::wait_for_end);
+        }
+    }
+    // One that had just been started may have a device by now.
     Ok(find_in(&all()?, path).cloned())
+}
+
+/// The processes that have, or had, a socket here.
+fn servers(dir: &Path) -> Vec<u32> {
+    let names = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| name.to_str()?.strip_suffix(".sock")?.parse().ok()).collect()
+}
+
+fn is_same(image: &Path, path: &Path) -> bool {
+    let directory = |path: &Path| fs::metadata(path.parent()?).ok().map(|meta| (meta.dev(), meta.ino()));
+    image == path
+        || (image.file_name() == path.file_name() && directory(path).is_some_and(|d| directory(image) == Some(d)))
 }
 
 /// The same, in a list that [`all`] gave.
 pub fn find_in<'a>(list: &'a [Attached], path: &Path) -> Option<&'a Attached> {
     let same_name = || list.iter().filter(|a| a.image.file_name() == path.file_name());
-    same_name().find(|a| a.image == path).or_else(|| {
-        let directory = |path: &Path| fs::metadata(path.parent()?).ok().map(|meta| (meta.dev(), meta.ino()));
-        let wanted = directory(path)?;
-        same_name().find(|a| directory(&a.image) == Some(wanted))
-    })
+    let by_path = same_name().find(|a| a.image == path).or_else(|| same_name().find(|a| is_same(&a.image, path)));
+    // Its directory may have another name by now.
+    by_path.or_else(|| same_name().find(|a| a.healthy && has_open(a.server, path)))
+}
+
+fn has_open(process: u32, path: &Path) -> bool {
+    let id = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    let mut open = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+    id(path).is_some_and(|wanted| open.any(|fd| id(&fd.path()) == Some(wanted)))
 }
 
 /// A block device over the image, which outlives this process. Idempotent: the same path again. What a server
@@ -159,6 +190,12 @@ pub struct Paused {
 /// `None`: it is not attached.
 pub fn pause(path: &Path) -> Result<Option<Paused>> {
     let Some(found) = find(path)? else { return Ok(None) };
+    if !is_same(&found.image, path) {
+        return Err(Error::DeviceInUse {
+            device: found.device.display().to_string(),
+            holder: format!("its server opened {}, which was moved since; detach it first", found.image.display()),
+        });
+    }
     let mut client = conversation(&found)?;
     client.ask("pause")?;
     Ok(Some(Paused { client, resumed: false }))

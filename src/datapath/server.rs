@@ -3,6 +3,9 @@
 //! It leaves its caller's session, directory and descriptors, ignores the signals that end a session (only
 //! SIGKILL ends it, or the end of its device), and asks the kernel to spare it when memory is short: the pages
 //! that are to be freed may be those of its own disk.
+//!
+//! Its stdin is the lock of its disk, which it shares with its caller until the device is told, or is gone: of a
+//! caller that was killed meanwhile nobody would know that a server starts, and the next call would start another.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -14,14 +17,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::libc;
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
-use nix::unistd::{ForkResult, dup2_stdout, fork, setsid};
+use nix::unistd::{ForkResult, dup2_stdin, dup2_stdout, fork, setsid};
 
 use super::control::{self, Control};
 use super::disk::Disk;
 use super::{Source, fuse};
 use crate::error::{Error, Result, one_line};
-use crate::sys::{loopdev, tool};
+use crate::sys::loopdev::Detached;
+use crate::sys::{lock, loopdev, tool};
 use crate::types::Format;
 
 /// First argument of a server.
@@ -88,7 +93,7 @@ impl Arguments {
 pub fn start(arguments: &Arguments) -> Result<PathBuf> {
     const PATIENCE: Duration = Duration::from_secs(120);
     let name = format!("the server of {}", arguments.source.path.display());
-    let said = tool::start_again(NAME, &arguments.to_words(), &name, PATIENCE)?;
+    let said = tool::start_again(NAME, &arguments.to_words(), &name, lock::share_last(), PATIENCE)?;
     match said.trim_end().split_once(' ') {
         Some(("ok", device)) => Ok(device.into()),
         Some(("error", why)) => {
@@ -136,9 +141,21 @@ fn settle() {
     let _ = setsid();
     let _ = std::env::set_current_dir("/");
     let _ = nix::sys::prctl::set_name(c"sm-datapath");
-    for ignored in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT] {
+    // Of those that end a process, all but its own faults.
+    use Signal::*;
+    for ignored in [
+        SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGPIPE, SIGALRM, SIGUSR1, SIGUSR2, SIGIO, SIGVTALRM, SIGPROF, SIGXCPU,
+        SIGXFSZ,
+    ] {
         // SAFETY: no handler is installed.
         let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
+    }
+    // Limits are for the caller's session.
+    for limit in [Resource::RLIMIT_FSIZE, Resource::RLIMIT_CPU, Resource::RLIMIT_AS, Resource::RLIMIT_NOFILE] {
+        let most = if limit == Resource::RLIMIT_NOFILE { 4096 } else { RLIM_INFINITY };
+        if getrlimit(limit).is_ok_and(|(now, _)| now < most) {
+            let _ = setrlimit(limit, most, most);
+        }
     }
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");
     // Linux 5.6: allocations in this process do not wait for I/O that it would have to serve.
@@ -182,8 +199,9 @@ fn export(
 }
 
 fn announce(device: &Path) {
-    if !say(&format!("ok {}", device.display())) {
-        // The caller gave up waiting: nobody knows of the device.
-        let _ = loopdev::detach(device);
+    // A caller that gave up waiting: nobody knows of the device.
+    let gone = !say(&format!("ok {}", device.display())) && matches!(loopdev::detach(device), Ok(Detached::Done(_)));
+    if !gone && let Ok(null) = File::open("/dev/null") {
+        let _ = dup2_stdin(null.as_fd());
     }
 }

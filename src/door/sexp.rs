@@ -17,9 +17,9 @@ fn association_list(text: &str) -> Result<DeviceConfig> {
     // Not shown where it may hold a password.
     let shown = if text.contains("pass") || text.contains("secret") { "***" } else { text };
     let bad = |expected: String| Error::Invalid { what: "dconf", value: shown.to_owned(), expected };
-    // The parser recurses once per parenthesis.
+    // The parser recurses once per parenthesis, and per quote sign.
     const DEEPEST: usize = 64;
-    if text.bytes().filter(|b| *b == b'(').count() > DEEPEST * 4 {
+    if text.bytes().filter(|b| b"('`,".contains(b)).count() > DEEPEST * 4 {
         return Err(bad("it is nested too deeply".to_owned()));
     }
     let form = "expected ((key . \"value\") …)";
@@ -60,7 +60,9 @@ mod tests {
         {
             assert!(device_config(&file::DRIVER, bad).is_err(), "{bad}");
         }
-        assert!(device_config(&file::DRIVER, &"(".repeat(100_000)).is_err());
+        for deep in ["(", "'", "`", ","] {
+            assert!(device_config(&file::DRIVER, &format!("({}", deep.repeat(100_000))).is_err());
+        }
         let refused = device_config(&file::DRIVER, r#"((cifspassword . "hunter2")"#).unwrap_err().to_string();
         assert!(!refused.contains("hunter2"), "{refused}");
     }

@@ -13,6 +13,7 @@
 //! | `.sm-tree` | which tree is being changed; only while it is |
 //! | `.sm-tree-lock` | empty; locked by the host that changes a tree. Only where several hosts have the SR |
 //! | `.sm-in-use` | empty; a byte for each image is locked by the servers that have it open. Likewise |
+//! | `.sm-collect-lock` | empty; locked by the host that collects. Likewise |
 //!
 //! Order of steps, and what the next call finds after a kill:
 //!
@@ -343,6 +344,7 @@ impl FileSr {
         dir.remove(CHANGE)?;
         dir.remove(TREE_LOCK)?;
         dir.remove(USES)?;
+        dir.remove(COLLECT_LOCK)?;
         dir.sync()?;
         dir.remove(DELETING)?;
         dir.sync()?;

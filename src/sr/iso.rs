@@ -309,7 +309,7 @@ impl Vdi for IsoVdi<'_> {
         self.0.sr.refuse("vdi_export")
     }
 
-    fn resize(&self, _size: u64, _allow_shrink: bool) -> Result<Done> {
+    fn resize(&self, _size: u64, _allow_shrink: bool, _context: &crate::call::Context) -> Result<Done> {
         self.0.sr.refuse("vdi_resize")
     }
 }

@@ -35,6 +35,8 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 
 const TEMPORARY: &str = ".tmp-";
+/// Bytes of a small file.
+const MOST: u64 = 1 << 20;
 
 /// An open directory. Names are looked up in it, so it cannot be exchanged under a running call.
 #[derive(Debug)]
@@ -126,14 +128,21 @@ impl Dir {
         self.try_open_file(name, write)?.ok_or_else(|| Error::sys("open", self.join(name))(Errno::ENOENT))
     }
 
-    /// The same; `None` if there is no such name.
+    /// The same; `None` if there is no such name. Never waits, as the open of a pipe of that name would.
     pub fn try_open_file(&self, name: &str, write: bool) -> Result<Option<File>> {
         let access = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
-        match openat(&self.fd, name, access | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()) {
-            Ok(fd) => Ok(Some(fd.into())),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(Error::sys("open", self.join(name))(errno)),
-        }
+        let flags = access | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let file: File = match openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => fd.into(),
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(Error::sys("open", self.join(name))(errno)),
+        };
+        let meta = file.metadata().map_err(Error::io("examine", self.join(name)))?;
+        if meta.is_file() { Ok(Some(file)) } else { Err(self.not_regular(name)) }
+    }
+
+    fn not_regular(&self, name: &str) -> Error {
+        Error::Damaged { path: self.join(name), what: "is not a regular file".to_owned() }
     }
 
     /// Opens a file of this program's own for reading; `None` if there is no such name. Never waits, as the
@@ -143,7 +152,7 @@ impl Dir {
     /// [`Error::Damaged`] if it is not a regular file.
     pub fn try_open_record(&self, name: &str) -> Result<Option<File>> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let not_regular = || Error::Damaged { path: self.join(name), what: "is not a regular file".to_owned() };
+        let not_regular = || self.not_regular(name);
         let file: File = match openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => fd.into(),
             Err(Errno::ENOENT) => return Ok(None),
@@ -164,7 +173,6 @@ impl Dir {
 
     /// The contents of a small file; `None` if there is no such name. More than 1 MiB is an error.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        const MOST: u64 = 1 << 20;
         let contents = self.unless_stale(|| {
             let Some(file) = self.try_open_record(name)? else { return Ok(None) };
             let mut bytes = Vec::new();
@@ -211,6 +219,11 @@ impl Dir {
 
     /// The same; the file stays marked as in the making ([`is_abandoned`] is false) while the answer lives.
     pub fn create_held(&self, name: &str, bytes: &[u8]) -> Result<Option<File>> {
+        if bytes.len() as u64 > MOST {
+            // Nobody could read it.
+            let limit = format!("a record has {MOST} bytes at most");
+            return Err(Error::TooBig { what: "what is to be kept", bytes: bytes.len() as u64, limit });
+        }
         let mut new = self.new_file()?;
         new.write(bytes)?;
         new.mark_as_in_use()?;
@@ -447,6 +460,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let dir = Dir::open(scratch.path()).unwrap();
         assert!(dir.create("a", b"one").unwrap());
+        assert!(matches!(dir.create("b", &[b' '; (1 << 20) + 1]), Err(Error::TooBig { .. })));
         assert!(!dir.create("a", b"two").unwrap());
         assert_eq!(dir.read("a").unwrap().unwrap(), b"one");
         dir.replace("a", b"three").unwrap();
@@ -472,6 +486,9 @@ mod tests {
         std::os::unix::fs::symlink("/", scratch.path().join("d")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", scratch.path().join("f")).unwrap();
         assert_eq!(Dir::open(&scratch.path().join("d")).unwrap_err().errno(), Some(Errno::ELOOP as i32));
-        assert!(Dir::open(scratch.path()).unwrap().open_file("f", false).is_err());
+        let dir = Dir::open(scratch.path()).unwrap();
+        assert!(dir.open_file("f", false).is_err());
+        nix::unistd::mkfifo(&scratch.path().join("p"), Mode::S_IRUSR).unwrap();
+        assert!(matches!(dir.open_file("p", false), Err(Error::Damaged { .. })));
     }
 }

@@ -135,17 +135,23 @@ impl Tool {
 }
 
 /// Starts this executable again, as `name` in the process list, and returns what it writes to its stdout until it
-/// closes it. It is meant to fork, so that it is nobody's child, and to live on.
+/// closes it. It is meant to fork, so that it is nobody's child, and to live on. Its stdin is `with`, else empty.
 ///
 /// # Errors
 /// [`Error::Tool`], which calls it `shown`, when it can't be started or says nothing until the deadline.
-pub fn start_again(name: &str, args: &[OsString], shown: &str, deadline: Duration) -> Result<String> {
+pub fn start_again(
+    name: &str,
+    args: &[OsString],
+    shown: &str,
+    with: Option<File>,
+    deadline: Duration,
+) -> Result<String> {
     keep_descriptors_to_ourselves();
     let failed = |how: String| Error::Tool { argv: shown.to_owned(), how, stderr: String::new() };
     let mut child = Command::new("/proc/self/exe")
         .arg0(name)
         .args(args)
-        .stdin(Stdio::null())
+        .stdin(with.map_or_else(Stdio::null, Stdio::from))
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .process_group(0)

@@ -13,11 +13,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use crate::call::Context;
 use crate::datapath;
 use crate::error::{Error, Result};
 use crate::image::disk::Disk;
+use crate::sys::lock::{self, Lock};
 use crate::sys::loopdev::Detached;
 use crate::types::{Done, Mode, Params, VdiInfo, VdiUuid};
 use crate::vdi::{Fork, Kind, Node, Place, Tree, Vdi, describe, in_use, refuse_if_used, refuse_shrink};
@@ -82,10 +84,31 @@ impl<'a> Cow<'a> {
         Ok(depth)
     }
 
+    /// Keeps all other calls from what is above this image, and from the tree: whoever opens a chain while one of its
+    /// images goes or grows, or writes a header that gets another parent meanwhile, would bring back what was before.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while another call works on one of them. It may wait for the tree, so it is not waited for.
+    fn lock_above(&self, tree: &dyn Tree, context: &Context) -> Result<Vec<Lock>> {
+        let above = descendants(&tree.nodes()?, self.place.vdi());
+        let busy = |who: &str| in_use(&*self.place, format!("{who}, which works on a disk above it"));
+        let mut locks = Vec::new();
+        for vdi in &above {
+            let lock = lock::take(&vdi.to_string(), "vdi", lock::Kind::Exclusive, Instant::now());
+            locks.push(lock.map_err(|refused| refused.or_timed_out(busy))?);
+        }
+        locks.push(tree.lock(context.deadline)?);
+        // Copied or deleted before its lock was ours.
+        if descendants(&tree.nodes()?, self.place.vdi()) != above {
+            return Err(busy("another call"));
+        }
+        Ok(locks)
+    }
+
     /// Makes the servers of all disks that have this image in their chains close it.
     fn pause_above(&self, tree: &dyn Tree) -> Result<Vec<datapath::Paused>> {
         let above = descendants(&tree.nodes()?, self.place.vdi());
-        let paused: Result<Vec<_>> = above.into_iter().map(|vdi| datapath::pause(&tree.sibling(vdi)?.path())).collect();
+        let paused: Result<Vec<_>> = above.into_iter().map(|vdi| pause(&*tree.sibling(vdi)?)).collect();
         Ok(paused?.into_iter().flatten().collect())
     }
 
@@ -106,10 +129,13 @@ impl<'a> Cow<'a> {
         if !node.hidden && (self.place.is_shared() || self.device()?.is_some()) {
             return self.coalesce_in_use(tree, &node, &*parent, context);
         }
-        self.grow_parent(tree, &node, &*parent)?;
+        if self.is_larger(&node, &*parent)? {
+            let _locks = self.lock_above(tree, context)?;
+            self.grow_parent(tree, &node, &*parent)?;
+        }
         self.merge_into(&*parent, context)?;
 
-        let _lock = tree.lock(context.deadline)?;
+        let _locks = self.lock_above(tree, context)?;
         // Deleted or copied meanwhile: what was merged does no harm, as nobody reads it from the parent.
         if !is_only_child(tree, self.place.vdi(), base)? || self.node()? != node {
             return Ok(Done::Already);
@@ -124,15 +150,19 @@ impl<'a> Cow<'a> {
         Ok(Done::Changed)
     }
 
+    fn is_larger(&self, node: &Node, parent: &dyn Place) -> Result<bool> {
+        let kind = crate::vdi::kind(parent.format());
+        Ok((kind.query)(&parent.image(Mode::ReadOnly)?, &parent.path())?.virtual_size < node.virtual_size)
+    }
+
     /// Makes the parent as large as this image.
     fn grow_parent(&self, tree: &dyn Tree, node: &Node, parent: &dyn Place) -> Result<()> {
-        let kind = crate::vdi::kind(parent.format());
-        let size = (kind.query)(&parent.image(Mode::ReadOnly)?, &parent.path())?.virtual_size;
-        if size >= node.virtual_size {
+        if !self.is_larger(node, parent)? {
             return Ok(());
         }
+        let kind = crate::vdi::kind(parent.format());
         // Growing moves blocks, so whoever reads the parent has to let go of it: those above this image, and its own server.
-        let _pause = datapath::pause(&self.place.path())?;
+        let _pause = pause(&*self.place)?;
         let _pauses = self.pause_above(tree)?;
         let _alone = tree.alone(&[parent.vdi()])?;
         (kind.resize)(parent.image(Mode::ReadWrite)?, &parent.path(), node.virtual_size).map(drop)
@@ -152,7 +182,7 @@ impl<'a> Cow<'a> {
             return Ok(Done::Already);
         }
         self.grow_parent(tree, node, parent)?;
-        let _pause = datapath::pause(&self.place.path())?;
+        let _pause = pause(&*self.place)?;
         let _alone = tree.alone(&[self.place.vdi()])?;
         if self.place.stat()?.allocated > MERGED_AT_ONCE {
             tree.fork(&Fork { base: VdiUuid::random(), dest: None, kind: self.kind })?;
@@ -265,7 +295,9 @@ impl Vdi for Cow<'_> {
         (self.kind.disk)(self.place.image(Mode::ReadOnly)?, &*self.place)
     }
 
-    fn resize(&self, size: u64, allow_shrink: bool) -> Result<Done> {
+    fn resize(&self, size: u64, allow_shrink: bool, context: &Context) -> Result<Done> {
+        // It may write the whole header, with the parent in it, which another host's sr_collect may be changing.
+        let _lock = self.place.tree()?.lock(context.deadline)?;
         let node = self.node()?;
         if node.hidden {
             return Err(self.is_hidden("vdi_resize"));
@@ -290,6 +322,15 @@ impl Vdi for Cow<'_> {
         let _alone = self.place.tree()?.alone(&[self.place.vdi()])?;
         (self.kind.resize)(self.place.image(Mode::ReadWrite)?, &self.place.path(), size)?;
         Ok(Done::Changed)
+    }
+}
+
+/// Makes the server of a disk close its chain, if it has one. What a killed server left is for its user to see, and to
+/// detach.
+fn pause(disk: &dyn Place) -> Result<Option<datapath::Paused>> {
+    match datapath::find(&disk.path())? {
+        Some(dead) if !dead.healthy => Err(in_use(disk, format!("{}, whose server was killed", dead.device.display()))),
+        _ => datapath::pause(&disk.path()),
     }
 }
 

@@ -216,7 +216,7 @@ pub trait Vdi {
     ///
     /// # Errors
     /// Below the current size [`Error::Invalid`] unless `allow_shrink`, which wants the disk unused.
-    fn resize(&self, size: u64, allow_shrink: bool) -> Result<Done>;
+    fn resize(&self, size: u64, allow_shrink: bool, context: &Context) -> Result<Done>;
 
     /// Takes the persistent lock for `user`, who may already share it with others only if the VDI is
     /// shareable; `force` breaks another's.
@@ -361,7 +361,7 @@ impl Attachments {
     pub fn find(&self, format: Format, image: &Path, id: loopdev::FileId) -> Option<PathBuf> {
         match format {
             Format::Raw => loopdev::find(&self.loops, image, id),
-            _ => self.served.iter().find(|attached| attached.image == image).map(|attached| attached.device.clone()),
+            _ => datapath::find_in(&self.served, image).map(|attached| attached.device.clone()),
         }
     }
 }

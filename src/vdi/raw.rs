@@ -98,7 +98,7 @@ impl Vdi for Raw<'_> {
         (KIND.disk)(self.place.image(Mode::ReadOnly)?, &*self.place)
     }
 
-    fn resize(&self, size: u64, allow_shrink: bool) -> Result<Done> {
+    fn resize(&self, size: u64, allow_shrink: bool, _context: &Context) -> Result<Done> {
         let now = self.place.stat()?.length;
         let size = self.place.round_up(KIND.round(size)?);
         if size == now {

@@ -9,6 +9,8 @@ pub(super) const LOCK: &str = "lock";
 pub(super) const CHANGE: &str = ".sm-tree";
 /// Locked by the host that changes a tree.
 pub(super) const TREE_LOCK: &str = ".sm-tree-lock";
+/// Locked by the host that collects.
+pub(super) const COLLECT_LOCK: &str = ".sm-collect-lock";
 /// Names that the collector of the Python storage managers begins its journals with.
 pub(super) const JOURNALS: [&str; 3] = ["coalesce_", "relink_", "leaf_"];
 /// Extensions of images by format, in the order they are looked for.
@@ -160,6 +162,18 @@ pub(super) fn encode(record: &Record) -> Vec<u8> {
 }
 
 pub(super) fn decode(bytes: &[u8]) -> Option<Record> {
+    // The parser recurses once per quote sign. What we write has strings, words and pairs.
+    let mut quoted = false;
+    let mut escaped = false;
+    for byte in bytes {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            _ if quoted || byte.is_ascii_alphanumeric() || b"()#._- \t\r\n".contains(byte) => {}
+            _ => return None,
+        }
+    }
     serde_lexpr::from_slice(bytes).ok()
 }
 

@@ -121,8 +121,13 @@ impl FileSr {
         let busy = |refused: lock::Refused| {
             refused.or_timed_out(|who| Error::SrUnavailable { sr: self.sr, why: format!("{who} collects it already") })
         };
-        let _alone =
-            lock::take(&self.sr.to_string(), "gc_active", lock::Kind::Exclusive, Instant::now()).map_err(busy)?;
+        let mut alone = lock::take(&self.sr.to_string(), "gc_active", lock::Kind::Exclusive, Instant::now());
+        if self.shared {
+            // Two that write into one base at the same time would put different blocks in one place.
+            let file = dir.lock_file(COLLECT_LOCK)?;
+            alone = alone.and_then(|lock| lock.among_hosts(file, &dir.join(COLLECT_LOCK), Instant::now()));
+        }
+        let _alone = alone.map_err(busy)?;
         let _running =
             lock::take(&self.sr.to_string(), "running", lock::Kind::Exclusive, Instant::now()).map_err(busy)?;
         let (mut done, mut left) = (Done::Already, HashSet::new());
@@ -170,7 +175,11 @@ impl FileSr {
             }
             // A disk in use is left for the next time.
             let merged = match lock::take(&next.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()) {
-                Ok(_lock) => self.disk(dir.clone(), next, listing.images[&next])?.coalesce(context)?,
+                Ok(_lock) => match self.disk(dir.clone(), next, listing.images[&next])?.coalesce(context) {
+                    // Deleted since the directory was read.
+                    Err(Error::NoVdi { .. }) => Done::Already,
+                    merged => merged?,
+                },
                 Err(lock::Refused::TimedOut { .. }) => Done::Already,
                 Err(lock::Refused::Failed(error)) => return Err(error),
             };
@@ -313,4 +322,32 @@ pub(super) fn remove_unborn(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
         dir.sync()?;
     }
     Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::SrUuid;
+
+    #[test]
+    fn one_host_at_a_time_collects() {
+        let scratch = tempfile::tempdir().unwrap();
+        let sr = FileSr::new(SrUuid::random(), "nfs", scratch.path().join("sr")).shared();
+        sr.create(None).unwrap();
+        let context = Context { deadline: Instant::now(), progress: &|_, _| {} };
+        let namespace = SrUuid::random().to_string();
+        let other = || {
+            let file = sr.dir().unwrap().lock_file(COLLECT_LOCK).unwrap();
+            let lock = lock::take(&namespace, "gc_active", lock::Kind::Exclusive, Instant::now()).unwrap();
+            lock.among_hosts(file, &scratch.path().join("sr").join(COLLECT_LOCK), Instant::now()).unwrap()
+        };
+        let held = other();
+        let refused = sr.collect(&context).unwrap_err();
+        assert!(refused.to_string().contains("another host collects it already"), "{refused}");
+        drop(held);
+        assert_eq!(sr.collect(&context).unwrap(), Done::Already);
+        lock::forget(&namespace, "gc_active");
+        sr.delete().unwrap();
+        assert!(!scratch.path().join("sr").exists());
+    }
 }
