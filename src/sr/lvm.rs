@@ -60,6 +60,9 @@ pub const DRIVER: Driver = Driver {
             "VDI_DELETE",
             "VDI_ATTACH",
             "VDI_DETACH",
+            "VDI_ACTIVATE",
+            "VDI_DEACTIVATE",
+            "VDI_UPDATE",
             "VDI_RESIZE",
             "VDI_RESIZE_ONLINE",
         ],
@@ -71,6 +74,9 @@ pub const DRIVER: Driver = Driver {
         sm_config: |_| Vec::new(),
     },
 };
+
+/// What is not supported of an SR with VHD images in its volumes.
+pub const FOREIGN: &str = "an SR with such VDIs";
 
 const GROUP: &str = "VG_XenStorage-";
 const RAW: &str = "LV-";
@@ -486,6 +492,7 @@ impl Sr for LvmSr {
 
     fn attach(&self) -> Result<Done> {
         let vg = self.whole()?;
+        self.volumes(&vg).try_for_each(|(vdi, format, _)| refuse_foreign(vdi, format))?;
         let pool = vg.lv(POOL).filter(|pool| pool.is_thin_pool());
         match (self.allocation, pool) {
             (Some(Allocation::Thin), None) | (Some(Allocation::Thick), Some(_)) => {
@@ -568,6 +575,7 @@ impl Sr for LvmSr {
             return Err(Error::Unsupported { op: "the type", why: format!("{format} disks on lvm; raw is served") });
         }
         let vg = self.whole()?;
+        self.volumes(&vg).try_for_each(|(vdi, format, _)| refuse_foreign(vdi, format))?;
         if self.volumes(&vg).any(|(vdi, ..)| vdi == new.vdi) {
             return Err(Error::VdiExists { vdi: new.vdi, sr: self.sr });
         }
@@ -654,7 +662,7 @@ fn refuse_foreign(vdi: VdiUuid, format: Format) -> Result<()> {
     match format {
         Format::Raw => Ok(()),
         _ => Err(Error::Unsupported {
-            op: "an SR with such VDIs",
+            op: FOREIGN,
             why: format!("VDI {vdi} is a {format} image in a volume (LVHD); this driver serves raw volumes"),
         }),
     }

@@ -7,6 +7,7 @@ use super::command::Command;
 use super::xapi::ApiError;
 use crate::door::xmlrpc;
 use crate::error::{self, Error, Exported, Protocol, ServerFault};
+use crate::sr::lvm;
 
 /// Every code that this door uses; numbers, names and messages are the table's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,6 +273,8 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
             _ => Code::InvalidArg,
         },
         Error::Usage(_) | Error::TooManyArguments(_) | Error::NoSuchCommand(_) => Code::BadRequest,
+        // 38 would be an error of xapi's own that hides the reason.
+        Error::Unsupported { op: lvm::FOREIGN, .. } => Code::SRUnavailable,
         Error::Unsupported { .. } => match command {
             // A disk that can't become smaller, or not at all.
             Some(Command::VdiResize | Command::VdiResizeOnline) => Code::VDISize,
