@@ -13,6 +13,7 @@ mod place;
 mod pool;
 mod server;
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -60,9 +61,14 @@ pub struct Attached {
 
 /// Everything that is served on this host. One pass over sysfs; needs no privilege.
 pub fn all() -> Result<Vec<Attached>> {
+    Ok(all_among(&loopdev::attached()?))
+}
+
+/// The same, among loop devices that were listed already.
+pub fn all_among(devices: &HashMap<PathBuf, Vec<String>>) -> Vec<Attached> {
     let mut found = Vec::new();
-    for (backing, names) in loopdev::attached()? {
-        let Some((server, image)) = fuse::parse_backing_file(&backing) else { continue };
+    for (backing, names) in devices {
+        let Some((server, image)) = fuse::parse_backing_file(backing) else { continue };
         let healthy = Arguments::of(server).is_some_and(|a| a.source.path == image);
         for name in names {
             let device = Path::new("/dev").join(name);
@@ -70,7 +76,7 @@ pub fn all() -> Result<Vec<Attached>> {
             found.push(Attached { image: image.clone(), device, read_only, server, healthy });
         }
     }
-    Ok(found)
+    found
 }
 
 /// The served image at `path`, by whatever path its directory was reached.

@@ -344,7 +344,9 @@ pub struct Attachments {
 
 impl Attachments {
     pub fn now() -> Result<Attachments> {
-        Ok(Attachments { loops: loopdev::attached()?, served: datapath::all()? })
+        let loops = loopdev::attached()?;
+        let served = datapath::all_among(&loops);
+        Ok(Attachments { loops, served })
     }
 
     /// The images that are attached, as the kernel names them.

@@ -178,6 +178,7 @@ impl<'a> Service<'a> {
         }
         self.leave_local_path()?;
         self.call(Call::SrDelete)?;
+        lock::forget(&self.sr()?.to_string(), "agent");
         Ok(Value::Nil)
     }
 

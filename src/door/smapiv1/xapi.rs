@@ -294,27 +294,30 @@ fn read_body(
     length: Option<u64>,
     deadline: Instant,
 ) -> Result<Vec<u8>, Broken> {
+    // As much as a socket holds: an answer may have megabytes.
+    const PIECE: usize = 256 << 10;
     let mut body = Vec::new();
     let wanted = length.unwrap_or(LARGEST);
     while (body.len() as u64) < wanted {
         patience(connection, deadline)?;
-        let mut some = connection.by_ref().take((wanted - body.len() as u64).min(1 << 16));
-        let mut piece = Vec::with_capacity(1 << 16);
-        let got = match some.fill_buf() {
-            Ok(buffer) => {
-                piece.extend_from_slice(buffer);
-                buffer.len()
+        let start = body.len();
+        let most = (wanted - start as u64).min(PIECE as u64) as usize;
+        body.resize(start + most, 0);
+        let got = match connection.read(&mut body[start..]) {
+            Ok(got) => got,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {
+                body.truncate(start);
+                continue;
             }
             Err(e) => return Err(Broken::new(false, &e)),
         };
+        body.truncate(start + got);
         if got == 0 {
             match length {
                 Some(_) => return Err(Broken::new(false, &io::ErrorKind::UnexpectedEof.into())),
                 None => break,
             }
         }
-        some.consume(got);
-        body.extend_from_slice(&piece);
     }
     Ok(body)
 }
