@@ -6,9 +6,12 @@
 //! | `flush` | makes everything durable | `ok` |
 //! | `pause` | lets requests end, flushes, closes the chain; requests wait | `ok` |
 //! | `resume` | opens the chain by path, tells the kernel its size | `ok BYTES` |
+//! | `hold` | a pause that outlives its connection, until `release`; `resume` does not end it | `ok` |
+//! | `release` | ends it as `resume` ends a pause; also mends a disk that could not be opened again | `ok` |
 //! | `stop` | | `ok`, and again `ok` when the device is gone and the image closed |
 //!
-//! Or `error` and words. A pause ends with its connection: whoever paused and died leaves no disk that hangs.
+//! Or `error` and words. A pause ends with its connection: whoever paused and died leaves no disk that hangs. A hold
+//! does not: it is for another host, whose death must not let this one write into an image that has become a base.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
@@ -16,6 +19,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -106,6 +110,7 @@ pub struct Control {
     dir: PathBuf,
     /// Who waits for the end.
     waiting: Mutex<Vec<UnixStream>>,
+    held: AtomicBool,
 }
 
 /// Tells the kernel the disk's size.
@@ -118,7 +123,10 @@ impl Control {
         // Of a server that had this PID before and was killed.
         let _ = fs::remove_file(&path);
         let listener = UnixListener::bind(short(&open, std::process::id())).map_err(Error::io("make", &path))?;
-        Ok((Arc::new(Control { dir: dir.to_owned(), waiting: Mutex::new(Vec::new()) }), listener))
+        Ok((
+            Arc::new(Control { dir: dir.to_owned(), waiting: Mutex::new(Vec::new()), held: AtomicBool::new(false) }),
+            listener,
+        ))
     }
 
     /// Answers whoever connects, for ever.
@@ -142,7 +150,9 @@ impl Control {
                 "status" => Ok(status(disk)),
                 "flush" => disk.flush().map(|()| String::new()).map_err(|errno| errno.desc().to_owned()),
                 "pause" => disk.pause().map(|()| String::new()).map_err(|e| one_line(&e)),
-                "resume" => resume(disk, resized).map_err(|e| one_line(&e)),
+                "resume" => self.resume(disk, resized),
+                "hold" => self.hold(disk).map(|()| String::new()).map_err(|e| one_line(&e)),
+                "release" => self.release(disk, resized).map(|()| String::new()).map_err(|e| one_line(&e)),
                 "stop" => match self.stop(&stream) {
                     Ok(()) => continue,
                     Err(e) => Err(one_line(&e)),
@@ -164,7 +174,27 @@ impl Control {
             }
         }
         if paused {
-            let _ = resume(disk, resized);
+            let _ = self.resume(disk, resized);
+        }
+    }
+
+    fn hold(&self, disk: &Disk) -> Result<()> {
+        // Before the pause: nobody's resume may come between.
+        let was = self.held.swap(true, SeqCst);
+        disk.pause().inspect_err(|_| self.held.store(was, SeqCst))
+    }
+
+    fn release(&self, disk: &Disk, resized: &Resized) -> Result<()> {
+        if self.held.swap(false, SeqCst) || matches!(disk.state(), State::Failed(_)) {
+            resume(disk, resized)?;
+        }
+        Ok(())
+    }
+
+    fn resume(&self, disk: &Disk, resized: &Resized) -> Result<String, String> {
+        match self.held.load(SeqCst) {
+            true => Err("another host holds it paused".to_owned()),
+            false => resume(disk, resized).map_err(|e| one_line(&e)),
         }
     }
 

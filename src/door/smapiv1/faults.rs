@@ -305,7 +305,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         },
         Error::NoSpace { .. } | Error::PoolFull { .. } => Code::SRNoSpace,
         Error::Damaged { .. } if general == Code::VDIUnavailable => Code::VDILoad,
-        Error::Damaged { .. } | Error::Tool { .. } => general,
+        Error::Damaged { .. } | Error::Tool { .. } | Error::NotPaused { .. } => general,
         Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Code::SRNoSpace,
             Some(Errno::EROFS) => Code::SharedFileSystemNoWrite,

@@ -73,11 +73,17 @@ impl Xapi {
         let body = xmlrpc::write_call(method, &all);
         let answer = self.post(&body, can_be_repeated(method))?;
         let answer = xmlrpc::read_response(&answer).map_err(|e| ApiError::Malformed(format!("{method}: {e}")))?;
-        unwrap(method, answer)
+        unwrap(method, answer).map_err(|error| match error {
+            // What xapi says of a session that it does not know is logged and shown.
+            ApiError::Refused(words) => {
+                ApiError::Refused(words.into_iter().map(|word| word.replace(&self.session, "******")).collect())
+            }
+            other => other,
+        })
     }
 
     fn post(&mut self, body: &str, repeatable: bool) -> Result<String, ApiError> {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + super::patience(DEADLINE);
         if let Some(connection) = self.connection.take() {
             match self.exchange(connection, body, deadline) {
                 Ok(answer) => return Ok(answer),
@@ -233,7 +239,7 @@ impl Broken {
     fn new(before_answer: bool, error: &io::Error) -> Broken {
         let why = match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                format!("no answer within {} s", DEADLINE.as_secs())
+                format!("no answer within {} s", super::patience(DEADLINE).as_secs())
             }
             io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
             _ => error.to_string(),
