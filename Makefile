@@ -2,7 +2,8 @@
 # make demo      the main job on a scratch directory, command by command
 # make check     every test; installs what it needs
 # make bench     figures, as ratios against what one would use instead
-# make install   DESTDIR= PREFIX=/usr/local; SMDIR=/opt/xensource/sm puts the drivers where xapi looks
+# make install   DESTDIR= PREFIX=/usr/local; SMDIR=/opt/xensource/sm puts the drivers where xapi looks, and
+#                PLUGINDIR=/etc/xapi.d/plugins the plug-in by which other hosts pause a disk
 # make torture   the long siblings of the crash and fault tests
 # make generated man pages and completions from the command-line definitions
 
@@ -10,6 +11,8 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 # Where xapi looks for drivers. Empty: xapi is left alone.
 SMDIR ?=
+# Where xapi looks for host plug-ins. The one that is there is kept as tapdisk-pause.stock.
+PLUGINDIR ?=
 
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 # The same place whatever CARGO_TARGET_DIR says, because scripts look here.
@@ -55,6 +58,8 @@ install: release
 	[ -z "$(SMDIR)" ] || install -d $(DESTDIR)$(SMDIR)
 	[ -z "$(SMDIR)" ] || support/observer-entry $(DESTDIR)$(PREFIX)/sbin/sm
 	[ -z "$(SMDIR)" ] || for d in $(DRIVERS); do ln -sf $(PREFIX)/sbin/sm $(DESTDIR)$(SMDIR)/$$d || exit; done
+	[ -z "$(PLUGINDIR)" ] || install -d $(DESTDIR)$(PLUGINDIR)
+	[ -z "$(PLUGINDIR)" ] || support/install-plugin $(DESTDIR)$(PLUGINDIR) $(PREFIX)/sbin/sm
 	install -m 644 man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -m 644 completions/sm.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sm
 

@@ -2,6 +2,7 @@
 //! protocol: these are the only words between them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,10 @@ pub enum Call {
     VdiGetParams {
         vdi: VdiUuid,
     },
+    /// Ends the pause that a killed vdi_snapshot left on other hosts, see [`OtherHosts`]. Idempotent.
+    VdiUnpause {
+        vdi: VdiUuid,
+    },
     VdiExport {
         vdi: VdiUuid,
         to: Stream,
@@ -100,6 +105,50 @@ pub struct Context<'a> {
     pub deadline: Instant,
     /// Told of the bytes copied so far and in all, by the calls that copy.
     pub progress: Progress<'a>,
+    /// The other hosts that may have the VDI of this call attached. `None`: nobody knows them.
+    pub others: Option<Arc<dyn OtherHosts>>,
+}
+
+/// What an agent knows, and can ask for, of the other hosts that share an SR, for the VDI of one call.
+///
+/// A host that serves an image must not have it open while the image gets another name, or it would go on writing into
+/// what is a base by then. On this host that is seen in the kernel; of others the agent keeps the account.
+pub trait OtherHosts: Send + Sync {
+    /// Makes every host that has the VDI attached close its images and let I/O wait, and keeps all others from
+    /// attaching it, until [`OtherHosts::resume`]; whatever happens to this process. The caller holds the tree's lock:
+    /// a pause that is there already was left by somebody who was killed.
+    ///
+    /// # Errors
+    /// [`Error::NotPaused`], with the host that did not; then all go on as before.
+    fn pause(&self) -> Result<()>;
+
+    /// Lets all go on with the images that have the names now. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::NotPaused`], with the hosts that did not go on: to be tried again.
+    fn resume(&self) -> Result<()>;
+}
+
+/// A VDI that no host has open; dropped, all go on.
+pub struct PausedElsewhere(Option<Arc<dyn OtherHosts>>);
+
+impl PausedElsewhere {
+    /// Does nothing where nobody knows of other hosts.
+    pub fn begin(context: &Context) -> Result<PausedElsewhere> {
+        match &context.others {
+            Some(others) => others.pause().map(|()| PausedElsewhere(Some(others.clone()))),
+            None => Ok(PausedElsewhere(None)),
+        }
+    }
+}
+
+impl Drop for PausedElsewhere {
+    /// A host that does not go on is no failure of what was done meanwhile: the agent keeps the account and tries again.
+    fn drop(&mut self) {
+        if let Some(others) = self.0.take() {
+            let _ = others.resume();
+        }
+    }
 }
 
 /// What a wait is cut to: an instant further away can't be named.
@@ -121,9 +170,9 @@ pub fn run(
     context: &Context,
 ) -> Result<Reply> {
     let Some(pulse) = (driver.open)(sr, config)?.pulse() else { return carry_out(driver, sr, config, call, context) };
-    let (config, call, deadline) = (config.clone(), call.clone(), context.deadline);
+    let (config, call, deadline, others) = (config.clone(), call.clone(), context.deadline, context.others.clone());
     let wait = deadline.saturating_duration_since(Instant::now());
-    let work = move |progress: Progress| carry_out(driver, sr, &config, &call, &Context { deadline, progress });
+    let work = move |progress: Progress| carry_out(driver, sr, &config, &call, &Context { deadline, progress, others });
     watch::over(&pulse, wait, context.progress, work).unwrap_or_else(|silent| {
         let why = format!("it has not answered for {} s, so the call was given up as by a kill: ", silent.seconds);
         Err(Error::SrUnavailable { sr, why: why + &one_line(&silent.last) })
@@ -189,6 +238,7 @@ fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
         Call::VdiLock { vdi, force, user } => storage.vdi(*vdi)?.lock(user, *force).map(|()| Reply::Nothing),
         Call::VdiUnlock { vdi, force, user } => storage.vdi(*vdi)?.unlock(user, *force).map(|()| Reply::Nothing),
         Call::VdiGetParams { vdi } => storage.vdi(*vdi)?.info().map(Reply::Vdi),
+        Call::VdiUnpause { vdi } => storage.vdi(*vdi)?.unpause(context).map(|()| Reply::Nothing),
         Call::VdiExport { vdi, to } => {
             let disk = storage.vdi(*vdi)?;
             if disk.info()?.read_only == 0 {
@@ -227,6 +277,7 @@ impl LockPlan {
             | Call::VdiDetach { vdi }
             | Call::VdiResize { vdi, .. }
             | Call::VdiExport { vdi, .. }
+            | Call::VdiUnpause { vdi }
             | Call::VdiLock { vdi, .. }
             | Call::VdiUnlock { vdi, .. } => (Some(Kind::Shared), vec![*vdi]),
             Call::VdiClone { source, dest } | Call::VdiSnapshot { source, dest } => {

@@ -43,6 +43,8 @@ pub enum Error {
          delete snapshots of it and run sr_collect, or export and import it"
     )]
     ChainTooLong { vdi: VdiUuid, sr: SrUuid, depth: usize, longest: usize },
+    #[error("VDI {vdi} on SR {sr} is attached on more hosts than this, and {why}")]
+    NotPaused { vdi: VdiUuid, sr: SrUuid, why: String },
     #[error("VDI {vdi} on SR {sr}: {why}")]
     LockRefused { vdi: VdiUuid, sr: SrUuid, why: String },
 

@@ -37,3 +37,8 @@ fn xapi_with_an_iso_sr() {
 fn xapi_with_an_nfs_sr_and_no_server() {
     battery("test_nfs");
 }
+
+#[test]
+fn a_disk_that_another_host_asks_to_pause() {
+    battery("test_plugin");
+}

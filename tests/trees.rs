@@ -77,7 +77,8 @@ impl Model {
 
     fn try_run(&self, call: &Call) -> xcp_sm::Result<Reply> {
         let config = DeviceConfig::from([("location", self.dir().to_str().unwrap())]);
-        let context = Context { deadline: Instant::now() + Duration::from_secs(10), progress: &|_, _| {} };
+        let context =
+            Context { deadline: Instant::now() + Duration::from_secs(10), progress: &|_, _| {}, others: None };
         call::run(&DRIVER, self.sr, &config, call, &context)
     }
 

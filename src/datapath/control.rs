@@ -6,9 +6,12 @@
 //! | `flush` | makes everything durable | `ok` |
 //! | `pause` | lets requests end, flushes, closes the chain; requests wait | `ok` |
 //! | `resume` | opens the chain by path, tells the kernel its size | `ok BYTES` |
+//! | `hold` | a pause that outlives its connection, until `release`; `resume` does not end it | `ok` |
+//! | `release` | ends it as `resume` ends a pause; also mends a disk that could not be opened again | `ok` |
 //! | `stop` | | `ok`, and again `ok` when the device is gone and the image closed |
 //!
-//! Or `error` and words. A pause ends with its connection: whoever paused and died leaves no disk that hangs.
+//! Or `error` and words. A pause ends with its connection: whoever paused and died leaves no disk that hangs. A hold
+//! does not: it is for another host, whose death must not let this one write into an image that has become a base.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
@@ -16,7 +19,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::libc;
@@ -106,8 +109,17 @@ pub struct Control {
     dir: PathBuf,
     /// Who waits for the end.
     waiting: Mutex<Vec<UnixStream>>,
-    /// How many pauses there were: the last one counts. Held while one begins or ends.
-    pauses: Mutex<u64>,
+    /// Locked while a pause begins or ends.
+    pauses: Mutex<Pauses>,
+}
+
+/// Who wants the disk paused.
+#[derive(Default)]
+struct Pauses {
+    /// How many a connection began: the last one counts.
+    begun: u64,
+    /// Another host does, see `hold`.
+    held: bool,
 }
 
 /// Tells the kernel the disk's size.
@@ -120,10 +132,7 @@ impl Control {
         // Of a server that had this PID before and was killed.
         let _ = fs::remove_file(&path);
         let listener = UnixListener::bind(short(&open, std::process::id())).map_err(Error::io("make", &path))?;
-        Ok((
-            Arc::new(Control { dir: dir.to_owned(), waiting: Mutex::new(Vec::new()), pauses: Mutex::new(0) }),
-            listener,
-        ))
+        Ok((Arc::new(Control { dir: dir.to_owned(), waiting: Mutex::default(), pauses: Mutex::default() }), listener))
     }
 
     /// Answers whoever connects, for ever.
@@ -148,6 +157,8 @@ impl Control {
                 "flush" => disk.flush().map(|()| String::new()).map_err(|errno| errno.desc().to_owned()),
                 "pause" => self.pause(disk, &mut paused).map(|()| String::new()).map_err(|e| one_line(&e)),
                 "resume" => self.resume(disk, resized, &mut paused),
+                "hold" => self.hold(disk).map(|()| String::new()).map_err(|e| one_line(&e)),
+                "release" => self.release(disk, resized).map(|()| String::new()).map_err(|e| one_line(&e)),
                 "stop" => match self.stop(&stream) {
                     Ok(()) => continue,
                     Err(e) => Err(one_line(&e)),
@@ -168,22 +179,42 @@ impl Control {
         }
     }
 
+    fn pauses(&self) -> MutexGuard<'_, Pauses> {
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn pause(&self, disk: &Disk, paused: &mut Option<u64>) -> Result<()> {
-        let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pauses = self.pauses();
         disk.pause()?;
-        *pauses += 1;
-        *paused = Some(*pauses);
+        pauses.begun += 1;
+        *paused = Some(pauses.begun);
         Ok(())
     }
 
     /// Ends a pause, unless another one began meanwhile: of a caller that was killed the end may be heard after
     /// the beginning of the next, which must not lose its pause by that.
     fn resume(&self, disk: &Disk, resized: &Resized, paused: &mut Option<u64>) -> Result<String, String> {
-        let pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        let pauses = self.pauses();
         match paused.take() {
-            Some(ours) if ours != *pauses => Err("another call has paused it since".to_owned()),
+            Some(ours) if ours != pauses.begun => Err("another call has paused it since".to_owned()),
+            _ if pauses.held => Err("another host holds it paused".to_owned()),
             _ => resume(disk, resized).map_err(|e| one_line(&e)),
         }
+    }
+
+    fn hold(&self, disk: &Disk) -> Result<()> {
+        let mut pauses = self.pauses();
+        disk.pause()?;
+        pauses.held = true;
+        Ok(())
+    }
+
+    fn release(&self, disk: &Disk, resized: &Resized) -> Result<()> {
+        let mut pauses = self.pauses();
+        if std::mem::take(&mut pauses.held) || matches!(disk.state(), State::Failed(_)) {
+            resume(disk, resized)?;
+        }
+        Ok(())
     }
 
     fn stop(&self, stream: &UnixStream) -> Result<()> {

@@ -13,6 +13,7 @@ mod place;
 mod pool;
 mod server;
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -22,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::sys::blockdev;
 use crate::sys::loopdev::{self, Detached};
 use crate::sys::run_dir;
-use crate::types::Format;
+use crate::types::{Done, Format};
 use control::Client;
 use server::Arguments;
 pub use server::main;
@@ -60,9 +61,14 @@ pub struct Attached {
 
 /// Everything that is served on this host. One pass over sysfs; needs no privilege.
 pub fn all() -> Result<Vec<Attached>> {
+    Ok(all_among(&loopdev::attached()?))
+}
+
+/// The same, among loop devices that were listed already.
+pub fn all_among(devices: &HashMap<PathBuf, Vec<String>>) -> Vec<Attached> {
     let mut found = Vec::new();
-    for (backing, names) in loopdev::attached()? {
-        let Some((server, image)) = fuse::parse_backing_file(&backing) else { continue };
+    for (backing, names) in devices {
+        let Some((server, image)) = fuse::parse_backing_file(backing) else { continue };
         let healthy = Arguments::of(server).is_some_and(|a| a.source.path == image);
         for name in names {
             let device = Path::new("/dev").join(name);
@@ -70,7 +76,7 @@ pub fn all() -> Result<Vec<Attached>> {
             found.push(Attached { image: image.clone(), device, read_only, server, healthy });
         }
     }
-    Ok(found)
+    found
 }
 
 /// The served image at `path`, by whatever path its directory was reached. A server whose device is gone may still
@@ -154,7 +160,7 @@ fn holder(device: &Path) -> Option<String> {
 /// # Errors
 /// That the server could not make everything durable; the device is gone all the same.
 pub fn detach(path: &Path) -> Result<Detached> {
-    let Some(found) = find(path)? else { return Ok(Detached::Done(crate::types::Done::Already)) };
+    let Some(found) = find(path)? else { return Ok(Detached::Done(Done::Already)) };
     let mut client = match conversation(&found) {
         Ok(mut client) => client.ask("stop").ok().map(|_| client),
         Err(_) => None,
@@ -225,6 +231,28 @@ impl Drop for Paused {
             let _ = self.client.ask("resume");
         }
     }
+}
+
+/// The same until [`release`], even if the caller dies: for a host that changes the tree of a disk in use here. Idempotent.
+///
+/// # Errors
+/// That the server is dead or could not make everything durable; then the disk is not held.
+pub fn hold(path: &Path) -> Result<Done> {
+    tell(path, "hold")
+}
+
+/// Ends it: what has the image's name now is opened and I/O goes on. Idempotent.
+///
+/// # Errors
+/// When it can't be opened: then I/O fails, until another release.
+pub fn release(path: &Path) -> Result<Done> {
+    tell(path, "release")
+}
+
+/// `Already`: it is not attached.
+fn tell(path: &Path, word: &str) -> Result<Done> {
+    let Some(found) = find(path)? else { return Ok(Done::Already) };
+    conversation(&found)?.ask(word).map(|_| Done::Changed)
 }
 
 /// Makes what was written to the device durable, without closing anything.

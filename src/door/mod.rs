@@ -1,5 +1,6 @@
 //! The doors: one per protocol. Here argv decides which; only this module writes to stdout.
 
+pub mod plugin;
 pub mod sexp;
 pub mod size;
 pub mod smapiv1;
@@ -8,12 +9,15 @@ pub mod table;
 pub mod v1;
 pub mod xmlrpc;
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::io::Write;
+use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 
 use crate::datapath;
 use crate::sr::{DRIVERS, Driver};
+use crate::sys::syslog;
 
 /// What a door has to say when it is done.
 pub struct Answer {
@@ -37,11 +41,31 @@ pub fn sm_main() -> ExitCode {
         return status;
     }
     let args: Vec<OsString> = std::env::args_os().collect();
+    if plugin::is_meant(&args) {
+        return speak(plugin::serve(&args));
+    }
     let called = args.first().map(std::path::Path::new).and_then(|path| path.file_name());
     match DRIVERS.iter().find(|d| called == Some(d.executable.as_ref())) {
         Some(driver) => driver_main(driver),
         None => speak(v1::sm(args)),
     }
+}
+
+/// An answer to xapi: a document and exit status 0 even after a panic, for of any other status it discards the reason.
+/// `name`: how the log calls us.
+fn guarded(name: &str, make: impl FnOnce() -> Answer, of_panic: impl FnOnce(&str) -> Answer) -> Answer {
+    thread_local!(static PANIC: RefCell<String> = const { RefCell::new(String::new()) });
+    panic::set_hook(Box::new(|info| PANIC.with_borrow_mut(|text| *text = info.to_string().replace('\n', " "))));
+    panic::catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|_| {
+        let text = PANIC.take();
+        syslog::write(&format!("{name}: {text}"));
+        of_panic(&text)
+    })
+}
+
+/// A document and nothing else.
+fn said(document: String) -> Answer {
+    Answer { stdout: document.into_bytes(), stderr: String::new(), status: 0 }
 }
 
 fn speak(answer: Answer) -> ExitCode {

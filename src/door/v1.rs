@@ -313,6 +313,7 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
     let context = Context {
         deadline: Instant::now() + Duration::from_secs(common.wait).min(LONGEST_WAIT),
         progress: &|done, total| bar.show(done, total),
+        others: None,
     };
     if !confirmed {
         refuse_loss(driver, sr, &config, &context)?;
@@ -567,7 +568,7 @@ fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::NoSr { .. } => (100, "ENOSR"),
         Error::NoVdi { .. } => (101, "ENOVDI"),
         Error::SrUnavailable { .. } => (102, "ESRBUSY"),
-        Error::VdiInUse { .. } => (103, "EVDIBUSY"),
+        Error::VdiInUse { .. } | Error::NotPaused { .. } => (103, "EVDIBUSY"),
         Error::Undo { cause, .. } => exit_status(cause),
         Error::Damaged { .. } | Error::Tool { .. } => (5, "EIO"),
         Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {

@@ -327,36 +327,38 @@ impl FileSr {
 
     fn remove_contents(&self, dir: &Dir, made_directory: bool) -> Result<()> {
         let listing = self.list(dir)?;
+        let mut removed = false;
         for (vdi, format) in &listing.images {
-            dir.remove(&image_name(*vdi, *format))?;
+            removed |= dir.remove(&image_name(*vdi, *format))?;
         }
         for vdi in listing.images.keys().chain(&listing.params).chain(&listing.locks) {
-            dir.remove(&beside(*vdi, PARAMS))?;
+            removed |= dir.remove(&beside(*vdi, PARAMS))?;
             register::remove(dir, &beside(*vdi, LOCK))?;
         }
         for name in &listing.temporaries {
-            dir.remove(name)?;
+            removed |= dir.remove(name)?;
         }
         for name in dir.names()?.iter().filter(|name| is_orphan(name)) {
             // Refused while somebody here has it open; then the directory stays, and sr_create takes it.
             let _ = dir.remove(name);
         }
-        dir.remove(CHANGE)?;
-        dir.remove(TREE_LOCK)?;
-        dir.remove(USES)?;
-        dir.remove(COLLECT_LOCK)?;
-        dir.sync()?;
+        removed |= dir.remove(CHANGE)?;
+        removed |= dir.remove(TREE_LOCK)? | dir.remove(USES)? | dir.remove(COLLECT_LOCK)?;
+        // The marker must not be gone before what it stands for. Of an empty SR there is nothing to wait for.
+        if removed || !listing.locks.is_empty() {
+            dir.sync()?;
+        }
         dir.remove(DELETING)?;
-        dir.sync()?;
         if made_directory {
             match fs::remove_dir(&self.path) {
-                Ok(()) => durable::sync_parent(&self.path)?,
+                // With the directory goes what was in it.
+                Ok(()) => return durable::sync_parent(&self.path),
                 // Somebody's own files, or a mount: not ours to remove.
                 Err(e) if matches!(e.raw_os_error().map(Errno::from_raw), Some(Errno::ENOTEMPTY | Errno::EBUSY)) => {}
                 Err(e) => return Err(Error::io("remove", &self.path)(e)),
             }
         }
-        Ok(())
+        dir.sync()
     }
 
     /// Refuses a filesystem that takes no changes any more. Since Linux 6.12 its mount options do not tell.
@@ -538,7 +540,6 @@ impl Sr for FileSr {
                         _ => return Err(Error::io("create the directory", &self.path)(e)),
                     },
                 }
-                durable::sync_parent(&self.path).inspect_err(|_| drop(fs::remove_dir(&self.path)))?;
                 Dir::open(&self.path)?
             }
             Err(e) => return Err(e),
@@ -555,6 +556,11 @@ impl Sr for FileSr {
             return undo(Error::NoSpace { sr: self.sr, free: has, wanted });
         }
         match self.write_marker(&dir, made_directory) {
+            // After the marker: a journal that holds the one holds the other as well, and this costs nothing more.
+            Ok(true) if made_directory => durable::sync_parent(&self.path).or_else(|cause| {
+                let _ = dir.remove(MARKER);
+                undo(cause)
+            }),
             Ok(true) => Ok(()),
             Ok(false) => Err(Error::DeviceInUse {
                 device: self.path.display().to_string(),

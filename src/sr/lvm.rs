@@ -58,6 +58,9 @@ pub const DRIVER: Driver = Driver {
             "VDI_DELETE",
             "VDI_ATTACH",
             "VDI_DETACH",
+            "VDI_ACTIVATE",
+            "VDI_DEACTIVATE",
+            "VDI_UPDATE",
             "VDI_RESIZE",
             "VDI_RESIZE_ONLINE",
         ],
@@ -69,6 +72,9 @@ pub const DRIVER: Driver = Driver {
         sm_config: |_| Vec::new(),
     },
 };
+
+/// What is not supported of an SR with VHD images in its volumes.
+pub const FOREIGN: &str = "an SR with such VDIs";
 
 const NAMING: Naming = Naming { prefix: "VG_XenStorage-", is_half_made };
 const RAW: &str = "LV-";
@@ -256,6 +262,7 @@ impl Sr for LvmSr {
 
     fn attach(&self) -> Result<Done> {
         let vg = self.group.whole()?;
+        self.volumes(&vg).try_for_each(|(vdi, format, _)| refuse_foreign(vdi, format))?;
         let pool = vg.lv(POOL).filter(|pool| pool.is_thin_pool());
         match (self.allocation, pool) {
             (Some(Allocation::Thin), None) | (Some(Allocation::Thick), Some(_)) => {
@@ -332,6 +339,7 @@ impl Sr for LvmSr {
             return Err(Error::Unsupported { op: "the type", why: format!("{format} disks on lvm; raw is served") });
         }
         let vg = self.group.whole()?;
+        self.volumes(&vg).try_for_each(|(vdi, format, _)| refuse_foreign(vdi, format))?;
         if self.volumes(&vg).any(|(vdi, ..)| vdi == new.vdi) {
             return Err(Error::VdiExists { vdi: new.vdi, sr: self.group.sr });
         }
@@ -418,7 +426,7 @@ fn refuse_foreign(vdi: VdiUuid, format: Format) -> Result<()> {
     match format {
         Format::Raw => Ok(()),
         _ => Err(Error::Unsupported {
-            op: "an SR with such VDIs",
+            op: FOREIGN,
             why: format!("VDI {vdi} is a {format} image in a volume (LVHD); this driver serves raw volumes"),
         }),
     }

@@ -201,6 +201,11 @@ pub trait Sr {
         Ok(Vec::new())
     }
 
+    /// Whether other hosts have the SR as well, where this one's kernel can't see what they have attached.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// The kind of content: `vhd`, `raw`, `iso` (later SMAPI documents).
     fn content_type(&self) -> &'static str;
 }

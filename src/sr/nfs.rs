@@ -279,6 +279,10 @@ impl Sr for NfsSr {
         self.file.content_type()
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn pulse(&self) -> Option<Pulse> {
         Some(self.export.pulse())
     }

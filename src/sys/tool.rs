@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::BorrowedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Once, mpsc};
 use std::time::Duration;
@@ -169,6 +170,12 @@ pub fn start_again(
         Ok(said) => Ok(String::from_utf8_lossy(&said).into_owned()),
         Err(_) => Err(failed(format!("was not ready within {} s", deadline.as_secs()))),
     }
+}
+
+/// Becomes another program, with our descriptors and environment. Returns only if it can't be had.
+pub fn become_another(program: &Path, args: &[OsString]) -> Error {
+    let error = Command::new(program).args(args).exec();
+    Error::Tool { argv: program.display().to_string(), how: format!("was not started: {error}"), stderr: String::new() }
 }
 
 fn describe(status: ExitStatus) -> Option<String> {

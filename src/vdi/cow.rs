@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::call::Context;
+use crate::call::{Context, PausedElsewhere};
 use crate::datapath;
 use crate::error::{Error, Result};
 use crate::image::disk::Disk;
@@ -63,7 +63,8 @@ impl<'a> Cow<'a> {
                 longest: LONGEST_CHAIN,
             });
         }
-        let _pause = datapath::pause(&self.place.path())?;
+        let _elsewhere = PausedElsewhere::begin(context)?;
+        let _here = datapath::pause(&self.place.path())?;
         let _alone = tree.alone(&[self.place.vdi()])?;
         tree.fork(&Fork { base: VdiUuid::random(), dest: Some((dest, params)), kind: self.kind })?;
         (self.kind.open)(tree.sibling(dest)?).info()
@@ -289,6 +290,11 @@ impl Vdi for Cow<'_> {
             Err(Error::VdiInUse { .. }) => Ok(Done::Already),
             other => other,
         }
+    }
+
+    fn unpause(&self, context: &Context) -> Result<()> {
+        let _lock = self.place.tree()?.lock(context.deadline)?;
+        context.others.as_ref().map_or(Ok(()), |others| others.resume())
     }
 
     fn open_disk(&self) -> Result<Box<dyn Disk>> {

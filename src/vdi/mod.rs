@@ -209,6 +209,14 @@ pub trait Vdi {
         Ok(Done::Already)
     }
 
+    /// Ends what a killed call left of a pause on other hosts, once nobody changes the tree. Idempotent.
+    fn unpause(&self, context: &Context) -> Result<()> {
+        match &context.others {
+            Some(others) => others.resume(),
+            None => Ok(()),
+        }
+    }
+
     /// The disk's bytes, to be read while nobody writes them.
     fn open_disk(&self) -> Result<Box<dyn Disk>>;
 
@@ -300,6 +308,19 @@ pub fn refuse_if_attached(disk: &dyn Vdi) -> Result<()> {
     }
 }
 
+/// Refuses what must not happen to a disk that another host writes, where that can't be seen and no agent says so: who
+/// attaches a disk of a shared SR locks it first (SR API, vdi_lock), so a lock on a disk that is not attached here means
+/// that it is attached elsewhere.
+///
+/// # Errors
+/// [`Error::VdiInUse`].
+pub fn refuse_if_elsewhere(disk: &dyn Vdi) -> Result<()> {
+    if !disk.place().is_shared() || disk.device()?.is_some() {
+        return Ok(());
+    }
+    refuse_if_locked(disk.place())
+}
+
 /// How a vdi_delete that several hosts must see calls itself as the holder of the persistent lock; the host's
 /// name follows. A kill leaves it, so only vdi_lock minds it.
 pub const DELETING: &str = "vdi_delete on ";
@@ -344,7 +365,9 @@ pub struct Attachments {
 
 impl Attachments {
     pub fn now() -> Result<Attachments> {
-        Ok(Attachments { loops: loopdev::attached()?, served: datapath::all()? })
+        let loops = loopdev::attached()?;
+        let served = datapath::all_among(&loops);
+        Ok(Attachments { loops, served })
     }
 
     /// The images that are attached, as the kernel names them.

@@ -8,7 +8,7 @@ use crate::call::Context;
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, RawFile};
 use crate::types::{Done, Format, Mode, Params, VdiInfo, VdiUuid};
-use crate::vdi::{Kind, Node, Place, Vdi, describe, refuse_if_used, refuse_shrink};
+use crate::vdi::{Kind, Node, Place, Vdi, describe, refuse_if_elsewhere, refuse_if_used, refuse_shrink};
 
 /// Bytes of a sector; a disk is a whole number of them.
 pub const SECTOR: u64 = 512;
@@ -90,6 +90,9 @@ impl Vdi for Raw<'_> {
     }
 
     fn snapshot(&self, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
+        if context.others.is_none() {
+            refuse_if_elsewhere(self)?;
+        }
         let params = Params { read_only: true, shareable: false, ..self.place.params()? };
         self.place.copy_to(dest, &params, context.progress)
     }

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as etree
 import xmlrpc.client
 from xml.sax.saxutils import escape
 
-from xapi import check_grammar
+from xapi import Refusal, check_grammar
 
 VOID = {"sr_create", "sr_delete", "sr_attach", "sr_detach", "sr_scan", "sr_update", "vdi_update", "vdi_delete",
         "vdi_detach", "vdi_activate", "vdi_deactivate", "vdi_epoch_begin", "vdi_epoch_end"}
@@ -35,13 +35,15 @@ def request(command, members):
 
 
 class Driver:
-    def __init__(self, executable, run_dir):
+    def __init__(self, executable, run_dir, prefix=()):
         self.executable = executable
+        # What runs it, where it is not this host.
+        self.prefix = list(prefix)
         self.env = {"PATH": "/sbin:/usr/sbin:/bin:/usr/bin", "ORIGINATOR": "SM", "XCP_SM_RUN_DIR": run_dir}
 
     def raw(self, *args):
         """Stdout of a call that may be anything; xapi's rules for it are checked."""
-        done = subprocess.run([self.executable, *args], env=self.env, stdin=subprocess.DEVNULL,
+        done = subprocess.run([*self.prefix, self.executable, *args], env=self.env, stdin=subprocess.DEVNULL,
                               capture_output=True, cwd="/", timeout=120, check=False)
         assert done.returncode == 0, (done.returncode, args, done.stdout, done.stderr)
         assert done.stderr == b"", done.stderr
@@ -63,3 +65,20 @@ class Driver:
         if command in VOID:
             assert result is None, f"{command} answers {result!r}, xapi wants nil"
         return result
+
+
+class Plugin(Driver):
+    """Runs a host plug-in as xapi does; ocaml/xapi/xapi_plugins.ml."""
+
+    def __init__(self, executable, run_dir, session, prefix=()):
+        super().__init__(executable, run_dir, prefix)
+        self.session = session
+
+    def __call__(self, function, args):
+        document = (f"<methodCall><methodName>{function}</methodName><params><param>{value(self.session)}</param>"
+                    f"<param>{value(args)}</param></params></methodCall>")
+        (answer,), _ = xmlrpc.client.loads(self.raw(document))
+        if answer["Status"] == "Failure":
+            raise Refusal(*answer["ErrorDescription"])
+        assert set(answer) == {"Status", "Value"} and type(answer["Value"]) is str, answer
+        return answer["Value"]

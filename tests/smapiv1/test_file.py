@@ -1,5 +1,6 @@
 """FileSR as xapi uses it. Run by `cargo test --test smapiv1`; alone: BIN=target/debug python3 -m unittest -v."""
 
+import fcntl
 import hashlib
 import os
 import re

@@ -4,9 +4,11 @@ It keeps tables of hosts, SRs and VDIs as xapi does, refuses what xapi refuses, 
 Documents are read by the Python library, not by the driver's own reader; on top their grammar is checked.
 """
 
+import contextlib
 import os
 import re
 import socketserver
+import sys
 import threading
 import time
 import uuid as uuids
@@ -59,7 +61,9 @@ class Xapi:
         self.host_uuid = str(uuids.uuid4())
         self.hosts = {self.host_ref: {"uuid": self.host_uuid, "name_label": "one", "other_config": {}}}
         self.srs, self.vdis, self.messages, self.pbds, self.secrets = {}, {}, [], {}, {}
-        self.capabilities = []
+        self.capabilities, self.driver_filenames = [], {}
+        # (host, name) -> what is called with the function and its arguments.
+        self.plugins = {}
         self.journal, self.misuses = [], []
         self.connections = 0
         # (method, number of its call so far) -> None, or how to go wrong; see `Handler.misbehave`.
@@ -146,7 +150,9 @@ class Xapi:
         return {r: v for r, v in self.table(table).items() if v[wanted[1]] == wanted[2]}
 
     def SM_get_all_records_where(self, expression):
-        return {"OpaqueRef:sm": {"capabilities": self.capabilities, "driver_filename": "", "type": "file"}}
+        sm_type = re.fullmatch(r'field "type" = "(\w+)"', expression)[1]
+        return {"OpaqueRef:sm": {"capabilities": self.capabilities, "type": sm_type,
+                                 "driver_filename": self.driver_filenames.get(sm_type, "")}}
 
     def pool_get_all(self):
         return ["OpaqueRef:pool"]
@@ -158,7 +164,11 @@ class Xapi:
         return self.host_ref
 
     def host_call_plugin(self, host, plugin, function, args):
-        raise Refusal("XENAPI_MISSING_PLUGIN", plugin)
+        if host not in self.hosts:
+            raise Refusal("HANDLE_INVALID", "host", host)
+        if (host, plugin) not in self.plugins:
+            raise Refusal("XENAPI_MISSING_PLUGIN", plugin)
+        return self.plugins[host, plugin](function, args)
 
     def message_create(self, name, priority, cls, uuid, body):
         self.messages.append((name, priority, cls, uuid, body))
@@ -247,6 +257,11 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
     request_queue_size = 64
 
+    def handle_error(self, request, client_address):
+        """Whoever was killed hangs up."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
     def get_request(self):
         connection, _ = super().get_request()
         self.xapi.connections += 1
@@ -276,7 +291,8 @@ class Handler(BaseHTTPRequestHandler):
                 xapi.journal.append((method, params[1:]))
             if how and how != "do and close":
                 return self.misbehave(how)
-            with xapi.lock:
+            # A plug-in calls xapi as well.
+            with contextlib.nullcontext() if method == "host.call_plugin" else xapi.lock:
                 try:
                     answer = {"Status": "Success", "Value": xapi.dispatch(method, list(params))}
                 except Refusal as refusal:

@@ -22,13 +22,37 @@ use super::faults::{Code, Failure};
 use super::xapi::{Record, Xapi};
 use crate::door::xmlrpc::Value;
 use crate::error::{Error, Result};
+use crate::sys::lock::{self, Kind, Lock};
 use crate::sys::tapdisk::{self, Blktap, Tapdisk};
 use crate::sys::{blockdev, run_dir};
-use crate::types::{Mode, SrUuid};
+use crate::types::{Mode, SrUuid, VdiUuid};
 
 /// How long activate and deactivate wait for whoever paused the VDI.
-const PATIENCE: Duration = Duration::from_secs(120);
-const PAUSE: Duration = Duration::from_secs(1);
+pub fn patience() -> Duration {
+    super::patience(Duration::from_secs(120))
+}
+
+/// Between two looks whether it is paused still.
+pub const PAUSE: Duration = Duration::from_secs(1);
+
+/// Held from before the claim until the device is there, and by who pauses the VDI on this host: a host that has claimed a
+/// VDI and not opened it yet has nothing to pause, and would open it while its tree is changed.
+///
+/// # Errors
+/// [`Error::DeviceInUse`] with who held it until the deadline.
+pub fn activation(vdi: VdiUuid, deadline: Instant) -> Result<Lock> {
+    lock::take(&vdi.to_string(), ACTIVATION, Kind::Exclusive, deadline).map_err(|refused| {
+        let device = format!("VDI {vdi}");
+        refused.or_timed_out(|who| Error::DeviceInUse { device, holder: format!("{who} activates or pauses it") })
+    })
+}
+
+/// Removes the lock file of a VDI that is gone.
+pub fn forget_activation(vdi: VdiUuid) {
+    lock::forget(&vdi.to_string(), ACTIVATION);
+}
+
+const ACTIVATION: &str = "activation";
 
 /// The name of a VDI's block device, the same from attach to detach.
 pub fn device_link(sr: SrUuid, vdi: &str) -> PathBuf {
@@ -163,63 +187,49 @@ impl Tag<'_> {
         format!("host_{}", self.host_ref)
     }
 
-    /// Claims the VDI. `live`: whether its device is on this host already, so that our own key is no relic.
-    pub fn claim(&self, xapi: &mut Xapi, mode: Mode) -> Result<(), Failure> {
+    /// Claims the VDI. `false`: somebody has it paused, and nothing was changed.
+    pub fn claim(&self, xapi: &mut Xapi, mode: Mode) -> Result<bool, Failure> {
         let wanted = if mode == Mode::ReadWrite { "RW" } else { "RO" };
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let before = self.unpaused(xapi, until)?;
-            self.yield_to_others(xapi, &before, mode)?;
-            match before.get(&self.key()).and_then(Value::as_str) {
-                Some(there) if there == wanted => {}
-                there => {
-                    if there.is_some() {
-                        self.release(xapi)?;
-                    }
-                    match xapi.add_key("VDI.add_to_sm_config", self.vdi_ref, &self.key(), wanted) {
-                        Err(e) if !e.is("MAP_DUPLICATE_KEY") => return Err(e.into()),
-                        _ => {}
-                    }
+        let before = xapi.record("VDI.get_sm_config", self.vdi_ref)?;
+        if is_paused(&before) {
+            return Ok(false);
+        }
+        self.yield_to_others(xapi, &before, mode)?;
+        let mut added = false;
+        match before.get(&self.key()).and_then(Value::as_str) {
+            Some(there) if there == wanted => {}
+            there => {
+                added = true;
+                if there.is_some() {
+                    self.give_up(xapi)?;
+                }
+                match xapi.add_key("VDI.add_to_sm_config", self.vdi_ref, &self.key(), wanted) {
+                    Err(e) if !e.is("MAP_DUPLICATE_KEY") => return Err(e.into()),
+                    _ => {}
                 }
             }
-            // Somebody may have paused it, or claimed it as well, between our reading and our writing.
-            let after = xapi.record("VDI.get_sm_config", self.vdi_ref)?;
-            if is_paused(&after) {
-                self.release(xapi)?;
-                continue;
-            }
-            return self.yield_to_others(xapi, &after, mode).inspect_err(|_| {
-                let _ = self.release(xapi);
-            });
         }
+        // Somebody may have paused it, or claimed it as well, between our reading and our writing.
+        let after = xapi.record("VDI.get_sm_config", self.vdi_ref)?;
+        if is_paused(&after) {
+            // A claim that was there is of a device that is there.
+            if added {
+                self.give_up(xapi)?;
+            }
+            return Ok(false);
+        }
+        self.yield_to_others(xapi, &after, mode).inspect_err(|_| drop(self.give_up(xapi)))?;
+        Ok(true)
     }
 
-    /// Gives the claim up, once the VDI is not paused.
+    /// Gives the claim up. Idempotent.
     pub fn give_up(&self, xapi: &mut Xapi) -> Result<(), Failure> {
-        self.release(xapi)
-    }
-
-    /// Waits until nobody has the VDI paused.
-    pub fn wait_until_unpaused(&self, xapi: &mut Xapi) -> Result<(), Failure> {
-        self.unpaused(xapi, Instant::now() + PATIENCE).map(drop)
-    }
-
-    fn release(&self, xapi: &mut Xapi) -> Result<(), Failure> {
         Ok(xapi.set("VDI.remove_from_sm_config", self.vdi_ref, Value::text(self.key()))?)
     }
 
-    fn unpaused(&self, xapi: &mut Xapi, until: Instant) -> Result<Record, Failure> {
-        loop {
-            let sm_config = xapi.record("VDI.get_sm_config", self.vdi_ref)?;
-            if !is_paused(&sm_config) {
-                return Ok(sm_config);
-            }
-            if Instant::now() >= until {
-                let why = format!("VDI {} is locked: it was paused for {} s", self.vdi_ref, PATIENCE.as_secs());
-                return Err(Failure::new(Code::VDIUnavailable, why));
-            }
-            std::thread::sleep(PAUSE);
-        }
+    /// Whether somebody has the VDI paused.
+    pub fn is_paused(&self, xapi: &mut Xapi) -> Result<bool, Failure> {
+        Ok(is_paused(&xapi.record("VDI.get_sm_config", self.vdi_ref)?))
     }
 
     /// Refuses a VDI that another host writes, or reads while we want to write.

@@ -7,6 +7,7 @@ use super::command::Command;
 use super::xapi::ApiError;
 use crate::door::xmlrpc;
 use crate::error::{self, Error, Exported, Protocol, ServerFault};
+use crate::sr::lvm;
 
 /// Every code that this door uses; numbers, names and messages are the table's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,6 +283,8 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
             _ => Code::InvalidArg,
         },
         Error::Usage(_) | Error::TooManyArguments(_) | Error::NoSuchCommand(_) => Code::BadRequest,
+        // 38 would be an error of xapi's own that hides the reason.
+        Error::Unsupported { op: lvm::FOREIGN, .. } => Code::SRUnavailable,
         Error::Unsupported { .. } => match command {
             // A disk that can't become smaller, or not at all.
             Some(Command::VdiResize | Command::VdiResizeOnline) => Code::VDISize,
@@ -312,7 +315,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         },
         Error::NoSpace { .. } | Error::PoolFull { .. } => Code::SRNoSpace,
         Error::Damaged { .. } if general == Code::VDIUnavailable => Code::VDILoad,
-        Error::Damaged { .. } => general,
+        Error::Damaged { .. } | Error::NotPaused { .. } => general,
         Error::Tool { argv, .. } => of_tool(argv.split(' ').next().unwrap_or(""), command).unwrap_or(general),
         Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Code::SRNoSpace,

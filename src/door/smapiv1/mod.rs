@@ -5,6 +5,7 @@
 //! | [`command`] | the request: what xapi wants, of which SR and VDI |
 //! | [`service`] | each command: calls of the driver, and what xapi has to be told of them |
 //! | [`datapath`] | attach, activate and the claims of hosts on a VDI |
+//! | [`hosts`] | the other hosts that have a VDI attached |
 //! | [`sync`] | making xapi's database say what the substrate says |
 //! | [`xapi`] | calls back into xapi |
 //! | [`faults`] | what xapi is told when a command fails |
@@ -12,41 +13,40 @@
 pub mod command;
 pub mod datapath;
 pub mod faults;
+pub mod hosts;
 pub mod service;
 pub mod sync;
 pub mod xapi;
 
-use std::cell::RefCell;
 use std::ffi::OsString;
-use std::panic::{self, AssertUnwindSafe};
+use std::time::Duration;
 
 use self::command::{Command, Request};
 use self::faults::{Attempt, Code, Failure};
 use self::service::Service;
-use super::Answer;
 use super::xmlrpc::{self, Value};
+use super::{Answer, guarded, said};
 use crate::sr::Driver;
 use crate::sys::syslog;
+
+/// Shortens every wait of this door to so many seconds, for whoever can't wait as long as xapi.
+pub const PATIENCE: &str = "XCP_SM_PATIENCE";
+
+/// How long to wait where `usual` is what fits xapi.
+fn patience(usual: Duration) -> Duration {
+    let seconds = std::env::var(PATIENCE).ok().and_then(|text| text.parse().ok());
+    seconds.map_or(usual, |seconds| usual.min(Duration::from_secs(seconds)))
+}
 
 /// Whether these are the words of an agent that speaks XML-RPC. No word of the SR API begins like this.
 pub fn is_meant(args: &[OsString]) -> bool {
     args.get(1).is_some_and(|first| first.as_encoded_bytes().trim_ascii_start().starts_with(b"<"))
 }
 
-/// Serves one call. Whatever happens, xapi gets a document and exit status 0: of any other status it
-/// discards the reason.
+/// Serves one call.
 pub fn serve(driver: &'static Driver, args: &[OsString]) -> Answer {
-    thread_local!(static PANIC: RefCell<String> = const { RefCell::new(String::new()) });
-    panic::set_hook(Box::new(|info| PANIC.with_borrow_mut(|text| *text = info.to_string().replace('\n', " "))));
-    panic::catch_unwind(AssertUnwindSafe(|| answer(driver, args))).unwrap_or_else(|_| {
-        let text = PANIC.take();
-        syslog::write(&format!("{}: {text}", driver.executable));
-        said(xmlrpc::write_fault(Code::GenericException as u16, &text))
-    })
-}
-
-fn said(document: String) -> Answer {
-    Answer { stdout: document.into_bytes(), stderr: String::new(), status: 0 }
+    let of_panic = |text: &str| said(xmlrpc::write_fault(Code::GenericException as u16, text));
+    guarded(driver.executable, || answer(driver, args), of_panic)
 }
 
 fn answer(driver: &'static Driver, args: &[OsString]) -> Answer {
@@ -113,6 +113,8 @@ fn driver_info(driver: &Driver) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::panic;
+
     use super::*;
     use crate::door::xmlrpc::Response;
     use crate::sr::file;

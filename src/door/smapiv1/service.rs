@@ -11,14 +11,16 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::command::{Command, Request};
 use super::datapath::{self, Tag};
 use super::faults::{self, Attempt, Code, Failure};
+use super::hosts::Hosts;
 use super::sync::{self, Introduced, text};
 use super::xapi::{Record, Xapi};
-use crate::call::{self, Call, Context, Reply};
+use crate::call::{self, Call, Context, OtherHosts, Reply};
 use crate::door::xmlrpc::{self, Value};
 use crate::error::Error;
 use crate::sr::{Driver, Sr};
@@ -27,7 +29,9 @@ use crate::sys::{bind, run_dir, syslog};
 use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
 
 /// xapi has no time limit; whoever holds a lock this long has died in the kernel.
-const PATIENCE: Duration = Duration::from_secs(600);
+fn patience() -> Duration {
+    super::patience(Duration::from_secs(600))
+}
 
 type Answer = Result<Value, Failure>;
 
@@ -183,6 +187,7 @@ impl<'a> Service<'a> {
         }
         self.leave_local_path()?;
         self.call(Call::SrDelete)?;
+        lock::forget(&self.sr()?.to_string(), "agent");
         Ok(Value::Nil)
     }
 
@@ -203,11 +208,13 @@ impl<'a> Service<'a> {
         };
         self.enter_local_path()?;
         let master = self.request.device_config.get("SRmaster") == Some("true");
-        let records = self.clear_tags(records, &host, master)?;
+        let shared = (self.driver.open)(self.sr()?, &self.config)?.is_shared();
+        let records = self.clear_tags(records, &host, master && !shared)?;
         if master {
             let _ = self.xapi()?.add_key("SR.add_to_other_config", sr_ref, "dirty", "");
             // The figures as well: xapi admits disks by them from now on.
-            let told = self.scan(sr_ref, Some(records)).and_then(|()| self.sr_update());
+            self.end_pauses(&records);
+            let told = self.scan(sr_ref, Some(records)).and_then(|_| self.sr_update());
             if let Err(failure) = told {
                 let why = self.reason(&failure, Command::SrScan);
                 syslog::write(&format!("the scan after sr_attach failed: {why}"));
@@ -219,12 +226,13 @@ impl<'a> Service<'a> {
         Ok(Value::Nil)
     }
 
-    /// Removes this host's claims on VDIs that it does not have attached, and on the master every pause.
+    /// Removes this host's claims on VDIs that it does not have attached, and every pause of an SR that only this
+    /// host has.
     fn clear_tags(
         &mut self,
         mut records: Vec<(String, Record)>,
         host: &str,
-        master: bool,
+        pauses: bool,
     ) -> Result<Vec<(String, Record)>, Failure> {
         for (reference, record) in &mut records {
             let location = text(record, "location").to_owned();
@@ -233,7 +241,7 @@ impl<'a> Service<'a> {
             if sm_config.contains_key(host) && !self.is_attached(&location) {
                 keys.push(host);
             }
-            if master && sm_config.contains_key("paused") {
+            if pauses && sm_config.contains_key("paused") {
                 keys.push("paused");
             }
             for key in keys {
@@ -263,12 +271,33 @@ impl<'a> Service<'a> {
     fn sr_scan(&mut self) -> Answer {
         self.assert_attached()?;
         let sr_ref = self.request.text("sr_ref")?;
-        self.scan(sr_ref, None)?;
+        let records = self.scan(sr_ref, None)?;
+        self.end_pauses(&records);
         Ok(Value::Nil)
     }
 
+    /// Ends the pauses that killed calls left. Not while the agent's lock is held: another host may have to answer.
+    fn end_pauses(&mut self, records: &[(String, Record)]) {
+        for (reference, record) in records {
+            if record.get("sm_config").and_then(|keys| keys.get("paused")).is_none() {
+                continue;
+            }
+            let ended = self.vdi_at(text(record, "location")).and_then(|vdi| {
+                if let hosts @ Some(_) = self.hosts(vdi, text(record, "uuid"), reference)? {
+                    // Of one that is still being changed nobody waits for the lock.
+                    self.call_with(Call::VdiUnpause { vdi }, hosts, Instant::now())?;
+                }
+                Ok(())
+            });
+            if let Err(failure) = ended {
+                let why = self.reason(&failure, Command::SrScan);
+                syslog::write(&format!("VDI {} stays paused: {why}", text(record, "uuid")));
+            }
+        }
+    }
+
     /// `records`: those that were read a moment ago, before the substrate is.
-    fn scan(&mut self, sr_ref: &str, records: Option<Vec<(String, Record)>>) -> Result<(), Failure> {
+    fn scan(&mut self, sr_ref: &str, records: Option<Vec<(String, Record)>>) -> Result<Vec<(String, Record)>, Failure> {
         let sm_config = self.driver.about.sm_config;
         let _alone = self.agent_lock(Kind::Exclusive)?;
         let records = match records {
@@ -282,7 +311,7 @@ impl<'a> Service<'a> {
         if changes != sync::Changes::default() {
             sync::figures(self.xapi()?, sr_ref, &sr)?;
         }
-        Ok(())
+        Ok(records)
     }
 
     fn sr_update(&mut self) -> Answer {
@@ -374,8 +403,10 @@ impl<'a> Service<'a> {
         self.assert_attached()?;
         let sr_ref = self.request.text("sr_ref")?;
         let vdi = self.vdi()?;
+        self.refuse_if_elsewhere()?;
         let _shared = self.agent_lock(Kind::Shared)?;
         self.call(Call::VdiDelete { vdi })?;
+        datapath::forget_activation(vdi);
         datapath::disconnect(self.sr()?, self.vdi_name()?)?;
         // xapi drops the record itself as well, if this is lost.
         if let (Some(reference), Some(xapi)) = (self.request.optional("vdi_ref")?, self.xapi.as_mut()) {
@@ -393,11 +424,23 @@ impl<'a> Service<'a> {
         let sr_ref = self.request.text("sr_ref")?;
         let reference = self.request.text("vdi_ref")?;
         let (source, dest) = (self.vdi()?, VdiUuid::random());
-        let _shared = self.agent_lock(Kind::Shared)?;
-        let info = self.created(match self.request.command {
+        let hosts = self.hosts_of_vdi()?;
+        let call = match self.request.command {
             Command::VdiSnapshot => Call::VdiSnapshot { source, dest },
             _ => Call::VdiClone { source, dest },
-        })?;
+        };
+        if let Some(hosts) = &hosts {
+            // As on this host: a clone wants the disk unused, and a raw disk can't be paused.
+            let is_clone = self.request.command == Command::VdiClone;
+            if is_clone || self.info()?.format == Format::Raw {
+                hosts.refuse_if_attached(is_clone)?;
+            }
+        }
+        let _shared = self.agent_lock(Kind::Shared)?;
+        let info = match self.call_with(call, hosts, Instant::now() + patience())? {
+            Reply::Vdi(info) => info,
+            _ => unreachable!("what makes a VDI answers it"),
+        };
         // Its name is xapi's to choose.
         let row = Introduced { label: "", description: "", sm_config: self.sm_config(&info), ..Introduced::of(&info) };
         self.introduce_or_undo(sr_ref, &row, info.uuid)?;
@@ -435,6 +478,7 @@ impl<'a> Service<'a> {
         if !datapath::can_grow(self.sr()?, self.vdi_name()?) {
             return Err(Failure::new(Code::VDIInUse, "a tapdisk does not follow a disk that grows"));
         }
+        self.refuse_if_elsewhere()?;
         let _shared = self.agent_lock(Kind::Shared)?;
         self.call(Call::VdiResize { vdi, size, allow_shrink: false })?;
         let info = self.info()?;
@@ -477,21 +521,51 @@ impl<'a> Service<'a> {
         let mode = if self.request.flag(0)? { Mode::ReadWrite } else { Mode::ReadOnly };
         let vdi = self.vdi()?;
         let tag = Tag { vdi_ref: self.request.text("vdi_ref")?, host_ref: self.request.text("host_ref")? };
-        tag.claim(self.xapi()?, mode)?;
-        if let Err(failure) = self.connect(vdi, mode) {
-            let _ = tag.give_up(self.xapi()?);
-            return Err(failure);
+        self.while_not_paused(vdi, |service| {
+            if !tag.claim(service.xapi()?, mode)? {
+                return Ok(false);
+            }
+            if let Err(failure) = service.connect(vdi, mode) {
+                let _ = tag.give_up(service.xapi()?);
+                return Err(failure);
+            }
+            Ok(true)
+        })
+    }
+
+    /// Does `attempt` with the VDI's activation lock, again and again while it says that the VDI is paused. Without the
+    /// lock in between: who ends the pause may need it.
+    fn while_not_paused(
+        &mut self,
+        vdi: VdiUuid,
+        mut attempt: impl FnMut(&mut Self) -> Result<bool, Failure>,
+    ) -> Answer {
+        let until = Instant::now() + datapath::patience();
+        loop {
+            let lock = datapath::activation(vdi, until)?;
+            if attempt(self)? {
+                return Ok(Value::Nil);
+            }
+            drop(lock);
+            if Instant::now() >= until {
+                let why = format!("VDI {vdi} is locked: it was paused for {} s", datapath::patience().as_secs());
+                return Err(Failure::new(Code::VDIUnavailable, why));
+            }
+            std::thread::sleep(datapath::PAUSE);
         }
-        Ok(Value::Nil)
     }
 
     fn vdi_deactivate(&mut self) -> Answer {
         let vdi = self.vdi()?;
         let tag = Tag { vdi_ref: self.request.text("vdi_ref")?, host_ref: self.request.text("host_ref")? };
-        tag.wait_until_unpaused(self.xapi()?)?;
-        self.disconnect(vdi)?;
-        tag.give_up(self.xapi()?)?;
-        Ok(Value::Nil)
+        self.while_not_paused(vdi, |service| {
+            if tag.is_paused(service.xapi()?)? {
+                return Ok(false);
+            }
+            service.disconnect(vdi)?;
+            tag.give_up(service.xapi()?)?;
+            Ok(true)
+        })
     }
 
     fn vdi_detach(&mut self) -> Answer {
@@ -596,8 +670,41 @@ impl<'a> Service<'a> {
 
     fn call(&self, call: Call) -> Result<Reply, Error> {
         let sr = self.sr.ok_or_else(|| Error::Usage("sr_uuid is missing".to_owned()))?;
-        let context = Context { deadline: Instant::now() + PATIENCE, progress: &|_, _| {} };
+        let context = Context { deadline: Instant::now() + patience(), progress: &|_, _| {}, others: None };
         call::run(self.driver, sr, &self.config, &call, &context)
+    }
+
+    /// The same for a call that other hosts may have to hear of.
+    fn call_with(&self, call: Call, others: Option<Arc<Hosts>>, deadline: Instant) -> Result<Reply, Error> {
+        let sr = self.sr.ok_or_else(|| Error::Usage("sr_uuid is missing".to_owned()))?;
+        let others = others.map(|hosts| hosts as Arc<dyn OtherHosts>);
+        let context = Context { deadline, progress: &|_, _| {}, others };
+        call::run(self.driver, sr, &self.config, &call, &context)
+    }
+
+    /// The other hosts that may have a VDI attached; on an SR that several have.
+    fn hosts(&self, vdi: VdiUuid, vdi_uuid: &str, vdi_ref: &str) -> Result<Option<Arc<Hosts>>, Failure> {
+        let (sr, request) = (self.sr()?, self.request);
+        if !(self.driver.open)(sr, &self.config)?.is_shared() {
+            return Ok(None);
+        }
+        let xapi = Mutex::new(Xapi::new(request.text("session_ref")?, request.optional("subtask_of")?));
+        let host_ref = request.text("host_ref")?.to_owned();
+        let (vdi_uuid, vdi_ref) = (vdi_uuid.to_owned(), vdi_ref.to_owned());
+        Ok(Some(Arc::new(Hosts { xapi, sr, vdi, vdi_uuid, vdi_ref, host_ref })))
+    }
+
+    /// The same for the VDI of this request.
+    fn hosts_of_vdi(&self) -> Result<Option<Arc<Hosts>>, Failure> {
+        self.hosts(self.vdi()?, self.vdi_name()?, self.request.text("vdi_ref")?)
+    }
+
+    /// Refuses what can't be done while another host has the VDI attached.
+    fn refuse_if_elsewhere(&self) -> Result<(), Failure> {
+        match self.hosts_of_vdi()? {
+            Some(hosts) => Ok(hosts.refuse_if_attached(true)?),
+            None => Ok(()),
+        }
     }
 
     fn created(&self, call: Call) -> Result<VdiInfo, Failure> {
@@ -625,11 +732,11 @@ impl<'a> Service<'a> {
 
     fn agent_lock(&self, kind: Kind) -> Result<Lock, Failure> {
         let sr = self.sr()?;
-        lock::take(&sr.to_string(), "agent", kind, Instant::now() + PATIENCE).map_err(|refused| match refused {
+        lock::take(&sr.to_string(), "agent", kind, Instant::now() + patience()).map_err(|refused| match refused {
             Refused::Failed(error) => error.into(),
             Refused::TimedOut { holder } => {
                 let who = holder.as_deref().unwrap_or("another call");
-                let why = format!("SR {sr}: {who} works on it for {} s", PATIENCE.as_secs());
+                let why = format!("SR {sr}: {who} works on it for {} s", patience().as_secs());
                 Failure::new(Code::LockErr, why)
             }
         })

@@ -73,11 +73,17 @@ impl Xapi {
         let body = xmlrpc::write_call(method, &all);
         let answer = self.post(&body, can_be_repeated(method))?;
         let answer = xmlrpc::read_response(&answer).map_err(|e| ApiError::Malformed(format!("{method}: {e}")))?;
-        unwrap(method, answer)
+        unwrap(method, answer).map_err(|error| match error {
+            // What xapi says of a session that it does not know is logged and shown.
+            ApiError::Refused(words) => {
+                ApiError::Refused(words.into_iter().map(|word| word.replace(&self.session, "******")).collect())
+            }
+            other => other,
+        })
     }
 
     fn post(&mut self, body: &str, repeatable: bool) -> Result<String, ApiError> {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + super::patience(DEADLINE);
         if let Some(connection) = self.connection.take() {
             match self.exchange(connection, body, deadline) {
                 Ok(answer) => return Ok(answer),
@@ -233,7 +239,7 @@ impl Broken {
     fn new(before_answer: bool, error: &io::Error) -> Broken {
         let why = match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                format!("no answer within {} s", DEADLINE.as_secs())
+                format!("no answer within {} s", super::patience(DEADLINE).as_secs())
             }
             io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
             _ => error.to_string(),
@@ -294,27 +300,30 @@ fn read_body(
     length: Option<u64>,
     deadline: Instant,
 ) -> Result<Vec<u8>, Broken> {
+    // As much as a socket holds: an answer may have megabytes.
+    const PIECE: usize = 256 << 10;
     let mut body = Vec::new();
     let wanted = length.unwrap_or(LARGEST);
     while (body.len() as u64) < wanted {
         patience(connection, deadline)?;
-        let mut some = connection.by_ref().take((wanted - body.len() as u64).min(1 << 16));
-        let mut piece = Vec::with_capacity(1 << 16);
-        let got = match some.fill_buf() {
-            Ok(buffer) => {
-                piece.extend_from_slice(buffer);
-                buffer.len()
+        let start = body.len();
+        let most = (wanted - start as u64).min(PIECE as u64) as usize;
+        body.resize(start + most, 0);
+        let got = match connection.read(&mut body[start..]) {
+            Ok(got) => got,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {
+                body.truncate(start);
+                continue;
             }
             Err(e) => return Err(Broken::new(false, &e)),
         };
+        body.truncate(start + got);
         if got == 0 {
             match length {
                 Some(_) => return Err(Broken::new(false, &io::ErrorKind::UnexpectedEof.into())),
                 None => break,
             }
         }
-        some.consume(got);
-        body.extend_from_slice(&piece);
     }
     Ok(body)
 }

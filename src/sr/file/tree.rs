@@ -334,7 +334,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let sr = FileSr::new(SrUuid::random(), "nfs", scratch.path().join("sr")).shared();
         sr.create(None).unwrap();
-        let context = Context { deadline: Instant::now(), progress: &|_, _| {} };
+        let context = Context { deadline: Instant::now(), progress: &|_, _| {}, others: None };
         let namespace = SrUuid::random().to_string();
         let other = || {
             let file = sr.dir().unwrap().lock_file(COLLECT_LOCK).unwrap();

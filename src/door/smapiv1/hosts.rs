@@ -1,0 +1,207 @@
+//! The other hosts of the pool that have a VDI attached; SMAPIv1, "Attach tags", "Pause" and "Host plug-ins".
+//!
+//! Who changes the tree of a VDI that several hosts may have attached, the SR's master, does it in this order, under the
+//! tree's lock:
+//!
+//! 1. `paused = true` is added to the VDI's sm_config: from here on no host activates it;
+//! 2. every other host that has its `host_…` key there is asked, through the plug-in `tapdisk-pause` ([`plugin`]),
+//!    whether it serves the SR by this package, and to hold the VDI: its images are closed, I/O waits;
+//! 3. the tree is changed; 4. the hosts let go, and open what has the VDI's name now; 5. the key is removed.
+//!
+//! After a kill at any point the key is there, and whoever finds it and gets the tree's lock does 4 and 5: the next
+//! vdi_snapshot, sr_scan or sr_attach on the master. A host whose answer to 2 is lost is let go before the key is removed
+//! and once more after it, and finds no key if the request reaches it later still: so none is left that holds a disk for
+//! nobody.
+//!
+//! [`plugin`]: crate::door::plugin
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::xapi::{Record, Xapi};
+use crate::call::OtherHosts;
+use crate::door::plugin;
+use crate::door::xmlrpc::Value;
+use crate::error::{Error, Result};
+use crate::sys::syslog;
+use crate::types::{SrUuid, VdiUuid};
+
+/// What a plug-in answers that did what it was asked; anything else is no.
+const DONE: &str = "True";
+
+/// The hosts of one VDI, as xapi knows them.
+pub struct Hosts {
+    pub xapi: Mutex<Xapi>,
+    pub sr: SrUuid,
+    /// The VDI on the substrate, and in xapi.
+    pub vdi: VdiUuid,
+    pub vdi_uuid: String,
+    pub vdi_ref: String,
+    /// This one.
+    pub host_ref: String,
+}
+
+/// What became of a request to a host.
+enum Asked {
+    Done,
+    /// The host has left the pool, and its claim is removed.
+    Gone,
+    No(String),
+}
+
+impl Hosts {
+    fn xapi(&self) -> MutexGuard<'_, Xapi> {
+        self.xapi.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn not_paused(&self, why: impl Into<String>) -> Error {
+        Error::NotPaused { vdi: self.vdi, sr: self.sr, why: why.into() }
+    }
+
+    /// The hosts that claim the VDI, each with `RW` or `RO`.
+    fn claims(&self) -> Result<Vec<(String, String)>> {
+        let sm_config = self.xapi().record("VDI.get_sm_config", &self.vdi_ref);
+        let sm_config = sm_config.map_err(|e| self.not_paused(format!("which these are is not known: {e}")))?;
+        let of_host = |(key, value): (&String, &Value)| {
+            Some((key.strip_prefix("host_")?.to_owned(), value.as_str().unwrap_or("?").to_owned()))
+        };
+        Ok(sm_config.iter().filter_map(of_host).collect())
+    }
+
+    /// Refuses what can't be done while another host has the VDI attached. `read_only`: even if it only reads.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] with the host; [`Error::NotPaused`] when xapi does not say.
+    pub fn refuse_if_attached(&self, read_only: bool) -> Result<()> {
+        for (host, how) in
+            self.claims()?.iter().filter(|(host, how)| *host != self.host_ref && (read_only || how != "RO"))
+        {
+            let record = self.xapi().record("host.get_record", host);
+            match record {
+                Err(e) if e.is_gone() => self.drop_claim(host),
+                other => {
+                    let name = other.as_ref().ok().and_then(name_of).unwrap_or(host);
+                    let holder = format!("host {name} ({how}), which can't pause it for this");
+                    return Err(Error::VdiInUse { vdi: self.vdi, sr: self.sr, holder });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A host that left the pool holds nothing.
+    fn drop_claim(&self, host: &str) {
+        let _ = self.xapi().set("VDI.remove_from_sm_config", &self.vdi_ref, Value::text(format!("host_{host}")));
+    }
+
+    fn ask(&self, host: &str, function: &str) -> Asked {
+        let args = [
+            ("sr_uuid", self.sr.to_string()),
+            ("vdi_uuid", self.vdi_uuid.clone()),
+            ("vdi_location", self.vdi.to_string()),
+        ];
+        let words = [Value::text(host), Value::text(plugin::NAME), Value::text(function), Value::map(args)];
+        let answer = self.xapi().call("host.call_plugin", &words);
+        match answer {
+            Ok(Value::String(word)) if word == DONE => Asked::Done,
+            Ok(Value::String(word)) => Asked::No(format!("answered {word:?} to {function}")),
+            Ok(other) => Asked::No(format!("answered {} to {function}", other.kind())),
+            // The handle may be one of others', too.
+            Err(e) if e.is_gone() && self.xapi().record("host.get_record", host).is_err_and(|e| e.is_gone()) => {
+                self.drop_claim(host);
+                Asked::Gone
+            }
+            Err(e) => Asked::No(format!("did not carry out {function}: {e}")),
+        }
+    }
+
+    fn shown(&self, host: &str) -> String {
+        let record = self.xapi().record("host.get_record", host);
+        format!("host {}", record.as_ref().ok().and_then(name_of).unwrap_or(host))
+    }
+
+    /// `asked`: those that may be paused now.
+    fn pause_all(&self, others: &[String], asked: &mut Vec<String>) -> Result<()> {
+        for host in others {
+            for function in [plugin::SERVES, plugin::PAUSE] {
+                if function == plugin::PAUSE {
+                    asked.push(host.clone());
+                }
+                match self.ask(host, function) {
+                    Asked::Done => {}
+                    Asked::Gone => break,
+                    Asked::No(why) => {
+                        let advice = match function {
+                            plugin::SERVES => "; is this package's tapdisk-pause installed there?",
+                            _ => "",
+                        };
+                        return Err(self.not_paused(format!("{} {why}{advice}", self.shown(host))));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn release(&self, hosts: &[String]) -> Result<()> {
+        let mut failed = Vec::new();
+        for host in hosts {
+            if *host == self.host_ref {
+                if let Err(error) = plugin::release(self.sr, self.vdi) {
+                    failed.push(format!("this host did not go on: {}", crate::error::one_line(&error)));
+                }
+            } else if let Asked::No(why) = self.ask(host, plugin::UNPAUSE) {
+                failed.push(format!("{} {why}", self.shown(host)));
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { Err(self.not_paused(failed.join("; "))) }
+    }
+
+    fn remove_key(&self) -> Result<()> {
+        let removed = self.xapi().set("VDI.remove_from_sm_config", &self.vdi_ref, Value::text("paused"));
+        removed.map_err(|e| self.not_paused(format!("its key 'paused' was not removed: {e}")))
+    }
+
+    /// Says so where administrators look, and makes xapi scan the SR, which tries again.
+    fn report(&self, error: &Error) {
+        syslog::write(&format!("{}; the next sr_scan tries again", crate::error::one_line(error)));
+        let mut xapi = self.xapi();
+        if let Ok(Value::String(sr_ref)) = xapi.call("SR.get_by_uuid", &[Value::text(self.sr.to_string())]) {
+            let _ = xapi.add_key("SR.add_to_other_config", &sr_ref, "dirty", "");
+        }
+    }
+}
+
+impl OtherHosts for Hosts {
+    fn pause(&self) -> Result<()> {
+        let added = self.xapi().add_key("VDI.add_to_sm_config", &self.vdi_ref, "paused", "true");
+        let stale = match added {
+            // Left by a call that was killed: what it had paused is paused once more, and goes on with the rest.
+            Err(e) if e.is("MAP_DUPLICATE_KEY") => true,
+            Err(e) => return Err(self.not_paused(format!("xapi was not told of the pause: {e}"))),
+            Ok(()) => false,
+        };
+        let others = match self.claims() {
+            Ok(claims) => claims.into_iter().map(|(host, _)| host).filter(|host| *host != self.host_ref).collect(),
+            Err(error) if stale => return Err(error),
+            Err(error) => return self.remove_key().and(Err(error)),
+        };
+        let mut asked: Vec<String> = if stale { Vec::clone(&others) } else { Vec::new() };
+        self.pause_all(&others, &mut asked).inspect_err(|_| {
+            let undone = self.release(&asked).and_then(|()| self.remove_key());
+            match undone {
+                // One that was late.
+                Ok(()) => drop(self.release(&asked)),
+                Err(error) => self.report(&error),
+            }
+        })
+    }
+
+    fn resume(&self) -> Result<()> {
+        let all: Vec<String> = self.claims()?.into_iter().map(|(host, _)| host).collect();
+        self.release(&all).and_then(|()| self.remove_key()).inspect_err(|error| self.report(error))
+    }
+}
+
+fn name_of(host: &Record) -> Option<&str> {
+    host.get("name_label").and_then(Value::as_str)
+}

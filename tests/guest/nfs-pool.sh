@@ -1,0 +1,36 @@
+#!/bin/bash
+# xapi with an SR on NFS that two hosts have: network and mount namespaces of their own, one double of xapi.
+# guest: uml
+# needs: nfsd nfs loop ext4 veth fuse
+# tools: rpc.nfsd rpc.mountd rpcbind mount.nfs mkfs.ext4 ip nsenter python3
+# bins: sm
+# memory: 1024
+# disks: 1G
+# timeout: 900
+set -u
+# shellcheck source=/dev/null
+. "$ROOT/tests/guest/nfs.inc"
+serve
+modprobe -a veth fuse 2> /dev/null
+
+# host NAME NET: a host that reaches the server as 10.0.NET.1; prints the process that is it.
+host() {
+  unshare -mnu --propagation private sleep 100000 > /dev/null &
+  local pid=$!
+  until [ "$(readlink "/proc/$pid/ns/net")" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done
+  ip link add "to$1" type veth peer name eth0 netns "$pid"
+  ip addr add "10.0.$2.1/24" dev "to$1"
+  ip link set "to$1" up
+  # Without a name of its own the server takes it for the other host, restarted, and drops that one's locks.
+  nsenter -t "$pid" -m -n -u -- sh -c "hostname $1 && ip link set lo up && ip addr add 10.0.$2.2/24 dev eth0 &&
+    ip link set eth0 up && mount -t sysfs s /sys && echo host-$1 > /sys/fs/nfs/net/nfs_client/identifier &&
+    mount -t tmpfs t /run && mkdir -p /run/lock"
+  echo "$pid"
+}
+A=$(host A 1) B=$(host B 2)
+cd "$ROOT/tests/smapiv1" || exit
+SERVED=$SRV HOST_A=$A HOST_B=$B TMPDIR=$SCRATCH python3 -B -m unittest -v test_pool 2>&1
+status=$?
+kill "$A" "$B"
+stop_serving
+exit $status

@@ -1,0 +1,231 @@
+"""LVMSR as xapi uses it. Run by tests/guest/lvm-xapi.sh, which has devices for it: LVM_DISKS."""
+
+import hashlib
+import os
+import subprocess
+import unittest
+import uuid
+
+import test_file
+from test_file import KNOWN, MiB
+
+DISKS = os.environ.get("LVM_DISKS", "").split()
+
+
+def run(*words):
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+def checksum():
+    """Of every byte on the devices, and of what LVM says."""
+    digest = hashlib.sha256()
+    for disk in DISKS:
+        fd = os.open(disk, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        with open(fd, "rb") as device:
+            while piece := device.read(MiB):
+                digest.update(piece)
+    digest.update(run("lvs", "-o", "lv_name,lv_size,lv_active,lv_tags").encode())
+    return digest.hexdigest()
+
+
+@unittest.skipUnless(DISKS, "tests/guest/lvm-xapi.sh has the devices")
+class Case(test_file.Case):
+    executable = "LVMSR"
+    allocation = "thick"
+
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(self.wipe)
+        self.agent.device_config = {"device": ",".join(DISKS), "allocation": self.allocation, "SRmaster": "true"}
+        # The guest has no udevd, so LVM makes the nodes.
+        self.driver.env["DM_DISABLE_UDEV"] = "1"
+        self.xapi.srs[self.agent.sr_ref]["type"] = "lvm"
+        self.group = "VG_XenStorage-" + self.agent.sr_uuid
+
+    def wipe(self):
+        for group in run("vgs", "--noheadings", "-o", "vg_name").split():
+            run("vgremove", "-ff", "-y", group)
+        for disk in DISKS:
+            subprocess.run(["wipefs", "-qa", disk], check=True)
+
+    def volumes(self):
+        return set(run("lvs", "--noheadings", "-o", "lv_name", self.group).split())
+
+    def device(self, vdi):
+        return f"/dev/{self.group}/LV-{self.xapi.vdis[vdi]['uuid']}"
+
+
+class Lvm(Case):
+    def test_what_is_announced_works_and_what_is_not_is_refused(self):
+        info = test_file.Info.info(self)
+        announced = set(info["capabilities"])
+        self.assertLessEqual(announced, KNOWN)
+        # xapi activates no disk of a driver that does not ask for it.
+        self.assertLessEqual({"VDI_ACTIVATE", "VDI_DEACTIVATE"}, announced)
+        self.assertEqual(info["supported_image_formats"], ["raw"])
+        self.an_sr()
+        vdi = self.agent.create(8 * MiB, sm_config={})
+        works = {
+            "SR_PROBE": self.probe,
+            "SR_UPDATE": lambda: self.agent.call("sr_update"),
+            "VDI_CREATE": lambda: self.agent.create(8 * MiB),
+            "VDI_DELETE": lambda: self.agent.delete(self.agent.create(8 * MiB)),
+            "VDI_ATTACH": lambda: self.agent.call("vdi_attach", "true", vdi=vdi),
+            "VDI_ACTIVATE": lambda: self.agent.call("vdi_activate", "true", vdi=vdi),
+            "VDI_DEACTIVATE": lambda: self.agent.call("vdi_deactivate", vdi=vdi),
+            "VDI_DETACH": lambda: self.agent.call("vdi_detach", vdi=vdi),
+            "VDI_UPDATE": lambda: self.agent.call("vdi_update", vdi=vdi),
+            "VDI_RESIZE": lambda: self.agent.resize(vdi, 12 * MiB),
+            "VDI_RESIZE_ONLINE": lambda: self.resize_online(vdi),
+        }
+        self.assertEqual(set(works), announced)
+        for capability, does in works.items():
+            with self.subTest(capability):
+                does()
+        for command in ("vdi_enable_cbt", "vdi_disable_cbt", "vdi_data_destroy", "vdi_list_changed_blocks",
+                        "vdi_compose", "vdi_revert"):
+            with self.subTest(command):
+                self.fails(38, self.agent.call, command, vdi, vdi=vdi)
+        self.agent.call("vdi_epoch_begin", vdi=vdi)
+        self.agent.call("vdi_epoch_end", vdi=vdi)
+
+    def probe(self):
+        members = self.agent.members("sr_probe", sr_sm_config={})
+        del members["sr_ref"], members["sr_uuid"]
+        self.assertIn(f"<UUID>{self.agent.sr_uuid}</UUID>", self.driver.call("sr_probe", members))
+
+    def resize_online(self, vdi):
+        self.agent.call("vdi_activate", "true", vdi=vdi)
+        self.agent.resize(vdi, 16 * MiB)
+        with open(self.agent.call("vdi_attach", "true", vdi=vdi)["params"], "rb") as device:
+            self.assertEqual(device.seek(0, os.SEEK_END), 16 * MiB)
+        self.agent.call("vdi_deactivate", vdi=vdi)
+
+    def test_an_sr_from_create_to_delete(self):
+        self.agent.create_sr()
+        self.fails(42, self.agent.create_sr)
+        self.agent.attach_sr()
+        self.agent.attach_sr()
+        self.xapi.calls()
+        vdi = self.agent.create(10 * MiB, "näme <&>", "what it is", sm_config={})
+        record = self.xapi.vdis[vdi]
+        # A whole number of extents.
+        self.assertEqual(record["virtual_size"], str(12 * MiB))
+        self.assertEqual((record["name_label"], record["location"]), ("näme <&>", record["uuid"]))
+        self.assertEqual((record["read_only"], record["managed"]), (False, True))
+        self.assertEqual(self.xapi.methods(),
+                         ["VDI.db_introduce", "SR.set_virtual_allocation", "SR.set_physical_utilisation"])
+        link = self.agent.call("vdi_attach", "true", vdi=vdi)["params"]
+        self.assertFalse(os.path.lexists(link))
+        for _ in range(2):
+            self.agent.call("vdi_activate", "true", vdi=vdi)
+        self.assertEqual(os.path.realpath(link), os.path.realpath(self.device(vdi)))
+        self.assertEqual(record["sm_config"][f"host_{self.xapi.host_ref}"], "RW")
+        with open(link, "r+b") as device:
+            self.assertEqual(device.read(MiB), bytes(MiB))
+            device.seek(0)
+            device.write(b"data")
+            device.flush()
+            os.fsync(device.fileno())
+        self.fails(24, self.agent.call, "vdi_delete", vdi=vdi)
+        self.fails(16, self.agent.call, "sr_detach")
+        for _ in range(2):
+            self.agent.call("vdi_deactivate", vdi=vdi)
+        self.agent.call("vdi_detach", vdi=vdi)
+        self.assertFalse(os.path.lexists(link))
+        self.assertEqual(record["sm_config"], {})
+        self.fails(79, self.agent.resize, vdi, 4 * MiB)
+        if self.allocation == "thick":
+            self.fails(44, self.agent.create, 4 << 30, sm_config={})
+        self.fails(39, self.agent.call, "sr_delete")
+        self.agent.call("sr_detach")
+        self.agent.attach_sr()
+        self.agent.call("vdi_activate", "false", vdi=vdi)
+        with open(link, "rb") as device:
+            self.assertEqual(device.read(4), b"data")
+        self.agent.call("vdi_deactivate", vdi=vdi)
+        self.agent.delete(vdi)
+        self.agent.call("sr_delete")
+        self.agent.call("sr_detach")
+        self.assertEqual(run("vgs", "--noheadings"), "")
+
+    def test_a_scan_tells_what_is_there(self):
+        self.an_sr()
+        stays, goes = self.agent.create(8 * MiB, sm_config={}), self.agent.create(8 * MiB, sm_config={})
+        self.xapi.vdis[stays]["sm_config"]["mine"] = "1"
+        run("lvremove", "-y", f"{self.group}/LV-{self.xapi.vdis[goes]['uuid']}")
+        new = str(uuid.uuid4())
+        if self.allocation == "thick":
+            run("lvcreate", "-y", "-an", "-Zn", "-Wn", "-l", "1", "-n", f"LV-{new}", self.group)
+        else:
+            run("lvcreate", "-y", "-an", "-V", "4m", "--thinpool", "POOL", "-n", f"LV-{new}", self.group)
+        self.agent.scan()
+        records = self.xapi.of(self.agent.sr_ref)
+        self.assertEqual({v["uuid"] for v in records.values()}, {self.xapi.vdis[stays]["uuid"], new})
+        self.assertEqual(records[stays]["sm_config"], {"mine": "1"})
+        self.xapi.calls()
+        self.agent.scan()
+        self.assertEqual(self.telling(), ["VDI.get_all_records_where", "SR.get_record"])
+
+    def test_a_disk_that_xapi_does_not_hear_of_is_not_made(self):
+        self.an_sr()
+        before = self.volumes()
+        self.xapi.behaviour = lambda method, number: "close" if method == "VDI.db_introduce" else None
+        self.fails(154, self.agent.create, 8 * MiB, sm_config={})
+        self.assertEqual(self.volumes(), before)
+
+    def test_what_is_not_the_masters(self):
+        self.an_sr()
+        self.agent.device_config["SRmaster"] = "false"
+        before = self.volumes()
+        self.fails(58, self.agent.create, 8 * MiB, sm_config={})
+        self.fails(58, self.agent.call, "sr_scan")
+        self.assertEqual(self.volumes(), before)
+
+
+class Thin(Lvm):
+    allocation = "thin"
+
+
+class OfThePythonDriver(Case):
+    """LVHD: VHD images in volumes, a metadata volume, journals."""
+
+    def test_it_is_refused_and_left_as_it_is(self):
+        run("vgcreate", "-qq", "--metadatasize", "10M", self.group, *DISKS)
+        disk, raw, clone = (str(uuid.uuid4()) for _ in range(3))
+        for name, size in (("MGT", 4), (f"VHD-{disk}", 12), (f"VHD-{clone}", 8), (f"LV-{raw}", 8),
+                           (f"inflate_{disk}_{8 * MiB}", 4), (f"clone_{disk}_1", 4), (f"jvhd_{disk}", 8),
+                           (f"{disk}.cbtlog", 4)):
+            run("lvcreate", "-qq", "-y", "-Zn", "-Wn", "-L", f"{size}m", "-n", name, self.group)
+            with open(f"/dev/{self.group}/{name}", "r+b") as device:
+                device.write(name.encode() * 1000)
+                device.flush()
+                os.fsync(device.fileno())
+        run("vgchange", "-qq", "-an", self.group)
+        del self.agent.device_config["allocation"]
+        record = self.xapi.VDI_db_introduce(disk, "a disk", "", self.agent.sr_ref, "user", False, False, {}, disk, {},
+                                            {"vdi_type": "vhd"}, True, str(4 * MiB), str(12 * MiB), "OpaqueRef:NULL",
+                                            False, "19700101T00:00:00Z", "OpaqueRef:NULL", False)
+        records, before = dict(self.xapi.vdis), checksum()
+        for command, code, args, vdi in (
+                ("sr_attach", 47, [], None), ("sr_scan", 47, [], None), ("sr_delete", 39, [], None),
+                ("vdi_attach", 47, ["true"], record), ("vdi_activate", 47, ["true"], record),
+                ("vdi_resize", 47, [str(32 * MiB)], record), ("vdi_delete", 47, [], record),
+                ("vdi_snapshot", 47, [], record), ("vdi_clone", 47, [], record)):
+            with self.subTest(command):
+                more = {"driver_params": {}} if command in ("vdi_snapshot", "vdi_clone") else {}
+                text = self.fails(code, self.agent.call, command, *args, vdi=vdi, **more)
+                if code == 47:
+                    self.assertIn("LVHD", text)
+                    self.assertIn(disk if vdi else "VHD", text.replace("vhd", "VHD"))
+                self.assertEqual(self.xapi.vdis, records)
+        self.assertIn("LVHD", self.fails(47, self.agent.create, 8 * MiB, sm_config={}))
+        self.fails(42, self.agent.create_sr)
+        self.assertEqual(self.xapi.vdis[record]["sm_config"], {"vdi_type": "vhd"})
+        self.agent.call("sr_detach")
+        self.assertEqual(checksum(), before)
+
+
+if __name__ == "__main__":
+    unittest.main()
