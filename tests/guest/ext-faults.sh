@@ -81,7 +81,7 @@ for fs in ext3 ext4; do
   fails_with ESRBUSY 'is not mounted' sm vdi_create $SR $B 8
   [ -d "$MNT" ] || fail 'the mountpoint was meant to be there'
   mount -t tmpfs elsewhere "$MNT"
-  fails_with ESRBUSY 'is not mounted' sm sr_scan $SR
+  fails_with EBUSY elsewhere sm sr_scan $SR
   fails_with EBUSY elsewhere sm sr_attach $SR
   umount "$MNT"
   mount /dev/$VG/$SR "$SCRATCH/mnt"

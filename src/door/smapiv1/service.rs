@@ -175,7 +175,9 @@ impl<'a> Service<'a> {
         let deletes = self.driver.about.capabilities.contains(&"VDI_DELETE") && !self.storage()?.keeps_disks();
         let found = match self.call(Call::SrGetParams) {
             // Where the disks are seen only while it is attached, it is attached to see them.
-            Err(Error::SrUnavailable { .. }) => self.call(Call::SrAttach).and_then(|_| self.call(Call::SrGetParams)),
+            Err(Error::SrUnavailable { .. }) if deletes => {
+                self.call(Call::SrAttach).and_then(|_| self.call(Call::SrGetParams))
+            }
             other => other,
         };
         match found {
