@@ -144,6 +144,17 @@ impl Error {
     }
 }
 
+/// Refuses at once what only root can do: half way through, a tool or a server would fail for a reason of its own.
+///
+/// # Errors
+/// [`Error::Io`], access denied.
+pub fn needs_root(op: &'static str, path: impl AsRef<Path>) -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Error::io(op, path)(io::Error::new(io::ErrorKind::PermissionDenied, "it needs root")))
+}
+
 /// The whole chain of causes on one line: what failed, on what, the system's words.
 ///
 /// Control characters are escaped and the line is cut at 4 KiB, so that hostile arguments can neither

@@ -3,7 +3,7 @@
 
 mod chains;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ struct Model {
     scratch: tempfile::TempDir,
     sr: SrUuid,
     disks: BTreeMap<VdiUuid, Vec<u8>>,
+    snapshots: BTreeSet<VdiUuid>,
     next: u32,
 }
 
@@ -50,7 +51,8 @@ fn op() -> impl Strategy<Value = Op> {
 impl Model {
     fn new(format: Format) -> Model {
         let scratch = tempfile::tempdir().unwrap();
-        let mut model = Model { format, scratch, sr: SrUuid::random(), disks: BTreeMap::new(), next: 0 };
+        let (sr, disks, snapshots) = (SrUuid::random(), BTreeMap::new(), BTreeSet::new());
+        let mut model = Model { format, scratch, sr, disks, snapshots, next: 0 };
         model.run(Call::SrCreate { size: None, force: false });
         let vdi = model.new_uuid();
         let new = NewVdi { vdi, virtual_size: 4 * MIB as u64, format: Some(format), params: Params::default() };
@@ -104,7 +106,12 @@ impl Model {
                     _ => Call::VdiSnapshot { source, dest },
                 };
                 match self.try_run(&call) {
-                    Ok(_) => drop(self.disks.insert(dest, self.disks[&source].clone())),
+                    Ok(_) => {
+                        self.disks.insert(dest, self.disks[&source].clone());
+                        if matches!(op, Op::Snapshot { .. }) {
+                            self.snapshots.insert(dest);
+                        }
+                    }
                     Err(xcp_sm::Error::ChainTooLong { .. }) => {}
                     Err(e) => panic!("{}", xcp_sm::error::one_line(&e)),
                 }
@@ -112,7 +119,12 @@ impl Model {
             Op::Grow { disk } => {
                 let Some(vdi) = self.pick(disk) else { return };
                 let size = self.disks[&vdi].len() + 3 * MIB;
-                self.run(Call::VdiResize { vdi, size: size as u64, allow_shrink: false });
+                let call = Call::VdiResize { vdi, size: size as u64, allow_shrink: false };
+                if self.snapshots.contains(&vdi) {
+                    assert!(matches!(self.try_run(&call), Err(xcp_sm::Error::Unsupported { .. })), "a snapshot grew");
+                    return;
+                }
+                self.run(call);
                 let rounded = xcp_sm::vdi::kind(self.format).round(size as u64).unwrap() as usize;
                 self.disks.get_mut(&vdi).unwrap().resize(rounded, 0);
             }

@@ -140,7 +140,7 @@ enum Verb {
     VdiClone(CopyArgs),
     /// Make a read-only copy of a VDI as it is now.
     VdiSnapshot(CopyArgs),
-    /// Change the size of a VDI.
+    /// Change the size of a VDI that is not read-only. VHD and qcow2 can only grow.
     VdiResize {
         #[command(flatten)]
         vdi: VdiArg,
@@ -592,6 +592,7 @@ impl ProgressBar {
         ProgressBar(Some(indicatif::ProgressBar::hidden().with_style(style)))
     }
 
+            None if source.kind() == std::io::ErrorKind::PermissionDenied => (13, "EACCES"),
     fn show(&self, done: u64, total: u64) {
         let Some(bar) = &self.0 else { return };
         if bar.is_hidden() {

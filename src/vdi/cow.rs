@@ -193,21 +193,16 @@ impl Vdi for Cow<'_> {
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
-        let node = self.node()?;
-        let read_only = mode == Mode::ReadOnly || node.hidden || self.place.params()?.read_only;
-        if let Some(attached) = datapath::find(&self.place.path())?
-            && attached.read_only
-            && !read_only
-        {
-            let holder = format!("a read-only attachment, {}; detach it first", attached.device.display());
-            return Err(in_use(&*self.place, holder));
-        }
         datapath::attach(&datapath::Source {
             format: self.kind.format,
             path: self.place.path(),
-            read_only,
+            read_only: mode == Mode::ReadOnly,
             shared: self.place.is_shared(),
         })
+    }
+
+    fn is_read_only(&self) -> Result<bool> {
+        Ok(self.place.params()?.read_only || self.node()?.hidden)
     }
 
     fn detach(&self) -> Result<Done> {

@@ -16,8 +16,9 @@ use std::time::Instant;
 
 use crate::call::Context;
 use crate::datapath;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, needs_root};
 use crate::image::disk::Disk;
+use crate::sys::blockdev;
 use crate::sys::copy::Progress;
 use crate::sys::lock::Lock;
 use crate::sys::loopdev;
@@ -172,8 +173,14 @@ pub trait Vdi {
     /// The block device of an attached disk, asked from the kernel.
     fn device(&self) -> Result<Option<PathBuf>>;
 
-    /// A block device that outlives the call; the same path when called again.
+    /// A block device that outlives the call; the same path when called again. Callers go through [`attach`], which
+    /// says in which mode.
     fn attach(&self, mode: Mode) -> Result<PathBuf>;
+
+    /// Whether it can be read and not written: a snapshot, a base, a CD.
+    fn is_read_only(&self) -> Result<bool> {
+        Ok(self.place().params()?.read_only)
+    }
 
     /// # Errors
     /// [`Error::VdiInUse`] while something on the host holds the device open, with who.
@@ -279,6 +286,41 @@ fn named(users: &[String]) -> String {
     match users {
         [] => "nobody".to_owned(),
         users => users.iter().map(|u| format!("{u:?}")).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// Attaches a disk, or finds it attached. What can't be written is attached read-only whatever was asked; any other
+/// stays in the mode it has until it is detached, or a reader would hold a device that writes.
+///
+/// # Errors
+/// [`Error::VdiInUse`] when it is attached in the other mode; [`Error::Io`], access denied, without root.
+pub fn attach(disk: &dyn Vdi, mode: Mode) -> Result<PathBuf> {
+    let read_only = disk.is_read_only()?;
+    match disk.device()? {
+        None => needs_root("make a block device of", disk.place().path())?,
+        Some(device) if !read_only => {
+            let (is, word) = match blockdev::is_read_only(&device) {
+                true => (Mode::ReadOnly, "read-only"),
+                false => (Mode::ReadWrite, "writable"),
+            };
+            if is != mode {
+                let holder = format!("a {word} attachment, {}; detach it first", device.display());
+                return Err(in_use(disk.place(), holder));
+            }
+        }
+        Some(_) => {}
+    }
+    disk.attach(if read_only { Mode::ReadOnly } else { mode })
+}
+
+/// Refuses to change a disk that is to stay as it is: a snapshot.
+///
+/// # Errors
+/// [`Error::Unsupported`].
+pub fn refuse_if_read_only(disk: &dyn Vdi, op: &'static str) -> Result<()> {
+    match disk.place().params()?.read_only {
+        true => Err(Error::Unsupported { op, why: format!("VDI {} is read-only", disk.place().vdi()) }),
+        false => Ok(()),
     }
 }
 

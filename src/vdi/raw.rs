@@ -70,7 +70,6 @@ impl Vdi for Raw<'_> {
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
-        let mode = if self.place.params()?.read_only { Mode::ReadOnly } else { mode };
         self.place.attach(mode)
     }
 

@@ -466,6 +466,19 @@ false_that put "$DEV" c 0
 detach "$C"
 gone "$C"
 
+claim 'an attached VDI stays in its mode: the other one is refused with EVDIBUSY until it is detached'
+attach "$A"
+fails_with EVDIBUSY vdi_attach $SR "$A" --read-only
+says "$DEV"
+true_that put "$DEV" a 0
+detach "$A"
+attach "$A" --read-only
+fails_with EVDIBUSY vdi_attach $SR "$A"
+says "$DEV"
+must vdi_attach $SR "$A" --read-only
+prints "$DEV"
+detach "$A"
+
 # ==== Clone, snapshot
 
 claim 'vdi_clone makes a writable VDI of the same size, and prints nothing'
@@ -574,6 +587,16 @@ attach "$D"
 true_that has "$DEV" b 0
 true_that put "$DEV" c 0
 detach "$D"
+claim 'the size of a snapshot stays: vdi_resize fails with EPERM and changes nothing'
+must vdi_snapshot $SR "$A" "$D"
+must vdi_get_params $SR "$D"
+before=$OUT
+fails_with EPERM vdi_resize $SR "$D" 32
+fails_with EPERM vdi_resize $SR "$D" 8 --allow-shrink
+must vdi_get_params $SR "$D"
+equal "$OUT" "$before"
+gone "$D"
+
 attach "$C"
 true_that has "$DEV" b 0
 detach "$C"
