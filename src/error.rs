@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::types::{SrUuid, VdiUuid};
+use crate::types::{Size, SrUuid, VdiUuid};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -23,7 +23,7 @@ pub enum Error {
     NoSuchCommand(String),
     #[error("{op} is not supported: {why}")]
     Unsupported { op: &'static str, why: String },
-    #[error("{what} of {bytes} bytes is too big: {limit}")]
+    #[error("{what} of {} is too big: {limit}", Size(*bytes))]
     TooBig { what: &'static str, bytes: u64, limit: String },
 
     #[error("no SR {sr} ({looked})")]

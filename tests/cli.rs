@@ -18,6 +18,8 @@ macro_rules! battery {
             options_stand_anywhere
             every_command_explains_itself
             a_size_is_what_its_unit_says
+            what_is_read_only_keeps_its_size
+            a_disk_that_only_grows_says_so_at_once
             a_user_of_any_text_can_hold_a_lock
             each_format_of_an_answer_says_the_same
             sr_probe_finds_what_is_there
@@ -137,6 +139,11 @@ fn what_is_idempotent_succeeds_again(scene: &Scene) {
 /// (what is asked, the name of the error, words of its message)
 const REFUSALS: &[(&[&str], &str, &str)] = &[
     (&["vdi_create", SR, C, "17TiB", "--type", "qcow2"], "E2BIG", "qcow2 holds"),
+    (
+        &["vdi_create", SR, C, "3TiB", "--type", "vhd"],
+        "E2BIG",
+        "2040GiB at most; one made with --type qcow2 holds 16TiB",
+    ),
     (&["vdi_create", SR, C, "1", "--type", "vdi"], "EINVAL", "expected raw, vhd or qcow2"),
     (&["vdi_create", SR, C, "99999999TiB"], "E2BIG", "8 EiB"),
     (&["vdi_resize", SR, A, "99999999999999999999"], "E2BIG", "8 EiB"),
@@ -266,6 +273,31 @@ fn a_size_is_what_its_unit_says(scene: &Scene) {
 }
 
 fn a_user_of_any_text_can_hold_a_lock(scene: &Scene) {
+fn what_is_read_only_keeps_its_size(scene: &Scene) {
+    scene.call(["vdi_create", SR, A, "4", "--type", "vhd"]).done();
+    scene.call(["vdi_snapshot", SR, A, B]).done();
+    scene.call(["vdi_create", SR, C, "4", "--read-only"]).done();
+    let before = scene.digest();
+    for vdi in [B, C] {
+        for sizes in [&["8"][..], &["4"], &["2"], &["2", "--allow-shrink"]] {
+            let message = scene.call([&["vdi_resize", SR, vdi], sizes].concat()).fails("EPERM");
+            assert_eq!(message, format!("vdi_resize is not supported: VDI {vdi} is read-only"));
+            assert_eq!(scene.digest(), before, "after {vdi} {sizes:?}");
+        }
+    }
+}
+
+fn a_disk_that_only_grows_says_so_at_once(scene: &Scene) {
+    for (vdi, format) in [(A, "vhd"), (B, "qcow2")] {
+        scene.call(["vdi_create", SR, vdi, "8", "--type", format]).done();
+        for sizes in [&["4"][..], &["4", "--allow-shrink"]] {
+            let message = scene.call([&["vdi_resize", SR, vdi], sizes].concat()).fails("EPERM");
+            let expected = format!("a {format} disk can only grow; VDI {vdi} has 8MiB");
+            assert!(message.contains(&expected) && !message.contains("--allow-shrink"), "{message}");
+        }
+    }
+}
+
     scene.call(["vdi_create", SR, A, "1"]).done();
     for user in ["-f", "--", "(a . b)", "\"", "\\", "λ", "a b", "../../x", &"long".repeat(256)] {
         // `--` ends the options, so it takes another one to be said.

@@ -19,8 +19,8 @@ use crate::datapath;
 use crate::error::{Error, Result};
 use crate::image::disk::Disk;
 use crate::sys::loopdev::Detached;
-use crate::types::{Done, Mode, Params, VdiInfo, VdiUuid};
-use crate::vdi::{Fork, Kind, Node, Place, Tree, Vdi, describe, in_use, refuse_if_used, refuse_shrink};
+use crate::types::{Done, Mode, Params, Size, VdiInfo, VdiUuid};
+use crate::vdi::{Fork, Kind, Node, Place, Tree, Vdi, describe, in_use, refuse_if_used};
 
 /// Images from the root to a leaf, at most; the other storage managers stop here as well (copy-on-write
 /// trees, "Snapshot and clone").
@@ -260,21 +260,20 @@ impl Vdi for Cow<'_> {
         (self.kind.disk)(self.place.image(Mode::ReadOnly)?, &*self.place)
     }
 
-    fn resize(&self, size: u64, allow_shrink: bool) -> Result<Done> {
+    fn resize(&self, size: u64, _allow_shrink: bool) -> Result<Done> {
         let node = self.node()?;
         if node.hidden {
             return Err(self.is_hidden("vdi_resize"));
         }
         let size = self.kind.round(size)?;
-        refuse_shrink(&*self.place, node.virtual_size, size, allow_shrink)?;
         if size < node.virtual_size {
             return Err(Error::Unsupported {
                 op: "making it smaller",
                 why: format!(
-                    "a {} disk can only grow; VDI {} has {} bytes",
+                    "a {} disk can only grow; VDI {} has {}",
                     self.kind.format,
                     self.place.vdi(),
-                    node.virtual_size
+                    Size(node.virtual_size)
                 ),
             });
         }

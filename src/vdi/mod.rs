@@ -23,7 +23,7 @@ use crate::sys::copy::Progress;
 use crate::sys::lock::Lock;
 use crate::sys::loopdev;
 use crate::sys::uses::Uses;
-use crate::types::{Done, Format, Mode, Params, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{Done, Format, Mode, Params, Size, SrUuid, VdiInfo, VdiUuid};
 
 /// Where one disk lives, as its SR sees it. Formats work on this and know no SR.
 pub trait Place {
@@ -357,22 +357,6 @@ pub fn refuse_if_locked(place: &dyn Place) -> Result<()> {
     }
 }
 
-/// # Errors
-/// [`Error::Invalid`] for a size below the present one, unless the caller allows it.
-pub fn refuse_shrink(place: &dyn Place, now: u64, size: u64, allow_shrink: bool) -> Result<()> {
-    if size >= now || allow_shrink {
-        return Ok(());
-    }
-    Err(Error::Invalid {
-        what: "size",
-        value: size.to_string(),
-        expected: format!(
-            "VDI {} has {now} bytes; making it smaller destroys data and wants --allow-shrink",
-            place.vdi()
-        ),
-    })
-}
-
 /// What [`Error::VdiInUse`] says of a place.
 pub fn in_use(place: &dyn Place, holder: String) -> Error {
     Error::VdiInUse { vdi: place.vdi(), sr: place.sr(), holder }
@@ -480,8 +464,16 @@ impl Kind {
             _ => Err(Error::TooBig {
                 what: "a disk",
                 bytes,
-                limit: format!("{} holds {} bytes at most", self.format, self.largest),
+                limit: format!("{} holds {} at most{}", self.format, Size(self.largest), self.larger()),
             }),
+        }
+    }
+
+    /// What to take for a disk that is too big for a VHD.
+    fn larger(&self) -> String {
+        match self.format {
+            Format::Vhd => format!("; one made with --type qcow2 holds {}", Size(qcow2::KIND.largest)),
+            Format::Raw | Format::Qcow2 => String::new(),
         }
     }
 }
