@@ -163,7 +163,7 @@ enum Verb {
         /// The file to make, or - for standard output.
         #[arg(value_name = "FILE")]
         file: String,
-        /// Its format: raw or vhd. Without it the file's extension decides, else raw.
+        /// Its format: raw, vhd or qcow2. Without it the file's extension decides, else raw.
         #[arg(long = "type", value_name = "FORMAT")]
         image: Option<String>,
     },
@@ -174,7 +174,8 @@ enum Verb {
         /// The file to read, or - for standard input.
         #[arg(value_name = "FILE")]
         file: String,
-        /// Its format: raw or vhd. Without it the file's extension decides, else raw.
+        /// Its format: raw, vhd or qcow2. Without it the file's extension decides, else raw; but what looks like an
+        /// image is not taken for raw unless this says so.
         #[arg(long = "file-type", value_name = "FORMAT")]
         file_type: Option<String>,
         /// The least size of the VDI; for raw bytes from a pipe, how many come. In MB, or with a unit.
@@ -447,13 +448,13 @@ fn new_vdi(vdi: VdiUuid, virtual_size: u64, args: &NewArgs) -> Result<NewVdi> {
     Ok(NewVdi { vdi, virtual_size, format: args.image.as_deref().map(str::parse).transpose()?, params })
 }
 
-/// What was said, else what the file's extension says, else raw. Never what the file's bytes look like: a guest
-/// wrote them.
-fn file_format(file: &str, said: Option<&str>) -> Result<Format> {
+/// What was said, else what the file's extension says, else raw; and whether it was said. Never what the file's bytes
+/// look like: a guest wrote them.
+fn file_format(file: &str, said: Option<&str>) -> Result<(Format, bool)> {
     let extension = std::path::Path::new(file).extension().and_then(|e| e.to_str());
     match said {
-        Some(said) => said.parse(),
-        None => Ok(extension.and_then(|e| e.parse().ok()).unwrap_or(Format::Raw)),
+        Some(said) => Ok((said.parse()?, true)),
+        None => Ok((extension.and_then(|e| e.parse().ok()).unwrap_or(Format::Raw), false)),
     }
 }
 
