@@ -271,3 +271,19 @@ fn an_image_is_no_raw_disk_unless_that_is_said() {
         assert!(scene.export(&vdi, "raw") == *bytes);
     }
 }
+
+#[test]
+fn a_block_device_is_imported_whole() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let scene = Scene::new();
+    let disk = scene.disk();
+    let set_up = Command::new("losetup").args(["-f", "--show"]).arg(scene.path("disk.raw")).output().unwrap();
+    let device = String::from_utf8(set_up.stdout).unwrap();
+    let imported = scene.sm(&["vdi_import", SR, &vdi(1), device.trim()]).output().unwrap();
+    Command::new("losetup").args(["-d", device.trim()]).assert().success();
+    assert!(imported.status.success(), "{imported:?}");
+    same_disk(&scene.export(&vdi(1), "raw"), &disk);
+}
