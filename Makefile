@@ -2,8 +2,9 @@
 # make demo      the main job on a scratch directory, command by command
 # make check     every test; installs what it needs
 # make bench     figures, as ratios against what one would use instead
-# make install   DESTDIR= PREFIX=/usr/local; SMDIR=/opt/xensource/sm puts the drivers where xapi looks, and
+# make install   DESTDIR= PREFIX=/usr/local; SMDIR=/opt/xensource/sm puts DRIVERS where xapi looks, and
 #                PLUGINDIR=/etc/xapi.d/plugins the plug-in by which other hosts pause a disk
+# make uninstall the same variables; takes away what install put there
 # make torture   the long siblings of the crash and fault tests
 # make generated man pages and completions from the command-line definitions
 
@@ -13,6 +14,9 @@ DESTDIR ?=
 SMDIR ?=
 # Where xapi looks for host plug-ins. The one that is there is kept as tapdisk-pause.stock.
 PLUGINDIR ?=
+# Which of them xapi gets. Not LVMSR: the usual local SRs of XCP-ng (type lvm) are LVHD, VHDs on logical volumes, which the
+# Python driver serves and ours does not.
+DRIVERS ?= $(filter-out LVMSR,$(ALL_DRIVERS))
 
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 # The same place whatever CARGO_TARGET_DIR says, because scripts look here.
@@ -21,7 +25,7 @@ BIN := $(CARGO_TARGET_DIR)/$(HOST)/release
 export BIN
 
 # The drivers are links to sm: one file on a small root disk, and xapi follows links.
-DRIVERS = $(shell sed -n 's/.*executable: "\(.*\)",.*/\1/p' src/sr/*.rs)
+ALL_DRIVERS := $(shell sed -n 's/.*executable: "\(.*\)",.*/\1/p' src/sr/*.rs)
 
 .PHONY: all release demo check lint test compliance guests readme bench install uninstall torture generated deps deps-build clean
 
@@ -30,7 +34,7 @@ all: release
 # Static: they run in a dom0 whose glibc is older than the one they were built with.
 release: deps-build
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --bin sm --target $(HOST)
-	for d in $(DRIVERS); do ln -sf sm $(BIN)/$$d || exit; done
+	for d in $(ALL_DRIVERS); do ln -sf sm $(BIN)/$$d || exit; done
 
 demo: deps-build release
 	tests/sh/demo.sh
@@ -51,23 +55,31 @@ torture: deps release
 generated:
 	UPDATE_GENERATED=1 cargo test --quiet --test generated
 
+COMPLETIONS := sm.bash:bash-completion/completions/sm _sm:zsh/site-functions/_sm sm.fish:fish/vendor_completions.d/sm.fish
+unknown = $(filter-out $(ALL_DRIVERS),$(DRIVERS))
+
 install: release
-	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	@[ -z "$(unknown)" ] || { echo "DRIVERS: there is no $(unknown), only $(ALL_DRIVERS)"; exit 1; }
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man/man8
 	install -m 755 $(BIN)/sm $(DESTDIR)$(PREFIX)/sbin/sm
-	for d in $(DRIVERS); do ln -sf sm $(DESTDIR)$(PREFIX)/sbin/$$d || exit; done
+	for d in $(ALL_DRIVERS); do ln -sf sm $(DESTDIR)$(PREFIX)/sbin/$$d || exit; done
 	[ -z "$(SMDIR)" ] || install -d $(DESTDIR)$(SMDIR)
 	[ -z "$(SMDIR)" ] || support/observer-entry $(DESTDIR)$(PREFIX)/sbin/sm
 	[ -z "$(SMDIR)" ] || for d in $(DRIVERS); do ln -sf $(PREFIX)/sbin/sm $(DESTDIR)$(SMDIR)/$$d || exit; done
 	[ -z "$(PLUGINDIR)" ] || install -d $(DESTDIR)$(PLUGINDIR)
 	[ -z "$(PLUGINDIR)" ] || support/install-plugin $(DESTDIR)$(PLUGINDIR) $(PREFIX)/sbin/sm
 	install -m 644 man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
-	install -m 644 completions/sm.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sm
+	for c in $(COMPLETIONS); do install -Dm 644 completions/$${c%%:*} $(DESTDIR)$(PREFIX)/share/$${c#*:} || exit; done
 
-# The drivers in SMDIR stay: what was there before them is for the administrator to put back (docs/xapi.md).
+# What stood in SMDIR before is for the administrator to put back (docs/xapi.md); what is there and not ours stays.
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(PREFIX)/sbin/,$(DRIVERS))
+	[ -z "$(SMDIR)" ] || for d in $(ALL_DRIVERS); do l=$(DESTDIR)$(SMDIR)/$$d; \
+	    [ "$$(readlink $$l)" != $(PREFIX)/sbin/sm ] || rm $$l || exit; done
+	[ -z "$(PLUGINDIR)" ] || { cd $(DESTDIR)$(PLUGINDIR) && if [ "$$(readlink tapdisk-pause)" = $(PREFIX)/sbin/sm ]; then \
+	    rm tapdisk-pause && if [ -e tapdisk-pause.stock ]; then mv tapdisk-pause.stock tapdisk-pause; fi; fi; }
+	rm -f $(DESTDIR)$(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(PREFIX)/sbin/,$(ALL_DRIVERS))
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/man/man8/,$(notdir $(wildcard man/*.8)))
-	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sm
+	for c in $(COMPLETIONS); do rm -f $(DESTDIR)$(PREFIX)/share/$${c#*:} || exit; done
 
 deps-build:
 	@tests/deps build

@@ -48,7 +48,7 @@ complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_attach" -d 'Make a block 
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_detach" -d 'Remove the block device. Fails while something has it open, and says what'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_clone" -d 'Make a writable copy of a VDI that is neither attached nor locked'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_snapshot" -d 'Make a read-only copy of a VDI as it is now'
-complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_resize" -d 'Change the size of a VDI'
+complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_resize" -d 'Change the size of a VDI that is not read-only. VHD and qcow2 can only grow'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_lock" -d 'Take the persistent lock of a VDI, seen by every host that has the SR'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_unlock" -d 'Give the persistent lock back'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_get_params" -d 'Print what is known of a VDI: (vdi …)'
@@ -129,7 +129,7 @@ json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_probe" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_probe" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l type -d 'The image format: raw, vhd or qcow2, as the driver supports' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l type -d 'The VDI\'s format: raw, vhd or qcow2, as the driver supports. Without it vhd where disks are files, raw where they are volumes' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l label -d 'A name for people' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l description -d 'What it is for' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
@@ -216,7 +216,7 @@ json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c sm -n "__fish_sm_using_subcommand vdi_export" -l type -d 'Its format: raw or vhd. Without it the file\'s extension decides, else raw' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_export" -l type -d 'Its format: raw, vhd or qcow2. Without it the file\'s extension decides, else raw' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
@@ -225,9 +225,9 @@ json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l file-type -d 'Its format: raw or vhd. Without it the file\'s extension decides, else raw' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l file-type -d 'Its format: raw, vhd or qcow2. Without it the file\'s extension decides, else raw; but what looks like an image is not taken for raw unless this says so' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l size -d 'The least size of the VDI; for raw bytes from a pipe, how many come. In MB, or with a unit' -r
-complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l type -d 'The image format: raw, vhd or qcow2, as the driver supports' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l type -d 'The VDI\'s format: raw, vhd or qcow2, as the driver supports. Without it vhd where disks are files, raw where they are volumes' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l label -d 'A name for people' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l description -d 'What it is for' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r

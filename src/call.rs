@@ -228,12 +228,14 @@ fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
             Err(Error::NoVdi { .. }) => storage.forget_vdi(*vdi).map(nothing),
             Err(other) => Err(other),
         },
-        Call::VdiAttach { vdi, mode } => storage.vdi(*vdi)?.attach(*mode).map(Reply::Device),
+        Call::VdiAttach { vdi, mode } => vdi::attach(&*storage.vdi(*vdi)?, *mode).map(Reply::Device),
         Call::VdiDetach { vdi } => storage.vdi(*vdi)?.detach().map(nothing),
         Call::VdiClone { source, dest } => storage.vdi(*source)?.clone_to(*dest, context).map(Reply::Vdi),
         Call::VdiSnapshot { source, dest } => storage.vdi(*source)?.snapshot(*dest, context).map(Reply::Vdi),
         Call::VdiResize { vdi, size, allow_shrink } => {
-            storage.vdi(*vdi)?.resize(*size, *allow_shrink, context).map(nothing)
+            let disk = storage.vdi(*vdi)?;
+            vdi::refuse_if_read_only(&*disk, "vdi_resize")?;
+            disk.resize(*size, *allow_shrink, context).map(nothing)
         }
         Call::VdiLock { vdi, force, user } => storage.vdi(*vdi)?.lock(user, *force).map(|()| Reply::Nothing),
         Call::VdiUnlock { vdi, force, user } => storage.vdi(*vdi)?.unlock(user, *force).map(|()| Reply::Nothing),

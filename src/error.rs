@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::types::{SrUuid, VdiUuid};
+use crate::types::{Size, SrUuid, VdiUuid};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -23,7 +23,7 @@ pub enum Error {
     NoSuchCommand(String),
     #[error("{op} is not supported: {why}")]
     Unsupported { op: &'static str, why: String },
-    #[error("{what} of {bytes} bytes is too big: {limit}")]
+    #[error("{what} of {} is too big: {limit}", Size(*bytes))]
     TooBig { what: &'static str, bytes: u64, limit: String },
 
     #[error("no SR {sr} ({looked})")]
@@ -144,6 +144,17 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// Refuses at once what only root can do: half way through, a tool or a server would fail for a reason of its own.
+///
+/// # Errors
+/// [`Error::Io`], access denied.
+pub fn needs_root(op: &'static str, path: impl AsRef<Path>) -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Error::io(op, path)(io::Error::new(io::ErrorKind::PermissionDenied, "it needs root")))
 }
 
 /// The whole chain of causes on one line: what failed, on what, the system's words.

@@ -18,6 +18,8 @@ macro_rules! battery {
             options_stand_anywhere
             every_command_explains_itself
             a_size_is_what_its_unit_says
+            what_is_read_only_keeps_its_size
+            a_disk_that_only_grows_says_so_at_once
             a_user_of_any_text_can_hold_a_lock
             each_format_of_an_answer_says_the_same
             sr_probe_finds_what_is_there
@@ -137,6 +139,11 @@ fn what_is_idempotent_succeeds_again(scene: &Scene) {
 /// (what is asked, the name of the error, words of its message)
 const REFUSALS: &[(&[&str], &str, &str)] = &[
     (&["vdi_create", SR, C, "17TiB", "--type", "qcow2"], "E2BIG", "qcow2 holds"),
+    (
+        &["vdi_create", SR, C, "3TiB", "--type", "vhd"],
+        "E2BIG",
+        "2040GiB at most; one made with --type qcow2 holds 16TiB",
+    ),
     (&["vdi_create", SR, C, "1", "--type", "vdi"], "EINVAL", "expected raw, vhd or qcow2"),
     (&["vdi_create", SR, C, "99999999TiB"], "E2BIG", "8 EiB"),
     (&["vdi_resize", SR, A, "99999999999999999999"], "E2BIG", "8 EiB"),
@@ -151,7 +158,8 @@ const REFUSALS: &[(&[&str], &str, &str)] = &[
     (&["vdi_get_params", SR, "not-a-uuid"], "EINVAL", "VDI-UUID \"not-a-uuid\" is not valid"),
     (&["sr_attach", "../../etc"], "EINVAL", "SR-UUID \"../../etc\" is not valid"),
     (&["vdi_create", SR, C, "--", "-1"], "EINVAL", "SIZE \"-1\" is not valid"),
-    (&["vdi_create", SR, C, "1GB"], "EINVAL", "512MiB"),
+    (&["vdi_create", SR, C, "1GB"], "EINVAL", "with B, KiB, MiB, GiB or TiB"),
+    (&["vdi_create", SR, C, "10G"], "EINVAL", "with B, KiB, MiB, GiB or TiB"),
     (&["vdi_resize", SR, A, "1"], "EINVAL", "--allow-shrink"),
     (&["vdi_lock", SR, B, "PERHAPS", "u"], "EINVAL", "expected TRUE or FALSE"),
     (&["vdi_lock", SR, B, "FALSE", ""], "EINVAL", "expected 1 to 1024 bytes"),
@@ -265,6 +273,31 @@ fn a_size_is_what_its_unit_says(scene: &Scene) {
     }
 }
 
+fn what_is_read_only_keeps_its_size(scene: &Scene) {
+    scene.call(["vdi_create", SR, A, "4", "--type", "vhd"]).done();
+    scene.call(["vdi_snapshot", SR, A, B]).done();
+    scene.call(["vdi_create", SR, C, "4", "--read-only"]).done();
+    let before = scene.digest();
+    for vdi in [B, C] {
+        for sizes in [&["8"][..], &["4"], &["2"], &["2", "--allow-shrink"]] {
+            let message = scene.call([&["vdi_resize", SR, vdi], sizes].concat()).fails("EPERM");
+            assert_eq!(message, format!("vdi_resize is not supported: VDI {vdi} is read-only"));
+            assert_eq!(scene.digest(), before, "after {vdi} {sizes:?}");
+        }
+    }
+}
+
+fn a_disk_that_only_grows_says_so_at_once(scene: &Scene) {
+    for (vdi, format) in [(A, "vhd"), (B, "qcow2")] {
+        scene.call(["vdi_create", SR, vdi, "8", "--type", format]).done();
+        for sizes in [&["4"][..], &["4", "--allow-shrink"]] {
+            let message = scene.call([&["vdi_resize", SR, vdi], sizes].concat()).fails("EPERM");
+            let expected = format!("a {format} disk can only grow; VDI {vdi} has 8MiB");
+            assert!(message.contains(&expected) && !message.contains("--allow-shrink"), "{message}");
+        }
+    }
+}
+
 fn a_user_of_any_text_can_hold_a_lock(scene: &Scene) {
     scene.call(["vdi_create", SR, A, "1"]).done();
     for user in ["-f", "--", "(a . b)", "\"", "\\", "λ", "a b", "../../x", &"long".repeat(256)] {
@@ -289,7 +322,10 @@ fn each_format_of_an_answer_says_the_same(scene: &Scene) {
     assert_eq!(lisp, sexp.replace("#f", "nil"));
     let table = scene.call(["vdi_get_params", SR, A, "--format", "table"]).done();
     assert!(table.starts_with(&format!("VDI           {A}\n")) && table.contains("1.0 MiB (1048576 bytes)"), "{table}");
-    scene.call(["sr_scan", SR, "--format", "xml"]).fails("EINVAL");
+    let table = scene.call(["sr_get_params", SR, "--format", "table"]).done();
+    assert!(table.contains("\nfree          "), "{table}");
+    let message = scene.call(["sr_scan", SR, "--format", "xml"]).fails("EINVAL");
+    assert!(message.ends_with("[possible values: sexp, lisp, json, table]") && !message.contains('\\'), "{message}");
 }
 
 fn sr_probe_finds_what_is_there(scene: &Scene) {
@@ -310,6 +346,29 @@ fn sm_deletes_no_sr_with_vdis_in_it_unasked() {
     assert_eq!(scene.digest(), before);
     scene.call(["sr_delete", SR, "--yes"]).done();
     assert!(!scene.place.exists());
+}
+
+/// `script` gives the call a terminal; what it prints there, stdout and stderr, comes back.
+#[test]
+fn sm_says_at_a_terminal_that_there_is_nothing_to_delete_and_a_driver_does_not() {
+    for door in [Door::Sm, Door::Driver] {
+        let scene = with_sr(&FILE, door);
+        scene.call(["vdi_create", SR, A, "1"]).done();
+        let place = scene.place.display();
+        let notes = [
+            (&["sr_delete", OTHER_SR][..], format!("no SR {OTHER_SR} ({place} holds SR {SR})")),
+            (&["vdi_delete", SR, NONE], format!("no VDI {NONE} on SR {SR} (looked in {place})")),
+        ];
+        for (call, note) in notes {
+            let line = format!("{} {}", scene.executable().display(), scene.line(call).join(" "));
+            let mut command = assert_cmd::Command::new("script");
+            command.args(["-qec", &line, "/dev/null"]).env("XCP_SM_RUN_DIR", scene.root.path().join("run"));
+            let printed = String::from_utf8(command.assert().success().get_output().stdout.clone()).unwrap();
+            let expected = if door == Door::Sm { format!("nothing to delete: {note}") } else { String::new() };
+            assert_eq!(printed.trim_end(), expected, "{line}");
+            assert_eq!(scene.call(call).done(), "");
+        }
+    }
 }
 
 #[test]
@@ -356,6 +415,16 @@ fn a_directory_of_another_storage_manager_is_adopted_by_sr_attach_and_by_nothing
     assert_eq!(scene.digest(), before);
     scene.call(["sr_attach", SR]).done();
     assert!(scene.call(["sr_get_params", SR]).done().contains(A));
+}
+
+#[test]
+fn sr_attach_says_what_a_directory_of_other_files_lacks() {
+    let scene = Scene::empty(&FILE, Door::Driver);
+    std::fs::create_dir(&scene.place).unwrap();
+    std::fs::write(scene.place.join("notes.txt"), "not a disk").unwrap();
+    let message = scene.call(["sr_attach", SR]).fails("ENOSR");
+    assert!(message.contains("neither .sm-sr nor disks") && !message.contains("takes it over"), "{message}");
+    assert_eq!(scene.names(), ["", "notes.txt"]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use assert_cmd::Command;
 use scene::filesystem::Filesystem;
-use scene::{A, B, C, Door, FILE, MIB, SR, Scene, has, is_root};
+use scene::{A, B, C, Door, FILE, MIB, NONE, SR, Scene, has, is_root};
 
 #[test]
 fn words_that_are_no_uuid_never_become_a_path_or_an_option() {
@@ -334,6 +334,17 @@ fn what_another_user_may_not_see_is_eacces() {
     }
     nobody(&["sr_delete", SR, "--yes"]).fails("EACCES");
     assert_eq!(scene.digest(), before);
+    // Even of what is one's own only root makes a block device.
+    for path in std::iter::once(scene.place.clone()).chain(before.into_keys()) {
+        std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
+    }
+    for (vdi, format) in [(B, "raw"), (C, "vhd"), (NONE, "qcow2")] {
+        nobody(&["vdi_create", SR, vdi, "4", "--type", format]).done();
+        for mode in [&[][..], &["--read-only"]] {
+            let message = nobody(&[&["vdi_attach", SR, vdi], mode].concat()).fails("EACCES");
+            assert!(message.contains("needs root") && message.contains(vdi), "{message}");
+        }
+    }
 }
 
 #[test]

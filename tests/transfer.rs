@@ -192,22 +192,98 @@ fn what_is_refused_leaves_nothing() {
         assert!(stderr.starts_with(name) && stderr.lines().count() == 1, "{args:?}: {stderr:?}");
         assert!(output.stdout.is_empty());
         assert_eq!(listing(), before, "{args:?}");
+        stderr
     };
     refused(&["-"], b"", "EINVAL: ");
     refused(&["-", "--size", "1"], &disk, "E2BIG: ");
+    for short in [0, 1000, disk.len() - 1] {
+        let message = refused(&["-", "--size", &format!("{}B", disk.len())], &disk[..short], "EIO: ");
+        assert_eq!(message, format!("EIO: standard input: {short} of {} bytes came\n", disk.len()));
+    }
     refused(&["-", "--file-type", "vhd"], &vhd[..vhd.len() / 2], "EIO: ");
-    refused(&["-", "--file-type", "vhd"], &disk, "EIO: ");
-    refused(&["-", "--file-type", "qcow2"], b"QFI", "EIO: ");
+    for format in ["vhd", "qcow2"] {
+        for args in [&["-", "--file-type", format], &["disk.raw", "--file-type", format]] {
+            let message = refused(args, &disk, "EINVAL: ");
+            assert!(message.contains(&format!("it is no {format} image")), "{message}");
+        }
+    }
+    refused(&["-", "--file-type", "qcow2"], b"QFI", "EINVAL: ");
     let qcow2 = scene.export(&vdi(1), "qcow2");
     refused(&["-", "--file-type", "qcow2"], &qcow2[..qcow2.len() / 2], "EIO: ");
     for (format, bytes) in [("vhd", &vhd), ("qcow2", &qcow2)] {
         fs::write(scene.path("half"), &bytes[..bytes.len() - 70_000]).unwrap();
         refused(&["half", "--file-type", format], b"", "EIO: ");
     }
-    refused(&["missing.raw"], b"", "EIO: ");
+    fs::create_dir(scene.path("directory")).unwrap();
+    for (file, words) in [
+        ("missing.raw", "No such file"),
+        ("disk.raw/below", "Not a directory"),
+        ("directory", "is a directory"),
+        (&"long".repeat(100), "name too long"),
+    ] {
+        let message = refused(&[file], b"", "EINVAL: ");
+        let name = &file[..file.len().min(200)];
+        assert!(message.starts_with(&format!("EINVAL: FILE {name:?}")) && message.contains(words), "{message}");
+    }
+    // A place that is not there is a mistake of the caller's, and the name is the one that was typed.
+    let output = scene.sm(&["vdi_export", SR, &vdi(1), "missing/out.raw"]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(22), "{stderr}");
+    assert!(stderr.contains("FILE \"missing/out.raw\"") && !stderr.contains(".part"), "{stderr}");
     // An exported file is never overwritten, and a failed export leaves none.
     scene.sm(&["vdi_export", SR, &vdi(1), "disk.raw"]).assert().code(22);
     scene.sm(&["vdi_export", SR, &vdi(9), "none.raw"]).assert().code(101);
     assert!(!scene.path("none.raw").exists() && !scene.path("none.raw.part").exists());
     assert!(fs::read(scene.path("disk.raw")).unwrap() == disk);
+}
+
+#[test]
+fn an_image_is_no_raw_disk_unless_that_is_said() {
+    let scene = Scene::new();
+    let image = |mark: &[u8], at: usize| {
+        let mut bytes = noise(MIB as usize, 5);
+        bytes[at..at + mark.len()].copy_from_slice(mark);
+        bytes
+    };
+    let images = [
+        (image(b"QFI\xfb", 0), "a qcow2 image: --file-type qcow2"),
+        (image(b"conectix", 0), "a vhd image: --file-type vhd"),
+        (image(b"conectix", MIB as usize - 512), "a vhd image: --file-type vhd"),
+        (image(b"vhdxfile", 0), "a VHDX image: qemu-img"),
+        (image(b"KDMV", 0), "a VMDK image: qemu-img"),
+        (image(&[0x7f, 0x10, 0xda, 0xbe], 64), "a VDI image: qemu-img"),
+    ];
+    for (n, (bytes, words)) in images.iter().enumerate() {
+        let vdi = vdi(n as u32);
+        for file in ["image", "image.raw"] {
+            fs::write(scene.path(file), bytes).unwrap();
+            let output = scene.sm(&["vdi_import", SR, &vdi, file]).output().unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(22), "{words}: {stderr}");
+            assert!(stderr.contains(words) && stderr.contains("--file-type raw"), "{stderr}");
+        }
+        // What a pipe ends with is known too late, but it brings 1 MiB and no more.
+        if n != 2 {
+            scene.sm(&["vdi_import", SR, &vdi, "-", "--size", "1"]).write_stdin(bytes.clone()).assert().code(22);
+        }
+        assert_eq!(fs::read_dir(scene.path("sr")).unwrap().count(), 1 + n, "the marker and what was imported");
+        scene.sm(&["vdi_import", SR, &vdi, "image", "--file-type", "raw", "--type", "raw"]).assert().success();
+        assert!(scene.export(&vdi, "raw") == *bytes);
+    }
+}
+
+#[test]
+fn a_block_device_is_imported_whole() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let scene = Scene::new();
+    let disk = scene.disk();
+    let set_up = Command::new("losetup").args(["-f", "--show"]).arg(scene.path("disk.raw")).output().unwrap();
+    let device = String::from_utf8(set_up.stdout).unwrap();
+    let imported = scene.sm(&["vdi_import", SR, &vdi(1), device.trim()]).output().unwrap();
+    Command::new("losetup").args(["-d", device.trim()]).assert().success();
+    assert!(imported.status.success(), "{imported:?}");
+    same_disk(&scene.export(&vdi(1), "raw"), &disk);
 }

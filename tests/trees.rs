@@ -3,7 +3,7 @@
 
 mod chains;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ struct Model {
     scratch: tempfile::TempDir,
     sr: SrUuid,
     disks: BTreeMap<VdiUuid, Vec<u8>>,
+    snapshots: BTreeSet<VdiUuid>,
     next: u32,
     /// Which model of this process it is.
     number: u16,
@@ -56,7 +57,8 @@ impl Model {
         let scratch = tempfile::tempdir().unwrap();
         static MODELS: AtomicU16 = AtomicU16::new(0);
         let number = MODELS.fetch_add(1, Relaxed);
-        let mut model = Model { format, scratch, sr: SrUuid::random(), disks: BTreeMap::new(), next: 0, number };
+        let (sr, disks, snapshots) = (SrUuid::random(), BTreeMap::new(), BTreeSet::new());
+        let mut model = Model { format, scratch, sr, disks, snapshots, next: 0, number };
         model.run(Call::SrCreate { size: None, force: false });
         let vdi = model.new_uuid();
         let new = NewVdi { vdi, virtual_size: 4 * MIB as u64, format: Some(format), params: Params::default() };
@@ -111,7 +113,12 @@ impl Model {
                     _ => Call::VdiSnapshot { source, dest },
                 };
                 match self.try_run(&call) {
-                    Ok(_) => drop(self.disks.insert(dest, self.disks[&source].clone())),
+                    Ok(_) => {
+                        self.disks.insert(dest, self.disks[&source].clone());
+                        if matches!(op, Op::Snapshot { .. }) {
+                            self.snapshots.insert(dest);
+                        }
+                    }
                     Err(xcp_sm::Error::ChainTooLong { .. }) => {}
                     Err(e) => panic!("{}", xcp_sm::error::one_line(&e)),
                 }
@@ -119,7 +126,12 @@ impl Model {
             Op::Grow { disk } => {
                 let Some(vdi) = self.pick(disk) else { return };
                 let size = self.disks[&vdi].len() + 3 * MIB;
-                self.run(Call::VdiResize { vdi, size: size as u64, allow_shrink: false });
+                let call = Call::VdiResize { vdi, size: size as u64, allow_shrink: false };
+                if self.snapshots.contains(&vdi) {
+                    assert!(matches!(self.try_run(&call), Err(xcp_sm::Error::Unsupported { .. })), "a snapshot grew");
+                    return;
+                }
+                self.run(call);
                 let rounded = xcp_sm::vdi::kind(self.format).round(size as u64).unwrap() as usize;
                 self.disks.get_mut(&vdi).unwrap().resize(rounded, 0);
             }

@@ -8,7 +8,7 @@ const MIB: u64 = 1 << 20;
 /// say what they are.
 pub fn parse(text: &str) -> Result<u64> {
     let bad = |expected: &str| Error::Invalid { what: "SIZE", value: text.to_owned(), expected: expected.to_owned() };
-    let form = "expected MB as a number, or with a unit: 512MiB, 20GiB, 1TiB";
+    let form = "expected MB as a number, or a whole number with B, KiB, MiB, GiB or TiB: 512, 512MiB, 20GiB";
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let unit = match unit {

@@ -1,7 +1,7 @@
 //! The files and pipes that disks are exported to and imported from.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{stdin, stdout};
+use std::io::{self, stdin, stdout};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -17,25 +17,32 @@ use crate::vdi::transfer::Stream;
 const PIPE: &str = "-";
 const STDOUT: &str = "standard output";
 
-/// Opens what is imported: a file, a block device, or standard input.
-pub fn from(name: &str, format: Format) -> Result<Stream> {
+/// Opens what is imported: a file, a block device, or standard input. `stated`: the caller said the format.
+///
+/// # Errors
+/// [`Error::Invalid`] if there is no such file.
+pub fn from(name: &str, (format, stated): (Format, bool)) -> Result<Stream> {
+    let stream = |file: File, name: &str| Ok(Stream { file: Arc::new(file), name: name.into(), format, stated });
     if name == PIPE {
         let file = stdin().as_fd().try_clone_to_owned().map_err(Error::io("read", "standard input"))?;
-        return Ok(stream(file.into(), "standard input", format));
+        return stream(file.into(), "standard input");
     }
-    let file = File::open(name).map_err(Error::io("open", name))?;
-    Ok(stream(file, name, format))
+    let file = File::open(name).map_err(unusable("open", name))?;
+    if file.metadata().map_err(Error::io("examine", name))?.is_dir() {
+        return Err(unusable("read", name)(io::ErrorKind::IsADirectory.into()));
+    }
+    stream(file, name)
 }
 
 /// Opens where to export: standard output, or a file that appears under its name once it is complete
 /// ([`publish`]).
 ///
 /// # Errors
-/// [`Error::Invalid`] if the name exists: nothing is overwritten.
-pub fn to(name: &str, format: Format) -> Result<Stream> {
+/// [`Error::Invalid`] if the name exists: nothing is overwritten. The same if there is no place for it.
+pub fn to(name: &str, (format, stated): (Format, bool)) -> Result<Stream> {
     if name == PIPE {
         let file = stdout().as_fd().try_clone_to_owned().map_err(Error::io("write", STDOUT))?;
-        return Ok(stream(file.into(), STDOUT, format));
+        return Ok(Stream { file: Arc::new(file.into()), name: STDOUT.into(), format, stated });
     }
     if fs::symlink_metadata(name).is_ok() {
         return Err(exists(name));
@@ -44,7 +51,7 @@ pub fn to(name: &str, format: Format) -> Result<Stream> {
     let partial = partial(path);
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    let file = options.open(&partial).map_err(Error::io("create", &partial))?;
+    let file = options.open(&partial).map_err(unusable("create", name))?;
     if !durable::is_abandoned(&file) {
         return Err(Error::DeviceInUse {
             device: partial.display().to_string(),
@@ -52,7 +59,7 @@ pub fn to(name: &str, format: Format) -> Result<Stream> {
         });
     }
     file.set_len(0).map_err(Error::io("empty", &partial))?;
-    Ok(Stream { file: Arc::new(file), name: path.to_owned(), format })
+    Ok(Stream { file: Arc::new(file), name: path.to_owned(), format, stated })
 }
 
 /// Gives a completed export its name.
@@ -88,6 +95,16 @@ fn exists(name: &str) -> Error {
     }
 }
 
-fn stream(file: File, name: &str, format: Format) -> Stream {
-    Stream { file: Arc::new(file), name: name.into(), format }
+/// A name that leads to no file is an argument that was mistyped; everything else is what the system refuses.
+fn unusable(op: &'static str, name: &str) -> impl FnOnce(io::Error) -> Error {
+    let name = name.to_owned();
+    move |e| match e.kind() {
+        io::ErrorKind::NotFound
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::IsADirectory
+        | io::ErrorKind::InvalidFilename => {
+            Error::Invalid { what: "FILE", value: name, expected: format!("cannot {op} it: {e}") }
+        }
+        _ => Error::io(op, name)(e),
+    }
 }

@@ -37,6 +37,7 @@ fn sr(out: &mut String, info: &SrInfo) {
         ("type", info.sr_type.clone()),
         ("location", info.location.clone()),
         ("size", human(info.size)),
+        ("free", human(info.free)),
         ("used by VDIs", human(info.physical_utilisation)),
         ("virtual", human(info.virtual_allocation)),
         ("VDIs", info.vdi_uuids.len().to_string()),

@@ -2,7 +2,7 @@
 //! `sm COMMAND -t TYPE …`. Results are s-expressions, failures an exit status and one line on stderr.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, stderr, stdout};
+use std::io::{IsTerminal, Write, stderr, stdout};
 use std::time::{Duration, Instant};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -17,7 +17,7 @@ use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrInfo, SrUuid, T
 /// Storage repositories (SR) and the virtual disks (VDI) in them, for people.
 ///
 /// An SR lives where -d DCONF says: in a directory, on an NFS export, on block devices. You choose the UUIDs,
-/// for instance with uuidgen. Arguments are verified before anything is touched.
+/// for instance from /proc/sys/kernel/random/uuid. Arguments are verified before anything is touched.
 #[derive(Parser)]
 #[command(name = "sm", version, max_term_width = 100, disable_help_subcommand = true, arg_required_else_help = false)]
 #[command(after_help = AFTER_HELP)]
@@ -33,7 +33,7 @@ pub struct SmCommand {
 
 const AFTER_HELP: &str = "\
 Example:
-  SR=$(uuidgen) VDI=$(uuidgen)
+  SR=$(cat /proc/sys/kernel/random/uuid) VDI=$(cat /proc/sys/kernel/random/uuid)
   sm sr_create  -t file -d /srv/sr0 $SR
   sm vdi_create -t file -d /srv/sr0 $SR $VDI 20GiB --label 'root disk'
   sm vdi_attach -t file -d /srv/sr0 $SR $VDI          # prints /dev/loop0
@@ -140,7 +140,7 @@ enum Verb {
     VdiClone(CopyArgs),
     /// Make a read-only copy of a VDI as it is now.
     VdiSnapshot(CopyArgs),
-    /// Change the size of a VDI.
+    /// Change the size of a VDI that is not read-only. VHD and qcow2 can only grow.
     VdiResize {
         #[command(flatten)]
         vdi: VdiArg,
@@ -163,7 +163,7 @@ enum Verb {
         /// The file to make, or - for standard output.
         #[arg(value_name = "FILE")]
         file: String,
-        /// Its format: raw or vhd. Without it the file's extension decides, else raw.
+        /// Its format: raw, vhd or qcow2. Without it the file's extension decides, else raw.
         #[arg(long = "type", value_name = "FORMAT")]
         image: Option<String>,
     },
@@ -174,7 +174,8 @@ enum Verb {
         /// The file to read, or - for standard input.
         #[arg(value_name = "FILE")]
         file: String,
-        /// Its format: raw or vhd. Without it the file's extension decides, else raw.
+        /// Its format: raw, vhd or qcow2. Without it the file's extension decides, else raw; but what looks like an
+        /// image is not taken for raw unless this says so.
         #[arg(long = "file-type", value_name = "FORMAT")]
         file_type: Option<String>,
         /// The least size of the VDI; for raw bytes from a pipe, how many come. In MB, or with a unit.
@@ -206,7 +207,8 @@ struct VdiArg {
 /// What a new VDI is to be.
 #[derive(Args)]
 struct NewArgs {
-    /// The image format: raw, vhd or qcow2, as the driver supports.
+    /// The VDI's format: raw, vhd or qcow2, as the driver supports. Without it vhd where disks are files, raw where
+    /// they are volumes.
     #[arg(long = "type", value_name = "FORMAT")]
     image: Option<String>,
     /// A name for people.
@@ -318,6 +320,9 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
     if !confirmed {
         refuse_loss(driver, sr, &config, &context)?;
     }
+    if person && stderr().is_terminal() {
+        note_absence(driver, sr, &config, &call, &context);
+    }
     let result = call::run(driver, sr, &config, &call, &context);
     if let Call::VdiExport { to, .. } = &call {
         match &result {
@@ -356,6 +361,19 @@ fn refuse_loss(driver: &'static Driver, sr: SrUuid, config: &DeviceConfig, conte
             _ => Ok(()),
         },
         _ => Ok(()),
+    }
+}
+
+/// Says at a terminal that there is nothing to delete: what succeeds may be a mistyped UUID. A program that deletes
+/// until nothing is there wants no words.
+fn note_absence(driver: &'static Driver, sr: SrUuid, config: &DeviceConfig, call: &Call, context: &Context) {
+    let look = match call {
+        Call::SrDelete => Call::SrGetParams,
+        Call::VdiDelete { vdi } => Call::VdiGetParams { vdi: *vdi },
+        _ => return,
+    };
+    if let Err(e @ (Error::NoSr { .. } | Error::NoVdi { .. })) = call::run(driver, sr, config, &look, context) {
+        let _ = writeln!(stderr(), "nothing to delete: {}", error::one_line(&e));
     }
 }
 
@@ -448,13 +466,13 @@ fn new_vdi(vdi: VdiUuid, virtual_size: u64, args: &NewArgs) -> Result<NewVdi> {
     Ok(NewVdi { vdi, virtual_size, format: args.image.as_deref().map(str::parse).transpose()?, params })
 }
 
-/// What was said, else what the file's extension says, else raw. Never what the file's bytes look like: a guest
-/// wrote them.
-fn file_format(file: &str, said: Option<&str>) -> Result<Format> {
+/// What was said, else what the file's extension says, else raw; and whether it was said. Never what the file's bytes
+/// look like: a guest wrote them.
+fn file_format(file: &str, said: Option<&str>) -> Result<(Format, bool)> {
     let extension = std::path::Path::new(file).extension().and_then(|e| e.to_str());
     match said {
-        Some(said) => said.parse(),
-        None => Ok(extension.and_then(|e| e.parse().ok()).unwrap_or(Format::Raw)),
+        Some(said) => Ok((said.parse()?, true)),
+        None => Ok((extension.and_then(|e| e.parse().ok()).unwrap_or(Format::Raw), false)),
     }
 }
 
@@ -540,7 +558,8 @@ fn first_line(refused: &clap::Error) -> String {
     let text = refused.to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let end = text.find("\n\n").unwrap_or(text.len());
-    text[..end].trim_end().to_owned()
+    // What values are possible stands on a line of its own.
+    text[..end].lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
 /// The exit status of each failure; SR API v1.0, "Results".
@@ -574,6 +593,7 @@ fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EACCES | Errno::EPERM | Errno::EROFS) => (13, "EACCES"),
             Some(Errno::ENOSPC | Errno::EDQUOT) => (28, "ENOSPC"),
+            None if source.kind() == std::io::ErrorKind::PermissionDenied => (13, "EACCES"),
             _ => (5, "EIO"),
         },
     }

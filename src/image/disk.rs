@@ -1,7 +1,7 @@
 //! The bytes of a disk, whatever its image looks like: to be read in any order, or as they come.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -62,7 +62,9 @@ pub struct RawFile {
 impl RawFile {
     /// Its length is rounded up to a whole sector.
     pub fn new(file: File, path: &Path) -> Result<RawFile> {
-        let size = file.metadata().map_err(Error::io("examine", path))?.len().next_multiple_of(512);
+        // By its end: a block device has no length in its metadata.
+        let end = (&file).seek(SeekFrom::End(0)).map_err(Error::io("find the end of", path))?;
+        let size = end.next_multiple_of(512);
         Ok(RawFile { file, path: path.to_owned(), size })
     }
 }

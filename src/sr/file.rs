@@ -603,9 +603,13 @@ impl Sr for FileSr {
 
     fn attach(&self) -> Result<Done> {
         let mut done = Done::Already;
-        if let Found::Strange(dir) = self.look()?
-            && !self.list(&dir)?.images.is_empty()
-        {
+        if let Found::Strange(dir) = self.look()? {
+            if self.list(&dir)?.images.is_empty() {
+                let path = self.path.display();
+                return Err(self.no_sr(format!(
+                    "{path} has files, but neither {MARKER} nor disks that are named by UUIDs: <uuid>.vhd, .raw or .qcow2"
+                )));
+            }
             self.write_marker(&dir, false)?;
             done = Done::Changed;
         }

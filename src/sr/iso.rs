@@ -293,7 +293,7 @@ impl Vdi for IsoVdi<'_> {
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
-        self.0.attach(if self.0.params()?.read_only { Mode::ReadOnly } else { mode })
+        self.0.attach(mode)
     }
 
     fn detach(&self) -> Result<Done> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, needs_root};
 use crate::sys::blockdev;
 use crate::sys::tool::Tool;
 
@@ -90,6 +90,7 @@ impl Lv {
 /// What LVM knows of one volume group, or of all of them, those of other hosts included. Physical volumes
 /// that belong to no group come in one without a name.
 pub fn report(vg: Option<&str>) -> Result<Vec<Vg>> {
+    needs_root("ask LVM through", "/dev/mapper/control")?;
     let mut tool = Tool::new("lvm")
         .deadline(DEADLINE)
         .arg("fullreport")

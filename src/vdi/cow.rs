@@ -21,8 +21,8 @@ use crate::error::{Error, Result};
 use crate::image::disk::Disk;
 use crate::sys::lock::{self, Lock};
 use crate::sys::loopdev::Detached;
-use crate::types::{Done, Mode, Params, VdiInfo, VdiUuid};
-use crate::vdi::{Fork, Kind, Node, Place, Tree, Vdi, describe, in_use, refuse_if_used, refuse_shrink};
+use crate::types::{Done, Mode, Params, Size, VdiInfo, VdiUuid};
+use crate::vdi::{Fork, Kind, Node, Place, Tree, Vdi, describe, in_use, refuse_if_used};
 
 /// Images from the root to a leaf, at most; the other storage managers stop here as well (copy-on-write
 /// trees, "Snapshot and clone").
@@ -224,21 +224,16 @@ impl Vdi for Cow<'_> {
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
-        let node = self.node()?;
-        let read_only = mode == Mode::ReadOnly || node.hidden || self.place.params()?.read_only;
-        if let Some(attached) = datapath::find(&self.place.path())?
-            && attached.read_only
-            && !read_only
-        {
-            let holder = format!("a read-only attachment, {}; detach it first", attached.device.display());
-            return Err(in_use(&*self.place, holder));
-        }
         datapath::attach(&datapath::Source {
             format: self.kind.format,
             path: self.place.path(),
-            read_only,
+            read_only: mode == Mode::ReadOnly,
             shared: self.place.is_shared(),
         })
+    }
+
+    fn is_read_only(&self) -> Result<bool> {
+        Ok(self.place.params()?.read_only || self.node()?.hidden)
     }
 
     fn detach(&self) -> Result<Done> {
@@ -301,7 +296,7 @@ impl Vdi for Cow<'_> {
         (self.kind.disk)(self.place.image(Mode::ReadOnly)?, &*self.place)
     }
 
-    fn resize(&self, size: u64, allow_shrink: bool, context: &Context) -> Result<Done> {
+    fn resize(&self, size: u64, _allow_shrink: bool, context: &Context) -> Result<Done> {
         // It may write the whole header, with the parent in it, which another host's sr_collect may be changing.
         let _lock = self.place.tree()?.lock(context.deadline)?;
         let node = self.node()?;
@@ -309,15 +304,14 @@ impl Vdi for Cow<'_> {
             return Err(self.is_hidden("vdi_resize"));
         }
         let size = self.kind.round(size)?;
-        refuse_shrink(&*self.place, node.virtual_size, size, allow_shrink)?;
         if size < node.virtual_size {
             return Err(Error::Unsupported {
                 op: "making it smaller",
                 why: format!(
-                    "a {} disk can only grow; VDI {} has {} bytes",
+                    "a {} disk can only grow; VDI {} has {}",
                     self.kind.format,
                     self.place.vdi(),
-                    node.virtual_size
+                    Size(node.virtual_size)
                 ),
             });
         }

@@ -16,13 +16,14 @@ use std::time::Instant;
 
 use crate::call::Context;
 use crate::datapath;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, needs_root};
 use crate::image::disk::Disk;
+use crate::sys::blockdev;
 use crate::sys::copy::Progress;
 use crate::sys::lock::Lock;
 use crate::sys::loopdev;
 use crate::sys::uses::Uses;
-use crate::types::{Done, Format, Mode, Params, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{Done, Format, Mode, Params, Size, SrUuid, VdiInfo, VdiUuid};
 
 /// Where one disk lives, as its SR sees it. Formats work on this and know no SR.
 pub trait Place {
@@ -172,8 +173,14 @@ pub trait Vdi {
     /// The block device of an attached disk, asked from the kernel.
     fn device(&self) -> Result<Option<PathBuf>>;
 
-    /// A block device that outlives the call; the same path when called again.
+    /// A block device that outlives the call; the same path when called again. Callers go through [`attach`], which
+    /// says in which mode.
     fn attach(&self, mode: Mode) -> Result<PathBuf>;
+
+    /// Whether it can be read and not written: a snapshot, a base, a CD.
+    fn is_read_only(&self) -> Result<bool> {
+        Ok(self.place().params()?.read_only)
+    }
 
     /// # Errors
     /// [`Error::VdiInUse`] while something on the host holds the device open, with who.
@@ -290,6 +297,41 @@ fn named(users: &[String]) -> String {
     }
 }
 
+/// Attaches a disk, or finds it attached. What can't be written is attached read-only whatever was asked; any other
+/// stays in the mode it has until it is detached, or a reader would hold a device that writes.
+///
+/// # Errors
+/// [`Error::VdiInUse`] when it is attached in the other mode; [`Error::Io`], access denied, without root.
+pub fn attach(disk: &dyn Vdi, mode: Mode) -> Result<PathBuf> {
+    let read_only = disk.is_read_only()?;
+    match disk.device()? {
+        None => needs_root("make a block device of", disk.place().path())?,
+        Some(device) if !read_only => {
+            let (is, word) = match blockdev::is_read_only(&device) {
+                true => (Mode::ReadOnly, "read-only"),
+                false => (Mode::ReadWrite, "writable"),
+            };
+            if is != mode {
+                let holder = format!("a {word} attachment, {}; detach it first", device.display());
+                return Err(in_use(disk.place(), holder));
+            }
+        }
+        Some(_) => {}
+    }
+    disk.attach(if read_only { Mode::ReadOnly } else { mode })
+}
+
+/// Refuses to change a disk that is to stay as it is: a snapshot.
+///
+/// # Errors
+/// [`Error::Unsupported`].
+pub fn refuse_if_read_only(disk: &dyn Vdi, op: &'static str) -> Result<()> {
+    match disk.place().params()?.read_only {
+        true => Err(Error::Unsupported { op, why: format!("VDI {} is read-only", disk.place().vdi()) }),
+        false => Ok(()),
+    }
+}
+
 /// Refuses what wants the disk to itself, on this host or any.
 ///
 /// # Errors
@@ -334,22 +376,6 @@ pub fn refuse_if_locked(place: &dyn Place) -> Result<()> {
         users if users.is_empty() => Ok(()),
         users => Err(in_use(place, format!("{}, who locked it (vdi_unlock gives it back)", named(&users)))),
     }
-}
-
-/// # Errors
-/// [`Error::Invalid`] for a size below the present one, unless the caller allows it.
-pub fn refuse_shrink(place: &dyn Place, now: u64, size: u64, allow_shrink: bool) -> Result<()> {
-    if size >= now || allow_shrink {
-        return Ok(());
-    }
-    Err(Error::Invalid {
-        what: "size",
-        value: size.to_string(),
-        expected: format!(
-            "VDI {} has {now} bytes; making it smaller destroys data and wants --allow-shrink",
-            place.vdi()
-        ),
-    })
 }
 
 /// What [`Error::VdiInUse`] says of a place.
@@ -461,8 +487,16 @@ impl Kind {
             _ => Err(Error::TooBig {
                 what: "a disk",
                 bytes,
-                limit: format!("{} holds {} bytes at most", self.format, self.largest),
+                limit: format!("{} holds {} at most{}", self.format, Size(self.largest), self.larger()),
             }),
+        }
+    }
+
+    /// What to take for a disk that is too big for a VHD.
+    fn larger(&self) -> String {
+        match self.format {
+            Format::Vhd => format!("; one made with --type qcow2 holds {}", Size(qcow2::KIND.largest)),
+            Format::Raw | Format::Qcow2 => String::new(),
         }
     }
 }

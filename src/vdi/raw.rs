@@ -7,8 +7,8 @@ use nix::errno::Errno;
 use crate::call::Context;
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, RawFile};
-use crate::types::{Done, Format, Mode, Params, VdiInfo, VdiUuid};
-use crate::vdi::{Kind, Node, Place, Vdi, describe, refuse_if_elsewhere, refuse_if_used, refuse_shrink};
+use crate::types::{Done, Format, Mode, Params, Size, VdiInfo, VdiUuid};
+use crate::vdi::{Kind, Node, Place, Vdi, describe, refuse_if_elsewhere, refuse_if_used};
 
 /// Bytes of a sector; a disk is a whole number of them.
 pub const SECTOR: u64 = 512;
@@ -70,7 +70,6 @@ impl Vdi for Raw<'_> {
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
-        let mode = if self.place.params()?.read_only { Mode::ReadOnly } else { mode };
         self.place.attach(mode)
     }
 
@@ -107,7 +106,14 @@ impl Vdi for Raw<'_> {
         if size == now {
             return Ok(Done::Already);
         }
-        refuse_shrink(&*self.place, now, size, allow_shrink)?;
+        if size < now && !allow_shrink {
+            let (vdi, now) = (self.place.vdi(), Size(now));
+            return Err(Error::Invalid {
+                what: "size",
+                value: Size(size).to_string(),
+                expected: format!("VDI {vdi} has {now}; making it smaller destroys data and wants --allow-shrink"),
+            });
+        }
         if size < now {
             refuse_if_used(self)?;
         }

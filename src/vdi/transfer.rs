@@ -1,7 +1,9 @@
 //! Disks in and out: to and from files and pipes, in the formats that other programs read.
 
+use std::cmp::Ordering;
+use std::fmt;
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use crate::image::vhd::{self, Chain};
 use crate::sys::copy::Progress;
 use crate::sys::durable::NewFile;
 use crate::types::{Format, Mode};
+use crate::vdi::raw;
 
 /// A file or a pipe, open, and what errors call it.
 #[derive(Clone, Debug)]
@@ -21,6 +24,8 @@ pub struct Stream {
     pub file: Arc<File>,
     pub name: PathBuf,
     pub format: Format,
+    /// The caller said the format. Else its name did, or nothing.
+    pub stated: bool,
 }
 
 impl Stream {
@@ -31,6 +36,71 @@ impl Stream {
 
     fn reader(&self) -> Result<File> {
         self.file.try_clone().map_err(Error::io("duplicate", &self.name))
+    }
+
+    /// The first sector of a file, and the last one.
+    fn ends(&self) -> Result<(Vec<u8>, Vec<u8>)> {
+        let disk = RawFile::new(self.reader()?, &self.name)?;
+        let (mut first, mut last) = (vec![0; SECTOR], vec![0; SECTOR]);
+        disk.read_at(&mut first, 0)?;
+        disk.read_at(&mut last, disk.size().saturating_sub(SECTOR as u64))?;
+        Ok((first, last))
+    }
+
+    fn unfit(&self, expected: String) -> Error {
+        Error::Invalid { what: "FILE", value: self.name.display().to_string(), expected }
+    }
+
+    /// Refuses to take an image for the bytes of a disk unless that was said: a guest would find the image on its disk.
+    fn refuse_container(&self, first: &[u8], last: &[u8]) -> Result<()> {
+        let Some(container) = Container::of(first, last).filter(|_| !self.stated) else { return Ok(()) };
+        let as_image = match container {
+            Container::Ours(format) => format!("--file-type {format} reads it as that"),
+            Container::Foreign(_) => "qemu-img convert makes a qcow2 of it".to_owned(),
+        };
+        Err(self.unfit(format!("it looks like {container}: {as_image}, --file-type raw takes its bytes as they are")))
+    }
+
+    /// Refuses the wrong file. One that begins as it should and is broken is another matter.
+    fn refuse_other(&self, first: &[u8], last: &[u8]) -> Result<()> {
+        match Container::of(first, last) {
+            Some(Container::Ours(format)) if format == self.format => Ok(()),
+            Some(other) => Err(self.unfit(format!("it is no {} image, it looks like {other}", self.format))),
+            None => Err(self.unfit(format!("it is no {} image", self.format))),
+        }
+    }
+}
+
+const SECTOR: usize = raw::SECTOR as usize;
+
+/// What the bytes of a file look like.
+enum Container {
+    Ours(Format),
+    Foreign(&'static str),
+}
+
+impl Container {
+    /// By the marks that the formats have in the first sector; a fixed VHD has its own in the last.
+    fn of(first: &[u8], last: &[u8]) -> Option<Container> {
+        const VHD: &[u8] = b"conectix";
+        match first {
+            [b'Q', b'F', b'I', 0xfb, ..] => Some(Container::Ours(Format::Qcow2)),
+            _ if first.starts_with(VHD) || last.starts_with(VHD) => Some(Container::Ours(Format::Vhd)),
+            _ if first.starts_with(b"vhdxfile") => Some(Container::Foreign("VHDX")),
+            _ if first.starts_with(b"KDMV") => Some(Container::Foreign("VMDK")),
+            // VirtualBox, behind 64 bytes of text.
+            _ if first.get(64..68) == Some(&[0x7f, 0x10, 0xda, 0xbe]) => Some(Container::Foreign("VDI")),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Container::Ours(format) => write!(f, "a {format} image"),
+            Container::Foreign(name) => write!(f, "a {name} image"),
+        }
     }
 }
 
@@ -116,22 +186,31 @@ pub enum Incoming {
 
 impl Incoming {
     /// # Errors
-    /// [`Error::Unsupported`] format, or a raw pipe without a size; [`Error::Damaged`] image.
+    /// [`Error::Unsupported`] format, or a raw pipe without a size; [`Error::Invalid`] for an image of another format;
+    /// [`Error::Damaged`] for a broken one.
     pub fn open(from: &Stream, size: Option<u64>) -> Result<Incoming> {
         let is_file = from.is_file()?;
         match from.format {
-            Format::Raw if is_file => Ok(Incoming::Disk(Box::new(RawFile::new(from.reader()?, &from.name)?))),
+            Format::Raw if is_file => {
+                let (first, last) = from.ends()?;
+                from.refuse_container(&first, &last)?;
+                Ok(Incoming::Disk(Box::new(RawFile::new(from.reader()?, &from.name)?)))
+            }
             Format::Raw => match size {
                 Some(size) => Ok(Incoming::RawPipe(from.clone(), size)),
                 None => Err(Error::Usage("a pipe does not say how long it is: give --size".to_owned())),
             },
             Format::Vhd if is_file => {
+                let (first, last) = from.ends()?;
+                from.refuse_other(&first, &last)?;
                 let place = Arc::new(FilePlace::new(from.reader()?, &from.name)?);
                 vhd::refuse_cut_off(&*place)?;
                 Ok(Incoming::Disk(Box::new(VhdDisk(Chain::open_single(place, Mode::ReadOnly)?))))
             }
             Format::Vhd => Ok(Incoming::VhdPipe(from.clone())),
             Format::Qcow2 if is_file => {
+                let (first, last) = from.ends()?;
+                from.refuse_other(&first, &last)?;
                 let place = Arc::new(FilePlace::new(from.reader()?, &from.name)?);
                 Ok(Incoming::Disk(Box::new(qcow2::Chain::open_single(place, Mode::ReadOnly)?)))
             }
@@ -164,16 +243,25 @@ impl Incoming {
                     bytes: size + 1,
                     limit: format!("--size said {size}, and {} went on", from.name.display()),
                 };
-                stream(&mut from.reader()?, &from.name, &mut |offset, bytes| {
+                let came = stream(&mut from.reader()?, &from.name, &mut |offset, bytes| {
+                    if offset == 0 {
+                        from.refuse_container(bytes, &[])?;
+                    }
                     let end = offset + bytes.len() as u64;
                     if end > size.next_multiple_of(512) {
                         return Err(too_long());
                     }
                     progress(end, size);
                     to.write_at(bytes, offset)
-                })
-                .and_then(|came| if came > size { Err(too_long()) } else { Ok(()) })?;
-                to.finish()
+                })?;
+                match came.cmp(&size) {
+                    Ordering::Equal => to.finish(),
+                    Ordering::Greater => Err(too_long()),
+                    // Whoever wrote into the pipe has failed, and only its own status says so.
+                    Ordering::Less => {
+                        Err(Error::Damaged { path: from.name, what: format!("{came} of {size} bytes came") })
+                    }
+                }
             }
             Incoming::Qcow2Pipe(from) => {
                 let spooled = spool()?;
@@ -188,6 +276,10 @@ impl Incoming {
             }
             Incoming::VhdPipe(from) => {
                 let mut input = std::io::BufReader::with_capacity(PIECE, from.reader()?);
+                let first = input.fill_buf().map_err(Error::io("read", &from.name))?;
+                if first.len() >= SECTOR {
+                    from.refuse_other(first, &[])?;
+                }
                 let incoming = vhd::Incoming::open(&mut input, &from.name)?;
                 let mut to = make(incoming.size())?;
                 incoming.read(&mut |offset, bytes| to.write_at(bytes, offset), progress)?;

@@ -1,31 +1,56 @@
 #!/bin/bash
-# What `make install` installs works from where it is, and `make uninstall` takes it away.
+# What `make install` installs works from where it is, xapi gets the drivers that were chosen and no others, and
+# `make uninstall` takes it all away.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
-plugin=$root/etc/xapi.d/plugins/tapdisk-pause
+smdir=$root/opt/xensource/sm plugin=$root/etc/xapi.d/plugins/tapdisk-pause
+run() {
+    make --no-print-directory "$1" DESTDIR="$root" PREFIX=/usr SMDIR=/opt/xensource/sm PLUGINDIR=/etc/xapi.d/plugins "${@:2}" > "$root/said"
+}
+linked() { (cd "$smdir" && find . -type l -lname /usr/sbin/sm -printf '%P ' | xargs -n 1 | sort | xargs); }
+wrong() { echo "$1"; exit 1; }
 mkdir -p "${plugin%/*}"
 echo 'the stock plug-in' > "$plugin"
-make --no-print-directory install DESTDIR="$root" PREFIX=/usr SMDIR=/opt/xensource/sm PLUGINDIR=/etc/xapi.d/plugins > /dev/null
 
+# An LVMSR that serves LVHD SRs stays, unless it is named.
+mkdir -p "$smdir"
+echo python > "$smdir/LVMSR"
+run install
 # shellcheck disable=SC2013 # names without blanks
 for driver in $(sed -n 's/.*executable: "\(.*\)",.*/\1/p' src/sr/*.rs); do
-    "$root/usr/sbin/$driver" --version | grep -q "^$driver " || { echo "$driver does not know who it is"; exit 1; }
-    [ "$(readlink "$root/opt/xensource/sm/$driver")" = /usr/sbin/sm ]
+    "$root/usr/sbin/$driver" --version | grep -q "^$driver " || wrong "$driver does not know who it is"
+    case $driver in
+    LVMSR) [ "$(cat "$smdir/$driver")" = python ] || wrong "LVMSR was replaced unasked" ;;
+    *) [ "$(readlink "$smdir/$driver")" = /usr/sbin/sm ] || wrong "xapi did not get $driver" ;;
+    esac
 done
 # A second time the stock plug-in stays what it is; an update of it becomes the one that is kept.
 for stock in 'the stock plug-in' 'a newer one'; do
     support/install-plugin "${plugin%/*}" /usr/sbin/sm
     [ "$(readlink "$plugin")" = /usr/sbin/sm ]
-    [ "$(cat "$plugin.stock")" = "$stock" ] || { echo "the stock plug-in was not kept"; exit 1; }
+    [ "$(cat "$plugin.stock")" = "$stock" ] || wrong 'the stock plug-in was not kept'
     rm "$plugin"
     echo 'a newer one' > "$plugin"
 done
-[ -s "$root/usr/share/man/man8/sm.8" ]
+support/install-plugin "${plugin%/*}" /usr/sbin/sm
+for file in man/man8/sm.8 bash-completion/completions/sm zsh/site-functions/_sm fish/vendor_completions.d/sm.fish; do
+    [ -s "$root/usr/share/$file" ] || wrong "$file is not installed"
+done
+installed=$(linked)
 
-make --no-print-directory uninstall DESTDIR="$root" PREFIX=/usr > /dev/null
+run uninstall
 left=$(find "$root/usr" ! -type d)
-[ -z "$left" ] || { echo "uninstall left $left"; exit 1; }
-echo "installed, ran and uninstalled sm and $(find "$root/opt/xensource/sm" -type l | wc -l) drivers"
+[ -z "$left" ] || wrong "uninstall left $left"
+[ -z "$(linked)" ] || wrong "uninstall left $(linked)"
+[ "$(cat "$smdir/LVMSR")" = python ] || wrong "uninstall took what was not ours"
+[ "$(cat "$plugin")" = 'a newer one' ] && [ ! -e "$plugin.stock" ] || wrong 'the stock plug-in did not come back'
+
+run install DRIVERS='FileSR LVMSR'
+[ "$(linked)" = 'FileSR LVMSR' ] || wrong "of FileSR and LVMSR xapi got $(linked)"
+if run install DRIVERS='FileSR NoSR' 2> /dev/null; then wrong 'a driver that there is not was installed'; fi
+run uninstall
+[ -z "$(ls "$smdir")" ] || wrong "uninstall left $(ls "$smdir")"
+echo "installed, ran and uninstalled sm and the drivers $installed"

@@ -72,8 +72,8 @@ lvm)
     # The volume group is there whenever its devices are.
     UNIT=4194304 DETACH_ENDS=no NOWHERE=/dev/nonexistent
     case $DCONF in
-    *thin*) ;;
-    *) MAY_REFUSE='vdi_clone vdi_snapshot' THIN=no LIST="((device . \"$DCONF\"))" ;;
+    *thin*) MAY_REFUSE='vdi_import' ;;
+    *) MAY_REFUSE='vdi_import vdi_clone vdi_snapshot' THIN=no LIST="((device . \"$DCONF\"))" ;;
     esac
     ;;
 ext)
@@ -150,6 +150,15 @@ attach() { # VDI [OPTION …]: sets DEV
 }
 detach() { must vdi_detach "$SR" "$1"; }
 gone() { must vdi_delete "$SR" "$1"; }
+bring() { must vdi_import "$SR" "$1" "$2" "${@:3}" ${FORMAT:+--type "$FORMAT"}; }
+can_import() { ! may_refuse vdi_import || skip 'the driver does not support vdi_import (EPERM)'; }
+through_a_pipe() { # SOURCE DEST
+    local size
+    size=$("$SM" vdi_get_params -t "$TYPE" -d "$DCONF" $SR "$1") || return
+    "$SM" vdi_export -t "$TYPE" -d "$DCONF" $SR "$1" - |
+        "$SM" vdi_import -t "$TYPE" -d "$DCONF" $SR "$2" - --size "$(field virtual_size "$size")B" ${FORMAT:+--type "$FORMAT"}
+    [ "${PIPESTATUS[*]}" = '0 0' ]
+}
 bytes_of() { blockdev --getsize64 "$1" 2>/dev/null; }
 # Patterns: 1 MiB each, no two blocks of them alike.
 for letter in a b c; do yes "pattern $letter of the suite" | nl | head -c $MIB >"$SCRATCH/$letter"; done
@@ -457,6 +466,19 @@ false_that put "$DEV" c 0
 true_that has "$DEV" a 0
 detach "$A"
 
+claim 'an attached VDI stays in its mode: the other one is refused with EVDIBUSY until it is detached'
+attach "$A"
+fails_with EVDIBUSY vdi_attach $SR "$A" --read-only
+says "$DEV"
+true_that put "$DEV" a 0
+detach "$A"
+attach "$A" --read-only
+fails_with EVDIBUSY vdi_attach $SR "$A"
+says "$DEV"
+must vdi_attach $SR "$A" --read-only
+prints "$DEV"
+detach "$A"
+
 claim 'a VDI created read-only is attached read-only'
 create "$C" 4 --read-only
 must vdi_get_params $SR "$C"
@@ -565,6 +587,16 @@ false_that put "$DEV" a 0
 detach "$D"
 gone "$D"
 
+claim 'the size of a snapshot stays: vdi_resize fails with EPERM and changes nothing'
+must vdi_snapshot $SR "$A" "$D"
+must vdi_get_params $SR "$D"
+before=$OUT
+fails_with EPERM vdi_resize $SR "$D" 32
+fails_with EPERM vdi_resize $SR "$D" 8 --allow-shrink
+must vdi_get_params $SR "$D"
+equal "$OUT" "$before"
+gone "$D"
+
 claim 'a clone of a snapshot is writable, and the snapshot stays as it was'
 must vdi_snapshot $SR "$A" "$C"
 must vdi_clone $SR "$C" "$D"
@@ -636,11 +668,15 @@ else
 fi
 detach "$A"
 
-claim 'vdi_resize below the size is refused with EINVAL, names the option, and changes nothing'
+claim 'vdi_resize below the size is refused and changes nothing; EINVAL names the option, where there is no use in it EPERM'
 must vdi_get_params $SR "$A"
 before=$OUT
-fails_with EINVAL vdi_resize $SR "$A" 8
-says --allow-shrink
+if [ $SHRINKS = yes ]; then
+    fails_with EINVAL vdi_resize $SR "$A" 8
+    says --allow-shrink
+else
+    fails_with EPERM vdi_resize $SR "$A" 8
+fi
 must vdi_get_params $SR "$A"
 equal "$OUT" "$before"
 
@@ -668,6 +704,62 @@ detach "$A"
 
 claim 'vdi_resize of a VDI that does not exist fails with ENOVDI'
 fails_with ENOVDI vdi_resize $SR "$NONE" 16
+
+# ==== In and out, and space back
+
+claim 'vdi_import of a raw file makes a VDI with its bytes, and takes no space for its holes'
+cp "$SCRATCH/a" "$SCRATCH/in.raw"
+truncate -s $((12 * MIB)) "$SCRATCH/in.raw"
+cat "$SCRATCH/b" >>"$SCRATCH/in.raw"
+bring "$C" "$SCRATCH/in.raw"
+prints ''
+must vdi_get_params $SR "$C"
+of_size "$(field virtual_size)" 13
+[ $THIN = no ] || true_that [ "$(field physical_utilisation)" -lt $((8 * MIB)) ]
+attach "$C"
+true_that has "$DEV" a 0
+true_that zeroes "$DEV" 6
+true_that has "$DEV" b 12
+detach "$C"
+
+claim 'vdi_export writes them to a raw file, which has the holes again'
+can_import
+must vdi_export $SR "$C" "$SCRATCH/out.raw"
+true_that cmp -n $((13 * MIB)) "$SCRATCH/in.raw" "$SCRATCH/out.raw"
+true_that [ "$(stat -c %b "$SCRATCH/out.raw")" -lt $((8 * MIB / 512)) ]
+fails_with EINVAL vdi_export $SR "$C" "$SCRATCH/out.raw"
+
+claim 'and to a pipe, from which vdi_import takes them'
+can_import
+SHOWN="sm vdi_export … - | sm vdi_import … - --size"
+true_that through_a_pipe "$C" "$D"
+must vdi_export $SR "$D" "$SCRATCH/again.raw"
+true_that cmp "$SCRATCH/out.raw" "$SCRATCH/again.raw"
+gone "$D"
+
+claim 'a pipe that ends too early fails with EIO and leaves nothing'
+can_import
+fails_with EIO vdi_import $SR "$D" - --size 4
+fails_with ENOVDI vdi_get_params $SR "$D"
+gone "$C"
+
+claim 'sr_collect gives back what a deleted snapshot left, prints nothing, and the disk keeps its contents'
+must vdi_snapshot $SR "$A" "$D"
+attach "$A"
+true_that put "$DEV" c 9
+detach "$A"
+gone "$D"
+must sr_get_params $SR
+before=$(field physical_utilisation)
+must sr_collect $SR
+prints ''
+must sr_get_params $SR
+true_that [ "$(field physical_utilisation)" -le "$before" ]
+attach "$A"
+true_that has "$DEV" b 0
+true_that has "$DEV" c 9
+true_that has "$DEV" b 15
+detach "$A"
 
 # ==== Locks
 
@@ -800,7 +892,12 @@ true_that grep -q '^EINVAL: -t' <("$SM" sr_get_params -d "$DCONF" $SR 2>&1)
 
 claim 'operations that the driver does not support fail with EPERM'
 if [ -z "$MAY_REFUSE" ]; then skip 'it supports them all'; fi
-for verb in $MAY_REFUSE; do fails_with EPERM "$verb" $SR "$A" "$D"; done
+for verb in $MAY_REFUSE; do
+    case $verb in
+    vdi_import) fails_with EPERM vdi_import $SR "$D" "$SCRATCH/a" ;;
+    *) fails_with EPERM "$verb" $SR "$A" "$D" ;;
+    esac
+done
 fails_with ENOVDI vdi_get_params $SR "$D"
 
 claim 'operations on a VDI that does not exist fail with ENOVDI'

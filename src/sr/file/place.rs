@@ -133,17 +133,10 @@ impl Place for FilePlace<'_> {
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
-        let read_only = mode == Mode::ReadOnly;
         if let Some(device) = self.device()? {
-            if !read_only && blockdev::is_read_only(&device) {
-                return Err(Error::VdiInUse {
-                    vdi: self.vdi,
-                    sr: self.sr.sr,
-                    holder: format!("a read-only attachment, {}; detach it first", device.display()),
-                });
-            }
             return Ok(device);
         }
+        let read_only = mode == Mode::ReadOnly;
         let file = self.dir.open_file(&self.name(), !read_only)?;
         loopdev::attach(&file, &self.path(), read_only)
     }

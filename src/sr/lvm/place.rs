@@ -302,13 +302,9 @@ impl Place for LvmPlace<'_> {
             self.sr.group.refuse_incomplete(&self.vg)?;
         }
         if active && !zero {
-            match (self.is_read_only(), blockdev::is_read_only(&node)) {
+            if self.is_read_only() && !blockdev::is_read_only(&node) {
                 // A kill came between the activation and this.
-                (true, false) => blockdev::set_read_only(&node, true)?,
-                (false, true) if !read_only => {
-                    return Err(self.in_use(format!("a read-only attachment, {}; detach it first", node.display())));
-                }
-                _ => {}
+                blockdev::set_read_only(&node, true)?;
             }
             return Ok(node);
         }
