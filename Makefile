@@ -56,6 +56,7 @@ generated:
 	UPDATE_GENERATED=1 cargo test --quiet --test generated
 
 COMPLETIONS := sm.bash:bash-completion/completions/sm _sm:zsh/site-functions/_sm sm.fish:fish/vendor_completions.d/sm.fish
+UNITS = $(PREFIX)/lib/systemd/system
 unknown = $(filter-out $(ALL_DRIVERS),$(DRIVERS))
 
 install: release
@@ -69,6 +70,9 @@ install: release
 	[ -z "$(PLUGINDIR)" ] || install -d $(DESTDIR)$(PLUGINDIR)
 	[ -z "$(PLUGINDIR)" ] || support/install-plugin $(DESTDIR)$(PLUGINDIR) $(PREFIX)/sbin/sm
 	install -m 644 man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
+	install -d $(DESTDIR)$(UNITS)
+	for u in $(notdir $(wildcard support/systemd/*)); do \
+	    sed 's|@sbin@|$(PREFIX)/sbin|' support/systemd/$$u > $(DESTDIR)$(UNITS)/$$u || exit; done
 	for c in $(COMPLETIONS); do install -Dm 644 completions/$${c%%:*} $(DESTDIR)$(PREFIX)/share/$${c#*:} || exit; done
 
 # What stood in SMDIR before is for the administrator to put back (docs/xapi.md); what is there and not ours stays.
@@ -79,6 +83,7 @@ uninstall:
 	    rm tapdisk-pause && if [ -e tapdisk-pause.stock ]; then mv tapdisk-pause.stock tapdisk-pause; fi; fi; }
 	rm -f $(DESTDIR)$(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(PREFIX)/sbin/,$(ALL_DRIVERS))
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/man/man8/,$(notdir $(wildcard man/*.8)))
+	rm -f $(addprefix $(DESTDIR)$(UNITS)/,$(notdir $(wildcard support/systemd/*)))
 	for c in $(COMPLETIONS); do rm -f $(DESTDIR)$(PREFIX)/share/$${c#*:} || exit; done
 
 deps-build:

@@ -36,6 +36,10 @@ for stock in 'the stock plug-in' 'a newer one'; do
     echo 'a newer one' > "$plugin"
 done
 support/install-plugin "${plugin%/*}" /usr/sbin/sm
+for unit in 'sm-collect@.service' 'sm-collect@.timer'; do
+    [ -s "$root/usr/lib/systemd/system/$unit" ] || wrong "$unit is not installed"
+done
+grep -q '^ExecStart=/usr/sbin/sm sr_collect ' "$root/usr/lib/systemd/system/sm-collect@.service" || wrong 'the unit starts something else'
 for file in man/man8/sm.8 bash-completion/completions/sm zsh/site-functions/_sm fish/vendor_completions.d/sm.fish; do
     [ -s "$root/usr/share/$file" ] || wrong "$file is not installed"
 done
