@@ -30,9 +30,9 @@ everything() { # thick|thin
   [ "$kind" = thick ] || pool=POOL
   # shellcheck disable=SC2086
   {
-    boundaries "$kind sr_create" : "sm sr_delete --yes $SR" "has $pool && sm sr_attach $SR" 17 sr_create $SR
+    ONCE=yes boundaries "$kind sr_create" : "sm sr_delete --yes $SR" "has $pool && sm sr_attach $SR" 17 sr_create $SR
     must sm sr_create $SR
-    boundaries "$kind vdi_create" : "sm vdi_delete $SR $A" "has LV-$A $pool && active 0 && [ \$(size $A) = $((8 << 20)) ]" 17 \
+    ONCE=yes boundaries "$kind vdi_create" : "sm vdi_delete $SR $A" "has LV-$A $pool && active 0 && [ \$(size $A) = $((8 << 20)) ]" 17 \
       vdi_create $SR $A 8 --label 'a b' --shareable
     boundaries "$kind vdi_attach of a new VDI" "sm vdi_create $SR $A 8" "sm vdi_detach $SR $A && sm vdi_delete $SR $A" \
       "active 1 && zeroes \$(device $A)" '' vdi_attach $SR $A
@@ -40,10 +40,10 @@ everything() { # thick|thin
       "active 1 && zeroes \$(device $A) && [ \$(blockdev --getro \$(device $A)) = 1 ]" '' vdi_attach $SR $A
     must sm vdi_create $SR $A 8
     pattern
-    boundaries "$kind vdi_attach" : "sm vdi_detach $SR $A" 'active 1' '' vdi_attach $SR $A
-    boundaries "$kind vdi_detach" "sm vdi_attach $SR $A > /dev/null" : 'active 0' '' vdi_detach $SR $A
-    boundaries "$kind vdi_lock" : "sm vdi_unlock $SR $A TRUE me" "sm vdi_get_params $SR $A | grep -q 'VBDs .me.'" 37 vdi_lock $SR $A FALSE me
-    boundaries "$kind vdi_unlock" "sm vdi_lock $SR $A FALSE me" : "sm vdi_get_params $SR $A | grep -q 'lock . 0'" 37 vdi_unlock $SR $A FALSE me
+    ONCE=yes boundaries "$kind vdi_attach" : "sm vdi_detach $SR $A" 'active 1' '' vdi_attach $SR $A
+    ONCE=yes boundaries "$kind vdi_detach" "sm vdi_attach $SR $A > /dev/null" : 'active 0' '' vdi_detach $SR $A
+    ONCE=yes boundaries "$kind vdi_lock" : "sm vdi_unlock $SR $A TRUE me" "sm vdi_get_params $SR $A | grep -q 'VBDs .me.'" 37 vdi_lock $SR $A FALSE me
+    ONCE=yes boundaries "$kind vdi_unlock" "sm vdi_lock $SR $A FALSE me" : "sm vdi_get_params $SR $A | grep -q 'lock . 0'" 37 vdi_unlock $SR $A FALSE me
     boundaries "$kind vdi_resize" : "sm vdi_resize $SR $A 8 --allow-shrink" \
       "has LV-$A $pool && [ \$(size $A) = $((20 << 20)) ] && tail_is_zero && active 0" '' vdi_resize $SR $A 20
     boundaries "$kind vdi_resize, attached" "sm vdi_attach $SR $A > /dev/null" "sm vdi_detach $SR $A; sm vdi_resize $SR $A 8 --allow-shrink" \
@@ -51,16 +51,16 @@ everything() { # thick|thin
     boundaries "$kind vdi_resize, smaller" "sm vdi_resize $SR $A 20" "sm vdi_resize $SR $A 8 --allow-shrink" \
       "has LV-$A $pool && [ \$(size $A) = $((12 << 20)) ] && has_pattern $A && active 0" '' vdi_resize $SR $A 12 --allow-shrink
     if [ "$kind" = thin ]; then
-      boundaries "$kind vdi_clone" : "sm vdi_delete $SR $B" "has LV-$A LV-$B POOL && has_pattern $A && has_pattern $B" 17 vdi_clone $SR $A $B
-      boundaries "$kind vdi_snapshot" : "sm vdi_delete $SR $B" "has LV-$A LV-$B POOL && has_pattern $A && has_pattern $B" 17 vdi_snapshot $SR $A $B
-      boundaries "$kind sr_attach" "sm sr_detach $SR" : 'dmsetup ls | grep -q POOL' '' sr_attach $SR
-      boundaries "$kind sr_detach" "sm sr_attach $SR" : 'dmsetup ls 2>&1 | grep -q "No devices"' '' sr_detach $SR
+      ONCE=yes boundaries "$kind vdi_clone" : "sm vdi_delete $SR $B" "has LV-$A LV-$B POOL && has_pattern $A && has_pattern $B" 17 vdi_clone $SR $A $B
+      ONCE=yes boundaries "$kind vdi_snapshot" : "sm vdi_delete $SR $B" "has LV-$A LV-$B POOL && has_pattern $A && has_pattern $B" 17 vdi_snapshot $SR $A $B
+      ONCE=yes boundaries "$kind sr_attach" "sm sr_detach $SR" : 'dmsetup ls | grep -q POOL' '' sr_attach $SR
+      ONCE=yes boundaries "$kind sr_detach" "sm sr_attach $SR" : 'dmsetup ls 2>&1 | grep -q "No devices"' '' sr_detach $SR
     fi
-    boundaries "$kind vdi_delete" "sm vdi_create $SR $B 8" : "has LV-$A $pool && has_pattern $A" '' vdi_delete $SR $B
+    ONCE=yes boundaries "$kind vdi_delete" "sm vdi_create $SR $B 8" : "has LV-$A $pool && has_pattern $A" '' vdi_delete $SR $B
     must sm sr_delete --yes $SR
-    boundaries "$kind sr_delete" "sm sr_create $SR && sm vdi_create $SR $A 8 && sm vdi_create $SR $B 8" : \
+    ONCE=yes boundaries "$kind sr_delete" "sm sr_create $SR && sm vdi_create $SR $A 8 && sm vdi_create $SR $B 8" : \
       "has '' && ! sm sr_attach $SR 2> /dev/null" '' sr_delete --yes $SR
-    boundaries "$kind sr_create --force" "mkfs.ext2 -q ${DISKS%% *}" "sm sr_delete --yes $SR" "has $pool && sm sr_attach $SR" '16 17' sr_create $SR --force
+    ONCE=yes boundaries "$kind sr_create --force" "mkfs.ext2 -q ${DISKS%% *}" "sm sr_delete --yes $SR" "has $pool && sm sr_attach $SR" '16 17' sr_create $SR --force
     is "devices" "$(dmsetup ls)" 'No devices found'
   }
 }
