@@ -204,7 +204,8 @@ pub fn parse_report(json: &str) -> Result<Vec<Vg>> {
                 size: number(row.lv_size)?,
                 tags: list(row.lv_tags),
                 active: !matches!(attribute(4), b'-' | b'h' | b'X'),
-                read_only: matches!(attribute(1), b'r' | b'R'),
+                // `R` is a writable volume whose device is read-only just now: what it is attached as, not what it is.
+                read_only: attribute(1) == b'r',
                 layout: list(row.lv_layout),
                 health: row.lv_health_status.to_owned(),
                 data_used: parse_percent(row.data_percent),
