@@ -246,7 +246,7 @@ fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
             if disk.info()?.read_only == 0 {
                 vdi::refuse_if_attached(&*disk)?;
             }
-            transfer::export(&*disk.open_disk()?, to, context.progress).map(|()| Reply::Nothing)
+            disk.read(&mut |bytes| transfer::export(bytes, to, context.progress)).map(|()| Reply::Nothing)
         }
         Call::VdiImport { new, from } => {
             let known = Some(new.virtual_size).filter(|size| *size > 0);

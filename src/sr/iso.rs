@@ -305,7 +305,7 @@ impl Vdi for IsoVdi<'_> {
         self.0.remove()
     }
 
-    fn open_disk(&self) -> Result<Box<dyn crate::image::disk::Disk>> {
+    fn read(&self, _reader: &mut dyn FnMut(&dyn crate::image::disk::Disk) -> Result<()>) -> Result<()> {
         self.0.sr.refuse("vdi_export")
     }
 

@@ -5,7 +5,7 @@
 //! | `VG_XenStorage-<sr>` | the volume group; its tag `xcp.allocation=thin` or `=thick` |
 //! | `LV-<vdi>` | a raw disk; its [`tags`] say all that is known of it besides its size |
 //! | `POOL` | of a thin SR: the pool that all its disks live in |
-//! | `NEW-<vdi>` | extents being zeroed before `LV-<vdi>` grows by them |
+//! | `NEW-<vdi>` | what `LV-<vdi>` is to become: extents to grow by that are being zeroed, or a disk on its way in |
 //!
 //! LVM's metadata is replaced whole, by one atomic step, so one LVM command is the step that publishes.
 //! `docs/lvm.md` gives the reasons. Order of steps, and what the next call finds after a kill:
@@ -24,20 +24,31 @@
 //!   a `NEW-<vdi>`, which the next call for this VDI and sr_attach remove.
 //! - **vdi_resize**, cutting a thin disk: 1. tag it `xcp.cut=<bytes>`; 2. activate; 3. discard what is cut off; 4. deactivate;
 //!   5. reduce; 6. remove the tag. After any: the next call that needs the VDI goes on from there.
+//! - **vdi_import**: 1. make `NEW-<vdi>`; 2. fill it, with zeroes where nothing comes; 3. rename it. After 1 or 2: a
+//!   `NEW-<vdi>`, as above.
+//! - **vdi_export** of a disk that is not attached: 1. tag it `xcp.lent`; 2. activate; 3. read; 4. deactivate; 5. remove the
+//!   tag. After any: the next call that needs the VDI does 4 and 5.
 //!
 //! [`volume_group`] has what is done to the group as a whole; it flushes what LVM leaves in the disks' caches.
 
+mod fill;
 mod place;
 pub mod tags;
 
+use std::cell::RefCell;
+
 use crate::error::{Error, Result};
+use crate::image::disk::DiskWriter;
 use crate::sr::volume_group::{self, DELETING, Naming, VolumeGroup};
 use crate::sr::{About, Driver, Sr, vdi_by_uuid};
 use crate::sys::blockdev;
+use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Lv, Vg};
 use crate::types::{DeviceConfig, Done, Format, NewVdi, PoolUse, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
+use crate::vdi::transfer::Incoming;
 use crate::vdi::{self, Vdi};
 
+use fill::Fill;
 use place::{Group, LvmPlace};
 
 pub const DRIVER: Driver = Driver {
@@ -79,7 +90,7 @@ pub const FOREIGN: &str = "an SR with such VDIs";
 const NAMING: Naming = Naming { prefix: "VG_XenStorage-", is_half_made };
 const RAW: &str = "LV-";
 const VHD: &str = "VHD-";
-const GROWING: &str = "NEW-";
+const UNFINISHED: &str = "NEW-";
 const POOL: &str = "POOL";
 const THIN: &str = "xcp.allocation=thin";
 const THICK: &str = "xcp.allocation=thick";
@@ -156,9 +167,10 @@ impl LvmSr {
         }
     }
 
-    /// Refuses work that would fill a thin pool's last reserve. Activates the pool to know.
-    fn refuse_full_pool(&self, vg: &Vg) -> Result<()> {
-        let Some(pool) = vg.lv(POOL).filter(|pool| pool.is_thin_pool()) else { return Ok(()) };
+    /// Refuses work that would fill a thin pool's last reserve; else says how many bytes there are before it. Activates the
+    /// pool to know. `None`: there is no pool.
+    fn room_in_pool(&self, vg: &Vg) -> Result<Option<u64>> {
+        let Some(pool) = vg.lv(POOL).filter(|pool| pool.is_thin_pool()) else { return Ok(None) };
         let (data, metadata) = match (pool.data_used, pool.metadata_used) {
             (Some(data), Some(metadata)) => (data, metadata),
             _ => {
@@ -183,7 +195,7 @@ impl LvmSr {
                 used: format!("{} of its data and {} of its metadata are in use", percent(data), percent(metadata)),
             });
         }
-        Ok(())
+        Ok(Some((u128::from(pool.size) * u128::from(POOL_DATA_FULL - data) / 10_000) as u64))
     }
 
     fn make(&self, size: Option<u64>, over: bool) -> Result<()> {
@@ -195,6 +207,52 @@ impl LvmSr {
             lvm::change("lvcreate", &options, &[&self.group.name()]).map_err(|cause| self.group.unmake(cause))?;
         }
         self.group.flush_devices()
+    }
+
+    /// The group that the new VDI may be made in, without what a killed call has left of it, and its format.
+    fn refuse_new(&self, new: &NewVdi) -> Result<(Vg, &'static vdi::Kind)> {
+        let format = new.format.unwrap_or(DRIVER.formats[0]);
+        if !DRIVER.formats.contains(&format) {
+            return Err(Error::Unsupported { op: "the type", why: format!("{format} disks on lvm; raw is served") });
+        }
+        let mut vg = self.group.whole()?;
+        self.volumes(&vg).try_for_each(|(vdi, format, _)| refuse_foreign(vdi, format))?;
+        if self.volumes(&vg).any(|(vdi, ..)| vdi == new.vdi) {
+            return Err(Error::VdiExists { vdi: new.vdi, sr: self.group.sr });
+        }
+        let left = format!("{UNFINISHED}{}", new.vdi);
+        if vg.lv(&left).is_some() {
+            self.remove_unfinished(&vg, &left)?;
+            vg = self.group.whole()?;
+        }
+        Ok((vg, vdi::kind(format)))
+    }
+
+    /// A volume for a new VDI, inactive.
+    fn make_volume(&self, vg: &Vg, new: &NewVdi, prefix: &str, size: u64, state: Option<&str>) -> Result<Lv> {
+        let thin = vg.lv(POOL).is_some();
+        let name = format!("{prefix}{}", new.vdi);
+        let mut options: Vec<String> = ["-y", "-an", "-ky", "-n", &name].map(str::to_owned).to_vec();
+        if thin {
+            self.room_in_pool(vg)?;
+            options.extend(["-V", &format!("{size}b"), "--thinpool", POOL].map(str::to_owned));
+        } else {
+            if size > vg.free {
+                return Err(Error::NoSpace { sr: self.group.sr, free: vg.free, wanted: size });
+            }
+            options.extend(["-Zn", "-Wn", "-l", &(size / vg.extent_size).to_string()].map(str::to_owned));
+        }
+        let mut tags = tags::of_params(&new.params);
+        tags.extend(state.map(str::to_owned));
+        options.extend(tags.iter().flat_map(|tag| ["--addtag".to_owned(), tag.clone()]));
+        self.group.change(vg, "lvcreate", &options, &[&vg.name]).map_err(|e| self.explain(e, Some(new.vdi), size))?;
+        let layout = vec![if thin { "thin" } else { "linear" }.to_owned()];
+        Ok(Lv { name, size, tags, layout, ..Lv::default() })
+    }
+
+    fn remove_unfinished(&self, vg: &Vg, name: &str) -> Result<()> {
+        self.group.deactivate(vg, name)?;
+        self.group.change(vg, "lvremove", &["-y"], &[&format!("{}/{name}", vg.name)])
     }
 
     fn refuse_attached(&self, vg: &Vg) -> Result<()> {
@@ -211,9 +269,8 @@ impl LvmSr {
     /// Removes what killed calls left. The caller has the SR to itself.
     fn sweep(&self, vg: &Vg) -> Result<()> {
         let left =
-            vg.lvs.iter().filter(|lv| lv.name.strip_prefix(GROWING).is_some_and(|u| u.parse::<VdiUuid>().is_ok()));
-        left.into_iter()
-            .try_for_each(|lv| self.group.change(vg, "lvremove", &["-y"], &[&format!("{}/{}", vg.name, lv.name)]))
+            vg.lvs.iter().filter(|lv| lv.name.strip_prefix(UNFINISHED).is_some_and(|u| u.parse::<VdiUuid>().is_ok()));
+        left.into_iter().try_for_each(|lv| self.remove_unfinished(vg, &lv.name))
     }
 
     /// A failed command's reason in the API's words, from what is there now: the VDI that it was to make, or the
@@ -333,49 +390,55 @@ impl Sr for LvmSr {
     }
 
     fn create_vdi(&self, new: &NewVdi) -> Result<VdiInfo> {
-        let format = new.format.unwrap_or(DRIVER.formats[0]);
-        let kind = vdi::kind(format);
-        if !DRIVER.formats.contains(&format) {
-            return Err(Error::Unsupported { op: "the type", why: format!("{format} disks on lvm; raw is served") });
-        }
-        let vg = self.group.whole()?;
-        self.volumes(&vg).try_for_each(|(vdi, format, _)| refuse_foreign(vdi, format))?;
-        if self.volumes(&vg).any(|(vdi, ..)| vdi == new.vdi) {
-            return Err(Error::VdiExists { vdi: new.vdi, sr: self.group.sr });
-        }
+        let (vg, kind) = self.refuse_new(new)?;
         let size = checked_size(new.virtual_size, vg.extent_size, kind.largest)?;
         let thin = vg.lv(POOL).is_some();
-        let name = format!("{RAW}{}", new.vdi);
-        let mut options: Vec<String> = ["-y", "-an", "-ky", "-n", &name].map(str::to_owned).to_vec();
-        let mut tags = tags::of_params(&new.params);
-        if thin {
-            self.refuse_full_pool(&vg)?;
-            options.extend(["-V", &format!("{size}b"), "--thinpool", POOL].map(str::to_owned));
-        } else {
-            if size > vg.free {
-                return Err(Error::NoSpace { sr: self.group.sr, free: vg.free, wanted: size });
-            }
-            options.extend(["-Zn", "-Wn", "-l", &(size / vg.extent_size).to_string()].map(str::to_owned));
-            tags.push(tags::ZERO.to_owned());
-        }
-        options.extend(tags.iter().flat_map(|tag| ["--addtag".to_owned(), tag.clone()]));
-        self.group.change(&vg, "lvcreate", &options, &[&vg.name]).map_err(|e| self.explain(e, Some(new.vdi), size))?;
-        let layout = vec![if thin { "thin" } else { "linear" }.to_owned()];
-        let place = LvmPlace::new(self, &vg, new.vdi, &Lv { name, size, tags, layout, ..Lv::default() });
+        let lv = self.make_volume(&vg, new, RAW, size, (!thin).then_some(tags::ZERO))?;
+        let place = LvmPlace::new(self, &vg, new.vdi, &lv);
         if !thin && self.zeroes_cost(&vg) {
             place.zero_now()?;
         }
         Ok(place.info())
     }
 
+    fn import_vdi(&self, new: &NewVdi, incoming: Incoming, progress: Progress) -> Result<VdiInfo> {
+        let (vg, kind) = self.refuse_new(new)?;
+        let made = RefCell::new(None);
+        let mut make = |size: u64| -> Result<Box<dyn DiskWriter + '_>> {
+            let size = checked_size(size.max(new.virtual_size), vg.extent_size, kind.largest)?;
+            let lv = self.make_volume(&vg, new, UNFINISHED, size, None)?;
+            Ok(Box::new(Fill::begin(self, &vg, &made.borrow_mut().insert(lv).name, size)?))
+        };
+        let no_files = || {
+            Err(Error::Unsupported {
+                op: "vdi_import of qcow2 from a pipe",
+                why: "it has to be put down before it can be read, and this SR keeps no files: give the file's name"
+                    .to_owned(),
+            })
+        };
+        let filled = incoming.fill(&mut make, &no_files, progress);
+        let Some(unfinished) = made.take() else {
+            return Err(filled.expect_err("a disk that came has been put somewhere"));
+        };
+        let name = format!("{RAW}{}", new.vdi);
+        let published = filled
+            .and_then(|()| self.group.deactivate(&vg, &unfinished.name))
+            .and_then(|()| self.group.change::<&str>(&vg, "lvrename", &[], &[&vg.name, &unfinished.name, &name]));
+        match published {
+            Ok(()) => Ok(LvmPlace::new(self, &vg, new.vdi, &Lv { name, ..unfinished }).info()),
+            Err(cause) => Err(match self.remove_unfinished(&vg, &unfinished.name) {
+                Ok(()) => cause,
+                Err(undo) => Error::Undo { cause: Box::new(cause), undo: Box::new(undo) },
+            }),
+        }
+    }
+
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
         let vg = self.group.look()?;
-        let name = format!("{GROWING}{vdi}");
-        if vg.lv(&name).is_none() {
-            return Ok(Done::Already);
+        match vg.lv(&format!("{UNFINISHED}{vdi}")) {
+            Some(lv) => self.remove_unfinished(&vg, &lv.name).map(|()| Done::Changed),
+            None => Ok(Done::Already),
         }
-        self.group.change(&vg, "lvremove", &["-y"], &[&format!("{}/{name}", vg.name)])?;
-        Ok(Done::Changed)
     }
 
     fn content_type(&self) -> &'static str {

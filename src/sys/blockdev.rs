@@ -173,13 +173,35 @@ pub fn zeroes_by_itself(device: &Path) -> bool {
 /// Makes the whole device read as zeroes, durably: by the device's own command where it has one, else by
 /// writing them.
 pub fn zero(device: &Path, progress: Progress) -> Result<()> {
+    let file = open(device, true)?;
+    zero_blocks(&file, device, 0, size(device)?, progress)?;
+    file.sync_all().map_err(Error::io("flush", device))
+}
+
+/// Makes a range of bytes, of whatever alignment, read as zeroes. Not durable yet.
+pub fn zero_range(file: &File, device: &Path, from: u64, to: u64) -> Result<()> {
+    /// A multiple of every device's block.
+    const BLOCK: u64 = 4096;
+    const SMALL: u64 = 1 << 20;
+    let write = |from: u64, to: u64| {
+        let zeroes = vec![0; (to - from) as usize];
+        file.write_all_at(&zeroes, from).map_err(Error::io("write zeroes to", device))
+    };
+    if to - from <= SMALL {
+        return write(from, to);
+    }
+    let (first, last) = (from.next_multiple_of(BLOCK), to - to % BLOCK);
+    write(from, first)?;
+    zero_blocks(file, device, first, last, &|_, _| {})?;
+    write(last, to)
+}
+
+fn zero_blocks(file: &File, device: &Path, from: u64, end: u64, progress: Progress) -> Result<()> {
     const STEP: u64 = 1 << 30;
     const WRITE_STEP: u64 = 64 << 20;
-    let file = open(device, true)?;
-    let end = size(device)?;
     let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let mut offloaded = true;
-    let mut at = 0;
+    let mut at = from;
     while at < end {
         // PUNCH_HOLE is the kernel's "zeroes, but never by writing them"; ZERO_RANGE writes if it must.
         let (flags, step) = if offloaded {
@@ -188,7 +210,7 @@ pub fn zero(device: &Path, progress: Progress) -> Result<()> {
             (FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE, WRITE_STEP)
         };
         let length = (end - at).min(step);
-        match fallocate(&file, flags, at as i64, length as i64) {
+        match fallocate(file, flags, at as i64, length as i64) {
             Ok(()) => at += length,
             Err(Errno::EINTR) => {}
             Err(Errno::EOPNOTSUPP) if offloaded => offloaded = false,
@@ -196,7 +218,7 @@ pub fn zero(device: &Path, progress: Progress) -> Result<()> {
         }
         progress(at, end);
     }
-    file.sync_all().map_err(Error::io("flush", device))
+    Ok(())
 }
 
 /// Tells the device that nobody needs what is from byte `from` on. Best effort: not every device listens.

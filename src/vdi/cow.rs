@@ -292,8 +292,8 @@ impl Vdi for Cow<'_> {
         context.others.as_ref().map_or(Ok(()), |others| others.resume())
     }
 
-    fn open_disk(&self) -> Result<Box<dyn Disk>> {
-        (self.kind.disk)(self.place.image(Mode::ReadOnly)?, &*self.place)
+    fn read(&self, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
+        self.place.read(&mut |image| reader(&*(self.kind.disk)(image, &*self.place)?))
     }
 
     fn resize(&self, size: u64, _allow_shrink: bool, context: &Context) -> Result<Done> {

@@ -37,6 +37,12 @@ pub trait Place {
     /// Opens the image.
     fn image(&self, mode: Mode) -> Result<File>;
 
+    /// Lends the image to `reader`. Of a place without bytes of its own until it is attached, they are there meanwhile,
+    /// and nobody takes that for an attachment.
+    fn read(&self, reader: &mut dyn FnMut(File) -> Result<()>) -> Result<()> {
+        reader(self.image(Mode::ReadOnly)?)
+    }
+
     /// What the SR knows of the place now.
     fn stat(&self) -> Result<Extent>;
 
@@ -224,8 +230,8 @@ pub trait Vdi {
         }
     }
 
-    /// The disk's bytes, to be read while nobody writes them.
-    fn open_disk(&self) -> Result<Box<dyn Disk>>;
+    /// Lends the disk's bytes to `reader`. The caller has seen that nobody writes them.
+    fn read(&self, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()>;
 
     /// Makes the disk `size` bytes. Idempotent.
     ///

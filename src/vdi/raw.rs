@@ -96,8 +96,8 @@ impl Vdi for Raw<'_> {
         self.place.copy_to(dest, &params, context.progress)
     }
 
-    fn open_disk(&self) -> Result<Box<dyn Disk>> {
-        (KIND.disk)(self.place.image(Mode::ReadOnly)?, &*self.place)
+    fn read(&self, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
+        self.place.read(&mut |image| reader(&*(KIND.disk)(image, &*self.place)?))
     }
 
     fn resize(&self, size: u64, allow_shrink: bool, _context: &Context) -> Result<Done> {

@@ -221,7 +221,7 @@ impl Incoming {
     /// Writes the disk to `make(size)`, which may be larger. What has to be put down meanwhile goes to `spool`.
     pub fn fill<'d>(
         self,
-        make: &mut dyn FnMut(u64) -> Result<Box<dyn DiskWriter>>,
+        make: &mut dyn FnMut(u64) -> Result<Box<dyn DiskWriter + 'd>>,
         spool: &dyn Fn() -> Result<NewFile<'d>>,
         progress: Progress,
     ) -> Result<()> {

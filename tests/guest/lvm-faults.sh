@@ -180,6 +180,13 @@ DCONF="((device . \"$ONE\") (allocation . \"thin\"))"
 must sm sr_create $SR
 must sm vdi_create $SR $A 1000
 d=$(sm vdi_attach $SR $A)
+must sm vdi_detach $SR $A
+head -c 190000000 /dev/urandom > /tmp/large
+fails_with ENOSPC 'nearly full' sm vdi_import $SR $B - --size 190000000B < /tmp/large
+fails_with ENOSPC 'nearly full' sm vdi_import $SR $B /tmp/large
+rm /tmp/large
+is 'what is left of it' "$(volumes $VG)" "LV-$A POOL "
+d=$(sm vdi_attach $SR $A)
 dd if=/dev/urandom of="$d" bs=1M count=176 conv=fsync,notrunc status=none
 before=$(head -c 184549376 "$d" | sha256sum)
 sm sr_get_params $SR | grep -o '(pool .*))'
@@ -214,6 +221,26 @@ for table in linear delay; do
   must sm vdi_resize $SR $A 16
   d=$(sm vdi_attach $SR $A)
   zeroes "$d" || fail "a new disk on $table is not zeroes"
+  fails_with EVDIBUSY "$d" sm vdi_export $SR $A /tmp/out.raw
+  printf '%s\n' content | sm vdi_import $SR $B - --size 8 2> /dev/null && fail 'a pipe that ends early'
+  is 'what is left of it' "$(volumes $VG)" "LV-$A "
+  { head -c 3000000 /dev/zero; echo content; head -c 5388600 /dev/zero; } > /tmp/in.raw
+  must sm vdi_import $SR $B /tmp/in.raw --size 12
+  must sm vdi_create $SR $C 8
+  must sm vdi_export $SR $C /tmp/new.qcow2
+  cmp -n 12582912 <(sm vdi_export $SR $B -) <(cat /tmp/in.raw /dev/zero) || fail "a disk that came in on $table is another"
+  must sm vdi_export $SR $B /tmp/out.vhd
+  must sm vdi_delete $SR $B
+  must sm vdi_import $SR $B - --file-type vhd < /tmp/out.vhd
+  cmp -n 12582912 <(sm vdi_export $SR $B -) <(cat /tmp/in.raw /dev/zero) || fail "a VHD that came in on $table is another"
+  must sm vdi_delete $SR $B
+  must sm vdi_import $SR $B /tmp/new.qcow2
+  cmp -n 8388608 <(sm vdi_export $SR $B -) /dev/zero || fail "a new disk on $table went out as something"
+  fails_with EPERM 'give the file' sm vdi_import $SR 7e57ab1e-0000-4000-8000-00000000000d - --file-type qcow2 < <(cat /tmp/new.qcow2)
+  is 'active volumes' "$(dmsetup ls | grep -c LV--)" 1
+  must sm vdi_delete $SR $B
+  must sm vdi_delete $SR $C
+  rm -f /tmp/in.raw /tmp/out.vhd /tmp/new.qcow2 /tmp/out.raw
   must sm vdi_resize $SR $A 24
   zeroes "$d" || fail "a disk that grew on $table is not zeroes"
   must sm vdi_detach $SR $A

@@ -16,7 +16,7 @@ modprobe dm_thin_pool
 
 # shellcheck source-path=SCRIPTDIR source=kill.inc
 . "$ROOT/tests/guest/kill.inc"
-interpose lvm lvchange lvcreate lvextend lvreduce lvremove lvs vgchange vgcreate vgremove pvremove wipefs dmsetup
+interpose lvm lvchange lvcreate lvextend lvreduce lvremove lvrename lvs vgchange vgcreate vgremove pvremove wipefs dmsetup
 
 has() { [ "$(volumes)" = "$*${*:+ }" ] || { echo "volumes: $(volumes)"; false; }; }
 active() { [ "$(dmsetup ls | grep -c LV--)" = "$1" ] || { dmsetup ls; false; }; }
@@ -38,6 +38,11 @@ everything() { # thick|thin
       "active 1 && zeroes \$(device $A)" '' vdi_attach $SR $A
     boundaries "$kind vdi_attach of a new read-only VDI" "sm vdi_create $SR $A 8 --read-only" "sm vdi_detach $SR $A && sm vdi_delete $SR $A" \
       "active 1 && zeroes \$(device $A) && [ \$(blockdev --getro \$(device $A)) = 1 ]" '' vdi_attach $SR $A
+    ONCE=yes boundaries "$kind vdi_import" : "sm vdi_delete $SR $A" "has LV-$A $pool && active 0 && has_image $A" 17 \
+      vdi_import $SR $A $SCRATCH/image.raw --label 'a b'
+    must sm vdi_import $SR $A $SCRATCH/image.raw
+    ONCE=yes boundaries "$kind vdi_export" : : "active 0 && exported && has_image $A" 22 vdi_export $SR $A $SCRATCH/copy.raw
+    must sm vdi_delete $SR $A
     must sm vdi_create $SR $A 8
     pattern
     ONCE=yes boundaries "$kind vdi_attach" : "sm vdi_detach $SR $A" 'active 1' '' vdi_attach $SR $A
@@ -63,6 +68,17 @@ everything() { # thick|thin
     ONCE=yes boundaries "$kind sr_create --force" "mkfs.ext2 -q ${DISKS%% *}" "sm sr_delete --yes $SR" "has $pool && sm sr_attach $SR" '16 17' sr_create $SR --force
     is "devices" "$(dmsetup ls)" 'No devices found'
   }
+}
+# Of 8 MiB and a sector; the disk gets whole extents, and zeroes where nothing came.
+{ head -c 100000 /dev/zero; head -c 3000000 /dev/urandom; head -c 5289120 /dev/zero; } > "$SCRATCH/image.raw"
+has_image() {
+  local d; d=$(sm vdi_attach $SR "$1") && cmp -n 8389120 "$SCRATCH/image.raw" "$d" &&
+    cmp -n $(((12 << 20) - 8389120)) -i 8389120:0 "$d" /dev/zero && sm vdi_detach $SR "$1"
+}
+# A killed vdi_export leaves a part of the file, and the next one refuses to overwrite it.
+exported() {
+  rm "$SCRATCH/copy.raw" && sm vdi_export $SR $A "$SCRATCH/copy.raw" &&
+    cmp -n 8389120 "$SCRATCH/image.raw" "$SCRATCH/copy.raw" && rm "$SCRATCH/copy.raw"
 }
 dirty
 everything thick

@@ -72,8 +72,8 @@ lvm)
     # The volume group is there whenever its devices are.
     UNIT=4194304 DETACH_ENDS=no NOWHERE=/dev/nonexistent
     case $DCONF in
-    *thin*) MAY_REFUSE='vdi_import' ;;
-    *) MAY_REFUSE='vdi_import vdi_clone vdi_snapshot' THIN=no LIST="((device . \"$DCONF\"))" ;;
+    *thin*) ;;
+    *) MAY_REFUSE='vdi_clone vdi_snapshot' THIN=no LIST="((device . \"$DCONF\"))" ;;
     esac
     ;;
 ext)

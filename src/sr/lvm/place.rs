@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use super::{DATA_GONE, GROWING, LvmSr, POOL, RAW, tags};
+use super::{DATA_GONE, LvmSr, POOL, RAW, UNFINISHED, tags};
 use crate::error::{Error, Result};
 use crate::sys::blockdev;
 use crate::sys::copy::Progress;
@@ -20,7 +20,7 @@ pub struct LvmPlace<'a> {
     vg: Rc<Vg>,
     pool_used: Option<u64>,
     /// Whether a `NEW-<vdi>` was there.
-    growing: bool,
+    unfinished: bool,
     lv: RefCell<Lv>,
 }
 
@@ -51,14 +51,14 @@ impl Group {
 
 impl<'a> LvmPlace<'a> {
     pub fn new(sr: &'a LvmSr, vg: &Vg, vdi: VdiUuid, lv: &Lv) -> Self {
-        let growing = vg.lv(&format!("{GROWING}{vdi}")).is_some();
-        LvmPlace { growing, ..LvmPlace::listed(sr, &Group::of(vg), vdi, lv) }
+        let unfinished = vg.lv(&format!("{UNFINISHED}{vdi}")).is_some();
+        LvmPlace { unfinished, ..LvmPlace::listed(sr, &Group::of(vg), vdi, lv) }
     }
 
     /// One of many, to be looked at only.
     pub fn listed(sr: &'a LvmSr, group: &Group, vdi: VdiUuid, lv: &Lv) -> Self {
         let Group { vg, pool_used } = group.clone();
-        LvmPlace { sr, vdi, vg, pool_used, growing: false, lv: RefCell::new(lv.clone()) }
+        LvmPlace { sr, vdi, vg, pool_used, unfinished: false, lv: RefCell::new(lv.clone()) }
     }
 
     fn name(&self) -> String {
@@ -158,16 +158,43 @@ impl<'a> LvmPlace<'a> {
         self.untag(tags::ZERO)
     }
 
+    fn refuse_unhealthy(&self) -> Result<()> {
+        match self.lv.borrow().health.as_str() {
+            health @ ("partial" | "failed") => Err(Error::NoDevice {
+                device: self.full_name(),
+                why: format!("LVM says that it is {health}: {DATA_GONE}"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn end_lending(&self) -> Result<()> {
+        if self.lv.borrow().active {
+            self.deactivate()?;
+        }
+        self.untag(tags::LENT)
+    }
+
+    fn tag(&self, tag: String) -> Result<()> {
+        self.change("lvchange", &["--addtag", &tag], &[&self.full_name()])?;
+        self.lv.borrow_mut().tags.push(tag);
+        Ok(())
+    }
+
     fn untag(&self, tag: &str) -> Result<()> {
         self.change("lvchange", &["--deltag", tag], &[&self.full_name()])?;
         self.lv.borrow_mut().tags.retain(|other| other != tag);
         Ok(())
     }
 
-    /// Removes the extents that a killed vdi_resize was preparing, or completes the cut that it began.
+    /// Removes the extents that a killed vdi_resize was preparing, or completes the cut that it began, or ends what is left
+    /// of a vdi_export.
     fn sweep(&self) -> Result<()> {
-        if self.growing {
-            self.change("lvremove", &["-y"], &[&format!("{}/{GROWING}{}", self.vg.name, self.vdi)])?;
+        if self.unfinished {
+            self.sr.remove_unfinished(&self.vg, &format!("{UNFINISHED}{}", self.vdi))?;
+        }
+        if self.record().lent {
+            self.end_lending()?;
         }
         match self.record().cut {
             Some(size) => self.cut(size),
@@ -196,8 +223,7 @@ impl<'a> LvmPlace<'a> {
     /// guest may write to them the moment it does.
     fn grow_zeroed(&self, more: u64) -> Result<()> {
         const TRIES: u32 = 5;
-        let name = format!("{GROWING}{}", self.vdi);
-        let full = format!("{}/{name}", self.vg.name);
+        let name = format!("{UNFINISHED}{}", self.vdi);
         let extents = (more / self.vg.extent_size).to_string();
         let mut tries = 0;
         loop {
@@ -206,7 +232,7 @@ impl<'a> LvmPlace<'a> {
             self.change("lvcreate", &options, &[&self.vg.name]).map_err(|e| self.sr.explain(e, None, more))?;
             let zeroed = blockdev::zero(&lvm::node(&self.vg.name, &name), &|_, _| {})
                 .and_then(|()| lvm::extents(&self.vg.name, &name));
-            let removed = self.remove_growing(&full, &name);
+            let removed = self.sr.remove_unfinished(&self.vg, &name);
             let ranges = match (zeroed, removed) {
                 (Ok(ranges), Ok(())) => ranges,
                 (Err(cause), Err(undo)) => return Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
@@ -221,13 +247,6 @@ impl<'a> LvmPlace<'a> {
                 Err(_) if tries < TRIES => {}
                 Err(failed) => return Err(self.sr.explain(failed, None, more)),
             }
-        }
-    }
-
-    fn remove_growing(&self, full: &str, name: &str) -> Result<()> {
-        match lvm::deactivate(&self.vg.name, name)? {
-            Deactivated::Done => self.change("lvremove", &["-y"], &[full]),
-            Deactivated::Busy(holder) => Err(Error::DeviceInUse { device: full.to_owned(), holder }),
         }
     }
 }
@@ -251,6 +270,25 @@ impl Place for LvmPlace<'_> {
 
     fn image(&self, mode: Mode) -> Result<File> {
         blockdev::open(&self.node(), mode == Mode::ReadWrite)
+    }
+
+    fn read(&self, reader: &mut dyn FnMut(File) -> Result<()>) -> Result<()> {
+        self.sweep()?;
+        self.refuse_unhealthy()?;
+        if self.record().zero {
+            // What is on its extents is not its own.
+            self.sr.group.refuse_incomplete(&self.vg)?;
+            self.zero_now()?;
+        }
+        if self.lv.borrow().active {
+            return reader(self.image(Mode::ReadOnly)?);
+        }
+        self.tag(tags::LENT.to_owned())?;
+        let done = self.activate().and_then(|()| reader(self.image(Mode::ReadOnly)?));
+        match (done, self.end_lending()) {
+            (Err(cause), Err(undo)) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
+            (done, ended) => done.and(ended),
+        }
     }
 
     fn stat(&self) -> Result<Extent> {
@@ -291,12 +329,7 @@ impl Place for LvmPlace<'_> {
         self.sweep()?;
         let node = self.node();
         let read_only = mode == Mode::ReadOnly;
-        if matches!(self.lv.borrow().health.as_str(), "partial" | "failed") {
-            return Err(Error::NoDevice {
-                device: self.full_name(),
-                why: format!("LVM says that it is {}: {DATA_GONE}", self.lv.borrow().health),
-            });
-        }
+        self.refuse_unhealthy()?;
         let (active, zero) = (self.lv.borrow().active, self.record().zero);
         if zero {
             self.sr.group.refuse_incomplete(&self.vg)?;
@@ -342,7 +375,7 @@ impl Place for LvmPlace<'_> {
         let (thin, zero) = (self.lv.borrow().is_thin(), self.record().zero);
         let more = size.saturating_sub(now);
         if more > 0 && thin {
-            self.sr.refuse_full_pool(&self.vg)?;
+            self.sr.room_in_pool(&self.vg)?;
         } else if more > self.vg.free {
             return Err(Error::NoSpace { sr: self.sr.group.sr, free: self.vg.free, wanted: more });
         }
@@ -358,9 +391,7 @@ impl Place for LvmPlace<'_> {
             // A cut that a sweep completed may have been this one.
             (false, true) if size == now => {}
             (false, true) => {
-                let tag = tags::cut(size);
-                self.change("lvchange", &["--addtag", &tag], &[&full])?;
-                self.lv.borrow_mut().tags.push(tag);
+                self.tag(tags::cut(size))?;
                 self.cut(size)?;
             }
         }
@@ -385,7 +416,7 @@ impl Place for LvmPlace<'_> {
         if self.sr.volumes(&vg).any(|(vdi, ..)| vdi == dest) {
             return Err(Error::VdiExists { vdi: dest, sr: self.sr.group.sr });
         }
-        self.sr.refuse_full_pool(&vg)?;
+        self.sr.room_in_pool(&vg)?;
         if self.lv.borrow().active {
             blockdev::flush(&self.node())?;
         }

@@ -6,6 +6,7 @@
 //! | `xcp.shareable`, `xcp.read_only` | as they say |
 //! | `xcp.zero` | never attached; what the volume holds is not its own and is zeroed before anybody sees it |
 //! | `xcp.cut=<bytes>` | being cut to this size; what makes it active meanwhile is no attachment |
+//! | `xcp.lent` | active for a call that reads it, which is no attachment |
 //! | `xcp.lock=<n>` | the lock's record has been changed `n` times |
 //! | `xcp.lock.<n>.<i>.<k>=…` | part `k` of the name of holder `i`, in state `n` of the record |
 
@@ -17,6 +18,7 @@ use crate::vdi::Holders;
 
 pub const ZERO: &str = "xcp.zero";
 const CUT: &str = "xcp.cut";
+pub const LENT: &str = "xcp.lent";
 const READ_ONLY: &str = "xcp.read_only";
 const SHAREABLE: &str = "xcp.shareable";
 const LOCK: &str = "xcp.lock";
@@ -29,12 +31,13 @@ pub struct Record {
     pub zero: bool,
     /// Bytes that the disk is being cut to.
     pub cut: Option<u64>,
+    pub lent: bool,
 }
 
 impl Record {
     /// Whether a call that did not end is all that can have made the volume active: its path was never given to anybody.
     pub fn is_private(&self) -> bool {
-        self.zero || self.cut.is_some()
+        self.zero || self.lent || self.cut.is_some()
     }
 }
 
@@ -44,6 +47,7 @@ pub fn read(tags: &[String]) -> Record {
     for tag in tags {
         match tag.as_str() {
             ZERO => record.zero = true,
+            LENT => record.lent = true,
             SHAREABLE => record.params.shareable = true,
             READ_ONLY => record.params.read_only = true,
             _ => {
