@@ -104,41 +104,54 @@ fn sparse(place: &dyn Place, new: &NewImage, parent: Option<&ParentLink>) -> Res
         locators = header.place_locators(encoded, batmap.end());
     }
 
-    let map_len = map_sectors(entries) as usize * SECTOR as usize;
-    let mut bytes = Vec::with_capacity(header.bat_end() as usize + 512 + map_len + locators.len() + 512);
-    bytes.extend_from_slice(&footer.0);
-    bytes.extend_from_slice(&header.0);
-    bytes.resize(bytes.len() + entries as usize * 4, 0xff);
-    bytes.resize(header.bat_end() as usize, 0);
-    bytes.extend_from_slice(&batmap.0);
-    bytes.resize(bytes.len() + map_len, 0);
-    bytes.extend_from_slice(&locators);
+    let batmap_at = header.bat_end();
+    let mut behind = batmap.0.to_vec();
+    behind.resize(behind.len() + map_sectors(entries) as usize * SECTOR as usize, 0);
+    behind.extend_from_slice(&locators);
+    let end = batmap_at + behind.len() as u64;
 
     let size = place.len()?;
     if place.is_device() {
-        if size < bytes.len() as u64 + SECTOR {
+        if size < end + SECTOR {
             return Err(Error::TooBig {
                 what: "the metadata of a VHD",
-                bytes: bytes.len() as u64 + SECTOR,
+                bytes: end + SECTOR,
                 limit: format!("{} has {size} bytes", place.path().display()),
             });
         }
         place.put(&[0; 512], 0)?;
         place.put(&[0; 512], size - SECTOR)?;
         place.flush()?;
-        place.put(&bytes[512..], SECTOR)?;
-        place.flush()?;
-        place.put(&footer.0, 0)?;
-        place.put(&footer.0, size - SECTOR)?;
-    } else {
-        if size != 0 {
-            place.resize_to(0)?;
-        }
-        bytes.extend_from_slice(&footer.0);
-        place.put(&bytes, 0)?;
+    } else if size != 0 {
+        place.resize_to(0)?;
     }
+    place.put(&header.0, SECTOR)?;
+    put_empty_bat(place, SECTOR + header.0.len() as u64, entries, batmap_at)?;
+    place.put(&behind, batmap_at)?;
+    let last = if place.is_device() {
+        place.flush()?;
+        size - SECTOR
+    } else {
+        end
+    };
+    place.put(&footer.0, 0)?;
+    place.put(&footer.0, last)?;
     place.flush()?;
     query(place)
+}
+
+/// Writes a table of `entries` without blocks up to `end`, out of one piece that the processor keeps.
+fn put_empty_bat(place: &dyn Place, at: u64, entries: u32, end: u64) -> Result<()> {
+    const PIECE: u64 = 256 << 10;
+    let unused = at + u64::from(entries) * 4;
+    let piece = vec![0xff; PIECE.min(unused - at) as usize];
+    let mut from = at;
+    while from < unused {
+        let len = PIECE.min(unused - from);
+        place.put(&piece[..len as usize], from)?;
+        from += len;
+    }
+    place.put(&vec![0; (end - unused) as usize], unused)
 }
 
 /// Makes a fixed image: zeros and a footer. A file stays sparse, a device is zeroed.
