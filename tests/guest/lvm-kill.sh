@@ -34,10 +34,13 @@ everything() { # thick|thin
     must sm sr_create $SR
     ONCE=yes boundaries "$kind vdi_create" : "sm vdi_delete $SR $A" "has LV-$A $pool && active 0 && [ \$(size $A) = $((8 << 20)) ]" 17 \
       vdi_create $SR $A 8 --label 'a b' --shareable
-    boundaries "$kind vdi_attach of a new VDI" "sm vdi_create $SR $A 8" "sm vdi_detach $SR $A && sm vdi_delete $SR $A" \
-      "active 1 && zeroes \$(device $A)" '' vdi_attach $SR $A
-    boundaries "$kind vdi_attach of a new read-only VDI" "sm vdi_create $SR $A 8 --read-only" "sm vdi_detach $SR $A && sm vdi_delete $SR $A" \
-      "active 1 && zeroes \$(device $A) && [ \$(blockdev --getro \$(device $A)) = 1 ]" '' vdi_attach $SR $A
+    # A pool's chunks are zeroes: on a thin SR the first vdi_attach is as any.
+    if [ "$kind" = thick ]; then
+      boundaries "$kind vdi_attach of a new VDI" "sm vdi_create $SR $A 8" "sm vdi_detach $SR $A && sm vdi_delete $SR $A" \
+        "active 1 && zeroes \$(device $A)" '' vdi_attach $SR $A
+      boundaries "$kind vdi_attach of a new read-only VDI" "sm vdi_create $SR $A 8 --read-only" "sm vdi_detach $SR $A && sm vdi_delete $SR $A" \
+        "active 1 && zeroes \$(device $A) && [ \$(blockdev --getro \$(device $A)) = 1 ]" '' vdi_attach $SR $A
+    fi
     ONCE=yes boundaries "$kind vdi_import" : "sm vdi_delete $SR $A" "has LV-$A $pool && active 0 && has_image $A" 17 \
       vdi_import $SR $A $SCRATCH/image.raw --label 'a b'
     must sm vdi_import $SR $A $SCRATCH/image.raw
