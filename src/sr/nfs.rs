@@ -190,10 +190,7 @@ impl NfsSr {
         self.mount()?;
         match begin(&self.file) {
             Ok(_) => Ok(Done::Changed),
-            Err(cause) => match self.point.unmount() {
-                Ok(()) => Err(cause),
-                Err(undo) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
-            },
+            Err(cause) => Err(cause.undone(self.point.unmount())),
         }
     }
 }

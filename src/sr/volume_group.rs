@@ -283,10 +283,7 @@ impl VolumeGroup {
 
     /// `cause`, after removing the group that was made before it.
     pub fn unmake(&self, cause: Error) -> Error {
-        match lvm::change("vgremove", &["-ff", "-y"], &[&self.name()]) {
-            Ok(()) => cause,
-            Err(undo) => Error::Undo { cause: Box::new(cause), undo: Box::new(undo) },
-        }
+        cause.undone(lvm::change("vgremove", &["-ff", "-y"], &[&self.name()]))
     }
 
     /// Removes the group and everything in it; the devices are blank again.
