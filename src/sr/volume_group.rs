@@ -18,7 +18,7 @@ pub const DELETING: &str = "xcp.deleting";
 
 /// LVM keeps two copies of the metadata in this area, and a volume takes 1 KiB and its texts.
 const METADATA_AREA: &str = "10m";
-/// Where data begins behind [`METADATA_AREA`]; spec/lvhd.md 1.
+/// Bytes; where LVM begins data behind [`METADATA_AREA`]: at the next MiB.
 const DATA_BEGINS: u64 = 11 << 20;
 pub const EXTENT: u64 = 4 << 20;
 
