@@ -9,7 +9,7 @@
 //! | `<vdi>.raw`, `<vdi>.vhd`, `<vdi>.qcow2` | a disk |
 //! | `<vdi>.params` | label, description, shareable, read-only; only when one is set |
 //! | `<vdi>.lock/` | the persistent lock, a [`register`]; only once it was locked |
-//! | `.tmp-<uuid>` | a file in the making, see [`durable`](crate::sys::durable) |
+//! | `.tmp-<uuid>` | a file in the making, see [`durable`] |
 //! | `.sm-tree` | which tree is being changed; only while it is |
 //! | `.sm-tree-lock` | empty; locked by the host that changes a tree. Only where several hosts have the SR |
 //! | `.sm-in-use` | empty; a byte for each image is locked by the servers that have it open. Likewise |
@@ -36,8 +36,8 @@
 //!   name of C. After (2), B is hidden again. What a disk in use holds is set aside as a clone does it, without a D.
 //! - **vdi_delete**: 1. unlink the image, durably; 2. remove what was beside it. After 1: as above.
 //!   Where several hosts have the SR, it first takes the persistent lock, so that of a vdi_delete and a
-//!   vdi_lock on two hosts one is refused. A kill then leaves a disk that is locked by "vdi_delete on
-//!   <host>", which vdi_delete does not mind.
+//!   vdi_lock on two hosts one is refused. A kill then leaves a disk that is locked by `vdi_delete on <host>`, which
+//!   vdi_delete does not mind.
 //! - **vdi_resize**: one `ftruncate`. **vdi_lock, vdi_unlock**: one `link`.
 
 mod layout;

@@ -6,12 +6,12 @@
 //!
 //! | to | use |
 //! |---|---|
-//! | make an image | [`create`], [`create_child`] |
+//! | make an image | [`create()`], [`create_child`] |
 //! | ask what it is, by one read | [`Header::read`] |
 //! | read and write the disk | [`Chain::open`] |
 //! | hide, change the parent | [`set_hidden`], [`set_parent`] |
-//! | grow | [`resize`] |
-//! | copy a child into its parent | [`coalesce`] |
+//! | grow | [`resize()`] |
+//! | copy a child into its parent | [`coalesce()`] |
 //! | write a whole disk to a pipe | [`write_stream`] |
 //!
 //! # Why not a library
