@@ -27,9 +27,9 @@
 //!   next call for this VDI and sr_attach remove; not sr_scan, which holds no lock.
 //! - **vdi_clone, vdi_snapshot in a tree** of the disk U with the new VDI D and the base B: 1. write both children,
 //!   unnamed; 2. publish `.sm-tree`, which names U, B and D; 3. link U's image as B; 4. publish D; 5. rename
-//!   the other child over U's name: here it has happened, and D is there; 6. mark B hidden; 7. remove `.sm-tree`. Before 5, U and B are one file, and
-//!   whoever takes the tree's lock next removes D and B; after it, they differ, and B is hidden. Readers take
-//!   the B of a `.sm-tree` for hidden.
+//!   the other child over U's name: here it has happened, and D is there; 6. mark B hidden; 7. remove `.sm-tree`.
+//!   Before 5, U and B are one file, and whoever takes the tree's lock next removes D and B; after it, they differ,
+//!   and B is hidden. Readers take the B of a `.sm-tree` for hidden.
 //! - **sr_collect**, after the data of an only child C was written into its base B. For a C that is a base itself:
 //!   (1) publish `.sm-tree`; (2) make B the parent of each child of C; (3) remove C. Whoever takes the tree's lock
 //!   after a kill goes on. For a C that is a disk: (1) publish `.sm-tree`; (2) mark B visible; (3) rename B over the

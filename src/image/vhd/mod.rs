@@ -82,11 +82,6 @@ pub const MAX_SIZE: u64 = 2040 << 30;
 /// The biggest disk of an image that is opened, bytes: 2 TiB; bounds what the tables take in memory.
 const MAX_READ_SIZE: u64 = 1 << 41;
 
-/// The size a VDI gets for a wish of `bytes`: at least one block and a multiple of it, as SRs of XCP do.
-pub fn round_size(bytes: u64) -> u64 {
-    bytes.max(1).div_ceil(BLOCK).saturating_mul(BLOCK)
-}
-
 fn put32(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
 }
