@@ -52,7 +52,7 @@ complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_resize" -d 'Change the si
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_lock" -d 'Take the persistent lock of a VDI, seen by every host that has the SR'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_unlock" -d 'Give the persistent lock back'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_get_params" -d 'Print what is known of a VDI: (vdi …)'
-complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_export" -d 'Write the disk of a VDI to a file or a pipe'
+complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_export" -d 'Write the disk of a VDI to a file or a pipe. Fails while it is attached, if it can be written to'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_import" -d 'Make a VDI of a file or of what comes through a pipe'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_tree" -d 'Draw the chains of an SR: which image is whose parent, and what each takes'
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r

@@ -156,7 +156,7 @@ enum Verb {
     VdiUnlock(LockArgs),
     /// Print what is known of a VDI: (vdi …).
     VdiGetParams(VdiArg),
-    /// Write the disk of a VDI to a file or a pipe.
+    /// Write the disk of a VDI to a file or a pipe. Fails while it is attached, if it can be written to.
     VdiExport {
         #[command(flatten)]
         vdi: VdiArg,
