@@ -27,7 +27,7 @@ export BIN
 # The drivers are links to sm: one file on a small root disk, and xapi follows links.
 ALL_DRIVERS := $(shell sed -n 's/.*executable: "\(.*\)",.*/\1/p' src/sr/*.rs)
 
-.PHONY: all release demo check lint test compliance guests readme bench install uninstall torture generated deps deps-build clean
+.PHONY: all release demo check lint bench install uninstall torture generated deps deps-build clean
 
 all: release
 

@@ -136,6 +136,14 @@ impl Error {
         move |errno| Error::Io { op, path, source: errno.into() }
     }
 
+    /// This error, and what `undo` of the steps before it failed with, if it did.
+    pub fn undone(self, undo: Result<()>) -> Error {
+        match undo {
+            Ok(()) => self,
+            Err(undo) => Error::Undo { cause: Box::new(self), undo: Box::new(undo) },
+        }
+    }
+
     /// The errno below an [`Error::Io`], if there is one.
     pub fn errno(&self) -> Option<i32> {
         match self {
@@ -143,6 +151,14 @@ impl Error {
             Error::Undo { cause, .. } => cause.errno(),
             _ => None,
         }
+    }
+}
+
+/// What was `done`, if what has to follow in any case, `end`, worked as well. Both failures are told.
+pub fn ended<T>(done: Result<T>, end: Result<()>) -> Result<T> {
+    match done {
+        Ok(done) => end.map(|()| done),
+        Err(cause) => Err(cause.undone(end)),
     }
 }
 

@@ -24,7 +24,7 @@ use nix::unistd::{ForkResult, dup2_stdin, dup2_stdout, fork, setsid};
 use super::control::{self, Control};
 use super::disk::Disk;
 use super::{Source, fuse};
-use crate::error::{Error, Result, one_line};
+use crate::error::{Error, Result, ended, one_line};
 use crate::sys::loopdev::Detached;
 use crate::sys::{lock, loopdev, tool};
 use crate::types::Format;
@@ -172,10 +172,7 @@ fn serve(arguments: &Arguments) -> Result<()> {
     let (control, listener) = Control::bind(&arguments.dir)?;
     let result = export(arguments, &disk, &control, listener);
     let closed = disk.close();
-    let result = match (result, closed) {
-        (Err(first), Err(second)) => Err(Error::Undo { cause: Box::new(first), undo: Box::new(second) }),
-        (first, second) => first.and(second),
-    };
+    let result = ended(result, closed);
     control.end(&result);
     result
 }

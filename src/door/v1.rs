@@ -16,8 +16,8 @@ use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrInfo, SrUuid, T
 
 /// Storage repositories (SR) and the virtual disks (VDI) in them, for people.
 ///
-/// An SR lives where -d DCONF says: in a directory, on an NFS export, on block devices. You choose the UUIDs,
-/// for instance from /proc/sys/kernel/random/uuid. Arguments are verified before anything is touched.
+/// An SR lives where -d DCONF says: in a directory, on a server's export or share, on block devices. You choose
+/// the UUIDs, for instance from /proc/sys/kernel/random/uuid. Arguments are verified before anything is touched.
 #[derive(Parser)]
 #[command(name = "sm", version, max_term_width = 100, disable_help_subcommand = true, arg_required_else_help = false)]
 #[command(after_help = AFTER_HELP)]
@@ -109,9 +109,9 @@ enum Verb {
     SrGetParams(SrArg),
     /// Print an SR with every VDI in it: (sr … (vdis (vdi …) …)).
     SrScan(SrArg),
-    /// Give space back: merge what deleted snapshots and clones left, except below disks in use.
+    /// Give space back: merge what deleted snapshots and clones left, also below disks in use.
     SrCollect(SrArg),
-    /// Print the kind of content: raw, vhd, iso.
+    /// Print the kind of content: raw or iso.
     SrContentType(SrArg),
     /// Print the SRs that a DCONF holds: (srs (sr …) …).
     SrProbe,
@@ -156,7 +156,7 @@ enum Verb {
     VdiUnlock(LockArgs),
     /// Print what is known of a VDI: (vdi …).
     VdiGetParams(VdiArg),
-    /// Write the disk of a VDI to a file or a pipe.
+    /// Write the disk of a VDI to a file or a pipe. Fails while it is attached, if it can be written to.
     VdiExport {
         #[command(flatten)]
         vdi: VdiArg,

@@ -4,3 +4,14 @@ pub mod disk;
 pub mod place;
 pub mod qcow2;
 pub mod vhd;
+
+/// Images in a chain at most; XCP makes 30.
+pub const MAX_DEPTH: usize = 256;
+
+fn be32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
+}
+
+fn be64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
+}

@@ -9,7 +9,7 @@
 //! | `<vdi>.raw`, `<vdi>.vhd`, `<vdi>.qcow2` | a disk |
 //! | `<vdi>.params` | label, description, shareable, read-only; only when one is set |
 //! | `<vdi>.lock/` | the persistent lock, a [`register`]; only once it was locked |
-//! | `.tmp-<uuid>` | a file in the making, see [`durable`](crate::sys::durable) |
+//! | `.tmp-<uuid>` | a file in the making, see [`durable`] |
 //! | `.sm-tree` | which tree is being changed; only while it is |
 //! | `.sm-tree-lock` | empty; locked by the host that changes a tree. Only where several hosts have the SR |
 //! | `.sm-in-use` | empty; a byte for each image is locked by the servers that have it open. Likewise |
@@ -27,17 +27,17 @@
 //!   next call for this VDI and sr_attach remove; not sr_scan, which holds no lock.
 //! - **vdi_clone, vdi_snapshot in a tree** of the disk U with the new VDI D and the base B: 1. write both children,
 //!   unnamed; 2. publish `.sm-tree`, which names U, B and D; 3. link U's image as B; 4. publish D; 5. rename
-//!   the other child over U's name: here it has happened, and D is there; 6. mark B hidden; 7. remove `.sm-tree`. Before 5, U and B are one file, and
-//!   whoever takes the tree's lock next removes D and B; after it, they differ, and B is hidden. Readers take
-//!   the B of a `.sm-tree` for hidden.
+//!   the other child over U's name: here it has happened, and D is there; 6. mark B hidden; 7. remove `.sm-tree`.
+//!   Before 5, U and B are one file, and whoever takes the tree's lock next removes D and B; after it, they differ,
+//!   and B is hidden. Readers take the B of a `.sm-tree` for hidden.
 //! - **sr_collect**, after the data of an only child C was written into its base B. For a C that is a base itself:
 //!   (1) publish `.sm-tree`; (2) make B the parent of each child of C; (3) remove C. Whoever takes the tree's lock
 //!   after a kill goes on. For a C that is a disk: (1) publish `.sm-tree`; (2) mark B visible; (3) rename B over the
 //!   name of C. After (2), B is hidden again. What a disk in use holds is set aside as a clone does it, without a D.
 //! - **vdi_delete**: 1. unlink the image, durably; 2. remove what was beside it. After 1: as above.
 //!   Where several hosts have the SR, it first takes the persistent lock, so that of a vdi_delete and a
-//!   vdi_lock on two hosts one is refused. A kill then leaves a disk that is locked by "vdi_delete on
-//!   <host>", which vdi_delete does not mind.
+//!   vdi_lock on two hosts one is refused. A kill then leaves a disk that is locked by `vdi_delete on <host>`, which
+//!   vdi_delete does not mind.
 //! - **vdi_resize**: one `ftruncate`. **vdi_lock, vdi_unlock**: one `link`.
 
 mod layout;

@@ -426,10 +426,7 @@ impl Sr for LvmSr {
             .and_then(|()| self.group.change::<&str>(&vg, "lvrename", &[], &[&vg.name, &unfinished.name, &name]));
         match published {
             Ok(()) => Ok(LvmPlace::new(self, &vg, new.vdi, &Lv { name, ..unfinished }).info()),
-            Err(cause) => Err(match self.remove_unfinished(&vg, &unfinished.name) {
-                Ok(()) => cause,
-                Err(undo) => Error::Undo { cause: Box::new(cause), undo: Box::new(undo) },
-            }),
+            Err(cause) => Err(cause.undone(self.remove_unfinished(&vg, &unfinished.name))),
         }
     }
 

@@ -26,7 +26,7 @@ pub const DRIVERS: &[&Driver] = &[&ext::DRIVER, &file::DRIVER, &iso::DRIVER, &lv
 
 /// What a driver says of itself before any SR exists.
 pub struct Driver {
-    /// The SR type: `ext`, `file`, `nfs`, `lvm`.
+    /// The SR type: `ext`, `file`, `iso`, `lvm`, `nfs`.
     pub sr_type: &'static str,
     /// The name xapi looks for: `FileSR`.
     pub executable: &'static str,
@@ -174,8 +174,8 @@ pub trait Sr {
         Err(Error::Unsupported { op: "vdi_import", why: "this driver has none".to_owned() })
     }
 
-    /// Gives space back: removes bases without children and merges those with one child, except where a disk is
-    /// in use. Long work; other calls go on meanwhile.
+    /// Gives space back: removes bases without children and merges those with one child, also below a disk in use,
+    /// but not where another host or another call uses the images. Long work; other calls go on meanwhile.
     fn collect(&self, _context: &Context) -> Result<Done> {
         Ok(Done::Already)
     }
@@ -206,6 +206,6 @@ pub trait Sr {
         false
     }
 
-    /// The kind of content: `vhd`, `raw`, `iso` (later SMAPI documents).
+    /// The kind of content: `raw` for disks of any format, `iso` for CDs (later SMAPI documents).
     fn content_type(&self) -> &'static str;
 }

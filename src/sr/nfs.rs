@@ -3,11 +3,11 @@
 //! The SR is the directory `<export>/<sr>`. It has a mount of its own, `server:/export/<sr>` at
 //! `<mountpoint>/<sr>`, so that SRs of one export come and go independently and the kernel's mount table is
 //! the record of what is attached. sr_create, sr_delete and sr_probe want the directory above: they mount
-//! the export where nobody else sees it and a kill unmounts it ([`mount::privately`]).
+//! the export where nobody else sees it and a kill unmounts it ([`privately`](crate::sys::mount::privately)).
 //!
 //! Order of steps, and what the next call finds after a kill:
 //!
-//! - **sr_create**, **sr_delete**: as in [`file`](super::file), within the private mount; sr_delete then
+//! - **sr_create**, **sr_delete**: as in [`mod@file`], within the private mount; sr_delete then
 //!   unmounts the SR. After a kill between the two it is mounted and gone: sr_delete and sr_detach unmount it.
 //! - **sr_attach**: 1. make the mountpoint; 2. mount; 3. as in `file`. After 1: an empty directory, which
 //!   sr_attach takes and sr_detach removes. After 2: attached.
@@ -190,10 +190,7 @@ impl NfsSr {
         self.mount()?;
         match begin(&self.file) {
             Ok(_) => Ok(Done::Changed),
-            Err(cause) => match self.point.unmount() {
-                Ok(()) => Err(cause),
-                Err(undo) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
-            },
+            Err(cause) => Err(cause.undone(self.point.unmount())),
         }
     }
 }

@@ -18,7 +18,7 @@ pub const DELETING: &str = "xcp.deleting";
 
 /// LVM keeps two copies of the metadata in this area, and a volume takes 1 KiB and its texts.
 const METADATA_AREA: &str = "10m";
-/// Where data begins behind [`METADATA_AREA`]; spec/lvhd.md 1.
+/// Bytes; where LVM begins data behind [`METADATA_AREA`]: at the next MiB.
 const DATA_BEGINS: u64 = 11 << 20;
 pub const EXTENT: u64 = 4 << 20;
 
@@ -283,10 +283,7 @@ impl VolumeGroup {
 
     /// `cause`, after removing the group that was made before it.
     pub fn unmake(&self, cause: Error) -> Error {
-        match lvm::change("vgremove", &["-ff", "-y"], &[&self.name()]) {
-            Ok(()) => cause,
-            Err(undo) => Error::Undo { cause: Box::new(cause), undo: Box::new(undo) },
-        }
+        cause.undone(lvm::change("vgremove", &["-ff", "-y"], &[&self.name()]))
     }
 
     /// Removes the group and everything in it; the devices are blank again.

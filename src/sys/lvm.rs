@@ -27,7 +27,7 @@ pub const MOST_EXTENTS: u64 = u32::MAX as u64;
 const LV_COLUMNS: &str = "lv_name,lv_size,lv_tags,lv_attr,lv_layout,lv_health_status,data_percent,\
                           metadata_percent,lv_metadata_size";
 
-/// A volume group.
+/// A volume group. Sizes are bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vg {
     pub name: String,
@@ -41,19 +41,18 @@ pub struct Vg {
     pub lvs: Vec<Lv>,
 }
 
-/// A physical volume.
+/// A physical volume. Sizes are bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pv {
     pub name: PathBuf,
     pub uuid: String,
     pub size: u64,
-    pub device_size: u64,
     pub missing: bool,
     /// Another device that claims to be the same.
     pub duplicate: Option<String>,
 }
 
-/// A logical volume.
+/// A logical volume. Sizes are bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lv {
     pub name: String,
@@ -104,7 +103,7 @@ pub fn report(vg: Option<&str>) -> Result<Vec<Vg>> {
             "--nosuffix",
         ])
         .usual_args(["--configreport", "vg", "-o", "vg_name,vg_size,vg_free,vg_extent_size,vg_tags,vg_systemid"])
-        .usual_args(["--configreport", "pv", "-o", "pv_name,pv_uuid,pv_size,dev_size,pv_missing"])
+        .usual_args(["--configreport", "pv", "-o", "pv_name,pv_uuid,pv_size,pv_missing"])
         .usual_args(["--configreport", "lv", "-o", LV_COLUMNS])
         // These two can't be left out, but they can be made to have no rows.
         .usual_args(["--configreport", "pvseg", "-o", "pvseg_start", "-S", "pvseg_size=0"])
@@ -162,7 +161,6 @@ pub fn parse_report(json: &str) -> Result<Vec<Vg>> {
         pv_name: Cow<'a, str>,
         pv_uuid: &'a str,
         pv_size: &'a str,
-        dev_size: &'a str,
         pv_missing: &'a str,
     }
     #[derive(Deserialize)]
@@ -199,7 +197,6 @@ pub fn parse_report(json: &str) -> Result<Vec<Vg>> {
                 name: PathBuf::from(row.pv_name.as_ref()),
                 uuid: row.pv_uuid.to_owned(),
                 size: number(row.pv_size)?,
-                device_size: number(row.dev_size)?,
                 missing: !row.pv_missing.is_empty(),
                 duplicate: None,
             });

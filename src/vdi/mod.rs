@@ -1,7 +1,7 @@
 //! WHAT a disk is: one file per format, each written once for every SR.
 //!
 //! An SR hands a disk its [`Place`], a file or a logical volume; the format does the rest. Adding a format:
-//! one file here, its line in [`format`], its `Format` variant.
+//! one file here, its line in [`kind`], its `Format` variant.
 
 pub mod cow;
 pub mod qcow2;

@@ -127,13 +127,7 @@ is 'the disks' "$(vdis)" 1
 must sm sr_delete --yes $SR
 
 echo '== a device fails, and comes back'
-sectors=$(blockdev --getsz "$THREE")
-good="0 $sectors linear $THREE 0"
-dmsetup create shaky --table "$good"
-swap() { dmsetup suspend --noflush --nolockfs shaky && dmsetup load shaky --table "$1" && dmsetup resume shaky; }
-DCONF=/dev/mapper/shaky
-mkdir -p /etc/lvm
-printf 'devices { global_filter=[ "a|^/dev/mapper/shaky$|", "r|.*|" ] }\n' > /etc/lvm/lvmlocal.conf
+begin_shaky "$THREE"
 must sm sr_create $SR
 must sm sr_attach $SR
 must sm vdi_create $SR $A 8 --type raw
@@ -195,8 +189,7 @@ OTHER=7e57ab1e-0000-4000-8000-00000000005c
 fails_with EBUSY "$VG" sm sr_create $OTHER
 must sm sr_create $OTHER --force
 must sm sr_delete $OTHER
-dmsetup remove shaky
-rm /etc/lvm/lvmlocal.conf
+end_shaky
 
 echo '== no space'
 DCONF=$ONE

@@ -121,13 +121,7 @@ is 'its VDIs' "$(volumes $VG)" "LV-$A "
 must sm sr_delete --yes $SR
 
 echo '== a device vanishes, fails, comes back'
-sectors=$(blockdev --getsz "$THREE")
-good="0 $sectors linear $THREE 0"
-dmsetup create shaky --table "$good"
-swap() { dmsetup suspend --noflush --nolockfs shaky && dmsetup load shaky --table "$1" && dmsetup resume shaky; }
-DCONF=/dev/mapper/shaky
-mkdir -p /etc/lvm
-printf 'devices { global_filter=[ "a|^/dev/mapper/shaky$|", "r|.*|" ] }\n' > /etc/lvm/lvmlocal.conf
+begin_shaky "$THREE"
 must sm sr_create $SR
 must sm vdi_create $SR $A 8
 d=$(sm vdi_attach $SR $A)
@@ -164,8 +158,7 @@ must sm vdi_lock $SR $A FALSE me
 fails_with EVDIBUSY me sm sr_delete --yes $SR
 must sm vdi_unlock $SR $A TRUE you
 must sm sr_delete --yes $SR
-dmsetup remove shaky
-rm /etc/lvm/lvmlocal.conf
+end_shaky
 
 echo '== no space'
 DCONF=$ONE

@@ -2,8 +2,8 @@
 //!
 //! The substrate is changed first and xapi told after, so what a kill or a dead xapi leaves between the two
 //! is what the next sr_scan finds and repairs: a disk without a record is introduced, a record without a disk
-//! is forgotten, old figures are corrected. Only vdi_create undoes its work when xapi can't be told: its
-//! caller is told that there is no such disk.
+//! is forgotten, old figures are corrected. Only what makes a disk (vdi_create, vdi_clone, vdi_snapshot) undoes its
+//! work when xapi can't be told: its caller is told that there is no such disk.
 //!
 //! The lock `<sr>/agent` keeps a scan from seeing a disk between its making and its introduction: who changes
 //! disks and records shares it, a scan has it alone. xapi answers none of the calls made under it by calling
@@ -462,7 +462,7 @@ impl<'a> Service<'a> {
         let info = self.created(Call::VdiGetParams { vdi: base })?;
         let row = Introduced { sm_config: self.sm_config(&info), ..Introduced::of(&info) };
         match sync::introduce(self.xapi()?, sr_ref, &row) {
-            // An empty disk is not copied: both have the parent that it had.
+            // Somebody told it already.
             Err(e) if e.is("LOCATION_NOT_UNIQUE") => {}
             other => drop(other?),
         }

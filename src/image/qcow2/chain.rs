@@ -6,11 +6,9 @@ use std::sync::Arc;
 use super::image::{Image, What};
 use super::{Place, SECTOR};
 use crate::error::{Error, Result};
+use crate::image::MAX_DEPTH;
 use crate::image::disk::{Disk, DiskWriter, Served};
 use crate::types::Mode;
-
-/// Images in a chain at most; XCP makes 30.
-const MAX_DEPTH: usize = 256;
 
 /// What a caller's resolver says a parent is.
 #[derive(Debug)]

@@ -6,12 +6,12 @@
 //!
 //! | to | use |
 //! |---|---|
-//! | make an image | [`create`], [`create_child`] |
+//! | make an image | [`create()`], [`create_child`] |
 //! | ask what it is, by one read | [`Header::read`] |
 //! | read and write the disk | [`Chain::open`] |
 //! | hide, change the parent | [`set_hidden`], [`set_parent`] |
-//! | grow | [`resize`] |
-//! | copy a child into its parent | [`coalesce`] |
+//! | grow | [`resize()`] |
+//! | copy a child into its parent | [`coalesce()`] |
 //! | write a whole disk to a pipe | [`write_stream`] |
 //!
 //! # Why not a library
@@ -49,6 +49,7 @@ mod resize;
 mod stream;
 
 pub use super::place::{FilePlace, Place};
+use super::{be32, be64};
 pub use chain::{Chain, Parent};
 pub use coalesce::coalesce;
 pub use create::{create, create_child};
@@ -90,14 +91,6 @@ pub fn set_parent(place: &dyn Place, backing: &str, format: &str) -> Result<()> 
     header.backing = Some(backing.to_owned());
     header.backing_format = Some(format.to_owned());
     header.put(place)
-}
-
-fn be32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
-}
-
-fn be64(bytes: &[u8], at: usize) -> u64 {
-    u64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
 }
 
 /// A table of entries of 8 bytes, read.

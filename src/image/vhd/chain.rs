@@ -10,11 +10,9 @@ use super::image::{Image, Lookup};
 use super::query::{Info, Meta, ParentInfo, query};
 use super::{BLOCK, Place, SECTOR, SECTORS};
 use crate::error::{Error, Result};
+use crate::image::MAX_DEPTH;
 use crate::image::disk::Served;
 use crate::types::Mode;
-
-/// Images in a chain at most; XCP makes 30.
-pub const MAX_DEPTH: usize = 256;
 
 /// What a caller's resolver says a parent is.
 #[derive(Debug)]

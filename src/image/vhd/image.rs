@@ -212,11 +212,6 @@ impl Image {
         self.bat.len() as u32
     }
 
-    /// Blocks that this image holds at least a part of.
-    pub fn allocated_blocks(&self) -> u32 {
-        self.bat.iter().filter(|e| e.load(Relaxed) != UNUSED).count() as u32
-    }
-
     /// Bytes up to the end of the last block, and the footer: what the image needs of a device.
     pub fn physical_size(&self) -> u64 {
         (lock(&self.alloc).end + 1) * SECTOR

@@ -58,7 +58,8 @@ mod resize;
 mod stream;
 
 pub use super::place::{FilePlace, Place};
-pub use chain::{Chain, Extent, MAX_DEPTH, Parent};
+use super::{be32, be64};
+pub use chain::{Chain, Extent, Parent};
 pub use change::{marker, set_hidden, set_marker, set_parent, set_physical_size};
 pub use check::{CheckOptions, check, repair};
 pub use coalesce::{Target, coalesce};
@@ -80,19 +81,6 @@ const SECTORS: u32 = (BLOCK / SECTOR) as u32;
 pub const MAX_SIZE: u64 = 2040 << 30;
 /// The biggest disk of an image that is opened, bytes: 2 TiB; bounds what the tables take in memory.
 const MAX_READ_SIZE: u64 = 1 << 41;
-
-/// The size a VDI gets for a wish of `bytes`: at least one block and a multiple of it, as SRs of XCP do.
-pub fn round_size(bytes: u64) -> u64 {
-    bytes.max(1).div_ceil(BLOCK).saturating_mul(BLOCK)
-}
-
-fn be32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
-}
-
-fn be64(bytes: &[u8], at: usize) -> u64 {
-    u64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
-}
 
 fn put32(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());

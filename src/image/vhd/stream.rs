@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::image::disk::{Disk, Sink, without_zeroes};
 use crate::sys::copy::Progress;
 
-/// Data of a block begins at a multiple of this, as [`create`] and its kin lay it out.
+/// Data of a block begins at a multiple of this, as [`create()`] and its kin lay it out.
 const ALIGN: u64 = 4096;
 
 /// Writes a disk as one dynamic image without a parent: headers, then each block that holds something, then the
@@ -63,7 +63,7 @@ pub fn write_stream(disk: &dyn Disk, out: &mut dyn Write, name: &Path, progress:
     out.write_all(&footer).map_err(fail)
 }
 
-/// What [`create`] writes for an empty disk.
+/// What [`create()`] writes for an empty disk.
 fn metadata(size: u64, name: &Path) -> Result<Vec<u8>> {
     let memory =
         memfd_create("vhd", MFdFlags::MFD_CLOEXEC).map(File::from).map_err(Error::sys("get memory for", name))?;

@@ -1,6 +1,7 @@
 //! Trees of images in a directory: how they change, and what a crash leaves of a change.
 
 use super::*;
+use crate::error::ended;
 
 /// How often in one run the data of a disk in use is set aside, at most.
 const MOST_ROUNDS: u32 = 8;
@@ -262,10 +263,7 @@ impl Tree for FilePlace<'_> {
                 let _ = self.dir.remove(CHANGE);
                 Ok(())
             }
-            Err(cause) => match self.sr.recover_change(&self.dir) {
-                Ok(()) => Err(cause),
-                Err(undo) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
-            },
+            Err(cause) => Err(cause.undone(self.sr.recover_change(&self.dir))),
         }
     }
 
@@ -286,11 +284,7 @@ impl Tree for FilePlace<'_> {
         let done = (kind.set_hidden)(&base.image(Mode::ReadWrite)?, &base.path(), false)
             .and_then(|()| self.dir.rename(&base.name(), &self.name()))
             .and_then(|()| self.dir.sync());
-        match (done, self.sr.recover_change(&self.dir)) {
-            (Ok(()), after) => after,
-            (Err(cause), Ok(())) => Err(cause),
-            (Err(cause), Err(undo)) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
-        }
+        ended(done, self.sr.recover_change(&self.dir))
     }
 }
 

@@ -159,12 +159,9 @@ impl Library {
             return self.dir().map(|_| Done::Already).map_err(|e| self.no_such_path(e));
         }
         mountpoint.mount(|path| remote.mount(path))?;
-        match self.dir().map_err(|e| self.no_such_path(e)) {
+        match self.dir() {
             Ok(_) => Ok(Done::Changed),
-            Err(cause) => match mountpoint.unmount() {
-                Ok(()) => Err(cause),
-                Err(undo) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
-            },
+            Err(e) => Err(self.no_such_path(e).undone(mountpoint.unmount())),
         }
     }
 

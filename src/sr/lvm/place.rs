@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::{DATA_GONE, LvmSr, POOL, RAW, UNFINISHED, tags};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ended};
 use crate::sys::blockdev;
 use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Deactivated, Lv, Vg};
@@ -233,11 +233,7 @@ impl<'a> LvmPlace<'a> {
             let zeroed = blockdev::zero(&lvm::node(&self.vg.name, &name), &|_, _| {})
                 .and_then(|()| lvm::extents(&self.vg.name, &name));
             let removed = self.sr.remove_unfinished(&self.vg, &name);
-            let ranges = match (zeroed, removed) {
-                (Ok(ranges), Ok(())) => ranges,
-                (Err(cause), Err(undo)) => return Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
-                (Err(error), Ok(())) | (Ok(_), Err(error)) => return Err(error),
-            };
+            let ranges = ended(zeroed, removed)?;
             let full_name = self.full_name();
             let mut names = vec![full_name.as_str()];
             names.extend(ranges.iter().map(String::as_str));
@@ -285,10 +281,7 @@ impl Place for LvmPlace<'_> {
         }
         self.tag(tags::LENT.to_owned())?;
         let done = self.activate().and_then(|()| reader(self.image(Mode::ReadOnly)?));
-        match (done, self.end_lending()) {
-            (Err(cause), Err(undo)) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),
-            (done, ended) => done.and(ended),
-        }
+        ended(done, self.end_lending())
     }
 
     fn stat(&self) -> Result<Extent> {
