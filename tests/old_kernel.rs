@@ -63,6 +63,11 @@ fn a_life(scene: &Scene, missing: &Missing) {
         call(&["vdi_detach", SR, C]);
         assert_eq!(scene.loop_devices(), [] as [PathBuf; 0]);
     }
+    let out = scene.root.path().join("out.raw");
+    call(&["vdi_export", SR, B, out.to_str().unwrap()]);
+    assert!(read(&out) == bytes, "the exported file differs from the disk");
+    scene.call(["vdi_export", SR, B, out.to_str().unwrap()]).fails("EINVAL");
+    fs::remove_file(&out).unwrap();
     call(&["vdi_delete", SR, B]);
     let names = scene.names();
     assert!(!names.iter().any(|name| name.contains(".tmp-")), "{names:?}");
@@ -74,6 +79,12 @@ fn lives_without(is: fn(i64, [u64; 6]) -> bool, errnos: &[Errno], wanted_by: &'s
     for errno in errnos {
         a_life(&Scene::empty(&FILE, Door::Driver), &Missing { is, errno: *errno, wanted_by });
     }
+}
+
+#[test]
+fn without_a_rename_that_overwrites_nothing_an_export_gets_its_name_by_a_link() {
+    let is = |call, _: [u64; 6]| call == libc::SYS_renameat2;
+    lives_without(is, &[Errno::ENOSYS, Errno::EINVAL], &["vdi_export"]);
 }
 
 #[test]

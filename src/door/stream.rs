@@ -7,6 +7,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::libc;
 
 use crate::error::{Error, Result};
@@ -68,9 +70,15 @@ pub fn publish(to: &Stream) -> Result<()> {
         return Ok(());
     }
     let partial = partial(&to.name);
-    // Fails if the name was taken meanwhile.
-    fs::hard_link(&partial, &to.name).map_err(Error::io("create", &to.name))?;
-    fs::remove_file(&partial).map_err(Error::io("remove", &partial))?;
+    // Both ways fail if the name was taken meanwhile. FAT has no links, NFS no rename of that kind.
+    match renameat2(AT_FDCWD, &partial, AT_FDCWD, &to.name, RenameFlags::RENAME_NOREPLACE) {
+        Ok(()) => {}
+        Err(Errno::EINVAL | Errno::ENOSYS) => {
+            fs::hard_link(&partial, &to.name).map_err(Error::io("create", &to.name))?;
+            fs::remove_file(&partial).map_err(Error::io("remove", &partial))?;
+        }
+        Err(errno) => return Err(Error::sys("create", &to.name)(errno)),
+    }
     durable::sync_parent(&to.name)
 }
 
