@@ -250,6 +250,9 @@ fn what_is_refused_leaves_nothing() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(22), "{stderr}");
     assert!(stderr.contains("FILE \"missing/out.raw\"") && !stderr.contains(".part"), "{stderr}");
+    // Without a name there is none for the part that is written first either.
+    scene.sm(&["vdi_export", SR, &vdi(1), ""]).assert().code(22);
+    assert!(!scene.path(".part").exists());
     // An exported file is never overwritten, and a failed export leaves none.
     scene.sm(&["vdi_export", SR, &vdi(1), "disk.raw"]).assert().code(22);
     scene.sm(&["vdi_export", SR, &vdi(9), "none.raw"]).assert().code(101);
