@@ -416,6 +416,31 @@ fn a_full_filesystem_is_enospc_and_nothing_is_left_behind() {
 }
 
 #[test]
+fn a_limit_on_the_size_of_files_is_an_error_and_nothing_is_left_behind() {
+    let scene = Scene::file_with_a();
+    scene.call(["vdi_create", SR, B, "4", "--type", "vhd"]).done();
+    fs::write(scene.root.path().join("disk"), scene::pattern(MIB)).unwrap();
+    let before = scene.digest();
+    for call in
+        ["vdi_create SR NEW 8 --type vhd", "vdi_snapshot SR B NEW", "vdi_import SR NEW disk", "vdi_export SR A out"]
+    {
+        let call = call
+            .replace("SR", SR)
+            .replace("NEW", C)
+            .replace(" B ", &format!(" {B} "))
+            .replace(" A ", &format!(" {A} "));
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -f 1; exec \"$0\" {call} -d \"$1\"")]);
+        command.arg(scene.executable()).arg(scene.dconf()).current_dir(scene.root.path());
+        let output = command.env("XCP_SM_RUN_DIR", scene.root.path().join("run")).output().unwrap();
+        let message = scene::Outcome { line: call, output }.fails("EIO");
+        assert!(message.contains("File too large"), "{message}");
+        assert_eq!(scene.digest(), before);
+    }
+    assert!(!scene.root.path().join("out").exists() && !scene.root.path().join("out.part").exists());
+}
+
+#[test]
 fn an_answer_that_cannot_be_written_is_a_failure() {
     let scene = Scene::file_with_a();
     let sh = |redirection: &str| {
