@@ -265,6 +265,24 @@ fn what_is_no_file_but_named_like_a_disk_is_neither_used_nor_left_out() {
 }
 
 #[test]
+fn trees_are_changed_without_a_look_at_raw_disks() {
+    let scene = Scene::file();
+    scene.call(["vdi_create", SR, A, "4", "--type", "vhd"]).done();
+    for snapshot in [B, C] {
+        scene.call(["vdi_snapshot", SR, A, snapshot]).done();
+    }
+    fs::create_dir(scene.place.join(format!("{NONE}.raw"))).unwrap();
+    scene.call(["vdi_delete", SR, B]).done();
+    scene.call(["sr_collect", SR]).done();
+    let images = scene.names().iter().filter(|name| name.ends_with(".vhd")).count();
+    assert_eq!(images, 3, "A, C and their base");
+    scene.call(["vdi_delete", SR, C]).done();
+    scene.call(["vdi_delete", SR, A]).done();
+    scene.call(["sr_attach", SR]).done();
+    assert!(!scene.names().iter().any(|name| name.ends_with(".vhd")));
+}
+
+#[test]
 fn foreign_files_are_neither_listed_nor_touched() {
     let scene = Scene::file_with_a();
     for i in 0..10_000 {
