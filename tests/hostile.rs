@@ -375,6 +375,8 @@ fn a_filesystem_that_became_read_only_is_eacces_and_can_be_read() {
     scene.place = filesystem.path().join("sr");
     scene.call(["sr_create", SR]).done();
     scene.call(["vdi_create", SR, A, "4"]).done();
+    scene.call(["vdi_create", SR, C, "4", "--type", "vhd"]).done();
+    scene.call(["vdi_create", SR, NONE, "4", "--type", "qcow2"]).done();
     filesystem.remount("ro");
     let before = scene.digest();
     for call in [
@@ -386,6 +388,8 @@ fn a_filesystem_that_became_read_only_is_eacces_and_can_be_read() {
         &["vdi_snapshot", SR, A, B],
         &["vdi_lock", SR, A, "FALSE", "u"],
         &["vdi_attach", SR, A],
+        &["vdi_attach", SR, C],
+        &["vdi_attach", SR, NONE],
         &["sr_delete", SR],
     ] {
         scene.call(call).fails("EACCES");
