@@ -265,6 +265,24 @@ fn what_is_no_file_but_named_like_a_disk_is_neither_used_nor_left_out() {
 }
 
 #[test]
+fn trees_are_changed_without_a_look_at_raw_disks() {
+    let scene = Scene::file();
+    scene.call(["vdi_create", SR, A, "4", "--type", "vhd"]).done();
+    for snapshot in [B, C] {
+        scene.call(["vdi_snapshot", SR, A, snapshot]).done();
+    }
+    fs::create_dir(scene.place.join(format!("{NONE}.raw"))).unwrap();
+    scene.call(["vdi_delete", SR, B]).done();
+    scene.call(["sr_collect", SR]).done();
+    let images = scene.names().iter().filter(|name| name.ends_with(".vhd")).count();
+    assert_eq!(images, 3, "A, C and their base");
+    scene.call(["vdi_delete", SR, C]).done();
+    scene.call(["vdi_delete", SR, A]).done();
+    scene.call(["sr_attach", SR]).done();
+    assert!(!scene.names().iter().any(|name| name.ends_with(".vhd")));
+}
+
+#[test]
 fn foreign_files_are_neither_listed_nor_touched() {
     let scene = Scene::file_with_a();
     for i in 0..10_000 {
@@ -357,6 +375,8 @@ fn a_filesystem_that_became_read_only_is_eacces_and_can_be_read() {
     scene.place = filesystem.path().join("sr");
     scene.call(["sr_create", SR]).done();
     scene.call(["vdi_create", SR, A, "4"]).done();
+    scene.call(["vdi_create", SR, C, "4", "--type", "vhd"]).done();
+    scene.call(["vdi_create", SR, NONE, "4", "--type", "qcow2"]).done();
     filesystem.remount("ro");
     let before = scene.digest();
     for call in [
@@ -368,6 +388,8 @@ fn a_filesystem_that_became_read_only_is_eacces_and_can_be_read() {
         &["vdi_snapshot", SR, A, B],
         &["vdi_lock", SR, A, "FALSE", "u"],
         &["vdi_attach", SR, A],
+        &["vdi_attach", SR, C],
+        &["vdi_attach", SR, NONE],
         &["sr_delete", SR],
     ] {
         scene.call(call).fails("EACCES");
@@ -413,6 +435,31 @@ fn a_full_filesystem_is_enospc_and_nothing_is_left_behind() {
         scene.call(["sr_delete", SR]).done();
         assert!(!scene.place.exists(), "{kind}");
     }
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_an_error_and_nothing_is_left_behind() {
+    let scene = Scene::file_with_a();
+    scene.call(["vdi_create", SR, B, "4", "--type", "vhd"]).done();
+    fs::write(scene.root.path().join("disk"), scene::pattern(MIB)).unwrap();
+    let before = scene.digest();
+    for call in
+        ["vdi_create SR NEW 8 --type vhd", "vdi_snapshot SR B NEW", "vdi_import SR NEW disk", "vdi_export SR A out"]
+    {
+        let call = call
+            .replace("SR", SR)
+            .replace("NEW", C)
+            .replace(" B ", &format!(" {B} "))
+            .replace(" A ", &format!(" {A} "));
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -f 1; exec \"$0\" {call} -d \"$1\"")]);
+        command.arg(scene.executable()).arg(scene.dconf()).current_dir(scene.root.path());
+        let output = command.env("XCP_SM_RUN_DIR", scene.root.path().join("run")).output().unwrap();
+        let message = scene::Outcome { line: call, output }.fails("EIO");
+        assert!(message.contains("File too large"), "{message}");
+        assert_eq!(scene.digest(), before);
+    }
+    assert!(!scene.root.path().join("out").exists() && !scene.root.path().join("out.part").exists());
 }
 
 #[test]

@@ -214,6 +214,26 @@ fn what_is_refused_leaves_nothing() {
         fs::write(scene.path("half"), &bytes[..bytes.len() - 70_000]).unwrap();
         refused(&["half", "--file-type", format], b"", "EIO: ");
     }
+    // Read as blocks of 2 MiB, others would land in the wrong places.
+    let mut small_blocks = vhd.clone();
+    small_blocks[512 + 0x20..512 + 0x24].copy_from_slice(&(512u32 << 10).to_be_bytes());
+    small_blocks[512 + 0x24..512 + 0x28].fill(0);
+    let sum = !small_blocks[512..1536].iter().map(|b| u32::from(*b)).sum::<u32>();
+    small_blocks[512 + 0x24..512 + 0x28].copy_from_slice(&sum.to_be_bytes());
+    fs::write(scene.path("small-blocks.vhd"), &small_blocks).unwrap();
+    for args in [&["-", "--file-type", "vhd"][..], &["small-blocks.vhd"]] {
+        let message = refused(args, &small_blocks, "EPERM: ");
+        assert!(message.contains("are not of 2 MiB"), "{message}");
+    }
+    // What a copy that failed leaves, and its like in other formats.
+    fs::write(scene.path("empty"), b"").unwrap();
+    let mut no_bytes = qcow2.clone();
+    no_bytes[24..32].fill(0);
+    fs::write(scene.path("empty.qcow2"), &no_bytes).unwrap();
+    for args in [&["empty"][..], &["empty.qcow2"], &["-", "--file-type", "qcow2"]] {
+        let message = refused(args, &no_bytes, "EINVAL: ");
+        assert!(message.contains("a disk has at least one byte"), "{message}");
+    }
     fs::create_dir(scene.path("directory")).unwrap();
     for (file, words) in [
         ("missing.raw", "No such file"),
@@ -230,6 +250,9 @@ fn what_is_refused_leaves_nothing() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(22), "{stderr}");
     assert!(stderr.contains("FILE \"missing/out.raw\"") && !stderr.contains(".part"), "{stderr}");
+    // Without a name there is none for the part that is written first either.
+    scene.sm(&["vdi_export", SR, &vdi(1), ""]).assert().code(22);
+    assert!(!scene.path(".part").exists());
     // An exported file is never overwritten, and a failed export leaves none.
     scene.sm(&["vdi_export", SR, &vdi(1), "disk.raw"]).assert().code(22);
     scene.sm(&["vdi_export", SR, &vdi(9), "none.raw"]).assert().code(101);

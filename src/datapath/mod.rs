@@ -145,6 +145,9 @@ pub fn attach(source: &Source) -> Result<PathBuf> {
             return refused(format!("its server died, and {who} still holds the device"));
         }
     }
+    // A server has only words for what it finds; that a filesystem is read-only has a status of its own.
+    let mut options = fs::File::options();
+    options.read(true).write(!source.read_only).open(&source.path).map_err(Error::io("open", &source.path))?;
     let dir = directory();
     sweep(&dir);
     server::start(&Arguments { source, dir })

@@ -15,6 +15,8 @@ use std::io::Write;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 
+use nix::sys::signal::{SigHandler, Signal, signal};
+
 use crate::datapath;
 use crate::sr::{DRIVERS, Driver};
 use crate::sys::syslog;
@@ -31,8 +33,15 @@ pub fn driver_main(driver: &'static Driver) -> ExitCode {
     if let Some(status) = datapath::main() {
         return status;
     }
-    let args: Vec<OsString> = std::env::args_os().collect();
-    speak(if smapiv1::is_meant(&args) { smapiv1::serve(driver, &args) } else { v1::driver(driver, args) })
+    outlive_limits();
+    speak(serve(driver, std::env::args_os().collect()))
+}
+
+fn serve(driver: &'static Driver, args: Vec<OsString>) -> Answer {
+    match smapiv1::is_meant(&args) {
+        true => smapiv1::serve(driver, &args),
+        false => guarded(driver.executable, || v1::driver(driver, args), v1::of_panic),
+    }
 }
 
 /// `main` of `sm`. Called by a driver's name (a link), it is that driver.
@@ -40,6 +49,7 @@ pub fn sm_main() -> ExitCode {
     if let Some(status) = datapath::main() {
         return status;
     }
+    outlive_limits();
     let args: Vec<OsString> = std::env::args_os().collect();
     if plugin::is_meant(&args) {
         return speak(plugin::serve(&args));
@@ -47,12 +57,18 @@ pub fn sm_main() -> ExitCode {
     let called = args.first().map(std::path::Path::new).and_then(|path| path.file_name());
     match DRIVERS.iter().find(|d| called == Some(d.executable.as_ref())) {
         Some(driver) => driver_main(driver),
-        None => speak(v1::sm(args)),
+        None => speak(guarded("sm", || v1::sm(args), v1::of_panic)),
     }
 }
 
-/// An answer to xapi: a document and exit status 0 even after a panic, for of any other status it discards the reason.
-/// `name`: how the log calls us.
+/// A write beyond the limit on the size of files (`ulimit -f`) is an error like any other, and not the end without a word.
+fn outlive_limits() {
+    // SAFETY: no handler is installed.
+    let _ = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+}
+
+/// An answer even after a panic: of a process that died of one, status 101, an agent would believe that there is no such
+/// VDI, and xapi discards the reason. `name`: how the log calls us.
 fn guarded(name: &str, make: impl FnOnce() -> Answer, of_panic: impl FnOnce(&str) -> Answer) -> Answer {
     thread_local!(static PANIC: RefCell<String> = const { RefCell::new(String::new()) });
     panic::set_hook(Box::new(|info| PANIC.with_borrow_mut(|text| *text = info.to_string().replace('\n', " "))));
@@ -80,4 +96,22 @@ fn speak(answer: Answer) -> ExitCode {
     }
     let _ = std::io::stderr().write_all(answer.stderr.as_bytes());
     ExitCode::from(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sr::file;
+
+    static BROKEN: Driver = Driver { open: |_, _| panic!("boom\nand bang"), ..file::DRIVER };
+
+    #[test]
+    fn a_panic_is_one_line_and_not_the_status_of_another_failure() {
+        let sr = "87b8646b-b800-9500-cb7b-af3b74e02f5c";
+        let answer = serve(&BROKEN, ["FileSR", "vdi_get_params", "-d", "/nowhere", sr, sr].map(OsString::from).into());
+        assert_eq!((answer.status, answer.stdout.as_slice()), (5, &b""[..]));
+        assert!(answer.stderr.starts_with("EIO: ") && answer.stderr.ends_with("boom and bang\n"), "{}", answer.stderr);
+        assert_eq!(answer.stderr.lines().count(), 1);
+        let _ = panic::take_hook();
+    }
 }

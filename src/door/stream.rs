@@ -49,6 +49,9 @@ pub fn to(name: &str, (format, stated): (Format, bool)) -> Result<Stream> {
     if fs::symlink_metadata(name).is_ok() {
         return Err(exists(name));
     }
+    if name.is_empty() {
+        return Err(unusable("create", name)(io::ErrorKind::NotFound.into()));
+    }
     let path = Path::new(name);
     let partial = partial(path);
     let mut options = OpenOptions::new();

@@ -506,6 +506,11 @@ fn answer(result: Result<Reply>, format: OutputFormat) -> Answer {
     }
 }
 
+/// What there is to say after a panic.
+pub fn of_panic(text: &str) -> Answer {
+    Answer { stdout: Vec::new(), stderr: format!("EIO: {text}\n"), status: 5 }
+}
+
 fn written(reply: &Reply, format: OutputFormat) -> Result<Vec<u8>> {
     let mut bytes = match (reply, format) {
         (Reply::Nothing, _) => return Ok(Vec::new()),

@@ -174,7 +174,11 @@ impl<'a> Source<'a> {
     fn piece(&mut self) -> Result<Token<'a>, Malformed> {
         loop {
             let at_start = self.reader.buffer_position() == 0;
-            let event = self.reader.read_event().map_err(|e| self.malformed(format!("not well-formed XML: {e}")))?;
+            let event = self.reader.read_event().map_err(|e| match e {
+                quick_xml::Error::Syntax(e) => self.malformed(format!("not well-formed XML: {e}")),
+                // Its words quote the tags, and what stands in one of these may be half a password.
+                _ => self.malformed("not well-formed XML: tags that do not match, or a reference without its end"),
+            })?;
             return Ok(match event {
                 Event::Start(start) if !start.attributes_raw().trim().is_empty() => {
                     return Err(self.malformed("an element has attributes"));
@@ -535,6 +539,18 @@ mod tests {
         }
         let latin = format!("<?xml version='1.0' encoding='ISO-8859-1'?>{CALL}");
         assert!(read_call(&latin).is_err());
+    }
+
+    #[test]
+    fn what_is_said_of_a_broken_document_is_nothing_that_it_holds() {
+        for bad in
+            ["a</s3cret>", "<s3cret>", "</s3cret>", "&s3cret;", "&s3cret", "<!-- s3cret -- -->", "<?xml s3cret?>"]
+        {
+            let said = read_value(bad).unwrap_err().to_string();
+            assert!(!said.contains("s3cret"), "{bad}: {said}");
+        }
+        let said = read_call("<methodCall><methodName>s3cret").unwrap_err().to_string();
+        assert!(!said.contains("s3cret"), "{said}");
     }
 
     #[test]

@@ -414,7 +414,19 @@ impl FileSr {
     ///
     /// A base that sr_scan has not to show yet, because `.sm-tree` names it, is told as hidden.
     fn images(&self, dir: &Dir, listing: &Listing) -> Result<Vec<Image>> {
-        let mut wanted: Vec<(VdiUuid, Format)> = listing.images.iter().map(|(v, f)| (*v, *f)).collect();
+        self.images_of(dir, listing, |_| true)
+    }
+
+    /// Those that have a place in a tree, so not the raw ones: of a hundred times as many, each would be asked for several
+    /// times a merge.
+    fn trees(&self, dir: &Dir, listing: &Listing) -> Result<BTreeMap<VdiUuid, Node>> {
+        let images = self.images_of(dir, listing, |format| !vdi::kind(format).by_length)?;
+        Ok(images.into_iter().map(|image| (image.vdi, image.node)).collect())
+    }
+
+    fn images_of(&self, dir: &Dir, listing: &Listing, which: impl Fn(Format) -> bool) -> Result<Vec<Image>> {
+        let mut wanted: Vec<(VdiUuid, Format)> =
+            listing.images.iter().map(|(v, f)| (*v, *f)).filter(|(_, format)| which(*format)).collect();
         wanted.sort_unstable();
         let threads =
             if wanted.len() < 64 { 1 } else { std::thread::available_parallelism().map_or(1, usize::from).min(8) };

@@ -339,6 +339,17 @@ pub fn children_of(nodes: &BTreeMap<VdiUuid, Node>, base: VdiUuid) -> Vec<VdiUui
     nodes.iter().filter(|(_, node)| node.parent == Some(base)).map(|(vdi, _)| *vdi).collect()
 }
 
+/// The children of each image that has some, for who asks for many: [`children_of`] looks at every image.
+pub fn by_parent(nodes: &BTreeMap<VdiUuid, Node>) -> BTreeMap<VdiUuid, Vec<VdiUuid>> {
+    let mut children = BTreeMap::<VdiUuid, Vec<VdiUuid>>::new();
+    for (vdi, node) in nodes {
+        if let Some(parent) = node.parent {
+            children.entry(parent).or_default().push(*vdi);
+        }
+    }
+    children
+}
+
 /// Whether `vdi` is all that `base`, which is nobody's disk, is there for.
 fn is_only_child(tree: &dyn Tree, vdi: VdiUuid, base: VdiUuid) -> Result<bool> {
     let nodes = tree.nodes()?;
@@ -347,17 +358,17 @@ fn is_only_child(tree: &dyn Tree, vdi: VdiUuid, base: VdiUuid) -> Result<bool> {
 
 /// All images above `base`, which have it in their chains.
 fn descendants(nodes: &BTreeMap<VdiUuid, Node>, base: VdiUuid) -> Vec<VdiUuid> {
-    let mut found = children_of(nodes, base);
+    let children = by_parent(nodes);
+    let mut found = children.get(&base).cloned().unwrap_or_default();
     let mut next = 0;
     while let Some(vdi) = found.get(next) {
-        let more = children_of(nodes, *vdi);
-        found.extend(more);
+        found.extend(children.get(vdi).cloned().unwrap_or_default());
         next += 1;
     }
     found
 }
 
 /// Whether a base has nobody left who needs it.
-pub fn is_garbage(nodes: &BTreeMap<VdiUuid, Node>, base: VdiUuid) -> bool {
+fn is_garbage(nodes: &BTreeMap<VdiUuid, Node>, base: VdiUuid) -> bool {
     nodes.get(&base).is_some_and(|node| node.hidden) && children_of(nodes, base).is_empty()
 }

@@ -104,7 +104,7 @@ pub trait Tree {
     /// Waits for whoever changes a tree of this SR, then completes or undoes what a crash left of a change.
     fn lock(&self, deadline: Instant) -> Result<Lock>;
 
-    /// Every image of the SR.
+    /// Every image of the SR that may be another's child or base: all but raw disks.
     ///
     /// # Errors
     /// If one of them can't be read: it may be anybody's child.

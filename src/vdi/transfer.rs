@@ -194,7 +194,7 @@ impl Incoming {
             Format::Raw if is_file => {
                 let (first, last) = from.ends()?;
                 from.refuse_container(&first, &last)?;
-                Ok(Incoming::Disk(Box::new(RawFile::new(from.reader()?, &from.name)?)))
+                Incoming::whole(from, RawFile::new(from.reader()?, &from.name)?)
             }
             Format::Raw => match size {
                 Some(size) => Ok(Incoming::RawPipe(from.clone(), size)),
@@ -205,16 +205,24 @@ impl Incoming {
                 from.refuse_other(&first, &last)?;
                 let place = Arc::new(FilePlace::new(from.reader()?, &from.name)?);
                 vhd::refuse_cut_off(&*place)?;
-                Ok(Incoming::Disk(Box::new(VhdDisk(Chain::open_single(place, Mode::ReadOnly)?))))
+                Incoming::whole(from, VhdDisk(Chain::open_single(place, Mode::ReadOnly)?))
             }
             Format::Vhd => Ok(Incoming::VhdPipe(from.clone())),
             Format::Qcow2 if is_file => {
                 let (first, last) = from.ends()?;
                 from.refuse_other(&first, &last)?;
                 let place = Arc::new(FilePlace::new(from.reader()?, &from.name)?);
-                Ok(Incoming::Disk(Box::new(qcow2::Chain::open_single(place, Mode::ReadOnly)?)))
+                Incoming::whole(from, qcow2::Chain::open_single(place, Mode::ReadOnly)?)
             }
             Format::Qcow2 => Ok(Incoming::Qcow2Pipe(from.clone())),
+        }
+    }
+
+    /// An empty disk is refused, as vdi_create does: it is what a copy that failed leaves.
+    fn whole(from: &Stream, disk: impl Disk + 'static) -> Result<Incoming> {
+        match disk.size() {
+            0 => Err(from.unfit("it is empty: a disk has at least one byte".to_owned())),
+            _ => Ok(Incoming::Disk(Box::new(disk))),
         }
     }
 

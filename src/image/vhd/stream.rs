@@ -89,7 +89,7 @@ impl<'a> Incoming<'a> {
     ///
     /// # Errors
     /// [`Error::Damaged`] for what is no VHD; [`Error::Unsupported`] for a fixed one, which has no headers in
-    /// front, and for a differencing one, whose parent does not come along.
+    /// front, for a differencing one, whose parent does not come along, and for blocks of another size than ours.
     pub fn open(input: &'a mut dyn Read, name: &'a Path) -> Result<Incoming<'a>> {
         let damaged = |what: &str| Error::Damaged { path: name.to_owned(), what: what.to_owned() };
         let mut incoming = Incoming { input, name, size: 0, blocks: Vec::new(), position: 0 };
@@ -113,6 +113,12 @@ impl<'a> Incoming<'a> {
             }
         }
         let header = Header::parse(&front[SECTOR as usize..]).map_err(damaged)?;
+        if u64::from(header.block_size()) != BLOCK {
+            return Err(Error::Unsupported {
+                op: "importing a VHD",
+                why: format!("the blocks of what comes from {} are not of 2 MiB", name.display()),
+            });
+        }
         incoming.size = super::create::check_size("virtual size", footer.size()).map(|()| footer.size())?;
         let used = incoming.size.div_ceil(BLOCK) as usize;
         if (header.max_bat_size() as usize) < used || header.table_offset() < incoming.position {

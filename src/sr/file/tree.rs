@@ -92,8 +92,9 @@ impl FileSr {
         let shared = Rc::new(Dir::open(dir.path())?);
         let parent = self.place(shared, base, base_format);
         let parent_image = parent.image(Mode::ReadOnly)?;
-        for image in self.images(dir, &self.list(dir)?)?.iter().filter(|image| image.node.parent == Some(vdi)) {
-            let name = image_name(image.vdi, image.format);
+        let listing = self.list(dir)?;
+        for child in vdi::cow::children_of(&self.trees(dir, &listing)?, vdi) {
+            let name = image_name(child, listing.images[&child]);
             (kind.set_parent)(&dir.open_file(&name, true)?, &dir.join(&name), &parent_image, &parent)?;
         }
         dir.remove(&image_name(vdi, format))?;
@@ -103,14 +104,21 @@ impl FileSr {
 
     /// Removes bases that have no children left. The caller has the SR, or its tree's lock.
     pub(super) fn remove_garbage(&self, dir: &Rc<Dir>, listing: &Listing) -> Result<()> {
-        let mut nodes: BTreeMap<VdiUuid, Node> =
-            self.images(dir, listing)?.into_iter().map(|i| (i.vdi, i.node)).collect();
-        while let Some(base) = nodes.keys().copied().find(|v| vdi::cow::is_garbage(&nodes, *v)) {
+        let nodes = self.trees(dir, listing)?;
+        let mut children = vdi::cow::by_parent(&nodes);
+        let garbage = |children: &BTreeMap<VdiUuid, Vec<VdiUuid>>, base: &VdiUuid| {
+            nodes.get(base).is_some_and(|node| node.hidden) && children.get(base).is_none_or(Vec::is_empty)
+        };
+        let mut unneeded: Vec<VdiUuid> = nodes.keys().copied().filter(|base| garbage(&children, base)).collect();
+        while let Some(base) = unneeded.pop() {
             let format = listing.images[&base];
             let place = self.place(dir.clone(), base, format);
             vdi::refuse_if_attached(&*self.disk(dir.clone(), base, format)?)?;
             place.remove()?;
-            nodes.remove(&base);
+            if let Some(parent) = nodes[&base].parent {
+                children.entry(parent).or_default().retain(|child| *child != base);
+                unneeded.extend(Some(parent).filter(|parent| garbage(&children, parent)));
+            }
         }
         Ok(())
     }
@@ -146,9 +154,9 @@ impl FileSr {
                         .to_owned(),
                 });
             }
-            let nodes: BTreeMap<VdiUuid, Node> =
-                self.images(&dir, &listing)?.into_iter().map(|i| (i.vdi, i.node)).collect();
-            if nodes.keys().any(|v| vdi::cow::is_garbage(&nodes, *v)) {
+            let nodes = self.trees(&dir, &listing)?;
+            let children = vdi::cow::by_parent(&nodes);
+            if nodes.iter().any(|(v, node)| node.hidden && !children.contains_key(v)) {
                 let _lock = self.lock_trees(&dir, context.deadline)?;
                 self.remove_garbage(&dir, &self.list(&dir)?)?;
                 done = Done::Changed;
@@ -157,9 +165,7 @@ impl FileSr {
             let only_child = |v: &VdiUuid| {
                 let parent = nodes[v].parent;
                 !left.contains(v)
-                    && parent.is_some_and(|p| {
-                        nodes.get(&p).is_some_and(|n| n.hidden) && vdi::cow::children_of(&nodes, p).len() == 1
-                    })
+                    && parent.is_some_and(|p| nodes.get(&p).is_some_and(|n| n.hidden) && children[&p].len() == 1)
             };
             // Bases first: a disk in use is merged with what was set aside of it only when that was.
             let (bases, disks): (Vec<VdiUuid>, Vec<VdiUuid>) = nodes.keys().partition(|v| nodes[v].hidden);
@@ -198,8 +204,7 @@ impl Tree for FilePlace<'_> {
     }
 
     fn nodes(&self) -> Result<BTreeMap<VdiUuid, Node>> {
-        let images = self.sr.images(&self.dir, &self.sr.list(&self.dir)?)?;
-        Ok(images.into_iter().map(|image| (image.vdi, image.node)).collect())
+        self.sr.trees(&self.dir, &self.sr.list(&self.dir)?)
     }
 
     fn sibling(&self, vdi: VdiUuid) -> Result<Box<dyn Place + '_>> {
