@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use xcp_sm::call::{self, Call, Context, Reply};
 use xcp_sm::image::disk::Served;
+use xcp_sm::image::place::FilePlace;
+use xcp_sm::image::vhd;
 use xcp_sm::sr::file::DRIVER;
 use xcp_sm::sys::lock;
 use xcp_sm::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrUuid, Tagged, VdiInfo, VdiUuid};
@@ -54,6 +56,10 @@ fn op() -> impl Strategy<Value = Op> {
 
 impl Model {
     fn new(format: Format) -> Model {
+        // SAFETY: tests of this file are the only threads, and all set the same.
+        unsafe {
+            std::env::set_var("XCP_SM_RUN_DIR", std::env::temp_dir().join(format!("sm-trees.{}", std::process::id())))
+        };
         let scratch = tempfile::tempdir().unwrap();
         static MODELS: AtomicU16 = AtomicU16::new(0);
         let number = MODELS.fetch_add(1, Relaxed);
@@ -190,10 +196,6 @@ impl Model {
 }
 
 fn every_disk_holds_what_was_written_to_it(format: Format, ops: &[Op]) {
-    // SAFETY: tests of this file are the only threads, and all set the same.
-    unsafe {
-        std::env::set_var("XCP_SM_RUN_DIR", std::env::temp_dir().join(format!("sm-trees.{}", std::process::id())))
-    };
     let mut model = Model::new(format);
     for op in ops {
         model.apply(op);
@@ -211,10 +213,6 @@ fn every_disk_holds_what_was_written_to_it(format: Format, ops: &[Op]) {
 
 /// A base, above it another one with a disk and its snapshot.
 fn base_over_base(format: Format) -> (Model, VdiUuid) {
-    // SAFETY: tests of this file are the only threads, and all set the same.
-    unsafe {
-        std::env::set_var("XCP_SM_RUN_DIR", std::env::temp_dir().join(format!("sm-trees.{}", std::process::id())))
-    };
     let mut model = Model::new(format);
     let disk = model.pick(0).unwrap();
     for seed in 1..3 {
@@ -244,6 +242,21 @@ fn nothing_is_merged_below_a_disk_that_another_call_works_on() {
         assert_eq!(model.scan().len(), 3);
         model.check();
     }
+}
+
+/// We make none such; vhd-util does.
+#[test]
+fn a_raw_disk_that_a_vhd_is_above_is_not_deleted() {
+    let mut model = Model::new(Format::Raw);
+    let (raw, child) = (model.pick(0).unwrap(), model.new_uuid());
+    let path = model.dir().join(format!("{child}.vhd"));
+    let file = fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    let parent = vhd::ParentLink { path: format!("./{raw}.raw"), uuid: None, timestamp: 0 };
+    vhd::create_child(&FilePlace::new(file, &path).unwrap(), &vhd::NewImage::new(4 * MIB as u64), &parent).unwrap();
+    let refused = model.try_run(&Call::VdiDelete { vdi: raw }).unwrap_err();
+    assert!(matches!(refused, xcp_sm::Error::VdiInUse { vdi, .. } if vdi == raw), "{refused}");
+    model.run(Call::VdiDelete { vdi: child });
+    model.run(Call::VdiDelete { vdi: raw });
 }
 
 proptest! {

@@ -248,13 +248,7 @@ impl Vdi for Cow<'_> {
         let _lock = tree.lock(context.deadline)?;
         refuse_if_used(self)?;
         let nodes = tree.nodes()?;
-        let children = children_of(&nodes, self.place.vdi());
-        if let Some(child) = children.first() {
-            return Err(in_use(
-                &*self.place,
-                format!("{} VDIs that have it as their parent, such as {child}", children.len()),
-            ));
-        }
+        refuse_if_parent(&*self.place, &nodes)?;
         let mut parent = self.node()?.parent;
         let _alone = tree.alone(&[self.place.vdi()])?;
         self.place.remove()?;
@@ -337,6 +331,18 @@ fn pause(disk: &dyn Place) -> Result<Option<datapath::Paused>> {
 /// The images whose parent is `base`, in the order of their UUIDs.
 pub fn children_of(nodes: &BTreeMap<VdiUuid, Node>, base: VdiUuid) -> Vec<VdiUuid> {
     nodes.iter().filter(|(_, node)| node.parent == Some(base)).map(|(vdi, _)| *vdi).collect()
+}
+
+/// # Errors
+/// [`Error::VdiInUse`] while others of the `nodes` have the place's image as their parent.
+pub fn refuse_if_parent(place: &dyn Place, nodes: &BTreeMap<VdiUuid, Node>) -> Result<()> {
+    let children = children_of(nodes, place.vdi());
+    match children.first() {
+        None => Ok(()),
+        Some(child) => {
+            Err(in_use(place, format!("{} VDIs that have it as their parent, such as {child}", children.len())))
+        }
+    }
 }
 
 /// The children of each image that has some, for who asks for many: [`children_of`] looks at every image.

@@ -8,7 +8,7 @@ use crate::call::Context;
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, RawFile};
 use crate::types::{Done, Format, Mode, Params, Size, VdiInfo, VdiUuid};
-use crate::vdi::{Kind, Node, Place, Vdi, describe, refuse_if_elsewhere, refuse_if_used};
+use crate::vdi::{Kind, Node, Place, Vdi, cow, describe, refuse_if_elsewhere, refuse_if_used};
 
 /// Bytes of a sector; a disk is a whole number of them.
 pub const SECTOR: u64 = 512;
@@ -79,6 +79,10 @@ impl Vdi for Raw<'_> {
 
     fn delete(&self, _context: &Context) -> Result<()> {
         refuse_if_used(self)?;
+        // We make no image above a raw one; vhd-util does.
+        if let Ok(tree) = self.place.tree() {
+            cow::refuse_if_parent(&*self.place, &tree.nodes()?)?;
+        }
         self.place.remove()
     }
 
