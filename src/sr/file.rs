@@ -26,10 +26,11 @@
 //!   set, `flock`ed; 3. publish the image. After 2: params without an image and without a lock, which the
 //!   next call for this VDI and sr_attach remove; not sr_scan, which holds no lock.
 //! - **vdi_clone, vdi_snapshot in a tree** of the disk U with the new VDI D and the base B: 1. write both children,
-//!   unnamed; 2. publish `.sm-tree`, which names U, B and D; 3. link U's image as B; 4. publish D; 5. rename
-//!   the other child over U's name: here it has happened, and D is there; 6. mark B hidden; 7. remove `.sm-tree`.
-//!   Before 5, U and B are one file, and whoever takes the tree's lock next removes D and B; after it, they differ,
-//!   and B is hidden. Readers take the B of a `.sm-tree` for hidden.
+//!   unnamed, and at the same time publish `.sm-tree`, which names U, B and D; 2. link U's image as B; 3. publish D;
+//!   4. sync the directory once for both; 5. rename the other child over U's name: here it has happened, and D is
+//!   there; 6. mark B hidden; 7. remove `.sm-tree`. Before 5, there is no B or it is one file with U, and whoever takes
+//!   the tree's lock next removes D and B; after it, they differ, and B is hidden. Readers take the B of a `.sm-tree`
+//!   for hidden.
 //! - **sr_collect**, after the data of an only child C was written into its base B. For a C that is a base itself:
 //!   (1) publish `.sm-tree`; (2) make B the parent of each child of C; (3) remove C. Whoever takes the tree's lock
 //!   after a kill goes on. For a C that is a disk: (1) publish `.sm-tree`; (2) mark B visible; (3) rename B over the
@@ -460,7 +461,7 @@ impl FileSr {
         Ok(images)
     }
 
-    /// Makes an image nobody sees by `write`, then publishes it.
+    /// Makes an image nobody sees by `write`, which makes it durable, then publishes it.
     fn make_vdi(&self, new: &NewVdi, write: &mut dyn FnMut(&Kind, &fs::File, &Path) -> Result<()>) -> Result<VdiInfo> {
         let format = new.format.unwrap_or(DRIVER.formats[0]);
         let kind = vdi::kind(format);
@@ -469,10 +470,11 @@ impl FileSr {
         if has_image(&dir, new.vdi)? {
             return Err(Error::VdiExists { vdi: new.vdi, sr: self.sr });
         }
-        let image = dir.new_file()?;
-        write(kind, image.file(), &dir.join(&image_name(new.vdi, format)))?;
         let place = self.place(dir.clone(), new.vdi, format);
-        place.publish(image, &new.params)?;
+        let mut unnamed = place.unnamed(&new.params)?;
+        write(kind, unnamed.image.file(), &place.path())?;
+        unnamed.sync_beside_image()?;
+        place.publish(unnamed)?;
         (kind.open)(Box::new(place)).info()
     }
 }
@@ -719,7 +721,8 @@ impl Sr for FileSr {
                 (kind.create)(file, path, kind.round(size.max(new.virtual_size))?)?;
                 transfer::writer(kind.format, file.try_clone().map_err(Error::io("duplicate", path))?, path)
             };
-            incoming.take().expect("an image is made once").fill(&mut make, &|| dir.new_file(), progress)
+            incoming.take().expect("an image is made once").fill(&mut make, &|| dir.new_file(), progress)?;
+            file.sync_all().map_err(Error::io("make durable", path))
         })
     }
 

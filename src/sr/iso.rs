@@ -248,8 +248,9 @@ impl Sr for IsoSr {
         if dir.lookup(&name)?.is_some() {
             return Err(Error::VdiExists { vdi: new.vdi, sr: self.sr });
         }
-        let file = dir.new_file()?;
+        let mut file = dir.new_file()?;
         (kind.create)(file.file(), &dir.join(&name), kind.round(new.virtual_size)?)?;
+        file.is_durable();
         match file.publish_over(&name) {
             // The name is there; see `sync`.
             Err(Error::Io { source, .. }) if durable::is_unsupported(&source) && dir.lookup(&name)?.is_some() => {}

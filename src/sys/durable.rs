@@ -194,7 +194,7 @@ impl Dir {
     pub fn new_file(&self) -> Result<NewFile<'_>> {
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         match openat(&self.fd, ".", OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC, mode) {
-            Ok(fd) => return Ok(NewFile { dir: self, file: fd.into(), name: None }),
+            Ok(fd) => return Ok(NewFile { dir: self, file: fd.into(), name: None, durable: false }),
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL | Errno::ENOENT) => {}
             Err(errno) => return Err(Error::sys("create a file in", &self.path)(errno)),
         }
@@ -203,7 +203,7 @@ impl Dir {
             let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let file: File =
                 openat(&self.fd, name.as_str(), flags, mode).map_err(Error::sys("create", self.join(&name)))?.into();
-            let new = NewFile { dir: self, file, name: Some(name) };
+            let new = NewFile { dir: self, file, name: Some(name), durable: false };
             new.mark_as_in_use()?;
             // Before it was marked, a sweep could take it for abandoned.
             if self.lookup(new.name.as_deref().expect("it was just given one"))?.is_some() {
@@ -214,11 +214,11 @@ impl Dir {
 
     /// Publishes `bytes` under `name`, durably. `false`: the name exists and nothing was changed.
     pub fn create(&self, name: &str, bytes: &[u8]) -> Result<bool> {
-        Ok(self.create_held(name, bytes)?.is_some())
+        self.new_record(bytes)?.publish(name)
     }
 
-    /// The same; the file stays marked as in the making ([`is_abandoned`] is false) while the answer lives.
-    pub fn create_held(&self, name: &str, bytes: &[u8]) -> Result<Option<File>> {
+    /// Makes a small file that has no name yet, of `bytes`.
+    pub fn new_record(&self, bytes: &[u8]) -> Result<NewFile<'_>> {
         if bytes.len() as u64 > MOST {
             // Nobody could read it.
             let limit = format!("a record has {MOST} bytes at most");
@@ -226,9 +226,7 @@ impl Dir {
         }
         let mut new = self.new_file()?;
         new.write(bytes)?;
-        new.mark_as_in_use()?;
-        let held = new.file.try_clone().map_err(Error::io("duplicate", self.join(name)))?;
-        Ok(new.publish(name)?.then_some(held))
+        Ok(new)
     }
 
     /// Replaces `name`, or creates it, with `bytes`: readers and a crash see the old or the new file.
@@ -261,13 +259,13 @@ impl Dir {
         }
     }
 
-    /// Gives a file a second name, durably.
+    /// Gives a file a second name. Not durable before [`Dir::sync`].
     ///
     /// # Errors
     /// [`Error::Io`] with `EEXIST` if there is such a name; [`Error::Unsupported`] where there are no hard links.
     pub fn link(&self, name: &str, second: &str) -> Result<()> {
         match linkat(&self.fd, name, &self.fd, second, AtFlags::empty()) {
-            Ok(()) => self.sync(),
+            Ok(()) => Ok(()),
             Err(Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS) => Err(Error::Unsupported {
                 op: "copy-on-write",
                 why: format!("the filesystem of {} has no hard links", self.path.display()),
@@ -339,6 +337,8 @@ pub struct NewFile<'a> {
     file: File,
     /// The temporary name, where the filesystem can't do without.
     name: Option<String>,
+    /// What is in it is on stable storage.
+    durable: bool,
 }
 
 impl NewFile<'_> {
@@ -350,19 +350,48 @@ impl NewFile<'_> {
         self.file.write_all(bytes).map_err(Error::io("write a file in", &self.dir.path))
     }
 
+    /// Marks the file as in the making until the answer is dropped, whatever names it has: [`is_abandoned`] is false.
+    pub fn hold(&self) -> Result<File> {
+        self.mark_as_in_use()?;
+        self.file.try_clone().map_err(Error::io("duplicate a file in", &self.dir.path))
+    }
+
+    /// Makes durable what was written. To publish it then waits for the name alone.
+    pub fn sync(&mut self) -> Result<()> {
+        if !self.durable {
+            self.file.sync_all().map_err(Error::io("make durable a file in", &self.dir.path))?;
+            self.durable = true;
+        }
+        Ok(())
+    }
+
+    /// Says that whoever wrote the file made it durable.
+    pub fn is_durable(&mut self) {
+        self.durable = true;
+    }
+
     /// Makes the file durable and gives it `name`. `false`: the name exists and nothing was changed.
-    pub fn publish(mut self, name: &str) -> Result<bool> {
+    pub fn publish(self, name: &str) -> Result<bool> {
+        let dir = self.dir;
+        if !self.publish_soon(name)? {
+            return Ok(false);
+        }
+        if let Err(e) = dir.sync() {
+            // Its maker is told that it failed, so nobody may find it.
+            let _ = dir.remove(name);
+            return Err(e);
+        }
+        Ok(true)
+    }
+
+    /// The same; the name is not durable before [`Dir::sync`].
+    pub fn publish_soon(mut self, name: &str) -> Result<bool> {
         self.sync()?;
         match self.link(name) {
             Ok(()) => {}
             Err(Errno::EEXIST) if self.is(name)? => {}
             Err(Errno::EEXIST) => return Ok(false),
             Err(errno) => return Err(Error::sys("create", self.dir.join(name))(errno)),
-        }
-        if let Err(e) = self.dir.sync() {
-            // Its maker is told that it failed, so nobody may find it.
-            let _ = self.dir.remove(name);
-            return Err(e);
         }
         // Closed first: NFS would rename an open file instead of removing its name.
         let (dir, temporary) = (self.dir, self.name.take());
@@ -402,10 +431,6 @@ impl NewFile<'_> {
     /// Until the file is closed, [`is_abandoned`] is false.
     fn mark_as_in_use(&self) -> Result<()> {
         self.file.lock_exclusive().map_err(Error::io("mark as in use a file in", &self.dir.path))
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.file.sync_all().map_err(Error::io("make durable a file in", &self.dir.path))
     }
 
     fn link(&self, name: &str) -> Result<(), Errno> {

@@ -462,9 +462,9 @@ pub struct Kind {
     /// The length of the image is the virtual size and there is nothing else to know: no need to read it.
     pub by_length: bool,
     /// Writes an image of `virtual_size` zeroes into an empty file, or a device that is large enough, which will
-    /// have the path.
+    /// have the path; durably.
     pub create: fn(&File, path: &Path, virtual_size: u64) -> Result<()>,
-    /// Writes an image without data of its own into an empty file, with another one as its parent.
+    /// Writes an image without data of its own into an empty file, with another one as its parent; durably.
     pub create_child: fn(&File, path: &Path, parent: &File, parent_path: &Path) -> Result<()>,
     /// What an image says of itself: one open, one read.
     pub query: fn(&File, path: &Path) -> Result<Node>,

@@ -27,7 +27,8 @@ pub static KIND: Kind = Kind {
                 limit: "the filesystem holds no file of this size".to_owned(),
             },
             _ => Error::io("write", path)(e),
-        })
+        })?;
+        file.sync_all().map_err(Error::io("make durable", path))
     },
     create_child: |_, _, _, _| Err(no_tree("a child")),
     query: |file, path| {
@@ -38,10 +39,7 @@ pub static KIND: Kind = Kind {
     set_hidden: |_, _, _| Err(no_tree("hiding")),
     coalesce: |_, _, _, _, _| Err(no_tree("coalescing")),
     set_parent: |_, _, _, _| Err(no_tree("changing the parent")),
-    resize: |file, path, size| {
-        (KIND.create)(&file, path, size)?;
-        file.sync_all().map_err(Error::io("make durable", path))
-    },
+    resize: |file, path, size| (KIND.create)(&file, path, size),
     open: |place| Box::new(Raw { place }),
 };
 

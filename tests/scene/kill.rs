@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_types, reason = "a traced child is not started like a tool")]
 
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -58,6 +59,11 @@ const NEVER_FAILS: &[i64] = &[
     libc::SYS_geteuid,
     libc::SYS_getpid,
     libc::SYS_futex,
+    libc::SYS_rseq,
+    libc::SYS_set_robust_list,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_exit,
     libc::SYS_exit_group,
 ];
 
@@ -105,6 +111,9 @@ const LOOKING: &[i64] = &[
     libc::SYS_geteuid,
     libc::SYS_getpid,
     libc::SYS_futex,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_exit,
 ];
 
 fn changes(number: i64, args: [u64; 6]) -> bool {
@@ -151,61 +160,75 @@ pub fn run(n: u64, points: Points, act: Act, program: &Path, args: &[String], ru
     Traced { end, call, stdout, stderr }
 }
 
-fn trace(pid: Pid, n: u64, points: Points, act: Act) -> (End, Option<u64>) {
+/// Follows the process and its threads, whose calls are counted together. Only the order of two threads' calls is not
+/// the same each time.
+fn trace(leader: Pid, n: u64, points: Points, act: Act) -> (End, Option<u64>) {
     // It stopped at its exec.
-    assert!(matches!(wait(pid), WaitStatus::Stopped(_, Signal::SIGTRAP)));
-    ptrace::setoptions(pid, ptrace::Options::PTRACE_O_EXITKILL | ptrace::Options::PTRACE_O_TRACESYSGOOD).unwrap();
-    let (mut seen, mut call, mut started, mut failing) = (0, None, false, None);
-    let mut deliver = None;
+    assert!(matches!(waitpid(leader, Some(WaitPidFlag::__WALL)), Ok(WaitStatus::Stopped(_, Signal::SIGTRAP))));
+    let follow = ptrace::Options::PTRACE_O_TRACECLONE;
+    let options = ptrace::Options::PTRACE_O_EXITKILL | ptrace::Options::PTRACE_O_TRACESYSGOOD | follow;
+    ptrace::setoptions(leader, options).unwrap();
+    let (mut seen, mut call, mut started) = (0, None, false);
+    let mut failing = HashMap::new();
+    let mut begun = HashSet::from([leader]);
+    go_on(leader, None);
     loop {
-        match ptrace::syscall(pid, deliver.take()) {
-            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-            Err(errno) => panic!("{errno}"),
-        }
-        match wait(pid) {
+        // This thread's tracees: other tests of this process have theirs.
+        let status = waitpid(None, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD)).unwrap();
+        let pid = status.pid().expect("it is of a process");
+        let mut deliver = None;
+        match status {
             WaitStatus::PtraceSyscall(_) => {
-                let info = ptrace::syscall_info(pid).unwrap();
-                if let Some(errno) = failing.take() {
+                // Killed by another thread's call.
+                let Ok(info) = ptrace::syscall_info(pid) else { continue };
+                if let Some(errno) = failing.remove(&pid) {
                     let mut registers = ptrace::getregs(pid).unwrap();
                     registers.rax = -(errno as i64) as u64;
                     ptrace::setregs(pid, registers).unwrap();
                 }
-                if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
-                    continue;
-                }
-                // SAFETY: `op` says which member of the union was filled in.
-                let (number, args) = unsafe { (info.u.entry.nr, info.u.entry.args) };
-                started |= number as i64 == libc::SYS_sigaltstack;
-                let counts = match points {
-                    Points::Every => true,
-                    Points::Changing => changes(number as i64, args),
-                    Points::Matching(these) => these(number as i64, args),
-                    Points::CanFail => started && !NEVER_FAILS.contains(&(number as i64)),
-                };
-                seen += u64::from(counts);
-                if !counts || (seen != n && n != ALL) {
-                    continue;
-                }
-                call = Some(number);
-                match act {
-                    Act::Kill => nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap(),
-                    Act::Fail(errno) => {
-                        let mut registers = ptrace::getregs(pid).unwrap();
-                        registers.orig_rax = u64::MAX;
-                        ptrace::setregs(pid, registers).unwrap();
-                        failing = Some(errno);
+                if info.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
+                    // SAFETY: `op` says which member of the union was filled in.
+                    let (number, args) = unsafe { (info.u.entry.nr, info.u.entry.args) };
+                    started |= number as i64 == libc::SYS_sigaltstack;
+                    let counts = match points {
+                        Points::Every => true,
+                        Points::Changing => changes(number as i64, args),
+                        Points::Matching(these) => these(number as i64, args),
+                        Points::CanFail => started && !NEVER_FAILS.contains(&(number as i64)),
+                    };
+                    seen += u64::from(counts);
+                    if counts && (seen == n || n == ALL) {
+                        call = Some(number);
+                        match act {
+                            Act::Kill => nix::sys::signal::kill(leader, Signal::SIGKILL).unwrap(),
+                            Act::Fail(errno) => {
+                                let mut registers = ptrace::getregs(pid).unwrap();
+                                registers.orig_rax = u64::MAX;
+                                ptrace::setregs(pid, registers).unwrap();
+                                failing.insert(pid, errno);
+                            }
+                        }
                     }
                 }
             }
-            WaitStatus::Exited(_, status) => return (End::Status(status), call),
-            WaitStatus::Signaled(_, Signal::SIGKILL, _) if call.is_some() => return (End::Killed, call),
-            WaitStatus::Signaled(_, signal, _) => return (End::Died(signal), call),
+            WaitStatus::Exited(_, status) if pid == leader => return (End::Status(status), call),
+            WaitStatus::Signaled(_, Signal::SIGKILL, _) if pid == leader && call.is_some() => {
+                return (End::Killed, call);
+            }
+            WaitStatus::Signaled(_, signal, _) if pid == leader => return (End::Died(signal), call),
+            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => continue,
+            // The first stop of a thread.
+            WaitStatus::Stopped(_, Signal::SIGSTOP) if begun.insert(pid) => {}
             WaitStatus::Stopped(_, signal) => deliver = Some(signal),
             _ => {}
         }
+        go_on(pid, deliver);
     }
 }
 
-fn wait(pid: Pid) -> WaitStatus {
-    waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap()
+fn go_on(pid: Pid, deliver: Option<Signal>) {
+    match ptrace::syscall(pid, deliver) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+        Err(errno) => panic!("{errno}"),
+    }
 }

@@ -91,5 +91,6 @@ fn write(place: &dyn Place, header: &Header) -> Result<()> {
     place.put(&counts.to_be_bytes(), header.refcounts_offset)?;
     let ones: Vec<u8> = std::iter::repeat_n([0, 1], used as usize).flatten().collect();
     place.put(&ones, counts)?;
-    place.put(&sector, 0)
+    place.put(&sector, 0)?;
+    place.flush()
 }

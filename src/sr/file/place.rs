@@ -2,6 +2,20 @@
 
 use super::*;
 
+/// What becomes a disk when it gets its name. Dropped before, it leaves nothing.
+pub(super) struct Unnamed<'a> {
+    pub(super) image: NewFile<'a>,
+    params: Option<NewFile<'a>>,
+}
+
+impl Unnamed<'_> {
+    /// Makes the disk durable but for its image, which its writer made so.
+    pub(super) fn sync_beside_image(&mut self) -> Result<()> {
+        self.image.is_durable();
+        self.params.as_mut().map_or(Ok(()), NewFile::sync)
+    }
+}
+
 /// One disk of a [`FileSr`].
 pub(super) struct FilePlace<'a> {
     pub(super) sr: &'a FileSr,
@@ -19,23 +33,43 @@ impl FilePlace<'_> {
         Error::VdiExists { vdi: self.vdi, sr: self.sr.sr }
     }
 
-    /// Gives a finished image its name, its params first. See the module's order of steps.
-    pub(super) fn publish(&self, image: NewFile, params: &Params) -> Result<()> {
-        for (extension, _) in IMAGES {
-            if self.dir.lookup(&beside(self.vdi, extension))?.is_some() {
-                return Err(self.exists_already());
-            }
+    /// A disk that has no name yet, with an empty image.
+    pub(super) fn unnamed(&self, params: &Params) -> Result<Unnamed<'_>> {
+        let params = match params {
+            params if *params == Params::default() => None,
+            params => Some(self.dir.new_record(&encode(&Record::Vdi(params.clone())))?),
+        };
+        Ok(Unnamed { image: self.dir.new_file()?, params })
+    }
+
+    /// Gives a finished disk its name, its params first. See the module's order of steps.
+    pub(super) fn publish(&self, new: Unnamed) -> Result<()> {
+        self.publish_by(NewFile::publish, new)
+    }
+
+    /// The same; nothing of it is durable before the directory is synced, nor before what else happens in it.
+    pub(super) fn publish_soon(&self, new: Unnamed) -> Result<()> {
+        self.publish_by(NewFile::publish_soon, new)
+    }
+
+    fn publish_by<'n>(&self, publish: fn(NewFile<'n>, &str) -> Result<bool>, new: Unnamed<'n>) -> Result<()> {
+        if has_image(&self.dir, self.vdi)? {
+            return Err(self.exists_already());
         }
         remove_leftovers(&self.dir, self.vdi)?;
         let name = beside(self.vdi, PARAMS);
         // Held until the image is published: an unlocked one without an image is a leftover.
-        let in_the_making = if *params == Params::default() {
-            None
-        } else {
-            let file = self.dir.create_held(&name, &encode(&Record::Vdi(params.clone())))?;
-            Some(file.ok_or_else(|| self.exists_already())?)
+        let in_the_making = match new.params {
+            None => None,
+            Some(params) => {
+                let held = params.hold()?;
+                if !publish(params, &name)? {
+                    return Err(self.exists_already());
+                }
+                Some(held)
+            }
         };
-        let published = image.publish(&self.name());
+        let published = publish(new.image, &self.name());
         if !matches!(published, Ok(true)) && in_the_making.is_some() {
             let _ = self.dir.remove(&name);
         }
@@ -174,8 +208,9 @@ impl Place for FilePlace<'_> {
             return Err(target.exists_already());
         }
         let from = self.dir.open_file(&self.name(), false)?;
-        let image = self.dir.new_file()?;
-        if !copy::reflink(&from, image.file(), &path)? {
+        let new = target.unnamed(params)?;
+        let image = new.image.file();
+        if !copy::reflink(&from, image, &path)? {
             if let Some(device) = device.filter(|d| !blockdev::is_read_only(d)) {
                 return Err(Error::VdiInUse {
                     vdi: self.vdi,
@@ -193,9 +228,9 @@ impl Place for FilePlace<'_> {
             if wanted > free {
                 return Err(Error::NoSpace { sr: self.sr.sr, free, wanted });
             }
-            copy::sparse(&from, image.file(), &path, progress)?;
+            copy::sparse(&from, image, &path, progress)?;
         }
-        target.publish(image, params)?;
+        target.publish(new)?;
         (vdi::kind(self.format).open)(Box::new(target)).info()
     }
 

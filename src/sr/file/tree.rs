@@ -1,5 +1,6 @@
 //! Trees of images in a directory: how they change, and what a crash leaves of a change.
 
+use super::place::Unnamed;
 use super::*;
 use crate::error::ended;
 
@@ -53,20 +54,23 @@ impl FileSr {
         format: Format,
     ) -> Result<()> {
         let name = image_name(base, format);
+        let unmake = |dest: VdiUuid| -> Result<()> {
+            let child = image_name(dest, format);
+            if let Some(file) = dir.try_open_record(&child)?
+                && (vdi::kind(format).query)(&file, &dir.join(&child))?.parent == Some(base)
+            {
+                dir.remove(&child)?;
+                dir.sync()?;
+                remove_leftovers(dir, dest)?;
+            }
+            Ok(())
+        };
         match (dir.lookup(&image_name(vdi, format))?, dir.lookup(&name)?) {
-            (_, None) => {}
+            // No filesystem has to keep the order of two names that were synced together.
+            (_, None) => dest.map_or(Ok(()), unmake)?,
             // Still one file: the disk was not changed yet.
             (Some(disk), Some(found)) if file_id(&disk) == file_id(&found) => {
-                if let Some(dest) = dest {
-                    let child = image_name(dest, format);
-                    if let Some(file) = dir.try_open_record(&child)?
-                        && (vdi::kind(format).query)(&file, &dir.join(&child))?.parent == Some(base)
-                    {
-                        dir.remove(&child)?;
-                        dir.sync()?;
-                        remove_leftovers(dir, dest)?;
-                    }
-                }
+                dest.map_or(Ok(()), unmake)?;
                 dir.remove(&name)?;
             }
             (Some(_), Some(_)) => (vdi::kind(format).set_hidden)(&dir.open_file(&name, true)?, &dir.join(&name), true)?,
@@ -232,43 +236,51 @@ impl Tree for FilePlace<'_> {
     }
 
     fn fork(&self, fork: &Fork) -> Result<()> {
+        let (dir, kind) = (&*self.dir, fork.kind);
         let base = self.sr.place(self.dir.clone(), fork.base, self.format);
         let dest = fork.dest.map(|(dest, params)| (self.sr.place(self.dir.clone(), dest, self.format), params));
         if let Some((dest, _)) = &dest
-            && (dest.vdi == self.vdi || has_image(&self.dir, dest.vdi)?)
+            && (dest.vdi == self.vdi || has_image(dir, dest.vdi)?)
         {
             return Err(dest.exists_already());
         }
         let image = self.image(Mode::ReadOnly)?;
-        let child = |of: &FilePlace| -> Result<NewFile<'_>> {
-            let new = self.dir.new_file()?;
-            (fork.kind.create_child)(new.file(), &of.path(), &image, &base.path())?;
-            Ok(new)
+        let mut own = self.unnamed(&Params::default())?;
+        let mut new = dest.as_ref().map(|(dest, params)| dest.unnamed(params)).transpose()?;
+        let (own_path, new_path) = (self.path(), dest.as_ref().map(|(dest, _)| dest.path()).unwrap_or_default());
+        let base_path = base.path();
+        let write = |child: &mut Unnamed, path: &Path| -> Result<()> {
+            (kind.create_child)(child.image.file(), path, &image, &base_path)?;
+            child.sync_beside_image()
         };
-        let new_self = child(self)?;
-        let new_dest = match &dest {
-            Some((dest, params)) => Some((child(dest)?, dest, *params)),
-            None => None,
-        };
-        let dest = fork.dest.map(|(dest, _)| dest);
-        let record = Record::Fork { vdi: self.vdi, base: fork.base, dest, format: self.format };
-        if !self.dir.create(CHANGE, &encode(&record))? {
-            return Err(damaged_record(&self.dir, CHANGE));
+        let record =
+            Record::Fork { vdi: self.vdi, base: fork.base, dest: fork.dest.map(|(d, _)| d), format: self.format };
+        // None of these needs another, so they wait for the disk, or write large tables, at the same time.
+        let (begun, written) = std::thread::scope(|scope| {
+            let new = new.as_mut().map(|new| scope.spawn(|| write(new, &new_path)));
+            let own = write(&mut own, &own_path);
+            let begun = own.is_ok().then(|| dir.create(CHANGE, &encode(&record)));
+            let new = new.map_or(Ok(()), |thread| thread.join().expect("it does not panic"));
+            (begun, own.and(new))
+        });
+        match begun.transpose()? {
+            Some(true) | None => {}
+            Some(false) => return Err(damaged_record(dir, CHANGE)),
         }
-        let done = self
-            .dir
-            .link(&self.name(), &base.name())
-            .and_then(|()| new_dest.map_or(Ok(()), |(new, dest, params)| dest.publish(new, params)))
-            .and_then(|()| new_self.publish_over(&self.name()))
-            .and_then(|()| (fork.kind.set_hidden)(&self.dir.open_file(&base.name(), true)?, &base.path(), true));
+        let done = written
+            .and_then(|_| dir.link(&self.name(), &base.name()))
+            .and_then(|()| dest.as_ref().zip(new).map_or(Ok(()), |((dest, _), new)| dest.publish_soon(new)))
+            .and_then(|()| dir.sync())
+            .and_then(|()| own.image.publish_over(&self.name()))
+            .and_then(|()| (kind.set_hidden)(&dir.open_file(&base.name(), true)?, &base_path, true));
         match done {
             // A record of what is complete is completed again, so it matters neither that this is durable nor
             // that it works.
             Ok(()) => {
-                let _ = self.dir.remove(CHANGE);
+                let _ = dir.remove(CHANGE);
                 Ok(())
             }
-            Err(cause) => Err(cause.undone(self.sr.recover_change(&self.dir))),
+            Err(cause) => Err(cause.undone(self.sr.recover_change(dir))),
         }
     }
 
@@ -299,8 +311,9 @@ pub(super) fn unborn(dir: &Dir, change: &Record) -> Result<Option<VdiUuid>> {
     let Record::Fork { vdi, base, dest: Some(dest), format } = change else { return Ok(None) };
     let (disk, found) = (dir.lookup(&image_name(*vdi, *format))?, dir.lookup(&image_name(*base, *format))?);
     Ok(match (disk, found) {
-        (Some(disk), Some(found)) if file_id(&disk) == file_id(&found) => Some(*dest),
-        _ => None,
+        (Some(disk), Some(found)) if file_id(&disk) != file_id(&found) => None,
+        (None, Some(_)) => None,
+        _ => Some(*dest),
     })
 }
 
@@ -327,6 +340,36 @@ pub(super) fn remove_unborn(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
 mod tests {
     use super::*;
     use crate::types::SrUuid;
+
+    /// What a power cut leaves of a fork where the child's name became durable and the base's did not.
+    #[test]
+    fn a_child_whose_base_has_no_name_is_unmade() {
+        let scratch = tempfile::tempdir().unwrap();
+        let sr = FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"));
+        sr.create(None).unwrap();
+        let [disk, base, dest] = [(); 3].map(|()| VdiUuid::random());
+        let format = Format::Vhd;
+        sr.create_vdi(&NewVdi { vdi: disk, virtual_size: 1 << 30, format: Some(format), params: Params::default() })
+            .unwrap();
+        let dir = sr.dir().unwrap();
+        let before = dir.names().unwrap();
+        let [disk_place, base_place, child] = [disk, base, dest].map(|vdi| sr.place(dir.clone(), vdi, format));
+        let image = disk_place.image(Mode::ReadOnly).unwrap();
+        let new = child.unnamed(&Params { read_only: true, ..Params::default() }).unwrap();
+        (vdi::kind(format).create_child)(new.image.file(), &child.path(), &image, &base_place.path()).unwrap();
+        child.publish(new).unwrap();
+        dir.create(CHANGE, &encode(&Record::Fork { vdi: disk, base, dest: Some(dest), format })).unwrap();
+
+        assert_eq!(sr.scan().unwrap().vdi_uuids, [disk]);
+        assert!(matches!(sr.vdi(dest), Err(Error::NoVdi { .. })));
+        drop(sr.lock_trees(&dir, Instant::now()).unwrap());
+        let sorted = |mut names: Vec<String>| {
+            names.sort();
+            names
+        };
+        assert_eq!(sorted(dir.names().unwrap()), sorted(before));
+        sr.delete().unwrap();
+    }
 
     #[test]
     fn one_host_at_a_time_collects() {
