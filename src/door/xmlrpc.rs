@@ -12,6 +12,8 @@ use quick_xml::events::{BytesStart, Event};
 
 /// Arrays and structs within each other. XenAPI's records need four.
 const DEEPEST: u32 = 32;
+/// The depth of a record in XenAPI's tables: in the struct of all records, in the envelope.
+const RECORD: u32 = 2;
 
 /// One XML-RPC value.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,7 +118,16 @@ pub fn read_call(document: &str) -> Result<(String, Vec<Value>), Malformed> {
 
 /// Reads a `methodResponse`.
 pub fn read_response(document: &str) -> Result<Response, Malformed> {
-    let mut from = Source::new(document);
+    response(Source::new(document))
+}
+
+/// Reads a `methodResponse` whose value is an envelope with a table of records. Of each record only the members
+/// named in `wanted` are kept: of the others nothing is checked but that they are well-formed.
+pub fn read_records(document: &str, wanted: &[&str]) -> Result<Response, Malformed> {
+    response(Source { wanted: Some(wanted), ..Source::new(document) })
+}
+
+fn response(mut from: Source) -> Result<Response, Malformed> {
     from.open("methodResponse")?;
     let response = match from.open_any(&["params", "fault"])? {
         "params" => {
@@ -155,6 +166,8 @@ struct Source<'a> {
     ahead: Option<Token<'a>>,
     /// The text before it.
     text: String,
+    /// Of the structs [`RECORD`] deep.
+    wanted: Option<&'a [&'a str]>,
 }
 
 impl<'a> Source<'a> {
@@ -163,23 +176,26 @@ impl<'a> Source<'a> {
         let config = reader.config_mut();
         config.check_comments = true;
         config.expand_empty_elements = true;
-        Source { reader, ahead: None, text: String::new() }
+        Source { reader, ahead: None, text: String::new(), wanted: None }
     }
 
     fn malformed(&self, why: impl Into<String>) -> Malformed {
         Malformed { why: why.into(), at: self.reader.buffer_position() }
     }
 
+    fn event(&mut self) -> Result<Event<'a>, Malformed> {
+        self.reader.read_event().map_err(|e| match e {
+            quick_xml::Error::Syntax(e) => self.malformed(format!("not well-formed XML: {e}")),
+            // Its words quote the tags, and what stands in one of these may be half a password.
+            _ => self.malformed("not well-formed XML: tags that do not match, or a reference without its end"),
+        })
+    }
+
     /// The next piece as the parser cuts it.
     fn piece(&mut self) -> Result<Token<'a>, Malformed> {
         loop {
             let at_start = self.reader.buffer_position() == 0;
-            let event = self.reader.read_event().map_err(|e| match e {
-                quick_xml::Error::Syntax(e) => self.malformed(format!("not well-formed XML: {e}")),
-                // Its words quote the tags, and what stands in one of these may be half a password.
-                _ => self.malformed("not well-formed XML: tags that do not match, or a reference without its end"),
-            })?;
-            return Ok(match event {
+            return Ok(match self.event()? {
                 Event::Start(start) if !start.attributes_raw().trim().is_empty() => {
                     return Err(self.malformed("an element has attributes"));
                 }
@@ -334,7 +350,12 @@ impl<'a> Source<'a> {
         let mut members = BTreeMap::new();
         while self.open_if("member")? {
             self.open("name")?;
-            let name = self.text_to_close()?;
+            let Some(name) = self.wanted_name(depth)? else {
+                self.open("value")?;
+                self.skip_to_close()?;
+                self.close()?;
+                continue;
+            };
             self.open("value")?;
             let value = self.value(depth + 1)?;
             self.close()?;
@@ -344,6 +365,34 @@ impl<'a> Source<'a> {
         }
         self.close()?;
         Ok(Value::Struct(members))
+    }
+
+    /// The name of a member, which was just opened, and its closing tag; `None` if nobody wants to know it.
+    fn wanted_name(&mut self, depth: u32) -> Result<Option<String>, Malformed> {
+        if let Some(wanted) = self.wanted.filter(|_| depth == RECORD)
+            && matches!(self.look()?, Token::Close)
+            && !wanted.contains(&self.text.as_str())
+        {
+            self.ahead = None;
+            self.text.clear();
+            return Ok(None);
+        }
+        self.text_to_close().map(Some)
+    }
+
+    /// What stands in an element that was just opened, and its closing tag.
+    fn skip_to_close(&mut self) -> Result<(), Malformed> {
+        let mut open = 1;
+        while open > 0 {
+            match self.event()? {
+                Event::Start(_) => open += 1,
+                Event::End(_) => open -= 1,
+                Event::Eof => return Err(self.malformed("the document ends within a value")),
+                Event::DocType(_) => return Err(self.malformed("a document type is not accepted")),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn elements(&mut self, depth: u32) -> Result<Value, Malformed> {
@@ -577,6 +626,35 @@ mod tests {
         assert_eq!(read_response(&text).unwrap(), Response::Fault { code: 46, message });
     }
 
+    #[test]
+    fn of_records_only_what_is_wanted_is_kept() {
+        let record = |extra: bool| {
+            let mut members = BTreeMap::from([("a".to_owned(), Value::map([("b", "<1>"), ("c", "2")]))]);
+            if extra {
+                members.insert("b".to_owned(), Value::Array(vec![Value::text("&"), Value::map([("a", "")])]));
+                members.insert(String::new(), Value::text(""));
+            }
+            Value::Struct(members)
+        };
+        let answer = |extra| {
+            let records = ["x", "b"].map(|name| (name.to_owned(), record(extra)));
+            let members = [("Status", Value::text("Success")), ("Value", Value::Struct(records.into()))];
+            Value::Struct(members.map(|(name, value)| (name.to_owned(), value)).into())
+        };
+        let document = write_response(&answer(true));
+        assert_eq!(read_records(&document, &["a"]), Ok(Response::Value(answer(false))));
+        assert_eq!(read_records(&document, &["a", "b", ""]), Ok(Response::Value(answer(true))));
+        for (from, to) in [("<value>&amp;</value>", "<value>&amp;</valu>"), ("&amp;", "<!DOCTYPE x>"), ("</array>", "")]
+        {
+            assert!(read_records(&document.replace(from, to), &["a"]).is_err(), "{from} {to}");
+        }
+        for cut in 0..document.trim_end().len() {
+            assert!(read_records(&document[..cut], &["a"]).is_err(), "{cut}");
+        }
+        let deep = "<array><data><value>".repeat(1_000_000);
+        assert!(read_records(&document.replace("&amp;", &deep), &["a"]).is_err());
+    }
+
     fn values() -> impl Strategy<Value = Value> {
         let text = "[\\PC\t\r\n<>&\"']*";
         let leaf = prop_oneof![
@@ -603,7 +681,7 @@ mod tests {
 
         #[test]
         fn no_text_makes_the_reader_panic(text in any::<String>()) {
-            let _ = (read_call(&text), read_response(&text));
+            let _ = (read_call(&text), read_response(&text), read_records(&text, &["a"]));
         }
 
         /// A document with pieces cut out, doubled and exchanged reaches deeper than noise does.
@@ -624,7 +702,7 @@ mod tests {
                     _ => text.insert_str(bounds[start], "&<!DOCTYPE]]>--\0"),
                 }
             }
-            let _ = (read_call(&text), read_response(&text));
+            let _ = (read_call(&text), read_response(&text), read_records(&text, &["a"]));
         }
     }
 }
