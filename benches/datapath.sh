@@ -18,7 +18,7 @@ tool=$here/target/release/examples/datapath
 if [ "$kind" != host ] && [ -z "${IN_GUEST:-}" ]; then
   share=$(mktemp -d)
   trap 'rm -rf "$share"' EXIT
-  { echo "export IN_GUEST=y PATH=$PATH"; echo "exec '$here/benches/datapath.sh' $kind $seconds"; } > "$share/script"
+  { echo "export IN_GUEST=y PATH=$PATH CHAINS='${CHAINS:-}'"; echo "exec '$here/benches/datapath.sh' $kind $seconds"; } > "$share/script"
   # shellcheck disable=SC2097,SC2098 # for the runner
   T=3000 MEM=6144 "$here/tests/guest/run" "$kind" "$share/script" "$share"
   exit
@@ -80,7 +80,7 @@ measure() { # device rw bs depth: KiB/s
 better() { echo "$1 $2" | awk '{ print ($1 > $2) ? $1 : $2 }'; }
 
 printf '%-8s %-6s %-10s %-4s %-6s %10s %10s %6s\n' chain ours rw bs depth KiB/s theirs ratio
-for images in 1 10; do
+for images in ${CHAINS:-1 10}; do
   build "c$images" $images
   transports=fuse
   [ "$kind" = host ] || transports='fuse nbd'
