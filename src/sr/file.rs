@@ -53,7 +53,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use nix::errno::Errno;
-use nix::sys::stat::{FileStat, SFlag};
+use nix::sys::stat::SFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::call::Context;
@@ -61,7 +61,7 @@ use crate::datapath::USES;
 use crate::error::{Error, Result};
 use crate::sr::{About, Driver, Sr, vdi_by_uuid};
 use crate::sys::copy::{self, Progress};
-use crate::sys::durable::{self, Dir, NewFile};
+use crate::sys::durable::{self, Dir, NewFile, Stat};
 use crate::sys::lock::{self, Lock};
 use crate::sys::uses::{self, Uses};
 use crate::sys::{blockdev, loopdev, register};
@@ -495,13 +495,13 @@ impl Image {
         let name = image_name(vdi, format);
         let (stat, node) = if kind.by_length {
             let Some(stat) = must_be(dir, &name, SFlag::S_IFREG)? else { return Ok(None) };
-            (stat, Node { virtual_size: stat.st_size as u64, hidden: false, parent: None })
+            (stat, Node { virtual_size: stat.length, hidden: false, parent: None })
         } else {
             let Some(file) = dir.try_open_record(&name)? else { return Ok(None) };
             let stat = nix::sys::stat::fstat(&file).map_err(Error::sys("examine", dir.join(&name)))?;
-            (stat, (kind.query)(&file, &dir.join(&name))?)
+            (Stat::from(stat), (kind.query)(&file, &dir.join(&name))?)
         };
-        Ok(Some(Image { vdi, format, id: file_id(&stat), extent: extent(&stat), node }))
+        Ok(Some(Image { vdi, format, id: stat.id, extent: extent(&stat), node }))
     }
 }
 

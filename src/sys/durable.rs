@@ -22,11 +22,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use fs2::FileExt;
-use nix::NixPath;
 use nix::dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::libc;
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::sys::statvfs::{Statvfs, fstatvfs};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
@@ -37,6 +35,37 @@ use crate::error::{Error, Result};
 const TEMPORARY: &str = ".tmp-";
 /// Bytes of a small file.
 const MOST: u64 = 1 << 20;
+
+/// What is known of a file without opening it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Type and permissions.
+    pub mode: u32,
+    /// Bytes.
+    pub length: u64,
+    /// Bytes on the disk.
+    pub allocated: u64,
+    /// Device and inode: two names with the same are one file.
+    pub id: (u64, u64),
+}
+
+impl From<FileStat> for Stat {
+    fn from(of: FileStat) -> Stat {
+        Stat {
+            mode: of.st_mode,
+            length: of.st_size as u64,
+            allocated: of.st_blocks as u64 * 512,
+            id: (of.st_dev, of.st_ino),
+        }
+    }
+}
+
+impl From<rustix::fs::Statx> for Stat {
+    fn from(of: rustix::fs::Statx) -> Stat {
+        let device = nix::sys::stat::makedev(of.stx_dev_major.into(), of.stx_dev_minor.into());
+        Stat { mode: of.stx_mode.into(), length: of.stx_size, allocated: of.stx_blocks * 512, id: (device, of.stx_ino) }
+    }
+}
 
 /// An open directory. Names are looked up in it, so it cannot be exchanged under a running call.
 #[derive(Debug)]
@@ -99,14 +128,21 @@ impl Dir {
     }
 
     /// What is at `name`, itself and not what a link points to; `None` if there is nothing.
-    pub fn lookup(&self, name: &str) -> Result<Option<FileStat>> {
-        self.unless_stale(|| {
-            ask_server(&self.fd, name);
-            match fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-                Ok(stat) => Ok(Some(stat)),
-                Err(Errno::ENOENT) => Ok(None),
-                Err(errno) => Err(Error::sys("examine", self.join(name))(errno)),
+    pub fn lookup(&self, name: &str) -> Result<Option<Stat>> {
+        // Attributes of a file that another host changed may be seconds old on NFS; elsewhere this asks nobody.
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW | rustix::fs::AtFlags::STATX_FORCE_SYNC;
+        let found = || match rustix::fs::statx(&self.fd, name, flags, rustix::fs::StatxFlags::BASIC_STATS) {
+            Ok(stat) => Ok(Stat::from(stat)),
+            // Linux before 4.11, or a sandbox that was made for it.
+            Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {
+                fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW).map(Stat::from)
             }
+            Err(errno) => Err(Errno::from_raw(errno.raw_os_error())),
+        };
+        self.unless_stale(|| match found() {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(Error::sys("examine", self.join(name))(errno)),
         })
     }
 
@@ -317,19 +353,6 @@ pub fn is_abandoned(file: &File) -> bool {
     FileExt::try_lock_shared(file).is_ok()
 }
 
-/// Attributes of a file that another host changed may be seconds old on NFS: this fetches them. Elsewhere,
-/// and on kernels before 4.11, nothing happens; what can't be had is reported by the call that follows.
-fn ask_server(dir: &OwnedFd, name: &str) {
-    let _ = name.with_nix_path(|name| {
-        let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_FORCE_SYNC;
-        let mut answer = std::mem::MaybeUninit::<libc::statx>::uninit();
-        let (dir, wanted) = (dir.as_raw_fd(), libc::STATX_BASIC_STATS);
-        // Not `libc::statx`: std has that as a weak symbol, which a static executable leaves at address 0.
-        // SAFETY: the name ends in a zero byte, and `answer` has room for what the call writes.
-        unsafe { libc::syscall(libc::SYS_statx, dir, name.as_ptr(), flags, wanted, answer.as_mut_ptr()) }
-    });
-}
-
 /// A file in the making. Dropped unpublished, it leaves nothing.
 #[derive(Debug)]
 pub struct NewFile<'a> {
@@ -406,7 +429,7 @@ impl NewFile<'_> {
     /// Whether `name` is this very file.
     fn is(&self, name: &str) -> Result<bool> {
         let ours = fstat(&self.file).map_err(Error::sys("examine a file in", &self.dir.path))?;
-        Ok(self.dir.lookup(name)?.is_some_and(|it| (it.st_dev, it.st_ino) == (ours.st_dev, ours.st_ino)))
+        Ok(self.dir.lookup(name)?.is_some_and(|it| it.id == Stat::from(ours).id))
     }
 
     /// Makes the file durable and puts it in the place of `name`.

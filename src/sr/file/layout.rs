@@ -177,19 +177,15 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Record> {
     serde_lexpr::from_slice(bytes).ok()
 }
 
-pub(super) fn extent(stat: &FileStat) -> Extent {
-    Extent { length: stat.st_size as u64, allocated: stat.st_blocks as u64 * 512 }
-}
-
-pub(super) fn file_id(stat: &FileStat) -> loopdev::FileId {
-    (stat.st_dev, stat.st_ino)
+pub(super) fn extent(stat: &Stat) -> Extent {
+    Extent { length: stat.length, allocated: stat.allocated }
 }
 
 /// What is at `name`, if anything is, which must then be of this kind: a link or a pipe named like a disk is
 /// neither taken for one nor left out of a list.
-pub(super) fn must_be(dir: &Dir, name: &str, kind: SFlag) -> Result<Option<FileStat>> {
+pub(super) fn must_be(dir: &Dir, name: &str, kind: SFlag) -> Result<Option<Stat>> {
     let found = dir.lookup(name)?;
-    if found.is_some_and(|stat| stat.st_mode & SFlag::S_IFMT.bits() != kind.bits()) {
+    if found.is_some_and(|stat| stat.mode & SFlag::S_IFMT.bits() != kind.bits()) {
         let what = if kind == SFlag::S_IFDIR { "is not a directory" } else { "is not a regular file" };
         return Err(Error::Damaged { path: dir.join(name), what: format!("{what}; move it away") });
     }

@@ -76,7 +76,7 @@ impl FilePlace<'_> {
         if published? { Ok(()) } else { Err(self.exists_already()) }
     }
 
-    pub(super) fn file_stat(&self) -> Result<FileStat> {
+    pub(super) fn file_stat(&self) -> Result<Stat> {
         self.dir.lookup(&self.name())?.ok_or_else(|| self.gone())
     }
 
@@ -163,7 +163,7 @@ impl Place for FilePlace<'_> {
     }
 
     fn device(&self) -> Result<Option<PathBuf>> {
-        Ok(loopdev::find(&loopdev::attached()?, &self.path(), file_id(&self.file_stat()?)))
+        Ok(loopdev::find(&loopdev::attached()?, &self.path(), self.file_stat()?.id))
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {

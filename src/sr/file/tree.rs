@@ -69,7 +69,7 @@ impl FileSr {
             // No filesystem has to keep the order of two names that were synced together.
             (_, None) => dest.map_or(Ok(()), unmake)?,
             // Still one file: the disk was not changed yet.
-            (Some(disk), Some(found)) if file_id(&disk) == file_id(&found) => {
+            (Some(disk), Some(found)) if disk.id == found.id => {
                 dest.map_or(Ok(()), unmake)?;
                 dir.remove(&name)?;
             }
@@ -311,7 +311,7 @@ pub(super) fn unborn(dir: &Dir, change: &Record) -> Result<Option<VdiUuid>> {
     let Record::Fork { vdi, base, dest: Some(dest), format } = change else { return Ok(None) };
     let (disk, found) = (dir.lookup(&image_name(*vdi, *format))?, dir.lookup(&image_name(*base, *format))?);
     Ok(match (disk, found) {
-        (Some(disk), Some(found)) if file_id(&disk) != file_id(&found) => None,
+        (Some(disk), Some(found)) if disk.id != found.id => None,
         (None, Some(_)) => None,
         _ => Some(*dest),
     })
