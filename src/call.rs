@@ -12,7 +12,7 @@ use crate::sr::{Driver, Sr};
 use crate::sys::copy::Progress;
 use crate::sys::lock::{self, Kind, Lock};
 use crate::sys::watch;
-use crate::types::{DeviceConfig, Done, Mode, NewVdi, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, Mode, NewVdi, Space, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
 use crate::vdi;
 use crate::vdi::transfer::{self, Incoming, Stream};
 
@@ -30,6 +30,8 @@ pub enum Call {
     SrAdopt,
     SrDetach,
     SrGetParams,
+    /// [`Sr::space`].
+    SrGetSpace,
     SrScan,
     SrContentType,
     SrCollect,
@@ -70,6 +72,10 @@ pub enum Call {
     VdiGetParams {
         vdi: VdiUuid,
     },
+    /// The same without the children.
+    VdiGetBrief {
+        vdi: VdiUuid,
+    },
     /// Ends the pause that a killed vdi_snapshot left on other hosts, see [`OtherHosts`]. Idempotent.
     VdiUnpause {
         vdi: VdiUuid,
@@ -93,6 +99,7 @@ pub enum Reply {
     Device(PathBuf),
     Text(String),
     Sr(SrInfo),
+    Space(Space),
     Srs(Vec<Tagged>),
     /// An SR to be drawn as the trees of its images.
     Tree(SrInfo),
@@ -218,6 +225,7 @@ fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
         Call::SrAdopt => storage.adopt().map(nothing),
         Call::SrDetach => storage.detach().map(nothing),
         Call::SrGetParams => storage.stat().map(Reply::Sr),
+        Call::SrGetSpace => storage.space().map(Reply::Space),
         Call::SrScan => storage.scan().map(Reply::Sr),
         Call::SrCollect => storage.collect(context).map(nothing),
         Call::SrContentType => Ok(Reply::Text(storage.content_type().to_owned())),
@@ -240,6 +248,7 @@ fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
         Call::VdiLock { vdi, force, user } => storage.vdi(*vdi)?.lock(user, *force).map(|()| Reply::Nothing),
         Call::VdiUnlock { vdi, force, user } => storage.vdi(*vdi)?.unlock(user, *force).map(|()| Reply::Nothing),
         Call::VdiGetParams { vdi } => storage.vdi(*vdi)?.info().map(Reply::Vdi),
+        Call::VdiGetBrief { vdi } => storage.vdi(*vdi)?.brief().map(Reply::Vdi),
         Call::VdiUnpause { vdi } => storage.vdi(*vdi)?.unpause(context).map(|()| Reply::Nothing),
         Call::VdiExport { vdi, to } => {
             let disk = storage.vdi(*vdi)?;
@@ -270,7 +279,12 @@ impl LockPlan {
             Call::SrCreate { .. } | Call::SrDelete | Call::SrAttach | Call::SrAdopt | Call::SrDetach => {
                 (Some(Kind::Exclusive), vec![])
             }
-            Call::SrGetParams | Call::SrScan | Call::SrContentType | Call::VdiGetParams { .. } => (None, vec![]),
+            Call::SrGetParams
+            | Call::SrGetSpace
+            | Call::SrScan
+            | Call::SrContentType
+            | Call::VdiGetParams { .. }
+            | Call::VdiGetBrief { .. } => (None, vec![]),
             // It takes the locks of its disks one after the other.
             Call::SrCollect => (Some(Kind::Shared), vec![]),
             Call::VdiCreate(new) | Call::VdiImport { new, .. } => (Some(Kind::Shared), vec![new.vdi]),

@@ -235,6 +235,26 @@ pub struct SrInfo {
     pub vdis: Vec<Tagged>,
 }
 
+impl SrInfo {
+    pub fn space(&self) -> Space {
+        Space { size: self.size, free: self.free }
+    }
+}
+
+/// How much an SR has and how much of it nothing uses yet, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    pub size: u64,
+    pub free: u64,
+}
+
+impl Space {
+    /// All that is not free, whoever uses it: what xapi calls the physical utilisation of an SR.
+    pub fn used(&self) -> u64 {
+        self.size.saturating_sub(self.free)
+    }
+}
+
 /// How full a thin pool is, bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolUse {

@@ -88,7 +88,11 @@ pub fn find(path: &Path) -> Result<Option<Attached>> {
     }
     let dir = directory();
     let without_device = |pid: &u32| list.iter().all(|attached| attached.server != *pid);
-    for pid in servers(&dir).into_iter().filter(without_device) {
+    let starting: Vec<u32> = servers(&dir).into_iter().filter(without_device).collect();
+    if starting.is_empty() {
+        return Ok(None);
+    }
+    for pid in starting {
         if Arguments::of(pid).is_some_and(|a| is_same(&a.source.path, path)) {
             // What it could not write is told to whoever detached it, if he waits.
             let end = Client::connect(&dir, pid).and_then(|mut client| client.say("stop").map(|()| client));

@@ -11,7 +11,8 @@ use crate::types::{SrInfo, Tagged, VdiInfo, VdiUuid};
 pub fn write(reply: &Reply) -> String {
     let mut out = String::new();
     match reply {
-        Reply::Nothing => {}
+        // The second is for agents; no command of a person answers it.
+        Reply::Nothing | Reply::Space(_) => {}
         Reply::Device(path) => out.push_str(&path.display().to_string()),
         Reply::Text(text) => out.push_str(text),
         Reply::Vdi(info) => vdi(&mut out, info),

@@ -37,7 +37,7 @@ use crate::sys::lvm::{self, Deactivated, Vg};
 use crate::sys::mount::{self, Mount};
 use crate::sys::tool::Tool;
 use crate::sys::{blockdev, run_dir};
-use crate::types::{DeviceConfig, Done, NewVdi, SrInfo, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, NewVdi, Space, SrInfo, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 
@@ -339,6 +339,14 @@ impl Sr for ExtSr {
 
     fn stat(&self) -> Result<SrInfo> {
         self.files()?.stat().map(|info| self.located(info)).map_err(|e| self.explain(e))
+    }
+
+    fn space(&self) -> Result<Space> {
+        self.files()?.space().map_err(|e| self.explain(e))
+    }
+
+    fn looks_at_every_disk(&self) -> bool {
+        self.file.looks_at_every_disk()
     }
 
     fn scan(&self) -> Result<SrInfo> {

@@ -66,7 +66,7 @@ use crate::sys::lock::{self, Lock};
 use crate::sys::uses::{self, Uses};
 use crate::sys::{blockdev, loopdev, register};
 use crate::types::{
-    DeviceConfig, Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid,
+    DeviceConfig, Done, Format, Mode, NewVdi, Params, SmConfig, Space, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid,
 };
 use crate::vdi::transfer::{self, Incoming};
 use crate::vdi::{self, Attachments, Extent, Fork, Holders, Kind, Node, Place, Tree, Vdi};
@@ -309,7 +309,7 @@ impl FileSr {
 
     fn summary(&self, dir: &Dir, mut vdis: Vec<VdiUuid>, used: u64, allocation: u64) -> Result<SrInfo> {
         vdis.sort_unstable();
-        let fs = dir.statvfs()?;
+        let space = space_of(dir)?;
         Ok(SrInfo {
             uuid: self.sr,
             label: String::new(),
@@ -317,8 +317,8 @@ impl FileSr {
             vdi_uuids: vdis,
             physical_utilisation: used,
             virtual_allocation: allocation,
-            size: fs.blocks() * fs.fragment_size(),
-            free: fs.blocks_free() * fs.fragment_size(),
+            size: space.size,
+            free: space.free,
             sr_type: self.sr_type.to_owned(),
             location: self.path.display().to_string(),
             vdis: Vec::new(),
@@ -497,9 +497,8 @@ impl Image {
             let Some(stat) = must_be(dir, &name, SFlag::S_IFREG)? else { return Ok(None) };
             (stat, Node { virtual_size: stat.length, hidden: false, parent: None })
         } else {
-            let Some(file) = dir.try_open_record(&name)? else { return Ok(None) };
-            let stat = nix::sys::stat::fstat(&file).map_err(Error::sys("examine", dir.join(&name)))?;
-            (Stat::from(stat), (kind.query)(&file, &dir.join(&name))?)
+            let Some((file, stat)) = dir.try_open_and_stat(&name)? else { return Ok(None) };
+            (stat, (kind.query)(file, &dir.join(&name))?)
         };
         Ok(Some(Image { vdi, format, id: stat.id, extent: extent(&stat), node }))
     }
@@ -663,6 +662,14 @@ impl Sr for FileSr {
         self.stat_of(&*self.dir()?)
     }
 
+    fn space(&self) -> Result<Space> {
+        space_of(&*self.dir()?)
+    }
+
+    fn looks_at_every_disk(&self) -> bool {
+        true
+    }
+
     fn scan(&self) -> Result<SrInfo> {
         let dir = self.dir()?;
         let listing = self.list(&dir)?;
@@ -739,6 +746,12 @@ impl Sr for FileSr {
     fn content_type(&self) -> &'static str {
         "raw"
     }
+}
+
+/// What the filesystem of a directory has.
+fn space_of(dir: &Dir) -> Result<Space> {
+    let fs = dir.statvfs()?;
+    Ok(Space { size: fs.blocks() * fs.fragment_size(), free: fs.blocks_free() * fs.fragment_size() })
 }
 
 /// Which SRs a directory holds: itself, or those one level below it.

@@ -17,7 +17,7 @@ use crate::call::Context;
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
 pub use crate::sys::watch::Pulse;
-use crate::types::{DeviceConfig, Done, Format, NewVdi, SmConfig, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, Format, NewVdi, SmConfig, Space, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 
@@ -151,7 +151,18 @@ pub trait Sr {
     /// [`Error::NoSr`] or [`Error::SrUnavailable`]; never an empty answer for an SR that can't be seen.
     fn stat(&self) -> Result<SrInfo>;
 
-    /// The same with every VDI's details, in one pass.
+    /// How much there is and how much of it is free, without a look at any disk; where [`Sr::stat`] takes none either,
+    /// what that says.
+    fn space(&self) -> Result<Space> {
+        self.stat().map(|sr| sr.space())
+    }
+
+    /// Whether [`Sr::stat`] looks at every disk, so that it costs the more the more there are.
+    fn looks_at_every_disk(&self) -> bool {
+        false
+    }
+
+    /// The same as [`Sr::stat`] with every VDI's details, in one pass.
     fn scan(&self) -> Result<SrInfo>;
 
     /// Finds a VDI.

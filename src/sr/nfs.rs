@@ -30,7 +30,7 @@ use crate::sr::mountpoint::Mountpoint;
 use crate::sr::{About, Driver, Pulse, Sr, vdi_by_uuid};
 use crate::sys::copy::Progress;
 use crate::sys::watch;
-use crate::types::{DeviceConfig, Done, NewVdi, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, NewVdi, Space, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 
@@ -242,6 +242,14 @@ impl Sr for NfsSr {
 
     fn stat(&self) -> Result<SrInfo> {
         self.files()?.stat().map(|info| self.located(info)).map_err(|e| self.explain(e))
+    }
+
+    fn space(&self) -> Result<Space> {
+        self.files()?.space().map_err(|e| self.explain(e))
+    }
+
+    fn looks_at_every_disk(&self) -> bool {
+        self.file.looks_at_every_disk()
     }
 
     fn scan(&self) -> Result<SrInfo> {

@@ -25,7 +25,7 @@ use fs2::FileExt;
 use nix::dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::sys::statvfs::{Statvfs, fstatvfs};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 use uuid::Uuid;
@@ -187,6 +187,11 @@ impl Dir {
     /// # Errors
     /// [`Error::Damaged`] if it is not a regular file.
     pub fn try_open_record(&self, name: &str) -> Result<Option<File>> {
+        Ok(self.try_open_and_stat(name)?.map(|(file, _)| file))
+    }
+
+    /// The same, and what is known of the file.
+    pub fn try_open_and_stat(&self, name: &str) -> Result<Option<(File, Stat)>> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let not_regular = || self.not_regular(name);
         let file: File = match openat(&self.fd, name, flags, Mode::empty()) {
@@ -196,8 +201,9 @@ impl Dir {
             Err(Errno::ELOOP | Errno::ENXIO) => return Err(not_regular()),
             Err(errno) => return Err(Error::sys("open", self.join(name))(errno)),
         };
-        let meta = file.metadata().map_err(Error::io("examine", self.join(name)))?;
-        if meta.is_file() { Ok(Some(file)) } else { Err(not_regular()) }
+        let stat = fstat(&file).map_err(Error::sys("examine", self.join(name)))?;
+        let regular = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFREG;
+        if regular { Ok(Some((file, stat.into()))) } else { Err(not_regular()) }
     }
 
     /// Opens an empty file that is there to be locked, and makes it if need be.

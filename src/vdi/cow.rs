@@ -43,7 +43,7 @@ impl<'a> Cow<'a> {
     }
 
     fn node(&self) -> Result<Node> {
-        (self.kind.query)(&self.place.image(Mode::ReadOnly)?, &self.place.path())
+        (self.kind.query)(self.place.image(Mode::ReadOnly)?, &self.place.path())
     }
 
     /// Copies the tree at this disk: the image becomes a base, `dest` and the disk its children.
@@ -80,7 +80,7 @@ impl<'a> Cow<'a> {
                 break;
             }
             let place = tree.sibling(parent)?;
-            next = (crate::vdi::kind(place.format()).query)(&place.image(Mode::ReadOnly)?, &place.path())?.parent;
+            next = (crate::vdi::kind(place.format()).query)(place.image(Mode::ReadOnly)?, &place.path())?.parent;
         }
         Ok(depth)
     }
@@ -153,7 +153,7 @@ impl<'a> Cow<'a> {
 
     fn is_larger(&self, node: &Node, parent: &dyn Place) -> Result<bool> {
         let kind = crate::vdi::kind(parent.format());
-        Ok((kind.query)(&parent.image(Mode::ReadOnly)?, &parent.path())?.virtual_size < node.virtual_size)
+        Ok((kind.query)(parent.image(Mode::ReadOnly)?, &parent.path())?.virtual_size < node.virtual_size)
     }
 
     /// Makes the parent as large as this image.
@@ -214,13 +214,18 @@ impl Vdi for Cow<'_> {
     /// Children are looked for only if the image is a base: a visible one has none, and to make sure would
     /// mean to read every image of the SR. sr_scan does.
     fn info(&self) -> Result<VdiInfo> {
-        let node = self.node()?;
+        let brief = self.brief()?;
         let children =
-            if node.hidden { children_of(&self.place.tree()?.nodes()?, self.place.vdi()) } else { Vec::new() };
+            if brief.hidden { children_of(&self.place.tree()?.nodes()?, self.place.vdi()) } else { Vec::new() };
+        Ok(VdiInfo { children, ..brief })
+    }
+
+    fn brief(&self) -> Result<VdiInfo> {
+        let node = self.node()?;
         let users = self.place.holders()?.users;
         let allocated = self.place.stat()?.allocated;
         let attached = self.device()?.is_some();
-        Ok(describe(&*self.place, &node, allocated, self.place.params()?, users, attached, children))
+        Ok(describe(&*self.place, &node, allocated, self.place.params()?, users, attached, Vec::new()))
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {

@@ -176,6 +176,11 @@ pub trait Vdi {
 
     fn info(&self) -> Result<VdiInfo>;
 
+    /// The same without the children, which it may take a look at every image of the SR to find.
+    fn brief(&self) -> Result<VdiInfo> {
+        self.info()
+    }
+
     /// The block device of an attached disk, asked from the kernel.
     fn device(&self) -> Result<Option<PathBuf>>;
 
@@ -467,7 +472,7 @@ pub struct Kind {
     /// Writes an image without data of its own into an empty file, with another one as its parent; durably.
     pub create_child: fn(&File, path: &Path, parent: &File, parent_path: &Path) -> Result<()>,
     /// What an image says of itself: one open, one read.
-    pub query: fn(&File, path: &Path) -> Result<Node>,
+    pub query: fn(File, path: &Path) -> Result<Node>,
     /// The disk of an image and its parents, which are looked for in the tree.
     pub disk: fn(File, &dyn Place) -> Result<Box<dyn Disk>>,
     /// Marks an image as there for its children only, or no longer so, durably.

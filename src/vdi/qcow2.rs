@@ -28,7 +28,7 @@ pub static KIND: Kind = Kind {
         qcow2::create_child(&place(file, path)?, size, Some(&like), name, &Format::Qcow2.to_string())
     },
     query: |file, path| {
-        let header = Header::read(&place(file, path)?)?;
+        let header = Header::read(&FilePlace::new(file, path)?)?;
         let parent = header.backing.as_ref().map(|name| parent(path, name)).transpose()?;
         Ok(Node { virtual_size: header.virtual_size, hidden: header.hidden, parent })
     },

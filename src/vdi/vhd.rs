@@ -27,7 +27,7 @@ pub static KIND: Kind = Kind {
         vhd::create_child(&place(file, path)?, &NewImage::new(parent_info.virtual_size), &link).map(drop)
     },
     query: |file, path| {
-        let info = vhd::query(&place(file, path)?)?;
+        let info = vhd::query(&FilePlace::new(file, path)?)?;
         if info.poisoned {
             return Err(Error::Damaged {
                 path: path.to_owned(),

@@ -215,7 +215,8 @@ class Lifecycle(Case):
         self.assertEqual(record["sm_config"], {"type": "raw"})
         self.assertEqual(record["location"], record["uuid"])
         self.assertEqual(self.xapi.methods(),
-                         ["VDI.db_introduce", "SR.set_virtual_allocation", "SR.set_physical_utilisation"])
+                         ["VDI.db_introduce", "SR.get_virtual_allocation", "SR.set_virtual_allocation",
+                          "SR.set_physical_utilisation"])
         self.assertEqual(self.xapi.srs[self.agent.sr_ref]["virtual_allocation"], str(10 * MiB))
 
         self.agent.resize(vdi, 20 * MiB)
@@ -244,6 +245,40 @@ class Lifecycle(Case):
         self.agent.call("sr_detach")
         self.agent.call("sr_delete")
         self.assertFalse(os.path.exists(self.location))
+
+    def test_the_figures_of_the_sr_follow(self):
+        """By what a call changes, not by a look at every disk; and nothing is lost between two calls."""
+        allocation = lambda: int(self.xapi.srs[self.agent.sr_ref]["virtual_allocation"])
+        self.agent.create_sr()
+        self.agent.attach_sr()
+        vdi = self.agent.create(10 * MiB, sm_config={"type": "vhd"})
+        self.agent.resize(vdi, 20 * MiB)
+        self.assertEqual(allocation(), 20 * MiB)
+        snapshot, clone = self.agent.copy("vdi_snapshot", vdi), self.agent.copy("vdi_clone", vdi)
+        self.assertEqual(allocation(), 60 * MiB)
+        self.agent.delete(snapshot)
+        self.assertEqual(allocation(), 40 * MiB)
+        made = []
+        workers = [threading.Thread(target=lambda: made.extend(self.agent.create(MiB) for _ in range(6))) for _ in range(6)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        self.assertEqual(len(made), 36)
+        self.assertEqual(allocation(), 76 * MiB)
+        self.agent.delete(made.pop())
+        self.assertEqual(allocation(), 75 * MiB)
+        os.unlink(self.path(made[0]))
+        with self.assertRaises(Fault):
+            self.agent.resize(made[0], 2 * MiB)
+        # Deleted already: nothing is taken off.
+        self.agent.call("vdi_delete", vdi=made[0])
+        self.assertEqual(allocation(), 75 * MiB)
+        self.agent.scan()
+        self.assertEqual(allocation(), 74 * MiB)
+        self.xapi.srs[self.agent.sr_ref]["virtual_allocation"] = "-1"
+        self.agent.resize(clone, 30 * MiB)
+        self.assertEqual(allocation(), 84 * MiB)
 
     def test_one_connection_serves_a_command(self):
         self.an_sr()

@@ -26,7 +26,7 @@ use crate::error::Error;
 use crate::sr::{Driver, Sr};
 use crate::sys::lock::{self, Kind, Lock, Refused};
 use crate::sys::{bind, run_dir, syslog};
-use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, Space, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
 
 /// xapi has no time limit; whoever holds a lock this long has died in the kernel.
 fn patience() -> Duration {
@@ -34,6 +34,9 @@ fn patience() -> Duration {
 }
 
 type Answer = Result<Value, Failure>;
+
+/// The lock of who changes figures by adding to them.
+const FIGURES: &str = "figures";
 
 /// One request on one SR.
 pub struct Service<'a> {
@@ -189,7 +192,9 @@ impl<'a> Service<'a> {
         }
         self.leave_local_path()?;
         self.call(Call::SrDelete)?;
-        lock::forget(&self.sr()?.to_string(), "agent");
+        for name in ["agent", FIGURES] {
+            lock::forget(&self.sr()?.to_string(), name);
+        }
         Ok(Value::Nil)
     }
 
@@ -370,7 +375,7 @@ impl<'a> Service<'a> {
             ..Introduced::of(&info)
         };
         self.introduce_or_undo(sr_ref, &row, info.uuid)?;
-        self.tell_figures(sr_ref);
+        self.tell_figures(sr_ref, self.grown(|| Some(info.virtual_size.into())));
         Ok(identity(&info.uuid.to_string(), &info.location()))
     }
 
@@ -384,7 +389,7 @@ impl<'a> Service<'a> {
         sm_config.extend(self.sm_config(&info));
         let row = Introduced { uuid: uuid.to_string(), sm_config, ..Introduced::of(&info) };
         sync::introduce(self.xapi()?, sr_ref, &row)?;
-        self.tell_figures(sr_ref);
+        self.tell_figures(sr_ref, self.grown(|| Some(0)));
         Ok(identity(&uuid.to_string(), &info.location()))
     }
 
@@ -407,6 +412,7 @@ impl<'a> Service<'a> {
         let vdi = self.vdi()?;
         self.refuse_if_elsewhere()?;
         let _shared = self.agent_lock(Kind::Shared)?;
+        let size = self.grown(|| Some(self.info().map_or(0, |info| info.virtual_size).into()));
         self.call(Call::VdiDelete { vdi })?;
         datapath::forget_activation(vdi);
         datapath::disconnect(self.sr()?, self.vdi_name()?)?;
@@ -414,7 +420,7 @@ impl<'a> Service<'a> {
         if let (Some(reference), Some(xapi)) = (self.request.optional("vdi_ref")?, self.xapi.as_mut()) {
             let _ = xapi.call("VDI.db_forget", &[Value::text(reference)]);
         }
-        self.tell_figures(sr_ref);
+        self.tell_figures(sr_ref, size.map(|size| -size));
         Ok(Value::Nil)
     }
 
@@ -453,13 +459,13 @@ impl<'a> Service<'a> {
             let why = self.reason(&failure, self.request.command);
             syslog::write(&format!("xapi was not told of base {base}: {why}"));
         }
-        self.tell_figures(sr_ref);
+        self.tell_figures(sr_ref, self.grown(|| Some(info.virtual_size.into())));
         Ok(identity(&info.uuid.to_string(), &info.location()))
     }
 
     /// Tells xapi of the base that a disk was copied with, and that it is the disk's parent now.
     fn introduce_base(&mut self, sr_ref: &str, disk: &str, base: VdiUuid) -> Result<(), Failure> {
-        let info = self.created(Call::VdiGetParams { vdi: base })?;
+        let info = self.created(Call::VdiGetBrief { vdi: base })?;
         let row = Introduced { sm_config: self.sm_config(&info), ..Introduced::of(&info) };
         match sync::introduce(self.xapi()?, sr_ref, &row) {
             // Somebody told it already.
@@ -482,12 +488,13 @@ impl<'a> Service<'a> {
         }
         self.refuse_if_elsewhere()?;
         let _shared = self.agent_lock(Kind::Shared)?;
+        let before = self.grown(|| self.info().ok().map(|info| info.virtual_size.into()));
         self.call(Call::VdiResize { vdi, size, allow_shrink: false })?;
         let info = self.info()?;
         let xapi = self.xapi()?;
         xapi.set_number("VDI.set_virtual_size", reference, info.virtual_size)?;
         xapi.set_number("VDI.set_physical_utilisation", reference, info.physical_utilisation)?;
-        self.tell_figures(sr_ref);
+        self.tell_figures(sr_ref, before.map(|before| i128::from(info.virtual_size) - before));
         Ok(identity(self.vdi_name()?, &info.location()))
     }
 
@@ -500,13 +507,40 @@ impl<'a> Service<'a> {
         Err(error.into())
     }
 
-    /// What has changed of the SR's figures. xapi recomputes them at the next scan, so a failure is no news.
-    fn tell_figures(&mut self, sr_ref: &str) {
-        let Ok(sr) = self.sr_info() else { return };
-        let Some(xapi) = self.xapi.as_mut() else { return };
-        let _ = xapi
-            .set_number("SR.set_virtual_allocation", sr_ref, sr.virtual_allocation)
-            .and_then(|()| xapi.set_number("SR.set_physical_utilisation", sr_ref, sync::used(&sr)));
+    /// What has changed of the SR's figures: by how many bytes the virtual sizes of its disks have grown, if the sum is
+    /// not to be had for less. xapi recomputes it at the next scan, so a failure is no news.
+    fn tell_figures(&mut self, sr_ref: &str, grown: Option<i128>) {
+        let told = match grown {
+            Some(by) => self.add_to_figures(sr_ref, by),
+            None => self.sr_info().and_then(|sr| self.set_figures(sr_ref, sr.virtual_allocation, sr.space())),
+        };
+        if let Err(failure) = told {
+            let why = self.reason(&failure, self.request.command);
+            syslog::write(&format!("xapi was not told of the SR's figures: {why}"));
+        }
+    }
+
+    /// `by`, where it is worth to be known; see [`Service::tell_figures`].
+    fn grown(&self, by: impl FnOnce() -> Option<i128>) -> Option<i128> {
+        if self.storage().ok()?.looks_at_every_disk() { by() } else { None }
+    }
+
+    fn add_to_figures(&mut self, sr_ref: &str, by: i128) -> Result<(), Failure> {
+        let Reply::Space(space) = self.call(Call::SrGetSpace)? else { unreachable!("sr_get_space answers that") };
+        // Two that read the same would lose what one of them adds.
+        let _alone = self.lock(FIGURES, Kind::Exclusive)?;
+        let had = self.xapi()?.call("SR.get_virtual_allocation", &[Value::text(sr_ref)])?;
+        let Some(had) = had.as_str().and_then(|text| text.parse::<u64>().ok()) else {
+            let sr = self.sr_info()?;
+            return self.set_figures(sr_ref, sr.virtual_allocation, sr.space());
+        };
+        self.set_figures(sr_ref, (i128::from(had) + by).max(0) as u64, space)
+    }
+
+    fn set_figures(&mut self, sr_ref: &str, allocation: u64, space: Space) -> Result<(), Failure> {
+        let xapi = self.xapi()?;
+        xapi.set_number("SR.set_virtual_allocation", sr_ref, allocation)?;
+        Ok(xapi.set_number("SR.set_physical_utilisation", sr_ref, space.used())?)
     }
 
     // VDI commands of the data path
@@ -717,7 +751,7 @@ impl<'a> Service<'a> {
     }
 
     fn info(&self) -> Result<VdiInfo, Failure> {
-        self.created(Call::VdiGetParams { vdi: self.vdi()? })
+        self.created(Call::VdiGetBrief { vdi: self.vdi()? })
     }
 
     fn sr_info(&self) -> Result<SrInfo, Failure> {
@@ -733,8 +767,12 @@ impl<'a> Service<'a> {
     }
 
     fn agent_lock(&self, kind: Kind) -> Result<Lock, Failure> {
+        self.lock("agent", kind)
+    }
+
+    fn lock(&self, name: &str, kind: Kind) -> Result<Lock, Failure> {
         let sr = self.sr()?;
-        lock::take(&sr.to_string(), "agent", kind, Instant::now() + patience()).map_err(|refused| match refused {
+        lock::take(&sr.to_string(), name, kind, Instant::now() + patience()).map_err(|refused| match refused {
             Refused::Failed(error) => error.into(),
             Refused::TimedOut { holder } => {
                 let who = holder.as_deref().unwrap_or("another call");

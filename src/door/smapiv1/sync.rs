@@ -192,18 +192,13 @@ pub fn figures(xapi: &mut Xapi, sr_ref: &str, sr: &SrInfo) -> Result<(), ApiErro
     for (field, setter, now) in [
         ("virtual_allocation", "SR.set_virtual_allocation", sr.virtual_allocation),
         ("physical_size", "SR.set_physical_size", sr.size),
-        ("physical_utilisation", "SR.set_physical_utilisation", used(sr)),
+        ("physical_utilisation", "SR.set_physical_utilisation", sr.space().used()),
     ] {
         if text(&record, field) != now.to_string() {
             xapi.set_number(setter, sr_ref, now)?;
         }
     }
     Ok(())
-}
-
-/// What xapi calls the physical utilisation of an SR: all that is not free, whoever uses it.
-pub fn used(sr: &SrInfo) -> u64 {
-    sr.size.saturating_sub(sr.free)
 }
 
 pub fn text<'r>(record: &'r Record, field: &str) -> &'r str {

@@ -128,7 +128,7 @@ impl Xapi {
         head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
         let mut sent = head.into_bytes();
         sent.extend_from_slice(body.as_bytes());
-        patience(&connection, deadline)?;
+        patience(&connection, deadline, UnixStream::set_write_timeout)?;
         connection.get_mut().write_all(&sent).map_err(|e| Broken::new(true, &e))?;
 
         let status = line(&mut connection, deadline, true)?;
@@ -263,24 +263,26 @@ impl Broken {
     }
 }
 
-/// The kernel's time-out is per system call; ours is for the whole answer.
-fn patience(connection: &BufReader<UnixStream>, deadline: Instant) -> Result<(), Broken> {
+/// What is left of the time for the whole answer; the kernel's time-out, which is `set` to it, is per system call.
+fn patience(
+    connection: &BufReader<UnixStream>,
+    deadline: Instant,
+    set: fn(&UnixStream, Option<Duration>) -> io::Result<()>,
+) -> Result<(), Broken> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(Broken::new(false, &io::ErrorKind::TimedOut.into()));
     }
-    let stream = connection.get_ref();
-    stream
-        .set_read_timeout(Some(left))
-        .and_then(|()| stream.set_write_timeout(Some(left)))
-        .map_err(|e| Broken::new(true, &e))
+    set(connection.get_ref(), Some(left)).map_err(|e| Broken::new(true, &e))
 }
 
 fn line(connection: &mut BufReader<UnixStream>, deadline: Instant, first: bool) -> Result<String, Broken> {
     const LONGEST: usize = 16 << 10;
     let mut line = Vec::new();
     loop {
-        patience(connection, deadline)?;
+        if connection.buffer().is_empty() {
+            patience(connection, deadline, UnixStream::set_read_timeout)?;
+        }
         let fresh = first && line.is_empty();
         let buffer = connection.fill_buf().map_err(|e| Broken::new(fresh && !is_timeout(&e), &e))?;
         if buffer.is_empty() {
@@ -316,7 +318,7 @@ fn read_body(
     let mut body = Vec::new();
     let wanted = length.unwrap_or(LARGEST);
     while (body.len() as u64) < wanted {
-        patience(connection, deadline)?;
+        patience(connection, deadline, UnixStream::set_read_timeout)?;
         let start = body.len();
         let most = (wanted - start as u64).min(PIECE as u64) as usize;
         body.resize(start + most, 0);

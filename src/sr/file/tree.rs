@@ -57,7 +57,7 @@ impl FileSr {
         let unmake = |dest: VdiUuid| -> Result<()> {
             let child = image_name(dest, format);
             if let Some(file) = dir.try_open_record(&child)?
-                && (vdi::kind(format).query)(&file, &dir.join(&child))?.parent == Some(base)
+                && (vdi::kind(format).query)(file, &dir.join(&child))?.parent == Some(base)
             {
                 dir.remove(&child)?;
                 dir.sync()?;
