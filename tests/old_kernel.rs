@@ -121,6 +121,49 @@ fn without_unnamed_files_temporary_ones_are_used_and_none_is_left() {
 }
 
 #[test]
+fn without_statx_files_are_examined_by_stat() {
+    const ALL_COMMANDS: &[&str] = &[
+        "sr_create",
+        "vdi_create",
+        "vdi_clone",
+        "vdi_snapshot",
+        "vdi_lock",
+        "vdi_unlock",
+        "vdi_attach",
+        "vdi_resize",
+        "vdi_detach",
+        "vdi_export",
+        "vdi_delete",
+        "sr_delete",
+    ];
+    let is = |number, _: [u64; 6]| number == libc::SYS_statx;
+    lives_without(is, &[Errno::ENOSYS, Errno::EPERM], ALL_COMMANDS);
+}
+
+#[test]
+fn without_more_threads_one_does_it_all() {
+    let scene = Scene::empty(&FILE, Door::Driver);
+    let (program, run_dir) = (scene.executable(), scene.root.path().join("run"));
+    let is = |number, _: [u64; 6]| number == libc::SYS_clone || number == libc::SYS_clone3;
+    let call = |words: &[&str]| {
+        let act = Act::Fail(Errno::EAGAIN);
+        let traced = kill::run(ALL, Points::Matching(is), act, &program, &scene.line(words), &run_dir);
+        let said = String::from_utf8_lossy(&traced.stderr);
+        assert_eq!((traced.end, &*said, traced.call.is_some()), (End::Status(0), "", true), "{words:?}");
+        String::from_utf8(traced.stdout).unwrap()
+    };
+    scene.call(["sr_create", SR]).done();
+    scene.call(["vdi_create", SR, A, "4", "--type", "vhd"]).done();
+    call(&["vdi_snapshot", SR, A, B]);
+    call(&["vdi_clone", SR, A, C]);
+    let image = fs::read(scene.place.join(format!("{A}.vhd"))).unwrap();
+    for n in 0..100 {
+        fs::write(scene.place.join(format!("98de866e-b035-4b1a-a571-{n:012}.vhd")), &image).unwrap();
+    }
+    assert_eq!(call(&["sr_scan", SR]).matches("(vdi (uuid").count(), 103);
+}
+
+#[test]
 fn static_executables_run_where_there_is_nothing_but_them() {
     if !is_root() {
         return;

@@ -64,7 +64,7 @@ use crate::sys::copy::{self, Progress};
 use crate::sys::durable::{self, Dir, NewFile, Stat};
 use crate::sys::lock::{self, Lock};
 use crate::sys::uses::{self, Uses};
-use crate::sys::{blockdev, loopdev, register};
+use crate::sys::{blockdev, loopdev, register, threads};
 use crate::types::{
     DeviceConfig, Done, Format, Mode, NewVdi, Params, SmConfig, Space, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid,
 };
@@ -373,10 +373,19 @@ impl FileSr {
         }
     }
 
-    /// Completes or undoes what killed calls left. The caller has the SR to itself.
+    /// Completes or undoes what killed calls left. The caller has the SR of this host to itself.
     pub fn repair(&self) -> Result<()> {
         let dir = self.dir()?;
-        self.recover_change(&dir)?;
+        // What another host changes now is not what a killed call left.
+        let _lock = match self.shared.then(|| self.lock_trees(&dir, Instant::now())) {
+            Some(Err(Error::SrUnavailable { .. })) => return Ok(()),
+            // Nor is anything repaired by who can't lock it.
+            Some(Err(e)) if matches!(e.errno().map(Errno::from_raw), Some(Errno::EROFS | Errno::ENOLCK)) => {
+                return Ok(());
+            }
+            Some(lock) => Some(lock?),
+            None => self.recover_change(&dir).map(|()| None)?,
+        };
         let listing = self.list(&dir)?;
         self.sweep_all(&dir, &listing);
         if !listing.journals {
@@ -429,34 +438,30 @@ impl FileSr {
         let mut wanted: Vec<(VdiUuid, Format)> =
             listing.images.iter().map(|(v, f)| (*v, *f)).filter(|(_, format)| which(*format)).collect();
         wanted.sort_unstable();
-        let threads =
-            if wanted.len() < 64 { 1 } else { std::thread::available_parallelism().map_or(1, usize::from).min(8) };
-        let part = wanted.len().div_ceil(threads).max(1);
-        let parts: Vec<Result<Vec<Image>>> = std::thread::scope(|scope| {
-            let work = |part: &[(VdiUuid, Format)]| {
-                part.iter().filter_map(|(v, f)| Image::read(dir, *v, *f).transpose()).collect()
-            };
-            let others: Vec<_> = wanted.chunks(part).skip(1).map(|part| scope.spawn(move || work(part))).collect();
-            let first = wanted.chunks(part).next().map_or(Ok(Vec::new()), work);
-            std::iter::once(first)
-                .chain(others.into_iter().map(|t| t.join().expect("reading an image does not panic")))
-                .collect()
+        let with_trees = wanted.iter().any(|(_, format)| !vdi::kind(*format).by_length);
+        let changing = || if with_trees { read_change(dir) } else { Ok(None) };
+        // A change may end while the images are read.
+        let before = changing()?;
+        let most = if wanted.len() < 64 { 1 } else { 8 };
+        let parts: Vec<Result<Vec<Image>>> = threads::in_parts(&wanted, most, |part| {
+            part.iter().filter_map(|(v, f)| Image::read(dir, *v, *f).transpose()).collect()
         });
         let mut images = Vec::with_capacity(wanted.len());
         for part in parts {
             images.append(&mut part?);
         }
-        if images.iter().any(|image| image.format != Format::Raw)
-            && let Some(record) = read_change(dir)?
-        {
+        let after = changing()?;
+        for record in [&before, &after].into_iter().flatten() {
             if let Record::Fork { base, .. } | Record::Collapse { base, .. } = record
-                && let Some(image) = images.iter_mut().find(|image| image.vdi == base)
+                && let Some(image) = images.iter_mut().find(|image| image.vdi == *base)
             {
                 image.node.hidden = true;
             }
-            if let Some(unborn) = unborn(dir, &record)? {
-                images.retain(|image| image.vdi != unborn);
-            }
+        }
+        if let Some(record) = after
+            && let Some(unborn) = unborn(dir, &record)?
+        {
+            images.retain(|image| image.vdi != unborn);
         }
         Ok(images)
     }

@@ -14,6 +14,7 @@ pub mod server;
 pub mod sunrpc;
 pub mod syslog;
 pub mod tapdisk;
+pub mod threads;
 pub mod tool;
 pub mod uses;
 pub mod watch;

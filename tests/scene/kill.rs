@@ -61,8 +61,6 @@ const NEVER_FAILS: &[i64] = &[
     libc::SYS_futex,
     libc::SYS_rseq,
     libc::SYS_set_robust_list,
-    libc::SYS_clone,
-    libc::SYS_clone3,
     libc::SYS_exit,
     libc::SYS_exit_group,
 ];

@@ -279,6 +279,42 @@ class Lifecycle(Case):
         self.xapi.srs[self.agent.sr_ref]["virtual_allocation"] = "-1"
         self.agent.resize(clone, 30 * MiB)
         self.assertEqual(allocation(), 84 * MiB)
+        name = self.plant(1, 5 * MiB)[0]
+        self.agent.call("vdi_introduce", vdi_location=name, new_uuid=name, vdi_uuid=name, vdi_sm_config={})
+        self.assertEqual(allocation(), 89 * MiB)
+        for child in (vdi, clone):
+            os.unlink(self.path(child, "vhd"))
+        self.agent.call("sr_update")
+        before = allocation()
+        for base in [r for r, v in self.xapi.vdis.items() if not v["managed"]][::-1]:
+            self.agent.call("vdi_delete", vdi=base)
+        self.assertEqual(allocation(), before)
+
+    def test_a_disk_made_during_sr_update_is_counted_once(self):
+        self.an_sr()
+        self.agent.create(MiB)
+        reached, released = threading.Event(), threading.Event()
+
+        def hold(method, number):
+            if method == "SR.get_record" and number == 1:
+                reached.set()
+                self.xapi.lock.release()
+                released.wait(10)
+                self.xapi.lock.acquire()
+
+        self.xapi.counts.clear()
+        self.xapi.behaviour = hold
+        workers = [threading.Thread(target=self.agent.call, args=["sr_update"]),
+                   threading.Thread(target=self.agent.create, args=[10 * MiB])]
+        workers[0].start()
+        self.assertTrue(reached.wait(10))
+        workers[1].start()
+        workers[1].join(0.3)
+        released.set()
+        for worker in workers:
+            worker.join()
+        self.agent.create(100 * MiB)
+        self.assertEqual(self.xapi.srs[self.agent.sr_ref]["virtual_allocation"], str(111 * MiB))
 
     def test_one_connection_serves_a_command(self):
         self.an_sr()

@@ -323,6 +323,8 @@ impl<'a> Service<'a> {
 
     fn sr_update(&mut self) -> Answer {
         self.assert_attached()?;
+        // Nobody may have made a disk whose size he is about to add.
+        let _alone = self.agent_lock(Kind::Exclusive)?;
         let sr = self.sr_info()?;
         let sr_ref = self.request.text("sr_ref")?;
         sync::figures(self.xapi()?, sr_ref, &sr)?;
@@ -383,13 +385,14 @@ impl<'a> Service<'a> {
         self.assert_attached()?;
         let (sr_ref, uuid) = (self.request.text("sr_ref")?, self.request.text("new_uuid")?);
         let uuid: VdiUuid = uuid.parse()?;
-        let _shared = self.agent_lock(Kind::Shared)?;
+        // The disk may have been counted or not, so they all are, as by sr_update.
+        let _alone = self.agent_lock(Kind::Exclusive)?;
         let info = self.info()?;
         let mut sm_config = self.request.map("vdi_sm_config")?;
         sm_config.extend(self.sm_config(&info));
         let row = Introduced { uuid: uuid.to_string(), sm_config, ..Introduced::of(&info) };
         sync::introduce(self.xapi()?, sr_ref, &row)?;
-        self.tell_figures(sr_ref, self.grown(|| Some(0)));
+        self.tell_figures(sr_ref, None);
         Ok(identity(&uuid.to_string(), &info.location()))
     }
 
@@ -412,7 +415,8 @@ impl<'a> Service<'a> {
         let vdi = self.vdi()?;
         self.refuse_if_elsewhere()?;
         let _shared = self.agent_lock(Kind::Shared)?;
-        let size = self.grown(|| Some(self.info().map_or(0, |info| info.virtual_size).into()));
+        let size =
+            self.grown(|| Some(self.info().map_or(0, |info| if info.hidden { 0 } else { info.virtual_size }).into()));
         self.call(Call::VdiDelete { vdi })?;
         datapath::forget_activation(vdi);
         datapath::disconnect(self.sr()?, self.vdi_name()?)?;
@@ -508,7 +512,7 @@ impl<'a> Service<'a> {
     }
 
     /// What has changed of the SR's figures: by how many bytes the virtual sizes of its disks have grown, if the sum is
-    /// not to be had for less. xapi recomputes it at the next scan, so a failure is no news.
+    /// not to be had for less. sr_update sets it right, so a failure is no news.
     fn tell_figures(&mut self, sr_ref: &str, grown: Option<i128>) {
         let told = match grown {
             Some(by) => self.add_to_figures(sr_ref, by),

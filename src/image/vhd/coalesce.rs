@@ -72,7 +72,8 @@ pub fn coalesce(child: &Image, parent: Target, progress: &(dyn Fn(u64, u64) -> C
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4).min(todo.len());
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(guarded);
+            // Fewer do as well.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, guarded);
         }
         guarded();
     });

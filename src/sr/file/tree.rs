@@ -9,7 +9,7 @@ const MOST_ROUNDS: u32 = 8;
 
 impl FileSr {
     /// [`Tree::lock`].
-    fn lock_trees(&self, dir: &Dir, deadline: Instant) -> Result<Lock> {
+    pub(super) fn lock_trees(&self, dir: &Dir, deadline: Instant) -> Result<Lock> {
         let mut lock = lock::take(&self.sr.to_string(), "tree", lock::Kind::Exclusive, deadline);
         if self.shared {
             let file = dir.lock_file(TREE_LOCK)?;
@@ -55,15 +55,11 @@ impl FileSr {
     ) -> Result<()> {
         let name = image_name(base, format);
         let unmake = |dest: VdiUuid| -> Result<()> {
-            let child = image_name(dest, format);
-            if let Some(file) = dir.try_open_record(&child)?
-                && (vdi::kind(format).query)(file, &dir.join(&child))?.parent == Some(base)
-            {
-                dir.remove(&child)?;
+            if is_child(dir, dest, base, format)? {
+                dir.remove(&image_name(dest, format))?;
                 dir.sync()?;
-                remove_leftovers(dir, dest)?;
             }
-            Ok(())
+            remove_leftovers(dir, dest).map(drop)
         };
         match (dir.lookup(&image_name(vdi, format))?, dir.lookup(&name)?) {
             // No filesystem has to keep the order of two names that were synced together.
@@ -256,19 +252,21 @@ impl Tree for FilePlace<'_> {
         let record =
             Record::Fork { vdi: self.vdi, base: fork.base, dest: fork.dest.map(|(d, _)| d), format: self.format };
         // None of these needs another, so they wait for the disk, or write large tables, at the same time.
-        let (begun, written) = std::thread::scope(|scope| {
-            let new = new.as_mut().map(|new| scope.spawn(|| write(new, &new_path)));
-            let own = write(&mut own, &own_path);
-            let begun = own.is_ok().then(|| dir.create(CHANGE, &encode(&record)));
-            let new = new.map_or(Ok(()), |thread| thread.join().expect("it does not panic"));
-            (begun, own.and(new))
-        });
+        let (new_written, (own_written, begun)) = threads::both(
+            || new.as_mut().map_or(Ok(()), |new| write(new, &new_path)),
+            || {
+                let written = write(&mut own, &own_path);
+                let begun = written.is_ok().then(|| dir.create(CHANGE, &encode(&record)));
+                (written, begun)
+            },
+        );
         match begun.transpose()? {
             Some(true) | None => {}
             Some(false) => return Err(damaged_record(dir, CHANGE)),
         }
-        let done = written
-            .and_then(|_| dir.link(&self.name(), &base.name()))
+        let done = own_written
+            .and(new_written)
+            .and_then(|()| dir.link(&self.name(), &base.name()))
             .and_then(|()| dest.as_ref().zip(new).map_or(Ok(()), |((dest, _), new)| dest.publish_soon(new)))
             .and_then(|()| dir.sync())
             .and_then(|()| own.image.publish_over(&self.name()))
@@ -305,16 +303,23 @@ impl Tree for FilePlace<'_> {
     }
 }
 
+/// Whether a VDI has an image that names `base` as its parent. Somebody else may have made a disk of that name.
+fn is_child(dir: &Dir, vdi: VdiUuid, base: VdiUuid, format: Format) -> Result<bool> {
+    let name = image_name(vdi, format);
+    let Some(file) = dir.try_open_record(&name)? else { return Ok(false) };
+    Ok((vdi::kind(format).query)(file, &dir.join(&name))?.parent == Some(base))
+}
+
 /// The VDI of a fork that has not happened yet: its image has a name, but until the disk that is forked has its
 /// new image nobody may see it, because whoever repairs the tree removes it.
 pub(super) fn unborn(dir: &Dir, change: &Record) -> Result<Option<VdiUuid>> {
     let Record::Fork { vdi, base, dest: Some(dest), format } = change else { return Ok(None) };
     let (disk, found) = (dir.lookup(&image_name(*vdi, *format))?, dir.lookup(&image_name(*base, *format))?);
-    Ok(match (disk, found) {
-        (Some(disk), Some(found)) if disk.id != found.id => None,
-        (None, Some(_)) => None,
-        _ => Some(*dest),
-    })
+    let happened = match (disk, found) {
+        (_, None) => false,
+        (disk, Some(found)) => disk.is_none_or(|disk| disk.id != found.id),
+    };
+    Ok(if !happened && is_child(dir, *dest, *base, *format)? { Some(*dest) } else { None })
 }
 
 pub(super) fn is_unborn(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
@@ -338,37 +343,155 @@ pub(super) fn remove_unborn(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
     use crate::types::SrUuid;
+
+    fn vhd(vdi: VdiUuid) -> NewVdi {
+        NewVdi { vdi, virtual_size: 4 << 20, format: Some(Format::Vhd), params: Params::default() }
+    }
+
+    /// The disk of a new SR, and the base and the copy of a fork of it that does not go on.
+    struct Forking {
+        sr: FileSr,
+        dir: Rc<Dir>,
+        places: [VdiUuid; 3],
+    }
+
+    impl Forking {
+        fn begin(sr: FileSr) -> Forking {
+            sr.create(None).unwrap();
+            let [disk, base, dest] = [(); 3].map(|()| VdiUuid::random());
+            sr.create_vdi(&vhd(disk)).unwrap();
+            let dir = sr.dir().unwrap();
+            let record = Record::Fork { vdi: disk, base, dest: Some(dest), format: Format::Vhd };
+            dir.create(CHANGE, &encode(&record)).unwrap();
+            Forking { sr, dir, places: [disk, base, dest] }
+        }
+
+        fn places(&self) -> [FilePlace<'_>; 3] {
+            self.places.map(|vdi| self.sr.place(self.dir.clone(), vdi, Format::Vhd))
+        }
+
+        fn child(&self, image: &NewFile, of: &FilePlace) {
+            let [disk, base, _] = self.places();
+            let create = vdi::kind(Format::Vhd).create_child;
+            create(image.file(), &of.path(), &disk.image(Mode::ReadOnly).unwrap(), &base.path()).unwrap();
+        }
+
+        fn publish_dest(&self) {
+            let [_, _, dest] = self.places();
+            let new = dest.unnamed(&Params { read_only: true, ..Params::default() }).unwrap();
+            self.child(&new.image, &dest);
+            dest.publish(new).unwrap();
+        }
+    }
 
     /// What a power cut leaves of a fork where the child's name became durable and the base's did not.
     #[test]
     fn a_child_whose_base_has_no_name_is_unmade() {
         let scratch = tempfile::tempdir().unwrap();
-        let sr = FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"));
-        sr.create(None).unwrap();
-        let [disk, base, dest] = [(); 3].map(|()| VdiUuid::random());
-        let format = Format::Vhd;
-        sr.create_vdi(&NewVdi { vdi: disk, virtual_size: 1 << 30, format: Some(format), params: Params::default() })
-            .unwrap();
-        let dir = sr.dir().unwrap();
-        let before = dir.names().unwrap();
-        let [disk_place, base_place, child] = [disk, base, dest].map(|vdi| sr.place(dir.clone(), vdi, format));
-        let image = disk_place.image(Mode::ReadOnly).unwrap();
-        let new = child.unnamed(&Params { read_only: true, ..Params::default() }).unwrap();
-        (vdi::kind(format).create_child)(new.image.file(), &child.path(), &image, &base_place.path()).unwrap();
-        child.publish(new).unwrap();
-        dir.create(CHANGE, &encode(&Record::Fork { vdi: disk, base, dest: Some(dest), format })).unwrap();
-
-        assert_eq!(sr.scan().unwrap().vdi_uuids, [disk]);
-        assert!(matches!(sr.vdi(dest), Err(Error::NoVdi { .. })));
-        drop(sr.lock_trees(&dir, Instant::now()).unwrap());
+        let fork = Forking::begin(FileSr::new(SrUuid::random(), "file", scratch.path().join("sr")));
+        let (sr, dir, [disk, _, dest]) = (&fork.sr, &fork.dir, fork.places);
         let sorted = |mut names: Vec<String>| {
+            names.retain(|name| name != CHANGE);
             names.sort();
             names
         };
+        let before = dir.names().unwrap();
+        fork.publish_dest();
+        assert_eq!(sr.scan().unwrap().vdi_uuids, [disk]);
+        assert!(matches!(sr.vdi(dest), Err(Error::NoVdi { .. })));
+        drop(sr.lock_trees(dir, Instant::now()).unwrap());
         assert_eq!(sorted(dir.names().unwrap()), sorted(before));
+        assert_eq!(read_change(dir).unwrap().map(|_| ()), None);
         sr.delete().unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_somebody_made_after_a_killed_fork_is_his() {
+        for format in [Format::Vhd, Format::Raw] {
+            for linked in [false, true] {
+                let scratch = tempfile::tempdir().unwrap();
+                let fork = Forking::begin(FileSr::new(SrUuid::random(), "file", scratch.path().join("sr")));
+                let (sr, [disk, base, dest]) = (&fork.sr, fork.places());
+                if linked {
+                    fork.dir.link(&disk.name(), &base.name()).unwrap();
+                }
+                let new = NewVdi { format: Some(format), ..vhd(dest.vdi) };
+                sr.create_vdi(&new).unwrap();
+                let mut all = [disk.vdi, dest.vdi];
+                all.sort_unstable();
+                for _ in 0..2 {
+                    assert_eq!(sr.scan().unwrap().vdi_uuids, all);
+                    assert!(matches!(sr.create_vdi(&new), Err(Error::VdiExists { .. })));
+                    assert_eq!(sr.vdi(dest.vdi).unwrap().info().unwrap().parent, None);
+                    drop(sr.lock_trees(&fork.dir, Instant::now()).unwrap());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_host_that_attaches_the_sr_leaves_the_fork_of_another_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("sr");
+        let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone()).shared());
+        // The other host's locks in its own kernel are of another name here.
+        let namespace = SrUuid::random().to_string();
+        let file = fork.dir.lock_file(TREE_LOCK).unwrap();
+        let lock = lock::take(&namespace, "tree", lock::Kind::Exclusive, Instant::now()).unwrap();
+        let lock = lock.among_hosts(file, &path.join(TREE_LOCK), Instant::now()).unwrap();
+        let [disk, base, _] = fork.places();
+        let mut own = fork.dir.new_file().unwrap();
+        fork.child(&own, &disk);
+        fork.dir.link(&disk.name(), &base.name()).unwrap();
+        fork.publish_dest();
+
+        let here = FileSr::new(fork.sr.sr, "nfs", path).shared();
+        assert_eq!(here.attach().unwrap(), Done::Already);
+        own.is_durable();
+        own.publish_over(&disk.name()).unwrap();
+        drop(lock);
+        assert_eq!(here.attach().unwrap(), Done::Already);
+        assert_eq!(here.scan().unwrap().vdi_uuids.len(), 2);
+        assert_eq!(here.vdi(disk.vdi).unwrap().info().unwrap().parent, Some(base.vdi));
+        assert!(here.vdi(base.vdi).unwrap().info().unwrap().hidden);
+        lock::forget(&namespace, "tree");
+        here.delete().unwrap();
+    }
+
+    #[test]
+    fn who_scans_during_forks_sees_every_disk_and_no_base() {
+        const DISKS: usize = 10;
+        let scratch = tempfile::tempdir().unwrap();
+        let sr = FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"));
+        sr.create(None).unwrap();
+        let disks: Vec<VdiUuid> = (0..DISKS).map(|_| sr.create_vdi(&vhd(VdiUuid::random())).unwrap().uuid).collect();
+        let (begun, born) = (Mutex::new(HashSet::from_iter(disks.clone())), Mutex::new(disks.clone()));
+        let fork_all = || {
+            let deadline = Instant::now() + std::time::Duration::from_secs(60);
+            let context = Context { deadline, progress: &|_, _| {}, others: None };
+            for _ in 0..6 {
+                for disk in &disks {
+                    let dest = VdiUuid::random();
+                    begun.lock().unwrap().insert(dest);
+                    sr.vdi(*disk).unwrap().snapshot(dest, &context).unwrap();
+                    born.lock().unwrap().push(dest);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let forking = scope.spawn(fork_all);
+            while !forking.is_finished() {
+                let there = born.lock().unwrap().clone();
+                let seen: HashSet<VdiUuid> = sr.scan().unwrap().vdi_uuids.into_iter().collect();
+                assert!(there.iter().all(|vdi| seen.contains(vdi)), "a disk is missing");
+                assert!(seen.is_subset(&begun.lock().unwrap()), "a base is shown");
+            }
+            forking.join().unwrap();
+        });
     }
 
     #[test]
