@@ -56,7 +56,7 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 use serde::{Deserialize, Serialize};
 
-use crate::call::Context;
+use crate::call::{Context, DEFAULT_WAIT};
 use crate::datapath::USES;
 use crate::error::{Error, Result};
 use crate::sr::{About, Driver, Sr, vdi_by_uuid};
@@ -73,7 +73,7 @@ use crate::vdi::{self, Attachments, Extent, Fork, Holders, Kind, Node, Place, Tr
 
 use layout::*;
 use place::FilePlace;
-use tree::{is_unborn, remove_unborn, unborn};
+use tree::{changed_disk, is_being_changed, is_unborn, remove_unborn, unborn};
 
 pub const DRIVER: Driver = Driver {
     sr_type: "file",
@@ -299,8 +299,7 @@ impl FileSr {
     }
 
     fn stat_of(&self, dir: &Dir) -> Result<SrInfo> {
-        let listing = self.list(dir)?;
-        let images = self.images(dir, &listing)?;
+        let (_, images) = self.settled(dir)?;
         let visible = || images.iter().filter(|image| !image.node.hidden);
         let used = images.iter().map(|image| image.extent.allocated).sum();
         let allocation = visible().map(|image| image.node.virtual_size).sum();
@@ -404,6 +403,22 @@ impl FileSr {
         self.refuse_if_locked(&dir, &listing)
     }
 
+    /// Keeps all hosts from opening any disk that has a server; see [`Tree::alone`].
+    fn refuse_if_served(&self, dir: &Dir, listing: &Listing) -> Result<Option<Uses>> {
+        if !self.shared {
+            return Ok(None);
+        }
+        for (vdi, _) in listing.images.iter().filter(|(_, format)| !vdi::kind(**format).by_length) {
+            let name = vdi.to_string();
+            if uses::alone(dir.lock_file(USES)?, &dir.join(USES), [name.as_str()])?.is_none() {
+                let holder = format!("another host, which has it attached ({USES} is locked)");
+                return Err(Error::VdiInUse { vdi: *vdi, sr: self.sr, holder });
+            }
+        }
+        let names: Vec<String> = listing.images.keys().map(VdiUuid::to_string).collect();
+        uses::alone(dir.lock_file(USES)?, &dir.join(USES), names.iter().map(String::as_str))
+    }
+
     fn refuse_if_locked(&self, dir: &Rc<Dir>, listing: &Listing) -> Result<()> {
         let locked = listing.images.iter().filter(|(vdi, _)| listing.locks.contains(vdi));
         locked.into_iter().try_for_each(|(vdi, format)| vdi::refuse_if_locked(&self.place(dir.clone(), *vdi, *format)))
@@ -418,6 +433,23 @@ impl FileSr {
             }
         }
         Ok(())
+    }
+
+    /// All that is there. NFS may take away the name of a disk for a moment while its image is replaced: then the change is
+    /// waited for, for a disk that a scan leaves out is forgotten.
+    fn settled(&self, dir: &Dir) -> Result<(Listing, Vec<Image>)> {
+        loop {
+            let before = if self.shared { read_change(dir)? } else { None };
+            let listing = self.list(dir)?;
+            let images = self.images(dir, &listing)?;
+            let after = if self.shared { read_change(dir)? } else { None };
+            let is_missing =
+                |change: &Record| changed_disk(change).is_some_and(|vdi| !images.iter().any(|image| image.vdi == vdi));
+            if ![before, after].iter().flatten().any(is_missing) {
+                return Ok((listing, images));
+            }
+            drop(self.lock_trees(dir, Instant::now() + DEFAULT_WAIT)?);
+        }
     }
 
     /// What every image says of itself. One stat for a raw one; one open, one read for the others.
@@ -471,7 +503,7 @@ impl FileSr {
         let format = new.format.unwrap_or(DRIVER.formats[0]);
         let kind = vdi::kind(format);
         let dir = self.dir()?;
-        remove_unborn(&dir, new.vdi)?;
+        remove_unborn(self, &dir, new.vdi)?;
         if has_image(&dir, new.vdi)? {
             return Err(Error::VdiExists { vdi: new.vdi, sr: self.sr });
         }
@@ -605,6 +637,7 @@ impl Sr for FileSr {
                         must_be(&dir, &beside(*vdi, LOCK), SFlag::S_IFDIR)?;
                     }
                     self.refuse_if_locked(&checked, &listing)?;
+                    let _alone = self.refuse_if_served(&dir, &listing)?;
                     dir.rename(MARKER, DELETING)?;
                     dir.sync()?;
                 }
@@ -677,8 +710,7 @@ impl Sr for FileSr {
 
     fn scan(&self) -> Result<SrInfo> {
         let dir = self.dir()?;
-        let listing = self.list(&dir)?;
-        let images = self.images(&dir, &listing)?;
+        let (listing, images) = self.settled(&dir)?;
         let attachments = Attachments::now()?;
         let mut children: HashMap<VdiUuid, Vec<VdiUuid>> = HashMap::new();
         for image in &images {
@@ -719,6 +751,12 @@ impl Sr for FileSr {
                 Some(_) => return self.disk(dir, vdi, format),
             }
         }
+        if self.shared && is_being_changed(&dir, vdi)? {
+            drop(self.lock_trees(&dir, Instant::now() + DEFAULT_WAIT)?);
+            if let Some(format) = format_of(&dir, vdi)? {
+                return self.disk(dir, vdi, format);
+            }
+        }
         Err(Error::NoVdi { vdi, sr: self.sr, looked: self.path.display().to_string() })
     }
 
@@ -744,7 +782,7 @@ impl Sr for FileSr {
 
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
         let dir = self.dir()?;
-        let unborn = remove_unborn(&dir, vdi)?;
+        let unborn = remove_unborn(self, &dir, vdi)?;
         Ok(if remove_leftovers(&dir, vdi)? || unborn { Done::Changed } else { Done::Already })
     }
 

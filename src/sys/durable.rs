@@ -316,6 +316,17 @@ impl Dir {
         }
     }
 
+    /// A temporary second name of `name`, whose file is open as `file`, which keeps it from being swept.
+    pub fn passing_link(&self, name: &str, file: &File) -> Result<NewFile<'_>> {
+        let file = file.try_clone().map_err(Error::io("duplicate", self.join(name)))?;
+        let temporary = temporary_name();
+        let mut new = NewFile { dir: self, file, name: None, durable: true };
+        new.mark_as_in_use()?;
+        self.link(name, &temporary)?;
+        new.name = Some(temporary);
+        Ok(new)
+    }
+
     /// Makes a subdirectory, mode 0700. `false`: the name exists. Not durable before [`Dir::sync`].
     pub fn make_dir(&self, name: &str) -> Result<bool> {
         match nix::sys::stat::mkdirat(&self.fd, name, Mode::S_IRWXU) {
@@ -455,6 +466,11 @@ impl NewFile<'_> {
         }
         self.name = None;
         self.dir.sync()
+    }
+
+    /// The same for a file whose temporary name stands for another one.
+    pub fn rename_over(self, name: &str) -> Result<()> {
+        self.publish_over(name)
     }
 
     /// Until the file is closed, [`is_abandoned`] is false.

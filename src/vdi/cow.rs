@@ -292,6 +292,8 @@ impl Vdi for Cow<'_> {
     }
 
     fn read(&self, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
+        let tree = self.place.tree()?;
+        let _lent = tree.lend(self.is_read_only()?)?;
         self.place.read(&mut |image| reader(&*(self.kind.disk)(image, &*self.place)?))
     }
 

@@ -119,6 +119,12 @@ pub trait Tree {
     /// [`Error::VdiInUse`] while a server, on whatever host, has one of them open.
     fn alone(&self, vdis: &[VdiUuid]) -> Result<Option<Uses>>;
 
+    /// Keeps the images of this disk as they are on all hosts while they are read, and unless `read_only` the disk from
+    /// being opened. `None`: only this host has the SR.
+    fn lend(&self, _read_only: bool) -> Result<Option<[Uses; 2]>> {
+        Ok(None)
+    }
+
     /// Makes this image the hidden base of empty children: one under its own name, and one as the VDI
     /// `dest` if that is given. All or nothing, whatever happens meanwhile. The caller holds the lock, and nobody has the
     /// image open.

@@ -151,7 +151,11 @@ impl Place for FilePlace<'_> {
         let name = beside(self.vdi, LOCK);
         let done = register::advance(&self.dir, &name, &state, &encode(&Record::Lock { users }));
         // Deleted on another host since it was looked up: the lock is of nothing.
-        if self.sr.shared && self.dir.lookup(&self.name())?.is_none() {
+        if self.sr.shared
+            && self.dir.lookup(&self.name())?.is_none()
+            && !tree::is_being_changed(&self.dir, self.vdi)?
+            && self.dir.lookup(&self.name())?.is_none()
+        {
             register::remove(&self.dir, &name)?;
             return Err(self.gone());
         }
@@ -203,11 +207,12 @@ impl Place for FilePlace<'_> {
             blockdev::flush(device)?;
         }
         let target = self.sr.place(self.dir.clone(), dest, self.format);
-        remove_unborn(&self.dir, dest)?;
+        remove_unborn(self.sr, &self.dir, dest)?;
         if dest == self.vdi || self.dir.lookup(&target.name())?.is_some() {
             return Err(target.exists_already());
         }
         let from = self.dir.open_file(&self.name(), false)?;
+        let unlocked = self.holders()?.state;
         let new = target.unnamed(params)?;
         let image = new.image.file();
         if !copy::reflink(&from, image, &path)? {
@@ -229,6 +234,11 @@ impl Place for FilePlace<'_> {
                 return Err(Error::NoSpace { sr: self.sr.sr, free, wanted });
             }
             copy::sparse(&from, image, &path, progress)?;
+            // Our lock is of this host; who attaches it on another locks it there.
+            if self.sr.shared && self.holders()?.state != unlocked {
+                let holder = "another host, which locked it while it was copied".to_owned();
+                return Err(Error::VdiInUse { vdi: self.vdi, sr: self.sr.sr, holder });
+            }
         }
         target.publish(new)?;
         (vdi::kind(self.format).open)(Box::new(target)).info()

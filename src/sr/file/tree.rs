@@ -28,14 +28,32 @@ impl FileSr {
     /// Completes or undoes what a crash left of a fork. The caller holds the tree's lock.
     pub(super) fn recover_change(&self, dir: &Dir) -> Result<()> {
         let Some(record) = read_change(dir)? else { return Ok(()) };
+        // Whoever was at it may live on without his lock, on a host that was away from the server for long: what he
+        // would still rename must be gone before anything is undone.
+        if self.shared {
+            for name in dir.names()? {
+                dir.sweep_temporary(&name)?;
+            }
+            dir.sync()?;
+        }
         match record {
             Record::Fork { vdi, base, dest, format } => self.recover_fork(dir, vdi, base, dest, format)?,
             Record::Relink { vdi, base, format } => self.finish_relink(dir, vdi, base, format)?,
-            Record::Collapse { base, format, .. } => {
-                // Until the base has the leaf's name, the leaf is all there and the base is what it was.
-                let name = image_name(base, format);
-                if dir.lookup(&name)?.is_some() {
-                    (vdi::kind(format).set_hidden)(&dir.open_file(&name, true)?, &dir.join(&name), true)?;
+            Record::Collapse { vdi, base, format } => {
+                let (name, leaf) = (image_name(base, format), image_name(vdi, format));
+                let hide =
+                    |hidden| (vdi::kind(format).set_hidden)(&dir.open_file(&name, true)?, &dir.join(&name), hidden);
+                match (dir.lookup(&leaf)?, dir.lookup(&name)?) {
+                    (_, None) => {}
+                    // It has happened.
+                    (Some(disk), Some(found)) if disk.id == found.id => drop(dir.remove(&name)?),
+                    // Until the base has the leaf's name, the leaf is all there and the base is what it was.
+                    (Some(_), Some(_)) => hide(true)?,
+                    // NFS renames a leaf that a reader has open before it renames over it. The base holds all of it.
+                    (None, Some(_)) => {
+                        hide(false)?;
+                        dir.rename(&name, &leaf)?;
+                    }
                 }
             }
             _ => return Err(damaged_record(dir, CHANGE)),
@@ -70,11 +88,10 @@ impl FileSr {
                 dir.remove(&name)?;
             }
             (Some(_), Some(_)) => (vdi::kind(format).set_hidden)(&dir.open_file(&name, true)?, &dir.join(&name), true)?,
+            // NFS renames an image that a reader has open before it renames another one over it.
             (None, Some(_)) => {
-                return Err(Error::Damaged {
-                    path: dir.join(&image_name(vdi, format)),
-                    what: format!("is missing, and {CHANGE} says that it was being cloned; its data is in {name}"),
-                });
+                dest.map_or(Ok(()), unmake)?;
+                dir.rename(&name, &image_name(vdi, format))?;
             }
         }
         Ok(())
@@ -198,6 +215,12 @@ impl FileSr {
     }
 }
 
+impl FilePlace<'_> {
+    fn parent(&self) -> Result<Option<VdiUuid>> {
+        Ok((vdi::kind(self.format).query)(self.image(Mode::ReadOnly)?, &self.path())?.parent)
+    }
+}
+
 impl Tree for FilePlace<'_> {
     fn lock(&self, deadline: Instant) -> Result<Lock> {
         self.sr.lock_trees(&self.dir, deadline)
@@ -231,6 +254,37 @@ impl Tree for FilePlace<'_> {
         }
     }
 
+    fn lend(&self, read_only: bool) -> Result<Option<[Uses; 2]>> {
+        if !self.sr.shared {
+            return Ok(None);
+        }
+        let chain = || -> Result<Vec<VdiUuid>> {
+            let (mut chain, mut next) = (vec![self.vdi], self.parent()?);
+            while let Some(parent) = next {
+                chain.push(parent);
+                let format = format_of(&self.dir, parent)?.ok_or_else(|| self.gone())?;
+                next = self.sr.place(self.dir.clone(), parent, format).parent()?;
+            }
+            Ok(chain)
+        };
+        let names = |chain: &[VdiUuid]| chain.iter().map(VdiUuid::to_string).collect::<Vec<_>>();
+        let deadline = Instant::now() + DEFAULT_WAIT;
+        loop {
+            let before = chain()?;
+            let path = self.dir.join(USES);
+            let hold = |names: &[String]| {
+                uses::hold(self.dir.lock_file(USES)?, &path, names.iter().map(String::as_str), deadline)
+            };
+            let held = match read_only {
+                true => [hold(&names(&before[..1]))?, hold(&names(&before[1..]))?],
+                false => [self.alone(&before[..1])?.expect("it is shared"), hold(&names(&before[1..]))?],
+            };
+            if chain()? == before {
+                return Ok(Some(held));
+            }
+        }
+    }
+
     fn fork(&self, fork: &Fork) -> Result<()> {
         let (dir, kind) = (&*self.dir, fork.kind);
         let base = self.sr.place(self.dir.clone(), fork.base, self.format);
@@ -260,6 +314,8 @@ impl Tree for FilePlace<'_> {
                 (written, begun)
             },
         );
+        // NFS would rename a file that is open here out of the way, and for a moment nothing had its name.
+        drop(image);
         match begun.transpose()? {
             Some(true) | None => {}
             Some(false) => return Err(damaged_record(dir, CHANGE)),
@@ -296,9 +352,16 @@ impl Tree for FilePlace<'_> {
         if !self.dir.create(CHANGE, &encode(&record))? {
             return Err(damaged_record(&self.dir, CHANGE));
         }
-        let done = (kind.set_hidden)(&base.image(Mode::ReadWrite)?, &base.path(), false)
-            .and_then(|()| self.dir.rename(&base.name(), &self.name()))
-            .and_then(|()| self.dir.sync());
+        let done = (|| {
+            let image = base.image(Mode::ReadWrite)?;
+            (kind.set_hidden)(&image, &base.path(), false)?;
+            // A temporary name: whoever repairs removes it first, see `recover_change`.
+            let passing = self.dir.passing_link(&base.name(), &image)?;
+            passing.rename_over(&self.name())?;
+            drop(image);
+            self.dir.remove(&base.name())?;
+            self.dir.sync()
+        })();
         ended(done, self.sr.recover_change(&self.dir))
     }
 }
@@ -322,6 +385,19 @@ pub(super) fn unborn(dir: &Dir, change: &Record) -> Result<Option<VdiUuid>> {
     Ok(if !happened && is_child(dir, *dest, *base, *format)? { Some(*dest) } else { None })
 }
 
+/// The disk whose image a change replaces.
+pub(super) fn changed_disk(change: &Record) -> Option<VdiUuid> {
+    match change {
+        Record::Fork { vdi, .. } | Record::Collapse { vdi, .. } => Some(*vdi),
+        _ => None,
+    }
+}
+
+/// Whether `vdi` is a disk whose image is being replaced: on NFS its name may be missing for a moment.
+pub(super) fn is_being_changed(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
+    Ok(read_change(dir)?.and_then(|change| changed_disk(&change)) == Some(vdi))
+}
+
 pub(super) fn is_unborn(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
     match read_change(dir)? {
         Some(change) => Ok(unborn(dir, &change)? == Some(vdi)),
@@ -329,16 +405,13 @@ pub(super) fn is_unborn(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
     }
 }
 
-/// Removes the image of a fork that was killed. The caller holds the VDI, so the fork is not under way.
-pub(super) fn remove_unborn(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
-    let mut removed = false;
-    if is_unborn(dir, vdi)? {
-        for (extension, _) in IMAGES {
-            removed |= dir.remove(&beside(vdi, extension))?;
-        }
-        dir.sync()?;
+/// Removes the image of a fork that was killed; waits for one of another host that is under way.
+pub(super) fn remove_unborn(sr: &FileSr, dir: &Dir, vdi: VdiUuid) -> Result<bool> {
+    if !is_unborn(dir, vdi)? {
+        return Ok(false);
     }
-    Ok(removed)
+    drop(sr.lock_trees(dir, Instant::now() + DEFAULT_WAIT)?);
+    Ok(!has_image(dir, vdi)?)
 }
 
 #[cfg(test)]
@@ -514,5 +587,277 @@ mod tests {
         lock::forget(&namespace, "gc_active");
         sr.delete().unwrap();
         assert!(!scratch.path().join("sr").exists());
+    }
+
+    // Several hosts.
+
+    fn ctx() -> Context<'static> {
+        let deadline = Instant::now() + std::time::Duration::from_secs(20);
+        Context { deadline, progress: &|_, _| {}, others: None }
+    }
+
+    fn write(sr: &FileSr, vdi: VdiUuid, at: u64, bytes: &[u8]) {
+        use crate::image::vhd::{self, Chain};
+        let dir = sr.dir().unwrap();
+        let path = dir.join(&image_name(vdi, Format::Vhd));
+        let open = |path: &Path, rw: bool| -> std::sync::Arc<dyn vhd::Place> {
+            let file = fs::OpenOptions::new().read(true).write(rw).open(path).unwrap();
+            std::sync::Arc::new(vhd::FilePlace::new(file, path).unwrap())
+        };
+        let chain = Chain::open(open(&path, true), Mode::ReadWrite, |link| {
+            Ok(vhd::Parent::Vhd(open(&path.with_file_name(link.file_name().unwrap()), false)))
+        })
+        .unwrap();
+        chain.write_at(bytes, at).unwrap();
+        chain.close().unwrap();
+    }
+
+    fn read(sr: &FileSr, vdi: VdiUuid, at: u64, len: usize) -> Result<Vec<u8>> {
+        let mut buf = vec![0; len];
+        sr.vdi(vdi)?.read(&mut |disk| disk.read_at(&mut buf, at))?;
+        Ok(buf)
+    }
+
+    fn two_hosts(path: &Path) -> (FileSr, FileSr) {
+        let a = FileSr::new(SrUuid::random(), "nfs", path.to_owned()).shared();
+        a.create(None).unwrap();
+        let b = FileSr::new(a.sr, "nfs", path.to_owned()).shared();
+        (a, b)
+    }
+
+    /// Host A loses the tree's lock (lease over, or a server restart without reclaim) in the middle of a fork, after
+    /// steps 1-4; host B attaches the SR and repairs; A goes on with step 5, the rename.
+    #[test]
+    fn a_host_that_lost_the_trees_lock_in_a_fork_takes_nothing_away() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (a, b) = two_hosts(&scratch.path().join("sr"));
+        let [disk, base, dest] = [(); 3].map(|()| VdiUuid::random());
+        a.create_vdi(&vhd(disk)).unwrap();
+        write(&a, disk, 0, &[7; 4096]);
+        // As on NFS: the new image of the disk has a temporary name, flocked (lost as well).
+        let dir = a.dir().unwrap();
+        let place = |v| a.place(dir.clone(), v, Format::Vhd);
+        let tmp = format!(".tmp-{}", uuid::Uuid::new_v4());
+        let own = dir.lock_file(&tmp).unwrap();
+        (vdi::kind(Format::Vhd).create_child)(
+            &own,
+            &place(disk).path(),
+            &place(disk).image(Mode::ReadOnly).unwrap(),
+            &place(base).path(),
+        )
+        .unwrap();
+        let record = Record::Fork { vdi: disk, base, dest: Some(dest), format: Format::Vhd };
+        dir.create(CHANGE, &encode(&record)).unwrap();
+        dir.link(&image_name(disk, Format::Vhd), &image_name(base, Format::Vhd)).unwrap();
+        drop(own);
+        // B changes some tree, which first recovers
+        let other = b.create_vdi(&vhd(VdiUuid::random())).unwrap().uuid;
+        b.vdi(other).unwrap().snapshot(VdiUuid::random(), &ctx()).unwrap();
+        // A goes on
+        let _ = dir.rename(&tmp, &image_name(disk, Format::Vhd));
+        assert_eq!(read(&b, disk, 0, 4096).map(|b| b[0]).map_err(|e| e.to_string()), Ok(7));
+    }
+
+    /// The same in a collapse: A loses the lock before its rename, B repairs, attaches and writes, A renames.
+    #[test]
+    fn a_host_that_lost_the_trees_lock_in_a_collapse_takes_nothing_away() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (a, b) = two_hosts(&scratch.path().join("sr"));
+        let [disk, snap] = [(); 2].map(|()| VdiUuid::random());
+        a.create_vdi(&vhd(disk)).unwrap();
+        write(&a, disk, 0, &[7; 4096]);
+        a.vdi(disk).unwrap().snapshot(snap, &ctx()).unwrap();
+        a.vdi(snap).unwrap().delete(&ctx()).unwrap();
+        let base = a.vdi(disk).unwrap().info().unwrap().parent.unwrap();
+        let dir = a.dir().unwrap();
+        let record = Record::Collapse { vdi: disk, base, format: Format::Vhd };
+        dir.create(CHANGE, &encode(&record)).unwrap();
+        let name = image_name(base, Format::Vhd);
+        (vdi::kind(Format::Vhd).set_hidden)(&dir.open_file(&name, true).unwrap(), &dir.join(&name), false).unwrap();
+        let passing = format!(".tmp-{}", uuid::Uuid::new_v4());
+        dir.link(&name, &passing).unwrap();
+        b.attach().unwrap();
+        write(&b, disk, 8192, &[9; 4096]);
+        let _ = dir.rename(&passing, &image_name(disk, Format::Vhd));
+        assert_eq!(read(&b, disk, 8192, 4096).map(|b| b[0]).map_err(|e| e.to_string()), Ok(9));
+    }
+
+    /// B exports a disk (VdiExport: its locks are B's own); meanwhile A collects, then attaches and writes.
+    #[test]
+    fn an_export_is_of_one_moment_whatever_another_host_does() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (a, b) = two_hosts(&scratch.path().join("sr"));
+        let [disk, snap] = [(); 2].map(|()| VdiUuid::random());
+        a.create_vdi(&vhd(disk)).unwrap();
+        write(&a, disk, 0, &[7; 4096]);
+        a.vdi(disk).unwrap().snapshot(snap, &ctx()).unwrap();
+        a.vdi(snap).unwrap().delete(&ctx()).unwrap();
+        let mut seen = vec![0; 8192];
+        b.vdi(disk)
+            .unwrap()
+            .read(&mut |bytes| {
+                bytes.read_at(&mut seen[4096..], 4096)?;
+                let _ = a.collect(&ctx());
+                write(&a, disk, 0, &[9; 8192]);
+                bytes.read_at(&mut seen[..4096], 0)
+            })
+            .unwrap();
+        let before = (seen[0], seen[4096]) == (7, 0);
+        let after = (seen[0], seen[4096]) == (9, 9);
+        assert!(before || after, "torn export");
+    }
+
+    /// B exports a disk that A has open for writing: refused?
+    #[test]
+    fn a_disk_that_another_host_has_open_is_not_exported() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (a, b) = two_hosts(&scratch.path().join("sr"));
+        let disk = VdiUuid::random();
+        a.create_vdi(&vhd(disk)).unwrap();
+        let dir = a.dir().unwrap();
+        let _server =
+            uses::hold(dir.lock_file(USES).unwrap(), &dir.join(USES), [disk.to_string().as_str()], Instant::now())
+                .unwrap();
+        // What dispatch of VdiExport checks:
+        let there = b.vdi(disk).unwrap();
+        let refused = if there.info().unwrap().read_only == 0 { vdi::refuse_if_attached(&*there) } else { Ok(()) };
+        let refused = refused.and_then(|()| there.read(&mut |_| Ok(())));
+        assert!(refused.is_err(), "the export of a disk in use elsewhere is not refused");
+    }
+
+    /// A clones a raw disk (no reflink); meanwhile B locks it, as who attaches does, and writes.
+    #[test]
+    fn a_copy_is_not_made_of_a_disk_that_another_host_locked_meanwhile() {
+        let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = scratch.path().join("sr");
+        let (a, b) = two_hosts(&path);
+        let [disk, dest] = [(); 2].map(|()| VdiUuid::random());
+        a.create_vdi(&NewVdi { format: Some(Format::Raw), virtual_size: 160 << 20, ..vhd(disk) }).unwrap();
+        let image = path.join(image_name(disk, Format::Raw));
+        fs::write(&image, vec![7u8; 160 << 20]).unwrap();
+        let done = std::cell::Cell::new(false);
+        let meanwhile = |at: u64, total: u64| {
+            if at < total && !done.replace(true) {
+                b.vdi(disk).unwrap().lock("vm", false).unwrap();
+                use std::os::unix::fs::FileExt;
+                let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
+                file.write_all_at(&[9; 4096], 0).unwrap();
+                file.write_all_at(&[9; 4096], (160 << 20) - 4096).unwrap();
+            }
+        };
+        let context = Context { progress: &meanwhile, ..ctx() };
+        let made = a.vdi(disk).unwrap().clone_to(dest, &context);
+        if made.is_ok() {
+            let copy = fs::read(path.join(image_name(dest, Format::Raw))).unwrap();
+            println!("first {} last {}", copy[0], copy[copy.len() - 1]);
+            assert_eq!(copy[0], copy[copy.len() - 1], "torn clone");
+        }
+    }
+
+    /// B deletes the SR while A's server has a disk of it open.
+    #[test]
+    fn an_sr_with_a_disk_open_on_another_host_is_not_deleted() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (a, b) = two_hosts(&scratch.path().join("sr"));
+        let disk = VdiUuid::random();
+        a.create_vdi(&vhd(disk)).unwrap();
+        let dir = a.dir().unwrap();
+        let _server =
+            uses::hold(dir.lock_file(USES).unwrap(), &dir.join(USES), [disk.to_string().as_str()], Instant::now())
+                .unwrap();
+        assert!(b.vdi(disk).unwrap().delete(&ctx()).is_err(), "vdi_delete is refused");
+        assert!(b.delete().is_err(), "sr_delete is not refused");
+    }
+
+    /// A forks; B is asked for vdi_delete, then vdi_create, of the copy's name: under locks of B only.
+    #[test]
+    fn the_copy_of_a_living_fork_is_left_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("sr");
+        let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone()).shared());
+        let namespace = SrUuid::random().to_string();
+        let file = fork.dir.lock_file(TREE_LOCK).unwrap();
+        let lock = lock::take(&namespace, "tree", lock::Kind::Exclusive, Instant::now()).unwrap();
+        let lock = lock.among_hosts(file, &path.join(TREE_LOCK), Instant::now()).unwrap();
+        let [disk, base, dest] = fork.places();
+        let mut own = fork.dir.new_file().unwrap();
+        fork.child(&own, &disk);
+        fork.dir.link(&disk.name(), &base.name()).unwrap();
+        fork.publish_dest();
+        let here = FileSr::new(fork.sr.sr, "nfs", path).shared();
+        let copy = dest.vdi;
+        std::thread::scope(|scope| {
+            let forgetting = scope.spawn(|| here.forget_vdi(copy));
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            assert!(!forgetting.is_finished(), "it does not wait for the fork");
+            own.is_durable();
+            own.publish_over(&disk.name()).unwrap();
+            drop(lock);
+            assert_eq!(forgetting.join().unwrap().unwrap(), Done::Already);
+        });
+        lock::forget(&namespace, "tree");
+        assert!(here.vdi(dest.vdi).is_ok(), "the copy of a fork under way was removed");
+    }
+
+    /// A's client renames an open U to .nfs… before it renames the new image over it; power cut between the two.
+    #[test]
+    fn a_fork_cut_while_the_disk_has_no_name_is_undone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("sr");
+        let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone()).shared());
+        let [disk, base, dest] = fork.places();
+        fork.dir.link(&disk.name(), &base.name()).unwrap();
+        fork.publish_dest();
+        fork.dir.rename(&disk.name(), ".nfs000000000000000f00000002").unwrap();
+        fork.dir.remove(".nfs000000000000000f00000002").unwrap();
+        let b = FileSr::new(fork.sr.sr, "nfs", path).shared();
+        b.attach().unwrap();
+        let other = b.create_vdi(&vhd(VdiUuid::random())).unwrap().uuid;
+        let snapshot = b.vdi(other).unwrap().snapshot(VdiUuid::random(), &ctx()).map(drop).map_err(|e| e.to_string());
+        assert!(b.vdi(disk.vdi).is_ok(), "the disk is gone");
+        assert!(b.vdi(dest.vdi).is_err());
+        snapshot.unwrap();
+    }
+
+    #[test]
+    fn a_collapse_cut_while_the_disk_has_no_name_is_completed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (a, b) = two_hosts(&scratch.path().join("sr"));
+        let [disk, snap] = [(); 2].map(|()| VdiUuid::random());
+        a.create_vdi(&vhd(disk)).unwrap();
+        write(&a, disk, 0, &[7; 4096]);
+        a.vdi(disk).unwrap().snapshot(snap, &ctx()).unwrap();
+        a.vdi(snap).unwrap().delete(&ctx()).unwrap();
+        let base = a.vdi(disk).unwrap().info().unwrap().parent.unwrap();
+        let dir = a.dir().unwrap();
+        // A: merged, record, base visible; its client renames the open leaf away; power cut.
+        let record = Record::Collapse { vdi: disk, base, format: Format::Vhd };
+        dir.create(CHANGE, &encode(&record)).unwrap();
+        let name = image_name(base, Format::Vhd);
+        (vdi::kind(Format::Vhd).set_hidden)(&dir.open_file(&name, true).unwrap(), &dir.join(&name), false).unwrap();
+        dir.rename(&image_name(disk, Format::Vhd), ".nfs000000000000000f00000002").unwrap();
+        b.attach().unwrap();
+        assert_eq!(read(&b, disk, 0, 4096).map(|b| b[0]).map_err(|e| e.to_string()), Ok(7));
+    }
+
+    /// While A's fork has renamed the open U away, B unlocks or deletes it.
+    #[test]
+    fn a_disk_without_a_name_for_a_moment_keeps_its_lock() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("sr");
+        let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone()).shared());
+        let b = FileSr::new(fork.sr.sr, "nfs", path).shared();
+        let [disk, base, _] = fork.places();
+        b.vdi(disk.vdi).unwrap().lock("vm", false).unwrap();
+        let own = fork.dir.new_file().unwrap();
+        fork.child(&own, &disk);
+        fork.dir.link(&disk.name(), &base.name()).unwrap();
+        fork.publish_dest();
+        fork.dir.rename(&disk.name(), ".nfs000000000000000f00000002").unwrap();
+        // vdi_delete on B: storage.vdi() says NoVdi, so dispatch forgets it.
+        // The fork lives: who needs the disk waits for the lock of the trees, and here finds what was killed.
+        assert!(b.vdi(disk.vdi).is_ok());
+        assert_eq!(b.scan().unwrap().vdi_uuids, [disk.vdi]);
+        assert_eq!(b.vdi(disk.vdi).unwrap().info().unwrap().lock, 1, "the persistent lock is gone");
     }
 }
