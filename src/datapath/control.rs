@@ -118,6 +118,8 @@ pub struct Control {
 struct Pauses {
     /// How many a connection began: the last one counts.
     begun: u64,
+    /// The last one has not ended.
+    in_force: bool,
     /// Another host does, see `hold`.
     held: bool,
 }
@@ -187,6 +189,7 @@ impl Control {
         let mut pauses = self.pauses();
         disk.pause()?;
         pauses.begun += 1;
+        pauses.in_force = true;
         *paused = Some(pauses.begun);
         Ok(())
     }
@@ -194,11 +197,15 @@ impl Control {
     /// Ends a pause, unless another one began meanwhile: of a caller that was killed the end may be heard after
     /// the beginning of the next, which must not lose its pause by that.
     fn resume(&self, disk: &Disk, resized: &Resized, paused: &mut Option<u64>) -> Result<String, String> {
-        let pauses = self.pauses();
+        let mut pauses = self.pauses();
         match paused.take() {
-            Some(ours) if ours != pauses.begun => Err("another call has paused it since".to_owned()),
-            _ if pauses.held => Err("another host holds it paused".to_owned()),
-            _ => resume(disk, resized).map_err(|e| one_line(&e)),
+            Some(ours) if ours != pauses.begun => return Err("another call has paused it since".to_owned()),
+            Some(_) => pauses.in_force = false,
+            None => {}
+        }
+        match pauses.held {
+            true => Err("another host holds it paused".to_owned()),
+            false => resume(disk, resized).map_err(|e| one_line(&e)),
         }
     }
 
@@ -211,7 +218,9 @@ impl Control {
 
     fn release(&self, disk: &Disk, resized: &Resized) -> Result<()> {
         let mut pauses = self.pauses();
-        if std::mem::take(&mut pauses.held) || matches!(disk.state(), State::Failed(_)) {
+        // Whoever on this host has paused it as well goes on with that, and resumes it.
+        let ended = std::mem::take(&mut pauses.held) && !pauses.in_force;
+        if ended || matches!(disk.state(), State::Failed(_)) {
             resume(disk, resized)?;
         }
         Ok(())

@@ -18,8 +18,9 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::sys::blockdev;
 use crate::sys::loopdev::{self, Detached};
 use crate::sys::run_dir;
@@ -93,14 +94,39 @@ pub fn find(path: &Path) -> Result<Option<Attached>> {
         return Ok(None);
     }
     for pid in starting {
-        if Arguments::of(pid).is_some_and(|a| is_same(&a.source.path, path)) {
+        let serves = || Arguments::of(pid).is_some_and(|a| is_same(&a.source.path, path));
+        if serves() {
             // What it could not write is told to whoever detached it, if he waits.
             let end = Client::connect(&dir, pid).and_then(|mut client| client.say("stop").map(|()| client));
-            let _ = end.and_then(Client::wait_for_end);
+            let ended = end.and_then(Client::wait_for_end);
+            if let Err(why) = ended.and_then(|()| await_end(serves))
+                && serves()
+            {
+                return Err(still_writing(pid, path, &why));
+            }
         }
     }
     // One that had just been started may have a device by now.
     Ok(find_in(&all()?, path).cloned())
+}
+
+/// Waits a moment for a process that has closed its end of a conversation.
+fn await_end(lives: impl Fn() -> bool) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let until = Instant::now() + PATIENCE;
+    while lives() {
+        if Instant::now() >= until {
+            return Err(Error::Usage("it said that it ends, and lives on".to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// A second server of the image would write beside the first, and both would destroy it.
+fn still_writing(server: u32, path: &Path, why: &Error) -> Error {
+    let holder = format!("its server, process {server}, which has not ended: {}", one_line(why));
+    Error::DeviceInUse { device: path.display().to_string(), holder }
 }
 
 /// The processes that have, or had, a socket here.
@@ -182,9 +208,13 @@ pub fn detach(path: &Path) -> Result<Detached> {
     if matches!(detached, Detached::Busy(_)) {
         return Ok(detached);
     }
-    if let Some(mut client) = client.take() {
-        client.hear()?;
-        client.wait_for_end()?;
+    match client.take() {
+        Some(mut client) => {
+            client.hear()?;
+            client.wait_for_end()?;
+        }
+        // It did not answer, and may still be writing: without its device it is one that `find` waits for.
+        None => drop(find(path)?),
     }
     sweep(&directory());
     Ok(detached)

@@ -93,7 +93,8 @@ fn read_cached(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let at = i64::try_from(offset + done as u64).map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: `part` is one buffer that lives, and is ours alone, until the call returns.
         match unsafe { libc::preadv2(file.as_raw_fd(), &part, 1, at, libc::RWF_NOWAIT) } {
-            0 => break,
+            // The end; or, on Linux 5.9 and 5.10, that it would have to wait. Whoever may wait finds out.
+            0 => return Err(io::Error::from_raw_os_error(libc::EAGAIN)),
             got if got > 0 => done += got as usize,
             _ => match io::Error::last_os_error() {
                 e if e.kind() == io::ErrorKind::Interrupted => {}
