@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use crate::call::{Context, DEFAULT_WAIT};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ended};
 use crate::sr::file::{self, FileSr};
 use crate::sr::mountpoint::Mountpoint;
 use crate::sr::volume_group::{self, DELETING, Naming, VolumeGroup};
@@ -143,11 +143,10 @@ impl ExtSr {
     /// The active volume's device, with its filesystem checked as far as that asks for it.
     fn prepare(&self) -> Result<PathBuf> {
         let device = self.activate()?;
-        if let Some(who) = blockdev::claimed(&device) {
-            return Err(Error::DeviceInUse {
-                device: self.node().display().to_string(),
-                holder: format!("{who} has it"),
-            });
+        self.refuse_claimed(&device)?;
+        if blockdev::is_read_only(&device) {
+            // A killed sr_probe leaves it so.
+            blockdev::set_read_only(&device, false)?;
         }
         // Status 1: it had errors and they are corrected.
         let check = Tool::new("e2fsck").args(["-p", "--", &device.display().to_string()]).or_status(1);
@@ -159,6 +158,15 @@ impl ExtSr {
                 Err(Error::Tool { argv, how, stderr: format!("{}\nto repair it {by_hand}", stderr.trim_end()) })
             }
             Err(other) => Err(other),
+        }
+    }
+
+    fn refuse_claimed(&self, device: &Path) -> Result<()> {
+        match blockdev::claimed(device) {
+            None => Ok(()),
+            Some(who) => {
+                Err(Error::DeviceInUse { device: self.node().display().to_string(), holder: format!("{who} has it") })
+            }
         }
     }
 
@@ -237,9 +245,15 @@ impl ExtSr {
             .map_err(|refused| refused.or_timed_out(busy))?;
         self.group.refuse_incomplete(vg)?;
         let device = self.activate()?;
-        let found = self.privately(&device, LOOK_ONLY, FileSr::stat).map(|info| self.located(info));
+        self.refuse_claimed(&device)?;
+        // The kernel removes orphaned inodes from a filesystem mounted read-only, journal or not, unless its device takes
+        // no writes.
+        let found = blockdev::set_read_only(&device, true)
+            .and_then(|()| self.privately(&device, LOOK_ONLY, FileSr::stat))
+            .map(|info| self.located(info));
+        let writable = blockdev::set_read_only(&device, false);
         let _ = self.deactivate();
-        found
+        ended(found, writable)
     }
 
     fn make(&self, size: Option<u64>, over: bool) -> Result<()> {
