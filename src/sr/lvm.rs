@@ -266,17 +266,19 @@ impl LvmSr {
         }
     }
 
-    /// Removes what killed calls left. The caller has the SR to itself.
+    /// Removes what killed calls left on this host, where the caller has the SR to itself. What another host left it may
+    /// be filling: whoever gives its extents to somebody else destroys his data.
     fn sweep(&self, vg: &Vg) -> Result<()> {
-        let left =
-            vg.lvs.iter().filter(|lv| lv.name.strip_prefix(UNFINISHED).is_some_and(|u| u.parse::<VdiUuid>().is_ok()));
+        let of_vdi = |lv: &&Lv| lv.name.strip_prefix(UNFINISHED).is_some_and(|u| u.parse::<VdiUuid>().is_ok());
+        let left = vg.lvs.iter().filter(of_vdi).filter(|lv| !tags::is_elsewhere(&lv.tags));
         left.into_iter().try_for_each(|lv| self.remove_unfinished(vg, &lv.name))
     }
 
     /// A failed command's reason in the API's words, from what is there now: the VDI that it was to make, or the
     /// `wanted` bytes that are not there.
     fn explain(&self, failed: Error, vdi: Option<VdiUuid>, wanted: u64) -> Error {
-        let Ok(vg) = self.group.whole() else { return failed };
+        // What came after the command, as a flush, says what it is itself.
+        let (Error::Tool { .. }, Ok(vg)) = (&failed, self.group.whole()) else { return failed };
         let pooled = vg.lv(POOL).is_some();
         match vdi {
             Some(vdi) if self.volumes(&vg).any(|(found, ..)| found == vdi) => {
@@ -321,6 +323,10 @@ impl Sr for LvmSr {
         let vg = self.group.whole()?;
         self.volumes(&vg).try_for_each(|(vdi, format, _)| refuse_foreign(vdi, format))?;
         let pool = vg.lv(POOL).filter(|pool| pool.is_thin_pool());
+        if pool.is_none() && vg.tags.iter().any(|t| t == THIN) {
+            let why = format!("it was created thin, and its group {} has no pool {POOL}", vg.name);
+            return Err(Error::SrUnavailable { sr: self.group.sr, why });
+        }
         match (self.allocation, pool) {
             (Some(Allocation::Thin), None) | (Some(Allocation::Thick), Some(_)) => {
                 let is = if pool.is_some() { "thin" } else { "thick" };
@@ -396,7 +402,7 @@ impl Sr for LvmSr {
         let lv = self.make_volume(&vg, new, RAW, size, (!thin).then_some(tags::ZERO))?;
         let place = LvmPlace::new(self, &vg, new.vdi, &lv);
         if !thin && self.zeroes_cost(&vg) {
-            place.zero_now()?;
+            place.zero_now().map_err(|cause| cause.undone(self.remove_unfinished(&vg, &lv.name)))?;
         }
         Ok(place.info())
     }
@@ -406,7 +412,7 @@ impl Sr for LvmSr {
         let made = RefCell::new(None);
         let mut make = |size: u64| -> Result<Box<dyn DiskWriter + '_>> {
             let size = checked_size(size.max(new.virtual_size), vg.extent_size, kind.largest)?;
-            let lv = self.make_volume(&vg, new, UNFINISHED, size, None)?;
+            let lv = self.make_volume(&vg, new, UNFINISHED, size, Some(&tags::of_maker()))?;
             Ok(Box::new(Fill::begin(self, &vg, &made.borrow_mut().insert(lv).name, size)?))
         };
         let no_files = || {
@@ -423,6 +429,10 @@ impl Sr for LvmSr {
         let name = format!("{RAW}{}", new.vdi);
         let published = filled
             .and_then(|()| self.group.deactivate(&vg, &unfinished.name))
+            .and_then(|()| {
+                let unfinished = format!("{}/{}", vg.name, unfinished.name);
+                self.group.change(&vg, "lvchange", &["--deltag", &tags::of_maker()], &[&unfinished])
+            })
             .and_then(|()| self.group.change::<&str>(&vg, "lvrename", &[], &[&vg.name, &unfinished.name, &name]));
         match published {
             Ok(()) => Ok(LvmPlace::new(self, &vg, new.vdi, &Lv { name, ..unfinished }).info()),
@@ -469,9 +479,9 @@ impl LvmSr {
     }
 }
 
-/// A group that was to be thin and has no pool.
+/// A group that was to be thin and has no pool, and no disk that could have lost it.
 fn is_half_made(vg: &Vg) -> bool {
-    vg.tags.iter().any(|t| t == THIN) && vg.lv(POOL).is_none()
+    vg.tags.iter().any(|t| t == THIN) && vg.lv(POOL).is_none() && !vg.lvs.iter().any(|lv| vdi_of(&lv.name).is_some())
 }
 
 /// Which VDI a volume is, by its name.

@@ -225,6 +225,9 @@ fn zero_blocks(file: &File, device: &Path, from: u64, end: u64, progress: Progre
 pub fn discard(device: &Path, from: u64) -> Result<()> {
     let file = open(device, true)?;
     let range = [from, size(device)?.saturating_sub(from)];
+    if range[1] == 0 {
+        return Ok(());
+    }
     // SAFETY: `range` is what the ioctl reads and lives until it returns.
     match unsafe { blkdiscard(file.as_raw_fd(), &range) } {
         Ok(_) | Err(Errno::EOPNOTSUPP) => Ok(()),

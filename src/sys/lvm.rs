@@ -95,7 +95,7 @@ pub fn report(vg: Option<&str>) -> Result<Vec<Vg>> {
         .arg("fullreport")
         .usual_args([
             "--config",
-            &format!("{CONFIG} {UNCHECKED}"),
+            &format!("{CONFIG} {UNCHECKED} {PARSED}"),
             "--reportformat",
             "json",
             "--units",
@@ -233,8 +233,29 @@ fn parse_percent(text: &str) -> Option<u64> {
 /// The extents of a volume, in the words that `lvextend` takes: `/dev/sdb:0-2`.
 pub fn extents(vg: &str, lv: &str) -> Result<Vec<String>> {
     let out =
-        command("lvs").args(["--reportformat", "json", "-o", "seg_pe_ranges", "--", &format!("{vg}/{lv}")]).run()?;
+        parsed("lvs").args(["--reportformat", "json", "-o", "seg_pe_ranges", "--", &format!("{vg}/{lv}")]).run()?;
     parse_extents(&out.stdout)
+}
+
+/// How a thin pool gives out its space and takes it back.
+pub struct Chunks {
+    /// Bytes of each.
+    pub size: u64,
+    /// Whether those that are discarded are taken back.
+    pub discards: bool,
+}
+
+pub fn chunks(vg: &str, pool: &str) -> Result<Chunks> {
+    let options = ["--noheadings", "--units", "b", "--nosuffix", "-o", "chunk_size,discards", "--"];
+    let out = parsed("lvs").args(options).arg(format!("{vg}/{pool}")).run()?;
+    let mut words = out.stdout.split_whitespace();
+    match (words.next().and_then(|size| size.parse().ok()), words.next()) {
+        (Some(size), Some(discards)) if size > 0 => Ok(Chunks { size, discards: discards != "ignore" }),
+        _ => Err(Error::Damaged {
+            path: PathBuf::from("lvs"),
+            what: format!("it says of the chunks of {vg}/{pool}: {:?}", out.stdout.trim()),
+        }),
+    }
 }
 
 fn parse_extents(json: &str) -> Result<Vec<String>> {
@@ -256,7 +277,12 @@ fn parse_extents(json: &str) -> Result<Vec<String>> {
         what: format!("its JSON can't be read: {e}; it is {json:.200?}"),
     })?;
     let rows = document.report.into_iter().flat_map(|r| r.seg.into_iter().chain(r.lv)).flatten();
-    Ok(rows.flat_map(|r| r.seg_pe_ranges.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect())
+    // A colon in the device's own name would end it.
+    let range = |words: &str| match words.rsplit_once(':') {
+        Some((device, extents)) => format!("{}:{extents}", device.replace(':', "\\:")),
+        None => words.to_owned(),
+    };
+    Ok(rows.flat_map(|r| r.seg_pe_ranges.split_whitespace().map(range).collect::<Vec<_>>()).collect())
 }
 
 /// Runs an LVM command that changes something. `names` are the things it works on, never options.
@@ -359,12 +385,21 @@ fn command(program: &str) -> Tool {
     Tool::new(program).usual_args(["--config", CONFIG]).deadline(DEADLINE)
 }
 
-/// No daemon that extends pools behind our back; a full pool answers with an error and does not hang.
-const CONFIG: &str = "activation{monitoring=0 error_when_full=1}";
+/// One whose words are read.
+fn parsed(program: &str) -> Tool {
+    Tool::new(program).usual_args(["--config", &format!("{CONFIG} {PARSED}")]).deadline(DEADLINE)
+}
+
+/// No daemon that extends pools behind our back; a full pool answers with an error and does not hang. A dom0's lvm.conf
+/// forbids to write metadata, so that nobody does it by accident.
+const CONFIG: &str = "activation{monitoring=0 error_when_full=1} global{metadata_read_only=0}";
 
 /// A report of groups would read their copies in /etc/lvm/backup as well, only to see whether these are current: a quarter
 /// of its time with 500 volumes.
 const UNCHECKED: &str = "backup{backup=0}";
+
+/// What is read is written as we read it, whatever lvm.conf says, and a damaged device's warnings do not stand in it.
+const PARSED: &str = "log{silent=1} report{binary_values_as_numeric=0 compact_output=0 prefixes=0}";
 
 /// Text as part of a tag, in the characters that LVM takes: the others become `&` and two hex digits.
 pub fn escape(text: &str) -> String {

@@ -516,7 +516,7 @@ impl<'a> Service<'a> {
     fn tell_figures(&mut self, sr_ref: &str, grown: Option<i128>) {
         let told = match grown {
             Some(by) => self.add_to_figures(sr_ref, by),
-            None => self.sr_info().and_then(|sr| self.set_figures(sr_ref, sr.virtual_allocation, sr.space())),
+            None => self.recompute_figures(sr_ref),
         };
         if let Err(failure) = told {
             let why = self.reason(&failure, self.request.command);
@@ -527,6 +527,13 @@ impl<'a> Service<'a> {
     /// `by`, where it is worth to be known; see [`Service::tell_figures`].
     fn grown(&self, by: impl FnOnce() -> Option<i128>) -> Option<i128> {
         if self.storage().ok()?.looks_at_every_disk() { by() } else { None }
+    }
+
+    fn recompute_figures(&mut self, sr_ref: &str) -> Result<(), Failure> {
+        // Who reads later tells later.
+        let _alone = self.lock(FIGURES, Kind::Exclusive)?;
+        let sr = self.sr_info()?;
+        self.set_figures(sr_ref, sr.virtual_allocation, sr.space())
     }
 
     fn add_to_figures(&mut self, sr_ref: &str, by: i128) -> Result<(), Failure> {

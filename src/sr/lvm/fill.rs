@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use super::LvmSr;
+use super::{LvmSr, POOL};
 use crate::error::{Error, Result};
 use crate::image::disk::DiskWriter;
 use crate::sys::blockdev;
@@ -22,16 +22,16 @@ pub struct Fill<'a> {
 enum Space {
     /// All of it is there, with what was on the disks before. Up to here it is this disk's own.
     Thick { own: u64 },
-    /// A pool's, which takes all writes until it is full and then fails everybody's. So many bytes may be written
-    /// before it is looked at again.
-    Thin { budget: u64 },
+    /// A pool's, which takes all writes until it is full and then fails everybody's. It gives out `chunk` bytes at once;
+    /// so many more may be given out before it is looked at again. Up to `last` they were.
+    Thin { budget: u64, chunk: u64, last: u64 },
 }
 
 impl<'a> Fill<'a> {
     /// Activates the volume `name` of `size` bytes.
     pub fn begin(sr: &'a LvmSr, vg: &Vg, name: &str, size: u64) -> Result<Fill<'a>> {
         let space = match sr.room_in_pool(vg)? {
-            Some(room) => Space::Thin { budget: budget(room) },
+            Some(room) => Space::Thin { budget: budget(room), chunk: lvm::chunks(&vg.name, POOL)?.size, last: 0 },
             None => Space::Thick { own: 0 },
         };
         lvm::activate(&vg.name, name)?;
@@ -50,7 +50,6 @@ impl<'a> Fill<'a> {
     }
 }
 
-/// A pool gives out whole chunks, of which a write may need a small part only.
 fn budget(room: u64) -> u64 {
     const LEAST: u64 = 4 << 20;
     (room / 16).max(LEAST)
@@ -63,10 +62,17 @@ impl DiskWriter for Fill<'_> {
         let len = bytes.len() as u64;
         match &mut self.space {
             Space::Thick { own } => *own = (*own).max(offset + len),
-            Space::Thin { budget: left } if *left > len => *left -= len,
-            Space::Thin { budget: left } => {
-                self.file.sync_data().map_err(Error::io("write", &self.node))?;
-                *left = self.sr.room_in_pool(&self.sr.group.whole()?)?.map_or(0, budget);
+            Space::Thin { budget: left, chunk, last } => {
+                // Pieces come in the order of the disk.
+                let end = (offset + len).next_multiple_of(*chunk);
+                let new = end.saturating_sub((*last).max(offset / *chunk * *chunk));
+                *last = end;
+                if *left > new {
+                    *left -= new;
+                } else {
+                    self.file.sync_data().map_err(Error::io("write", &self.node))?;
+                    *left = self.sr.room_in_pool(&self.sr.group.whole()?)?.map_or(0, budget);
+                }
             }
         }
         Ok(())

@@ -19,8 +19,8 @@ pub struct LvmPlace<'a> {
     vdi: VdiUuid,
     vg: Rc<Vg>,
     pool_used: Option<u64>,
-    /// Whether a `NEW-<vdi>` was there.
-    unfinished: bool,
+    /// The tags of a `NEW-<vdi>`, if there was one.
+    unfinished: Option<Vec<String>>,
     lv: RefCell<Lv>,
 }
 
@@ -51,14 +51,14 @@ impl Group {
 
 impl<'a> LvmPlace<'a> {
     pub fn new(sr: &'a LvmSr, vg: &Vg, vdi: VdiUuid, lv: &Lv) -> Self {
-        let unfinished = vg.lv(&format!("{UNFINISHED}{vdi}")).is_some();
+        let unfinished = vg.lv(&format!("{UNFINISHED}{vdi}")).map(|lv| lv.tags.clone());
         LvmPlace { unfinished, ..LvmPlace::listed(sr, &Group::of(vg), vdi, lv) }
     }
 
     /// One of many, to be looked at only.
     pub fn listed(sr: &'a LvmSr, group: &Group, vdi: VdiUuid, lv: &Lv) -> Self {
         let Group { vg, pool_used } = group.clone();
-        LvmPlace { sr, vdi, vg, pool_used, unfinished: false, lv: RefCell::new(lv.clone()) }
+        LvmPlace { sr, vdi, vg, pool_used, unfinished: None, lv: RefCell::new(lv.clone()) }
     }
 
     fn name(&self) -> String {
@@ -84,13 +84,15 @@ impl<'a> LvmPlace<'a> {
 
     fn extent(&self) -> Extent {
         let lv = self.lv.borrow();
+        // A cut that a kill left is completed before anybody has the disk.
+        let length = lv.size.min(self.record().cut.unwrap_or(u64::MAX));
         let allocated = match (lv.is_thin(), lv.data_used) {
             (false, _) => lv.size,
             (true, Some(hundredths)) => (u128::from(lv.size) * u128::from(hundredths) / 10_000) as u64,
             // Only of an active volume does LVM know; it can't be more than this.
             (true, None) => lv.size.min(self.pool_used.unwrap_or(lv.size)),
         };
-        Extent { length: lv.size, allocated }
+        Extent { length, allocated: allocated.min(length) }
     }
 
     pub fn info(&self) -> VdiInfo {
@@ -188,9 +190,9 @@ impl<'a> LvmPlace<'a> {
     }
 
     /// Removes the extents that a killed vdi_resize was preparing, or completes the cut that it began, or ends what is left
-    /// of a vdi_export.
-    fn sweep(&self) -> Result<()> {
-        if self.unfinished {
+    /// of a vdi_export. What another host prepares is left to those calls that `may_change` the group.
+    fn sweep(&self, may_change: bool) -> Result<()> {
+        if self.unfinished.as_ref().is_some_and(|tags| may_change || !tags::is_elsewhere(tags)) {
             self.sr.remove_unfinished(&self.vg, &format!("{UNFINISHED}{}", self.vdi))?;
         }
         if self.record().lent {
@@ -204,13 +206,40 @@ impl<'a> LvmPlace<'a> {
 
     /// Cuts a thin disk that is tagged so. What is cut off is discarded first: it must not come back when the disk grows.
     fn cut(&self, size: u64) -> Result<()> {
-        if self.extent().length > size {
+        if self.lv.borrow().size > size {
             self.activate()?;
-            blockdev::discard(&self.node(), size)?;
+            self.discard_from(size)?;
             self.deactivate()?;
             self.reduce(size)?;
         }
         self.untag(&tags::cut(size))
+    }
+
+    /// What is behind `size` reads as zeroes when the disk grows again. A pool takes back whole chunks only.
+    fn discard_from(&self, size: u64) -> Result<()> {
+        let node = self.node();
+        let chunk = lvm::chunks(&self.vg.name, POOL)?.size;
+        let end = size.checked_next_multiple_of(chunk).unwrap_or(u64::MAX).min(self.lv.borrow().size);
+        if size < end {
+            let file = blockdev::open(&node, true)?;
+            blockdev::zero_range(&file, &node, size, end)?;
+            file.sync_all().map_err(Error::io("flush", &node))?;
+        }
+        blockdev::discard(&node, end)
+    }
+
+    fn refuse_without_discards(&self) -> Result<()> {
+        if lvm::chunks(&self.vg.name, POOL)?.discards {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            op: "making a disk smaller",
+            why: format!(
+                "the pool ignores discards, so what is cut off would be seen when the disk grows: lvchange --discards \
+                 nopassdown {}/{POOL}",
+                self.vg.name
+            ),
+        })
     }
 
     fn reduce(&self, size: u64) -> Result<()> {
@@ -228,7 +257,8 @@ impl<'a> LvmPlace<'a> {
         let mut tries = 0;
         loop {
             tries += 1;
-            let options = ["-y", "-ay", "-Zn", "-Wn", "-n", &name, "-l", &extents];
+            let maker = tags::of_maker();
+            let options = ["-y", "-ay", "-Zn", "-Wn", "-n", &name, "-l", &extents, "--addtag", &maker];
             self.change("lvcreate", &options, &[&self.vg.name]).map_err(|e| self.sr.explain(e, None, more))?;
             let zeroed = blockdev::zero(&lvm::node(&self.vg.name, &name), &|_, _| {})
                 .and_then(|()| lvm::extents(&self.vg.name, &name));
@@ -269,7 +299,7 @@ impl Place for LvmPlace<'_> {
     }
 
     fn read(&self, reader: &mut dyn FnMut(File) -> Result<()>) -> Result<()> {
-        self.sweep()?;
+        self.sweep(false)?;
         self.refuse_unhealthy()?;
         if self.record().zero {
             // What is on its extents is not its own.
@@ -319,7 +349,7 @@ impl Place for LvmPlace<'_> {
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
-        self.sweep()?;
+        self.sweep(false)?;
         let node = self.node();
         let read_only = mode == Mode::ReadOnly;
         self.refuse_unhealthy()?;
@@ -348,7 +378,7 @@ impl Place for LvmPlace<'_> {
     }
 
     fn detach(&self) -> Result<Done> {
-        self.sweep()?;
+        self.sweep(false)?;
         if !self.lv.borrow().active {
             return Ok(Done::Already);
         }
@@ -363,7 +393,7 @@ impl Place for LvmPlace<'_> {
     fn resize(&self, bytes: u64) -> Result<()> {
         let size = super::checked_size(bytes, self.vg.extent_size, i64::MAX as u64)?;
         self.sr.group.refuse_broken(&self.vg)?;
-        self.sweep()?;
+        self.sweep(true)?;
         let now = self.extent().length;
         let (thin, zero) = (self.lv.borrow().is_thin(), self.record().zero);
         let more = size.saturating_sub(now);
@@ -384,6 +414,7 @@ impl Place for LvmPlace<'_> {
             // A cut that a sweep completed may have been this one.
             (false, true) if size == now => {}
             (false, true) => {
+                self.refuse_without_discards()?;
                 self.tag(tags::cut(size))?;
                 self.cut(size)?;
             }
@@ -404,7 +435,7 @@ impl Place for LvmPlace<'_> {
                 ),
             });
         }
-        self.sweep()?;
+        self.sweep(true)?;
         let vg = self.sr.group.whole()?;
         if self.sr.volumes(&vg).any(|(vdi, ..)| vdi == dest) {
             return Err(Error::VdiExists { vdi: dest, sr: self.sr.group.sr });
@@ -424,7 +455,7 @@ impl Place for LvmPlace<'_> {
     }
 
     fn remove(&self) -> Result<()> {
-        self.sweep()?;
+        self.sweep(true)?;
         self.change("lvremove", &["-y"], &[&self.full_name()])
     }
 }

@@ -6,6 +6,7 @@
 //! | `xcp.shareable`, `xcp.read_only` | as they say |
 //! | `xcp.zero` | never attached; what the volume holds is not its own and is zeroed before anybody sees it |
 //! | `xcp.cut=<bytes>` | being cut to this size; what makes it active meanwhile is no attachment |
+//! | `xcp.maker=…` | of an unfinished volume: the host that fills it |
 //! | `xcp.lent` | active for a call that reads it, which is no attachment |
 //! | `xcp.lock=<n>` | the lock's record has been changed `n` times |
 //! | `xcp.lock.<n>.<i>.<k>=…` | part `k` of the name of holder `i`, in state `n` of the record |
@@ -19,9 +20,25 @@ use crate::vdi::Holders;
 pub const ZERO: &str = "xcp.zero";
 const CUT: &str = "xcp.cut";
 pub const LENT: &str = "xcp.lent";
+const MAKER: &str = "xcp.maker";
 const READ_ONLY: &str = "xcp.read_only";
 const SHAREABLE: &str = "xcp.shareable";
 const LOCK: &str = "xcp.lock";
+
+/// The mark of this host on a volume that it fills.
+pub fn of_maker() -> String {
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let mut tag = format!("{MAKER}={}", escape(&host.to_string_lossy()));
+    tag.truncate(LONGEST_TAG - 1);
+    tag
+}
+
+/// Whether an unfinished volume is one that another host may be filling.
+pub fn is_elsewhere(tags: &[String]) -> bool {
+    let mut makers = tags.iter().filter(|tag| tag.split_once('=').is_some_and(|(key, _)| key == MAKER)).peekable();
+    let ours = of_maker();
+    makers.peek().is_some() && makers.all(|tag| *tag != ours)
+}
 
 /// A VDI's tags, read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
