@@ -103,6 +103,29 @@ fn what_goes_in_comes_out_through_files_and_pipes() {
 }
 
 #[test]
+fn what_a_caller_has_in_the_file_that_he_redirects_to_stays() {
+    let scene = Scene::new();
+    let disk = scene.disk();
+    scene.sm(&["vdi_import", SR, &vdi(1), "disk.raw"]).assert().success();
+    let whole = scene.export(&vdi(1), "raw");
+    same_disk(&whole, &disk);
+    let program = assert_cmd::cargo::cargo_bin("sm");
+    let (program, sr) = (program.display(), scene.path("sr"));
+    let export = format!("{program} -t file -d {} vdi_export {SR} {} - --type raw", sr.display(), vdi(1));
+    for script in [
+        format!("printf head > out; {export} >> out"),
+        format!("{{ printf head; {export}; }} > out"),
+        format!("printf head > out; {{ printf head; {export}; }} 1<> out"),
+    ] {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).current_dir(scene.scratch.path()).env("XCP_SM_RUN_DIR", scene.path("run"));
+        shell.assert().success();
+        let got = fs::read(scene.path("out")).unwrap();
+        assert!(got.starts_with(b"head") && got[4..] == whole, "{script}: {} bytes", got.len());
+    }
+}
+
+#[test]
 fn holes_stay_holes() {
     let scene = Scene::new();
     scene.disk();

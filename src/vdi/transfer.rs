@@ -3,10 +3,12 @@
 use std::cmp::Ordering;
 use std::fmt;
 use std::fs::File;
-use std::io::{BufRead, Write};
+use std::io::{BufRead, Seek as _, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, DiskWriter, PIECE, RawFile, pieces, stream};
@@ -32,6 +34,17 @@ impl Stream {
     fn is_file(&self) -> Result<bool> {
         let kind = self.file.metadata().map_err(Error::io("examine", &self.name))?.file_type();
         Ok(kind.is_file() || kind.is_block_device())
+    }
+
+    /// Whether every byte of the file is to be what is written now: not if a caller redirected his output into the middle,
+    /// or to the end, of what he has there.
+    fn is_all_ours(&self) -> Result<bool> {
+        let meta = self.file.metadata().map_err(Error::io("examine", &self.name))?;
+        let at = (&*self.file).stream_position().map_err(Error::io("examine", &self.name))?;
+        let flags = nix::fcntl::fcntl(&self.file, nix::fcntl::FcntlArg::F_GETFL);
+        let flags = OFlag::from_bits_truncate(flags.map_err(Error::sys("examine", &self.name))?);
+        let empty = meta.file_type().is_block_device() || meta.len() == 0;
+        Ok(empty && at == 0 && !flags.contains(OFlag::O_APPEND))
     }
 
     fn reader(&self) -> Result<File> {
@@ -111,7 +124,7 @@ impl fmt::Display for Container {
 pub fn export(disk: &dyn Disk, to: &Stream, progress: Progress) -> Result<()> {
     let is_file = to.is_file()?;
     match to.format {
-        Format::Raw if is_file => {
+        Format::Raw if is_file && to.is_all_ours()? => {
             to.file.set_len(disk.size()).map_err(Error::io("write", &to.name))?;
             let total = data_of(disk)?;
             let mut done = 0;
