@@ -113,7 +113,7 @@ pub fn report(vg: Option<&str>) -> Result<Vec<Vg>> {
         None => tool.arg("--foreign"),
     };
     let out = tool.run()?;
-    let mut groups = parse_report(&out.stdout)?;
+    let mut groups = parse_report(&only_json(&out.stdout))?;
     mark_duplicates(&mut groups, &out.stderr);
     Ok(groups)
 }
@@ -128,6 +128,16 @@ fn mark_duplicates(groups: &mut [Vg], stderr: &str) {
     for (device, uuid) in unused {
         let pvs = groups.iter_mut().flat_map(|vg| &mut vg.pvs);
         pvs.filter(|pv| pv.uuid == uuid).for_each(|pv| pv.duplicate = Some(device.to_owned()));
+    }
+}
+
+/// LVM says into the middle of its JSON that it reads a damaged device again. Every line of the JSON itself begins with a
+/// sign of its own.
+fn only_json(out: &str) -> Cow<'_, str> {
+    let is_json = |line: &&str| line.trim_start().starts_with(['{', '}', '[', ']', ',', '"']) || line.trim().is_empty();
+    match out.lines().all(|line| is_json(&line)) {
+        true => Cow::Borrowed(out),
+        false => Cow::Owned(out.lines().filter(is_json).flat_map(|line| [line, "\n"]).collect()),
     }
 }
 
@@ -234,7 +244,7 @@ fn parse_percent(text: &str) -> Option<u64> {
 pub fn extents(vg: &str, lv: &str) -> Result<Vec<String>> {
     let out =
         parsed("lvs").args(["--reportformat", "json", "-o", "seg_pe_ranges", "--", &format!("{vg}/{lv}")]).run()?;
-    parse_extents(&out.stdout)
+    parse_extents(&only_json(&out.stdout))
 }
 
 /// How a thin pool gives out its space and takes it back.
@@ -398,8 +408,8 @@ const CONFIG: &str = "activation{monitoring=0 error_when_full=1} global{metadata
 /// of its time with 500 volumes.
 const UNCHECKED: &str = "backup{backup=0}";
 
-/// What is read is written as we read it, whatever lvm.conf says, and a damaged device's warnings do not stand in it.
-const PARSED: &str = "log{silent=1} report{binary_values_as_numeric=0 compact_output=0 prefixes=0}";
+/// What is read is written as we read it, whatever lvm.conf says.
+const PARSED: &str = "report{binary_values_as_numeric=0 compact_output=0 prefixes=0}";
 
 /// Text as part of a tag, in the characters that LVM takes: the others become `&` and two hex digits.
 pub fn escape(text: &str) -> String {
@@ -462,6 +472,21 @@ mod tests {
     const THIN: &str = include_str!("../../tests/data/lvm/fullreport-thin.json");
     /// The same version, all groups: an empty one, one with a missing device, one without a group.
     const ALL: &str = include_str!("../../tests/data/lvm/fullreport-all.json");
+
+    #[test]
+    fn what_lvm_says_in_the_middle_of_its_json_is_left_out() {
+        let json = "  {\n      \"report\": [\n          {\"vg\": []}\n      ]\n  }\n";
+        assert!(matches!(only_json(json), Cow::Borrowed(_)));
+        let spoiled = json.replace("[\n   ", "[\n  Retrying metadata scan.\n   ");
+        assert_ne!(spoiled, json);
+        assert_eq!(only_json(&spoiled), json);
+    }
+
+    #[test]
+    fn a_colon_in_a_devices_name_does_not_end_it() {
+        let rows = r#"{"report": [{"seg": [{"seg_pe_ranges": "/dev/mapper/a:1:2-4 /dev/sdb:0-2"}]}]}"#;
+        assert_eq!(parse_extents(rows).unwrap(), [r"/dev/mapper/a\:1:2-4", "/dev/sdb:0-2"]);
+    }
 
     #[test]
     fn a_report_is_read_by_column_names() {
