@@ -405,18 +405,13 @@ impl FileSr {
 
     /// Keeps all hosts from opening any disk that has a server; see [`Tree::alone`].
     fn refuse_if_served(&self, dir: &Dir, listing: &Listing) -> Result<Option<Uses>> {
-        if !self.shared {
-            return Ok(None);
-        }
-        for (vdi, _) in listing.images.iter().filter(|(_, format)| !vdi::kind(**format).by_length) {
-            let name = vdi.to_string();
-            if uses::alone(dir.lock_file(USES)?, &dir.join(USES), [name.as_str()])?.is_none() {
-                let holder = format!("another host, which has it attached ({USES} is locked)");
-                return Err(Error::VdiInUse { vdi: *vdi, sr: self.sr, holder });
-            }
-        }
-        let names: Vec<String> = listing.images.keys().map(VdiUuid::to_string).collect();
-        uses::alone(dir.lock_file(USES)?, &dir.join(USES), names.iter().map(String::as_str))
+        const WHOM: &str = "another host, which has it attached";
+        let served = listing.images.iter().filter(|(_, format)| !vdi::kind(**format).by_length);
+        let served: Vec<VdiUuid> = served.map(|(vdi, _)| *vdi).collect();
+        let Some(first) = served.first() else { return Ok(None) };
+        // One by one, to say which it is.
+        served.iter().try_for_each(|vdi| self.alone(dir, &[*vdi], *vdi, WHOM).map(drop))?;
+        self.alone(dir, &served, *first, WHOM)
     }
 
     fn refuse_if_locked(&self, dir: &Rc<Dir>, listing: &Listing) -> Result<()> {

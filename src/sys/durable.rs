@@ -468,11 +468,6 @@ impl NewFile<'_> {
         self.dir.sync()
     }
 
-    /// The same for a file whose temporary name stands for another one.
-    pub fn rename_over(self, name: &str) -> Result<()> {
-        self.publish_over(name)
-    }
-
     /// Until the file is closed, [`is_abandoned`] is false.
     fn mark_as_in_use(&self) -> Result<()> {
         self.file.lock_exclusive().map_err(Error::io("mark as in use a file in", &self.dir.path))

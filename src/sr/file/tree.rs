@@ -25,6 +25,18 @@ impl FileSr {
         Ok(lock)
     }
 
+    /// [`Tree::alone`]; `vdi` is the one that is told to be in use, by `whom`.
+    pub(super) fn alone(&self, dir: &Dir, vdis: &[VdiUuid], vdi: VdiUuid, whom: &str) -> Result<Option<Uses>> {
+        if !self.shared {
+            return Ok(None);
+        }
+        let names: Vec<String> = vdis.iter().map(VdiUuid::to_string).collect();
+        match uses::alone(dir.lock_file(USES)?, &dir.join(USES), names.iter().map(String::as_str))? {
+            Some(alone) => Ok(Some(alone)),
+            None => Err(Error::VdiInUse { vdi, sr: self.sr, holder: format!("{whom} ({USES} is locked)") }),
+        }
+    }
+
     /// Completes or undoes what a crash left of a fork. The caller holds the tree's lock.
     pub(super) fn recover_change(&self, dir: &Dir) -> Result<()> {
         let Some(record) = read_change(dir)? else { return Ok(()) };
@@ -240,18 +252,7 @@ impl Tree for FilePlace<'_> {
     }
 
     fn alone(&self, vdis: &[VdiUuid]) -> Result<Option<Uses>> {
-        if !self.sr.shared {
-            return Ok(None);
-        }
-        let names: Vec<String> = vdis.iter().map(VdiUuid::to_string).collect();
-        let (file, path) = (self.dir.lock_file(USES)?, self.dir.join(USES));
-        match uses::alone(file, &path, names.iter().map(String::as_str))? {
-            Some(alone) => Ok(Some(alone)),
-            None => {
-                let holder = format!("another host, which has it or a disk above it attached ({USES} is locked)");
-                Err(Error::VdiInUse { vdi: self.vdi, sr: self.sr.sr, holder })
-            }
-        }
+        self.sr.alone(&self.dir, vdis, self.vdi, "another host, which has it or a disk above it attached")
     }
 
     fn lend(&self, read_only: bool) -> Result<Option<[Uses; 2]>> {
@@ -357,7 +358,7 @@ impl Tree for FilePlace<'_> {
             (kind.set_hidden)(&image, &base.path(), false)?;
             // A temporary name: whoever repairs removes it first, see `recover_change`.
             let passing = self.dir.passing_link(&base.name(), &image)?;
-            passing.rename_over(&self.name())?;
+            passing.publish_over(&self.name())?;
             drop(image);
             self.dir.remove(&base.name())?;
             self.dir.sync()
@@ -443,6 +444,15 @@ mod tests {
             Forking { sr, dir, places: [disk, base, dest] }
         }
 
+        /// The lock of the trees as another host has it, whose locks in its own kernel are of another name here.
+        fn lock_elsewhere(&self) -> (String, Lock) {
+            let namespace = SrUuid::random().to_string();
+            let lock = lock::take(&namespace, "tree", lock::Kind::Exclusive, Instant::now()).unwrap();
+            let file = self.dir.lock_file(TREE_LOCK).unwrap();
+            let lock = lock.among_hosts(file, &self.dir.join(TREE_LOCK), Instant::now()).unwrap();
+            (namespace, lock)
+        }
+
         fn places(&self) -> [FilePlace<'_>; 3] {
             self.places.map(|vdi| self.sr.place(self.dir.clone(), vdi, Format::Vhd))
         }
@@ -451,6 +461,16 @@ mod tests {
             let [disk, base, _] = self.places();
             let create = vdi::kind(Format::Vhd).create_child;
             create(image.file(), &of.path(), &disk.image(Mode::ReadOnly).unwrap(), &base.path()).unwrap();
+        }
+
+        /// All but the last step. The new image of the disk.
+        fn before_the_rename(&self) -> NewFile<'_> {
+            let [disk, base, _] = self.places();
+            let own = self.dir.new_file().unwrap();
+            self.child(&own, &disk);
+            self.dir.link(&disk.name(), &base.name()).unwrap();
+            self.publish_dest();
+            own
         }
 
         fn publish_dest(&self) {
@@ -511,16 +531,9 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("sr");
         let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone()).shared());
-        // The other host's locks in its own kernel are of another name here.
-        let namespace = SrUuid::random().to_string();
-        let file = fork.dir.lock_file(TREE_LOCK).unwrap();
-        let lock = lock::take(&namespace, "tree", lock::Kind::Exclusive, Instant::now()).unwrap();
-        let lock = lock.among_hosts(file, &path.join(TREE_LOCK), Instant::now()).unwrap();
+        let (namespace, lock) = fork.lock_elsewhere();
         let [disk, base, _] = fork.places();
-        let mut own = fork.dir.new_file().unwrap();
-        fork.child(&own, &disk);
-        fork.dir.link(&disk.name(), &base.name()).unwrap();
-        fork.publish_dest();
+        let mut own = fork.before_the_rename();
 
         let here = FileSr::new(fork.sr.sr, "nfs", path).shared();
         assert_eq!(here.attach().unwrap(), Done::Already);
@@ -625,6 +638,26 @@ mod tests {
         (a, b)
     }
 
+    /// A disk of sevens whose base is there for it alone.
+    fn an_only_child(sr: &FileSr) -> VdiUuid {
+        let [disk, snap] = [(); 2].map(|()| VdiUuid::random());
+        sr.create_vdi(&vhd(disk)).unwrap();
+        write(sr, disk, 0, &[7; 4096]);
+        sr.vdi(disk).unwrap().snapshot(snap, &ctx()).unwrap();
+        sr.vdi(snap).unwrap().delete(&ctx()).unwrap();
+        disk
+    }
+
+    /// A collapse up to its rename: merged, recorded, the base visible. The name of the base.
+    fn begin_collapse(sr: &FileSr, disk: VdiUuid) -> (Rc<Dir>, String) {
+        let base = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
+        let dir = sr.dir().unwrap();
+        dir.create(CHANGE, &encode(&Record::Collapse { vdi: disk, base, format: Format::Vhd })).unwrap();
+        let name = image_name(base, Format::Vhd);
+        (vdi::kind(Format::Vhd).set_hidden)(&dir.open_file(&name, true).unwrap(), &dir.join(&name), false).unwrap();
+        (dir, name)
+    }
+
     /// Host A loses the tree's lock (lease over, or a server restart without reclaim) in the middle of a fork, after
     /// steps 1-4; host B attaches the SR and repairs; A goes on with step 5, the rename.
     #[test]
@@ -663,17 +696,8 @@ mod tests {
     fn a_host_that_lost_the_trees_lock_in_a_collapse_takes_nothing_away() {
         let scratch = tempfile::tempdir().unwrap();
         let (a, b) = two_hosts(&scratch.path().join("sr"));
-        let [disk, snap] = [(); 2].map(|()| VdiUuid::random());
-        a.create_vdi(&vhd(disk)).unwrap();
-        write(&a, disk, 0, &[7; 4096]);
-        a.vdi(disk).unwrap().snapshot(snap, &ctx()).unwrap();
-        a.vdi(snap).unwrap().delete(&ctx()).unwrap();
-        let base = a.vdi(disk).unwrap().info().unwrap().parent.unwrap();
-        let dir = a.dir().unwrap();
-        let record = Record::Collapse { vdi: disk, base, format: Format::Vhd };
-        dir.create(CHANGE, &encode(&record)).unwrap();
-        let name = image_name(base, Format::Vhd);
-        (vdi::kind(Format::Vhd).set_hidden)(&dir.open_file(&name, true).unwrap(), &dir.join(&name), false).unwrap();
+        let disk = an_only_child(&a);
+        let (dir, name) = begin_collapse(&a, disk);
         let passing = format!(".tmp-{}", uuid::Uuid::new_v4());
         dir.link(&name, &passing).unwrap();
         b.attach().unwrap();
@@ -687,11 +711,7 @@ mod tests {
     fn an_export_is_of_one_moment_whatever_another_host_does() {
         let scratch = tempfile::tempdir().unwrap();
         let (a, b) = two_hosts(&scratch.path().join("sr"));
-        let [disk, snap] = [(); 2].map(|()| VdiUuid::random());
-        a.create_vdi(&vhd(disk)).unwrap();
-        write(&a, disk, 0, &[7; 4096]);
-        a.vdi(disk).unwrap().snapshot(snap, &ctx()).unwrap();
-        a.vdi(snap).unwrap().delete(&ctx()).unwrap();
+        let disk = an_only_child(&a);
         let mut seen = vec![0; 8192];
         b.vdi(disk)
             .unwrap()
@@ -747,11 +767,8 @@ mod tests {
         };
         let context = Context { progress: &meanwhile, ..ctx() };
         let made = a.vdi(disk).unwrap().clone_to(dest, &context);
-        if made.is_ok() {
-            let copy = fs::read(path.join(image_name(dest, Format::Raw))).unwrap();
-            println!("first {} last {}", copy[0], copy[copy.len() - 1]);
-            assert_eq!(copy[0], copy[copy.len() - 1], "torn clone");
-        }
+        assert!(done.get() && matches!(made, Err(Error::VdiInUse { .. })), "torn clone: {made:?}");
+        assert!(matches!(a.vdi(dest), Err(Error::NoVdi { .. })));
     }
 
     /// B deletes the SR while A's server has a disk of it open.
@@ -775,15 +792,9 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("sr");
         let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone()).shared());
-        let namespace = SrUuid::random().to_string();
-        let file = fork.dir.lock_file(TREE_LOCK).unwrap();
-        let lock = lock::take(&namespace, "tree", lock::Kind::Exclusive, Instant::now()).unwrap();
-        let lock = lock.among_hosts(file, &path.join(TREE_LOCK), Instant::now()).unwrap();
-        let [disk, base, dest] = fork.places();
-        let mut own = fork.dir.new_file().unwrap();
-        fork.child(&own, &disk);
-        fork.dir.link(&disk.name(), &base.name()).unwrap();
-        fork.publish_dest();
+        let (namespace, lock) = fork.lock_elsewhere();
+        let [disk, _, dest] = fork.places();
+        let mut own = fork.before_the_rename();
         let here = FileSr::new(fork.sr.sr, "nfs", path).shared();
         let copy = dest.vdi;
         std::thread::scope(|scope| {
@@ -823,18 +834,9 @@ mod tests {
     fn a_collapse_cut_while_the_disk_has_no_name_is_completed() {
         let scratch = tempfile::tempdir().unwrap();
         let (a, b) = two_hosts(&scratch.path().join("sr"));
-        let [disk, snap] = [(); 2].map(|()| VdiUuid::random());
-        a.create_vdi(&vhd(disk)).unwrap();
-        write(&a, disk, 0, &[7; 4096]);
-        a.vdi(disk).unwrap().snapshot(snap, &ctx()).unwrap();
-        a.vdi(snap).unwrap().delete(&ctx()).unwrap();
-        let base = a.vdi(disk).unwrap().info().unwrap().parent.unwrap();
-        let dir = a.dir().unwrap();
-        // A: merged, record, base visible; its client renames the open leaf away; power cut.
-        let record = Record::Collapse { vdi: disk, base, format: Format::Vhd };
-        dir.create(CHANGE, &encode(&record)).unwrap();
-        let name = image_name(base, Format::Vhd);
-        (vdi::kind(Format::Vhd).set_hidden)(&dir.open_file(&name, true).unwrap(), &dir.join(&name), false).unwrap();
+        let disk = an_only_child(&a);
+        // Its client renames the open leaf away; power cut.
+        let (dir, _) = begin_collapse(&a, disk);
         dir.rename(&image_name(disk, Format::Vhd), ".nfs000000000000000f00000002").unwrap();
         b.attach().unwrap();
         assert_eq!(read(&b, disk, 0, 4096).map(|b| b[0]).map_err(|e| e.to_string()), Ok(7));
@@ -849,13 +851,10 @@ mod tests {
         let b = FileSr::new(fork.sr.sr, "nfs", path).shared();
         let [disk, base, _] = fork.places();
         b.vdi(disk.vdi).unwrap().lock("vm", false).unwrap();
-        let own = fork.dir.new_file().unwrap();
-        fork.child(&own, &disk);
         fork.dir.link(&disk.name(), &base.name()).unwrap();
         fork.publish_dest();
         fork.dir.rename(&disk.name(), ".nfs000000000000000f00000002").unwrap();
-        // vdi_delete on B: storage.vdi() says NoVdi, so dispatch forgets it.
-        // The fork lives: who needs the disk waits for the lock of the trees, and here finds what was killed.
+        // Who needs the disk waits for the lock of the trees, and here finds a fork that was killed.
         assert!(b.vdi(disk.vdi).is_ok());
         assert_eq!(b.scan().unwrap().vdi_uuids, [disk.vdi]);
         assert_eq!(b.vdi(disk.vdi).unwrap().info().unwrap().lock, 1, "the persistent lock is gone");
