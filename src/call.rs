@@ -2,11 +2,11 @@
 //! protocol: these are the only words between them.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::context::Context;
 use crate::error::{Error, Result, one_line};
 use crate::sr::{Driver, Sr};
 use crate::sys::copy::Progress;
@@ -76,7 +76,7 @@ pub enum Call {
     VdiGetBrief {
         vdi: VdiUuid,
     },
-    /// Ends the pause that a killed vdi_snapshot left on other hosts, see [`OtherHosts`]. Idempotent.
+    /// Ends the pause that a killed vdi_snapshot left on other hosts, see [`crate::context::OtherHosts`]. Idempotent.
     VdiUnpause {
         vdi: VdiUuid,
     },
@@ -105,64 +105,6 @@ pub enum Reply {
     Tree(SrInfo),
     Vdi(VdiInfo),
 }
-
-/// What a call brings along besides its arguments.
-pub struct Context<'a> {
-    /// Until when to wait for other calls.
-    pub deadline: Instant,
-    /// Told of the bytes copied so far and in all, by the calls that copy.
-    pub progress: Progress<'a>,
-    /// The other hosts that may have the VDI of this call attached. `None`: nobody knows them.
-    pub others: Option<Arc<dyn OtherHosts>>,
-}
-
-/// What an agent knows, and can ask for, of the other hosts that share an SR, for the VDI of one call.
-///
-/// A host that serves an image must not have it open while the image gets another name, or it would go on writing into
-/// what is a base by then. On this host that is seen in the kernel; of others the agent keeps the account.
-pub trait OtherHosts: Send + Sync {
-    /// Makes every host that has the VDI attached close its images and let I/O wait, and keeps all others from
-    /// attaching it, until [`OtherHosts::resume`]; whatever happens to this process. The caller holds the tree's lock:
-    /// a pause that is there already was left by somebody who was killed.
-    ///
-    /// # Errors
-    /// [`Error::NotPaused`], with the host that did not; then all go on as before.
-    fn pause(&self) -> Result<()>;
-
-    /// Lets all go on with the images that have the names now. Idempotent.
-    ///
-    /// # Errors
-    /// [`Error::NotPaused`], with the hosts that did not go on: to be tried again.
-    fn resume(&self) -> Result<()>;
-}
-
-/// A VDI that no host has open; dropped, all go on.
-pub struct PausedElsewhere(Option<Arc<dyn OtherHosts>>);
-
-impl PausedElsewhere {
-    /// Does nothing where nobody knows of other hosts.
-    pub fn begin(context: &Context) -> Result<PausedElsewhere> {
-        match &context.others {
-            Some(others) => others.pause().map(|()| PausedElsewhere(Some(others.clone()))),
-            None => Ok(PausedElsewhere(None)),
-        }
-    }
-}
-
-impl Drop for PausedElsewhere {
-    /// A host that does not go on is no failure of what was done meanwhile: the agent keeps the account and tries again.
-    fn drop(&mut self) {
-        if let Some(others) = self.0.take() {
-            let _ = others.resume();
-        }
-    }
-}
-
-/// What a wait is cut to: an instant further away can't be named.
-pub const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
-/// How long a call waits for others unless told otherwise.
-pub const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 
 /// Carries one call out.
 ///

@@ -9,11 +9,14 @@
 //! 5. [`image`]: byte layouts of image formats, without policy.
 //! 6. [`datapath`]: serves an image as a block device.
 //! 7. [`sys`]: the system: loop devices, locks, durable writes, external tools.
+//!
+//! [`context`] holds what a call hands down through the layers: its deadline, its progress, the other hosts.
 
 // Who reads of the order of steps reads the source, or what `cargo doc --document-private-items` makes of it.
 #![allow(rustdoc::private_intra_doc_links)]
 
 pub mod call;
+pub mod context;
 pub mod datapath;
 pub mod door;
 pub mod error;

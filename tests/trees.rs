@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use xcp_sm::call::{self, Call, Context, Reply};
+use xcp_sm::call::{self, Call, Reply};
+use xcp_sm::context::Context;
 use xcp_sm::image::disk::Served;
 use xcp_sm::image::place::FilePlace;
 use xcp_sm::image::vhd;

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::call::{self, Call, Context, DEFAULT_WAIT, LONGEST_WAIT, Reply};
+use crate::call::{self, Call, Reply};
+use crate::context::{Context, DEFAULT_WAIT, LONGEST_WAIT};
 use crate::door::{Answer, sexp, size, stream, table};
 use crate::error::{self, Error, Result, ServerFault};
 use crate::sr::{self, Driver};

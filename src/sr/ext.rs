@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use crate::call::{Context, DEFAULT_WAIT};
+use crate::context::{Context, DEFAULT_WAIT};
 use crate::error::{Error, Result, ended};
 use crate::sr::file::{self, FileSr};
 use crate::sr::mountpoint::Mountpoint;

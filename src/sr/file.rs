@@ -56,7 +56,7 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 use serde::{Deserialize, Serialize};
 
-use crate::call::{Context, DEFAULT_WAIT};
+use crate::context::{Context, DEFAULT_WAIT};
 use crate::datapath::USES;
 use crate::error::{Error, Result};
 use crate::sr::{About, Driver, Sr, vdi_by_uuid};

@@ -301,7 +301,7 @@ impl Vdi for IsoVdi<'_> {
         self.0.detach()
     }
 
-    fn delete(&self, _context: &crate::call::Context) -> Result<()> {
+    fn delete(&self, _context: &crate::context::Context) -> Result<()> {
         vdi::refuse_if_attached(self)?;
         self.0.remove()
     }
@@ -310,7 +310,7 @@ impl Vdi for IsoVdi<'_> {
         self.0.sr.refuse("vdi_export")
     }
 
-    fn resize(&self, _size: u64, _allow_shrink: bool, _context: &crate::call::Context) -> Result<Done> {
+    fn resize(&self, _size: u64, _allow_shrink: bool, _context: &crate::context::Context) -> Result<Done> {
         self.0.sr.refuse("vdi_resize")
     }
 }

@@ -13,7 +13,7 @@ mod volume_group;
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::call::Context;
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
 pub use crate::sys::watch::Pulse;

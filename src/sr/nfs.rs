@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use crate::call::Context;
+use crate::context::Context;
 use crate::error::{Error, Result, ServerFault};
 use crate::sr::file::{self, FileSr};
 use crate::sr::mountpoint::Mountpoint;

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::call::{Context, PausedElsewhere};
+use crate::context::{Context, PausedElsewhere};
 use crate::datapath;
 use crate::error::{Error, Result};
 use crate::image::disk::Disk;

@@ -14,7 +14,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::call::Context;
+use crate::context::Context;
 use crate::datapath;
 use crate::error::{Error, Result, needs_root};
 use crate::image::disk::Disk;

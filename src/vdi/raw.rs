@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use crate::call::Context;
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, RawFile};
 use crate::types::{Done, Format, Mode, Params, Size, VdiInfo, VdiUuid};

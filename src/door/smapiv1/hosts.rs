@@ -18,7 +18,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::xapi::{Record, Xapi};
-use crate::call::OtherHosts;
+use crate::context::OtherHosts;
 use crate::door::plugin;
 use crate::door::xmlrpc::Value;
 use crate::error::{Error, Result};

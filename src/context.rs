@@ -1,0 +1,66 @@
+//! The circumstances of one call, which every layer below the dispatch may need: how long it may wait, who is told of
+//! its progress, and which other hosts share its disk.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::Result;
+use crate::sys::copy::Progress;
+
+/// What a call brings along besides its arguments.
+pub struct Context<'a> {
+    /// The end of every wait: for other calls, and for a server that does not answer.
+    pub deadline: Instant,
+    /// Told of the bytes copied so far and in all, by the calls that copy.
+    pub progress: Progress<'a>,
+    /// The other hosts that may have the VDI of this call attached. `None`: nobody knows them.
+    pub others: Option<Arc<dyn OtherHosts>>,
+}
+
+/// What an agent knows, and can ask for, of the other hosts that share an SR, for the VDI of one call.
+///
+/// A host that serves an image must not have it open while the image gets another name, or it would go on writing into
+/// what is a base by then. On this host that is seen in the kernel; of others the agent keeps the account.
+pub trait OtherHosts: Send + Sync {
+    /// Makes every host that has the VDI attached close its images and let I/O wait, and keeps all others from
+    /// attaching it, until [`OtherHosts::resume`]; whatever happens to this process. The caller holds the tree's lock:
+    /// a pause that is there already was left by somebody who was killed.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::NotPaused`], with the host that did not; then all go on as before.
+    fn pause(&self) -> Result<()>;
+
+    /// Lets all go on with the images that have the names now. Idempotent.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::NotPaused`], with the hosts that did not go on: to be tried again.
+    fn resume(&self) -> Result<()>;
+}
+
+/// A VDI that no host has open; dropped, all go on.
+pub struct PausedElsewhere(Option<Arc<dyn OtherHosts>>);
+
+impl PausedElsewhere {
+    /// Does nothing where nobody knows of other hosts.
+    pub fn begin(context: &Context) -> Result<PausedElsewhere> {
+        match &context.others {
+            Some(others) => others.pause().map(|()| PausedElsewhere(Some(others.clone()))),
+            None => Ok(PausedElsewhere(None)),
+        }
+    }
+}
+
+impl Drop for PausedElsewhere {
+    /// A host that does not go on is no failure of what was done meanwhile: the agent keeps the account and tries again.
+    fn drop(&mut self) {
+        if let Some(others) = self.0.take() {
+            let _ = others.resume();
+        }
+    }
+}
+
+/// What a wait is cut to: an instant further away can't be named.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// How long a call waits for others unless told otherwise.
+pub const DEFAULT_WAIT: Duration = Duration::from_secs(60);
