@@ -118,7 +118,9 @@ pub fn run(
     call: &Call,
     context: &Context,
 ) -> Result<Reply> {
-    let Some(pulse) = (driver.open)(sr, config)?.pulse() else { return carry_out(driver, sr, config, call, context) };
+    let Some(pulse) = (driver.open)(sr, config, context.deadline)?.pulse() else {
+        return carry_out(driver, sr, config, call, context);
+    };
     let (config, call, deadline, others) = (config.clone(), call.clone(), context.deadline, context.others.clone());
     let wait = deadline.saturating_duration_since(Instant::now());
     let work = move |progress: Progress| carry_out(driver, sr, &config, &call, &Context { deadline, progress, others });
@@ -129,7 +131,7 @@ pub fn run(
 }
 
 fn carry_out(driver: &Driver, sr: SrUuid, config: &DeviceConfig, call: &Call, context: &Context) -> Result<Reply> {
-    let storage = (driver.open)(sr, config)?;
+    let storage = (driver.open)(sr, config, context.deadline)?;
     let plan = LockPlan::of(call);
     let held = plan.take(sr, context.deadline)?;
     // sr_delete has the SR alone: nobody holds the lock of a VDI in it.

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
     use crate::sr::file;
 
-    static BROKEN: Driver = Driver { open: |_, _| panic!("boom\nand bang"), ..file::DRIVER };
+    static BROKEN: Driver = Driver { open: |_, _, _| panic!("boom\nand bang"), ..file::DRIVER };
 
     #[test]
     fn a_panic_is_one_line_and_not_the_status_of_another_failure() {

@@ -306,18 +306,15 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
     let dconf =
         common.dconf.as_deref().ok_or_else(|| Error::Usage(format!("-d DCONF is missing: {}", driver.dconf_form)))?;
     let config = sexp::device_config(driver, dconf)?;
+    let deadline = Instant::now() + Duration::from_secs(common.wait).min(LONGEST_WAIT);
     if matches!(verb, Verb::SrProbe) {
-        return (driver.probe)(&config).map(|found| Reply::Srs(found.into_iter().map(Tagged::Sr).collect()));
+        return (driver.probe)(&config, deadline).map(|found| Reply::Srs(found.into_iter().map(Tagged::Sr).collect()));
     }
     let tree = matches!(verb, Verb::VdiTree(_));
     let confirmed = !person || !matches!(verb, Verb::SrDelete { yes: false, .. });
     let (sr, call) = to_call(verb)?;
     let bar = ProgressBar::new();
-    let context = Context {
-        deadline: Instant::now() + Duration::from_secs(common.wait).min(LONGEST_WAIT),
-        progress: &|done, total| bar.show(done, total),
-        others: None,
-    };
+    let context = Context { deadline, progress: &|done, total| bar.show(done, total), others: None };
     if !confirmed {
         refuse_loss(driver, sr, &config, &context)?;
     }
@@ -347,7 +344,7 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
 
 /// Asks a person to say that the VDIs of an SR are to be lost.
 fn refuse_loss(driver: &'static Driver, sr: SrUuid, config: &DeviceConfig, context: &Context) -> Result<()> {
-    if (driver.open)(sr, config)?.keeps_disks() {
+    if (driver.open)(sr, config, context.deadline)?.keeps_disks() {
         return Ok(());
     }
     let would_lose = |info: &SrInfo| {
@@ -357,10 +354,12 @@ fn refuse_loss(driver: &'static Driver, sr: SrUuid, config: &DeviceConfig, conte
     match call::run(driver, sr, config, &Call::SrGetParams, context) {
         Ok(Reply::Sr(info)) if !info.vdi_uuids.is_empty() => Err(would_lose(&info)),
         // Not attached: its disks are seen where it lives.
-        Err(Error::SrUnavailable { .. }) => match (driver.probe)(config)?.iter().find(|info| info.uuid == sr) {
-            Some(info) if !info.vdi_uuids.is_empty() => Err(would_lose(info)),
-            _ => Ok(()),
-        },
+        Err(Error::SrUnavailable { .. }) => {
+            match (driver.probe)(config, context.deadline)?.iter().find(|info| info.uuid == sr) {
+                Some(info) if !info.vdi_uuids.is_empty() => Err(would_lose(info)),
+                _ => Ok(()),
+            }
+        }
         _ => Ok(()),
     }
 }
@@ -655,7 +654,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let location = scratch.path().join("sr").display().to_string();
         let config = DeviceConfig::from([("location", location.as_str())]);
-        let storage = (sr::file::DRIVER.open)(SrUuid::random(), &config).unwrap();
+        let storage = (sr::file::DRIVER.open)(SrUuid::random(), &config, Instant::now()).unwrap();
         storage.create(None).unwrap();
         let params = Params { label: "a \"b\" \\ ü λ".to_owned(), shareable: true, ..Params::default() };
         let new = NewVdi { vdi: VdiUuid::random(), virtual_size: 1 << 20, format: None, params };

@@ -21,11 +21,11 @@
 //! `docs/ext.md` gives the reasons.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 
-use crate::context::{Context, DEFAULT_WAIT};
+use crate::context::Context;
 use crate::error::{Error, Result, ended};
 use crate::sr::file::{self, FileSr};
 use crate::sr::mountpoint::Mountpoint;
@@ -48,8 +48,10 @@ pub const DRIVER: Driver = Driver {
     dconf_form: "/dev/sdb,/dev/sdc",
     formats: file::DRIVER.formats,
     parse_dconf: |dconf| Ok(DeviceConfig::from([("device", dconf)])),
-    open: |sr, config| Ok(Box::new(ExtSr::new(VolumeGroup::new(sr, config, &NAMING)?))),
-    probe: |config| volume_group::probe(config, &NAMING, |group, vg| ExtSr::new(group).look_inside(vg)),
+    open: |sr, config, deadline| Ok(Box::new(ExtSr::new(VolumeGroup::new(sr, config, &NAMING, deadline)?))),
+    probe: |config, deadline| {
+        volume_group::probe(config, &NAMING, deadline, |group, vg| ExtSr::new(group).look_inside(vg))
+    },
     about: About {
         name: "Local ext4",
         capabilities: file::CAPABILITIES,
@@ -241,7 +243,7 @@ impl ExtSr {
         }
         let sr = self.group.sr;
         let busy = |who: &str| Error::SrUnavailable { sr, why: format!("{who} works on it") };
-        let _alone = lock::take(&sr.to_string(), "sr", Kind::Exclusive, Instant::now() + DEFAULT_WAIT)
+        let _alone = lock::take(&sr.to_string(), "sr", Kind::Exclusive, self.group.deadline)
             .map_err(|refused| refused.or_timed_out(busy))?;
         self.group.refuse_incomplete(vg)?;
         let device = self.activate()?;
@@ -283,7 +285,7 @@ impl ExtSr {
 /// The files of the SR, where they are mounted.
 fn files(group: &VolumeGroup, path: &Path) -> FileSr {
     let volume = lvm::dm_name(&group.name(), &group.sr.to_string());
-    FileSr::new(group.sr, DRIVER.sr_type, path.to_owned()).on_volume(volume)
+    FileSr::new(group.sr, DRIVER.sr_type, path.to_owned(), group.deadline).on_volume(volume)
 }
 
 impl Sr for ExtSr {

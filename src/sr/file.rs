@@ -56,7 +56,7 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 use serde::{Deserialize, Serialize};
 
-use crate::context::{Context, DEFAULT_WAIT};
+use crate::context::Context;
 use crate::datapath::USES;
 use crate::error::{Error, Result};
 use crate::sr::{About, Driver, Sr, vdi_by_uuid};
@@ -82,8 +82,8 @@ pub const DRIVER: Driver = Driver {
     dconf_form: "/path/to/directory",
     formats: &[Format::Vhd, Format::Raw, Format::Qcow2],
     parse_dconf: |dconf| Ok(DeviceConfig::from([("location", dconf)])),
-    open: |sr, config| Ok(Box::new(FileSr::new(sr, "file", location(config)?))),
-    probe: |config| probe(&location(config)?, "file"),
+    open: |sr, config, deadline| Ok(Box::new(FileSr::new(sr, "file", location(config)?, deadline))),
+    probe: |config, deadline| probe(&location(config)?, "file", deadline),
     about: About {
         name: "Local directory",
         capabilities: CAPABILITIES,
@@ -135,6 +135,8 @@ pub struct FileSr {
     /// What device-mapper calls the volume that has to be mounted there. It says by itself which SR it is: a
     /// marker is not needed.
     volume: Option<String>,
+    /// The end of every wait for other calls.
+    deadline: Instant,
 }
 
 /// What a directory turned out to be.
@@ -147,8 +149,9 @@ enum Found {
 }
 
 impl FileSr {
-    pub fn new(sr: SrUuid, sr_type: &'static str, path: PathBuf) -> Self {
-        FileSr { sr, sr_type, path, shared: false, volume: None }
+    /// `deadline`: the end of every wait for other calls.
+    pub fn new(sr: SrUuid, sr_type: &'static str, path: PathBuf, deadline: Instant) -> Self {
+        FileSr { sr, sr_type, path, shared: false, volume: None, deadline }
     }
 
     /// The same for a directory that several hosts have.
@@ -163,6 +166,11 @@ impl FileSr {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The end of every wait for other calls.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
     }
 
     fn look(&self) -> Result<Found> {
@@ -443,7 +451,7 @@ impl FileSr {
             if ![before, after].iter().flatten().any(is_missing) {
                 return Ok((listing, images));
             }
-            drop(self.lock_trees(dir, Instant::now() + DEFAULT_WAIT)?);
+            drop(self.lock_trees(dir, self.deadline)?);
         }
     }
 
@@ -747,7 +755,7 @@ impl Sr for FileSr {
             }
         }
         if self.shared && is_being_changed(&dir, vdi)? {
-            drop(self.lock_trees(&dir, Instant::now() + DEFAULT_WAIT)?);
+            drop(self.lock_trees(&dir, self.deadline)?);
             if let Some(format) = format_of(&dir, vdi)? {
                 return self.disk(dir, vdi, format);
             }
@@ -792,8 +800,8 @@ fn space_of(dir: &Dir) -> Result<Space> {
     Ok(Space { size: fs.blocks() * fs.fragment_size(), free: fs.blocks_free() * fs.fragment_size() })
 }
 
-/// Which SRs a directory holds: itself, or those one level below it.
-pub fn probe(path: &Path, sr_type: &'static str) -> Result<Vec<SrInfo>> {
+/// Which SRs a directory holds: itself, or those one level below it. Waits for changes of their trees until `deadline`.
+pub fn probe(path: &Path, sr_type: &'static str, deadline: Instant) -> Result<Vec<SrInfo>> {
     let dir = Dir::open(path).map_err(|e| match e.errno().map(Errno::from_raw) {
         Some(errno @ (Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP)) => {
             Error::NoDevice { device: path.display().to_string(), why: errno.desc().to_owned() }
@@ -802,14 +810,14 @@ pub fn probe(path: &Path, sr_type: &'static str) -> Result<Vec<SrInfo>> {
     })?;
     let mut found = Vec::new();
     if let Some(marker) = read_marker(&dir)?.filter(|m| !m.deleting) {
-        found.push(FileSr::new(marker.uuid, sr_type, path.to_owned()).stat()?);
+        found.push(FileSr::new(marker.uuid, sr_type, path.to_owned(), deadline).stat()?);
     }
     for name in dir.names()? {
         let Ok(Some(below)) = dir.sub_dir(&name) else { continue };
         if let Ok(Some(marker)) = read_marker(&below)
             && !marker.deleting
         {
-            found.push(FileSr::new(marker.uuid, sr_type, path.join(name)).stat()?);
+            found.push(FileSr::new(marker.uuid, sr_type, path.join(name), deadline).stat()?);
         }
     }
     Ok(found)

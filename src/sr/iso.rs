@@ -23,6 +23,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use nix::errno::Errno;
 
@@ -43,9 +44,9 @@ pub const DRIVER: Driver = Driver {
     dconf_form: "/path/to/directory, nfs@<server>:/path@/mountpoint or smb@//<server>/<share>@/mountpoint",
     formats: &[Format::Raw],
     parse_dconf: library::parse_dconf,
-    open: |sr, config| Ok(Box::new(IsoSr { sr, library: Library::new(sr, config)? })),
+    open: |sr, config, deadline| Ok(Box::new(IsoSr { sr, library: Library::new(sr, config)?, deadline })),
     // Nothing in a directory says which ISO SR it is.
-    probe: |config| Library::new(SrUuid::random(), config).map(|_| Vec::new()),
+    probe: |config, _| Library::new(SrUuid::random(), config).map(|_| Vec::new()),
     about: About {
         name: "ISO",
         capabilities: &[
@@ -82,6 +83,8 @@ pub const DRIVER: Driver = Driver {
 struct IsoSr {
     sr: SrUuid,
     library: Library,
+    /// The end of every wait for other calls.
+    deadline: Instant,
 }
 
 /// A CD image.
@@ -346,6 +349,10 @@ impl Place for IsoPlace<'_> {
 
     fn format(&self) -> Format {
         Format::Raw
+    }
+
+    fn deadline(&self) -> Instant {
+        self.sr.deadline
     }
 
     fn path(&self) -> PathBuf {

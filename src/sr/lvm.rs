@@ -36,6 +36,7 @@ mod place;
 pub mod tags;
 
 use std::cell::RefCell;
+use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::image::disk::DiskWriter;
@@ -58,7 +59,7 @@ pub const DRIVER: Driver = Driver {
     dconf_form: "/dev/sdb,/dev/sdc",
     formats: &[Format::Raw],
     parse_dconf: |dconf| Ok(DeviceConfig::from([("device", dconf)])),
-    open: |sr, config| Ok(Box::new(LvmSr::new(sr, config)?)),
+    open: |sr, config, deadline| Ok(Box::new(LvmSr::new(sr, config, deadline)?)),
     probe,
     about: About {
         name: "LVM volumes",
@@ -116,13 +117,13 @@ pub struct LvmSr {
 }
 
 impl LvmSr {
-    fn new(sr: SrUuid, config: &DeviceConfig) -> Result<Self> {
+    fn new(sr: SrUuid, config: &DeviceConfig, deadline: Instant) -> Result<Self> {
         let bad = |key, value: &str, expected: &str| Error::Invalid {
             what: key,
             value: value.to_owned(),
             expected: expected.to_owned(),
         };
-        let group = VolumeGroup::new(sr, config, &NAMING)?;
+        let group = VolumeGroup::new(sr, config, &NAMING, deadline)?;
         let allocation = match config.get("allocation").unwrap_or("") {
             "" => None,
             "thick" => Some(Allocation::Thick),
@@ -526,8 +527,8 @@ fn checked_size(bytes: u64, extent: u64, largest: u64) -> Result<u64> {
 }
 
 /// Which SRs lie on the devices.
-fn probe(config: &DeviceConfig) -> Result<Vec<SrInfo>> {
-    volume_group::probe(config, &NAMING, |group, vg| Ok(LvmSr { group, allocation: None }.summary(vg)))
+fn probe(config: &DeviceConfig, deadline: Instant) -> Result<Vec<SrInfo>> {
+    volume_group::probe(config, &NAMING, deadline, |group, vg| Ok(LvmSr { group, allocation: None }.summary(vg)))
 }
 
 #[cfg(test)]
@@ -537,8 +538,13 @@ mod tests {
 
     #[test]
     fn an_allocation_is_thick_or_thin() {
-        let open =
-            |words| LvmSr::new(SrUuid::random(), &DeviceConfig::from([("device", "/dev/sdb"), ("allocation", words)]));
+        let open = |words| {
+            LvmSr::new(
+                SrUuid::random(),
+                &DeviceConfig::from([("device", "/dev/sdb"), ("allocation", words)]),
+                Instant::now(),
+            )
+        };
         assert_eq!(open("thin").unwrap().allocation, Some(Allocation::Thin));
         assert_eq!(open("").unwrap().allocation, None);
         assert!(open("fat").is_err());

@@ -12,6 +12,7 @@ pub mod nfs;
 mod volume_group;
 
 use std::path::{Component, Path, PathBuf};
+use std::time::Instant;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -38,13 +39,14 @@ pub struct Driver {
     pub formats: &'static [Format],
     /// Turns the short form of dconf into device_config keys. Touches nothing.
     pub parse_dconf: fn(&str) -> Result<DeviceConfig>,
-    /// Parses device_config completely and touches nothing.
-    pub open: fn(SrUuid, &DeviceConfig) -> Result<Box<dyn Sr>>,
-    /// Which SRs a device_config holds.
+    /// Parses device_config completely and touches nothing. The deadline is the end of every wait of the call that the SR
+    /// is opened for.
+    pub open: fn(SrUuid, &DeviceConfig, deadline: Instant) -> Result<Box<dyn Sr>>,
+    /// Which SRs a device_config holds. Waits for other calls until the deadline.
     ///
     /// # Errors
     /// Says what is wrong with the device, directory or server when it can't be examined.
-    pub probe: fn(&DeviceConfig) -> Result<Vec<SrInfo>>,
+    pub probe: fn(&DeviceConfig, deadline: Instant) -> Result<Vec<SrInfo>>,
     pub about: About,
 }
 

@@ -20,6 +20,7 @@ pub mod export;
 use std::fs;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use nix::errno::Errno;
 
@@ -43,7 +44,7 @@ pub const DRIVER: Driver = Driver {
     dconf_form: "nfs@<server>:/remote/directory@/local/mountpoint",
     formats: file::DRIVER.formats,
     parse_dconf,
-    open: |sr, config| Ok(Box::new(NfsSr::new(sr, config)?)),
+    open: |sr, config, deadline| Ok(Box::new(NfsSr::new(sr, config, deadline)?)),
     probe,
     about: About {
         name: "NFS",
@@ -87,7 +88,7 @@ pub fn parse_dconf(dconf: &str) -> Result<DeviceConfig> {
 ///
 /// # Errors
 /// [`Error::ExportNotChosen`] with what there is to choose from, if `serverpath` is missing.
-fn probe(config: &DeviceConfig) -> Result<Vec<SrInfo>> {
+fn probe(config: &DeviceConfig, deadline: Instant) -> Result<Vec<SrInfo>> {
     let export = match Export::new(config, Holds::Disks) {
         Err(Error::MissingKey { key: "serverpath", .. }) => {
             let server = config.require("server")?.to_owned();
@@ -98,11 +99,11 @@ fn probe(config: &DeviceConfig) -> Result<Vec<SrInfo>> {
     let pulse = export.pulse();
     let look = move |_: Progress| {
         let mut found = export.in_root(|root| {
-            let mut found = file::probe(root, SR_TYPE)?;
+            let mut found = file::probe(root, SR_TYPE, deadline)?;
             for name in fs::read_dir(root).map_err(Error::io("list", root))?.flatten().map(|entry| entry.file_name()) {
                 let Some(sr) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
                 if !found.iter().any(|info| info.uuid == sr) {
-                    found.extend(FileSr::new(sr, SR_TYPE, root.join(name)).unmarked()?);
+                    found.extend(FileSr::new(sr, SR_TYPE, root.join(name), deadline).unmarked()?);
                 }
             }
             Ok(found)
@@ -124,11 +125,11 @@ struct NfsSr {
 }
 
 impl NfsSr {
-    fn new(sr: SrUuid, config: &DeviceConfig) -> Result<NfsSr> {
+    fn new(sr: SrUuid, config: &DeviceConfig, deadline: Instant) -> Result<NfsSr> {
         let export = Export::new(config, Holds::Disks)?;
         let source = export.source(&sr.to_string());
         let point = Mountpoint::new(sr, &export.base, move |it| it.is(&source, FS_TYPES));
-        let file = FileSr::new(sr, SR_TYPE, point.path().to_owned()).shared();
+        let file = FileSr::new(sr, SR_TYPE, point.path().to_owned(), deadline).shared();
         Ok(NfsSr { sr, export, point, file })
     }
 
@@ -197,7 +198,9 @@ impl NfsSr {
 
 impl Sr for NfsSr {
     fn create(&self, size: Option<u64>) -> Result<()> {
-        self.export.in_root(|root| FileSr::new(self.sr, SR_TYPE, root.join(self.sr.to_string())).create(size))
+        self.export.in_root(|root| {
+            FileSr::new(self.sr, SR_TYPE, root.join(self.sr.to_string()), self.file.deadline()).create(size)
+        })
     }
 
     fn delete(&self) -> Result<Done> {
@@ -207,7 +210,7 @@ impl Sr for NfsSr {
         }
         let done = self.export.in_root(|root| {
             let path = root.join(self.sr.to_string());
-            let done = FileSr::new(self.sr, SR_TYPE, path.clone()).delete()?;
+            let done = FileSr::new(self.sr, SR_TYPE, path.clone(), self.file.deadline()).delete()?;
             // Empty, and named like the SR: it is what a killed sr_create or sr_delete left.
             let _ = fs::remove_dir(&path);
             Ok(done)

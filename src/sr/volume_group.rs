@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::sr::absolute_path;
@@ -35,13 +36,15 @@ pub struct VolumeGroup {
     pub sr: SrUuid,
     pub devices: Vec<PathBuf>,
     naming: &'static Naming,
+    /// The end of every wait for other calls.
+    pub deadline: Instant,
 }
 
 impl VolumeGroup {
     /// # Errors
     /// [`Error::MissingKey`] or [`Error::Invalid`] for the key `device`.
-    pub fn new(sr: SrUuid, config: &DeviceConfig, naming: &'static Naming) -> Result<VolumeGroup> {
-        Ok(VolumeGroup { sr, devices: devices(config)?, naming })
+    pub fn new(sr: SrUuid, config: &DeviceConfig, naming: &'static Naming, deadline: Instant) -> Result<VolumeGroup> {
+        Ok(VolumeGroup { sr, devices: devices(config)?, naming, deadline })
     }
 
     pub fn name(&self) -> String {
@@ -321,6 +324,7 @@ impl VolumeGroup {
 pub fn probe(
     config: &DeviceConfig,
     naming: &'static Naming,
+    deadline: Instant,
     describe: impl Fn(VolumeGroup, &Vg) -> Result<SrInfo>,
 ) -> Result<Vec<SrInfo>> {
     let devices = devices(config)?;
@@ -344,7 +348,8 @@ pub fn probe(
                         vg.name
                     )));
                 };
-                let group = VolumeGroup { sr, devices: vg.pvs.iter().map(|pv| pv.name.clone()).collect(), naming };
+                let devices = vg.pvs.iter().map(|pv| pv.name.clone()).collect();
+                let group = VolumeGroup { sr, devices, naming, deadline };
                 if found.iter().any(|info| info.uuid == sr) || group.is_unfinished(vg) {
                     continue;
                 }

@@ -31,6 +31,9 @@ pub trait Place {
     fn vdi(&self) -> VdiUuid;
     fn format(&self) -> Format;
 
+    /// The end of every wait of the call: for other calls, and for the server of an attached disk.
+    fn deadline(&self) -> Instant;
+
     /// The path of the image; for messages, and for servers that open it themselves.
     fn path(&self) -> PathBuf;
 

@@ -119,7 +119,7 @@ mod tests {
     use crate::door::xmlrpc::Response;
     use crate::sr::file;
 
-    static BROKEN: Driver = Driver { open: |_, _| panic!("boom <&>"), ..file::DRIVER };
+    static BROKEN: Driver = Driver { open: |_, _, _| panic!("boom <&>"), ..file::DRIVER };
 
     fn scan() -> Vec<OsString> {
         let config = Value::map([("location", "/nowhere")]);

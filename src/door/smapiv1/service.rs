@@ -29,6 +29,11 @@ use crate::sys::lock::{self, Kind, Lock, Refused};
 use crate::sys::{bind, run_dir, syslog};
 use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, Space, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
 
+/// The end of the waits of what begins now.
+fn deadline() -> Instant {
+    Instant::now() + patience()
+}
+
 /// xapi has no time limit; whoever holds a lock this long has died in the kernel.
 fn patience() -> Duration {
     super::patience(Duration::from_secs(600))
@@ -106,14 +111,14 @@ impl<'a> Service<'a> {
 
     fn sr_probe(&self) -> Answer {
         let config = &self.request.device_config;
-        let found = (self.driver.probe)(config)?;
+        let found = (self.driver.probe)(config, deadline())?;
         let mut list = String::from("<?xml version=\"1.0\" ?>\n<SRlist>\n");
         for sr in found {
             list.push_str(&format!("\t<SR>\n\t\t<UUID>{}</UUID>\n\t\t<size>{}</size>\n\t</SR>\n", sr.uuid, sr.size));
         }
         if config.get("probeversion").is_some() {
             // An SR's object touches nothing until it is asked; which SR it is makes no difference here.
-            let versions = (self.driver.open)(SrUuid::random(), config)?.protocol_versions()?;
+            let versions = (self.driver.open)(SrUuid::random(), config, deadline())?.protocol_versions()?;
             let versions = versions.iter().rev().map(|version| format!("\t\t<Version>{version}</Version>\n"));
             list.push_str(&format!("\t<SupportedVersions>\n{}\t</SupportedVersions>\n", versions.collect::<String>()));
         }
@@ -141,7 +146,7 @@ impl<'a> Service<'a> {
         if !matches!(error, Error::MissingKey { .. }) {
             return error;
         }
-        match (self.driver.probe)(&self.config) {
+        match (self.driver.probe)(&self.config, deadline()) {
             Err(more @ Error::ExportNotChosen { .. }) => more,
             _ => error,
         }
@@ -216,7 +221,7 @@ impl<'a> Service<'a> {
         };
         self.enter_local_path()?;
         let master = self.request.device_config.get("SRmaster") == Some("true");
-        let shared = (self.driver.open)(self.sr()?, &self.config)?.is_shared();
+        let shared = (self.driver.open)(self.sr()?, &self.config, deadline())?.is_shared();
         let records = self.clear_tags(records, &host, master && !shared)?;
         if master {
             let _ = self.xapi()?.add_key("SR.add_to_other_config", sr_ref, "dirty", "");
@@ -450,7 +455,7 @@ impl<'a> Service<'a> {
             }
         }
         let _shared = self.agent_lock(Kind::Shared)?;
-        let info = match self.call_with(call, hosts, Instant::now() + patience())? {
+        let info = match self.call_with(call, hosts, deadline())? {
             Reply::Vdi(info) => info,
             _ => unreachable!("what makes a VDI answers it"),
         };
@@ -687,7 +692,7 @@ impl<'a> Service<'a> {
     }
 
     fn storage(&self) -> Result<Box<dyn Sr>, Failure> {
-        Ok((self.driver.open)(self.sr()?, &self.config)?)
+        Ok((self.driver.open)(self.sr()?, &self.config, deadline())?)
     }
 
     fn xapi(&mut self) -> Result<&mut Xapi, Failure> {
@@ -718,7 +723,7 @@ impl<'a> Service<'a> {
 
     fn call(&self, call: Call) -> Result<Reply, Error> {
         let sr = self.sr.ok_or_else(|| Error::Usage("sr_uuid is missing".to_owned()))?;
-        let context = Context { deadline: Instant::now() + patience(), progress: &|_, _| {}, others: None };
+        let context = Context { deadline: deadline(), progress: &|_, _| {}, others: None };
         call::run(self.driver, sr, &self.config, &call, &context)
     }
 
@@ -733,7 +738,7 @@ impl<'a> Service<'a> {
     /// The other hosts that may have a VDI attached; on an SR that several have.
     fn hosts(&self, vdi: VdiUuid, vdi_uuid: &str, vdi_ref: &str) -> Result<Option<Arc<Hosts>>, Failure> {
         let (sr, request) = (self.sr()?, self.request);
-        if !(self.driver.open)(sr, &self.config)?.is_shared() {
+        if !(self.driver.open)(sr, &self.config, deadline())?.is_shared() {
             return Ok(None);
         }
         let xapi = Mutex::new(Xapi::new(request.text("session_ref")?, request.optional("subtask_of")?));
@@ -784,7 +789,7 @@ impl<'a> Service<'a> {
 
     fn lock(&self, name: &str, kind: Kind) -> Result<Lock, Failure> {
         let sr = self.sr()?;
-        lock::take(&sr.to_string(), name, kind, Instant::now() + patience()).map_err(|refused| match refused {
+        lock::take(&sr.to_string(), name, kind, deadline()).map_err(|refused| match refused {
             Refused::Failed(error) => error.into(),
             Refused::TimedOut { holder } => {
                 let who = holder.as_deref().unwrap_or("another call");

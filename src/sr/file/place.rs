@@ -111,6 +111,10 @@ impl Place for FilePlace<'_> {
         self.format
     }
 
+    fn deadline(&self) -> Instant {
+        self.sr.deadline
+    }
+
     fn path(&self) -> PathBuf {
         self.dir.join(&self.name())
     }

@@ -269,7 +269,7 @@ impl Tree for FilePlace<'_> {
             Ok(chain)
         };
         let names = |chain: &[VdiUuid]| chain.iter().map(VdiUuid::to_string).collect::<Vec<_>>();
-        let deadline = Instant::now() + DEFAULT_WAIT;
+        let deadline = self.sr.deadline;
         loop {
             let before = chain()?;
             let path = self.dir.join(USES);
@@ -411,7 +411,7 @@ pub(super) fn remove_unborn(sr: &FileSr, dir: &Dir, vdi: VdiUuid) -> Result<bool
     if !is_unborn(dir, vdi)? {
         return Ok(false);
     }
-    drop(sr.lock_trees(dir, Instant::now() + DEFAULT_WAIT)?);
+    drop(sr.lock_trees(dir, sr.deadline)?);
     Ok(!has_image(dir, vdi)?)
 }
 
@@ -421,6 +421,10 @@ mod tests {
 
     use super::*;
     use crate::types::SrUuid;
+
+    fn deadline() -> Instant {
+        Instant::now() + std::time::Duration::from_secs(60)
+    }
 
     fn vhd(vdi: VdiUuid) -> NewVdi {
         NewVdi { vdi, virtual_size: 4 << 20, format: Some(Format::Vhd), params: Params::default() }
@@ -485,7 +489,7 @@ mod tests {
     #[test]
     fn a_child_whose_base_has_no_name_is_unmade() {
         let scratch = tempfile::tempdir().unwrap();
-        let fork = Forking::begin(FileSr::new(SrUuid::random(), "file", scratch.path().join("sr")));
+        let fork = Forking::begin(FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline()));
         let (sr, dir, [disk, _, dest]) = (&fork.sr, &fork.dir, fork.places);
         let sorted = |mut names: Vec<String>| {
             names.retain(|name| name != CHANGE);
@@ -507,7 +511,7 @@ mod tests {
         for format in [Format::Vhd, Format::Raw] {
             for linked in [false, true] {
                 let scratch = tempfile::tempdir().unwrap();
-                let fork = Forking::begin(FileSr::new(SrUuid::random(), "file", scratch.path().join("sr")));
+                let fork = Forking::begin(FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline()));
                 let (sr, [disk, base, dest]) = (&fork.sr, fork.places());
                 if linked {
                     fork.dir.link(&disk.name(), &base.name()).unwrap();
@@ -530,12 +534,12 @@ mod tests {
     fn a_host_that_attaches_the_sr_leaves_the_fork_of_another_alone() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("sr");
-        let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone()).shared());
+        let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone(), deadline()).shared());
         let (namespace, lock) = fork.lock_elsewhere();
         let [disk, base, _] = fork.places();
         let mut own = fork.before_the_rename();
 
-        let here = FileSr::new(fork.sr.sr, "nfs", path).shared();
+        let here = FileSr::new(fork.sr.sr, "nfs", path, deadline()).shared();
         assert_eq!(here.attach().unwrap(), Done::Already);
         own.is_durable();
         own.publish_over(&disk.name()).unwrap();
@@ -549,10 +553,40 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_for_the_tree_ends_when_the_call_does() {
+        const WAIT: std::time::Duration = std::time::Duration::from_millis(200);
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("sr");
+        let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone(), deadline()).shared());
+        let (namespace, lock) = fork.lock_elsewhere();
+        let [disk, base, dest] = fork.places();
+        drop(fork.before_the_rename());
+        let here = |wait| FileSr::new(fork.sr.sr, "nfs", path.clone(), Instant::now() + wait).shared();
+        let in_time = |result: Result<()>| {
+            assert!(matches!(result, Err(Error::SrUnavailable { .. })), "{result:?}");
+        };
+        let begun = Instant::now();
+        in_time(here(WAIT).create_vdi(&vhd(dest.vdi)).map(drop));
+        in_time(here(WAIT).forget_vdi(dest.vdi).map(drop));
+        // As NFS leaves a disk for a moment when it renames another image over one that is open.
+        fork.dir.rename(&disk.name(), ".nfs0001").unwrap();
+        in_time(here(WAIT).vdi(disk.vdi).map(drop));
+        in_time(here(WAIT).scan().map(drop));
+        in_time(here(WAIT).stat().map(drop));
+        assert!(begun.elapsed() < 20 * WAIT, "{:?}", begun.elapsed());
+        drop(lock);
+        assert_eq!(here(WAIT).vdi(disk.vdi).unwrap().info().unwrap().virtual_size, 4 << 20);
+        assert!(matches!(here(WAIT).vdi(base.vdi), Err(Error::NoVdi { .. })));
+        lock::forget(&namespace, "tree");
+        fork.dir.remove(".nfs0001").unwrap();
+        here(WAIT).delete().unwrap();
+    }
+
+    #[test]
     fn who_scans_during_forks_sees_every_disk_and_no_base() {
         const DISKS: usize = 10;
         let scratch = tempfile::tempdir().unwrap();
-        let sr = FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"));
+        let sr = FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline());
         sr.create(None).unwrap();
         let disks: Vec<VdiUuid> = (0..DISKS).map(|_| sr.create_vdi(&vhd(VdiUuid::random())).unwrap().uuid).collect();
         let (begun, born) = (Mutex::new(HashSet::from_iter(disks.clone())), Mutex::new(disks.clone()));
@@ -583,7 +617,7 @@ mod tests {
     #[test]
     fn one_host_at_a_time_collects() {
         let scratch = tempfile::tempdir().unwrap();
-        let sr = FileSr::new(SrUuid::random(), "nfs", scratch.path().join("sr")).shared();
+        let sr = FileSr::new(SrUuid::random(), "nfs", scratch.path().join("sr"), deadline()).shared();
         sr.create(None).unwrap();
         let context = Context { deadline: Instant::now(), progress: &|_, _| {}, others: None };
         let namespace = SrUuid::random().to_string();
@@ -632,9 +666,9 @@ mod tests {
     }
 
     fn two_hosts(path: &Path) -> (FileSr, FileSr) {
-        let a = FileSr::new(SrUuid::random(), "nfs", path.to_owned()).shared();
+        let a = FileSr::new(SrUuid::random(), "nfs", path.to_owned(), deadline()).shared();
         a.create(None).unwrap();
-        let b = FileSr::new(a.sr, "nfs", path.to_owned()).shared();
+        let b = FileSr::new(a.sr, "nfs", path.to_owned(), deadline()).shared();
         (a, b)
     }
 
@@ -791,11 +825,11 @@ mod tests {
     fn the_copy_of_a_living_fork_is_left_alone() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("sr");
-        let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone()).shared());
+        let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone(), deadline()).shared());
         let (namespace, lock) = fork.lock_elsewhere();
         let [disk, _, dest] = fork.places();
         let mut own = fork.before_the_rename();
-        let here = FileSr::new(fork.sr.sr, "nfs", path).shared();
+        let here = FileSr::new(fork.sr.sr, "nfs", path, deadline()).shared();
         let copy = dest.vdi;
         std::thread::scope(|scope| {
             let forgetting = scope.spawn(|| here.forget_vdi(copy));
@@ -815,13 +849,13 @@ mod tests {
     fn a_fork_cut_while_the_disk_has_no_name_is_undone() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("sr");
-        let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone()).shared());
+        let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone(), deadline()).shared());
         let [disk, base, dest] = fork.places();
         fork.dir.link(&disk.name(), &base.name()).unwrap();
         fork.publish_dest();
         fork.dir.rename(&disk.name(), ".nfs000000000000000f00000002").unwrap();
         fork.dir.remove(".nfs000000000000000f00000002").unwrap();
-        let b = FileSr::new(fork.sr.sr, "nfs", path).shared();
+        let b = FileSr::new(fork.sr.sr, "nfs", path, deadline()).shared();
         b.attach().unwrap();
         let other = b.create_vdi(&vhd(VdiUuid::random())).unwrap().uuid;
         let snapshot = b.vdi(other).unwrap().snapshot(VdiUuid::random(), &ctx()).map(drop).map_err(|e| e.to_string());
@@ -847,8 +881,8 @@ mod tests {
     fn a_disk_without_a_name_for_a_moment_keeps_its_lock() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("sr");
-        let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone()).shared());
-        let b = FileSr::new(fork.sr.sr, "nfs", path).shared();
+        let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone(), deadline()).shared());
+        let b = FileSr::new(fork.sr.sr, "nfs", path, deadline()).shared();
         let [disk, base, _] = fork.places();
         b.vdi(disk.vdi).unwrap().lock("vm", false).unwrap();
         fork.dir.link(&disk.name(), &base.name()).unwrap();

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::{DATA_GONE, LvmSr, POOL, RAW, UNFINISHED, tags};
 use crate::error::{Error, Result, ended};
@@ -290,6 +291,10 @@ impl Place for LvmPlace<'_> {
         Format::Raw
     }
 
+    fn deadline(&self) -> Instant {
+        self.sr.group.deadline
+    }
+
     fn path(&self) -> PathBuf {
         self.node()
     }
@@ -491,6 +496,10 @@ impl Place for Lost<'_> {
 
     fn format(&self) -> Format {
         Format::Raw
+    }
+
+    fn deadline(&self) -> Instant {
+        self.sr.group.deadline
     }
 
     fn path(&self) -> PathBuf {
