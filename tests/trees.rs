@@ -260,6 +260,93 @@ fn a_raw_disk_that_a_vhd_is_above_is_not_deleted() {
     model.run(Call::VdiDelete { vdi: raw });
 }
 
+/// The files of an SR, by name.
+fn files(dir: &std::path::Path) -> BTreeMap<String, Vec<u8>> {
+    let files = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|path| path.is_file());
+    files.map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&path).unwrap())).collect()
+}
+
+/// A backup that was put back under the name of a base: of the size of the former base, hidden, and another image.
+fn replace_with_another_image(path: &std::path::Path, fixed: bool) {
+    fs::remove_file(path).unwrap();
+    let file = fs::File::options().read(true).write(true).create_new(true).open(path).unwrap();
+    let place = std::sync::Arc::new(FilePlace::new(file, path).unwrap());
+    let new = vhd::NewImage { hidden: true, ..vhd::NewImage::new(4 * MIB as u64) };
+    match fixed {
+        true => drop(vhd::create_fixed(&*place, &new).unwrap()),
+        false => {
+            vhd::create(&*place, &new).unwrap();
+            let chain = vhd::Chain::open_single(place, Mode::ReadWrite).unwrap();
+            chain.write_at(&[0x99; 8192], 0).unwrap();
+            chain.close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn nothing_is_merged_into_an_image_that_only_has_the_name_of_the_parent() {
+    for fixed in [false, true] {
+        // A disk alone on its base: it would take the base's place.
+        let mut model = Model::new(Format::Vhd);
+        let disk = model.pick(0).unwrap();
+        model.apply(&Op::Write { disk: 0, at: 0, len: 512, seed: 7 });
+        let snapshot = VdiUuid::random();
+        model.run(Call::VdiSnapshot { source: disk, dest: snapshot });
+        model.apply(&Op::Write { disk: 0, at: 4096, len: 512, seed: 8 });
+        model.run(Call::VdiDelete { vdi: snapshot });
+        let base = model.scan().iter().find(|vdi| vdi.hidden).unwrap().uuid;
+        replace_with_another_image(&model.dir().join(format!("{base}.vhd")), fixed);
+        let before = files(&model.dir());
+        let _ = model.try_run(&Call::SrCollect);
+        assert!(files(&model.dir()) == before, "an image was changed");
+
+        // A base between two others: its children would be given to the wrong one.
+        let (model, _) = base_over_base(Format::Vhd);
+        let infos = model.scan();
+        let root = infos.iter().find(|vdi| vdi.hidden && vdi.parent.is_none()).unwrap().uuid;
+        replace_with_another_image(&model.dir().join(format!("{root}.vhd")), fixed);
+        let before = files(&model.dir());
+        let _ = model.try_run(&Call::SrCollect);
+        assert!(files(&model.dir()) == before, "an image was changed");
+    }
+}
+
+/// It reads as damaged before, and must not read as something else afterwards.
+#[test]
+fn a_disk_that_names_another_image_by_a_merged_ones_name_is_not_given_to_its_parent() {
+    let (model, disk) = base_over_base(Format::Vhd);
+    let middle = model.scan().iter().find(|vdi| vdi.hidden && vdi.parent.is_some()).unwrap().uuid;
+    let path = model.dir().join(format!("{}.vhd", model.disks.keys().find(|vdi| **vdi != disk).unwrap()));
+    let place = FilePlace::open(&path, Mode::ReadWrite).unwrap();
+    let stranger = vhd::ParentLink { path: format!("./{middle}.vhd"), uuid: Some(uuid::Uuid::new_v4()), timestamp: 0 };
+    vhd::set_parent(&place, &stranger).unwrap();
+    let before = fs::read(&path).unwrap();
+    let _ = model.try_run(&Call::SrCollect);
+    assert!(fs::read(&path).unwrap() == before, "it has another parent now");
+    let mut got = vec![0; 4 * MIB];
+    model.open(disk, Mode::ReadOnly).read_at(&mut got, 0).unwrap();
+    assert!(got == model.disks[&disk]);
+}
+
+#[test]
+fn an_image_that_is_its_own_ancestor_ends_no_call_and_no_other_disk() {
+    for (parent, uuid) in [("SELF.vhd", true), ("SELF.vhd", false), ("SELF.raw", false)] {
+        let mut model = Model::new(Format::Vhd);
+        model.apply(&Op::Write { disk: 0, at: 0, len: 512, seed: 7 });
+        let vdi = model.new_uuid();
+        let path = model.dir().join(format!("{vdi}.vhd"));
+        let file = fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        let new = vhd::NewImage { hidden: true, ..vhd::NewImage::new(4 * MIB as u64) };
+        let path = format!("./{}", parent.replace("SELF", &vdi.to_string()));
+        let link = vhd::ParentLink { path, uuid: uuid.then_some(new.uuid), timestamp: 0 };
+        vhd::create_child(&FilePlace::new(file, "self").unwrap(), &new, &link).unwrap();
+        let before = files(&model.dir());
+        let _ = model.try_run(&Call::SrCollect);
+        let _ = model.try_run(&Call::SrScan);
+        assert!(files(&model.dir()) == before);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 

@@ -317,7 +317,8 @@ fn open(source: &Source) -> Result<Box<dyn Served>> {
         Format::Vhd => {
             let chain = vhd::Chain::open(leaf, mode, |link| {
                 let parent = place(&parent_path(&source.path, link.file_name(), &link.name)?, Mode::ReadOnly)?;
-                Ok(if link.uuid.is_some() { vhd::Parent::Vhd(parent) } else { vhd::Parent::Raw(parent) })
+                // The name decides, as it does in the SR; whether the header agrees, the chain finds out.
+                Ok(if link.name.ends_with(".raw") { vhd::Parent::Raw(parent) } else { vhd::Parent::Vhd(parent) })
             })?;
             Ok(Box::new(chain))
         }

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -189,6 +189,20 @@ impl dyn Place + '_ {
 
     pub(crate) fn damaged(&self, what: impl Into<String>) -> Error {
         Error::Damaged { path: self.path().to_owned(), what: what.into() }
+    }
+
+    /// Whether both are one file or one device, by whatever names they were opened.
+    pub(crate) fn is_same(&self, other: &dyn Place) -> Result<bool> {
+        let (Some(mine), Some(theirs)) = (self.file(), other.file()) else {
+            return Ok(std::ptr::addr_eq(std::ptr::from_ref(self), std::ptr::from_ref(other)));
+        };
+        let mine = mine.metadata().map_err(self.fail("examine"))?;
+        let theirs = theirs.metadata().map_err(other.fail("examine"))?;
+        let id = |meta: &std::fs::Metadata| match meta.file_type().is_block_device() {
+            true => (true, meta.rdev(), 0),
+            false => (false, meta.dev(), meta.ino()),
+        };
+        Ok(id(&mine) == id(&theirs))
     }
 
     pub(crate) fn len(&self) -> Result<u64> {

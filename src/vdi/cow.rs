@@ -122,6 +122,10 @@ impl<'a> Cow<'a> {
             return Ok(Done::Already);
         }
         let parent = tree.sibling(base)?;
+        // Growing it comes before the merge, which asks this by itself.
+        let images = (self.place.image(Mode::ReadOnly)?, parent.image(Mode::ReadOnly)?);
+        (self.kind.check_parent)(&images.0, &self.place.path(), &images.1, &*parent)?;
+        drop(images);
         // A parent that takes the disk's place has to be of its format.
         if !node.hidden && parent.format() != self.kind.format {
             return Ok(Done::Already);
@@ -375,7 +379,15 @@ fn descendants(nodes: &BTreeMap<VdiUuid, Node>, base: VdiUuid) -> Vec<VdiUuid> {
     let mut found = children.get(&base).cloned().unwrap_or_default();
     let mut next = 0;
     while let Some(vdi) = found.get(next) {
-        found.extend(children.get(vdi).cloned().unwrap_or_default());
+        // Images that name each other as parents are no tree, and no reason to go round for ever.
+        let more: Vec<VdiUuid> = children
+            .get(vdi)
+            .into_iter()
+            .flatten()
+            .filter(|vdi| **vdi != base && !found.contains(vdi))
+            .copied()
+            .collect();
+        found.extend(more);
         next += 1;
     }
     found

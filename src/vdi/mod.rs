@@ -488,6 +488,9 @@ pub struct Kind {
     pub set_hidden: fn(&File, path: &Path, hidden: bool) -> Result<()>,
     /// Writes into the parent what the child holds; any number of times. Neither is changed otherwise.
     pub coalesce: fn(child: File, path: &Path, parent: File, parent_place: &dyn Place, Progress) -> Result<()>,
+    /// Refuses a parent that is not the image that the child names, whatever its name: `Error::Damaged`. To be asked
+    /// before a parent is changed for a child, or a child for its parent. `coalesce` asks it by itself.
+    pub check_parent: fn(child: &File, path: &Path, parent: &File, parent_place: &dyn Place) -> Result<()>,
     /// Names another image as the parent, which holds all that the present one shows; durably.
     pub set_parent: fn(&File, path: &Path, parent: &File, parent_place: &dyn Place) -> Result<()>,
     /// Makes an image that nobody has open larger, durably.

@@ -35,10 +35,20 @@ pub static KIND: Kind = Kind {
     disk: |file, place| Ok(Box::new(chain(&file, place, Mode::ReadOnly)?)),
     set_hidden: |file, path, hidden| qcow2::set_hidden(&place(file, path)?, hidden),
     coalesce: |child, path, parent, parent_place, progress| {
+        (KIND.check_parent)(&child, path, &parent, parent_place)?;
         let child = Image::open(Arc::new(place(&child, path)?), Mode::ReadOnly)?;
         let target = chain(&parent, parent_place, Mode::ReadWrite)?;
         qcow2::coalesce(&child, &target, progress)?;
         Box::new(target).close()
+    },
+    check_parent: |file, path, parent, parent_place| {
+        let (image, is) = (place(file, path)?, place(parent, &parent_place.path())?);
+        let (named, name) = (Header::read(&image)?.backing.unwrap_or_default(), parent_place.path());
+        if named != name_of(&name) || (&image as &dyn qcow2::Place).is_same(&is)? {
+            let what = format!("its parent is {named:?}, and {:?} was taken for it", name_of(&name));
+            return Err(Error::Damaged { path: path.to_owned(), what });
+        }
+        Ok(())
     },
     set_parent: |file, path, _, parent_place| {
         let name = parent_place.path();

@@ -38,6 +38,7 @@ pub static KIND: Kind = Kind {
     disk: |file, place| Ok(Box::new(RawFile::new(file, &place.path())?)),
     set_hidden: |_, _, _| Err(no_tree("hiding")),
     coalesce: |_, _, _, _, _| Err(no_tree("coalescing")),
+    check_parent: |_, _, _, _| Err(no_tree("looking for the parent")),
     set_parent: |_, _, _, _| Err(no_tree("changing the parent")),
     resize: |file, path, size| (KIND.create)(&file, path, size),
     open: |place| Box::new(Raw { place }),

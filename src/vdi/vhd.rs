@@ -43,18 +43,13 @@ pub static KIND: Kind = Kind {
         let chain = Chain::open(Arc::new(self::place(&file, &path)?), Mode::ReadOnly, |link| {
             let parent = tree.sibling(parent(&path, link)?)?;
             let image: Arc<dyn vhd::Place> = Arc::new(FilePlace::new(parent.image(Mode::ReadOnly)?, parent.path())?);
-            Ok(if parent.format() == Format::Raw { vhd::Parent::Raw(image) } else { vhd::Parent::Vhd(image) })
+            Ok(vhd_parent(parent.format(), image))
         })?;
         Ok(Box::new(VhdDisk(chain)))
     },
     set_hidden: |file, path, hidden| vhd::set_hidden(&place(file, path)?, hidden).map(drop),
     coalesce: |child, path, parent, parent_place, progress| {
         let child: Arc<dyn vhd::Place> = Arc::new(place(&child, path)?);
-        // A block that two entries lead to would be copied to two places, and one of them is wrong.
-        let options = vhd::CheckOptions { in_use: true, bitmaps: false, parent: None };
-        if let Some(problem) = vhd::check(&child, options)?.first() {
-            return Err(Error::Damaged { path: path.to_owned(), what: format!("{problem}; it is not merged") });
-        }
         let child = Image::open(child, Mode::ReadOnly)?;
         let target: Arc<dyn vhd::Place> = Arc::new(place(&parent, &parent_place.path())?);
         // Several threads tell how far they are, and `progress` wants one.
@@ -65,6 +60,9 @@ pub static KIND: Kind = Kind {
         };
         let result = match parent_place.format() {
             Format::Raw => vhd::coalesce(&child, vhd::Target::Raw(&*target), &step).map(drop),
+            _ if vhd::query(&*target)?.kind == vhd::Kind::Fixed => {
+                vhd::coalesce(&child, vhd::Target::Fixed(&*target), &step).map(drop)
+            }
             _ => {
                 let image = Image::open(target, Mode::ReadWrite)?;
                 vhd::coalesce(&child, vhd::Target::Vhd(&image), &step).and_then(|_| image.close())
@@ -73,6 +71,10 @@ pub static KIND: Kind = Kind {
         let copied = blocks.into_inner() * vhd::BLOCK;
         progress(copied, copied);
         result
+    },
+    check_parent: |file, path, parent, parent_place| {
+        let parent = place(parent, &parent_place.path())?;
+        vhd::check_parent(&place(file, path)?, &vhd_parent(parent_place.format(), Arc::new(parent)))
     },
     set_parent: |file, path, parent, parent_place| {
         let uuid = match parent_place.format() {
@@ -90,6 +92,10 @@ pub static KIND: Kind = Kind {
 
 fn place(file: &File, path: &Path) -> Result<FilePlace> {
     FilePlace::new(file.try_clone().map_err(Error::io("duplicate", path))?, path)
+}
+
+fn vhd_parent(format: Format, image: Arc<dyn vhd::Place>) -> vhd::Parent {
+    if format == Format::Raw { vhd::Parent::Raw(image) } else { vhd::Parent::Vhd(image) }
 }
 
 fn link(child: &Path, parent: &Path, uuid: Option<Uuid>) -> Result<ParentLink> {

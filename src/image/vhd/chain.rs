@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::image::{Image, Lookup};
 use super::query::{Info, Meta, ParentInfo, query};
-use super::{BLOCK, Place, SECTOR, SECTORS};
+use super::{BLOCK, Kind, Place, SECTOR, SECTORS};
 use crate::error::{Error, Result};
 use crate::image::MAX_DEPTH;
 use crate::image::disk::Served;
@@ -74,50 +74,43 @@ impl Chain {
         mode: Mode,
         mut resolve: impl FnMut(&ParentInfo) -> Result<Parent>,
     ) -> Result<Self> {
-        let mut layers = Vec::new();
+        let mut layers: Vec<Layer> = Vec::new();
         let mut seen: Vec<Uuid> = Vec::new();
-        let mut next = Some((Parent::Vhd(leaf), None::<Uuid>));
+        let mut child: Option<(Arc<dyn Place>, Info)> = None;
+        let mut next = Some(Parent::Vhd(leaf));
         let mut mode = mode;
-        while let Some((parent, expected)) = next.take() {
-            let place = match parent {
+        while let Some(found) = next.take() {
+            let place = match found {
                 Parent::Raw(place) => {
+                    if let Some((child, info)) = &child {
+                        check_link(&**child, info, &*place, None)?;
+                    }
+                    for layer in &layers {
+                        if layer.place().is_same(&*place)? {
+                            return Err(place.damaged("its chain of parents meets itself"));
+                        }
+                    }
                     let size = place.len()?;
                     layers.push(Layer::Flat(place, size));
                     break;
                 }
                 Parent::Vhd(place) => place,
             };
-            let info = query(&*place)?;
-            if expected.is_some_and(|uuid| uuid != info.uuid) {
-                return Err(place.damaged(format!(
-                    "its UUID is {}, and its child's parent is {}",
-                    info.uuid,
-                    expected.unwrap_or_default()
-                )));
+            let meta = Meta::read(&*place)?;
+            let info = meta.info();
+            if let Some((child, link)) = &child {
+                check_link(&**child, link, &*place, Some(&info))?;
             }
             if seen.contains(&info.uuid) || layers.len() >= MAX_DEPTH {
                 return Err(place.damaged("its chain of parents meets itself or is too long"));
             }
             seen.push(info.uuid);
-            if let Some(link) = &info.parent {
-                next = Some(match (resolve(link)?, link.uuid) {
-                    (parent @ Parent::Vhd(_), Some(uuid)) => (parent, Some(uuid)),
-                    (parent @ Parent::Raw(_), None) => (parent, None),
-                    (Parent::Vhd(_), None) => return Err(place.damaged("its parent is raw and a VHD was found")),
-                    (Parent::Raw(_), Some(_)) => {
-                        return Err(place.damaged("its parent is a VHD and a raw file was found"));
-                    }
-                });
-            }
-            layers.push(if info.kind == super::Kind::Fixed {
-                let size = place.len()?;
-                if info.virtual_size > size.saturating_sub(SECTOR - 1) {
-                    return Err(place.damaged("it is shorter than its virtual size"));
-                }
-                Layer::Flat(place, info.virtual_size)
-            } else {
-                Layer::Sparse(Box::new(Image::open(place, mode)?))
+            next = info.parent.as_ref().map(&mut resolve).transpose()?;
+            layers.push(match info.kind {
+                Kind::Fixed => Layer::Flat(place.clone(), fixed_size(&*place, &info)?),
+                _ => Layer::Sparse(Box::new(Image::with(place.clone(), mode, meta)?)),
             });
+            child = Some((place, info));
             mode = Mode::ReadOnly;
         }
         let size = layers.first().map_or(0, Layer::size);
@@ -377,6 +370,53 @@ impl Chain {
             out.push((stop..sectors.end, false));
         }
         Ok(())
+    }
+}
+
+/// Bytes of the disk that a fixed image holds from its first byte on.
+///
+/// # Errors
+/// [`Error::Damaged`] if its footer says more than there is.
+pub(super) fn fixed_size(place: &dyn Place, info: &Info) -> Result<u64> {
+    match place.len()?.saturating_sub(SECTOR - 1) {
+        room if info.virtual_size > room => Err(place.damaged("it is shorter than its virtual size")),
+        _ => Ok(info.virtual_size),
+    }
+}
+
+/// Refuses a parent that is not the image that `child` names. Any code that reads or writes a parent for a child asks
+/// this first: a file of the right name may hold another image, and merging a child into that one destroys both.
+///
+/// A differencing image names the UUID in its parent's footer, or none if the parent is raw. The parent's modification
+/// time, which it holds as well, is nobody's business: a copy changes it, and other tools do not look at it either.
+///
+/// # Errors
+/// [`Error::Damaged`] if the UUID is another one, a raw file was found for a VHD or a VHD for a raw file, the child is
+/// its own parent, or it has none; [`Error::Io`].
+pub fn check_parent(child: &dyn Place, parent: &Parent) -> Result<()> {
+    let info = query(child)?;
+    match parent {
+        Parent::Vhd(place) => check_link(child, &info, &**place, Some(&query(&**place)?)),
+        Parent::Raw(place) => check_link(child, &info, &**place, None),
+    }
+}
+
+/// [`check_parent`] of images whose headers were read: `is` is what a parent that is a VHD says of itself.
+pub(super) fn check_link(child: &dyn Place, info: &Info, parent: &dyn Place, is: Option<&Info>) -> Result<()> {
+    let Some(link) = &info.parent else {
+        return Err(child.damaged(format!("it names no parent, and {} was taken for it", parent.path().display())));
+    };
+    let itself = || Err(child.damaged("it names itself as its parent: its chain meets itself"));
+    let found = parent.path().display();
+    match (link.uuid, is) {
+        (Some(uuid), _) if uuid == info.uuid => itself(),
+        (Some(uuid), Some(is)) if uuid == is.uuid => Ok(()),
+        (Some(uuid), Some(is)) => Err(child
+            .damaged(format!("it names the VHD of UUID {uuid} as its parent, and {found} has the UUID {}", is.uuid))),
+        (Some(_), None) => Err(child.damaged(format!("it names a VHD as its parent, and {found} is a raw disk"))),
+        (None, Some(_)) => Err(child.damaged(format!("it names a raw disk as its parent, and {found} is a VHD"))),
+        (None, None) if child.is_same(parent)? => itself(),
+        (None, None) => Ok(()),
     }
 }
 

@@ -86,7 +86,8 @@ pub fn set_marker(place: &dyn Place, value: u8) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Invalid`] if the path cannot be stored, or does not fit the space that the image has for it;
-/// [`Error::Unsupported`] if it is not a differencing image; [`Error::Io`], [`Error::Damaged`].
+/// [`Error::Unsupported`] if it is not a differencing image; [`Error::Damaged`], also if it would be its own parent;
+/// [`Error::Io`].
 pub fn set_parent(place: &dyn Place, parent: &ParentLink) -> Result<Done> {
     let meta = Meta::read(place)?;
     if meta.kind != Kind::Differencing {
@@ -94,6 +95,9 @@ pub fn set_parent(place: &dyn Place, parent: &ParentLink) -> Result<Done> {
             op: "changing the parent of a VHD",
             why: format!("{} has no parent", place.path().display()),
         });
+    }
+    if parent.uuid == Some(meta.footer.uuid()) {
+        return Err(place.damaged("it would become its own parent"));
     }
     let old = meta.header(place)?;
     let encoded = Encoded::new(&parent.path)?;

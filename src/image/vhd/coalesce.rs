@@ -15,7 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use super::bitmap::Bitmap;
+use super::chain::{check_link, fixed_size};
 use super::image::{Image, Lookup};
+use super::query::query;
 use super::{BLOCK, Kind, Place, SECTOR, SECTORS};
 use crate::error::{Error, Result};
 
@@ -24,6 +26,8 @@ use crate::error::{Error, Result};
 pub enum Target<'a> {
     /// Opened for writing.
     Vhd(&'a Image),
+    /// A fixed VHD: its data is where that of a raw image is, and its footer is left alone.
+    Fixed(&'a dyn Place),
     Raw(&'a dyn Place),
 }
 
@@ -31,8 +35,38 @@ impl Target<'_> {
     fn place(&self) -> &dyn Place {
         match self {
             Target::Vhd(image) => &**image.place(),
-            Target::Raw(place) => *place,
+            Target::Fixed(place) | Target::Raw(place) => *place,
         }
+    }
+
+    /// Bytes of the disk that it holds.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it is not the parent that `child` names, or larger than it: what lies past the end of the
+    /// child would come to light when the parent takes its place.
+    fn checked(&self, child: &Image) -> Result<u64> {
+        let (info, size) = match self {
+            Target::Vhd(image) => (Some(image.info()), image.virtual_size()),
+            Target::Fixed(place) => {
+                let info = query(*place)?;
+                if info.kind != Kind::Fixed {
+                    return Err(place.damaged("it is no fixed VHD"));
+                }
+                let size = fixed_size(*place, &info)?;
+                (Some(info), size)
+            }
+            Target::Raw(place) => (None, place.len()?),
+        };
+        check_link(&**child.place(), &child.info(), self.place(), info.as_ref())?;
+        // A volume has whole extents.
+        let rounded = matches!(self, Target::Raw(place) if place.is_device());
+        if size > child.virtual_size() && !rounded {
+            let (small, parent) = (child.virtual_size(), self.place().path().display());
+            return Err(child.place().damaged(format!(
+                "it has {small} bytes and its parent {parent} has {size}: merged, the disk would show more than it has"
+            )));
+        }
+        Ok(size)
     }
 }
 
@@ -43,11 +77,13 @@ const KERNEL_COPY: u64 = 64 << 10;
 /// several threads, and ends the work by [`ControlFlow::Break`]. Returns the sectors of the child.
 ///
 /// # Errors
-/// [`Error::TooBig`], before anything was written, if the child holds sectors past the end of the parent: grow it
-/// first. [`Error::Io`] with `ECANCELED` if `progress` said so. [`Error::Io`], [`Error::Damaged`].
+/// Before anything was written: [`Error::Damaged`] if the parent is not the image that the child names
+/// ([`super::check_parent`]) or is larger than it; [`Error::TooBig`] if the child holds sectors past the end of the
+/// parent: grow it first. [`Error::Io`] with `ECANCELED` if `progress` said so. [`Error::Io`], [`Error::Damaged`].
 pub fn coalesce(child: &Image, parent: Target, progress: &(dyn Fn(u64, u64) -> ControlFlow<()> + Sync)) -> Result<u64> {
+    let limit = parent.checked(child)?;
     let todo: Vec<u32> = (0..child.blocks()).filter(|block| child.entry(*block).is_some()).collect();
-    check_size(child, parent, &todo)?;
+    check_size(child, parent, limit, &todo)?;
     let (next, done, sectors) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU64::new(0));
     let stop = AtomicBool::new(false);
     let failure = Mutex::new(None);
@@ -82,16 +118,12 @@ pub fn coalesce(child: &Image, parent: Target, progress: &(dyn Fn(u64, u64) -> C
     }
     match parent {
         Target::Vhd(image) => image.flush()?,
-        Target::Raw(place) => place.flush()?,
+        Target::Fixed(place) | Target::Raw(place) => place.flush()?,
     }
     Ok(sectors.into_inner())
 }
 
-fn check_size(child: &Image, parent: Target, todo: &[u32]) -> Result<()> {
-    let limit = match parent {
-        Target::Vhd(image) => image.virtual_size(),
-        Target::Raw(place) => place.len()?,
-    };
+fn check_size(child: &Image, parent: Target, limit: u64, todo: &[u32]) -> Result<()> {
     for block in todo.iter().filter(|block| (u64::from(**block) + 1) * BLOCK > limit) {
         let last = match child.lookup(*block)? {
             Lookup::Absent => continue,
@@ -139,7 +171,7 @@ impl Copier<'_> {
             return Ok(count);
         }
         let (to, new) = match self.parent {
-            Target::Raw(_) => (start, false),
+            Target::Fixed(_) | Target::Raw(_) => (start, false),
             Target::Vhd(image) => {
                 let new = image.entry(block).is_none();
                 (image.data_for_write(block)?, new)
@@ -192,7 +224,7 @@ impl Copier<'_> {
     fn zeros(&self, block: u32, map: &Bitmap, runs: &[Range<u32>]) -> Result<()> {
         let bytes = |sectors: u32| u64::from(sectors) * SECTOR;
         match self.parent {
-            Target::Raw(place) => runs.iter().try_for_each(|run| {
+            Target::Fixed(place) | Target::Raw(place) => runs.iter().try_for_each(|run| {
                 place.zero(u64::from(block) * BLOCK + bytes(run.start), bytes(run.end - run.start))
             }),
             // Absent from an image without parent is zero already.

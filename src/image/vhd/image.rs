@@ -107,8 +107,13 @@ impl Image {
     /// for writing, past the end; [`Error::Unsupported`] for fixed, encrypted and poisoned images, other block
     /// sizes than 2 MiB and versions newer than we know; [`Error::Io`].
     pub fn open(place: Arc<dyn Place>, mode: Mode) -> Result<Self> {
+        let meta = Meta::read(&*place)?;
+        Self::with(place, mode, meta)
+    }
+
+    /// [`Image::open`] of an image whose headers were read.
+    pub(super) fn with(place: Arc<dyn Place>, mode: Mode, meta: Meta) -> Result<Self> {
         let p = &*place;
-        let meta = Meta::read(p)?;
         let unsupported =
             |why: &str| Err(Error::Unsupported { op: "opening a VHD", why: format!("{}: {why}", p.path().display()) });
         let Some(header) = meta.header.clone() else { return unsupported("it is a fixed image") };

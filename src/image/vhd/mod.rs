@@ -10,6 +10,7 @@
 //! | ask what it is, by one read | [`query()`] |
 //! | read and write the disk | [`Chain::open`], then [`Chain::read_at`], [`Chain::write_at`], [`Chain::flush`] … |
 //! | list what is allocated | [`Chain::extents`] |
+//! | know whether a file is the parent of an image | [`check_parent`] |
 //! | hide, mark, change the parent | [`set_hidden`], [`set_marker`], [`set_parent`] |
 //! | grow | [`resize()`] |
 //! | move the last footer, on a device that changes its size | [`set_physical_size`] |
@@ -59,7 +60,7 @@ mod stream;
 
 pub use super::place::{FilePlace, Place};
 use super::{be32, be64};
-pub use chain::{Chain, Extent, Parent};
+pub use chain::{Chain, Extent, Parent, check_parent};
 pub use change::{marker, set_hidden, set_marker, set_parent, set_physical_size};
 pub use check::{CheckOptions, check, repair};
 pub use coalesce::{Target, coalesce};

@@ -122,8 +122,21 @@ impl FileSr {
         let parent = self.place(shared, base, base_format);
         let parent_image = parent.image(Mode::ReadOnly)?;
         let listing = self.list(dir)?;
+        let old = match dir.lookup(&image_name(vdi, format))? {
+            Some(_) => Some(self.place(Rc::new(Dir::open(dir.path())?), vdi, format)),
+            None => None,
+        };
         for child in vdi::cow::children_of(&self.trees(dir, &listing)?, vdi) {
             let name = image_name(child, listing.images[&child]);
+            // What names another image by this one's name has lost its parent: given to the base, it would show bytes
+            // that were never its own.
+            if let Some(old) = &old {
+                let file = dir.open_file(&name, false)?;
+                match (kind.check_parent)(&file, &dir.join(&name), &old.image(Mode::ReadOnly)?, old) {
+                    Err(Error::Damaged { .. }) => continue,
+                    other => other?,
+                }
+            }
             (kind.set_parent)(&dir.open_file(&name, true)?, &dir.join(&name), &parent_image, &parent)?;
         }
         dir.remove(&image_name(vdi, format))?;
@@ -262,6 +275,12 @@ impl Tree for FilePlace<'_> {
         let chain = || -> Result<Vec<VdiUuid>> {
             let (mut chain, mut next) = (vec![self.vdi], self.parent()?);
             while let Some(parent) = next {
+                if chain.contains(&parent) {
+                    return Err(Error::Damaged {
+                        path: self.path(),
+                        what: format!("its chain of parents meets itself at {parent}"),
+                    });
+                }
                 chain.push(parent);
                 let format = format_of(&self.dir, parent)?.ok_or_else(|| self.gone())?;
                 next = self.sr.place(self.dir.clone(), parent, format).parent()?;
