@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use crate::call::Reply;
 use crate::door::size::human;
-use crate::types::{SrInfo, Tagged, VdiInfo, VdiUuid};
+use crate::types::{SrInfo, State, Tagged, VdiInfo, VdiUuid};
 
 /// A reply as aligned text.
 pub fn write(reply: &Reply) -> String {
@@ -83,6 +83,13 @@ fn sr(out: &mut String, info: &SrInfo) {
         );
         let _ = writeln!(out, "{}", line.trim_end());
     }
+    for tagged in &info.vdis {
+        if let Tagged::Vdi(v) = tagged
+            && !v.state.is_healthy()
+        {
+            let _ = writeln!(out, "{}: {}", v.uuid, v.state);
+        }
+    }
 }
 
 /// The trees of images: each below its parent, with what it takes of the SR.
@@ -107,7 +114,15 @@ fn tree(out: &mut String, info: &SrInfo) {
     let mut todo: Vec<(&VdiInfo, String, bool)> = with_last(roots, "").rev().collect();
     while let Some((vdi, indent, last)) = todo.pop() {
         let branch = if last { "└─ " } else { "├─ " };
-        let name = if vdi.hidden { "base".to_owned() } else { state(vdi) };
+        let name = match vdi.hidden {
+            true if vdi.state.is_healthy() => "base".to_owned(),
+            true => format!("base {}", vdi.state.word()),
+            false => state(vdi),
+        };
+        let name = match &vdi.state {
+            State::Broken(why) | State::ParentMissing(why) | State::Unsupported(why) => format!("{name}: {why}"),
+            State::Healthy | State::ServerDied => name,
+        };
         let line = format!(
             "{indent}{branch}{} {} {}, {} used  {name}  {}",
             vdi.uuid,
@@ -140,6 +155,9 @@ fn vdi(out: &mut String, info: &VdiInfo) {
         ("used", human(info.physical_utilisation)),
         ("state", state(info)),
     ];
+    if !info.state.is_healthy() {
+        rows.push(("reason", info.state.to_string()));
+    }
     rows.extend(texts(&info.label, &info.description));
     if !info.vbds.is_empty() {
         rows.push(("locked by", info.vbds.join(", ")));
@@ -166,7 +184,10 @@ fn state(info: &VdiInfo) -> String {
         (info.read_only != 0, "read-only"),
         (info.shareable, "shareable"),
     ];
-    let set: Vec<&str> = words.into_iter().filter(|(is, _)| *is).map(|(_, word)| word).collect();
+    let mut set: Vec<String> = words.into_iter().filter(|(is, _)| *is).map(|(_, word)| word.to_owned()).collect();
+    if !info.state.is_healthy() {
+        set.push(info.state.word().to_owned());
+    }
     if set.is_empty() { "-".to_owned() } else { set.join(" ") }
 }
 

@@ -535,7 +535,7 @@ impl Image {
         let name = image_name(vdi, format);
         let (stat, node) = if kind.by_length {
             let Some(stat) = must_be(dir, &name, SFlag::S_IFREG)? else { return Ok(None) };
-            (stat, Node { virtual_size: stat.length, hidden: false, parent: None })
+            (stat, Node::alone(stat.length))
         } else {
             let Some((file, stat)) = dir.try_open_and_stat(&name)? else { return Ok(None) };
             (stat, (kind.query)(file, &dir.join(&name))?)

@@ -326,7 +326,7 @@ struct IsoPlace<'a> {
 
 impl IsoPlace<'_> {
     fn info(&self, attached: bool) -> VdiInfo {
-        let node = Node { virtual_size: self.iso.extent.length, hidden: false, parent: None };
+        let node = Node::alone(self.iso.extent.length);
         let params = self.params_now();
         let info = vdi::describe(self, &node, self.iso.extent.allocated, params, Vec::new(), attached, Vec::new());
         VdiInfo { location: Some(self.iso.name.clone()), ..info }

@@ -14,6 +14,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use uuid::Uuid;
+
 use crate::context::Context;
 use crate::datapath;
 use crate::error::{Error, Result, needs_root};
@@ -23,7 +25,7 @@ use crate::sys::copy::Progress;
 use crate::sys::lock::Lock;
 use crate::sys::loopdev;
 use crate::sys::uses::Uses;
-use crate::types::{Done, Format, Mode, Params, Size, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{Done, Format, Mode, Params, Size, SrUuid, State, VdiInfo, VdiUuid};
 
 /// Where one disk lives, as its SR sees it. Formats work on this and know no SR.
 pub trait Place {
@@ -161,6 +163,19 @@ pub struct Node {
     /// It is there for its children only.
     pub hidden: bool,
     pub parent: Option<VdiUuid>,
+    /// What the image calls itself towards its children, where its format has such an identity: a VHD's unique id.
+    pub id: Option<Uuid>,
+    /// The [`Node::id`] of the parent that the image was made from.
+    pub parent_id: Option<Uuid>,
+    /// Whether the image can be used. A look at one image alone finds it healthy or fails.
+    pub state: State,
+}
+
+impl Node {
+    /// An image of `virtual_size` bytes that is in no tree.
+    pub fn alone(virtual_size: u64) -> Node {
+        Node { virtual_size, hidden: false, parent: None, id: None, parent_id: None, state: State::Healthy }
+    }
 }
 
 /// Bytes of a place.
@@ -462,6 +477,7 @@ pub fn describe(
         read_only: u8::from(params.read_only || node.hidden || !children.is_empty()),
         children,
         hidden: node.hidden,
+        state: node.state.clone(),
         location: None,
     }
 }

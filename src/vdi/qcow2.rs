@@ -30,7 +30,7 @@ pub static KIND: Kind = Kind {
     query: |file, path| {
         let header = Header::read(&FilePlace::new(file, path)?)?;
         let parent = header.backing.as_ref().map(|name| parent(path, name)).transpose()?;
-        Ok(Node { virtual_size: header.virtual_size, hidden: header.hidden, parent })
+        Ok(Node { hidden: header.hidden, parent, ..Node::alone(header.virtual_size) })
     },
     disk: |file, place| Ok(Box::new(chain(&file, place, Mode::ReadOnly)?)),
     set_hidden: |file, path, hidden| qcow2::set_hidden(&place(file, path)?, hidden),

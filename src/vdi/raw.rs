@@ -33,7 +33,7 @@ pub static KIND: Kind = Kind {
     create_child: |_, _, _, _| Err(no_tree("a child")),
     query: |file, path| {
         let length = file.metadata().map_err(Error::io("examine", path))?.len();
-        Ok(Node { virtual_size: length, hidden: false, parent: None })
+        Ok(Node::alone(length))
     },
     disk: |file, place| Ok(Box::new(RawFile::new(file, &place.path())?)),
     set_hidden: |_, _, _| Err(no_tree("hiding")),
@@ -59,7 +59,7 @@ impl Vdi for Raw<'_> {
 
     fn info(&self) -> Result<VdiInfo> {
         let (extent, params, holders) = (self.place.stat()?, self.place.params()?, self.place.holders()?);
-        let node = Node { virtual_size: extent.length, hidden: false, parent: None };
+        let node = Node::alone(extent.length);
         let attached = self.device()?.is_some();
         Ok(describe(&*self.place, &node, extent.allocated, params, holders.users, attached, Vec::new()))
     }

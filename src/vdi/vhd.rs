@@ -35,7 +35,13 @@ pub static KIND: Kind = Kind {
             });
         }
         let parent = info.parent.as_ref().map(|link| parent(path, link)).transpose()?;
-        Ok(Node { virtual_size: info.virtual_size, hidden: info.hidden, parent })
+        Ok(Node {
+            hidden: info.hidden,
+            parent,
+            id: Some(info.uuid),
+            parent_id: info.parent.and_then(|link| link.uuid),
+            ..Node::alone(info.virtual_size)
+        })
     },
     disk: |file, place| {
         let path = place.path();

@@ -100,7 +100,7 @@ impl<'a> LvmPlace<'a> {
         let (extent, record) = (self.extent(), self.record());
         let attached = self.lv.borrow().active && !record.is_private();
         let params = Params { read_only: self.is_read_only(), ..record.params };
-        let node = Node { virtual_size: extent.length, hidden: false, parent: None };
+        let node = Node::alone(extent.length);
         vdi::describe(self, &node, extent.allocated, params, record.holders.users, attached, Vec::new())
     }
 
