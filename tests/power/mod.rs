@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use xcp_sm::image::place::Place;
@@ -170,6 +171,76 @@ impl Place for Recorder {
     }
 }
 
+/// A [`Place`] over a recorded one whose operations fail when they are told to.
+#[derive(Debug)]
+pub struct Faulty {
+    pub disk: Arc<Recorder>,
+    /// Bytes up to which there is space; `u64::MAX`: no end.
+    pub room: AtomicU64,
+    /// How many changes and syncs succeed until one fails with this errno.
+    pub fault: Mutex<Option<(usize, i32)>>,
+}
+
+impl Faulty {
+    pub fn new(disk: Arc<Recorder>) -> Arc<Self> {
+        Arc::new(Faulty { disk, room: AtomicU64::new(u64::MAX), fault: Mutex::new(None) })
+    }
+
+    fn step(&self) -> io::Result<()> {
+        let mut fault = self.fault.lock().unwrap();
+        match &mut *fault {
+            Some((0, errno)) => {
+                let error = io::Error::from_raw_os_error(*errno);
+                *fault = None;
+                Err(error)
+            }
+            Some((left, _)) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Place for Faulty {
+    fn path(&self) -> &Path {
+        self.disk.path()
+    }
+    fn size(&self) -> io::Result<u64> {
+        self.disk.size()
+    }
+    fn is_device(&self) -> bool {
+        self.disk.is_device()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.disk.read_at(buf, offset)
+    }
+    /// What is there can be written over when nothing else can be written.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.step()?;
+        let disk = self.disk.disk();
+        let new =
+            (offset / SECTOR..(offset + bytes.len() as u64).div_ceil(SECTOR)).any(|n| !disk.sectors.contains_key(&n));
+        if new && offset + bytes.len() as u64 > self.room.load(Relaxed) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.disk.write_at(bytes, offset)
+    }
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        self.step()?;
+        self.disk.set_size(size)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.step()?;
+        self.disk.sync()
+    }
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        self.step()?;
+        self.disk.punch(offset, len)
+    }
+}
+
 /// A small generator (splitmix64), so that a failure can be repeated.
 pub struct Dice(pub u64);
 
@@ -185,13 +256,18 @@ impl Dice {
 
 /// Calls `judge` with the disk as a crash after the first `k` operations may leave it, for each `k` and every choice
 /// of the sectors that had reached it if they are few, or else several choices.
-pub fn crashes(start: &Disk, ops: &[Op], mut judge: impl FnMut(usize, Disk)) {
+pub fn crashes(start: &Disk, ops: &[Op], judge: impl FnMut(usize, Disk)) {
+    crashes_of(3, start, ops, judge);
+}
+
+/// The same; `few` sectors are those of which every choice is tried.
+pub fn crashes_of(few: usize, start: &Disk, ops: &[Op], mut judge: impl FnMut(usize, Disk)) {
     let mut durable = start.clone();
     let mut pending = 0;
     for k in 0..=ops.len() {
         let window = &ops[pending..k];
         let sectors: usize = window.iter().map(Op::parts).sum();
-        let choices = if sectors <= 3 { 1 << sectors } else { 6 };
+        let choices = if sectors <= few { 1 << sectors } else { 6 };
         for choice in 0..choices {
             let mut disk = durable.clone();
             let mut dice = Dice((k as u64) << 8 | choice);
@@ -200,7 +276,7 @@ pub fn crashes(start: &Disk, ops: &[Op], mut judge: impl FnMut(usize, Disk)) {
                 disk.apply(op, || {
                     part += 1;
                     match choice {
-                        _ if sectors <= 3 => choice >> (part - 1) & 1 == 1,
+                        _ if sectors <= few => choice >> (part - 1) & 1 == 1,
                         0 => true,
                         1 => i + 1 == window.len(),
                         2 => dice.roll(8) == 0,

@@ -2,6 +2,7 @@
 //! disk.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::atomic::Ordering::*;
 
 use super::batmap::map_bytes;
@@ -24,16 +25,20 @@ impl Image {
     /// have reached the disk, and each is true by itself: an entry leads to a bitmap that is on disk, a bit to
     /// data that is. Without new bits or blocks, one sync is all.
     ///
+    /// A block without a single sector of data is left out: nothing was written to it yet, or the write failed. One
+    /// whose entry was written by a flush that failed afterwards may be in the BAT on disk: its bitmap is written in 3,
+    /// and so is its entry once more.
+    ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io). After a failed write (no space) it may be called again; after a failed sync the image is
-    /// read-only.
+    /// [`Error::Io`](crate::Error::Io): the first one, after everything else was done. After a failed write (no space)
+    /// it may be called again; after a failed sync the image is read-only.
     pub fn flush(&self) -> Result<()> {
         if self.mode == Mode::ReadOnly {
             return Ok(());
         }
         let _one = lock(&self.flushing);
         self.check_writable()?;
-        let (fresh, end) = {
+        let (mut fresh, end) = {
             let alloc = lock(&self.alloc);
             (alloc.fresh.clone(), alloc.end)
         };
@@ -41,7 +46,9 @@ impl Image {
         if self.dirty.load(Acquire) > 0 {
             for shard in &self.shards {
                 for (block, entry) in &mut lock(shard).0 {
-                    if entry.dirty {
+                    if entry.dirty && entry.map.is_empty() {
+                        fresh.remove(block);
+                    } else if entry.dirty {
                         (entry.dirty, entry.writing) = (false, true);
                         changed.push((*block, entry.map.clone()));
                     }
@@ -50,7 +57,7 @@ impl Image {
             self.dirty.fetch_sub(changed.len(), AcqRel);
             changed.sort_unstable_by_key(|(block, _)| *block);
         }
-        let outcome = self.publish(&fresh, end, &changed);
+        let outcome = self.publish(fresh, end, &changed);
         for (block, _) in &changed {
             if let Some(entry) = self.shard(*block).0.get_mut(block) {
                 entry.writing = false;
@@ -95,32 +102,68 @@ impl Image {
         Ok(())
     }
 
-    fn publish(&self, fresh: &BTreeSet<u32>, end: u64, changed: &[(u32, Bitmap)]) -> Result<()> {
+    fn publish(&self, mut fresh: BTreeSet<u32>, end: u64, changed: &[(u32, Bitmap)]) -> Result<()> {
         let place = &*self.place;
         let sync = || place.flush().inspect_err(|_| self.failed.store(true, Release));
         let put = |block: &u32, map: &Bitmap| match self.entry(*block) {
             Some(entry) => place.put(&map.to_bytes(), u64::from(entry) * SECTOR),
             None => Ok(()),
         };
+        let mut outcome = Ok(());
         let (new, old): (Vec<_>, Vec<_>) = changed.iter().partition(|(block, _)| fresh.contains(block));
         for (block, map) in &new {
-            put(block, map)?;
+            if let Err(error) = put(block, map) {
+                fresh.remove(block);
+                outcome = outcome.and(Err(error));
+            }
         }
         if !fresh.is_empty() && !place.is_device() {
-            place.put(&self.meta.footer.0, end * SECTOR)?;
+            outcome = outcome.and(self.put_last_footer(end * SECTOR));
         }
         sync()?;
-        if fresh.is_empty() && old.is_empty() {
-            return Ok(());
-        }
         for (block, map) in &old {
-            put(block, map)?;
+            outcome = outcome.and(put(block, map));
         }
-        self.put_entries(fresh.iter().copied())?;
+        let unsure = {
+            let mut alloc = lock(&self.alloc);
+            alloc.fresh.retain(|block| !fresh.contains(block));
+            alloc.unsure.append(&mut fresh);
+            alloc.unsure.clone()
+        };
+        if old.is_empty() && unsure.is_empty() {
+            return outcome;
+        }
+        let entries = self.put_entries(unsure.iter().copied());
         sync()?;
-        let mut alloc = lock(&self.alloc);
-        alloc.fresh.retain(|block| !fresh.contains(block));
-        Ok(())
+        if entries.is_ok() {
+            // This flush is the only one, so there are no others.
+            lock(&self.alloc).unsure.clear();
+        }
+        outcome.and(entries)
+    }
+
+    /// Writes the footer behind the last block of a file, at byte `end`. It is a copy, so that without space for it the
+    /// file is only made long enough for its last block.
+    fn put_last_footer(&self, end: u64) -> Result<()> {
+        let place = &*self.place;
+        match place.write_at(&self.meta.footer.0, end) {
+            Err(e) if e.kind() == io::ErrorKind::StorageFull && place.len()? < end + SECTOR => {
+                place.resize_to(end + SECTOR)
+            }
+            Err(e) if e.kind() == io::ErrorKind::StorageFull => Ok(()),
+            other => other.map_err(place.fail("write")),
+        }
+    }
+
+    /// Where the data of a file ends, sectors: behind the last block that the BAT on disk leads to.
+    fn end_of_data(&self) -> u64 {
+        let alloc = lock(&self.alloc);
+        if alloc.fresh.is_empty() {
+            return alloc.end;
+        }
+        let blocks = (0..self.blocks()).filter(|block| !alloc.fresh.contains(block));
+        let ends = blocks.filter_map(|block| Some(u64::from(self.entry(block)?) + 1 + BLOCK / SECTOR));
+        ends.max().unwrap_or(0).max(self.headers_end() / SECTOR)
     }
 
     /// Flushes, and writes what only a closed image has on disk:
@@ -142,7 +185,7 @@ impl Image {
         }
         self.flush()?;
         let place = &*self.place;
-        let end = if place.is_device() { place.len()? - SECTOR } else { lock(&self.alloc).end * SECTOR };
+        let end = if place.is_device() { place.len()? - SECTOR } else { self.end_of_data() * SECTOR };
         let mut last = [0; SECTOR as usize];
         place.get(&mut last, end)?;
         let footer_is_there = last == self.meta.footer.0 && place.len()? == end + SECTOR;
@@ -150,8 +193,12 @@ impl Image {
             return Ok(());
         }
         if !footer_is_there {
-            place.put(&self.meta.footer.0, end)?;
-            place.resize_to(end + SECTOR)?;
+            if place.is_device() {
+                place.put(&self.meta.footer.0, end)?;
+            } else {
+                self.put_last_footer(end)?;
+                place.resize_to(end + SECTOR)?;
+            }
         }
         if let Some(header) = &self.batmap {
             let map = self.full_map();

@@ -8,6 +8,10 @@
 //! flush costs two syncs at most, however many blocks were allocated. A crash forgets them and with them the
 //! writes since the last flush, as the write cache of a disk would: the sectors read as they did before.
 //!
+//! # When a write fails
+//! A block that no data could be written to is left out of the flush, and its room is used when it is written to
+//! again. A flush goes on with what it can write, and answers with the first error.
+//!
 //! # When an fsync fails
 //! What was written is lost and nobody knows which part. The image refuses everything but reads from then on; the
 //! owner opens it anew.
@@ -82,6 +86,8 @@ pub(super) struct Alloc {
     pub(super) end: u64,
     /// Allocated, but not in the BAT on disk.
     pub(super) fresh: BTreeSet<u32>,
+    /// Perhaps in the BAT on disk: their entries were written, and no sync has followed that succeeded.
+    pub(super) unsure: BTreeSet<u32>,
     /// A file's tail past end of data and footer was dropped.
     trimmed: bool,
 }
@@ -194,7 +200,7 @@ impl Image {
             full,
             shards: Default::default(),
             dirty: AtomicUsize::new(0),
-            alloc: Mutex::new(Alloc { end, fresh: BTreeSet::new(), trimmed: false }),
+            alloc: Mutex::new(Alloc { end, fresh: BTreeSet::new(), unsure: BTreeSet::new(), trimmed: false }),
             flushing: Mutex::new(()),
             written: AtomicBool::new(false),
             failed: AtomicBool::new(false),
@@ -310,7 +316,12 @@ impl Image {
             return Ok(data_offset(entry));
         }
         let mut alloc = lock(&self.alloc);
+        let end = alloc.end;
         let entry = self.allocate(&mut alloc, 0)?;
+        if !self.place.is_device() {
+            // What has no space is to be refused by the write, not by the flush, which others need too.
+            self.place.put(&[0; SECTOR as usize], u64::from(entry) * SECTOR).inspect_err(|_| alloc.end = end)?;
+        }
         alloc.fresh.insert(block);
         shard.0.insert(block, Entry { map: Bitmap::EMPTY, dirty: true, writing: false });
         self.dirty.fetch_add(1, Relaxed);
