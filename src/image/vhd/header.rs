@@ -128,6 +128,11 @@ impl Header {
         self.seal();
     }
 
+    pub fn set_table_offset(&mut self, offset: u64) {
+        put64(&mut self.0, 0x10, offset);
+        self.seal();
+    }
+
     pub fn set_max_bat_size(&mut self, entries: u32) {
         put32(&mut self.0, 0x1c, entries);
         self.seal();

@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::types::Mode;
 
 /// BAT entry of a block that is not there.
-const UNUSED: u32 = u32::MAX;
+pub(super) const UNUSED: u32 = u32::MAX;
 const SHARDS: usize = 16;
 /// Bitmaps kept per shard: 8 MiB in all, for 32 GiB of disk.
 const SHARD_BITMAPS: usize = 1024;

@@ -1,34 +1,40 @@
 //! Growing an image. It must not be open anywhere else.
 //!
-//! Within what the BAT has room for ([`super::Info::max_blocks`]), steps 6 and 7 are all. Beyond, BAT, batmap and
+//! Within what the BAT has room for ([`super::Info::max_blocks`]), steps 7 and 8 are all. Beyond, BAT, batmap and
 //! locators need space that blocks may occupy and that they occupy themselves; nothing is overwritten that is in
 //! force:
 //!
 //! 1. Copy the blocks that are in the way behind the end of data, with a footer behind them; sync. *The copies are
 //!    unused.*
 //! 2. Write their BAT entries; sync. *Each block is at its old or its new place.*
-//! 3. Write the new batmap and locators behind the old ones; sync. *Nothing leads there.*
-//! 4. Replace the header (`intent.rs`): a longer BAT, locators at their new place. *The old or the new tables
-//!    are in force; a torn header is completed from the intent record. BAT entries past the current size hold
-//!    what was there before; nobody reads them.*
-//! 5. If the new batmap and locators would overlap the old ones, 3 and 4 made a longer BAT than wanted, and are
-//!    done once more: into the unused part of that BAT.
-//! 6. Write "unused" into BAT entries, and zero into parts of the batmap, that the new size brings into force and
+//! 3. Write all tables of the new length behind where they are to end up: BAT, batmap, locators; sync. *Nothing leads
+//!    there.*
+//! 4. Replace the header (`intent.rs`). *The old or the new tables are in force; a torn header is completed from the
+//!    intent record.*
+//! 5. Write the tables once more to where they belong, behind the header, where nothing is in force now; sync. *As
+//!    before.*
+//! 6. Replace the header. *As in 4.*
+//! 7. Write "unused" into BAT entries, and zero into parts of the batmap, that the new size brings into force and
 //!    that are not so; sync. *As before.*
-//! 7. Write the primary footer with the new size, then the backup footer; sync. *The backup footer decides: old
+//! 8. Write the primary footer with the new size, then the backup footer; sync. *The backup footer decides: old
 //!    size or new.*
 //!
-//! After a crash anywhere the image is valid, with its old size, or its new one; growing it again goes on.
+//! If nothing lies behind the BAT (no batmap, no locators), 5 and 6 do the work of 3 and 4. If the sectors that the BAT
+//! has hold the new entries as well, as they do up to the next multiple of 128 blocks, the entries are written there
+//! first, and one sector of the header says so.
+//!
+//! After a crash anywhere the image is valid, with its old size, or its new one, and every entry of its BAT is true,
+//! those past the size included: other tools read them all. Growing it again goes on.
 
 use std::sync::Arc;
 
 use super::batmap::{BatmapHeader, map_bytes, map_sectors};
 use super::create::check_size;
-use super::header::Header;
-use super::image::{Image, headers_end};
+use super::header::{HEADER, Header};
+use super::image::{Image, UNUSED, headers_end};
 use super::intent::replace_header;
 use super::query::{Meta, blocks};
-use super::{BLOCK, Place, SECTOR, ceil_sector};
+use super::{BLOCK, Place, SECTOR};
 use crate::error::{Error, Result};
 use crate::types::{Done, Mode};
 
@@ -77,7 +83,7 @@ pub fn resize(place: &Arc<dyn Place>, size: u64) -> Result<Done> {
     Ok(Done::Changed)
 }
 
-/// Step 6.
+/// Step 7.
 fn prepare(image: &Image, wanted: u32, size: u64) -> Result<()> {
     let place = &**image.place();
     let mut changed = false;
@@ -103,18 +109,26 @@ fn prepare(image: &Image, wanted: u32, size: u64) -> Result<()> {
     if changed { place.flush() } else { Ok(()) }
 }
 
-/// Where the tables go: all that lies at or behind the BAT, in the order BAT, batmap, locators.
+/// Where the tables go: BAT, batmap, locators, in this order.
 struct Layout {
     header: Header,
     batmap: Option<BatmapHeader>,
-    /// Slot and space in bytes of each locator that moves; its offset is in `header`.
+    /// Slot and space in bytes of each locator; its offset is in `header`.
     locators: Vec<(usize, u64)>,
     end: u64,
 }
 
 impl Layout {
-    fn new(image: &Image, entries: u32) -> Result<Layout> {
+    /// What is in force.
+    fn now(image: &Image) -> Layout {
+        let (header, batmap) = (image.header().clone(), image.batmap().cloned());
+        Layout { header, batmap, locators: Vec::new(), end: image.headers_end() }
+    }
+
+    /// Tables of so many entries, one behind the other from byte `at`.
+    fn new(image: &Image, at: u64, entries: u32) -> Result<Layout> {
         let mut header = image.header().clone();
+        header.set_table_offset(at);
         header.set_max_bat_size(entries);
         let mut end = header.bat_end();
         let batmap = image.batmap().map(|old| {
@@ -123,8 +137,7 @@ impl Layout {
             new
         });
         let mut locators = Vec::new();
-        let table = header.table_offset();
-        for (slot, mut locator) in image.header().locators().filter(|(_, l)| l.offset >= table) {
+        for (slot, mut locator) in image.header().locators() {
             let space = locator.space().filter(|space| *space <= LONGEST_LOCATOR);
             let space = space.ok_or_else(|| image.place().damaged("a parent locator of impossible size"))?;
             locators.push((slot, space));
@@ -136,9 +149,14 @@ impl Layout {
         Ok(Layout { header, batmap, locators, end })
     }
 
-    /// Steps 3 and 4: copies batmap and locators from where `from` has them, then puts this layout in force.
+    /// Writes the tables, batmap and locators as `from` has them, then puts this layout in force.
     fn establish(&self, image: &Image, from: &Layout, data_end: u64) -> Result<()> {
         let place = &**image.place();
+        put_bat(
+            image,
+            &self.header,
+            if from.header.table_offset() == self.header.table_offset() { image.blocks() } else { 0 },
+        )?;
         if let (Some(old), Some(new)) = (&from.batmap, &self.batmap) {
             let mut map = vec![0; map_bytes(image.virtual_size())];
             place.get(&mut map, old.map_offset())?;
@@ -157,39 +175,49 @@ impl Layout {
     }
 }
 
-/// Steps 1 to 5: makes room for a BAT of `wanted` entries.
+/// Writes the BAT of `header` from entry `first` on: "unused" past those that the image has, and zeros up to the end of
+/// the last sector.
+fn put_bat(image: &Image, header: &Header, first: u32) -> Result<()> {
+    let entries = (first..header.max_bat_size()).flat_map(|block| image.entry(block).unwrap_or(UNUSED).to_be_bytes());
+    let mut bytes: Vec<u8> = entries.collect();
+    let start = u64::from(first) * 4;
+    bytes.resize((header.bat_bytes() - start) as usize, 0);
+    image.place().put(&bytes, header.table_offset() + start)
+}
+
+/// Steps 1 to 6: makes room for a BAT of `wanted` entries.
 fn grow_tables(image: &Image, wanted: u32) -> Result<()> {
     let place = &**image.place();
-    let old = Layout {
-        header: image.header().clone(),
-        batmap: image.batmap().cloned(),
-        locators: Vec::new(),
-        end: image.headers_end(),
+    let old = Layout::now(image);
+    let mut longer = old.header.clone();
+    longer.set_max_bat_size(wanted);
+    let map_is_long_enough = old.batmap.as_ref().is_none_or(|batmap| batmap.sectors() >= map_sectors(wanted));
+    if longer.bat_bytes() == old.header.bat_bytes() && map_is_long_enough {
+        put_bat(image, &longer, image.blocks())?;
+        place.flush()?;
+        return replace_header(place, image.footer(), image.physical_size() - SECTOR, &old.header, &longer);
+    }
+    let home = image.footer().data_offset() + HEADER;
+    if old.header.table_offset() < home {
+        return Err(Error::Unsupported {
+            op: "making room for a longer BAT",
+            why: format!("the header of {} lies behind it", place.path().display()),
+        });
+    }
+    let last = Layout::new(image, home, wanted)?;
+    let nothing_behind = old.header.table_offset() == home && old.end == old.header.bat_end();
+    let aside = match nothing_behind {
+        true => None,
+        false => Some(Layout::new(image, last.end.max(old.end), wanted)?),
     };
-    let last = Layout::new(image, wanted)?;
-    // What the last layout puts behind its BAT must not lie on what the old one has there.
-    let direct = last.header.bat_end() >= old.end;
-    let between = if direct {
-        None
-    } else {
-        let bytes = last.end.max(old.end) - old.header.table_offset();
-        Some(Layout::new(image, u32::try_from(ceil_sector(bytes) / 4).expect("tables are small"))?)
-    };
-    let room = between.as_ref().map_or(last.end, |l| l.end);
-    let data_end = move_blocks(image, room)?;
-    match between {
-        Some(between) => {
-            between.establish(image, &old, data_end)?;
-            last.establish(image, &between, data_end)?;
+    let data_end = move_blocks(image, aside.as_ref().unwrap_or(&last).end)?;
+    match aside {
+        Some(aside) => {
+            aside.establish(image, &old, data_end)?;
+            last.establish(image, &aside, data_end)?;
         }
         None => last.establish(image, &old, data_end)?,
     }
-    // Entries that come into force with the new size, and zeros up to the end of the sector.
-    let used = u64::from(image.blocks()) * 4;
-    let mut rest = vec![0xff; (u64::from(wanted) * 4 - used) as usize];
-    rest.resize((last.header.bat_bytes() - used) as usize, 0);
-    place.put(&rest, last.header.table_offset() + used)?;
-    place.flush()?;
     // Give back what the moved blocks left behind the tables.
     let first = (0..image.blocks()).filter_map(|b| image.entry(b)).min().map_or(0, |e| u64::from(e) * SECTOR);
     if !place.is_device() && first > last.end && data_end > last.end {
