@@ -595,7 +595,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_delete)
-            opts="-t -d -h --sr-type --wait --format --dconf --help"
+            opts="-t -d -h --yes --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -149,6 +149,7 @@ lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -l yes -d 'Delete it also if its image cannot be read'
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r

@@ -38,6 +38,8 @@ pub enum Call {
     VdiCreate(NewVdi),
     VdiDelete {
         vdi: VdiUuid,
+        /// Also if its image cannot be read, and nothing but its name tells what would be lost.
+        broken: bool,
     },
     VdiAttach {
         vdi: VdiUuid,
@@ -174,8 +176,15 @@ fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
         Call::SrCollect => storage.collect(context).map(nothing),
         Call::SrContentType => Ok(Reply::Text(storage.content_type().to_owned())),
         Call::VdiCreate(new) => storage.create_vdi(new).map(Reply::Vdi),
-        Call::VdiDelete { vdi } => match storage.vdi(*vdi).and_then(|disk| disk.delete(context)) {
+        Call::VdiDelete { vdi, broken } => match storage.vdi(*vdi).and_then(|disk| disk.delete(context)) {
             Ok(()) => Ok(Reply::Nothing),
+            Err(error) if *broken && error.is_of_the_image() => {
+                if storage.delete_broken(*vdi, context)? {
+                    Ok(Reply::Nothing)
+                } else {
+                    Err(error)
+                }
+            }
             // There is none, or another host deleted it just now.
             Err(Error::NoVdi { .. }) => storage.forget_vdi(*vdi).map(nothing),
             Err(other) => Err(other),
@@ -232,7 +241,7 @@ impl LockPlan {
             // It takes the locks of its disks one after the other.
             Call::SrCollect => (Some(Kind::Shared), vec![]),
             Call::VdiCreate(new) | Call::VdiImport { new, .. } => (Some(Kind::Shared), vec![new.vdi]),
-            Call::VdiDelete { vdi }
+            Call::VdiDelete { vdi, .. }
             | Call::VdiAttach { vdi, .. }
             | Call::VdiDetach { vdi }
             | Call::VdiResize { vdi, .. }

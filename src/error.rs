@@ -62,6 +62,8 @@ pub enum Error {
     NoSpace { sr: SrUuid, free: u64, wanted: u64 },
     #[error("the thin pool of SR {sr} is nearly full: {used}; add space or delete VDIs")]
     PoolFull { sr: SrUuid, used: String },
+    #[error("{} could not be merged on SR {sr}: {}", counted(failures.len()), failures_of(failures))]
+    NotMerged { sr: SrUuid, failures: Vec<(VdiUuid, Error)> },
     #[error("{}: {what}", path.display())]
     Damaged { path: PathBuf, what: String },
 
@@ -144,6 +146,11 @@ impl Error {
         }
     }
 
+    /// Whether the error may come from an image that cannot be read or is not served, and not from who uses it.
+    pub fn is_of_the_image(&self) -> bool {
+        matches!(self, Error::Damaged { .. } | Error::Unsupported { .. } | Error::Io { .. })
+    }
+
     /// The errno below an [`Error::Io`], if there is one.
     pub fn errno(&self) -> Option<i32> {
         match self {
@@ -195,6 +202,16 @@ pub fn one_line(error: &Error) -> String {
         if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
     }
     line
+}
+
+fn counted(images: usize) -> String {
+    if images == 1 { "1 image".to_owned() } else { format!("{images} images") }
+}
+
+/// Each image that could not be merged, with its own reason.
+fn failures_of(failures: &[(VdiUuid, Error)]) -> String {
+    let each: Vec<String> = failures.iter().map(|(vdi, error)| format!("{vdi}: {}", one_line(error))).collect();
+    each.join("; ")
 }
 
 /// A tool's own words, on one line.

@@ -11,7 +11,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 
 macro_rules! uuid_type {
     ($name:ident, $what:literal, $doc:literal) => {
@@ -350,6 +350,14 @@ pub enum State {
 impl State {
     pub fn is_healthy(&self) -> bool {
         *self == State::Healthy
+    }
+
+    /// The state of a VDI whose image, or what is stored beside it, could not be read.
+    pub fn of(error: &Error) -> State {
+        match error {
+            Error::Unsupported { why, .. } => State::Unsupported(why.clone()),
+            other => State::Broken(error::one_line(other)),
+        }
     }
 
     /// The state without its reason, for a column of a table.

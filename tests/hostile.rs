@@ -182,7 +182,6 @@ fn damaged_params_are_an_error_of_that_vdi_which_can_be_deleted() {
         let before = scene.digest();
         for call in [
             &["vdi_get_params", SR, B][..],
-            &["sr_scan", SR],
             &["vdi_lock", SR, B, "FALSE", "u"],
             &["vdi_clone", SR, B, C],
             &["vdi_snapshot", SR, B, C],
@@ -191,6 +190,8 @@ fn damaged_params_are_an_error_of_that_vdi_which_can_be_deleted() {
             assert!(message.contains(&format!("{B}.params")), "{kind}: {message}");
         }
         scene.call(["vdi_get_params", SR, A]).done();
+        let listed = scene.call(["sr_scan", SR]).done();
+        assert!(listed.contains("(state . \"broken: ") && listed.contains(&format!("{B}.params")), "{kind}: {listed}");
         assert_eq!(scene.digest(), before, "{kind}");
         if DAMAGED.contains(kind) {
             scene.call(["vdi_delete", SR, B]).done();
@@ -250,13 +251,14 @@ fn what_is_no_file_but_named_like_a_disk_is_neither_used_nor_left_out() {
             &["vdi_clone", SR, B, C],
             &["vdi_snapshot", SR, B, C],
             &["vdi_lock", SR, B, "FALSE", "u"],
-            &["sr_get_params", SR],
-            &["sr_scan", SR],
             &["sr_delete", SR],
         ] {
             let message = scene.call(call).fails("EIO");
             assert!(message.contains(&format!("{B}.raw: is not a regular file")), "{kind}: {message}");
         }
+        assert!(scene.call(["sr_get_params", SR]).done().contains(B), "{kind}");
+        let listed = scene.call(["sr_scan", SR]).done();
+        assert!(listed.contains(&format!("broken: {}: is not a reg", scene.image(B).display())), "{kind}: {listed}");
         scene.call(["vdi_create", SR, B, "1"]).fails("EEXIST");
         scene.call(["vdi_clone", SR, A, B]).fails("EEXIST");
         assert_eq!(scene.digest(), before, "{kind}");

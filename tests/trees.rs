@@ -144,7 +144,7 @@ impl Model {
             }
             Op::Delete { disk } => {
                 let Some(vdi) = self.pick(disk) else { return };
-                self.run(Call::VdiDelete { vdi });
+                self.run(Call::VdiDelete { vdi, broken: false });
                 self.disks.remove(&vdi);
             }
             Op::Collect => {
@@ -206,7 +206,7 @@ fn every_disk_holds_what_was_written_to_it(format: Format, ops: &[Op]) {
     model.no_base_has_one_child();
     model.check();
     while let Some(vdi) = model.pick(0) {
-        model.run(Call::VdiDelete { vdi });
+        model.run(Call::VdiDelete { vdi, broken: false });
         model.disks.remove(&vdi);
     }
     model.check();
@@ -222,7 +222,7 @@ fn base_over_base(format: Format) -> (Model, VdiUuid) {
         model.run(Call::VdiSnapshot { source: disk, dest });
         model.disks.insert(dest, model.disks[&disk].clone());
         if seed == 1 {
-            model.run(Call::VdiDelete { vdi: dest });
+            model.run(Call::VdiDelete { broken: false, vdi: dest });
             model.disks.remove(&dest);
         }
     }
@@ -254,10 +254,10 @@ fn a_raw_disk_that_a_vhd_is_above_is_not_deleted() {
     let file = fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
     let parent = vhd::ParentLink { path: format!("./{raw}.raw"), uuid: None, timestamp: 0 };
     vhd::create_child(&FilePlace::new(file, &path).unwrap(), &vhd::NewImage::new(4 * MIB as u64), &parent).unwrap();
-    let refused = model.try_run(&Call::VdiDelete { vdi: raw }).unwrap_err();
+    let refused = model.try_run(&Call::VdiDelete { broken: false, vdi: raw }).unwrap_err();
     assert!(matches!(refused, xcp_sm::Error::VdiInUse { vdi, .. } if vdi == raw), "{refused}");
-    model.run(Call::VdiDelete { vdi: child });
-    model.run(Call::VdiDelete { vdi: raw });
+    model.run(Call::VdiDelete { broken: false, vdi: child });
+    model.run(Call::VdiDelete { broken: false, vdi: raw });
 }
 
 /// The files of an SR, by name.
@@ -293,7 +293,7 @@ fn nothing_is_merged_into_an_image_that_only_has_the_name_of_the_parent() {
         let snapshot = VdiUuid::random();
         model.run(Call::VdiSnapshot { source: disk, dest: snapshot });
         model.apply(&Op::Write { disk: 0, at: 4096, len: 512, seed: 8 });
-        model.run(Call::VdiDelete { vdi: snapshot });
+        model.run(Call::VdiDelete { broken: false, vdi: snapshot });
         let base = model.scan().iter().find(|vdi| vdi.hidden).unwrap().uuid;
         replace_with_another_image(&model.dir().join(format!("{base}.vhd")), fixed);
         let before = files(&model.dir());

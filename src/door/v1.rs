@@ -126,7 +126,13 @@ enum Verb {
         new: NewArgs,
     },
     /// Delete a VDI. Succeeds if there is none; fails while it is attached or locked.
-    VdiDelete(VdiArg),
+    VdiDelete {
+        #[command(flatten)]
+        vdi: VdiArg,
+        /// Delete it also if its image cannot be read.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Make a block device of a VDI and print its path; the same path again for an attached one.
     VdiAttach {
         #[command(flatten)]
@@ -328,7 +334,10 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
             Err(_) => stream::discard(to),
         }
     }
-    let mut reply = result?;
+    let mut reply = result.map_err(|error| match &call {
+        Call::VdiDelete { broken: false, .. } => with_hint(error, "vdi_delete --yes deletes it all the same"),
+        _ => error,
+    })?;
     // The API says that these answer nothing: the caller chose the UUID.
     if matches!(call, Call::VdiCreate(_) | Call::VdiClone { .. } | Call::VdiSnapshot { .. }) {
         return Ok(Reply::Nothing);
@@ -340,6 +349,15 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
         _ => {}
     }
     Ok(reply)
+}
+
+/// An error of an image that cannot be read, with what can be done about it.
+fn with_hint(error: Error, hint: &str) -> Error {
+    match error {
+        Error::Damaged { path, what } => Error::Damaged { path, what: format!("{what}; {hint}") },
+        Error::Unsupported { op, why } => Error::Unsupported { op, why: format!("{why}; {hint}") },
+        other => other,
+    }
 }
 
 /// Asks a person to say that the VDIs of an SR are to be lost.
@@ -369,7 +387,7 @@ fn refuse_loss(driver: &'static Driver, sr: SrUuid, config: &DeviceConfig, conte
 fn note_absence(driver: &'static Driver, sr: SrUuid, config: &DeviceConfig, call: &Call, context: &Context) {
     let look = match call {
         Call::SrDelete => Call::SrGetParams,
-        Call::VdiDelete { vdi } => Call::VdiGetParams { vdi: *vdi },
+        Call::VdiDelete { vdi, .. } => Call::VdiGetParams { vdi: *vdi },
         _ => return,
     };
     if let Err(e @ (Error::NoSr { .. } | Error::NoVdi { .. })) = call::run(driver, sr, config, &look, context) {
@@ -417,9 +435,9 @@ fn to_call(verb: Verb) -> Result<(SrUuid, Call)> {
             let format = file_format(&file, file_type.as_deref())?;
             (sr, Call::VdiImport { new, from: stream::from(&file, format)? })
         }
-        Verb::VdiDelete(arg) => {
+        Verb::VdiDelete { vdi: arg, yes } => {
             let (sr, vdi) = vdi(&arg)?;
-            (sr, Call::VdiDelete { vdi })
+            (sr, Call::VdiDelete { vdi, broken: yes })
         }
         Verb::VdiAttach { vdi: arg, read_only } => {
             let (sr, vdi) = vdi(&arg)?;
@@ -594,7 +612,7 @@ fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::SrUnavailable { .. } => (102, "ESRBUSY"),
         Error::VdiInUse { .. } | Error::NotPaused { .. } => (103, "EVDIBUSY"),
         Error::Undo { cause, .. } => exit_status(cause),
-        Error::Damaged { .. } | Error::Tool { .. } => (5, "EIO"),
+        Error::Damaged { .. } | Error::NotMerged { .. } | Error::Tool { .. } => (5, "EIO"),
         Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EACCES | Errno::EPERM | Errno::EROFS) => (13, "EACCES"),
             Some(Errno::ENOSPC | Errno::EDQUOT) => (28, "ENOSPC"),

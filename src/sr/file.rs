@@ -41,6 +41,7 @@
 //!   vdi_delete does not mind.
 //! - **vdi_resize**: one `ftruncate`. **vdi_lock, vdi_unlock**: one `link`.
 
+mod images;
 mod layout;
 mod place;
 mod tree;
@@ -66,14 +67,15 @@ use crate::sys::lock::{self, Lock};
 use crate::sys::uses::{self, Uses};
 use crate::sys::{blockdev, loopdev, register, threads};
 use crate::types::{
-    DeviceConfig, Done, Format, Mode, NewVdi, Params, SmConfig, Space, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid,
+    DeviceConfig, Done, Format, Mode, NewVdi, Params, SmConfig, Space, SrInfo, SrUuid, State, Tagged, VdiInfo, VdiUuid,
 };
 use crate::vdi::transfer::{self, Incoming};
 use crate::vdi::{self, Attachments, Extent, Fork, Holders, Kind, Node, Place, Tree, Vdi};
 
+use images::{Image, two_images};
 use layout::*;
 use place::FilePlace;
-use tree::{changed_disk, is_being_changed, is_unborn, remove_unborn, unborn};
+use tree::{Failures, changed_disk, is_being_changed, is_unborn, remove_unborn, unborn};
 
 pub const DRIVER: Driver = Driver {
     sr_type: "file",
@@ -264,11 +266,14 @@ impl FileSr {
         for name in dir.names()? {
             match classify(&name) {
                 Some((vdi, Role::Image(format))) => {
-                    if let Some(other) = listing.images.insert(vdi, format) {
-                        return Err(Error::Damaged {
-                            path: dir.path().to_owned(),
-                            what: format!("VDI {vdi} has two images, {other} and {format}; move one of them away"),
-                        });
+                    match listing.images.get(&vdi) {
+                        // The one that may be another's child is looked at.
+                        Some(other) if vdi::kind(format).by_length => listing.further.push((vdi, *other, format)),
+                        Some(other) => {
+                            listing.further.push((vdi, format, *other));
+                            listing.images.insert(vdi, format);
+                        }
+                        None => drop(listing.images.insert(vdi, format)),
                     }
                 }
                 Some((vdi, Role::Params)) => drop(listing.params.insert(vdi)),
@@ -336,8 +341,8 @@ impl FileSr {
     fn remove_contents(&self, dir: &Dir, made_directory: bool) -> Result<()> {
         let listing = self.list(dir)?;
         let mut removed = false;
-        for (vdi, format) in &listing.images {
-            removed |= dir.remove(&image_name(*vdi, *format))?;
+        for (vdi, format) in listing.all_images() {
+            removed |= dir.remove(&image_name(vdi, format))?;
         }
         for vdi in listing.images.keys().chain(&listing.params).chain(&listing.locks) {
             removed |= dir.remove(&beside(*vdi, PARAMS))?;
@@ -391,13 +396,13 @@ impl FileSr {
                 return Ok(());
             }
             Some(lock) => Some(lock?),
-            None => self.recover_change(&dir).map(|()| None)?,
+            None => self.recover_change(&dir).map(|_| None)?,
         };
         let listing = self.list(&dir)?;
         self.sweep_all(&dir, &listing);
         if !listing.journals {
             // What can't be collected now, on a read-only mount or while it is in use, is collected later.
-            let _ = self.remove_garbage(&dir, &listing);
+            let _ = self.remove_garbage(&dir, &listing, &mut Failures::new());
         }
         Ok(())
     }
@@ -430,7 +435,7 @@ impl FileSr {
     fn refuse_if_attached(&self, dir: &Rc<Dir>, listing: &Listing) -> Result<()> {
         for image in Attachments::now()?.images() {
             if let Some((vdi, Role::Image(format))) = classify(durable::name_of(image))
-                && listing.images.get(&vdi) == Some(&format)
+                && listing.all_images().any(|found| found == (vdi, format))
             {
                 vdi::refuse_if_attached(&*self.disk(dir.clone(), vdi, format)?)?;
             }
@@ -455,52 +460,6 @@ impl FileSr {
         }
     }
 
-    /// What every image says of itself. One stat for a raw one; one open, one read for the others.
-    ///
-    /// A base that sr_scan has not to show yet, because `.sm-tree` names it, is told as hidden.
-    fn images(&self, dir: &Dir, listing: &Listing) -> Result<Vec<Image>> {
-        self.images_of(dir, listing, |_| true)
-    }
-
-    /// Those that have a place in a tree, so not the raw ones: of a hundred times as many, each would be asked for several
-    /// times a merge.
-    fn trees(&self, dir: &Dir, listing: &Listing) -> Result<BTreeMap<VdiUuid, Node>> {
-        let images = self.images_of(dir, listing, |format| !vdi::kind(format).by_length)?;
-        Ok(images.into_iter().map(|image| (image.vdi, image.node)).collect())
-    }
-
-    fn images_of(&self, dir: &Dir, listing: &Listing, which: impl Fn(Format) -> bool) -> Result<Vec<Image>> {
-        let mut wanted: Vec<(VdiUuid, Format)> =
-            listing.images.iter().map(|(v, f)| (*v, *f)).filter(|(_, format)| which(*format)).collect();
-        wanted.sort_unstable();
-        let with_trees = wanted.iter().any(|(_, format)| !vdi::kind(*format).by_length);
-        let changing = || if with_trees { read_change(dir) } else { Ok(None) };
-        // A change may end while the images are read.
-        let before = changing()?;
-        let most = if wanted.len() < 64 { 1 } else { 8 };
-        let parts: Vec<Result<Vec<Image>>> = threads::in_parts(&wanted, most, |part| {
-            part.iter().filter_map(|(v, f)| Image::read(dir, *v, *f).transpose()).collect()
-        });
-        let mut images = Vec::with_capacity(wanted.len());
-        for part in parts {
-            images.append(&mut part?);
-        }
-        let after = changing()?;
-        for record in [&before, &after].into_iter().flatten() {
-            if let Record::Fork { base, .. } | Record::Collapse { base, .. } = record
-                && let Some(image) = images.iter_mut().find(|image| image.vdi == *base)
-            {
-                image.node.hidden = true;
-            }
-        }
-        if let Some(record) = after
-            && let Some(unborn) = unborn(dir, &record)?
-        {
-            images.retain(|image| image.vdi != unborn);
-        }
-        Ok(images)
-    }
-
     /// Makes an image nobody sees by `write`, which makes it durable, then publishes it.
     fn make_vdi(&self, new: &NewVdi, write: &mut dyn FnMut(&Kind, &fs::File, &Path) -> Result<()>) -> Result<VdiInfo> {
         let format = new.format.unwrap_or(DRIVER.formats[0]);
@@ -519,39 +478,28 @@ impl FileSr {
     }
 }
 
-/// An image of the SR and what it says of itself.
-struct Image {
-    vdi: VdiUuid,
-    format: Format,
-    id: loopdev::FileId,
-    extent: Extent,
-    node: Node,
-}
-
-impl Image {
-    /// `None`: deleted since the directory was read, so it was not there.
-    fn read(dir: &Dir, vdi: VdiUuid, format: Format) -> Result<Option<Image>> {
-        let kind = vdi::kind(format);
-        let name = image_name(vdi, format);
-        let (stat, node) = if kind.by_length {
-            let Some(stat) = must_be(dir, &name, SFlag::S_IFREG)? else { return Ok(None) };
-            (stat, Node::alone(stat.length))
-        } else {
-            let Some((file, stat)) = dir.try_open_and_stat(&name)? else { return Ok(None) };
-            (stat, (kind.query)(file, &dir.join(&name))?)
-        };
-        Ok(Some(Image { vdi, format, id: stat.id, extent: extent(&stat), node }))
-    }
-}
-
 #[derive(Default)]
 struct Listing {
     images: HashMap<VdiUuid, Format>,
+    /// Second images of VDIs: the VDI, the format in `images`, the format of this one.
+    further: Vec<(VdiUuid, Format, Format)>,
     params: HashSet<VdiUuid>,
     locks: HashSet<VdiUuid>,
     temporaries: Vec<String>,
     /// Another storage manager's collector left a journal: what looks like garbage may not be.
     journals: bool,
+}
+
+impl Listing {
+    /// The formats of a VDI that has two images.
+    fn doubled(&self, vdi: VdiUuid) -> Option<(Format, Format)> {
+        self.further.iter().find(|(of, ..)| *of == vdi).map(|(_, first, second)| (*first, *second))
+    }
+
+    /// Every image, second ones of a VDI too.
+    fn all_images(&self) -> impl Iterator<Item = (VdiUuid, Format)> + '_ {
+        self.images.iter().map(|(v, f)| (*v, *f)).chain(self.further.iter().map(|(v, _, f)| (*v, *f)))
+    }
 }
 
 impl Sr for FileSr {
@@ -630,8 +578,8 @@ impl Sr for FileSr {
                     let listing = self.list(&dir)?;
                     let checked = self.dir()?;
                     self.refuse_if_attached(&checked, &listing)?;
-                    for (vdi, format) in &listing.images {
-                        must_be(&dir, &image_name(*vdi, *format), SFlag::S_IFREG)?;
+                    for (vdi, format) in listing.all_images() {
+                        must_be(&dir, &image_name(vdi, format), SFlag::S_IFREG)?;
                     }
                     for vdi in &listing.params {
                         must_be(&dir, &beside(*vdi, PARAMS), SFlag::S_IFREG)?;
@@ -735,10 +683,25 @@ impl Sr for FileSr {
                 visible.push(image.vdi);
             }
             let place = self.place(dir.clone(), image.vdi, image.format);
-            let params = if listing.params.contains(&image.vdi) { place.params()? } else { Params::default() };
-            let users = if listing.locks.contains(&image.vdi) { place.holders()?.users } else { Vec::new() };
+            let mut node = image.node.clone();
+            let mut unless_damaged = |damage: Error| {
+                if node.state.is_healthy() {
+                    node.state = State::of(&damage);
+                }
+            };
+            let with_params = listing.params.contains(&image.vdi);
+            let params = with_params.then(|| place.params()).transpose().unwrap_or_else(|damage| {
+                unless_damaged(damage);
+                None
+            });
+            let locked = listing.locks.contains(&image.vdi);
+            let holders = locked.then(|| place.holders()).transpose().unwrap_or_else(|damage| {
+                unless_damaged(damage);
+                None
+            });
             let attached = attachments.find(image.format, &place.path(), image.id).is_some();
-            let info = vdi::describe(&place, &image.node, image.extent.allocated, params, users, attached, children);
+            let (params, users) = (params.unwrap_or_default(), holders.unwrap_or_default().users);
+            let info = vdi::describe(&place, &node, image.extent.allocated, params, users, attached, children);
             infos.push(Tagged::Vdi(info));
         }
         self.sweep(&dir, &listing);
@@ -747,12 +710,12 @@ impl Sr for FileSr {
 
     fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {
         let dir = self.dir()?;
-        for (extension, format) in IMAGES {
-            match must_be(&dir, &beside(vdi, extension), SFlag::S_IFREG)? {
-                None => continue,
-                Some(_) if format != Format::Raw && is_unborn(&dir, vdi)? => break,
-                Some(_) => return self.disk(dir, vdi, format),
+        match format_of(&dir, vdi)? {
+            Some(format) if format == Format::Raw || !is_unborn(&dir, vdi)? => {
+                must_be(&dir, &image_name(vdi, format), SFlag::S_IFREG)?;
+                return self.disk(dir, vdi, format);
             }
+            _ => {}
         }
         if self.shared && is_being_changed(&dir, vdi)? {
             drop(self.lock_trees(&dir, self.deadline)?);
@@ -783,6 +746,51 @@ impl Sr for FileSr {
         self.merge_bases(context)
     }
 
+    fn delete_broken(&self, vdi: VdiUuid, context: &Context) -> Result<bool> {
+        let dir = self.dir()?;
+        let _lock = self.lock_trees(&dir, context.deadline)?;
+        let listing = self.list(&dir)?;
+        let images = self.images(&dir, &listing)?;
+        let Some(image) = images.iter().find(|image| image.vdi == vdi) else {
+            return Err(Error::NoVdi { vdi, sr: self.sr, looked: self.path.display().to_string() });
+        };
+        let place = self.place(dir.clone(), vdi, image.format);
+        let readable = matches!(image.node.state, State::Healthy | State::ParentMissing(_));
+        if readable && place.params().is_ok() && place.holders().is_ok() {
+            return Ok(false);
+        }
+        let attachments = Attachments::now()?;
+        let formats = || listing.all_images().filter(|(of, _)| *of == vdi).map(|(_, format)| format);
+        for format in formats() {
+            let name = image_name(vdi, format);
+            let Some(stat) = dir.lookup(&name)? else { continue };
+            if let Some(device) = attachments.find(format, &dir.join(&name), stat.id) {
+                let holder = format!("this host, which has it attached as {}", device.display());
+                return Err(vdi::in_use(&place, holder));
+            }
+        }
+        // A lock that cannot be read is deleted with what it was of.
+        if place.holders().is_ok() {
+            vdi::refuse_if_locked(&place)?;
+        }
+        let nodes = images.iter().map(|image| (image.vdi, image.node.clone())).collect();
+        vdi::cow::refuse_if_parent(&place, &nodes)?;
+        let _alone = self.alone(&dir, &[vdi], vdi, "another host, which has it attached")?;
+        for format in formats() {
+            remove_whatever(&dir, &image_name(vdi, format))?;
+        }
+        dir.sync()?;
+        remove_whatever(&dir, &beside(vdi, PARAMS))?;
+        match dir.lookup(&beside(vdi, LOCK))? {
+            Some(stat) if stat.mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() => {
+                register::remove(&dir, &beside(vdi, LOCK))?;
+            }
+            Some(_) => drop(dir.remove(&beside(vdi, LOCK))?),
+            None => {}
+        }
+        Ok(true)
+    }
+
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
         let dir = self.dir()?;
         let unborn = remove_unborn(self, &dir, vdi)?;
@@ -791,6 +799,14 @@ impl Sr for FileSr {
 
     fn content_type(&self) -> &'static str {
         "raw"
+    }
+}
+
+/// Removes what has a name, be it a directory, which must be empty.
+fn remove_whatever(dir: &Dir, name: &str) -> Result<bool> {
+    match dir.lookup(name)? {
+        Some(stat) if stat.mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() => dir.remove_dir(name),
+        _ => dir.remove(name),
     }
 }
 

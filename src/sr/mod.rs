@@ -193,6 +193,15 @@ pub trait Sr {
         Ok(Done::Already)
     }
 
+    /// Deletes a VDI whose image, or what is stored beside it, cannot be read, by its name alone. `false`: it can be
+    /// read, or the driver has no such VDIs; nothing was changed.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while it is attached or locked, or an image names it as its parent.
+    fn delete_broken(&self, _vdi: VdiUuid, _context: &Context) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Removes what a killed operation on a VDI that does not exist may have left.
     fn forget_vdi(&self, _vdi: VdiUuid) -> Result<Done> {
         Ok(Done::Already)

@@ -279,6 +279,10 @@ impl Sr for NfsSr {
         self.files()?.import_vdi(new, incoming, progress).map_err(|e| self.explain(e))
     }
 
+    fn delete_broken(&self, vdi: VdiUuid, context: &Context) -> Result<bool> {
+        self.files()?.delete_broken(vdi, context).map_err(|e| self.explain(e))
+    }
+
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
         self.files()?.forget_vdi(vdi).map_err(|e| self.explain(e))
     }

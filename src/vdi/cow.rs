@@ -17,12 +17,13 @@ use std::time::Instant;
 
 use crate::context::{Context, PausedElsewhere};
 use crate::datapath;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::image::disk::Disk;
 use crate::sys::lock::{self, Lock};
 use crate::sys::loopdev::Detached;
-use crate::types::{Done, Mode, Params, Size, VdiInfo, VdiUuid};
-use crate::vdi::{Fork, Kind, Node, Place, Tree, Vdi, describe, in_use, refuse_if_used};
+use crate::sys::syslog;
+use crate::types::{Done, Format, Mode, Params, Size, State, VdiInfo, VdiUuid};
+use crate::vdi::{Fork, Kind, Node, Place, Tree, Vdi, another_image, describe, in_use, refuse_if_used};
 
 /// Images from the root to a leaf, at most; the other storage managers stop here as well (copy-on-write
 /// trees, "Snapshot and clone").
@@ -71,18 +72,43 @@ impl<'a> Cow<'a> {
     }
 
     /// Images in the chain below and with this one.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if one of them is missing, or is another image than the one above it names.
     fn depth(&self, tree: &dyn Tree, node: &Node) -> Result<usize> {
         let mut depth = 1;
-        let mut next = node.parent;
-        while let Some(parent) = next {
+        let (mut child, mut format) = (node.clone(), self.kind.format);
+        while let Some(name) = child.parent {
             depth += 1;
             if depth > LONGEST_CHAIN {
                 break;
             }
-            let place = tree.sibling(parent)?;
-            next = (crate::vdi::kind(place.format()).query)(place.image(Mode::ReadOnly)?, &place.path())?.parent;
+            let (parent, parent_format) = self.parent_of(tree, &child, format)?.map_err(|state| Error::Damaged {
+                path: self.place.path(),
+                what: format!("image {name} in its chain: {state}"),
+            })?;
+            (child, format) = (parent, parent_format);
         }
         Ok(depth)
+    }
+
+    /// The parent of an image of `format` in this disk's chain, or the state that the lack of it is.
+    fn parent_of(&self, tree: &dyn Tree, child: &Node, format: Format) -> Result<Result<(Node, Format), State>> {
+        let Some(name) = child.parent else { return Ok(Err(State::Healthy)) };
+        let place = match tree.sibling(name) {
+            Ok(place) => place,
+            Err(Error::NoVdi { .. }) => return Ok(Err(State::ParentMissing(name.to_string()))),
+            Err(error) => return Err(error),
+        };
+        let parent = match (crate::vdi::kind(place.format()).query)(place.image(Mode::ReadOnly)?, &place.path()) {
+            Ok(parent) => parent,
+            Err(error @ (Error::Damaged { .. } | Error::Unsupported { .. })) => return Ok(Err(State::of(&error))),
+            Err(error) => return Err(error),
+        };
+        Ok(match child.is_child_of(format, &parent, place.format()) {
+            true => Ok((parent, place.format())),
+            false => Err(State::ParentMissing(another_image(name))),
+        })
     }
 
     /// Keeps all other calls from what is above this image, and from the tree: whoever opens a chain while one of its
@@ -198,6 +224,13 @@ impl<'a> Cow<'a> {
         Ok(Done::Changed)
     }
 
+    fn describe(&self, node: &Node) -> Result<VdiInfo> {
+        let users = self.place.holders()?.users;
+        let allocated = self.place.stat()?.allocated;
+        let attached = self.device()?.is_some();
+        Ok(describe(&*self.place, node, allocated, self.place.params()?, users, attached, Vec::new()))
+    }
+
     fn is_hidden(&self, op: &'static str) -> Error {
         Error::Unsupported {
             op,
@@ -218,18 +251,16 @@ impl Vdi for Cow<'_> {
     /// Children are looked for only if the image is a base: a visible one has none, and to make sure would
     /// mean to read every image of the SR. sr_scan does.
     fn info(&self) -> Result<VdiInfo> {
-        let brief = self.brief()?;
-        let children =
-            if brief.hidden { children_of(&self.place.tree()?.nodes()?, self.place.vdi()) } else { Vec::new() };
-        Ok(VdiInfo { children, ..brief })
+        let node = self.node()?;
+        let brief = self.describe(&node)?;
+        let tree = self.place.tree()?;
+        let children = if brief.hidden { children_of(&tree.nodes()?, self.place.vdi()) } else { Vec::new() };
+        let state = self.parent_of(tree, &node, self.kind.format)?.err().unwrap_or_default();
+        Ok(VdiInfo { children, state, ..brief })
     }
 
     fn brief(&self) -> Result<VdiInfo> {
-        let node = self.node()?;
-        let users = self.place.holders()?.users;
-        let allocated = self.place.stat()?.allocated;
-        let attached = self.device()?.is_some();
-        Ok(describe(&*self.place, &node, allocated, self.place.params()?, users, attached, Vec::new()))
+        self.describe(&self.node()?)
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
@@ -266,7 +297,11 @@ impl Vdi for Cow<'_> {
         nodes.remove(&self.place.vdi());
         while let Some(base) = parent.filter(|base| is_garbage(&nodes, *base)) {
             parent = nodes.remove(&base).and_then(|node| node.parent);
-            tree.sibling(base)?.remove()?;
+            // The disk is deleted, and that is all that was asked for: sr_collect removes what is left.
+            if let Err(error) = tree.sibling(base).and_then(|place| place.remove()) {
+                syslog::write(&format!("base {base} is left to sr_collect: {}", one_line(&error)));
+                break;
+            }
         }
         Ok(())
     }
@@ -370,7 +405,8 @@ pub fn by_parent(nodes: &BTreeMap<VdiUuid, Node>) -> BTreeMap<VdiUuid, Vec<VdiUu
 /// Whether `vdi` is all that `base`, which is nobody's disk, is there for.
 fn is_only_child(tree: &dyn Tree, vdi: VdiUuid, base: VdiUuid) -> Result<bool> {
     let nodes = tree.nodes()?;
-    Ok(nodes.get(&base).is_some_and(|node| node.hidden) && children_of(&nodes, base) == [vdi])
+    let usable = [vdi, base].iter().all(|image| nodes.get(image).is_some_and(|node| node.state.is_healthy()));
+    Ok(usable && nodes[&base].hidden && children_of(&nodes, base) == [vdi])
 }
 
 /// All images above `base`, which have it in their chains.

@@ -176,6 +176,16 @@ impl Node {
     pub fn alone(virtual_size: u64) -> Node {
         Node { virtual_size, hidden: false, parent: None, id: None, parent_id: None, state: State::Healthy }
     }
+
+    /// Whether `parent`, to which the parent's name in this image leads, is the image that this one was made from. One
+    /// that has no identity, or cannot be read, is not told from another.
+    pub fn is_child_of(&self, format: Format, parent: &Node, parent_format: Format) -> bool {
+        match (parent.id, self.parent_id) {
+            _ if parent_format != Format::Raw && parent_format != format => false,
+            (Some(is), wanted) => wanted == Some(is),
+            (None, wanted) => wanted.is_none() || parent_format != Format::Raw,
+        }
+    }
 }
 
 /// Bytes of a place.
@@ -413,6 +423,11 @@ pub fn refuse_if_locked(place: &dyn Place) -> Result<()> {
     }
 }
 
+/// What is wrong with an image whose parent's name leads to an image that it was not made from.
+pub fn another_image(parent: VdiUuid) -> String {
+    format!("{parent} is another image than the one that this was made from")
+}
+
 /// What [`Error::VdiInUse`] says of a place.
 pub fn in_use(place: &dyn Place, holder: String) -> Error {
     Error::VdiInUse { vdi: place.vdi(), sr: place.sr(), holder }
@@ -498,6 +513,8 @@ pub struct Kind {
     pub create_child: fn(&File, path: &Path, parent: &File, parent_path: &Path) -> Result<()>,
     /// What an image says of itself: one open, one read.
     pub query: fn(File, path: &Path) -> Result<Node>,
+    /// The parent that an image names, as far as that can be read of an image that [`Kind::query`] refuses.
+    pub named_parent: fn(File, path: &Path) -> Option<VdiUuid>,
     /// The disk of an image and its parents, which are looked for in the tree.
     pub disk: fn(File, &dyn Place) -> Result<Box<dyn Disk>>,
     /// Marks an image as there for its children only, or no longer so, durably.

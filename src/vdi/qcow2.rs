@@ -32,6 +32,10 @@ pub static KIND: Kind = Kind {
         let parent = header.backing.as_ref().map(|name| parent(path, name)).transpose()?;
         Ok(Node { hidden: header.hidden, parent, ..Node::alone(header.virtual_size) })
     },
+    named_parent: |file, path| {
+        let name = qcow2::named_parent(&FilePlace::new(file, path).ok()?)?;
+        parent_of_name(&name)
+    },
     disk: |file, place| Ok(Box::new(chain(&file, place, Mode::ReadOnly)?)),
     set_hidden: |file, path, hidden| qcow2::set_hidden(&place(file, path)?, hidden),
     coalesce: |child, path, parent, parent_place, progress| {
@@ -84,9 +88,12 @@ fn chain(file: &File, at: &dyn Place, mode: Mode) -> Result<Chain> {
 
 /// The VDI that an image names as its parent. It must be one of the same SR, by its plain name.
 fn parent(path: &Path, name: &str) -> Result<VdiUuid> {
-    let uuid = name.strip_suffix(".qcow2").or_else(|| name.strip_suffix(".raw")).and_then(|stem| stem.parse().ok());
-    uuid.ok_or_else(|| Error::Damaged {
+    parent_of_name(name).ok_or_else(|| Error::Damaged {
         path: path.to_owned(),
         what: format!("names {name:?} as its parent, which is no VDI of this SR"),
     })
+}
+
+fn parent_of_name(name: &str) -> Option<VdiUuid> {
+    name.strip_suffix(".qcow2").or_else(|| name.strip_suffix(".raw")).and_then(|stem| stem.parse().ok())
 }

@@ -43,6 +43,10 @@ pub static KIND: Kind = Kind {
             ..Node::alone(info.virtual_size)
         })
     },
+    named_parent: |file, path| {
+        let name = vhd::named_parent(&FilePlace::new(file, path).ok()?)?;
+        parent_of_name(&name)
+    },
     disk: |file, place| {
         let path = place.path();
         let tree = place.tree()?;
@@ -111,10 +115,12 @@ fn link(child: &Path, parent: &Path, uuid: Option<Uuid>) -> Result<ParentLink> {
 
 /// The VDI that an image names as its parent. It must be one of the same SR, by its plain name.
 fn parent(path: &Path, link: &vhd::ParentInfo) -> Result<VdiUuid> {
-    let name = link.file_name().unwrap_or("");
-    let uuid = name.strip_suffix(".vhd").or_else(|| name.strip_suffix(".raw")).and_then(|stem| stem.parse().ok());
-    uuid.ok_or_else(|| Error::Damaged {
+    link.file_name().and_then(parent_of_name).ok_or_else(|| Error::Damaged {
         path: path.to_owned(),
         what: format!("names {:?} as its parent, which is no VDI of this SR", link.name),
     })
+}
+
+fn parent_of_name(name: &str) -> Option<VdiUuid> {
+    name.strip_suffix(".vhd").or_else(|| name.strip_suffix(".raw")).and_then(|stem| stem.parse().ok())
 }

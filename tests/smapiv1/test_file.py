@@ -486,16 +486,25 @@ class Existing(Case):
         self.fails(47, self.agent.attach_sr)
         self.assertFalse(os.path.exists(self.location))
 
-    def test_an_image_that_can_not_be_read_fails_the_scan_and_nothing_is_forgotten(self):
+    def test_an_image_that_can_not_be_read_keeps_its_record_and_every_other_disk_is_told(self):
         self.an_sr()
-        self.agent.create(MiB)
+        kept, disk = self.agent.create(MiB), self.agent.create(4 * MiB, sm_config={"type": "vhd"})
         gone = self.agent.create(MiB)
         os.unlink(self.path(gone))
-        (damaged,) = self.plant(extension="vhd")
-        records, before = dict(self.xapi.vdis), checksum(self.location)
-        self.assertIn(damaged, self.fails(40, self.agent.call, "sr_scan"))
-        self.assertEqual(self.xapi.vdis, records)
-        self.assertEqual(checksum(self.location), before)
+        (stranger,) = self.plant(extension="vhd")
+        path = self.path(disk, "vhd")
+        with open(path, "wb") as image:
+            image.write(b"no image")
+        records = {reference: dict(record) for reference, record in self.xapi.vdis.items()}
+        self.agent.call("sr_scan")
+        self.assertNotIn(gone, self.xapi.vdis)
+        self.assertEqual({kept: records[kept], disk: records[disk]}, dict(self.xapi.vdis))
+        self.assertNotIn(stranger, {record["uuid"] for record in self.xapi.vdis.values()})
+        self.agent.call("sr_update")
+        # What cannot be read cannot be used; it can be deleted.
+        self.fails(82, self.agent.copy, "vdi_snapshot", disk)
+        self.agent.delete(disk)
+        self.assertFalse(os.path.exists(path))
 
 
 class Trees(Case):

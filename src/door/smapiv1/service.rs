@@ -423,7 +423,7 @@ impl<'a> Service<'a> {
         let _shared = self.agent_lock(Kind::Shared)?;
         let size =
             self.grown(|| Some(self.info().map_or(0, |info| if info.hidden { 0 } else { info.virtual_size }).into()));
-        self.call(Call::VdiDelete { vdi })?;
+        self.call(Call::VdiDelete { vdi, broken: true })?;
         datapath::forget_activation(vdi);
         datapath::disconnect(self.sr()?, self.vdi_name()?)?;
         // xapi drops the record itself as well, if this is lost.
@@ -511,7 +511,7 @@ impl<'a> Service<'a> {
     /// Tells xapi of a disk just made, or unmakes it.
     fn introduce_or_undo(&mut self, sr_ref: &str, row: &Introduced, vdi: VdiUuid) -> Result<(), Failure> {
         let Err(error) = sync::introduce(self.xapi()?, sr_ref, row) else { return Ok(()) };
-        if let Err(undo) = self.call(Call::VdiDelete { vdi }) {
+        if let Err(undo) = self.call(Call::VdiDelete { vdi, broken: false }) {
             syslog::write(&format!("VDI {vdi} was not removed again: {}", crate::error::one_line(&undo)));
         }
         Err(error.into())

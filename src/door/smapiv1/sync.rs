@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::xapi::{ApiError, Record, Xapi};
 use crate::door::xmlrpc::Value;
 use crate::sys::syslog;
-use crate::types::{SmConfig, SrInfo, VdiInfo};
+use crate::types::{SmConfig, SrInfo, State, VdiInfo};
 
 pub const NULL_REF: &str = "OpaqueRef:NULL";
 const EPOCH: &str = "19700101T00:00:00Z";
@@ -23,7 +23,8 @@ pub struct Changes {
     pub changed: usize,
 }
 
-/// Makes the records of an SR's VDIs say what `found` says.
+/// Makes the records of an SR's VDIs say what `found` says, but for VDIs that cannot be used: those keep the record that
+/// they have, and get none.
 pub fn synchronise(
     xapi: &mut Xapi,
     sr_ref: &str,
@@ -37,7 +38,14 @@ pub fn synchronise(
         by_location.insert(text(record, "location"), (reference, record));
     }
     for vdi in found {
-        match by_location.remove(vdi.location().as_str()) {
+        let known = by_location.remove(vdi.location().as_str());
+        // Its image is there, so its record stays; what the record says was true when the image could be read.
+        if !matches!(vdi.state, State::Healthy | State::ServerDied) {
+            let what = if known.is_some() { "its record stays as it is" } else { "xapi is not told of it" };
+            syslog::write(&format!("VDI {} on SR {}: {}; {what}", vdi.location(), vdi.sr, vdi.state));
+            continue;
+        }
+        match known {
             Some((reference, record)) => {
                 if refresh(xapi, reference, record, vdi, &sm_config(vdi))? {
                     changes.changed += 1;

@@ -276,6 +276,22 @@ impl Header {
     }
 }
 
+/// The name of the parent that an image names, of one that [`Header::read`] refuses too: only the magic number, the
+/// place of the name and the name itself have to be there. A file without them is the child of nothing.
+pub fn named_parent(place: &dyn Place) -> Option<String> {
+    let mut bytes = vec![0; FIRST_READ];
+    let read = place.read_at(&mut bytes, 0).ok()?;
+    if read < V2 || be32(&bytes, 0) != MAGIC {
+        return None;
+    }
+    let (at, len) = (be64(&bytes, 8), be32(&bytes, 16) as usize);
+    if at == 0 || at > 1 << MAX_CLUSTER_BITS || len > LONGEST_NAME {
+        return None;
+    }
+    let mut name = vec![0; len];
+    (place.read_at(&mut name, at).ok()? == len).then(|| String::from_utf8_lossy(&name).into_owned())
+}
+
 /// Entries of the L1 table of a disk: each leads to a cluster of L2 entries of 8 bytes.
 pub(crate) fn l1_entries(size: u64, cluster_bits: u32) -> u64 {
     size.div_ceil(1 << (2 * cluster_bits - 3))

@@ -53,7 +53,7 @@ use super::{be32, be64};
 pub use chain::{Chain, Parent};
 pub use coalesce::coalesce;
 pub use create::{create, create_child};
-pub use header::Header;
+pub use header::{Header, named_parent};
 pub use image::Image;
 pub use resize::resize;
 pub use stream::write_stream;

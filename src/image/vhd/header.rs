@@ -55,6 +55,12 @@ impl Header {
         Ok(h)
     }
 
+    /// Takes whatever has the cookie of a header, to read what is left of a damaged one.
+    pub fn unchecked(bytes: &[u8]) -> Option<Self> {
+        let raw = bytes.get(..1024).and_then(|b| b.try_into().ok())?;
+        Some(Header(raw)).filter(|header| &header.0[..8] == COOKIE)
+    }
+
     fn checksum(&self) -> u32 {
         !byte_sum(&self.0).wrapping_sub(byte_sum(&self.0[0x24..0x28]))
     }

@@ -68,7 +68,7 @@ pub use create::{NewImage, ParentLink, create, create_child, create_fixed};
 pub use footer::{Kind, timestamp};
 pub use image::Image;
 pub use locator::relative_path;
-pub use query::{Info, ParentInfo, query, refuse_cut_off};
+pub use query::{Info, ParentInfo, named_parent, query, refuse_cut_off};
 pub use resize::{resize, room_to_resize};
 pub use stream::{Incoming, write_stream};
 

@@ -162,7 +162,22 @@ pub(crate) fn last_footer(place: &dyn Place) -> Result<Option<Footer>> {
 /// # Errors
 /// [`Error::Io`](crate::Error::Io); [`Error::Damaged`](crate::Error::Damaged) if no footer or no header is valid.
 pub fn query(place: &dyn Place) -> Result<Info> {
-    Meta::read(place).map(|meta| meta.info())
+    let meta = Meta::read(place)?;
+    if let Some(end) = meta.header.as_ref().map(Header::bat_end)
+        && place.len()? < end
+    {
+        return Err(place.damaged(format!("it is cut off within the BAT, which ends at {end}")));
+    }
+    Ok(meta.info())
+}
+
+/// The base name of the parent that an image names, of a damaged image too: only the header itself has to be there,
+/// in its usual place. A file without one is the child of nothing.
+pub fn named_parent(place: &dyn Place) -> Option<String> {
+    let mut start = [0; (SECTOR + HEADER) as usize];
+    let read = place.read_at(&mut start, 0).ok()?;
+    let header = Header::unchecked(&start[SECTOR as usize..read.max(SECTOR as usize)])?;
+    Some(header.parent_name()).filter(|name| !name.is_empty())
 }
 
 /// Blocks of 2 MiB in a disk of `size` bytes, `None` if it is bigger than any VHD.

@@ -61,13 +61,20 @@ pub(super) enum Record {
 }
 
 /// The format of the image that a VDI has, if it has one.
+///
+/// # Errors
+/// [`Error::Damaged`] if it has two: nothing tells which of them is the disk.
 pub(super) fn format_of(dir: &Dir, vdi: VdiUuid) -> Result<Option<Format>> {
+    let mut found = None;
     for (extension, format) in IMAGES {
-        if dir.lookup(&beside(vdi, extension))?.is_some() {
-            return Ok(Some(format));
+        if dir.lookup(&beside(vdi, extension))?.is_some()
+            && let Some(first) = found.replace(format)
+        {
+            let what = two_images(first, format);
+            return Err(Error::Damaged { path: dir.join(&image_name(vdi, first)), what });
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// What a name in the directory is.

@@ -2,7 +2,8 @@
 
 use super::place::Unnamed;
 use super::*;
-use crate::error::ended;
+use crate::error::{ended, one_line};
+use crate::sys::syslog;
 
 /// How often in one run the data of a disk in use is set aside, at most.
 const MOST_ROUNDS: u32 = 8;
@@ -21,7 +22,9 @@ impl FileSr {
                 why: format!("{holder} changes a tree of it; --wait gives it longer"),
             })
         })?;
-        self.recover_change(dir)?;
+        if let Some(unfinished) = self.recover_change(dir)? {
+            syslog::write(&format!("a merge that was killed is left undone: {}", one_line(&unfinished)));
+        }
         Ok(lock)
     }
 
@@ -37,9 +40,13 @@ impl FileSr {
         }
     }
 
-    /// Completes or undoes what a crash left of a fork. The caller holds the tree's lock.
-    pub(super) fn recover_change(&self, dir: &Dir) -> Result<()> {
-        let Some(record) = read_change(dir)? else { return Ok(()) };
+    /// Completes or undoes what a crash left of a change. The caller holds the tree's lock.
+    ///
+    /// The answer says why a relink was given up, if it was: one image that cannot be changed must not keep all trees of
+    /// the SR from changing for ever.
+    pub(super) fn recover_change(&self, dir: &Dir) -> Result<Option<Error>> {
+        let Some(record) = read_change(dir)? else { return Ok(None) };
+        let mut unfinished = None;
         // Whoever was at it may live on without his lock, on a host that was away from the server for long: what he
         // would still rename must be gone before anything is undone.
         if self.shared {
@@ -50,7 +57,7 @@ impl FileSr {
         }
         match record {
             Record::Fork { vdi, base, dest, format } => self.recover_fork(dir, vdi, base, dest, format)?,
-            Record::Relink { vdi, base, format } => self.finish_relink(dir, vdi, base, format)?,
+            Record::Relink { vdi, base, format } => unfinished = self.finish_relink(dir, vdi, base, format)?,
             Record::Collapse { vdi, base, format } => {
                 let (name, leaf) = (image_name(base, format), image_name(vdi, format));
                 let hide =
@@ -72,7 +79,8 @@ impl FileSr {
         }
         dir.sync()?;
         dir.remove(CHANGE)?;
-        dir.sync()
+        dir.sync()?;
+        Ok(unfinished)
     }
 
     fn recover_fork(
@@ -110,7 +118,10 @@ impl FileSr {
     }
 
     /// Gives every child of `vdi` to `base`, then removes `vdi`. Can be done again from any point of it.
-    fn finish_relink(&self, dir: &Dir, vdi: VdiUuid, base: VdiUuid, format: Format) -> Result<()> {
+    ///
+    /// The answer says why a child could not be given away; `vdi` then stays. As `base` holds all that `vdi` does, a child
+    /// shows the same with either of them as its parent, so this is no half-done change.
+    fn finish_relink(&self, dir: &Dir, vdi: VdiUuid, base: VdiUuid, format: Format) -> Result<Option<Error>> {
         let kind = vdi::kind(format);
         let Some(base_format) = format_of(dir, base)? else {
             return Err(Error::Damaged {
@@ -119,47 +130,51 @@ impl FileSr {
             });
         };
         let shared = Rc::new(Dir::open(dir.path())?);
-        let parent = self.place(shared, base, base_format);
+        let parent = self.place(shared.clone(), base, base_format);
         let parent_image = parent.image(Mode::ReadOnly)?;
         let listing = self.list(dir)?;
-        let old = match dir.lookup(&image_name(vdi, format))? {
-            Some(_) => Some(self.place(Rc::new(Dir::open(dir.path())?), vdi, format)),
-            None => None,
-        };
-        for child in vdi::cow::children_of(&self.trees(dir, &listing)?, vdi) {
+        let old = dir.lookup(&image_name(vdi, format))?.map(|_| self.place(shared, vdi, format));
+        let nodes = self.trees(dir, &listing)?;
+        for child in vdi::cow::children_of(&nodes, vdi) {
             let name = image_name(child, listing.images[&child]);
-            // What names another image by this one's name has lost its parent: given to the base, it would show bytes
-            // that were never its own.
-            if let Some(old) = &old {
-                let file = dir.open_file(&name, false)?;
-                match (kind.check_parent)(&file, &dir.join(&name), &old.image(Mode::ReadOnly)?, old) {
-                    Err(Error::Damaged { .. }) => continue,
-                    other => other?,
+            let give = || -> Result<()> {
+                // What names another image by this one's name has lost its parent: given to the base, it would show bytes
+                // that were never its own.
+                if let Some(old) = &old {
+                    let file = dir.open_file(&name, false)?;
+                    (kind.check_parent)(&file, &dir.join(&name), &old.image(Mode::ReadOnly)?, old)?;
                 }
+                (kind.set_parent)(&dir.open_file(&name, true)?, &dir.join(&name), &parent_image, &parent)
+            };
+            if let Err(error) = give() {
+                return Ok(Some(error));
             }
-            (kind.set_parent)(&dir.open_file(&name, true)?, &dir.join(&name), &parent_image, &parent)?;
         }
         dir.remove(&image_name(vdi, format))?;
         dir.sync()?;
-        remove_leftovers(dir, vdi).map(drop)
+        remove_leftovers(dir, vdi)?;
+        Ok(None)
     }
 
-    /// Removes bases that have no children left. The caller has the SR, or its tree's lock.
-    pub(super) fn remove_garbage(&self, dir: &Rc<Dir>, listing: &Listing) -> Result<()> {
+    /// Removes bases that have no children left, but for those that `failures` names; adds to these what cannot be
+    /// removed. The caller has the SR, or its tree's lock.
+    pub(super) fn remove_garbage(&self, dir: &Rc<Dir>, listing: &Listing, failures: &mut Failures) -> Result<()> {
         let nodes = self.trees(dir, listing)?;
         let mut children = vdi::cow::by_parent(&nodes);
-        let garbage = |children: &BTreeMap<VdiUuid, Vec<VdiUuid>>, base: &VdiUuid| {
-            nodes.get(base).is_some_and(|node| node.hidden) && children.get(base).is_none_or(Vec::is_empty)
-        };
-        let mut unneeded: Vec<VdiUuid> = nodes.keys().copied().filter(|base| garbage(&children, base)).collect();
+        let mut unneeded: Vec<VdiUuid> = garbage(&nodes, &children, failures).collect();
         while let Some(base) = unneeded.pop() {
             let format = listing.images[&base];
-            let place = self.place(dir.clone(), base, format);
-            vdi::refuse_if_attached(&*self.disk(dir.clone(), base, format)?)?;
-            place.remove()?;
+            let remove = || {
+                vdi::refuse_if_attached(&*self.disk(dir.clone(), base, format)?)?;
+                self.place(dir.clone(), base, format).remove()
+            };
+            if let Err(error) = remove() {
+                failures.insert(base, error);
+                continue;
+            }
             if let Some(parent) = nodes[&base].parent {
                 children.entry(parent).or_default().retain(|child| *child != base);
-                unneeded.extend(Some(parent).filter(|parent| garbage(&children, parent)));
+                unneeded.extend(Some(parent).filter(|parent| is_garbage(&nodes, &children, failures, parent)));
             }
         }
         Ok(())
@@ -181,7 +196,7 @@ impl FileSr {
         let _alone = alone.map_err(busy)?;
         let _running =
             lock::take(&self.sr.to_string(), "running", lock::Kind::Exclusive, Instant::now()).map_err(busy)?;
-        let (mut done, mut left) = (Done::Already, HashSet::new());
+        let (mut done, mut left, mut failures) = (Done::Already, HashSet::new(), Failures::new());
         // What disks held when their data was last set aside, because they are in use, and how often that was.
         let mut rounds: HashMap<VdiUuid, (u64, u32)> = HashMap::new();
         if read_change(&dir)?.is_some() {
@@ -198,9 +213,9 @@ impl FileSr {
             }
             let nodes = self.trees(&dir, &listing)?;
             let children = vdi::cow::by_parent(&nodes);
-            if nodes.iter().any(|(v, node)| node.hidden && !children.contains_key(v)) {
+            if garbage(&nodes, &children, &failures).next().is_some() {
                 let _lock = self.lock_trees(&dir, context.deadline)?;
-                self.remove_garbage(&dir, &self.list(&dir)?)?;
+                self.remove_garbage(&dir, &self.list(&dir)?, &mut failures)?;
                 done = Done::Changed;
                 continue;
             }
@@ -211,7 +226,13 @@ impl FileSr {
             };
             // Bases first: a disk in use is merged with what was set aside of it only when that was.
             let (bases, disks): (Vec<VdiUuid>, Vec<VdiUuid>) = nodes.keys().partition(|v| nodes[v].hidden);
-            let Some(next) = bases.into_iter().chain(disks).find(only_child) else { return Ok(done) };
+            let Some(next) = bases.into_iter().chain(disks).find(only_child) else { break };
+            if let Some(what) = unmergeable(&nodes, &children, next) {
+                let path = dir.join(&image_name(next, listing.images[&next]));
+                failures.insert(next, Error::Damaged { path, what: format!("it is not merged: {what}") });
+                left.insert(next);
+                continue;
+            }
             if !nodes[&next].hidden {
                 let holds = self.place(dir.clone(), next, listing.images[&next]).stat()?.allocated;
                 let (before, times) = rounds.get(&next).copied().unwrap_or((u64::MAX, 0));
@@ -225,9 +246,16 @@ impl FileSr {
             // A disk in use is left for the next time.
             let merged = match lock::take(&next.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()) {
                 Ok(_lock) => match self.disk(dir.clone(), next, listing.images[&next])?.coalesce(context) {
+                    Ok(merged) => merged,
                     // Deleted since the directory was read.
                     Err(Error::NoVdi { .. }) => Done::Already,
-                    merged => merged?,
+                    // Not this image's fault, and the next would wait as long.
+                    Err(error @ Error::SrUnavailable { .. }) => return Err(error),
+                    // One image keeps no other from being merged.
+                    Err(error) => {
+                        failures.insert(next, error);
+                        Done::Already
+                    }
                 },
                 Err(lock::Refused::TimedOut { .. }) => Done::Already,
                 Err(lock::Refused::Failed(error)) => return Err(error),
@@ -237,7 +265,44 @@ impl FileSr {
                 Done::Already => drop(left.insert(next)),
             }
         }
+        for (vdi, failure) in &failures {
+            syslog::write(&format!("SR {}: {vdi} is not merged: {}", self.sr, one_line(failure)));
+        }
+        match failures.is_empty() {
+            true => Ok(done),
+            false => Err(Error::NotMerged { sr: self.sr, failures: failures.into_iter().collect() }),
+        }
     }
+}
+
+/// Why images could not be merged or removed.
+pub(super) type Failures = BTreeMap<VdiUuid, Error>;
+
+type Children = BTreeMap<VdiUuid, Vec<VdiUuid>>;
+
+/// The bases that nobody needs any more and whose removal has not failed yet.
+fn garbage<'a>(
+    nodes: &'a BTreeMap<VdiUuid, Node>,
+    children: &'a Children,
+    failures: &'a Failures,
+) -> impl Iterator<Item = VdiUuid> + 'a {
+    nodes.keys().copied().filter(|base| is_garbage(nodes, children, failures, base))
+}
+
+fn is_garbage(nodes: &BTreeMap<VdiUuid, Node>, children: &Children, failures: &Failures, base: &VdiUuid) -> bool {
+    nodes.get(base).is_some_and(|node| node.hidden)
+        && children.get(base).is_none_or(Vec::is_empty)
+        && !failures.contains_key(base)
+}
+
+/// Why an image that is its parent's only child must not be merged with it: it, its parents or one of its children
+/// cannot be used, or is not what the names say.
+fn unmergeable(nodes: &BTreeMap<VdiUuid, Node>, children: &Children, vdi: VdiUuid) -> Option<String> {
+    let concerned = std::iter::once(&vdi).chain(children.get(&vdi).into_iter().flatten());
+    concerned.map(|vdi| (vdi, &nodes[vdi].state)).find(|(_, state)| !state.is_healthy()).map(|(is, state)| match *is {
+        is if is == vdi => state.to_string(),
+        child => format!("its child {child} cannot be used: {state}"),
+    })
 }
 
 impl FilePlace<'_> {
@@ -256,12 +321,10 @@ impl Tree for FilePlace<'_> {
     }
 
     fn sibling(&self, vdi: VdiUuid) -> Result<Box<dyn Place + '_>> {
-        for (extension, format) in IMAGES {
-            if self.dir.lookup(&beside(vdi, extension))?.is_some() {
-                return Ok(Box::new(self.sr.place(self.dir.clone(), vdi, format)));
-            }
+        match format_of(&self.dir, vdi)? {
+            Some(format) => Ok(Box::new(self.sr.place(self.dir.clone(), vdi, format))),
+            None => Err(Error::NoVdi { vdi, sr: self.sr.sr, looked: self.dir.path().display().to_string() }),
         }
-        Err(Error::NoVdi { vdi, sr: self.sr.sr, looked: self.dir.path().display().to_string() })
     }
 
     fn alone(&self, vdis: &[VdiUuid]) -> Result<Option<Uses>> {
@@ -354,7 +417,7 @@ impl Tree for FilePlace<'_> {
                 let _ = dir.remove(CHANGE);
                 Ok(())
             }
-            Err(cause) => Err(cause.undone(self.sr.recover_change(dir))),
+            Err(cause) => Err(cause.undone(self.sr.recover_change(dir).map(drop))),
         }
     }
 
@@ -363,7 +426,7 @@ impl Tree for FilePlace<'_> {
         if !self.dir.create(CHANGE, &encode(&record))? {
             return Err(damaged_record(&self.dir, CHANGE));
         }
-        self.sr.recover_change(&self.dir)
+        self.sr.recover_change(&self.dir)?.map_or(Ok(()), Err)
     }
 
     fn collapse(&self, parent: VdiUuid, kind: &'static Kind) -> Result<()> {
@@ -382,7 +445,7 @@ impl Tree for FilePlace<'_> {
             self.dir.remove(&base.name())?;
             self.dir.sync()
         })();
-        ended(done, self.sr.recover_change(&self.dir))
+        ended(done, self.sr.recover_change(&self.dir).map(drop))
     }
 }
 
@@ -390,7 +453,12 @@ impl Tree for FilePlace<'_> {
 fn is_child(dir: &Dir, vdi: VdiUuid, base: VdiUuid, format: Format) -> Result<bool> {
     let name = image_name(vdi, format);
     let Some(file) = dir.try_open_record(&name)? else { return Ok(false) };
-    Ok((vdi::kind(format).query)(file, &dir.join(&name))?.parent == Some(base))
+    match (vdi::kind(format).query)(file, &dir.join(&name)) {
+        Ok(node) => Ok(node.parent == Some(base)),
+        // A change writes its children durably before it names them, so this is none of its.
+        Err(Error::Damaged { .. } | Error::Unsupported { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The VDI of a fork that has not happened yet: its image has a name, but until the disk that is forked has its

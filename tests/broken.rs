@@ -1,0 +1,213 @@
+//! An image that cannot be used concerns itself alone: the SR lists, deletes and merges everything else.
+
+mod scene;
+
+use std::fs;
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::Path;
+
+use assert_cmd::Command;
+use scene::{A, B, C, Door, FILE, SR, Scene, has};
+
+/// The VDI that is damaged.
+const X: &str = "98de866e-b035-4b1a-a571-0000000000ff";
+
+/// Ways to spoil the image of X, with what its state begins with. Each gets the directory and a good VHD image.
+type Spoil = fn(&Path, &[u8]);
+const KINDS: &[(&str, &str, Spoil)] = &[
+    ("empty", "broken: ", |dir, _| write(dir, "vhd", b"")),
+    ("cut within the header", "broken: ", |dir, good| write(dir, "vhd", &good[..700])),
+    ("random", "broken: ", |dir, _| write(dir, "vhd", &scene::pattern(64 << 10))),
+    ("a VHDX", "broken: ", |dir, _| write(dir, "vhd", &[b"vhdxfile".as_slice(), &[0; 70_000]].concat())),
+    ("a directory", "broken: ", |dir, _| fs::create_dir(dir.join(format!("{X}.vhd"))).unwrap()),
+    ("a dangling link", "broken: ", |dir, _| symlink("/nonexistent", dir.join(format!("{X}.vhd"))).unwrap()),
+    ("a link to a good image", "broken: ", |dir, _| symlink(format!("{A}.vhd"), dir.join(format!("{X}.vhd"))).unwrap()),
+    ("two images", "broken: ", |dir, good| {
+        write(dir, "vhd", good);
+        write(dir, "raw", &[0; 4096]);
+    }),
+    ("no qcow2", "broken: ", |dir, _| write(dir, "qcow2", &[1; 4096])),
+    ("a raw one that is a directory", "broken: ", |dir, _| fs::create_dir(dir.join(format!("{X}.raw"))).unwrap()),
+    ("a qcow2 with a data file", "unsupported: ", |dir, _| {
+        qemu(dir, &["-o", &format!("data_file={}", dir.join("data").display())]);
+    }),
+    ("a qcow2 with LUKS", "unsupported: ", |dir, _| {
+        let secret = ["--object", "secret,id=s,data=abc", "-o", "encrypt.format=luks,encrypt.key-secret=s"];
+        qemu(dir, &[secret.as_slice(), &["-o", "encrypt.iter-time=10"]].concat());
+    }),
+    ("damaged params", "broken: ", |dir, good| {
+        write(dir, "vhd", good);
+        write(dir, "params", b"(nonsense");
+    }),
+];
+
+fn write(dir: &Path, extension: &str, bytes: &[u8]) {
+    fs::write(dir.join(format!("{X}.{extension}")), bytes).unwrap();
+}
+
+fn qemu(dir: &Path, options: &[&str]) {
+    let image = dir.join(format!("{X}.qcow2"));
+    let made =
+        Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).args(options).arg(image).arg("8M").output();
+    let made = made.unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+/// The SR with the disk A, its snapshot C, and B. All are VHDs.
+fn healthy(door: Door) -> Scene {
+    let scene = Scene::empty(&FILE, door);
+    scene.call(["sr_create", SR]).done();
+    scene.call(["vdi_create", SR, A, "8", "--type", "vhd"]).done();
+    scene.call(["vdi_create", SR, B, "8", "--type", "vhd"]).done();
+    scene.call(["vdi_snapshot", SR, A, C]).done();
+    scene
+}
+
+fn state_of(answer: &str, vdi: &str) -> String {
+    let from = answer.find(&format!("(vdi (uuid . \"{vdi}\")")).unwrap_or_else(|| panic!("{vdi} is not in {answer}"));
+    let one = &answer[from..];
+    let one = &one[..one[1..].find("(vdi (uuid").map_or(one.len(), |end| end + 1)];
+    one.split_once("(state . \"").map_or(String::new(), |(_, rest)| rest.split('"').next().unwrap().to_owned())
+}
+
+#[test]
+fn a_broken_image_is_listed_as_such_and_every_other_disk_lives_on() {
+    if !has("qemu-img") {
+        return;
+    }
+    for (kind, state, spoil) in KINDS {
+        let scene = healthy(Door::Sm);
+        let good = fs::read(scene.place.join(format!("{B}.vhd"))).unwrap();
+        spoil(&scene.place, &good);
+
+        let listed = scene.call(["sr_scan", SR]).done();
+        assert!(state_of(&listed, X).starts_with(state), "{kind}: {listed}");
+        for vdi in [A, B, C] {
+            assert_eq!(state_of(&listed, vdi), "", "{kind}");
+        }
+        let params = scene.call(["sr_get_params", SR]).done();
+        assert!(params.contains(X) && params.contains(A), "{kind}: {params}");
+        assert!(scene.bare(["-tfile", &format!("-d{}", scene.dconf()), "sr_probe"]).done().contains(SR), "{kind}");
+        let tree = scene.call(["--format=table", "vdi_tree", SR]).done();
+        let line = tree.lines().find(|line| line.contains(X)).unwrap_or_else(|| panic!("{kind}: {tree}"));
+        assert!(line.contains(state.trim_end_matches(": ")), "{kind}: {tree}");
+        let table = scene.call(["--format=table", "sr_scan", SR]).done();
+        assert!(table.contains(&format!("{X}: {state}")), "{kind}: {table}");
+
+        // The other disks: made, copied, deleted, merged.
+        scene.call(["vdi_clone", SR, B, "98de866e-b035-4b1a-a571-0000000000bb"]).done();
+        scene.call(["vdi_delete", SR, B]).done();
+        scene.call(["vdi_delete", SR, C]).done();
+        scene.call(["sr_collect", SR]).done();
+        assert!(!state_of(&scene.call(["sr_scan", SR]).done(), X).is_empty(), "{kind}: it is still there");
+
+        // It cannot be taken for a disk, and goes by its name when that is said.
+        scene.call(["vdi_snapshot", SR, X, C]).fails_somehow();
+        scene.call(["vdi_resize", SR, X, "16"]).fails_somehow();
+        // What its params said is lost already; its image is not looked into for that.
+        if *kind != "damaged params" {
+            let message = scene.call(["vdi_delete", SR, X]).fails("EIO|EPERM");
+            assert!(message.contains("--yes"), "{kind}: {message}");
+        }
+        scene.call(["vdi_delete", "--yes", SR, X]).done();
+        assert!(!scene.names().iter().any(|name| name.contains(X)), "{kind}: {:?}", scene.names());
+        assert!(scene.call(["sr_scan", SR]).done().contains(A), "{kind}");
+        scene.call(["vdi_create", SR, X, "8", "--type", "vhd"]).done();
+    }
+}
+
+#[test]
+fn a_directory_with_files_in_it_is_no_image_to_delete() {
+    let scene = healthy(Door::Sm);
+    fs::create_dir(scene.place.join(format!("{X}.vhd"))).unwrap();
+    fs::write(scene.place.join(format!("{X}.vhd/letter")), "dear").unwrap();
+    scene.call(["vdi_delete", "--yes", SR, X]).fails("EIO");
+    assert_eq!(fs::read(scene.place.join(format!("{X}.vhd/letter"))).unwrap(), b"dear");
+}
+
+/// The UUID of A's base.
+fn base(scene: &Scene) -> String {
+    let names = scene.names();
+    let known = [A, B, C, X];
+    let name = names.iter().find(|name| name.ends_with(".vhd") && !known.iter().any(|vdi| name.starts_with(vdi)));
+    name.unwrap_or_else(|| panic!("no base in {names:?}")).trim_end_matches(".vhd").to_owned()
+}
+
+#[test]
+fn a_disk_whose_parent_is_missing_says_so_and_is_no_root() {
+    let scene = healthy(Door::Sm);
+    let base = base(&scene);
+    let away = scene.root.path().join("away");
+    fs::rename(scene.place.join(format!("{base}.vhd")), &away).unwrap();
+    let listed = scene.call(["sr_scan", SR]).done();
+    for vdi in [A, C] {
+        assert_eq!(state_of(&listed, vdi), format!("parent missing: {base}"));
+        let one = scene.call(["vdi_get_params", SR, vdi]).done();
+        assert_eq!(state_of(&one, vdi), format!("parent missing: {base}"));
+    }
+    let tree = scene.call(["--format=table", "vdi_tree", SR]).done();
+    assert!(tree.lines().filter(|line| line.contains("parent missing")).count() == 2, "{tree}");
+    let digest = scene.digest();
+    let message = scene.call(["vdi_snapshot", SR, A, X]).fails("EIO");
+    assert!(message.contains(&base), "{message}");
+    scene.call(["sr_collect", SR]).done();
+    assert_eq!(scene.digest(), digest);
+
+    // Another image under the parent's name is not the parent.
+    fs::copy(scene.place.join(format!("{B}.vhd")), scene.place.join(format!("{base}.vhd"))).unwrap();
+    let listed = scene.call(["sr_scan", SR]).done();
+    assert!(state_of(&listed, A).starts_with(&format!("parent missing: {base} is another image")), "{listed}");
+    let digest = scene.digest();
+    scene.call(["vdi_snapshot", SR, A, X]).fails("EIO");
+    assert_eq!(scene.digest(), digest);
+
+    fs::rename(away, scene.place.join(format!("{base}.vhd"))).unwrap();
+    assert_eq!(state_of(&scene.call(["sr_scan", SR]).done(), A), "");
+}
+
+#[test]
+fn a_damaged_child_keeps_its_parent_from_being_merged_and_removed() {
+    let scene = healthy(Door::Sm);
+    let base = base(&scene);
+    // The checksum of the header of C is wrong; its parent's name can be read.
+    let image = fs::OpenOptions::new().write(true).open(scene.place.join(format!("{C}.vhd"))).unwrap();
+    image.write_all_at(&[0xff; 4], 512 + 0x24).unwrap();
+    assert!(state_of(&scene.call(["sr_scan", SR]).done(), C).starts_with("broken: "));
+    let before = fs::read(scene.place.join(format!("{base}.vhd"))).unwrap();
+    scene.call(["sr_collect", SR]).done();
+    assert!(fs::read(scene.place.join(format!("{base}.vhd"))).unwrap() == before, "the base was merged into");
+    scene.call(["vdi_delete", SR, A]).done();
+    assert!(fs::read(scene.place.join(format!("{base}.vhd"))).unwrap() == before, "the base of a damaged image went");
+    scene.call(["sr_attach", SR]).done();
+    assert!(scene.place.join(format!("{base}.vhd")).exists());
+    // Deleted by name, it needs the base no longer, and sr_collect removes that.
+    scene.call(["vdi_delete", "--yes", SR, C]).done();
+    scene.call(["sr_collect", SR]).done();
+    assert!(!scene.place.join(format!("{base}.vhd")).exists());
+}
+
+#[test]
+fn the_collector_goes_on_after_a_failure_and_tells_each_once() {
+    let scene = healthy(Door::Sm);
+    scene.call(["vdi_create", SR, X, "8", "--type", "qcow2"]).done();
+    let snapshot = "98de866e-b035-4b1a-a571-0000000000aa";
+    scene.call(["vdi_snapshot", SR, B, snapshot]).done();
+    // A's snapshot goes, and A's own image is damaged: it cannot be merged with its base. B's can.
+    scene.call(["vdi_delete", SR, C]).done();
+    scene.call(["vdi_delete", SR, snapshot]).done();
+    let bad = scene.place.join(format!("{A}.vhd"));
+    let good = fs::read(&bad).unwrap();
+    let image = fs::OpenOptions::new().write(true).open(&bad).unwrap();
+    image.write_all_at(&[0xff; 4], 512 + 0x24).unwrap();
+    let message = scene.call(["sr_collect", SR]).fails("EIO");
+    assert_eq!(message.matches(&format!("{A}: ")).count(), 1, "{message}");
+    assert!(!message.contains(B), "{message}");
+    let tree = scene.call(["--format=table", "vdi_tree", SR]).done();
+    let of_b = tree.lines().find(|line| line.contains(B)).unwrap();
+    assert!(!of_b.starts_with(' '), "B was merged with its base: {tree}");
+    // And again, and it is merged once it is whole.
+    scene.call(["sr_collect", SR]).fails("EIO");
+    fs::write(&bad, good).unwrap();
+    scene.call(["sr_collect", SR]).done();
+    assert_eq!(scene.names().iter().filter(|name| name.ends_with(".vhd")).count(), 2, "{:?}", scene.names());
+}
