@@ -241,12 +241,16 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_create)
-            opts="-t -d -h --force --sr-type --wait --format --dconf --help"
+            opts="-t -d -h --force --destroy-sr --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --destroy-sr)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --sr-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

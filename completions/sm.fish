@@ -55,6 +55,7 @@ complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_get_params" -d 'Print wha
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_export" -d 'Write the disk of a VDI to a file or a pipe. Fails while it is attached, if it can be written to'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_import" -d 'Make a VDI of a file or of what comes through a pipe'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_tree" -d 'Draw the chains of an SR: which image is whose parent, and what each takes'
+complete -c sm -n "__fish_sm_using_subcommand sr_create" -l destroy-sr -d 'Destroy this SR, which the devices hold, with every disk in it. May be given several times' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l format -d 'How to write what is answered. On a terminal sm writes a table, otherwise s-expressions' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
@@ -62,7 +63,7 @@ lisp\t'The same with t and nil for booleans, as Emacs and Common Lisp read them'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
-complete -c sm -n "__fish_sm_using_subcommand sr_create" -l force -d 'Overwrite what the devices hold. What is mounted or in use is refused all the same'
+complete -c sm -n "__fish_sm_using_subcommand sr_create" -l force -d 'Overwrite what the devices hold. An SR with disks, and what is mounted or in use, is refused all the same'
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s t -l sr-type -d 'The SR\'s type; the help of -d lists them' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
 use crate::error::{Error, Result, one_line};
-use crate::sr::{Driver, Sr};
+use crate::sr::{Driver, Sr, loss};
 use crate::sys::copy::Progress;
 use crate::sys::lock::{self, Kind, Lock};
 use crate::sys::watch;
-use crate::types::{DeviceConfig, Done, Mode, NewVdi, Space, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, Mode, NewVdi, Overwrite, Space, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
 use crate::vdi;
 use crate::vdi::transfer::{self, Incoming, Stream};
 
@@ -21,7 +21,7 @@ use crate::vdi::transfer::{self, Incoming, Stream};
 pub enum Call {
     SrCreate {
         size: Option<u64>,
-        force: bool,
+        over: Overwrite,
     },
     SrDelete,
     SrAttach,
@@ -141,7 +141,7 @@ fn carry_out(driver: &Driver, sr: SrUuid, config: &DeviceConfig, call: &Call, co
         Call::SrDelete => storage.stat().map(|info| info.vdi_uuids).unwrap_or_default(),
         _ => Vec::new(),
     };
-    let result = dispatch(&*storage, call, context);
+    let result = dispatch(&*storage, sr, call, context);
     match (call, &result) {
         (Call::SrDelete, Ok(_)) => {
             doomed.iter().for_each(|vdi| lock::forget(&vdi.to_string(), "vdi"));
@@ -161,11 +161,10 @@ fn carry_out(driver: &Driver, sr: SrUuid, config: &DeviceConfig, call: &Call, co
     result
 }
 
-fn dispatch(storage: &dyn Sr, call: &Call, context: &Context) -> Result<Reply> {
+fn dispatch(storage: &dyn Sr, sr: SrUuid, call: &Call, context: &Context) -> Result<Reply> {
     let nothing = |_: Done| Reply::Nothing;
     match call {
-        Call::SrCreate { size, force: false } => storage.create(*size).map(|()| Reply::Nothing),
-        Call::SrCreate { size, force: true } => storage.create_over(*size).map(|()| Reply::Nothing),
+        Call::SrCreate { size, over } => loss::create(storage, sr, *size, over, context).map(|()| Reply::Nothing),
         Call::SrDelete => storage.delete().map(nothing),
         Call::SrAttach => storage.attach().map(nothing),
         Call::SrAdopt => storage.adopt().map(nothing),

@@ -56,6 +56,12 @@ pub enum Error {
     ExportNotChosen { server: String, exports: Vec<Exported> },
     #[error("{device} is in use: {holder}")]
     DeviceInUse { device: String, holder: String },
+    /// What is on the device is no SR with disks and may be overwritten, if its owner says so.
+    #[error("{device} is in use: {holds}")]
+    Occupied { device: String, holds: String },
+    /// The device holds another SR, which the caller did not name.
+    #[error("{device} is in use: it holds {held}")]
+    HoldsSr { device: String, held: Box<HeldSr> },
     #[error("{} is not empty; an SR wants a directory of its own", path.display())]
     NotEmpty { path: PathBuf },
     #[error("SR {sr} has {free} bytes free, {wanted} wanted")]
@@ -73,6 +79,47 @@ pub enum Error {
     Tool { argv: String, how: String, stderr: String },
     #[error("{cause}; undoing it failed as well: {undo}")]
     Undo { cause: Box<Error>, undo: Box<Error> },
+}
+
+/// An SR that is found on a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldSr {
+    pub sr: SrUuid,
+    /// The volume group that it is, in words.
+    pub group: String,
+    /// The devices of the SR that are here.
+    pub on: Vec<PathBuf>,
+    pub lost: Lost,
+}
+
+impl fmt::Display for HeldSr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SR {} ({}){}", self.sr, self.group, self.lost)
+    }
+}
+
+/// What would be lost with an SR.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// Nobody has looked yet.
+    NotListed,
+    /// It has no disks.
+    Nothing,
+    /// Its disks, in words.
+    Disks(String),
+    /// Its disks cannot be listed, and why.
+    Unknown(String),
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Lost::NotListed => Ok(()),
+            Lost::Nothing => f.write_str(", which has no disks"),
+            Lost::Disks(words) => write!(f, " with {words}, which would be lost"),
+            Lost::Unknown(why) => write!(f, ", and its disks cannot be listed: {why}"),
+        }
+    }
 }
 
 /// What a server speaks.

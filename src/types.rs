@@ -175,6 +175,22 @@ impl<const N: usize> From<[(&str, &str); N]> for DeviceConfig {
     }
 }
 
+/// What sr_create may destroy on the devices that it takes. The default is nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overwrite {
+    /// Everything but an SR with disks: signatures of filesystems and partition tables, foreign volume groups.
+    pub contents: bool,
+    /// These SRs with every disk in them.
+    pub srs: Vec<SrUuid>,
+}
+
+impl Overwrite {
+    /// Whether nothing may be destroyed.
+    pub fn is_nothing(&self) -> bool {
+        *self == Overwrite::default()
+    }
+}
+
 /// What a caller wants of a new VDI.
 #[derive(Clone, Debug)]
 pub struct NewVdi {
@@ -236,6 +252,12 @@ pub struct SrInfo {
 }
 
 impl SrInfo {
+    /// The disks that `sr_scan` found.
+    pub fn disks(self) -> Vec<VdiInfo> {
+        let vdis = self.vdis.into_iter();
+        vdis.filter_map(|tagged| if let Tagged::Vdi(info) = tagged { Some(info) } else { None }).collect()
+    }
+
     pub fn space(&self) -> Space {
         Space { size: self.size, free: self.free }
     }

@@ -16,7 +16,7 @@ use xcp_sm::image::place::FilePlace;
 use xcp_sm::image::vhd;
 use xcp_sm::sr::file::DRIVER;
 use xcp_sm::sys::lock;
-use xcp_sm::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrUuid, Tagged, VdiInfo, VdiUuid};
+use xcp_sm::types::{DeviceConfig, Format, Mode, NewVdi, Overwrite, Params, SrUuid, Tagged, VdiInfo, VdiUuid};
 
 const MIB: usize = 1 << 20;
 
@@ -66,7 +66,7 @@ impl Model {
         let number = MODELS.fetch_add(1, Relaxed);
         let (sr, disks, snapshots) = (SrUuid::random(), BTreeMap::new(), BTreeSet::new());
         let mut model = Model { format, scratch, sr, disks, snapshots, next: 0, number };
-        model.run(Call::SrCreate { size: None, force: false });
+        model.run(Call::SrCreate { size: None, over: Overwrite::default() });
         let vdi = model.new_uuid();
         let new = NewVdi { vdi, virtual_size: 4 * MIB as u64, format: Some(format), params: Params::default() };
         model.run(Call::VdiCreate(new));

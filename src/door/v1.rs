@@ -11,9 +11,9 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use crate::call::{self, Call, Reply};
 use crate::context::{Context, DEFAULT_WAIT, LONGEST_WAIT};
 use crate::door::{Answer, sexp, size, stream, table};
-use crate::error::{self, Error, Result, ServerFault};
+use crate::error::{self, Error, Lost, Result, ServerFault};
 use crate::sr::{self, Driver};
-use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, SrInfo, SrUuid, Tagged, VdiUuid};
+use crate::types::{DeviceConfig, Format, Mode, NewVdi, Overwrite, Params, SrInfo, SrUuid, Tagged, VdiUuid};
 
 /// Storage repositories (SR) and the virtual disks (VDI) in them, for people.
 ///
@@ -90,9 +90,12 @@ enum Verb {
         sr: SrArg,
         /// The least size that will do, in MB or with a unit (20GiB).
         size: Option<String>,
-        /// Overwrite what the devices hold. What is mounted or in use is refused all the same.
+        /// Overwrite what the devices hold. An SR with disks, and what is mounted or in use, is refused all the same.
         #[arg(long)]
         force: bool,
+        /// Destroy this SR, which the devices hold, with every disk in it. May be given several times.
+        #[arg(long = "destroy-sr", value_name = "SR-UUID")]
+        destroy_sr: Vec<String>,
     },
     /// Delete an SR and every VDI in it. Succeeds if there is none; fails while a VDI is in use.
     SrDelete {
@@ -407,9 +410,10 @@ fn to_call(verb: Verb) -> Result<(SrUuid, Call)> {
         Ok((sr, vdi, boolean("FORCE", &args.force)?, text("USER", &args.user, 1..=1024)?))
     }
     Ok(match verb {
-        Verb::SrCreate { sr, size, force } => {
+        Verb::SrCreate { sr, size, force, destroy_sr } => {
             let size = size.as_deref().map(size::parse_or_zero).transpose()?.flatten();
-            (sr.sr.parse()?, Call::SrCreate { size, force })
+            let srs = destroy_sr.iter().map(|sr| sr.parse()).collect::<Result<_>>()?;
+            (sr.sr.parse()?, Call::SrCreate { size, over: Overwrite { contents: force, srs } })
         }
         Verb::SrDelete { sr, .. } => (sr.sr.parse()?, Call::SrDelete),
         Verb::SrAttach(sr) => (sr.sr.parse()?, Call::SrAttach),
@@ -519,8 +523,18 @@ fn answer(result: Result<Reply>, format: OutputFormat) -> Answer {
         Ok(stdout) => Answer { stdout, stderr: String::new(), status: 0 },
         Err(e) => {
             let (status, name) = exit_status(&e);
-            Answer { stdout: Vec::new(), stderr: format!("{name}: {}\n", error::one_line(&e)), status }
+            Answer { stdout: Vec::new(), stderr: format!("{name}: {}{}\n", error::one_line(&e), remedy(&e)), status }
         }
+    }
+}
+
+/// The options of this door that allow what was refused.
+fn remedy(e: &Error) -> String {
+    match e {
+        Error::Occupied { .. } => "; --force overwrites it".to_owned(),
+        Error::HoldsSr { held, .. } if held.lost == Lost::Nothing => "; --force overwrites it".to_owned(),
+        Error::HoldsSr { held, .. } => format!("; to destroy it, name it: --destroy-sr {}", held.sr),
+        _ => String::new(),
     }
 }
 
@@ -591,7 +605,9 @@ fn exit_status(e: &Error) -> (u8, &'static str) {
     match e {
         Error::Unsupported { .. } => (1, "EPERM"),
         Error::TooBig { .. } | Error::TooManyArguments(_) | Error::ChainTooLong { .. } => (7, "E2BIG"),
-        Error::DeviceInUse { .. } | Error::NotEmpty { .. } => (16, "EBUSY"),
+        Error::DeviceInUse { .. } | Error::Occupied { .. } | Error::HoldsSr { .. } | Error::NotEmpty { .. } => {
+            (16, "EBUSY")
+        }
         Error::SrExists { .. } | Error::VdiExists { .. } => (17, "EEXIST"),
         Error::NoDevice { .. } => (19, "ENODEV"),
         Error::Server { fault, .. } => match fault {

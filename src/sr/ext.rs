@@ -29,7 +29,7 @@ use crate::context::Context;
 use crate::error::{Error, Result, ended};
 use crate::sr::file::{self, FileSr};
 use crate::sr::mountpoint::Mountpoint;
-use crate::sr::volume_group::{self, DELETING, Naming, VolumeGroup};
+use crate::sr::volume_group::{self, CREATING, DELETING, Naming, VolumeGroup};
 use crate::sr::{About, Driver, Sr, vdi_by_uuid};
 use crate::sys::copy::Progress;
 use crate::sys::lock::{self, Kind};
@@ -37,7 +37,7 @@ use crate::sys::lvm::{self, Deactivated, Vg};
 use crate::sys::mount::{self, Mount};
 use crate::sys::tool::Tool;
 use crate::sys::{blockdev, run_dir};
-use crate::types::{DeviceConfig, Done, NewVdi, Space, SrInfo, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, NewVdi, Overwrite, Space, SrInfo, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 
@@ -62,7 +62,6 @@ pub const DRIVER: Driver = Driver {
 };
 
 const NAMING: Naming = Naming { prefix: "XSLocalEXT-", is_half_made };
-const CREATING: &str = "xcp.creating";
 
 /// Serves ext3, which Python storage managers before 2013 made, as well.
 const FILESYSTEM: &str = "ext4";
@@ -114,15 +113,6 @@ impl ExtSr {
         lvm::node(&self.group.name(), &self.volume())
     }
 
-    /// The mounted files, after checking that they are on the devices of device_config. LVM is not asked.
-    fn files(&self) -> Result<&FileSr> {
-        if let Some(mount) = self.point.mounted()? {
-            self.group.refuse_others(&blockdev::below(mount.device))?;
-        }
-        // One that is not mounted says so itself.
-        Ok(&self.file)
-    }
-
     /// What a failure of the filesystem means, and what to do.
     fn explain(&self, e: Error) -> Error {
         let failed = |found: &str| Error::Damaged {
@@ -139,7 +129,10 @@ impl ExtSr {
 
     /// Says where the SR lives instead of where it is mounted.
     fn located(&self, info: SrInfo) -> SrInfo {
-        SrInfo { location: self.group.location(), ..info }
+        let active = || blockdev::number(&lvm::kernel_device(&self.group.name(), &self.volume())?);
+        let mounted = self.point.mounted().ok().flatten().map(|mount| mount.device);
+        let is_on = mounted.or_else(active).map(blockdev::below);
+        SrInfo { location: self.group.location_among(&is_on.unwrap_or_default()), ..info }
     }
 
     /// The active volume's device, with its filesystem checked as far as that asks for it.
@@ -245,20 +238,25 @@ impl ExtSr {
         let busy = |who: &str| Error::SrUnavailable { sr, why: format!("{who} works on it") };
         let _alone = lock::take(&sr.to_string(), "sr", Kind::Exclusive, self.group.deadline)
             .map_err(|refused| refused.or_timed_out(busy))?;
+        self.unattached(vg, FileSr::stat)
+    }
+
+    /// Looks at an SR that is not attached, without a write to it. The caller has the SR's lock.
+    fn unattached(&self, vg: &Vg, look: fn(&FileSr) -> Result<SrInfo>) -> Result<SrInfo> {
         self.group.refuse_incomplete(vg)?;
         let device = self.activate()?;
         self.refuse_claimed(&device)?;
         // The kernel removes orphaned inodes from a filesystem mounted read-only, journal or not, unless its device takes
         // no writes.
         let found = blockdev::set_read_only(&device, true)
-            .and_then(|()| self.privately(&device, LOOK_ONLY, FileSr::stat))
+            .and_then(|()| self.privately(&device, LOOK_ONLY, look))
             .map(|info| self.located(info));
         let writable = blockdev::set_read_only(&device, false);
         let _ = self.deactivate();
         ended(found, writable)
     }
 
-    fn make(&self, size: Option<u64>, over: bool) -> Result<()> {
+    fn make(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
         self.group.make(size, over, CREATING, striped)?;
         self.make_filesystem().map_err(|cause| self.group.unmake(cause))
     }
@@ -290,11 +288,17 @@ fn files(group: &VolumeGroup, path: &Path) -> FileSr {
 
 impl Sr for ExtSr {
     fn create(&self, size: Option<u64>) -> Result<()> {
-        self.make(size, false)
+        self.make(size, &Overwrite::default())
     }
 
-    fn create_over(&self, size: Option<u64>) -> Result<()> {
-        self.make(size, true)
+    fn create_over(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
+        self.make(size, over)
+    }
+
+    fn disks_at_rest(&self) -> Result<Vec<VdiInfo>> {
+        let found =
+            if self.point.is_mounted()? { self.scan() } else { self.unattached(&self.group.whole()?, FileSr::scan) };
+        Ok(found?.disks())
     }
 
     fn delete(&self) -> Result<Done> {
@@ -302,7 +306,7 @@ impl Sr for ExtSr {
             self.point.sweep();
             return Ok(Done::Already);
         };
-        self.group.refuse_broken(&vg)?;
+        self.group.refuse_incomplete(&vg)?;
         if !self.group.is_unfinished(&vg) {
             if self.point.is_mounted()? {
                 self.point.refuse_if_attached()?;
@@ -322,11 +326,10 @@ impl Sr for ExtSr {
 
     fn attach(&self) -> Result<Done> {
         if self.point.is_mounted()? {
-            let files = self.files()?;
-            let repaired = files.refuse_read_only().and_then(|()| files.repair());
+            let repaired = self.file.refuse_read_only().and_then(|()| self.file.repair());
             return repaired.map(|()| Done::Already).map_err(|e| self.explain(e));
         }
-        self.group.whole()?;
+        self.group.note_strangers(&self.group.whole()?);
         self.prepare()
             .and_then(|device| {
                 self.point.make()?;
@@ -354,11 +357,11 @@ impl Sr for ExtSr {
     }
 
     fn stat(&self) -> Result<SrInfo> {
-        self.files()?.stat().map(|info| self.located(info)).map_err(|e| self.explain(e))
+        self.file.stat().map(|info| self.located(info)).map_err(|e| self.explain(e))
     }
 
     fn space(&self) -> Result<Space> {
-        self.files()?.space().map_err(|e| self.explain(e))
+        self.file.space().map_err(|e| self.explain(e))
     }
 
     fn looks_at_every_disk(&self) -> bool {
@@ -366,11 +369,11 @@ impl Sr for ExtSr {
     }
 
     fn scan(&self) -> Result<SrInfo> {
-        self.files()?.scan().map(|info| self.located(info)).map_err(|e| self.explain(e))
+        self.file.scan().map(|info| self.located(info)).map_err(|e| self.explain(e))
     }
 
     fn collect(&self, context: &Context) -> Result<Done> {
-        self.files()?.collect(context).map_err(|e| self.explain(e))
+        self.file.collect(context).map_err(|e| self.explain(e))
     }
 
     /// Also on devices that went away: a disk can still be detached.
@@ -379,19 +382,19 @@ impl Sr for ExtSr {
     }
 
     fn create_vdi(&self, new: &NewVdi) -> Result<VdiInfo> {
-        self.files()?.create_vdi(new).map_err(|e| self.explain(e))
+        self.file.create_vdi(new).map_err(|e| self.explain(e))
     }
 
     fn import_vdi(&self, new: &NewVdi, incoming: Incoming, progress: Progress) -> Result<VdiInfo> {
-        self.files()?.import_vdi(new, incoming, progress).map_err(|e| self.explain(e))
+        self.file.import_vdi(new, incoming, progress).map_err(|e| self.explain(e))
     }
 
     fn delete_broken(&self, vdi: VdiUuid, context: &Context) -> Result<bool> {
-        self.files()?.delete_broken(vdi, context).map_err(|e| self.explain(e))
+        self.file.delete_broken(vdi, context).map_err(|e| self.explain(e))
     }
 
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
-        self.files()?.forget_vdi(vdi).map_err(|e| self.explain(e))
+        self.file.forget_vdi(vdi).map_err(|e| self.explain(e))
     }
 
     fn content_type(&self) -> &'static str {

@@ -45,7 +45,7 @@ use crate::sr::{About, Driver, Sr, vdi_by_uuid};
 use crate::sys::blockdev;
 use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Lv, Vg};
-use crate::types::{DeviceConfig, Done, Format, NewVdi, PoolUse, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, Format, NewVdi, Overwrite, PoolUse, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
 use crate::vdi::transfer::Incoming;
 use crate::vdi::{self, Vdi};
 
@@ -157,7 +157,7 @@ impl LvmSr {
             virtual_allocation,
             size: pool.map_or(vg.size, |pool| pool.size),
             sr_type: DRIVER.sr_type.to_owned(),
-            location: self.group.location(),
+            location: self.group.location(vg),
             free: match (pool, pool_use) {
                 (None, _) => vg.free,
                 (Some(_), Some(used)) => used.data_size - used.data_used,
@@ -199,7 +199,7 @@ impl LvmSr {
         Ok(Some((u128::from(pool.size) * u128::from(POOL_DATA_FULL - data) / 10_000) as u64))
     }
 
-    fn make(&self, size: Option<u64>, over: bool) -> Result<()> {
+    fn make(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
         let thin = self.allocation == Some(Allocation::Thin);
         self.group.make(size, over, if thin { THIN } else { THICK }, |devices| devices.iter().sum())?;
         if thin {
@@ -298,16 +298,26 @@ impl LvmSr {
 
 impl Sr for LvmSr {
     fn create(&self, size: Option<u64>) -> Result<()> {
-        self.make(size, false)
+        self.make(size, &Overwrite::default())
     }
 
-    fn create_over(&self, size: Option<u64>) -> Result<()> {
-        self.make(size, true)
+    fn create_over(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
+        self.make(size, over)
+    }
+
+    /// Also of a group that misses a device, and of the images of other storage managers.
+    fn disks_at_rest(&self) -> Result<Vec<VdiInfo>> {
+        let vg = self.group.look()?;
+        let group = Group::of(&vg);
+        let mut disks: Vec<VdiInfo> =
+            self.volumes(&vg).map(|(vdi, _, lv)| LvmPlace::listed(self, &group, vdi, lv).info()).collect();
+        disks.sort_unstable_by_key(|disk| disk.uuid);
+        Ok(disks)
     }
 
     fn delete(&self) -> Result<Done> {
         let Some(vg) = self.group.look_for_any()? else { return Ok(Done::Already) };
-        self.group.refuse_broken(&vg)?;
+        self.group.refuse_incomplete(&vg)?;
         if !vg.tags.iter().any(|t| t == DELETING) {
             self.refuse_attached(&vg)?;
             let group = Group::of(&vg);
@@ -339,6 +349,7 @@ impl Sr for LvmSr {
             }
             _ => {}
         }
+        self.group.note_strangers(&vg);
         self.sweep(&vg)?;
         match pool {
             Some(pool) if !pool.active => lvm::activate(&vg.name, POOL).map(|()| Done::Changed),

@@ -6,6 +6,7 @@
 pub mod ext;
 pub mod file;
 pub mod iso;
+pub mod loss;
 pub mod lvm;
 mod mountpoint;
 pub mod nfs;
@@ -18,7 +19,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
 pub use crate::sys::watch::Pulse;
-use crate::types::{DeviceConfig, Done, Format, NewVdi, SmConfig, Space, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, Format, NewVdi, Overwrite, SmConfig, Space, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 
@@ -101,6 +102,11 @@ pub fn absolute_path(key: &'static str, value: &str) -> Result<PathBuf> {
     Ok(path.components().collect())
 }
 
+/// Block devices in the form of the device_config key `device`.
+fn device_list<'a>(devices: impl Iterator<Item = &'a Path>) -> String {
+    devices.map(|device| device.display().to_string()).collect::<Vec<_>>().join(",")
+}
+
 /// A storage repository. The caller holds the locks that [`crate::call::run`] takes.
 ///
 /// A method that a driver leaves to its default answers "not supported", never "done".
@@ -111,9 +117,21 @@ pub trait Sr {
     /// [`Error::SrExists`] for the same UUID, [`Error::DeviceInUse`] for anything else that is there.
     fn create(&self, size: Option<u64>) -> Result<()>;
 
-    /// The same, overwriting whatever is there but not in use (`--force`).
-    fn create_over(&self, _size: Option<u64>) -> Result<()> {
-        Err(Error::Unsupported { op: "sr_create --force", why: "this driver overwrites nothing".to_owned() })
+    /// Makes the SR and overwrites what is there, as far as `over` allows it and nothing has it in use.
+    ///
+    /// # Errors
+    /// Those of [`Sr::create`], and [`Error::HoldsSr`] for an SR that is there and that `over` does not name.
+    fn create_over(&self, _size: Option<u64>, over: &Overwrite) -> Result<()> {
+        let op = if over.contents { "sr_create --force" } else { "sr_create --destroy-sr" };
+        Err(Error::Unsupported { op, why: "this driver overwrites nothing".to_owned() })
+    }
+
+    /// The disks of an SR that need not be attached or whole, to say what would be lost with it. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::NoSr`] if it is no SR of this type, and what reading it says.
+    fn disks_at_rest(&self) -> Result<Vec<VdiInfo>> {
+        Ok(self.scan()?.disks())
     }
 
     /// Deletes the SR and its contents. Idempotent.

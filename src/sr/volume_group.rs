@@ -1,26 +1,27 @@
 //! The volume group that an SR has to itself, and the block devices below it: found, checked, made, removed.
 //!
-//! What is in the group is its driver's business ([`lvm`](super::lvm), [`ext`](super::ext)). No LVM command
+//! What is in the group is its driver's business ([`lvm`](super::lvm), [`ext`](super::ext)); `take` has what a new group may
+//! be made on. No LVM command
 //! changes a group without all its devices, and after every change the physical volumes' write caches are
 //! flushed: LVM itself does not.
 
-use std::collections::HashSet;
+mod take;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::sr::absolute_path;
-use crate::sys::blockdev;
+use crate::sr::{absolute_path, device_list};
 use crate::sys::lvm::{self, Deactivated, Vg};
+use crate::sys::{blockdev, syslog};
 use crate::types::{DeviceConfig, SrInfo, SrUuid};
 
 /// The tag of a group whose deletion was begun: there is no such SR any more.
 pub const DELETING: &str = "xcp.deleting";
 
-/// LVM keeps two copies of the metadata in this area, and a volume takes 1 KiB and its texts.
-const METADATA_AREA: &str = "10m";
-/// Bytes; where LVM begins data behind [`METADATA_AREA`]: at the next MiB.
-const DATA_BEGINS: u64 = 11 << 20;
+/// The tag of a group in which sr_create has not made everything yet: there is no such SR.
+pub const CREATING: &str = "xcp.creating";
+
 pub const EXTENT: u64 = 4 << 20;
 
 /// What a driver's groups look like.
@@ -31,7 +32,8 @@ pub struct Naming {
     pub is_half_made: fn(&Vg) -> bool,
 }
 
-/// The group of an SR, and the devices on which device_config says it is.
+/// The group of an SR, and the devices on which device_config says it is. The group is found by its name, which LVM reads
+/// from every device there is: device_config only leads there.
 pub struct VolumeGroup {
     pub sr: SrUuid,
     pub devices: Vec<PathBuf>,
@@ -49,11 +51,6 @@ impl VolumeGroup {
 
     pub fn name(&self) -> String {
         format!("{}{}", self.naming.prefix, self.sr)
-    }
-
-    /// The devices, as the short form of dconf has them.
-    pub fn location(&self) -> String {
-        listed(self.devices.iter().map(PathBuf::as_path))
     }
 
     pub fn no_sr(&self, looked: String) -> Error {
@@ -125,7 +122,11 @@ impl VolumeGroup {
                 return error;
             }
         }
-        self.no_sr(format!("no volume group {} on {}", self.name(), self.location()))
+        self.no_sr(format!(
+            "no volume group {} on {}",
+            self.name(),
+            device_list(self.devices.iter().map(PathBuf::as_path))
+        ))
     }
 
     /// The first device of device_config that is not there, as an error.
@@ -136,65 +137,92 @@ impl VolumeGroup {
         })
     }
 
-    /// The group, after checking that all its devices are here and that device_config's are among them.
+    /// The group, after checking that all its devices are here.
+    ///
+    /// # Errors
+    /// As [`VolumeGroup::look`] and [`VolumeGroup::refuse_incomplete`].
     pub fn whole(&self) -> Result<Vg> {
         let vg = self.look()?;
-        self.refuse_broken(&vg)?;
+        self.refuse_incomplete(&vg)?;
         Ok(vg)
     }
 
     /// Refuses to touch a group without all its devices: LVM would let some commands through, and then take
     /// the absent device for outdated when it is back.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] with the physical volume that is missing, and what [`VolumeGroup::refuse_duplicates`] says.
     pub fn refuse_incomplete(&self, vg: &Vg) -> Result<()> {
         if let Some(pv) = vg.pvs.iter().find(|pv| pv.missing) {
+            let absent = self.devices.iter().find(|device| blockdev::number(device).is_none());
             return Err(Error::NoDevice {
-                device: self.missing_device_name(vg).unwrap_or_else(|| pv.name.display().to_string()),
-                why: format!("SR {} misses its physical volume {}; connect the device again", self.sr, pv.uuid),
+                device: absent.map_or_else(|| format!("SR {}", self.sr), |device| device.display().to_string()),
+                why: format!("physical volume {} of SR {} is missing; connect the device again", pv.uuid, self.sr),
             });
         }
-        if let Some((pv, other)) = vg.pvs.iter().find_map(|pv| Some((pv, pv.duplicate.as_deref()?))) {
-            return Err(Error::DeviceInUse {
+        self.refuse_duplicates(vg)
+    }
+
+    /// Refuses a group of which two devices claim to be the same physical volume, as a copy that a disk array makes does:
+    /// which of them has the SR's data, nobody here can know.
+    ///
+    /// # Errors
+    /// [`Error::DeviceInUse`] with both devices.
+    pub fn refuse_duplicates(&self, vg: &Vg) -> Result<()> {
+        match vg.pvs.iter().find_map(|pv| Some((pv, pv.duplicate.as_deref()?))) {
+            None => Ok(()),
+            Some((pv, other)) => Err(Error::DeviceInUse {
                 device: pv.name.display().to_string(),
                 holder: format!(
                     "its physical volume {} is seen on {other} as well; disconnect the copy or hide it with LVM's \
                      global_filter",
                     pv.uuid
                 ),
-            });
+            }),
         }
-        Ok(())
     }
 
-    pub fn refuse_broken(&self, vg: &Vg) -> Result<()> {
-        self.refuse_incomplete(vg)?;
-        let here: Vec<(u64, String)> =
-            vg.pvs.iter().filter_map(|pv| Some((blockdev::number(&pv.name)?, pv.name.display().to_string()))).collect();
-        self.refuse_others(&here)
-    }
-
-    /// Refuses a device_config that names other devices than these, on which the SR is: numbers and names.
-    pub fn refuse_others(&self, is_on: &[(u64, String)]) -> Result<()> {
-        for device in &self.devices {
-            let why = match blockdev::number(device) {
-                None => blockdev::missing(device).unwrap_or_default(),
-                Some(number) if !is_on.iter().any(|(here, _)| *here == number) => {
-                    "it holds no part of the SR".to_owned()
-                }
-                Some(_) => continue,
-            };
-            let names: Vec<&str> = is_on.iter().map(|(_, name)| name.as_str()).collect();
-            return Err(Error::NoDevice {
-                device: device.display().to_string(),
-                why: format!("{why}; SR {} is on {}", self.sr, names.join(",")),
-            });
+    /// Where the SR is, in the form of device_config: its devices by the names that the caller has for them, or, if one
+    /// of these leads elsewhere by now, by those that `is_on` has. Numbers and names.
+    pub fn location_among(&self, is_on: &[(u64, PathBuf)]) -> String {
+        match is_on.is_empty() || self.strangers(is_on).is_empty() {
+            true => device_list(self.devices.iter().map(PathBuf::as_path)),
+            false => device_list(is_on.iter().map(|(_, name)| name.as_path())),
         }
-        Ok(())
     }
 
-    fn missing_device_name(&self, vg: &Vg) -> Option<String> {
-        let here: HashSet<u64> = vg.pvs.iter().filter_map(|pv| blockdev::number(&pv.name)).collect();
-        let absent = self.devices.iter().find(|d| blockdev::number(d).is_none_or(|n| !here.contains(&n)))?;
-        Some(absent.display().to_string())
+    /// The same for a group that LVM shows.
+    pub fn location(&self, vg: &Vg) -> String {
+        self.location_among(&present(vg))
+    }
+
+    /// Writes to the log which devices of device_config hold no part of the SR any more. The SR was found by what its
+    /// disks say; a kernel gives names in the order in which it finds disks.
+    pub fn note_strangers(&self, vg: &Vg) {
+        let is_on = present(vg);
+        let strangers = self.strangers(&is_on);
+        if strangers.is_empty() {
+            return;
+        }
+        let strangers: Vec<String> = strangers
+            .into_iter()
+            .map(|device| match blockdev::missing(device) {
+                Some(why) => format!("{}: {why}", device.display()),
+                None => format!("{} holds no part of it", device.display()),
+            })
+            .collect();
+        let names = device_list(is_on.iter().map(|(_, name)| name.as_path()));
+        syslog::write(&format!(
+            "SR {} is on {names}, where its disks say so; of its device_config {}",
+            self.sr,
+            strangers.join(", ")
+        ));
+    }
+
+    fn strangers(&self, is_on: &[(u64, PathBuf)]) -> Vec<&Path> {
+        let is_part =
+            |device: &Path| blockdev::number(device).is_some_and(|n| is_on.iter().any(|(here, _)| *here == n));
+        self.devices.iter().map(PathBuf::as_path).filter(|device| !is_part(device)).collect()
     }
 
     /// One LVM command on the group, made to survive a power cut.
@@ -207,81 +235,6 @@ impl VolumeGroup {
     /// The same for a group that was made a moment ago on the devices of device_config.
     pub fn flush_devices(&self) -> Result<()> {
         self.devices.iter().try_for_each(|device| blockdev::flush(device))
-    }
-
-    /// Refuses what device-mapper would not survive: devices that something has, and, unless `over`, contents.
-    fn refuse_used_devices(&self, groups: &[Vg], over: bool) -> Result<()> {
-        let mut seen = HashSet::new();
-        for device in &self.devices {
-            let name = device.display().to_string();
-            let in_use = |holder: String| Error::DeviceInUse { device: name.clone(), holder };
-            if !blockdev::number(device).is_some_and(|number| seen.insert(number)) {
-                return Err(in_use("it is named twice".to_owned()));
-            }
-            let number = blockdev::number(device);
-            let owner = groups.iter().find(|vg| vg.pvs.iter().any(|pv| blockdev::number(&pv.name) == number));
-            let owner = owner.map(|vg| vg.name.as_str());
-            if let Some(group) = owner.filter(|name| !name.is_empty() && !over) {
-                return Err(in_use(format!("it belongs to the volume group {group}; --force overwrites it")));
-            }
-            if let Some(who) = blockdev::exclusive_holder(device)? {
-                return Err(in_use(format!("{who} has it")));
-            }
-            if over {
-                continue;
-            }
-            let mut found = lvm::signatures(&name)?;
-            if owner.is_some() {
-                // What a killed sr_create or sr_delete leaves: a label and nothing behind it.
-                found.retain(|signature| !signature.starts_with("LVM2"));
-            }
-            if !found.is_empty() {
-                return Err(in_use(format!("it holds {}; --force overwrites it", found.join(", "))));
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the group with a tag. One that was not finished is removed first.
-    ///
-    /// `room` says how many bytes an SR on devices with so many can hold, which `size` must not exceed; `over`
-    /// overwrites what is on the devices, unless something has it.
-    ///
-    /// # Errors
-    /// [`Error::SrExists`], [`Error::DeviceInUse`], [`Error::NoDevice`], [`Error::NoSpace`]; then nothing was changed.
-    pub fn make(&self, size: Option<u64>, over: bool, tag: &str, room: fn(&[u64]) -> u64) -> Result<()> {
-        if let Some(missing) = self.missing_device() {
-            return Err(missing);
-        }
-        let mut groups = lvm::report(None)?;
-        if let Some(vg) = groups.iter().find(|vg| vg.name == self.name()) {
-            if !self.is_unfinished(vg) {
-                let found = format!("on {}", listed(vg.pvs.iter().map(|pv| pv.name.as_path())));
-                return Err(Error::SrExists { sr: self.sr, found });
-            }
-            self.remove(vg)?;
-            groups = lvm::report(None)?;
-        }
-        self.refuse_used_devices(&groups, over)?;
-        if let Some(wanted) = size {
-            let each = self
-                .devices
-                .iter()
-                .map(|device| Ok(blockdev::size(device)?.saturating_sub(DATA_BEGINS) / EXTENT * EXTENT));
-            let free = room(&each.collect::<Result<Vec<u64>>>()?);
-            if wanted > free {
-                return Err(Error::NoSpace { sr: self.sr, free, wanted });
-            }
-        }
-        let names: Vec<String> =
-            self.devices.iter().map(|d| d.canonicalize().unwrap_or_else(|_| d.clone()).display().to_string()).collect();
-        if over {
-            names.iter().try_for_each(|name| lvm::wipe(name))?;
-        }
-        let group = self.name();
-        let mut all = vec![group.as_str()];
-        all.extend(names.iter().map(String::as_str));
-        lvm::change("vgcreate", &["-y", "--metadatasize", METADATA_AREA, "-s", "4m", "--addtag", tag], &all)
     }
 
     /// `cause`, after removing the group that was made before it.
@@ -373,8 +326,9 @@ pub fn probe(
     Ok(found)
 }
 
-fn listed<'a>(devices: impl Iterator<Item = &'a Path>) -> String {
-    devices.map(|device| device.display().to_string()).collect::<Vec<_>>().join(",")
+/// The devices of a group that are here.
+fn present(vg: &Vg) -> Vec<(u64, PathBuf)> {
+    vg.pvs.iter().filter_map(|pv| Some((blockdev::number(&pv.name)?, pv.name.clone()))).collect()
 }
 
 /// The devices of a device_config: absolute paths, of characters that neither LVM nor a list takes for more.

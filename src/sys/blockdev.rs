@@ -55,6 +55,21 @@ pub fn flush(device: &Path) -> Result<()> {
     open(device, false)?.sync_all().map_err(Error::io("flush", device))
 }
 
+/// A device and its partitions: numbers and paths.
+pub fn with_partitions(device: &Path) -> Vec<(u64, PathBuf)> {
+    let Some(rdev) = number(device) else { return Vec::new() };
+    let mut found = vec![(rdev, device.to_owned())];
+    for entry in fs::read_dir(sysfs(rdev)).into_iter().flatten().flatten() {
+        let node = Path::new("/dev").join(entry.file_name());
+        if entry.path().join("partition").exists()
+            && let Some(rdev) = number(&node)
+        {
+            found.push((rdev, node));
+        }
+    }
+    found
+}
+
 /// Who in the kernel holds the device or a partition of it: a mount, swap, or another device on top.
 pub fn claimed(device: &Path) -> Option<String> {
     let rdev = number(device)?;
@@ -104,17 +119,15 @@ pub fn dm_name(rdev: u64) -> Option<String> {
 }
 
 /// The devices that a device-mapper device lies on: number and name.
-pub fn below(rdev: u64) -> Vec<(u64, String)> {
+pub fn below(rdev: u64) -> Vec<(u64, PathBuf)> {
     let entries = fs::read_dir(sysfs(rdev).join("slaves")).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| {
             let text = fs::read_to_string(entry.path().join("dev")).ok()?;
             let (major, minor) = text.trim().split_once(':')?;
             let number = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
-            let name = dm_name(number).map_or_else(
-                || format!("/dev/{}", entry.file_name().to_string_lossy()),
-                |name| format!("/dev/mapper/{name}"),
-            );
+            let name = dm_name(number)
+                .map_or_else(|| Path::new("/dev").join(entry.file_name()), |name| Path::new("/dev/mapper").join(name));
             Some((number, name))
         })
         .collect()

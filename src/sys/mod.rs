@@ -8,6 +8,7 @@ pub mod lock;
 pub mod loopdev;
 pub mod lvm;
 pub mod mount;
+pub mod pvlabel;
 pub mod register;
 pub mod run_dir;
 pub mod server;

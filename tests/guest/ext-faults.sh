@@ -107,16 +107,14 @@ DCONF=$ONE fails_with ENOSR 'not finished' sm sr_attach $SR
 DCONF=$ONE must sm sr_create $SR
 DCONF=$ONE must sm sr_delete $SR
 
-echo '== a physical volume is missing, or is not the SR'\''s'
+echo '== a physical volume is missing'
 DCONF=$ONE,$TWO
 must sm sr_create $SR
 is 'the layout' "$(lvs --noheadings -o lv_name,stripes,stripe_size --units k $VG | tr -s ' ')" " $SR 2 2048.00k"
 must sm sr_attach $SR
 must sm vdi_create $SR $A 8
-DCONF=$ONE,$THREE fails_with ENODEV "$THREE" sm sr_scan $SR
-DCONF=$THREE fails_with ENODEV 'no part of the SR' sm vdi_create $SR $B 8
+DCONF=$THREE must sm sr_scan $SR > /dev/null
 must sm sr_detach $SR
-DCONF=$THREE fails_with ENODEV "no part of the SR" sm sr_attach $SR
 mv "$TWO" "$SCRATCH/away"
 fails_with ENODEV "$TWO" sm sr_attach $SR
 fails_with ENODEV "$TWO" sm sr_delete --yes $SR
@@ -187,7 +185,8 @@ inactive
 # What is beyond repair is overwritten on purpose only.
 OTHER=7e57ab1e-0000-4000-8000-00000000005c
 fails_with EBUSY "$VG" sm sr_create $OTHER
-must sm sr_create $OTHER --force
+fails_with EBUSY "--destroy-sr $SR" sm sr_create $OTHER --force
+must sm sr_create $OTHER --destroy-sr $SR
 must sm sr_delete $OTHER
 end_shaky
 

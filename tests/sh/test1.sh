@@ -261,6 +261,15 @@ prints ''
 must vdi_get_params $SR "$A"
 of_size "$(field virtual_size)" 16
 
+claim 'sr_create --force destroys no SR that has disks'
+if [ $ALONE = no ]; then skip 'a dconf of this type may hold several'; fi
+for options in --force "--force --destroy-sr $OTHER_SR" "--destroy-sr $OTHER_SR"; do
+    # shellcheck disable=SC2086 # it is several words
+    fails_with 'EBUSY|EPERM' sr_create $OTHER_SR $options
+done
+must vdi_get_params $SR "$A"
+of_size "$(field virtual_size)" 16
+
 claim 'vdi_get_params says what a new VDI is'
 must vdi_get_params $SR "$A"
 equal "$(field uuid)" "$A"

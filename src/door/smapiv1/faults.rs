@@ -306,7 +306,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         Error::NoDevice { .. } => Code::InvalidDev,
         Error::Server { protocol, fault, .. } => of_server(*protocol, *fault, family),
         // At a mountpoint: of something else before, of a process after.
-        Error::DeviceInUse { .. } => match family {
+        Error::DeviceInUse { .. } | Error::Occupied { .. } | Error::HoldsSr { .. } => match family {
             Family::Nfs if attempt.begins_the_sr() => Code::NFSAttached,
             Family::Nfs if attempt.ends_the_sr() => Code::NFSUnMount,
             Family::Iso if attempt.begins_the_sr() => Code::ISOMountFailure,

@@ -27,7 +27,9 @@ use crate::error::Error;
 use crate::sr::{Driver, Sr};
 use crate::sys::lock::{self, Kind, Lock, Refused};
 use crate::sys::{bind, run_dir, syslog};
-use crate::types::{DeviceConfig, Format, Mode, NewVdi, Params, Space, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
+use crate::types::{
+    DeviceConfig, Format, Mode, NewVdi, Overwrite, Params, Space, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid,
+};
 
 /// The end of the waits of what begins now.
 fn deadline() -> Instant {
@@ -130,7 +132,8 @@ impl<'a> Service<'a> {
         // Often 0: whatever there is.
         let size = self.request.size(0)?;
         self.fetch_secrets()?;
-        self.call(Call::SrCreate { size: (size > 0).then_some(size), force: false }).map_err(|e| self.choices(e))?;
+        self.call(Call::SrCreate { size: (size > 0).then_some(size), over: Overwrite::default() })
+            .map_err(|e| self.choices(e))?;
         for (key, value) in self.storage()?.sr_sm_config() {
             let (sr_ref, value) = (self.request.text("sr_ref")?, value.unwrap_or_default());
             match self.xapi()?.add_key("SR.add_to_sm_config", sr_ref, key, &value) {

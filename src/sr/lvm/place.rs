@@ -354,6 +354,7 @@ impl Place for LvmPlace<'_> {
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
+        self.sr.group.refuse_duplicates(&self.vg)?;
         self.sweep(false)?;
         let node = self.node();
         let read_only = mode == Mode::ReadOnly;
@@ -397,7 +398,7 @@ impl Place for LvmPlace<'_> {
 
     fn resize(&self, bytes: u64) -> Result<()> {
         let size = super::checked_size(bytes, self.vg.extent_size, i64::MAX as u64)?;
-        self.sr.group.refuse_broken(&self.vg)?;
+        self.sr.group.refuse_incomplete(&self.vg)?;
         self.sweep(true)?;
         let now = self.extent().length;
         let (thin, zero) = (self.lv.borrow().is_thin(), self.record().zero);

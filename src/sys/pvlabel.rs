@@ -1,0 +1,233 @@
+//! What LVM wrote on a device: its label, and the name of the volume group in its metadata area.
+//!
+//! LVM's own reports leave out a device that lvm.conf filters, that is a copy of another, or whose metadata is damaged.
+//! Before something is overwritten, the device itself is asked. The layout is that of LVM2,
+//! `lib/label/label.h` and `lib/format_text/layout.h`; numbers are little-endian.
+//!
+//! | where | what |
+//! |---|---|
+//! | one of the first 4 sectors | `LABELONE`; at 20 the offset of the contents; at 24 `LVM2 001` |
+//! | contents | UUID (32 bytes), size, data areas, zeroes (16 bytes), metadata areas, zeroes; an area is offset and size |
+//! | then | version (4 bytes), flags (4 bytes): 1 for a device that belongs to a group |
+//! | metadata area | checksum, magic (16 bytes), version, start, size; from 40 the text's offset in the area and its size |
+//! | text | `NAME {`, from the offset on; it goes on at 512 where the area ends |
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::sys::blockdev;
+
+const SECTOR: usize = 512;
+const LABEL_SECTORS: usize = 4;
+const MAGIC: &[u8; 16] = b" LVM2 x[5A%r0N*>";
+/// Of a metadata area, for its header; the text follows.
+const HEADER: u64 = 512;
+/// LVM's longest name, `NAME_LEN` in `lib/metadata/metadata-exported.h`.
+const LONGEST_NAME: usize = 128;
+/// Of a damaged metadata area, as much as is searched: ours have 10 MiB.
+const SEARCHED: u64 = 16 << 20;
+
+/// The metadata of the physical volume that a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Metadata {
+    /// It belongs to no group.
+    None,
+    /// It belongs to this group.
+    Of(String),
+    /// It is damaged; it once named these groups, the newest text unknown.
+    Damaged(Vec<String>),
+}
+
+/// The metadata on a device. `None`: the device has no LVM label.
+///
+/// `prefixes` are the beginnings of group names that are looked for in damaged metadata; a UUID follows each.
+///
+/// # Errors
+/// [`Error::Io`] if the device can't be read.
+pub fn read(device: &Path, prefixes: &[&str]) -> Result<Option<Metadata>> {
+    let file = blockdev::open(device, false)?;
+    let mut first = [0; SECTOR * LABEL_SECTORS];
+    let size = blockdev::size(device)?;
+    if size < first.len() as u64 {
+        return Ok(None);
+    }
+    file.read_exact_at(&mut first, 0).map_err(Error::io("read", device))?;
+    let Some((areas, used)) = areas(&first) else { return Ok(None) };
+    let mut damaged = used.then(Vec::new);
+    for (offset, length) in areas {
+        let length = length.min(size.saturating_sub(offset));
+        if length < HEADER {
+            damaged.get_or_insert_default();
+            continue;
+        }
+        match group_of(&file, offset, length).map_err(Error::io("read", device))? {
+            Text::None => {}
+            Text::Names(group) => return Ok(Some(Metadata::Of(group))),
+            Text::Damaged => {
+                let mut bytes = vec![0; length.min(SEARCHED) as usize];
+                file.read_exact_at(&mut bytes, offset).map_err(Error::io("read", device))?;
+                damaged.get_or_insert_default().extend(names_in(&bytes, prefixes));
+            }
+        }
+    }
+    Ok(Some(damaged.map_or(Metadata::None, |mut names| {
+        names.sort_unstable();
+        names.dedup();
+        Metadata::Damaged(names)
+    })))
+}
+
+enum Text {
+    None,
+    Names(String),
+    Damaged,
+}
+
+fn group_of(file: &File, offset: u64, length: u64) -> std::io::Result<Text> {
+    let mut header = [0; HEADER as usize];
+    file.read_exact_at(&mut header, offset)?;
+    if &header[4..20] != MAGIC {
+        return Ok(Text::Damaged);
+    }
+    let (at, size) = (number(&header, 40), number(&header, 48));
+    if at == 0 && size == 0 {
+        return Ok(Text::None);
+    }
+    if at < HEADER || at >= length || size == 0 {
+        return Ok(Text::Damaged);
+    }
+    let mut text = vec![0; (LONGEST_NAME + 2).min(size as usize).min((length - at) as usize)];
+    file.read_exact_at(&mut text, offset + at)?;
+    let wanted = (LONGEST_NAME + 2).min(size as usize) - text.len();
+    if wanted > 0 && length - HEADER >= wanted as u64 {
+        let mut rest = vec![0; wanted];
+        file.read_exact_at(&mut rest, offset + HEADER)?;
+        text.extend(rest);
+    }
+    Ok(name_of(&text).map_or(Text::Damaged, Text::Names))
+}
+
+/// The metadata areas that a label names, and whether it says that the device belongs to a group. `None`: there is no label.
+fn areas(first: &[u8]) -> Option<(Vec<(u64, u64)>, bool)> {
+    let label = first
+        .chunks_exact(SECTOR)
+        .position(|sector| sector.starts_with(b"LABELONE") && &sector[24..32] == b"LVM2 001")?;
+    let start = label * SECTOR;
+    let contents = u32::from_le_bytes(first[start + 20..start + 24].try_into().expect("four bytes")) as usize;
+    let contents = first.get(start.checked_add(contents)?..)?;
+    let mut pairs =
+        contents.get(40..).unwrap_or_default().chunks_exact(16).map(|pair| (number(pair, 0), number(pair, 8)));
+    pairs.by_ref().take_while(|(offset, _)| *offset != 0).for_each(drop);
+    let areas = pairs.by_ref().take_while(|(offset, _)| *offset != 0).collect();
+    // Version 0 has no flags: PV_HEADER_EXTENSION_VSN, PV_EXT_USED.
+    let used = pairs.next().is_some_and(|(extension, _)| extension as u32 > 0 && extension >> 32 & 1 == 1);
+    Some((areas, used))
+}
+
+fn number(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// The name in front of ` {`.
+fn name_of(text: &[u8]) -> Option<String> {
+    let end = text.windows(2).position(|two| two == b" {")?;
+    let is_plain = |b: &u8| b.is_ascii_alphanumeric() || b"_+.-".contains(b);
+    (end > 0 && end <= LONGEST_NAME && text[..end].iter().all(is_plain))
+        .then(|| String::from_utf8_lossy(&text[..end]).into_owned())
+}
+
+/// Every name of a prefix and a UUID in these bytes.
+fn names_in(bytes: &[u8], prefixes: &[&str]) -> Vec<String> {
+    const UUID: usize = 36;
+    let mut names = Vec::new();
+    for prefix in prefixes {
+        for (at, window) in bytes.windows(prefix.len() + UUID).enumerate() {
+            if !window.starts_with(prefix.as_bytes()) {
+                continue;
+            }
+            let uuid = &bytes[at + prefix.len()..at + prefix.len() + UUID];
+            if uuid.iter().all(|b| b.is_ascii_hexdigit() || *b == b'-') {
+                let name = format!("{prefix}{}", String::from_utf8_lossy(uuid));
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GROUP: &str = "VG_XenStorage-87b8646b-b800-9500-cb7b-af3b74e02f5c";
+
+    /// A label in sector 1 with one data area and one metadata area of 8 KiB at 4096.
+    fn device(text_at: u64, text: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; 4096 + 8192];
+        let mut put = |at: usize, what: &[u8]| bytes[at..at + what.len()].copy_from_slice(what);
+        put(512, b"LABELONE");
+        put(512 + 20, &32u32.to_le_bytes());
+        put(512 + 24, b"LVM2 001");
+        let pairs = 512 + 32 + 40;
+        let extension = 1 << 32 | 2;
+        for (n, pair) in [(1u64 << 20, 0u64), (0, 0), (4096, 8192), (0, 0), (extension, 0)].iter().enumerate() {
+            put(pairs + n * 16, &pair.0.to_le_bytes());
+            put(pairs + n * 16 + 8, &pair.1.to_le_bytes());
+        }
+        put(4096 + 4, MAGIC);
+        put(4096 + 40, &text_at.to_le_bytes());
+        put(4096 + 48, &(text.len() as u64).to_le_bytes());
+        for (n, byte) in text.iter().enumerate() {
+            let at = text_at as usize + n;
+            put(4096 + if at < 8192 { at } else { at - 8192 + 512 }, &[*byte]);
+        }
+        bytes
+    }
+
+    fn group(bytes: &[u8]) -> Text {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        let areas = areas(&bytes[..2048]).unwrap();
+        assert_eq!(areas, (vec![(4096, 8192)], true));
+        group_of(&File::open(file.path()).unwrap(), 4096, 8192).unwrap()
+    }
+
+    #[test]
+    fn the_groups_name_is_read_also_where_the_text_goes_round() {
+        let text = format!("{GROUP} {{\nid = \"x\"\n");
+        for at in [512, 4096, 8192 - 7] {
+            assert!(matches!(group(&device(at, text.as_bytes())), Text::Names(name) if name == GROUP), "at {at}");
+        }
+        assert!(matches!(group(&device(0, b"")), Text::None));
+    }
+
+    #[test]
+    fn damage_is_no_emptiness_and_what_was_there_is_found() {
+        let text = format!("{GROUP} {{\n");
+        let mut bytes = device(1024, text.as_bytes());
+        bytes[4096 + 1024] = 0;
+        assert!(matches!(group(&bytes), Text::Damaged));
+        let mut bytes = device(1024, text.as_bytes());
+        bytes[4096..4096 + 512].fill(0);
+        assert!(matches!(group(&bytes), Text::Damaged));
+        assert_eq!(names_in(&bytes, &["XSLocalEXT-", "VG_XenStorage-"]), [GROUP]);
+        assert!(areas(&[0; 2048]).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn any_label_is_read_to_its_end(mut bytes in prop::collection::vec(any::<u8>(), 2048), contents in 0u32..4096) {
+            bytes[..8].copy_from_slice(b"LABELONE");
+            bytes[20..24].copy_from_slice(&contents.to_le_bytes());
+            bytes[24..32].copy_from_slice(b"LVM2 001");
+            let _ = areas(&bytes);
+            let _ = name_of(&bytes);
+            let _ = names_in(&bytes, &["VG_XenStorage-"]);
+        }
+    }
+}
