@@ -352,6 +352,31 @@ class Lifecycle(Case):
         self.assertEqual(checksum(self.location), before)
         self.assertEqual(self.xapi.calls(), [])
 
+    def test_encryption_is_neither_claimed_nor_ignored(self):
+        self.an_sr()
+        before = checksum(self.location)
+        why = self.fails(78, self.agent.create, MiB, sm_config={"type": "vhd", "key_hash": "a" * 64})
+        self.assertIn("key_hash", why)
+        self.assertEqual(checksum(self.location), before)
+        self.assertEqual(self.xapi.calls(), [])
+        # A record of an encrypted disk, or of one that an earlier release made for such a request.
+        vdi = self.agent.create(2 * MiB, sm_config={"type": "vhd"})
+        sm_config = self.xapi.vdis[vdi]["sm_config"]
+        sm_config["key_hash"] = "a" * 64
+        before, records = checksum(self.location), len(self.xapi.vdis)
+        for code, command, args in ((46, "vdi_activate", ["true"]), (46, "vdi_activate", ["false"]),
+                                    (82, "vdi_snapshot", []), (81, "vdi_clone", []), (202, "vdi_generate_config", [])):
+            why = self.fails(code, self.agent.call, command, *args, vdi=vdi, driver_params={})
+            self.assertIn("encrypted", why, command)
+        self.assertNotIn(f"host_{self.xapi.host_ref}", sm_config)
+        self.assertEqual((checksum(self.location), len(self.xapi.vdis)), (before, records))
+        self.agent.scan()
+        self.assertEqual(sm_config["key_hash"], "a" * 64)
+        del sm_config["key_hash"]
+        self.agent.delete(self.agent.copy("vdi_clone", vdi))
+        sm_config["key_hash"] = "a" * 64
+        self.agent.delete(vdi)
+
     def test_a_directory_in_use_is_no_place_for_an_sr(self):
         os.mkdir(self.location)
         with open(os.path.join(self.location, "letter.txt"), "w", encoding="ascii") as file:

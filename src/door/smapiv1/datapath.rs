@@ -194,6 +194,7 @@ impl Tag<'_> {
         if is_paused(&before) {
             return Ok(false);
         }
+        refuse_encrypted(before.get(KEY_HASH).and_then(Value::as_str), Code::VDIUnavailable)?;
         self.yield_to_others(xapi, &before, mode)?;
         let mut added = false;
         match before.get(&self.key()).and_then(Value::as_str) {
@@ -257,6 +258,25 @@ impl Tag<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// The key of a VDI's sm_config that says under which key its data is encrypted; xcp-ng, "VDI sm_config".
+pub const KEY_HASH: &str = "key_hash";
+
+/// Refuses a VDI whose `key_hash` in sm_config, if it has one, says that its data is encrypted. No driver has keys: the
+/// data of such a VDI would be written as plain text, or read as it was encrypted.
+///
+/// # Errors
+/// A failure with `code`.
+pub fn refuse_encrypted(key_hash: Option<&str>, code: Code) -> Result<(), Failure> {
+    match key_hash {
+        Some(hash) if !hash.is_empty() => Err(Failure::new(
+            code,
+            "encrypted VDIs (key_hash in sm_config) are not served; \
+             if its data is not encrypted, remove that key from sm_config",
+        )),
+        _ => Ok(()),
     }
 }
 

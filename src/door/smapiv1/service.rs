@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::command::{Command, Request};
-use super::datapath::{self, Tag};
+use super::datapath::{self, KEY_HASH, Tag};
 use super::faults::{self, Attempt, Code, Failure};
 use super::hosts::Hosts;
 use super::sync::{self, Introduced, text};
@@ -356,6 +356,7 @@ impl<'a> Service<'a> {
         let (label, description) = (request.arg(1)?, request.arg(2)?);
         assert_legal(label, description)?;
         let kept = request.map("vdi_sm_config")?;
+        datapath::refuse_encrypted(kept.get(KEY_HASH).map(String::as_str), request.command.general_fault())?;
         let format = match kept.get("type").or_else(|| kept.get("image-format")).filter(|name| !name.is_empty()) {
             Some(name) => Some(name.parse::<Format>()?),
             None => None,
@@ -373,7 +374,7 @@ impl<'a> Service<'a> {
         let _shared = self.agent_lock(Kind::Shared)?;
         let info = self.created(Call::VdiCreate(new))?;
         let mut sm_config = self.sm_config(&info);
-        sm_config.extend(kept.into_iter().filter(|(key, _)| key == "base_mirror" || key == "key_hash"));
+        sm_config.extend(kept.into_iter().filter(|(key, _)| key == "base_mirror"));
         let row = Introduced {
             label,
             description,
@@ -445,6 +446,7 @@ impl<'a> Service<'a> {
         let sr_ref = self.request.text("sr_ref")?;
         let reference = self.request.text("vdi_ref")?;
         let (source, dest) = (self.vdi()?, VdiUuid::random());
+        self.refuse_encrypted()?;
         let hosts = self.hosts_of_vdi()?;
         let call = match self.request.command {
             Command::VdiSnapshot => Call::VdiSnapshot { source, dest },
@@ -655,10 +657,14 @@ impl<'a> Service<'a> {
 
     // For a host whose xapi is not up yet
 
-    fn vdi_generate_config(&self) -> Answer {
+    fn vdi_generate_config(&mut self) -> Answer {
         self.assert_attached()?;
         self.call(Call::VdiGetParams { vdi: self.vdi()? })?;
         let request = self.request;
+        // The call that this is for asks no xapi.
+        if self.xapi.is_some() && request.optional("vdi_ref")?.is_some() {
+            self.refuse_encrypted()?;
+        }
         let config = request.device_config.0.clone();
         let command = Command::VdiAttachFromConfig.name();
         let members = [
@@ -753,6 +759,13 @@ impl<'a> Service<'a> {
     /// The same for the VDI of this request.
     fn hosts_of_vdi(&self) -> Result<Option<Arc<Hosts>>, Failure> {
         self.hosts(self.vdi()?, self.vdi_name()?, self.request.text("vdi_ref")?)
+    }
+
+    /// Refuses a VDI whose record says that its data is encrypted.
+    fn refuse_encrypted(&mut self) -> Result<(), Failure> {
+        let (reference, code) = (self.request.text("vdi_ref")?, self.request.command.general_fault());
+        let sm_config = self.xapi()?.record("VDI.get_sm_config", reference)?;
+        datapath::refuse_encrypted(sm_config.get(KEY_HASH).and_then(Value::as_str), code)
     }
 
     /// Refuses what can't be done while another host has the VDI attached.
