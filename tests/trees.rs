@@ -260,6 +260,51 @@ fn a_raw_disk_that_a_vhd_is_above_is_not_deleted() {
     model.run(Call::VdiDelete { broken: false, vdi: raw });
 }
 
+/// What says nothing of the data: a clock that was ahead, bytes that another tool set, no hint for tools that look for
+/// parents by path, a fixed image as the base.
+#[test]
+fn a_date_and_its_like_are_no_damage() {
+    for fixed in [false, true] {
+        let mut model = Model::new(Format::Vhd);
+        let disk = model.pick(0).unwrap();
+        if fixed {
+            let path = model.dir().join(format!("{disk}.vhd"));
+            fs::remove_file(&path).unwrap();
+            let file = fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+            vhd::create_fixed(&FilePlace::new(file, &path).unwrap(), &vhd::NewImage::new(4 * MIB as u64)).unwrap();
+        }
+        model.apply(&Op::Write { disk: 0, at: 0, len: 512, seed: 7 });
+        let snapshot = VdiUuid::random();
+        model.run(Call::VdiSnapshot { source: disk, dest: snapshot });
+        model.run(Call::VdiDelete { vdi: snapshot, broken: false });
+        model.apply(&Op::Write { disk: 0, at: 4096, len: 512, seed: 8 });
+        let path = model.dir().join(format!("{disk}.vhd"));
+        let mut image = fs::read(&path).unwrap();
+        let end = image.len() - 512;
+        for footer in [0, end] {
+            let ahead = vhd::timestamp(std::time::SystemTime::now()) + 3600;
+            image[footer + 0x18..footer + 0x1c].copy_from_slice(&ahead.to_be_bytes());
+            image[footer + 0x80..footer + 0x84].fill(0x5a);
+            seal(&mut image[footer..footer + 512], 0x40);
+        }
+        image[512 + 0x240..512 + 0x300].fill(0);
+        seal(&mut image[512..1536], 0x24);
+        fs::write(&path, image).unwrap();
+        model.run(Call::SrCollect);
+        assert_eq!(model.scan().len(), 1, "fixed base: {fixed}");
+        model.check();
+        // The base has the disk's name now, and goes on as any other.
+        model.apply(&Op::Write { disk: 0, at: 8192, len: 512, seed: 9 });
+        model.check();
+    }
+}
+
+fn seal(part: &mut [u8], at: usize) {
+    part[at..at + 4].fill(0);
+    let sum = part.iter().map(|b| u32::from(*b)).sum::<u32>();
+    part[at..at + 4].copy_from_slice(&(!sum).to_be_bytes());
+}
+
 /// The files of an SR, by name.
 fn files(dir: &std::path::Path) -> BTreeMap<String, Vec<u8>> {
     let files = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|path| path.is_file());

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use vhd_support::*;
 use xcp_sm::image::vhd::{self, Chain, Image, NewImage, Parent, ParentLink, Target};
-use xcp_sm::types::Mode;
+use xcp_sm::types::{Done, Mode};
 
 fn merge(child: &Path, into: &Path) -> xcp_sm::Result<u64> {
     let child = Image::open(place(child), Mode::ReadOnly).unwrap();
@@ -117,4 +117,20 @@ fn a_child_is_merged_into_a_fixed_parent_beside_its_footer() {
     assert!(contents(&base) == model && after[8 << 20..] == before[8 << 20..]);
     // A raw disk would have its footer written over by a larger child.
     assert!(vhd::coalesce(&image, Target::Raw(&*place(&base)), &go_on).is_err());
+}
+
+#[test]
+fn a_fixed_image_with_a_short_footer_is_hidden_and_shown() {
+    let dir = Dir::new();
+    let path = dir.at("a.vhd");
+    vhd::create_fixed(&*fresh(&path), &NewImage::new(4 * MIB)).unwrap();
+    for size in [4 * MIB + 511, 4 * MIB + 512] {
+        fs::File::options().write(true).open(&path).unwrap().set_len(size).unwrap();
+        for hidden in [true, false] {
+            assert_eq!(vhd::set_hidden(&*place(&path), hidden).unwrap(), Done::Changed, "{size}");
+            assert_eq!(vhd::query(&*place(&path)).unwrap().hidden, hidden, "{size}");
+            assert_eq!(vhd::set_hidden(&*place(&path), hidden).unwrap(), Done::Already, "{size}");
+            assert_eq!(fs::metadata(&path).unwrap().len(), size);
+        }
+    }
 }

@@ -93,6 +93,45 @@ fn qemu_sees_what_we_write_into_its_image() {
     must("qemu-img", &["compare", "-f", "vpc", "-F", "raw", name(&image), name(&raw)]).unwrap();
 }
 
+#[test]
+fn qemu_sees_what_we_write_into_blocks_of_other_sizes() {
+    for kib in [4, 64, 512, 1024] {
+        let dir = Dir::new();
+        let (image, child, raw) = (dir.at("a.vhd"), dir.at("child.vhd"), dir.at("raw"));
+        fs::write(&image, with_blocks(64 * MIB, kib << 10)).unwrap();
+        let chain = open(&image, Mode::ReadWrite);
+        let model = scribble(&chain, vec![0; 64 << 20], 9);
+        chain.close().unwrap();
+        assert!(contents(&image) == model);
+        fs::write(&raw, &model).unwrap();
+        let compare = ["compare", "-f", "vpc", "-F", "raw", name(&image), name(&raw)];
+        if must("qemu-img", &compare).is_none() {
+            return;
+        }
+        // What a child of 2 MiB blocks holds goes into it.
+        snapshot(&child, &image);
+        let chain = open(&child, Mode::ReadWrite);
+        let model = scribble(&chain, model, 77);
+        chain.close().unwrap();
+        assert!(contents(&child) == model);
+        let base = vhd::Image::open(place(&image), Mode::ReadWrite).unwrap();
+        let open_child = open(&child, Mode::ReadOnly);
+        vhd::coalesce(open_child.leaf().unwrap(), Target::Vhd(&base), &|_, _| ControlFlow::Continue(())).unwrap();
+        base.close().unwrap();
+        fs::write(&raw, &model).unwrap();
+        must("qemu-img", &compare).unwrap();
+        // Grown, and what was there is where it was.
+        let grown: Arc<dyn Place> = place(&image);
+        vhd::resize(&grown, 200 * MIB).unwrap();
+        assert_eq!(
+            vhd::check(&grown, CheckOptions { bitmaps: true, ..Default::default() }).unwrap(),
+            Vec::<String>::new()
+        );
+        fs::File::options().write(true).open(&raw).unwrap().set_len(200 * MIB).unwrap();
+        must("qemu-img", &compare).unwrap();
+    }
+}
+
 /// Blanks what may differ between two images of one content: timestamp, checksum and UUID of the footers; checksum,
 /// parent UUID and parent time of the header.
 fn mask(path: &Path) -> Vec<u8> {

@@ -51,10 +51,14 @@ struct World {
 }
 
 impl World {
-    fn new(blocks: u64) -> Self {
+    /// The base has blocks of 2 MiB shifted right by `smaller`.
+    fn new(blocks: u64, smaller: u32) -> Self {
         let dir = Dir::new();
         let base = dir.at("0.vhd");
-        create(&base, blocks * BLOCK);
+        match smaller {
+            0 => create(&base, blocks * BLOCK),
+            _ => fs::write(&base, with_blocks(blocks * BLOCK, BLOCK >> smaller)).unwrap(),
+        }
         let mut world = World { dir, layers: vec![(base, vec![0; (blocks * BLOCK) as usize])], chain: None, names: 0 };
         world.open();
         world
@@ -183,8 +187,12 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
     #[test]
-    fn every_image_reads_as_the_model(blocks in 1u64..5, steps in proptest::collection::vec(steps(), 1..40)) {
-        let mut world = World::new(blocks);
+    fn every_image_reads_as_the_model(
+        blocks in 1u64..5,
+        smaller in prop_oneof![3 => Just(0u32), 2 => Just(2u32), 1 => 1u32..=12],
+        steps in proptest::collection::vec(steps(), 1..40),
+    ) {
+        let mut world = World::new(blocks, smaller);
         for step in &steps {
             world.step(step);
         }

@@ -429,7 +429,7 @@ impl Sr for LvmSr {
         };
         let no_files = || {
             Err(Error::Unsupported {
-                op: "vdi_import of qcow2 from a pipe",
+                op: "vdi_import of qcow2, or a fixed VHD, from a pipe",
                 why: "it has to be put down before it can be read, and this SR keeps no files: give the file's name"
                     .to_owned(),
             })

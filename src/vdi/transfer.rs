@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 use std::fs::File;
-use std::io::{BufRead, Seek as _, Write};
+use std::io::{Read, Seek as _, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -95,10 +95,13 @@ enum Container {
 impl Container {
     /// By the marks that the formats have in the first sector; a fixed VHD has its own in the last.
     fn of(first: &[u8], last: &[u8]) -> Option<Container> {
-        const VHD: &[u8] = b"conectix";
+        // The second one is left by a resize of vhd-util that was killed.
+        const VHD: [&[u8]; 2] = [b"conectix", b"v_poison"];
         match first {
             [b'Q', b'F', b'I', 0xfb, ..] => Some(Container::Ours(Format::Qcow2)),
-            _ if first.starts_with(VHD) || last.starts_with(VHD) => Some(Container::Ours(Format::Vhd)),
+            _ if VHD.iter().any(|mark| first.starts_with(mark) || last.starts_with(mark)) => {
+                Some(Container::Ours(Format::Vhd))
+            }
             _ if first.starts_with(b"vhdxfile") => Some(Container::Foreign("VHDX")),
             _ if first.starts_with(b"KDMV") => Some(Container::Foreign("VMDK")),
             // VirtualBox, behind 64 bytes of text.
@@ -269,6 +272,11 @@ impl Incoming {
                         from.refuse_container(bytes, &[])?;
                     }
                     let end = offset + bytes.len() as u64;
+                    // A fixed VHD has its mark in the last sector.
+                    let last = size.next_multiple_of(512).saturating_sub(512);
+                    if end == last + 512 && offset <= last {
+                        from.refuse_container(&[], &bytes[(last - offset) as usize..])?;
+                    }
                     if end > size.next_multiple_of(512) {
                         return Err(too_long());
                     }
@@ -285,21 +293,22 @@ impl Incoming {
                 }
             }
             Incoming::Qcow2Pipe(from) => {
-                let spooled = spool()?;
-                let file = spooled.file();
-                let write = Error::io("put down what came from", &from.name);
-                let came = stream(&mut from.reader()?, &from.name, &mut |offset, bytes| {
-                    file.write_all_at(bytes, offset).map_err(Error::io("put down what came from", &from.name))
-                })?;
-                file.set_len(came).map_err(write)?;
-                let file = Arc::new(file.try_clone().map_err(Error::io("duplicate", &from.name))?);
+                let file = put_down(&from, &mut from.reader()?, &spool()?)?;
                 Incoming::open(&Stream { file, ..from }, None)?.fill(make, spool, progress)
             }
             Incoming::VhdPipe(from) => {
                 let mut input = std::io::BufReader::with_capacity(PIECE, from.reader()?);
-                let first = input.fill_buf().map_err(Error::io("read", &from.name))?;
-                if first.len() >= SECTOR {
-                    from.refuse_other(first, &[])?;
+                let mut front = Vec::new();
+                let len = vhd::Incoming::FRONT;
+                (&mut input).take(len).read_to_end(&mut front).map_err(Error::io("read", &from.name))?;
+                if let Some(Container::Foreign(_) | Container::Ours(Format::Qcow2)) = Container::of(&front, &[]) {
+                    from.refuse_other(&front, &[])?;
+                }
+                let streams = vhd::Incoming::can_read(&front);
+                let mut input = front.as_slice().chain(input);
+                if !streams {
+                    let file = put_down(&from, &mut input, &spool()?)?;
+                    return Incoming::open(&Stream { file, ..from }, None)?.fill(make, spool, progress);
                 }
                 let incoming = vhd::Incoming::open(&mut input, &from.name)?;
                 let mut to = make(incoming.size())?;
@@ -308,6 +317,16 @@ impl Incoming {
             }
         }
     }
+}
+
+/// Puts down all that comes in a file, for formats that are read in another order than they come.
+fn put_down(from: &Stream, input: &mut dyn Read, spooled: &NewFile) -> Result<Arc<File>> {
+    let file = spooled.file();
+    let came = stream(input, &from.name, &mut |offset, bytes| {
+        file.write_all_at(bytes, offset).map_err(Error::io("put down what came from", &from.name))
+    })?;
+    file.set_len(came).map_err(Error::io("put down what came from", &from.name))?;
+    Ok(Arc::new(file.try_clone().map_err(Error::io("duplicate", &from.name))?))
 }
 
 /// A chain of VHDs as one disk.

@@ -22,18 +22,12 @@ pub static KIND: Kind = Kind {
     by_length: false,
     create: |file, path, virtual_size| vhd::create(&place(file, path)?, &NewImage::new(virtual_size)).map(drop),
     create_child: |file, path, parent, parent_path| {
-        let parent_info = vhd::query(&place(parent, parent_path)?)?;
+        let parent_info = vhd::query_for_child(&place(parent, parent_path)?)?;
         let link = link(path, parent_path, Some(parent_info.uuid))?;
         vhd::create_child(&place(file, path)?, &NewImage::new(parent_info.virtual_size), &link).map(drop)
     },
     query: |file, path| {
-        let info = vhd::query(&FilePlace::new(file, path)?)?;
-        if info.poisoned {
-            return Err(Error::Damaged {
-                path: path.to_owned(),
-                what: "a resize was interrupted; vhd-util revert undoes it".to_owned(),
-            });
-        }
+        let info = vhd::query_usable(&FilePlace::new(file, path)?)?;
         let parent = info.parent.as_ref().map(|link| parent(path, link)).transpose()?;
         Ok(Node {
             hidden: info.hidden,
@@ -78,7 +72,7 @@ pub static KIND: Kind = Kind {
                 vhd::coalesce(&child, vhd::Target::Vhd(&image), &step).and_then(|_| image.close())
             }
         };
-        let copied = blocks.into_inner() * vhd::BLOCK;
+        let copied = blocks.into_inner() * child.block_size();
         progress(copied, copied);
         result
     },

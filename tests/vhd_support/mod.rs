@@ -73,3 +73,29 @@ pub fn read_all(chain: &Chain) -> Vec<u8> {
 pub fn contents(path: &Path) -> Vec<u8> {
     read_all(&open(path, Mode::ReadOnly))
 }
+
+/// Makes the checksum right that is at `at` of `part`.
+pub fn seal(part: &mut [u8], at: usize) {
+    part[at..at + 4].fill(0);
+    let sum = part.iter().fold(0u32, |sum, b| sum.wrapping_add(u32::from(*b)));
+    part[at..at + 4].copy_from_slice(&(!sum).to_be_bytes());
+}
+
+/// An empty dynamic image with blocks of so many bytes, as programs make it that know no batmap.
+pub fn with_blocks(size: u64, block: u64) -> Vec<u8> {
+    let dir = Dir::new();
+    let like = dir.at("like.vhd");
+    create(&like, size);
+    let mut image = fs::read(&like).unwrap()[..1536].to_vec();
+    let entries = size.div_ceil(block) as u32;
+    image[0x1c..0x20].copy_from_slice(b"win ");
+    image[0x20..0x24].copy_from_slice(&0x0006_0001u32.to_be_bytes());
+    image[512 + 0x1c..512 + 0x20].copy_from_slice(&entries.to_be_bytes());
+    image[512 + 0x20..512 + 0x24].copy_from_slice(&(block as u32).to_be_bytes());
+    seal(&mut image[..512], 0x40);
+    seal(&mut image[512..1536], 0x24);
+    image.resize(1536 + (entries as usize * 4).next_multiple_of(512), 0xff);
+    let footer = image[..512].to_vec();
+    image.extend(footer);
+    image
+}

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::SECTORS;
 
-/// 4,096 bits: one sector for a block of 2 MiB.
+/// 4,096 bits: one sector for a block of 2 MiB, and for any smaller one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Bitmap([u64; 64]);
 
@@ -29,8 +29,9 @@ impl Bitmap {
         bytes
     }
 
-    pub fn is_full(&self) -> bool {
-        self.0.iter().all(|w| *w == u64::MAX)
+    /// True if the first `sectors` bits are set: a block of less than 2 MiB has less, and what follows means nothing.
+    pub fn is_full(&self, sectors: u32) -> bool {
+        self.differs(0..sectors, true) == sectors
     }
 
     pub fn is_empty(&self) -> bool {

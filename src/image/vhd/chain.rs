@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::image::{Image, Lookup};
 use super::query::{Info, Meta, ParentInfo, query};
-use super::{BLOCK, Kind, Place, SECTOR, SECTORS};
+use super::{BLOCK, Kind, Place, SECTOR};
 use crate::error::{Error, Result};
 use crate::image::MAX_DEPTH;
 use crate::image::disk::Served;
@@ -107,7 +107,10 @@ impl Chain {
             seen.push(info.uuid);
             next = info.parent.as_ref().map(&mut resolve).transpose()?;
             layers.push(match info.kind {
-                Kind::Fixed => Layer::Flat(place.clone(), fixed_size(&*place, &info)?),
+                Kind::Fixed => {
+                    meta.check(place.path())?;
+                    Layer::Flat(place.clone(), fixed_size(&*place, &info)?)
+                }
                 _ => Layer::Sparse(Box::new(Image::with(place.clone(), mode, meta)?)),
             });
             child = Some((place, info));
@@ -174,47 +177,42 @@ impl Chain {
     /// [`Error::Invalid`] for a range that is not in the disk; [`Error::Io`], [`Error::Damaged`].
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.check(offset, buf.len() as u64)?;
-        for (block, sectors, part) in pieces(offset, buf.len() as u64) {
-            self.read_layer(0, block, sectors, &mut buf[part])?;
-        }
-        Ok(())
+        self.read_layer(0, offset, buf)
     }
 
-    fn read_layer(&self, depth: usize, block: u32, sectors: Range<u32>, buf: &mut [u8]) -> Result<()> {
+    fn read_layer(&self, depth: usize, at: u64, buf: &mut [u8]) -> Result<()> {
         let Some(layer) = self.layers.get(depth) else {
             buf.fill(0);
             return Ok(());
         };
-        let start = u64::from(block) * BLOCK + u64::from(sectors.start) * SECTOR;
-        let here = (layer.size().saturating_sub(start)).min(buf.len() as u64) as usize;
+        let here = (layer.size().saturating_sub(at)).min(buf.len() as u64) as usize;
         let (buf, beyond) = buf.split_at_mut(here);
         beyond.fill(0);
-        if buf.is_empty() {
-            return Ok(());
-        }
-        let sectors = sectors.start..sectors.start + (here as u64).div_ceil(SECTOR) as u32;
         let image = match layer {
-            Layer::Flat(place, _) => return place.get(buf, start),
+            Layer::Flat(..) if buf.is_empty() => return Ok(()),
+            Layer::Flat(place, _) => return place.get(buf, at),
             Layer::Sparse(image) => image,
         };
-        match image.lookup(block)? {
-            Lookup::Absent => self.read_layer(depth + 1, block, sectors, buf),
-            Lookup::Full(data) => image.place().get(buf, data + u64::from(sectors.start) * SECTOR),
-            Lookup::Mixed(data, map) => {
-                let first = sectors.start;
-                for (run, present) in map.runs(sectors) {
-                    let from = (run.start - first) as usize * SECTOR as usize;
-                    let to = ((run.end - first) as usize * SECTOR as usize).min(buf.len());
-                    let part = &mut buf[from..to];
-                    if present {
-                        image.place().get(part, data + u64::from(run.start) * SECTOR)?;
-                    } else {
-                        self.read_layer(depth + 1, block, run, part)?;
+        for (block, sectors, part) in pieces(at, here as u64, image.block_size()) {
+            let (buf, at) = (&mut buf[part.clone()], at + part.start as u64);
+            match image.lookup(block)? {
+                Lookup::Absent => self.read_layer(depth + 1, at, buf)?,
+                Lookup::Full(data) => image.place().get(buf, data + u64::from(sectors.start) * SECTOR)?,
+                Lookup::Mixed(data, map) => {
+                    let first = sectors.start;
+                    for (run, present) in map.runs(sectors) {
+                        let from = (run.start - first) as usize * SECTOR as usize;
+                        let part = &mut buf[from..(run.end - first) as usize * SECTOR as usize];
+                        if present {
+                            image.place().get(part, data + u64::from(run.start) * SECTOR)?;
+                        } else {
+                            self.read_layer(depth + 1, at + from as u64, part)?;
+                        }
                     }
                 }
-                Ok(())
             }
         }
+        Ok(())
     }
 
     /// Writes to the leaf. The data survives a crash after the next [`Chain::flush`].
@@ -226,7 +224,7 @@ impl Chain {
         match &self.layers[0] {
             Layer::Flat(place, _) => place.put(bytes, offset),
             Layer::Sparse(image) => {
-                for (block, sectors, part) in pieces(offset, bytes.len() as u64) {
+                for (block, sectors, part) in pieces(offset, bytes.len() as u64, image.block_size()) {
                     image.write_block(block, sectors.start, &bytes[part])?;
                 }
                 Ok(())
@@ -247,7 +245,7 @@ impl Chain {
                 match &self.layers[0] {
                     Layer::Flat(place, _) => place.zero(extent.offset, extent.len)?,
                     Layer::Sparse(image) => {
-                        for (block, sectors, _) in pieces(extent.offset, extent.len) {
+                        for (block, sectors, _) in pieces(extent.offset, extent.len, image.block_size()) {
                             image.zero_block(block, sectors)?;
                         }
                     }
@@ -267,9 +265,8 @@ impl Chain {
         self.check(offset, len)?;
         match &self.layers[0] {
             Layer::Flat(place, _) => place.punch(offset, len).map_err(place.fail("discard in")).map(|_| ()),
-            Layer::Sparse(image) => {
-                pieces(offset, len).try_for_each(|(block, sectors, _)| image.discard_block(block, sectors))
-            }
+            Layer::Sparse(image) => pieces(offset, len, image.block_size())
+                .try_for_each(|(block, sectors, _)| image.discard_block(block, sectors)),
         }
     }
 
@@ -305,16 +302,18 @@ impl Chain {
         self.check(offset, end.saturating_sub(offset))?;
         let mut extent = Extent { offset, len: 0, data: false };
         let mut runs = Vec::new();
-        for (block, sectors, _) in pieces(offset, end - offset) {
+        // A piece at a time: it may end soon.
+        for (_, _, part) in pieces(offset, end - offset, BLOCK) {
             runs.clear();
-            self.runs(0, depth, block, sectors, &mut runs)?;
-            for (run, data) in &runs {
+            let at = offset + part.start as u64;
+            self.runs(0, depth, at..at + part.len() as u64, &mut runs)?;
+            for (len, data) in &runs {
                 if extent.len == 0 {
                     extent.data = *data;
                 } else if extent.data != *data {
                     return Ok(extent);
                 }
-                extent.len += u64::from(run.end - run.start) * SECTOR;
+                extent.len += len;
             }
         }
         Ok(extent)
@@ -332,42 +331,39 @@ impl Chain {
         })
     }
 
-    fn runs(
-        &self,
-        layer: usize,
-        depth: usize,
-        block: u32,
-        sectors: Range<u32>,
-        out: &mut Vec<(Range<u32>, bool)>,
-    ) -> Result<()> {
+    /// Lengths of the stretches of a range in order, bytes, and whether they are data.
+    fn runs(&self, layer: usize, depth: usize, range: Range<u64>, out: &mut Vec<(u64, bool)>) -> Result<()> {
         let Some(this) = self.layers.get(layer).filter(|_| layer < depth) else {
-            out.push((sectors, false));
+            out.push((range.end - range.start, false));
             return Ok(());
         };
-        let start = u64::from(block) * BLOCK;
-        let limit = this.size().saturating_sub(start).div_ceil(SECTOR).min(u64::from(SECTORS)) as u32;
-        let stop = sectors.end.min(limit).max(sectors.start);
-        let inside = sectors.start..stop;
-        if !inside.is_empty() {
-            match this {
-                Layer::Flat(place, size) => flat_runs(&**place, *size, start, inside, out)?,
-                Layer::Sparse(image) => match image.lookup(block)? {
-                    Lookup::Absent => self.runs(layer + 1, depth, block, inside, out)?,
-                    Lookup::Full(_) => out.push((inside, true)),
-                    Lookup::Mixed(_, map) => {
-                        for (run, present) in map.runs(inside) {
-                            if present {
-                                out.push((run, true));
-                            } else {
-                                self.runs(layer + 1, depth, block, run, out)?;
+        let stop = range.end.min(this.size().next_multiple_of(SECTOR)).max(range.start);
+        match this {
+            Layer::Flat(place, size) => flat_runs(&**place, *size, range.start..stop, out)?,
+            Layer::Sparse(image) => {
+                for (block, sectors, part) in pieces(range.start, stop - range.start, image.block_size()) {
+                    let at = range.start + part.start as u64;
+                    let first = sectors.start;
+                    match image.lookup(block)? {
+                        Lookup::Absent => self.runs(layer + 1, depth, at..at + part.len() as u64, out)?,
+                        Lookup::Full(_) => out.push((part.len() as u64, true)),
+                        Lookup::Mixed(_, map) => {
+                            for (run, present) in map.runs(sectors) {
+                                let len = u64::from(run.end - run.start) * SECTOR;
+                                let from = at + u64::from(run.start - first) * SECTOR;
+                                if present {
+                                    out.push((len, true));
+                                } else {
+                                    self.runs(layer + 1, depth, from..from + len, out)?;
+                                }
                             }
                         }
                     }
-                },
+                }
             }
         }
-        if stop < sectors.end {
-            out.push((stop..sectors.end, false));
+        if stop < range.end {
+            out.push((range.end - stop, false));
         }
         Ok(())
     }
@@ -450,43 +446,35 @@ impl Served for Chain {
     }
 }
 
-/// Data and holes of a raw file within one block.
-fn flat_runs(
-    place: &dyn Place,
-    size: u64,
-    start: u64,
-    sectors: Range<u32>,
-    out: &mut Vec<(Range<u32>, bool)>,
-) -> Result<()> {
-    let byte = |sector: u32| start + u64::from(sector) * SECTOR;
-    let mut at = sectors.start;
-    let end = byte(sectors.end).min(size);
-    while at < sectors.end {
-        let data = place.next_data(byte(at), end).map_err(place.fail("look for data in"))?;
-        let from = data.map_or(sectors.end, |d| ((d - start) / SECTOR) as u32);
+/// Data and holes of a raw file, by whole sectors.
+fn flat_runs(place: &dyn Place, size: u64, range: Range<u64>, out: &mut Vec<(u64, bool)>) -> Result<()> {
+    let mut at = range.start;
+    let end = range.end.min(size);
+    while at < range.end {
+        let data = place.next_data(at, end).map_err(place.fail("look for data in"))?;
+        let from = data.map_or(range.end, |data| (data / SECTOR * SECTOR).max(at));
         if from > at {
-            out.push((at..from, false));
+            out.push((from - at, false));
         }
+        at = from;
         if let Some(data) = data {
             let hole = place.next_hole(data, end).map_err(place.fail("look for holes in"))?;
-            let to = ((hole - start).div_ceil(SECTOR) as u32).clamp(from + 1, sectors.end);
-            out.push((from..to, true));
+            let to = hole.next_multiple_of(SECTOR).clamp(from + SECTOR, range.end);
+            out.push((to - from, true));
             at = to;
-        } else {
-            at = sectors.end;
         }
     }
     Ok(())
 }
 
-/// A range cut at the blocks: block, sectors in it, and where that is in the buffer.
-pub(crate) fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (u32, Range<u32>, Range<usize>)> {
+/// A range cut at the blocks, of `size` bytes: block, sectors in it, and where that is in the buffer.
+pub(crate) fn pieces(offset: u64, len: u64, size: u64) -> impl Iterator<Item = (u32, Range<u32>, Range<usize>)> {
     let mut at = offset;
     std::iter::from_fn(move || {
         (at < offset + len).then(|| {
-            let block = at / BLOCK;
-            let stop = ((block + 1) * BLOCK).min(offset + len);
-            let sectors = (at % BLOCK / SECTOR) as u32..((stop - block * BLOCK) / SECTOR) as u32;
+            let block = at / size;
+            let stop = ((block + 1) * size).min(offset + len);
+            let sectors = (at % size / SECTOR) as u32..((stop - block * size) / SECTOR) as u32;
             let part = (at - offset) as usize..(stop - offset) as usize;
             at = stop;
             (block as u32, sectors, part)

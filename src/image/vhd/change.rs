@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::create::ParentLink;
 use super::image::{Image, read_batmap_header};
 use super::locator::Encoded;
-use super::query::{Meta, last_footer};
+use super::query::{Meta, last_footer, last_footer_range};
 use super::{Kind, Place, SECTOR};
 use crate::error::{Error, Result};
 use crate::types::{Done, Mode};
@@ -31,11 +31,9 @@ pub fn set_hidden(place: &dyn Place, hidden: bool) -> Result<Done> {
     if meta.footer.hidden_byte() == wanted && last.as_ref().is_none_or(|f| f.hidden_byte() == wanted) {
         return Ok(Done::Already);
     }
-    if let Some(mut footer) = last
-        && size.is_multiple_of(SECTOR)
-    {
+    if let (Some(mut footer), Some(range)) = (last, last_footer_range(size)) {
         footer.set_hidden(hidden);
-        match place.write_at(&footer.0, size - SECTOR) {
+        match place.write_at(&footer.0[..(range.end - range.start) as usize], range.start) {
             Err(e) if hidden && e.kind() == io::ErrorKind::StorageFull && meta.kind != Kind::Fixed => {}
             other => other.map_err(place.fail("write"))?,
         }

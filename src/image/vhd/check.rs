@@ -112,20 +112,16 @@ fn tables(image: &Image, options: CheckOptions, found: &mut Vec<String>) -> Resu
     let place = &**image.place();
     let footer = image.footer();
     let size = place.len()?;
-    let mut entries: Vec<(u32, u32)> = (0..image.blocks()).filter_map(|b| Some((image.entry(b)?, b))).collect();
-    entries.sort_unstable();
-    let step = SECTORS + 1;
-    let overlaps = entries.windows(2).filter(|pair| pair[1].0 - pair[0].0 < step);
-    found.extend(overlaps.take(MOST).map(|pair| format!("blocks {} and {} overlap", pair[0].1, pair[1].1)));
-    if let Some((entry, block)) = entries.last() {
+    let entries = (0..image.blocks()).filter_map(|b| Some((image.entry(b)?, b)));
+    if let Some((entry, block)) = entries.max() {
         // Of an image in use, or one that was, the last block may be cut off, or reach to the end.
         let footer = u64::from(last_footer(place)?.is_some()) * SECTOR;
-        let limit = if options.in_use { size.saturating_add(BLOCK) } else { size - footer };
-        if data_offset(*entry) + BLOCK > limit {
+        let limit = if options.in_use { size.saturating_add(image.block_size()) } else { size - footer };
+        if data_offset(entry) + image.block_size() > limit {
             found.push(format!("block {block} reaches past the end"));
         }
     }
-    if !footer.may_have_batmap() {
+    if !footer.may_have_batmap() || image.block_size() != BLOCK {
         return Ok(());
     }
     let Some(batmap) = image.batmap() else {
@@ -153,7 +149,7 @@ fn tables(image: &Image, options: CheckOptions, found: &mut Vec<String>) -> Resu
         if options.bitmaps {
             let mut bytes = [0; 512];
             place.get(&mut bytes, u64::from(entry) * SECTOR)?;
-            if !Bitmap::from_bytes(&bytes).is_full() {
+            if !Bitmap::from_bytes(&bytes).is_full(SECTORS) {
                 found.push(format!("the batmap calls block {block} full and it is not"));
             }
         }

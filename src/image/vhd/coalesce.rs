@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use super::bitmap::Bitmap;
-use super::chain::{check_link, fixed_size};
+use super::chain::{check_link, fixed_size, pieces};
 use super::image::{Image, Lookup};
 use super::query::query;
-use super::{BLOCK, Kind, Place, SECTOR, SECTORS};
+use super::{Kind, Place, SECTOR};
 use crate::error::{Error, Result};
 
 /// Where a child is coalesced to.
@@ -124,16 +124,16 @@ pub fn coalesce(child: &Image, parent: Target, progress: &(dyn Fn(u64, u64) -> C
 }
 
 fn check_size(child: &Image, parent: Target, limit: u64, todo: &[u32]) -> Result<()> {
-    for block in todo.iter().filter(|block| (u64::from(**block) + 1) * BLOCK > limit) {
+    for block in todo.iter().filter(|block| (u64::from(**block) + 1) * child.block_size() > limit) {
         let last = match child.lookup(*block)? {
             Lookup::Absent => continue,
-            Lookup::Full(_) => SECTORS,
+            Lookup::Full(_) => child.sectors(),
             Lookup::Mixed(_, map) => {
-                map.runs(0..SECTORS).filter(|(_, here)| *here).last().map_or(0, |(run, _)| run.end)
+                map.runs(0..child.sectors()).filter(|(_, here)| *here).last().map_or(0, |(run, _)| run.end)
             }
         };
         // A full block may reach past the end of the disk.
-        let end = (u64::from(*block) * BLOCK + u64::from(last) * SECTOR).min(child.virtual_size());
+        let end = (u64::from(*block) * child.block_size() + u64::from(last) * SECTOR).min(child.virtual_size());
         if end > limit {
             return Err(Error::TooBig {
                 what: "the data of a child image",
@@ -159,13 +159,19 @@ impl Copier<'_> {
             Lookup::Full(data) => (data, Box::new(Bitmap::FULL)),
             Lookup::Mixed(data, map) => (data, map),
         };
-        let start = u64::from(block) * BLOCK;
-        let inside = ((self.child.virtual_size() - start).div_ceil(SECTOR)).min(u64::from(SECTORS)) as u32;
+        let start = u64::from(block) * self.child.block_size();
+        let inside = ((self.child.virtual_size() - start).div_ceil(SECTOR)).min(u64::from(self.child.sectors())) as u32;
         let runs: Vec<Range<u32>> = map.runs(0..inside).filter(|(_, here)| *here).map(|(run, _)| run).collect();
         let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return Ok(0) };
         let span = first.start..last.end;
         let count: u64 = runs.iter().map(|run| u64::from(run.end - run.start)).sum();
 
+        if let Target::Vhd(image) = self.parent
+            && image.block_size() != self.child.block_size()
+        {
+            self.across(image, start, from, &runs)?;
+            return Ok(count);
+        }
         if self.is_hole(from, &span)? {
             self.zeros(block, &map, &runs)?;
             return Ok(count);
@@ -208,10 +214,29 @@ impl Copier<'_> {
             }
         }
         if let Target::Vhd(image) = self.parent {
-            image.mark(block, |bits| merge(bits, &map, &runs))?;
+            image.mark(block, |bits| merge(bits, &map, &runs, image.sectors()))?;
             image.bound_dirty()?;
         }
         Ok(count)
+    }
+
+    /// Copies runs of a block that starts at byte `start` of the disk, and whose data is at `from`, into blocks of
+    /// another size.
+    fn across(&mut self, into: &Image, start: u64, from: u64, runs: &[Range<u32>]) -> Result<()> {
+        for run in runs {
+            let (at, len) = (u64::from(run.start) * SECTOR, u64::from(run.end - run.start) * SECTOR);
+            let hole = self.is_hole(from, run)?;
+            for (block, sectors, part) in pieces(start + at, len, into.block_size()) {
+                if !hole {
+                    self.buf.resize(part.len(), 0);
+                    self.child.place().get(&mut self.buf, from + at + part.start as u64)?;
+                    into.write_block(block, sectors.start, &self.buf)?;
+                } else if into.entry(block).is_some() || into.info().kind != Kind::Dynamic {
+                    into.zero_block(block, sectors)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// True if the file of the child has a hole for all of the span: it was discarded.
@@ -225,7 +250,7 @@ impl Copier<'_> {
         let bytes = |sectors: u32| u64::from(sectors) * SECTOR;
         match self.parent {
             Target::Fixed(place) | Target::Raw(place) => runs.iter().try_for_each(|run| {
-                place.zero(u64::from(block) * BLOCK + bytes(run.start), bytes(run.end - run.start))
+                place.zero(u64::from(block) * self.child.block_size() + bytes(run.start), bytes(run.end - run.start))
             }),
             // Absent from an image without parent is zero already.
             Target::Vhd(image) if image.entry(block).is_none() && image.info().kind == Kind::Dynamic => Ok(()),
@@ -234,7 +259,7 @@ impl Copier<'_> {
                 for run in runs {
                     image.place().zero(to + bytes(run.start), bytes(run.end - run.start))?;
                 }
-                image.mark(block, |bits| merge(bits, map, runs))?;
+                image.mark(block, |bits| merge(bits, map, runs, image.sectors()))?;
                 image.bound_dirty()
             }
         }
@@ -242,8 +267,8 @@ impl Copier<'_> {
 }
 
 /// The child's bits into the parent's: all of a full block, or those of the runs.
-fn merge(bits: &mut Bitmap, map: &Bitmap, runs: &[Range<u32>]) -> bool {
-    if map.is_full() {
+fn merge(bits: &mut Bitmap, map: &Bitmap, runs: &[Range<u32>], sectors: u32) -> bool {
+    if map.is_full(sectors) {
         return bits.merge(map);
     }
     let mut changed = false;

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::Ordering::*;
 
+use super::SECTOR;
 use super::batmap::map_bytes;
 use super::bitmap::Bitmap;
 use super::image::{Image, lock};
-use super::{BLOCK, SECTOR};
 use crate::error::Result;
 use crate::types::Mode;
 
@@ -76,7 +76,7 @@ impl Image {
         let Some(old) = self.entry(block) else { return Ok(()) };
         let new = self.allocate(&mut lock(&self.alloc), room)?;
         let from = u64::from(old) * SECTOR;
-        self.place.copy_to(from, SECTOR + BLOCK, &*self.place, u64::from(new) * SECTOR, &mut Vec::new())?;
+        self.place.copy_to(from, SECTOR + self.block_size(), &*self.place, u64::from(new) * SECTOR, &mut Vec::new())?;
         self.bat[block as usize].store(new, Release);
         Ok(())
     }
@@ -162,7 +162,7 @@ impl Image {
             return alloc.end;
         }
         let blocks = (0..self.blocks()).filter(|block| !alloc.fresh.contains(block));
-        let ends = blocks.filter_map(|block| Some(u64::from(self.entry(block)?) + 1 + BLOCK / SECTOR));
+        let ends = blocks.filter_map(|block| Some(u64::from(self.entry(block)?) + 1 + u64::from(self.sectors())));
         ends.max().unwrap_or(0).max(self.headers_end() / SECTOR)
     }
 

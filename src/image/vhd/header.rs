@@ -45,8 +45,8 @@ impl Header {
         if be64(&h.0, 0x08) != NO_OFFSET || be32(&h.0, 0x18) != 0x0001_0000 {
             return Err("the header is of an unknown version");
         }
-        if !h.block_size().is_power_of_two() || u64::from(h.block_size()) > BLOCK || h.block_size() < 512 {
-            return Err("the block size is not a power of two up to 2 MiB");
+        if !h.block_size().is_power_of_two() || h.block_size() < 512 {
+            return Err("the block size is no power of two from 512 on");
         }
         // A file ends below 2^41; anything above could only overflow sums.
         if !h.table_offset().is_multiple_of(SECTOR) || h.table_offset() < SECTOR || h.table_offset() >= 1 << 42 {

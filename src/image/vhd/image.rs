@@ -19,6 +19,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -26,8 +27,8 @@ use super::batmap::BatmapHeader;
 use super::bitmap::Bitmap;
 use super::footer::{Footer, Kind};
 use super::header::{HEADER, Header};
-use super::query::{Info, Meta, blocks, last_footer};
-use super::{BLOCK, Place, SECTOR, SECTORS, be32};
+use super::query::{Info, Meta, blocks, last_footer, refuse_encrypted};
+use super::{BLOCK, Place, SECTOR, be32};
 use crate::error::{Error, Result};
 use crate::types::Mode;
 
@@ -48,6 +49,8 @@ pub struct Image {
     pub(super) header: Header,
     /// First byte that may hold a block.
     headers_end: u64,
+    /// Bytes of a block.
+    block_size: u64,
     pub(super) batmap: Option<BatmapHeader>,
     /// The batmap on disk was damaged or is to be written for another reason.
     pub(super) batmap_stale: AtomicBool,
@@ -110,8 +113,8 @@ impl Image {
     ///
     /// # Errors
     /// [`Error::Damaged`] for what cannot be trusted: tables outside the file, BAT entries into the headers or,
-    /// for writing, past the end; [`Error::Unsupported`] for fixed, encrypted and poisoned images, other block
-    /// sizes than 2 MiB and versions newer than we know; [`Error::Io`].
+    /// for writing, past the end, two blocks in one place; [`Error::Unsupported`] for fixed, encrypted and poisoned images,
+    /// blocks of more than 2 MiB and versions newer than we know; [`Error::Io`].
     pub fn open(place: Arc<dyn Place>, mode: Mode) -> Result<Self> {
         let meta = Meta::read(&*place)?;
         Self::with(place, mode, meta)
@@ -120,24 +123,14 @@ impl Image {
     /// [`Image::open`] of an image whose headers were read.
     pub(super) fn with(place: Arc<dyn Place>, mode: Mode, meta: Meta) -> Result<Self> {
         let p = &*place;
-        let unsupported =
-            |why: &str| Err(Error::Unsupported { op: "opening a VHD", why: format!("{}: {why}", p.path().display()) });
-        let Some(header) = meta.header.clone() else { return unsupported("it is a fixed image") };
+        meta.check(p.path())?;
+        let Some(header) = meta.header.clone() else {
+            let why = format!("{}: it is a fixed image", p.path().display());
+            return Err(Error::Unsupported { op: "opening a VHD", why });
+        };
         let footer = &meta.footer;
-        if footer.is_poisoned() {
-            return unsupported("a resize by another tool was interrupted; revert it first");
-        }
-        if u64::from(header.block_size()) != BLOCK {
-            return unsupported("its blocks are not of 2 MiB");
-        }
-        if footer.creator() == *super::footer::CREATOR
-            && !(0x0001_0001..=0x0001_0003).contains(&footer.creator_version())
-        {
-            return unsupported("it is of a version of `tap` that is not 1.1 to 1.3");
-        }
-        let count = blocks(footer.size())
-            .filter(|n| *n <= header.max_bat_size() && footer.size().is_multiple_of(SECTOR))
-            .ok_or_else(|| p.damaged(format!("a size of {} bytes does not fit its BAT", footer.size())))?;
+        let block_size = u64::from(header.block_size());
+        let count = blocks(footer.size(), block_size).expect("checked");
         if let Some(last) = last_footer(p)?
             && last.kind() == Some(Kind::Fixed)
         {
@@ -153,16 +146,15 @@ impl Image {
         p.get_exact(&mut raw, bat_offset, "the BAT")?;
 
         let batmap = read_batmap_header(p, footer, &header)?;
-        if batmap.as_ref().is_some_and(BatmapHeader::is_encrypted) {
-            return unsupported("it is encrypted");
-        }
+        refuse_encrypted(batmap.as_ref(), p.path())?;
+        let headers_end = headers_end(p.path(), footer, &header, batmap.as_ref())?;
+        // libvhd, whose invention it is, counts blocks of 2 MiB in it.
+        let batmap = batmap.filter(|_| block_size == BLOCK);
         let map = match &batmap {
             Some(b) => b.read_map(p, footer.size())?,
             None => None,
         };
         let stale = batmap.is_some() && map.is_none();
-        let headers_end = headers_end(p, footer, &header, batmap.as_ref())?;
-
         if headers_end > size {
             return Err(p.damaged("the headers are cut off"));
         }
@@ -170,21 +162,34 @@ impl Image {
         let full: Box<[AtomicU64]> = (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         let mut end = headers_end / SECTOR;
         let mut bat = Vec::with_capacity(count as usize);
+        let (mut in_order, mut free) = (true, 0);
         for block in 0..count {
             let entry = be32(&raw, block as usize * 4);
             if entry != UNUSED {
                 let first = u64::from(entry) * SECTOR;
-                let last = first + SECTOR + BLOCK;
+                let last = first + SECTOR + block_size;
                 // What a crash of another tool cut off reads as zeros; its bitmap must be there.
-                let limit = if mode == Mode::ReadWrite && p.is_device() { size } else { size.saturating_add(BLOCK) };
+                let limit =
+                    if mode == Mode::ReadWrite && p.is_device() { size } else { size.saturating_add(block_size) };
                 if first < headers_end || last > limit || first + SECTOR > size {
                     return Err(p.damaged(format!("block {block} lies at byte {first}, outside the data")));
                 }
                 end = end.max(last / SECTOR);
+                in_order &= first >= free;
+                free = last;
                 let bit = map.as_ref().and_then(|m| m.get(block as usize / 8)).map_or(0, |b| b >> (7 - block % 8) & 1);
                 full[block as usize / 64].fetch_or(u64::from(bit) << (block % 64), Relaxed);
             }
             bat.push(AtomicU32::new(entry));
+        }
+        if !in_order {
+            let mut entries: Vec<(u32, u32)> = (0..count)
+                .filter_map(|block| {
+                    Some((bat[block as usize].load(Relaxed), block)).filter(|(entry, _)| *entry != UNUSED)
+                })
+                .collect();
+            entries.sort_unstable();
+            refuse_overlap(&entries, block_size, p.path())?;
         }
         if meta.torn && mode == Mode::ReadWrite {
             p.put(&header.0, footer.data_offset())?;
@@ -194,6 +199,7 @@ impl Image {
             mode,
             header,
             headers_end,
+            block_size,
             batmap,
             batmap_stale: AtomicBool::new(stale),
             bat: bat.into(),
@@ -218,7 +224,17 @@ impl Image {
         self.meta.footer.size()
     }
 
-    /// Blocks of 2 MiB the disk has.
+    /// Bytes of a block.
+    pub fn block_size(&self) -> u64 {
+        self.block_size
+    }
+
+    /// Sectors of a block, and bits of its bitmap.
+    pub(super) fn sectors(&self) -> u32 {
+        (self.block_size / SECTOR) as u32
+    }
+
+    /// Blocks the disk has.
     pub fn blocks(&self) -> u32 {
         self.bat.len() as u32
     }
@@ -288,7 +304,7 @@ impl Image {
         }
         let mut shard = self.shard(block);
         let map = self.bitmap(&mut shard, block, entry)?.map.clone();
-        if map.is_full() {
+        if map.is_full(self.sectors()) {
             self.full[block as usize / 64].fetch_or(1 << (block % 64), AcqRel);
             return Ok(Lookup::Full(data));
         }
@@ -335,7 +351,7 @@ impl Image {
         let place = &*self.place;
         // The data, one sector behind the bitmap, starts at a multiple of 4 KiB.
         let bitmap = (alloc.end.max(room.div_ceil(SECTOR)) + 1).next_multiple_of(8) - 1;
-        let end = bitmap + 1 + u64::from(SECTORS);
+        let end = bitmap + 1 + u64::from(self.sectors());
         let entry = u32::try_from(bitmap).ok().filter(|e| *e != UNUSED).ok_or_else(|| Error::TooBig {
             what: "a VHD",
             bytes: end * SECTOR,
@@ -371,7 +387,7 @@ impl Image {
                 self.dirty.fetch_add(1, Relaxed);
             }
             self.written.store(true, Relaxed);
-            if bitmap.map.is_full() {
+            if bitmap.map.is_full(self.sectors()) {
                 self.full[block as usize / 64].fetch_or(1 << (block % 64), AcqRel);
             }
         }
@@ -423,6 +439,22 @@ pub(crate) fn data_offset(entry: u32) -> u64 {
     (u64::from(entry) + 1) * SECTOR
 }
 
+/// Refuses blocks that lie in one place, at least in part: what is written to one of them shows up in the other.
+/// `entries`: the sector of each bitmap and which block it is, in ascending order.
+///
+/// # Errors
+/// [`Error::Damaged`].
+pub(super) fn refuse_overlap(entries: &[(u32, u32)], block_size: u64, path: &Path) -> Result<()> {
+    let step = 1 + (block_size / SECTOR) as u32;
+    match entries.windows(2).find(|pair| pair[1].0 - pair[0].0 < step) {
+        Some(pair) => Err(Error::Damaged {
+            path: path.to_owned(),
+            what: format!("blocks {} and {} overlap", pair[0].1, pair[1].1),
+        }),
+        None => Ok(()),
+    }
+}
+
 /// The batmap header, `None` where there is none or it is not sound.
 pub(crate) fn read_batmap_header(place: &dyn Place, footer: &Footer, header: &Header) -> Result<Option<BatmapHeader>> {
     if !footer.may_have_batmap() {
@@ -434,19 +466,18 @@ pub(crate) fn read_batmap_header(place: &dyn Place, footer: &Footer, header: &He
 }
 
 /// Where blocks may start: the end of header, BAT, batmap and locators, bytes.
-pub(crate) fn headers_end(
-    place: &dyn Place,
-    footer: &Footer,
-    header: &Header,
-    batmap: Option<&BatmapHeader>,
-) -> Result<u64> {
+pub(crate) fn headers_end(path: &Path, footer: &Footer, header: &Header, batmap: Option<&BatmapHeader>) -> Result<u64> {
     let mut end = (footer.data_offset() + HEADER).max(header.bat_end());
     if let Some(batmap) = batmap {
         end = end.max(header.bat_end() + SECTOR).max(batmap.end());
     }
     for (_, locator) in header.locators() {
         let space = locator.space().filter(|_| locator.offset < 1 << 42);
-        end = end.max(locator.offset + space.ok_or_else(|| place.damaged("a parent locator has an impossible place"))?);
+        let space = space.ok_or_else(|| Error::Damaged {
+            path: path.to_owned(),
+            what: "a parent locator has an impossible place".to_owned(),
+        })?;
+        end = end.max(locator.offset + space);
     }
     Ok(end.next_multiple_of(SECTOR))
 }

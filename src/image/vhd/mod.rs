@@ -23,7 +23,7 @@
 //! |---|---|
 //! | 0 | footer, the copy that has the word ([`query()`]) |
 //! | 512 | header: where the BAT is, who the parent is |
-//! | 1,536 | BAT: for each block of 2 MiB the sector where it is, or all ones |
+//! | 1,536 | BAT: for each block, of 2 MiB as a rule, the sector where it is, or all ones |
 //! | behind the BAT | batmap header, batmap |
 //! | | parent locators |
 //! | end of headers | blocks in the order of their allocation: a sector of bitmap, 4,096 sectors of data that start at a multiple of 4 KiB |
@@ -68,16 +68,19 @@ pub use create::{NewImage, ParentLink, create, create_child, create_fixed};
 pub use footer::{Kind, timestamp};
 pub use image::Image;
 pub use locator::relative_path;
-pub use query::{Info, ParentInfo, named_parent, query, refuse_cut_off};
+pub use query::{Info, ParentInfo, named_parent, query, query_for_child, query_usable, refuse_cut_off};
 pub use resize::{resize, room_to_resize};
 pub use stream::{Incoming, write_stream};
 
 /// Bytes.
 pub const SECTOR: u64 = 512;
-/// Bytes of a block; the field in the header exists, but libvhd knows only this value.
+/// Bytes of a block of the images we make. Others have smaller ones, of a power of two, which are served; libvhd counts
+/// in this size whatever the header says, and bigger ones would have bitmaps of more than a sector.
 pub const BLOCK: u64 = 2 << 20;
-/// Sectors of a block, and bits of its bitmap.
+/// Bits of a bitmap, which are the sectors of a block of 2 MiB.
 const SECTORS: u32 = (BLOCK / SECTOR) as u32;
+/// The most blocks of an image that is opened, 2 TiB of 512 KiB; bounds what the BAT takes in memory.
+const MAX_BLOCKS: u64 = 1 << 22;
 /// The biggest disk an image can be made for, bytes: 2,040 GiB, so that it fits below 2 TiB when it is full.
 pub const MAX_SIZE: u64 = 2040 << 30;
 /// The biggest disk of an image that is opened, bytes: 2 TiB; bounds what the tables take in memory.

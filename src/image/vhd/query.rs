@@ -5,12 +5,17 @@
 //! looks like a footer at offset 0 of a fixed image was written by its guest: [`super::Chain::open`] therefore
 //! refuses an image whose two footers disagree about the type, and no SR should keep fixed images.
 
+use std::ops::Range;
+use std::path::Path;
+
 use uuid::Uuid;
 
-use super::footer::{Footer, Kind};
+use super::batmap::BatmapHeader;
+use super::footer::{COOKIE, Footer, Kind};
 use super::header::{HEADER, Header};
-use super::{BLOCK, MAX_READ_SIZE, Place, SECTOR, intent};
-use crate::error::Result;
+use super::image::read_batmap_header;
+use super::{BLOCK, MAX_BLOCKS, MAX_READ_SIZE, Place, SECTOR, intent};
+use crate::error::{Error, Result};
 
 /// What the headers of an image say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +38,7 @@ pub struct Info {
     pub timestamp: u32,
     /// Bytes; 0 for a fixed image.
     pub block_size: u32,
-    /// Blocks that the BAT has entries for: up to `max_blocks` × 2 MiB the image grows without moving anything.
+    /// Blocks that the BAT has entries for: up to `max_blocks` × `block_size` the image grows without moving anything.
     pub max_blocks: u32,
     /// Of a differencing image only.
     pub parent: Option<ParentInfo>,
@@ -78,7 +83,13 @@ impl Meta {
         let backup = Footer::parse(&start).filter(|f| matches!(f.kind(), Some(Kind::Dynamic | Kind::Differencing)));
         let footer = match backup {
             Some(footer) => footer,
-            None => last_footer(place)?.ok_or_else(|| place.damaged("there is no valid VHD footer"))?,
+            None => match last_footer(place)? {
+                Some(footer) => footer,
+                None if start.starts_with(COOKIE) => {
+                    return Err(place.damaged("the VHD footer at its start is damaged"));
+                }
+                None => return Err(place.damaged("there is no valid VHD footer")),
+            },
         };
         let kind = footer
             .kind()
@@ -99,6 +110,42 @@ impl Meta {
             Err(why) => (intent::recover(place, &footer, raw)?.ok_or_else(|| place.damaged(why))?, true),
         };
         Ok(Meta { footer, kind, header: Some(header), torn })
+    }
+
+    /// Refuses what no read or write could serve, as far as the headers tell: whoever looks at nothing else (a listing,
+    /// a snapshot) says the same as who opens the image.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for what was made for others than us; [`Error::Damaged`] for tables that contradict each
+    /// other.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        let unsupported =
+            |why: &str| Err(Error::Unsupported { op: "opening a VHD", why: format!("{}: {why}", path.display()) });
+        let damaged = |what: String| Err(Error::Damaged { path: path.to_owned(), what });
+        let footer = &self.footer;
+        if footer.is_poisoned() {
+            return unsupported("a resize by another tool was interrupted; vhd-util revert undoes it");
+        }
+        if footer.format_version() >> 16 != 1 {
+            return unsupported("its format is of a newer version");
+        }
+        let Some(header) = &self.header else { return Ok(()) };
+        if u64::from(header.block_size()) > BLOCK {
+            return unsupported("its blocks are of more than 2 MiB");
+        }
+        if footer.creator() == *super::footer::CREATOR
+            && !(0x0001_0001..=0x0001_0003).contains(&footer.creator_version())
+        {
+            return unsupported("it is of a version of `tap` that is not 1.1 to 1.3");
+        }
+        let fits = |count: u32| count <= header.max_bat_size() && footer.size().is_multiple_of(SECTOR);
+        if !blocks(footer.size(), u64::from(header.block_size())).is_some_and(fits) {
+            return damaged(format!("a size of {} bytes does not fit its BAT", footer.size()));
+        }
+        if header.table_offset() < footer.data_offset() + HEADER && header.bat_end() > footer.data_offset() {
+            return damaged("its BAT and its header overlap".to_owned());
+        }
+        Ok(())
     }
 
     /// The header of an image that must have one.
@@ -136,24 +183,41 @@ impl Meta {
 /// # Errors
 /// [`Error::Damaged`](crate::Error::Damaged); [`Error::Io`](crate::Error::Io).
 pub fn refuse_cut_off(place: &dyn Place) -> Result<()> {
-    match last_footer(place)? {
-        Some(_) => Ok(()),
-        None => Err(place.damaged("there is no VHD footer at its end: it may be cut off")),
+    let size = place.len()?;
+    let mut end = [0; SECTOR as usize];
+    let len = place.read_at(&mut end, size.saturating_sub(SECTOR)).map_err(place.fail("read"))?;
+    footer_at_end(&end[..len]).map(drop).map_err(|what| place.damaged(what))
+}
+
+/// The footer in the last bytes of an image, up to 512 of them, or what is wrong with it.
+pub(super) fn footer_at_end(end: &[u8]) -> Result<Footer, &'static str> {
+    let mut short = [0; SECTOR as usize];
+    if let Some(last) = end.len().checked_sub(short.len() - 1) {
+        short[..SHORT].copy_from_slice(&end[last..]);
     }
+    match Footer::parse(end).or_else(|| Footer::parse(&short)) {
+        Some(footer) => Ok(footer),
+        None if [end, &short].iter().any(|bytes| bytes.starts_with(COOKIE)) => {
+            Err("the footer at its end is damaged: its checksum is wrong")
+        }
+        None => Err("there is no VHD footer at its end: it may be cut off"),
+    }
+}
+
+/// Bytes of the footer that early writers left: its last one is missing, and 0.
+const SHORT: usize = SECTOR as usize - 1;
+
+/// Where the primary footer is and how many bytes of it there are.
+pub(crate) fn last_footer_range(size: u64) -> Option<Range<u64>> {
+    let len = if size % SECTOR == SHORT as u64 { SHORT as u64 } else { SECTOR };
+    Some(size.checked_sub(len)?..size)
 }
 
 /// The primary footer: the last 512 bytes, or the 511 that early writers left.
 pub(crate) fn last_footer(place: &dyn Place) -> Result<Option<Footer>> {
-    let size = place.len()?;
+    let Some(range) = last_footer_range(place.len()?) else { return Ok(None) };
     let mut bytes = [0; SECTOR as usize];
-    if size % SECTOR == SECTOR - 1 {
-        place.get(&mut bytes, size - (SECTOR - 1))?;
-        return Ok(Footer::parse(&bytes));
-    }
-    if size < SECTOR {
-        return Ok(None);
-    }
-    place.get(&mut bytes, size - SECTOR)?;
+    place.get(&mut bytes[..(range.end - range.start) as usize], range.start)?;
     Ok(Footer::parse(&bytes))
 }
 
@@ -180,9 +244,44 @@ pub fn named_parent(place: &dyn Place) -> Option<String> {
     Some(header.parent_name()).filter(|name| !name.is_empty())
 }
 
-/// Blocks of 2 MiB in a disk of `size` bytes, `None` if it is bigger than any VHD.
-pub(crate) fn blocks(size: u64) -> Option<u32> {
-    (size <= MAX_READ_SIZE).then(|| size.div_ceil(BLOCK) as u32)
+/// [`query()`] of an image that is to be used: refuses what no read or write could serve, as far as these bytes tell.
+///
+/// # Errors
+/// Those of [`query()`]; [`Error::Unsupported`](crate::Error::Unsupported) for what was made for others than us.
+pub fn query_usable(place: &dyn Place) -> Result<Info> {
+    let meta = Meta::read(place)?;
+    meta.check(place.path())?;
+    Ok(meta.info())
+}
+
+/// [`query_usable`] of an image that is to have a child: one more read finds out if it is encrypted, and its child
+/// would not be.
+///
+/// # Errors
+/// Those of [`query_usable`].
+pub fn query_for_child(place: &dyn Place) -> Result<Info> {
+    let meta = Meta::read(place)?;
+    meta.check(place.path())?;
+    if let Some(header) = &meta.header {
+        let batmap = read_batmap_header(place, &meta.footer, header)?;
+        refuse_encrypted(batmap.as_ref(), place.path())?;
+    }
+    Ok(meta.info())
+}
+
+pub(super) fn refuse_encrypted(batmap: Option<&BatmapHeader>, path: &Path) -> Result<()> {
+    match batmap {
+        Some(batmap) if batmap.is_encrypted() => {
+            Err(Error::Unsupported { op: "opening a VHD", why: format!("{}: it is encrypted", path.display()) })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Blocks of `block` bytes in a disk of `size` bytes, `None` if there are more than any VHD has that is opened.
+pub(crate) fn blocks(size: u64, block: u64) -> Option<u32> {
+    let count = size.div_ceil(block);
+    (size <= MAX_READ_SIZE && count <= MAX_BLOCKS).then_some(count as u32)
 }
 
 #[cfg(test)]

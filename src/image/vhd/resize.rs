@@ -60,7 +60,11 @@ pub fn resize(place: &Arc<dyn Place>, size: u64) -> Result<Done> {
     if size == now {
         return Ok(Done::Already);
     }
-    let wanted = blocks(size).expect("below 2 TiB");
+    let wanted = blocks(size, image.block_size()).ok_or_else(|| Error::TooBig {
+        what: "virtual size",
+        bytes: size,
+        limit: format!("{} has blocks of {} bytes", place.path().display(), image.block_size()),
+    })?;
     let image = if wanted > image.header().max_bat_size() {
         grow_tables(&image, wanted)?;
         Image::open(place.clone(), Mode::ReadWrite)?
@@ -145,7 +149,7 @@ impl Layout {
             end += space;
             header.set_locator(slot, &locator);
         }
-        let end = end.max(headers_end(&**image.place(), image.footer(), &header, batmap.as_ref())?);
+        let end = end.max(headers_end(image.place().path(), image.footer(), &header, batmap.as_ref())?);
         Ok(Layout { header, batmap, locators, end })
     }
 
@@ -198,11 +202,13 @@ fn grow_tables(image: &Image, wanted: u32) -> Result<()> {
         return replace_header(place, image.footer(), image.physical_size() - SECTOR, &old.header, &longer);
     }
     let home = image.footer().data_offset() + HEADER;
+    let unsupported =
+        |why: &str| Err(Error::Unsupported { op: "growing it", why: format!("{}: {why}", place.path().display()) });
     if old.header.table_offset() < home {
-        return Err(Error::Unsupported {
-            op: "making room for a longer BAT",
-            why: format!("the header of {} lies behind it", place.path().display()),
-        });
+        return unsupported("its header lies behind its BAT");
+    }
+    if image.block_size() != BLOCK && image.footer().may_have_batmap() {
+        return unsupported("it has a batmap, and blocks that are not of 2 MiB");
     }
     let last = Layout::new(image, home, wanted)?;
     let nothing_behind = old.header.table_offset() == home && old.end == old.header.bat_end();
@@ -255,7 +261,8 @@ fn move_blocks(image: &Image, room: u64) -> Result<u64> {
 pub fn room_to_resize(place: &dyn Place, size: u64) -> Result<u64> {
     let meta = Meta::read(place)?;
     let header = meta.header(place)?;
-    let Some(wanted) = blocks(size).filter(|n| *n > header.max_bat_size()) else { return Ok(0) };
+    let block = u64::from(header.block_size());
+    let Some(wanted) = blocks(size, block).filter(|n| *n > header.max_bat_size()) else { return Ok(0) };
     let tables = 2 * (u64::from(wanted) * 4 + u64::from(map_sectors(wanted)) * SECTOR + 64 * 1024);
-    Ok((tables.div_ceil(BLOCK) + 1) * (BLOCK + 4096) + tables + super::intent::RECORD)
+    Ok((tables.div_ceil(block) + 1) * (block + 4096) + tables + super::intent::RECORD)
 }
