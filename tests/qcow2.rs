@@ -2,11 +2,14 @@
 
 #![allow(clippy::disallowed_types, reason = "tests start other programs directly")]
 
+mod power;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use power::Dice;
 use proptest::prelude::*;
 use tempfile::TempDir;
 use xcp_sm::image::disk::{Disk, Served};
@@ -142,10 +145,35 @@ fn hiding_is_one_sector_and_qemu_does_not_mind() {
     check(&theirs);
 }
 
-/// Chains that qemu made, in every size of clusters, compressed and not: read by us, written on by us.
+/// Everything that `qemu-img create -o` makes and we serve.
+const KINDS: [&str; 20] = [
+    "cluster_size=512",
+    "cluster_size=4k",
+    "cluster_size=64k",
+    "cluster_size=2M",
+    "compat=0.10",
+    "compat=0.10,cluster_size=1k",
+    "refcount_bits=1",
+    "refcount_bits=2",
+    "refcount_bits=4,cluster_size=512",
+    "refcount_bits=8",
+    "refcount_bits=32",
+    "refcount_bits=64,cluster_size=512",
+    "lazy_refcounts=on",
+    "compression_type=zstd",
+    "compression_type=zstd,cluster_size=512",
+    "compression_type=zstd,cluster_size=2M",
+    "extended_l2=on",
+    "extended_l2=on,cluster_size=16k,refcount_bits=1",
+    "extended_l2=on,cluster_size=2M",
+    "extended_l2=on,compression_type=zstd",
+];
+
+/// Chains that qemu made, of every kind, compressed and not: read by us, written on by us, merged by us. Afterwards qemu
+/// reads what we read, and finds no cluster lost.
 #[test]
 fn images_of_qemu_are_read_and_written_as_qemu_does() {
-    for options in ["cluster_size=512", "cluster_size=4k", "cluster_size=64k", "cluster_size=2M", "compat=0.10"] {
+    for options in KINDS {
         let dir = TempDir::new().unwrap();
         let at = |name: &str| dir.path().join(name);
         let (raw, base, leaf) = (at("r.raw"), at("base.qcow2"), at("leaf.qcow2"));
@@ -160,31 +188,276 @@ fn images_of_qemu_are_read_and_written_as_qemu_does() {
         }
         let create = ["create", "-q", "-f", "qcow2", "-o", options, "-b", "base.qcow2", "-F", "qcow2", text(&leaf)];
         qemu("qemu-img", &create);
-        let io = ["-f", "qcow2", "-c", "write -P 9 1M 100k", "-c", "write -z 2M 130k", "-c", "flush", text(&leaf)];
+        let io =
+            ["-f", "qcow2", "-c", "write -P 9 1M 100k", "-c", "write 3M 200k", "-c", "discard 3M 128k", text(&leaf)];
         qemu("qemu-io", &io);
+        if !options.contains("0.10") {
+            qemu("qemu-io", &["-f", "qcow2", "-c", "write -z 2M 130k", "-c", "write -z 4100k 3k", text(&leaf)]);
+        }
         let wanted = by_qemu(&leaf).unwrap();
         assert!(read_all(&open(&leaf, Mode::ReadOnly)) == wanted, "{options}");
-        if options == "compat=0.10" {
-            assert!(Image::open(place(&leaf), Mode::ReadWrite).is_err());
-            continue;
-        }
         let mut model = wanted;
-        let disk = open(&leaf, Mode::ReadWrite);
-        for (n, (at, len)) in [(512, 1024), (MIB + 1024, 300 << 10), (6 * MIB, 512)].into_iter().enumerate() {
-            let bytes = pattern(n as u8, len);
-            Served::write_at(&disk, &bytes, at).unwrap();
-            model[at as usize..][..len].copy_from_slice(&bytes);
+        let mut dice = Dice(7);
+        for round in 0..3 {
+            let disk = open(&leaf, Mode::ReadWrite);
+            for n in 0..12 {
+                let sectors = 1 + dice.roll([8, 300][n % 2]);
+                let at = dice.roll(model.len() as u64 / 512 - sectors) * 512;
+                let part = &mut model[at as usize..(at + sectors * 512) as usize];
+                match dice.roll(5) {
+                    0 => {
+                        disk.write_zeroes(at, sectors * 512).unwrap();
+                        part.fill(0);
+                    }
+                    _ => {
+                        let bytes = pattern((round * 16 + n) as u8, part.len());
+                        Served::write_at(&disk, &bytes, at).unwrap();
+                        part.copy_from_slice(&bytes);
+                    }
+                }
+                if dice.roll(4) == 0 {
+                    disk.flush().unwrap();
+                }
+            }
+            assert!(read_all(&disk) == model, "{options}: what we read while it is open");
+            Box::new(disk).close().unwrap();
+            check(&leaf);
         }
-        disk.write_zeroes(3 * MIB - 512, 5120).unwrap();
-        model[(3 * MIB - 512) as usize..][..5120].fill(0);
-        disk.flush().unwrap();
-        check(&leaf);
         assert!(by_qemu(&leaf).unwrap() == model, "{options}: written on");
+        // qemu writes on what we wrote.
+        qemu("qemu-io", &["-f", "qcow2", "-c", "write -P 5 2M 70k", "-c", "write -P 6 5M 3k", text(&leaf)]);
+        model[2 << 20..][..70 << 10].fill(5);
+        model[5 << 20..][..3 << 10].fill(6);
+        check(&leaf);
+        assert!(read_all(&open(&leaf, Mode::ReadOnly)) == model, "{options}: written on by qemu");
         // The parent, whose clusters are compressed, takes all of it.
         qcow2::coalesce(&Image::open(place(&leaf), Mode::ReadOnly).unwrap(), &open(&base, Mode::ReadWrite), &|_, _| {})
             .unwrap();
+        check(&base);
         assert!(by_qemu(&base).unwrap() == model, "{options}: coalesced");
+        // It grows, beyond its L1 table.
+        let grown: Arc<dyn Place> = place(&base);
+        if options.contains("512") {
+            qcow2::resize(&grown, 7 * MIB).unwrap();
+        } else {
+            qcow2::resize(&grown, 3 << 40).unwrap_or_else(|e| {
+                assert!(options.contains("k"), "{options}: {e}");
+                qcow2::resize(&grown, 700 * MIB).unwrap()
+            });
+        }
+        check(&base);
+        let mut now = vec![0; model.len()];
+        Served::read_at(&open(&base, Mode::ReadOnly), &mut now, 0).unwrap();
+        assert!(now == model, "{options}: grown");
     }
+}
+
+/// What a compressed image gives back when it is written over: its size on disk is that of its data.
+#[test]
+fn what_is_written_over_is_given_back() {
+    let dir = TempDir::new().unwrap();
+    let (raw, path) = (dir.path().join("r.raw"), dir.path().join("a.qcow2"));
+    fs::write(&raw, noise(8 << 20)).unwrap();
+    if qemu("qemu-img", &["convert", "-c", "-f", "raw", "-O", "qcow2", text(&raw), text(&path)]).is_none() {
+        return;
+    }
+    let allocated = || {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(&path).unwrap().blocks() * 512
+    };
+    let (before, bytes) = (allocated(), pattern(1, 8 << 20));
+    let disk = open(&path, Mode::ReadWrite);
+    Served::write_at(&disk, &bytes, 0).unwrap();
+    Box::new(disk).close().unwrap();
+    check(&path);
+    assert!(by_qemu(&path).unwrap() == bytes);
+    assert!(allocated() < before + 3 * MIB, "{} bytes before, {} after", before, allocated());
+}
+
+/// Small clusters and wide counts: the table of reference counts that an image has is full soon, and grows.
+#[test]
+fn an_image_outgrows_its_table_of_reference_counts() {
+    for (options, size) in [
+        ("cluster_size=512", 20 * MIB),
+        ("cluster_size=512,refcount_bits=64", 5 * MIB),
+        ("cluster_size=512,compat=0.10", 9 * MIB),
+        ("cluster_size=512,refcount_bits=4", 36 * MIB),
+    ] {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("a.qcow2");
+        if qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, text(&path), &size.to_string()]).is_none() {
+            return;
+        }
+        let tables = || Header::read(&*place(&path)).unwrap();
+        let (before, bytes) = (tables(), pattern(5, MIB as usize).repeat((size / MIB) as usize));
+        let disk = open(&path, Mode::ReadWrite);
+        for (n, part) in bytes.chunks(1 << 20).enumerate() {
+            Served::write_at(&disk, part, n as u64 * MIB).unwrap();
+            if n % 4 == 1 {
+                disk.flush().unwrap();
+            }
+        }
+        Box::new(disk).close().unwrap();
+        assert_ne!(tables(), before, "{options}: it was large enough, and the test is for nothing");
+        check(&path);
+        assert!(by_qemu(&path).unwrap() == bytes, "{options}");
+    }
+}
+
+/// A write that no reference count could be had for is refused, and what was written before stays.
+#[test]
+fn a_write_beyond_what_can_be_counted_is_refused_at_once() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.qcow2");
+    let options = "cluster_size=512,refcount_bits=64";
+    if qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, text(&path), "64M"]).is_none() {
+        return;
+    }
+    // 2^20 blocks of 64 counts of clusters of 512 bytes: 32 GiB, of which the file now has all but some.
+    let most = 32u64 << 30;
+    File::options().write(true).open(&path).unwrap().set_len(most - 4096).unwrap();
+    let disk = open(&path, Mode::ReadWrite);
+    Served::write_at(&disk, &[7; 512], 0).unwrap();
+    let error = Served::write_at(&disk, &[7; 8192], MIB).unwrap_err();
+    assert!(matches!(error, xcp_sm::Error::TooBig { .. }), "{error}");
+}
+
+/// A name, what is changed of a sound image, and what the error must say.
+type Case<'a> = (&'a str, &'a [(usize, &'a [u8])], &'a str);
+
+/// Each image that no read, or no write, can serve: the reason is said, and it is told apart from damage.
+#[test]
+fn what_cannot_be_served_is_refused_by_a_look_at_the_header() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let good = at("good.qcow2");
+    qcow2::create(&*fresh(&good), 10 * MIB).unwrap();
+    let bytes = fs::read(&good).unwrap();
+    let with = |name: &str, patches: &[(usize, &[u8])]| {
+        let mut bytes = bytes.clone();
+        for (at, patch) in patches {
+            bytes[*at..at + patch.len()].copy_from_slice(patch);
+        }
+        fs::write(at(name), bytes).unwrap();
+        at(name)
+    };
+    let unsupported: [Case; 8] = [
+        ("aes", &[(35, &[1])], "encrypted by AES"),
+        ("luks", &[(35, &[2])], "encrypted by LUKS"),
+        ("data", &[(79, &[4])], "its data is in another file"),
+        ("later", &[(79, &[0x20])], "incompatible bit 5"),
+        ("latest", &[(72, &[0x80, 0, 0, 0, 0, 0, 0, 1])], "incompatible bit 63"),
+        ("version", &[(7, &[4])], "version 4"),
+        ("packed", &[(104, &[2]), (79, &[8])], "compression is of type 2"),
+        ("vmdk", &[], "neither raw nor qcow2"),
+    ];
+    for (name, patches, words) in unsupported {
+        let path = with(name, patches);
+        if name == "vmdk" {
+            qcow2::set_parent(&*place(&path), "a.vmdk", "vmdk").unwrap();
+        }
+        let error = refused(&path);
+        assert!(matches!(error, xcp_sm::Error::Unsupported { .. }), "{name}: {error:?}");
+        assert!(error.to_string().contains(words), "{name}: {error}");
+    }
+    let damaged: [Case; 5] = [
+        ("corrupt", &[(79, &[2])], "corrupt"),
+        ("contradiction", &[(104, &[1])], "contradict"),
+        ("counts", &[(99, &[7])], "2^7 bits"),
+        ("table", &[(56, &[0, 1, 0, 0])], "too big"),
+        ("small", &[(79, &[0x10]), (23, &[12])], "subclusters"),
+    ];
+    for (name, patches, words) in damaged {
+        let error = refused(&with(name, patches));
+        assert!(matches!(error, xcp_sm::Error::Damaged { .. }), "{name}: {error:?}");
+        assert!(error.to_string().contains(words), "{name}: {error}");
+    }
+    // Read, and not written.
+    for (name, patch, words) in [("dirty", (79, 1), "did not finish"), ("snapshots", (63, 1), "internal snapshots")] {
+        let path = with(name, &[(patch.0, &[patch.1])]);
+        let header = Header::read(&*place(&path)).unwrap();
+        let error = header.refuse_unwritable(&*place(&path)).unwrap_err();
+        assert!(error.to_string().contains(words), "{name}: {error}");
+        assert!(Image::open(place(&path), Mode::ReadWrite).is_err());
+        assert!(read_all(&open(&path, Mode::ReadOnly)).iter().all(|byte| *byte == 0));
+    }
+    // The flag alone: two entries of the L1 table may share an L2 table, and none of that is an internal snapshot.
+    let path = at("flags.qcow2");
+    qcow2::create(&*fresh(&path), 10 * MIB).unwrap();
+    let disk = open(&path, Mode::ReadWrite);
+    Served::write_at(&disk, &pattern(2, 3 << 16), 0).unwrap();
+    Box::new(disk).close().unwrap();
+    let l1 = u64::from_be_bytes(fs::read(&path).unwrap()[40..48].try_into().unwrap());
+    let entry = place(&path);
+    let mut byte = [0];
+    entry.read_at(&mut byte, l1).unwrap();
+    entry.write_at(&[byte[0] & 0x7f], l1).unwrap();
+    let disk = open(&path, Mode::ReadWrite);
+    Served::write_at(&disk, &[9; 512], 5 * MIB).unwrap();
+    Box::new(disk).close().unwrap();
+    check(&path);
+    assert!(read_all(&open(&path, Mode::ReadOnly))[..3 << 16] == pattern(2, 3 << 16)[..]);
+}
+
+/// What a chain says of an image that it must not open.
+fn refused(path: &Path) -> xcp_sm::Error {
+    let before = fs::read(path).unwrap();
+    let hidden = qcow2::set_hidden(&*place(path), true).map(|()| "hidden");
+    let error = Header::read(&*place(path)).and_then(|header| header.parent(&*place(path)).map(|_| ()));
+    let opened = Chain::open_single(place(path), Mode::ReadOnly);
+    assert!(error.is_err() && opened.is_err(), "{}", path.display());
+    if path.ends_with("vmdk") {
+        return error.unwrap_err();
+    }
+    assert!(hidden.is_err());
+    assert!(fs::read(path).unwrap() == before, "a refused call changed {}", path.display());
+    error.unwrap_err()
+}
+
+#[test]
+fn a_chain_is_what_its_headers_say_and_nothing_else() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let attempt = |leaf: &Path| {
+        let dir = dir.path();
+        Chain::open(Parent::Qcow2(place(leaf)), Mode::ReadOnly, |name| {
+            assert!(!name.contains('/'));
+            let found = place(&dir.join(name));
+            Ok(if name.ends_with(".raw") { Parent::Raw(found) } else { Parent::Qcow2(found) })
+        })
+    };
+    let (base, leaf) = (at("base.qcow2"), at("leaf.qcow2"));
+    qcow2::create(&*fresh(&base), MIB).unwrap();
+    snapshot(&leaf, &base);
+    fs::write(at("disk.raw"), [1; 4096]).unwrap();
+    let name = |named: &str, format: &str| qcow2::set_parent(&*place(&leaf), named, format).unwrap();
+    // The other storage managers write paths of their own host.
+    for (named, format) in [("base.qcow2", "qcow2"), ("/run/sr-mount/x/base.qcow2", "qcow2"), ("./disk.raw", "raw")] {
+        name(named, format);
+        attempt(&leaf).unwrap();
+    }
+    for (named, format, words) in [
+        ("base.qcow2", "raw", "and that is qcow2"),
+        ("disk.raw", "qcow2", "and that is raw"),
+        ("leaf.qcow2", "qcow2", "itself"),
+        ("/elsewhere/leaf.qcow2", "qcow2", "itself"),
+        ("nbd://host/base.qcow2", "raw", "no file"),
+        ("json:{\"file\":\"base.qcow2\"}", "qcow2", "no file"),
+        ("..", "qcow2", "no file"),
+        ("a/", "qcow2", "no file"),
+        ("base.qcow2", "vmdk", "neither raw nor qcow2"),
+    ] {
+        name(named, format);
+        let error = attempt(&leaf).unwrap_err();
+        assert!(error.to_string().contains(words), "{named}: {error}");
+    }
+    // By way of another, and by another name of one file.
+    name("base.qcow2", "qcow2");
+    qcow2::set_parent(&*place(&base), "leaf.qcow2", "qcow2").unwrap();
+    assert!(attempt(&leaf).unwrap_err().to_string().contains("meets itself"));
+    fs::hard_link(&leaf, at("link.raw")).unwrap();
+    name("link.raw", "raw");
+    assert!(attempt(&leaf).unwrap_err().to_string().contains("meets itself"));
 }
 
 #[test]
@@ -207,6 +480,12 @@ fn a_stream_is_an_image() {
     Served::write_at(&copy, &sector, 900 * MIB).unwrap();
     copy.flush().unwrap();
     check(&out);
+}
+
+/// Bytes that no program makes smaller.
+fn noise(len: usize) -> Vec<u8> {
+    let mut dice = Dice(1);
+    (0..len / 8).flat_map(|_| dice.roll(u64::MAX).to_le_bytes()).collect()
 }
 
 #[derive(Clone, Debug)]

@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::disk::Served;
 use crate::image::place::FilePlace;
 use crate::image::qcow2::{self, Chain, Header, Image, Parent};
 use crate::sys::durable::name_of;
@@ -23,13 +22,17 @@ pub static KIND: Kind = Kind {
     by_length: false,
     create: |file, path, virtual_size| qcow2::create(&place(file, path)?, virtual_size),
     create_child: |file, path, parent, parent_path| {
-        let like = Header::read(&place(parent, parent_path)?)?;
+        let parent = place(parent, parent_path)?;
+        let like = Header::read(&parent)?;
+        // A child of it could never be merged into it.
+        like.refuse_unwritable(&parent)?;
         let (size, name) = (like.virtual_size, name_of(parent_path));
         qcow2::create_child(&place(file, path)?, size, Some(&like), name, &Format::Qcow2.to_string())
     },
     query: |file, path| {
-        let header = Header::read(&FilePlace::new(file, path)?)?;
-        let parent = header.backing.as_ref().map(|name| parent(path, name)).transpose()?;
+        let image = FilePlace::new(file, path)?;
+        let header = Header::read(&image)?;
+        let parent = header.parent(&image)?.map(|name| parent(path, name)).transpose()?;
         Ok(Node { hidden: header.hidden, parent, ..Node::alone(header.virtual_size) })
     },
     named_parent: |file, path| {
@@ -42,16 +45,18 @@ pub static KIND: Kind = Kind {
         (KIND.check_parent)(&child, path, &parent, parent_place)?;
         let child = Image::open(Arc::new(place(&child, path)?), Mode::ReadOnly)?;
         let target = chain(&parent, parent_place, Mode::ReadWrite)?;
-        qcow2::coalesce(&child, &target, progress)?;
-        Box::new(target).close()
+        // Ends with a flush. What it replaced keeps its space: the disk's server may still read it there.
+        qcow2::coalesce(&child, &target, progress)
     },
     check_parent: |file, path, parent, parent_place| {
         let (image, is) = (place(file, path)?, place(parent, &parent_place.path())?);
-        let (named, name) = (Header::read(&image)?.backing.unwrap_or_default(), parent_place.path());
-        if named != name_of(&name) || (&image as &dyn qcow2::Place).is_same(&is)? {
-            let what = format!("its parent is {named:?}, and {:?} was taken for it", name_of(&name));
+        let (header, path_of) = (Header::read(&image)?, parent_place.path());
+        let (named, name) = (header.parent(&image)?.unwrap_or_default(), name_of(&path_of));
+        if named != name || (&image as &dyn qcow2::Place).is_same(&is)? {
+            let what = format!("its parent is {named:?}, and {name:?} was taken for it");
             return Err(Error::Damaged { path: path.to_owned(), what });
         }
+        header.refuse_parent(&image, name, &parent_place.format().to_string())?;
         Ok(())
     },
     set_parent: |file, path, _, parent_place| {
@@ -77,21 +82,25 @@ fn chain(file: &File, at: &dyn Place, mode: Mode) -> Result<Chain> {
     let leaf = if at.format() == Format::Raw { Parent::Raw(leaf) } else { Parent::Qcow2(leaf) };
     Chain::open(leaf, mode, |name| {
         let parent = tree.sibling(parent(&path, name)?)?;
-        let image = Arc::new(FilePlace::new(parent.image(Mode::ReadOnly)?, parent.path())?);
-        match parent.format() {
-            Format::Raw => Ok(Parent::Raw(image)),
-            Format::Qcow2 => Ok(Parent::Qcow2(image)),
-            other => Err(Error::Damaged { path: path.clone(), what: format!("its parent {name:?} is a {other}") }),
+        if name_of(&parent.path()) != name {
+            let what = format!("its parent is {name:?}, and the SR has {:?}", name_of(&parent.path()));
+            return Err(Error::Damaged { path: path.clone(), what });
         }
+        let image = Arc::new(FilePlace::new(parent.image(Mode::ReadOnly)?, parent.path())?);
+        // The name ends in the one or the other.
+        Ok(if parent.format() == Format::Raw { Parent::Raw(image) } else { Parent::Qcow2(image) })
     })
 }
 
 /// The VDI that an image names as its parent. It must be one of the same SR, by its plain name.
 fn parent(path: &Path, name: &str) -> Result<VdiUuid> {
-    parent_of_name(name).ok_or_else(|| Error::Damaged {
-        path: path.to_owned(),
-        what: format!("names {name:?} as its parent, which is no VDI of this SR"),
-    })
+    let damaged = |what: String| Error::Damaged { path: path.to_owned(), what };
+    let uuid = parent_of_name(name)
+        .ok_or_else(|| damaged(format!("names {name:?} as its parent, which is no VDI of this SR")))?;
+    if path.file_stem().and_then(|own| own.to_str()).is_some_and(|own| own == uuid.to_string()) {
+        return Err(damaged(format!("names {name:?} as its parent, which has its own UUID")));
+    }
+    Ok(uuid)
 }
 
 fn parent_of_name(name: &str) -> Option<VdiUuid> {

@@ -18,6 +18,16 @@ pub enum Parent {
     Raw(Arc<dyn Place>),
 }
 
+impl Parent {
+    /// As headers call it.
+    fn format(&self) -> &'static str {
+        match self {
+            Parent::Qcow2(_) => "qcow2",
+            Parent::Raw(_) => "raw",
+        }
+    }
+}
+
 /// A leaf and its ancestors. Offsets and lengths are bytes and multiples of 512. Any number of threads may use it.
 #[derive(Debug)]
 pub struct Chain {
@@ -60,17 +70,26 @@ impl Layer {
 }
 
 impl Chain {
-    /// Opens `leaf` in `mode` and its ancestors read-only. Who the parent is, `resolve` says: it is given the name in
-    /// the child's header, and must return a file of the same SR, whatever stands there.
+    /// Opens `leaf` in `mode` and its ancestors read-only. Who the parent is, `resolve` says: it is given the name of a
+    /// file, without directories, and must return a file of the same SR, whatever stands there.
     ///
     /// # Errors
-    /// Those of `resolve` and [`Image::open`]; [`Error::Damaged`] if the chain meets itself or is too long.
+    /// Those of `resolve`, [`Header::parent`](super::Header::parent) and [`Image::open`]; [`Error::Damaged`] if the chain
+    /// meets itself or is too long, or if a child says that its parent is of another format.
     pub fn open(leaf: Parent, mode: Mode, mut resolve: impl FnMut(&str) -> Result<Parent>) -> Result<Self> {
-        let mut layers = Vec::new();
+        let mut layers: Vec<Layer> = Vec::new();
         let mut names: Vec<String> = Vec::new();
         let mut next = Some(leaf);
         let mut mode = mode;
         while let Some(parent) = next.take() {
+            let place = match &parent {
+                Parent::Raw(place) | Parent::Qcow2(place) => place,
+            };
+            for layer in &layers {
+                if Layer::place(layer).is_same(&**place)? {
+                    return Err(place.damaged("its chain of parents meets itself"));
+                }
+            }
             match parent {
                 Parent::Raw(place) => {
                     let size = place.len()?;
@@ -78,12 +97,15 @@ impl Chain {
                 }
                 Parent::Qcow2(place) => {
                     let image = Image::open(place, mode)?;
-                    if let Some(name) = &image.header().backing {
-                        if names.contains(name) || names.len() >= MAX_DEPTH {
-                            return Err(image.place().damaged("its chain of parents meets itself or is too long"));
+                    let place = &**image.place();
+                    if let Some(name) = image.header().parent(place)? {
+                        if names.iter().any(|before| before == name) || names.len() >= MAX_DEPTH {
+                            return Err(place.damaged("its chain of parents meets itself or is too long"));
                         }
-                        next = Some(resolve(name)?);
-                        names.push(name.clone());
+                        let found = resolve(name)?;
+                        image.header().refuse_parent(place, name, found.format())?;
+                        names.push(name.to_owned());
+                        next = Some(found);
                     }
                     layers.push(Layer::Image(Box::new(image)));
                 }
@@ -130,7 +152,7 @@ impl Chain {
             let (what, run) = this.look(at, (buf.len() - done) as u64)?;
             let part = &mut buf[done..done + run as usize];
             match what {
-                What::Absent => self.read_from(layer + 1, part, at)?,
+                What::Absent(_) => self.read_from(layer + 1, part, at)?,
                 What::Zero(_) => part.fill(0),
                 What::Data(host, _) => match this {
                     // No entry leads to a cluster before the file is so long: it was cut off.
@@ -153,7 +175,7 @@ impl Chain {
         let Some(this) = self.layers.get(layer) else { return Ok((false, len)) };
         let (what, run) = this.look(offset, len)?;
         match (what, this) {
-            (What::Absent, _) => self.has_data(layer + 1, offset, run),
+            (What::Absent(_), _) => self.has_data(layer + 1, offset, run),
             (What::Zero(_), _) => Ok((false, run)),
             (_, Layer::Raw(place, _)) => {
                 let end = offset + run;
@@ -231,7 +253,11 @@ impl Served for Chain {
     }
 
     fn close(self: Box<Self>) -> Result<()> {
-        self.flush()
+        self.flush()?;
+        match &self.layers[0] {
+            Layer::Image(image) => image.reclaim(),
+            Layer::Raw(..) => Ok(()),
+        }
     }
 }
 

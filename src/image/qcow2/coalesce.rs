@@ -34,7 +34,7 @@ pub fn coalesce(child: &Image, parent: &Chain, progress: Progress) -> Result<()>
         let run = if matches!(what, What::Data(..)) { run.min(PIECE as u64) } else { run };
         let part = &mut buf[..run.min(PIECE as u64) as usize];
         match what {
-            What::Absent => {}
+            What::Absent(_) => {}
             What::Zero(_) => parent.write_zeroes(at, run)?,
             What::Data(host, _) => {
                 // A hole was discarded.

@@ -9,7 +9,7 @@
 //!
 //! Only what is not zero is written into a file. It has no name yet: a crash leaves nothing.
 
-use super::header::{Header, l1_entries};
+use super::header::Header;
 use super::{CLUSTER_BITS, Place, REFCOUNT_ORDER, SECTOR};
 use crate::error::{Error, Result};
 
@@ -18,11 +18,11 @@ const TABLE_CLUSTERS: u64 = 2;
 impl Header {
     /// Of an image without data of `virtual_size` bytes.
     pub(crate) fn new(cluster_bits: u32, virtual_size: u64) -> Header {
-        Header {
+        let mut header = Header {
             version: 3,
             cluster_bits,
             virtual_size,
-            l1_size: l1_entries(virtual_size, cluster_bits) as u32,
+            l1_size: 0,
             l1_offset: (2 + TABLE_CLUSTERS) << cluster_bits,
             refcounts_offset: 1 << cluster_bits,
             refcounts_clusters: TABLE_CLUSTERS as u32,
@@ -37,7 +37,9 @@ impl Header {
             backing: None,
             backing_format: None,
             extensions: Vec::new(),
-        }
+        };
+        header.l1_size = header.l1_entries(virtual_size) as u32;
+        header
     }
 }
 
@@ -58,7 +60,7 @@ pub fn create_child(
     backing: &str,
     format: &str,
 ) -> Result<()> {
-    // Smaller ones would need a larger table of reference counts.
+    // Smaller ones cost more to find than they save.
     let bits = like.map_or(CLUSTER_BITS, |parent| parent.cluster_bits.max(CLUSTER_BITS));
     let mut header = Header::new(bits, checked(virtual_size)?);
     header.backing = Some(backing.to_owned());

@@ -2,10 +2,16 @@
 //!
 //! What is written here, by [`Header::put`], fits one sector, so it is on disk or it is not. Images of other
 //! programs have longer headers; those lose their table of feature names, which is for messages only.
+//!
+//! # What can be served
+//!
+//! [`Header::read`] refuses every image that no read can serve, with the reason. All that is done with an image begins
+//! there, so no call accepts what a later one must refuse. [`Header::refuse_unwritable`] refuses what can be read and
+//! not written: such a disk can be listed and copied out, and nothing is put above it that could never be merged.
 
 use std::path::Path;
 
-use super::{MAX_CLUSTER_BITS, MAX_TABLE, MIN_CLUSTER_BITS, Place, SECTOR, be32, be64};
+use super::{MAX_CLUSTER_BITS, MAX_REFCOUNT_TABLE, MAX_TABLE, MIN_CLUSTER_BITS, Place, SECTOR, be32, be64};
 use crate::error::{Error, Result};
 
 const MAGIC: u32 = 0x5146_49fb;
@@ -30,8 +36,23 @@ const FIRST_READ: usize = 4096;
 pub(crate) const DIRTY: u64 = 1;
 /// "Any data structure may be corrupt and the image must not be written to".
 pub(crate) const CORRUPT: u64 = 1 << 1;
+/// "An external data file is used".
+const DATA_FILE: u64 = 1 << 2;
 /// "A non-default compression is used for compressed clusters".
-pub(crate) const COMPRESSION: u64 = 1 << 3;
+const COMPRESSION: u64 = 1 << 3;
+/// "L2 table entries are 128 bits wide and contain a bitmap of subclusters".
+const EXTENDED_L2: u64 = 1 << 4;
+/// Extended L2 entries want clusters of 16 KiB at least, so that a subcluster is a sector.
+const MIN_EXTENDED_BITS: u32 = 14;
+
+/// How compressed clusters are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compression {
+    /// Without a header or a checksum.
+    Deflate,
+    /// One frame for each cluster.
+    Zstd,
+}
 
 /// The header of an image, checked: what it says of sizes and places is possible and bounded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +89,7 @@ enum Fault {
     /// There is more of it than these bytes.
     Short,
     Damaged(String),
-    Unsupported(&'static str),
+    Unsupported(String),
 }
 
 impl From<String> for Fault {
@@ -81,8 +102,8 @@ impl Header {
     /// One read for an image of ours, two for a header of more than 4 KiB.
     ///
     /// # Errors
-    /// [`Error::Damaged`] for what can't be; [`Error::Unsupported`] for encryption, external data files and
-    /// features that came later; [`Error::Io`].
+    /// [`Error::Damaged`] for what can't be, and for an image that its writer marked as corrupt;
+    /// [`Error::Unsupported`] for encryption, external data files and features that came later; [`Error::Io`].
     pub fn read(place: &dyn Place) -> Result<Header> {
         let mut bytes = vec![0; FIRST_READ];
         place.get(&mut bytes, 0)?;
@@ -107,7 +128,7 @@ impl Header {
         }
         let (version, cluster_bits) = (be32(bytes, 4), be32(bytes, 20));
         if !(2..=3).contains(&version) {
-            return Err(Fault::Unsupported("it is of a version that is neither 2 nor 3"));
+            return Err(Fault::Unsupported(format!("it is of version {version}; 2 and 3 are known")));
         }
         if !(MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(&cluster_bits) {
             return Err(format!("clusters of 2^{cluster_bits} bytes can't be").into());
@@ -149,6 +170,16 @@ impl Header {
             }
         };
         header.further = part(length.min(V3), length.saturating_sub(V3))?.to_vec();
+        // "Compression type": 0 deflate, 1 zstd; "the compression type bit must be set" if and only if it is not 0.
+        let compression = header.further.first().copied().unwrap_or(0);
+        if compression > 1 {
+            return Err(Fault::Unsupported(format!(
+                "its compression is of type {compression}; deflate and zstd are known"
+            )));
+        }
+        if (compression != 0) != (header.incompatible & COMPRESSION != 0) {
+            return Err("its compression type and the bit that announces it contradict each other".to_owned().into());
+        }
         let name = be64(bytes, 8) as usize;
         if name != 0 {
             let len = be32(bytes, 16) as usize;
@@ -180,20 +211,36 @@ impl Header {
     }
 
     fn check(&self, encryption: u32) -> Result<(), Fault> {
-        if encryption != 0 {
-            return Err(Fault::Unsupported("it is encrypted"));
+        match encryption {
+            0 => {}
+            1 => return Err(Fault::Unsupported("it is encrypted by AES".to_owned())),
+            2 => return Err(Fault::Unsupported("it is encrypted by LUKS".to_owned())),
+            other => return Err(Fault::Unsupported(format!("it is encrypted by method {other}"))),
         }
-        if self.incompatible & !(DIRTY | CORRUPT | COMPRESSION) != 0 {
+        if self.incompatible & DATA_FILE != 0 {
             return Err(Fault::Unsupported(
-                "it has an external data file, subclusters, or a feature that came later; qemu-img convert makes one \
-                 without",
+                "its data is in another file; qemu-img convert makes one image of both".to_owned(),
             ));
+        }
+        let unknown = self.incompatible & !(DIRTY | CORRUPT | COMPRESSION | EXTENDED_L2);
+        if unknown != 0 {
+            let bits = (0..64).filter(|bit| unknown >> bit & 1 == 1).map(|bit| bit.to_string()).collect::<Vec<_>>();
+            return Err(Fault::Unsupported(format!(
+                "it has a feature that came later (incompatible bit {}); qemu-img convert makes an image without it",
+                bits.join(" and ")
+            )));
+        }
+        if self.incompatible & CORRUPT != 0 {
+            return Err("a writer found it corrupt and marked it; qemu-img check -r all mends it".to_owned().into());
+        }
+        if self.is_extended() && self.cluster_bits < MIN_EXTENDED_BITS {
+            return Err(format!("clusters of 2^{} bytes have no subclusters", self.cluster_bits).into());
         }
         if !self.virtual_size.is_multiple_of(SECTOR) || self.virtual_size > 1 << 56 {
             return Err(format!("a disk of {} bytes can't be", self.virtual_size).into());
         }
         let l1_size = u64::from(self.l1_size);
-        if l1_size * 8 > MAX_TABLE || l1_size < l1_entries(self.virtual_size, self.cluster_bits) {
+        if l1_size * 8 > MAX_TABLE || l1_size < self.l1_entries(self.virtual_size) {
             return Err(format!("{l1_size} L1 entries are not what {} bytes need", self.virtual_size).into());
         }
         for table in [self.l1_offset, self.refcounts_offset] {
@@ -201,10 +248,97 @@ impl Header {
                 return Err(format!("a table cannot lie at {table}").into());
             }
         }
-        if u64::from(self.refcounts_clusters) > MAX_TABLE >> self.cluster_bits || self.refcount_order > 6 {
+        if u64::from(self.refcounts_clusters) > MAX_REFCOUNT_TABLE.div_ceil(self.cluster()) {
             return Err("its table of reference counts is too big".to_owned().into());
         }
+        if self.refcount_order > 6 {
+            return Err(format!("reference counts of 2^{} bits can't be", self.refcount_order).into());
+        }
         Ok(())
+    }
+
+    /// Refuses an image that can be read and must not be written: nothing may be attached for writing, merged into it,
+    /// or put above it, because that could never be merged.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if its last writer did not finish; [`Error::Unsupported`] for internal snapshots.
+    pub fn refuse_unwritable(&self, place: &dyn Place) -> Result<()> {
+        if self.incompatible & DIRTY != 0 {
+            return Err(place.damaged(
+                "its last writer did not finish, so its reference counts may be wrong; qemu-img check -r all mends it",
+            ));
+        }
+        match self.snapshots.0 {
+            0 => Ok(()),
+            count => Err(Error::Unsupported {
+                op: "writing to a qcow2 with internal snapshots",
+                why: format!(
+                    "{} has {count}; qemu-img snapshot -d removes one, qemu-img convert makes an image without them",
+                    place.path().display()
+                ),
+            }),
+        }
+    }
+
+    /// The name of the parent's file: the last part of what the header names, wherever that is. Images of one tree lie in one
+    /// directory, and the other storage managers write bare names and paths of their own host.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] for what is no path of a file: a URL, a description in JSON; [`Error::Unsupported`] for a parent
+    /// that is neither raw nor qcow2.
+    pub fn parent(&self, place: &dyn Place) -> Result<Option<&str>> {
+        let Some(said) = &self.backing else { return Ok(None) };
+        match self.backing_format.as_deref() {
+            None | Some("qcow2" | "raw") => {}
+            Some(other) => {
+                return Err(Error::Unsupported {
+                    op: "a parent that is neither raw nor qcow2",
+                    why: format!("{} names {said:?}, of format {other:?}", place.path().display()),
+                });
+            }
+        }
+        // As qemu has it: with a colon before any slash it is a protocol.
+        let is_url = said.split('/').next().is_some_and(|first| first.contains(':'));
+        let name = said.rsplit('/').next().unwrap_or_default();
+        if is_url || matches!(name, "" | "." | "..") || name.contains(|c: char| c.is_control() || c == '\u{fffd}') {
+            return Err(place.damaged(format!("it names {said:?} as its parent, which is no file")));
+        }
+        if place.path().file_name().is_some_and(|own| own == name) {
+            return Err(place.damaged("it names itself as its parent"));
+        }
+        Ok(Some(name))
+    }
+
+    /// Refuses a parent `name` that is of another format than this header says: a raw image that is taken for a qcow2
+    /// shows what its guest chose. A header that does not say takes what the name in the SR says.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`].
+    pub fn refuse_parent(&self, place: &dyn Place, name: &str, format: &str) -> Result<()> {
+        match self.backing_format.as_deref() {
+            Some(said) if said != format => {
+                Err(place.damaged(format!("it says that its parent {name:?} is {said}, and that is {format}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn is_extended(&self) -> bool {
+        self.incompatible & EXTENDED_L2 != 0
+    }
+
+    pub(crate) fn compression(&self) -> Compression {
+        if self.incompatible & COMPRESSION != 0 { Compression::Zstd } else { Compression::Deflate }
+    }
+
+    /// Entries of the L1 table of a disk of `size` bytes.
+    pub(crate) fn l1_entries(&self, size: u64) -> u64 {
+        size.div_ceil(1 << self.region_bits())
+    }
+
+    /// One L2 table is for 1 << this bytes of the disk.
+    pub(crate) fn region_bits(&self) -> u32 {
+        2 * self.cluster_bits - if self.is_extended() { 4 } else { 3 }
     }
 
     /// Bytes of a cluster.
@@ -274,10 +408,22 @@ impl Header {
         place.put(&sector, 0)?;
         place.flush()
     }
+
+    /// Replaces fields of the header on disk by others of the same length, in one step. All else stays, also of a header
+    /// of another program that would not fit a sector. Does not sync.
+    pub(crate) fn patch(place: &dyn Place, fields: &[(usize, &[u8])]) -> Result<()> {
+        let mut sector = [0; SECTOR as usize];
+        place.get_exact(&mut sector, 0, "the header")?;
+        for (at, field) in fields {
+            sector[*at..at + field.len()].copy_from_slice(field);
+        }
+        place.put(&sector, 0)
+    }
 }
 
-/// The name of the parent that an image names, of one that [`Header::read`] refuses too: only the magic number, the
-/// place of the name and the name itself have to be there. A file without them is the child of nothing.
+/// The name of the file that an image names as its parent, without directories, of an image that [`Header::read`] refuses
+/// too: only the magic number, the place of the name and the name itself have to be there. A file without them is the
+/// child of nothing.
 pub fn named_parent(place: &dyn Place) -> Option<String> {
     let mut bytes = vec![0; FIRST_READ];
     let read = place.read_at(&mut bytes, 0).ok()?;
@@ -289,12 +435,18 @@ pub fn named_parent(place: &dyn Place) -> Option<String> {
         return None;
     }
     let mut name = vec![0; len];
-    (place.read_at(&mut name, at).ok()? == len).then(|| String::from_utf8_lossy(&name).into_owned())
+    let name = (place.read_at(&mut name, at).ok()? == len).then(|| String::from_utf8_lossy(&name).into_owned())?;
+    Some(name.rsplit('/').next().unwrap_or_default().to_owned())
 }
 
-/// Entries of the L1 table of a disk: each leads to a cluster of L2 entries of 8 bytes.
-pub(crate) fn l1_entries(size: u64, cluster_bits: u32) -> u64 {
-    size.div_ceil(1 << (2 * cluster_bits - 3))
+/// Where [`Header::patch`] finds the fields.
+pub(crate) mod field {
+    pub const VIRTUAL_SIZE: usize = 24;
+    pub const L1_SIZE: usize = 36;
+    pub const L1_OFFSET: usize = 40;
+    pub const REFCOUNTS_OFFSET: usize = 48;
+    pub const REFCOUNTS_CLUSTERS: usize = 56;
+    pub const AUTOCLEAR: usize = 88;
 }
 
 #[cfg(test)]

@@ -24,9 +24,12 @@
 //!
 //! # What is read, and what is written
 //!
-//! Read: versions 2 and 3, any size of clusters, zero clusters, clusters compressed by deflate. Written: version 3
-//! with reference counts of 16 bits and without internal snapshots, which is what `qemu-img create` makes. Refused
-//! with words: encryption, external data files, subclusters, zstd; for writing also what its writer left dirty.
+//! Read and written: versions 2 and 3, any size of clusters, any width of reference counts, subclusters
+//! (`extended_l2`), zero clusters; what is compressed, by deflate or zstd, is read, and unpacked when it is written
+//! over. Read only: images with internal snapshots, and those whose writer did not finish. Refused with words:
+//! encryption, external data files, what is marked as corrupt, features that came later. [`Header::read`] and
+//! [`Header::refuse_unwritable`] are where that is decided. New images are of version 3, with reference counts of 16 bits and
+//! clusters of 64 KiB, which is what `qemu-img create` makes.
 //!
 //! # What holds at every instant
 //!
@@ -35,12 +38,15 @@
 //! 3. What an entry on disk leads to has its reference count on disk.
 //! 4. A cluster is allocated once while an image is open, behind all others.
 //!
+//! 5. A reference count goes down only after nothing on disk leads to the cluster from there any more.
+//!
 //! Hence a crash at any time leaves each sector as it was at the last flush or as it was written since; at worst,
 //! clusters are counted that nobody leads to. The steps are told at [`Image::flush`], [`resize`](mod@resize),
 //! [`coalesce`](mod@coalesce) and [`Header::put`].
 
 mod chain;
 mod coalesce;
+mod compressed;
 mod create;
 mod header;
 mod image;
@@ -72,10 +78,13 @@ const MIN_CLUSTER_BITS: u32 = 9;
 const MAX_CLUSTER_BITS: u32 = 21;
 /// Reference counts of 16 bits.
 const REFCOUNT_ORDER: u32 = 4;
-/// Bytes of an L1 table or of a table of reference counts, at most; qemu's limit. Bounds what an image takes of memory.
+/// Bytes of an L1 table, at most; qemu's limit. Bounds what an image takes of memory.
 const MAX_TABLE: u64 = 32 << 20;
-/// The biggest disk an image is made for, bytes: 16 TiB, the limit of the other storage managers.
-pub const MAX_SIZE: u64 = 16 << 40;
+/// Bytes of a table of reference counts, at most; qemu's limit. With clusters of 512 bytes it is for 128 GiB of file.
+const MAX_REFCOUNT_TABLE: u64 = 8 << 20;
+/// The biggest disk an image is made for, bytes: the limit of XCP-ng 8.3, 2.5 GiB below 16 TiB. A file of ext4, which ends
+/// below 16 TiB, then holds it with all its tables.
+pub const MAX_SIZE: u64 = 17_589_500_641_280;
 
 /// Marks an image as there for its children only, or no longer so; durably, by one write of one sector.
 pub fn set_hidden(place: &dyn Place, hidden: bool) -> Result<()> {

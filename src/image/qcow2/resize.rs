@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::header::l1_entries;
+use super::header::{Header, field};
 use super::{Image, Place};
 use crate::error::{Error, Result};
 use crate::types::{Done, Mode};
@@ -32,7 +32,7 @@ pub fn resize(place: &Arc<dyn Place>, size: u64) -> Result<Done> {
     }
     let mut header = image.header().clone();
     let cluster = header.cluster();
-    let entries = l1_entries(size, header.cluster_bits);
+    let entries = header.l1_entries(size);
     if entries * 8 > super::MAX_TABLE {
         return Err(Error::TooBig {
             what: "a disk",
@@ -40,7 +40,6 @@ pub fn resize(place: &Arc<dyn Place>, size: u64) -> Result<Done> {
             limit: format!("the clusters of {} are of {cluster} bytes", place.path().display()),
         });
     }
-    header.virtual_size = size;
     let mut old = 0..0;
     if entries > u64::from(header.l1_size) {
         let first = header.l1_offset / cluster;
@@ -53,9 +52,17 @@ pub fn resize(place: &Arc<dyn Place>, size: u64) -> Result<Done> {
         place.put(&table, header.l1_offset)?;
         image.flush()?;
     }
-    header.put(&**place)?;
+    place.flush()?;
+    let fields: [(usize, &[u8]); 3] = [
+        (field::VIRTUAL_SIZE, &size.to_be_bytes()),
+        (field::L1_SIZE, &header.l1_size.to_be_bytes()),
+        (field::L1_OFFSET, &header.l1_offset.to_be_bytes()),
+    ];
+    Header::patch(&**place, &fields)?;
+    place.flush()?;
     if !old.is_empty() {
         image.free(old)?;
+        image.reclaim()?;
     }
     Ok(Done::Changed)
 }
