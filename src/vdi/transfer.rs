@@ -228,7 +228,7 @@ impl Incoming {
                 let (first, last) = from.ends()?;
                 from.refuse_other(&first, &last)?;
                 let place = Arc::new(FilePlace::new(from.reader()?, &from.name)?);
-                Incoming::whole(from, qcow2::Chain::open_single(place, Mode::ReadOnly)?)
+                Incoming::whole(from, qcow2::Chain::open_to_import(place)?)
             }
             Format::Qcow2 => Ok(Incoming::Qcow2Pipe(from.clone())),
         }

@@ -129,6 +129,19 @@ impl Chain {
         })
     }
 
+    /// Opens an image that has no parent, to be read and taken in: it must not contradict itself.
+    ///
+    /// # Errors
+    /// As [`Chain::open_single`] and [`Image::refuse_overlaps`].
+    pub fn open_to_import(place: Arc<dyn Place>) -> Result<Self> {
+        let chain = Self::open_single(place, Mode::ReadOnly)?;
+        match &chain.layers[0] {
+            Layer::Image(image) => image.refuse_overlaps()?,
+            Layer::Raw(..) => {}
+        }
+        Ok(chain)
+    }
+
     fn check(&self, offset: u64, len: u64) -> Result<()> {
         let aligned = offset.is_multiple_of(SECTOR) && len.is_multiple_of(SECTOR);
         if aligned && offset.checked_add(len).is_some_and(|end| end <= self.size) {

@@ -78,8 +78,8 @@ struct Shard {
 }
 
 #[derive(Debug)]
-struct Table {
-    entries: Box<[u64]>,
+pub(super) struct Table {
+    pub entries: Box<[u64]>,
     /// Of extended entries, what each subcluster is: bits 0 to 31 that it has data, 32 to 63 that it reads as zeroes.
     maps: Box<[u64]>,
     /// Entries that differ from the disk.
@@ -91,7 +91,7 @@ struct Table {
 }
 
 impl Table {
-    fn read(place: &dyn Place, offset: u64, entries: usize, is_extended: bool) -> Result<Table> {
+    pub fn read(place: &dyn Place, offset: u64, entries: usize, is_extended: bool) -> Result<Table> {
         let words = read_table(place, offset, if is_extended { 2 * entries } else { entries }, "an L2 table")?;
         let (entries, maps) = match is_extended {
             false => (words.into(), Box::default()),
@@ -239,13 +239,18 @@ impl Image {
         1 << self.header.region_bits()
     }
 
-    fn entries(&self) -> usize {
+    pub(super) fn entries(&self) -> usize {
         1 << (self.header.region_bits() - self.bits())
     }
 
     /// Bytes that are data, zeroes or absent as a whole: a cluster, or part of one.
     fn unit(&self) -> u64 {
         if self.header.is_extended() { self.header.cluster() / SUBCLUSTERS } else { self.header.cluster() }
+    }
+
+    /// Where the L2 tables are.
+    pub(super) fn l2_tables(&self) -> impl Iterator<Item = u64> {
+        self.l1.iter().map(|entry| entry.load(Acquire) & OFFSET).filter(|offset| *offset != 0)
     }
 
     fn l2(&self, region: usize) -> u64 {

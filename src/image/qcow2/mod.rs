@@ -50,6 +50,7 @@ mod compressed;
 mod create;
 mod header;
 mod image;
+mod overlaps;
 mod refcounts;
 mod resize;
 mod stream;
@@ -102,11 +103,17 @@ pub fn set_parent(place: &dyn Place, backing: &str, format: &str) -> Result<()> 
     header.put(place)
 }
 
-/// A table of entries of 8 bytes, read.
+/// A table of entries of 8 bytes, read. Memory is taken for what the place has, not for what a header says.
 fn read_table(place: &dyn Place, offset: u64, entries: usize, what: &str) -> Result<Vec<u64>> {
-    let mut bytes = vec![0; entries * 8];
-    place.get_exact(&mut bytes, offset, what)?;
-    Ok(bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)).collect())
+    const PIECE: usize = 1 << 20;
+    let mut table = Vec::new();
+    let mut bytes = vec![0; PIECE.min(entries * 8)];
+    while table.len() < entries {
+        let part = PIECE.min((entries - table.len()) * 8);
+        place.get_exact(&mut bytes[..part], offset + table.len() as u64 * 8, what)?;
+        table.extend(bytes[..part].as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)));
+    }
+    Ok(table)
 }
 
 fn table_bytes(entries: &[u64]) -> Vec<u8> {
