@@ -43,7 +43,7 @@ fn run(args: &[&str]) -> Result<String> {
         ["attach", image, mode @ ..] => {
             let format = if image.ends_with(".qcow2") { Format::Qcow2 } else { Format::Vhd };
             let source = Source { format, path: image.into(), read_only: mode.first() == Some(&"ro"), shared: false };
-            Ok(datapath::attach(&source)?.display().to_string())
+            Ok(datapath::attach(&source, soon())?.display().to_string())
         }
         ["list"] => Ok(datapath::all()?
             .iter()
@@ -51,12 +51,12 @@ fn run(args: &[&str]) -> Result<String> {
             .collect::<Vec<_>>()
             .join("\n")),
         ["status", image] => datapath::status(&attached(image)?),
-        ["detach", image] => match datapath::detach(Path::new(image))? {
+        ["detach", image] => match datapath::detach(Path::new(image), soon())? {
             Detached::Done(_) => Ok(String::new()),
             Detached::Busy(holder) => Err(Error::DeviceInUse { device: (*image).to_owned(), holder }),
         },
         ["pause", image] => {
-            let paused = datapath::pause(Path::new(image))?;
+            let paused = datapath::pause(Path::new(image), soon())?;
             let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
             match paused {
                 Some(paused) => Ok(paused.resume()?.to_string()),
@@ -83,4 +83,8 @@ fn create(image: &Path, size: &str, parent: Option<&&str>) -> Result<()> {
         }
     };
     Ok(())
+}
+
+fn soon() -> std::time::Instant {
+    std::time::Instant::now() + std::time::Duration::from_secs(60)
 }

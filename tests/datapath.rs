@@ -6,6 +6,8 @@
 #![allow(clippy::disallowed_types, reason = "the rule is for what we ship")]
 #![allow(clippy::type_complexity, reason = "a table of tests")]
 
+mod killer;
+
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, symlink};
@@ -15,13 +17,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use std::time::{Duration, Instant};
 
+use killer::Victim;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use xcp_sm::datapath::{self, Source};
 use xcp_sm::image::vhd;
 use xcp_sm::sys::lock;
-use xcp_sm::sys::loopdev::Detached;
+use xcp_sm::sys::loopdev::{self, Backing, Detached};
 use xcp_sm::types::{Done, Format, Mode};
 
 const SIZE: u64 = 64 << 20;
@@ -49,16 +52,37 @@ const TESTS: &[Test] = &[
     ("a_resume_that_fails_fails_io_and_can_be_mended", failed_resume),
     ("an_image_that_cannot_be_opened_is_told_at_attach", refused),
     ("discarded_space_is_given_back", discarded),
+    ("a_server_killed_while_it_is_attached_harms_nobody_in_a_guest", |sr| {
+        killed_anywhere(sr, "attach", Victim::Server)
+    }),
+    ("a_server_killed_while_it_is_detached_harms_nobody_in_a_guest", |sr| {
+        killed_anywhere(sr, "detach", Victim::Server)
+    }),
+    ("a_server_killed_while_its_disk_grows_harms_nobody_in_a_guest", |sr| killed_anywhere(sr, "grow", Victim::Server)),
+    ("a_server_killed_during_a_snapshot_harms_nobody_in_a_guest", |sr| killed_anywhere(sr, "snapshot", Victim::Server)),
+    ("an_attach_that_is_killed_harms_nobody_in_a_guest", |sr| killed_anywhere(sr, "attach", Victim::Caller)),
+    ("a_detach_that_is_killed_harms_nobody_in_a_guest", |sr| killed_anywhere(sr, "detach", Victim::Caller)),
+    ("a_growth_that_is_killed_harms_nobody_in_a_guest", |sr| killed_anywhere(sr, "grow", Victim::Caller)),
 ];
 
 fn main() -> ExitCode {
     if let Some(status) = datapath::main() {
         return status;
     }
-    if let Some(image) = std::env::args().nth(1).filter(|word| word.starts_with('/')) {
-        let _lock = lock_of_call().unwrap();
-        attach(Path::new(&image));
-        return ExitCode::SUCCESS;
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["--do", what, image] => {
+            command(what, Path::new(image));
+            return ExitCode::SUCCESS;
+        }
+        ["--kill", victim, n, server, what, image] => {
+            let victim = if victim == "server" { killer::Victim::Server } else { killer::Victim::Caller };
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args(["--do", what, image]);
+            killer::main(victim, n.parse().unwrap(), server.parse().ok(), command);
+        }
+        _ => {}
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     if std::env::args().any(|a| a == "--list") {
@@ -68,6 +92,8 @@ fn main() -> ExitCode {
     let chosen: Vec<_> = TESTS
         .iter()
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str())))
+        // A disk that hangs would stop everything else on the machine: these are for a kernel of their own.
+        .filter(|(name, _)| std::env::var_os("IN_A_GUEST").is_some() || !name.ends_with("in_a_guest"))
         .collect();
     println!("running {} tests", chosen.len());
     if !nix::unistd::geteuid().is_root() {
@@ -152,7 +178,7 @@ fn filesystem(sr: &Path) {
     for n in 0..50 {
         fs::write(mounted.join(n.to_string()), Random(n + 1).bytes(100_000)).unwrap();
     }
-    assert!(matches!(datapath::detach(&image).unwrap(), Detached::Busy(who) if who.contains("mount")));
+    assert!(matches!(datapath::detach(&image, soon()).unwrap(), Detached::Busy(who) if who.contains("mount")));
     run("umount", &[mounted.to_str().unwrap()]);
     detach(&image);
     let device = attach(&image);
@@ -176,14 +202,14 @@ fn idempotent(sr: &Path) {
     assert_eq!((found.device, found.healthy, found.read_only), (device, true, false));
     assert!(datapath::find(&sr.join("other.vhd")).unwrap().is_none());
     detach(&link.join("leaf.vhd"));
-    assert!(matches!(datapath::detach(&image).unwrap(), Detached::Done(Done::Already)));
+    assert!(matches!(datapath::detach(&image, soon()).unwrap(), Detached::Done(Done::Already)));
 }
 
 fn busy(sr: &Path) {
     let image = chain(sr, 1);
     let device = attach(&image);
     let mut holder = Command::new("sleep").arg("60").stdin(File::open(&device).unwrap()).spawn().unwrap();
-    match datapath::detach(&image).unwrap() {
+    match datapath::detach(&image, soon()).unwrap() {
         Detached::Busy(who) => assert!(who.contains(&format!("process {} (sleep)", holder.id())), "{who}"),
         Detached::Done(_) => panic!("detached while in use"),
     }
@@ -198,7 +224,7 @@ fn read_only(sr: &Path) {
     let image = chain(sr, 2);
     let before = fs::read(&image).unwrap();
     let source = Source { format: Format::Vhd, path: image.clone(), read_only: true, shared: false };
-    let device = datapath::attach(&source).unwrap();
+    let device = datapath::attach(&source, soon()).unwrap();
     assert!(datapath::find(&image).unwrap().unwrap().read_only);
     assert!(read_all(&device) == read_image(&image));
     let refused = File::options().write(true).open(&device).and_then(|f| {
@@ -206,7 +232,7 @@ fn read_only(sr: &Path) {
         f.sync_all()
     });
     assert!(refused.is_err());
-    assert!(datapath::attach(&Source { read_only: false, ..source }).is_err());
+    assert!(datapath::attach(&Source { read_only: false, ..source }, soon()).is_err());
     detach(&image);
     assert!(fs::read(&image).unwrap() == before, "the image was changed");
 }
@@ -243,7 +269,7 @@ fn killed(sr: &Path) {
     let found = datapath::find(&image).unwrap().unwrap();
     assert!(!found.healthy);
     assert!(datapath::status(&found).unwrap_err().to_string().contains("is dead"));
-    assert!(datapath::pause(&image).is_err());
+    assert!(datapath::pause(&image, soon()).is_err());
     let error = attach_error(&image);
     assert!(error.contains("its server died") && error.contains("still holds"), "{error}");
     drop(file);
@@ -293,7 +319,7 @@ fn grown(sr: &Path) {
     let file = File::options().read(true).write(true).open(&device).unwrap();
     let before = read_all(&device);
     for size in [SIZE + (2 << 20), 4 * SIZE] {
-        let paused = datapath::pause(&image).unwrap().unwrap();
+        let paused = datapath::pause(&image, soon()).unwrap().unwrap();
         let place: Arc<dyn vhd::Place> = Arc::new(vhd::FilePlace::open(&image, Mode::ReadWrite).unwrap());
         vhd::resize(&place, size).unwrap();
         drop(place);
@@ -345,7 +371,7 @@ fn snapshot_under_load(sr: &Path) {
             while written.load(Relaxed) < before + 50 {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            let paused = datapath::pause(&image).unwrap().unwrap();
+            let paused = datapath::pause(&image, soon()).unwrap().unwrap();
             let base = sr.join(format!("snapshot{n}.vhd"));
             fs::rename(&image, &base).unwrap();
             child(&image, &base);
@@ -366,7 +392,7 @@ fn snapshot_under_load(sr: &Path) {
 fn pauser_dies(sr: &Path) {
     let image = chain(sr, 1);
     let device = attach(&image);
-    let paused = datapath::pause(&image).unwrap().unwrap();
+    let paused = datapath::pause(&image, soon()).unwrap().unwrap();
     let (tell, told) = std::sync::mpsc::channel();
     let of_reader = device.clone();
     std::thread::spawn(move || {
@@ -383,8 +409,8 @@ fn pauser_dies(sr: &Path) {
 fn pauser_dies_late(sr: &Path) {
     let image = chain(sr, 1);
     attach(&image);
-    let killed = datapath::pause(&image).unwrap().unwrap();
-    let next = datapath::pause(&image).unwrap().unwrap();
+    let killed = datapath::pause(&image, soon()).unwrap().unwrap();
+    let next = datapath::pause(&image, soon()).unwrap().unwrap();
     killed.abandon();
     std::thread::sleep(Duration::from_millis(200));
     let status = || datapath::status(&datapath::find(&image).unwrap().unwrap()).unwrap();
@@ -449,7 +475,7 @@ fn caller_killed(sr: &Path) {
     };
     let mut met = 0;
     for _ in 0..30 {
-        let mut caller = Command::new(std::env::current_exe().unwrap()).arg(&image).spawn().unwrap();
+        let mut caller = start("attach", &image);
         wait(&|| server_of(&image).is_some() || lock_of_call().is_ok());
         let server = server_of(&image).filter(|server| kill(*server, Signal::SIGSTOP).is_ok());
         if let Some(server) = server {
@@ -481,6 +507,180 @@ fn caller_killed(sr: &Path) {
     println!("met a starting server {met} times");
 }
 
+/// A call of its own process: `attach`, `detach`, `grow`, `snapshot`.
+fn start(what: &str, image: &Path) -> std::process::Child {
+    Command::new(std::env::current_exe().unwrap()).args(["--do", what]).arg(image).spawn().unwrap()
+}
+
+fn command(what: &str, image: &Path) {
+    let _lock = lock::take("98de866e-b035-4b1a-a571-613bff542b89", "vdi", lock::Kind::Exclusive, soon()).unwrap();
+    match what {
+        "attach" => drop(attach(image)),
+        "detach" => drop(datapath::detach(image, soon()).unwrap()),
+        "grow" => {
+            let paused = datapath::pause(image, soon()).unwrap();
+            let place: Arc<dyn vhd::Place> = Arc::new(vhd::FilePlace::open(image, Mode::ReadWrite).unwrap());
+            let size = vhd::query(&*place).unwrap().virtual_size + (2 << 20);
+            vhd::resize(&place, size).unwrap();
+            drop(place);
+            paused.unwrap().resume().unwrap();
+        }
+        "snapshot" => {
+            datapath::prepare(image, soon()).unwrap();
+            let paused = datapath::pause(image, soon()).unwrap();
+            let base = (0..).map(|n| image.with_file_name(format!("base{n}.vhd"))).find(|path| !path.exists()).unwrap();
+            let next = image.with_file_name("next.vhd");
+            let _ = fs::remove_file(&next);
+            fs::rename(image, &base).unwrap();
+            child(&next, &base);
+            fs::rename(&next, image).unwrap();
+            paused.unwrap().resume().unwrap();
+        }
+        _ => panic!("{what} is no command"),
+    }
+}
+
+/// A server, or a call, is killed at each of its system calls: no process hangs, other disks and other loop devices go
+/// on, nothing that was flushed is lost, and the next attach works.
+fn killed_anywhere(sr: &Path, what: &str, victim: Victim) {
+    const SMALL: u64 = 4 << 20;
+    let small = |path: &Path| drop(vhd::create(&place(path), &vhd::NewImage::new(SMALL)).unwrap());
+    let other = sr.join("other.vhd");
+    small(&other);
+    let other_device = attach(&other);
+    let plain = sr.join("plain");
+    fs::write(&plain, vec![5; 1 << 20]).unwrap();
+    let dir = sr.join("killed");
+    fs::create_dir(&dir).unwrap();
+    let image = dir.join("leaf.vhd");
+    let fresh = || {
+        for file in fs::read_dir(&dir).unwrap().flatten() {
+            fs::remove_file(file.path()).unwrap();
+        }
+        small(&image);
+    };
+    fresh();
+    let mut kills = 0;
+    let mut n = 0;
+    loop {
+        n += 1;
+        // What the disk holds when the victim is killed.
+        let page = [n as u8; 4096];
+        let write = || {
+            let file = File::options().write(true).open(attach(&image)).unwrap();
+            file.write_all_at(&page, 4096).unwrap();
+            file.sync_all().unwrap();
+        };
+        write();
+        if what == "attach" {
+            detach(&image);
+        }
+        let server = datapath::find(&image).unwrap().map_or(String::new(), |found| found.server.to_string());
+        let name = if victim == Victim::Server { "server" } else { "caller" };
+        let at = format!("{what}, {name}, call {n}");
+        let mut tracer = Command::new(std::env::current_exe().unwrap());
+        tracer.args(["--kill", name, &n.to_string(), &server, what]).arg(&image).stderr(Stdio::piped());
+        let traced = tracer.stdout(Stdio::piped()).output().unwrap();
+        let said = String::from_utf8_lossy(&traced.stdout).trim_end().to_owned();
+        let at = format!("{at}, {said}");
+        assert!(matches!(traced.status.code(), Some(0 | killer::KILLED)), "{at}: the call hangs: {}", traced.status);
+        let acted = traced.status.code() == Some(killer::KILLED);
+        kills += u32::from(acted);
+
+        in_time(&at, "another disk", {
+            let device = other_device.clone();
+            move || {
+                let file = File::options().write(true).open(device).unwrap();
+                file.write_all_at(&page, 0).unwrap();
+                file.sync_all().unwrap();
+            }
+        });
+        in_time(&at, "a loop device", {
+            let plain = plain.clone();
+            move || {
+                let file = File::open(&plain).unwrap();
+                let device = loopdev::attach(&file, &plain, true).unwrap();
+                assert_eq!(fs::read(&device).unwrap(), fs::read(&plain).unwrap());
+                loopdev::detach(&device, Backing::Path(&plain)).unwrap();
+            }
+        });
+        if what == "grow" && victim == Victim::Caller {
+            // The device follows, whoever lives.
+            if let Some(found) = datapath::find(&image).unwrap() {
+                let wanted = vhd::query(&vhd::FilePlace::open(&image, Mode::ReadOnly).unwrap()).unwrap().virtual_size;
+                let until = Instant::now() + Duration::from_secs(10);
+                while File::open(&found.device).unwrap().seek(SeekFrom::End(0)).unwrap() != wanted {
+                    assert!(Instant::now() < until, "{at}: the device has not the disk's size");
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
+        }
+        // A snapshot of this test is not atomic.
+        if what == "snapshot" && !image.exists() {
+            let found = datapath::find(&image).unwrap();
+            assert!(found.is_none_or(|found| !found.healthy), "{at}: it is served");
+            in_time(&at, "a detach", of(&image, |image| drop(datapath::detach(image, soon()).unwrap())));
+            fresh();
+            write();
+        }
+        in_time(&at, "an attach", of(&image, |image| drop(attach(image))));
+        let found = datapath::find(&image).unwrap().unwrap();
+        assert!(found.healthy, "{at}");
+        let mut got = [0; 4096];
+        File::open(&found.device).unwrap().read_exact_at(&mut got, 4096).unwrap();
+        assert!(got == page, "{at}: what was flushed is lost");
+        let detached = !acted || n % 20 == 0 || what == "attach";
+        if detached {
+            in_time(&at, "a detach", of(&image, detach));
+        }
+        let until = Instant::now() + Duration::from_secs(10);
+        while !stuck().is_empty() || (detached && server_of(&image).is_some()) {
+            assert!(Instant::now() < until, "{at}: left: {:?} {:?}", stuck(), server_of(&image));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if n % 20 == 0 {
+            fresh();
+        }
+        if !acted {
+            break;
+        }
+    }
+    println!("{kills} kills");
+    assert!(kills > 10, "{what}: only {kills} kills");
+    detach(&other);
+}
+
+fn of(image: &Path, work: fn(&Path)) -> impl FnOnce() + Send + 'static {
+    let image = image.to_owned();
+    move || work(&image)
+}
+
+/// Does it in a thread, so that what hangs is seen to hang.
+fn in_time(when: &str, what: &str, work: impl FnOnce() + Send + 'static) {
+    let worker = std::thread::spawn(work);
+    let until = Instant::now() + Duration::from_secs(20);
+    while !worker.is_finished() {
+        assert!(Instant::now() < until, "{when}: then {what} hangs; in the kernel: {:?}", stuck());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(worker.join().is_ok(), "{when}: then {what} fails");
+}
+
+/// Processes that can't be killed: they wait in the kernel, or a thread of theirs does.
+fn stuck() -> Vec<String> {
+    let threads = fs::read_dir("/proc").unwrap().flatten().flat_map(|process| {
+        let is_process = process.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok());
+        let tasks = is_process.then(|| fs::read_dir(process.path().join("task")).ok()).flatten();
+        tasks.into_iter().flatten().flatten()
+    });
+    let stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    // Threads of the kernel are children of process 2.
+    let is_stuck = |stat: &String| {
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with("D ") && !rest.starts_with("D 2 "))
+    };
+    stats.filter(is_stuck).collect()
+}
+
 fn signalled(sr: &Path) {
     let image = chain(sr, 1);
     let device = attach(&image);
@@ -499,7 +699,7 @@ fn moved(sr: &Path) {
     fs::rename(sr, &elsewhere).unwrap();
     let moved = elsewhere.join(image.file_name().unwrap());
     assert_eq!(attach(&moved), device);
-    let refused = xcp_sm::error::one_line(&datapath::pause(&moved).err().unwrap());
+    let refused = xcp_sm::error::one_line(&datapath::pause(&moved, soon()).err().unwrap());
     assert!(refused.contains("moved"), "{refused}");
     detach(&moved);
     assert!(datapath::find(&moved).unwrap().is_none());
@@ -509,7 +709,7 @@ fn moved(sr: &Path) {
 fn failed_resume(sr: &Path) {
     let image = chain(sr, 1);
     let device = attach(&image);
-    let paused = datapath::pause(&image).unwrap().unwrap();
+    let paused = datapath::pause(&image, soon()).unwrap().unwrap();
     let away = sr.join("away");
     fs::rename(&image, &away).unwrap();
     assert!(paused.resume().is_err());
@@ -517,7 +717,7 @@ fn failed_resume(sr: &Path) {
     let found = datapath::find(&image).unwrap().unwrap();
     assert!(datapath::status(&found).unwrap().starts_with("failed cannot open"));
     fs::rename(&away, &image).unwrap();
-    datapath::pause(&image).unwrap().unwrap().resume().unwrap();
+    datapath::pause(&image, soon()).unwrap().unwrap().resume().unwrap();
     read_all(&device);
     detach(&image);
 }
@@ -611,20 +811,24 @@ fn read_all(device: &Path) -> Vec<u8> {
     bytes
 }
 
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
 fn attach(image: &Path) -> PathBuf {
     let source = Source { format: Format::Vhd, path: image.to_owned(), read_only: false, shared: false };
-    let device = datapath::attach(&source).unwrap();
+    let device = datapath::attach(&source, soon()).unwrap();
     assert!(fs::metadata(&device).unwrap().file_type().is_block_device());
     device
 }
 
 fn attach_error(image: &Path) -> String {
     let source = Source { format: Format::Vhd, path: image.to_owned(), read_only: false, shared: false };
-    xcp_sm::error::one_line(&datapath::attach(&source).unwrap_err())
+    xcp_sm::error::one_line(&datapath::attach(&source, soon()).unwrap_err())
 }
 
 fn detach(image: &Path) {
-    match datapath::detach(image).unwrap() {
+    match datapath::detach(image, soon()).unwrap() {
         Detached::Done(done) => assert_eq!(done, Done::Changed),
         Detached::Busy(who) => panic!("busy: {who}"),
     }
@@ -672,7 +876,7 @@ fn clean_up(sr: &Path) {
     for attached in datapath::all().unwrap().iter().filter(|a| a.image.starts_with(sr)) {
         let _ = kill(Pid::from_raw(attached.server as i32), Signal::SIGKILL);
         let _ = Command::new("umount").arg(&attached.device).stderr(Stdio::null()).status();
-        let _ = datapath::detach(&attached.image);
+        let _ = datapath::detach(&attached.image, soon());
     }
 }
 

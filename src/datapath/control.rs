@@ -4,13 +4,17 @@
 //! |---|---|---|
 //! | `status` | | `ok serving BYTES DEPTH`, `ok paused`, `ok failed WHY`, and the last I/O error |
 //! | `flush` | makes everything durable | `ok` |
+//! | `ready` | lets requests end and makes everything durable, unless it is paused: a pause that follows is short | `ok` |
 //! | `pause` | lets requests end, flushes, closes the chain; requests wait | `ok` |
-//! | `resume` | opens the chain by path, tells the kernel its size | `ok BYTES` |
+//! | `resume` | opens the chain by path, tells the kernel the size of its file | `ok BYTES` |
 //! | `hold` | a pause that outlives its connection, until `release`; `resume` does not end it | `ok` |
-//! | `release` | ends it as `resume` ends a pause; also mends a disk that could not be opened again | `ok` |
+//! | `release` | ends it as `resume` ends a pause; also mends a disk that could not be opened again | `ok`, `ok BYTES` if it goes on |
 //! | `stop` | | `ok`, and again `ok` when the device is gone and the image closed |
 //!
-//! Or `error` and words. A pause ends with its connection: whoever paused and died leaves no disk that hangs. A hold
+//! Or `error` and words. The size of the device follows that of the file when somebody asks for it: the client does,
+//! because a server must not touch its own device.
+//!
+//! A pause ends with its connection: whoever paused and died leaves no disk that hangs. A hold
 //! does not: it is for another host, whose death must not let this one write into an image that has become a base.
 
 use std::fs::{self, File};
@@ -20,15 +24,15 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::libc;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
+use nix::sys::time::TimeVal;
 
 use super::disk::{Disk, State};
+use super::server;
 use crate::error::{Error, Result, one_line};
-
-/// How long a server may take to make everything durable.
-pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn socket(dir: &Path, pid: u32) -> PathBuf {
     dir.join(format!("{pid}.sock"))
@@ -53,35 +57,53 @@ fn short(dir: &File, pid: u32) -> PathBuf {
     socket(Path::new(&format!("/proc/self/fd/{}", dir.as_raw_fd())), pid)
 }
 
-/// One conversation with a server.
+/// One conversation with a server, which has an end.
 pub struct Client {
     stream: BufReader<UnixStream>,
     path: PathBuf,
+    pid: u32,
+    begun: Instant,
+    until: Instant,
 }
 
 impl Client {
-    pub fn connect(dir: &Path, pid: u32) -> Result<Client> {
+    /// `until`: the end of every wait for an answer. A wait that is over is [`Error::DeviceInUse`] of `what`.
+    pub fn connect(dir: &Path, pid: u32, until: Instant) -> Result<Client> {
         let path = socket(dir, pid);
-        let fail = |op| Error::io(op, &path);
-        let stream = open_directory(dir).and_then(|open| UnixStream::connect(short(&open, pid)));
-        let stream = stream.map_err(fail("connect to"))?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(fail("set a deadline on"))?;
-        Ok(Client { stream: BufReader::new(stream), path })
+        let begun = Instant::now();
+        let connected = open_directory(dir).and_then(|open| connect_until(&short(&open, pid), until));
+        match connected {
+            Ok(stream) => Ok(Client { stream: BufReader::new(stream), path, pid, begun, until }),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(unanswered(pid, begun)),
+            Err(e) => Err(Error::io("connect to", &path)(e)),
+        }
+    }
+
+    /// Gives the conversation another end.
+    pub fn wait_until(&mut self, until: Instant) {
+        self.until = until;
     }
 
     pub fn say(&mut self, word: &str) -> Result<()> {
-        self.stream.get_mut().write_all(format!("{word}\n").as_bytes()).map_err(Error::io("write to", &self.path))
+        let said = self.stream.get_mut().write_all(format!("{word}\n").as_bytes());
+        said.map_err(|e| self.unheard("write to the image server at", e))
     }
 
     /// The rest of an `ok`.
+    ///
+    /// # Errors
+    /// [`Error::DeviceInUse`] when there is no answer in time, with the process.
     pub fn hear(&mut self) -> Result<String> {
         let mut line = String::new();
-        self.stream.read_line(&mut line).map_err(Error::io("hear from the server at", &self.path))?;
+        self.wait_no_longer()?;
+        if let Err(e) = self.stream.read_line(&mut line) {
+            return Err(self.unheard("hear from the image server at", e));
+        }
         let line = line.trim_end_matches('\n');
         match line.split_once(' ').unwrap_or((line, "")) {
             ("ok", rest) => Ok(rest.to_owned()),
             ("error", why) => Err(self.failed(why)),
-            _ => Err(self.failed("it went away without an answer")),
+            _ => Err(self.failed("it ended without an answer")),
         }
     }
 
@@ -92,16 +114,65 @@ impl Client {
 
     /// Returns when the server has ended.
     pub fn wait_for_end(mut self) -> Result<()> {
-        io::copy(&mut self.stream, &mut io::sink()).map_err(Error::io("wait for the server at", &self.path)).map(drop)
+        self.wait_no_longer()?;
+        match io::copy(&mut self.stream, &mut io::sink()) {
+            Ok(_) => Ok(()),
+            Err(e) => Err(self.unheard("wait for the image server at", e)),
+        }
+    }
+
+    fn wait_no_longer(&self) -> Result<()> {
+        let left = left_of(self.until);
+        self.stream.get_ref().set_read_timeout(Some(left)).map_err(Error::io("set a deadline on", &self.path))
+    }
+
+    fn unheard(&self, op: &'static str, e: io::Error) -> Error {
+        if e.kind() == io::ErrorKind::WouldBlock {
+            return unanswered(self.pid, self.begun);
+        }
+        Error::io(op, &self.path)(e)
     }
 
     fn failed(&self, why: &str) -> Error {
-        Error::Io {
-            op: "have its way with the server at",
-            path: self.path.clone(),
-            source: io::Error::other(why.to_owned()),
-        }
+        Error::Io { op: "use the image server at", path: self.path.clone(), source: io::Error::other(why.to_owned()) }
     }
+}
+
+/// A socket time-out of nothing would be none.
+fn left_of(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+}
+
+/// A server that does not run lets nobody in once enough callers wait.
+fn connect_until(path: &Path, until: Instant) -> io::Result<UnixStream> {
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let left = left_of(until);
+    let left = TimeVal::new(left.as_secs() as i64, i64::from(left.subsec_micros()));
+    socket::setsockopt(&socket, sockopt::SendTimeout, &left)?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(UnixStream::from(socket))
+}
+
+fn unanswered(pid: u32, since: Instant) -> Error {
+    let why = why_silent(pid).map(|why| format!(" ({why})")).unwrap_or_default();
+    let seconds = since.elapsed().as_secs_f32().ceil();
+    let holder = format!("its image server, process {pid}, which has not answered for {seconds} s{why}");
+    Error::DeviceInUse { device: "the disk".to_owned(), holder }
+}
+
+/// Why a process does not answer, as far as the kernel tells.
+pub fn why_silent(pid: u32) -> Option<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let states: Vec<char> = threads.filter_map(|thread| state_of(&thread.path().join("stat"))).collect();
+    if states.iter().any(|state| matches!(state, 'T' | 't')) {
+        return Some(format!("it is stopped; kill -CONT {pid} lets it go on"));
+    }
+    states.contains(&'D').then(|| "it waits for the storage of the disk".to_owned())
+}
+
+/// The state of a process or thread; proc(5).
+fn state_of(stat: &Path) -> Option<char> {
+    fs::read_to_string(stat).ok()?.rsplit_once(") ")?.1.chars().next()
 }
 
 /// The server's end.
@@ -124,8 +195,8 @@ struct Pauses {
     held: bool,
 }
 
-/// Tells the kernel the disk's size.
-pub type Resized = Box<dyn Fn(u64) -> Result<()> + Send + Sync>;
+/// Tells the kernel the disk's size, and us whether it is another than before.
+pub type Resized = Box<dyn Fn(u64) -> Result<bool> + Send + Sync>;
 
 impl Control {
     pub fn bind(dir: &Path) -> Result<(Arc<Control>, UnixListener)> {
@@ -156,11 +227,17 @@ impl Control {
         for word in BufReader::new(words).lines().map_while(Result::ok) {
             let answer = match word.as_str() {
                 "status" => Ok(status(disk)),
+                "ready" => match disk.state() {
+                    State::Serving { .. } => {
+                        disk.flush().map(|()| String::new()).map_err(|errno| errno.desc().to_owned())
+                    }
+                    State::Paused | State::Failed(_) => Ok(String::new()),
+                },
                 "flush" => disk.flush().map(|()| String::new()).map_err(|errno| errno.desc().to_owned()),
                 "pause" => self.pause(disk, &mut paused).map(|()| String::new()).map_err(|e| one_line(&e)),
-                "resume" => self.resume(disk, resized, &mut paused),
+                "resume" => self.resume(disk, resized, &mut paused).map(|(size, _)| size.to_string()),
                 "hold" => self.hold(disk).map(|()| String::new()).map_err(|e| one_line(&e)),
-                "release" => self.release(disk, resized).map(|()| String::new()).map_err(|e| one_line(&e)),
+                "release" => self.release(disk, resized).map_err(|e| one_line(&e)),
                 "stop" => match self.stop(&stream) {
                     Ok(()) => continue,
                     Err(e) => Err(one_line(&e)),
@@ -176,8 +253,9 @@ impl Control {
                 break;
             }
         }
-        if paused.is_some() {
-            let _ = self.resume(disk, resized, &mut paused);
+        // Nobody is there to see that the device gets the size.
+        if paused.is_some() && matches!(self.resume(disk, resized, &mut paused), Ok((_, true))) {
+            server::fit_by_another();
         }
     }
 
@@ -194,9 +272,9 @@ impl Control {
         Ok(())
     }
 
-    /// Ends a pause, unless another one began meanwhile: of a caller that was killed the end may be heard after
+    /// The disk's size, and whether it has changed. Ends a pause, unless another one began meanwhile: of a caller that was killed the end may be heard after
     /// the beginning of the next, which must not lose its pause by that.
-    fn resume(&self, disk: &Disk, resized: &Resized, paused: &mut Option<u64>) -> Result<String, String> {
+    fn resume(&self, disk: &Disk, resized: &Resized, paused: &mut Option<u64>) -> Result<(u64, bool), String> {
         let mut pauses = self.pauses();
         match paused.take() {
             Some(ours) if ours != pauses.begun => return Err("another call has paused it since".to_owned()),
@@ -216,14 +294,15 @@ impl Control {
         Ok(())
     }
 
-    fn release(&self, disk: &Disk, resized: &Resized) -> Result<()> {
+    /// The disk's size, if it goes on.
+    fn release(&self, disk: &Disk, resized: &Resized) -> Result<String> {
         let mut pauses = self.pauses();
         // Whoever on this host has paused it as well goes on with that, and resumes it.
         let ended = std::mem::take(&mut pauses.held) && !pauses.in_force;
         if ended || matches!(disk.state(), State::Failed(_)) {
-            resume(disk, resized)?;
+            return resume(disk, resized).map(|(size, _)| size.to_string());
         }
-        Ok(())
+        Ok(String::new())
     }
 
     fn stop(&self, stream: &UnixStream) -> Result<()> {
@@ -263,8 +342,7 @@ fn status(disk: &Disk) -> String {
     text
 }
 
-fn resume(disk: &Disk, resized: &Resized) -> Result<String> {
+fn resume(disk: &Disk, resized: &Resized) -> Result<(u64, bool)> {
     let size = disk.resume()?;
-    resized(size)?;
-    Ok(size.to_string())
+    Ok((size, resized(size)?))
 }

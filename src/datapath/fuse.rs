@@ -2,7 +2,8 @@
 //!
 //! The filesystem is mounted for the moment in which the loop device takes the file, then detached from the
 //! tree: only the loop device holds it, and the kernel removes it with the last user of the device, whoever
-//! detaches it and whatever became of the server. In the kernel's words the backing file of the loop device is
+//! detaches it and whatever became of the server. The server mounts; the process that started it opens the file and makes
+//! the device, see [`server`](super::server). In the kernel's words the backing file of the loop device is
 //! `/sm-datapath/<pid of the server>/<path of the image>`, which says all that [`find`](super::find) asks.
 //!
 //! One thread takes the requests and does at once what does not wait: reads of what is in the page cache, writes
@@ -19,7 +20,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -31,10 +32,11 @@ use fuser::{
 use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use super::Source;
 use super::disk::Disk;
 use super::pool::Pool;
 use crate::error::{Error, Result};
-use crate::sys::loopdev;
+use crate::sys::loopdev::{self, Backing};
 use crate::sys::tool::Tool;
 
 /// First component of the backing file's path.
@@ -59,7 +61,6 @@ pub fn parse_backing_file(path: &Path) -> Option<(u32, PathBuf)> {
 
 /// A disk that is being served.
 pub struct Export {
-    pub device: PathBuf,
     notifier: Notifier,
     file: INodeNo,
     size: Arc<AtomicU64>,
@@ -81,81 +82,96 @@ impl Thread {
 }
 
 impl Export {
-    /// Makes the device; `scratch` is an empty directory to mount on for a moment.
+    /// Mounts the filesystem on the empty directory `scratch` and serves it.
     pub fn start(disk: &Arc<Disk>, scratch: &Path) -> Result<(Export, Thread)> {
-        let image = &disk.source().path;
-        let backing = backing_file(std::process::id(), image);
-        let names: Vec<OsString> = backing
+        let names: Vec<OsString> = backing_file(std::process::id(), &disk.source().path)
             .components()
             .filter_map(|c| if let Component::Normal(name) = c { Some(name.to_owned()) } else { None })
             .collect();
         let file = INodeNo(names.len() as u64 + 1);
         let size = Arc::new(AtomicU64::new(disk.size().unwrap_or(0)));
-        let tree = Tree { names, disk: disk.clone(), size: size.clone(), pool: Pool::start() };
+        let tree = Tree {
+            names,
+            disk: disk.clone(),
+            size: size.clone(),
+            pool: Pool::start(),
+            written: AtomicBool::new(false),
+        };
 
         if !Path::new(DEVICE).exists() {
             // On most hosts udev makes the node, and the module comes with its first user.
             let _ = Tool::new("modprobe").args(["-q", "fuse"]).deadline(Duration::from_secs(10)).run();
         }
         let channel = OpenOptions::new().read(true).write(true).open(DEVICE).map_err(Error::io("open", DEVICE))?;
-        let mounted = Mounted::new(&channel, scratch)?;
+        mount_on(scratch, &channel)?;
         let mut config = Config::default();
         config.n_threads = Some(1);
         config.acl = SessionACL::All;
-        let session = Session::from_fd(tree, OwnedFd::from(channel), SessionACL::All, config)
-            .map_err(Error::io("talk FUSE through", DEVICE))?;
+        let session = Session::from_fd(tree, OwnedFd::from(channel), SessionACL::All, config).map_err(|e| {
+            unmount(scratch);
+            Error::io("talk FUSE through", DEVICE)(e)
+        })?;
         let notifier = session.notifier();
         let thread = std::thread::spawn(move || session.run());
-        let path = scratch.join(backing.strip_prefix("/").unwrap_or(&backing));
-        let served = OpenOptions::new()
-            .read(true)
-            .write(!disk.source().read_only)
-            .open(&path)
-            .map_err(Error::io("open the served", &path))?;
-        drop(mounted);
-        let device = loopdev::attach(&served, image, disk.source().read_only)?;
-        Ok((Export { device, notifier, file, size }, Thread(thread)))
+        Ok((Export { notifier, file, size }, Thread(thread)))
     }
 
-    /// Makes the device as large as the disk is now.
-    pub fn resized(&self, size: u64) -> Result<()> {
+    /// Makes the file as large as the disk is now. `false`: it is already. The device is for another process, see [`fit`].
+    pub fn resized(&self, size: u64) -> Result<bool> {
         let before = self.size.swap(size, Relaxed);
         if before == size {
-            return Ok(());
+            return Ok(false);
         }
         if size > before {
             // A byte put into the kernel's cache of the file moves its end, as the kernel knows it; the byte itself
             // is dropped, nobody reads the cache. A loop device of Linux 6.15 asks for the size by itself.
             let told = self.notifier.store(self.file, size - 1, &[0]);
             let told = told.and_then(|()| self.notifier.inval_inode(self.file, 0, 0));
-            told.map_err(Error::io("tell the kernel the size of", &self.device))?;
+            told.map_err(Error::io("tell the kernel a size through", DEVICE))?;
         }
-        loopdev::update_size(&self.device)
+        Ok(true)
     }
 }
 
-/// A filesystem in the tree; dropped, it lives on as long as one of its files is open.
-struct Mounted<'a>(&'a Path);
-
-impl<'a> Mounted<'a> {
-    fn new(channel: &File, on: &'a Path) -> Result<Self> {
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", channel.as_raw_fd());
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        mount(Some(ROOT), on, Some("fuse"), flags, Some(options.as_str())).map_err(Error::sys("mount FUSE on", on))?;
-        Ok(Mounted(on))
-    }
+fn mount_on(scratch: &Path, channel: &File) -> Result<()> {
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", channel.as_raw_fd());
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some(ROOT), scratch, Some("fuse"), flags, Some(options.as_str()))
+        .map_err(Error::sys("mount FUSE on", scratch))
 }
 
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        let _ = umount2(self.0, MntFlags::MNT_DETACH);
-    }
-}
-
-/// Removes a mount that a killed server left on its scratch directory.
-pub fn sweep_mount(scratch: &Path) {
+/// Takes the filesystem out of the tree, and the directory away. It lives on as long as its file is open.
+pub fn unmount(scratch: &Path) {
     let _ = umount2(scratch, MntFlags::MNT_DETACH);
     let _ = fs::remove_dir(scratch);
+}
+
+/// Removes what a killed server left on its scratch directory, and ends its connection: whoever waits for it is let go.
+pub fn sweep_mount(scratch: &Path) {
+    let _ = umount2(scratch, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
+    let _ = fs::remove_dir(scratch);
+}
+
+/// Makes the loop device over the file that the process `server` has mounted on `scratch`, and unmounts that. Not for the
+/// server itself: it would wait for its own answers.
+pub fn connect(scratch: &Path, server: u32, source: &Source) -> Result<PathBuf> {
+    let backing = backing_file(server, &source.path);
+    let path = scratch.join(backing.strip_prefix("/").unwrap_or(&backing));
+    let served = OpenOptions::new().read(true).write(!source.read_only).open(&path);
+    unmount(scratch);
+    loopdev::attach(&served.map_err(Error::io("open the served", &path))?, &source.path, source.read_only)
+}
+
+/// Makes the device of a server as large as the file that it shows. Not for the server itself, see [`connect`].
+pub fn fit(server: u32) -> Result<()> {
+    for (backing, names) in loopdev::attached()? {
+        if parse_backing_file(&backing).is_some_and(|(pid, _)| pid == server) {
+            for name in names {
+                loopdev::update_size(&Path::new("/dev").join(name), Backing::Path(&backing))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Directories one in another, at the end the file. Node `n` is called `names[n - 2]`; node 1 is the root.
@@ -165,9 +181,17 @@ struct Tree {
     size: Arc<AtomicU64>,
     /// Does what may wait.
     pool: Pool,
+    /// Something was written since the start.
+    written: AtomicBool,
 }
 
 impl Tree {
+    fn note_write(&self) {
+        if !self.written.load(Relaxed) {
+            self.written.store(true, Relaxed);
+        }
+    }
+
     fn attributes(&self, node: INodeNo) -> FileAttr {
         let is_file = node.0 == self.names.len() as u64 + 1;
         let size = if is_file { self.size.load(Relaxed) } else { 0 };
@@ -225,7 +249,10 @@ impl Filesystem for Tree {
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
+        reply.opened(
+            FileHandle(0),
+            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES | FopenFlags::FOPEN_NOFLUSH,
+        );
     }
 
     fn read(
@@ -263,6 +290,7 @@ impl Filesystem for Tree {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.note_write();
         let len = data.len() as u32;
         let answer = move |result| match result {
             Ok(()) => reply.written(len),
@@ -283,7 +311,9 @@ impl Filesystem for Tree {
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        if self.disk.source().read_only {
+        // A loop device is flushed while it is made, with locks of the kernel that all loop devices want: that must not
+        // wait for storage.
+        if self.disk.source().read_only || !self.written.load(Relaxed) {
             return reply.ok();
         }
         let disk = self.disk.clone();
@@ -304,6 +334,7 @@ impl Filesystem for Tree {
         if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) == 0 {
             return reply.error(Errno::EOPNOTSUPP);
         }
+        self.note_write();
         let disk = self.disk.clone();
         self.pool.run(move || done(reply, disk.zero(offset, length)));
     }

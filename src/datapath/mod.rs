@@ -20,7 +20,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result, one_line};
+use crate::error::{Error, Result};
 use crate::sys::blockdev;
 use crate::sys::loopdev::{self, Detached};
 use crate::sys::run_dir;
@@ -80,53 +80,80 @@ pub fn all_among(devices: &HashMap<PathBuf, Vec<String>>) -> Vec<Attached> {
     found
 }
 
-/// The served image at `path`, by whatever path its directory was reached. A server whose device is gone may still
-/// be writing: `None` says that it has ended as well.
+/// The served image at `path`, by whatever path its directory was reached, as the kernel knows it now. Waits for nothing.
+///
+/// `None` does not say that no server writes to it: one whose device is gone may not have ended yet, see [`find_settled`].
 pub fn find(path: &Path) -> Result<Option<Attached>> {
+    Ok(find_in(&all()?, path).cloned())
+}
+
+/// The served image at `path`. `None` says that no server has it open; one whose device is gone and that is still writing
+/// is waited for.
+///
+/// # Errors
+/// [`Error::DeviceInUse`] when that has not ended at the deadline.
+pub fn find_settled(path: &Path, deadline: Instant) -> Result<Option<Attached>> {
     let list = all()?;
     if let Some(found) = find_in(&list, path) {
         return Ok(Some(found.clone()));
     }
     let dir = directory();
     let without_device = |pid: &u32| list.iter().all(|attached| attached.server != *pid);
-    let starting: Vec<u32> = servers(&dir).into_iter().filter(without_device).collect();
-    if starting.is_empty() {
-        return Ok(None);
-    }
-    for pid in starting {
-        let serves = || Arguments::of(pid).is_some_and(|a| is_same(&a.source.path, path));
-        if serves() {
-            // What it could not write is told to whoever detached it, if he waits.
-            let end = Client::connect(&dir, pid).and_then(|mut client| client.say("stop").map(|()| client));
+    let mut waited = false;
+    for pid in servers(&dir).into_iter().filter(without_device) {
+        if Arguments::of(pid).is_some_and(|a| is_same(&a.source.path, path)) {
+            waited = true;
+            // What it could not write is told to the call that detached it, if that waits.
+            let until = patience(deadline);
+            let end = Client::connect(&dir, pid, until).and_then(|mut client| client.say("stop").map(|()| client));
             let ended = end.and_then(Client::wait_for_end);
-            if let Err(why) = ended.and_then(|()| await_end(serves))
-                && serves()
-            {
-                return Err(still_writing(pid, path, &why));
-            }
+            await_end(pid, path, until).map_err(|still| ended.err().unwrap_or(still))?;
+        } else if is_dying(pid, path) {
+            waited = true;
+            await_end(pid, path, patience(deadline))?;
         }
     }
     // One that had just been started may have a device by now.
-    Ok(find_in(&all()?, path).cloned())
+    if waited { find(path) } else { Ok(None) }
 }
 
-/// Waits a moment for a process that has closed its end of a conversation.
-fn await_end(lives: impl Fn() -> bool) -> Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(5);
-    let until = Instant::now() + PATIENCE;
-    while lives() {
+/// The end of a wait for a server: that of the call. An answer that needs no wait comes within this in any case.
+fn patience(deadline: Instant) -> Instant {
+    const LEAST: Duration = Duration::from_secs(2);
+    deadline.max(Instant::now() + LEAST)
+}
+
+/// Whether the process was a server of the image, was killed, and has not gone: one of its threads is in the kernel,
+/// perhaps in the middle of a write to the image.
+fn is_dying(pid: u32, path: &Path) -> bool {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    if !fs::read(process.join("comm")).is_ok_and(|name| name == server::COMM)
+        || !fs::read(process.join("cmdline")).is_ok_and(|line| line.is_empty())
+    {
+        return false;
+    }
+    // The thread that is left has the files. Names are compared: to look at a file could take for ever.
+    let threads = fs::read_dir(process.join("task")).into_iter().flatten().flatten();
+    let mut files = threads.flat_map(|thread| fs::read_dir(thread.path().join("fd")).into_iter().flatten().flatten());
+    files.any(|fd| fs::read_link(fd.path()).is_ok_and(|file| file.file_name() == path.file_name()))
+}
+
+/// Waits until the process is no server of the image any more.
+///
+/// # Errors
+/// [`Error::DeviceInUse`]: a second server would write beside the first, and both would destroy the image.
+fn await_end(pid: u32, path: &Path, until: Instant) -> Result<()> {
+    let begun = Instant::now();
+    while Arguments::of(pid).is_some_and(|a| is_same(&a.source.path, path)) || is_dying(pid, path) {
         if Instant::now() >= until {
-            return Err(Error::Usage("it said that it ends, and lives on".to_owned()));
+            let why = control::why_silent(pid).map(|why| format!(" ({why})")).unwrap_or_default();
+            let seconds = begun.elapsed().as_secs_f32().ceil();
+            let holder = format!("its image server, process {pid}, which has not ended for {seconds} s{why}");
+            return Err(Error::DeviceInUse { device: path.display().to_string(), holder });
         }
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
-}
-
-/// A second server of the image would write beside the first, and both would destroy it.
-fn still_writing(server: u32, path: &Path, why: &Error) -> Error {
-    let holder = format!("its server, process {server}, which has not ended: {}", one_line(why));
-    Error::DeviceInUse { device: path.display().to_string(), holder }
 }
 
 /// The processes that have, or had, a socket here.
@@ -159,11 +186,14 @@ fn has_open(process: u32, path: &Path) -> bool {
 /// that was killed left is cleaned up first.
 ///
 /// # Errors
-/// [`Error::DeviceInUse`] when it is attached read-only and wanted writable, or when its server was killed and
-/// something holds the dead device open; [`Error::Tool`] with the words of a server that did not start.
-pub fn attach(source: &Source) -> Result<PathBuf> {
+/// [`Error::DeviceInUse`] when it is attached read-only and wanted writable, when its server was killed and
+/// something holds the dead device open, or when an earlier server has not ended at the deadline; [`Error::Tool`] with the
+/// words of a server that did not start, or was not ready at the deadline and was killed.
+pub fn attach(source: &Source, deadline: Instant) -> Result<PathBuf> {
+    /// What a start may take on a busy machine when its caller waits for nothing.
+    const LEAST: Duration = Duration::from_secs(5);
     let source = Source { path: absolute(&source.path)?, ..source.clone() };
-    if let Some(found) = find(&source.path)? {
+    if let Some(found) = find_settled(&source.path, deadline)? {
         let refused = |holder: String| Err(Error::DeviceInUse { device: found.device.display().to_string(), holder });
         if found.healthy {
             return match found.read_only && !source.read_only {
@@ -171,7 +201,7 @@ pub fn attach(source: &Source) -> Result<PathBuf> {
                 false => Ok(found.device),
             };
         }
-        if let Detached::Busy(who) = detach(&source.path)? {
+        if let Detached::Busy(who) = detach(&source.path, deadline)? {
             return refused(format!("its server died, and {who} still holds the device"));
         }
     }
@@ -180,7 +210,8 @@ pub fn attach(source: &Source) -> Result<PathBuf> {
     options.read(true).write(!source.read_only).open(&source.path).map_err(Error::io("open", &source.path))?;
     let dir = directory();
     sweep(&dir);
-    server::start(&Arguments { source, dir })
+    let started = server::start(&Arguments { source, dir: dir.clone() }, deadline.max(Instant::now() + LEAST));
+    started.inspect_err(|_| sweep(&dir))
 }
 
 /// Who has the device open, in the kernel or as a process.
@@ -191,30 +222,35 @@ fn holder(device: &Path) -> Option<String> {
 /// Removes the device and ends the server; what was written is durable. Idempotent.
 ///
 /// # Errors
-/// That the server could not make everything durable; the device is gone all the same.
-pub fn detach(path: &Path) -> Result<Detached> {
-    let Some(found) = find(path)? else { return Ok(Detached::Done(Done::Already)) };
-    let mut client = match conversation(&found) {
-        Ok(mut client) => client.ask("stop").ok().map(|_| client),
+/// That the server could not make everything durable, or has not done so at the deadline: the device is gone all the same,
+/// and the next call waits for the server. [`Error::DeviceInUse`] when the server does not answer; then nothing was
+/// changed.
+pub fn detach(path: &Path, deadline: Instant) -> Result<Detached> {
+    let Some(found) = find_settled(path, deadline)? else { return Ok(Detached::Done(Done::Already)) };
+    let backing = fuse::backing_file(found.server, &found.image);
+    let backing = loopdev::Backing::Path(&backing);
+    let until = patience(deadline);
+    let conversation = conversation(&found, until).and_then(|mut client| client.ask("stop").map(|_| client));
+    let client = match conversation {
+        Ok(client) => Some(client),
+        Err(silent @ Error::DeviceInUse { .. }) => return Err(silent),
+        // It died.
         Err(_) => None,
     };
-    if !found.healthy
-        && let Some(who) = holder(&found.device)
-    {
+    if client.is_none() {
+        await_end(found.server, path, until)?;
         // A loop device whose server is dead can't take a deferred detach back.
-        return Ok(Detached::Busy(who));
+        if let Some(who) = holder(&found.device) {
+            return Ok(Detached::Busy(who));
+        }
     }
-    let detached = loopdev::detach(&found.device)?;
+    let detached = loopdev::detach(&found.device, backing)?;
     if matches!(detached, Detached::Busy(_)) {
         return Ok(detached);
     }
-    match client.take() {
-        Some(mut client) => {
-            client.hear()?;
-            client.wait_for_end()?;
-        }
-        // It did not answer, and may still be writing: without its device it is one that `find` waits for.
-        None => drop(find(path)?),
+    if let Some(mut client) = client {
+        client.hear()?;
+        client.wait_for_end()?;
     }
     sweep(&directory());
     Ok(detached)
@@ -224,24 +260,42 @@ pub fn detach(path: &Path) -> Result<Detached> {
 /// and goes on; what fails then fails for its user, and [`status`] says why.
 pub struct Paused {
     client: Client,
+    attached: Attached,
     resumed: bool,
+}
+
+/// Lets the requests under way end and makes everything durable, before a [`pause`], so that the guest waits less while
+/// it is paused, and no lock is held meanwhile. Does nothing if it is not attached, or paused already.
+///
+/// # Errors
+/// [`Error::DeviceInUse`] when the server does not answer until the deadline, or is dead.
+pub fn prepare(path: &Path, deadline: Instant) -> Result<()> {
+    let Some(found) = find(path)? else { return Ok(()) };
+    match conversation(&found, patience(deadline))?.ask("ready") {
+        // A server of an earlier version does not know the word; a flush that fails is the pause's to tell.
+        Err(Error::Io { .. }) => Ok(()),
+        other => other.map(drop),
+    }
 }
 
 /// Lets the requests under way end, makes everything durable, and closes the image and its parents, so that
 /// they may be renamed, replaced, resized and merged. I/O waits, and goes on when the caller dies.
 ///
 /// `None`: it is not attached.
-pub fn pause(path: &Path) -> Result<Option<Paused>> {
-    let Some(found) = find(path)? else { return Ok(None) };
+///
+/// # Errors
+/// [`Error::DeviceInUse`] when the server does not answer until the deadline.
+pub fn pause(path: &Path, deadline: Instant) -> Result<Option<Paused>> {
+    let Some(found) = find_settled(path, deadline)? else { return Ok(None) };
     if !is_same(&found.image, path) {
         return Err(Error::DeviceInUse {
             device: found.device.display().to_string(),
             holder: format!("its server opened {}, which was moved since; detach it first", found.image.display()),
         });
     }
-    let mut client = conversation(&found)?;
+    let mut client = conversation(&found, patience(deadline))?;
     client.ask("pause")?;
-    Ok(Some(Paused { client, resumed: false }))
+    Ok(Some(Paused { client, attached: found, resumed: false }))
 }
 
 impl Paused {
@@ -251,7 +305,14 @@ impl Paused {
     /// When it can't be opened: then I/O fails, and may be mended by another pause and resume.
     pub fn resume(mut self) -> Result<u64> {
         self.resumed = true;
+        self.go_on()
+    }
+
+    fn go_on(&mut self) -> Result<u64> {
+        // However long the pause was.
+        self.client.wait_until(patience(Instant::now()));
         let size = self.client.ask("resume")?;
+        fit(&self.attached, &size)?;
         size.parse().map_err(|_| Error::Invalid { what: "size", value: size, expected: "expected a number".to_owned() })
     }
 
@@ -265,47 +326,66 @@ impl Paused {
 impl Drop for Paused {
     fn drop(&mut self) {
         if !self.resumed {
-            let _ = self.client.ask("resume");
+            let _ = self.go_on();
         }
     }
+}
+
+/// Makes the device as large as its server says that the disk is, in bytes. Idempotent. A server that goes on says so.
+fn fit(attached: &Attached, said: &str) -> Result<()> {
+    match said.parse::<u64>() {
+        Ok(size) if blockdev::known_size(&attached.device) != Some(size) => {
+            let backing = fuse::backing_file(attached.server, &attached.image);
+            loopdev::update_size(&attached.device, loopdev::Backing::Path(&backing))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the device as large as its disk is by now, if a call that made it larger was killed before. Does nothing if it is
+/// not attached.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn follow_size(path: &Path, deadline: Instant) -> Result<()> {
+    let Some(found) = find(path)?.filter(|found| found.healthy) else { return Ok(()) };
+    let status = conversation(&found, patience(deadline))?.ask("status")?;
+    let size = status.strip_prefix("serving ").and_then(|rest| rest.split(' ').next());
+    fit(&found, size.unwrap_or_default())
 }
 
 /// The same until [`release`], even if the caller dies: for a host that changes the tree of a disk in use here. Idempotent.
 ///
 /// # Errors
-/// That the server is dead or could not make everything durable; then the disk is not held.
-pub fn hold(path: &Path) -> Result<Done> {
-    tell(path, "hold")
+/// That the server is dead, does not answer until the deadline, or could not make everything durable; then the disk is
+/// not held.
+pub fn hold(path: &Path, deadline: Instant) -> Result<Done> {
+    tell(path, "hold", deadline)
 }
 
 /// Ends it: what has the image's name now is opened and I/O goes on. Idempotent.
 ///
 /// # Errors
 /// When it can't be opened: then I/O fails, until another release.
-pub fn release(path: &Path) -> Result<Done> {
-    tell(path, "release")
+pub fn release(path: &Path, deadline: Instant) -> Result<Done> {
+    tell(path, "release", deadline)
 }
 
 /// `Already`: it is not attached.
-fn tell(path: &Path, word: &str) -> Result<Done> {
-    let Some(found) = find(path)? else { return Ok(Done::Already) };
-    conversation(&found)?.ask(word).map(|_| Done::Changed)
-}
-
-/// Makes what was written to the device durable, without closing anything.
-pub fn flush(attached: &Attached) -> Result<()> {
-    blockdev::flush(&attached.device)?;
-    conversation(attached)?.ask("flush").map(drop)
+fn tell(path: &Path, word: &str, deadline: Instant) -> Result<Done> {
+    let Some(found) = find_settled(path, deadline)? else { return Ok(Done::Already) };
+    let said = conversation(&found, patience(deadline))?.ask(word)?;
+    fit(&found, &said).map(|()| Done::Changed)
 }
 
 /// What the server says of itself: `serving BYTES DEPTH`, `paused` or `failed WHY`, and its last I/O error.
 pub fn status(attached: &Attached) -> Result<String> {
-    conversation(attached)?.ask("status")
+    conversation(attached, patience(Instant::now()))?.ask("status")
 }
 
-fn conversation(attached: &Attached) -> Result<Client> {
+fn conversation(attached: &Attached, until: Instant) -> Result<Client> {
     match Arguments::of(attached.server).filter(|a| a.source.path == attached.image) {
-        Some(arguments) => Client::connect(&arguments.dir, attached.server),
+        Some(arguments) => Client::connect(&arguments.dir, attached.server, until),
         None => Err(Error::NoDevice {
             device: attached.device.display().to_string(),
             why: format!("its server, process {}, is dead; detach it", attached.server),

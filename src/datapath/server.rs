@@ -4,35 +4,64 @@
 //! SIGKILL ends it, or the end of its device), and asks the kernel to spare it when memory is short: the pages
 //! that are to be freed may be those of its own disk.
 //!
-//! Its stdin is the lock of its disk, which it shares with its caller until the device is told, or is gone: of a
+//! Its stdin is the lock of its disk, which it shares with its caller until there is a device, or will be none: of a
 //! caller that was killed meanwhile nobody would know that a server starts, and the next call would start another.
+//!
+//! # The start
+//!
+//! A process that answers FUSE must not wait for FUSE. If it did, a SIGKILL would leave it for ever: one of its threads
+//! waits for an answer, the other that would give it is dead, and the kernel ends the connection only when both are. So
+//! the server neither opens its own file nor touches its loop device, and its caller does that. Their conversation is the
+//! socket that is the server's stdout at the beginning:
+//!
+//! | server | caller |
+//! |---|---|
+//! | `pid N` | |
+//! | opens the image, binds the control socket, mounts FUSE: `mounted` | |
+//! | | opens the file, unmounts, makes the loop device: `attached` |
+//!
+//! Or `error` and words. The end of the conversation before `attached` means that the caller failed or was killed. Then the
+//! server unmounts. If there is a device all the same, the disk is attached; else nothing holds the filesystem, and the
+//! server ends. When a server is killed, the kernel fails what its caller waits for. When it does not answer until the
+//! deadline, its caller kills it.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigHandler, Signal, signal};
-use nix::unistd::{ForkResult, dup2_stdin, dup2_stdout, fork, setsid};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::unistd::{ForkResult, Pid, dup2_stdin, dup2_stdout, fork, setsid};
 
 use super::control::{self, Control};
 use super::disk::Disk;
 use super::{Source, fuse};
 use crate::error::{Error, Result, ended, one_line};
-use crate::sys::loopdev::Detached;
-use crate::sys::{lock, loopdev, tool};
+use crate::sys::lock;
+use crate::sys::tool::{self, Tool};
 use crate::types::Format;
 
 /// First argument of a server.
 pub const WORD: &str = "serve-image";
+/// First argument of a process that a server starts to have the size of its device set.
+const FIT: &str = "fit-device";
+const FIT_DEADLINE: Duration = Duration::from_secs(10);
 /// What `ps` shows; the `@` keeps systemd from killing it before the filesystems above are unmounted.
 pub const NAME: &str = "@sm";
+
+/// What the kernel calls the process, its threads, and what is left of it when it was killed.
+const NAME_OF_THREADS: &CStr = c"sm-datapath";
+/// The same as /proc/PID/comm shows it.
+pub const COMM: &[u8] = b"sm-datapath\n";
 
 /// A server's arguments, which are also its description in /proc/PID/cmdline.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,23 +118,120 @@ impl Arguments {
     }
 }
 
-/// Starts a server and returns its device when it serves.
-pub fn start(arguments: &Arguments) -> Result<PathBuf> {
-    const PATIENCE: Duration = Duration::from_secs(120);
-    let name = format!("the server of {}", arguments.source.path.display());
-    let said = tool::start_again(NAME, &arguments.to_words(), &name, lock::share_last(), PATIENCE)?;
-    match said.trim_end().split_once(' ') {
-        Some(("ok", device)) => Ok(device.into()),
-        Some(("error", why)) => {
-            Err(Error::Tool { argv: name, how: "did not start".to_owned(), stderr: why.to_owned() })
+/// Starts a server, makes its device and returns that.
+///
+/// # Errors
+/// [`Error::Tool`] with the words of the server. A server that was not ready at `until` was killed.
+pub fn start(arguments: &Arguments, until: Instant) -> Result<PathBuf> {
+    let shown = format!("the server of {}", arguments.source.path.display());
+    let stream = tool::start_again(NAME, &arguments.to_words(), &shown, lock::share_last())?;
+    let mut server = Starting { words: BufReader::new(stream), shown, until, begun: Instant::now(), pid: None };
+    let pid: u32 = server.hear("pid")?.trim().parse().map_err(|_| server.failed("said no number as its process"))?;
+    server.pid = Some((pid, arguments.clone()));
+    server.hear("mounted")?;
+    let scratch = control::scratch(&arguments.dir, pid);
+    let guard = server.guard();
+    let device = fuse::connect(&scratch, pid, &arguments.source);
+    drop(guard);
+    match device {
+        Ok(device) => {
+            // A server that died since is found dead by the next call.
+            let _ = writeln!(server.words.get_ref(), "attached");
+            Ok(device)
         }
-        _ => Err(Error::Tool { argv: name, how: "ended before it was ready".to_owned(), stderr: said }),
+        Err(why) => Err(server.given_up(why)),
     }
 }
 
-/// If this process was started as a server, is one until its device is gone. Every `main` begins with this.
+/// A server that has no device yet, as its caller sees it.
+struct Starting {
+    words: BufReader<UnixStream>,
+    shown: String,
+    begun: Instant,
+    until: Instant,
+    pid: Option<(u32, Arguments)>,
+}
+
+impl Starting {
+    fn failed(&self, how: &str) -> Error {
+        Error::Tool { argv: self.shown.clone(), how: how.to_owned(), stderr: String::new() }
+    }
+
+    /// The rest of the line that begins with `word`.
+    fn hear(&mut self, word: &str) -> Result<String> {
+        let mut line = String::new();
+        let left = self.until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let heard = self.words.get_ref().set_read_timeout(Some(left)).and_then(|()| self.words.read_line(&mut line));
+        match heard {
+            Ok(0) => Err(self.failed("ended before it was ready")),
+            Ok(_) => match line.trim_end().split_once(' ').unwrap_or((line.trim_end(), "")) {
+                (said, rest) if said == word => Ok(rest.to_owned()),
+                ("error", why) => Err(Error::Tool {
+                    argv: self.shown.clone(),
+                    how: "did not start".to_owned(),
+                    stderr: why.to_owned(),
+                }),
+                (other, _) => Err(self.failed(&format!("said {other:?} instead of {word}"))),
+            },
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(self.too_late()),
+            Err(e) => Err(self.failed(&format!("cannot be heard: {e}"))),
+        }
+    }
+
+    /// Nothing is served yet, so nothing is lost.
+    fn too_late(&self) -> Error {
+        let seconds = self.begun.elapsed().as_secs();
+        let Some((pid, arguments)) = &self.pid else { return self.failed(&format!("was not ready after {seconds} s")) };
+        let why = control::why_silent(*pid).map(|why| format!(" ({why})")).unwrap_or_default();
+        kill_server(*pid, arguments);
+        self.failed(&format!("was not ready after {seconds} s{why} and was killed"))
+    }
+
+    /// As long as the answer lives, a server that does not let us go on at the deadline is killed: then the kernel does.
+    fn guard(&self) -> Option<mpsc::Sender<()>> {
+        let (pid, arguments) = self.pid.clone()?;
+        let (ended, end) = mpsc::channel();
+        let left = self.until.saturating_duration_since(Instant::now());
+        std::thread::spawn(move || {
+            if end.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Timeout) {
+                kill_server(pid, &arguments);
+            }
+        });
+        Some(ended)
+    }
+
+    /// Lets the server end, for there is no device.
+    fn given_up(mut self, why: Error) -> Error {
+        let lives =
+            || self.pid.as_ref().is_some_and(|(pid, arguments)| Arguments::of(*pid).as_ref() == Some(arguments));
+        let error = match why.errno().map(Errno::from_raw) {
+            Some(Errno::ENOTCONN | Errno::ECONNABORTED) if !lives() => self.failed("died before it was ready"),
+            _ => why,
+        };
+        let _ = self.words.get_ref().shutdown(Shutdown::Write);
+        let left = self.until.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+        let _ = self.words.get_ref().set_read_timeout(Some(left));
+        let _ = io::copy(&mut self.words, &mut io::sink());
+        error
+    }
+}
+
+fn kill_server(pid: u32, arguments: &Arguments) {
+    if Arguments::of(pid).as_ref() == Some(arguments) {
+        let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+    }
+}
+
+/// If this process was started as a server, is one until its device is gone; if as the helper of one, helps. Every `main`
+/// begins with this.
 pub fn main() -> Option<ExitCode> {
     let words: Vec<OsString> = std::env::args_os().collect();
+    if let [_, word, server] = &words[..]
+        && word == FIT
+    {
+        let fitted = server.to_str().and_then(|pid| pid.parse().ok()).is_some_and(|pid| fuse::fit(pid).is_ok());
+        return Some(if fitted { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let arguments = Arguments::parse(&words)?;
     // SAFETY: this is the only thread, so the child may do anything.
     match unsafe { fork() } {
@@ -117,30 +243,44 @@ pub fn main() -> Option<ExitCode> {
         }
     }
     settle();
-    match serve(&arguments) {
+    let Ok(caller) = Caller::of_this_process() else { return Some(ExitCode::FAILURE) };
+    caller.say(&format!("pid {}", std::process::id()));
+    match serve(&arguments, &caller) {
         Ok(()) => Some(ExitCode::SUCCESS),
         Err(error) => {
-            say(&format!("error {}", one_line(&error)));
+            caller.say(&format!("error {}", one_line(&error)));
             Some(ExitCode::FAILURE)
         }
     }
 }
 
-/// To whom it may concern, while the caller still listens.
-fn say(line: &str) -> bool {
-    let mut out = std::io::stdout().lock();
-    let said = writeln!(out, "{line}").and_then(|()| out.flush()).is_ok();
-    drop(out);
-    if let Ok(null) = File::options().write(true).open("/dev/null") {
-        let _ = dup2_stdout(null.as_fd());
+/// The caller, as a server that starts sees it.
+struct Caller(UnixStream);
+
+impl Caller {
+    /// Takes stdout, which becomes empty.
+    fn of_this_process() -> io::Result<Caller> {
+        let stream = io::stdout().as_fd().try_clone_to_owned()?;
+        dup2_stdout(File::options().write(true).open("/dev/null")?.as_fd())?;
+        Ok(Caller(UnixStream::from(stream)))
     }
-    said
+
+    /// It may not listen any more.
+    fn say(&self, line: &str) {
+        let _ = writeln!(&self.0, "{line}");
+    }
+
+    /// Whether it has made the device, when it has said so or hung up.
+    fn has_attached(&self) -> bool {
+        let mut line = String::new();
+        BufReader::new(&self.0).read_line(&mut line).is_ok() && line == "attached\n"
+    }
 }
 
 fn settle() {
     let _ = setsid();
     let _ = std::env::set_current_dir("/");
-    let _ = nix::sys::prctl::set_name(c"sm-datapath");
+    let _ = nix::sys::prctl::set_name(NAME_OF_THREADS);
     // Of those that end a process, all but its own faults.
     use Signal::*;
     for ignored in [
@@ -164,13 +304,13 @@ fn settle() {
     unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
 }
 
-/// Order: 1. open the image; 2. bind the socket; 3. make the device; 4. tell the caller. A kill between any two
-/// leaves what [`super::sweep`] removes, after 3 also a device that `find` calls not healthy. The end: 1. the
+/// Order: 1. open the image; 2. bind the socket; 3. mount; 4. let the caller make the device. A kill between any two
+/// leaves what [`super::sweep`] removes, after 4 also a device that `find` calls not healthy. The end: 1. the
 /// device is gone; 2. close the image; 3. remove the socket and tell who waits.
-fn serve(arguments: &Arguments) -> Result<()> {
+fn serve(arguments: &Arguments, caller: &Caller) -> Result<()> {
     let disk = Arc::new(Disk::open(&arguments.source)?);
     let (control, listener) = Control::bind(&arguments.dir)?;
-    let result = export(arguments, &disk, &control, listener);
+    let result = export(arguments, caller, &disk, &control, listener);
     let closed = disk.close();
     let result = ended(result, closed);
     control.end(&result);
@@ -179,26 +319,28 @@ fn serve(arguments: &Arguments) -> Result<()> {
 
 fn export(
     arguments: &Arguments,
+    caller: &Caller,
     disk: &Arc<Disk>,
     control: &Arc<Control>,
-    listener: std::os::unix::net::UnixListener,
+    listener: UnixListener,
 ) -> Result<()> {
     let scratch = control::scratch(&arguments.dir, std::process::id());
     fuse::sweep_mount(&scratch);
     fs::create_dir(&scratch).map_err(Error::io("create the directory", &scratch))?;
-    let export = fuse::Export::start(disk, &scratch);
-    let _ = fs::remove_dir(&scratch);
-    let (export, thread) = export?;
-    let device = export.device.clone();
+    let (export, thread) = fuse::Export::start(disk, &scratch).inspect_err(|_| drop(fs::remove_dir(&scratch)))?;
     control.serve(listener, disk.clone(), Box::new(move |size| export.resized(size)));
-    announce(&device);
+    caller.say("mounted");
+    if !caller.has_attached() {
+        fuse::unmount(&scratch);
+    }
+    if let Ok(null) = File::open("/dev/null") {
+        let _ = dup2_stdin(null.as_fd());
+    }
     thread.wait()
 }
 
-fn announce(device: &Path) {
-    // A caller that gave up waiting: nobody knows of the device.
-    let gone = !say(&format!("ok {}", device.display())) && matches!(loopdev::detach(device), Ok(Detached::Done(_)));
-    if !gone && let Ok(null) = File::open("/dev/null") {
-        let _ = dup2_stdin(null.as_fd());
-    }
+/// Makes the device of this server as large as the file that it shows, through a process that is not the server.
+pub fn fit_by_another() {
+    let pid = std::process::id().to_string();
+    let _ = Tool::new("/proc/self/exe").args([FIT, &pid]).deadline(FIT_DEADLINE).run();
 }

@@ -195,7 +195,7 @@ fn run(request: &mut Request) -> Result<&'static str, Failure> {
 fn pause(request: &Request) -> Result<(), Failure> {
     let no = |why: String| failed(&request.function, why);
     for image in images(request.sr, request.vdi) {
-        if datapath::hold(&image).map_err(|e| no(one_line(&e)))? == Done::Changed {
+        if datapath::hold(&image, Instant::now() + PATIENCE).map_err(|e| no(one_line(&e)))? == Done::Changed {
             return Ok(());
         }
     }
@@ -229,7 +229,7 @@ fn is_wanted(request: &mut Request) -> Result<(), String> {
 /// When the image can't be opened again: I/O fails then, until another release.
 pub fn release(sr: SrUuid, vdi: VdiUuid) -> crate::error::Result<Done> {
     for image in images(sr, vdi) {
-        if datapath::release(&image)? == Done::Changed {
+        if datapath::release(&image, Instant::now() + PATIENCE)? == Done::Changed {
             return Ok(Done::Changed);
         }
     }

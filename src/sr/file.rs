@@ -64,6 +64,7 @@ use crate::sr::{About, Driver, Sr, vdi_by_uuid};
 use crate::sys::copy::{self, Progress};
 use crate::sys::durable::{self, Dir, NewFile, Stat};
 use crate::sys::lock::{self, Lock};
+use crate::sys::loopdev::Backing;
 use crate::sys::uses::{self, Uses};
 use crate::sys::{blockdev, loopdev, register, threads};
 use crate::types::{
@@ -701,7 +702,9 @@ impl Sr for FileSr {
             });
             let attached = attachments.find(image.format, &place.path(), image.id).is_some();
             let (params, users) = (params.unwrap_or_default(), holders.unwrap_or_default().users);
+            let died = attachments.server_died(image.format, &place.path());
             let info = vdi::describe(&place, &node, image.extent.allocated, params, users, attached, children);
+            let info = vdi::with_server(info, died);
             infos.push(Tagged::Vdi(info));
         }
         self.sweep(&dir, &listing);

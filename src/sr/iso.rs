@@ -31,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::sr::{About, Driver, Pulse, Sr};
 use crate::sys::copy::Progress;
 use crate::sys::durable::{self, Dir};
-use crate::sys::loopdev;
+use crate::sys::loopdev::{self, Backing};
 use crate::types::{Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
 use crate::vdi::{self, Attachments, Extent, Holders, Node, Place, Vdi};
 
@@ -392,8 +392,14 @@ impl Place for IsoPlace<'_> {
     }
 
     fn detach(&self) -> Result<Done> {
-        let Some(device) = self.device()? else { return Ok(Done::Already) };
-        match loopdev::detach(&device)? {
+        let loops = loopdev::attached()?;
+        let Some(device) = self.sr.device(&loops, &self.path, self.iso.id) else { return Ok(Done::Already) };
+        // As it was found.
+        let backing = match self.sr.library.is_remote() && loops.contains_key(&self.path) {
+            true => Backing::Path(&self.path),
+            false => Backing::File(self.iso.id),
+        };
+        match loopdev::detach(&device, backing)? {
             loopdev::Detached::Done(done) => Ok(done),
             loopdev::Detached::Busy(who) => Err(vdi::in_use(self, format!("{who}, through {}", device.display()))),
         }

@@ -36,6 +36,12 @@ pub fn size(device: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
+/// Bytes, as sysfs has them: the device is not opened. `None`: there is no block device.
+pub fn known_size(device: &Path) -> Option<u64> {
+    let sectors = fs::read_to_string(sysfs(number(device)?).join("size")).ok()?;
+    Some(sectors.trim().parse::<u64>().ok()? * 512)
+}
+
 /// Whether the device refuses writes.
 pub fn is_read_only(device: &Path) -> bool {
     let flag = number(device).and_then(|rdev| fs::read_to_string(sysfs(rdev).join("ro")).ok());
@@ -133,13 +139,17 @@ pub fn below(rdev: u64) -> Vec<(u64, PathBuf)> {
         .collect()
 }
 
-/// The processes that have the device open, as far as /proc shows them to this user.
+/// The processes but this one that have the device open, as far as /proc shows them to this user.
 pub fn openers(device: &Path) -> Option<String> {
     let rdev = number(device)?;
+    let own = std::process::id().to_string();
     let mut found = Vec::new();
     for process in fs::read_dir("/proc").ok()?.flatten() {
         let name = process.file_name();
         let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else { continue };
+        if pid == own {
+            continue;
+        }
         let Ok(fds) = fs::read_dir(process.path().join("fd")) else { continue };
         let has_it = fds
             .flatten()
@@ -159,7 +169,9 @@ pub fn openers(device: &Path) -> Option<String> {
 /// program that looks at every device for a moment.
 pub fn is_passing(holder: Option<&str>) -> bool {
     const SEEKERS: [&str; 7] = ["udev", "blkid", "(mount)", "(losetup)", "lsblk", "(lvm)", "(pvs)"];
-    holder.is_none_or(|who| SEEKERS.iter().any(|name| who.contains(name)))
+    // Other calls of ours look which file a device has.
+    const OURS: [&str; 2] = ["(sm)", "SR)"];
+    holder.is_none_or(|who| SEEKERS.iter().chain(&OURS).any(|name| who.contains(name)))
 }
 
 /// Whether something in the kernel has the device to itself, and what.

@@ -3,6 +3,11 @@
 //! ABI: Linux `include/uapi/linux/loop.h`. `LOOP_CONFIGURE` (5.8) sets a device up in one step; where the
 //! kernel lacks it, `LOOP_SET_FD` then `LOOP_SET_STATUS64` do, and a kill between the two leaves a device
 //! that works, without direct I/O: found by its backing file like any other.
+//!
+//! A number is no identity: as soon as a device is freed, another process may take its number for another file. So every
+//! step that changes a device goes through one descriptor, which is compared with the file that the device is expected to
+//! have ([`Backing`]). The kernel keeps that file as long as the descriptor is open: a detach, by whomever, is put off
+//! until the last close.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -63,10 +68,31 @@ nix::ioctl_read_bad!(loop_get_status64, 0x4C05, LoopInfo64);
 nix::ioctl_none_bad!(loop_set_capacity, 0x4C07);
 nix::ioctl_write_int_bad!(loop_set_direct_io, 0x4C08);
 nix::ioctl_write_ptr_bad!(loop_configure, 0x4C0A, LoopConfig);
+nix::ioctl_write_int_bad!(loop_ctl_add, 0x4C80);
 nix::ioctl_none_bad!(loop_ctl_get_free, 0x4C82);
 
 /// A file's identity, whatever path leads to it.
 pub type FileId = (u64, u64);
+
+/// What tells the file of a loop device from all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing<'a> {
+    /// The file's identity, whatever its name is by now.
+    File(FileId),
+    /// Its path as the kernel shows it. For files of a FUSE filesystem, whose server would be asked for an identity and
+    /// may not answer.
+    Path(&'a Path),
+}
+
+impl Backing<'_> {
+    /// Whether the open device has this file. If so, it has as long as it stays open.
+    fn is_of(self, device: &File, name: &str) -> bool {
+        match self {
+            Backing::File(id) => status_of(device).is_ok_and(|info| info.file_id() == id),
+            Backing::Path(path) => backing_of(name).is_ok_and(|found| found == path),
+        }
+    }
+}
 
 pub fn id(file: &File, path: &Path) -> Result<FileId> {
     let meta = file.metadata().map_err(Error::io("examine", path))?;
@@ -84,11 +110,8 @@ pub fn attached() -> Result<HashMap<PathBuf, Vec<String>>> {
     for entry in entries {
         let name = entry.map_err(Error::io("list", SYSFS))?.file_name();
         let Some(name) = name.to_str().filter(|n| n.starts_with("loop")) else { continue };
-        match fs::read(backing_file(name)) {
-            Ok(backing) => {
-                let path = backing.strip_suffix(b"\n").unwrap_or(&backing);
-                found.entry(PathBuf::from(OsStr::from_bytes(path))).or_default().push(name.to_owned());
-            }
+        match backing_of(name) {
+            Ok(path) => found.entry(path).or_default().push(name.to_owned()),
             // It has none, or lost it just now.
             Err(e)
                 if matches!(
@@ -107,28 +130,63 @@ pub fn attached() -> Result<HashMap<PathBuf, Vec<String>>> {
 pub fn find(devices: &HashMap<PathBuf, Vec<String>>, path: &Path, wanted: FileId) -> Option<PathBuf> {
     devices.iter().filter(|(backing, _)| backing.file_name() == path.file_name()).find_map(|(backing, names)| {
         names.iter().map(|name| Path::new("/dev").join(name)).find(|device| match status(device) {
-            Ok(info) => (kernel_to_stat_dev(info.device), info.inode) == wanted,
+            Ok(info) => info.file_id() == wanted,
             Err(_) => backing == path,
         })
     })
 }
 
 /// Makes a loop device over `file`, with direct I/O where the filesystem allows it.
+///
+/// # Errors
+/// [`Error::DeviceInUse`] when other processes take or hold every free device that is tried.
 pub fn attach(file: &File, path: &Path, read_only: bool) -> Result<PathBuf> {
+    /// Devices that are tried before it is an error.
+    const ATTEMPTS: usize = 64;
     let control = open(Path::new(CONTROL), true)?;
-    loop {
-        // SAFETY: the ioctl takes no argument and returns a number.
-        let number = unsafe { loop_ctl_get_free(control.as_raw_fd()) }
-            .map_err(Error::sys("find a free loop device with", CONTROL))?;
-        let device = PathBuf::from(format!("/dev/loop{number}"));
+    let mut refused = Vec::new();
+    while refused.len() < ATTEMPTS {
+        let number = free(&control, &refused)?;
+        let device = node(number);
         let loop_file = open(&device, true)?;
         match set_up(loop_file.as_raw_fd(), file.as_raw_fd(), path, read_only) {
             Ok(()) => return Ok(device),
-            // Someone else took the free device between the two calls.
-            Err(Errno::EBUSY) => continue,
+            // Another process took it between the two calls, or has it open exclusively without a file.
+            Err(Errno::EBUSY) => refused.push(number),
             Err(errno) => return Err(Error::sys("set up a loop device over", path)(errno)),
         }
     }
+    let (device, tried) = (node(refused[0]), format!("so are {} other free loop devices", ATTEMPTS - 1));
+    let holder = blockdev::openers(&device).unwrap_or_else(|| "a process that the system does not name".to_owned());
+    Err(Error::DeviceInUse {
+        device: device.display().to_string(),
+        holder: format!("{holder} has it open, and {tried}"),
+    })
+}
+
+/// The number of a device without a file, other than those that were `refused`: the kernel names the lowest, whoever has
+/// it open.
+fn free(control: &File, refused: &[i32]) -> Result<i32> {
+    // SAFETY: the ioctl takes no argument and returns a number.
+    let found = unsafe { loop_ctl_get_free(control.as_raw_fd()) };
+    let found = found.map_err(Error::sys("find a free loop device with", CONTROL))?;
+    if !refused.contains(&found) {
+        return Ok(found);
+    }
+    let is_free = |number: &i32| !refused.contains(number) && !backing_file(&format!("loop{number}")).exists();
+    let number = (0..).find(is_free).expect("there are more numbers than devices");
+    if !Path::new(SYSFS).join(format!("loop{number}")).exists() {
+        // SAFETY: the ioctl takes a number.
+        match unsafe { loop_ctl_add(control.as_raw_fd(), number) } {
+            Ok(_) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(Error::sys("make another loop device with", CONTROL)(errno)),
+        }
+    }
+    Ok(number)
+}
+
+fn node(number: i32) -> PathBuf {
+    format!("/dev/loop{number}").into()
 }
 
 fn set_up(device: RawFd, file: RawFd, path: &Path, read_only: bool) -> Result<(), Errno> {
@@ -159,83 +217,95 @@ fn set_up(device: RawFd, file: RawFd, path: &Path, read_only: bool) -> Result<()
     Ok(())
 }
 
-/// Makes the device as large as its backing file is now.
-pub fn update_size(device: &Path) -> Result<()> {
-    let file = open(device, false)?;
+/// Makes the device as large as its file is now. Does nothing if the device has another file by now, or none. Idempotent.
+pub fn update_size(device: &Path, backing: Backing) -> Result<()> {
+    let Some(file) = held(device, backing)? else { return Ok(()) };
     // SAFETY: the ioctl takes no argument.
     unsafe { loop_set_capacity(file.as_raw_fd()) }.map_err(Error::sys("update the size of", device)).map(drop)
 }
 
-/// What `detach` found.
+/// The device, open, if it has this file; then it has as long as the answer lives.
+fn held(device: &Path, backing: Backing) -> Result<Option<File>> {
+    let gone = [Errno::ENOENT, Errno::ENXIO, Errno::ENODEV].map(|errno| errno as i32);
+    let file = match open(device, false) {
+        Err(e) if e.errno().is_some_and(|errno| gone.contains(&errno)) => return Ok(None),
+        other => other?,
+    };
+    let is_device = file.metadata().is_ok_and(|meta| meta.file_type().is_block_device());
+    Ok(Some(file).filter(|file| is_device && backing.is_of(file, base(device))))
+}
+
+/// What [`detach`] found.
 pub enum Detached {
     Done(Done),
     /// Still in use, by these.
     Busy(String),
 }
 
-/// Frees a loop device.
+/// Frees a loop device, if it has this file. Idempotent; a device that another process uses for another file by now is
+/// left alone.
 ///
-/// The kernel is asked to free it and defers that while anybody has it open: then the request is taken
-/// back and the holders are named. Programs that look for filesystems (udev, blkid, mount) open every device for
-/// a moment, so a short wait comes first.
-pub fn detach(device: &Path) -> Result<Detached> {
+/// The kernel puts the request off while anybody else has the device open: then the request is taken back and the holders
+/// are named. Programs that look for filesystems (udev, blkid, mount) open every device for a moment, so they are waited
+/// for.
+pub fn detach(device: &Path, backing: Backing) -> Result<Detached> {
     const PATIENCE: Duration = Duration::from_secs(2);
-    match fs::metadata(device) {
-        Ok(meta) if meta.file_type().is_block_device() => {}
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("examine", device)(e)),
-        _ => return Ok(Detached::Done(Done::Already)),
-    }
+    /// What a FUSE filesystem answers whose server is dead.
+    const DEAD: [Errno; 2] = [Errno::ENOTCONN, Errno::ECONNABORTED];
+    let until = Instant::now() + PATIENCE;
+    let Some(file) = held(device, backing)? else { return Ok(Detached::Done(Done::Already)) };
     if let Some(user) = blockdev::claimed(device) {
         return Ok(Detached::Busy(user));
     }
-    let file = open(device, false)?;
-    // SAFETY: the ioctl takes no argument.
-    match unsafe { loop_clr_fd(file.as_raw_fd()) } {
-        Ok(_) => {}
-        Err(Errno::ENXIO) => return Ok(Detached::Done(Done::Already)),
-        Err(errno) => return Err(Error::sys("free", device)(errno)),
-    }
-    drop(file);
-    let until = Instant::now() + PATIENCE;
     let mut pause = Duration::from_millis(1);
     loop {
-        if matches!(backing_file(base(device)).try_exists(), Ok(false)) {
-            return Ok(Detached::Done(Done::Changed));
+        // SAFETY: the ioctl takes no argument.
+        match unsafe { loop_clr_fd(file.as_raw_fd()) } {
+            // ENXIO: the kernel freed it, or does when we close it.
+            Ok(_) | Err(Errno::ENXIO) => {}
+            Err(errno) => return Err(Error::sys("free", device)(errno)),
+        }
+        if matches!(status_of(&file), Err(e) if e.raw_os_error() == Some(Errno::ENXIO as i32)) {
+            break;
         }
         let holder = blockdev::claimed(device).or_else(|| blockdev::openers(device));
         if !blockdev::is_passing(holder.as_deref()) || Instant::now() >= until {
-            if keep(device)? {
-                return Ok(Detached::Busy(
-                    holder.unwrap_or_else(|| "a process that the system does not name".to_owned()),
-                ));
+            match keep(&file, device) {
+                // A device whose server is dead goes with its last holder.
+                Err(e) if e.errno().is_some_and(|errno| DEAD.contains(&Errno::from_raw(errno))) => {}
+                other => other?,
             }
-            return Ok(Detached::Done(Done::Changed));
+            let unnamed = || "a process that the system does not name".to_owned();
+            return Ok(Detached::Busy(holder.unwrap_or_else(unnamed)));
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
     }
+    drop(file);
+    // Linux 5.14 to 5.17 free it a moment after the last close.
+    while Instant::now() < until && held(device, backing)?.is_some() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(Detached::Done(Done::Changed))
 }
 
-/// Takes a deferred detach back. `false`: too late, the device is free.
-fn keep(device: &Path) -> Result<bool> {
-    let file = open(device, false)?;
-    let mut info = LoopInfo64::empty();
-    // SAFETY: `info` is the structure the ioctl fills and lives until it returns.
-    match unsafe { loop_get_status64(file.as_raw_fd(), &mut info) } {
-        Err(Errno::ENXIO) => return Ok(false),
-        other => other.map_err(Error::sys("examine", device))?,
-    };
+/// Takes a detach back that was put off.
+fn keep(file: &File, device: &Path) -> Result<()> {
+    let mut info = status_of(file).map_err(Error::io("examine", device))?;
     info.flags &= !LO_FLAGS_AUTOCLEAR;
     // SAFETY: `info` is the structure the ioctl reads and lives until it returns.
-    unsafe { loop_set_status64(file.as_raw_fd(), &info) }.map_err(Error::sys("keep", device))?;
-    Ok(true)
+    unsafe { loop_set_status64(file.as_raw_fd(), &info) }.map_err(Error::sys("keep", device)).map(drop)
 }
 
 fn status(device: &Path) -> io::Result<LoopInfo64> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(device)?;
+    status_of(&OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(device)?)
+}
+
+/// ENXIO: it has no file. The filesystem of the file is asked, so this waits for the server of a FUSE filesystem.
+fn status_of(device: &File) -> io::Result<LoopInfo64> {
     let mut info = LoopInfo64::empty();
     // SAFETY: `info` is the structure the ioctl fills and lives until it returns.
-    unsafe { loop_get_status64(file.as_raw_fd(), &mut info) }?;
+    unsafe { loop_get_status64(device.as_raw_fd(), &mut info) }?;
     Ok(info)
 }
 
@@ -252,11 +322,21 @@ fn base(device: &Path) -> &str {
     device.file_name().and_then(|n| n.to_str()).unwrap_or("")
 }
 
+/// The path of the device's file, as the kernel shows it.
+fn backing_of(name: &str) -> io::Result<PathBuf> {
+    let text = fs::read(backing_file(name))?;
+    Ok(PathBuf::from(OsStr::from_bytes(text.strip_suffix(b"\n").unwrap_or(&text))))
+}
+
 fn backing_file(name: &str) -> PathBuf {
     Path::new(SYSFS).join(name).join("loop/backing_file")
 }
 
 impl LoopInfo64 {
+    fn file_id(&self) -> FileId {
+        (kernel_to_stat_dev(self.device), self.inode)
+    }
+
     fn empty() -> Self {
         LoopInfo64 {
             device: 0,

@@ -8,8 +8,9 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{Read, Seek};
-use std::os::fd::BorrowedFd;
+use std::io::{self, Read, Seek};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
@@ -126,41 +127,30 @@ impl Tool {
     }
 }
 
-/// Starts this executable again, as `name` in the process list, and returns what it writes to its stdout until it
-/// closes it. It is meant to fork, so that it is nobody's child, and to live on. Its stdin is `with`, else empty.
+/// Starts this executable again, as `name` in the process list, and answers our end of a conversation whose other end is
+/// its stdout. It is meant to fork at once, so that it is nobody's child, and to live on. Its stdin is `with`, else empty.
 ///
 /// # Errors
-/// [`Error::Tool`], which calls it `shown`, when it can't be started or says nothing until the deadline.
-pub fn start_again(
-    name: &str,
-    args: &[OsString],
-    shown: &str,
-    with: Option<File>,
-    deadline: Duration,
-) -> Result<String> {
+/// [`Error::Tool`], which calls it `shown`, when it can't be started.
+pub fn start_again(name: &str, args: &[OsString], shown: &str, with: Option<File>) -> Result<UnixStream> {
     keep_descriptors_to_ourselves();
-    let failed = |how: String| Error::Tool { argv: shown.to_owned(), how, stderr: String::new() };
+    let failed = |e: io::Error| Error::Tool {
+        argv: shown.to_owned(),
+        how: format!("was not started: {e}"),
+        stderr: String::new(),
+    };
+    let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     let mut child = Command::new("/proc/self/exe")
         .arg0(name)
         .args(args)
         .stdin(with.map_or_else(Stdio::null, Stdio::from))
-        .stdout(Stdio::piped())
+        .stdout(OwnedFd::from(theirs))
         .stderr(Stdio::null())
         .process_group(0)
         .spawn()
-        .map_err(|e| failed(format!("was not started: {e}")))?;
-    let mut out = child.stdout.take().expect("it was piped");
-    let (tell, told) = mpsc::channel();
-    std::thread::spawn(move || {
-        let _ = child.wait();
-        let mut said = Vec::new();
-        let _ = out.read_to_end(&mut said);
-        let _ = tell.send(said);
-    });
-    match told.recv_timeout(deadline) {
-        Ok(said) => Ok(String::from_utf8_lossy(&said).into_owned()),
-        Err(_) => Err(failed(format!("was not ready within {} s", deadline.as_secs()))),
-    }
+        .map_err(failed)?;
+    child.wait().map_err(failed)?;
+    Ok(ours)
 }
 
 /// Becomes another program, with our descriptors and environment. Returns only if it can't be had.

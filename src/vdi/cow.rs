@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::context::{Context, PausedElsewhere};
 use crate::datapath;
@@ -23,7 +23,7 @@ use crate::sys::lock::{self, Lock};
 use crate::sys::loopdev::Detached;
 use crate::sys::syslog;
 use crate::types::{Done, Format, Mode, Params, Size, State, VdiInfo, VdiUuid};
-use crate::vdi::{Fork, Kind, Node, Place, Tree, Vdi, another_image, describe, in_use, refuse_if_used};
+use crate::vdi::{Fork, Kind, Node, Place, Tree, Vdi, another_image, describe, in_use, refuse_if_used, with_server};
 
 /// Images from the root to a leaf, at most; the other storage managers stop here as well (copy-on-write
 /// trees, "Snapshot and clone").
@@ -50,6 +50,8 @@ impl<'a> Cow<'a> {
     /// Copies the tree at this disk: the image becomes a base, `dest` and the disk its children.
     fn fork(&self, dest: VdiUuid, params: &Params, context: &Context) -> Result<VdiInfo> {
         let tree = self.place.tree()?;
+        // Before the lock, which all trees of the SR want: this may wait for the server and its storage.
+        prepare(&*self.place, context.deadline)?;
         let _lock = tree.lock(context.deadline)?;
         let node = self.node()?;
         if node.hidden {
@@ -65,7 +67,7 @@ impl<'a> Cow<'a> {
             });
         }
         let _elsewhere = PausedElsewhere::begin(context)?;
-        let _here = datapath::pause(&self.place.path())?;
+        let _here = pause_here(&*self.place)?;
         let _alone = tree.alone(&[self.place.vdi()])?;
         tree.fork(&Fork { base: VdiUuid::random(), dest: Some((dest, params)), kind: self.kind })?;
         (self.kind.open)(tree.sibling(dest)?).info()
@@ -166,6 +168,9 @@ impl<'a> Cow<'a> {
         }
         self.merge_into(&*parent, context)?;
 
+        for vdi in descendants(&tree.nodes()?, self.place.vdi()) {
+            prepare(&*tree.sibling(vdi)?, Self::soon(context))?;
+        }
         let _locks = self.lock_above(tree, context)?;
         // Deleted or copied meanwhile: what was merged does no harm, as nobody reads it from the parent.
         if !is_only_child(tree, self.place.vdi(), base)? || self.node()? != node {
@@ -179,6 +184,11 @@ impl<'a> Cow<'a> {
             tree.collapse(base, self.kind)?;
         }
         Ok(Done::Changed)
+    }
+
+    /// How long sr_collect waits for a server of one disk: what it leaves is merged the next time, and others wait meanwhile.
+    fn soon(context: &Context) -> Instant {
+        context.deadline.min(Instant::now() + Duration::from_secs(5))
     }
 
     fn is_larger(&self, node: &Node, parent: &dyn Place) -> Result<bool> {
@@ -208,6 +218,7 @@ impl<'a> Cow<'a> {
     /// Merges a disk in use with its parent. Its I/O waits meanwhile, so it must not hold much: else its image is set
     /// aside as a base, which is merged while the disk goes on in an empty one.
     fn coalesce_in_use(&self, tree: &dyn Tree, node: &Node, parent: &dyn Place, context: &Context) -> Result<Done> {
+        prepare(&*self.place, Self::soon(context))?;
         let _lock = tree.lock(context.deadline)?;
         if !is_only_child(tree, self.place.vdi(), parent.vdi())? || self.node()? != *node {
             return Ok(Done::Already);
@@ -227,8 +238,11 @@ impl<'a> Cow<'a> {
     fn describe(&self, node: &Node) -> Result<VdiInfo> {
         let users = self.place.holders()?.users;
         let allocated = self.place.stat()?.allocated;
-        let attached = self.device()?.is_some();
-        Ok(describe(&*self.place, node, allocated, self.place.params()?, users, attached, Vec::new()))
+        let found = datapath::find(&self.place.path())?;
+        let died = found.as_ref().is_some_and(|attached| !attached.healthy);
+        let params = self.place.params()?;
+        let info = describe(&*self.place, node, allocated, params, users, found.is_some(), Vec::new());
+        Ok(with_server(info, died))
     }
 
     fn is_hidden(&self, op: &'static str) -> Error {
@@ -245,7 +259,8 @@ impl Vdi for Cow<'_> {
     }
 
     fn device(&self) -> Result<Option<PathBuf>> {
-        Ok(datapath::find(&self.place.path())?.map(|attached| attached.device))
+        let found = busy(&*self.place, datapath::find_settled(&self.place.path(), self.place.deadline()))?;
+        Ok(found.map(|attached| attached.device))
     }
 
     /// Children are looked for only if the image is a base: a visible one has none, and to make sure would
@@ -264,12 +279,13 @@ impl Vdi for Cow<'_> {
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
-        datapath::attach(&datapath::Source {
+        let source = datapath::Source {
             format: self.kind.format,
             path: self.place.path(),
             read_only: mode == Mode::ReadOnly,
             shared: self.place.is_shared(),
-        })
+        };
+        busy(&*self.place, datapath::attach(&source, self.place.deadline()))
     }
 
     fn is_read_only(&self) -> Result<bool> {
@@ -277,7 +293,7 @@ impl Vdi for Cow<'_> {
     }
 
     fn detach(&self) -> Result<Done> {
-        match datapath::detach(&self.place.path())? {
+        match busy(&*self.place, datapath::detach(&self.place.path(), self.place.deadline()))? {
             Detached::Done(done) => Ok(done),
             Detached::Busy(who) => Err(in_use(&*self.place, who)),
         }
@@ -337,6 +353,7 @@ impl Vdi for Cow<'_> {
     }
 
     fn resize(&self, size: u64, _allow_shrink: bool, context: &Context) -> Result<Done> {
+        prepare(&*self.place, context.deadline)?;
         // It may write the whole header, with the parent in it, which another host's sr_collect may be changing.
         let _lock = self.place.tree()?.lock(context.deadline)?;
         let node = self.node()?;
@@ -356,9 +373,11 @@ impl Vdi for Cow<'_> {
             });
         }
         if size == node.virtual_size {
+            // Of a call that was killed in between.
+            busy(&*self.place, datapath::follow_size(&self.place.path(), context.deadline))?;
             return Ok(Done::Already);
         }
-        let _pause = datapath::pause(&self.place.path())?;
+        let _pause = pause_here(&*self.place)?;
         let _alone = self.place.tree()?.alone(&[self.place.vdi()])?;
         (self.kind.resize)(self.place.image(Mode::ReadWrite)?, &self.place.path(), size)?;
         Ok(Done::Changed)
@@ -370,8 +389,26 @@ impl Vdi for Cow<'_> {
 fn pause(disk: &dyn Place) -> Result<Option<datapath::Paused>> {
     match datapath::find(&disk.path())? {
         Some(dead) if !dead.healthy => Err(in_use(disk, format!("{}, whose server was killed", dead.device.display()))),
-        _ => datapath::pause(&disk.path()),
+        _ => pause_here(disk),
     }
+}
+
+/// Makes the server of a disk close its chain, if it has one.
+fn pause_here(disk: &dyn Place) -> Result<Option<datapath::Paused>> {
+    busy(disk, datapath::pause(&disk.path(), disk.deadline()))
+}
+
+/// Does before the tree's lock is taken what may take long of a pause that follows.
+fn prepare(disk: &dyn Place, deadline: Instant) -> Result<()> {
+    busy(disk, datapath::prepare(&disk.path(), deadline))
+}
+
+/// What a device or its server says of its use, said of the disk.
+fn busy<T>(disk: &dyn Place, result: Result<T>) -> Result<T> {
+    result.map_err(|error| match error {
+        Error::DeviceInUse { holder, .. } => in_use(disk, holder),
+        other => other,
+    })
 }
 
 /// The images whose parent is `base`, in the order of their UUIDs.

@@ -463,6 +463,16 @@ impl Attachments {
             _ => datapath::find_in(&self.served, image).map(|attached| attached.device.clone()),
         }
     }
+
+    /// Whether an image is attached and its server is dead.
+    pub fn server_died(&self, format: Format, image: &Path) -> bool {
+        format != Format::Raw && datapath::find_in(&self.served, image).is_some_and(|attached| !attached.healthy)
+    }
+}
+
+/// Says of a disk that could be used that its server `died`.
+pub fn with_server(info: VdiInfo, died: bool) -> VdiInfo {
+    if died && info.state.is_healthy() { VdiInfo { state: State::ServerDied, ..info } } else { info }
 }
 
 /// What is known of a disk, from what its SR and its image say.

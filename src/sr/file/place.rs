@@ -185,7 +185,7 @@ impl Place for FilePlace<'_> {
 
     fn detach(&self) -> Result<Done> {
         let Some(device) = self.device()? else { return Ok(Done::Already) };
-        match loopdev::detach(&device)? {
+        match loopdev::detach(&device, Backing::File(self.file_stat()?.id))? {
             loopdev::Detached::Done(done) => Ok(done),
             loopdev::Detached::Busy(who) => Err(Error::VdiInUse {
                 vdi: self.vdi,
@@ -199,7 +199,7 @@ impl Place for FilePlace<'_> {
         let path = self.path();
         (vdi::raw::KIND.resize)(self.dir.open_file(&self.name(), true)?, &path, bytes)?;
         match self.device()? {
-            Some(device) => loopdev::update_size(&device),
+            Some(device) => loopdev::update_size(&device, Backing::File(self.file_stat()?.id)),
             None => Ok(()),
         }
     }

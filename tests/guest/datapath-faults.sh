@@ -1,0 +1,116 @@
+#!/bin/bash
+# Disks whose servers were killed or do not answer, and loop devices that other processes want as well.
+# guest: uml
+# needs: fuse loop
+# bins: sm
+# tools: losetup python3
+# memory: 512
+# timeout: 600
+set -u
+# shellcheck source-path=SCRIPTDIR source=claims.inc
+. "$ROOT/tests/guest/claims.inc"
+modprobe -a fuse loop 2> /dev/null || :
+A=$(vdi 1) B=$(vdi 2) RAW=$(vdi 3)
+sm() { local verb=$1; shift; timeout 100 "$BIN/sm" "$verb" -t file -d "$SCRATCH/sr" "$SR" "$@"; }
+server() { # VDI: the process that serves it
+  local backing
+  for backing in /sys/block/loop*/loop/backing_file; do
+    sed -n "s|^/sm-datapath/\([0-9]*\)/.*/$1\..*|\1|p" "$backing" 2> /dev/null
+  done
+}
+says() { # WORDS COMMAND…: the command fails and says them
+  local words=$1
+  shift
+  "$@" > "$SCRATCH/out" 2> "$SCRATCH/err" && { echo "it worked"; return 1; }
+  grep -q -- "$words" "$SCRATCH/err" || { cat "$SCRATCH/err"; return 1; }
+}
+within() { # SECONDS COMMAND…: the command takes no longer
+  local begun=$EPOCHREALTIME most=$1 took
+  shift
+  "$@" || return
+  took=$(((${EPOCHREALTIME/./} - ${begun/./}) / 1000))
+  [ $took -le $((most * 1000)) ] || { echo "it took $took ms"; return 1; }
+}
+shows() { sm vdi_get_params "$1" | grep -q -- "$2"; }
+
+sm sr_create && sm vdi_create "$A" 16 && sm vdi_create "$B" 16 && sm vdi_create "$RAW" 4 --type raw || exit
+
+died() {
+  local device pid
+  device=$(sm vdi_attach "$A") && echo hello | dd of="$device" bs=512 conv=sync,fsync status=none && pid=$(server "$A") || return
+  shows "$A" '(attached . #t)' && ! shows "$A" 'server died' || return
+  kill -9 "$pid"
+  while grep -q serve-image "/proc/$pid/cmdline" 2> /dev/null; do sleep 0.01; done
+  shows "$A" '(attached . #t).*(state . "server died")' && sm sr_scan | grep -q "$A.*server died" &&
+    sm sr_scan --format table | grep -q "$A.*server died" || return
+  device=$(sm vdi_attach "$A") && ! shows "$A" 'server died' && [ "$(head -c 5 "$device")" = hello ] && sm vdi_detach "$A"
+}
+claim 'a disk whose server was killed says so, and the next attach serves it again' died
+
+# A stopped server stands for one that hangs in its storage.
+hung() {
+  local pid
+  sm vdi_attach "$A" > /dev/null && sm vdi_attach "$B" > /dev/null && pid=$(server "$A") || return
+  kill -STOP "$pid"
+  within 8 says "process $pid, which has not answered for 3 s (it is stopped; kill -CONT $pid" sm vdi_snapshot "$A" "$(vdi 11)" --wait 3 &&
+    within 8 says "process $pid" sm vdi_detach "$A" --wait 3 && within 8 says "process $pid" sm vdi_resize "$A" 32 --wait 3 || return
+  within 3 sm vdi_get_params "$A" --wait 1 > /dev/null && within 3 sm sr_scan --wait 1 > /dev/null || return
+  # Another disk's tree is not waited for.
+  sm vdi_snapshot "$A" "$(vdi 12)" --wait 20 2> /dev/null &
+  sleep 1
+  within 5 sm vdi_snapshot "$B" "$(vdi 13)" --wait 4 || return
+  kill -CONT "$pid"
+  wait $! || return
+  sm vdi_detach "$A" && sm vdi_detach "$B" && sm vdi_delete "$(vdi 12)" && sm vdi_delete "$(vdi 13)"
+}
+claim 'a server that does not answer holds up its own disk, as long as --wait says, and no other' hung
+
+# Another program takes and frees loop devices all the time: their numbers go from hand to hand.
+strangers() {
+  local n device pids=() failures=0
+  for n in 1 2; do
+    truncate -s 1M "$SCRATCH/strange$n"
+    while [ ! -e "$SCRATCH/enough" ]; do
+      # Whoever took its device away would be seen by that.
+      device=$(losetup -f --show "$SCRATCH/strange$n" 2> /dev/null) || continue
+      [ "$(losetup -n -O BACK-FILE "$device")" = "$SCRATCH/strange$n" ] && [ "$(losetup -n -O AUTOCLEAR "$device" | tr -d ' ')" = 0 ] &&
+        losetup -d "$device" || echo "$device" >> "$SCRATCH/robbed"
+    done &
+    pids+=($!)
+  done
+  for ((n = 0; n < ${ROUNDS:-15}; n++)); do
+    for v in "$RAW" "$A"; do
+      sm vdi_attach "$v" > /dev/null 2> "$SCRATCH/err" && sm vdi_detach "$v" 2> "$SCRATCH/err" || { cat "$SCRATCH/err"; failures=$((failures + 1)); }
+    done
+  done
+  touch "$SCRATCH/enough"
+  wait "${pids[@]}"
+  [ ! -e "$SCRATCH/robbed" ] || { echo "taken away: $(cat "$SCRATCH/robbed")"; return 1; }
+  [ $failures = 0 ]
+}
+claim 'attach and detach do not meet the loop devices of others' strangers
+
+exclusive() {
+  local device pid
+  # Open exclusively and without a file: the kernel names it as the next free one again and again.
+  device=$(losetup -f)
+  [ -b "$device" ] || mknod "$device" b 7 "${device#/dev/loop}"
+  python3 -c "
+import os, sys, time
+fd = os.open('$device', os.O_RDONLY | os.O_EXCL)
+open('$SCRATCH/held', 'w')
+time.sleep(1000)" &
+  pid=$!
+  until [ -e "$SCRATCH/held" ]; do sleep 0.01; done
+  [ "$(losetup -f)" = "$device" ] || { echo "the kernel names another"; return 1; }
+  for v in "$RAW" "$A"; do
+    within 20 sm vdi_attach "$v" > "$SCRATCH/out" && [ "$(cat "$SCRATCH/out")" != "$device" ] && sm vdi_detach "$v" || { kill $pid; return 1; }
+  done
+  kill $pid
+  wait $pid 2> /dev/null
+  :
+}
+claim 'a free loop device that another process holds is passed over' exclusive
+
+claim 'all is deleted' sm sr_delete --yes
+summary
