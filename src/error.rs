@@ -5,15 +5,15 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::types::{Size, SrUuid, VdiUuid};
+use crate::types::{Size, SrUuid, VdiUuid, shown};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{what} {} is not valid: {expected}", Quoted(value))]
+    #[error("{what} {} is not valid: {expected}", Quoted(&shown(what, value)))]
     Invalid { what: &'static str, value: String, expected: String },
-    #[error("device_config {given:?} lacks the key {key}")]
+    #[error("{}", missing(key, given))]
     MissingKey { key: &'static str, given: String },
     #[error("{0}")]
     Usage(String),
@@ -249,6 +249,14 @@ pub fn one_line(error: &Error) -> String {
         if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
     }
     line
+}
+
+/// `given`: the keys that there are, with spaces between.
+fn missing(key: &str, given: &str) -> String {
+    match given.split(' ').any(|is| is == key) {
+        true => format!("the key {key} of device_config has an empty value"),
+        false => format!("device_config lacks the key {key}; it has {}", if given.is_empty() { "none" } else { given }),
+    }
 }
 
 fn counted(images: usize) -> String {

@@ -461,7 +461,16 @@ fn a_limit_on_the_size_of_files_is_an_error_and_nothing_is_left_behind() {
         assert!(message.contains("File too large"), "{message}");
         assert_eq!(scene.digest(), before);
     }
-    assert!(!scene.root.path().join("out").exists() && !scene.root.path().join("out.part").exists());
+    assert!(
+        !scene.root.path().join("out").exists()
+            && scene
+                .root
+                .path()
+                .read_dir()
+                .unwrap()
+                .flatten()
+                .all(|e| !e.file_name().to_string_lossy().starts_with("out"))
+    );
 }
 
 #[test]
@@ -530,4 +539,38 @@ fn an_sr_that_vanishes_under_a_call_is_an_error() {
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     assert!(scene.call(["sr_scan", SR]).done().contains(A));
+}
+
+#[test]
+fn a_lock_directory_that_others_could_exchange_is_never_used() {
+    if !is_root() {
+        return;
+    }
+    let user = Some(nix::unistd::Uid::from_raw(12345));
+    let scene = Scene::file_with_a();
+    let locks = scene.root.path().join("run/lock");
+    let refused = |dir: &Path, words: &str| {
+        let before = scene.digest();
+        for call in [&["vdi_create", SR, B, "1"][..], &["vdi_lock", SR, A, "FALSE", "u"], &["vdi_delete", SR, A]] {
+            let message = scene.call(call).fails("EACCES");
+            assert!(message.contains(&dir.display().to_string()) && message.contains(words), "{message}");
+        }
+        assert_eq!(scene.digest(), before);
+    };
+    for dir in [locks.clone(), locks.join(SR)] {
+        let good = fs::metadata(&dir).unwrap().permissions();
+        nix::unistd::chown(&dir, user, None).unwrap();
+        refused(&dir, "belongs to uid 12345");
+        nix::unistd::chown(&dir, Some(nix::unistd::Uid::from_raw(0)), None).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
+        refused(&dir, "every user can write to it");
+        fs::set_permissions(&dir, good).unwrap();
+    }
+    // A link leads to where its maker wants.
+    let elsewhere = scene.root.path().join("elsewhere");
+    fs::rename(locks.join(SR), &elsewhere).unwrap();
+    symlink(&elsewhere, locks.join(SR)).unwrap();
+    scene.call(["vdi_create", SR, B, "1"]).fails_somehow();
+    fs::remove_file(locks.join(SR)).unwrap();
+    scene.call(["vdi_create", SR, B, "1"]).done();
 }

@@ -268,7 +268,8 @@ fn what_is_refused_leaves_nothing() {
     // An exported file is never overwritten, and a failed export leaves none.
     scene.sm(&["vdi_export", SR, &vdi(1), "disk.raw"]).assert().code(22);
     scene.sm(&["vdi_export", SR, &vdi(9), "none.raw"]).assert().code(101);
-    assert!(!scene.path("none.raw").exists() && !scene.path("none.raw.part").exists());
+    let left: Vec<_> = fs::read_dir(scene.path("")).unwrap().flatten().map(|entry| entry.file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().starts_with("none.raw")), "{left:?}");
     assert!(fs::read(scene.path("disk.raw")).unwrap() == disk);
 }
 
@@ -452,4 +453,31 @@ fn a_vhd_whose_headers_are_not_in_front_comes_through_a_pipe_as_well() {
     let names = fs::read_dir(scene.path("sr")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     assert_eq!(names.filter(|name| name.ends_with(".vhd")).count(), 7, "one that was put in and six that came");
     scene.sm(&[&line[..], &["--file-type", "raw"]].concat()).write_stdin(fixed).assert().success();
+}
+
+#[test]
+fn an_export_takes_no_file_that_is_there_and_removes_what_a_killed_one_left() {
+    let scene = Scene::new();
+    scene.sm(&["vdi_create", SR, &vdi(1), "1"]).assert().success();
+    fs::write(scene.path("letter"), "dear").unwrap();
+    // What older versions wrote to, what a killed call left, and a link that somebody planted.
+    fs::write(scene.path("out.raw.part"), "mine").unwrap();
+    fs::write(scene.path("out.raw.part-4000000"), "half a disk").unwrap();
+    std::os::unix::fs::symlink(scene.path("letter"), scene.path("out.raw.part-4000001")).unwrap();
+    let of_others = scene.path("out.raw.part-4000002");
+    fs::write(&of_others, "not ours").unwrap();
+    let root = nix::unistd::geteuid().is_root();
+    if root {
+        nix::unistd::chown(&of_others, Some(nix::unistd::Uid::from_raw(12345)), None).unwrap();
+    }
+    scene.sm(&["vdi_export", SR, &vdi(1), "out.raw"]).assert().success();
+    assert_eq!(fs::metadata(scene.path("out.raw")).unwrap().len(), 2 * MIB);
+    assert_eq!(fs::read(scene.path("out.raw.part")).unwrap(), b"mine");
+    assert_eq!(fs::read(scene.path("letter")).unwrap(), b"dear");
+    assert!(!scene.path("out.raw.part-4000000").exists());
+    assert_eq!(of_others.exists(), root);
+    assert!(fs::symlink_metadata(scene.path("out.raw.part-4000001")).unwrap().is_symlink());
+    let left =
+        fs::read_dir(scene.path("")).unwrap().flatten().filter(|e| e.file_name().to_string_lossy().contains(".part-"));
+    assert_eq!(left.count(), 1 + usize::from(root), "the call's own temporary name is gone");
 }

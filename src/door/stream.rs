@@ -2,14 +2,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, stdin, stdout};
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use fs2::FileExt;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, RenameFlags, renameat2};
 use nix::libc;
+use nix::unistd::linkat;
 
 use crate::error::{Error, Result};
 use crate::sys::durable;
@@ -18,6 +20,8 @@ use crate::vdi::transfer::Stream;
 
 const PIPE: &str = "-";
 const STDOUT: &str = "standard output";
+/// Between the name of an export in the making and the number of the process that writes it.
+const PARTIAL: &str = ".part-";
 
 /// Opens what is imported: a file, a block device, or standard input. `stated`: the caller said the format.
 ///
@@ -53,36 +57,57 @@ pub fn to(name: &str, (format, stated): (Format, bool)) -> Result<Stream> {
         return Err(unusable("create", name)(io::ErrorKind::NotFound.into()));
     }
     let path = Path::new(name);
+    sweep(path);
     let partial = partial(path);
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    let file = options.open(&partial).map_err(unusable("create", name))?;
-    if !durable::is_abandoned(&file) {
-        return Err(Error::DeviceInUse {
+    // A file that is there already is somebody's: not emptied, not written, not published as the disk.
+    options.read(true).write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(&partial).map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists => Error::DeviceInUse {
             device: partial.display().to_string(),
-            holder: "another vdi_export writes it".to_owned(),
-        });
-    }
-    file.set_len(0).map_err(Error::io("empty", &partial))?;
+            holder: "it is there already, and is not what a vdi_export left".to_owned(),
+        },
+        _ => unusable("create", name)(e),
+    })?;
+    // Keeps a sweep of another vdi_export away; where locks do not work, none sweeps.
+    let _ = FileExt::try_lock_exclusive(&file);
     Ok(Stream { file: Arc::new(file), name: path.to_owned(), format, stated })
 }
 
-/// Gives a completed export its name.
+/// Gives a completed export its name, durably. On failure there is neither the name nor what was written.
+///
+/// # Errors
+/// [`Error::Invalid`] if the name was taken meanwhile; [`Error::Io`].
 pub fn publish(to: &Stream) -> Result<()> {
     if to.name == Path::new(STDOUT) {
         return Ok(());
     }
     let partial = partial(&to.name);
-    // Both ways fail if the name was taken meanwhile. FAT has no links, NFS no rename of that kind.
-    match renameat2(AT_FDCWD, &partial, AT_FDCWD, &to.name, RenameFlags::RENAME_NOREPLACE) {
-        Ok(()) => {}
-        Err(Errno::EINVAL | Errno::ENOSYS) => {
-            fs::hard_link(&partial, &to.name).map_err(Error::io("create", &to.name))?;
-            fs::remove_file(&partial).map_err(Error::io("remove", &partial))?;
-        }
-        Err(errno) => return Err(Error::sys("create", &to.name)(errno)),
+    let named = give_name(to, &partial);
+    let _ = fs::remove_file(&partial);
+    named?;
+    durable::sync_parent(&to.name).inspect_err(|_| {
+        let _ = fs::remove_file(&to.name);
+    })
+}
+
+fn give_name(to: &Stream, partial: &Path) -> Result<()> {
+    let refused = |errno: Errno| match errno {
+        Errno::EEXIST => exists(&to.name.display().to_string()),
+        errno => Error::sys("create", &to.name)(errno),
+    };
+    // The file that was written, whatever has its temporary name by now.
+    let by_fd = format!("/proc/self/fd/{}", to.file.as_raw_fd());
+    match linkat(AT_FDCWD, by_fd.as_str(), AT_FDCWD, &to.name, AtFlags::AT_SYMLINK_FOLLOW) {
+        Ok(()) => return Ok(()),
+        Err(Errno::EEXIST) => return Err(refused(Errno::EEXIST)),
+        // FAT has no links, NFS no rename that overwrites nothing; /proc may be missing.
+        Err(_) => {}
     }
-    durable::sync_parent(&to.name)
+    match renameat2(AT_FDCWD, partial, AT_FDCWD, &to.name, RenameFlags::RENAME_NOREPLACE) {
+        Err(Errno::EINVAL | Errno::ENOSYS) => fs::hard_link(partial, &to.name).map_err(Error::io("create", &to.name)),
+        other => other.map_err(refused),
+    }
 }
 
 /// Removes what a failed export wrote.
@@ -92,10 +117,31 @@ pub fn discard(to: &Stream) {
     }
 }
 
+/// The name of an export until it is complete; the process makes it its own.
 fn partial(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".part");
+    name.push(format!("{PARTIAL}{}", std::process::id()));
     name.into()
+}
+
+/// Removes what killed exports to the same name left: files of this user that no living process has locked.
+fn sweep(path: &Path) {
+    let (Some(name), Some(dir)) = (path.file_name().and_then(|name| name.to_str()), path.parent()) else { return };
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let found = entry.file_name();
+        let pid = found.to_str().and_then(|found| found.strip_prefix(name)?.strip_prefix(PARTIAL));
+        if !pid.is_some_and(|pid| !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit())) {
+            continue;
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let Ok(file) = options.open(entry.path()) else { continue };
+        let ours = file.metadata().is_ok_and(|meta| meta.is_file() && meta.uid() == nix::unistd::geteuid().as_raw());
+        if ours && durable::is_abandoned(&file) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn exists(name: &str) -> Error {

@@ -4,9 +4,9 @@
 //! record locks on the same files; the two kinds exclude each other, `flock` would not (SMAPIv1, "Locks").
 //! A lock dies with its process, so none is ever stale.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
 use crate::error::{Error, Result};
+use crate::sys::durable::Dir;
 use crate::sys::run_dir;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +79,7 @@ pub fn share_last() -> Option<File> {
 pub fn take(namespace: &str, name: &str, kind: Kind, deadline: Instant) -> Result<Lock, Refused> {
     let path = run_dir::locks().join(namespace).join(name);
     loop {
-        let file = open(&path).map_err(Refused::Failed)?;
+        let file = open(namespace, name).map_err(Refused::Failed)?;
         if !wait(&file, kind, deadline, &path).map_err(Refused::Failed)? {
             return Err(Refused::TimedOut { holder: holder(namespace, name) });
         }
@@ -90,47 +91,64 @@ pub fn take(namespace: &str, name: &str, kind: Kind, deadline: Instant) -> Resul
     }
 }
 
-fn open(path: &Path) -> Result<File> {
-    let try_open = || {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(path)
-    };
+/// Opens the file of a lock, and makes it and its directories if need be. Every directory is looked at by the
+/// descriptor through which the file is then opened, each time: /var/lock is writable for all, and a user could have made
+/// our directory in it first, or hand out our locks from one that he can write to.
+///
+/// # Errors
+/// [`Error::Io`], access denied, if somebody else could exchange the file.
+fn open(namespace: &str, name: &str) -> Result<File> {
+    let root = run_dir::locks();
     // Whoever deletes a VDI removes its lock directory, perhaps just after it was made here.
     const ATTEMPTS: u32 = 100;
+    let try_open = || -> Result<Option<File>> {
+        let Some(dir) = found(Dir::open(&root))? else { return Ok(None) };
+        refuse_if_of_others(&dir)?;
+        let Some(dir) = dir.sub_dir(namespace)? else { return Ok(None) };
+        refuse_if_of_others(&dir)?;
+        found(dir.lock_file(name))
+    };
     for _ in 0..ATTEMPTS {
-        match try_open() {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let dir = path.parent().expect("a lock file has a directory");
-                match fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                        return Err(Error::io("create the lock directory", dir)(e));
-                    }
-                    _ => {}
-                }
-                check_owner(&run_dir::locks())?;
+        if let Some(file) = try_open()? {
+            return Ok(file);
+        }
+        let dir = root.join(namespace);
+        match fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io("create the lock directory", dir)(e));
             }
-            other => return other.map_err(Error::io("open the lock file", path)),
+            _ => {}
         }
     }
-    try_open().map_err(Error::io("open the lock file", path))
+    try_open()?.ok_or_else(|| Error::sys("open the lock file", root.join(namespace).join(name))(Errno::ENOENT))
 }
 
-/// /var/lock is writable for all: whoever made the lock directory first could hand out our locks.
-fn check_owner(dir: &Path) -> Result<()> {
-    let owner = fs::metadata(dir).map_err(Error::io("examine", dir))?.uid();
-    if owner == nix::unistd::geteuid().as_raw() || owner == 0 {
-        return Ok(());
+fn found<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(e) if e.errno() == Some(Errno::ENOENT as i32) => Ok(None),
+        Err(e) => Err(e),
     }
+}
+
+/// # Errors
+/// [`Error::Io`], access denied, for a directory that another user than this one and root owns or can write to.
+fn refuse_if_of_others(dir: &Dir) -> Result<()> {
+    let stat = dir.stat()?;
+    let (user, group) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let why = if stat.st_uid != user && stat.st_uid != 0 {
+        format!("it belongs to uid {}", stat.st_uid)
+    } else if stat.st_mode & 0o002 != 0 {
+        "every user can write to it".to_owned()
+    } else if stat.st_mode & 0o020 != 0 && stat.st_gid != group && stat.st_gid != 0 {
+        format!("gid {} can write to it", stat.st_gid)
+    } else {
+        return Ok(());
+    };
     Err(Error::Io {
         op: "trust the lock directory",
-        path: dir.to_owned(),
-        source: io::Error::new(io::ErrorKind::PermissionDenied, format!("it belongs to uid {owner}")),
+        path: dir.path().to_owned(),
+        source: io::Error::new(io::ErrorKind::PermissionDenied, format!("{why}; remove it, or chown and chmod it")),
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::faults::{Code, Failure};
 use crate::door::xmlrpc::{self, Value};
-use crate::types::DeviceConfig;
+use crate::types::{self, DeviceConfig};
 
 macro_rules! commands {
     ($($variant:ident $name:literal),* $(,)?) => {
@@ -205,24 +205,29 @@ impl Request {
         })
     }
 
-    /// The request for the log: no session, no passwords.
-    pub fn shown(&self) -> String {
+    /// The request for the log: no session, no passwords. It is written before anything is checked, so of device_config it
+    /// shows the values of `known` keys only.
+    pub fn shown(&self, known: &[(&str, &str)]) -> String {
         let mut text = format!("{} {{", self.command.name());
-        let config = self.device_config.0.iter();
-        let config = config.map(|(k, v)| (k, Value::text(if hides(k, v) { "******" } else { v }))).collect::<Vec<_>>();
-        for (name, value) in config.iter().map(|(k, v)| (*k, v)).chain(&self.members) {
-            let secret = is_secret(name) || name == "session_ref";
+        let is_known = |key: &str| key == "SRmaster" || known.iter().any(|(name, _)| *name == key);
+        for (key, value) in &self.device_config.0 {
+            match is_known(key) {
+                true => text.push_str(&format!("{key}: {:?}, ", types::shown(key, value))),
+                false => text.push_str(&format!("{key}: ?, ")),
+            }
+        }
+        for (name, value) in &self.members {
             match value {
-                _ if secret => text.push_str(&format!("{name}: ******, ")),
-                Value::String(value) => text.push_str(&format!("{name}: {value:?}, ")),
+                _ if name == "session_ref" => text.push_str(&format!("{name}: ***, ")),
+                Value::String(value) => text.push_str(&format!("{name}: {:?}, ", types::shown(name, value))),
                 Value::Array(values) => {
                     let words: Vec<&str> = values.iter().filter_map(Value::as_str).collect();
                     text.push_str(&format!("{name}: {words:?}, "));
                 }
                 Value::Struct(members) => {
                     let shown = members.iter().map(|(k, v)| match v.as_str() {
-                        Some(value) if !is_secret(k) => format!("{k}: {value:?}"),
-                        _ => format!("{k}: ******"),
+                        Some(value) => format!("{k}: {:?}", types::shown(k, value)),
+                        None => format!("{k}: ?"),
                     });
                     text.push_str(&format!("{name}: {{{}}}, ", shown.collect::<Vec<_>>().join(", ")));
                 }
@@ -235,22 +240,10 @@ impl Request {
 
     /// Every value that must not be seen.
     pub fn secrets(&self) -> Vec<&str> {
-        let of_config = self.device_config.0.iter();
-        let of_config = of_config.filter(|(k, v)| is_secret(k) || hides(k, v)).map(|(_, v)| v.as_str());
+        let of_config = self.device_config.0.iter().filter_map(|(key, value)| types::secret_part(key, value));
         let session = self.members.get("session_ref").and_then(Value::as_str);
         of_config.chain(session).filter(|secret| !secret.is_empty()).collect()
     }
-}
-
-/// `password`, `cifspassword`, `chappassword_secret`, `incoming_chappassword` …
-fn is_secret(key: &str) -> bool {
-    let key = key.to_ascii_lowercase();
-    key.contains("passw") || key.contains("secret")
-}
-
-/// Mount options may have a password among them, `xe-mount-iso-sr` puts it there.
-fn hides(key: &str, value: &str) -> bool {
-    key == "options" && value.to_ascii_lowercase().contains("pass")
 }
 
 fn strings(name: &str, members: BTreeMap<String, Value>) -> Result<BTreeMap<String, String>, Failure> {

@@ -64,7 +64,7 @@ fn answer(driver: &'static Driver, args: &[OsString]) -> Answer {
     if request.command == Command::SrGetDriverInfo {
         return said(xmlrpc::write_response(&driver_info(driver)));
     }
-    syslog::write(&request.shown());
+    syslog::write(&request.shown(driver.about.configuration));
     let (name, mut secrets) = (request.command.name(), request.secrets());
     let mut service = match Service::new(driver, &request) {
         Ok(service) => service,
@@ -82,12 +82,27 @@ fn answer(driver: &'static Driver, args: &[OsString]) -> Answer {
 fn refuse(driver: &Driver, what: &str, failure: &Failure, command: Option<Command>, secrets: &[&str]) -> Answer {
     let (code, detail) = faults::fault(failure, Attempt::new(driver.sr_type, command));
     let mut text = faults::text(code, &detail);
+    // No message of ours holds one; a tool's own words might.
     for secret in secrets {
-        text = text.replace(secret, "******");
+        text = without(&text, secret);
     }
     syslog::write(&format!("{} {what} failed: {} {text}", driver.executable, code as u16));
     // xapi hands what is on stderr to the client that asked, as the fault's third parameter.
     Answer { stderr: faults::choice(failure).unwrap_or_default(), ..said(xmlrpc::write_fault(code as u16, &text)) }
+}
+
+/// Masks a secret where it is a word of its own: of a short one, every other word would be full.
+fn without(text: &str, secret: &str) -> String {
+    let is_end = |c: Option<char>| !c.is_some_and(char::is_alphanumeric);
+    let (mut masked, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(at) = rest.find(secret) {
+        let (before, after) = (&rest[..at], &rest[at + secret.len()..]);
+        let alone = is_end(before.chars().next_back().or(masked.chars().next_back())) && is_end(after.chars().next());
+        masked.push_str(before);
+        masked.push_str(if alone { "***" } else { secret });
+        rest = after;
+    }
+    masked + rest
 }
 
 /// What a driver is and can do. Asked of every driver at each start of xapi: nothing is touched for it.
@@ -116,6 +131,20 @@ mod tests {
     use std::panic;
 
     use super::*;
+
+    #[test]
+    fn a_secret_is_masked_as_a_word_and_other_words_keep_their_letters() {
+        for (text, secret, masked) in [
+            ("expected x, exactly x", "x", "expected ***, exactly ***"),
+            ("\"x\"xy", "x", "\"***\"xy"),
+            ("mount -o pass=a.b,c", "a.b", "mount -o pass=***,c"),
+            ("xx x", "x", "xx ***"),
+            ("", "x", ""),
+        ] {
+            assert_eq!(without(text, secret), masked, "{text}");
+        }
+    }
+
     use crate::door::xmlrpc::Response;
     use crate::sr::file;
 
