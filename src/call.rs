@@ -78,6 +78,12 @@ pub enum Call {
     VdiGetBrief {
         vdi: VdiUuid,
     },
+    /// Stores the names that an agent's user gave a VDI with the disk, as far as the SR can hold them. Idempotent.
+    VdiSetNames {
+        vdi: VdiUuid,
+        label: String,
+        description: String,
+    },
     /// Ends the pause that a killed vdi_snapshot left on other hosts, see [`crate::context::OtherHosts`]. Idempotent.
     VdiUnpause {
         vdi: VdiUuid,
@@ -201,6 +207,7 @@ fn dispatch(storage: &dyn Sr, sr: SrUuid, call: &Call, context: &Context) -> Res
         Call::VdiUnlock { vdi, force, user } => storage.vdi(*vdi)?.unlock(user, *force).map(|()| Reply::Nothing),
         Call::VdiGetParams { vdi } => storage.vdi(*vdi)?.info().map(Reply::Vdi),
         Call::VdiGetBrief { vdi } => storage.vdi(*vdi)?.brief().map(Reply::Vdi),
+        Call::VdiSetNames { vdi, label, description } => storage.vdi(*vdi)?.set_names(label, description).map(nothing),
         Call::VdiUnpause { vdi } => storage.vdi(*vdi)?.unpause(context).map(|()| Reply::Nothing),
         Call::VdiExport { vdi, to } => {
             let disk = storage.vdi(*vdi)?;
@@ -246,6 +253,7 @@ impl LockPlan {
             | Call::VdiResize { vdi, .. }
             | Call::VdiExport { vdi, .. }
             | Call::VdiUnpause { vdi }
+            | Call::VdiSetNames { vdi, .. }
             | Call::VdiLock { vdi, .. }
             | Call::VdiUnlock { vdi, .. } => (Some(Kind::Shared), vec![*vdi]),
             Call::VdiClone { source, dest } | Call::VdiSnapshot { source, dest } => {

@@ -77,6 +77,9 @@ pub enum Error {
     Io { op: &'static str, path: PathBuf, source: io::Error },
     #[error("{argv} {how}{}", stderr_part(stderr))]
     Tool { argv: String, how: String, stderr: String },
+    /// The change is made, but a power cut may undo it.
+    #[error("the change was made, but it may not survive a power cut: {}; call again", one_line(cause))]
+    NotDurable { cause: Box<Error> },
     #[error("{cause}; undoing it failed as well: {undo}")]
     Undo { cause: Box<Error>, undo: Box<Error> },
 }
@@ -202,7 +205,7 @@ impl Error {
     pub fn errno(&self) -> Option<i32> {
         match self {
             Error::Io { source, .. } => source.raw_os_error(),
-            Error::Undo { cause, .. } => cause.errno(),
+            Error::Undo { cause, .. } | Error::NotDurable { cause } => cause.errno(),
             _ => None,
         }
     }

@@ -113,6 +113,23 @@ impl ExtSr {
         lvm::node(&self.group.name(), &self.volume())
     }
 
+    /// The mounted files, on a volume whose I/O goes on. LVM is asked only if it does not: a killed LVM command left the
+    /// volume suspended.
+    ///
+    /// # Errors
+    /// [`Error::DeviceInUse`] if something else is mounted there.
+    fn files(&self) -> Result<&FileSr> {
+        if let Some(mount) = self.point.mounted()? {
+            self.resume(mount.device)?;
+        }
+        // One that is not mounted says so itself.
+        Ok(&self.file)
+    }
+
+    fn resume(&self, device: u64) -> Result<()> {
+        if blockdev::is_suspended(device) { lvm::refresh(&self.group.name(), &self.volume()) } else { Ok(()) }
+    }
+
     /// What a failure of the filesystem means, and what to do.
     fn explain(&self, e: Error) -> Error {
         let failed = |found: &str| Error::Damaged {
@@ -182,8 +199,9 @@ impl ExtSr {
 
     fn activate(&self) -> Result<PathBuf> {
         let (group, volume) = (self.group.name(), self.volume());
-        if lvm::kernel_device(&group, &volume).is_none() {
-            lvm::activate(&group, &volume)?;
+        match lvm::kernel_device(&group, &volume).and_then(|device| blockdev::number(&device)) {
+            None => lvm::activate(&group, &volume)?,
+            Some(device) => self.resume(device)?,
         }
         lvm::kernel_device(&group, &volume).ok_or_else(|| Error::NoDevice {
             device: self.node().display().to_string(),
@@ -257,7 +275,7 @@ impl ExtSr {
     }
 
     fn make(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
-        self.group.make(size, over, CREATING, striped)?;
+        self.group.make(size, over, &[CREATING], striped)?;
         self.make_filesystem().map_err(|cause| self.group.unmake(cause))
     }
 
@@ -304,13 +322,13 @@ impl Sr for ExtSr {
     fn delete(&self) -> Result<Done> {
         let Some(vg) = self.group.look_for_any()? else {
             self.point.sweep();
-            return Ok(Done::Already);
+            return self.group.flush_devices().map(|()| Done::Already);
         };
         self.group.refuse_incomplete(&vg)?;
         if !self.group.is_unfinished(&vg) {
             if self.point.is_mounted()? {
                 self.point.refuse_if_attached()?;
-                self.file.refuse_if_used().map_err(|e| self.explain(e))?;
+                self.files()?.refuse_if_used().map_err(|e| self.explain(e))?;
                 self.point.unmount()?;
             } else {
                 let unused = self.prepare().and_then(|device| self.privately(&device, "", FileSr::refuse_if_used));
@@ -326,7 +344,8 @@ impl Sr for ExtSr {
 
     fn attach(&self) -> Result<Done> {
         if self.point.is_mounted()? {
-            let repaired = self.file.refuse_read_only().and_then(|()| self.file.repair());
+            let files = self.files()?;
+            let repaired = files.refuse_read_only().and_then(|()| files.repair());
             return repaired.map(|()| Done::Already).map_err(|e| self.explain(e));
         }
         self.group.note_strangers(&self.group.whole()?);
@@ -348,6 +367,7 @@ impl Sr for ExtSr {
         let mounted = self.point.is_mounted()?;
         if mounted {
             self.point.refuse_if_attached()?;
+            self.files()?;
             self.point.unmount()?;
         } else {
             self.point.sweep();
@@ -357,11 +377,11 @@ impl Sr for ExtSr {
     }
 
     fn stat(&self) -> Result<SrInfo> {
-        self.file.stat().map(|info| self.located(info)).map_err(|e| self.explain(e))
+        self.files()?.stat().map(|info| self.located(info)).map_err(|e| self.explain(e))
     }
 
     fn space(&self) -> Result<Space> {
-        self.file.space().map_err(|e| self.explain(e))
+        self.files()?.space().map_err(|e| self.explain(e))
     }
 
     fn looks_at_every_disk(&self) -> bool {
@@ -369,32 +389,32 @@ impl Sr for ExtSr {
     }
 
     fn scan(&self) -> Result<SrInfo> {
-        self.file.scan().map(|info| self.located(info)).map_err(|e| self.explain(e))
+        self.files()?.scan().map(|info| self.located(info)).map_err(|e| self.explain(e))
     }
 
     fn collect(&self, context: &Context) -> Result<Done> {
-        self.file.collect(context).map_err(|e| self.explain(e))
+        self.files()?.collect(context).map_err(|e| self.explain(e))
     }
 
     /// Also on devices that went away: a disk can still be detached.
     fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {
-        self.file.vdi(vdi).map_err(|e| self.explain(e))
+        self.files()?.vdi(vdi).map_err(|e| self.explain(e))
     }
 
     fn create_vdi(&self, new: &NewVdi) -> Result<VdiInfo> {
-        self.file.create_vdi(new).map_err(|e| self.explain(e))
+        self.files()?.create_vdi(new).map_err(|e| self.explain(e))
     }
 
     fn import_vdi(&self, new: &NewVdi, incoming: Incoming, progress: Progress) -> Result<VdiInfo> {
-        self.file.import_vdi(new, incoming, progress).map_err(|e| self.explain(e))
+        self.files()?.import_vdi(new, incoming, progress).map_err(|e| self.explain(e))
     }
 
     fn delete_broken(&self, vdi: VdiUuid, context: &Context) -> Result<bool> {
-        self.file.delete_broken(vdi, context).map_err(|e| self.explain(e))
+        self.files()?.delete_broken(vdi, context).map_err(|e| self.explain(e))
     }
 
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
-        self.file.forget_vdi(vdi).map_err(|e| self.explain(e))
+        self.files()?.forget_vdi(vdi).map_err(|e| self.explain(e))
     }
 
     fn content_type(&self) -> &'static str {

@@ -45,7 +45,9 @@ use crate::sr::{About, Driver, Sr, vdi_by_uuid};
 use crate::sys::blockdev;
 use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Lv, Vg};
-use crate::types::{DeviceConfig, Done, Format, NewVdi, Overwrite, PoolUse, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
+use crate::types::{
+    DeviceConfig, Done, Format, NewVdi, Overwrite, PoolUse, Size, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid,
+};
 use crate::vdi::transfer::Incoming;
 use crate::vdi::{self, Vdi};
 
@@ -79,6 +81,7 @@ pub const DRIVER: Driver = Driver {
         configuration: &[
             ("device", "block devices, separated by commas (required)"),
             ("allocation", "thick (default) or thin: a pool that disks take space from as they are written to"),
+            ("shared", "true at sr_create if several hosts see the devices; default false"),
         ],
         vdi_at: vdi_by_uuid,
         sm_config: |_| Vec::new(),
@@ -95,12 +98,17 @@ const UNFINISHED: &str = "NEW-";
 const POOL: &str = "POOL";
 const THIN: &str = "xcp.allocation=thin";
 const THICK: &str = "xcp.allocation=thick";
+/// Other hosts have the group as well.
+const SHARED: &str = "xcp.shared";
 const DATA_GONE: &str = "a device of its group is missing or failed";
 
 /// Hundredths of a percent of a thin pool in use, from which new work is refused. A pool whose data is full
 /// fails writes; one whose metadata is full needs a repair.
 const POOL_DATA_FULL: u64 = 95_00;
 const POOL_METADATA_FULL: u64 = 80_00;
+/// A disk of a thin SR has so many times the size of the pool at most. A filesystem on a larger one writes more metadata
+/// than the pool has.
+const MOST_PROMISED: u64 = 1024;
 
 /// How the VDIs of an SR get their space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +122,10 @@ pub struct LvmSr {
     group: VolumeGroup,
     /// What device_config asks for; what the SR is, its group says.
     allocation: Option<Allocation>,
+    /// What device_config says at sr_create; afterwards the group says it.
+    is_shared: bool,
+    /// Another host is the one that may change the group.
+    is_slave: bool,
 }
 
 impl LvmSr {
@@ -130,7 +142,14 @@ impl LvmSr {
             "thin" => Some(Allocation::Thin),
             other => return Err(bad("allocation", other, "expected thick or thin")),
         };
-        Ok(LvmSr { group, allocation })
+        let is_shared = match config.get("shared").unwrap_or("") {
+            "" | "false" => false,
+            "true" => true,
+            other => return Err(bad("shared", other, "expected true or false")),
+        };
+        // xapi's word, which it gives with every call.
+        let is_slave = config.get("SRmaster") == Some("false");
+        Ok(LvmSr { group, allocation, is_shared, is_slave })
     }
 
     /// The VDIs of the group: which, and in which volume.
@@ -201,7 +220,9 @@ impl LvmSr {
 
     fn make(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
         let thin = self.allocation == Some(Allocation::Thin);
-        self.group.make(size, over, if thin { THIN } else { THICK }, |devices| devices.iter().sum())?;
+        let mut tags = vec![if thin { THIN } else { THICK }];
+        tags.extend(self.is_shared.then_some(SHARED));
+        self.group.make(size, over, &tags, |devices| devices.iter().sum())?;
         if thin {
             let options =
                 ["-y", "--type", "thin-pool", "-n", POOL, "-l", "100%FREE", "--poolmetadataspare", "y", "-Zy"];
@@ -214,11 +235,14 @@ impl LvmSr {
     fn refuse_new(&self, new: &NewVdi) -> Result<(Vg, &'static vdi::Kind)> {
         let format = new.format.unwrap_or(DRIVER.formats[0]);
         if !DRIVER.formats.contains(&format) {
-            return Err(Error::Unsupported { op: "the type", why: format!("{format} disks on lvm; raw is served") });
+            let why = format!("{format} was asked for, and an SR on logical volumes has raw disks only");
+            return Err(Error::Unsupported { op: "a disk of this format", why });
         }
         let mut vg = self.group.whole()?;
         self.volumes(&vg).try_for_each(|(vdi, format, _)| refuse_foreign(vdi, format))?;
+        self.resume(&vg, vg.lv(POOL))?;
         if self.volumes(&vg).any(|(vdi, ..)| vdi == new.vdi) {
+            self.group.flush(&vg)?;
             return Err(Error::VdiExists { vdi: new.vdi, sr: self.group.sr });
         }
         let left = format!("{UNFINISHED}{}", new.vdi);
@@ -253,7 +277,32 @@ impl LvmSr {
 
     fn remove_unfinished(&self, vg: &Vg, name: &str) -> Result<()> {
         self.group.deactivate(vg, name)?;
-        self.group.change(vg, "lvremove", &["-y"], &[&format!("{}/{name}", vg.name)])
+        // vdi_resize gives a disk the extents that it zeroed in here; discarded, they might show something else again.
+        self.group.changed(vg, || lvm::remove_kept(&vg.name, name))
+    }
+
+    /// Lets volumes go on that a killed LVM command left suspended, before anything opens or changes them. LVM's lock keeps
+    /// the commands that are at work out of what a report shows.
+    fn resume<'l>(&self, vg: &Vg, volumes: impl IntoIterator<Item = &'l Lv>) -> Result<()> {
+        let stuck = volumes.into_iter().filter(|lv| lv.stuck);
+        stuck.into_iter().try_for_each(|lv| lvm::refresh(&vg.name, &lv.name))
+    }
+
+    /// Refuses a disk that is larger than its group can hold, or than its pool may promise. The size in whole extents.
+    fn checked_size(&self, vg: &Vg, bytes: u64, largest: u64) -> Result<u64> {
+        let size = checked_size(bytes, vg.extent_size, largest)?;
+        match vg.lv(POOL).filter(|pool| pool.is_thin_pool()) {
+            Some(pool) if size > pool.size.saturating_mul(MOST_PROMISED) => Err(Error::TooBig {
+                what: "a disk",
+                bytes: size,
+                limit: format!(
+                    "the thin pool of SR {} has {}, and a disk may promise {MOST_PROMISED} times as much at most",
+                    self.group.sr,
+                    Size(pool.size)
+                ),
+            }),
+            _ => Ok(size),
+        }
     }
 
     fn refuse_attached(&self, vg: &Vg) -> Result<()> {
@@ -290,9 +339,10 @@ impl LvmSr {
         }
     }
 
-    /// The devices of a group have to be written to make zeroes; done early, so that no vdi_attach waits.
-    fn zeroes_cost(&self, vg: &Vg) -> bool {
-        !vg.pvs.iter().all(|pv| blockdev::zeroes_by_itself(&pv.name))
+    /// Whether a new disk is zeroed at once. It is where that takes long, so that no vdi_attach waits, and where other hosts
+    /// have the group: the end of zeroing changes the group, which a host that attaches a disk may not do.
+    fn zeroes_early(&self, vg: &Vg) -> bool {
+        vg.tags.iter().any(|tag| tag == SHARED) || !vg.pvs.iter().all(|pv| blockdev::zeroes_by_itself(&pv.name))
     }
 }
 
@@ -316,7 +366,9 @@ impl Sr for LvmSr {
     }
 
     fn delete(&self) -> Result<Done> {
-        let Some(vg) = self.group.look_for_any()? else { return Ok(Done::Already) };
+        let Some(vg) = self.group.look_for_any()? else {
+            return self.group.flush_devices().map(|()| Done::Already);
+        };
         self.group.refuse_incomplete(&vg)?;
         if !vg.tags.iter().any(|t| t == DELETING) {
             self.refuse_attached(&vg)?;
@@ -350,6 +402,7 @@ impl Sr for LvmSr {
             _ => {}
         }
         self.group.note_strangers(&vg);
+        self.resume(&vg, &vg.lvs)?;
         self.sweep(&vg)?;
         match pool {
             Some(pool) if !pool.active => lvm::activate(&vg.name, POOL).map(|()| Done::Changed),
@@ -362,6 +415,7 @@ impl Sr for LvmSr {
             Ok(vg) => vg,
             Err(unseen) => return self.detach_unseen(unseen),
         };
+        self.resume(&vg, &vg.lvs)?;
         self.refuse_attached(&vg)?;
         let mut done = Done::Already;
         for lv in vg.lvs.iter().filter(|lv| lv.active) {
@@ -409,11 +463,11 @@ impl Sr for LvmSr {
 
     fn create_vdi(&self, new: &NewVdi) -> Result<VdiInfo> {
         let (vg, kind) = self.refuse_new(new)?;
-        let size = checked_size(new.virtual_size, vg.extent_size, kind.largest)?;
+        let size = self.checked_size(&vg, new.virtual_size, kind.largest)?;
         let thin = vg.lv(POOL).is_some();
         let lv = self.make_volume(&vg, new, RAW, size, (!thin).then_some(tags::ZERO))?;
         let place = LvmPlace::new(self, &vg, new.vdi, &lv);
-        if !thin && self.zeroes_cost(&vg) {
+        if !thin && self.zeroes_early(&vg) {
             place.zero_now().map_err(|cause| cause.undone(self.remove_unfinished(&vg, &lv.name)))?;
         }
         Ok(place.info())
@@ -423,7 +477,7 @@ impl Sr for LvmSr {
         let (vg, kind) = self.refuse_new(new)?;
         let made = RefCell::new(None);
         let mut make = |size: u64| -> Result<Box<dyn DiskWriter + '_>> {
-            let size = checked_size(size.max(new.virtual_size), vg.extent_size, kind.largest)?;
+            let size = self.checked_size(&vg, size.max(new.virtual_size), kind.largest)?;
             let lv = self.make_volume(&vg, new, UNFINISHED, size, Some(&tags::of_maker()))?;
             Ok(Box::new(Fill::begin(self, &vg, &made.borrow_mut().insert(lv).name, size)?))
         };
@@ -456,7 +510,7 @@ impl Sr for LvmSr {
         let vg = self.group.look()?;
         match vg.lv(&format!("{UNFINISHED}{vdi}")) {
             Some(lv) => self.remove_unfinished(&vg, &lv.name).map(|()| Done::Changed),
-            None => Ok(Done::Already),
+            None => self.group.flush(&vg).map(|()| Done::Already),
         }
     }
 
@@ -532,14 +586,16 @@ fn checked_size(bytes: u64, extent: u64, largest: u64) -> Result<u64> {
         _ => Err(Error::TooBig {
             what: "a disk",
             bytes,
-            limit: format!("a volume of this group has {most} bytes at most"),
+            limit: format!("a volume of this group has {} at most", Size(most)),
         }),
     }
 }
 
 /// Which SRs lie on the devices.
 fn probe(config: &DeviceConfig, deadline: Instant) -> Result<Vec<SrInfo>> {
-    volume_group::probe(config, &NAMING, deadline, |group, vg| Ok(LvmSr { group, allocation: None }.summary(vg)))
+    volume_group::probe(config, &NAMING, deadline, |group, vg| {
+        Ok(LvmSr { group, allocation: None, is_shared: false, is_slave: false }.summary(vg))
+    })
 }
 
 #[cfg(test)]

@@ -227,8 +227,22 @@ impl VolumeGroup {
 
     /// One LVM command on the group, made to survive a power cut.
     pub fn change<S: AsRef<str>>(&self, vg: &Vg, program: &str, options: &[S], names: &[&str]) -> Result<()> {
+        self.changed(vg, || lvm::change(program, options, names))
+    }
+
+    /// Does `work`, an LVM command on the group, and makes it survive a power cut.
+    pub fn changed(&self, vg: &Vg, work: impl FnOnce() -> Result<()>) -> Result<()> {
         self.refuse_incomplete(vg)?;
-        lvm::change(program, options, names)?;
+        work()?;
+        self.flush(vg).map_err(|cause| Error::NotDurable { cause: Box::new(cause) })
+    }
+
+    /// Makes every change of the group durable: LVM leaves them in the disks' write caches. A call that finds done what
+    /// it was asked for does the same before it answers, because an earlier one may have been killed before it could.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the device that fails.
+    pub fn flush(&self, vg: &Vg) -> Result<()> {
         vg.pvs.iter().filter(|pv| !pv.missing).try_for_each(|pv| blockdev::flush(&pv.name))
     }
 

@@ -124,6 +124,11 @@ pub fn dm_name(rdev: u64) -> Option<String> {
     Some(fs::read_to_string(sysfs(rdev).join("dm/name")).ok()?.trim().to_owned())
 }
 
+/// Whether a device-mapper device lets its I/O wait.
+pub fn is_suspended(rdev: u64) -> bool {
+    fs::read_to_string(sysfs(rdev).join("dm/suspended")).is_ok_and(|flag| flag.trim() == "1")
+}
+
 /// The devices that a device-mapper device lies on: number and name.
 pub fn below(rdev: u64) -> Vec<(u64, PathBuf)> {
     let entries = fs::read_dir(sysfs(rdev).join("slaves")).into_iter().flatten().flatten();

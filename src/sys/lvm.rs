@@ -21,6 +21,9 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// The longest tag that LVM takes, bytes.
 pub const LONGEST_TAG: usize = 1024;
 
+/// The [`Lv::health`] of a volume whose row in a report makes no sense.
+pub const UNREADABLE: &str = "unreadable";
+
 /// Extents of a volume are counted in 32 bits.
 pub const MOST_EXTENTS: u64 = u32::MAX as u64;
 
@@ -59,6 +62,8 @@ pub struct Lv {
     pub size: u64,
     pub tags: Vec<String>,
     pub active: bool,
+    /// The kernel has the device, but its I/O waits or it has no table yet: an LVM command was killed between two steps.
+    pub stuck: bool,
     pub read_only: bool,
     /// LVM's words: `linear`, `thin,sparse`, `thin,pool`.
     pub layout: Vec<String>,
@@ -214,15 +219,18 @@ pub fn parse_report(json: &str) -> Result<Vec<Vg>> {
         for row in &group.lv {
             // Characters 2 and 5 of lv_attr: lvs(8), "Lv Attributes".
             let attribute = |n: usize| row.lv_attr.as_bytes().get(n).copied().unwrap_or(b'-');
+            // One volume of which LVM tells no size does not hide the others.
+            let size = number(row.lv_size);
             vg.lvs.push(Lv {
                 name: row.lv_name.to_owned(),
-                size: number(row.lv_size)?,
+                size: *size.as_ref().unwrap_or(&0),
                 tags: list(row.lv_tags),
                 active: !matches!(attribute(4), b'-' | b'h' | b'X'),
+                stuck: matches!(attribute(4), b's' | b'S' | b'M' | b'C' | b'd' | b'i'),
                 // `R` is a writable volume whose device is read-only just now: what it is attached as, not what it is.
                 read_only: attribute(1) == b'r',
                 layout: list(row.lv_layout),
-                health: row.lv_health_status.to_owned(),
+                health: if size.is_ok() { row.lv_health_status } else { UNREADABLE }.to_owned(),
                 data_used: parse_percent(row.data_percent),
                 metadata_used: parse_percent(row.metadata_percent),
                 metadata_size: number(row.lv_metadata_size).unwrap_or(0),
@@ -303,6 +311,32 @@ pub fn change<S: AsRef<str>>(program: &str, options: &[S], names: &[&str]) -> Re
 /// Activates a volume, and what it needs, on this host. Ours have the skip flag, so that nothing but this does.
 pub fn activate(vg: &str, lv: &str) -> Result<()> {
     change("lvchange", &["-ay", "-K"], &[&format!("{vg}/{lv}")])
+}
+
+/// Lets the I/O of a suspended volume go on, and brings the kernel's table of it in line with LVM's metadata.
+///
+/// 1. Drop the table that waits to become live: a killed command may have loaded extents that the volume never got, and
+///    every resume makes it live, LVM's as well. 2. `lvchange --refresh` resumes with the table that was live before.
+/// 3. Once more: it loads the table of the metadata, if the command was killed after it had changed that.
+///
+/// # Errors
+/// [`Error::Tool`].
+pub fn refresh(vg: &str, lv: &str) -> Result<()> {
+    let name = dm_name(vg, lv);
+    // The device of a thin pool has a name of its own.
+    for (name, device) in dm_devices().filter(|(found, _)| *found == name || *found == format!("{name}-tpool")) {
+        if blockdev::number(&device).is_some_and(blockdev::is_suspended) {
+            Tool::new("dmsetup").args(["clear", "--", &name]).deadline(DEADLINE).run()?;
+        }
+    }
+    (0..2).try_for_each(|_| change("lvchange", &["--refresh"], &[&format!("{vg}/{lv}")]))
+}
+
+/// Removes a volume without telling its devices to discard what it held, whatever `issue_discards` of lvm.conf says.
+pub fn remove_kept(vg: &str, lv: &str) -> Result<()> {
+    let config = format!("{CONFIG} devices{{issue_discards=0}}");
+    let tool = Tool::new("lvremove").usual_args(["--config", &config]).deadline(DEADLINE);
+    tool.args(["-y", "--", &format!("{vg}/{lv}")]).run().map(drop)
 }
 
 /// How an attempt to deactivate ended.
@@ -451,7 +485,13 @@ pub fn parse_signatures(text: &str) -> Vec<String> {
         let (_offset, _uuid, label, kind) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
         Some(if label.is_empty() { kind.to_owned() } else { format!("{kind} \"{label}\"") })
     })
-    .collect()
+    // ZFS and others write theirs many times over.
+    .fold(Vec::new(), |mut named, signature| {
+        if !named.contains(&signature) {
+            named.push(signature);
+        }
+        named
+    })
 }
 
 /// The signatures of filesystems, partition tables, RAID and LVM that a device carries.
@@ -467,6 +507,7 @@ pub fn wipe(device: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// LVM 2.03.16, a thin SR on two devices with an active volume and one that is not.
     const THIN: &str = include_str!("../../tests/data/lvm/fullreport-thin.json");
@@ -530,6 +571,46 @@ mod tests {
         assert_eq!(found, [None, Some("/dev/loop0")]);
     }
 
+    proptest! {
+        #[test]
+        fn any_report_is_read_or_refused(at in 0..THIN.len(), bytes in prop::collection::vec(any::<u8>(), 0..8), cut in 0..THIN.len()) {
+            let mut report = THIN.as_bytes().to_vec();
+            let end = (at + bytes.len()).min(report.len());
+            report.splice(at..end, bytes);
+            for report in [&report[..], &report[..cut.min(report.len())]] {
+                let text = String::from_utf8_lossy(report);
+                if let Ok(groups) = parse_report(&only_json(&text)) {
+                    for lv in groups.iter().flat_map(|vg| &vg.lvs) {
+                        let _ = (lv.is_thin_pool(), unescape(&lv.name));
+                    }
+                }
+                let _ = (parse_extents(&text), parse_signatures(&text));
+            }
+        }
+    }
+
+    #[test]
+    fn an_odd_volume_does_not_hide_the_others() {
+        let odd = THIN.replacen("\"lv_size\":\"", "\"lv_size\":\"?", 1);
+        assert_ne!(odd, THIN);
+        let (groups, whole) = (parse_report(&odd).unwrap(), parse_report(THIN).unwrap());
+        assert_eq!(groups[0].lvs.len(), whole[0].lvs.len());
+        assert_eq!(groups[0].lvs.iter().filter(|lv| lv.health == UNREADABLE).count(), 1);
+    }
+
+    #[test]
+    fn a_volume_that_a_killed_command_left_is_seen() {
+        for (attributes, stuck) in
+            [("Vwi-s-tz-k", true), ("Vwi-d-tz-k", true), ("twi-aotz--", false), ("Vwi---tz-k", false)]
+        {
+            let row = format!(
+                r#"{{"report":[{{"lv":[{{"lv_name":"a","lv_size":"1","lv_tags":"","lv_attr":"{attributes}",
+                "lv_layout":"thin","lv_health_status":"","data_percent":"","metadata_percent":"","lv_metadata_size":""}}]}}]}}"#
+            );
+            assert_eq!(parse_report(&row).unwrap()[0].lvs[0].stuck, stuck, "{attributes}");
+        }
+    }
+
     #[test]
     fn what_is_no_report_is_an_error() {
         for bad in ["", "{", "{}", "[]", r#"{"report":[{"vg":[{"vg_name":"x","vg_size":"1.5g"}]}]}"#] {
@@ -542,6 +623,8 @@ mod tests {
         let text = "# offset,uuid,label,type\n0x438,8a0b,ro\\x6ft,ext4\n0x1fe,,,dos\n";
         assert_eq!(parse_signatures(text), ["ext4 \"ro\\x6ft\"", "dos"]);
         assert!(parse_signatures("").is_empty());
+        let zfs = "0x3f000,,,zfs_member\n".repeat(29) + "0x1fe,,,dos\n";
+        assert_eq!(parse_signatures(&zfs), ["zfs_member", "dos"]);
     }
 
     #[test]

@@ -59,6 +59,24 @@ pub trait Place {
     /// Replaces the holders that were `seen`, durably. `false`: somebody was faster, nothing changed.
     fn set_holders(&self, seen: &Holders, users: Vec<String>) -> Result<bool>;
 
+    /// Replaces label and description, durably and by one atomic step; the rest of the params stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on an SR that stores no names.
+    fn set_names(&self, _label: &str, _description: &str) -> Result<()> {
+        Err(Error::Unsupported { op: "storing a name", why: "this SR keeps nothing beside its disks".to_owned() })
+    }
+
+    /// Makes durable what an earlier call may have changed without being able to say so: it was killed before its last
+    /// flush. Called before a call answers that what it asks for is there already.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the storage does not take it.
+    fn settle(&self) -> Result<()> {
+        let image = self.image(Mode::ReadOnly)?;
+        image.sync_all().map_err(Error::io("flush", self.path()))
+    }
+
     /// Whether other hosts may have it attached, which this one's kernel can't see.
     fn is_shared(&self) -> bool {
         false
@@ -277,6 +295,21 @@ pub trait Vdi {
     /// # Errors
     /// Below the current size [`Error::Invalid`] unless `allow_shrink`, which wants the disk unused.
     fn resize(&self, size: u64, allow_shrink: bool, context: &Context) -> Result<Done>;
+
+    /// Replaces label and description, and leaves the rest. Idempotent; durable, also where there was nothing to do.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on an SR that stores no names.
+    fn set_names(&self, label: &str, description: &str) -> Result<Done> {
+        let place = self.place();
+        let now = place.params()?;
+        if now.label == label && now.description == description {
+            place.settle()?;
+            return Ok(Done::Already);
+        }
+        place.set_names(label, description)?;
+        Ok(Done::Changed)
+    }
 
     /// Takes the persistent lock for `user`, who may already share it with others only if the VDI is
     /// shareable; `force` breaks another's.

@@ -108,6 +108,7 @@ impl Vdi for Raw<'_> {
         let now = self.place.stat()?.length;
         let size = self.place.round_up(KIND.round(size)?);
         if size == now {
+            self.place.settle()?;
             return Ok(Done::Already);
         }
         if size < now && !allow_shrink {

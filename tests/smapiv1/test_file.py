@@ -246,6 +246,21 @@ class Lifecycle(Case):
         self.agent.call("sr_delete")
         self.assertFalse(os.path.exists(self.location))
 
+    def test_names_come_back_after_the_sr_was_forgotten(self):
+        self.an_sr()
+        for label, description in (("r\u00f6\u00f6t <&> 'disk'", "d" * 3000), ("", "")):
+            vdi = self.agent.create(8 * MiB, "first", "old words")
+            record = self.xapi.vdis[vdi]
+            record["name_label"], record["name_description"] = label, description
+            for _ in range(2):
+                self.agent.call("vdi_update", vdi=vdi)
+            del self.xapi.vdis[vdi]
+            self.agent.scan()
+            ((found, again),) = self.xapi.of(self.agent.sr_ref).items()
+            self.assertEqual(again["uuid"], record["uuid"])
+            self.assertEqual((again["name_label"], again["name_description"]), (label, description))
+            self.agent.delete(found)
+
     def test_the_figures_of_the_sr_follow(self):
         """By what a call changes, not by a look at every disk; and nothing is lost between two calls."""
         allocation = lambda: int(self.xapi.srs[self.agent.sr_ref]["virtual_allocation"])

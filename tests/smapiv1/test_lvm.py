@@ -168,6 +168,28 @@ class Lvm(Case):
         self.agent.scan()
         self.assertEqual(self.telling(), ["VDI.get_all_records_where", "SR.get_record"])
 
+    def test_names_come_back_after_the_sr_was_forgotten(self):
+        self.an_sr()
+        vdi = self.agent.create(8 * MiB, "first", "old words", sm_config={})
+        record = self.xapi.vdis[vdi]
+        record["name_label"], record["name_description"] = "r\u00f6\u00f6t <&> 'disk'", "d" * 3000
+        self.agent.call("vdi_update", vdi=vdi)
+        tags = run("lvs", "--noheadings", "-o", "lv_tags", f"{self.group}/LV-{record['uuid']}")
+        self.assertNotIn("first", tags)
+        seqno = run("vgs", "--noheadings", "-o", "vg_seqno", self.group)
+        self.agent.call("vdi_update", vdi=vdi)
+        self.agent.device_config["SRmaster"] = "false"
+        self.xapi.vdis[vdi] = dict(record, name_label="of another host")
+        self.agent.call("vdi_update", vdi=vdi)
+        self.assertEqual(run("vgs", "--noheadings", "-o", "vg_seqno", self.group), seqno)
+        self.agent.device_config["SRmaster"] = "true"
+        del self.xapi.vdis[vdi]
+        self.agent.scan()
+        (found,) = self.xapi.of(self.agent.sr_ref).values()
+        self.assertEqual(found["uuid"], record["uuid"])
+        self.assertEqual((found["name_label"], found["name_description"]),
+                         (record["name_label"], record["name_description"]))
+
     def test_a_disk_that_xapi_does_not_hear_of_is_not_made(self):
         self.an_sr()
         before = self.volumes()

@@ -414,9 +414,25 @@ impl<'a> Service<'a> {
         let info = self.info()?;
         let sm_config = (self.driver.about.sm_config)(&info);
         let record = self.xapi()?.record("VDI.get_record", reference)?;
-        assert_legal(text(&record, "name_label"), text(&record, "name_description"))?;
+        let (label, description) = (text(&record, "name_label"), text(&record, "name_description"));
+        assert_legal(label, description)?;
+        self.store_names(&info, label, description)?;
         sync::refresh(self.xapi()?, reference, &record, &info, &sm_config)?;
         Ok(Value::Nil)
+    }
+
+    /// Stores a VDI's names with the disk, so that they come back with a scan after xapi forgot the SR. Where the SR can't
+    /// hold them, and on a host that must not change the SR, xapi's record is all there is.
+    fn store_names(&self, info: &VdiInfo, label: &str, description: &str) -> Result<(), Failure> {
+        let is_master = self.request.device_config.get("SRmaster") != Some("false");
+        if info.hidden || !is_master || (info.label == label && info.description == description) {
+            return Ok(());
+        }
+        let (label, description) = (label.to_owned(), description.to_owned());
+        match self.call(Call::VdiSetNames { vdi: info.uuid, label, description }) {
+            Ok(_) | Err(Error::Unsupported { .. }) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
     }
 
     fn vdi_delete(&mut self) -> Answer {

@@ -166,6 +166,15 @@ impl Place for FilePlace<'_> {
         done
     }
 
+    fn set_names(&self, label: &str, description: &str) -> Result<()> {
+        let params = Params { label: label.to_owned(), description: description.to_owned(), ..self.params()? };
+        let name = beside(self.vdi, PARAMS);
+        match params == Params::default() {
+            true => self.dir.remove(&name).and_then(|_| self.dir.sync()),
+            false => self.dir.replace(&name, &encode(&Record::Vdi(params))),
+        }
+    }
+
     fn is_shared(&self) -> bool {
         self.sr.shared
     }

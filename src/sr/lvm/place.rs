@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::{DATA_GONE, LvmSr, POOL, RAW, UNFINISHED, tags};
+use super::{DATA_GONE, LvmSr, POOL, RAW, SHARED, UNFINISHED, tags};
 use crate::error::{Error, Result, ended};
 use crate::sys::blockdev;
 use crate::sys::copy::Progress;
-use crate::sys::lvm::{self, Deactivated, Lv, Vg};
-use crate::types::{Done, Format, Mode, Params, SrUuid, VdiInfo, VdiUuid};
+use crate::sys::lvm::{self, Deactivated, Lv, UNREADABLE, Vg};
+use crate::types::{Done, Format, Mode, Params, SrUuid, State, VdiInfo, VdiUuid};
 use crate::vdi::{self, Extent, Holders, Node, Place};
 
 /// A disk as one report showed it; asked again only after a change.
@@ -100,7 +100,8 @@ impl<'a> LvmPlace<'a> {
         let (extent, record) = (self.extent(), self.record());
         let attached = self.lv.borrow().active && !record.is_private();
         let params = Params { read_only: self.is_read_only(), ..record.params };
-        let node = Node::alone(extent.length);
+        let state = self.unhealthy().map_or(State::Healthy, State::Broken);
+        let node = Node { state, ..Node::alone(extent.length) };
         vdi::describe(self, &node, extent.allocated, params, record.holders.users, attached, Vec::new())
     }
 
@@ -162,13 +163,32 @@ impl<'a> LvmPlace<'a> {
     }
 
     fn refuse_unhealthy(&self) -> Result<()> {
+        self.unhealthy().map_or(Ok(()), |why| Err(Error::NoDevice { device: self.full_name(), why }))
+    }
+
+    /// What LVM says of a volume whose data can't be had.
+    fn unhealthy(&self) -> Option<String> {
         match self.lv.borrow().health.as_str() {
-            health @ ("partial" | "failed") => Err(Error::NoDevice {
-                device: self.full_name(),
-                why: format!("LVM says that it is {health}: {DATA_GONE}"),
-            }),
-            _ => Ok(()),
+            health @ ("partial" | "failed" | UNREADABLE) => Some(format!("LVM says that it is {health}: {DATA_GONE}")),
+            _ => None,
         }
+    }
+
+    /// The end of zeroing changes the group. While the pool's master changes it as well, one of the changes would be lost;
+    /// were it this one, the disk would be zeroed again after a guest wrote to it.
+    fn refuse_slave(&self) -> Result<()> {
+        if !self.sr.is_slave {
+            return Ok(());
+        }
+        Err(Error::SrUnavailable {
+            sr: self.sr.group.sr,
+            why: format!(
+                "its VDI {} was never attached, and the first attachment changes the volume group, which only the SR's \
+                 master may do: attach it there once. An SR that is created with (shared . \"true\"), or whose group has the \
+                 tag {SHARED}, needs no such thing for VDIs that are made from then on",
+                self.vdi
+            ),
+        })
     }
 
     fn end_lending(&self) -> Result<()> {
@@ -193,6 +213,7 @@ impl<'a> LvmPlace<'a> {
     /// Removes the extents that a killed vdi_resize was preparing, or completes the cut that it began, or ends what is left
     /// of a vdi_export. What another host prepares is left to those calls that `may_change` the group.
     fn sweep(&self, may_change: bool) -> Result<()> {
+        self.sr.resume(&self.vg, self.vg.lvs.iter().chain([&*self.lv.borrow()]))?;
         if self.unfinished.as_ref().is_some_and(|tags| may_change || !tags::is_elsewhere(tags)) {
             self.sr.remove_unfinished(&self.vg, &format!("{UNFINISHED}{}", self.vdi))?;
         }
@@ -308,6 +329,7 @@ impl Place for LvmPlace<'_> {
         self.refuse_unhealthy()?;
         if self.record().zero {
             // What is on its extents is not its own.
+            self.refuse_slave()?;
             self.sr.group.refuse_incomplete(&self.vg)?;
             self.zero_now()?;
         }
@@ -349,6 +371,22 @@ impl Place for LvmPlace<'_> {
         Ok(self.holders()? == Holders { state: next, users })
     }
 
+    fn set_names(&self, label: &str, description: &str) -> Result<()> {
+        let params = Params { label: label.to_owned(), description: description.to_owned(), ..Params::default() };
+        let (go, come) = tags::to_rename(&self.lv.borrow().tags, &params);
+        let with = |option: &str, tags: Vec<String>| -> Vec<String> {
+            tags.into_iter().flat_map(|tag| [option.to_owned(), tag]).collect()
+        };
+        let mut options = with("--deltag", go);
+        options.extend(with("--addtag", come));
+        self.change("lvchange", &options, &[&self.full_name()])?;
+        self.refresh()
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.sr.group.flush(&self.vg)
+    }
+
     fn device(&self) -> Result<Option<PathBuf>> {
         Ok((self.lv.borrow().active && !self.record().is_private()).then(|| self.node()))
     }
@@ -361,6 +399,7 @@ impl Place for LvmPlace<'_> {
         self.refuse_unhealthy()?;
         let (active, zero) = (self.lv.borrow().active, self.record().zero);
         if zero {
+            self.refuse_slave()?;
             self.sr.group.refuse_incomplete(&self.vg)?;
         }
         if active && !zero {
@@ -397,7 +436,7 @@ impl Place for LvmPlace<'_> {
     }
 
     fn resize(&self, bytes: u64) -> Result<()> {
-        let size = super::checked_size(bytes, self.vg.extent_size, i64::MAX as u64)?;
+        let size = self.sr.checked_size(&self.vg, bytes, i64::MAX as u64)?;
         self.sr.group.refuse_incomplete(&self.vg)?;
         self.sweep(true)?;
         let now = self.extent().length;
@@ -444,6 +483,7 @@ impl Place for LvmPlace<'_> {
         self.sweep(true)?;
         let vg = self.sr.group.whole()?;
         if self.sr.volumes(&vg).any(|(vdi, ..)| vdi == dest) {
+            self.sr.group.flush(&vg)?;
             return Err(Error::VdiExists { vdi: dest, sr: self.sr.group.sr });
         }
         self.sr.room_in_pool(&vg)?;

@@ -108,6 +108,15 @@ pub fn of_params(params: &Params) -> Vec<String> {
     tags
 }
 
+/// The tags that have to go and those that have to come, to make `params` of what `tags` say now. Tags that say something
+/// else, the lock or the state of the volume, are in neither.
+pub fn to_rename(tags: &[String], params: &Params) -> (Vec<String>, Vec<String>) {
+    let is_name = |tag: &&String| tag.starts_with("xcp.label.") || tag.starts_with("xcp.description.");
+    let wanted: Vec<String> = of_params(params).into_iter().filter(|tag| is_name(&tag)).collect();
+    let go = tags.iter().filter(is_name).filter(|tag| !wanted.contains(tag)).cloned().collect();
+    (go, wanted.into_iter().filter(|tag| !tags.contains(tag)).collect())
+}
+
 /// The tags that say who holds the lock in a state of its record.
 pub fn of_holders(state: u64, users: &[String]) -> Vec<String> {
     let mut tags = vec![lock_state(state)];
@@ -160,6 +169,28 @@ mod tests {
             prop_assert_eq!(record.params, params);
             prop_assert_eq!(record.holders, Holders { state, users });
             prop_assert_eq!(tags.iter().filter(|t| is_lock(t)).count() > 0, true);
+        }
+    }
+
+    #[test]
+    fn a_new_name_takes_the_place_of_the_old_one_and_leaves_the_rest() {
+        let params = |label: &str, description: &str| Params {
+            label: label.to_owned(),
+            description: description.to_owned(),
+            shareable: true,
+            ..Params::default()
+        };
+        for (old, new) in [("", "a b"), ("a b", ""), ("a b", "a b"), (&"é".repeat(3000), "x"), ("x", &"é".repeat(3000))]
+        {
+            let mut tags = of_params(&params(old, "what it is"));
+            tags.extend(of_holders(3, &["me".to_owned()]));
+            tags.push(ZERO.to_owned());
+            let before = read(&tags);
+            let (go, come) = to_rename(&tags, &params(new, "what it is"));
+            assert_eq!(old == new, go.is_empty() && come.is_empty());
+            tags.retain(|tag| !go.contains(tag));
+            tags.extend(come);
+            assert_eq!(read(&tags), Record { params: params(new, "what it is"), ..before });
         }
     }
 

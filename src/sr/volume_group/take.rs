@@ -159,7 +159,7 @@ impl VolumeGroup {
         Ok(())
     }
 
-    /// Makes the group with a tag. One that was not finished is removed first.
+    /// Makes the group with tags. One that was not finished is removed first.
     ///
     /// `room` says how many bytes an SR on devices with so many can hold, which `size` must not exceed. `over` says
     /// what may be destroyed; what the kernel uses never is.
@@ -167,13 +167,14 @@ impl VolumeGroup {
     /// # Errors
     /// [`Error::SrExists`], [`Error::DeviceInUse`], [`Error::Occupied`], [`Error::HoldsSr`], [`Error::NoDevice`],
     /// [`Error::NoSpace`]; then nothing was changed.
-    pub fn make(&self, size: Option<u64>, over: &Overwrite, tag: &str, room: fn(&[u64]) -> u64) -> Result<()> {
+    pub fn make(&self, size: Option<u64>, over: &Overwrite, tags: &[&str], room: fn(&[u64]) -> u64) -> Result<()> {
         if let Some(missing) = self.missing_device() {
             return Err(missing);
         }
         let mut groups = lvm::report(None)?;
         if let Some(vg) = groups.iter().find(|vg| vg.name == self.name()) {
             if !self.is_unfinished(vg) {
+                self.flush(vg)?;
                 let found = format!("on {}", device_list(vg.pvs.iter().map(|pv| pv.name.as_path())));
                 return Err(Error::SrExists { sr: self.sr, found });
             }
@@ -200,7 +201,9 @@ impl VolumeGroup {
         let group = self.name();
         let mut all = vec![group.as_str()];
         all.extend(names.iter().map(String::as_str));
-        lvm::change("vgcreate", &["-y", "--metadatasize", METADATA_AREA, "-s", "4m", "--addtag", tag], &all)
+        let mut options = vec!["-y", "--metadatasize", METADATA_AREA, "-s", "4m"];
+        options.extend(tags.iter().flat_map(|tag| ["--addtag", tag]));
+        lvm::change("vgcreate", &options, &all)
     }
 
     /// Removes the groups of the SRs that `over` allows to destroy, so that no half of one stays on a device that the new SR does not
