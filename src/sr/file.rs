@@ -350,7 +350,7 @@ impl FileSr {
             register::remove(dir, &beside(*vdi, LOCK))?;
         }
         for name in &listing.temporaries {
-            removed |= dir.remove(name)?;
+            removed |= dir.remove_temporary(name)?;
         }
         for name in dir.names()?.iter().filter(|name| is_orphan(name)) {
             // Refused while somebody here has it open; then the directory stays, and sr_create takes it.

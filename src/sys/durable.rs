@@ -346,16 +346,82 @@ impl Dir {
         }
     }
 
-    /// Removes what killed makers left, if `name` is such a file and nobody alive has it locked.
+    /// Removes what killed makers left, if `name` is such a file and no living process has it locked, or a directory
+    /// that [`Dir::discard`] put aside. `false`: `name` is neither, or cannot be removed yet.
     pub fn sweep_temporary(&self, name: &str) -> Result<bool> {
         if !name.starts_with(TEMPORARY) {
             return Ok(false);
         }
-        match self.try_open_record(name)? {
-            Some(file) if is_abandoned(&file) => self.remove(name),
-            _ => Ok(false),
+        let Some(stat) = self.lookup(name)? else { return Ok(false) };
+        if is_directory(&stat) && name[TEMPORARY.len()..].parse::<Uuid>().is_ok() {
+            return self.empty_and_remove(name);
+        }
+        // Closed before it is removed: NFS would only rename an open file.
+        let abandoned = self.try_open_record(name)?.is_some_and(|file| is_abandoned(&file));
+        if abandoned { self.remove(name) } else { Ok(false) }
+    }
+
+    /// Removes a temporary file or directory, whether or not its maker lives. `false`: there was none, or a process has a
+    /// file of the directory open. Not durable before [`Dir::sync`].
+    pub fn remove_temporary(&self, name: &str) -> Result<bool> {
+        match self.lookup(name)? {
+            Some(stat) if is_directory(&stat) => self.empty_and_remove(name),
+            _ => self.remove(name),
         }
     }
+
+    /// Removes a directory and the files in it. `false`: there was none.
+    ///
+    /// On NFS a file that a process of this host has open cannot be removed: its client calls it `.nfs…` until it is
+    /// closed, and the directory stays as long. Then the directory gets a temporary name, under which
+    /// [`Dir::sweep_temporary`] removes it later. So the name is free in any case, and a new directory of that name
+    /// starts empty. Not durable before [`Dir::sync`].
+    pub fn discard(&self, name: &str) -> Result<bool> {
+        let aside = match self.empty_and_remove(name) {
+            Ok(true) => return Ok(true),
+            Ok(false) if self.lookup(name)?.is_none() => return Ok(false),
+            Ok(false) => temporary_name(),
+            Err(e) => return Err(e),
+        };
+        match self.rename(name, &aside) {
+            // Another host was faster, or our first request was carried out and its answer lost.
+            Err(e) if e.errno() == Some(Errno::ENOENT as i32) => return Ok(false),
+            other => other?,
+        }
+        // What is still open stays for a sweep.
+        let _ = self.empty_and_remove(&aside);
+        Ok(true)
+    }
+
+    /// Removes the files of a directory, then the directory. `false`: there is no such directory, or one that cannot be
+    /// emptied while a process has a file of it open or adds one.
+    fn empty_and_remove(&self, name: &str) -> Result<bool> {
+        let Some(dir) = self.sub_dir(name)? else { return Ok(false) };
+        let emptied = dir.names().and_then(|files| {
+            files.iter().try_for_each(|file| match dir.remove(file) {
+                // A file that is open; the directory will tell.
+                Err(e) if e.errno() == Some(Errno::EBUSY as i32) => Ok(()),
+                other => other.map(drop),
+            })
+        });
+        match emptied {
+            // What NFS says of a directory that another host removed after we opened it.
+            Err(e) if e.errno() == Some(Errno::ESTALE as i32) => {}
+            other => other?,
+        }
+        match self.remove_dir(name) {
+            Err(e)
+                if matches!(e.errno().map(Errno::from_raw), Some(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EBUSY)) =>
+            {
+                Ok(false)
+            }
+            other => other,
+        }
+    }
+}
+
+fn is_directory(stat: &Stat) -> bool {
+    stat.mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits()
 }
 
 impl AsFd for Dir {
@@ -543,6 +609,26 @@ mod tests {
         assert!(!dir.sweep_temporary(&name).unwrap());
         drop(maker);
         assert!(dir.sweep_temporary(&name).unwrap());
+    }
+
+    #[test]
+    fn a_discarded_directory_goes_with_its_files() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = Dir::open(scratch.path()).unwrap();
+        assert!(!dir.discard("d").unwrap());
+        dir.make_dir("d").unwrap();
+        assert!(dir.sub_dir("d").unwrap().unwrap().create("1", b"a").unwrap());
+        assert!(dir.discard("d").unwrap());
+        assert_eq!(dir.names().unwrap(), [""; 0]);
+
+        // What could not be emptied is put aside under such a name.
+        let aside = temporary_name();
+        dir.make_dir(&aside).unwrap();
+        assert!(dir.sub_dir(&aside).unwrap().unwrap().create("1", b"a").unwrap());
+        assert!(dir.sweep_temporary(&aside).unwrap());
+        dir.make_dir(".tmp-mine").unwrap();
+        assert!(dir.sweep_temporary(".tmp-mine").is_err());
+        assert_eq!(dir.names().unwrap(), [".tmp-mine"]);
     }
 
     #[test]

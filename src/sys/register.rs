@@ -68,15 +68,10 @@ fn change_in(parent: &Dir, name: &str, seen: &State, bytes: &[u8]) -> Result<boo
     Ok(true)
 }
 
-/// Removes the record and its directory. Only for a record that nobody may change any more.
+/// Removes the record and its directory. Only for a record that nobody may change any more. What another process still
+/// reads is put aside: see [`Dir::discard`]. `false`: there was none.
 pub fn remove(parent: &Dir, name: &str) -> Result<bool> {
-    let Some(dir) = parent.sub_dir(name)? else { return Ok(false) };
-    match dir.names().and_then(|files| files.iter().try_for_each(|file| dir.remove(file).map(drop))) {
-        // Another host was faster.
-        Err(e) if is_stale(&e) => {}
-        other => other?,
-    }
-    parent.remove_dir(name)
+    parent.discard(name)
 }
 
 /// What NFS says of a directory that another host removed after we opened it.
