@@ -500,6 +500,11 @@ fn typed(out: &mut String, element: &str, text: &str) {
     let _ = write!(out, "</{element}>");
 }
 
+/// Whether XML has a way to write `text`, so that its reader gets what was written.
+pub fn can_carry(text: &str) -> bool {
+    text.chars().all(is_legal)
+}
+
 /// [`escape`], as a value.
 pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

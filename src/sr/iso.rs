@@ -32,7 +32,7 @@ use crate::sr::{About, Driver, Pulse, Sr};
 use crate::sys::copy::Progress;
 use crate::sys::durable::{self, Dir};
 use crate::sys::loopdev::{self, Backing};
-use crate::types::{Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid};
+use crate::types::{Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, State, Tagged, VdiInfo, VdiUuid};
 use crate::vdi::{self, Attachments, Extent, Holders, Node, Place, Vdi};
 
 use library::Library;
@@ -92,6 +92,8 @@ struct Iso {
     name: String,
     extent: Extent,
     id: loopdev::FileId,
+    /// Whether it can be read, as far as its attributes tell.
+    state: State,
 }
 
 /// The disk that vdi_create made under this name, if it has such a name.
@@ -118,12 +120,18 @@ impl IsoSr {
                     name,
                     extent: Extent { length: meta.len(), allocated: meta.blocks() * 512 },
                     id: (meta.dev(), meta.ino()),
+                    state: State::Healthy,
                 }),
                 Ok(_) => {}
                 Err(e) => match e.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
-                    // Nobody may take it for one that is gone.
-                    _ => return Err(Error::io("examine", path)(e)),
+                    // It is there, so nobody may take it for one that is gone. The others are listed if the directory
+                    // still answers: then it is this name's own trouble.
+                    _ => {
+                        dir.lookup(".")?;
+                        let nothing = Extent { length: 0, allocated: 0 };
+                        found.push(Iso { name, extent: nothing, id: (0, 0), state: State::Broken(e.to_string()) });
+                    }
                 },
             }
         }
@@ -326,7 +334,7 @@ struct IsoPlace<'a> {
 
 impl IsoPlace<'_> {
     fn info(&self, attached: bool) -> VdiInfo {
-        let node = Node::alone(self.iso.extent.length);
+        let node = Node { state: self.iso.state.clone(), ..Node::alone(self.iso.extent.length) };
         let params = self.params_now();
         let info = vdi::describe(self, &node, self.iso.extent.allocated, params, Vec::new(), attached, Vec::new());
         VdiInfo { location: Some(self.iso.name.clone()), ..info }

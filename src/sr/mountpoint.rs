@@ -8,6 +8,7 @@ use nix::errno::Errno;
 
 use crate::error::{Error, Result};
 use crate::sys::mount::{self, Mount, Unmounted};
+use crate::sys::syslog;
 use crate::types::SrUuid;
 use crate::vdi::Attachments;
 
@@ -78,11 +79,13 @@ impl Mountpoint {
         made.map_err(Error::io("create the mountpoint", &self.path))
     }
 
-    /// Idempotent.
-    pub fn remove(&self) -> Result<()> {
-        match fs::remove_dir(&self.path).map_err(Error::io("remove the mountpoint", &self.path)) {
-            Err(e) if e.errno() != Some(Errno::ENOENT as i32) => Err(e),
-            _ => Ok(()),
+    /// Removes the directory after unmounting. What the caller asked for is done by then, so a failure (somebody put files
+    /// below the mountpoint before it was mounted, or works in it) only goes to the log; sr_attach takes the directory.
+    fn remove(&self) {
+        if let Err(e) = fs::remove_dir(&self.path)
+            && e.raw_os_error() != Some(Errno::ENOENT as i32)
+        {
+            syslog::write(&format!("SR {} is unmounted; its mountpoint {} stays: {e}", self.sr, self.path.display()));
         }
     }
 
@@ -91,20 +94,25 @@ impl Mountpoint {
         let _ = fs::remove_dir(&self.path);
     }
 
-    /// Ends the mount, if there is one, and removes the directory.
+    /// Ends the mount, if there is one, and removes the directory if that can be done.
     ///
     /// # Errors
     /// [`Error::DeviceInUse`] with the processes that work in it.
     pub fn unmount(&self) -> Result<()> {
         match mount::unmount(&self.path)? {
-            Unmounted::Done => self.remove(),
+            Unmounted::Done => {
+                self.remove();
+                Ok(())
+            }
             Unmounted::Busy(holder) => Err(Error::DeviceInUse { device: self.path.display().to_string(), holder }),
         }
     }
 
-    /// The same where what is mounted is gone for good. No disk is attached, so nothing unwritten is lost.
+    /// Ends the mount of a server that is gone for good, without waiting for it, and removes the directory. The caller knows
+    /// that no disk is attached, so nothing unwritten is lost.
     pub fn abandon(&self) -> Result<()> {
         mount::abandon(&self.path)?;
-        self.remove()
+        self.remove();
+        Ok(())
     }
 }

@@ -18,7 +18,6 @@
 pub mod export;
 
 use std::fs;
-use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -30,6 +29,7 @@ use crate::sr::file::{self, FileSr};
 use crate::sr::mountpoint::Mountpoint;
 use crate::sr::{About, Driver, Pulse, Sr, vdi_by_uuid};
 use crate::sys::copy::Progress;
+use crate::sys::server::is_ipv6;
 use crate::sys::watch;
 use crate::types::{DeviceConfig, Done, NewVdi, Space, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
@@ -72,7 +72,7 @@ pub fn parse_dconf(dconf: &str) -> Result<DeviceConfig> {
     };
     let rest = dconf.strip_prefix("nfs@").ok_or_else(bad)?;
     let (server, paths) = match rest.strip_prefix('[') {
-        Some(rest) => rest.split_once("]:").filter(|(address, _)| address.parse::<Ipv6Addr>().is_ok()),
+        Some(rest) => rest.split_once("]:").filter(|(address, _)| is_ipv6(address)),
         None => rest.split_once(':'),
     }
     .ok_or_else(bad)?;
@@ -236,9 +236,9 @@ impl Sr for NfsSr {
         }
         self.point.refuse_if_attached()?;
         if (self.export.pulse())().is_ok() {
-            self.point.unmount()?
+            self.point.unmount()?;
         } else {
-            self.point.abandon()?
+            self.point.abandon()?;
         }
         Ok(Done::Changed)
     }

@@ -23,7 +23,15 @@ const LAST: u32 = 0x8000_0000;
 /// # Errors
 /// As [`server::ask`].
 pub fn nfs_versions(server: &str, port: u16) -> Result<Vec<u32>> {
-    server::ask(Protocol::Nfs, server, port, ask)
+    nfs(server, port).map(|(_, versions)| versions)
+}
+
+/// The address at which `server` answers, and the major versions of NFS that it speaks there, of 4 and 3.
+///
+/// # Errors
+/// As [`server::ask`].
+pub fn nfs(server: &str, port: u16) -> Result<(SocketAddr, Vec<u32>)> {
+    server::ask(Protocol::Nfs, server, port, |address| ask(address).map(|versions| (address, versions)))
 }
 
 fn ask(address: SocketAddr) -> io::Result<Vec<u32>> {

@@ -79,6 +79,18 @@ class Iso(Case):
         self.fails(226, self.agent.create_sr)
         self.assertEqual(checksum(self.location), before)
 
+    def test_a_name_that_xml_cannot_carry_changes_nothing(self):
+        self.agent.attach_sr()
+        before = self.names()
+        for name in ("a\x01b.iso", "c\ufffed.img"):
+            with open(os.path.join(self.location, name), "wb"):
+                pass
+        os.symlink("loop.iso", os.path.join(self.location, "loop.iso"))
+        for _ in range(2):
+            self.agent.call("sr_scan")
+            self.assertEqual(self.names(), before)
+        self.assertTrue([line for line in self.logged() if "rename it without control characters" in line])
+
     def test_a_disk_is_made_filled_and_deleted(self):
         self.agent.attach_sr()
         left = ".tmp-" + str(uuid.uuid4())

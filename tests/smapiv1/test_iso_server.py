@@ -132,7 +132,9 @@ class Served(Case):
         for key in ({"cifspassword": "hunter3"}, {"username": "root"}):
             self.assertIn("mount error(13)", self.fails(224, self.configured(**key).call, "sr_attach"))
         self.fails(227, self.configured(vers="4").call, "sr_attach")
-        self.fails(1, self.configured(options="username=nobody,password=hunter2").call, "sr_attach")
+        without = {k: v for k, v in self.configured().device_config.items() if k not in ("username", "cifspassword")}
+        self.agent.device_config = dict(without, options="-o username=nobody,password=hunter2")
+        self.assertIn("mount error(13)", self.fails(224, self.agent.call, "sr_attach"))
         secret = str(uuid.uuid4())
         self.xapi.secrets["OpaqueRef:s"] = {"uuid": secret, "value": KEYS["cifspassword"]}
         config = {k: v for k, v in self.configured(cifspassword_secret=secret).device_config.items()

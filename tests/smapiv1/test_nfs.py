@@ -71,7 +71,8 @@ class Nfs(Case):
         self.fails(72, self.configured(nfsversion="5").agent.call, "sr_attach")
 
     def test_keys_that_are_missing_or_wrong(self):
-        for keys, code in (({"serverpath": "../x"}, 103), ({"server": "-o"}, 140), ({"options": "soft"}, 1)):
+        for keys, code in (({"serverpath": "../x"}, 103), ({"server": "-o"}, 140), ({"options": "x=\""}, 1),
+                           ({"options": "soft,vers=4.1"}, 108), ({"options": "vers=9"}, 1)):
             before = dict(self.agent.device_config)
             self.fails(code, self.configured(**keys).agent.call, "sr_attach")
             self.agent.device_config = before

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::xapi::{ApiError, Record, Xapi};
-use crate::door::xmlrpc::Value;
+use crate::door::xmlrpc::{Value, can_carry};
 use crate::sys::syslog;
 use crate::types::{SmConfig, SrInfo, State, VdiInfo};
 
@@ -38,6 +38,15 @@ pub fn synchronise(
         by_location.insert(text(record, "location"), (reference, record));
     }
     for vdi in found {
+        // Another name would be stored than the one that the next scan finds: a new record and a lost one each time.
+        if !can_carry(&vdi.location()) {
+            let shown = vdi.location().escape_debug().to_string();
+            syslog::write(&format!(
+                "{shown} on SR {}: xapi is not told of it; rename it without control characters",
+                vdi.sr
+            ));
+            continue;
+        }
         let known = by_location.remove(vdi.location().as_str());
         // Its image is there, so its record stays; what the record says was true when the image could be read.
         if !matches!(vdi.state, State::Healthy | State::ServerDied) {

@@ -81,7 +81,7 @@ impl Library {
             let path = absolute_path("location", &location)?.join(&below).components().collect();
             return Ok(Library { sr, location, path, below, remote: None });
         }
-        let base = match config.get("mountpoint") {
+        let base = match config.get("mountpoint").filter(|path| !path.is_empty()) {
             Some(path) => absolute_path("mountpoint", path)?,
             None => run_dir::mounts(),
         };
@@ -213,7 +213,7 @@ impl Library {
 
 /// `type` says it, or the form of the location.
 fn is_nfs(location: &str, config: &DeviceConfig) -> Result<bool> {
-    match config.get("type") {
+    match config.get("type").filter(|kind| !kind.is_empty()) {
         Some("nfs_iso") => Ok(true),
         Some("cifs") => Ok(false),
         Some(other) => Err(Error::Invalid {
@@ -249,11 +249,12 @@ fn export_keys(location: &str, config: &DeviceConfig) -> Result<DeviceConfig> {
     Ok(keys)
 }
 
-/// The options of ISO SRs are said as on a command line, `-o ro`; a bare list is understood as well.
+/// The options of ISO SRs are said as on a command line, `-o ro -o soft`; a bare list is understood as well.
 fn with_options(config: &DeviceConfig) -> DeviceConfig {
     let mut config = config.clone();
     if let Some(options) = config.0.get_mut("options") {
-        *options = options.trim().strip_prefix("-o").unwrap_or(options).trim().to_owned();
+        let words = options.split_whitespace().map(|word| word.strip_prefix("-o").unwrap_or(word));
+        *options = words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(",");
     }
     config
 }

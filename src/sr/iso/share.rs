@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use crate::error::{Error, Protocol, Result, ServerFault, one_line};
 use crate::sr::{Pulse, absolute_path, nfs::export};
 use crate::sys::server::{fault, listens};
+use crate::sys::syslog;
 use crate::sys::tool::Tool;
 use crate::types::DeviceConfig;
 
@@ -27,23 +28,16 @@ const OPTIONS: &str = "cache=none,nosuid,nodev,noexec";
 const NAMES: &str = "iocharset=utf8";
 
 /// Dialects as mount.cifs(8) names them.
-const VERSIONS: [&str; 7] = ["1.0", "2.0", "2.1", "3", "3.0", "3.02", "3.1.1"];
+const VERSIONS: [&str; 8] = ["1.0", "2.0", "2.1", "3", "3.0", "3.02", "3.11", "3.1.1"];
 
-/// Options that are ours to choose, or that would show a password to everyone on the host.
-const REFUSED: [&str; 12] = [
-    "password",
-    "pass",
-    "password2",
-    "pass2",
-    "username",
-    "user",
-    "domain",
-    "dom",
-    "workgroup",
-    "credentials",
-    "cred",
-    "vers",
+/// Options that follow from the share and the rest of ours, and those that only mount(8) and systemd read.
+const OURS: [&str; 13] = [
+    "nosuid", "nodev", "noexec", "rw", "defaults", "auto", "noauto", "nofail", "nouser", "users", "_netdev", "ip",
+    "unc",
 ];
+
+/// Options that ours take the place of.
+const REPLACED: [&str; 4] = ["cache", "suid", "dev", "exec"];
 
 /// A share, as device_config names it.
 pub struct Share {
@@ -51,8 +45,14 @@ pub struct Share {
     /// `//server/share/directory`.
     source: String,
     port: u16,
+    /// How to log in and to mount; [`Login::of`] reads it.
+    config: DeviceConfig,
+}
+
+/// How a share is mounted, and by whom.
+struct Login {
     vers: Option<String>,
-    /// The caller's, each with a comma behind it.
+    /// The caller's mount options, each with a comma behind it.
     options: String,
     user: User,
 }
@@ -71,24 +71,20 @@ enum User {
 }
 
 impl Share {
-    /// Parses a location and the keys `vers`, `options`, `username`, `cifspassword` and `credentials`; touches
-    /// nothing.
+    /// Parses a location; touches nothing. The keys `vers`, `options`, `username`, `cifspassword` and `credentials` say how
+    /// to mount and are judged by [`Share::mount`], so that what is mounted can be unmounted whatever they say.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
     pub fn new(location: &str, config: &DeviceConfig) -> Result<Share> {
         let (server, path) = split(location)?;
         let server = export::server(&server)?;
-        let (options, port) = options(config.get("options").unwrap_or(""))?;
-        let vers = config.get("vers").filter(|vers| !vers.is_empty());
-        if let Some(other) = vers.filter(|vers| !VERSIONS.contains(vers)) {
-            let expected = format!("expected one of {}", VERSIONS.join(", "));
-            return Err(Error::Invalid { what: "vers", value: other.to_owned(), expected });
-        }
+        let port = words(config.get("options").unwrap_or("")).filter_map(|it| it.strip_prefix("port=")?.parse().ok());
         Ok(Share {
             source: format!("//{server}{path}"),
             server,
-            port,
-            vers: vers.map(str::to_owned),
-            options,
-            user: user(config)?,
+            port: port.last().unwrap_or(PORT),
+            config: config.clone(),
         })
     }
 
@@ -100,13 +96,15 @@ impl Share {
     /// Mounts it at an existing directory, after asking whether the server is there.
     ///
     /// # Errors
-    /// [`Error::Server`], with what mount.cifs said.
+    /// [`Error::Invalid`] and [`Error::MissingKey`] for keys that cannot be used; [`Error::Server`], with what mount.cifs
+    /// said.
     pub fn mount(&self, at: &Path) -> Result<()> {
+        let login = Login::of(&self.config)?;
         self.listens()?;
-        let mut options = vec![format!("{NAMES},{}{OPTIONS},port={}", self.options, self.port)];
-        options.extend(self.vers.iter().map(|vers| format!("vers={vers}")));
+        let mut options = vec![format!("{NAMES},{}{OPTIONS},port={}", login.options, self.port)];
+        options.extend(login.vers.iter().map(|vers| format!("vers={vers}")));
         let mut tool = Tool::new("/sbin/mount.cifs").deadline(MOUNT_DEADLINE);
-        match &self.user {
+        match &login.user {
             User::Guest => options.push("guest".to_owned()),
             User::File(path) => options.push(format!("credentials={}", path.display())),
             User::Named { name, domain, password } => {
@@ -167,6 +165,11 @@ fn split(location: &str) -> Result<(String, String)> {
     };
     let slashes = location.replace('\\', "/");
     let (server, path) = slashes.strip_prefix("//").and_then(|rest| rest.split_once('/')).ok_or_else(bad)?;
+    if server.contains('@') {
+        // A password may stand before it.
+        let expected = "expected //server/share; the user and the password are keys, username and cifspassword";
+        return Err(Error::Invalid { what: "location", value: "//***".to_owned(), expected: expected.to_owned() });
+    }
     // A comma would begin another mount option.
     if path.contains(',') {
         return Err(bad());
@@ -175,60 +178,132 @@ fn split(location: &str) -> Result<(String, String)> {
     Ok((server.to_owned(), path.display().to_string()))
 }
 
-fn user(config: &DeviceConfig) -> Result<User> {
-    if let Some(path) = config.get("credentials") {
-        let path = absolute_path("credentials", path)?;
-        word("credentials", &path.display().to_string())?;
-        return Ok(User::File(path));
+/// Mount options one by one; they are separated by commas, and `-o` may stand before some.
+fn words(options: &str) -> impl Iterator<Item = &str> {
+    options.split([',', ' ']).map(str::trim).filter(|word| !word.is_empty() && *word != "-o")
+}
+
+impl Login {
+    /// Reads the keys, then what `options` have of the same: `xe-mount-iso-sr` puts the user and the password there. Keys
+    /// count, if both are given.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], without the value if that may be a password; [`Error::MissingKey`].
+    fn of(config: &DeviceConfig) -> Result<Login> {
+        let given = |key| config.get(key).filter(|value| !value.is_empty()).map(str::to_owned);
+        let mut found = options(config.get("options").unwrap_or(""))?;
+        if given("username").is_some() {
+            found.credentials = None;
+            // A password belongs to the name it stands beside.
+            if found.username.is_some() {
+                (found.password, found.domain) = (None, None);
+            }
+        }
+        if !found.replaced.is_empty() {
+            syslog::write(&format!("mount options {} are not used, but {OPTIONS}", found.replaced.join(", ")));
+        }
+        let vers = given("vers").or(found.vers).filter(|vers| vers != "default");
+        if let Some(other) = vers.as_deref().filter(|vers| !VERSIONS.contains(vers)) {
+            let expected = format!("expected one of {}", VERSIONS.join(", "));
+            return Err(Error::Invalid { what: "vers", value: other.to_owned(), expected });
+        }
+        let user = match (given("credentials").or(found.credentials), given("username").or(found.username)) {
+            (Some(path), _) => {
+                let path = absolute_path("credentials", &path)?;
+                word("credentials", &path.display().to_string())?;
+                User::File(path)
+            }
+            (None, None) => User::Guest,
+            (None, Some(username)) => {
+                let secret = config.get("cifspassword_secret").is_some();
+                // Even an empty password is one.
+                let password = config.get("cifspassword").map(str::to_owned).or(found.password);
+                named(&username, found.domain, password, secret)?
+            }
+        };
+        Ok(Login { vers, options: found.kept, user })
     }
-    let Some(username) = config.get("username").filter(|name| !name.is_empty()) else { return Ok(User::Guest) };
-    let password = config.get("cifspassword");
-    if password.is_none() && config.get("cifspassword_secret").is_none() {
+}
+
+/// The user that a name like `domain\\user`, `domain/user` or `user%password` stands for.
+fn named(username: &str, domain: Option<String>, password: Option<String>, secret: bool) -> Result<User> {
+    let (name, inline) = match username.split_once('%') {
+        Some((name, password)) => (name, Some(password.to_owned())),
+        None => (username, None),
+    };
+    let password = password.or(inline);
+    if password.is_none() && !secret {
         return Err(Error::MissingKey { key: "cifspassword", given: "username".to_owned() });
     }
-    if password.is_some_and(|password| password.chars().any(char::is_control)) {
+    if password.as_ref().is_some_and(|password| password.chars().any(char::is_control)) {
         let expected = "control characters are not allowed in it".to_owned();
         return Err(Error::Invalid { what: "cifspassword", value: "***".to_owned(), expected });
     }
-    let (domain, name) = match username.split_once('\\') {
-        Some((domain, name)) => (Some(domain), name),
-        None => (None, username),
+    let (domain, name) = match name.split_once(['\\', '/']) {
+        Some((domain, name)) => (Some(domain.to_owned()), name),
+        None => (domain, name),
     };
-    domain.map_or(Ok(()), |domain| word("username", domain))?;
+    domain.as_deref().map_or(Ok(()), |domain| word("username", domain))?;
     word("username", name)?;
-    Ok(User::Named { name: name.to_owned(), domain: domain.map(str::to_owned), password: password.map(str::to_owned) })
+    Ok(User::Named { name: name.to_owned(), domain, password })
 }
 
 /// What mount.cifs takes for one value: a comma ends it, `%` begins a password, a slash or a backslash ends a domain.
 fn word(key: &'static str, value: &str) -> Result<()> {
     let special = if key == "username" { ",%/\\" } else { "," };
     if value.is_empty() || value.chars().any(|c| c.is_control() || special.contains(c)) {
+        // Not the value itself: a password may stand in it.
         let expected = format!("it is empty, or has a control character or one of {special}");
-        return Err(Error::Invalid { what: key, value: value.to_owned(), expected });
+        return Err(Error::Invalid { what: key, value: "***".to_owned(), expected });
     }
     Ok(())
 }
 
-/// The caller's mount options with a comma behind each, and the port if they name one.
-fn options(value: &str) -> Result<(String, u16)> {
+/// What the caller's mount options come to.
+#[derive(Default)]
+struct Given {
+    /// Those that are passed on, each with a comma behind it.
+    kept: String,
+    /// The names of those that ours take the place of.
+    replaced: Vec<String>,
+    vers: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    domain: Option<String>,
+    credentials: Option<String>,
+}
+
+/// Sorts the caller's mount options. Passwords among them go where those of the keys go, never into arguments.
+fn options(value: &str) -> Result<Given> {
     // Not the value itself: it may be a password that does not belong there.
     let bad = |expected: String| Error::Invalid { what: "options", value: "***".to_owned(), expected };
-    let (mut checked, mut port) = (String::new(), PORT);
-    for option in value.split(',').filter(|option| !option.is_empty()) {
+    let mut given = Given::default();
+    for option in words(value) {
         let (name, argument) = option.split_once('=').unwrap_or((option, ""));
         let plain = |text: &str, more: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c));
-        if REFUSED.contains(&name) {
-            return Err(bad(format!("{name} is not given there; there are username, cifspassword, credentials, vers")));
-        }
-        if name.is_empty() || !plain(name, "_") || !plain(argument, "_.:/-") {
-            return Err(bad("one of them is no mount option".to_owned()));
-        }
+        let argument_is_given = || Some(argument.to_owned());
         match name {
-            "port" => port = argument.parse().map_err(|_| bad("port is a number".to_owned()))?,
-            _ => checked.push_str(&format!("{option},")),
+            "username" | "user" => given.username = argument_is_given(),
+            "password" | "pass" => given.password = argument_is_given(),
+            "domain" | "dom" | "workgroup" => given.domain = argument_is_given(),
+            "credentials" | "cred" => given.credentials = argument_is_given(),
+            "vers" => given.vers = argument_is_given(),
+            "guest" => {}
+            "port" if argument.parse::<u16>().is_err() => return Err(bad("port is a number".to_owned())),
+            "port" => {}
+            "password2" | "pass2" | "remount" => return Err(bad(format!("{name} is not taken there"))),
+            _ if OURS.contains(&name) || name.starts_with("x-") => {}
+            _ if REPLACED.contains(&name) => given.replaced.push(name.to_owned()),
+            _ if name.is_empty() || !plain(name, "_") || !plain(argument, "_.:/-") => {
+                return Err(bad("one of them is no mount option".to_owned()));
+            }
+            _ => {
+                given.kept.push_str(option);
+                given.kept.push(',');
+            }
         }
     }
-    Ok((checked, port))
+    Ok(given)
 }
 
 #[cfg(test)]
@@ -256,26 +331,58 @@ mod tests {
         }
     }
 
+    /// The name, the domain and the password that these keys come to.
+    fn user<const N: usize>(keys: [(&str, &str); N]) -> Result<[Option<String>; 3]> {
+        Ok(match Login::of(&DeviceConfig::from(keys))?.user {
+            User::Guest => [None, None, None],
+            User::File(path) => [Some(path.display().to_string()), None, None],
+            User::Named { name, domain, password } => [Some(name), domain, password],
+        })
+    }
+
     #[test]
     fn a_user_has_a_name_a_domain_and_a_password_that_no_error_shows() {
-        let keys = [("username", r"WORK\iso"), ("cifspassword", "hunter2,x")];
-        let User::Named { name, domain, password } = share("//f/s", keys).unwrap().user else { panic!() };
-        assert_eq!((name.as_str(), domain.as_deref(), password.as_deref()), ("iso", Some("WORK"), Some("hunter2,x")));
-        for (username, password) in [("a,b", "p"), ("a%p", "p"), ("a/b", "p"), (r"a\b\c", "p"), ("a", "hunter2\n")] {
-            let refused = share("//f/s", [("username", username), ("cifspassword", password)]).err().unwrap();
-            assert!(!refused.to_string().contains("hunter2"), "{refused}");
+        let of = |words: [&str; 3]| words.map(|word| (!word.is_empty()).then(|| word.to_owned()));
+        let password = ("cifspassword", "hunter2,x");
+        assert_eq!(user([("username", r"WORK\iso"), password]).unwrap(), of(["iso", "WORK", "hunter2,x"]));
+        assert_eq!(user([("username", "a%hunter2")]).unwrap(), of(["a", "", "hunter2"]));
+        assert_eq!(user([("username", "W/a%x"), password]).unwrap(), of(["a", "W", "hunter2,x"]));
+        for options in
+            ["username=a,password=hunter2!,dom=W", "-o user=W/a%hunter2!", r"-o user=W\a -o pass=hunter2!,ro"]
+        {
+            assert_eq!(user([("options", options)]).unwrap(), of(["a", "W", "hunter2!"]), "{options}");
         }
-        assert!(share("//f/s", [("username", "a")]).is_err());
-        assert!(share("//f/s", [("username", "a"), ("cifspassword_secret", "x")]).is_ok());
+        // Keys count.
+        let both = [("username", "a"), password, ("options", "username=b,password=y,domain=W")];
+        assert_eq!(user(both).unwrap(), of(["a", "", "hunter2,x"]));
+        assert_eq!(user([("options", "credentials=/etc/c")]).unwrap(), of(["/etc/c", "", ""]));
+        assert_eq!(user([("options", "guest,ro")]).unwrap(), of([""; 3]));
+        for (username, password) in [("a,hunter2", "p"), (r"a\b\hunter2", "p"), ("a", "hunter2\n"), ("a%hunter2\n", "")]
+        {
+            let keys = DeviceConfig::from([("username", username), ("cifspassword", password)]);
+            let keys = if password.is_empty() { DeviceConfig::from([("username", username)]) } else { keys };
+            let refused = Login::of(&keys).err().unwrap().to_string();
+            assert!(!refused.contains("hunter2"), "{refused}");
+        }
+        assert!(user([("username", "a")]).is_err());
+        assert!(user([("username", "a"), ("cifspassword_secret", "x")]).is_ok());
     }
 
     #[test]
     fn options_are_words_and_no_passwords() {
-        assert_eq!(options("").unwrap(), (String::new(), 445));
-        assert_eq!(options("ro,port=4450,sec=ntlmssp").unwrap(), ("ro,sec=ntlmssp,".to_owned(), 4450));
-        for bad in ["password=hunter2", "pass=hunter2", "user=a%hunter2", "a b", "x=hunter2\"", "vers=1.0", "port=x"] {
-            let refused = options(bad).unwrap_err().to_string();
+        assert_eq!(options("").unwrap().kept, "");
+        assert_eq!(options("-o ro,port=4450,sec=ntlmssp,_netdev,cache=loose").unwrap().kept, "ro,sec=ntlmssp,");
+        assert_eq!(share("//f/s", [("options", "ro,port=4450")]).unwrap().port, 4450);
+        let vers = |keys: [(&str, &str); 2]| Login::of(&DeviceConfig::from(keys)).map(|it| it.vers);
+        assert_eq!(vers([("vers", ""), ("options", "vers=2.1")]).unwrap().as_deref(), Some("2.1"));
+        assert_eq!(vers([("vers", "3.0"), ("options", "vers=2.1")]).unwrap().as_deref(), Some("3.0"));
+        assert_eq!(vers([("vers", "default"), ("options", "")]).unwrap(), None);
+        assert!(vers([("vers", "4"), ("options", "")]).is_err());
+        for bad in ["password2=hunter2", "x=hunter2\"", "hunter2=\"", "port=x", "a$b"] {
+            let refused = options(bad).err().unwrap().to_string();
             assert!(!refused.contains("hunter2"), "{refused}");
+            // What is mounted can be unmounted.
+            assert!(share("//f/s", [("options", bad), ("vers", "4"), ("username", "a,b")]).is_ok());
         }
     }
 

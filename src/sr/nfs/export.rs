@@ -1,14 +1,14 @@
 //! A directory that an NFS server exports: what names it, and mounting it. Which options and why: `docs/nfs.md`.
 
 use std::fs;
-use std::net::Ipv6Addr;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Exported, Protocol, Result, ServerFault, one_line};
 use crate::sr::{Pulse, absolute_path};
-use crate::sys::server::fault;
-use crate::sys::{mount, run_dir, sunrpc};
+use crate::sys::server::{fault, is_ipv6};
+use crate::sys::{mount, run_dir, sunrpc, syslog};
 use crate::types::DeviceConfig;
 
 /// How long mount.nfs may take: two of its own ten-second waits for a server.
@@ -21,7 +21,7 @@ pub const SILENCE: Duration = Duration::from_secs(60);
 pub const FS_TYPES: &[&str] = &["nfs", "nfs4"];
 
 /// What every mount has: what one host changes, another sees with its next call.
-const OPTIONS: &str = "proto=tcp,retry=0,acdirmin=0,acdirmax=0,lookupcache=none,nosuid,nodev,noexec";
+const OPTIONS: &str = "retry=0,acdirmin=0,acdirmax=0,lookupcache=none,nosuid,nodev,noexec";
 
 /// What is kept on the export, which decides what becomes of I/O while the server is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,25 +45,58 @@ impl Holds {
 /// asked about without mounting.
 const VERSIONS: [(u32, &str); 4] = [(4, "4.2"), (4, "4.1"), (4, "4.0"), (3, "3")];
 
-/// What I/O does while the server is gone. Where it is ours to choose, the others lose data.
-const WAITING: [&str; 3] = ["soft", "softerr", "hard"];
+/// Options that say what every mount of ours does anyway, or that only mount(8) and systemd read.
+const USUAL: [&str; 21] = [
+    "tcp",
+    "proto=tcp",
+    "proto=tcp6",
+    "fg",
+    "lock",
+    "cto",
+    "retry=0",
+    "acdirmin=0",
+    "acdirmax=0",
+    "lookupcache=none",
+    "nosuid",
+    "nodev",
+    "noexec",
+    "rw",
+    "defaults",
+    "auto",
+    "noauto",
+    "nofail",
+    "nouser",
+    "_netdev",
+    "intr",
+];
 
-/// Options that are ours to choose, because the others lose locks or time.
-const REFUSED: [&str; 13] = [
+/// Options that are ours to choose, because the caller's would lose data, locks or time. The names of those that take a
+/// value stand without it.
+const REPLACED: [&str; 20] = [
+    "soft",
+    "softerr",
+    "softreval",
+    "hard",
     "bg",
     "nolock",
     "local_lock",
-    "vers",
-    "nfsvers",
-    "v3",
-    "v4",
-    "v4.0",
-    "v4.1",
-    "v4.2",
-    "minorversion",
     "udp",
+    "rdma",
     "proto",
+    "retry",
+    "nocto",
+    "acdirmin",
+    "acdirmax",
+    "lookupcache",
+    "suid",
+    "dev",
+    "exec",
+    "user",
+    "users",
 ];
+
+/// Options that choose the version, as `nfsversion` does.
+const VERSION: [&str; 7] = ["vers", "nfsvers", "v3", "v4", "v4.0", "v4.1", "v4.2"];
 
 /// A directory that a server exports, as device_config names it.
 pub struct Export {
@@ -71,37 +104,50 @@ pub struct Export {
     port: u16,
     path: PathBuf,
     holds: Holds,
-    /// Those that may be used, in the order they are tried.
-    versions: Vec<(u32, &'static str)>,
-    /// The caller's, each with a comma behind it.
+    nfsversion: Option<String>,
+    /// The caller's; [`Export::chosen`] reads them.
     options: String,
+    udp: bool,
     /// Where SRs are mounted.
     pub base: PathBuf,
 }
 
 impl Export {
-    /// Parses the keys `server`, `serverpath`, `nfsversion`, `options` and `mountpoint`; touches nothing.
+    /// Parses the keys `server`, `serverpath` and `mountpoint`; touches nothing. `nfsversion`, `options` and `useUDP` say
+    /// how to mount and are judged by [`Export::mount`], so that what is mounted can be unmounted whatever they say.
+    ///
+    /// # Errors
+    /// [`Error::MissingKey`], [`Error::Invalid`].
     pub fn new(config: &DeviceConfig, holds: Holds) -> Result<Export> {
-        let (options, port) = options(config.get("options").unwrap_or(""), holds)?;
-        if config.get("useUDP").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
-            return Err(Error::Invalid {
-                what: "useUDP",
-                value: "true".to_owned(),
-                expected: "NFS over UDP can mix up fragments of different packets and is not offered".to_owned(),
-            });
-        }
+        let given = |key| config.get(key).map(str::trim).filter(|value| !value.is_empty());
+        let options = given("options").unwrap_or("").to_owned();
         Ok(Export {
             server: server(config.require("server")?)?,
-            port,
+            port: port(&options),
             path: server_path(config.require("serverpath")?)?,
             holds,
-            versions: versions(config.get("nfsversion"))?,
+            nfsversion: given("nfsversion").map(str::to_owned),
             options,
-            base: match config.get("mountpoint") {
+            udp: given("useUDP").is_some_and(|value| value.eq_ignore_ascii_case("true")),
+            base: match given("mountpoint") {
                 Some(path) => absolute_path("mountpoint", path)?,
                 None => run_dir::mounts(),
             },
         })
+    }
+
+    /// # Errors
+    /// [`Error::Invalid`].
+    fn chosen(&self) -> Result<Chosen> {
+        let mut chosen = options(&self.options, self.holds)?;
+        if self.udp {
+            chosen.replaced.push("useUDP".to_owned());
+        }
+        chosen.versions = match (&chosen.version, &self.nfsversion) {
+            (Some(version), _) => versions("options", Some(version))?,
+            (None, wanted) => versions("nfsversion", wanted.as_deref())?,
+        };
+        Ok(chosen)
     }
 
     /// `server:/export/below`, as mount.nfs takes it and the mount table shows it.
@@ -110,19 +156,26 @@ impl Export {
         format!("{host}:{}", self.path.join(below).components().collect::<PathBuf>().display())
     }
 
-    /// Asks the server before anything waits for it, then mounts with the newest version both have.
+    /// Asks the server before anything waits for it, then mounts with the newest version both have, at the kind of address
+    /// that answered. The log says which of the caller's options were replaced.
     ///
     /// # Errors
-    /// [`Error::Server`], with what mount.nfs said.
+    /// [`Error::Invalid`] for options that cannot be understood; [`Error::Server`], with what mount.nfs said.
     pub fn mount(&self, below: &str, at: &Path, more: &str) -> Result<()> {
-        let spoken = sunrpc::nfs_versions(&self.server, self.port)?;
+        let chosen = self.chosen()?;
+        let (address, spoken) = sunrpc::nfs(&self.server, self.port)?;
         let source = self.source(below);
+        let ours = format!("{},{},{OPTIONS}", self.holds.options(), proto(address));
+        if !chosen.replaced.is_empty() {
+            let replaced = chosen.replaced.join(", ");
+            syslog::write(&format!("mounting {source}: {replaced} of device_config is not used, but {ours}"));
+        }
         let mut first = None;
-        for (_, version) in self.versions.iter().filter(|(major, _)| spoken.contains(major)) {
+        for (_, version) in chosen.versions.iter().filter(|(major, _)| spoken.contains(major)) {
             // Without locks a version 3 mount needs no rpc.statd, which would outlive us in our namespace.
             let more = if *version == "3" { more } else { "" };
             // Of two that contradict each other the last one counts: ours.
-            let options = format!("{}{},{OPTIONS},vers={version}{more}", self.options, self.holds.options());
+            let options = format!("{}{ours},vers={version}{more}", chosen.kept);
             match mount::nfs(&source, at, &options, MOUNT_DEADLINE) {
                 Ok(()) => return Ok(()),
                 Err(e @ Error::Tool { .. }) => {
@@ -139,8 +192,8 @@ impl Export {
             Some(e) => self.why_not_mounted(&e, &source),
             None => {
                 let spoken = spoken.iter().map(u32::to_string).collect::<Vec<_>>().join(" and ");
-                let wanted = self.versions[0].1;
-                let why = format!("it speaks version {spoken}, and nfsversion asks for {wanted}");
+                let wanted = chosen.versions[0].1;
+                let why = format!("it speaks version {spoken}, and device_config asks for {wanted}");
                 fault(Protocol::Nfs, &self.server, ServerFault::Version, why)
             }
         })
@@ -206,6 +259,11 @@ impl Export {
     }
 }
 
+/// How mount.nfs calls TCP for this kind of address; it looks for no address of another kind.
+fn proto(address: SocketAddr) -> &'static str {
+    if address.is_ipv6() { "proto=tcp6" } else { "proto=tcp" }
+}
+
 /// A host name or an address; brackets around an address are taken off.
 pub fn server(value: &str) -> Result<String> {
     let inner = value.strip_prefix('[').and_then(|v| v.strip_suffix(']')).unwrap_or(value);
@@ -215,7 +273,7 @@ pub fn server(value: &str) -> Result<String> {
                 && !label.starts_with('-')
                 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         });
-    if inner.parse::<Ipv6Addr>().is_ok() {
+    if is_ipv6(inner) {
         Ok(inner.to_owned())
     } else if is_name {
         Ok(value.to_owned())
@@ -233,7 +291,8 @@ fn server_path(value: &str) -> Result<PathBuf> {
     if value == "/" { Ok(value.into()) } else { absolute_path("serverpath", value) }
 }
 
-fn versions(wanted: Option<&str>) -> Result<Vec<(u32, &'static str)>> {
+/// The versions that fit `wanted`, which the key `what` asks for, newest first.
+fn versions(what: &'static str, wanted: Option<&str>) -> Result<Vec<(u32, &'static str)>> {
     let fits = |version: &str| match wanted {
         None => true,
         Some("4") => version.starts_with('4'),
@@ -242,7 +301,7 @@ fn versions(wanted: Option<&str>) -> Result<Vec<(u32, &'static str)>> {
     let found: Vec<_> = VERSIONS.into_iter().filter(|(_, version)| fits(version)).collect();
     if found.is_empty() {
         return Err(Error::Invalid {
-            what: "nfsversion",
+            what,
             value: wanted.unwrap_or_default().to_owned(),
             expected: "expected 3, 4, 4.0, 4.1 or 4.2".to_owned(),
         });
@@ -250,26 +309,63 @@ fn versions(wanted: Option<&str>) -> Result<Vec<(u32, &'static str)>> {
     Ok(found)
 }
 
-/// The caller's mount options with a comma behind each, and the port if they name one.
-fn options(value: &str, holds: Holds) -> Result<(String, u16)> {
-    let bad = |expected: String| Error::Invalid { what: "options", value: value.to_owned(), expected };
-    let (mut checked, mut port) = (String::new(), sunrpc::NFS_PORT);
-    for option in value.split(',').filter(|option| !option.is_empty()) {
+/// What the caller's mount options come to.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Chosen {
+    /// Those that are passed on, each with a comma behind it.
+    kept: String,
+    /// The version that they ask for.
+    version: Option<String>,
+    /// Those that ours take the place of.
+    replaced: Vec<String>,
+    /// The versions to be tried, in this order.
+    versions: Vec<(u32, &'static str)>,
+}
+
+/// The port that mount options name, or NFS's own.
+fn port(options: &str) -> u16 {
+    let named = options.split(',').filter_map(|option| option.trim().strip_prefix("port=")?.parse().ok());
+    named.last().unwrap_or(sunrpc::NFS_PORT)
+}
+
+/// Sorts the caller's mount options; their values are in no error, for one may be a password that does not belong there.
+fn options(value: &str, holds: Holds) -> Result<Chosen> {
+    let bad = |name: &str, expected: &str| Error::Invalid {
+        what: "options",
+        value: name.to_owned(),
+        expected: expected.to_owned(),
+    };
+    let mut chosen = Chosen::default();
+    for option in value.split(',').map(str::trim).filter(|option| !option.is_empty()) {
         let (name, argument) = option.split_once('=').unwrap_or((option, ""));
         let plain = |text: &str, more: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c));
-        if name.is_empty() || !plain(name, "_.") || !plain(argument, "_.:/-") {
-            return Err(bad(format!("{option:?} is no mount option")));
+        if name.is_empty() || name.starts_with('-') || !plain(name, "_.-") {
+            return Err(bad("***", "expected mount options of nfs(5), separated by commas"));
         }
-        if REFUSED.contains(&name) || holds == Holds::Disks && WAITING.contains(&name) {
-            return Err(bad(format!("{name} is not the caller's to choose; nfsversion chooses the version")));
+        if USUAL.contains(&option)
+            || name.starts_with("x-")
+            || name == "comment"
+            || holds.options().split(',').any(|ours| ours == option)
+        {
+            continue;
         }
-        if name == "port" {
-            port = argument.parse().map_err(|_| bad("port is a number".to_owned()))?;
+        match name {
+            _ if VERSION.contains(&name) => {
+                let version = if name.starts_with('v') && name != "vers" { &name[1..] } else { argument };
+                chosen.version = Some(version.to_owned());
+            }
+            "minorversion" => chosen.version = Some(format!("4.{argument}")),
+            _ if REPLACED.contains(&name) => chosen.replaced.push(option.to_owned()),
+            "port" if argument.parse::<u16>().is_err() => return Err(bad(name, "its value is no port")),
+            "remount" | "bind" | "rbind" | "move" => return Err(bad(name, "it is no option of a new mount")),
+            _ if !plain(argument, "_.:/@-") => return Err(bad(name, "its value has a character that none has")),
+            _ => {
+                chosen.kept.push_str(option);
+                chosen.kept.push(',');
+            }
         }
-        checked.push_str(option);
-        checked.push(',');
     }
-    Ok((checked, port))
+    Ok(chosen)
 }
 
 /// Whether another version is worth a try: this one is not spoken, or has the path under another name (the
@@ -339,7 +435,8 @@ mod tests {
 
     #[test]
     fn a_version_is_one_that_exists() {
-        let names = |wanted| versions(wanted).map(|v| v.into_iter().map(|(_, name)| name).collect::<Vec<_>>());
+        let names =
+            |wanted| versions("nfsversion", wanted).map(|v| v.into_iter().map(|(_, name)| name).collect::<Vec<_>>());
         assert_eq!(names(None).unwrap(), ["4.2", "4.1", "4.0", "3"]);
         assert_eq!(names(Some("4")).unwrap(), ["4.2", "4.1", "4.0"]);
         assert_eq!(names(Some("3")).unwrap(), ["3"]);
@@ -349,13 +446,49 @@ mod tests {
     }
 
     #[test]
-    fn options_are_words_and_none_that_loses_data() {
-        assert_eq!(options("", Holds::Disks).unwrap(), (String::new(), 2049));
-        assert_eq!(options("port=2050,sec=krb5,", Holds::Disks).unwrap(), ("port=2050,sec=krb5,".to_owned(), 2050));
-        for bad in ["soft", "timeo=10,soft", "nolock", "vers=3", "a b", "=x", "-o", "x=\"y\"", "port=x", "proto=udp"] {
-            assert!(options(bad, Holds::Disks).is_err(), "{bad:?}");
+    fn options_are_kept_replaced_or_no_options() {
+        let sorted = |value: &str, holds| options(value, holds).map(|it| (it.kept, it.version, it.replaced));
+        let disks = |value: &str| sorted(value, Holds::Disks).unwrap();
+        let kept = |kept: &str| (kept.to_owned(), None, Vec::<String>::new());
+        assert_eq!(disks(""), kept(""));
+        assert_eq!(disks("hard,proto=tcp,_netdev,x-systemd.automount, rw,,"), kept(""));
+        assert_eq!(disks("port=2050,sec=krb5,timeo=600,retrans=2"), kept("port=2050,sec=krb5,timeo=600,retrans=2,"));
+        assert_eq!((port("ro,port=2050"), port(""), port("port=x")), (2050, 2049, 2049));
+        for (option, version) in
+            [("vers=4.1", "4.1"), ("nfsvers=3", "3"), ("v4.2", "4.2"), ("vers=4,minorversion=1", "4.1"), ("v3", "3")]
+        {
+            assert_eq!(disks(option), (String::new(), Some(version.to_owned()), vec![]), "{option}");
         }
-        assert_eq!(options("ro,soft", Holds::Images).unwrap().0, "ro,soft,");
-        assert!(options("nolock", Holds::Images).is_err());
+        for option in
+            ["soft", "bg", "nolock", "local_lock=all", "udp", "proto=udp", "retry=5", "lookupcache=all", "suid"]
+        {
+            let found = sorted(&format!("{option},nconnect=2"), Holds::Disks).unwrap();
+            assert_eq!(found, ("nconnect=2,".to_owned(), None, vec![option.to_owned()]));
+        }
+        assert_eq!(sorted("ro,hard", Holds::Images).unwrap(), ("ro,".to_owned(), None, vec!["hard".to_owned()]));
+        assert_eq!(sorted("soft", Holds::Images).unwrap(), kept(""));
+        for bad in ["a b", "=x", "-o", "x=\"y\"", "x=hunter2 y", "port=x", "remount", "hunter2\ny"] {
+            let refused = options(bad, Holds::Disks).unwrap_err().to_string();
+            assert!(!refused.contains("hunter2"), "{bad:?} {refused}");
+        }
+    }
+
+    #[test]
+    fn what_says_how_to_mount_is_judged_when_it_is_mounted() {
+        let config = |keys: &[(&str, &str)]| {
+            let mut config = DeviceConfig::from([("server", "[fe80::1%eth0]"), ("serverpath", "/e")]);
+            config.0.extend(keys.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+            Export::new(&config, Holds::Disks).unwrap()
+        };
+        let versions = |keys: &[(&str, &str)]| {
+            config(keys).chosen().map(|it| it.versions.into_iter().map(|(_, name)| name).collect::<Vec<_>>())
+        };
+        assert_eq!(config(&[]).source("x"), "[fe80::1%eth0]:/e/x");
+        // The Python driver appends the options, so the last word is theirs.
+        assert_eq!(versions(&[("nfsversion", "3"), ("options", "vers=4.1")]).unwrap(), ["4.1"]);
+        assert_eq!(versions(&[("nfsversion", ""), ("options", "vers=4")]).unwrap(), ["4.2", "4.1", "4.0"]);
+        assert_eq!(config(&[("useUDP", "true")]).chosen().unwrap().replaced, ["useUDP"]);
+        assert!(versions(&[("nfsversion", "5")]).is_err());
+        assert!(versions(&[("options", "vers=2")]).is_err());
     }
 }
