@@ -44,7 +44,8 @@ pub fn over<T: Send + 'static>(
             }
             Err(RecvTimeoutError::Timeout) => match pulse() {
                 Ok(()) => heard = Instant::now(),
-                Err(last) if heard.elapsed() >= wait => {
+                // The work may have ended while the other end was asked: sr_detach of a server that is gone does.
+                Err(last) if heard.elapsed() >= wait && !worker.is_finished() => {
                     return Err(Silent { seconds: heard.elapsed().as_secs(), last });
                 }
                 Err(_) => {}
@@ -81,5 +82,22 @@ mod tests {
         let forever = |_: Progress| std::thread::sleep(Duration::from_secs(60));
         let silence = over(&silent(), Duration::ZERO, &|_, _| (), forever).unwrap_err();
         assert_eq!(silence.last.to_string(), "nobody there");
+    }
+
+    #[test]
+    fn work_that_ends_while_the_other_end_is_asked_has_ended() {
+        let (tell, told) = mpsc::channel::<()>();
+        let pulse: Pulse = Box::new(move || {
+            // Ends with the work, which drops the sender.
+            let _ = told.recv();
+            std::thread::sleep(Duration::from_millis(300));
+            Err(Error::Usage("nobody there".to_owned()))
+        });
+        let work = move |_: Progress| {
+            std::thread::sleep(BEAT + Duration::from_millis(300));
+            drop(tell);
+            7
+        };
+        assert_eq!(over(&pulse, Duration::ZERO, &|_, _| (), work).ok(), Some(7));
     }
 }

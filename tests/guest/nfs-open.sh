@@ -20,7 +20,8 @@ one_version() { # version path
   empty() { ! find "$SRV/$SR" \( -name '.nfs*' -o -name '.tmp-*' -o -name '*.lock' \) | grep .; }
   V=$(vdi 1)
   echo "# version $1"
-  run sr_create && run sr_attach || { claim "an SR over version $1" false; return; }
+  claim 'sr_create' run sr_create
+  claim 'sr_attach' run sr_attach
 
   # A reader has the state of the lock open that vdi_unlock replaces, then vdi_delete removes.
   run vdi_create "$V" 4 --type raw && run vdi_lock "$V" FALSE u

@@ -324,8 +324,8 @@ struct Chosen {
 
 /// The port that mount options name, or NFS's own.
 fn port(options: &str) -> u16 {
-    let named = options.split(',').filter_map(|option| option.trim().strip_prefix("port=")?.parse().ok());
-    named.last().unwrap_or(sunrpc::NFS_PORT)
+    let mut named = options.split(',').filter_map(|option| option.trim().strip_prefix("port=")?.parse().ok());
+    named.next_back().unwrap_or(sunrpc::NFS_PORT)
 }
 
 /// Sorts the caller's mount options; their values are in no error, for one may be a password that does not belong there.
