@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ pub struct Disk {
     source: Source,
     gate: RwLock<Gate>,
     /// What other hosts see of the images that are open.
-    uses: Mutex<Option<Uses>>,
+    uses: Mutex<Option<Used>>,
     paused: Mutex<bool>,
     resumed: Condvar,
     /// How many requests are not to be tried at once.
@@ -46,6 +46,20 @@ enum Gate {
     Paused,
     /// It could not be opened again: requests fail, until somebody pauses and resumes with success.
     Failed(String),
+}
+
+/// Images that other hosts see in use, and what they were when that began.
+struct Used {
+    _locks: Uses,
+    images: Vec<Identity>,
+}
+
+/// What changes when another image takes an image's name, or an image grows.
+#[derive(PartialEq, Eq)]
+struct Identity {
+    path: PathBuf,
+    file: (u64, u64),
+    virtual_size: u64,
 }
 
 /// What a disk is doing.
@@ -231,6 +245,64 @@ impl Disk {
         result
     }
 
+    /// Takes the locks again from time to time by which other hosts see which images are open, as long as the disk lives: an
+    /// NFS client that was away from its server for longer than the lease loses them, and nobody tells. If an image was
+    /// changed meanwhile, requests fail from then on instead of being written into what may be another disk's base by now.
+    pub fn stay_in_use(self: &Arc<Self>) {
+        const INTERVAL: Duration = Duration::from_secs(5);
+        if !self.source.shared {
+            return;
+        }
+        let disk = Arc::downgrade(self);
+        std::thread::spawn(move || {
+            loop {
+                std::thread::sleep(INTERVAL);
+                match disk.upgrade() {
+                    Some(disk) => disk.renew_uses(),
+                    None => break,
+                }
+            }
+        });
+    }
+
+    fn renew_uses(&self) {
+        {
+            // A pause, after which the images may be changed, waits for the end of this.
+            let gate = read(&self.gate);
+            let (Gate::Open(chain), Some(used)) = (&*gate, &mut *lock(&self.uses)) else { return };
+            match used_images(&self.source, &chain.images(), Instant::now()) {
+                Ok(Some(now)) if now.images == used.images => {
+                    *used = now;
+                    return;
+                }
+                // Another host has an image alone, which it could not have if our lock still counted; or has had it.
+                Err(e) if matches!(e.errno().map(Errno::from_raw), Some(Errno::ETIMEDOUT | Errno::ENOENT)) => {}
+                Ok(_) => {}
+                // The server answers with an error; it is asked again.
+                Err(other) => {
+                    self.complain(&other);
+                    return;
+                }
+            }
+        }
+        // Requests wait until it is known what became of the images.
+        let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let mut uses = lock(&self.uses);
+        let (Gate::Open(chain), Some(used)) = (&*gate, &mut *uses) else { return };
+        let why = match used_images(&self.source, &chain.images(), Instant::now() + PATIENCE) {
+            Ok(Some(now)) if now.images == used.images => {
+                *used = now;
+                return;
+            }
+            Ok(_) => "another host changed the images of the disk while this one had lost its lock on them".to_owned(),
+            Err(error) => format!("the lock on the images of the disk was lost: {}", one_line(&error)),
+        };
+        *lock(&self.complaint) = Some(why.clone());
+        // Not closed: that would write into the images.
+        *gate = Gate::Failed(format!("{why}; detach it"));
+        *uses = None;
+    }
+
     fn go_on(&self) {
         *lock(&self.paused) = false;
         self.resumed.notify_all();
@@ -273,38 +345,60 @@ fn close(chain: Box<dyn Served>, read_only: bool) -> Result<()> {
     if read_only { Ok(()) } else { chain.close() }
 }
 
+/// How long a change of a tree by another host is waited for. It takes milliseconds, on a slow server more.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Opens the chain, and says so where other hosts may change it: once they see it, they leave it alone.
-fn open_used(source: &Source) -> Result<(Box<dyn Served>, Option<Uses>)> {
-    /// A change of a tree takes milliseconds, on a slow server more.
-    const PATIENCE: Duration = Duration::from_secs(30);
+fn open_used(source: &Source) -> Result<(Box<dyn Served>, Option<Used>)> {
     let mut chain = open(source)?;
     if !source.shared {
         return Ok((chain, None));
     }
-    let path = source.path.with_file_name(USES);
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-        let file = match options.open(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
-                match options.write(false).create(false).open(&path) {
-                    // Who can write here has not changed a tree yet.
-                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((chain, None)),
-                    file => file,
-                }
-            }
-            file => file,
-        };
-        let file = file.map_err(Error::io("open", &path))?;
         let images = chain.images();
-        let uses = uses::hold(file, &path, images.iter().map(|image| use_of(image)), deadline)?;
+        let Some(used) = used_images(source, &images, deadline)? else { return Ok((chain, None)) };
         // The tree may have been changed before it was seen that we use it.
         chain = open(source)?;
         if chain.images() == images {
-            return Ok((chain, Some(uses)));
+            return Ok((chain, Some(used)));
         }
     }
+}
+
+/// Shows other hosts that these images are in use. `None`: they can't be changed here, and no host has changed one yet.
+fn used_images(source: &Source, images: &[PathBuf], deadline: Instant) -> Result<Option<Used>> {
+    let path = source.path.with_file_name(USES);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let file = match options.open(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+            match options.write(false).create(false).open(&path) {
+                // Who can write here has not changed a tree yet.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                file => file,
+            }
+        }
+        file => file,
+    };
+    let file = file.map_err(Error::io("open", &path))?;
+    let locks = uses::hold(file, &path, images.iter().map(|image| use_of(image)), deadline)?;
+    let images = images.iter().map(|image| identity(image)).collect::<Result<_>>()?;
+    Ok(Some(Used { _locks: locks, images }))
+}
+
+/// Opens the image by its name, so that an NFS server is asked what has it now.
+fn identity(path: &Path) -> Result<Identity> {
+    use std::os::unix::fs::MetadataExt;
+    let file = open_image(path, Mode::ReadOnly)?;
+    let meta = file.metadata().map_err(Error::io("examine", path))?;
+    let place = FilePlace::new(file, path)?;
+    let virtual_size = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("vhd") => vhd::query(&place)?.virtual_size,
+        Some("qcow2") => qcow2::Header::read(&place)?.virtual_size,
+        _ => meta.len(),
+    };
+    Ok(Identity { path: path.to_owned(), file: (meta.dev(), meta.ino()), virtual_size })
 }
 
 fn open(source: &Source) -> Result<Box<dyn Served>> {
@@ -335,7 +429,7 @@ fn open(source: &Source) -> Result<Box<dyn Served>> {
 }
 
 /// Images of one tree lie in one directory: of the path in a header only the last name counts.
-fn parent_path(leaf: &Path, name: Option<&str>, said: &str) -> Result<std::path::PathBuf> {
+fn parent_path(leaf: &Path, name: Option<&str>, said: &str) -> Result<PathBuf> {
     match name {
         Some(name) if !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']) => {
             Ok(leaf.with_file_name(name))
@@ -363,4 +457,117 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn read<T>(gate: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
     gate.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 4 << 20;
+
+    fn image(path: &Path, parent: Option<&Path>) {
+        let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+        let place = FilePlace::new(file, path).unwrap();
+        let Some(parent) = parent else { return drop(vhd::create(&place, &vhd::NewImage::new(SIZE)).unwrap()) };
+        let info = vhd::query(&FilePlace::open(parent, Mode::ReadOnly).unwrap()).unwrap();
+        let link = vhd::ParentLink {
+            path: vhd::relative_path(path, parent).unwrap(),
+            uuid: Some(info.uuid),
+            timestamp: vhd::timestamp(std::time::SystemTime::now()),
+        };
+        vhd::create_child(&place, &vhd::NewImage::new(SIZE), &link).unwrap();
+    }
+
+    /// A disk of an SR that hosts share, with data in it.
+    fn disk(dir: &Path) -> Disk {
+        let path = dir.join("leaf.vhd");
+        image(&path, None);
+        let disk = Disk::open(&Source { format: Format::Vhd, path, read_only: false, shared: true }).unwrap();
+        disk.write(&[7; 4096], 0).unwrap();
+        disk.flush().unwrap();
+        disk
+    }
+
+    /// What an outage that is longer than the lease does.
+    fn lose_lock(disk: &Disk) {
+        let elsewhere = tempfile::tempfile().unwrap();
+        let nothing = uses::hold(elsewhere, Path::new("nothing"), [], Instant::now()).unwrap();
+        lock(&disk.uses).as_mut().unwrap()._locks = nothing;
+    }
+
+    /// Another host wants the leaf to itself.
+    fn alone(dir: &Path) -> Option<Uses> {
+        let path = dir.join(USES);
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        uses::alone(file, &path, ["leaf"]).unwrap()
+    }
+
+    #[test]
+    fn a_lost_lock_on_the_images_is_taken_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = disk(dir.path());
+        assert!(alone(dir.path()).is_none());
+        lose_lock(&disk);
+        drop(alone(dir.path()).expect("it is lost"));
+        disk.renew_uses();
+        assert!(alone(dir.path()).is_none(), "it was not taken again");
+        disk.write(&[8; 4096], 0).unwrap();
+        disk.pause().unwrap();
+        assert!(alone(dir.path()).is_some(), "a paused disk is nobody's");
+        disk.renew_uses();
+        assert!(alone(dir.path()).is_some(), "a paused disk is nobody's");
+        disk.resume().unwrap();
+        disk.close().unwrap();
+    }
+
+    #[test]
+    fn requests_wait_for_another_host_that_has_the_images_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = disk(dir.path());
+        lose_lock(&disk);
+        let other = alone(dir.path()).unwrap();
+        std::thread::scope(|scope| {
+            let renewal = scope.spawn(|| disk.renew_uses());
+            std::thread::sleep(Duration::from_millis(200));
+            assert!(!renewal.is_finished());
+            drop(other);
+        });
+        disk.write(&[8; 4096], 0).unwrap();
+        assert!(alone(dir.path()).is_none());
+        disk.close().unwrap();
+    }
+
+    #[test]
+    fn nothing_is_written_into_an_image_that_became_a_base_while_the_lock_was_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let (leaf, base) = (dir.path().join("leaf.vhd"), dir.path().join("base.vhd"));
+        let disk = disk(dir.path());
+        lose_lock(&disk);
+        let other = alone(dir.path()).unwrap();
+        let new = dir.path().join("new.vhd");
+        image(&new, Some(&leaf));
+        std::fs::rename(&leaf, &base).unwrap();
+        std::fs::rename(&new, &leaf).unwrap();
+        drop(other);
+        let before = std::fs::read(&base).unwrap();
+        disk.renew_uses();
+        assert_eq!(disk.write(&[9; 4096], 0), Err(Errno::EIO));
+        assert_eq!(disk.flush(), Err(Errno::EIO));
+        assert!(disk.complaint().unwrap().contains("another host changed the images"));
+        assert!(alone(dir.path()).is_some(), "it holds the lock of what it does not serve");
+        disk.close().unwrap();
+        assert!(std::fs::read(&base).unwrap() == before, "the base was written to");
+    }
+
+    #[test]
+    fn an_image_that_another_host_made_larger_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = disk(dir.path());
+        lose_lock(&disk);
+        let place: Arc<dyn vhd::Place> =
+            Arc::new(FilePlace::open(dir.path().join("leaf.vhd"), Mode::ReadWrite).unwrap());
+        vhd::resize(&place, 2 * SIZE).unwrap();
+        disk.renew_uses();
+        assert_eq!(disk.write(&[9; 4096], 0), Err(Errno::EIO));
+    }
 }

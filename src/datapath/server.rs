@@ -309,6 +309,7 @@ fn settle() {
 /// device is gone; 2. close the image; 3. remove the socket and tell who waits.
 fn serve(arguments: &Arguments, caller: &Caller) -> Result<()> {
     let disk = Arc::new(Disk::open(&arguments.source)?);
+    disk.stay_in_use();
     let (control, listener) = Control::bind(&arguments.dir)?;
     let result = export(arguments, caller, &disk, &control, listener);
     let closed = disk.close();

@@ -80,7 +80,10 @@ strangers() {
   done
   for ((n = 0; n < ${ROUNDS:-15}; n++)); do
     for v in "$RAW" "$A"; do
-      sm vdi_attach "$v" > /dev/null 2> "$SCRATCH/err" && sm vdi_detach "$v" 2> "$SCRATCH/err" || { cat "$SCRATCH/err"; failures=$((failures + 1)); }
+      if ! { sm vdi_attach "$v" > /dev/null && sm vdi_detach "$v"; } 2> "$SCRATCH/err"; then
+        cat "$SCRATCH/err"
+        failures=$((failures + 1))
+      fi
     done
   done
   touch "$SCRATCH/enough"
@@ -95,6 +98,11 @@ exclusive() {
   # Open exclusively and without a file: the kernel names it as the next free one again and again.
   device=$(losetup -f)
   [ -b "$device" ] || mknod "$device" b 7 "${device#/dev/loop}"
+  passed_over() {
+    for v in "$RAW" "$A"; do
+      within 20 sm vdi_attach "$v" > "$SCRATCH/out" && [ "$(cat "$SCRATCH/out")" != "$device" ] && sm vdi_detach "$v" || return
+    done
+  }
   python3 -c "
 import os, sys, time
 fd = os.open('$device', os.O_RDONLY | os.O_EXCL)
@@ -103,12 +111,7 @@ time.sleep(1000)" &
   pid=$!
   until [ -e "$SCRATCH/held" ]; do sleep 0.01; done
   [ "$(losetup -f)" = "$device" ] || { echo "the kernel names another"; return 1; }
-  for v in "$RAW" "$A"; do
-    within 20 sm vdi_attach "$v" > "$SCRATCH/out" && [ "$(cat "$SCRATCH/out")" != "$device" ] && sm vdi_detach "$v" || { kill $pid; return 1; }
-  done
-  kill $pid
-  wait $pid 2> /dev/null
-  :
+  passed_over && kill $pid
 }
 claim 'a free loop device that another process holds is passed over' exclusive
 
