@@ -6,6 +6,7 @@
 #                PLUGINDIR=/etc/xapi.d/plugins the plug-in by which other hosts pause a disk
 # make uninstall the same variables; takes away what install put there
 # make torture   the long siblings of the crash and fault tests
+# make fuzz      SECONDS=60 for each of TARGETS= (all): inputs that a parser does not survive
 # make generated man pages and completions from the command-line definitions
 
 PREFIX ?= /usr/local
@@ -27,7 +28,7 @@ export BIN
 # The drivers are links to sm: one file on a small root disk, and xapi follows links.
 ALL_DRIVERS := $(shell sed -n 's/.*executable: "\(.*\)",.*/\1/p' src/sr/*.rs)
 
-.PHONY: all release demo check lint bench install uninstall torture generated deps deps-build clean
+.PHONY: all release demo check lint bench install uninstall torture fuzz generated deps deps-build clean
 
 all: release
 
@@ -51,6 +52,12 @@ bench: deps release
 
 torture: deps release
 	cargo test --release --test '*' -- --ignored
+
+SECONDS ?= 60
+TARGETS ?=
+fuzz:
+	@tests/deps build fuzz
+	fuzz/run $(SECONDS) $(TARGETS)
 
 generated:
 	UPDATE_GENERATED=1 cargo test --quiet --test generated

@@ -1,8 +1,6 @@
-//! `cargo +nightly fuzz run vhd`: any bytes as an image. `tests/vhd_hostile.rs` is the bounded run of the same.
-
 #![no_main]
 
-#[path = "../../tests/vhd_support/hostile.rs"]
-mod hostile;
+#[path = "../../tests/fuzz/targets.rs"]
+mod targets;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostile::try_everything(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::vhd(bytes));

@@ -118,7 +118,7 @@ pub fn report(vg: Option<&str>) -> Result<Vec<Vg>> {
         None => tool.arg("--foreign"),
     };
     let out = tool.run()?;
-    let mut groups = parse_report(&only_json(&out.stdout))?;
+    let mut groups = parse_report(&out.stdout)?;
     mark_duplicates(&mut groups, &out.stderr);
     Ok(groups)
 }
@@ -146,8 +146,12 @@ fn only_json(out: &str) -> Cow<'_, str> {
     }
 }
 
-/// Reads the JSON of [`report`].
-pub fn parse_report(json: &str) -> Result<Vec<Vg>> {
+/// Reads what `lvm fullreport` writes for [`report`], words between the lines of its JSON included.
+///
+/// # Errors
+/// [`Error::Damaged`] if it is not such a report.
+pub fn parse_report(out: &str) -> Result<Vec<Vg>> {
+    let json = &*only_json(out);
     #[derive(Deserialize)]
     struct Document<'a> {
         #[serde(borrow)]
@@ -252,7 +256,7 @@ fn parse_percent(text: &str) -> Option<u64> {
 pub fn extents(vg: &str, lv: &str) -> Result<Vec<String>> {
     let out =
         parsed("lvs").args(["--reportformat", "json", "-o", "seg_pe_ranges", "--", &format!("{vg}/{lv}")]).run()?;
-    parse_extents(&only_json(&out.stdout))
+    parse_extents(&out.stdout)
 }
 
 /// How a thin pool gives out its space and takes it back.
@@ -276,7 +280,12 @@ pub fn chunks(vg: &str, pool: &str) -> Result<Chunks> {
     }
 }
 
-fn parse_extents(json: &str) -> Result<Vec<String>> {
+/// Reads what `lvs` writes for [`extents`], words between the lines of its JSON included.
+///
+/// # Errors
+/// [`Error::Damaged`] if it is not such a report.
+pub fn parse_extents(out: &str) -> Result<Vec<String>> {
+    let json = &*only_json(out);
     #[derive(Deserialize)]
     struct Document {
         report: Vec<Rows>,

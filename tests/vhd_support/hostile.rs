@@ -9,14 +9,19 @@ use std::sync::{Arc, Mutex};
 use xcp_sm::image::vhd::{self, Chain, CheckOptions, Image, NewImage, Parent, ParentLink, Place, Target};
 use xcp_sm::types::Mode;
 
-/// A file in memory that has no room beyond 24 MiB.
+/// A file in memory that has no room beyond 24 MiB, and is read in parts of no more than so many bytes.
 #[derive(Debug)]
-struct Small(Mutex<Vec<u8>>);
+struct Small(Mutex<Vec<u8>>, usize);
 
 const ROOM: u64 = 24 << 20;
 
 pub fn small(bytes: &[u8]) -> Arc<dyn Place> {
-    Arc::new(Small(Mutex::new(bytes.to_vec())))
+    read_by(bytes, 8 << 20)
+}
+
+/// The same, read in parts of no more than `most` bytes.
+pub fn read_by(bytes: &[u8], most: usize) -> Arc<dyn Place> {
+    Arc::new(Small(Mutex::new(bytes.to_vec()), most))
 }
 
 impl Place for Small {
@@ -30,7 +35,7 @@ impl Place for Small {
         false
     }
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        assert!(buf.len() <= 8 << 20, "a buffer of {} bytes", buf.len());
+        assert!(buf.len() <= self.1, "a buffer of {} bytes", buf.len());
         let bytes = self.0.lock().unwrap();
         let from = (offset as usize).min(bytes.len());
         let len = buf.len().min(bytes.len() - from);
