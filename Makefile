@@ -35,7 +35,7 @@ all: release
 # Static: they run in a dom0 whose glibc is older than the one they were built with.
 release: deps-build
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --bin sm --target $(HOST)
-	for d in $(ALL_DRIVERS); do ln -sf sm $(BIN)/$$d || exit; done
+	for d in $(ALL_DRIVERS); do ln -sf sm "$(BIN)/$$d" || exit; done
 
 demo: deps-build release
 	tests/sh/demo.sh
@@ -69,7 +69,7 @@ unknown = $(filter-out $(ALL_DRIVERS),$(DRIVERS))
 install: release
 	@[ -z "$(unknown)" ] || { echo "DRIVERS: there is no $(unknown), only $(ALL_DRIVERS)"; exit 1; }
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man/man8
-	install -m 755 $(BIN)/sm $(DESTDIR)$(PREFIX)/sbin/sm
+	install -m 755 "$(BIN)/sm" $(DESTDIR)$(PREFIX)/sbin/sm
 	for d in $(ALL_DRIVERS); do ln -sf sm $(DESTDIR)$(PREFIX)/sbin/$$d || exit; done
 	[ -z "$(SMDIR)" ] || install -d $(DESTDIR)$(SMDIR)
 	[ -z "$(SMDIR)" ] || support/observer-entry $(DESTDIR)$(PREFIX)/sbin/sm

@@ -20,7 +20,7 @@ if [ "$kind" != host ] && [ -z "${IN_GUEST:-}" ]; then
   trap 'rm -rf "$share"' EXIT
   { echo "export IN_GUEST=y PATH=$PATH CHAINS='${CHAINS:-}'"; echo "exec '$here/benches/datapath.sh' $kind $seconds"; } > "$share/script"
   # shellcheck disable=SC2097,SC2098 # for the runner
-  T=3000 MEM=6144 "$here/tests/guest/run" "$kind" "$share/script" "$share"
+  T=3000 MEM=6144 PASS=ROOT ROOT=$here "$here/tests/guest/run" "$kind" "$share/script" "$share"
   exit
 fi
 

@@ -2,8 +2,8 @@
 # Figures of the LVM driver beside the bare LVM commands, in the same run: the median of a call, and the ratio. The two are
 # measured by turns, so that whatever else the machine does meets both. Wants a kernel with device-mapper:
 #
-#   truncate -s 4G DISK; ROOT=$PWD BIN=… DISKS=/dev/ubda SCRATCH=/tmp PASS='ROOT BIN DISKS SCRATCH' \
-#     tests/guest/run uml benches/lvm.sh SHARE_DIR ubd0=$PWD/DISK
+#   truncate -s 4G SHARE_DIR/DISK; ROOT=$PWD BIN=… DISKS=/dev/ubda SCRATCH=/tmp PASS='ROOT BIN DISKS SCRATCH' \
+#     tests/guest/run uml benches/lvm.sh SHARE_DIR ubd0=DISK
 #
 # environment: N calls of a kind (15), VOLUMES in the SR that is listed (500)
 # What is in single quotes is evaluated later; UUIDs have no spaces.

@@ -98,7 +98,7 @@ fn main() -> ExitCode {
     println!("running {} tests", chosen.len());
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: block devices want root\ntest result: ok. 0 passed; 0 failed; {} ignored", chosen.len());
-        return ExitCode::SUCCESS;
+        return if std::env::var_os("SM_TESTS_SKIP_NOTHING").is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
     let (mut passed, mut failed) = (0, 0);
     for (name, test) in chosen {

@@ -12,7 +12,6 @@
 set -u
 # shellcheck source-path=SCRIPTDIR source=lvm.inc
 . "$ROOT/tests/guest/lvm.inc"
-read -r ONE TWO <<< "$DISKS"
 OTHER=7e57ab1e-0000-4000-8000-0000000000fe
 vdis() { sm sr_scan $SR | grep -o 'vdi (uuid' | wc -l; }
 where() { sm sr_get_params $SR | sed 's/.*(location \. "\([^"]*\)").*/\1/'; }

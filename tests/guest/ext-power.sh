@@ -20,7 +20,7 @@ modprobe dm_snapshot
 
 # What each acknowledged call promises. sr_attach writes, so it works on a snapshot of the disk.
 cat > "$SCRATCH/check" << EOF
-. $ROOT/tests/guest/ext.inc
+. '$ROOT/tests/guest/ext.inc'
 rm -f $SCRATCH/cow
 truncate -s 32M $SCRATCH/cow
 loop=\$(losetup -f --show $SCRATCH/cow)

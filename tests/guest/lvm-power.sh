@@ -18,7 +18,7 @@ set -u
 # What each acknowledged call promises, on the disk as it is after the cut. At a mark, all of it; between two
 # marks the disk is as one of the two calls leaves it.
 cat > "$SCRATCH/check" << EOF
-. $ROOT/tests/guest/lvm.inc
+. '$ROOT/tests/guest/lvm.inc'
 DCONF=$REPLAY
 vdis=\$(sm sr_scan $SR 2> $SCRATCH/err) || vdis="none: \$(cat $SCRATCH/err)"
 says() { case \$vdis in *"\$1"*) ;; *) return 1 ;; esac; }

@@ -13,7 +13,8 @@
 #   true_that TEST …        a command that succeeds
 #   false_that TEST …       a command that fails, by itself and not by a signal
 #   field NAME [DATUM]      the value of a field of the last answer (or DATUM), strings without their quotes
-#   skip REASON             this claim can't be shown here
+#   skip REASON             the driver says that it does not do what this claim is about
+#   lacks REASON            this machine cannot show it; a failure where SM_TESTS_SKIP_NOTHING is set
 #   together N VERB …       N calls at once, `@` in an argument is the call's number; sets WON and CODES
 #
 # After the first step that fails or skips, the rest of the claim's steps do nothing, and `tidy`, which whoever
@@ -51,6 +52,10 @@ skip() {
     STATE=skipped
     printf 'SKIP %s: %s\n' "$CLAIM" "$1"
     return 1
+}
+
+lacks() {
+    if [ -n "${SM_TESTS_SKIP_NOTHING-}" ]; then fail "$1"; else skip "$1"; fi
 }
 
 # One call. Standard input is empty, and descriptor 9, which holds devices open, is not passed on.

@@ -7,7 +7,8 @@ PATH=${BIN:?the directory of the executables}:$PATH
 
 if [ "$(id -u)" != 0 ] || [ ! -e /dev/loop-control ]; then
     echo "SKIP: attaching wants root and loop devices"
-    exit 0
+    [ -z "${SM_TESTS_SKIP_NOTHING-}" ]
+    exit
 fi
 
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/sm-readme.XXXXXX")

@@ -144,7 +144,7 @@ of_size() {
         fail "$1 bytes should be $wanted, rounded up by less than $UNIT"
     fi
 }
-needs_root() { [ "$EUID" = 0 ] || skip 'vdi_attach needs root'; }
+needs_root() { [ "$EUID" = 0 ] || lacks 'vdi_attach needs root'; }
 attach() { # VDI [OPTION …]: sets DEV
     needs_root && must vdi_attach "$SR" "$@" && DEV=${OUT%$'\n'}
 }
