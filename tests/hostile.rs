@@ -299,7 +299,7 @@ fn foreign_files_are_neither_listed_nor_touched() {
     let before = scene.digest();
     let start = std::time::Instant::now();
     let answer = scene.call(["sr_scan", SR]).done();
-    assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
     assert!(answer.contains(&format!("(VDIs \"{A}\")")), "{answer}");
     scene.call(["sr_attach", SR]).done();
     assert_eq!(scene.digest(), before);

@@ -6,6 +6,8 @@
 # tools: losetup python3
 # memory: 512
 # timeout: 600
+# What follows || is meant for both that come before.
+# shellcheck disable=SC2015
 set -u
 # shellcheck source-path=SCRIPTDIR source=claims.inc
 . "$ROOT/tests/guest/claims.inc"
@@ -23,13 +25,6 @@ says() { # WORDS COMMAND…: the command fails and says them
   shift
   "$@" > "$SCRATCH/out" 2> "$SCRATCH/err" && { echo "it worked"; return 1; }
   grep -q -- "$words" "$SCRATCH/err" || { cat "$SCRATCH/err"; return 1; }
-}
-within() { # SECONDS COMMAND…: the command takes no longer
-  local begun=$EPOCHREALTIME most=$1 took
-  shift
-  "$@" || return
-  took=$(((${EPOCHREALTIME/./} - ${begun/./}) / 1000))
-  [ $took -le $((most * 1000)) ] || { echo "it took $took ms"; return 1; }
 }
 shows() { sm vdi_get_params "$1" | grep -q -- "$2"; }
 

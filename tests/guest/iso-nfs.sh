@@ -41,7 +41,6 @@ claim 'vdi_create on an export that is read-only: EACCES' fails_with EACCES run 
 claim 'vdi_delete there: EACCES' fails_with EACCES run vdi_delete "$iso"
 
 echo '# gone'
-within() { local limit=$1 start=$SECONDS; shift; "$@" && [ $((SECONDS - start)) -le "$limit" ]; }
 stop_nfsd
 gone() { fails_with ESRBUSY run sr_scan --wait 3 || fails_with EIO run sr_scan --wait 3; }
 claim 'sr_scan of a server that is gone: an error, never an empty SR' within 60 gone

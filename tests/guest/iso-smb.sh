@@ -91,7 +91,6 @@ claim '  sr_detach' named sr_detach
 
 echo '# gone'
 stop
-within() { local limit=$1 start=$SECONDS; shift; "$@" && [ $((SECONDS - start)) -le "$limit" ]; }
 gone() { fails_with ESRBUSY run sr_scan --wait 5 || fails_with EIO run sr_scan --wait 5; }
 claim 'sr_scan of a server that is gone: an error, never an empty SR' within 60 gone
 claim 'sr_detach works' within 60 run sr_detach

@@ -25,12 +25,6 @@ on() { # DCONF VERB ARG…
 }
 run() { on "$DCONF" "$@"; }
 has() { grep -q -- "$1" <<< "$2"; }
-within() { # SECONDS COMMAND…
-  local limit=$1 start=$SECONDS
-  shift
-  "$@" || return
-  [ $((SECONDS - start)) -le "$limit" ] || { echo "it took $((SECONDS - start)) s"; return 1; }
-}
 # The wire to the server: cut, and whole again.
 cut_wire() { iptables-legacy -I INPUT -p tcp --dport 2049 -j DROP; }
 mend_wire() { iptables-legacy -D INPUT -p tcp --dport 2049 -j DROP; }

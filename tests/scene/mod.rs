@@ -29,8 +29,8 @@ pub const NONE: &str = "98de866e-b035-4b1a-a571-ffffffffffff";
 
 pub const MIB: u64 = 1 << 20;
 
-/// A call that takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A call that takes longer hangs, however busy the machine is.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A driver, as the batteries see it.
 pub struct Row {
