@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use xcp_sm::image::vhd::{self, Chain, NewImage, Parent, ParentLink, Place};
 use xcp_sm::types::Mode;
 
-/// A sound image of 10 MiB with two blocks, dynamic or differencing.
-fn image(differencing: bool) -> Vec<u8> {
+/// A sound image of 10 MiB with two blocks of 2 MiB shifted right by `smaller`, dynamic or differencing.
+fn image(differencing: bool, smaller: u32) -> Vec<u8> {
     let place = small(&[]);
     let new = NewImage::new(10 << 20);
     if differencing {
@@ -19,6 +19,20 @@ fn image(differencing: bool) -> Vec<u8> {
         vhd::create_child(&*place, &new, &link).unwrap();
     } else {
         vhd::create(&*place, &new).unwrap();
+    }
+    if smaller > 0 {
+        // The BAT that follows is longer, where batmap and locators were, which images of others do not have.
+        let (mut made, entries) = (bytes(&place)[..1536].to_vec(), (10 << 20) / ((2 << 20) >> smaller));
+        made[0x1c..0x24].copy_from_slice(b"win \0\x06\0\x01");
+        made[0x200 + 0x1c..0x200 + 0x20].copy_from_slice(&u32::to_be_bytes(entries));
+        made[0x200 + 0x20..0x200 + 0x24].copy_from_slice(&u32::to_be_bytes((2 << 20) >> smaller));
+        made[0x440..0x500].fill(0);
+        made.resize(1536 + (entries as usize * 4).next_multiple_of(512), 0xff);
+        let footer = made[..512].to_vec();
+        made.extend(footer);
+        seal(&mut made);
+        place.set_size(0).unwrap();
+        place.write_at(&made, 0).unwrap();
     }
     let chain = Chain::open(place.clone(), Mode::ReadWrite, |_| Ok(Parent::Raw(small(&[])))).unwrap();
     chain.write_at(&[0x55; 4096], 4 << 20).unwrap();
@@ -68,11 +82,12 @@ proptest! {
     #[test]
     fn a_field_may_hold_anything(
         differencing: bool,
+        smaller in prop_oneof![Just(0u32), Just(2), Just(9)],
         fields in proptest::collection::vec((0usize..6000, prop_oneof![Just(1usize), Just(2), Just(4), Just(8)], value()), 1..6),
         cut in proptest::option::weighted(0.2, 0usize..5_000_000),
         sealed in proptest::bool::weighted(0.9),
     ) {
-        let mut image = image(differencing);
+        let mut image = image(differencing, smaller);
         for (at, width, value) in fields {
             let at = at / width * width;
             image[at..at + width].copy_from_slice(&value.to_be_bytes()[8 - width..]);
@@ -86,14 +101,19 @@ proptest! {
 
     /// The fields of footer and header proper, where the random ones above seldom hit.
     #[test]
-    fn a_header_may_hold_anything(differencing: bool, field in 0usize..24, value in value()) {
+    fn a_header_may_hold_anything(
+        differencing: bool,
+        smaller in prop_oneof![Just(0u32), Just(2)],
+        field in 0usize..24,
+        value in value(),
+    ) {
         let fields = [
             (0x08, 4), (0x0c, 4), (0x10, 8), (0x1c, 8), (0x28, 8), (0x30, 8), (0x38, 8), (0x54, 4),
             (0x208, 8), (0x210, 8), (0x218, 4), (0x21c, 4), (0x220, 4), (0x228, 8), (0x440, 4), (0x444, 4), (0x448, 4),
             (0x450, 8), (0x600, 4), (0x604, 4), (0x608, 4), (0x808, 8), (0x810, 4), (0x814, 4),
         ];
         let (at, width) = fields[field];
-        let mut image = image(differencing);
+        let mut image = image(differencing, smaller);
         image[at..at + width].copy_from_slice(&value.to_be_bytes()[8 - width..]);
         seal(&mut image);
         try_everything(&image);
@@ -125,7 +145,7 @@ fn a_chain_that_meets_itself_is_refused() {
 fn a_fixed_image_cannot_pose_as_a_differencing_one() {
     let place = small(&[]);
     vhd::create_fixed(&*place, &NewImage::new(4 << 20)).unwrap();
-    let forged = image(true);
+    let forged = image(true, 0);
     place.write_at(&forged[..6 << 10], 0).unwrap();
     let error = Chain::open(place, Mode::ReadOnly, |_| Ok(Parent::Raw(small(&[])))).unwrap_err();
     assert!(error.to_string().contains("fixed"), "{error}");

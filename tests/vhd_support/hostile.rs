@@ -122,10 +122,15 @@ pub fn try_everything(bytes: &[u8]) {
     let _ = vhd::resize(&copy, 600 << 20);
     let _ = vhd::repair(&copy);
     if let Ok(child) = Image::open(place, Mode::ReadOnly) {
-        let parent = small(&[]);
-        vhd::create(&*parent, &NewImage::new(16 << 20)).unwrap();
-        let parent = Image::open(parent, Mode::ReadWrite).unwrap();
         let go_on = |done, _| if done > 6 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        // What the child names as its parent, where that is possible, or it would be refused before anything else.
+        let named = info.parent.as_ref().and_then(|link| link.uuid);
+        let new = NewImage::new(info.virtual_size.clamp(512, 16 << 20) / 512 * 512);
+        let parent = small(&[]);
+        vhd::create(&*parent, &NewImage { uuid: named.unwrap_or(new.uuid), ..new }).unwrap();
+        let parent = Image::open(parent, Mode::ReadWrite).unwrap();
         let _ = vhd::coalesce(&child, Target::Vhd(&parent), &go_on);
+        let raw = small(&vec![7; info.virtual_size.min(16 << 20) as usize]);
+        let _ = vhd::coalesce(&child, Target::Raw(&*raw), &go_on);
     }
 }

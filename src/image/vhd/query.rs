@@ -226,13 +226,18 @@ pub(crate) fn last_footer(place: &dyn Place) -> Result<Option<Footer>> {
 /// # Errors
 /// [`Error::Io`](crate::Error::Io); [`Error::Damaged`](crate::Error::Damaged) if no footer or no header is valid.
 pub fn query(place: &dyn Place) -> Result<Info> {
+    read_whole(place).map(|meta| meta.info())
+}
+
+/// The headers of an image that was not cut off before the end of its BAT.
+fn read_whole(place: &dyn Place) -> Result<Meta> {
     let meta = Meta::read(place)?;
     if let Some(end) = meta.header.as_ref().map(Header::bat_end)
         && place.len()? < end
     {
         return Err(place.damaged(format!("it is cut off within the BAT, which ends at {end}")));
     }
-    Ok(meta.info())
+    Ok(meta)
 }
 
 /// The base name of the parent that an image names, of a damaged image too: only the header itself has to be there,
@@ -249,7 +254,7 @@ pub fn named_parent(place: &dyn Place) -> Option<String> {
 /// # Errors
 /// Those of [`query()`]; [`Error::Unsupported`](crate::Error::Unsupported) for what was made for others than us.
 pub fn query_usable(place: &dyn Place) -> Result<Info> {
-    let meta = Meta::read(place)?;
+    let meta = read_whole(place)?;
     meta.check(place.path())?;
     Ok(meta.info())
 }
@@ -260,7 +265,7 @@ pub fn query_usable(place: &dyn Place) -> Result<Info> {
 /// # Errors
 /// Those of [`query_usable`].
 pub fn query_for_child(place: &dyn Place) -> Result<Info> {
-    let meta = Meta::read(place)?;
+    let meta = read_whole(place)?;
     meta.check(place.path())?;
     if let Some(header) = &meta.header {
         let batmap = read_batmap_header(place, &meta.footer, header)?;
