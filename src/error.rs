@@ -77,9 +77,9 @@ pub enum Error {
     Io { op: &'static str, path: PathBuf, source: io::Error },
     #[error("{argv} {how}{}", stderr_part(stderr))]
     Tool { argv: String, how: String, stderr: String },
-    /// The change is made, but a power cut may undo it.
-    #[error("the change was made, but it may not survive a power cut: {}; call again", one_line(cause))]
-    NotDurable { cause: Box<Error> },
+    /// The change has happened, at least in part, and what had to follow failed.
+    #[error("{done}, and the same call again completes it: {}", one_line(cause))]
+    Incomplete { done: String, cause: Box<Error> },
     #[error("{cause}; undoing it failed as well: {undo}")]
     Undo { cause: Box<Error>, undo: Box<Error> },
 }
@@ -196,6 +196,16 @@ impl Error {
         }
     }
 
+    /// This error of what had to follow a change that cannot be undone: the reader is told what was `done`, such as
+    /// "VDI … was deleted, perhaps not durably". The call must be one that completes its work when it is repeated.
+    pub fn after(self, done: String) -> Error {
+        match self {
+            // The innermost knows best how far it came.
+            Error::Incomplete { .. } => self,
+            cause => Error::Incomplete { done, cause: Box::new(cause) },
+        }
+    }
+
     /// Whether the error may come from an image that cannot be read or is not served, and not from who uses it.
     pub fn is_of_the_image(&self) -> bool {
         matches!(self, Error::Damaged { .. } | Error::Unsupported { .. } | Error::Io { .. })
@@ -205,7 +215,7 @@ impl Error {
     pub fn errno(&self) -> Option<i32> {
         match self {
             Error::Io { source, .. } => source.raw_os_error(),
-            Error::Undo { cause, .. } | Error::NotDurable { cause } => cause.errno(),
+            Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => cause.errno(),
             _ => None,
         }
     }

@@ -627,7 +627,7 @@ fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::NoVdi { .. } => (101, "ENOVDI"),
         Error::SrUnavailable { .. } => (102, "ESRBUSY"),
         Error::VdiInUse { .. } | Error::NotPaused { .. } => (103, "EVDIBUSY"),
-        Error::Undo { cause, .. } | Error::NotDurable { cause } => exit_status(cause),
+        Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => exit_status(cause),
         Error::Damaged { .. } | Error::NotMerged { .. } | Error::Tool { .. } => (5, "EIO"),
         Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EACCES | Errno::EPERM | Errno::EROFS) => (13, "EACCES"),

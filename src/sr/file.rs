@@ -249,7 +249,12 @@ impl FileSr {
 
     fn write_marker(&self, dir: &Dir, made_directory: bool) -> Result<bool> {
         let marker = Marker { uuid: self.sr, sr_type: self.sr_type.to_owned(), made_directory, deleting: false };
-        dir.create(MARKER, &encode(&Record::Sr(marker)))
+        let made = dir.create(MARKER, &encode(&Record::Sr(marker)))?;
+        if !made {
+            // Another call was faster, and may have been killed before its marker was durable.
+            dir.sync()?;
+        }
+        Ok(made)
     }
 
     /// A disk of the SR, of a format that is known.
@@ -467,15 +472,15 @@ impl FileSr {
         let kind = vdi::kind(format);
         let dir = self.dir()?;
         remove_unborn(self, &dir, new.vdi)?;
-        if has_image(&dir, new.vdi)? {
-            return Err(Error::VdiExists { vdi: new.vdi, sr: self.sr });
-        }
         let place = self.place(dir.clone(), new.vdi, format);
+        if has_image(&dir, new.vdi)? {
+            return Err(place.exists_already());
+        }
         let mut unnamed = place.unnamed(&new.params)?;
         write(kind, unnamed.image.file(), &place.path())?;
         unnamed.sync_beside_image()?;
         place.publish(unnamed)?;
-        (kind.open)(Box::new(place)).info()
+        (kind.open)(Box::new(place)).info().map_err(|cause| cause.after(vdi::made(new.vdi)))
     }
 }
 
@@ -511,7 +516,10 @@ impl Sr for FileSr {
                 self.remove_contents(&dir, false)?;
                 made_directory = marker.made_directory;
             }
-            Found::Sr(_, marker) if marker.uuid == self.sr => {
+            Found::Sr(dir, marker) if marker.uuid == self.sr => {
+                // Whoever made it may have been killed before it was durable.
+                dir.sync()?;
+                durable::sync_parent(&self.path)?;
                 return Err(Error::SrExists { sr: self.sr, found: format!("in {}", self.path.display()) });
             }
             Found::Sr(_, marker) => {
@@ -591,22 +599,44 @@ impl Sr for FileSr {
                     self.refuse_if_locked(&checked, &listing)?;
                     let _alone = self.refuse_if_served(&dir, &listing)?;
                     dir.rename(MARKER, DELETING)?;
-                    dir.sync()?;
                 }
-                self.remove_contents(&dir, marker.made_directory)?;
+                // Also of a rename that was killed before it was durable.
+                match dir.sync() {
+                    Err(cause) if !marker.deleting => return Err(cause.undone(dir.rename(DELETING, MARKER))),
+                    other => other?,
+                }
+                let removed = self.remove_contents(&dir, marker.made_directory);
+                removed.map_err(|cause| cause.after(format!("the deletion of SR {} was begun", self.sr)))?;
                 Ok(Done::Changed)
             }
             Found::Strange(dir) if !self.list(&dir)?.images.is_empty() => Err(Error::SrUnavailable {
                 sr: self.sr,
                 why: format!("{} has disks but no {MARKER}; sr_attach takes it over", self.path.display()),
             }),
+            // What a killed sr_delete removed last may not be durable.
+            Found::Nothing => {
+                match Dir::open(&self.path) {
+                    Ok(dir) => dir.sync()?,
+                    Err(e) if e.errno() == Some(Errno::ENOENT as i32) => match durable::sync_parent(&self.path) {
+                        Err(e) if e.errno() == Some(Errno::ENOENT as i32) => {}
+                        other => other?,
+                    },
+                    Err(e) => return Err(e),
+                }
+                Ok(Done::Already)
+            }
             _ => Ok(Done::Already),
         }
     }
 
     fn attach(&self) -> Result<Done> {
         let mut done = Done::Already;
-        if let Found::Strange(dir) = self.look()? {
+        let found = self.look()?;
+        // The marker of an SR that a killed call took over may not be durable.
+        if let Found::Sr(dir, _) = &found {
+            dir.sync()?;
+        }
+        if let Found::Strange(dir) = found {
             if self.list(&dir)?.images.is_empty() {
                 let path = self.path.display();
                 return Err(self.no_sr(format!(
@@ -616,8 +646,10 @@ impl Sr for FileSr {
             self.write_marker(&dir, false)?;
             done = Done::Changed;
         }
-        self.repair()?;
-        Ok(done)
+        match self.repair() {
+            Err(cause) if done == Done::Changed => Err(cause.after(format!("SR {} was taken over", self.sr))),
+            other => other.map(|()| done),
+        }
     }
 
     fn adopt(&self) -> Result<Done> {
@@ -782,7 +814,7 @@ impl Sr for FileSr {
         for format in formats() {
             remove_whatever(&dir, &image_name(vdi, format))?;
         }
-        dir.sync()?;
+        dir.sync().map_err(|cause| cause.after(vdi::deleted(vdi)))?;
         remove_whatever(&dir, &beside(vdi, PARAMS))?;
         match dir.lookup(&beside(vdi, LOCK))? {
             Some(stat) if stat.mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() => {
@@ -797,7 +829,10 @@ impl Sr for FileSr {
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
         let dir = self.dir()?;
         let unborn = remove_unborn(self, &dir, vdi)?;
-        Ok(if remove_leftovers(&dir, vdi)? || unborn { Done::Changed } else { Done::Already })
+        let removed = remove_leftovers(&dir, vdi)?;
+        // A vdi_delete that was killed may have removed the image not durably, and this answers that it is gone.
+        dir.sync()?;
+        Ok(if removed || unborn { Done::Changed } else { Done::Already })
     }
 
     fn content_type(&self) -> &'static str {

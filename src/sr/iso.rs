@@ -257,6 +257,8 @@ impl Sr for IsoSr {
             let _ = dir.sweep_temporary(left);
         }
         if dir.lookup(&name)?.is_some() {
+            // Whoever made it may have been killed before it was durable.
+            sync(&dir)?;
             return Err(Error::VdiExists { vdi: new.vdi, sr: self.sr });
         }
         let mut file = dir.new_file()?;
@@ -265,9 +267,16 @@ impl Sr for IsoSr {
         match file.publish_over(&name) {
             // The name is there; see `sync`.
             Err(Error::Io { source, .. }) if durable::is_unsupported(&source) && dir.lookup(&name)?.is_some() => {}
-            other => other?,
+            Err(cause) => return Err(cause.undone(dir.remove(&name).map(drop))),
+            Ok(()) => {}
         }
-        self.vdi(new.vdi)?.info()
+        self.vdi(new.vdi).and_then(|vdi| vdi.info()).map_err(|cause| cause.after(vdi::made(new.vdi)))
+    }
+
+    fn forget_vdi(&self, _vdi: VdiUuid) -> Result<Done> {
+        // A vdi_delete that was killed may have removed the file not durably, and this answers that it is gone.
+        sync(&self.library.dir()?)?;
+        Ok(Done::Already)
     }
 
     fn pulse(&self) -> Option<Pulse> {
@@ -424,6 +433,6 @@ impl Place for IsoPlace<'_> {
     fn remove(&self) -> Result<()> {
         let dir = self.sr.library.dir()?;
         dir.remove(&self.iso.name)?;
-        sync(&dir)
+        sync(&dir).map_err(|cause| cause.after(vdi::deleted(self.vdi())))
     }
 }

@@ -234,7 +234,7 @@ impl VolumeGroup {
     pub fn changed(&self, vg: &Vg, work: impl FnOnce() -> Result<()>) -> Result<()> {
         self.refuse_incomplete(vg)?;
         work()?;
-        self.flush(vg).map_err(|cause| Error::NotDurable { cause: Box::new(cause) })
+        self.flush(vg).map_err(|cause| cause.after("the change was made, perhaps not durably".to_owned()))
     }
 
     /// Makes every change of the group durable: LVM leaves them in the disks' write caches. A call that finds done what

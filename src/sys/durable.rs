@@ -484,8 +484,7 @@ impl NewFile<'_> {
         }
         if let Err(e) = dir.sync() {
             // Its maker is told that it failed, so nobody may find it.
-            let _ = dir.remove(name);
-            return Err(e);
+            return Err(e.undone(dir.remove(name).map(drop)));
         }
         Ok(true)
     }

@@ -56,7 +56,7 @@ fn change_in(parent: &Dir, name: &str, seen: &State, bytes: &[u8]) -> Result<boo
     if !dir.create(&next.to_string(), bytes)? {
         return Ok(false);
     }
-    let numbers = numbers(&dir)?;
+    let numbers = numbers(&dir).map_err(|e| e.after(format!("the record {} was changed", dir.path().display())))?;
     if numbers.iter().any(|n| *n > next) {
         dir.remove(&next.to_string())?;
         return Ok(false);
@@ -66,6 +66,15 @@ fn change_in(parent: &Dir, name: &str, seen: &State, bytes: &[u8]) -> Result<boo
         let _ = dir.remove(&old.to_string());
     }
     Ok(true)
+}
+
+/// Makes the current state durable. Before the caller is told that a change is there already: whoever made it may have
+/// been killed before it was durable.
+pub fn settle(parent: &Dir, name: &str) -> Result<()> {
+    if let Some(dir) = parent.sub_dir(name)? {
+        dir.sync()?;
+    }
+    parent.sync()
 }
 
 /// Removes the record and its directory. Only for a record that nobody may change any more. What another process still

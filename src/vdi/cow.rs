@@ -23,7 +23,9 @@ use crate::sys::lock::{self, Lock};
 use crate::sys::loopdev::Detached;
 use crate::sys::syslog;
 use crate::types::{Done, Format, Mode, Params, Size, State, VdiInfo, VdiUuid};
-use crate::vdi::{Fork, Kind, Node, Place, Tree, Vdi, another_image, describe, in_use, refuse_if_used, with_server};
+use crate::vdi::{
+    Fork, Kind, Node, Place, Tree, Vdi, another_image, describe, has_now, in_use, made, refuse_if_used, with_server,
+};
 
 /// Images from the root to a leaf, at most; the other storage managers stop here as well (copy-on-write
 /// trees, "Snapshot and clone").
@@ -70,7 +72,7 @@ impl<'a> Cow<'a> {
         let _here = pause_here(&*self.place)?;
         let _alone = tree.alone(&[self.place.vdi()])?;
         tree.fork(&Fork { base: VdiUuid::random(), dest: Some((dest, params)), kind: self.kind })?;
-        (self.kind.open)(tree.sibling(dest)?).info()
+        tree.sibling(dest).and_then(|place| (self.kind.open)(place).info()).map_err(|cause| cause.after(made(dest)))
     }
 
     /// Images in the chain below and with this one.
@@ -374,12 +376,17 @@ impl Vdi for Cow<'_> {
         }
         if size == node.virtual_size {
             // Of a call that was killed in between.
+            self.place.settle()?;
             busy(&*self.place, datapath::follow_size(&self.place.path(), context.deadline))?;
             return Ok(Done::Already);
         }
         let _pause = pause_here(&*self.place)?;
         let _alone = self.place.tree()?.alone(&[self.place.vdi()])?;
-        (self.kind.resize)(self.place.image(Mode::ReadWrite)?, &self.place.path(), size)?;
+        let resized = (self.kind.resize)(self.place.image(Mode::ReadWrite)?, &self.place.path(), size);
+        resized.map_err(|cause| match self.node() {
+            Ok(now) if now.virtual_size == size => cause.after(has_now(&*self.place, size)),
+            _ => cause,
+        })?;
         Ok(Done::Changed)
     }
 }

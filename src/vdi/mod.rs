@@ -68,7 +68,8 @@ pub trait Place {
     }
 
     /// Makes durable what an earlier call may have changed without being able to say so: it was killed before its last
-    /// flush. Called before a call answers that what it asks for is there already.
+    /// flush. A device over the place becomes as large as the place is. Called before a call answers that what it asks
+    /// for is there already. Idempotent.
     ///
     /// # Errors
     /// [`Error::Io`] if the storage does not take it.
@@ -322,6 +323,7 @@ pub trait Vdi {
         let shareable = place.params()?.shareable;
         let mut users = seen.users.clone();
         if users.iter().any(|u| u == user) {
+            place.settle()?;
             return Err(refused(place, format!("it is locked by {user:?} already")));
         }
         if !users.is_empty() && !shareable {
@@ -343,6 +345,7 @@ pub trait Vdi {
         let seen = place.holders()?;
         let mut users = seen.users.clone();
         if users.is_empty() {
+            place.settle()?;
             return Err(refused(place, "it is not locked".to_owned()));
         }
         if users.iter().any(|u| u == user) {
@@ -459,6 +462,21 @@ pub fn refuse_if_locked(place: &dyn Place) -> Result<()> {
 /// What is wrong with an image whose parent's name leads to an image that it was not made from.
 pub fn another_image(parent: VdiUuid) -> String {
     format!("{parent} is another image than the one that this was made from")
+}
+
+/// What is done when a VDI has been made and what had to follow fails; see [`Error::after`].
+pub fn made(vdi: VdiUuid) -> String {
+    format!("VDI {vdi} was made, perhaps not durably")
+}
+
+/// The same when it has been deleted.
+pub fn deleted(vdi: VdiUuid) -> String {
+    format!("VDI {vdi} was deleted, perhaps not durably")
+}
+
+/// The same when it has got another size.
+pub fn has_now(place: &dyn Place, bytes: u64) -> String {
+    format!("VDI {} has {} now, perhaps not durably", place.vdi(), Size(bytes))
 }
 
 /// What [`Error::VdiInUse`] says of a place.

@@ -1,6 +1,7 @@
 //! Raw disks: the place's bytes are the disk's bytes.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
@@ -20,14 +21,7 @@ pub static KIND: Kind = Kind {
     granule: SECTOR,
     by_length: true,
     create: |file, path, virtual_size| {
-        file.set_len(virtual_size).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EFBIG) => Error::TooBig {
-                what: "a disk",
-                bytes: virtual_size,
-                limit: "the filesystem holds no file of this size".to_owned(),
-            },
-            _ => Error::io("write", path)(e),
-        })?;
+        set_length(file, path, virtual_size)?;
         file.sync_all().map_err(Error::io("make durable", path))
     },
     create_child: |_, _, _, _| Err(no_tree("a child")),
@@ -44,6 +38,19 @@ pub static KIND: Kind = Kind {
     resize: |file, path, size| (KIND.create)(&file, path, size),
     open: |place| Box::new(Raw { place }),
 };
+
+/// Makes a file `bytes` long, not yet durably.
+///
+/// # Errors
+/// [`Error::TooBig`], [`Error::Io`]; nothing was changed.
+pub fn set_length(file: &File, path: &Path, bytes: u64) -> Result<()> {
+    file.set_len(bytes).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EFBIG) => {
+            Error::TooBig { what: "a disk", bytes, limit: "the filesystem holds no file of this size".to_owned() }
+        }
+        _ => Error::io("write", path)(e),
+    })
+}
 
 fn no_tree(op: &'static str) -> Error {
     Error::Unsupported { op, why: "a raw disk has no parent and no mark".to_owned() }

@@ -8,6 +8,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use nix::libc;
 use xcp_sm::types::Mode;
 
 use super::filesystem::Filesystem;
@@ -387,6 +388,11 @@ impl Operation {
             files == *before || files == *after
         };
         assert!(whole, "{name}, {how}: half an object is left: {files:?}, not {before:?} or {after:?}");
+        // What sr_collect could not merge it says of each image, whatever it has merged.
+        if traced.end != End::Status(0) && self.call[0] != "sr_collect" && state(scene) != reference.before {
+            let told = stderr.contains("the same call again completes it");
+            assert!(told, "{name}, {how}: it has happened, and the error does not say so");
+        }
     }
 
     /// Cuts the power when the operation is before its point `n`, or has ended, and checks what is there when the
@@ -404,6 +410,32 @@ impl Operation {
         self.check(&scene, &reference, done, &format!("power cut at point {n}, {end:?}"));
         let _ = fs::remove_dir_all(&scene.place);
         done
+    }
+
+    /// Kills the operation before each of its syncs, calls it again, cuts the power, and checks that what the second call
+    /// answered, "done" or "it exists", is there when the power is back. How many syncs there were.
+    pub fn cut_the_power_after_the_next_call(&self, filesystem: &Filesystem) -> u64 {
+        let syncs = Points::Matching(|number, _| [libc::SYS_fsync, libc::SYS_fdatasync].contains(&number));
+        let mut scene = Scene::empty(&FILE, Door::Driver);
+        scene.place = filesystem.path().join("sr");
+        let _ = fs::remove_dir_all(&scene.place);
+        let reference = self.reference(&scene);
+        for n in 1.. {
+            let _ = fs::remove_dir_all(&scene.place);
+            durable(&filesystem.path());
+            (self.prepare)(&scene);
+            let end = self.run(&scene, n, syncs, Act::Kill).end;
+            let again = scene.call(self.call);
+            filesystem.power_cut();
+            let now = state(&scene);
+            let name = self.name;
+            assert!(now == reference.after, "{name}, killed before sync {n}, {end:?}: {again} and it is lost:\n{now}");
+            if end != End::Killed {
+                let _ = fs::remove_dir_all(&scene.place);
+                return n - 1;
+            }
+        }
+        unreachable!("every operation ends")
     }
 
     fn run(&self, scene: &Scene, n: u64, points: Points, act: Act) -> Traced {

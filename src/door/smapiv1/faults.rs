@@ -324,7 +324,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
             Some(Errno::EACCES | Errno::EPERM) if family != Family::Other => Code::SharedFileSystemNoWrite,
             _ => general,
         },
-        Error::Undo { cause, .. } | Error::NotDurable { cause } => of_error(cause, attempt),
+        Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => of_error(cause, attempt),
     }
 }
 

@@ -29,6 +29,8 @@ pub fn set_hidden(place: &dyn Place, hidden: bool) -> Result<Done> {
     let last = last_footer(place)?.filter(|f| f.uuid() == meta.footer.uuid() && Some(meta.kind) == f.kind());
     let wanted = u8::from(hidden);
     if meta.footer.hidden_byte() == wanted && last.as_ref().is_none_or(|f| f.hidden_byte() == wanted) {
+        // Whoever wrote it may have been killed before it was durable.
+        place.flush()?;
         return Ok(Done::Already);
     }
     if let (Some(mut footer), Some(range)) = (last, last_footer_range(size)) {
@@ -120,6 +122,8 @@ pub fn set_parent(place: &dyn Place, parent: &ParentLink) -> Result<Done> {
         new.set_locator(slot, &locator);
     }
     if new == *old {
+        // As above; the caller removes the former parent next.
+        place.flush()?;
         return Ok(Done::Already);
     }
     for (offset, bytes) in &texts {

@@ -29,8 +29,23 @@ impl FilePlace<'_> {
         image_name(self.vdi, self.format)
     }
 
+    /// The refusal to make a disk that is there. Whoever made it may have been killed before it was durable, so it is made
+    /// so first: a caller takes this answer for one that the disk will stay.
     pub(super) fn exists_already(&self) -> Error {
-        Error::VdiExists { vdi: self.vdi, sr: self.sr.sr }
+        match self.dir.sync() {
+            Ok(()) => Error::VdiExists { vdi: self.vdi, sr: self.sr.sr },
+            Err(error) => error,
+        }
+    }
+
+    /// Makes a block device over the image as large as it is.
+    fn follow_length(&self) -> Result<()> {
+        let Some(device) = self.device()? else { return Ok(()) };
+        let wanted = self.file_stat()?.length;
+        match blockdev::size(&device)? == wanted / vdi::raw::SECTOR * vdi::raw::SECTOR {
+            true => Ok(()),
+            false => loopdev::update_size(&device, Backing::File(self.file_stat()?.id)),
+        }
     }
 
     /// A disk that has no name yet, with an empty image.
@@ -206,11 +221,16 @@ impl Place for FilePlace<'_> {
 
     fn resize(&self, bytes: u64) -> Result<()> {
         let path = self.path();
-        (vdi::raw::KIND.resize)(self.dir.open_file(&self.name(), true)?, &path, bytes)?;
-        match self.device()? {
-            Some(device) => loopdev::update_size(&device, Backing::File(self.file_stat()?.id)),
-            None => Ok(()),
-        }
+        let file = self.dir.open_file(&self.name(), true)?;
+        vdi::raw::set_length(&file, &path, bytes)?;
+        let followed = file.sync_all().map_err(Error::io("make durable", &path)).and_then(|()| self.follow_length());
+        followed.map_err(|cause| cause.after(vdi::has_now(self, bytes)))
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.image(Mode::ReadOnly)?.sync_all().map_err(Error::io("make durable", self.path()))?;
+        register::settle(&self.dir, &beside(self.vdi, LOCK))?;
+        self.follow_length()
     }
 
     fn copy_to(&self, dest: VdiUuid, params: &Params, progress: Progress) -> Result<VdiInfo> {
@@ -254,7 +274,7 @@ impl Place for FilePlace<'_> {
             }
         }
         target.publish(new)?;
-        (vdi::kind(self.format).open)(Box::new(target)).info()
+        (vdi::kind(self.format).open)(Box::new(target)).info().map_err(|cause| cause.after(vdi::made(dest)))
     }
 
     fn remove(&self) -> Result<()> {
@@ -271,8 +291,8 @@ impl Place for FilePlace<'_> {
         }
         // Gone already: another host was faster, or our first request was carried out and its answer lost.
         self.dir.remove(&self.name())?;
-        self.dir.sync()?;
-        remove_leftovers(&self.dir, self.vdi).map(drop)
+        let followed = self.dir.sync().and_then(|()| remove_leftovers(&self.dir, self.vdi));
+        followed.map(drop).map_err(|cause| cause.after(vdi::deleted(self.vdi)))
     }
 
     fn tree(&self) -> Result<&dyn Tree> {

@@ -417,7 +417,16 @@ impl Tree for FilePlace<'_> {
                 let _ = dir.remove(CHANGE);
                 Ok(())
             }
-            Err(cause) => Err(cause.undone(self.sr.recover_change(dir).map(drop))),
+            Err(cause) => {
+                let recovered = self.sr.recover_change(dir).map(drop);
+                let is_made = |dest: VdiUuid| {
+                    Ok::<_, Error>(is_child(dir, dest, fork.base, self.format)? && !is_unborn(dir, dest)?)
+                };
+                match fork.dest {
+                    Some((dest, _)) if is_made(dest).unwrap_or(false) => Err(cause.after(vdi::made(dest))),
+                    _ => Err(cause.undone(recovered)),
+                }
+            }
         }
     }
 
