@@ -55,7 +55,7 @@ pub const DRIVER: Driver = Driver {
     about: About {
         name: "Local ext4",
         capabilities: file::CAPABILITIES,
-        configuration: &[("device", "block devices, separated by commas (required)")],
+        configuration: &[("device", "block devices, separated by commas (required)"), super::PREFERRED_FORMATS],
         vdi_at: vdi_by_uuid,
         sm_config: file::sm_config,
     },

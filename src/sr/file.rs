@@ -60,7 +60,7 @@ use serde::{Deserialize, Serialize};
 use crate::context::Context;
 use crate::datapath::USES;
 use crate::error::{Error, Result};
-use crate::sr::{About, Driver, Sr, vdi_by_uuid};
+use crate::sr::{About, Driver, PREFERRED_FORMATS, Sr, vdi_by_uuid};
 use crate::sys::copy::{self, Progress};
 use crate::sys::durable::{self, Dir, NewFile, Stat};
 use crate::sys::lock::{self, Lock};
@@ -90,7 +90,7 @@ pub const DRIVER: Driver = Driver {
     about: About {
         name: "Local directory",
         capabilities: CAPABILITIES,
-        configuration: &[("location", "absolute path of a local directory (required)")],
+        configuration: &[("location", "absolute path of a local directory (required)"), PREFERRED_FORMATS],
         vdi_at: vdi_by_uuid,
         sm_config,
     },
@@ -116,12 +116,23 @@ pub const CAPABILITIES: &[&str] = &[
     "VDI_GENERATE_CONFIG",
 ];
 
-/// The keys that the Python file drivers keep, so that a VDI looks the same to either; SMAPIv1, "sm_config".
+/// The keys that the Python file drivers keep, so that a VDI looks the same to either; XCP-ng 8.3, "Records and
+/// sm_config".
+///
+/// `vhd-parent` is the parent of a qcow2 image too: clients walk the chains of an SR by it. `type` is there for raw disks
+/// only, for readers that know no `image-format`.
 pub fn sm_config(vdi: &VdiInfo) -> SmConfig {
+    let mut keys = vec![
+        ("image-format", Some(vdi.format.to_string())),
+        ("vhd-parent", vdi.parent.map(|parent| parent.to_string())),
+    ];
     match vdi.format {
-        Format::Raw | Format::Qcow2 => vec![("type", Some(vdi.format.to_string()))],
-        Format::Vhd => vec![("vhd-parent", vdi.parent.map(|parent| parent.to_string()))],
+        Format::Raw => keys.push(("type", Some(vdi.format.to_string()))),
+        // Earlier releases wrote it, and nothing reads it.
+        Format::Qcow2 => keys.push(("type", None)),
+        Format::Vhd => {}
     }
+    keys
 }
 
 fn location(config: &DeviceConfig) -> Result<PathBuf> {

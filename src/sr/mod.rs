@@ -65,6 +65,13 @@ pub struct About {
     pub sm_config: fn(&VdiInfo) -> SmConfig,
 }
 
+/// The key of device_config by which xapi's administrators choose the formats of new disks, and what it means; XCP-ng 8.3,
+/// "Image formats". For drivers with several formats.
+pub const PREFERRED_FORMATS: (&str, &str) = (
+    "preferred-image-formats",
+    "under xapi, formats of new disks: the first that can hold one; vhd,qcow2 if not given",
+);
+
 /// [`About::vdi_at`] where a VDI's location is its UUID.
 pub fn vdi_by_uuid(_sr: SrUuid, location: &str) -> Result<VdiUuid> {
     location.parse()

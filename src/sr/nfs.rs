@@ -55,6 +55,7 @@ pub const DRIVER: Driver = Driver {
             ("nfsversion", "3, 4, 4.0, 4.1 or 4.2; the newest that works if not given"),
             ("options", "further mount options, separated by commas"),
             ("mountpoint", "the directory below which SRs are mounted"),
+            super::PREFERRED_FORMATS,
         ],
         vdi_at: vdi_by_uuid,
         sm_config: file::sm_config,

@@ -43,7 +43,7 @@ class Ext(test_file.Case):
     def test_an_sr_is_whole_or_not_there(self):
         self.an_sr()
         vdi = self.agent.create(4 * MiB, sm_config={})
-        self.assertEqual(self.xapi.vdis[vdi]["sm_config"], {})
+        self.assertEqual(self.xapi.vdis[vdi]["sm_config"], {"image-format": "vhd"})
         self.assertTrue(os.path.exists(self.path(vdi, "vhd")))
         self.assertTrue(os.path.ismount(self.location))
         self.agent.call("vdi_activate", "true", vdi=vdi)

@@ -121,7 +121,8 @@ class Info(Case):
         for key in ("name", "description", "vendor", "copyright", "driver_version", "required_api_version"):
             self.assertIsInstance(info[key], str)
             self.assertTrue(info[key])
-        self.assertEqual(info["required_api_version"], "1.0")
+        # sr_health_check loads as Python what says 1.0.
+        self.assertEqual(info["required_api_version"], "1.1")
         self.assertRegex(info["driver_version"], r"^\d+(\.\d+)*$")
         names = [re.fullmatch(r"([A-Z_]+)(/[1-9]\d*)?", c)[1] for c in info["capabilities"]]
         self.assertLessEqual(set(names), KNOWN)
@@ -187,7 +188,7 @@ class Info(Case):
         answer = self.agent.call("vdi_introduce", vdi_location=name, vdi_sm_config={"a": "b"}, new_uuid=new)
         record = self.xapi.vdis[self.agent.found(answer)]
         self.assertEqual((record["uuid"], record["location"]), (new, name))
-        self.assertEqual(record["sm_config"], {"a": "b", "type": "raw"})
+        self.assertEqual(record["sm_config"], {"a": "b", "image-format": "raw", "type": "raw"})
         # Found again by its location, whatever uuid it was given.
         self.agent.scan()
         self.assertIn(new, {v["uuid"] for v in self.xapi.vdis.values()})
@@ -212,7 +213,7 @@ class Lifecycle(Case):
         self.assertEqual((record["name_label"], record["name_description"]), ("näme <&>", "what it is\nfor"))
         self.assertEqual((record["virtual_size"], record["physical_utilisation"]), (str(10 * MiB), "0"))
         self.assertEqual((record["type"], record["managed"], record["read_only"]), ("user", True, False))
-        self.assertEqual(record["sm_config"], {"type": "raw"})
+        self.assertEqual(record["sm_config"], {"image-format": "raw", "type": "raw"})
         self.assertEqual(record["location"], record["uuid"])
         self.assertEqual(self.xapi.methods(),
                          ["VDI.db_introduce", "SR.get_virtual_allocation", "SR.set_virtual_allocation",
@@ -451,7 +452,7 @@ class Scan(Case):
         self.assertEqual(records[grows]["virtual_size"], str(3 * MiB))
         self.assertEqual(records[grows]["sm_config"], {
             "host_OpaqueRef:x": "RO", "paused": "true", "vhd-blocks": "x", "read-caching-enabled-on-y": "true",
-            "type": "raw"})
+            "image-format": "raw", "type": "raw"})
         self.assertIn(appears, {v["uuid"] for v in records.values()})
         self.xapi.calls()
         self.agent.scan()
@@ -558,16 +559,17 @@ class Trees(Case):
         disk = self.agent.create(5 * MiB, sm_config={"type": "vhd"})
         record = self.xapi.vdis[disk]
         self.assertEqual(record["virtual_size"], str(6 * MiB))
-        self.assertEqual(record["sm_config"], {})
+        self.assertEqual(record["sm_config"], {"image-format": "vhd"})
         record["sm_config"]["host_OpaqueRef:x"] = "RO"
         with open(self.path(disk, "vhd"), "r+b"):
             pass
         snapshot = self.agent.copy("vdi_snapshot", disk)
         (base,) = (v for r, v in self.xapi.vdis.items() if r not in (disk, snapshot))
         self.assertEqual((base["name_label"], base["managed"], base["read_only"]), ("base copy", False, True))
-        self.assertEqual(base["sm_config"], {})
-        self.assertEqual(record["sm_config"], {"host_OpaqueRef:x": "RO", "vhd-parent": base["uuid"]})
-        self.assertEqual(self.xapi.vdis[snapshot]["sm_config"], {"vhd-parent": base["uuid"]})
+        self.assertEqual(base["sm_config"], {"image-format": "vhd"})
+        self.assertEqual(record["sm_config"], {"host_OpaqueRef:x": "RO", "image-format": "vhd",
+                                               "vhd-parent": base["uuid"]})
+        self.assertEqual(self.xapi.vdis[snapshot]["sm_config"], {"image-format": "vhd", "vhd-parent": base["uuid"]})
         clone = self.agent.copy("vdi_clone", disk)
         self.assertEqual(sorted(v["uuid"] for v in self.xapi.vdis.values()), self.vhds())
         self.xapi.calls()
@@ -624,6 +626,54 @@ class Trees(Case):
         self.assertEqual(self.xapi.vdis[disk]["virtual_size"], str(10 * MiB))
         self.fails(79, self.agent.resize, disk, 4 * MiB)
         self.fails(79, self.agent.create, 3 << 40, sm_config={"type": "vhd"})
+
+    def test_size_and_device_config_choose_the_format(self):
+        self.an_sr()
+
+        def made(size, listed=None, **sm_config):
+            self.agent.device_config.pop("preferred-image-formats", None)
+            if listed is not None:
+                self.agent.device_config["preferred-image-formats"] = listed
+            keys = {key.replace("_", "-"): value for key, value in sm_config.items()}
+            disk = self.agent.create(size, sm_config=keys)
+            made_as = self.xapi.vdis[disk]["sm_config"]["image-format"]
+            self.assertTrue(os.path.exists(self.path(disk, made_as)))
+            return made_as
+
+        self.assertEqual(made(2040 << 30), "vhd")
+        self.assertEqual(made((2040 << 30) + 1), "qcow2")
+        self.assertEqual(made(MiB, "qcow2, vhd"), "qcow2")
+        self.assertEqual(made(MiB, "nonsense"), "vhd")
+        self.assertEqual(made(MiB, "raw"), "raw")
+        self.assertEqual(made(MiB, "raw", image_format="qcow2", type="vhd"), "qcow2")
+        self.assertEqual(made(MiB, "qcow2", type="vhd"), "vhd")
+        largest = 17_589_500_641_280
+        self.assertEqual(made(largest), "qcow2")
+        self.assertIn("between 1 MB and 16774655 MB", self.fails(79, made, largest + 1))
+        self.assertIn("between 1 MB and 2088960 MB", self.fails(79, made, 3 << 40, "vhd"))
+        disk = self.agent.create(4 * MiB, sm_config={"image-format": "qcow2"})
+        self.fails(79, self.agent.resize, disk, largest + 1)
+        self.assertEqual(self.xapi.vdis[disk]["virtual_size"], str(4 * MiB))
+
+    def test_records_of_every_format_name_format_and_parent(self):
+        self.an_sr()
+        for image in ("vhd", "qcow2"):
+            disk = self.agent.create(4 * MiB, sm_config={"image-format": image})
+            snapshot = self.agent.copy("vdi_snapshot", disk)
+            records = self.xapi.vdis
+            (base,) = (v for r, v in records.items() if v["name_label"] == "base copy"
+                       and v["sm_config"]["image-format"] == image)
+            wanted = {"image-format": image, "vhd-parent": base["uuid"]}
+            self.assertEqual((records[disk]["sm_config"], records[snapshot]["sm_config"]), (wanted, wanted))
+            self.assertEqual(base["sm_config"], {"image-format": image})
+        # What an earlier release wrote, and what another driver left behind.
+        records[disk]["sm_config"].update({"type": "qcow2", "vhd-parent": "x", "other": "kept"})
+        del records[disk]["sm_config"]["image-format"]
+        self.agent.scan()
+        self.assertEqual(records[disk]["sm_config"], {**wanted, "other": "kept"})
+        self.xapi.calls()
+        self.agent.scan()
+        self.assertEqual(self.telling(), ["VDI.get_all_records_where", "SR.get_record"])
 
     def test_a_chain_ends_at_thirty(self):
         self.an_sr()
@@ -905,7 +955,7 @@ class Datapath(Case):
         self.agent.call("vdi_activate", "true", vdi=lives)
         self.xapi.vdis[dead]["sm_config"].update({key: "RW", "paused": "true", "host_OpaqueRef:other": "RO"})
         self.agent.attach_sr()
-        self.assertEqual(self.xapi.vdis[dead]["sm_config"], {"type": "raw", "host_OpaqueRef:other": "RO"})
+        self.assertEqual(self.xapi.vdis[dead]["sm_config"], {"image-format": "raw", "type": "raw", "host_OpaqueRef:other": "RO"})
         self.assertEqual(self.xapi.vdis[lives]["sm_config"][key], "RW")
         self.assertIn("dirty", self.xapi.srs[self.agent.sr_ref]["other_config"])
         self.agent.call("vdi_deactivate", vdi=lives)
@@ -915,7 +965,7 @@ class Datapath(Case):
         vdi = self.agent.create(MiB)
         os.rename(self.path(vdi), self.path(vdi) + ".away")
         self.fails(46, self.agent.call, "vdi_activate", "true", vdi=vdi)
-        self.assertEqual(self.xapi.vdis[vdi]["sm_config"], {"type": "raw"})
+        self.assertEqual(self.xapi.vdis[vdi]["sm_config"], {"image-format": "raw", "type": "raw"})
 
     def test_a_disk_is_attached_without_xapi(self):
         self.an_sr()
@@ -1008,7 +1058,7 @@ class Tapdisk(Case):
                 text = self.fails(46, self.agent.call, "vdi_activate", "true", vdi=self.disk)
                 self.assertIn(f"no {command} today", text)
                 self.assertEqual(self.told()[-1], "allocate" if command == "allocate" else "free -m 7")
-                self.assertEqual(self.xapi.vdis[self.disk]["sm_config"], {"type": "raw"})
+                self.assertEqual(self.xapi.vdis[self.disk]["sm_config"], {"image-format": "raw", "type": "raw"})
                 self.assertEqual(self.loops(), b"")
                 self.assertFalse(os.path.lexists(self.link))
 

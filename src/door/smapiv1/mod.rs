@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`command`] | the request: what xapi wants, of which SR and VDI |
 //! | [`service`] | each command: calls of the driver, and what xapi has to be told of them |
+//! | [`format`] | the format of a new disk, and how large a disk of each may be |
 //! | [`datapath`] | attach, activate and the claims of hosts on a VDI |
 //! | [`hosts`] | the other hosts that have a VDI attached |
 //! | [`sync`] | making xapi's database say what the substrate says |
@@ -13,6 +14,7 @@
 pub mod command;
 pub mod datapath;
 pub mod faults;
+pub mod format;
 pub mod hosts;
 pub mod service;
 pub mod sync;
@@ -28,6 +30,10 @@ use super::xmlrpc::{self, Value};
 use super::{Answer, guarded, said};
 use crate::sr::Driver;
 use crate::sys::syslog;
+
+/// The version that a driver announces. Any below 2.0 is SMAPIv1 to xapi. XCP-ng's `sr_health_check` loads the driver of
+/// every SM with exactly 1.0 as Python source; an ELF file ends its run, and it checks no SR after that.
+const API_VERSION: &str = "1.1";
 
 /// Shortens every wait of this door to so many seconds, for whoever can't wait as long as xapi.
 pub const PATIENCE: &str = "XCP_SM_PATIENCE";
@@ -118,7 +124,7 @@ fn driver_info(driver: &Driver) -> Value {
         ("vendor", Value::text("XCP storage managers")),
         ("copyright", Value::text("the authors of xcp-storage-managers")),
         ("driver_version", Value::text(env!("CARGO_PKG_VERSION"))),
-        ("required_api_version", Value::text("1.0")),
+        ("required_api_version", Value::text(API_VERSION)),
         ("capabilities", texts(&kept)),
         ("configuration", Value::Array(configuration)),
         ("supported_image_formats", texts(&formats.iter().map(String::as_str).collect::<Vec<_>>())),

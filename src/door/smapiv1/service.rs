@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::command::{Command, Request};
 use super::datapath::{self, KEY_HASH, Tag};
 use super::faults::{self, Attempt, Code, Failure};
+use super::format;
 use super::hosts::Hosts;
 use super::sync::{self, Introduced, text};
 use super::xapi::{Record, Xapi};
@@ -357,10 +358,8 @@ impl<'a> Service<'a> {
         assert_legal(label, description)?;
         let kept = request.map("vdi_sm_config")?;
         datapath::refuse_encrypted(kept.get(KEY_HASH).map(String::as_str), request.command.general_fault())?;
-        let format = match kept.get("type").or_else(|| kept.get("image-format")).filter(|name| !name.is_empty()) {
-            Some(name) => Some(name.parse::<Format>()?),
-            None => None,
-        };
+        let virtual_size = positive(request.size(0)?)?;
+        let format = format::choose(self.driver, &self.config, &kept, virtual_size)?;
         let vdi = match request.optional("vdi_uuid")? {
             Some(uuid) => uuid.parse()?,
             None => VdiUuid::random(),
@@ -369,7 +368,7 @@ impl<'a> Service<'a> {
         let (metadata_of_pool, is_a_snapshot) = (request.arg(3)?, request.flag(4)?);
         let (snapshot_time, snapshot_of) = (request.arg(5)?, request.arg(6)?);
         let vdi_type = request.text("vdi_type")?;
-        let new = NewVdi { vdi, virtual_size: positive(request.size(0)?)?, format, params };
+        let new = NewVdi { vdi, virtual_size, format, params };
 
         let _shared = self.agent_lock(Kind::Shared)?;
         let info = self.created(Call::VdiCreate(new))?;
@@ -519,7 +518,9 @@ impl<'a> Service<'a> {
         }
         self.refuse_if_elsewhere()?;
         let _shared = self.agent_lock(Kind::Shared)?;
-        let before = self.grown(|| self.info().ok().map(|info| info.virtual_size.into()));
+        let info = self.info()?;
+        format::check(info.format, size)?;
+        let before = self.grown(|| Some(info.virtual_size.into()));
         self.call(Call::VdiResize { vdi, size, allow_shrink: false })?;
         let info = self.info()?;
         let xapi = self.xapi()?;
