@@ -133,7 +133,10 @@ pub fn run(
     let wait = deadline.saturating_duration_since(Instant::now());
     let work = move |progress: Progress| carry_out(driver, sr, &config, &call, &Context { deadline, progress, others });
     watch::over(&pulse, wait, context.progress, work).unwrap_or_else(|silent| {
-        let why = format!("it has not answered for {} s, so the call was given up as by a kill: ", silent.seconds);
+        let why = format!(
+            "no answer from its server for {} s; the call was abandoned, repeat it when the server answers: ",
+            silent.seconds
+        );
         Err(Error::SrUnavailable { sr, why: why + &one_line(&silent.last) })
     })
 }
@@ -274,7 +277,7 @@ impl LockPlan {
             held.push(lock::take(&namespace, name, kind, deadline).map_err(|refused| {
                 refused.or_timed_out(|holder| {
                     let what = if name == "sr" { "it".to_owned() } else { format!("its VDI {namespace}") };
-                    Error::SrUnavailable { sr, why: format!("{holder} works on {what}; --wait gives it longer") }
+                    Error::Busy { sr, holder: holder.to_owned(), what }
                 })
             })?);
         }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::types::{Size, SrUuid, VdiUuid, shown};
+use crate::types::{Format, Size, SrUuid, VdiUuid, shown};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -13,6 +13,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     #[error("{what} {} is not valid: {expected}", Quoted(&shown(what, value)))]
     Invalid { what: &'static str, value: String, expected: String },
+    /// A key of device_config that is not there or has no value. `given`: the keys that are there.
     #[error("{}", missing(key, given))]
     MissingKey { key: &'static str, given: String },
     #[error("{0}")]
@@ -25,6 +26,17 @@ pub enum Error {
     Unsupported { op: &'static str, why: String },
     #[error("{what} of {} is too big: {limit}", Size(*bytes))]
     TooBig { what: &'static str, bytes: u64, limit: String },
+    /// More than a number of bytes tells.
+    #[error("{what} is too big: {limit}")]
+    Oversized { what: String, limit: String },
+    #[error("a disk of {} is too big: {format} holds {} at most", Size(*bytes), Size(*largest))]
+    DiskTooBig { format: Format, bytes: u64, largest: u64 },
+    /// A resize that would destroy data, which the caller did not allow.
+    #[error("VDI {vdi} has {}; making it {} would destroy the data beyond that", Size(*now), Size(*wanted))]
+    WouldShrink { vdi: VdiUuid, now: u64, wanted: u64 },
+    /// The disk is there for its children only.
+    #[error("{op} is not supported: VDI {vdi} is the hidden base of others; use one of those")]
+    IsBase { op: &'static str, vdi: VdiUuid },
 
     #[error("no SR {sr} ({looked})")]
     NoSr { sr: SrUuid, looked: String },
@@ -32,6 +44,9 @@ pub enum Error {
     SrExists { sr: SrUuid, found: String },
     #[error("SR {sr} is not available: {why}")]
     SrUnavailable { sr: SrUuid, why: String },
+    /// The wait for another call on the SR ended.
+    #[error("SR {sr} is not available: {holder} works on {what}")]
+    Busy { sr: SrUuid, holder: String, what: String },
     #[error("no VDI {vdi} on SR {sr} (looked in {looked})")]
     NoVdi { vdi: VdiUuid, sr: SrUuid, looked: String },
     #[error("VDI {vdi} exists already on SR {sr}")]
@@ -39,11 +54,11 @@ pub enum Error {
     #[error("VDI {vdi} on SR {sr} is in use by {holder}")]
     VdiInUse { vdi: VdiUuid, sr: SrUuid, holder: String },
     #[error(
-        "VDI {vdi} on SR {sr} is the last of {depth} images, each the parent of the next, and {longest} is the limit: \
-         delete snapshots of it and run sr_collect, or export and import it"
+        "VDI {vdi} on SR {sr} is the last of a chain of {depth} images, and {longest} is the limit: delete snapshots of \
+         it and run `sm sr_collect`, or copy it to a new VDI"
     )]
     ChainTooLong { vdi: VdiUuid, sr: SrUuid, depth: usize, longest: usize },
-    #[error("VDI {vdi} on SR {sr} is attached on more hosts than this, and {why}")]
+    #[error("VDI {vdi} on SR {sr} may be attached on other hosts: {why}")]
     NotPaused { vdi: VdiUuid, sr: SrUuid, why: String },
     #[error("VDI {vdi} on SR {sr}: {why}")]
     LockRefused { vdi: VdiUuid, sr: SrUuid, why: String },
@@ -62,9 +77,9 @@ pub enum Error {
     /// The device holds another SR, which the caller did not name.
     #[error("{device} is in use: it holds {held}")]
     HoldsSr { device: String, held: Box<HeldSr> },
-    #[error("{} is not empty; an SR wants a directory of its own", path.display())]
+    #[error("{} is not empty; an SR needs a directory of its own", path.display())]
     NotEmpty { path: PathBuf },
-    #[error("SR {sr} has {free} bytes free, {wanted} wanted")]
+    #[error("SR {sr} has {} free, and {} are needed", Size(*free), Size(*wanted))]
     NoSpace { sr: SrUuid, free: u64, wanted: u64 },
     #[error("the thin pool of SR {sr} is nearly full: {used}; add space or delete VDIs")]
     PoolFull { sr: SrUuid, used: String },
@@ -305,5 +320,26 @@ impl fmt::Display for Quoted<'_> {
             let start: String = self.0.chars().take(LONGEST).collect();
             write!(f, "{start:?}… ({} bytes)", self.0.len())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_without_a_value_is_not_a_missing_one() {
+        let said = |given: &str| Error::MissingKey { key: "device", given: given.to_owned() }.to_string();
+        assert_eq!(said(""), "device_config lacks the key device; it has none");
+        assert_eq!(said("allocation device"), "the key device of device_config has an empty value");
+        assert_eq!(said("devices"), "device_config lacks the key device; it has devices");
+    }
+
+    #[test]
+    fn sizes_in_messages_can_be_read() {
+        let said = |free, wanted| Error::NoSpace { sr: SrUuid::random(), free, wanted }.to_string();
+        assert!(said(500, 20 << 30).ends_with("has 500 bytes free, and 20GiB are needed"), "{}", said(500, 20 << 30));
+        let rough = said((1 << 30) + (1 << 29) + 1, 1 << 20);
+        assert!(rough.ends_with("has 1.5GiB (1610612737 bytes) free, and 1MiB are needed"), "{rough}");
     }
 }

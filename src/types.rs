@@ -76,15 +76,20 @@ impl VdiUuid {
     }
 }
 
-/// Bytes in the words of a message: as a SIZE is typed, `20GiB`, where a unit says it exactly.
+/// Bytes in the words of a message: as a SIZE is typed, `20GiB`, where a unit says it exactly; else `1.5GiB (1610612737
+/// bytes)`.
 pub struct Size(pub u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-        match units.into_iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit)) {
-            Some((name, unit)) => write!(f, "{}{name}", self.0 / unit),
-            None => write!(f, "{} bytes", self.0),
+        let exact = units.into_iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit));
+        let rough = units.into_iter().find(|(_, unit)| self.0 >= *unit);
+        match (exact, rough) {
+            // 20481MiB says more than 20.0GiB, and 99999999KiB nothing.
+            (Some((name, unit)), _) if self.0 / unit < 100_000 => write!(f, "{}{name}", self.0 / unit),
+            (_, Some((name, unit))) => write!(f, "{:.1}{name} ({} bytes)", self.0 as f64 / unit as f64, self.0),
+            (_, None) => write!(f, "{} bytes", self.0),
         }
     }
 }

@@ -221,7 +221,7 @@ fn what_is_refused_leaves_nothing() {
     refused(&["-", "--size", "1"], &disk, "E2BIG: ");
     for short in [0, 1000, disk.len() - 1] {
         let message = refused(&["-", "--size", &format!("{}B", disk.len())], &disk[..short], "EIO: ");
-        assert_eq!(message, format!("EIO: standard input: {short} of {} bytes came\n", disk.len()));
+        assert_eq!(message, format!("EIO: standard input: it ended after {short} of {} bytes\n", disk.len()));
     }
     refused(&["-", "--file-type", "vhd"], &vhd[..vhd.len() / 2], "EIO: ");
     for format in ["vhd", "qcow2"] {

@@ -132,7 +132,7 @@ fn read(args: &[OsString]) -> Result<Request, Failure> {
 /// Whether the driver that xapi has for the SR's type is this executable.
 fn is_ours(request: &mut Request) -> Result<bool, Failure> {
     let (function, sr) = (request.function.clone(), request.sr);
-    let unknown = |why: String| failed(&function, format!("what SR {sr} is, is not known: {why}"));
+    let unknown = |why: String| failed(&function, format!("cannot learn the type of SR {sr} from xapi: {why}"));
     let mut one = |table: &str, field: &str, value: &str| -> Result<Option<Record>, Failure> {
         let expression = Value::text(format!("field \"{field}\" = \"{value}\""));
         match request.xapi.call(&format!("{table}.get_all_records_where"), &[expression]) {
@@ -157,7 +157,10 @@ fn hand_over(args: &[OsString], function: &str) -> Failure {
     let beside = |path: PathBuf| Some(path.parent()?.join(STOCK));
     let stock = args.first().map(PathBuf::from).and_then(beside).unwrap_or_else(|| STOCK.into());
     let error = tool::become_another(&stock, &args[1..]);
-    failed(function, format!("the SR is of another driver, whose plug-in can't be had: {}", one_line(&error)))
+    failed(
+        function,
+        format!("SR belongs to another driver, and the plug-in for that cannot be started: {}", one_line(&error)),
+    )
 }
 
 fn run(request: &mut Request) -> Result<&'static str, Failure> {
@@ -202,7 +205,7 @@ fn pause(request: &Request) -> Result<(), Failure> {
     // A raw disk has no server that could let go of it.
     let link = device_link(request.sr, &request.vdi_uuid.to_string());
     match fs::symlink_metadata(&link) {
-        Ok(_) => Err(no(format!("{} is in use, and raw disks can't be paused", link.display()))),
+        Ok(_) => Err(no(format!("{} is in use, and a raw disk cannot be paused", link.display()))),
         Err(_) => Ok(()),
     }
 }
@@ -218,7 +221,7 @@ fn is_wanted(request: &mut Request) -> Result<(), String> {
     };
     match sm_config {
         Ok(sm_config) if sm_config.contains_key("paused") => Ok(()),
-        Ok(_) => Err("its sm_config has no key 'paused': nobody wants it any more".to_owned()),
+        Ok(_) => Err("the call that wanted the pause has ended: the VDI's sm_config has no key 'paused'".to_owned()),
         Err(e) => Err(e.to_string()),
     }
 }

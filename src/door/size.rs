@@ -26,7 +26,11 @@ pub fn parse(text: &str) -> Result<u64> {
     match bytes {
         Some(0) => Err(bad("a disk has at least one byte")),
         Some(bytes) => Ok(bytes),
-        None => Err(Error::TooBig { what: "a size", bytes: u64::MAX, limit: format!("{text} is beyond 8 EiB") }),
+        None => {
+            let unit = if digits == text.len() { "; a number without a unit is in MB" } else { "" };
+            let shown: String = text.chars().take(40).collect();
+            Err(Error::Oversized { what: format!("SIZE {shown}"), limit: format!("8 EiB is the limit{unit}") })
+        }
     }
 }
 
@@ -69,7 +73,7 @@ mod tests {
             assert!(matches!(parse(bad), Err(Error::Invalid { .. })), "{bad:?}");
         }
         for big in ["9223372036854775808B", "8796093022208", "99999999999999999999", "16777216TiB"] {
-            assert!(matches!(parse(big), Err(Error::TooBig { .. })), "{big:?}");
+            assert!(matches!(parse(big), Err(Error::Oversized { .. })), "{big:?}");
         }
     }
 

@@ -13,7 +13,8 @@ use crate::context::{Context, DEFAULT_WAIT, LONGEST_WAIT};
 use crate::door::{Answer, sexp, size, stream, table};
 use crate::error::{self, Error, Lost, Result, ServerFault};
 use crate::sr::{self, Driver};
-use crate::types::{DeviceConfig, Format, Mode, NewVdi, Overwrite, Params, SrInfo, SrUuid, Tagged, VdiUuid};
+use crate::types::{DeviceConfig, Format, Mode, NewVdi, Overwrite, Params, Size, SrInfo, SrUuid, Tagged, VdiUuid};
+use crate::vdi;
 
 /// Storage repositories (SR) and the virtual disks (VDI) in them, for people.
 ///
@@ -200,7 +201,7 @@ enum Verb {
 
 #[derive(Args)]
 struct SrArg {
-    /// The SR's.
+    /// UUID of the SR.
     #[arg(value_name = "SR-UUID")]
     sr: String,
 }
@@ -209,7 +210,7 @@ struct SrArg {
 struct VdiArg {
     #[command(flatten)]
     sr: SrArg,
-    /// The VDI's.
+    /// UUID of the VDI.
     #[arg(value_name = "VDI-UUID")]
     vdi: String,
 }
@@ -239,10 +240,10 @@ struct NewArgs {
 struct CopyArgs {
     #[command(flatten)]
     sr: SrArg,
-    /// The VDI to copy.
+    /// UUID of the VDI to copy.
     #[arg(value_name = "SRC-UUID")]
     source: String,
-    /// The new VDI's.
+    /// UUID of the new VDI.
     #[arg(value_name = "DST-UUID")]
     dest: String,
 }
@@ -320,6 +321,7 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
         return (driver.probe)(&config, deadline).map(|found| Reply::Srs(found.into_iter().map(Tagged::Sr).collect()));
     }
     let tree = matches!(verb, Verb::VdiTree(_));
+    let in_mb = size_in_mb(&verb);
     let confirmed = !person || !matches!(verb, Verb::SrDelete { yes: false, .. });
     let (sr, call) = to_call(verb)?;
     let bar = ProgressBar::new();
@@ -339,7 +341,7 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
     }
     let mut reply = result.map_err(|error| match &call {
         Call::VdiDelete { broken: false, .. } => with_hint(error, "vdi_delete --yes deletes it all the same"),
-        _ => error,
+        _ => of_size(error, in_mb.as_deref()),
     })?;
     // The API says that these answer nothing: the caller chose the UUID.
     if matches!(call, Call::VdiCreate(_) | Call::VdiClone { .. } | Call::VdiSnapshot { .. }) {
@@ -352,6 +354,31 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
         _ => {}
     }
     Ok(reply)
+}
+
+/// The SIZE of a call, if it has no unit.
+fn size_in_mb(verb: &Verb) -> Option<String> {
+    let size = match verb {
+        Verb::VdiCreate { size, .. } | Verb::VdiResize { size, .. } => Some(size),
+        Verb::VdiImport { size, .. } => size.as_ref(),
+        _ => None,
+    };
+    size.filter(|size| size.bytes().all(|b| b.is_ascii_digit())).cloned()
+}
+
+/// An error of a disk that is too big, which says so if a number of bytes may have been taken for MB.
+fn of_size(error: Error, in_mb: Option<&str>) -> Error {
+    match (error, in_mb) {
+        (Error::DiskTooBig { format, bytes, largest }, Some(size)) => Error::Oversized {
+            what: format!("SIZE {size}, in MB,"),
+            limit: format!(
+                "it is {}, and {format} holds {} at most; for bytes write {size}B",
+                Size(bytes),
+                Size(largest)
+            ),
+        },
+        (error, _) => error,
+    }
 }
 
 /// An error of an image that cannot be read, with what can be done about it.
@@ -534,6 +561,11 @@ fn remedy(e: &Error) -> String {
         Error::Occupied { .. } => "; --force overwrites it".to_owned(),
         Error::HoldsSr { held, .. } if held.lost == Lost::Nothing => "; --force overwrites it".to_owned(),
         Error::HoldsSr { held, .. } => format!("; to destroy it, name it: --destroy-sr {}", held.sr),
+        Error::Busy { .. } => "; --wait gives it longer".to_owned(),
+        Error::WouldShrink { .. } => "; --allow-shrink allows it".to_owned(),
+        Error::DiskTooBig { format: Format::Vhd, .. } => {
+            format!("; one made with --type qcow2 holds {}", Size(vdi::kind(Format::Qcow2).largest))
+        }
         _ => String::new(),
     }
 }
@@ -577,7 +609,9 @@ fn not_parsed(refused: clap::Error) -> Answer {
             Error::Usage("no command was given; `--help` lists them".to_owned())
         }
         ErrorKind::UnknownArgument if !context(ContextKind::InvalidArg).starts_with('-') => {
-            Error::TooManyArguments(first_line(&refused))
+            let usage = refused.get(ContextKind::Usage).map(|usage| format!("; {usage}")).unwrap_or_default();
+            let usage = usage.replace("Usage:", "usage:").replace('\n', " ");
+            Error::TooManyArguments(format!("argument '{}' is one too many{usage}", context(ContextKind::InvalidArg)))
         }
         ErrorKind::MissingRequiredArgument => {
             let missing = match refused.get(ContextKind::InvalidArg) {
@@ -603,8 +637,12 @@ fn first_line(refused: &clap::Error) -> String {
 fn exit_status(e: &Error) -> (u8, &'static str) {
     use nix::errno::Errno;
     match e {
-        Error::Unsupported { .. } => (1, "EPERM"),
-        Error::TooBig { .. } | Error::TooManyArguments(_) | Error::ChainTooLong { .. } => (7, "E2BIG"),
+        Error::Unsupported { .. } | Error::IsBase { .. } => (1, "EPERM"),
+        Error::TooBig { .. }
+        | Error::Oversized { .. }
+        | Error::DiskTooBig { .. }
+        | Error::TooManyArguments(_)
+        | Error::ChainTooLong { .. } => (7, "E2BIG"),
         Error::DeviceInUse { .. } | Error::Occupied { .. } | Error::HoldsSr { .. } | Error::NotEmpty { .. } => {
             (16, "EBUSY")
         }
@@ -617,15 +655,17 @@ fn exit_status(e: &Error) -> (u8, &'static str) {
             ServerFault::Denied => (13, "EACCES"),
             ServerFault::Mount => (5, "EIO"),
         },
-        Error::Invalid { .. } | Error::MissingKey { .. } | Error::ExportNotChosen { .. } | Error::Usage(_) => {
-            (22, "EINVAL")
-        }
+        Error::Invalid { .. }
+        | Error::MissingKey { .. }
+        | Error::ExportNotChosen { .. }
+        | Error::WouldShrink { .. }
+        | Error::Usage(_) => (22, "EINVAL"),
         Error::NoSpace { .. } | Error::PoolFull { .. } => (28, "ENOSPC"),
         Error::LockRefused { .. } => (37, "ENOLCK"),
         Error::NoSuchCommand(_) => (42, "ENOMSG"),
         Error::NoSr { .. } => (100, "ENOSR"),
         Error::NoVdi { .. } => (101, "ENOVDI"),
-        Error::SrUnavailable { .. } => (102, "ESRBUSY"),
+        Error::SrUnavailable { .. } | Error::Busy { .. } => (102, "ESRBUSY"),
         Error::VdiInUse { .. } | Error::NotPaused { .. } => (103, "EVDIBUSY"),
         Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => exit_status(cause),
         Error::Damaged { .. } | Error::NotMerged { .. } | Error::Tool { .. } => (5, "EIO"),

@@ -407,7 +407,7 @@ impl FileSr {
         let dir = self.dir()?;
         // What another host changes now is not what a killed call left.
         let _lock = match self.shared.then(|| self.lock_trees(&dir, Instant::now())) {
-            Some(Err(Error::SrUnavailable { .. })) => return Ok(()),
+            Some(Err(Error::Busy { .. })) => return Ok(()),
             // Nor is anything repaired by who can't lock it.
             Some(Err(e)) if matches!(e.errno().map(Errno::from_raw), Some(Errno::EROFS | Errno::ENOLCK)) => {
                 return Ok(());

@@ -263,8 +263,8 @@ impl Dir {
     pub fn new_record(&self, bytes: &[u8]) -> Result<NewFile<'_>> {
         if bytes.len() as u64 > MOST {
             // Nobody could read it.
-            let limit = format!("a record has {MOST} bytes at most");
-            return Err(Error::TooBig { what: "what is to be kept", bytes: bytes.len() as u64, limit });
+            let limit = format!("{MOST} bytes are the limit");
+            return Err(Error::TooBig { what: "a record", bytes: bytes.len() as u64, limit });
         }
         let mut new = self.new_file()?;
         new.write(bytes)?;

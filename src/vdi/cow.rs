@@ -248,10 +248,7 @@ impl<'a> Cow<'a> {
     }
 
     fn is_hidden(&self, op: &'static str) -> Error {
-        Error::Unsupported {
-            op,
-            why: format!("VDI {} is the hidden base of others; use one of those", self.place.vdi()),
-        }
+        Error::IsBase { op, vdi: self.place.vdi() }
     }
 }
 

@@ -597,23 +597,11 @@ impl Kind {
     /// The size a disk gets when `bytes` are asked for.
     ///
     /// # Errors
-    /// [`Error::TooBig`].
+    /// [`Error::DiskTooBig`].
     pub fn round(&self, bytes: u64) -> Result<u64> {
         match bytes.max(1).checked_next_multiple_of(self.granule) {
             Some(size) if size <= self.largest => Ok(size),
-            _ => Err(Error::TooBig {
-                what: "a disk",
-                bytes,
-                limit: format!("{} holds {} at most{}", self.format, Size(self.largest), self.larger()),
-            }),
-        }
-    }
-
-    /// What to take for a disk that is too big for a VHD.
-    fn larger(&self) -> String {
-        match self.format {
-            Format::Vhd => format!("; one made with --type qcow2 holds {}", Size(qcow2::KIND.largest)),
-            Format::Raw | Format::Qcow2 => String::new(),
+            _ => Err(Error::DiskTooBig { format: self.format, bytes, largest: self.largest }),
         }
     }
 }

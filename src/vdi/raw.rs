@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, RawFile};
-use crate::types::{Done, Format, Mode, Params, Size, VdiInfo, VdiUuid};
+use crate::types::{Done, Format, Mode, Params, VdiInfo, VdiUuid};
 use crate::vdi::{Kind, Node, Place, Vdi, cow, describe, refuse_if_elsewhere, refuse_if_used};
 
 /// Bytes of a sector; a disk is a whole number of them.
@@ -119,12 +119,7 @@ impl Vdi for Raw<'_> {
             return Ok(Done::Already);
         }
         if size < now && !allow_shrink {
-            let (vdi, now) = (self.place.vdi(), Size(now));
-            return Err(Error::Invalid {
-                what: "size",
-                value: Size(size).to_string(),
-                expected: format!("VDI {vdi} has {now}; making it smaller destroys data and wants --allow-shrink"),
-            });
+            return Err(Error::WouldShrink { vdi: self.place.vdi(), now, wanted: size });
         }
         if size < now {
             refuse_if_used(self)?;

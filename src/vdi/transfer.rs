@@ -17,7 +17,7 @@ use crate::image::qcow2;
 use crate::image::vhd::{self, Chain};
 use crate::sys::copy::Progress;
 use crate::sys::durable::NewFile;
-use crate::types::{Format, Mode};
+use crate::types::{Format, Mode, Size};
 use crate::vdi::raw;
 
 /// A file or a pipe, open, and what errors call it.
@@ -262,10 +262,9 @@ impl Incoming {
             }
             Incoming::RawPipe(from, size) => {
                 let mut to = make(size)?;
-                let too_long = || Error::TooBig {
-                    what: "what came",
-                    bytes: size + 1,
-                    limit: format!("--size said {size}, and {} went on", from.name.display()),
+                let too_long = || Error::Oversized {
+                    what: from.name.display().to_string(),
+                    limit: format!("it has more than the {} that --size says", Size(size)),
                 };
                 let came = stream(&mut from.reader()?, &from.name, &mut |offset, bytes| {
                     if offset == 0 {
@@ -288,7 +287,7 @@ impl Incoming {
                     Ordering::Greater => Err(too_long()),
                     // Whoever wrote into the pipe has failed, and only its own status says so.
                     Ordering::Less => {
-                        Err(Error::Damaged { path: from.name, what: format!("{came} of {size} bytes came") })
+                        Err(Error::Damaged { path: from.name, what: format!("it ended after {came} of {size} bytes") })
                     }
                 }
             }

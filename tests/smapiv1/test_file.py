@@ -402,8 +402,16 @@ class Lifecycle(Case):
         self.assertEqual(checksum(self.location), before)
         self.agent.device_config["location"] = "relative"
         self.fails(91, self.agent.create_sr)
-        del self.agent.device_config["location"]
-        self.fails(94, self.agent.create_sr)
+        for location in ("", None):
+            self.agent.device_config["location"] = location
+            if location is None:
+                del self.agent.device_config["location"]
+            # Clients compare it as a whole.
+            self.assertEqual(self.fails(94, self.agent.create_sr), "The request is missing the location parameter")
+
+    def test_a_directory_below_one_that_is_missing_is_no_place_either(self):
+        self.agent.device_config["location"] = os.path.join(self.scratch, "missing", "sr")
+        self.fails(61, self.agent.create_sr)
 
     def test_probe_lists_srs(self):
         self.an_sr()
@@ -457,6 +465,27 @@ class Scan(Case):
         self.xapi.calls()
         self.agent.scan()
         self.assertEqual(self.telling(), ["VDI.get_all_records_where", "SR.get_record"])
+
+    def test_the_record_of_an_image_that_cannot_be_read_stays_as_it_is(self):
+        self.an_sr()
+        broken, grows = self.agent.create(4 * MiB, sm_config={"type": "vhd"}), self.agent.create(MiB)
+        with open(self.path(broken, "vhd"), "r+b") as image:
+            image.truncate(700)
+        os.truncate(self.path(grows), 3 * MiB)
+        (unknown,) = self.plant(extension="vhd")
+        record = {**self.xapi.vdis[broken], "sm_config": dict(self.xapi.vdis[broken]["sm_config"])}
+        self.logged()
+        self.agent.scan()
+        self.assertEqual(self.xapi.vdis[broken], record)
+        self.assertEqual(self.xapi.vdis[grows]["virtual_size"], str(3 * MiB))
+        self.assertNotIn(unknown, {v["uuid"] for v in self.xapi.vdis.values()})
+        log = "\n".join(self.logged())
+        self.assertRegex(log, f"VDI {record['uuid']} on SR .*: broken: .*; its record stays as it is")
+        self.assertRegex(log, f"VDI {unknown} on SR .*: broken: .*; xapi is not told of it")
+        # A damaged neighbour stops nothing, and goes by its name.
+        self.agent.delete(grows)
+        self.agent.delete(broken)
+        self.assertFalse(os.path.exists(os.path.join(self.location, f"{record['uuid']}.vhd")))
 
     def test_nothing_is_forgotten_when_the_directory_is_not_the_sr(self):
         self.an_sr()
@@ -674,6 +703,20 @@ class Trees(Case):
         self.xapi.calls()
         self.agent.scan()
         self.assertEqual(self.telling(), ["VDI.get_all_records_where", "SR.get_record"])
+
+    def test_a_base_is_refused_with_the_codes_of_the_python_drivers(self):
+        self.an_sr()
+        disk = self.agent.create(4 * MiB, sm_config={"type": "vhd"})
+        self.agent.copy("vdi_snapshot", disk)
+        (base,) = (r for r, v in self.xapi.vdis.items() if v["name_label"] == "base copy")
+        before = checksum(self.location)
+        self.assertIn("hidden base", self.fails(81, self.agent.copy, "vdi_snapshot", base))
+        self.fails(81, self.agent.copy, "vdi_clone", base)
+        self.fails(46, self.agent.resize, base, 8 * MiB)
+        # xapi has a record of it already.
+        name = self.xapi.vdis[disk]["uuid"]
+        self.fails(46, self.agent.call, "vdi_introduce", vdi_location=name, vdi_sm_config={}, new_uuid=name)
+        self.assertEqual(checksum(self.location), before)
 
     def test_a_chain_ends_at_thirty(self):
         self.an_sr()

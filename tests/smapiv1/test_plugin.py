@@ -142,7 +142,7 @@ class Disks(Case):
         self.assertEqual(self.read(), b"late")
 
     def test_a_pause_that_nobody_waits_for_is_undone(self):
-        self.assertIn("nobody wants it", self.refused("pause", self.args(self.disk))[3])
+        self.assertIn("has ended: the VDI's sm_config has no key 'paused'", self.refused("pause", self.args(self.disk))[3])
         writing = self.write(b"goes on")
         self.assertFalse(self.waits(writing))
 
@@ -172,7 +172,7 @@ class Disks(Case):
         raw = self.agent.create(MiB)
         self.activate(raw)
         self.xapi.vdis[raw]["sm_config"]["paused"] = "true"
-        self.assertIn("raw disks can't be paused", self.refused("pause", self.args(raw))[3])
+        self.assertIn("a raw disk cannot be paused", self.refused("pause", self.args(raw))[3])
         del self.xapi.vdis[raw]["sm_config"]["paused"]
         self.agent.call("vdi_deactivate", vdi=raw)
 

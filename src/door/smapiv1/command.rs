@@ -72,7 +72,8 @@ impl Command {
             | Command::VdiActivate
             | Command::VdiDeactivate
             | Command::VdiAttachFromConfig
-            | Command::VdiDetachFromConfig => Code::VDIUnavailable,
+            | Command::VdiDetachFromConfig
+            | Command::VdiIntroduce => Code::VDIUnavailable,
             Command::VdiResize | Command::VdiResizeOnline => Code::VDIResize,
             Command::VdiSnapshot => Code::VDISnapshot,
             Command::VdiClone => Code::VDIClone,
@@ -85,7 +86,6 @@ impl Command {
             | Command::SrProbe
             | Command::SrContentType
             | Command::VdiUpdate
-            | Command::VdiIntroduce
             | Command::VdiRevert
             | Command::VdiCompose
             | Command::VdiGenerateConfig
@@ -141,7 +141,7 @@ impl Request {
             .find(|c| c.name() == method)
             .ok_or_else(|| bad(format!("no such command {:?}", method.chars().take(64).collect::<String>())))?;
         let Ok([Value::Struct(mut members)]) = <[Value; 1]>::try_from(params) else {
-            return Err(bad("its one parameter is a struct".to_owned()));
+            return Err(bad("expected one parameter, a struct".to_owned()));
         };
         let device_config = match members.remove("device_config") {
             Some(Value::Struct(keys)) => DeviceConfig(strings("device_config", keys)?),

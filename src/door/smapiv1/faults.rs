@@ -180,6 +180,8 @@ impl From<ApiError> for Failure {
 enum Family {
     Nfs,
     Iso,
+    /// A directory of this host.
+    Directory,
     Other,
 }
 
@@ -198,6 +200,7 @@ impl Attempt {
         let family = match sr_type {
             "nfs" => Family::Nfs,
             "iso" => Family::Iso,
+            "file" => Family::Directory,
             _ => Family::Other,
         };
         let general = match (family, command) {
@@ -225,7 +228,12 @@ impl Attempt {
 pub fn fault(failure: &Failure, attempt: Attempt) -> (Code, String) {
     match failure {
         Failure::Refused(code, detail) => (*code, detail.clone()),
-        Failure::Driver(error) => (of_error(error, attempt), error::one_line(error)),
+        Failure::Driver(error) => {
+            let code = of_error(error, attempt);
+            // The message says it, and clients compare it as a whole.
+            let said = matches!(error, Error::MissingKey { .. }) && code != Code::ConfigParamsMissing;
+            (code, if said { String::new() } else { error::one_line(error) + remedy(error) })
+        }
         Failure::Api(error) => {
             let code = match error {
                 ApiError::Unreachable(_) | ApiError::Malformed(_) => Code::APIProtocolError,
@@ -233,6 +241,15 @@ pub fn fault(failure: &Failure, attempt: Attempt) -> (Code, String) {
             };
             (code, error.to_string())
         }
+    }
+}
+
+/// What an administrator can do about what was refused, in words that need no command line of ours.
+fn remedy(error: &Error) -> &'static str {
+    match error {
+        Error::Occupied { .. } => "; wipe the device first (wipefs), or choose another",
+        Error::HoldsSr { .. } => "; destroy that SR first, or choose another device",
+        _ => "",
     }
 }
 
@@ -285,6 +302,11 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         Error::Usage(_) | Error::TooManyArguments(_) | Error::NoSuchCommand(_) => Code::BadRequest,
         // 38 would be an error of xapi's own that hides the reason.
         Error::Unsupported { op: lvm::FOREIGN, .. } => Code::SRUnavailable,
+        // As the Python drivers: VDIClone also for a snapshot.
+        Error::IsBase { .. } => match command {
+            Some(Command::VdiSnapshot | Command::VdiClone) => Code::VDIClone,
+            _ => Code::VDIUnavailable,
+        },
         Error::Unsupported { .. } => match command {
             // A disk that can't become smaller, or not at all.
             Some(Command::VdiResize | Command::VdiResizeOnline) => Code::VDISize,
@@ -292,10 +314,12 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
             _ if general == Code::VDIUnavailable => general,
             _ => Code::Unimplemented,
         },
-        Error::TooBig { .. } => Code::VDISize,
+        Error::TooBig { .. } | Error::Oversized { .. } | Error::DiskTooBig { .. } | Error::WouldShrink { .. } => {
+            Code::VDISize
+        }
         // The only SRs of this type that can be missing are directories of this host.
         Error::NoSr { .. } if family == Family::Iso && attempt.begins_the_sr() => Code::ISOLocalPath,
-        Error::NoSr { .. } | Error::SrUnavailable { .. } => Code::SRUnavailable,
+        Error::NoSr { .. } | Error::SrUnavailable { .. } | Error::Busy { .. } => Code::SRUnavailable,
         Error::SrExists { .. } | Error::NotEmpty { .. } => Code::SRExists,
         Error::NoVdi { .. } => Code::VDIUnavailable,
         Error::VdiExists { .. } => Code::VDIExists,
@@ -303,6 +327,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         Error::VdiInUse { .. } => Code::VDIInUse,
         Error::ChainTooLong { .. } => Code::SnapshotChainTooLong,
         Error::LockRefused { .. } => Code::LockErr,
+        Error::NoDevice { .. } if family == Family::Directory && command == Some(Command::SrCreate) => general,
         Error::NoDevice { .. } => Code::InvalidDev,
         Error::Server { protocol, fault, .. } => of_server(*protocol, *fault, family),
         // At a mountpoint: of something else before, of a process after.
@@ -321,7 +346,9 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Code::SRNoSpace,
             Some(Errno::EROFS) => Code::SharedFileSystemNoWrite,
             // Root may do anything, except where a server does not take it for root.
-            Some(Errno::EACCES | Errno::EPERM) if family != Family::Other => Code::SharedFileSystemNoWrite,
+            Some(Errno::EACCES | Errno::EPERM) if matches!(family, Family::Nfs | Family::Iso) => {
+                Code::SharedFileSystemNoWrite
+            }
             _ => general,
         },
         Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => of_error(cause, attempt),
@@ -357,7 +384,9 @@ fn of_tool(program: &str, command: Option<Command>) -> Option<Code> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::{HeldSr, Lost};
     use crate::sys::server;
+    use crate::types::{Format, SrUuid, VdiUuid};
 
     fn code(error: Error, sr_type: &str, command: Command) -> u16 {
         fault(&error.into(), Attempt::new(sr_type, Some(command))).0 as u16
@@ -401,6 +430,63 @@ mod tests {
             assert_eq!(code(io(errno), "file", Command::SrCreate), file);
         }
         assert_eq!(code(io(Errno::EIO), "nfs", Command::SrDelete), 76);
+    }
+
+    fn said(error: Error, sr_type: &str, command: Command) -> String {
+        let (code, detail) = fault(&error.into(), Attempt::new(sr_type, Some(command)));
+        text(code, &detail)
+    }
+
+    #[test]
+    fn a_missing_key_is_said_by_the_message_alone() {
+        let missing = |key| Error::MissingKey { key, given: "x".to_owned() };
+        for (key, message) in [
+            ("device", "The request is missing the device parameter"),
+            ("location", "The request is missing the location parameter"),
+            ("server", "The request is missing the server parameter"),
+            ("serverpath", "The request is missing the serverpath parameter"),
+        ] {
+            assert_eq!(said(missing(key), "lvm", Command::SrProbe), message);
+        }
+        let other = said(missing("username"), "iso", Command::SrCreate);
+        assert!(other.ends_with("[opterr=device_config lacks the key username; it has x]"), "{other}");
+    }
+
+    #[test]
+    fn no_fault_names_an_option_of_a_command_line() {
+        let (sr, vdi) = (SrUuid::random(), VdiUuid::random());
+        let device = || "/dev/sdb".to_owned();
+        let held = HeldSr { sr, group: "a group".to_owned(), on: Vec::new(), lost: Lost::Nothing };
+        for (error, expected) in [
+            (Error::Busy { sr, holder: "sr_scan".to_owned(), what: "it".to_owned() }, "sr_scan works on it"),
+            (Error::WouldShrink { vdi, now: 2 << 30, wanted: 1 << 30 }, "making it 1GiB would destroy the data"),
+            (
+                Error::DiskTooBig { format: Format::Vhd, bytes: 3 << 40, largest: 2040 << 30 },
+                "vhd holds 2040GiB at most",
+            ),
+            (Error::Occupied { device: device(), holds: "ext4".to_owned() }, "wipe the device first"),
+            (Error::HoldsSr { device: device(), held: Box::new(held) }, "destroy that SR first"),
+        ] {
+            let text = said(error, "ext", Command::SrCreate);
+            assert!(text.contains(expected) && !text.contains("--"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_base_and_a_directory_that_cannot_be_have_the_codes_of_the_python_drivers() {
+        let base = || Error::IsBase { op: "it", vdi: VdiUuid::random() };
+        for (command, expected) in [
+            (Command::VdiSnapshot, 81),
+            (Command::VdiClone, 81),
+            (Command::VdiResize, 46),
+            (Command::VdiResizeOnline, 46),
+        ] {
+            assert_eq!(code(base(), "file", command), expected, "{command:?}");
+        }
+        let missing = || Error::NoDevice { device: "/a/b".to_owned(), why: "No such file or directory".to_owned() };
+        assert_eq!(code(missing(), "file", Command::SrCreate), 61);
+        assert_eq!(code(missing(), "file", Command::SrAttach), 19);
+        assert_eq!(code(missing(), "lvm", Command::SrCreate), 19);
     }
 
     #[test]

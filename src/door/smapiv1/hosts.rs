@@ -60,7 +60,7 @@ impl Hosts {
     /// The hosts that claim the VDI, each with `RW` or `RO`.
     fn claims(&self) -> Result<Vec<(String, String)>> {
         let sm_config = self.xapi().record("VDI.get_sm_config", &self.vdi_ref);
-        let sm_config = sm_config.map_err(|e| self.not_paused(format!("which these are is not known: {e}")))?;
+        let sm_config = sm_config.map_err(|e| self.not_paused(format!("xapi does not say on which: {e}")))?;
         let of_host = |(key, value): (&String, &Value)| {
             Some((key.strip_prefix("host_")?.to_owned(), value.as_str().unwrap_or("?").to_owned()))
         };
@@ -80,7 +80,7 @@ impl Hosts {
                 Err(e) if e.is_gone() => self.drop_claim(host),
                 other => {
                     let name = other.as_ref().ok().and_then(name_of).unwrap_or(host);
-                    let holder = format!("host {name} ({how}), which can't pause it for this");
+                    let holder = format!("host {name} ({how}), and cannot be paused for this");
                     return Err(Error::VdiInUse { vdi: self.vdi, sr: self.sr, holder });
                 }
             }

@@ -168,10 +168,11 @@ impl<'a> Service<'a> {
             let reference = xapi.call("secret.get_by_uuid", &[Value::text(uuid.as_str())]);
             let value = reference.and_then(|reference| xapi.call("secret.get_value", &[reference]));
             let value = value.map_err(|e| match e.is_gone() {
-                true => Failure::new(Code::InvalidSecret, format!("xapi knows none that {key} names")),
+                true => Failure::new(Code::InvalidSecret, format!("xapi has no secret with the UUID that {key} gives")),
                 false => e.into(),
             })?;
-            let value = value.as_str().ok_or_else(|| Failure::new(Code::InvalidSecret, "it is no text"))?;
+            let value =
+                value.as_str().ok_or_else(|| Failure::new(Code::InvalidSecret, "the value of a secret is not text"))?;
             self.config.0.insert(name.to_owned(), value.to_owned());
         }
         Ok(())
@@ -514,7 +515,10 @@ impl<'a> Service<'a> {
         let (sr_ref, reference) = (self.request.text("sr_ref")?, self.request.text("vdi_ref")?);
         let (vdi, size) = (self.vdi()?, positive(self.request.size(0)?)?);
         if !datapath::can_grow(self.sr()?, self.vdi_name()?) {
-            return Err(Failure::new(Code::VDIInUse, "a tapdisk does not follow a disk that grows"));
+            return Err(Failure::new(
+                Code::VDIInUse,
+                "a tapdisk has it open, and does not follow a disk that grows; detach it first",
+            ));
         }
         self.refuse_if_elsewhere()?;
         let _shared = self.agent_lock(Kind::Shared)?;
@@ -826,7 +830,7 @@ impl<'a> Service<'a> {
             Refused::Failed(error) => error.into(),
             Refused::TimedOut { holder } => {
                 let who = holder.as_deref().unwrap_or("another call");
-                let why = format!("SR {sr}: {who} works on it for {} s", patience().as_secs());
+                let why = format!("SR {sr}: {who} works on it; this call has waited {} s", patience().as_secs());
                 Failure::new(Code::LockErr, why)
             }
         })
@@ -890,7 +894,10 @@ fn assert_legal(label: &str, description: &str) -> Result<(), Failure> {
         !xmlrpc::is_legal(c) || discouraged || u32::from(c) & 0xfffe == 0xfffe
     };
     if label.chars().chain(description.chars()).any(illegal) {
-        return Err(Failure::new(Code::IllegalXMLChar, "the name or the description has one"));
+        return Err(Failure::new(
+            Code::IllegalXMLChar,
+            "the name or the description has a character that XML cannot carry",
+        ));
     }
     Ok(())
 }

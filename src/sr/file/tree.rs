@@ -17,9 +17,10 @@ impl FileSr {
             lock = lock.and_then(|lock| lock.among_hosts(file, &dir.join(TREE_LOCK), deadline));
         }
         let lock = lock.map_err(|refused| {
-            refused.or_timed_out(|holder| Error::SrUnavailable {
+            refused.or_timed_out(|holder| Error::Busy {
                 sr: self.sr,
-                why: format!("{holder} changes a tree of it; --wait gives it longer"),
+                holder: holder.to_owned(),
+                what: "a tree of its images".to_owned(),
             })
         })?;
         if let Some(unfinished) = self.recover_change(dir)? {
@@ -250,7 +251,7 @@ impl FileSr {
                     // Deleted since the directory was read.
                     Err(Error::NoVdi { .. }) => Done::Already,
                     // Not this image's fault, and the next would wait as long.
-                    Err(error @ Error::SrUnavailable { .. }) => return Err(error),
+                    Err(error @ (Error::SrUnavailable { .. } | Error::Busy { .. })) => return Err(error),
                     // One image keeps no other from being merged.
                     Err(error) => {
                         failures.insert(next, error);
@@ -659,7 +660,7 @@ mod tests {
         drop(fork.before_the_rename());
         let here = |wait| FileSr::new(fork.sr.sr, "nfs", path.clone(), Instant::now() + wait).shared();
         let in_time = |result: Result<()>| {
-            assert!(matches!(result, Err(Error::SrUnavailable { .. })), "{result:?}");
+            assert!(matches!(result, Err(Error::Busy { .. })), "{result:?}");
         };
         let begun = Instant::now();
         in_time(here(WAIT).create_vdi(&vhd(dest.vdi)).map(drop));
