@@ -142,7 +142,7 @@ const REFUSALS: &[(&[&str], &str, &str)] = &[
     (
         &["vdi_create", SR, C, "3TiB", "--type", "vhd"],
         "E2BIG",
-        "2040GiB at most; one made with --type qcow2 holds 16TiB",
+        "2040GiB at most; one made with --type qcow2 holds 16.0TiB",
     ),
     (&["vdi_create", SR, C, "1", "--type", "vdi"], "EINVAL", "expected raw, vhd or qcow2"),
     (&["vdi_create", SR, C, "99999999TiB"], "E2BIG", "8 EiB"),

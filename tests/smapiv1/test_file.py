@@ -470,7 +470,7 @@ class Scan(Case):
         self.an_sr()
         broken, grows = self.agent.create(4 * MiB, sm_config={"type": "vhd"}), self.agent.create(MiB)
         with open(self.path(broken, "vhd"), "r+b") as image:
-            image.truncate(700)
+            image.truncate(100)
         os.truncate(self.path(grows), 3 * MiB)
         (unknown,) = self.plant(extension="vhd")
         record = {**self.xapi.vdis[broken], "sm_config": dict(self.xapi.vdis[broken]["sm_config"])}

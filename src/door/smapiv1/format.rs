@@ -10,10 +10,6 @@ use crate::vdi;
 /// The list where a PBD has none, or none that the driver has.
 const USUAL: &[Format] = &[Format::Vhd, Format::Qcow2];
 
-/// The largest qcow2 disk under xapi, bytes. A full image of it and its tables is just below 16 TiB, the largest file of
-/// ext4.
-const LARGEST_QCOW2: u64 = 17_589_500_641_280;
-
 /// The format of a new disk of `size` bytes. `None`: the driver has one of its own.
 ///
 /// `sm_config` says it (`image-format`, else `type`); otherwise the first of [`PREFERRED_FORMATS`] that can hold the disk is taken.
@@ -53,15 +49,12 @@ fn preferred(driver: &Driver, config: &DeviceConfig) -> Vec<Format> {
     if listed.is_empty() { USUAL.iter().copied().filter(served).collect() } else { listed }
 }
 
-/// Refuses a disk of `size` bytes that is larger than xapi lets a disk of the format be.
+/// Refuses a disk of `size` bytes that is larger than a disk of the format can be.
 ///
 /// # Errors
 /// 79, with the words of the Python drivers.
 pub fn check(format: Format, size: u64) -> Result<(), Failure> {
-    let largest = match format {
-        Format::Vhd | Format::Raw => vdi::kind(format).largest,
-        Format::Qcow2 => LARGEST_QCOW2,
-    };
+    let largest = vdi::kind(format).largest;
     if size <= largest {
         return Ok(());
     }
@@ -74,6 +67,7 @@ mod tests {
     use crate::sr::{file, iso, lvm};
 
     const TIB: u64 = 1 << 40;
+    const LARGEST_QCOW2: u64 = 17_589_500_641_280;
 
     fn chosen(
         driver: &Driver,
