@@ -29,6 +29,7 @@ use crate::sr::file::{self, FileSr};
 use crate::sr::mountpoint::Mountpoint;
 use crate::sr::{About, Driver, Pulse, Sr, vdi_by_uuid};
 use crate::sys::copy::Progress;
+use crate::sys::durable::Dir;
 use crate::sys::server::is_ipv6;
 use crate::sys::watch;
 use crate::types::{DeviceConfig, Done, NewVdi, Space, SrInfo, SrUuid, VdiInfo, VdiUuid};
@@ -212,6 +213,13 @@ impl Sr for NfsSr {
         let done = self.export.in_root(|root| {
             let path = root.join(self.sr.to_string());
             let done = FileSr::new(self.sr, SR_TYPE, path.clone(), self.file.deadline()).delete()?;
+            // What was open when it was put aside may be closed now.
+            if let Ok(dir) = Dir::open(&path)
+                && let Ok(names) = dir.names()
+                && names.iter().all(|name| name.starts_with(".tmp-"))
+            {
+                names.iter().for_each(|name| drop(dir.sweep_temporary(name)));
+            }
             // Empty, and named like the SR: it is what a killed sr_create or sr_delete left.
             let _ = fs::remove_dir(&path);
             Ok(done)
