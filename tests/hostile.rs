@@ -114,7 +114,7 @@ fn a_place_that_is_no_directory_is_enodev() {
     let scene = Scene::file_with_a();
     let (file, link) = (scene.root.path().join("file"), scene.root.path().join("link"));
     fs::write(&file, "mine").unwrap();
-    symlink(&scene.place, &link).unwrap();
+    symlink("nowhere", &link).unwrap();
     for place in [file.clone(), link, file.join("below"), scene.root.path().join("absent/below"), "/dev/null".into()] {
         let place = place.display().to_string();
         scene.bare(["sr_create", "-d", &place, SR]).fails("ENODEV");
@@ -573,4 +573,45 @@ fn a_lock_directory_that_others_could_exchange_is_never_used() {
     scene.call(["vdi_create", SR, B, "1"]).fails_somehow();
     fs::remove_file(locks.join(SR)).unwrap();
     scene.call(["vdi_create", SR, B, "1"]).done();
+}
+
+#[test]
+fn a_location_that_is_a_link_is_the_sr_that_it_leads_to() {
+    let scene = Scene::file_with_a();
+    let link = scene.root.path().join("link");
+    symlink(&scene.place, &link).unwrap();
+    let by_link = |words: &[&str]| scene.bare([&["-d", link.to_str().unwrap()], words].concat());
+    let location = format!("(location . \"{}\")", link.display());
+    assert!(by_link(&["sr_get_params", SR]).done().contains(&location), "it is said as it was given");
+    by_link(&["vdi_create", SR, B, "4", "--type", "vhd"]).done();
+    let listed = |answer: String| answer.split_once("(vdis").unwrap().1.to_owned();
+    assert_eq!(listed(by_link(&["sr_scan", SR]).done()), listed(scene.call(["sr_scan", SR]).done()));
+    if is_root() {
+        // By either name it is the same attachment.
+        let device = by_link(&["vdi_attach", SR, A]).done();
+        assert_eq!(scene.call(["vdi_attach", SR, A]).done(), device);
+        scene.call(["vdi_delete", SR, A]).fails("EVDIBUSY");
+        scene.call(["vdi_detach", SR, A]).done();
+        by_link(&["vdi_delete", SR, A]).done();
+    }
+    // One that is made by a link to the directory above.
+    let above = scene.root.path().join("above");
+    symlink(scene.root.path(), &above).unwrap();
+    let other = above.join("other");
+    scene.bare(["-d", other.to_str().unwrap(), "sr_create", scene::OTHER_SR]).done();
+    let real = scene.root.path().join("other");
+    assert!(
+        scene.bare(["-d", real.to_str().unwrap(), "sr_get_params", scene::OTHER_SR]).done().contains(scene::OTHER_SR)
+    );
+}
+
+#[test]
+fn the_directory_of_an_sr_with_disks_is_no_empty_library_of_cds() {
+    let scene = Scene::empty(&FILE, Door::Sm);
+    scene.call(["sr_create", SR]).done();
+    scene.call(["vdi_create", SR, A, "1"]).done();
+    for verb in ["sr_create", "sr_attach", "sr_scan", "sr_get_params"] {
+        let message = scene.bare(["-tiso", "-d", scene.place.to_str().unwrap(), verb, scene::OTHER_SR]).fails("ENOSR");
+        assert!(message.contains(".sm-sr"), "{verb}: {message}");
+    }
 }

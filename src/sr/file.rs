@@ -74,6 +74,7 @@ use crate::vdi::transfer::{self, Incoming};
 use crate::vdi::{self, Attachments, Extent, Fork, Holders, Kind, Node, Place, Tree, Vdi};
 
 use images::{Image, two_images};
+pub use layout::MARKER;
 use layout::*;
 use place::FilePlace;
 use tree::{Failures, changed_disk, is_being_changed, is_unborn, remove_unborn, unborn};
@@ -85,8 +86,8 @@ pub const DRIVER: Driver = Driver {
     dconf_form: "/path/to/directory",
     formats: &[Format::Vhd, Format::Raw, Format::Qcow2],
     parse_dconf: |dconf| Ok(DeviceConfig::from([("location", dconf)])),
-    open: |sr, config, deadline| Ok(Box::new(FileSr::new(sr, "file", location(config)?, deadline))),
-    probe: |config, deadline| probe(&location(config)?, "file", deadline),
+    open: |sr, config, deadline| Ok(Box::new(FileSr::at(sr, location(config)?, deadline))),
+    probe: |config, deadline| probe(&without_links(&location(config)?), "file", deadline),
     about: About {
         name: "Local directory",
         capabilities: CAPABILITIES,
@@ -139,11 +140,25 @@ fn location(config: &DeviceConfig) -> Result<PathBuf> {
     super::absolute_path("location", config.require("location")?)
 }
 
+/// The path without symbolic links, as the kernel names what is attached: of one SR that is reached by two names, both
+/// must find the same disks attached. A directory that does not exist yet is looked for in the one above it. A path that
+/// leads nowhere stays as it is; what uses it says what is wrong.
+fn without_links(path: &Path) -> PathBuf {
+    let above = || Some(fs::canonicalize(path.parent()?).ok()?.join(path.file_name()?));
+    match fs::canonicalize(path) {
+        Ok(real) => real,
+        Err(_) if path.is_symlink() => path.to_owned(),
+        Err(_) => above().unwrap_or_else(|| path.to_owned()),
+    }
+}
+
 /// An SR in a directory that is there already.
 pub struct FileSr {
     sr: SrUuid,
     sr_type: &'static str,
     path: PathBuf,
+    /// The path as the caller gave it, where that is another.
+    named: Option<PathBuf>,
     /// Other hosts use it too, where the locks of this one mean nothing.
     shared: bool,
     /// What device-mapper calls the volume that has to be mounted there. It says by itself which SR it is: a
@@ -165,7 +180,14 @@ enum Found {
 impl FileSr {
     /// `deadline`: the end of every wait for other calls.
     pub fn new(sr: SrUuid, sr_type: &'static str, path: PathBuf, deadline: Instant) -> Self {
-        FileSr { sr, sr_type, path, shared: false, volume: None, deadline }
+        FileSr { sr, sr_type, path, named: None, shared: false, volume: None, deadline }
+    }
+
+    /// An SR of a local directory, to which `location` may lead by symbolic links.
+    fn at(sr: SrUuid, location: PathBuf, deadline: Instant) -> Self {
+        let path = without_links(&location);
+        let named = Some(location).filter(|named| *named != path);
+        FileSr { named, ..FileSr::new(sr, "file", path, deadline) }
     }
 
     /// The same for a directory that several hosts have.
@@ -199,7 +221,7 @@ impl FileSr {
             }
             Err(e) if matches!(e.errno(), Some(n) if n == Errno::ENOTDIR as i32 || n == Errno::ELOOP as i32) => {
                 let kind = if self.path.is_symlink() {
-                    "it is a symbolic link; name its target"
+                    "it is a symbolic link that leads nowhere"
                 } else {
                     "it is not a directory"
                 };
@@ -349,7 +371,7 @@ impl FileSr {
             size: space.size,
             free: space.free,
             sr_type: self.sr_type.to_owned(),
-            location: self.path.display().to_string(),
+            location: self.named.as_ref().unwrap_or(&self.path).display().to_string(),
             vdis: Vec::new(),
             pool: None,
         })

@@ -212,6 +212,7 @@ impl Sr for IsoSr {
 
     fn scan(&self) -> Result<SrInfo> {
         let dir = self.library.dir()?;
+        self.library.refuse_another_sr(&dir)?;
         let devices = loopdev::attached()?;
         let mut vdis = Vec::new();
         for iso in self.list(&dir)? {

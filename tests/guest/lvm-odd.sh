@@ -13,7 +13,7 @@ set -u
 # shellcheck source-path=SCRIPTDIR source=lvm.inc
 . "$ROOT/tests/guest/lvm.inc"
 modprobe -a dm_thin_pool
-read -r ONE TWO <<< "$DISKS"
+read -r ONE _ <<< "$DISKS"
 dm() { echo "${VG//-/--}-${1//-/--}"; }
 suspended() { cat /sys/block/dm-*/dm/suspended 2> /dev/null | grep -c 1; }
 # in_time COMMAND…: it succeeds, and does not wait for I/O that never comes

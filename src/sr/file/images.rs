@@ -41,8 +41,14 @@ fn look(dir: &Dir, name: &str, format: Format) -> Result<Option<(Stat, Node)>> {
     if kind.by_length {
         return Ok(must_be(dir, name, SFlag::S_IFREG)?.map(|stat| (stat, Node::alone(stat.length))));
     }
-    let Some((file, stat)) = dir.try_open_and_stat(name)? else { return Ok(None) };
-    Ok(Some((stat, (kind.query)(file, &dir.join(name))?)))
+    loop {
+        let Some((file, stat)) = dir.try_open_and_stat(name)? else { return Ok(None) };
+        let node = (kind.query)(file, &dir.join(name))?;
+        // A fork may have made a base of the file between the open and the read: hidden, and no longer what has the name.
+        if !node.hidden || dir.lookup(name)?.is_none_or(|now| now.id == stat.id) {
+            return Ok(Some((stat, node)));
+        }
+    }
 }
 
 /// The parent that a damaged image names, as far as that can still be read.

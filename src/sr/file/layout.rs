@@ -2,7 +2,8 @@
 
 use super::*;
 
-pub(super) const MARKER: &str = ".sm-sr";
+/// The file that says which SR a directory is.
+pub const MARKER: &str = ".sm-sr";
 pub(super) const DELETING: &str = ".sm-sr-deleting";
 pub(super) const PARAMS: &str = "params";
 pub(super) const LOCK: &str = "lock";

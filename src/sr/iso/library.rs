@@ -8,6 +8,7 @@ use nix::errno::Errno;
 
 use super::share::{self, Share};
 use crate::error::{Error, Protocol, Result, ServerFault};
+use crate::sr::file::MARKER;
 use crate::sr::mountpoint::Mountpoint;
 use crate::sr::nfs::export::{self, Export, Holds};
 use crate::sr::{Pulse, absolute_path, nfs};
@@ -141,20 +142,42 @@ impl Library {
         Dir::open(&found)
     }
 
+    /// Refuses the directory of an SR with disks: without ISO files it would pass for an empty library.
+    ///
+    /// # Errors
+    /// [`Error::NoSr`].
+    pub fn refuse_another_sr(&self, dir: &Dir) -> Result<()> {
+        match dir.lookup(MARKER)? {
+            None => Ok(()),
+            Some(_) => {
+                let path = dir.path().display();
+                let looked =
+                    format!("{path} holds an SR with disks, as {MARKER} says, and no ISO images; give its type");
+                Err(Error::NoSr { sr: self.sr, looked })
+            }
+        }
+    }
+
+    fn open_library(&self, path: &Path) -> Result<()> {
+        self.open(path).and_then(|dir| self.refuse_another_sr(&dir))
+    }
+
     /// Mounts it where nobody else sees it and looks whether it is there.
     pub fn check(&self) -> Result<()> {
         match &self.remote {
-            None => self.dir().map(drop),
+            None => self.open_library(&self.path),
             Some((remote, _)) => mount::privately(&run_dir::state().join("iso"), |at| {
                 remote.mount(at)?;
-                self.open(&at.join(&self.below)).map(drop).map_err(|e| self.no_such_path(e))
+                self.open_library(&at.join(&self.below)).map_err(|e| self.no_such_path(e))
             }),
         }
     }
 
     /// Mounts it if need be. Idempotent.
     pub fn mount(&self) -> Result<Done> {
-        let Some((remote, mountpoint)) = &self.remote else { return self.dir().map(|_| Done::Already) };
+        let Some((remote, mountpoint)) = &self.remote else {
+            return self.open_library(&self.path).map(|()| Done::Already);
+        };
         if mountpoint.is_mounted()? {
             return self.dir().map(|_| Done::Already).map_err(|e| self.no_such_path(e));
         }
