@@ -155,7 +155,7 @@ fn connect_until(path: &Path, until: Instant) -> io::Result<UnixStream> {
 
 fn unanswered(pid: u32, since: Instant) -> Error {
     let why = why_silent(pid).map(|why| format!(" ({why})")).unwrap_or_default();
-    let seconds = since.elapsed().as_secs_f32().ceil();
+    let seconds = since.elapsed().as_secs_f32().round();
     let holder = format!("its image server, process {pid}, which has not answered for {seconds} s{why}");
     Error::DeviceInUse { device: "the disk".to_owned(), holder }
 }

@@ -147,7 +147,7 @@ fn await_end(pid: u32, path: &Path, until: Instant) -> Result<()> {
     while Arguments::of(pid).is_some_and(|a| is_same(&a.source.path, path)) || is_dying(pid, path) {
         if Instant::now() >= until {
             let why = control::why_silent(pid).map(|why| format!(" ({why})")).unwrap_or_default();
-            let seconds = begun.elapsed().as_secs_f32().ceil();
+            let seconds = begun.elapsed().as_secs_f32().round();
             let holder = format!("its image server, process {pid}, which has not ended for {seconds} s{why}");
             return Err(Error::DeviceInUse { device: path.display().to_string(), holder });
         }

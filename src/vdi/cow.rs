@@ -269,7 +269,10 @@ impl Vdi for Cow<'_> {
         let brief = self.describe(&node)?;
         let tree = self.place.tree()?;
         let children = if brief.hidden { children_of(&tree.nodes()?, self.place.vdi()) } else { Vec::new() };
-        let state = self.parent_of(tree, &node, self.kind.format)?.err().unwrap_or_default();
+        let state = match self.parent_of(tree, &node, self.kind.format)? {
+            Err(unusable) if brief.state.is_healthy() => unusable,
+            _ => brief.state.clone(),
+        };
         Ok(VdiInfo { children, state, ..brief })
     }
 

@@ -43,7 +43,7 @@ DCONF=$TWO must sm sr_delete $SR
 DCONF=/dev/nonexistent fails_with ENODEV /dev/nonexistent sm sr_create $SR
 DCONF=/dev/null fails_with ENODEV 'not a block device' sm sr_create $SR
 DCONF=$TWO,$TWO fails_with EINVAL different sm sr_create $SR
-DCONF=$TWO,$THREE fails_with ENOSPC wanted sm sr_create $SR 10GiB
+DCONF=$TWO,$THREE fails_with ENOSPC needed sm sr_create $SR 10GiB
 DCONF=$TWO
 is 'sr_probe of a blank device' "$(sm sr_probe)" '(srs)'
 fails_with ENOSR "$VG" sm sr_attach $SR

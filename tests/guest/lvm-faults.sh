@@ -59,7 +59,7 @@ DCONF=/dev/null fails_with ENODEV 'not a block device' sm sr_create $SR
 DCONF=$ONE,$ONE fails_with EINVAL different sm sr_create $SR
 ln -s "$ONE" "$SCRATCH/alias"
 DCONF=$ONE,$SCRATCH/alias fails_with EBUSY 'named twice' sm sr_create $SR
-fails_with ENOSPC wanted sm sr_create $SR 10GiB
+fails_with ENOSPC needed sm sr_create $SR 10GiB
 is 'sr_probe of a blank device' "$(sm sr_probe)" '(srs)'
 
 echo "== devices that are not the SR's"
@@ -163,10 +163,10 @@ end_shaky
 echo '== no space'
 DCONF=$ONE
 must sm sr_create $SR
-fails_with ENOSPC wanted sm vdi_create $SR $A 1000
+fails_with ENOSPC needed sm vdi_create $SR $A 1000
 fails_with E2BIG '' sm vdi_create $SR $A 8388607TiB
 must sm vdi_create $SR $A 100
-fails_with ENOSPC wanted sm vdi_resize $SR $A 1000
+fails_with ENOSPC needed sm vdi_resize $SR $A 1000
 is 'the volumes' "$(volumes $VG)" "LV-$A "
 must sm sr_delete --yes $SR
 DCONF="((device . \"$ONE\") (allocation . \"thin\"))"
