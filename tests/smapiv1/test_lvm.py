@@ -134,7 +134,7 @@ class Lvm(Case):
             self.agent.call("vdi_deactivate", vdi=vdi)
         self.agent.call("vdi_detach", vdi=vdi)
         self.assertFalse(os.path.lexists(link))
-        self.assertEqual(record["sm_config"], {})
+        self.assertEqual(record["sm_config"], {"image-format": "raw", "vdi_type": "aio"})
         self.fails(79, self.agent.resize, vdi, 4 * MiB)
         if self.allocation == "thick":
             self.fails(44, self.agent.create, 4 << 30, sm_config={})
@@ -163,7 +163,7 @@ class Lvm(Case):
         self.agent.scan()
         records = self.xapi.of(self.agent.sr_ref)
         self.assertEqual({v["uuid"] for v in records.values()}, {self.xapi.vdis[stays]["uuid"], new})
-        self.assertEqual(records[stays]["sm_config"], {"mine": "1"})
+        self.assertEqual(records[stays]["sm_config"], {"image-format": "raw", "vdi_type": "aio", "mine": "1"})
         self.xapi.calls()
         self.agent.scan()
         self.assertEqual(self.telling(), ["VDI.get_all_records_where", "SR.get_record"])
