@@ -163,7 +163,8 @@ class TwoHosts(unittest.TestCase):
         snapshot = self.a.agent.copy("vdi_snapshot", self.disk)
         self.assertEqual(self.asked, ["serves", "pause", "unpause"])
         calls = self.xapi.methods()
-        self.assertEqual(calls[:2], ["VDI.add_to_sm_config", "VDI.get_sm_config"])
+        # Whether it is encrypted, the pause, whether the pause was seen.
+        self.assertEqual(calls[:3], ["VDI.get_sm_config", "VDI.add_to_sm_config", "VDI.get_sm_config"])
         self.assertNotIn("paused", self.sm_config)
         self.goes_on(b"new")
         worker.start()
