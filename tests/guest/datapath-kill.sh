@@ -1,5 +1,6 @@
 #!/bin/bash
-# The server of a disk, and the calls on it, killed at each of their system calls: no process hangs, other disks go on.
+# The server of a disk, and the calls on it, killed at every fifth of their system calls (at each with KILL_STEP=1 before
+# the last line): no process hangs, other disks go on.
 # guest: uml
 # needs: fuse loop
 # memory: 768
