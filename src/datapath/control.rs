@@ -223,7 +223,7 @@ impl Control {
     fn converse(&self, stream: UnixStream, disk: &Disk, resized: &Resized) {
         let Ok(words) = stream.try_clone() else { return };
         let mut stream = stream;
-        let mut paused = None;
+        let (mut paused, mut grown) = (None, false);
         for word in BufReader::new(words).lines().map_while(Result::ok) {
             let answer = match word.as_str() {
                 "status" => Ok(status(disk)),
@@ -235,7 +235,10 @@ impl Control {
                 },
                 "flush" => disk.flush().map(|()| String::new()).map_err(|errno| errno.desc().to_owned()),
                 "pause" => self.pause(disk, &mut paused).map(|()| String::new()).map_err(|e| one_line(&e)),
-                "resume" => self.resume(disk, resized, &mut paused).map(|(size, _)| size.to_string()),
+                "resume" => self.resume(disk, resized, &mut paused).map(|(size, changed)| {
+                    grown |= changed;
+                    size.to_string()
+                }),
                 "hold" => self.hold(disk).map(|()| String::new()).map_err(|e| one_line(&e)),
                 "release" => self.release(disk, resized).map_err(|e| one_line(&e)),
                 "stop" => match self.stop(&stream) {
@@ -253,8 +256,9 @@ impl Control {
                 break;
             }
         }
-        // Nobody is there to see that the device gets the size.
-        if paused.is_some() && matches!(self.resume(disk, resized, &mut paused), Ok((_, true))) {
+        // Nobody is there to see that the device gets the size; or the caller was, and may have been killed before it did.
+        grown |= paused.is_some() && matches!(self.resume(disk, resized, &mut paused), Ok((_, true)));
+        if grown {
             server::fit_by_another();
         }
     }
