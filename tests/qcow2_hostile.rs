@@ -198,7 +198,7 @@ fn a_cluster_may_be_shared_by_entries_that_say_so() {
     assert_eq!([0, 1].map(|n| read(&disk, n)), [1, 1]);
     Served::write_at(&disk, &[8; 512], CLUSTER).unwrap();
     assert_eq!([0, 1].map(|n| read(&disk, n)), [1, 1]);
-    // The first entry is alone now and does not know it, which qemu-img check calls an error, of its own images too.
+    // The first entry is alone now and does not know it, which qemu-img check calls an error.
     Box::new(disk).close().unwrap();
     let disk = open(&path, Mode::ReadWrite).unwrap();
     disk.write_zeroes(0, CLUSTER).unwrap();
