@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-use xcp_sm::image::vhd::{self, BLOCK, Chain, FilePlace, Image, NewImage, Parent, ParentLink, Place, Target};
+use xcp_sm::image::vhd::{self, BLOCK, Chain, FileStorage, Image, NewImage, Parent, ParentLink, Storage, Target};
 use xcp_sm::types::Mode;
 
 const MIB: u64 = 1 << 20;
@@ -77,13 +77,13 @@ fn name(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-fn place(path: &Path, mode: Mode) -> Arc<dyn Place> {
-    Arc::new(FilePlace::open(path, mode).unwrap())
+fn place(path: &Path, mode: Mode) -> Arc<dyn Storage> {
+    Arc::new(FileStorage::open(path, mode).unwrap())
 }
 
-fn fresh(path: &Path) -> FilePlace {
+fn fresh(path: &Path) -> FileStorage {
     let file = File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
-    FilePlace::new(file, path).unwrap()
+    FileStorage::new(file, path).unwrap()
 }
 
 fn child(path: &Path, parent: &Path) {
@@ -132,9 +132,9 @@ fn uuid_of(path: &Path) -> uuid::Uuid {
 
 /// A place whose syncs do nothing.
 #[derive(Debug)]
-struct NoSync(FilePlace);
+struct NoSync(FileStorage);
 
-impl Place for NoSync {
+impl Storage for NoSync {
     fn path(&self) -> &Path {
         self.0.path()
     }

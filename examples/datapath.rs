@@ -70,13 +70,13 @@ fn run(args: &[&str]) -> Result<String> {
 fn create(image: &Path, size: &str, parent: Option<&&str>) -> Result<()> {
     let size = size.parse().map_err(|_| Error::Usage(format!("{size} is no number of bytes")))?;
     let file = std::fs::File::options().read(true).write(true).create_new(true).open(image);
-    let place = vhd::FilePlace::new(file.map_err(Error::io("create", image))?, image)?;
+    let place = vhd::FileStorage::new(file.map_err(Error::io("create", image))?, image)?;
     let new = vhd::NewImage::new(size);
     match parent {
         None => vhd::create(&place, &new)?,
         Some(parent) => {
             let parent = Path::new(parent);
-            let info = vhd::query(&vhd::FilePlace::open(parent, Mode::ReadOnly)?)?;
+            let info = vhd::query(&vhd::FileStorage::open(parent, Mode::ReadOnly)?)?;
             let link =
                 vhd::ParentLink { path: vhd::relative_path(image, parent)?, uuid: Some(info.uuid), timestamp: 0 };
             vhd::create_child(&place, &new, &link)?

@@ -320,7 +320,7 @@ fn grown(sr: &Path) {
     let before = read_all(&device);
     for size in [SIZE + (2 << 20), 4 * SIZE] {
         let paused = datapath::pause(&image, soon()).unwrap().unwrap();
-        let place: Arc<dyn vhd::Place> = Arc::new(vhd::FilePlace::open(&image, Mode::ReadWrite).unwrap());
+        let place: Arc<dyn vhd::Storage> = Arc::new(vhd::FileStorage::open(&image, Mode::ReadWrite).unwrap());
         vhd::resize(&place, size).unwrap();
         drop(place);
         assert_eq!(paused.resume().unwrap(), size);
@@ -519,7 +519,7 @@ fn command(what: &str, image: &Path) {
         "detach" => drop(datapath::detach(image, soon()).unwrap()),
         "grow" => {
             let paused = datapath::pause(image, soon()).unwrap();
-            let place: Arc<dyn vhd::Place> = Arc::new(vhd::FilePlace::open(image, Mode::ReadWrite).unwrap());
+            let place: Arc<dyn vhd::Storage> = Arc::new(vhd::FileStorage::open(image, Mode::ReadWrite).unwrap());
             let size = vhd::query(&*place).unwrap().virtual_size + (2 << 20);
             vhd::resize(&place, size).unwrap();
             drop(place);
@@ -609,7 +609,7 @@ fn killed_anywhere(sr: &Path, what: &str, victim: Victim) {
         if what == "grow" && victim == Victim::Caller {
             // The device follows, whoever lives.
             if let Some(found) = datapath::find(&image).unwrap() {
-                let wanted = vhd::query(&vhd::FilePlace::open(&image, Mode::ReadOnly).unwrap()).unwrap().virtual_size;
+                let wanted = vhd::query(&vhd::FileStorage::open(&image, Mode::ReadOnly).unwrap()).unwrap().virtual_size;
                 let until = Instant::now() + Duration::from_secs(10);
                 while File::open(&found.device).unwrap().seek(SeekFrom::End(0)).unwrap() != wanted {
                     assert!(Instant::now() < until, "{at}: the device has not the disk's size");
@@ -778,7 +778,7 @@ fn chain(sr: &Path, depth: u64) -> PathBuf {
 }
 
 fn child(path: &Path, parent: &Path) {
-    let info = vhd::query(&vhd::FilePlace::open(parent, Mode::ReadOnly).unwrap()).unwrap();
+    let info = vhd::query(&vhd::FileStorage::open(parent, Mode::ReadOnly).unwrap()).unwrap();
     let link = vhd::ParentLink {
         path: vhd::relative_path(path, parent).unwrap(),
         uuid: Some(info.uuid),
@@ -787,14 +787,14 @@ fn child(path: &Path, parent: &Path) {
     vhd::create_child(&place(path), &vhd::NewImage::new(info.virtual_size), &link).unwrap();
 }
 
-fn place(path: &Path) -> vhd::FilePlace {
-    vhd::FilePlace::new(File::options().read(true).write(true).create_new(true).open(path).unwrap(), path).unwrap()
+fn place(path: &Path) -> vhd::FileStorage {
+    vhd::FileStorage::new(File::options().read(true).write(true).create_new(true).open(path).unwrap(), path).unwrap()
 }
 
 fn open(path: &Path, mode: Mode) -> vhd::Chain {
-    vhd::Chain::open(Arc::new(vhd::FilePlace::open(path, mode).unwrap()), mode, |link| {
+    vhd::Chain::open(Arc::new(vhd::FileStorage::open(path, mode).unwrap()), mode, |link| {
         let parent = path.with_file_name(link.file_name().unwrap());
-        Ok(vhd::Parent::Vhd(Arc::new(vhd::FilePlace::open(parent, Mode::ReadOnly)?)))
+        Ok(vhd::Parent::Vhd(Arc::new(vhd::FileStorage::open(parent, Mode::ReadOnly)?)))
     })
     .unwrap()
 }

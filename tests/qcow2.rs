@@ -13,8 +13,8 @@ use power::Dice;
 use proptest::prelude::*;
 use tempfile::TempDir;
 use xcp_sm::image::disk::{Disk, Served};
-use xcp_sm::image::place::{FilePlace, Place};
 use xcp_sm::image::qcow2::{self, CLUSTER, Chain, Header, Image, Parent};
+use xcp_sm::image::storage::{FileStorage, Storage};
 use xcp_sm::types::Mode;
 
 const MIB: u64 = 1 << 20;
@@ -38,13 +38,13 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-fn place(path: &Path) -> Arc<FilePlace> {
-    Arc::new(FilePlace::open(path, Mode::ReadWrite).unwrap())
+fn place(path: &Path) -> Arc<FileStorage> {
+    Arc::new(FileStorage::open(path, Mode::ReadWrite).unwrap())
 }
 
-fn fresh(path: &Path) -> Arc<FilePlace> {
+fn fresh(path: &Path) -> Arc<FileStorage> {
     let file = File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
-    Arc::new(FilePlace::new(file, path).unwrap())
+    Arc::new(FileStorage::new(file, path).unwrap())
 }
 
 fn open(path: &Path, mode: Mode) -> Chain {
@@ -237,7 +237,7 @@ fn images_of_qemu_are_read_and_written_as_qemu_does() {
         check(&base);
         assert!(by_qemu(&base).unwrap() == model, "{options}: coalesced");
         // It grows, beyond its L1 table.
-        let grown: Arc<dyn Place> = place(&base);
+        let grown: Arc<dyn Storage> = place(&base);
         if options.contains("512") {
             qcow2::resize(&grown, 7 * MIB).unwrap();
         } else {
@@ -591,7 +591,7 @@ impl World {
             Step::Grow { clusters } => {
                 let size = model.len() as u64 + clusters * CLUSTER;
                 model.resize(size as usize, 0);
-                let leaf: Arc<dyn Place> = place(leaf);
+                let leaf: Arc<dyn Storage> = place(leaf);
                 self.close();
                 qcow2::resize(&leaf, size).unwrap();
                 self.open();
@@ -604,7 +604,7 @@ impl World {
                 let (child, model) = self.layers.pop().unwrap();
                 let (parent, _) = self.layers.pop().unwrap();
                 let size = Header::read(&*place(&child)).unwrap().virtual_size;
-                let grown: Arc<dyn Place> = place(&parent);
+                let grown: Arc<dyn Storage> = place(&parent);
                 qcow2::resize(&grown, size).unwrap();
                 let image = Image::open(place(&child), Mode::ReadOnly).unwrap();
                 qcow2::coalesce(&image, &open(&parent, Mode::ReadWrite), &|_, _| {}).unwrap();

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use power::*;
 use xcp_sm::image::disk::Served;
-use xcp_sm::image::place::Place;
 use xcp_sm::image::qcow2::{self, Chain, Header, Image, Parent};
+use xcp_sm::image::storage::Storage;
 use xcp_sm::types::{Done, Mode};
 
 const MIB: u64 = 1 << 20;
@@ -46,7 +46,7 @@ fn child(start: Disk) -> Disk {
     leaf.disk()
 }
 
-fn chain(leaf: Arc<dyn Place>, base: Arc<dyn Place>, mode: Mode) -> Chain {
+fn chain(leaf: Arc<dyn Storage>, base: Arc<dyn Storage>, mode: Mode) -> Chain {
     Chain::open(Parent::Qcow2(leaf), mode, |_| Ok(Parent::Raw(base.clone()))).unwrap()
 }
 
@@ -249,7 +249,7 @@ fn a_crash_leaves_the_old_header_or_the_new_one() {
     Served::write_at(&disk, &tag(7), 0).unwrap();
     disk.flush().unwrap();
     let start = leaf.disk();
-    type Change = fn(&Arc<dyn Place>);
+    type Change = fn(&Arc<dyn Storage>);
     // Within the L1 table, and beyond it: a cluster of L1 entries is for 4 TiB.
     let changes: [Change; 4] = [
         |place| qcow2::set_hidden(&**place, true).unwrap(),
@@ -259,9 +259,9 @@ fn a_crash_leaves_the_old_header_or_the_new_one() {
     ];
     for change in changes {
         let recorder = Recorder::new(start.clone());
-        let place: Arc<dyn Place> = recorder.clone();
+        let place: Arc<dyn Storage> = recorder.clone();
         change(&place);
-        let facts = |place: &dyn Place| {
+        let facts = |place: &dyn Storage| {
             let header = Header::read(place).unwrap();
             (header.virtual_size, header.hidden, header.backing)
         };

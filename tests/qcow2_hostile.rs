@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 use xcp_sm::image::disk::Served;
-use xcp_sm::image::place::FilePlace;
 use xcp_sm::image::qcow2::{self, CLUSTER, Chain};
+use xcp_sm::image::storage::FileStorage;
 use xcp_sm::types::Mode;
 
 const SR: &str = "87b8646b-b800-9500-cb7b-af3b74e02f5c";
@@ -30,7 +30,7 @@ impl Image {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("a.qcow2");
         let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
-        qcow2::create(&FilePlace::new(file, &path).unwrap(), 10 << 20).unwrap();
+        qcow2::create(&FileStorage::new(file, &path).unwrap(), 10 << 20).unwrap();
         let disk = open(&path, Mode::ReadWrite).unwrap();
         for n in 0..4 {
             Served::write_at(&disk, &[n as u8 + 1; CLUSTER as usize], n * CLUSTER).unwrap();
@@ -72,7 +72,7 @@ impl Image {
 }
 
 fn open(path: &Path, mode: Mode) -> xcp_sm::Result<Chain> {
-    Chain::open_single(Arc::new(FilePlace::open(path, Mode::ReadWrite).unwrap()), mode)
+    Chain::open_single(Arc::new(FileStorage::open(path, Mode::ReadWrite).unwrap()), mode)
 }
 
 /// What vdi_import says, by a file and by a pipe, which must agree; and that a refused one leaves nothing.

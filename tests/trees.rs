@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use xcp_sm::call::{self, Call, Reply};
 use xcp_sm::context::Context;
 use xcp_sm::image::disk::Served;
-use xcp_sm::image::place::FilePlace;
+use xcp_sm::image::storage::FileStorage;
 use xcp_sm::image::vhd;
 use xcp_sm::sr::file::DRIVER;
 use xcp_sm::sys::lock;
@@ -253,7 +253,7 @@ fn a_raw_disk_that_a_vhd_is_above_is_not_deleted() {
     let path = model.dir().join(format!("{child}.vhd"));
     let file = fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
     let parent = vhd::ParentLink { path: format!("./{raw}.raw"), uuid: None, timestamp: 0 };
-    vhd::create_child(&FilePlace::new(file, &path).unwrap(), &vhd::NewImage::new(4 * MIB as u64), &parent).unwrap();
+    vhd::create_child(&FileStorage::new(file, &path).unwrap(), &vhd::NewImage::new(4 * MIB as u64), &parent).unwrap();
     let refused = model.try_run(&Call::VdiDelete { broken: false, vdi: raw }).unwrap_err();
     assert!(matches!(refused, xcp_sm::Error::VdiInUse { vdi, .. } if vdi == raw), "{refused}");
     model.run(Call::VdiDelete { broken: false, vdi: child });
@@ -271,7 +271,7 @@ fn a_date_and_its_like_are_no_damage() {
             let path = model.dir().join(format!("{disk}.vhd"));
             fs::remove_file(&path).unwrap();
             let file = fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
-            vhd::create_fixed(&FilePlace::new(file, &path).unwrap(), &vhd::NewImage::new(4 * MIB as u64)).unwrap();
+            vhd::create_fixed(&FileStorage::new(file, &path).unwrap(), &vhd::NewImage::new(4 * MIB as u64)).unwrap();
         }
         model.apply(&Op::Write { disk: 0, at: 0, len: 512, seed: 7 });
         let snapshot = VdiUuid::random();
@@ -315,7 +315,7 @@ fn files(dir: &std::path::Path) -> BTreeMap<String, Vec<u8>> {
 fn replace_with_another_image(path: &std::path::Path, fixed: bool) {
     fs::remove_file(path).unwrap();
     let file = fs::File::options().read(true).write(true).create_new(true).open(path).unwrap();
-    let place = std::sync::Arc::new(FilePlace::new(file, path).unwrap());
+    let place = std::sync::Arc::new(FileStorage::new(file, path).unwrap());
     let new = vhd::NewImage { hidden: true, ..vhd::NewImage::new(4 * MIB as u64) };
     match fixed {
         true => drop(vhd::create_fixed(&*place, &new).unwrap()),
@@ -362,7 +362,7 @@ fn a_disk_that_names_another_image_by_a_merged_ones_name_is_not_given_to_its_par
     let (model, disk) = base_over_base(Format::Vhd);
     let middle = model.scan().iter().find(|vdi| vdi.hidden && vdi.parent.is_some()).unwrap().uuid;
     let path = model.dir().join(format!("{}.vhd", model.disks.keys().find(|vdi| **vdi != disk).unwrap()));
-    let place = FilePlace::open(&path, Mode::ReadWrite).unwrap();
+    let place = FileStorage::open(&path, Mode::ReadWrite).unwrap();
     let stranger = vhd::ParentLink { path: format!("./{middle}.vhd"), uuid: Some(uuid::Uuid::new_v4()), timestamp: 0 };
     vhd::set_parent(&place, &stranger).unwrap();
     let before = fs::read(&path).unwrap();
@@ -384,7 +384,7 @@ fn an_image_that_is_its_own_ancestor_ends_no_call_and_no_other_disk() {
         let new = vhd::NewImage { hidden: true, ..vhd::NewImage::new(4 * MIB as u64) };
         let path = format!("./{}", parent.replace("SELF", &vdi.to_string()));
         let link = vhd::ParentLink { path, uuid: uuid.then_some(new.uuid), timestamp: 0 };
-        vhd::create_child(&FilePlace::new(file, "self").unwrap(), &new, &link).unwrap();
+        vhd::create_child(&FileStorage::new(file, "self").unwrap(), &new, &link).unwrap();
         let before = files(&model.dir());
         let _ = model.try_run(&Call::SrCollect);
         let _ = model.try_run(&Call::SrScan);

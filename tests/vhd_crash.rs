@@ -9,16 +9,16 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use power::*;
 use uuid::Uuid;
-use xcp_sm::image::vhd::{self, Chain, CheckOptions, Image, NewImage, Parent, ParentLink, Place, Target};
+use xcp_sm::image::vhd::{self, Chain, CheckOptions, Image, NewImage, Parent, ParentLink, Storage, Target};
 use xcp_sm::types::{Done, Mode};
 
 const MIB: u64 = 1 << 20;
 
-fn link(parent: &dyn Place) -> ParentLink {
+fn link(parent: &dyn Storage) -> ParentLink {
     ParentLink { path: "./base.vhd".into(), uuid: Some(vhd::query(parent).unwrap().uuid), timestamp: 0 }
 }
 
-fn chain(leaf: Arc<dyn Place>, base: Arc<dyn Place>, mode: Mode) -> xcp_sm::Result<Chain> {
+fn chain(leaf: Arc<dyn Storage>, base: Arc<dyn Storage>, mode: Mode) -> xcp_sm::Result<Chain> {
     Chain::open(leaf, mode, |_| Ok(Parent::Vhd(base.clone())))
 }
 
@@ -46,7 +46,7 @@ fn base_tag(n: u64) -> u64 {
 
 /// Problems that a crash may leave, and that do not make the image wrong.
 fn assert_sound(disk: &Disk) {
-    let place: Arc<dyn Place> = Recorder::new(disk.clone());
+    let place: Arc<dyn Storage> = Recorder::new(disk.clone());
     let options = CheckOptions { in_use: true, bitmaps: true, ..Default::default() };
     let problems = vhd::check(&place, options).unwrap();
     let batmap = "the checksum of the batmap is wrong";
@@ -258,7 +258,7 @@ fn assert_reads(disk: Disk, base: &Arc<Recorder>, model: &BTreeMap<u64, u64>) {
 }
 
 /// Other tools read the BAT to its end, and refuse an image with an entry past its size that leads anywhere.
-fn assert_no_entry_past_the_size(leaf: &dyn Place) {
+fn assert_no_entry_past_the_size(leaf: &dyn Storage) {
     let get = |at: u64, len: usize| {
         let mut bytes = vec![0; len];
         assert_eq!(leaf.read_at(&mut bytes, at).unwrap(), len);
@@ -285,7 +285,7 @@ fn growing_is_never_half_done() {
         let (start, model) = child(start, &base);
         for size in [200, 258, 2600, 40_000] {
             let place = Recorder::new(start.clone());
-            let grown: Arc<dyn Place> = place.clone();
+            let grown: Arc<dyn Storage> = place.clone();
             assert_eq!(vhd::resize(&grown, size * MIB).unwrap(), Done::Changed);
             let mut count = 0;
             crashes(&start, &place.ops(), |k, crashed| {
@@ -304,7 +304,7 @@ fn growing_is_never_half_done() {
                     return;
                 }
                 assert_sound(&crashed);
-                let leaf: Arc<dyn Place> = leaf;
+                let leaf: Arc<dyn Storage> = leaf;
                 vhd::resize(&leaf, size * MIB).unwrap();
                 let image = vhd::query(&*leaf).unwrap();
                 assert_eq!(image.virtual_size, size * MIB);
@@ -352,7 +352,7 @@ fn coalescing_changes_nothing_that_anybody_reads() {
         let start = if device { Disk::device(64 * MIB) } else { Disk::file() };
         let (leaf, model) = child(start, &small);
         let leaf = Recorder::new(leaf);
-        let parent: Arc<dyn Place> = small.clone();
+        let parent: Arc<dyn Storage> = small.clone();
         vhd::resize(&parent, 100 * MIB).unwrap();
         let before = small.disk();
         let parent = Recorder::new(before.clone());
@@ -387,7 +387,7 @@ fn coalescing_changes_nothing_that_anybody_reads() {
 #[test]
 fn the_last_footer_follows_the_device() {
     let (start, _) = child(Disk::device(64 * MIB), &base());
-    let place: Arc<dyn Place> = Recorder::new(start.clone());
+    let place: Arc<dyn Storage> = Recorder::new(start.clone());
     let needed = Image::open(place.clone(), Mode::ReadOnly).unwrap().physical_size();
     assert!(vhd::set_physical_size(&place, needed - SECTOR).is_err());
     vhd::set_physical_size(&place, needed).unwrap();
@@ -396,10 +396,10 @@ fn the_last_footer_follows_the_device() {
     place.read_at(&mut footer, needed - SECTOR).unwrap();
     disk.put(needed / SECTOR - 1, footer);
     disk.cut(needed);
-    let place: Arc<dyn Place> = Recorder::new(disk.clone());
+    let place: Arc<dyn Storage> = Recorder::new(disk.clone());
     assert_eq!(vhd::check(&place, CheckOptions::default()).unwrap(), Vec::<String>::new());
     disk.size = 64 * MIB;
-    let place: Arc<dyn Place> = Recorder::new(disk.clone());
+    let place: Arc<dyn Storage> = Recorder::new(disk.clone());
     assert_eq!(vhd::check(&place, CheckOptions::default()).unwrap().len(), 1);
     vhd::set_physical_size(&place, 64 * MIB).unwrap();
     assert_eq!(vhd::check(&place, CheckOptions::default()).unwrap(), Vec::<String>::new());

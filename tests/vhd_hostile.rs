@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use hostile::{small, try_everything};
 use proptest::prelude::*;
-use xcp_sm::image::vhd::{self, Chain, NewImage, Parent, ParentLink, Place};
+use xcp_sm::image::vhd::{self, Chain, NewImage, Parent, ParentLink, Storage};
 use xcp_sm::types::Mode;
 
 /// A sound image of 10 MiB with two blocks of 2 MiB shifted right by `smaller`, dynamic or differencing.
@@ -41,7 +41,7 @@ fn image(differencing: bool, smaller: u32) -> Vec<u8> {
     bytes(&place)
 }
 
-fn bytes(place: &Arc<dyn Place>) -> Vec<u8> {
+fn bytes(place: &Arc<dyn Storage>) -> Vec<u8> {
     let mut all = vec![0; place.size().unwrap() as usize];
     for (i, part) in all.chunks_mut(1 << 20).enumerate() {
         place.read_at(part, (i as u64) << 20).unwrap();

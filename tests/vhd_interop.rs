@@ -12,7 +12,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use vhd_support::*;
-use xcp_sm::image::vhd::{self, Chain, CheckOptions, NewImage, ParentLink, Place, Target};
+use xcp_sm::image::vhd::{self, Chain, CheckOptions, NewImage, ParentLink, Storage, Target};
 use xcp_sm::types::Mode;
 
 fn run(tool: &str, args: &[&str]) -> Option<Output> {
@@ -124,7 +124,7 @@ fn qemu_sees_what_we_write_into_blocks_of_other_sizes() {
         fs::write(&raw, &model).unwrap();
         must("qemu-img", &compare).unwrap();
         // Grown, and what was there is where it was.
-        let grown: Arc<dyn Place> = place(&image);
+        let grown: Arc<dyn Storage> = place(&image);
         vhd::resize(&grown, 200 * MIB).unwrap();
         assert_eq!(
             vhd::check(&grown, CheckOptions { bitmaps: true, ..Default::default() }).unwrap(),
@@ -246,7 +246,7 @@ fn vhd_util_checks_what_we_grew_coalesced_and_repaired() {
     chain.close().unwrap();
     for size in [256, 300, 600, 10_000, 2_088_960] {
         for path in [&base, &child] {
-            let place: Arc<dyn Place> = place(path);
+            let place: Arc<dyn Storage> = place(path);
             vhd::resize(&place, size * MIB).unwrap();
             if must("vhd-util", &["check", "-n", name(path)]).is_none() {
                 return;
@@ -269,7 +269,7 @@ fn vhd_util_checks_what_we_grew_coalesced_and_repaired() {
     let end = fs::metadata(&base).unwrap().len();
     fs::File::options().write(true).open(&base).unwrap().set_len(end - 512).unwrap();
     assert!(!run("vhd-util", &["check", "-n", name(&base)]).unwrap().status.success());
-    let place: Arc<dyn Place> = place(&base);
+    let place: Arc<dyn Storage> = place(&base);
     assert_eq!(vhd::check(&place, CheckOptions::default()).unwrap().len(), 2);
     vhd::repair(&place).unwrap();
     assert_eq!(vhd::check(&place, CheckOptions::default()).unwrap(), Vec::<String>::new());

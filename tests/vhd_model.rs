@@ -132,7 +132,7 @@ impl World {
                 self.close();
                 let (path, model) = self.leaf();
                 model.resize(model.len() + (blocks * BLOCK) as usize, 0);
-                let place: std::sync::Arc<dyn vhd::Place> = place(path);
+                let place: std::sync::Arc<dyn vhd::Storage> = place(path);
                 vhd::resize(&place, model.len() as u64).unwrap();
                 self.open();
             }
@@ -146,7 +146,7 @@ impl World {
                 let parent = &mut self.layers[i - 1];
                 parent.1 = model;
                 let size = parent.1.len() as u64;
-                let target: std::sync::Arc<dyn vhd::Place> = place(&parent.0);
+                let target: std::sync::Arc<dyn vhd::Storage> = place(&parent.0);
                 vhd::resize(&target, size).unwrap();
                 let image = vhd::Image::open(target, Mode::ReadWrite).unwrap();
                 let child = open(&path, Mode::ReadOnly);
@@ -176,7 +176,7 @@ impl World {
                 let (from, to) = (extent.offset as usize, (extent.offset + extent.len) as usize);
                 assert!(extent.len > 0 && (extent.data || model[from..to].iter().all(|b| *b == 0)));
             }
-            let place: std::sync::Arc<dyn vhd::Place> = place(path);
+            let place: std::sync::Arc<dyn vhd::Storage> = place(path);
             let problems = vhd::check(&place, CheckOptions { bitmaps: true, ..Default::default() }).unwrap();
             assert!(problems.is_empty(), "{}: {problems:?}", path.display());
         }
@@ -229,7 +229,7 @@ fn growing_moves_what_is_in_the_way() {
             // What was written last, by where.
             let mut written = std::collections::BTreeMap::new();
             for (i, size) in sizes.iter().enumerate() {
-                let place: std::sync::Arc<dyn vhd::Place> = place(path);
+                let place: std::sync::Arc<dyn vhd::Storage> = place(path);
                 vhd::resize(&place, size * MIB).unwrap();
                 let problems = vhd::check(&place, CheckOptions { bitmaps: true, ..Default::default() }).unwrap();
                 assert!(problems.is_empty(), "{size} MiB: {problems:?}");
@@ -287,7 +287,7 @@ fn closing_restores_a_lost_footer() {
     chain.close().unwrap();
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 512]).unwrap();
-    let image: std::sync::Arc<dyn vhd::Place> = place(&path);
+    let image: std::sync::Arc<dyn vhd::Storage> = place(&path);
     assert_eq!(vhd::check(&image, CheckOptions { in_use: true, ..Default::default() }).unwrap(), Vec::<String>::new());
     assert_eq!(vhd::check(&image, CheckOptions::default()).unwrap().len(), 1);
     let chain = open(&path, Mode::ReadWrite);

@@ -12,11 +12,11 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{UsageWho, getrusage};
 
-use super::place::{self, Patient};
+use super::patient::{self, Patient};
 use super::{Source, USES, use_of};
 use crate::error::{Error, Result, one_line};
 use crate::image::disk::Served;
-use crate::image::place::FilePlace;
+use crate::image::storage::FileStorage;
 use crate::image::{qcow2, vhd};
 use crate::sys::uses::{self, Uses};
 use crate::types::{Format, Mode};
@@ -119,7 +119,8 @@ impl Disk {
     /// be where the filesystem can't tell (NFS, tmpfs). Else gives `then` back.
     pub fn try_read<T, F: FnOnce(Result<&[u8], Errno>) -> T>(&self, offset: u64, len: usize, then: F) -> Result<T, F> {
         with_buffer(len, |buffer| {
-            match self.at_once(!place::can_tell(), |chain| place::without_waiting(|| chain.read_at(buffer, offset))) {
+            match self.at_once(!patient::can_tell(), |chain| patient::without_waiting(|| chain.read_at(buffer, offset)))
+            {
                 None => Err(then),
                 Some(Ok(())) => Ok(then(Ok(buffer))),
                 Some(Err(e)) if e.errno() == Some(Errno::EAGAIN as i32) => Err(then),
@@ -392,7 +393,7 @@ fn identity(path: &Path) -> Result<Identity> {
     use std::os::unix::fs::MetadataExt;
     let file = open_image(path, Mode::ReadOnly)?;
     let meta = file.metadata().map_err(Error::io("examine", path))?;
-    let place = FilePlace::new(file, path)?;
+    let place = FileStorage::new(file, path)?;
     let virtual_size = match path.extension().and_then(|extension| extension.to_str()) {
         Some("vhd") => vhd::query(&place)?.virtual_size,
         Some("qcow2") => qcow2::Header::read(&place)?.virtual_size,
@@ -404,7 +405,7 @@ fn identity(path: &Path) -> Result<Identity> {
 fn open(source: &Source) -> Result<Box<dyn Served>> {
     let mode = if source.read_only { Mode::ReadOnly } else { Mode::ReadWrite };
     let place = |path: &Path, mode: Mode| -> Result<Arc<Patient>> {
-        Ok(Arc::new(Patient(FilePlace::new(open_image(path, mode)?, path)?)))
+        Ok(Arc::new(Patient(FileStorage::new(open_image(path, mode)?, path)?)))
     };
     let leaf = place(&source.path, mode)?;
     match source.format {
@@ -467,9 +468,9 @@ mod tests {
 
     fn image(path: &Path, parent: Option<&Path>) {
         let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
-        let place = FilePlace::new(file, path).unwrap();
+        let place = FileStorage::new(file, path).unwrap();
         let Some(parent) = parent else { return drop(vhd::create(&place, &vhd::NewImage::new(SIZE)).unwrap()) };
-        let info = vhd::query(&FilePlace::open(parent, Mode::ReadOnly).unwrap()).unwrap();
+        let info = vhd::query(&FileStorage::open(parent, Mode::ReadOnly).unwrap()).unwrap();
         let link = vhd::ParentLink {
             path: vhd::relative_path(path, parent).unwrap(),
             uuid: Some(info.uuid),
@@ -564,8 +565,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk = disk(dir.path());
         lose_lock(&disk);
-        let place: Arc<dyn vhd::Place> =
-            Arc::new(FilePlace::open(dir.path().join("leaf.vhd"), Mode::ReadWrite).unwrap());
+        let place: Arc<dyn vhd::Storage> =
+            Arc::new(FileStorage::open(dir.path().join("leaf.vhd"), Mode::ReadWrite).unwrap());
         vhd::resize(&place, 2 * SIZE).unwrap();
         disk.renew_uses();
         assert_eq!(disk.write(&[9; 4096], 0), Err(Errno::EIO));

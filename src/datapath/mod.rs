@@ -9,7 +9,7 @@
 mod control;
 mod disk;
 mod fuse;
-mod place;
+mod patient;
 mod pool;
 mod server;
 

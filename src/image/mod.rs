@@ -1,8 +1,8 @@
 //! On-disk layouts only: bytes in, bytes out, no policy.
 
 pub mod disk;
-pub mod place;
 pub mod qcow2;
+pub mod storage;
 pub mod vhd;
 
 /// Images in a chain at most; XCP makes 30.

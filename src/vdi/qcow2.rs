@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::place::FilePlace;
 use crate::image::qcow2::{self, Chain, Header, Image, Parent};
+use crate::image::storage::FileStorage;
 use crate::sys::durable::name_of;
 use crate::types::{Format, Mode, VdiUuid};
 use crate::vdi::cow::Cow;
@@ -30,13 +30,13 @@ pub static KIND: Kind = Kind {
         qcow2::create_child(&place(file, path)?, size, Some(&like), name, &Format::Qcow2.to_string())
     },
     query: |file, path| {
-        let image = FilePlace::new(file, path)?;
+        let image = FileStorage::new(file, path)?;
         let header = Header::read(&image)?;
         let parent = header.parent(&image)?.map(|name| parent(path, name)).transpose()?;
         Ok(Node { hidden: header.hidden, parent, ..Node::alone(header.virtual_size) })
     },
     named_parent: |file, path| {
-        let name = qcow2::named_parent(&FilePlace::new(file, path).ok()?)?;
+        let name = qcow2::named_parent(&FileStorage::new(file, path).ok()?)?;
         parent_of_name(&name)
     },
     disk: |file, place| Ok(Box::new(chain(&file, place, Mode::ReadOnly)?)),
@@ -52,7 +52,7 @@ pub static KIND: Kind = Kind {
         let (image, is) = (place(file, path)?, place(parent, &parent_place.path())?);
         let (header, path_of) = (Header::read(&image)?, parent_place.path());
         let (named, name) = (header.parent(&image)?.unwrap_or_default(), name_of(&path_of));
-        if named != name || (&image as &dyn qcow2::Place).is_same(&is)? {
+        if named != name || (&image as &dyn qcow2::Storage).is_same(&is)? {
             let what = format!("its parent is {named:?}, and {name:?} was taken for it");
             return Err(Error::Damaged { path: path.to_owned(), what });
         }
@@ -64,14 +64,14 @@ pub static KIND: Kind = Kind {
         qcow2::set_parent(&place(file, path)?, name_of(&name), &parent_place.format().to_string())
     },
     resize: |file, path, size| {
-        let place: Arc<dyn qcow2::Place> = Arc::new(place(&file, path)?);
+        let place: Arc<dyn qcow2::Storage> = Arc::new(place(&file, path)?);
         qcow2::resize(&place, size).map(drop)
     },
     open: |place| Cow::open(place, &KIND),
 };
 
-fn place(file: &File, path: &Path) -> Result<FilePlace> {
-    FilePlace::new(file.try_clone().map_err(Error::io("duplicate", path))?, path)
+fn place(file: &File, path: &Path) -> Result<FileStorage> {
+    FileStorage::new(file.try_clone().map_err(Error::io("duplicate", path))?, path)
 }
 
 /// The disk of an image, which is open in `mode`, and its parents, which are looked for in its SR.
@@ -86,7 +86,7 @@ fn chain(file: &File, at: &dyn Place, mode: Mode) -> Result<Chain> {
             let what = format!("its parent is {name:?}, and the SR has {:?}", name_of(&parent.path()));
             return Err(Error::Damaged { path: path.clone(), what });
         }
-        let image = Arc::new(FilePlace::new(parent.image(Mode::ReadOnly)?, parent.path())?);
+        let image = Arc::new(FileStorage::new(parent.image(Mode::ReadOnly)?, parent.path())?);
         // The name ends in the one or the other.
         Ok(if parent.format() == Format::Raw { Parent::Raw(image) } else { Parent::Qcow2(image) })
     })

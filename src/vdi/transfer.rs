@@ -12,8 +12,8 @@ use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, DiskWriter, PIECE, RawFile, pieces, stream};
-use crate::image::place::FilePlace;
 use crate::image::qcow2;
+use crate::image::storage::FileStorage;
 use crate::image::vhd::{self, Chain};
 use crate::sys::copy::Progress;
 use crate::sys::durable::NewFile;
@@ -219,7 +219,7 @@ impl Incoming {
             Format::Vhd if is_file => {
                 let (first, last) = from.ends()?;
                 from.refuse_other(&first, &last)?;
-                let place = Arc::new(FilePlace::new(from.reader()?, &from.name)?);
+                let place = Arc::new(FileStorage::new(from.reader()?, &from.name)?);
                 vhd::refuse_cut_off(&*place)?;
                 Incoming::whole(from, VhdDisk(Chain::open_single(place, Mode::ReadOnly)?))
             }
@@ -227,7 +227,7 @@ impl Incoming {
             Format::Qcow2 if is_file => {
                 let (first, last) = from.ends()?;
                 from.refuse_other(&first, &last)?;
-                let place = Arc::new(FilePlace::new(from.reader()?, &from.name)?);
+                let place = Arc::new(FileStorage::new(from.reader()?, &from.name)?);
                 Incoming::whole(from, qcow2::Chain::open_to_import(place)?)
             }
             Format::Qcow2 => Ok(Incoming::Qcow2Pipe(from.clone())),
@@ -369,11 +369,11 @@ pub fn writer(format: Format, file: File, path: &Path) -> Result<Box<dyn DiskWri
     match format {
         Format::Raw => Ok(Box::new(RawFile::new(file, path)?)),
         Format::Vhd => {
-            let place = Arc::new(FilePlace::new(file, path)?);
+            let place = Arc::new(FileStorage::new(file, path)?);
             Ok(Box::new(VhdDisk(Chain::open_single(place, Mode::ReadWrite)?)))
         }
         Format::Qcow2 => {
-            let place = Arc::new(FilePlace::new(file, path)?);
+            let place = Arc::new(FileStorage::new(file, path)?);
             Ok(Box::new(qcow2::Chain::open_single(place, Mode::ReadWrite)?))
         }
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::image::vhd::{self, Chain, FilePlace, Image, NewImage, ParentLink};
+use crate::image::vhd::{self, Chain, FileStorage, Image, NewImage, ParentLink};
 use crate::types::{Format, Mode, VdiUuid};
 use crate::vdi::cow::Cow;
 use crate::vdi::transfer::VhdDisk;
@@ -27,7 +27,7 @@ pub static KIND: Kind = Kind {
         vhd::create_child(&place(file, path)?, &NewImage::new(parent_info.virtual_size), &link).map(drop)
     },
     query: |file, path| {
-        let info = vhd::query_usable(&FilePlace::new(file, path)?)?;
+        let info = vhd::query_usable(&FileStorage::new(file, path)?)?;
         let parent = info.parent.as_ref().map(|link| parent(path, link)).transpose()?;
         Ok(Node {
             hidden: info.hidden,
@@ -38,7 +38,7 @@ pub static KIND: Kind = Kind {
         })
     },
     named_parent: |file, path| {
-        let name = vhd::named_parent(&FilePlace::new(file, path).ok()?)?;
+        let name = vhd::named_parent(&FileStorage::new(file, path).ok()?)?;
         parent_of_name(&name)
     },
     disk: |file, place| {
@@ -46,16 +46,17 @@ pub static KIND: Kind = Kind {
         let tree = place.tree()?;
         let chain = Chain::open(Arc::new(self::place(&file, &path)?), Mode::ReadOnly, |link| {
             let parent = tree.sibling(parent(&path, link)?)?;
-            let image: Arc<dyn vhd::Place> = Arc::new(FilePlace::new(parent.image(Mode::ReadOnly)?, parent.path())?);
+            let image: Arc<dyn vhd::Storage> =
+                Arc::new(FileStorage::new(parent.image(Mode::ReadOnly)?, parent.path())?);
             Ok(vhd_parent(parent.format(), image))
         })?;
         Ok(Box::new(VhdDisk(chain)))
     },
     set_hidden: |file, path, hidden| vhd::set_hidden(&place(file, path)?, hidden).map(drop),
     coalesce: |child, path, parent, parent_place, progress| {
-        let child: Arc<dyn vhd::Place> = Arc::new(place(&child, path)?);
+        let child: Arc<dyn vhd::Storage> = Arc::new(place(&child, path)?);
         let child = Image::open(child, Mode::ReadOnly)?;
-        let target: Arc<dyn vhd::Place> = Arc::new(place(&parent, &parent_place.path())?);
+        let target: Arc<dyn vhd::Storage> = Arc::new(place(&parent, &parent_place.path())?);
         // Several threads tell how far they are, and `progress` wants one.
         let blocks = AtomicU64::new(0);
         let step = |done: u64, _: u64| {
@@ -88,17 +89,17 @@ pub static KIND: Kind = Kind {
         vhd::set_parent(&place(file, path)?, &link(path, &parent_place.path(), uuid)?).map(drop)
     },
     resize: |file, path, size| {
-        let place: Arc<dyn vhd::Place> = Arc::new(place(&file, path)?);
+        let place: Arc<dyn vhd::Storage> = Arc::new(place(&file, path)?);
         vhd::resize(&place, size).map(drop)
     },
     open: |place| Cow::open(place, &KIND),
 };
 
-fn place(file: &File, path: &Path) -> Result<FilePlace> {
-    FilePlace::new(file.try_clone().map_err(Error::io("duplicate", path))?, path)
+fn place(file: &File, path: &Path) -> Result<FileStorage> {
+    FileStorage::new(file.try_clone().map_err(Error::io("duplicate", path))?, path)
 }
 
-fn vhd_parent(format: Format, image: Arc<dyn vhd::Place>) -> vhd::Parent {
+fn vhd_parent(format: Format, image: Arc<dyn vhd::Storage>) -> vhd::Parent {
     if format == Format::Raw { vhd::Parent::Raw(image) } else { vhd::Parent::Vhd(image) }
 }
 

@@ -4,13 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use xcp_sm::image::disk::Served;
-use xcp_sm::image::place::FilePlace;
+use xcp_sm::image::storage::FileStorage;
 use xcp_sm::image::{qcow2, vhd};
 use xcp_sm::types::Mode;
 
 /// `None`: there is no such VHD or qcow2.
 pub fn open(sr: &Path, vdi: &str, mode: Mode) -> Option<Box<dyn Served>> {
-    let place = |name: &str, mode| Arc::new(FilePlace::open(sr.join(name), mode).unwrap());
+    let place = |name: &str, mode| Arc::new(FileStorage::open(sr.join(name), mode).unwrap());
     let below = |name: &str| place(name, Mode::ReadOnly);
     let leaf =
         ["vhd", "qcow2"].map(|format| format!("{vdi}.{format}")).into_iter().find(|name| sr.join(name).exists())?;

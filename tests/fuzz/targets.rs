@@ -20,7 +20,7 @@ use std::{env, fs};
 
 use xcp_sm::door::{sexp, xmlrpc};
 use xcp_sm::image::vhd::{self, NewImage, ParentLink};
-use xcp_sm::image::{place::Place, qcow2};
+use xcp_sm::image::{qcow2, storage::Storage};
 use xcp_sm::sr::{DRIVERS, file};
 use xcp_sm::sys::lvm;
 use xcp_sm::types::{DeviceConfig, Mode};
@@ -185,7 +185,7 @@ pub fn memory() -> PathBuf {
     Some(PathBuf::from("/dev/shm")).filter(|dir| dir.is_dir()).unwrap_or_else(env::temp_dir)
 }
 
-fn bytes_of(place: &dyn Place) -> Vec<u8> {
+fn bytes_of(place: &dyn Storage) -> Vec<u8> {
     let mut all = vec![0; place.size().unwrap() as usize];
     for (i, part) in all.chunks_mut(1 << 20).enumerate() {
         place.read_at(part, (i as u64) << 20).unwrap();
@@ -258,7 +258,7 @@ fn vhd_seeds() -> Vec<Vec<u8>> {
 // ==== qcow2
 
 /// A table of a qcow2 has 32 MiB at most.
-fn small(bytes: &[u8]) -> Arc<dyn Place> {
+fn small(bytes: &[u8]) -> Arc<dyn Storage> {
     hostile::read_by(bytes, 32 << 20)
 }
 

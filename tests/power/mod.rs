@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
-use xcp_sm::image::place::Place;
+use xcp_sm::image::storage::Storage;
 
 pub const SECTOR: u64 = 512;
 pub type Sector = [u8; 512];
@@ -87,7 +87,7 @@ impl Op {
     }
 }
 
-/// A [`Place`] that remembers what was done to it.
+/// A [`Storage`] that remembers what was done to it.
 #[derive(Debug)]
 pub struct Recorder(Mutex<(Disk, Vec<Op>)>);
 
@@ -111,7 +111,7 @@ impl Recorder {
     }
 }
 
-impl Place for Recorder {
+impl Storage for Recorder {
     fn path(&self) -> &Path {
         Path::new("recorded")
     }
@@ -171,7 +171,7 @@ impl Place for Recorder {
     }
 }
 
-/// A [`Place`] over a recorded one whose operations fail when they are told to.
+/// A [`Storage`] over a recorded one whose operations fail when they are told to.
 #[derive(Debug)]
 pub struct Faulty {
     pub disk: Arc<Recorder>,
@@ -203,7 +203,7 @@ impl Faulty {
     }
 }
 
-impl Place for Faulty {
+impl Storage for Faulty {
     fn path(&self) -> &Path {
         self.disk.path()
     }

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use xcp_sm::image::vhd::{self, Chain, CheckOptions, Image, NewImage, Parent, ParentLink, Place, Target};
+use xcp_sm::image::vhd::{self, Chain, CheckOptions, Image, NewImage, Parent, ParentLink, Storage, Target};
 use xcp_sm::types::Mode;
 
 /// A file in memory that has no room beyond 24 MiB, and is read in parts of no more than so many bytes.
@@ -15,16 +15,16 @@ struct Small(Mutex<Vec<u8>>, usize);
 
 const ROOM: u64 = 24 << 20;
 
-pub fn small(bytes: &[u8]) -> Arc<dyn Place> {
+pub fn small(bytes: &[u8]) -> Arc<dyn Storage> {
     read_by(bytes, 8 << 20)
 }
 
 /// The same, read in parts of no more than `most` bytes.
-pub fn read_by(bytes: &[u8], most: usize) -> Arc<dyn Place> {
+pub fn read_by(bytes: &[u8], most: usize) -> Arc<dyn Storage> {
     Arc::new(Small(Mutex::new(bytes.to_vec()), most))
 }
 
-impl Place for Small {
+impl Storage for Small {
     fn path(&self) -> &Path {
         Path::new("hostile.vhd")
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tempfile::TempDir;
-use xcp_sm::image::vhd::{self, Chain, FilePlace, NewImage, Parent, ParentLink};
+use xcp_sm::image::vhd::{self, Chain, FileStorage, NewImage, Parent, ParentLink};
 use xcp_sm::types::Mode;
 
 pub const MIB: u64 = 1 << 20;
@@ -25,19 +25,19 @@ impl Dir {
     }
 }
 
-pub fn place(path: &Path) -> Arc<FilePlace> {
-    Arc::new(FilePlace::open(path, Mode::ReadWrite).unwrap())
+pub fn place(path: &Path) -> Arc<FileStorage> {
+    Arc::new(FileStorage::open(path, Mode::ReadWrite).unwrap())
 }
 
-pub fn fresh(path: &Path) -> Arc<FilePlace> {
+pub fn fresh(path: &Path) -> Arc<FileStorage> {
     let file = File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
-    Arc::new(FilePlace::new(file, path).unwrap())
+    Arc::new(FileStorage::new(file, path).unwrap())
 }
 
 pub fn open(path: &Path, mode: Mode) -> Chain {
     let dir = path.parent().unwrap().to_owned();
     Chain::open(place(path), mode, |link| {
-        let found = Arc::new(FilePlace::open(dir.join(link.file_name().unwrap()), Mode::ReadOnly)?);
+        let found = Arc::new(FileStorage::open(dir.join(link.file_name().unwrap()), Mode::ReadOnly)?);
         Ok(if link.uuid.is_some() { Parent::Vhd(found) } else { Parent::Raw(found) })
     })
     .unwrap()

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::image::{Image, What};
-use super::{Place, SECTOR};
+use super::{SECTOR, Storage};
 use crate::error::{Error, Result};
 use crate::image::MAX_DEPTH;
 use crate::image::disk::{Disk, DiskWriter, Served};
@@ -13,9 +13,9 @@ use crate::types::Mode;
 /// What a caller's resolver says a parent is.
 #[derive(Debug)]
 pub enum Parent {
-    Qcow2(Arc<dyn Place>),
+    Qcow2(Arc<dyn Storage>),
     /// Bytes as they are.
-    Raw(Arc<dyn Place>),
+    Raw(Arc<dyn Storage>),
 }
 
 impl Parent {
@@ -39,7 +39,7 @@ pub struct Chain {
 enum Layer {
     Image(Box<Image>),
     /// Of so many bytes.
-    Raw(Arc<dyn Place>, u64),
+    Raw(Arc<dyn Storage>, u64),
 }
 
 impl Layer {
@@ -61,7 +61,7 @@ impl Layer {
         }
     }
 
-    fn place(&self) -> &dyn Place {
+    fn place(&self) -> &dyn Storage {
         match self {
             Layer::Image(image) => &**image.place(),
             Layer::Raw(place, _) => &**place,
@@ -120,7 +120,7 @@ impl Chain {
     ///
     /// # Errors
     /// As [`Chain::open`]; [`Error::Unsupported`] for one that has.
-    pub fn open_single(place: Arc<dyn Place>, mode: Mode) -> Result<Self> {
+    pub fn open_single(place: Arc<dyn Storage>, mode: Mode) -> Result<Self> {
         Self::open(Parent::Qcow2(place), mode, |name| {
             Err(Error::Unsupported {
                 op: "opening a qcow2 alone",
@@ -133,7 +133,7 @@ impl Chain {
     ///
     /// # Errors
     /// As [`Chain::open_single`] and [`Image::refuse_overlaps`].
-    pub fn open_to_import(place: Arc<dyn Place>) -> Result<Self> {
+    pub fn open_to_import(place: Arc<dyn Storage>) -> Result<Self> {
         let chain = Self::open_single(place, Mode::ReadOnly)?;
         match &chain.layers[0] {
             Layer::Image(image) => image.refuse_overlaps()?,

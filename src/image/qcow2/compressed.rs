@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::Place;
+use super::Storage;
 use super::header::Compression;
 use super::image::{COMPRESSED, COPIED};
 use crate::error::Result;
@@ -40,7 +40,7 @@ impl Compressed {
     ///
     /// # Errors
     /// [`Error::Damaged`](crate::Error::Damaged) if it is not so many; [`Error::Io`](crate::Error::Io).
-    pub fn unpack(&self, place: &dyn Place, cluster: u64, compression: Compression) -> Result<Vec<u8>> {
+    pub fn unpack(&self, place: &dyn Storage, cluster: u64, compression: Compression) -> Result<Vec<u8>> {
         let mut packed = vec![0; self.len as usize];
         place.get(&mut packed, self.offset)?;
         let mut bytes = vec![0; cluster as usize];

@@ -10,7 +10,7 @@
 //! Only what is not zero is written into a file. It has no name yet: a crash leaves nothing.
 
 use super::header::Header;
-use super::{CLUSTER_BITS, Place, REFCOUNT_ORDER, SECTOR};
+use super::{CLUSTER_BITS, REFCOUNT_ORDER, SECTOR, Storage};
 use crate::error::{Error, Result};
 
 const TABLE_CLUSTERS: u64 = 2;
@@ -47,14 +47,14 @@ impl Header {
 ///
 /// # Errors
 /// [`Error::Invalid`] for a size that is not a whole number of sectors; [`Error::Io`].
-pub fn create(place: &dyn Place, virtual_size: u64) -> Result<()> {
+pub fn create(place: &dyn Storage, virtual_size: u64) -> Result<()> {
     write(place, &Header::new(CLUSTER_BITS, checked(virtual_size)?))
 }
 
 /// The same with a parent: the file `backing` in the same directory, of the format `format`. `like` is the parent's
 /// header if it is a qcow2; the child gets its size of clusters, so that coalescing copies whole ones.
 pub fn create_child(
-    place: &dyn Place,
+    place: &dyn Storage,
     virtual_size: u64,
     like: Option<&Header>,
     backing: &str,
@@ -79,7 +79,7 @@ fn checked(size: u64) -> Result<u64> {
     })
 }
 
-fn write(place: &dyn Place, header: &Header) -> Result<()> {
+fn write(place: &dyn Storage, header: &Header) -> Result<()> {
     let cluster = header.cluster();
     let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(cluster);
     let used = 2 + TABLE_CLUSTERS + l1_clusters;

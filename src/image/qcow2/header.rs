@@ -11,7 +11,7 @@
 
 use std::path::Path;
 
-use super::{MAX_CLUSTER_BITS, MAX_REFCOUNT_TABLE, MAX_TABLE, MIN_CLUSTER_BITS, Place, SECTOR, be32, be64};
+use super::{MAX_CLUSTER_BITS, MAX_REFCOUNT_TABLE, MAX_TABLE, MIN_CLUSTER_BITS, SECTOR, Storage, be32, be64};
 use crate::error::{Error, Result};
 
 const MAGIC: u32 = 0x5146_49fb;
@@ -104,7 +104,7 @@ impl Header {
     /// # Errors
     /// [`Error::Damaged`] for what can't be, and for an image that its writer marked as corrupt;
     /// [`Error::Unsupported`] for encryption, external data files and features that came later; [`Error::Io`].
-    pub fn read(place: &dyn Place) -> Result<Header> {
+    pub fn read(place: &dyn Storage) -> Result<Header> {
         let mut bytes = vec![0; FIRST_READ];
         place.get(&mut bytes, 0)?;
         let mut parsed = Header::parse(&bytes);
@@ -262,7 +262,7 @@ impl Header {
     ///
     /// # Errors
     /// [`Error::Damaged`] if its last writer did not finish; [`Error::Unsupported`] for internal snapshots.
-    pub fn refuse_unwritable(&self, place: &dyn Place) -> Result<()> {
+    pub fn refuse_unwritable(&self, place: &dyn Storage) -> Result<()> {
         if self.incompatible & DIRTY != 0 {
             return Err(place.damaged(
                 "its last writer did not finish, so its reference counts may be wrong; qemu-img check -r all mends it",
@@ -286,7 +286,7 @@ impl Header {
     /// # Errors
     /// [`Error::Damaged`] for what is no path of a file: a URL, a description in JSON; [`Error::Unsupported`] for a parent
     /// that is neither raw nor qcow2.
-    pub fn parent(&self, place: &dyn Place) -> Result<Option<&str>> {
+    pub fn parent(&self, place: &dyn Storage) -> Result<Option<&str>> {
         let Some(said) = &self.backing else { return Ok(None) };
         match self.backing_format.as_deref() {
             None | Some("qcow2" | "raw") => {}
@@ -314,7 +314,7 @@ impl Header {
     ///
     /// # Errors
     /// [`Error::Damaged`].
-    pub fn refuse_parent(&self, place: &dyn Place, name: &str, format: &str) -> Result<()> {
+    pub fn refuse_parent(&self, place: &dyn Storage, name: &str, format: &str) -> Result<()> {
         match self.backing_format.as_deref() {
             Some(said) if said != format => {
                 Err(place.damaged(format!("it says that its parent {name:?} is {said}, and that is {format}")))
@@ -402,7 +402,7 @@ impl Header {
     }
 
     /// Replaces the header on disk, in one step and durably. What was written before is durable first.
-    pub(crate) fn put(&self, place: &dyn Place) -> Result<()> {
+    pub(crate) fn put(&self, place: &dyn Storage) -> Result<()> {
         let sector = self.to_sector(place.path())?;
         place.flush()?;
         place.put(&sector, 0)?;
@@ -411,7 +411,7 @@ impl Header {
 
     /// Replaces fields of the header on disk by others of the same length, in one step. All else stays, also of a header
     /// of another program that would not fit a sector. Does not sync.
-    pub(crate) fn patch(place: &dyn Place, fields: &[(usize, &[u8])]) -> Result<()> {
+    pub(crate) fn patch(place: &dyn Storage, fields: &[(usize, &[u8])]) -> Result<()> {
         let mut sector = [0; SECTOR as usize];
         place.get_exact(&mut sector, 0, "the header")?;
         for (at, field) in fields {
@@ -424,7 +424,7 @@ impl Header {
 /// The name of the file that an image names as its parent, without directories, of an image that [`Header::read`] refuses
 /// too: only the magic number, the place of the name and the name itself have to be there. A file without them is the
 /// child of nothing.
-pub fn named_parent(place: &dyn Place) -> Option<String> {
+pub fn named_parent(place: &dyn Storage) -> Option<String> {
     let mut bytes = vec![0; FIRST_READ];
     let read = place.read_at(&mut bytes, 0).ok()?;
     if read < V2 || be32(&bytes, 0) != MAGIC {
@@ -452,13 +452,13 @@ pub(crate) mod field {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::place::FilePlace;
+    use crate::image::storage::FileStorage;
     use std::os::unix::fs::FileExt;
 
-    fn place(bytes: &[u8]) -> FilePlace {
+    fn place(bytes: &[u8]) -> FileStorage {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(bytes, 0).unwrap();
-        FilePlace::new(file, "x").unwrap()
+        FileStorage::new(file, "x").unwrap()
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::compressed::Compressed;
 use super::header::{Header, field};
 use super::refcounts::Refcounts;
-use super::{Place, read_table};
+use super::{Storage, read_table};
 use crate::error::{Error, Result};
 use crate::types::{Mode, Size};
 
@@ -43,7 +43,7 @@ const DIRTY_LIMIT: usize = 16 << 20;
 /// An opened image; see the module.
 #[derive(Debug)]
 pub struct Image {
-    place: Arc<dyn Place>,
+    place: Arc<dyn Storage>,
     mode: Mode,
     header: Header,
     /// Where each L2 table is, with [`COPIED`] if nothing else leads there; 0: there is none.
@@ -91,7 +91,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub fn read(place: &dyn Place, offset: u64, entries: usize, is_extended: bool) -> Result<Table> {
+    pub fn read(place: &dyn Storage, offset: u64, entries: usize, is_extended: bool) -> Result<Table> {
         let words = read_table(place, offset, if is_extended { 2 * entries } else { entries }, "an L2 table")?;
         let (entries, maps) = match is_extended {
             false => (words.into(), Box::default()),
@@ -161,7 +161,7 @@ impl Image {
     ///
     /// # Errors
     /// [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
-    pub fn open(place: Arc<dyn Place>, mode: Mode) -> Result<Self> {
+    pub fn open(place: Arc<dyn Storage>, mode: Mode) -> Result<Self> {
         let p = &*place;
         let mut header = Header::read(p)?;
         if mode == Mode::ReadWrite {
@@ -226,7 +226,7 @@ impl Image {
         self.header.virtual_size
     }
 
-    pub fn place(&self) -> &Arc<dyn Place> {
+    pub fn place(&self) -> &Arc<dyn Storage> {
         &self.place
     }
 

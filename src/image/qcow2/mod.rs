@@ -1,6 +1,6 @@
 //! The qcow2 image format: create, query, read, write, and change; for disks beyond what a VHD holds.
 //!
-//! Offsets and sizes are bytes. Nothing here knows an SR: the caller opens files or devices as a [`Place`], decides
+//! Offsets and sizes are bytes. Nothing here knows an SR: the caller opens files or devices as a [`Storage`], decides
 //! which file a parent is (no name in a header is ever opened here), holds the locks, and makes new files under a
 //! name that nobody looks at until they are whole. Numbers in the format are big endian.
 //!
@@ -55,7 +55,7 @@ mod refcounts;
 mod resize;
 mod stream;
 
-pub use super::place::{FilePlace, Place};
+pub use super::storage::{FileStorage, Storage};
 use super::{be32, be64};
 pub use chain::{Chain, Parent};
 pub use coalesce::coalesce;
@@ -88,7 +88,7 @@ const MAX_REFCOUNT_TABLE: u64 = 8 << 20;
 pub const MAX_SIZE: u64 = 17_589_500_641_280;
 
 /// Marks an image as there for its children only, or no longer so; durably, by one write of one sector.
-pub fn set_hidden(place: &dyn Place, hidden: bool) -> Result<()> {
+pub fn set_hidden(place: &dyn Storage, hidden: bool) -> Result<()> {
     let mut header = Header::read(place)?;
     header.hidden = hidden;
     header.put(place)
@@ -96,7 +96,7 @@ pub fn set_hidden(place: &dyn Place, hidden: bool) -> Result<()> {
 
 /// Names another file of the same directory as the parent; durably, by one write of one sector. It must hold what
 /// the present parent shows.
-pub fn set_parent(place: &dyn Place, backing: &str, format: &str) -> Result<()> {
+pub fn set_parent(place: &dyn Storage, backing: &str, format: &str) -> Result<()> {
     let mut header = Header::read(place)?;
     header.backing = Some(backing.to_owned());
     header.backing_format = Some(format.to_owned());
@@ -104,7 +104,7 @@ pub fn set_parent(place: &dyn Place, backing: &str, format: &str) -> Result<()> 
 }
 
 /// A table of entries of 8 bytes, read. Memory is taken for what the place has, not for what a header says.
-fn read_table(place: &dyn Place, offset: u64, entries: usize, what: &str) -> Result<Vec<u64>> {
+fn read_table(place: &dyn Storage, offset: u64, entries: usize, what: &str) -> Result<Vec<u64>> {
     const PIECE: usize = 1 << 20;
     let mut table = Vec::new();
     let mut bytes = vec![0; PIECE.min(entries * 8)];

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::header::{Header, field};
-use super::{MAX_REFCOUNT_TABLE, Place, read_table, table_bytes};
+use super::{MAX_REFCOUNT_TABLE, Storage, read_table, table_bytes};
 use crate::error::Result;
 
 /// Bits of an entry of the table of reference counts that are an offset.
@@ -33,7 +33,7 @@ pub(crate) struct Refcounts {
 }
 
 impl Refcounts {
-    pub fn open(place: &dyn Place, header: &Header) -> Result<Refcounts> {
+    pub fn open(place: &dyn Storage, header: &Header) -> Result<Refcounts> {
         let bits = header.cluster_bits;
         let entries = (header.refcounts_clusters as usize) << bits >> 3;
         let blocks = read_table(place, header.refcounts_offset, entries, "the table of reference counts")?;
@@ -89,7 +89,7 @@ impl Refcounts {
     /// nothing leads to what is new yet. After a failure it can be called again.
     pub fn count(
         &mut self,
-        place: &dyn Place,
+        place: &dyn Storage,
         end: &dyn Fn() -> u64,
         allocate: &dyn Fn(u64) -> Result<u64>,
     ) -> Result<u64> {
@@ -141,7 +141,7 @@ impl Refcounts {
         Ok(())
     }
 
-    fn put_ones(&self, place: &dyn Place, block: usize, ones: Range<u64>) -> Result<()> {
+    fn put_ones(&self, place: &dyn Storage, block: usize, ones: Range<u64>) -> Result<()> {
         // A new block is written whole: a device holds anything.
         let is_fresh = self.fresh.contains(&block);
         let span = if is_fresh { 0..self.per_block() } else { ones.clone() };
@@ -160,7 +160,7 @@ impl Refcounts {
 
     /// After a sync: leads to new blocks from their table, or to a new table from the header. Whether another sync has to
     /// follow before anything refers to what they count.
-    pub fn publish(&mut self, place: &dyn Place) -> Result<bool> {
+    pub fn publish(&mut self, place: &dyn Storage) -> Result<bool> {
         if !self.outgrown.is_empty() {
             let clusters = self.table(self.at, self.blocks.len());
             let clusters = (clusters.end - clusters.start) as u32;
@@ -186,7 +186,7 @@ impl Refcounts {
 
     /// Counts each cluster down by one: on disk, something leads to it no more. Answers those that nothing leads to now.
     /// Does not sync: what a crash forgets is counted in vain.
-    pub fn release(&mut self, place: &dyn Place, mut clusters: Vec<u64>) -> Result<Vec<u64>> {
+    pub fn release(&mut self, place: &dyn Storage, mut clusters: Vec<u64>) -> Result<Vec<u64>> {
         clusters.sort_unstable();
         let (per_block, order) = (self.per_block(), self.order);
         let mut unused = Vec::new();

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::header::{Header, field};
-use super::{Image, Place};
+use super::{Image, Storage};
 use crate::error::{Error, Result};
 use crate::types::{Done, Mode};
 
@@ -17,7 +17,7 @@ use crate::types::{Done, Mode};
 /// # Errors
 /// [`Error::Invalid`] for a size that is smaller than the present one or not a multiple of 512;
 /// [`Error::TooBig`]; those of [`Image::open`].
-pub fn resize(place: &Arc<dyn Place>, size: u64) -> Result<Done> {
+pub fn resize(place: &Arc<dyn Storage>, size: u64) -> Result<Done> {
     let image = Image::open(place.clone(), Mode::ReadWrite)?;
     let now = image.virtual_size();
     if size < now || !size.is_multiple_of(super::SECTOR) {

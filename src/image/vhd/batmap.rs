@@ -3,7 +3,7 @@
 //! images of the creator `tap` 1.2 and later have it.
 
 use super::header::Header;
-use super::{BLOCK, Place, SECTOR, be32, be64, byte_sum, put32, put64};
+use super::{BLOCK, SECTOR, Storage, be32, be64, byte_sum, put32, put64};
 use crate::error::Result;
 
 pub const COOKIE: &[u8; 8] = b"tdbatmap";
@@ -88,7 +88,7 @@ impl BatmapHeader {
 
     /// Reads the map, `None` if its checksum is wrong (a crash between map and header, or `vhd-util set -f
     /// marker`, which zeroes a part): no block is then known to be full.
-    pub(crate) fn read_map(&self, place: &dyn Place, size: u64) -> Result<Option<Vec<u8>>> {
+    pub(crate) fn read_map(&self, place: &dyn Storage, size: u64) -> Result<Option<Vec<u8>>> {
         let len = map_bytes(size);
         if len as u64 > u64::from(self.sectors()) * SECTOR {
             return Ok(None);

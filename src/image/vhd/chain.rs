@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::image::{Image, Lookup};
 use super::query::{Info, Meta, ParentInfo, query};
-use super::{BLOCK, Kind, Place, SECTOR};
+use super::{BLOCK, Kind, SECTOR, Storage};
 use crate::error::{Error, Result};
 use crate::image::MAX_DEPTH;
 use crate::image::disk::Served;
@@ -18,9 +18,9 @@ use crate::types::Mode;
 #[derive(Debug)]
 pub enum Parent {
     /// A VHD, whose UUID must be the one the child names.
-    Vhd(Arc<dyn Place>),
+    Vhd(Arc<dyn Storage>),
     /// Bytes as they are.
-    Raw(Arc<dyn Place>),
+    Raw(Arc<dyn Storage>),
 }
 
 /// A leaf and its ancestors. Offsets and lengths are bytes and multiples of 512. Any number of threads may use it.
@@ -34,7 +34,7 @@ pub struct Chain {
 enum Layer {
     Sparse(Box<Image>),
     /// A raw image, or the data of a fixed one, of so many bytes.
-    Flat(Arc<dyn Place>, u64),
+    Flat(Arc<dyn Storage>, u64),
 }
 
 impl Layer {
@@ -45,7 +45,7 @@ impl Layer {
         }
     }
 
-    fn place(&self) -> &dyn Place {
+    fn place(&self) -> &dyn Storage {
         match self {
             Layer::Sparse(image) => &**image.place(),
             Layer::Flat(place, _) => &**place,
@@ -70,13 +70,13 @@ impl Chain {
     /// Those of `resolve` and [`Image::open`]; [`Error::Damaged`] if a parent is not the image that its child
     /// names, or the chain meets itself or is longer than [`MAX_DEPTH`].
     pub fn open(
-        leaf: Arc<dyn Place>,
+        leaf: Arc<dyn Storage>,
         mode: Mode,
         mut resolve: impl FnMut(&ParentInfo) -> Result<Parent>,
     ) -> Result<Self> {
         let mut layers: Vec<Layer> = Vec::new();
         let mut seen: Vec<Uuid> = Vec::new();
-        let mut child: Option<(Arc<dyn Place>, Info)> = None;
+        let mut child: Option<(Arc<dyn Storage>, Info)> = None;
         let mut next = Some(Parent::Vhd(leaf));
         let mut mode = mode;
         while let Some(found) = next.take() {
@@ -124,7 +124,7 @@ impl Chain {
     ///
     /// # Errors
     /// As [`Chain::open`]; [`Error::Unsupported`] for a differencing image.
-    pub fn open_single(place: Arc<dyn Place>, mode: Mode) -> Result<Self> {
+    pub fn open_single(place: Arc<dyn Storage>, mode: Mode) -> Result<Self> {
         Self::open(place, mode, |link| {
             Err(Error::Unsupported { op: "opening a VHD alone", why: format!("its parent is {:?}", link.name) })
         })
@@ -373,7 +373,7 @@ impl Chain {
 ///
 /// # Errors
 /// [`Error::Damaged`] if its footer says more than there is.
-pub(super) fn fixed_size(place: &dyn Place, info: &Info) -> Result<u64> {
+pub(super) fn fixed_size(place: &dyn Storage, info: &Info) -> Result<u64> {
     match place.len()?.saturating_sub(SECTOR - 1) {
         room if info.virtual_size > room => Err(place.damaged("it is shorter than its virtual size")),
         _ => Ok(info.virtual_size),
@@ -389,7 +389,7 @@ pub(super) fn fixed_size(place: &dyn Place, info: &Info) -> Result<u64> {
 /// # Errors
 /// [`Error::Damaged`] if the UUID is another one, a raw file was found for a VHD or a VHD for a raw file, the child is
 /// its own parent, or it has none; [`Error::Io`].
-pub fn check_parent(child: &dyn Place, parent: &Parent) -> Result<()> {
+pub fn check_parent(child: &dyn Storage, parent: &Parent) -> Result<()> {
     let info = query(child)?;
     match parent {
         Parent::Vhd(place) => check_link(child, &info, &**place, Some(&query(&**place)?)),
@@ -398,7 +398,7 @@ pub fn check_parent(child: &dyn Place, parent: &Parent) -> Result<()> {
 }
 
 /// [`check_parent`] of images whose headers were read: `is` is what a parent that is a VHD says of itself.
-pub(super) fn check_link(child: &dyn Place, info: &Info, parent: &dyn Place, is: Option<&Info>) -> Result<()> {
+pub(super) fn check_link(child: &dyn Storage, info: &Info, parent: &dyn Storage, is: Option<&Info>) -> Result<()> {
     let Some(link) = &info.parent else {
         return Err(child.damaged(format!("it names no parent, and {} was taken for it", parent.path().display())));
     };
@@ -447,7 +447,7 @@ impl Served for Chain {
 }
 
 /// Data and holes of a raw file, by whole sectors.
-fn flat_runs(place: &dyn Place, size: u64, range: Range<u64>, out: &mut Vec<(u64, bool)>) -> Result<()> {
+fn flat_runs(place: &dyn Storage, size: u64, range: Range<u64>, out: &mut Vec<(u64, bool)>) -> Result<()> {
     let mut at = range.start;
     let end = range.end.min(size);
     while at < range.end {

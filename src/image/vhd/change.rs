@@ -7,7 +7,7 @@ use super::create::ParentLink;
 use super::image::{Image, read_batmap_header};
 use super::locator::Encoded;
 use super::query::{Meta, last_footer, last_footer_range};
-use super::{Kind, Place, SECTOR};
+use super::{Kind, SECTOR, Storage};
 use crate::error::{Error, Result};
 use crate::types::{Done, Mode};
 
@@ -23,7 +23,7 @@ use crate::types::{Done, Mode};
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Damaged`].
-pub fn set_hidden(place: &dyn Place, hidden: bool) -> Result<Done> {
+pub fn set_hidden(place: &dyn Storage, hidden: bool) -> Result<Done> {
     let meta = Meta::read(place)?;
     let size = place.len()?;
     let last = last_footer(place)?.filter(|f| f.uuid() == meta.footer.uuid() && Some(meta.kind) == f.kind());
@@ -53,7 +53,7 @@ pub fn set_hidden(place: &dyn Place, hidden: bool) -> Result<Done> {
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Damaged`].
-pub fn marker(place: &dyn Place) -> Result<Option<u8>> {
+pub fn marker(place: &dyn Storage) -> Result<Option<u8>> {
     let meta = Meta::read(place)?;
     let Some(header) = &meta.header else { return Ok(None) };
     Ok(read_batmap_header(place, &meta.footer, header)?.map(|b| b.marker()))
@@ -63,7 +63,7 @@ pub fn marker(place: &dyn Place) -> Result<Option<u8>> {
 ///
 /// # Errors
 /// As [`marker`], and [`Error::Unsupported`] if there is no batmap.
-pub fn set_marker(place: &dyn Place, value: u8) -> Result<()> {
+pub fn set_marker(place: &dyn Storage, value: u8) -> Result<()> {
     let meta = Meta::read(place)?;
     let header = meta.header(place)?;
     let mut batmap = read_batmap_header(place, &meta.footer, header)?
@@ -88,7 +88,7 @@ pub fn set_marker(place: &dyn Place, value: u8) -> Result<()> {
 /// [`Error::Invalid`] if the path cannot be stored, or does not fit the space that the image has for it;
 /// [`Error::Unsupported`] if it is not a differencing image; [`Error::Damaged`], also if it would be its own parent;
 /// [`Error::Io`].
-pub fn set_parent(place: &dyn Place, parent: &ParentLink) -> Result<Done> {
+pub fn set_parent(place: &dyn Storage, parent: &ParentLink) -> Result<Done> {
     let meta = Meta::read(place)?;
     if meta.kind != Kind::Differencing {
         return Err(Error::Unsupported {
@@ -144,7 +144,7 @@ pub fn set_parent(place: &dyn Place, parent: &ParentLink) -> Result<Done> {
 /// # Errors
 /// [`Error::Invalid`] if the image needs more bytes ([`Image::physical_size`]) or the device has less; those of
 /// [`Image::open`].
-pub fn set_physical_size(place: &Arc<dyn Place>, bytes: u64) -> Result<()> {
+pub fn set_physical_size(place: &Arc<dyn Storage>, bytes: u64) -> Result<()> {
     let image = Image::open(place.clone(), Mode::ReadOnly)?;
     let size = place.len()?;
     if !bytes.is_multiple_of(SECTOR) || bytes < image.physical_size() || (place.is_device() && bytes > size) {

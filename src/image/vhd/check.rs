@@ -9,7 +9,7 @@ use super::bitmap::Bitmap;
 use super::footer::{CREATOR, CREATOR_VERSION, Footer, Kind, NO_OFFSET, now};
 use super::image::{Image, data_offset};
 use super::query::{Info, Meta, last_footer};
-use super::{BLOCK, Place, SECTOR, SECTORS};
+use super::{BLOCK, SECTOR, SECTORS, Storage};
 use crate::error::Result;
 use crate::types::Mode;
 
@@ -37,7 +37,7 @@ const CLOCK_SKEW: u32 = 1800;
 ///
 /// # Errors
 /// [`Error::Io`](crate::Error::Io) alone: what is wrong with the image is in the list.
-pub fn check(place: &Arc<dyn Place>, options: CheckOptions) -> Result<Vec<String>> {
+pub fn check(place: &Arc<dyn Storage>, options: CheckOptions) -> Result<Vec<String>> {
     let mut found = Vec::new();
     match look(place, options, &mut found) {
         Ok(()) => Ok(found),
@@ -53,7 +53,7 @@ pub fn check(place: &Arc<dyn Place>, options: CheckOptions) -> Result<Vec<String
     }
 }
 
-fn look(place: &Arc<dyn Place>, options: CheckOptions, found: &mut Vec<String>) -> Result<()> {
+fn look(place: &Arc<dyn Storage>, options: CheckOptions, found: &mut Vec<String>) -> Result<()> {
     let p = &**place;
     let meta = Meta::read(p)?;
     let mut say = |wrong: bool, what: &str| {
@@ -169,7 +169,7 @@ fn tables(image: &Image, options: CheckOptions, found: &mut Vec<String>) -> Resu
 /// # Errors
 /// [`Error::Damaged`](crate::Error::Damaged) if there is no valid footer or header, or the BAT is wrong;
 /// [`Error::Io`](crate::Error::Io).
-pub fn repair(place: &Arc<dyn Place>) -> Result<()> {
+pub fn repair(place: &Arc<dyn Storage>) -> Result<()> {
     let p = &**place;
     let meta = Meta::read(p)?;
     let mut footer = meta.footer.clone();

@@ -18,7 +18,7 @@ use super::bitmap::Bitmap;
 use super::chain::{check_link, fixed_size, pieces};
 use super::image::{Image, Lookup};
 use super::query::query;
-use super::{Kind, Place, SECTOR};
+use super::{Kind, SECTOR, Storage};
 use crate::error::{Error, Result};
 
 /// Where a child is coalesced to.
@@ -27,12 +27,12 @@ pub enum Target<'a> {
     /// Opened for writing.
     Vhd(&'a Image),
     /// A fixed VHD: its data is where that of a raw image is, and its footer is left alone.
-    Fixed(&'a dyn Place),
-    Raw(&'a dyn Place),
+    Fixed(&'a dyn Storage),
+    Raw(&'a dyn Storage),
 }
 
 impl Target<'_> {
-    fn place(&self) -> &dyn Place {
+    fn place(&self) -> &dyn Storage {
         match self {
             Target::Vhd(image) => &**image.place(),
             Target::Fixed(place) | Target::Raw(place) => *place,

@@ -6,7 +6,7 @@ use super::batmap::{BatmapHeader, map_sectors};
 use super::footer::{Footer, Kind, now};
 use super::header::Header;
 use super::locator::Encoded;
-use super::{BLOCK, Info, MAX_SIZE, Place, SECTOR, query};
+use super::{BLOCK, Info, MAX_SIZE, SECTOR, Storage, query};
 use crate::error::{Error, Result};
 
 /// A new image. [`NewImage::new`] fills in what most callers want.
@@ -54,13 +54,13 @@ pub struct ParentLink {
 /// # Errors
 /// [`Error::Invalid`] for a size that is 0 or not a multiple of 512, [`Error::TooBig`] above 2,040 GiB,
 /// [`Error::Io`].
-pub fn create(place: &dyn Place, new: &NewImage) -> Result<Info> {
+pub fn create(place: &dyn Storage, new: &NewImage) -> Result<Info> {
     sparse(place, new, None)
 }
 
 /// Makes a differencing image: what is not written to it is read from the parent. Same order and errors as
 /// [`create()`], and [`Error::Invalid`] for a path that cannot be stored.
-pub fn create_child(place: &dyn Place, new: &NewImage, parent: &ParentLink) -> Result<Info> {
+pub fn create_child(place: &dyn Storage, new: &NewImage, parent: &ParentLink) -> Result<Info> {
     if parent.uuid.is_some_and(|uuid| uuid.is_nil()) {
         return Err(Error::Invalid {
             what: "UUID of the parent image",
@@ -86,7 +86,7 @@ pub(crate) fn check_size(what: &'static str, size: u64) -> Result<()> {
     Ok(())
 }
 
-fn sparse(place: &dyn Place, new: &NewImage, parent: Option<&ParentLink>) -> Result<Info> {
+fn sparse(place: &dyn Storage, new: &NewImage, parent: Option<&ParentLink>) -> Result<Info> {
     check_size("virtual size", new.virtual_size)?;
     let kind = if parent.is_some() { Kind::Differencing } else { Kind::Dynamic };
     let encoded = parent.map(|p| Encoded::new(&p.path)).transpose()?;
@@ -141,7 +141,7 @@ fn sparse(place: &dyn Place, new: &NewImage, parent: Option<&ParentLink>) -> Res
 }
 
 /// Writes a table of `entries` without blocks up to `end`, out of one piece that the processor keeps.
-fn put_empty_bat(place: &dyn Place, at: u64, entries: u32, end: u64) -> Result<()> {
+fn put_empty_bat(place: &dyn Storage, at: u64, entries: u32, end: u64) -> Result<()> {
     const PIECE: u64 = 256 << 10;
     let unused = at + u64::from(entries) * 4;
     let piece = vec![0xff; PIECE.min(unused - at) as usize];
@@ -158,7 +158,7 @@ fn put_empty_bat(place: &dyn Place, at: u64, entries: u32, end: u64) -> Result<(
 ///
 /// # Errors
 /// As [`create()`].
-pub fn create_fixed(place: &dyn Place, new: &NewImage) -> Result<Info> {
+pub fn create_fixed(place: &dyn Storage, new: &NewImage) -> Result<Info> {
     check_size("virtual size", new.virtual_size)?;
     let mut footer = Footer::new(Kind::Fixed, new.virtual_size, new.uuid, new.timestamp);
     if new.hidden {

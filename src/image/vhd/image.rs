@@ -28,7 +28,7 @@ use super::bitmap::Bitmap;
 use super::footer::{Footer, Kind};
 use super::header::{HEADER, Header};
 use super::query::{Info, Meta, blocks, last_footer, refuse_encrypted};
-use super::{BLOCK, Place, SECTOR, be32};
+use super::{BLOCK, SECTOR, Storage, be32};
 use crate::error::{Error, Result};
 use crate::types::Mode;
 
@@ -43,7 +43,7 @@ const DIRTY_LIMIT: usize = 32 << 10;
 /// An opened image; see the module.
 #[derive(Debug)]
 pub struct Image {
-    pub(super) place: Arc<dyn Place>,
+    pub(super) place: Arc<dyn Storage>,
     pub(super) mode: Mode,
     pub(super) meta: Meta,
     pub(super) header: Header,
@@ -115,13 +115,13 @@ impl Image {
     /// [`Error::Damaged`] for what cannot be trusted: tables outside the file, BAT entries into the headers or,
     /// for writing, past the end, two blocks in one place; [`Error::Unsupported`] for fixed, encrypted and poisoned images,
     /// blocks of more than 2 MiB and versions newer than we know; [`Error::Io`].
-    pub fn open(place: Arc<dyn Place>, mode: Mode) -> Result<Self> {
+    pub fn open(place: Arc<dyn Storage>, mode: Mode) -> Result<Self> {
         let meta = Meta::read(&*place)?;
         Self::with(place, mode, meta)
     }
 
     /// [`Image::open`] of an image whose headers were read.
-    pub(super) fn with(place: Arc<dyn Place>, mode: Mode, meta: Meta) -> Result<Self> {
+    pub(super) fn with(place: Arc<dyn Storage>, mode: Mode, meta: Meta) -> Result<Self> {
         let p = &*place;
         meta.check(p.path())?;
         let Some(header) = meta.header.clone() else {
@@ -244,7 +244,7 @@ impl Image {
         (lock(&self.alloc).end + 1) * SECTOR
     }
 
-    pub fn place(&self) -> &Arc<dyn Place> {
+    pub fn place(&self) -> &Arc<dyn Storage> {
         &self.place
     }
 
@@ -456,7 +456,11 @@ pub(super) fn refuse_overlap(entries: &[(u32, u32)], block_size: u64, path: &Pat
 }
 
 /// The batmap header, `None` where there is none or it is not sound.
-pub(crate) fn read_batmap_header(place: &dyn Place, footer: &Footer, header: &Header) -> Result<Option<BatmapHeader>> {
+pub(crate) fn read_batmap_header(
+    place: &dyn Storage,
+    footer: &Footer,
+    header: &Header,
+) -> Result<Option<BatmapHeader>> {
     if !footer.may_have_batmap() {
         return Ok(None);
     }

@@ -15,7 +15,7 @@
 
 use super::footer::Footer;
 use super::header::{HEADER, Header};
-use super::{Place, SECTOR, be32, byte_sum, put32};
+use super::{SECTOR, Storage, be32, byte_sum, put32};
 use crate::error::Result;
 
 const COOKIE: &[u8; 8] = b"vhintent";
@@ -32,7 +32,7 @@ fn seal(record: &[u8]) -> u32 {
 /// 1. Write the record behind everything else and, in a file, a footer behind it; sync.
 /// 2. Write the header; sync. Torn: [`recover`] finds the record and says "new".
 /// 3. Take the record away. Left behind, it does no harm: it speaks only of a header that is torn.
-pub(crate) fn replace_header(place: &dyn Place, footer: &Footer, end: u64, old: &Header, new: &Header) -> Result<()> {
+pub(crate) fn replace_header(place: &dyn Storage, footer: &Footer, end: u64, old: &Header, new: &Header) -> Result<()> {
     let at = footer.data_offset();
     let changed: Vec<usize> = (0..2).filter(|s| old.0[s * 512..][..512] != new.0[s * 512..][..512]).collect();
     if let [one] = changed[..] {
@@ -67,7 +67,7 @@ pub(crate) fn replace_header(place: &dyn Place, footer: &Footer, end: u64, old: 
 }
 
 /// What a torn header was to become; `None` if there is no record, or it is about something else.
-pub(crate) fn recover(place: &dyn Place, footer: &Footer, torn: &[u8]) -> Result<Option<Header>> {
+pub(crate) fn recover(place: &dyn Storage, footer: &Footer, torn: &[u8]) -> Result<Option<Header>> {
     let size = place.len()?;
     if size < SECTOR + RECORD || torn.len() != HEADER as usize {
         return Ok(None);

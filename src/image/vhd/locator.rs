@@ -5,7 +5,7 @@
 
 use std::path::{Component, Path};
 
-use super::{Place, SECTOR};
+use super::{SECTOR, Storage};
 use crate::error::{Error, Result};
 
 /// Longest path libvhd reads (`VHD_MAX_NAME_LEN`, 1,024 with the NUL), and a bound on what we read of foreign ones.
@@ -56,7 +56,7 @@ impl Locator {
     }
 
     /// The path as a Unix one: `file://` and a drive letter stripped, `\` turned into `/`.
-    pub(crate) fn read(&self, place: &dyn Place) -> Result<String> {
+    pub(crate) fn read(&self, place: &dyn Storage) -> Result<String> {
         let platform = self.platform().ok_or_else(|| place.damaged("a parent locator of a kind that holds no path"))?;
         let space = self.space().ok_or_else(|| place.damaged("a parent locator of impossible size"))?;
         if u64::from(self.len) > space || self.len as usize > 2 * (LONGEST_PATH + 7) || self.offset >= 1 << 42 {

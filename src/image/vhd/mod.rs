@@ -1,6 +1,6 @@
 //! The VHD image format, as XenServer and XCP-ng use it: create, query, read, write, and change.
 //!
-//! Offsets and sizes are bytes. Nothing here knows an SR: the caller opens files or devices as a [`Place`], decides
+//! Offsets and sizes are bytes. Nothing here knows an SR: the caller opens files or devices as a [`Storage`], decides
 //! which file a parent is, holds the locks, and makes new files under a name that nobody looks at until they are
 //! whole. Numbers in the format are big endian; a sector has 512 bytes.
 //!
@@ -58,7 +58,7 @@ mod query;
 mod resize;
 mod stream;
 
-pub use super::place::{FilePlace, Place};
+pub use super::storage::{FileStorage, Storage};
 use super::{be32, be64};
 pub use chain::{Chain, Extent, Parent, check_parent};
 pub use change::{marker, set_hidden, set_marker, set_parent, set_physical_size};

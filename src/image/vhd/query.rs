@@ -14,7 +14,7 @@ use super::batmap::BatmapHeader;
 use super::footer::{COOKIE, Footer, Kind};
 use super::header::{HEADER, Header};
 use super::image::read_batmap_header;
-use super::{BLOCK, MAX_BLOCKS, MAX_READ_SIZE, Place, SECTOR, intent};
+use super::{BLOCK, MAX_BLOCKS, MAX_READ_SIZE, SECTOR, Storage, intent};
 use crate::error::{Error, Result};
 
 /// What the headers of an image say.
@@ -77,7 +77,7 @@ pub(crate) struct Meta {
 }
 
 impl Meta {
-    pub fn read(place: &dyn Place) -> Result<Meta> {
+    pub fn read(place: &dyn Storage) -> Result<Meta> {
         let mut start = [0; (SECTOR + HEADER) as usize];
         place.get(&mut start, 0)?;
         let backup = Footer::parse(&start).filter(|f| matches!(f.kind(), Some(Kind::Dynamic | Kind::Differencing)));
@@ -149,7 +149,7 @@ impl Meta {
     }
 
     /// The header of an image that must have one.
-    pub fn header(&self, place: &dyn Place) -> Result<&Header> {
+    pub fn header(&self, place: &dyn Storage) -> Result<&Header> {
         self.header.as_ref().ok_or_else(|| place.damaged("a fixed VHD has no header"))
     }
 
@@ -182,7 +182,7 @@ impl Meta {
 ///
 /// # Errors
 /// [`Error::Damaged`](crate::Error::Damaged); [`Error::Io`](crate::Error::Io).
-pub fn refuse_cut_off(place: &dyn Place) -> Result<()> {
+pub fn refuse_cut_off(place: &dyn Storage) -> Result<()> {
     let size = place.len()?;
     let mut end = [0; SECTOR as usize];
     let len = place.read_at(&mut end, size.saturating_sub(SECTOR)).map_err(place.fail("read"))?;
@@ -214,7 +214,7 @@ pub(crate) fn last_footer_range(size: u64) -> Option<Range<u64>> {
 }
 
 /// The primary footer: the last 512 bytes, or the 511 that early writers left.
-pub(crate) fn last_footer(place: &dyn Place) -> Result<Option<Footer>> {
+pub(crate) fn last_footer(place: &dyn Storage) -> Result<Option<Footer>> {
     let Some(range) = last_footer_range(place.len()?) else { return Ok(None) };
     let mut bytes = [0; SECTOR as usize];
     place.get(&mut bytes[..(range.end - range.start) as usize], range.start)?;
@@ -225,12 +225,12 @@ pub(crate) fn last_footer(place: &dyn Place) -> Result<Option<Footer>> {
 ///
 /// # Errors
 /// [`Error::Io`](crate::Error::Io); [`Error::Damaged`](crate::Error::Damaged) if no footer or no header is valid.
-pub fn query(place: &dyn Place) -> Result<Info> {
+pub fn query(place: &dyn Storage) -> Result<Info> {
     read_whole(place).map(|meta| meta.info())
 }
 
 /// The headers of an image that was not cut off before the end of its BAT.
-fn read_whole(place: &dyn Place) -> Result<Meta> {
+fn read_whole(place: &dyn Storage) -> Result<Meta> {
     let meta = Meta::read(place)?;
     if let Some(end) = meta.header.as_ref().map(Header::bat_end)
         && place.len()? < end
@@ -242,7 +242,7 @@ fn read_whole(place: &dyn Place) -> Result<Meta> {
 
 /// The base name of the parent that an image names, of a damaged image too: only the header itself has to be there,
 /// in its usual place. A file without one is the child of nothing.
-pub fn named_parent(place: &dyn Place) -> Option<String> {
+pub fn named_parent(place: &dyn Storage) -> Option<String> {
     let mut start = [0; (SECTOR + HEADER) as usize];
     let read = place.read_at(&mut start, 0).ok()?;
     let header = Header::unchecked(&start[SECTOR as usize..read.max(SECTOR as usize)])?;
@@ -253,7 +253,7 @@ pub fn named_parent(place: &dyn Place) -> Option<String> {
 ///
 /// # Errors
 /// Those of [`query()`]; [`Error::Unsupported`](crate::Error::Unsupported) for what was made for others than us.
-pub fn query_usable(place: &dyn Place) -> Result<Info> {
+pub fn query_usable(place: &dyn Storage) -> Result<Info> {
     let meta = read_whole(place)?;
     meta.check(place.path())?;
     Ok(meta.info())
@@ -264,7 +264,7 @@ pub fn query_usable(place: &dyn Place) -> Result<Info> {
 ///
 /// # Errors
 /// Those of [`query_usable`].
-pub fn query_for_child(place: &dyn Place) -> Result<Info> {
+pub fn query_for_child(place: &dyn Storage) -> Result<Info> {
     let meta = read_whole(place)?;
     meta.check(place.path())?;
     if let Some(header) = &meta.header {
@@ -293,12 +293,12 @@ pub(crate) fn blocks(size: u64, block: u64) -> Option<u32> {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::{FilePlace, Image, NewImage, create, create_fixed};
+    use super::super::{FileStorage, Image, NewImage, create, create_fixed};
     use super::*;
     use crate::types::Mode;
 
-    fn place() -> Arc<dyn Place> {
-        Arc::new(FilePlace::new(tempfile::tempfile().unwrap(), "test.vhd").unwrap())
+    fn place() -> Arc<dyn Storage> {
+        Arc::new(FileStorage::new(tempfile::tempfile().unwrap(), "test.vhd").unwrap())
     }
 
     #[test]

@@ -34,7 +34,7 @@ use super::header::{HEADER, Header};
 use super::image::{Image, UNUSED, headers_end};
 use super::intent::replace_header;
 use super::query::{Meta, blocks};
-use super::{BLOCK, Place, SECTOR};
+use super::{BLOCK, SECTOR, Storage};
 use crate::error::{Error, Result};
 use crate::types::{Done, Mode};
 
@@ -46,7 +46,7 @@ const LONGEST_LOCATOR: u64 = 64 << 10;
 /// # Errors
 /// [`Error::Invalid`] for a size that is smaller than the present one or not a multiple of 512;
 /// [`Error::TooBig`] above 2,040 GiB; those of [`Image::open`].
-pub fn resize(place: &Arc<dyn Place>, size: u64) -> Result<Done> {
+pub fn resize(place: &Arc<dyn Storage>, size: u64) -> Result<Done> {
     check_size("virtual size", size)?;
     let image = Image::open(place.clone(), Mode::ReadWrite)?;
     let now = image.virtual_size();
@@ -258,7 +258,7 @@ fn move_blocks(image: &Image, room: u64) -> Result<u64> {
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Damaged`].
-pub fn room_to_resize(place: &dyn Place, size: u64) -> Result<u64> {
+pub fn room_to_resize(place: &dyn Storage, size: u64) -> Result<u64> {
     let meta = Meta::read(place)?;
     let header = meta.header(place)?;
     let block = u64::from(header.block_size());

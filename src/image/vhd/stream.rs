@@ -11,7 +11,7 @@ use super::footer::{Footer, Kind};
 use super::header::{HEADER, Header};
 use super::image::{headers_end, refuse_overlap};
 use super::query::{Meta, footer_at_end, refuse_encrypted};
-use super::{BLOCK, FilePlace, NewImage, SECTOR, create};
+use super::{BLOCK, FileStorage, NewImage, SECTOR, create};
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, Sink, without_zeroes};
 use crate::sys::copy::Progress;
@@ -71,7 +71,7 @@ fn metadata(size: u64, name: &Path) -> Result<Vec<u8>> {
     let memory =
         memfd_create("vhd", MFdFlags::MFD_CLOEXEC).map(File::from).map_err(Error::sys("get memory for", name))?;
     let copy = memory.try_clone().map_err(Error::io("duplicate", name))?;
-    create(&FilePlace::new(copy, name)?, &NewImage::new(size))?;
+    create(&FileStorage::new(copy, name)?, &NewImage::new(size))?;
     let mut bytes = vec![0; memory.metadata().map_err(Error::io("examine", name))?.len() as usize];
     std::os::unix::fs::FileExt::read_exact_at(&memory, &mut bytes, 0).map_err(Error::io("read", name))?;
     Ok(bytes)

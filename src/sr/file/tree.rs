@@ -744,9 +744,9 @@ mod tests {
         use crate::image::vhd::{self, Chain};
         let dir = sr.dir().unwrap();
         let path = dir.join(&image_name(vdi, Format::Vhd));
-        let open = |path: &Path, rw: bool| -> std::sync::Arc<dyn vhd::Place> {
+        let open = |path: &Path, rw: bool| -> std::sync::Arc<dyn vhd::Storage> {
             let file = fs::OpenOptions::new().read(true).write(rw).open(path).unwrap();
-            std::sync::Arc::new(vhd::FilePlace::new(file, path).unwrap())
+            std::sync::Arc::new(vhd::FileStorage::new(file, path).unwrap())
         };
         let chain = Chain::open(open(&path, true), Mode::ReadWrite, |link| {
             Ok(vhd::Parent::Vhd(open(&path.with_file_name(link.file_name().unwrap()), false)))

@@ -1,6 +1,6 @@
-//! Where an image lies: a file or a block device, read and written at offsets.
+//! The storage of an image: a file or a block device, read and written at offsets.
 //!
-//! A trait and not a `File`, so that the crash tests can stand a disk in its place that loses what was not
+//! [`Storage`] is a trait and not a `File`, so that the crash tests can stand a disk in its place that loses what was not
 //! synced. Nothing here knows a format.
 
 use std::fmt;
@@ -18,14 +18,14 @@ use crate::error::{Error, Result};
 use crate::types::Mode;
 
 /// A file or a block device that holds one image. Offsets and lengths are bytes.
-pub trait Place: Send + Sync + fmt::Debug {
+pub trait Storage: Send + Sync + fmt::Debug {
     /// What errors name.
     fn path(&self) -> &Path;
     /// Length of the file, or size of the device.
     fn size(&self) -> io::Result<u64>;
     /// A device has a fixed size, and what was never written is not zero.
     fn is_device(&self) -> bool;
-    /// Fills `buf` up to the end of the place; returns how much that was.
+    /// Fills `buf` up to the end of the storage; returns how much that was.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `bytes`. A file grows as needed.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
@@ -36,8 +36,8 @@ pub trait Place: Send + Sync + fmt::Debug {
     /// Makes the range read as zeros and gives its space back. `false`: not possible here, nothing happened.
     /// Does not change the length of a file.
     fn punch(&self, offset: u64, len: u64) -> io::Result<bool>;
-    /// Where the first data at or after `offset` starts, `None` if only holes follow up to `end`. A place that
-    /// knows of no holes says `offset`.
+    /// Where the first data at or after `offset` starts, `None` if only holes follow up to `end`. Storage
+    /// that knows of no holes says `offset`.
     fn next_data(&self, offset: u64, end: u64) -> io::Result<Option<u64>> {
         Ok((offset < end).then_some(offset))
     }
@@ -51,16 +51,16 @@ pub trait Place: Send + Sync + fmt::Debug {
     }
 }
 
-/// A [`Place`] on a regular file or a block device.
+/// The [`Storage`] in a regular file or on a block device.
 #[derive(Debug)]
-pub struct FilePlace {
+pub struct FileStorage {
     file: File,
     path: PathBuf,
     device_size: Option<u64>,
     no_punch: AtomicBool,
 }
 
-impl FilePlace {
+impl FileStorage {
     /// Takes an open file, which may have no name yet (`O_TMPFILE`); `path` is what errors call it.
     ///
     /// # Errors
@@ -79,13 +79,13 @@ impl FilePlace {
                 expected: "expected a regular file or a block device".to_owned(),
             });
         };
-        Ok(FilePlace { file, path, device_size, no_punch: AtomicBool::new(false) })
+        Ok(FileStorage { file, path, device_size, no_punch: AtomicBool::new(false) })
     }
 
     /// Opens what exists; never creates, never truncates.
     ///
     /// # Errors
-    /// As [`FilePlace::new`].
+    /// As [`FileStorage::new`].
     pub fn open(path: impl Into<PathBuf>, mode: Mode) -> Result<Self> {
         let path = path.into();
         let file = OpenOptions::new().read(true).write(mode == Mode::ReadWrite).open(&path);
@@ -93,7 +93,7 @@ impl FilePlace {
     }
 }
 
-impl Place for FilePlace {
+impl Storage for FileStorage {
     fn path(&self) -> &Path {
         &self.path
     }
@@ -181,8 +181,8 @@ fn to_off(bytes: u64) -> io::Result<i64> {
     i64::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// The same operations with errors that name the place.
-impl dyn Place + '_ {
+/// The operations of [`Storage`] with errors that name it.
+impl dyn Storage + '_ {
     pub(crate) fn fail(&self, op: &'static str) -> impl FnOnce(io::Error) -> Error + use<'_> {
         move |source| Error::Io { op, path: self.path().to_owned(), source }
     }
@@ -192,7 +192,7 @@ impl dyn Place + '_ {
     }
 
     /// Whether both are one file or one device, by whatever names they were opened.
-    pub(crate) fn is_same(&self, other: &dyn Place) -> Result<bool> {
+    pub(crate) fn is_same(&self, other: &dyn Storage) -> Result<bool> {
         let (Some(mine), Some(theirs)) = (self.file(), other.file()) else {
             return Ok(std::ptr::addr_eq(std::ptr::from_ref(self), std::ptr::from_ref(other)));
         };
@@ -249,9 +249,9 @@ impl dyn Place + '_ {
         Ok(())
     }
 
-    /// Copies `len` bytes to another place, inside the kernel where that works: file systems that can then
-    /// share the extents instead of copying. `buf` is scratch. Past the end of this place there are zeros.
-    pub(crate) fn copy_to(&self, offset: u64, len: u64, to: &dyn Place, at: u64, buf: &mut Vec<u8>) -> Result<()> {
+    /// Copies `len` bytes to other storage, inside the kernel where that works: file systems that can then
+    /// share the extents instead of copying. `buf` is scratch. Past the end of this storage there are zeros.
+    pub(crate) fn copy_to(&self, offset: u64, len: u64, to: &dyn Storage, at: u64, buf: &mut Vec<u8>) -> Result<()> {
         let mut done = 0;
         if let (Some(source), Some(target)) = (self.file(), to.file())
             && !self.is_device()

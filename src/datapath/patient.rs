@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use nix::libc;
 
-use crate::image::vhd::{FilePlace, Place};
+use crate::image::vhd::{FileStorage, Storage};
 
 thread_local! {
     static NO_WAIT: Cell<bool> = const { Cell::new(false) };
@@ -33,9 +33,9 @@ pub fn can_tell() -> bool {
 
 /// A place whose reads heed [`without_waiting`].
 #[derive(Debug)]
-pub struct Patient(pub FilePlace);
+pub struct Patient(pub FileStorage);
 
-impl Place for Patient {
+impl Storage for Patient {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         match self.0.file() {
             Some(file) if NO_WAIT.get() && can_tell() => read_cached(file, buf, offset),
