@@ -27,10 +27,11 @@ use nix::errno::Errno;
 
 use crate::context::Context;
 use crate::error::{Error, Result, ended};
+use crate::sr::config::PREFERRED_FORMATS;
+use crate::sr::driver::{About, Driver, Sr, vdi_by_uuid};
 use crate::sr::file::{self, FileSr};
 use crate::sr::mountpoint::Mountpoint;
 use crate::sr::volume_group::{self, CREATING, DELETING, Naming, VolumeGroup};
-use crate::sr::{About, Driver, Sr, vdi_by_uuid};
 use crate::sys::copy::Progress;
 use crate::sys::lock::{self, Kind};
 use crate::sys::lvm::{self, Deactivated, Vg};
@@ -55,7 +56,7 @@ pub const DRIVER: Driver = Driver {
     about: About {
         name: "Local ext4",
         capabilities: file::CAPABILITIES,
-        configuration: &[("device", "block devices, separated by commas (required)"), super::PREFERRED_FORMATS],
+        configuration: &[("device", "block devices, separated by commas (required)"), PREFERRED_FORMATS],
         vdi_at: vdi_by_uuid,
         sm_config: file::sm_config,
     },
@@ -415,6 +416,10 @@ impl Sr for ExtSr {
 
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
         self.files()?.forget_vdi(vdi).map_err(|e| self.explain(e))
+    }
+
+    fn is_shared(&self) -> bool {
+        self.file.is_shared()
     }
 
     fn content_type(&self) -> &'static str {

@@ -60,7 +60,8 @@ use serde::{Deserialize, Serialize};
 use crate::context::Context;
 use crate::datapath::USES;
 use crate::error::{Error, Result};
-use crate::sr::{About, Driver, PREFERRED_FORMATS, Sr, vdi_by_uuid};
+use crate::sr::config::{self, PREFERRED_FORMATS};
+use crate::sr::driver::{About, Driver, Sr, vdi_by_uuid};
 use crate::sys::copy::{self, Progress};
 use crate::sys::durable::{self, Dir, NewFile, Stat};
 use crate::sys::lock::{self, Lock};
@@ -137,7 +138,7 @@ pub fn sm_config(vdi: &VdiInfo) -> SmConfig {
 }
 
 fn location(config: &DeviceConfig) -> Result<PathBuf> {
-    super::absolute_path("location", config.require("location")?)
+    config::absolute_path("location", config.require("location")?)
 }
 
 /// The path without symbolic links, as the kernel names what is attached: of one SR that is reached by two names, both
@@ -866,6 +867,10 @@ impl Sr for FileSr {
         // A vdi_delete that was killed may have removed the image not durably, and this answers that it is gone.
         dir.sync()?;
         Ok(if removed || unborn { Done::Changed } else { Done::Already })
+    }
+
+    fn is_shared(&self) -> bool {
+        self.shared
     }
 
     fn content_type(&self) -> &'static str {

@@ -27,11 +27,13 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 
+use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::sr::{About, Driver, Pulse, Sr};
+use crate::sr::driver::{About, Driver, Sr};
 use crate::sys::copy::Progress;
 use crate::sys::durable::{self, Dir};
 use crate::sys::loopdev::{self, Backing};
+use crate::sys::watch::Pulse;
 use crate::types::{Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, State, Tagged, VdiInfo, VdiUuid};
 use crate::vdi::{self, Attachments, Extent, Holders, Node, Place, Vdi};
 
@@ -274,10 +276,21 @@ impl Sr for IsoSr {
         self.vdi(new.vdi).and_then(|vdi| vdi.info()).map_err(|cause| cause.after(vdi::made(new.vdi)))
     }
 
+    /// CD images have no parents, so there is nothing to merge.
+    fn collect(&self, _context: &Context) -> Result<Done> {
+        Ok(Done::Already)
+    }
+
     fn forget_vdi(&self, _vdi: VdiUuid) -> Result<Done> {
         // A vdi_delete that was killed may have removed the file not durably, and this answers that it is gone.
         sync(&self.library.dir()?)?;
         Ok(Done::Already)
+    }
+
+    /// Hosts that have the directory as well only read its images, but for a `<vdi>.img` that xapi attaches to one host at a
+    /// time.
+    fn is_shared(&self) -> bool {
+        false
     }
 
     fn pulse(&self) -> Option<Pulse> {
@@ -322,7 +335,7 @@ impl Vdi for IsoVdi<'_> {
         self.0.detach()
     }
 
-    fn delete(&self, _context: &crate::context::Context) -> Result<()> {
+    fn delete(&self, _context: &Context) -> Result<()> {
         vdi::refuse_if_attached(self)?;
         self.0.remove()
     }
@@ -331,7 +344,7 @@ impl Vdi for IsoVdi<'_> {
         self.0.sr.refuse("vdi_export")
     }
 
-    fn resize(&self, _size: u64, _allow_shrink: bool, _context: &crate::context::Context) -> Result<Done> {
+    fn resize(&self, _size: u64, _allow_shrink: bool, _context: &Context) -> Result<Done> {
         self.0.sr.refuse("vdi_resize")
     }
 }

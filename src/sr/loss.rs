@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use crate::context::Context;
 use crate::error::{Error, Lost, Result, one_line};
-use crate::sr::{DRIVERS, Sr, device_list};
+use crate::sr::config::device_list;
+use crate::sr::{DRIVERS, Sr};
 use crate::sys::lock::{self, Kind, Lock};
 use crate::types::{DeviceConfig, Overwrite, Size, SrUuid, VdiInfo};
 

@@ -38,10 +38,11 @@ pub mod tags;
 use std::cell::RefCell;
 use std::time::Instant;
 
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::image::disk::DiskWriter;
+use crate::sr::driver::{About, Driver, Sr, vdi_by_uuid};
 use crate::sr::volume_group::{self, DELETING, Naming, VolumeGroup};
-use crate::sr::{About, Driver, Sr, vdi_by_uuid};
 use crate::sys::blockdev;
 use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Lv, Vg};
@@ -507,12 +508,23 @@ impl Sr for LvmSr {
         }
     }
 
+    /// An SR on logical volumes keeps no trees of images, so there is nothing to merge.
+    fn collect(&self, _context: &Context) -> Result<Done> {
+        Ok(Done::Already)
+    }
+
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
         let vg = self.group.look()?;
         match vg.lv(&format!("{UNFINISHED}{vdi}")) {
             Some(lv) => self.remove_unfinished(&vg, &lv.name).map(|()| Done::Changed),
             None => self.group.flush(&vg).map(|()| Done::Already),
         }
+    }
+
+    /// `false` also for a group with the tag `xcp.shared`: what asks this wants to snapshot a disk that another host may have
+    /// attached. A thick SR, the only one that hosts can share, has no snapshots.
+    fn is_shared(&self) -> bool {
+        false
     }
 
     fn content_type(&self) -> &'static str {

@@ -25,13 +25,15 @@ use nix::errno::Errno;
 
 use crate::context::Context;
 use crate::error::{Error, Result, ServerFault};
+use crate::sr::config::PREFERRED_FORMATS;
+use crate::sr::driver::{About, Driver, Sr, vdi_by_uuid};
 use crate::sr::file::{self, FileSr};
 use crate::sr::mountpoint::Mountpoint;
-use crate::sr::{About, Driver, Pulse, Sr, vdi_by_uuid};
 use crate::sys::copy::Progress;
 use crate::sys::durable::Dir;
 use crate::sys::server::is_ipv6;
 use crate::sys::watch;
+use crate::sys::watch::Pulse;
 use crate::types::{DeviceConfig, Done, NewVdi, Space, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
@@ -56,7 +58,7 @@ pub const DRIVER: Driver = Driver {
             ("nfsversion", "3, 4, 4.0, 4.1 or 4.2; the newest that works if not given"),
             ("options", "further mount options, separated by commas"),
             ("mountpoint", "the directory below which SRs are mounted"),
-            super::PREFERRED_FORMATS,
+            PREFERRED_FORMATS,
         ],
         vdi_at: vdi_by_uuid,
         sm_config: file::sm_config,

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::sr::{absolute_path, device_list};
+use crate::sr::config::{absolute_path, device_list};
 use crate::sys::lvm::{self, Deactivated, Vg};
 use crate::sys::{blockdev, syslog};
 use crate::types::{DeviceConfig, SrInfo, SrUuid};

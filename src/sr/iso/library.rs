@@ -11,9 +11,10 @@ use crate::error::{Error, Protocol, Result, ServerFault};
 use crate::sr::file::MARKER;
 use crate::sr::mountpoint::Mountpoint;
 use crate::sr::nfs::export::{self, Export, Holds};
-use crate::sr::{Pulse, absolute_path, nfs};
+use crate::sr::{config::absolute_path, nfs};
 use crate::sys::durable::Dir;
 use crate::sys::mount;
+use crate::sys::watch::Pulse;
 use crate::sys::{run_dir, server};
 use crate::types::{DeviceConfig, Done, SrUuid};
 

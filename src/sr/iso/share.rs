@@ -6,10 +6,12 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use crate::error::{Error, Protocol, Result, ServerFault, one_line};
-use crate::sr::{Pulse, absolute_path, nfs::export};
+use crate::sr::config::absolute_path;
+use crate::sr::nfs::export;
 use crate::sys::server::{fault, listens};
 use crate::sys::syslog;
 use crate::sys::tool::Tool;
+use crate::sys::watch::Pulse;
 use crate::types::DeviceConfig;
 
 /// What the mount table calls such mounts.

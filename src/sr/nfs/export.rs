@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Exported, Protocol, Result, ServerFault, one_line};
-use crate::sr::{Pulse, absolute_path};
+use crate::sr::config::absolute_path;
 use crate::sys::server::{fault, is_ipv6};
+use crate::sys::watch::Pulse;
 use crate::sys::{mount, run_dir, sunrpc, syslog};
 use crate::types::DeviceConfig;
 

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use super::{CREATING, DELETING, EXTENT, VolumeGroup};
 use crate::error::{Error, HeldSr, Lost, Result};
-use crate::sr::device_list;
+use crate::sr::config::device_list;
 use crate::sys::blockdev;
 use crate::sys::lvm::{self, Vg};
 use crate::sys::pvlabel::{self, Metadata};

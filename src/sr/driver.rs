@@ -1,0 +1,203 @@
+//! The contracts of a driver: [`Driver`], what it says of itself, and [`Sr`], what it does with one SR.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::sys::copy::Progress;
+use crate::sys::watch::Pulse;
+use crate::types::{DeviceConfig, Done, Format, NewVdi, Overwrite, SmConfig, Space, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::vdi::Vdi;
+use crate::vdi::transfer::Incoming;
+
+/// What a driver says of itself before any SR exists.
+pub struct Driver {
+    /// The SR type: `ext`, `file`, `iso`, `lvm`, `nfs`.
+    pub sr_type: &'static str,
+    /// The name xapi looks for: `FileSR`.
+    pub executable: &'static str,
+    /// One line for people.
+    pub description: &'static str,
+    /// What the short form of dconf looks like: `/path/to/directory`.
+    pub dconf_form: &'static str,
+    /// The formats it can create; the first is its default.
+    pub formats: &'static [Format],
+    /// Turns the short form of dconf into device_config keys. Touches nothing.
+    pub parse_dconf: fn(&str) -> Result<DeviceConfig>,
+    /// Parses device_config completely and touches nothing. The deadline is the end of every wait of the call that the SR
+    /// is opened for.
+    pub open: fn(SrUuid, &DeviceConfig, deadline: Instant) -> Result<Box<dyn Sr>>,
+    /// Which SRs a device_config holds. Waits for other calls until the deadline.
+    ///
+    /// # Errors
+    /// Says what is wrong with the device, directory or server when it can't be examined.
+    pub probe: fn(&DeviceConfig, deadline: Instant) -> Result<Vec<SrInfo>>,
+    pub about: About,
+}
+
+/// What a driver tells an agent of itself; SMAPIv1, "sr_get_driver_info".
+pub struct About {
+    /// For people, in lists of SR types.
+    pub name: &'static str,
+    /// What agents may ask of it: announced means works.
+    pub capabilities: &'static [&'static str],
+    /// The keys of device_config, each with what it means.
+    pub configuration: &'static [(&'static str, &'static str)],
+    /// The VDI that an agent calls by this location.
+    pub vdi_at: fn(SrUuid, &str) -> Result<VdiUuid>,
+    /// What `sm_config` has to say of a VDI.
+    pub sm_config: fn(&VdiInfo) -> SmConfig,
+}
+
+/// [`About::vdi_at`] where a VDI's location is its UUID.
+pub fn vdi_by_uuid(_sr: SrUuid, location: &str) -> Result<VdiUuid> {
+    location.parse()
+}
+
+/// A storage repository. The caller holds the locks that [`crate::call::run`] takes.
+///
+/// A method that a driver leaves to its default answers "not supported" or "nothing is known of it", never "done", and
+/// never that no other host is concerned. A method whose absence could lose data has no default.
+pub trait Sr {
+    /// Makes the SR and leaves its UUID on the substrate.
+    ///
+    /// # Errors
+    /// [`Error::SrExists`] for the same UUID, [`Error::DeviceInUse`] for anything else that is there.
+    fn create(&self, size: Option<u64>) -> Result<()>;
+
+    /// Makes the SR and overwrites what is there, as far as `over` allows it and nothing has it in use.
+    ///
+    /// # Errors
+    /// Those of [`Sr::create`], and [`Error::HoldsSr`] for an SR that is there and that `over` does not name.
+    fn create_over(&self, _size: Option<u64>, over: &Overwrite) -> Result<()> {
+        let op = if over.contents { "sr_create --force" } else { "sr_create --destroy-sr" };
+        Err(Error::Unsupported { op, why: "this driver overwrites nothing".to_owned() })
+    }
+
+    /// The disks of an SR that need not be attached or whole, to say what would be lost with it. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::NoSr`] if it is no SR of this type, and what reading it says.
+    fn disks_at_rest(&self) -> Result<Vec<VdiInfo>> {
+        Ok(self.scan()?.disks())
+    }
+
+    /// Deletes the SR and its contents. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while any VDI is attached or locked; then nothing was changed.
+    fn delete(&self) -> Result<Done>;
+
+    /// Whether [`Sr::delete`] leaves the disks where they are, so that there is nothing to lose.
+    fn keeps_disks(&self) -> bool {
+        false
+    }
+
+    /// Makes the SR available on this host and repairs what a crash left. Idempotent.
+    fn attach(&self) -> Result<Done>;
+
+    /// Makes an SR without disks, that other storage managers made, one of ours. Idempotent.
+    fn adopt(&self) -> Result<Done> {
+        Err(Error::Unsupported { op: "taking an SR over", why: "this driver finds its SRs without".to_owned() })
+    }
+
+    /// The directory in which its disks are files, if they are, for the programs of a host that expect an SR
+    /// at a path of its own.
+    fn local_path(&self) -> Option<PathBuf> {
+        None
+    }
+
+    /// Ends the availability on this host. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while any VDI is attached on this host.
+    fn detach(&self) -> Result<Done>;
+
+    /// What is on the substrate now, without the VDIs' details.
+    ///
+    /// # Errors
+    /// [`Error::NoSr`] or [`Error::SrUnavailable`]; never an empty answer for an SR that can't be seen.
+    fn stat(&self) -> Result<SrInfo>;
+
+    /// How much there is and how much of it is free, without a look at any disk; where [`Sr::stat`] takes none either,
+    /// what that says.
+    fn space(&self) -> Result<Space> {
+        self.stat().map(|sr| sr.space())
+    }
+
+    /// Whether [`Sr::stat`] looks at every disk, so that it costs the more the more there are.
+    fn looks_at_every_disk(&self) -> bool {
+        false
+    }
+
+    /// [`Sr::stat`] with every VDI's details, in one pass.
+    fn scan(&self) -> Result<SrInfo>;
+
+    /// Finds a VDI.
+    ///
+    /// # Errors
+    /// [`Error::NoVdi`].
+    fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>>;
+
+    /// Makes a VDI of zeroes.
+    ///
+    /// # Errors
+    /// [`Error::VdiExists`], [`Error::NoSpace`], [`Error::TooBig`], [`Error::Unsupported`] format.
+    fn create_vdi(&self, new: &NewVdi) -> Result<VdiInfo>;
+
+    /// Makes a VDI of what comes, which is there whole or not at all. `new.virtual_size` is the least size.
+    ///
+    /// # Errors
+    /// As [`Sr::create_vdi`], and what reading says.
+    fn import_vdi(&self, _new: &NewVdi, _incoming: Incoming, _progress: Progress) -> Result<VdiInfo> {
+        Err(Error::Unsupported { op: "vdi_import", why: "this driver has none".to_owned() })
+    }
+
+    /// Gives space back: removes bases without children and merges those with one child, also below a disk in use,
+    /// but not where another host or another call uses the images. Long work; other calls go on meanwhile.
+    ///
+    /// `Already` on an SR that keeps no trees.
+    ///
+    /// # Errors
+    /// [`Error::NotMerged`] at the end, with all failures; [`Error::SrUnavailable`] while another process collects.
+    fn collect(&self, context: &Context) -> Result<Done>;
+
+    /// Deletes a VDI whose image, or what is stored beside it, cannot be read, by its name alone. `false`: it can be
+    /// read, or the driver has no such VDIs; nothing was changed.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while it is attached or locked, or an image names it as its parent.
+    fn delete_broken(&self, _vdi: VdiUuid, _context: &Context) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Removes what a killed operation on a VDI that does not exist may have left, and makes its absence durable: a
+    /// killed vdi_delete may have got no further than the removal.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the storage does not take it.
+    fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done>;
+
+    /// Whether what the SR lives on still answers, for an SR that may lose it under a call; the call is then
+    /// given up instead of waiting for ever.
+    fn pulse(&self) -> Option<Pulse> {
+        None
+    }
+
+    /// What `sm_config` of the SR itself has to say.
+    fn sr_sm_config(&self) -> SmConfig {
+        SmConfig::new()
+    }
+
+    /// The major versions of its protocol that the SR's server speaks; none where there is no server.
+    fn protocol_versions(&self) -> Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
+
+    /// Whether other hosts have the SR as well, where this one's kernel can't see what they have attached.
+    fn is_shared(&self) -> bool;
+
+    /// The kind of content: `raw` for disks of any format, `iso` for CDs (later SMAPI documents).
+    fn content_type(&self) -> &'static str;
+}
