@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::types::{Format, Size, SrUuid, VdiUuid, shown};
+use crate::types::{Format, Misread, MissingKey, Size, SrUuid, State, VdiUuid, shown};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -24,6 +24,9 @@ pub enum Error {
     NoSuchCommand(String),
     #[error("{op} is not supported: {why}")]
     Unsupported { op: &'static str, why: String },
+    /// An SR whose disks this package does not serve, and which it therefore leaves as it is.
+    #[error("an SR with such VDIs is not supported: {why}")]
+    Foreign { why: String },
     #[error("{what} of {} is too big: {limit}", Size(*bytes))]
     TooBig { what: &'static str, bytes: u64, limit: String },
     /// More than a number of bytes tells.
@@ -190,6 +193,28 @@ pub struct Exported {
     pub access: String,
 }
 
+impl From<Misread> for Error {
+    fn from(Misread { what, value, expected }: Misread) -> Error {
+        Error::Invalid { what, value, expected }
+    }
+}
+
+impl From<MissingKey> for Error {
+    fn from(MissingKey { key, given }: MissingKey) -> Error {
+        Error::MissingKey { key, given }
+    }
+}
+
+impl State {
+    /// The state of a VDI whose image, or what is stored beside it, could not be read.
+    pub fn of(error: &Error) -> State {
+        match error {
+            Error::Unsupported { why, .. } | Error::Foreign { why } => State::Unsupported(why.clone()),
+            other => State::Broken(one_line(other)),
+        }
+    }
+}
+
 impl Error {
     /// Closure for `map_err` that gives an I/O error the operation and the path it lacks.
     pub fn io(op: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
@@ -223,7 +248,7 @@ impl Error {
 
     /// Whether the error may come from an image that cannot be read or is not served, and not from who uses it.
     pub fn is_of_the_image(&self) -> bool {
-        matches!(self, Error::Damaged { .. } | Error::Unsupported { .. } | Error::Io { .. })
+        matches!(self, Error::Damaged { .. } | Error::Unsupported { .. } | Error::Foreign { .. } | Error::Io { .. })
     }
 
     /// The errno below an [`Error::Io`], if there is one.

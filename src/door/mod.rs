@@ -1,5 +1,6 @@
 //! The doors: one per protocol. Here argv decides which; only this module writes to stdout.
 
+pub mod host;
 pub mod plugin;
 pub mod sexp;
 pub mod size;
@@ -7,6 +8,7 @@ pub mod smapiv1;
 pub mod stream;
 pub mod table;
 pub mod v1;
+pub mod xapi;
 pub mod xmlrpc;
 
 use std::cell::RefCell;

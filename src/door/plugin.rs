@@ -14,7 +14,7 @@
 //!
 //! arguments: `sr_uuid`, `vdi_uuid`, `vdi_location` (where it is not the UUID), `failfast` (`True`: waits for nobody).
 //!
-//! A pause is kept by the server of the disk ([`datapath::hold`]), so it needs no process of ours. After it was made, the
+//! A pause is kept by the server of the disk ([`hold`]), so it needs no process of ours. After it was made, the
 //! VDI's sm_config must have the key `paused`: a request that comes so late that nobody waits for its answer is undone.
 
 use std::ffi::OsString;
@@ -23,26 +23,18 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::smapiv1::datapath::{activation, device_link};
-use super::smapiv1::sync::text;
-use super::smapiv1::xapi::{Record, Xapi};
+use super::host::device::activation;
+use super::host::pause::{NAME, PAUSE, REFRESH, SERVES, UNPAUSE, hold, release};
+use super::xapi::{Record, Xapi, text};
 use super::xmlrpc::{self, Value};
 use super::{Answer, guarded, said};
-use crate::datapath;
-use crate::error::{Error, one_line};
-use crate::sr::DRIVERS;
-use crate::sys::{run_dir, syslog, tool};
-use crate::types::{Done, Format, SrUuid, VdiUuid};
+use crate::error::one_line;
+use crate::sr::{DRIVERS, Driver};
+use crate::sys::{syslog, tool};
+use crate::types::{Misread, SrUuid, VdiUuid};
 
-/// The name that it is called by.
-pub const NAME: &str = "tapdisk-pause";
 /// The name that the Python plug-in gets. In the same directory, where it finds its library.
 pub const STOCK: &str = "tapdisk-pause.stock";
-
-pub const PAUSE: &str = "pause";
-pub const UNPAUSE: &str = "unpause";
-pub const REFRESH: &str = "refresh";
-pub const SERVES: &str = "serves";
 
 /// How long to wait for a vdi_activate of the VDI that is under way. xapi's patience is longer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -76,12 +68,12 @@ type Failure = Vec<String>;
 
 fn answer(args: &[OsString]) -> String {
     let done = read(args).and_then(|mut request| {
-        if !is_ours(&mut request)? {
+        let Some(driver) = our_driver(&mut request)? else {
             return Err(hand_over(args, &request.function));
-        }
+        };
         let shown = format!("{NAME} {} of VDI {} on SR {}", request.function, request.vdi, request.sr);
         syslog::write(&shown);
-        run(&mut request).inspect_err(|words| syslog::write(&format!("{shown} failed: {}", words.join(", "))))
+        run(driver, &mut request).inspect_err(|words| syslog::write(&format!("{shown} failed: {}", words.join(", "))))
     });
     match done {
         Ok(word) => envelope([("Status", Value::text("Success")), ("Value", Value::text(word))]),
@@ -112,14 +104,14 @@ fn read(args: &[OsString]) -> Result<Request, Failure> {
         return Err(bad("its parameters are a session and a struct"));
     };
     let uuid = |name: &str| members.get(name).and_then(Value::as_str).ok_or_else(|| bad(&format!("{name} is missing")));
-    let parse = |text: &str| text.parse::<VdiUuid>().map_err(|e| bad(&one_line(&e)));
+    let parse = |text: &str| text.parse::<VdiUuid>().map_err(|e| bad(&one_line(&e.into())));
     let vdi_uuid = match function.as_str() {
         // Of an SR as a whole.
         SERVES => members.get("vdi_uuid").and_then(Value::as_str).map_or_else(|| Ok(VdiUuid::random()), parse)?,
         _ => parse(uuid("vdi_uuid")?)?,
     };
     Ok(Request {
-        sr: uuid("sr_uuid")?.parse().map_err(|e: Error| bad(&one_line(&e)))?,
+        sr: uuid("sr_uuid")?.parse().map_err(|e: Misread| bad(&one_line(&e.into())))?,
         vdi: members.get("vdi_location").and_then(Value::as_str).map_or(Ok(vdi_uuid), parse)?,
         vdi_uuid,
         failfast: members.get("failfast").and_then(Value::as_str) == Some("True"),
@@ -129,8 +121,8 @@ fn read(args: &[OsString]) -> Result<Request, Failure> {
     })
 }
 
-/// Whether the driver that xapi has for the SR's type is this executable.
-fn is_ours(request: &mut Request) -> Result<bool, Failure> {
+/// The driver of the SR's type, if the one that xapi has for that type is this executable.
+fn our_driver(request: &mut Request) -> Result<Option<&'static Driver>, Failure> {
     let (function, sr) = (request.function.clone(), request.sr);
     let unknown = |why: String| failed(&function, format!("cannot learn the type of SR {sr} from xapi: {why}"));
     let mut one = |table: &str, field: &str, value: &str| -> Result<Option<Record>, Failure> {
@@ -145,11 +137,12 @@ fn is_ours(request: &mut Request) -> Result<bool, Failure> {
         }
     };
     let record = one("SR", "uuid", &sr.to_string())?.ok_or_else(|| unknown("xapi has no such SR".to_owned()))?;
-    let Some(driver) = DRIVERS.iter().find(|driver| driver.sr_type == text(&record, "type")) else { return Ok(false) };
+    let known = DRIVERS.iter().copied().find(|driver| driver.sr_type == text(&record, "type"));
+    let Some(driver) = known else { return Ok(None) };
     let sm = one("SM", "type", driver.sr_type)?;
     let file = sm.as_ref().map_or("", |sm| text(sm, "driver_filename"));
     let id = |path: &str| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
-    Ok(id(file).is_some_and(|driver| Some(driver) == id("/proc/self/exe")))
+    Ok(Some(driver).filter(|_| id(file).is_some_and(|driver| Some(driver) == id("/proc/self/exe"))))
 }
 
 /// Becomes the Python plug-in, which answers. Returns only if there is none.
@@ -163,7 +156,7 @@ fn hand_over(args: &[OsString], function: &str) -> Failure {
     )
 }
 
-fn run(request: &mut Request) -> Result<&'static str, Failure> {
+fn run(driver: &Driver, request: &mut Request) -> Result<&'static str, Failure> {
     const DONE: &str = "True";
     let function = request.function.clone();
     if let Some(key) = request.strange {
@@ -176,38 +169,25 @@ fn run(request: &mut Request) -> Result<&'static str, Failure> {
     let patience = if request.failfast { Duration::ZERO } else { PATIENCE };
     // From the claim of a vdi_activate to its device nothing may come between.
     let _lock = activation(request.vdi, Instant::now() + patience).map_err(|e| words(one_line(&e)))?;
+    let (sr, vdi, vdi_uuid) = (request.sr, request.vdi, request.vdi_uuid);
+    let pause = || hold(driver, sr, vdi, vdi_uuid).map_err(|e| words(one_line(&e)));
     match function.as_str() {
         PAUSE => {
-            pause(request)?;
+            pause()?;
             if let Err(why) = is_wanted(request) {
-                let undone = release(request.sr, request.vdi);
+                let undone = release(driver, request.sr, request.vdi);
                 let undo = undone.err().map(|e| format!("; undoing it failed as well: {}", one_line(&e)));
                 return Err(words(why + undo.as_deref().unwrap_or("")));
             }
         }
-        UNPAUSE => drop(release(request.sr, request.vdi).map_err(|e| words(one_line(&e)))?),
+        UNPAUSE => drop(release(driver, request.sr, request.vdi).map_err(|e| words(one_line(&e)))?),
         REFRESH => {
-            pause(request)?;
-            release(request.sr, request.vdi).map_err(|e| words(one_line(&e)))?;
+            pause()?;
+            release(driver, request.sr, request.vdi).map_err(|e| words(one_line(&e)))?;
         }
         _ => return Err(vec!["UNKNOWN_XENAPI_PLUGIN_FUNCTION".to_owned(), function]),
     }
     Ok(DONE)
-}
-
-fn pause(request: &Request) -> Result<(), Failure> {
-    let no = |why: String| failed(&request.function, why);
-    for image in images(request.sr, request.vdi) {
-        if datapath::hold(&image, Instant::now() + PATIENCE).map_err(|e| no(one_line(&e)))? == Done::Changed {
-            return Ok(());
-        }
-    }
-    // A raw disk has no server that could let go of it.
-    let link = device_link(request.sr, &request.vdi_uuid.to_string());
-    match fs::symlink_metadata(&link) {
-        Ok(_) => Err(no(format!("{} is in use, and a raw disk cannot be paused", link.display()))),
-        Err(_) => Ok(()),
-    }
 }
 
 /// Whether whoever wanted the pause is still there.
@@ -224,25 +204,6 @@ fn is_wanted(request: &mut Request) -> Result<(), String> {
         Ok(_) => Err("the call that wanted the pause has ended: the VDI's sm_config has no key 'paused'".to_owned()),
         Err(e) => Err(e.to_string()),
     }
-}
-
-/// Ends a pause of a disk of this host. Idempotent.
-///
-/// # Errors
-/// When the image can't be opened again: I/O fails then, until another release.
-pub fn release(sr: SrUuid, vdi: VdiUuid) -> crate::error::Result<Done> {
-    for image in images(sr, vdi) {
-        if datapath::release(&image, Instant::now() + PATIENCE)? == Done::Changed {
-            return Ok(Done::Changed);
-        }
-    }
-    Ok(Done::Already)
-}
-
-/// Where the VDI's image may be that needs a server.
-fn images(sr: SrUuid, vdi: VdiUuid) -> [PathBuf; 2] {
-    let directory = run_dir::mounts().join(sr.to_string());
-    [Format::Vhd, Format::Qcow2].map(|format| directory.join(format!("{vdi}.{format}")))
 }
 
 #[cfg(test)]

@@ -13,7 +13,9 @@ use crate::context::{Context, DEFAULT_WAIT, LONGEST_WAIT};
 use crate::door::{Answer, sexp, size, stream, table};
 use crate::error::{self, Error, Lost, Result, ServerFault};
 use crate::sr::{self, Driver};
-use crate::types::{DeviceConfig, Format, Mode, NewVdi, Overwrite, Params, Size, SrInfo, SrUuid, Tagged, VdiUuid};
+use crate::types::{
+    DeviceConfig, Format, Misread, Mode, NewVdi, Overwrite, Params, Size, SrInfo, SrUuid, Tagged, VdiUuid,
+};
 use crate::vdi;
 
 /// Storage repositories (SR) and the virtual disks (VDI) in them, for people.
@@ -392,7 +394,7 @@ fn with_hint(error: Error, hint: &str) -> Error {
 
 /// Asks a person to say that the VDIs of an SR are to be lost.
 fn refuse_loss(driver: &'static Driver, sr: SrUuid, config: &DeviceConfig, context: &Context) -> Result<()> {
-    if (driver.open)(sr, config, context.deadline)?.keeps_disks() {
+    if driver.keeps_disks {
         return Ok(());
     }
     let would_lose = |info: &SrInfo| {
@@ -439,7 +441,7 @@ fn to_call(verb: Verb) -> Result<(SrUuid, Call)> {
     Ok(match verb {
         Verb::SrCreate { sr, size, force, destroy_sr } => {
             let size = size.as_deref().map(size::parse_or_zero).transpose()?.flatten();
-            let srs = destroy_sr.iter().map(|sr| sr.parse()).collect::<Result<_>>()?;
+            let srs = destroy_sr.iter().map(|sr| sr.parse()).collect::<Result<_, Misread>>()?;
             (sr.sr.parse()?, Call::SrCreate { size, over: Overwrite { contents: force, srs } })
         }
         Verb::SrDelete { sr, .. } => (sr.sr.parse()?, Call::SrDelete),
@@ -637,7 +639,7 @@ fn first_line(refused: &clap::Error) -> String {
 fn exit_status(e: &Error) -> (u8, &'static str) {
     use nix::errno::Errno;
     match e {
-        Error::Unsupported { .. } | Error::IsBase { .. } => (1, "EPERM"),
+        Error::Unsupported { .. } | Error::Foreign { .. } | Error::IsBase { .. } => (1, "EPERM"),
         Error::TooBig { .. }
         | Error::Oversized { .. }
         | Error::DiskTooBig { .. }

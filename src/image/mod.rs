@@ -5,6 +5,9 @@ pub mod qcow2;
 pub mod storage;
 pub mod vhd;
 
+/// Bytes of a sector. A disk is a whole number of them.
+pub const SECTOR: u64 = 512;
+
 /// Images in a chain at most; XCP makes 30.
 pub const MAX_DEPTH: usize = 256;
 

@@ -1,6 +1,6 @@
 //! The contracts of a driver: [`Driver`], what it says of itself, and [`Sr`], what it does with one SR.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::context::Context;
@@ -33,6 +33,8 @@ pub struct Driver {
     /// # Errors
     /// Says what is wrong with the device, directory or server when it can't be examined.
     pub probe: fn(&DeviceConfig, deadline: Instant) -> Result<Vec<SrInfo>>,
+    /// Whether [`Sr::delete`] leaves the disks where they are, so that there is nothing to lose.
+    pub keeps_disks: bool,
     pub about: About,
 }
 
@@ -48,11 +50,52 @@ pub struct About {
     pub vdi_at: fn(SrUuid, &str) -> Result<VdiUuid>,
     /// What `sm_config` has to say of a VDI.
     pub sm_config: fn(&VdiInfo) -> SmConfig,
+    /// What the SRs live on. Agents have error codes of their own for some substrates.
+    pub substrate: Substrate,
+    /// The paths at which the image of a VDI may be that a server shows as a block device, if the SR's files are in this
+    /// directory. Touches nothing.
+    pub images: fn(&Path, VdiUuid) -> Vec<PathBuf>,
+    /// Whether [`Sr::stat`] looks at every disk, so that it costs the more the more disks there are.
+    pub looks_at_every_disk: bool,
+    /// The major versions of its protocol that the server of a device_config speaks; none where there is no server.
+    ///
+    /// # Errors
+    /// Says what is wrong with device_config or with the server.
+    pub protocol_versions: fn(&DeviceConfig) -> Result<Vec<u32>>,
+}
+
+/// What the SRs of a driver live on, as far as agents tell failures apart by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Substrate {
+    /// A directory of this host.
+    Directory,
+    /// An export of an NFS server.
+    NfsExport,
+    /// A directory, export or share with CD images.
+    CdLibrary,
+    /// Block devices of this host.
+    BlockDevices,
+}
+
+/// [`About::protocol_versions`] of a driver whose SRs have no server that could be asked.
+///
+/// # Errors
+/// None.
+pub fn no_server(_config: &DeviceConfig) -> Result<Vec<u32>> {
+    Ok(Vec::new())
+}
+
+/// [`About::images`] of a driver whose disks need no server.
+pub fn no_images(_directory: &Path, _vdi: VdiUuid) -> Vec<PathBuf> {
+    Vec::new()
 }
 
 /// [`About::vdi_at`] where a VDI's location is its UUID.
+///
+/// # Errors
+/// [`Error::Invalid`] for a location that is no UUID.
 pub fn vdi_by_uuid(_sr: SrUuid, location: &str) -> Result<VdiUuid> {
-    location.parse()
+    Ok(location.parse()?)
 }
 
 /// A storage repository. The caller holds the locks that [`crate::call::run`] takes.
@@ -89,11 +132,6 @@ pub trait Sr {
     /// [`Error::VdiInUse`] while any VDI is attached or locked; then nothing was changed.
     fn delete(&self) -> Result<Done>;
 
-    /// Whether [`Sr::delete`] leaves the disks where they are, so that there is nothing to lose.
-    fn keeps_disks(&self) -> bool {
-        false
-    }
-
     /// Makes the SR available on this host and repairs what a crash left. Idempotent.
     fn attach(&self) -> Result<Done>;
 
@@ -124,11 +162,6 @@ pub trait Sr {
     /// what that says.
     fn space(&self) -> Result<Space> {
         self.stat().map(|sr| sr.space())
-    }
-
-    /// Whether [`Sr::stat`] looks at every disk, so that it costs the more the more there are.
-    fn looks_at_every_disk(&self) -> bool {
-        false
     }
 
     /// [`Sr::stat`] with every VDI's details, in one pass.
@@ -188,11 +221,6 @@ pub trait Sr {
     /// What `sm_config` of the SR itself has to say.
     fn sr_sm_config(&self) -> SmConfig {
         SmConfig::new()
-    }
-
-    /// The major versions of its protocol that the SR's server speaks; none where there is no server.
-    fn protocol_versions(&self) -> Result<Vec<u32>> {
-        Ok(Vec::new())
     }
 
     /// Whether other hosts have the SR as well, where this one's kernel can't see what they have attached.

@@ -28,7 +28,7 @@ use nix::errno::Errno;
 use crate::context::Context;
 use crate::error::{Error, Result, ended};
 use crate::sr::config::PREFERRED_FORMATS;
-use crate::sr::driver::{About, Driver, Sr, vdi_by_uuid};
+use crate::sr::driver::{About, Driver, Sr, Substrate, no_server, vdi_by_uuid};
 use crate::sr::file::{self, FileSr};
 use crate::sr::mountpoint::Mountpoint;
 use crate::sr::volume_group::{self, CREATING, DELETING, Naming, VolumeGroup};
@@ -53,12 +53,17 @@ pub const DRIVER: Driver = Driver {
     probe: |config, deadline| {
         volume_group::probe(config, &NAMING, deadline, |group, vg| ExtSr::new(group).look_inside(vg))
     },
+    keeps_disks: false,
     about: About {
         name: "Local ext4",
         capabilities: file::CAPABILITIES,
         configuration: &[("device", "block devices, separated by commas (required)"), PREFERRED_FORMATS],
         vdi_at: vdi_by_uuid,
         sm_config: file::sm_config,
+        substrate: Substrate::BlockDevices,
+        images: file::images,
+        looks_at_every_disk: true,
+        protocol_versions: no_server,
     },
 };
 
@@ -383,10 +388,6 @@ impl Sr for ExtSr {
 
     fn space(&self) -> Result<Space> {
         self.files()?.space().map_err(|e| self.explain(e))
-    }
-
-    fn looks_at_every_disk(&self) -> bool {
-        self.file.looks_at_every_disk()
     }
 
     fn scan(&self) -> Result<SrInfo> {

@@ -60,8 +60,9 @@ use serde::{Deserialize, Serialize};
 use crate::context::Context;
 use crate::datapath::USES;
 use crate::error::{Error, Result};
+use crate::image::SECTOR;
 use crate::sr::config::{self, PREFERRED_FORMATS};
-use crate::sr::driver::{About, Driver, Sr, vdi_by_uuid};
+use crate::sr::driver::{About, Driver, Sr, Substrate, no_server, vdi_by_uuid};
 use crate::sys::copy::{self, Progress};
 use crate::sys::durable::{self, Dir, NewFile, Stat};
 use crate::sys::lock::{self, Lock};
@@ -89,12 +90,17 @@ pub const DRIVER: Driver = Driver {
     parse_dconf: |dconf| Ok(DeviceConfig::from([("location", dconf)])),
     open: |sr, config, deadline| Ok(Box::new(FileSr::at(sr, location(config)?, deadline))),
     probe: |config, deadline| probe(&without_links(&location(config)?), "file", deadline),
+    keeps_disks: false,
     about: About {
         name: "Local directory",
         capabilities: CAPABILITIES,
         configuration: &[("location", "absolute path of a local directory (required)"), PREFERRED_FORMATS],
         vdi_at: vdi_by_uuid,
         sm_config,
+        substrate: Substrate::Directory,
+        images,
+        looks_at_every_disk: true,
+        protocol_versions: no_server,
     },
 };
 
@@ -135,6 +141,12 @@ pub fn sm_config(vdi: &VdiInfo) -> SmConfig {
         Format::Vhd => {}
     }
     keys
+}
+
+/// [`About::images`] of every driver with disks as files.
+pub fn images(directory: &Path, vdi: VdiUuid) -> Vec<PathBuf> {
+    let served = [Format::Vhd, Format::Qcow2];
+    served.map(|format| directory.join(image_name(vdi, format))).to_vec()
 }
 
 fn location(config: &DeviceConfig) -> Result<PathBuf> {
@@ -720,10 +732,6 @@ impl Sr for FileSr {
 
     fn space(&self) -> Result<Space> {
         space_of(&*self.dir()?)
-    }
-
-    fn looks_at_every_disk(&self) -> bool {
-        true
     }
 
     fn scan(&self) -> Result<SrInfo> {

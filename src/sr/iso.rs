@@ -29,7 +29,7 @@ use nix::errno::Errno;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::sr::driver::{About, Driver, Sr};
+use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server};
 use crate::sys::copy::Progress;
 use crate::sys::durable::{self, Dir};
 use crate::sys::loopdev::{self, Backing};
@@ -49,6 +49,7 @@ pub const DRIVER: Driver = Driver {
     open: |sr, config, deadline| Ok(Box::new(IsoSr { sr, library: Library::new(sr, config)?, deadline })),
     // Nothing in a directory says which ISO SR it is.
     probe: |config, _| Library::new(SrUuid::random(), config).map(|_| Vec::new()),
+    keeps_disks: true,
     about: About {
         name: "ISO",
         capabilities: &[
@@ -79,6 +80,10 @@ pub const DRIVER: Driver = Driver {
         ],
         vdi_at: |sr, location| Ok(uuid_of(sr, location)),
         sm_config: |_| SmConfig::new(),
+        substrate: Substrate::CdLibrary,
+        images: no_images,
+        looks_at_every_disk: false,
+        protocol_versions: no_server,
     },
 };
 
@@ -182,10 +187,6 @@ impl Sr for IsoSr {
     /// Leaves the images: they were there before.
     fn delete(&self) -> Result<Done> {
         self.detach()
-    }
-
-    fn keeps_disks(&self) -> bool {
-        true
     }
 
     fn attach(&self) -> Result<Done> {

@@ -41,7 +41,7 @@ use std::time::Instant;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::image::disk::DiskWriter;
-use crate::sr::driver::{About, Driver, Sr, vdi_by_uuid};
+use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server, vdi_by_uuid};
 use crate::sr::volume_group::{self, DELETING, Naming, VolumeGroup};
 use crate::sys::blockdev;
 use crate::sys::copy::Progress;
@@ -64,6 +64,7 @@ pub const DRIVER: Driver = Driver {
     parse_dconf: |dconf| Ok(DeviceConfig::from([("device", dconf)])),
     open: |sr, config, deadline| Ok(Box::new(LvmSr::new(sr, config, deadline)?)),
     probe,
+    keeps_disks: false,
     about: About {
         name: "LVM volumes",
         capabilities: &[
@@ -87,11 +88,12 @@ pub const DRIVER: Driver = Driver {
         vdi_at: vdi_by_uuid,
         // The keys that the Python LVM driver keeps of a raw volume; XCP-ng 8.3, "Records and sm_config".
         sm_config: |vdi| vec![("image-format", Some(vdi.format.to_string())), ("vdi_type", Some("aio".to_owned()))],
+        substrate: Substrate::BlockDevices,
+        images: no_images,
+        looks_at_every_disk: false,
+        protocol_versions: no_server,
     },
 };
-
-/// What is not supported of an SR with VHD images in its volumes.
-pub const FOREIGN: &str = "an SR with such VDIs";
 
 const NAMING: Naming = Naming { prefix: "VG_XenStorage-", is_half_made };
 const RAW: &str = "LV-";
@@ -574,8 +576,7 @@ fn vdi_of(name: &str) -> Option<(VdiUuid, Format)> {
 fn refuse_foreign(vdi: VdiUuid, format: Format) -> Result<()> {
     match format {
         Format::Raw => Ok(()),
-        _ => Err(Error::Unsupported {
-            op: FOREIGN,
+        _ => Err(Error::Foreign {
             why: format!("VDI {vdi} is a {format} image in a volume (LVHD); this driver serves raw volumes"),
         }),
     }

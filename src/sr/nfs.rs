@@ -26,7 +26,7 @@ use nix::errno::Errno;
 use crate::context::Context;
 use crate::error::{Error, Result, ServerFault};
 use crate::sr::config::PREFERRED_FORMATS;
-use crate::sr::driver::{About, Driver, Sr, vdi_by_uuid};
+use crate::sr::driver::{About, Driver, Sr, Substrate, vdi_by_uuid};
 use crate::sr::file::{self, FileSr};
 use crate::sr::mountpoint::Mountpoint;
 use crate::sys::copy::Progress;
@@ -49,6 +49,7 @@ pub const DRIVER: Driver = Driver {
     parse_dconf,
     open: |sr, config, deadline| Ok(Box::new(NfsSr::new(sr, config, deadline)?)),
     probe,
+    keeps_disks: false,
     about: About {
         name: "NFS",
         capabilities: file::CAPABILITIES,
@@ -62,6 +63,10 @@ pub const DRIVER: Driver = Driver {
         ],
         vdi_at: vdi_by_uuid,
         sm_config: file::sm_config,
+        substrate: Substrate::NfsExport,
+        images: file::images,
+        looks_at_every_disk: true,
+        protocol_versions: |config| Export::new(config, Holds::Disks)?.spoken(),
     },
 };
 
@@ -262,10 +267,6 @@ impl Sr for NfsSr {
         self.files()?.space().map_err(|e| self.explain(e))
     }
 
-    fn looks_at_every_disk(&self) -> bool {
-        self.file.looks_at_every_disk()
-    }
-
     fn scan(&self) -> Result<SrInfo> {
         self.files()?.scan().map(|info| self.located(info)).map_err(|e| self.explain(e))
     }
@@ -308,9 +309,5 @@ impl Sr for NfsSr {
 
     fn pulse(&self) -> Option<Pulse> {
         Some(self.export.pulse())
-    }
-
-    fn protocol_versions(&self) -> Result<Vec<u32>> {
-        self.export.spoken()
     }
 }

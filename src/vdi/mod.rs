@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::context::Context;
 use crate::datapath;
 use crate::error::{Error, Result, needs_root};
+use crate::image::SECTOR;
 use crate::image::disk::Disk;
 use crate::sys::blockdev;
 use crate::sys::copy::Progress;
@@ -545,7 +546,7 @@ pub fn describe(
         vbds: users,
         virtual_size: node.virtual_size,
         physical_utilisation: allocated,
-        sector_size: raw::SECTOR as u32,
+        sector_size: SECTOR as u32,
         format: place.format(),
         parent: node.parent,
         shareable: params.shareable,

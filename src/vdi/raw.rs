@@ -7,12 +7,10 @@ use nix::errno::Errno;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::image::SECTOR;
 use crate::image::disk::{Disk, RawFile};
 use crate::types::{Done, Format, Mode, Params, VdiInfo, VdiUuid};
 use crate::vdi::{Kind, Node, Place, Vdi, cow, describe, refuse_if_elsewhere, refuse_if_used};
-
-/// Bytes of a sector; a disk is a whole number of them.
-pub const SECTOR: u64 = 512;
 
 pub static KIND: Kind = Kind {
     format: Format::Raw,

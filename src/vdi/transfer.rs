@@ -11,6 +11,7 @@ use std::sync::Arc;
 use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result};
+use crate::image;
 use crate::image::disk::{Disk, DiskWriter, PIECE, RawFile, pieces, stream};
 use crate::image::qcow2;
 use crate::image::storage::FileStorage;
@@ -18,7 +19,6 @@ use crate::image::vhd::{self, Chain};
 use crate::sys::copy::Progress;
 use crate::sys::durable::NewFile;
 use crate::types::{Format, Mode, Size};
-use crate::vdi::raw;
 
 /// A file or a pipe, open, and what errors call it.
 #[derive(Clone, Debug)]
@@ -84,7 +84,7 @@ impl Stream {
     }
 }
 
-const SECTOR: usize = raw::SECTOR as usize;
+const SECTOR: usize = image::SECTOR as usize;
 
 /// What the bytes of a file look like.
 enum Container {

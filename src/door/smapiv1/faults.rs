@@ -4,10 +4,11 @@
 use nix::errno::Errno;
 
 use super::command::Command;
-use super::xapi::ApiError;
+use crate::door::xapi::ApiError;
 use crate::door::xmlrpc;
 use crate::error::{self, Error, Exported, Protocol, ServerFault};
-use crate::sr::lvm;
+use crate::sr::Substrate;
+use crate::types::Misread;
 
 /// Every code that this door uses; numbers, names and messages are the table's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,50 +170,77 @@ impl From<Error> for Failure {
     }
 }
 
+impl From<Misread> for Failure {
+    fn from(misread: Misread) -> Failure {
+        Failure::Driver(misread.into())
+    }
+}
+
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Failure {
         Failure::Api(error)
     }
 }
 
-/// SR types for which the table has codes of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
-    Nfs,
-    Iso,
-    /// A directory of this host.
-    Directory,
-    Other,
+/// The code of a failure that has none of its own.
+pub fn general_fault(command: Command) -> Code {
+    match command {
+        Command::SrScan => Code::SRScan,
+        Command::VdiCreate => Code::VDICreate,
+        Command::VdiDelete => Code::VDIDelete,
+        Command::VdiAttach
+        | Command::VdiDetach
+        | Command::VdiActivate
+        | Command::VdiDeactivate
+        | Command::VdiAttachFromConfig
+        | Command::VdiDetachFromConfig
+        | Command::VdiIntroduce => Code::VDIUnavailable,
+        Command::VdiResize | Command::VdiResizeOnline => Code::VDIResize,
+        Command::VdiSnapshot => Code::VDISnapshot,
+        Command::VdiClone => Code::VDIClone,
+        Command::SrCreate => Code::FileSRCreate,
+        Command::SrDelete => Code::FileSRDelete,
+        Command::SrGetDriverInfo
+        | Command::SrAttach
+        | Command::SrDetach
+        | Command::SrUpdate
+        | Command::SrProbe
+        | Command::SrContentType
+        | Command::VdiUpdate
+        | Command::VdiRevert
+        | Command::VdiCompose
+        | Command::VdiGenerateConfig
+        | Command::VdiEpochBegin
+        | Command::VdiEpochEnd
+        | Command::VdiEnableCbt
+        | Command::VdiDisableCbt
+        | Command::VdiDataDestroy
+        | Command::VdiListChangedBlocks => Code::SMGeneral,
+    }
 }
 
 /// What failed, as far as the choice of a code depends on it.
 #[derive(Clone, Copy)]
 pub struct Attempt {
     command: Option<Command>,
-    family: Family,
+    on: Substrate,
     /// For failures that have no code of their own.
     general: Code,
 }
 
 impl Attempt {
     /// `command`: none if the request was not even understood.
-    pub fn new(sr_type: &str, command: Option<Command>) -> Attempt {
-        let family = match sr_type {
-            "nfs" => Family::Nfs,
-            "iso" => Family::Iso,
-            "file" => Family::Directory,
-            _ => Family::Other,
-        };
-        let general = match (family, command) {
-            (Family::Nfs, Some(Command::SrCreate)) => Code::NFSCreate,
-            (Family::Nfs, Some(Command::SrDelete)) => Code::NFSDelete,
-            (Family::Nfs, Some(Command::SrDetach)) => Code::NFSUnMount,
-            (Family::Iso, Some(Command::SrCreate | Command::SrDelete)) => Code::SMGeneral,
-            (Family::Iso, Some(Command::SrDetach)) => Code::ISOUnmountFailure,
-            (_, Some(command)) => command.general_fault(),
+    pub fn new(on: Substrate, command: Option<Command>) -> Attempt {
+        let general = match (on, command) {
+            (Substrate::NfsExport, Some(Command::SrCreate)) => Code::NFSCreate,
+            (Substrate::NfsExport, Some(Command::SrDelete)) => Code::NFSDelete,
+            (Substrate::NfsExport, Some(Command::SrDetach)) => Code::NFSUnMount,
+            (Substrate::CdLibrary, Some(Command::SrCreate | Command::SrDelete)) => Code::SMGeneral,
+            (Substrate::CdLibrary, Some(Command::SrDetach)) => Code::ISOUnmountFailure,
+            (_, Some(command)) => general_fault(command),
             (_, None) => Code::SMGeneral,
         };
-        Attempt { command, family, general }
+        Attempt { command, on, general }
     }
 
     fn begins_the_sr(self) -> bool {
@@ -277,7 +305,7 @@ pub fn text(code: Code, detail: &str) -> String {
 }
 
 fn of_error(error: &Error, attempt: Attempt) -> Code {
-    let Attempt { command, family, general } = attempt;
+    let Attempt { command, on, general } = attempt;
     match error {
         Error::MissingKey { key, .. } => match *key {
             "location" => Code::ConfigLocationMissing,
@@ -288,7 +316,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         },
         Error::ExportNotChosen { .. } => Code::ConfigServerPathMissing,
         Error::Invalid { what, .. } => match *what {
-            "location" if family == Family::Iso => Code::ISOLocationStringError,
+            "location" if on == Substrate::CdLibrary => Code::ISOLocationStringError,
             "location" | "device" => Code::ConfigDeviceInvalid,
             "server" => Code::DNSError,
             "serverpath" => Code::ConfigServerPathBad,
@@ -301,7 +329,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         },
         Error::Usage(_) | Error::TooManyArguments(_) | Error::NoSuchCommand(_) => Code::BadRequest,
         // 38 would be an error of xapi's own that hides the reason.
-        Error::Unsupported { op: lvm::FOREIGN, .. } => Code::SRUnavailable,
+        Error::Foreign { .. } => Code::SRUnavailable,
         // As the Python drivers: VDIClone also for a snapshot.
         Error::IsBase { .. } => match command {
             Some(Command::VdiSnapshot | Command::VdiClone) => Code::VDIClone,
@@ -318,7 +346,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
             Code::VDISize
         }
         // The only SRs of this type that can be missing are directories of this host.
-        Error::NoSr { .. } if family == Family::Iso && attempt.begins_the_sr() => Code::ISOLocalPath,
+        Error::NoSr { .. } if on == Substrate::CdLibrary && attempt.begins_the_sr() => Code::ISOLocalPath,
         Error::NoSr { .. } | Error::SrUnavailable { .. } | Error::Busy { .. } => Code::SRUnavailable,
         Error::SrExists { .. } | Error::NotEmpty { .. } => Code::SRExists,
         Error::NoVdi { .. } => Code::VDIUnavailable,
@@ -327,15 +355,15 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         Error::VdiInUse { .. } => Code::VDIInUse,
         Error::ChainTooLong { .. } => Code::SnapshotChainTooLong,
         Error::LockRefused { .. } => Code::LockErr,
-        Error::NoDevice { .. } if family == Family::Directory && command == Some(Command::SrCreate) => general,
+        Error::NoDevice { .. } if on == Substrate::Directory && command == Some(Command::SrCreate) => general,
         Error::NoDevice { .. } => Code::InvalidDev,
-        Error::Server { protocol, fault, .. } => of_server(*protocol, *fault, family),
+        Error::Server { protocol, fault, .. } => of_server(*protocol, *fault, on),
         // At a mountpoint: of something else before, of a process after.
-        Error::DeviceInUse { .. } | Error::Occupied { .. } | Error::HoldsSr { .. } => match family {
-            Family::Nfs if attempt.begins_the_sr() => Code::NFSAttached,
-            Family::Nfs if attempt.ends_the_sr() => Code::NFSUnMount,
-            Family::Iso if attempt.begins_the_sr() => Code::ISOMountFailure,
-            Family::Iso if attempt.ends_the_sr() => Code::ISOUnmountFailure,
+        Error::DeviceInUse { .. } | Error::Occupied { .. } | Error::HoldsSr { .. } => match on {
+            Substrate::NfsExport if attempt.begins_the_sr() => Code::NFSAttached,
+            Substrate::NfsExport if attempt.ends_the_sr() => Code::NFSUnMount,
+            Substrate::CdLibrary if attempt.begins_the_sr() => Code::ISOMountFailure,
+            Substrate::CdLibrary if attempt.ends_the_sr() => Code::ISOUnmountFailure,
             _ => Code::SRInUse,
         },
         Error::NoSpace { .. } | Error::PoolFull { .. } => Code::SRNoSpace,
@@ -346,7 +374,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Code::SRNoSpace,
             Some(Errno::EROFS) => Code::SharedFileSystemNoWrite,
             // Root may do anything, except where a server does not take it for root.
-            Some(Errno::EACCES | Errno::EPERM) if matches!(family, Family::Nfs | Family::Iso) => {
+            Some(Errno::EACCES | Errno::EPERM) if matches!(on, Substrate::NfsExport | Substrate::CdLibrary) => {
                 Code::SharedFileSystemNoWrite
             }
             _ => general,
@@ -355,13 +383,13 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
     }
 }
 
-fn of_server(protocol: Protocol, fault: ServerFault, family: Family) -> Code {
+fn of_server(protocol: Protocol, fault: ServerFault, on: Substrate) -> Code {
     match (protocol, fault) {
         (_, ServerFault::UnknownName) => Code::DNSError,
         (Protocol::Nfs, ServerFault::NoAnswer) => Code::NFSTarget,
         (Protocol::Nfs, ServerFault::Version) => Code::NFSVersion,
-        (_, ServerFault::NoExport | ServerFault::Denied) if family == Family::Iso => Code::ISOSharenameFailure,
-        (_, ServerFault::Mount | ServerFault::NoAnswer | ServerFault::Version) if family == Family::Iso => {
+        (_, ServerFault::NoExport | ServerFault::Denied) if on == Substrate::CdLibrary => Code::ISOSharenameFailure,
+        (_, ServerFault::Mount | ServerFault::NoAnswer | ServerFault::Version) if on == Substrate::CdLibrary => {
             Code::ISOMountFailure
         }
         (Protocol::Nfs, ServerFault::NoExport | ServerFault::Denied | ServerFault::Mount) => Code::NFSMount,
@@ -385,11 +413,16 @@ fn of_tool(program: &str, command: Option<Command>) -> Option<Code> {
 mod tests {
     use super::*;
     use crate::error::{HeldSr, Lost};
+    use crate::sr;
     use crate::sys::server;
     use crate::types::{Format, SrUuid, VdiUuid};
 
+    fn on(sr_type: &str) -> Substrate {
+        sr::driver(sr_type).unwrap().about.substrate
+    }
+
     fn code(error: Error, sr_type: &str, command: Command) -> u16 {
-        fault(&error.into(), Attempt::new(sr_type, Some(command))).0 as u16
+        fault(&error.into(), Attempt::new(on(sr_type), Some(command))).0 as u16
     }
 
     #[test]
@@ -433,7 +466,7 @@ mod tests {
     }
 
     fn said(error: Error, sr_type: &str, command: Command) -> String {
-        let (code, detail) = fault(&error.into(), Attempt::new(sr_type, Some(command)));
+        let (code, detail) = fault(&error.into(), Attempt::new(on(sr_type), Some(command)));
         text(code, &detail)
     }
 
@@ -495,7 +528,7 @@ mod tests {
         let failure = Error::ExportNotChosen { server: "filer".to_owned(), exports }.into();
         let document = choice(&failure).unwrap();
         assert!(document.contains("<Target>filer</Target>\n\t\t<Path>/a&lt;&amp;&gt;</Path>"), "{document}");
-        assert_eq!(fault(&failure, Attempt::new("nfs", Some(Command::SrProbe))).0 as u16, 101);
+        assert_eq!(fault(&failure, Attempt::new(on("nfs"), Some(Command::SrProbe))).0 as u16, 101);
         assert_eq!(choice(&Failure::new(Code::BadRequest, "no")), None);
     }
 }

@@ -17,11 +17,12 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::xapi::{Record, Xapi};
 use crate::context::OtherHosts;
-use crate::door::plugin;
+use crate::door::host::pause;
+use crate::door::xapi::{Record, Xapi};
 use crate::door::xmlrpc::Value;
 use crate::error::{Error, Result};
+use crate::sr::Driver;
 use crate::sys::syslog;
 use crate::types::{SrUuid, VdiUuid};
 
@@ -31,6 +32,7 @@ const DONE: &str = "True";
 /// The hosts of one VDI, as xapi knows them.
 pub struct Hosts {
     pub xapi: Mutex<Xapi>,
+    pub driver: &'static Driver,
     pub sr: SrUuid,
     /// The VDI on the substrate, and in xapi.
     pub vdi: VdiUuid,
@@ -99,7 +101,7 @@ impl Hosts {
             ("vdi_uuid", self.vdi_uuid.clone()),
             ("vdi_location", self.vdi.to_string()),
         ];
-        let words = [Value::text(host), Value::text(plugin::NAME), Value::text(function), Value::map(args)];
+        let words = [Value::text(host), Value::text(pause::NAME), Value::text(function), Value::map(args)];
         let answer = self.xapi().call("host.call_plugin", &words);
         match answer {
             Ok(Value::String(word)) if word == DONE => Asked::Done,
@@ -122,8 +124,8 @@ impl Hosts {
     /// `asked`: those that may be paused now.
     fn pause_all(&self, others: &[String], asked: &mut Vec<String>) -> Result<()> {
         for host in others {
-            for function in [plugin::SERVES, plugin::PAUSE] {
-                if function == plugin::PAUSE {
+            for function in [pause::SERVES, pause::PAUSE] {
+                if function == pause::PAUSE {
                     asked.push(host.clone());
                 }
                 match self.ask(host, function) {
@@ -131,7 +133,7 @@ impl Hosts {
                     Asked::Gone => break,
                     Asked::No(why) => {
                         let advice = match function {
-                            plugin::SERVES => "; is this package's tapdisk-pause installed there?",
+                            pause::SERVES => "; is this package's tapdisk-pause installed there?",
                             _ => "",
                         };
                         return Err(self.not_paused(format!("{} {why}{advice}", self.shown(host))));
@@ -146,10 +148,10 @@ impl Hosts {
         let mut failed = Vec::new();
         for host in hosts {
             if *host == self.host_ref {
-                if let Err(error) = plugin::release(self.sr, self.vdi) {
+                if let Err(error) = pause::release(self.driver, self.sr, self.vdi) {
                     failed.push(format!("this host did not go on: {}", crate::error::one_line(&error)));
                 }
-            } else if let Asked::No(why) = self.ask(host, plugin::UNPAUSE) {
+            } else if let Asked::No(why) = self.ask(host, pause::UNPAUSE) {
                 failed.push(format!("{} {why}", self.shown(host)));
             }
         }

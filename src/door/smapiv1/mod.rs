@@ -2,30 +2,33 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`command`] | the request: what xapi wants, of which SR and VDI |
+//! | [`command`] | the commands |
+//! | [`request`] | the request: which command, of which SR and VDI |
 //! | [`service`] | each command: calls of the driver, and what xapi has to be told of them |
 //! | [`format`] | the format of a new disk, and how large a disk of each may be |
-//! | [`datapath`] | attach, activate and the claims of hosts on a VDI |
+//! | [`claim`] | the claims of hosts on a VDI |
+//! | [`attached`] | the answer of vdi_attach |
 //! | [`hosts`] | the other hosts that have a VDI attached |
 //! | [`sync`] | making xapi's database say what the substrate says |
-//! | [`xapi`] | calls back into xapi |
 //! | [`faults`] | what xapi is told when a command fails |
 
+pub mod attached;
+pub mod claim;
 pub mod command;
-pub mod datapath;
 pub mod faults;
 pub mod format;
 pub mod hosts;
+pub mod request;
 pub mod service;
 pub mod sync;
-pub mod xapi;
 
 use std::ffi::OsString;
-use std::time::Duration;
 
-use self::command::{Command, Request};
+use self::command::Command;
 use self::faults::{Attempt, Code, Failure};
+use self::request::Request;
 use self::service::Service;
+use super::host::device;
 use super::xmlrpc::{self, Value};
 use super::{Answer, guarded, said};
 use crate::sr::Driver;
@@ -34,15 +37,6 @@ use crate::sys::syslog;
 /// The version that a driver announces. Any below 2.0 is SMAPIv1 to xapi. XCP-ng's `sr_health_check` loads the driver of
 /// every SM with exactly 1.0 as Python source; an ELF file ends its run, and it checks no SR after that.
 const API_VERSION: &str = "1.1";
-
-/// Shortens every wait of this door to so many seconds, for whoever can't wait as long as xapi.
-pub const PATIENCE: &str = "XCP_SM_PATIENCE";
-
-/// How long to wait where `usual` is what fits xapi.
-fn patience(usual: Duration) -> Duration {
-    let seconds = std::env::var(PATIENCE).ok().and_then(|text| text.parse().ok());
-    seconds.map_or(usual, |seconds| usual.min(Duration::from_secs(seconds)))
-}
 
 /// Whether these are the words of an agent that speaks XML-RPC. No word of the SR API begins like this.
 pub fn is_meant(args: &[OsString]) -> bool {
@@ -86,7 +80,7 @@ fn answer(driver: &'static Driver, args: &[OsString]) -> Answer {
 }
 
 fn refuse(driver: &Driver, what: &str, failure: &Failure, command: Option<Command>, secrets: &[&str]) -> Answer {
-    let (code, detail) = faults::fault(failure, Attempt::new(driver.sr_type, command));
+    let (code, detail) = faults::fault(failure, Attempt::new(driver.about.substrate, command));
     let mut text = faults::text(code, &detail);
     // No message of ours holds one; a tool's own words might.
     for secret in secrets {
@@ -114,7 +108,7 @@ fn without(text: &str, secret: &str) -> String {
 /// What a driver is and can do. Asked of every driver at each start of xapi: nothing is touched for it.
 fn driver_info(driver: &Driver) -> Value {
     let texts = |texts: &[&str]| Value::Array(texts.iter().map(|text| Value::text(*text)).collect());
-    let kept: Vec<&str> = driver.about.capabilities.iter().copied().filter(|c| !datapath::missing(c)).collect();
+    let kept: Vec<&str> = driver.about.capabilities.iter().copied().filter(|c| !device::missing(c)).collect();
     let keys = driver.about.configuration.iter();
     let configuration = keys.map(|(key, means)| Value::map([("key", *key), ("description", *means)])).collect();
     let formats: Vec<String> = driver.formats.iter().map(|format| format.to_string()).collect();

@@ -14,15 +14,19 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::command::{Command, Request};
-use super::datapath::{self, KEY_HASH, Tag};
-use super::faults::{self, Attempt, Code, Failure};
+use super::attached;
+use super::claim::{self, KEY_HASH, Tag};
+use super::command::Command;
+use super::faults::{self, Attempt, Code, Failure, general_fault};
 use super::format;
 use super::hosts::Hosts;
-use super::sync::{self, Introduced, text};
-use super::xapi::{Record, Xapi};
+use super::request::Request;
+use super::sync::{self, Introduced};
 use crate::call::{self, Call, Reply};
 use crate::context::{Context, OtherHosts};
+use crate::door::host;
+use crate::door::host::device;
+use crate::door::xapi::{Record, Xapi, text};
 use crate::door::xmlrpc::{self, Value};
 use crate::error::Error;
 use crate::sr::{Driver, Sr};
@@ -39,7 +43,7 @@ fn deadline() -> Instant {
 
 /// xapi has no time limit; whoever holds a lock this long has died in the kernel.
 fn patience() -> Duration {
-    super::patience(Duration::from_secs(600))
+    host::patience(Duration::from_secs(600))
 }
 
 type Answer = Result<Value, Failure>;
@@ -120,8 +124,7 @@ impl<'a> Service<'a> {
             list.push_str(&format!("\t<SR>\n\t\t<UUID>{}</UUID>\n\t\t<size>{}</size>\n\t</SR>\n", sr.uuid, sr.size));
         }
         if config.get("probeversion").is_some() {
-            // An SR's object touches nothing until it is asked; which SR it is makes no difference here.
-            let versions = (self.driver.open)(SrUuid::random(), config, deadline())?.protocol_versions()?;
+            let versions = (self.driver.about.protocol_versions)(config)?;
             let versions = versions.iter().rev().map(|version| format!("\t\t<Version>{version}</Version>\n"));
             list.push_str(&format!("\t<SupportedVersions>\n{}\t</SupportedVersions>\n", versions.collect::<String>()));
         }
@@ -186,7 +189,7 @@ impl<'a> Service<'a> {
 
     /// The SR API deletes an SR with its disks; xapi wants it refused while there are any that it could delete.
     fn sr_delete(&self) -> Answer {
-        let deletes = self.driver.about.capabilities.contains(&"VDI_DELETE") && !self.storage()?.keeps_disks();
+        let deletes = self.driver.about.capabilities.contains(&"VDI_DELETE") && !self.driver.keeps_disks;
         let found = match self.call(Call::SrGetParams) {
             // Where the disks are seen only while it is attached, it is attached to see them.
             Err(Error::SrUnavailable { .. }) if deletes => {
@@ -358,7 +361,7 @@ impl<'a> Service<'a> {
         let (label, description) = (request.arg(1)?, request.arg(2)?);
         assert_legal(label, description)?;
         let kept = request.map("vdi_sm_config")?;
-        datapath::refuse_encrypted(kept.get(KEY_HASH).map(String::as_str), request.command.general_fault())?;
+        claim::refuse_encrypted(kept.get(KEY_HASH).map(String::as_str), general_fault(request.command))?;
         let virtual_size = positive(request.size(0)?)?;
         let format = format::choose(self.driver, &self.config, &kept, virtual_size)?;
         let vdi = match request.optional("vdi_uuid")? {
@@ -444,8 +447,8 @@ impl<'a> Service<'a> {
         let size =
             self.grown(|| Some(self.info().map_or(0, |info| if info.hidden { 0 } else { info.virtual_size }).into()));
         self.call(Call::VdiDelete { vdi, broken: true })?;
-        datapath::forget_activation(vdi);
-        datapath::disconnect(self.sr()?, self.vdi_name()?)?;
+        device::forget_activation(vdi);
+        device::disconnect(self.sr()?, self.vdi_name()?)?;
         // xapi drops the record itself as well, if this is lost.
         if let (Some(reference), Some(xapi)) = (self.request.optional("vdi_ref")?, self.xapi.as_mut()) {
             let _ = xapi.call("VDI.db_forget", &[Value::text(reference)]);
@@ -514,7 +517,7 @@ impl<'a> Service<'a> {
         self.assert_attached()?;
         let (sr_ref, reference) = (self.request.text("sr_ref")?, self.request.text("vdi_ref")?);
         let (vdi, size) = (self.vdi()?, positive(self.request.size(0)?)?);
-        if !datapath::can_grow(self.sr()?, self.vdi_name()?) {
+        if !device::can_grow(self.sr()?, self.vdi_name()?) {
             return Err(Failure::new(
                 Code::VDIInUse,
                 "a tapdisk has it open, and does not follow a disk that grows; detach it first",
@@ -558,7 +561,7 @@ impl<'a> Service<'a> {
 
     /// `by`, where it is worth to be known; see [`Service::tell_figures`].
     fn grown(&self, by: impl FnOnce() -> Option<i128>) -> Option<i128> {
-        if self.storage().ok()?.looks_at_every_disk() { by() } else { None }
+        if self.driver.about.looks_at_every_disk { by() } else { None }
     }
 
     fn recompute_figures(&mut self, sr_ref: &str) -> Result<(), Failure> {
@@ -592,7 +595,7 @@ impl<'a> Service<'a> {
         self.assert_attached()?;
         self.request.flag(0)?;
         self.call(Call::VdiGetParams { vdi: self.vdi()? }).map_err(|e| self.missing(e))?;
-        Ok(datapath::attached(self.sr()?, self.vdi_name()?, true))
+        Ok(attached::attached(self.sr()?, self.vdi_name()?, true))
     }
 
     fn vdi_activate(&mut self) -> Answer {
@@ -619,18 +622,18 @@ impl<'a> Service<'a> {
         vdi: VdiUuid,
         mut attempt: impl FnMut(&mut Self) -> Result<bool, Failure>,
     ) -> Answer {
-        let until = Instant::now() + datapath::patience();
+        let until = Instant::now() + claim::patience();
         loop {
-            let lock = datapath::activation(vdi, until)?;
+            let lock = device::activation(vdi, until)?;
             if attempt(self)? {
                 return Ok(Value::Nil);
             }
             drop(lock);
             if Instant::now() >= until {
-                let why = format!("VDI {vdi} is locked: it was paused for {} s", datapath::patience().as_secs());
+                let why = format!("VDI {vdi} is locked: it was paused for {} s", claim::patience().as_secs());
                 return Err(Failure::new(Code::VDIUnavailable, why));
             }
-            std::thread::sleep(datapath::PAUSE);
+            std::thread::sleep(claim::PAUSE);
         }
     }
 
@@ -657,7 +660,7 @@ impl<'a> Service<'a> {
         let Reply::Device(device) = self.call(Call::VdiAttach { vdi, mode }).map_err(|e| self.missing(e))? else {
             unreachable!("vdi_attach answers a device")
         };
-        let connected = datapath::connect(self.sr()?, self.vdi_name()?, &device, mode);
+        let connected = device::connect(self.sr()?, self.vdi_name()?, &device, mode);
         // Refused while anything uses it.
         Ok(connected.inspect_err(|_| drop(self.call(Call::VdiDetach { vdi })))?)
     }
@@ -671,7 +674,7 @@ impl<'a> Service<'a> {
     }
 
     fn disconnect(&self, vdi: VdiUuid) -> Result<(), Failure> {
-        datapath::disconnect(self.sr()?, self.vdi_name()?)?;
+        device::disconnect(self.sr()?, self.vdi_name()?)?;
         self.call(Call::VdiDetach { vdi })?;
         Ok(())
     }
@@ -703,7 +706,7 @@ impl<'a> Service<'a> {
         self.call(Call::SrAttach)?;
         self.enter_local_path()?;
         self.connect(self.vdi()?, Mode::ReadWrite)?;
-        Ok(datapath::attached(self.sr()?, self.vdi_name()?, false))
+        Ok(attached::attached(self.sr()?, self.vdi_name()?, false))
     }
 
     fn vdi_detach_from_config(&self) -> Answer {
@@ -714,7 +717,7 @@ impl<'a> Service<'a> {
     // What the commands share
 
     fn reason(&self, failure: &Failure, command: Command) -> String {
-        faults::fault(failure, Attempt::new(self.driver.sr_type, Some(command))).1
+        faults::fault(failure, Attempt::new(self.driver.about.substrate, Some(command))).1
     }
 
     fn sr(&self) -> Result<SrUuid, Failure> {
@@ -774,7 +777,7 @@ impl<'a> Service<'a> {
         let xapi = Mutex::new(Xapi::new(request.text("session_ref")?, request.optional("subtask_of")?));
         let host_ref = request.text("host_ref")?.to_owned();
         let (vdi_uuid, vdi_ref) = (vdi_uuid.to_owned(), vdi_ref.to_owned());
-        Ok(Some(Arc::new(Hosts { xapi, sr, vdi, vdi_uuid, vdi_ref, host_ref })))
+        Ok(Some(Arc::new(Hosts { xapi, driver: self.driver, sr, vdi, vdi_uuid, vdi_ref, host_ref })))
     }
 
     /// The same for the VDI of this request.
@@ -784,9 +787,9 @@ impl<'a> Service<'a> {
 
     /// Refuses a VDI whose record says that its data is encrypted.
     fn refuse_encrypted(&mut self) -> Result<(), Failure> {
-        let (reference, code) = (self.request.text("vdi_ref")?, self.request.command.general_fault());
+        let (reference, code) = (self.request.text("vdi_ref")?, general_fault(self.request.command));
         let sm_config = self.xapi()?.record("VDI.get_sm_config", reference)?;
-        datapath::refuse_encrypted(sm_config.get(KEY_HASH).and_then(Value::as_str), code)
+        claim::refuse_encrypted(sm_config.get(KEY_HASH).and_then(Value::as_str), code)
     }
 
     /// Refuses what can't be done while another host has the VDI attached.

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::xapi::{ApiError, Record, Xapi};
+use crate::door::xapi::{ApiError, Record, Xapi, text};
 use crate::door::xmlrpc::{Value, can_carry};
 use crate::sys::syslog;
 use crate::types::{SmConfig, SrInfo, State, VdiInfo};
@@ -216,8 +216,4 @@ pub fn figures(xapi: &mut Xapi, sr_ref: &str, sr: &SrInfo) -> Result<(), ApiErro
         }
     }
     Ok(())
-}
-
-pub fn text<'r>(record: &'r Record, field: &str) -> &'r str {
-    record.get(field).and_then(Value::as_str).unwrap_or("")
 }

@@ -42,7 +42,7 @@ impl FilePlace<'_> {
     fn follow_length(&self) -> Result<()> {
         let Some(device) = self.device()? else { return Ok(()) };
         let wanted = self.file_stat()?.length;
-        match blockdev::size(&device)? == wanted / vdi::raw::SECTOR * vdi::raw::SECTOR {
+        match blockdev::size(&device)? == wanted / SECTOR * SECTOR {
             true => Ok(()),
             false => loopdev::update_size(&device, Backing::File(self.file_stat()?.id)),
         }

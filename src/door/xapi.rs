@@ -9,6 +9,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use crate::door::host;
 use crate::door::xmlrpc::{self, Response, Value};
 use crate::sys::run_dir;
 
@@ -50,7 +51,13 @@ impl fmt::Display for ApiError {
     }
 }
 
+/// A record of xapi's database: its members by name.
 pub type Record = BTreeMap<String, Value>;
+
+/// A member of a record that is text; empty if the record has no such text.
+pub fn text<'r>(record: &'r Record, field: &str) -> &'r str {
+    record.get(field).and_then(Value::as_str).unwrap_or("")
+}
 
 type Reader = fn(&str) -> Result<Response, xmlrpc::Malformed>;
 
@@ -93,7 +100,7 @@ impl Xapi {
     }
 
     fn post(&mut self, body: &str, repeatable: bool) -> Result<String, ApiError> {
-        let deadline = Instant::now() + super::patience(DEADLINE);
+        let deadline = Instant::now() + host::patience(DEADLINE);
         if let Some(connection) = self.connection.take() {
             match self.exchange(connection, body, deadline) {
                 Ok(answer) => return Ok(answer),
@@ -250,7 +257,7 @@ impl Broken {
     fn new(before_answer: bool, error: &io::Error) -> Broken {
         let why = match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                format!("no answer within {} s", super::patience(DEADLINE).as_secs())
+                format!("no answer within {} s", host::patience(DEADLINE).as_secs())
             }
             io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
             _ => error.to_string(),

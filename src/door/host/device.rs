@@ -1,0 +1,115 @@
+//! The names under which a guest's host finds the block device of a VDI.
+//!
+//! 1. On a host that has tap-ctl, a tapdisk is put over the block device, and `/run/blktap-control/nbd/<sr>/<vdi>` is
+//!    pointed at the tapdisk: a guest's disk is a tapdisk there, whatever is below.
+//! 2. `/dev/sm/backend/<sr>/<vdi>` is pointed at the block device, tapdisk's if it has one.
+//!
+//! After a kill between the two, the next attach or detach does what is left.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::error::{Error, Result};
+use crate::sys::lock::{self, Kind, Lock};
+use crate::sys::tapdisk::{self, Blktap, Tapdisk};
+use crate::sys::{blockdev, run_dir};
+use crate::types::{Mode, SrUuid, VdiUuid};
+
+/// The lock that vdi_activate holds from before its claim on the VDI until the device is there, and that a pause of the VDI
+/// on this host holds too. A host that has claimed a VDI and not opened it yet has nothing to pause, and would open it
+/// while its tree is changed.
+///
+/// # Errors
+/// [`Error::DeviceInUse`] with who held it until the deadline.
+pub fn activation(vdi: VdiUuid, deadline: Instant) -> Result<Lock> {
+    lock::take(&vdi.to_string(), ACTIVATION, Kind::Exclusive, deadline).map_err(|refused| {
+        let device = format!("VDI {vdi}");
+        refused.or_timed_out(|who| Error::DeviceInUse { device, holder: format!("{who} activates or pauses it") })
+    })
+}
+
+/// Removes the lock file of a VDI that is gone.
+pub fn forget_activation(vdi: VdiUuid) {
+    lock::forget(&vdi.to_string(), ACTIVATION);
+}
+
+const ACTIVATION: &str = "activation";
+
+/// The name of a VDI's block device, the same from attach to detach.
+pub fn device_link(sr: SrUuid, vdi: &str) -> PathBuf {
+    run_dir::devices().join("backend").join(sr.to_string()).join(vdi)
+}
+
+/// The name of a VDI's tapdisk, which stays from attach to detach.
+pub fn tapdisk_link(sr: SrUuid, vdi: &str) -> PathBuf {
+    run_dir::tapdisks().join("nbd").join(sr.to_string()).join(vdi)
+}
+
+/// Steps 1 and 2. Idempotent.
+///
+/// # Errors
+/// [`Error::Tool`] when no tapdisk starts; [`Error::Io`] when a name can't be made.
+pub fn connect(sr: SrUuid, vdi: &str, device: &Path, mode: Mode) -> Result<()> {
+    let link = tapdisk_link(sr, vdi);
+    let own = match Tapdisk::at(&link) {
+        Some(_) => return Ok(()),
+        None if tapdisk::present() == Blktap::Absent => None,
+        None => {
+            let (started, own) = Tapdisk::start(device, mode == Mode::ReadOnly || blockdev::is_read_only(device))?;
+            started.publish(&link).inspect_err(|_| drop(started.stop()))?;
+            own
+        }
+    };
+    publish(&device_link(sr, vdi), own.as_deref().unwrap_or(device))
+}
+
+/// Undoes steps 2 and 1. Idempotent.
+///
+/// # Errors
+/// [`Error::Tool`] when the tapdisk does not end; [`Error::Io`] when a name can't be removed.
+pub fn disconnect(sr: SrUuid, vdi: &str) -> Result<()> {
+    withdraw(&device_link(sr, vdi))?;
+    let link = tapdisk_link(sr, vdi);
+    if let Some(running) = Tapdisk::at(&link)
+        && let Err(error) = running.stop()
+        && running.lives()
+    {
+        return Err(error);
+    }
+    withdraw(&link)
+}
+
+/// Whether a VDI that is in use can grow: tapdisk does not open a disk again whose size has changed
+/// (EMEDIUMTYPE), and stays paused then.
+pub fn can_grow(sr: SrUuid, vdi: &str) -> bool {
+    Tapdisk::at(&tapdisk_link(sr, vdi)).is_none()
+}
+
+/// The capabilities that this host's data path can't keep.
+pub fn missing(capability: &str) -> bool {
+    capability == "VDI_RESIZE_ONLINE" && tapdisk::present() != Blktap::Absent
+}
+
+/// Points the VDI's name at its block device, in one step.
+fn publish(link: &Path, device: &Path) -> Result<()> {
+    let dir = link.parent().expect("a link has a directory");
+    fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    let temporary = link.with_extension("new");
+    let _ = fs::remove_file(&temporary);
+    symlink(device, &temporary).map_err(Error::io("link", &temporary))?;
+    fs::rename(&temporary, link).map_err(Error::io("link", link))
+}
+
+fn withdraw(link: &Path) -> Result<()> {
+    match fs::remove_file(link) {
+        Ok(()) => {
+            // The SR's directory, once it is empty.
+            let _ = link.parent().map(fs::remove_dir);
+            Ok(())
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io("remove", link)(e)),
+    }
+}

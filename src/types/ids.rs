@@ -1,0 +1,99 @@
+//! UUIDs of SRs and VDIs. What a caller wrote is parsed once, into 16 bytes that cannot hold a path or an option.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use uuid::Uuid;
+
+use super::Misread;
+
+macro_rules! uuid_type {
+    ($name:ident, $what:literal, $doc:literal) => {
+        #[doc = $doc]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// A new random (version 4) UUID.
+            pub fn random() -> Self {
+                $name(Uuid::new_v4())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Misread;
+
+            /// Accepts the hyphenated form of 36 characters only; upper case is folded.
+            fn from_str(text: &str) -> Result<Self, Misread> {
+                let parsed = if text.len() == 36 { Uuid::try_parse(text).ok() } else { None };
+                parsed.map($name).ok_or_else(|| Misread {
+                    what: $what,
+                    value: text.to_owned(),
+                    expected: "expected a UUID such as 87b8646b-b800-9500-cb7b-af3b74e02f5c".to_owned(),
+                })
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.as_hyphenated().fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                String::deserialize(from)?.parse().map_err(D::Error::custom)
+            }
+        }
+    };
+}
+
+uuid_type!(SrUuid, "SR-UUID", "The UUID of a storage repository.");
+uuid_type!(VdiUuid, "VDI-UUID", "The UUID of a virtual disk; unique within its SR.");
+
+impl VdiUuid {
+    /// The UUID of a disk that has a name and no UUID: always the same (version 5) for the same SR and name.
+    pub fn of_name(sr: SrUuid, name: &str) -> Self {
+        VdiUuid(Uuid::new_v5(&sr.0, name.as_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_is_36_characters_of_hex_or_nothing() {
+        let good = "87b8646b-b800-9500-cb7b-af3b74e02f5c";
+        assert_eq!(good.parse::<SrUuid>().unwrap().to_string(), good);
+        assert_eq!(good.to_uppercase().parse::<SrUuid>().unwrap().to_string(), good);
+        for bad in [
+            "",
+            "x",
+            "../../../../etc/passwd",
+            "-7b8646b-b800-9500-cb7b-af3b74e02f5c",
+            "87b8646bb8009500cb7baf3b74e02f5c",
+            "{87b8646b-b800-9500-cb7b-af3b74e02f5c}",
+            "urn:uuid:87b8646b-b800-9500-cb7b-af3b74e02f5c",
+            "87b8646b-b800-9500-cb7b-af3b74e02f5c\n",
+            " 87b8646b-b800-9500-cb7b-af3b74e02f5c",
+            "87b8646b-b800-9500-cb7b-af3b74e02f5g",
+        ] {
+            assert!(bad.parse::<VdiUuid>().is_err(), "{bad:?} was taken for a UUID");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! How values stand in messages and logs: sizes with units, values of device_config without passwords.
+
+use std::fmt;
+
+/// Bytes in the words of a message: as a SIZE is typed, `20GiB`, where a unit says it exactly; else `1.5GiB (1610612737
+/// bytes)`.
+pub struct Size(pub u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+        let exact = units.into_iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit));
+        let rough = units.into_iter().find(|(_, unit)| self.0 >= *unit);
+        match (exact, rough) {
+            // 20481MiB says more than 20.0GiB, and 99999999KiB nothing.
+            (Some((name, unit)), _) if self.0 / unit < 100_000 => write!(f, "{}{name}", self.0 / unit),
+            (_, Some((name, unit))) => write!(f, "{:.1}{name} ({} bytes)", self.0 as f64 / unit as f64, self.0),
+            (_, None) => write!(f, "{} bytes", self.0),
+        }
+    }
+}
+
+/// The part of a device_config value that no message and no log may show, if it has one.
+///
+/// All of it where the key says so, in whatever case: `password`, `cifspassword`, `chapPassword`, `x_secret`. All mount
+/// options if a password may be among them. What follows `%` in a user name, and what stands between `//user:` and `@`,
+/// which mount.cifs takes for a password.
+pub fn secret_part<'v>(key: &str, value: &'v str) -> Option<&'v str> {
+    let (key, lower) = (key.to_ascii_lowercase(), value.to_ascii_lowercase());
+    let whole = key.contains("passw") || key.contains("secret");
+    let part = if whole || key == "options" && (lower.contains("pass") || lower.contains('%')) {
+        Some(value)
+    } else if key.contains("user") {
+        value.split_once('%').map(|(_, password)| password)
+    } else {
+        let authority = value.split_once("//").and_then(|(_, rest)| rest.split('/').next());
+        authority
+            .and_then(|authority| authority.rsplit_once('@'))
+            .and_then(|(user, _)| user.split_once(':'))
+            .map(|(_, p)| p)
+    };
+    part.filter(|part| !part.is_empty())
+}
+
+/// A device_config value as messages and logs show it: asterisks stand where [`secret_part`] is.
+pub fn shown(key: &str, value: &str) -> String {
+    match secret_part(key, value) {
+        None => value.to_owned(),
+        Some(secret) => {
+            // It is a slice of the value.
+            let at = secret.as_ptr() as usize - value.as_ptr() as usize;
+            format!("{}***{}", &value[..at], &value[at + secret.len()..])
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_masked_where_it_stands_and_nowhere_else() {
+        for (key, value, seen) in [
+            ("password", "x", "***"),
+            ("PASSWORD", "x", "***"),
+            ("chapPassword", "hunter2", "***"),
+            ("incoming_chappassword", "p", "***"),
+            ("cifspassword_secret", "uuid", "***"),
+            ("username", "x", "x"),
+            ("username", "dom\\u%x", "dom\\u%***"),
+            ("options", "vers=3.0,PASSWORD=x", "***"),
+            ("options", "username=u%x", "***"),
+            ("options", "hard,vers=4.1", "hard,vers=4.1"),
+            ("location", "//u:x@server/share", "//u:***@server/share"),
+            ("location", "//server/share:x@y", "//server/share:x@y"),
+            ("server", "[fe80::1%eth0]", "[fe80::1%eth0]"),
+            ("password", "", ""),
+        ] {
+            assert_eq!(shown(key, value), seen, "{key}");
+        }
+    }
+}
