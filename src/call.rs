@@ -126,7 +126,7 @@ pub fn run(
     call: &Call,
     context: &Context,
 ) -> Result<Reply> {
-    let Some(pulse) = (driver.open)(sr, config, context.deadline)?.pulse() else {
+    let Some(pulse) = (driver.open)(sr, config, context.deadline.into())?.pulse() else {
         return carry_out(driver, sr, config, call, context);
     };
     let (config, call, deadline, others) = (config.clone(), call.clone(), context.deadline, context.others.clone());
@@ -142,7 +142,7 @@ pub fn run(
 }
 
 fn carry_out(driver: &Driver, sr: SrUuid, config: &DeviceConfig, call: &Call, context: &Context) -> Result<Reply> {
-    let storage = (driver.open)(sr, config, context.deadline)?;
+    let storage = (driver.open)(sr, config, context.deadline.into())?;
     let plan = LockPlan::of(call);
     let held = plan.take(sr, context.deadline)?;
     // sr_delete has the SR alone: nobody holds the lock of a VDI in it.

@@ -1,7 +1,7 @@
 //! The circumstances of one call, which every layer below the dispatch may need: how long it may wait, who is told of
 //! its progress, and which other hosts share its disk.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
@@ -56,6 +56,31 @@ impl Drop for PausedElsewhere {
         if let Some(others) = self.0.take() {
             let _ = others.resume();
         }
+    }
+}
+
+/// The end of every wait of what is done with an SR that is open.
+///
+/// An SR is opened once and used by several operations, each of which has a deadline of its own; the session that opened
+/// the SR sets it at the start of each. Clones share the instant.
+#[derive(Clone, Debug)]
+pub struct Deadline(Arc<Mutex<Instant>>);
+
+impl Deadline {
+    /// The instant at which waits end.
+    pub fn end(&self) -> Instant {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the instant at which waits end, for this and all clones.
+    pub fn set(&self, end: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = end;
+    }
+}
+
+impl From<Instant> for Deadline {
+    fn from(end: Instant) -> Deadline {
+        Deadline(Arc::new(Mutex::new(end)))
     }
 }
 

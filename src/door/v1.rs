@@ -320,7 +320,8 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> 
     let config = sexp::device_config(driver, dconf)?;
     let deadline = Instant::now() + Duration::from_secs(common.wait).min(LONGEST_WAIT);
     if matches!(verb, Verb::SrProbe) {
-        return (driver.probe)(&config, deadline).map(|found| Reply::Srs(found.into_iter().map(Tagged::Sr).collect()));
+        return (driver.probe)(&config, deadline.into())
+            .map(|found| Reply::Srs(found.into_iter().map(Tagged::Sr).collect()));
     }
     let tree = matches!(verb, Verb::VdiTree(_));
     let in_mb = size_in_mb(&verb);
@@ -405,7 +406,7 @@ fn refuse_loss(driver: &'static Driver, sr: SrUuid, config: &DeviceConfig, conte
         Ok(Reply::Sr(info)) if !info.vdi_uuids.is_empty() => Err(would_lose(&info)),
         // Not attached: its disks are seen where it lives.
         Err(Error::SrUnavailable { .. }) => {
-            match (driver.probe)(config, context.deadline)?.iter().find(|info| info.uuid == sr) {
+            match (driver.probe)(config, context.deadline.into())?.iter().find(|info| info.uuid == sr) {
                 Some(info) if !info.vdi_uuids.is_empty() => Err(would_lose(info)),
                 _ => Ok(()),
             }
@@ -730,7 +731,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let location = scratch.path().join("sr").display().to_string();
         let config = DeviceConfig::from([("location", location.as_str())]);
-        let storage = (sr::file::DRIVER.open)(SrUuid::random(), &config, Instant::now()).unwrap();
+        let storage = (sr::file::DRIVER.open)(SrUuid::random(), &config, Instant::now().into()).unwrap();
         storage.create(None).unwrap();
         let params = Params { label: "a \"b\" \\ ü λ".to_owned(), shareable: true, ..Params::default() };
         let new = NewVdi { vdi: VdiUuid::random(), virtual_size: 1 << 20, format: None, params };

@@ -1,9 +1,8 @@
 //! The contracts of a driver: [`Driver`], what it says of itself, and [`Sr`], what it does with one SR.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-use crate::context::Context;
+use crate::context::{Context, Deadline};
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
 use crate::sys::watch::Pulse;
@@ -25,14 +24,17 @@ pub struct Driver {
     pub formats: &'static [Format],
     /// Turns the short form of dconf into device_config keys. Touches nothing.
     pub parse_dconf: fn(&str) -> Result<DeviceConfig>,
-    /// Parses device_config completely and touches nothing. The deadline is the end of every wait of the call that the SR
-    /// is opened for.
-    pub open: fn(SrUuid, &DeviceConfig, deadline: Instant) -> Result<Box<dyn Sr>>,
+    /// Parses device_config completely and touches nothing. The deadline is the end of every wait of what is done with the
+    /// SR; it may be set anew between two operations.
+    ///
+    /// # Errors
+    /// [`Error::MissingKey`] or [`Error::Invalid`] with the key of device_config.
+    pub open: fn(SrUuid, &DeviceConfig, Deadline) -> Result<Box<dyn Sr>>,
     /// Which SRs a device_config holds. Waits for other calls until the deadline.
     ///
     /// # Errors
     /// Says what is wrong with the device, directory or server when it can't be examined.
-    pub probe: fn(&DeviceConfig, deadline: Instant) -> Result<Vec<SrInfo>>,
+    pub probe: fn(&DeviceConfig, Deadline) -> Result<Vec<SrInfo>>,
     /// Whether [`Sr::delete`] leaves the disks where they are, so that there is nothing to lose.
     pub keeps_disks: bool,
     pub about: About,
@@ -98,11 +100,11 @@ pub fn vdi_by_uuid(_sr: SrUuid, location: &str) -> Result<VdiUuid> {
     Ok(location.parse()?)
 }
 
-/// A storage repository. The caller holds the locks that [`crate::call::run`] takes.
+/// A storage repository. The caller holds the locks that [`crate::call::Session`] takes.
 ///
 /// A method that a driver leaves to its default answers "not supported" or "nothing is known of it", never "done", and
 /// never that no other host is concerned. A method whose absence could lose data has no default.
-pub trait Sr {
+pub trait Sr: Send + Sync {
     /// Makes the SR and leaves its UUID on the substrate.
     ///
     /// # Errors

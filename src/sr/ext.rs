@@ -260,7 +260,7 @@ impl ExtSr {
         }
         let sr = self.group.sr;
         let busy = |who: &str| Error::SrUnavailable { sr, why: format!("{who} works on it") };
-        let _alone = lock::take(&sr.to_string(), "sr", Kind::Exclusive, self.group.deadline)
+        let _alone = lock::take(&sr.to_string(), "sr", Kind::Exclusive, self.group.deadline.end())
             .map_err(|refused| refused.or_timed_out(busy))?;
         self.unattached(vg, FileSr::stat)
     }
@@ -307,7 +307,7 @@ impl ExtSr {
 /// The files of the SR, where they are mounted.
 fn files(group: &VolumeGroup, path: &Path) -> FileSr {
     let volume = lvm::dm_name(&group.name(), &group.sr.to_string());
-    FileSr::new(group.sr, DRIVER.sr_type, path.to_owned(), group.deadline).on_volume(volume)
+    FileSr::new(group.sr, DRIVER.sr_type, path.to_owned(), group.deadline.clone()).on_volume(volume)
 }
 
 impl Sr for ExtSr {

@@ -57,7 +57,7 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 use serde::{Deserialize, Serialize};
 
-use crate::context::Context;
+use crate::context::{Context, Deadline};
 use crate::datapath::USES;
 use crate::error::{Error, Result};
 use crate::image::SECTOR;
@@ -178,7 +178,7 @@ pub struct FileSr {
     /// marker is not needed.
     volume: Option<String>,
     /// The end of every wait for other calls.
-    deadline: Instant,
+    deadline: Deadline,
 }
 
 /// What a directory turned out to be.
@@ -192,12 +192,12 @@ enum Found {
 
 impl FileSr {
     /// `deadline`: the end of every wait for other calls.
-    pub fn new(sr: SrUuid, sr_type: &'static str, path: PathBuf, deadline: Instant) -> Self {
+    pub fn new(sr: SrUuid, sr_type: &'static str, path: PathBuf, deadline: Deadline) -> Self {
         FileSr { sr, sr_type, path, named: None, shared: false, volume: None, deadline }
     }
 
     /// An SR of a local directory, to which `location` may lead by symbolic links.
-    fn at(sr: SrUuid, location: PathBuf, deadline: Instant) -> Self {
+    fn at(sr: SrUuid, location: PathBuf, deadline: Deadline) -> Self {
         let path = without_links(&location);
         let named = Some(location).filter(|named| *named != path);
         FileSr { named, ..FileSr::new(sr, "file", path, deadline) }
@@ -218,8 +218,8 @@ impl FileSr {
     }
 
     /// The end of every wait for other calls.
-    pub fn deadline(&self) -> Instant {
-        self.deadline
+    pub fn deadline(&self) -> Deadline {
+        self.deadline.clone()
     }
 
     fn look(&self) -> Result<Found> {
@@ -508,7 +508,7 @@ impl FileSr {
             if ![before, after].iter().flatten().any(is_missing) {
                 return Ok((listing, images));
             }
-            drop(self.lock_trees(dir, self.deadline)?);
+            drop(self.lock_trees(dir, self.deadline.end())?);
         }
     }
 
@@ -795,7 +795,7 @@ impl Sr for FileSr {
             _ => {}
         }
         if self.shared && is_being_changed(&dir, vdi)? {
-            drop(self.lock_trees(&dir, self.deadline)?);
+            drop(self.lock_trees(&dir, self.deadline.end())?);
             if let Some(format) = format_of(&dir, vdi)? {
                 return self.disk(dir, vdi, format);
             }
@@ -901,7 +901,7 @@ fn space_of(dir: &Dir) -> Result<Space> {
 }
 
 /// Which SRs a directory holds: itself, or those one level below it. Waits for changes of their trees until `deadline`.
-pub fn probe(path: &Path, sr_type: &'static str, deadline: Instant) -> Result<Vec<SrInfo>> {
+pub fn probe(path: &Path, sr_type: &'static str, deadline: Deadline) -> Result<Vec<SrInfo>> {
     let dir = Dir::open(path).map_err(|e| match e.errno().map(Errno::from_raw) {
         Some(errno @ (Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP)) => {
             Error::NoDevice { device: path.display().to_string(), why: errno.desc().to_owned() }
@@ -910,14 +910,14 @@ pub fn probe(path: &Path, sr_type: &'static str, deadline: Instant) -> Result<Ve
     })?;
     let mut found = Vec::new();
     if let Some(marker) = read_marker(&dir)?.filter(|m| !m.deleting) {
-        found.push(FileSr::new(marker.uuid, sr_type, path.to_owned(), deadline).stat()?);
+        found.push(FileSr::new(marker.uuid, sr_type, path.to_owned(), deadline.clone()).stat()?);
     }
     for name in dir.names()? {
         let Ok(Some(below)) = dir.sub_dir(&name) else { continue };
         if let Ok(Some(marker)) = read_marker(&below)
             && !marker.deleting
         {
-            found.push(FileSr::new(marker.uuid, sr_type, path.join(name), deadline).stat()?);
+            found.push(FileSr::new(marker.uuid, sr_type, path.join(name), deadline.clone()).stat()?);
         }
     }
     Ok(found)

@@ -27,7 +27,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 
-use crate::context::Context;
+use crate::context::{Context, Deadline};
 use crate::error::{Error, Result};
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server};
 use crate::sys::copy::Progress;
@@ -91,7 +91,7 @@ struct IsoSr {
     sr: SrUuid,
     library: Library,
     /// The end of every wait for other calls.
-    deadline: Instant,
+    deadline: Deadline,
 }
 
 /// A CD image.
@@ -384,7 +384,7 @@ impl Place for IsoPlace<'_> {
     }
 
     fn deadline(&self) -> Instant {
-        self.sr.deadline
+        self.sr.deadline.end()
     }
 
     fn path(&self) -> PathBuf {

@@ -55,7 +55,7 @@ fn look(held: SrUuid, config: &DeviceConfig, deadline: Instant) -> Lost {
     let mut why = "LVM does not show its group, or no driver here serves its kind".to_owned();
     let on_devices = |driver: &&crate::sr::Driver| driver.about.configuration.iter().any(|(key, _)| *key == "device");
     for driver in DRIVERS.iter().copied().filter(on_devices) {
-        match (driver.open)(held, config, deadline).and_then(|sr| sr.disks_at_rest()) {
+        match (driver.open)(held, config, deadline.into()).and_then(|sr| sr.disks_at_rest()) {
             Ok(disks) => return in_words(disks),
             Err(Error::NoSr { .. }) => {}
             Err(e) => why = one_line(&e),

@@ -36,9 +36,8 @@ mod place;
 pub mod tags;
 
 use std::cell::RefCell;
-use std::time::Instant;
 
-use crate::context::Context;
+use crate::context::{Context, Deadline};
 use crate::error::{Error, Result};
 use crate::image::disk::DiskWriter;
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server, vdi_by_uuid};
@@ -133,7 +132,7 @@ pub struct LvmSr {
 }
 
 impl LvmSr {
-    fn new(sr: SrUuid, config: &DeviceConfig, deadline: Instant) -> Result<Self> {
+    fn new(sr: SrUuid, config: &DeviceConfig, deadline: Deadline) -> Result<Self> {
         let bad = |key, value: &str, expected: &str| Error::Invalid {
             what: key,
             value: value.to_owned(),
@@ -606,7 +605,7 @@ fn checked_size(bytes: u64, extent: u64, largest: u64) -> Result<u64> {
 }
 
 /// Which SRs lie on the devices.
-fn probe(config: &DeviceConfig, deadline: Instant) -> Result<Vec<SrInfo>> {
+fn probe(config: &DeviceConfig, deadline: Deadline) -> Result<Vec<SrInfo>> {
     volume_group::probe(config, &NAMING, deadline, |group, vg| {
         Ok(LvmSr { group, allocation: None, is_shared: false, is_slave: false }.summary(vg))
     })
@@ -623,7 +622,7 @@ mod tests {
             LvmSr::new(
                 SrUuid::random(),
                 &DeviceConfig::from([("device", "/dev/sdb"), ("allocation", words)]),
-                Instant::now(),
+                std::time::Instant::now().into(),
             )
         };
         assert_eq!(open("thin").unwrap().allocation, Some(Allocation::Thin));

@@ -19,11 +19,10 @@ pub mod export;
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use nix::errno::Errno;
 
-use crate::context::Context;
+use crate::context::{Context, Deadline};
 use crate::error::{Error, Result, ServerFault};
 use crate::sr::config::PREFERRED_FORMATS;
 use crate::sr::driver::{About, Driver, Sr, Substrate, vdi_by_uuid};
@@ -97,7 +96,7 @@ pub fn parse_dconf(dconf: &str) -> Result<DeviceConfig> {
 ///
 /// # Errors
 /// [`Error::ExportNotChosen`] with what there is to choose from, if `serverpath` is missing.
-fn probe(config: &DeviceConfig, deadline: Instant) -> Result<Vec<SrInfo>> {
+fn probe(config: &DeviceConfig, deadline: Deadline) -> Result<Vec<SrInfo>> {
     let export = match Export::new(config, Holds::Disks) {
         Err(Error::MissingKey { key: "serverpath", .. }) => {
             let server = config.require("server")?.to_owned();
@@ -108,11 +107,11 @@ fn probe(config: &DeviceConfig, deadline: Instant) -> Result<Vec<SrInfo>> {
     let pulse = export.pulse();
     let look = move |_: Progress| {
         let mut found = export.in_root(|root| {
-            let mut found = file::probe(root, SR_TYPE, deadline)?;
+            let mut found = file::probe(root, SR_TYPE, deadline.clone())?;
             for name in fs::read_dir(root).map_err(Error::io("list", root))?.flatten().map(|entry| entry.file_name()) {
                 let Some(sr) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
                 if !found.iter().any(|info| info.uuid == sr) {
-                    found.extend(FileSr::new(sr, SR_TYPE, root.join(name), deadline).unmarked()?);
+                    found.extend(FileSr::new(sr, SR_TYPE, root.join(name), deadline.clone()).unmarked()?);
                 }
             }
             Ok(found)
@@ -134,7 +133,7 @@ struct NfsSr {
 }
 
 impl NfsSr {
-    fn new(sr: SrUuid, config: &DeviceConfig, deadline: Instant) -> Result<NfsSr> {
+    fn new(sr: SrUuid, config: &DeviceConfig, deadline: Deadline) -> Result<NfsSr> {
         let export = Export::new(config, Holds::Disks)?;
         let source = export.source(&sr.to_string());
         let point = Mountpoint::new(sr, &export.base, move |it| it.is(&source, FS_TYPES));

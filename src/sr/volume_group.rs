@@ -8,8 +8,8 @@
 mod take;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
+use crate::context::Deadline;
 use crate::error::{Error, Result};
 use crate::sr::config::{absolute_path, device_list};
 use crate::sys::lvm::{self, Deactivated, Vg};
@@ -39,13 +39,13 @@ pub struct VolumeGroup {
     pub devices: Vec<PathBuf>,
     naming: &'static Naming,
     /// The end of every wait for other calls.
-    pub deadline: Instant,
+    pub deadline: Deadline,
 }
 
 impl VolumeGroup {
     /// # Errors
     /// [`Error::MissingKey`] or [`Error::Invalid`] for the key `device`.
-    pub fn new(sr: SrUuid, config: &DeviceConfig, naming: &'static Naming, deadline: Instant) -> Result<VolumeGroup> {
+    pub fn new(sr: SrUuid, config: &DeviceConfig, naming: &'static Naming, deadline: Deadline) -> Result<VolumeGroup> {
         Ok(VolumeGroup { sr, devices: devices(config)?, naming, deadline })
     }
 
@@ -291,7 +291,7 @@ impl VolumeGroup {
 pub fn probe(
     config: &DeviceConfig,
     naming: &'static Naming,
-    deadline: Instant,
+    deadline: Deadline,
     describe: impl Fn(VolumeGroup, &Vg) -> Result<SrInfo>,
 ) -> Result<Vec<SrInfo>> {
     let devices = devices(config)?;
@@ -316,7 +316,7 @@ pub fn probe(
                     )));
                 };
                 let devices = vg.pvs.iter().map(|pv| pv.name.clone()).collect();
-                let group = VolumeGroup { sr, devices, naming, deadline };
+                let group = VolumeGroup { sr, devices, naming, deadline: deadline.clone() };
                 if found.iter().any(|info| info.uuid == sr) || group.is_unfinished(vg) {
                     continue;
                 }

@@ -224,7 +224,7 @@ pub struct Holders {
     pub users: Vec<String>,
 }
 
-/// A virtual disk. The caller holds the locks that [`crate::call::run`] takes.
+/// A virtual disk. The caller holds the locks that [`crate::call::Session`] takes.
 pub trait Vdi {
     fn place(&self) -> &dyn Place;
 

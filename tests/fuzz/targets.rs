@@ -424,7 +424,7 @@ pub fn dconf(bytes: &[u8]) {
     let driver = DRIVERS[usize::from(*first) % DRIVERS.len()];
     if let Ok(config) = sexp::device_config(driver, &String::from_utf8_lossy(text)) {
         let sr = "87b8646b-b800-9500-cb7b-af3b74e02f5c".parse().unwrap();
-        let _ = (driver.open)(sr, &config, Instant::now());
+        let _ = (driver.open)(sr, &config, Instant::now().into());
     }
 }
 
@@ -475,9 +475,10 @@ pub fn records(bytes: &[u8]) {
     fs::write(dir.join(RECORDS[usize::from(*first) % RECORDS.len()]), record).unwrap();
 
     let config = DeviceConfig::from([("location", dir.to_str().unwrap())]);
-    let sr = (file::DRIVER.open)(SR.parse().unwrap(), &config, Instant::now() + Duration::from_secs(5)).unwrap();
+    let sr =
+        (file::DRIVER.open)(SR.parse().unwrap(), &config, (Instant::now() + Duration::from_secs(5)).into()).unwrap();
     let look = || {
-        let _ = (file::DRIVER.probe)(&config, Instant::now() + Duration::from_secs(5));
+        let _ = (file::DRIVER.probe)(&config, (Instant::now() + Duration::from_secs(5)).into());
         let _ = sr.stat();
         let _ = sr.scan();
         let _ = sr.vdi(A.parse().unwrap()).map(|vdi| vdi.info());

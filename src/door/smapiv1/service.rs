@@ -118,7 +118,7 @@ impl<'a> Service<'a> {
 
     fn sr_probe(&self) -> Answer {
         let config = &self.request.device_config;
-        let found = (self.driver.probe)(config, deadline())?;
+        let found = (self.driver.probe)(config, deadline().into())?;
         let mut list = String::from("<?xml version=\"1.0\" ?>\n<SRlist>\n");
         for sr in found {
             list.push_str(&format!("\t<SR>\n\t\t<UUID>{}</UUID>\n\t\t<size>{}</size>\n\t</SR>\n", sr.uuid, sr.size));
@@ -153,7 +153,7 @@ impl<'a> Service<'a> {
         if !matches!(error, Error::MissingKey { .. }) {
             return error;
         }
-        match (self.driver.probe)(&self.config, deadline()) {
+        match (self.driver.probe)(&self.config, deadline().into()) {
             Err(more @ Error::ExportNotChosen { .. }) => more,
             _ => error,
         }
@@ -229,7 +229,7 @@ impl<'a> Service<'a> {
         };
         self.enter_local_path()?;
         let master = self.request.device_config.get("SRmaster") == Some("true");
-        let shared = (self.driver.open)(self.sr()?, &self.config, deadline())?.is_shared();
+        let shared = (self.driver.open)(self.sr()?, &self.config, deadline().into())?.is_shared();
         let records = self.clear_tags(records, &host, master && !shared)?;
         if master {
             let _ = self.xapi()?.add_key("SR.add_to_other_config", sr_ref, "dirty", "");
@@ -725,7 +725,7 @@ impl<'a> Service<'a> {
     }
 
     fn storage(&self) -> Result<Box<dyn Sr>, Failure> {
-        Ok((self.driver.open)(self.sr()?, &self.config, deadline())?)
+        Ok((self.driver.open)(self.sr()?, &self.config, deadline().into())?)
     }
 
     fn xapi(&mut self) -> Result<&mut Xapi, Failure> {
@@ -771,7 +771,7 @@ impl<'a> Service<'a> {
     /// The other hosts that may have a VDI attached; on an SR that several have.
     fn hosts(&self, vdi: VdiUuid, vdi_uuid: &str, vdi_ref: &str) -> Result<Option<Arc<Hosts>>, Failure> {
         let (sr, request) = (self.sr()?, self.request);
-        if !(self.driver.open)(sr, &self.config, deadline())?.is_shared() {
+        if !(self.driver.open)(sr, &self.config, deadline().into())?.is_shared() {
             return Ok(None);
         }
         let xapi = Mutex::new(Xapi::new(request.text("session_ref")?, request.optional("subtask_of")?));

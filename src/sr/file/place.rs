@@ -127,7 +127,7 @@ impl Place for FilePlace<'_> {
     }
 
     fn deadline(&self) -> Instant {
-        self.sr.deadline
+        self.sr.deadline.end()
     }
 
     fn path(&self) -> PathBuf {

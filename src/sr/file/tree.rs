@@ -352,7 +352,7 @@ impl Tree for FilePlace<'_> {
             Ok(chain)
         };
         let names = |chain: &[VdiUuid]| chain.iter().map(VdiUuid::to_string).collect::<Vec<_>>();
-        let deadline = self.sr.deadline;
+        let deadline = self.sr.deadline.end();
         loop {
             let before = chain()?;
             let path = self.dir.join(USES);
@@ -508,7 +508,7 @@ pub(super) fn remove_unborn(sr: &FileSr, dir: &Dir, vdi: VdiUuid) -> Result<bool
     if !is_unborn(dir, vdi)? {
         return Ok(false);
     }
-    drop(sr.lock_trees(dir, sr.deadline)?);
+    drop(sr.lock_trees(dir, sr.deadline.end())?);
     Ok(!has_image(dir, vdi)?)
 }
 
@@ -519,8 +519,8 @@ mod tests {
     use super::*;
     use crate::types::SrUuid;
 
-    fn deadline() -> Instant {
-        Instant::now() + std::time::Duration::from_secs(60)
+    fn deadline() -> Deadline {
+        (Instant::now() + std::time::Duration::from_secs(60)).into()
     }
 
     fn vhd(vdi: VdiUuid) -> NewVdi {
@@ -658,7 +658,7 @@ mod tests {
         let (namespace, lock) = fork.lock_elsewhere();
         let [disk, base, dest] = fork.places();
         drop(fork.before_the_rename());
-        let here = |wait| FileSr::new(fork.sr.sr, "nfs", path.clone(), Instant::now() + wait).shared();
+        let here = |wait| FileSr::new(fork.sr.sr, "nfs", path.clone(), (Instant::now() + wait).into()).shared();
         let in_time = |result: Result<()>| {
             assert!(matches!(result, Err(Error::Busy { .. })), "{result:?}");
         };

@@ -313,7 +313,7 @@ impl Place for LvmPlace<'_> {
     }
 
     fn deadline(&self) -> Instant {
-        self.sr.group.deadline
+        self.sr.group.deadline.end()
     }
 
     fn path(&self) -> PathBuf {
@@ -540,7 +540,7 @@ impl Place for Lost<'_> {
     }
 
     fn deadline(&self) -> Instant {
-        self.sr.group.deadline
+        self.sr.group.deadline.end()
     }
 
     fn path(&self) -> PathBuf {
