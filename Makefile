@@ -34,7 +34,7 @@ all: release
 
 # Static: they run in a dom0 whose glibc is older than the one they were built with.
 release: deps-build
-	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --bin sm --target $(HOST)
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --release --bin sm --target $(HOST)
 	for d in $(ALL_DRIVERS); do ln -sf sm "$(BIN)/$$d" || exit; done
 
 demo: deps-build release
@@ -45,13 +45,15 @@ check: deps lint release
 
 lint:
 	cargo fmt --check
-	cargo clippy --all-targets --quiet -- -D warnings
+	cargo clippy --locked --all-targets --quiet -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items --quiet
+	tests/msrv
 
 bench: deps release
 	benches/run
 
 torture: deps release
-	cargo test --release --test '*' -- --ignored
+	cargo test --locked --release --test '*' -- --ignored
 
 SECONDS ?= 60
 TARGETS ?=
@@ -60,7 +62,7 @@ fuzz:
 	fuzz/run $(SECONDS) $(TARGETS)
 
 generated:
-	UPDATE_GENERATED=1 cargo test --quiet --test generated
+	UPDATE_GENERATED=1 cargo test --locked --quiet --test generated
 
 COMPLETIONS := sm.bash:bash-completion/completions/sm _sm:zsh/site-functions/_sm sm.fish:fish/vendor_completions.d/sm.fish
 UNITS = $(PREFIX)/lib/systemd/system

@@ -4,6 +4,7 @@
 //! pair by pair: figures of one machine at one time compare, absolute ones do not. `BIN` is the directory
 //! of the release executables; `BENCH_DIR` a directory on the filesystem to measure.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark that cannot go on ends here")]
 #![allow(clippy::disallowed_types, reason = "a benchmark runs commands")]
 
 use std::fs;

@@ -1,6 +1,7 @@
 //! The VHD library beside vhd-util, cp and plain reads, in turn in the same run; medians, and the ratio of each pair.
 //! Without vhd-util on PATH its rows are left out. `BENCH_DIR` is a directory on the file system to measure.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark that cannot go on ends here")]
 #![allow(clippy::disallowed_types, reason = "a benchmark runs commands")]
 
 use std::fs::{self, File};

@@ -5,6 +5,8 @@
 //!     datapath list | status IMAGE | detach IMAGE
 //!     datapath pause IMAGE                     until its stdin ends
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for tests: its answer is its output")]
+
 use std::path::Path;
 use std::process::ExitCode;
 

@@ -12,8 +12,10 @@
 //!
 //! [`context`] holds what a call hands down through the layers: its deadline, its progress, the other hosts.
 
-// Who reads of the order of steps reads the source, or what `cargo doc --document-private-items` makes of it.
-#![allow(rustdoc::private_intra_doc_links)]
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "the order of steps is documented on private modules: `cargo doc --document-private-items` shows them"
+)]
 
 pub mod call;
 pub mod context;

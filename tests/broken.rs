@@ -1,5 +1,12 @@
 //! An image that cannot be used concerns itself alone: the SR lists, deletes and merges everything else.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
+
 mod scene;
 
 use std::fs;

@@ -1,5 +1,12 @@
 //! Calls of any mix at the same time: nothing is lost, doubled or torn, and no wait is for ever.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
+
 mod scene;
 
 use std::fs;

@@ -3,6 +3,13 @@
 //! Here before every system call that changes something; `torture.rs` kills before every one there is, and cuts
 //! the power too.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
+
 mod scene;
 
 use std::fs;

@@ -3,6 +3,12 @@
 //! Needs root. `tests/guest/datapath.sh` runs this on an older kernel. Not the standard harness: a server is this
 //! executable, started again.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
 #![allow(clippy::disallowed_types, reason = "the rule is for what we ship")]
 #![allow(clippy::type_complexity, reason = "a table of tests")]
 

@@ -4,6 +4,13 @@
 //! An input may take seconds of processor time, however busy the machine is, and all of them together so much memory.
 //! What fails is left in `/dev/shm/sm-fuzz-TARGET`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
+
 #[path = "fuzz/targets.rs"]
 mod targets;
 

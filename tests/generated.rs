@@ -2,6 +2,13 @@
 //!
 //! `UPDATE_GENERATED=1 cargo test --test generated` (or `make generated`) writes them anew.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

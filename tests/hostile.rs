@@ -1,5 +1,12 @@
 //! Input and surroundings that mean harm or are broken: a clear error, nothing changed, never a panic or a hang.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
+
 mod scene;
 
 use std::ffi::OsStr;

@@ -1,5 +1,11 @@
 //! qcow2 images of ours in qemu-img, and its own in ours; and against a model.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
 #![allow(clippy::disallowed_types, reason = "tests start other programs directly")]
 
 mod power;

@@ -1,5 +1,11 @@
 //! Crashes of qcow2 images at every write, and reordered ones.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
 #![allow(clippy::disallowed_types, reason = "tests start other programs directly")]
 
 mod power;

@@ -1,6 +1,12 @@
 //! qcow2 images that contradict themselves, and those that only look as if they did: what each road in and each open says
 //! of them, and that nothing is written where a table is. Random changes are `tests/qcow2.rs`'s.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
 #![allow(clippy::disallowed_types, reason = "tests start other programs directly")]
 
 use std::fs::{self, File};

@@ -4,6 +4,13 @@
 //! (`invalid-read-syntax`; no dispatch function for `#\t`), so they ask for `--format lisp`, which has `t` and
 //! `nil`. Common Lisp folds case unless told otherwise, and `VDIs` and `vdis` are two keys.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
+
 mod scene;
 
 use std::fs;

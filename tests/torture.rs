@@ -1,5 +1,12 @@
 //! The long siblings of `crash.rs`: `make torture`, or `cargo test --test torture -- --ignored`. Need root.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
+
 mod scene;
 
 use nix::errno::Errno;

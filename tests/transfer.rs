@@ -1,6 +1,13 @@
 //! Disks in and out: what is exported is what was imported, whatever formats and pipes lie between, and qemu-img
 //! agrees.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
+
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;

@@ -1,6 +1,13 @@
 //! Trees of images against a model: whatever is cloned, snapshot, grown, deleted and collected, every disk holds what
 //! was written to it, and nothing is left of what nobody needs.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
+
 mod chains;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,12 @@
 //! Crashes of VHDs at every write, and reordered ones.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
+
 mod power;
 
 use std::collections::BTreeMap;

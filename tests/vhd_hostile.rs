@@ -1,5 +1,12 @@
 //! Foreign bytes: an error or a result, in bounded time and memory. The fuzz target does the same without end.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
+
 #[path = "vhd_support/hostile.rs"]
 mod hostile;
 

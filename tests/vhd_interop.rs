@@ -1,6 +1,12 @@
 //! Images of ours in other tools, and theirs in ours: qemu-img for images without a parent, vhd-util for all.
 //! A tool that is not on PATH skips its tests and says so.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
 #![allow(clippy::disallowed_types, reason = "tests start other programs directly")]
 
 mod vhd_support;

@@ -327,7 +327,10 @@ impl Control {
         };
         for mut stream in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = stream.write_all(line.as_bytes());
-            // Kept open until the process has ended.
+            #[expect(
+                clippy::mem_forget,
+                reason = "the other side waits for the end of this process, not of the stream"
+            )]
             std::mem::forget(stream);
         }
     }

@@ -238,7 +238,10 @@ pub fn main() -> Option<ExitCode> {
         Ok(ForkResult::Parent { .. }) => return Some(ExitCode::SUCCESS),
         Ok(ForkResult::Child) => {}
         Err(errno) => {
-            println!("error cannot fork: {errno}");
+            #[expect(clippy::print_stdout, reason = "the pipe to the process that starts the server")]
+            {
+                println!("error cannot fork: {errno}");
+            }
             return Some(ExitCode::FAILURE);
         }
     }

@@ -5,7 +5,7 @@
 //! | [`command`] | the commands |
 //! | [`request`] | the request: which command, of which SR and VDI |
 //! | [`service`] | each command: calls of the driver, and what xapi has to be told of them |
-//! | [`format`] | the format of a new disk, and how large a disk of each may be |
+//! | [`mod@format`] | the format of a new disk, and how large a disk of each may be |
 //! | [`claim`] | the claims of hosts on a VDI |
 //! | [`attached`] | the answer of vdi_attach |
 //! | [`hosts`] | the other hosts that have a VDI attached |

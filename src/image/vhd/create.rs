@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// A new image. [`NewImage::new`] fills in what most callers want.
 #[derive(Clone, Debug)]
 pub struct NewImage {
-    /// Bytes the guest sees, a multiple of 512; use [`super::round_size`] for what SRs call a size.
+    /// Bytes the guest sees, a multiple of 512. The caller rounds to its own unit (SRs: 2 MiB).
     pub virtual_size: u64,
     /// Bytes up to which the image can grow without moving anything; below `virtual_size` it counts as that.
     /// LVHD sets 2 TiB, file SRs nothing.

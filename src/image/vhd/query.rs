@@ -181,7 +181,7 @@ impl Meta {
 /// leave such an image too, so those that are ours are opened without it.
 ///
 /// # Errors
-/// [`Error::Damaged`](crate::Error::Damaged); [`Error::Io`](crate::Error::Io).
+/// [`Error::Damaged`]; [`Error::Io`].
 pub fn refuse_cut_off(place: &dyn Storage) -> Result<()> {
     let size = place.len()?;
     let mut end = [0; SECTOR as usize];
@@ -224,7 +224,7 @@ pub(crate) fn last_footer(place: &dyn Storage) -> Result<Option<Footer>> {
 /// Reads what the image says of itself: one read of 1,536 bytes for every image that is not fixed or damaged.
 ///
 /// # Errors
-/// [`Error::Io`](crate::Error::Io); [`Error::Damaged`](crate::Error::Damaged) if no footer or no header is valid.
+/// [`Error::Io`]; [`Error::Damaged`] if no footer or no header is valid.
 pub fn query(place: &dyn Storage) -> Result<Info> {
     read_whole(place).map(|meta| meta.info())
 }
@@ -252,7 +252,7 @@ pub fn named_parent(place: &dyn Storage) -> Option<String> {
 /// [`query()`] of an image that is to be used: refuses what no read or write could serve, as far as these bytes tell.
 ///
 /// # Errors
-/// Those of [`query()`]; [`Error::Unsupported`](crate::Error::Unsupported) for what was made for others than us.
+/// Those of [`query()`]; [`Error::Unsupported`] for what was made for others than us.
 pub fn query_usable(place: &dyn Storage) -> Result<Info> {
     let meta = read_whole(place)?;
     meta.check(place.path())?;
