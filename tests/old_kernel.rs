@@ -31,7 +31,8 @@ struct Missing {
 }
 
 const COPIERS: &[&str] = &["vdi_clone", "vdi_snapshot"];
-const MAKERS: &[&str] = &["sr_create", "vdi_create", "vdi_clone", "vdi_snapshot", "vdi_lock", "vdi_unlock"];
+const MAKERS: &[&str] =
+    &["sr_create", "vdi_create", "vdi_clone", "vdi_snapshot", "vdi_lock", "vdi_unlock", "vdi_export"];
 
 /// Everything a VDI goes through, without what is missing.
 fn a_life(scene: &Scene, missing: &Missing) {
@@ -126,6 +127,30 @@ fn without_unnamed_files_temporary_ones_are_used_and_none_is_left() {
     let unnamed =
         |number, args: [u64; 6]| number == libc::SYS_openat && args[2] as i32 & libc::O_TMPFILE == libc::O_TMPFILE;
     lives_without(unnamed, &[Errno::EOPNOTSUPP, Errno::EISDIR, Errno::EINVAL], MAKERS);
+}
+
+/// FAT has no unnamed files either: an export has a hidden name until it is complete.
+#[test]
+fn without_unnamed_files_an_export_leaves_nothing_but_itself() {
+    let unnamed =
+        |number, args: [u64; 6]| number == libc::SYS_openat && args[2] as i32 & libc::O_TMPFILE == libc::O_TMPFILE;
+    for errno in [Errno::EOPNOTSUPP, Errno::EISDIR, Errno::EINVAL] {
+        let scene = Scene::empty(&FILE, Door::Sm);
+        scene.call(["sr_create", SR]).done();
+        scene.call(["vdi_create", SR, A, "1"]).done();
+        let out = scene.root.path().join("exports");
+        fs::create_dir(&out).unwrap();
+        let names = || -> Vec<_> { fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect() };
+        let file = out.join("disk.raw").display().to_string();
+        let export = |points: Points| {
+            let (line, run_dir) = (scene.line(["vdi_export", SR, A, &file]), scene.root.path().join("run"));
+            kill::run(ALL, points, Act::Fail(errno), &scene.executable(), &line, &run_dir)
+        };
+        let traced = export(Points::Matching(unnamed));
+        assert_eq!((traced.end, traced.call.is_some()), (End::Status(0), true), "{errno}");
+        assert_eq!(names(), ["disk.raw"]);
+        assert_eq!(fs::metadata(&file).unwrap().len(), MIB);
+    }
 }
 
 #[test]

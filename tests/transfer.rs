@@ -463,28 +463,34 @@ fn a_vhd_whose_headers_are_not_in_front_comes_through_a_pipe_as_well() {
 }
 
 #[test]
-fn an_export_takes_no_file_that_is_there_and_removes_what_a_killed_one_left() {
+fn an_export_removes_what_a_killed_one_left_and_nothing_else() {
     let scene = Scene::new();
     scene.sm(&["vdi_create", SR, &vdi(1), "1"]).assert().success();
     fs::write(scene.path("letter"), "dear").unwrap();
-    // What older versions wrote to, what a killed call left, and a link that somebody planted.
-    fs::write(scene.path("out.raw.part"), "mine").unwrap();
-    fs::write(scene.path("out.raw.part-4000000"), "half a disk").unwrap();
-    std::os::unix::fs::symlink(scene.path("letter"), scene.path("out.raw.part-4000001")).unwrap();
-    let of_others = scene.path("out.raw.part-4000002");
-    fs::write(&of_others, "not ours").unwrap();
+    // The pieces of a backup, as split(1) names them, and everything that only resembles what a killed call leaves.
+    let kept =
+        ["out.raw.part-00", "out.raw.part-4000000", ".out.raw.sm-export-", ".out.raw.sm-export-x1", ".o.sm-export-1"];
+    for name in kept {
+        fs::write(scene.path(name), name).unwrap();
+    }
+    fs::write(scene.path(".out.raw.sm-export-4000000"), "half a disk").unwrap();
+    std::os::unix::fs::symlink(scene.path("letter"), scene.path(".out.raw.sm-export-4000001")).unwrap();
+    let of_others = scene.path(".out.raw.sm-export-4000002");
     let root = nix::unistd::geteuid().is_root();
     if root {
+        fs::write(&of_others, "not ours").unwrap();
         nix::unistd::chown(&of_others, Some(nix::unistd::Uid::from_raw(12345)), None).unwrap();
     }
+    let in_use = fs::File::create(scene.path(".out.raw.sm-export-4000003")).unwrap();
+    fs2::FileExt::lock_exclusive(&in_use).unwrap();
+    let count = || fs::read_dir(scene.path("")).unwrap().count();
+    let before = count();
     scene.sm(&["vdi_export", SR, &vdi(1), "out.raw"]).assert().success();
     assert_eq!(fs::metadata(scene.path("out.raw")).unwrap().len(), 2 * MIB);
-    assert_eq!(fs::read(scene.path("out.raw.part")).unwrap(), b"mine");
+    for name in kept {
+        assert_eq!(fs::read(scene.path(name)).unwrap(), name.as_bytes());
+    }
     assert_eq!(fs::read(scene.path("letter")).unwrap(), b"dear");
-    assert!(!scene.path("out.raw.part-4000000").exists());
-    assert_eq!(of_others.exists(), root);
-    assert!(fs::symlink_metadata(scene.path("out.raw.part-4000001")).unwrap().is_symlink());
-    let left =
-        fs::read_dir(scene.path("")).unwrap().flatten().filter(|e| e.file_name().to_string_lossy().contains(".part-"));
-    assert_eq!(left.count(), 1 + usize::from(root), "the call's own temporary name is gone");
+    assert!(!scene.path(".out.raw.sm-export-4000000").exists());
+    assert_eq!(count(), before, "one swept, one exported");
 }

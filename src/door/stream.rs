@@ -1,5 +1,6 @@
 //! The files and pipes that disks are exported to and imported from.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, stdin, stdout};
 use std::os::fd::{AsFd, AsRawFd};
@@ -20,8 +21,9 @@ use crate::vdi::transfer::Stream;
 
 const PIPE: &str = "-";
 const STDOUT: &str = "standard output";
-/// Between the name of an export in the making and the number of the process that writes it.
-const PARTIAL: &str = ".part-";
+/// Between the hidden name of an export in the making and the number of the process that writes it, where the filesystem has
+/// no files without a name. No other program makes such names, so a killed export's file can be told from all else.
+const PARTIAL: &str = ".sm-export-";
 
 /// Opens what is imported: a file, a block device, or standard input. `stated`: the caller said the format.
 ///
@@ -58,6 +60,39 @@ pub fn to(name: &str, (format, stated): (Format, bool)) -> Result<Stream> {
     }
     let path = Path::new(name);
     sweep(path);
+    let file = match unnamed(path) {
+        Ok(file) => file,
+        Err(e) if has_no_unnamed(&e) => named(path)?,
+        Err(e) => return Err(unusable("create", name)(e)),
+    };
+    Ok(Stream { file: Arc::new(file), name: path.to_owned(), format, stated })
+}
+
+/// A file that has no name until it is complete, on the filesystem of `path`: a kill leaves nothing. The name comes by way of
+/// /proc, which another file tries first: an export that could not be named at its end would be lost.
+fn unnamed(path: &Path) -> io::Result<File> {
+    let open = || -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(directory(path))
+    };
+    let trial = partial(path);
+    link(&open()?, &trial).map_err(|_| io::Error::from_raw_os_error(libc::EOPNOTSUPP))?;
+    fs::remove_file(&trial)?;
+    open()
+}
+
+/// Gives an open file a name that nothing has yet.
+fn link(file: &File, path: &Path) -> nix::Result<()> {
+    let by_fd = format!("/proc/self/fd/{}", file.as_raw_fd());
+    linkat(AT_FDCWD, by_fd.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)
+}
+
+/// NFS and FAT have no unnamed files. `O_TMPFILE` contains `O_DIRECTORY`, so an old filesystem says EISDIR.
+fn has_no_unnamed(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL | libc::EISDIR))
+}
+
+/// The same with a hidden name, which a killed export leaves and the next one to that file sweeps.
+fn named(path: &Path) -> Result<File> {
     let partial = partial(path);
     let mut options = OpenOptions::new();
     // A file that is there already is somebody's: not emptied, not written, not published as the disk.
@@ -67,11 +102,15 @@ pub fn to(name: &str, (format, stated): (Format, bool)) -> Result<Stream> {
             device: partial.display().to_string(),
             holder: "it is there already, and is not what a vdi_export left".to_owned(),
         },
-        _ => unusable("create", name)(e),
+        _ => unusable("create", &path.display().to_string())(e),
     })?;
     // Keeps a sweep of another vdi_export away; where locks do not work, none sweeps.
     let _ = FileExt::try_lock_exclusive(&file);
-    Ok(Stream { file: Arc::new(file), name: path.to_owned(), format, stated })
+    Ok(file)
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Gives a completed export its name, durably. On failure there is neither the name nor what was written.
@@ -84,7 +123,7 @@ pub fn publish(to: &Stream) -> Result<()> {
     }
     let partial = partial(&to.name);
     let named = give_name(to, &partial);
-    let _ = fs::remove_file(&partial);
+    discard(to);
     named?;
     durable::sync_parent(&to.name).inspect_err(|_| {
         let _ = fs::remove_file(&to.name);
@@ -97,8 +136,7 @@ fn give_name(to: &Stream, partial: &Path) -> Result<()> {
         errno => Error::sys("create", &to.name)(errno),
     };
     // The file that was written, whatever has its temporary name by now.
-    let by_fd = format!("/proc/self/fd/{}", to.file.as_raw_fd());
-    match linkat(AT_FDCWD, by_fd.as_str(), AT_FDCWD, &to.name, AtFlags::AT_SYMLINK_FOLLOW) {
+    match link(&to.file, &to.name) {
         Ok(()) => return Ok(()),
         Err(Errno::EEXIST) => return Err(refused(Errno::EEXIST)),
         // FAT has no links, NFS no rename that overwrites nothing; /proc may be missing.
@@ -110,27 +148,30 @@ fn give_name(to: &Stream, partial: &Path) -> Result<()> {
     }
 }
 
-/// Removes what a failed export wrote.
+/// Removes the hidden name of an export, if it has one.
 pub fn discard(to: &Stream) {
-    if to.name != Path::new(STDOUT) {
-        let _ = fs::remove_file(partial(&to.name));
+    let is_partial =
+        |meta: fs::Metadata| to.file.metadata().is_ok_and(|file| (file.dev(), file.ino()) == (meta.dev(), meta.ino()));
+    let partial = partial(&to.name);
+    if to.name != Path::new(STDOUT) && fs::symlink_metadata(&partial).is_ok_and(is_partial) {
+        let _ = fs::remove_file(partial);
     }
 }
 
-/// The name of an export until it is complete; the process makes it its own.
+/// The hidden name of this process's export to `path`.
 fn partial(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
     name.push(format!("{PARTIAL}{}", std::process::id()));
-    name.into()
+    path.with_file_name(name)
 }
 
-/// Removes what killed exports to the same name left: files of this user that no living process has locked.
+/// Removes what killed exports to the same file left: files of this user that no living process has locked.
 fn sweep(path: &Path) {
-    let (Some(name), Some(dir)) = (path.file_name().and_then(|name| name.to_str()), path.parent()) else { return };
-    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
+    for entry in fs::read_dir(directory(path)).into_iter().flatten().flatten() {
         let found = entry.file_name();
-        let pid = found.to_str().and_then(|found| found.strip_prefix(name)?.strip_prefix(PARTIAL));
+        let pid = found.to_str().and_then(|found| found.strip_prefix('.')?.strip_prefix(name)?.strip_prefix(PARTIAL));
         if !pid.is_some_and(|pid| !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit())) {
             continue;
         }
