@@ -48,16 +48,25 @@ const KINDS: &[(&str, &str, Spoil)] = &[
     }),
 ];
 
+/// Kinds of VHDs whose header can be read all the same.
+const READ: &[&str] = &["two images", "damaged params"];
+
 fn write(dir: &Path, extension: &str, bytes: &[u8]) {
     fs::write(dir.join(format!("{X}.{extension}")), bytes).unwrap();
 }
 
 fn qemu(dir: &Path, options: &[&str]) {
     let image = dir.join(format!("{X}.qcow2"));
-    let made =
-        Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).args(options).arg(image).arg("8M").output();
-    let made = made.unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    // On a busy machine qemu-img may find its measure of the CPU's speed, for LUKS, not accurate enough.
+    for last in [false, false, false, false, true] {
+        let mut command = Command::new("qemu-img");
+        command.args(["create", "-q", "-f", "qcow2"]).args(options).arg(&image).arg("8M");
+        let made = command.output().unwrap();
+        if made.status.success() {
+            return;
+        }
+        assert!(!last, "{}", String::from_utf8_lossy(&made.stderr));
+    }
 }
 
 /// The SR with the disk A, its snapshot C, and B. All are VHDs.
@@ -105,7 +114,15 @@ fn a_broken_image_is_listed_as_such_and_every_other_disk_lives_on() {
         scene.call(["vdi_clone", SR, B, "98de866e-b035-4b1a-a571-0000000000bb"]).done();
         scene.call(["vdi_delete", SR, B]).done();
         scene.call(["vdi_delete", SR, C]).done();
-        scene.call(["sr_collect", SR]).done();
+        // A VHD that cannot even say which parent it has may be a child of A's base.
+        let unread = fs::symlink_metadata(scene.place.join(format!("{X}.vhd"))).is_ok() && !READ.contains(kind);
+        match unread {
+            true => {
+                let message = scene.call(["sr_collect", SR]).fails("EIO");
+                assert!(message.contains(X), "{kind}: {message}");
+            }
+            false => scene.call(["sr_collect", SR]).done().clear(),
+        }
         assert!(!state_of(&scene.call(["sr_scan", SR]).done(), X).is_empty(), "{kind}: it is still there");
 
         // It cannot be taken for a disk, and goes by its name when that is said.
@@ -119,6 +136,13 @@ fn a_broken_image_is_listed_as_such_and_every_other_disk_lives_on() {
         scene.call(["vdi_delete", "--yes", SR, X]).done();
         assert!(!scene.names().iter().any(|name| name.contains(X)), "{kind}: {:?}", scene.names());
         assert!(scene.call(["sr_scan", SR]).done().contains(A), "{kind}");
+        scene.call(["sr_collect", SR]).done();
+        assert_eq!(
+            scene.names().iter().filter(|name| name.ends_with(".vhd")).count(),
+            2,
+            "{kind}: {:?}",
+            scene.names()
+        );
         scene.call(["vdi_create", SR, X, "8", "--type", "vhd"]).done();
     }
 }
@@ -191,6 +215,54 @@ fn a_damaged_child_keeps_its_parent_from_being_merged_and_removed() {
     scene.call(["vdi_delete", "--yes", SR, C]).done();
     scene.call(["sr_collect", SR]).done();
     assert!(!scene.place.join(format!("{base}.vhd")).exists());
+}
+
+/// All the data of a disk may be in its base, and a copy of its small leaf may bring it back.
+#[test]
+fn a_child_that_cannot_be_read_keeps_every_base_of_its_format() {
+    for format in ["vhd", "qcow2"] {
+        let scene = Scene::empty(&FILE, Door::Sm);
+        scene.call(["sr_create", SR]).done();
+        scene.call(["vdi_create", SR, A, "8", "--type", format]).done();
+        scene.call(["vdi_snapshot", SR, A, C]).done();
+        scene.call(["vdi_create", SR, B, "8", "--type", format]).done();
+        scene.call(["vdi_snapshot", SR, B, X]).done();
+        let image = |vdi: &str| scene.place.join(format!("{vdi}.{format}"));
+        let good = fs::read(image(A)).unwrap();
+        let with_disks = [A, B, C, X].map(|vdi| format!("{vdi}.{format}"));
+        let bases = || -> Vec<(String, Vec<u8>)> {
+            let names = scene.names().into_iter().filter(|name| name.ends_with(format) && !with_disks.contains(name));
+            names.map(|name| (name.clone(), fs::read(scene.place.join(name)).unwrap())).collect()
+        };
+        let before = bases();
+        assert_eq!(before.len(), 2);
+        let spoils: [&dyn Fn(); 3] = [
+            &|| fs::write(image(A), b"").unwrap(),
+            &|| fs::write(image(A), [vec![0; 2048], good[2048..].to_vec()].concat()).unwrap(),
+            &|| {
+                fs::remove_file(image(A)).unwrap();
+                symlink("/nonexistent", image(A)).unwrap();
+            },
+        ];
+        // One child of A's base is left: with A unread, it is not taken for the only one.
+        for spoil in spoils {
+            spoil();
+            scene.call(["sr_collect", SR]).fails("EIO");
+            assert!(bases() == before, "{format}");
+        }
+        scene.call(["vdi_delete", SR, C]).done();
+        scene.call(["vdi_delete", SR, X]).done();
+        assert!(bases() == before, "{format}");
+        let message = scene.call(["sr_collect", SR]).fails("EIO");
+        assert!(message.contains(&format!("{A} cannot be read")), "{format}: {message}");
+        scene.call(["sr_attach", SR]).done();
+        assert!(bases() == before, "{format}");
+        fs::remove_file(image(A)).unwrap();
+        fs::write(image(A), good).unwrap();
+        assert_eq!(state_of(&scene.call(["sr_scan", SR]).done(), A), "");
+        scene.call(["sr_collect", SR]).done();
+        assert_eq!(bases().len(), 0, "{format}: both are merged");
+    }
 }
 
 #[test]

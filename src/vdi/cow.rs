@@ -148,7 +148,7 @@ impl<'a> Cow<'a> {
         let tree = self.place.tree()?;
         let node = self.node()?;
         let Some(base) = node.parent else { return Ok(Done::Already) };
-        if !is_only_child(tree, self.place.vdi(), base)? {
+        if !is_only_child(tree, (self.place.vdi(), self.kind.format), base)? {
             return Ok(Done::Already);
         }
         let parent = tree.sibling(base)?;
@@ -175,7 +175,7 @@ impl<'a> Cow<'a> {
         }
         let _locks = self.lock_above(tree, context)?;
         // Deleted or copied meanwhile: what was merged does no harm, as nobody reads it from the parent.
-        if !is_only_child(tree, self.place.vdi(), base)? || self.node()? != node {
+        if !is_only_child(tree, (self.place.vdi(), self.kind.format), base)? || self.node()? != node {
             return Ok(Done::Already);
         }
         if node.hidden {
@@ -222,7 +222,7 @@ impl<'a> Cow<'a> {
     fn coalesce_in_use(&self, tree: &dyn Tree, node: &Node, parent: &dyn Place, context: &Context) -> Result<Done> {
         prepare(&*self.place, Self::soon(context))?;
         let _lock = tree.lock(context.deadline)?;
-        if !is_only_child(tree, self.place.vdi(), parent.vdi())? || self.node()? != *node {
+        if !is_only_child(tree, (self.place.vdi(), self.kind.format), parent.vdi())? || self.node()? != *node {
             return Ok(Done::Already);
         }
         self.grow_parent(tree, node, parent)?;
@@ -313,7 +313,7 @@ impl Vdi for Cow<'_> {
         // From the leaf up: a base that still has a child is never touched.
         let mut nodes = nodes;
         nodes.remove(&self.place.vdi());
-        while let Some(base) = parent.filter(|base| is_garbage(&nodes, *base)) {
+        while let Some(base) = parent.filter(|base| is_garbage(&nodes, *base, self.kind.format)) {
             parent = nodes.remove(&base).and_then(|node| node.parent);
             // The disk is deleted, and that is all that was asked for: sr_collect removes what is left.
             if let Err(error) = tree.sibling(base).and_then(|place| place.remove()) {
@@ -446,9 +446,17 @@ pub fn by_parent(nodes: &BTreeMap<VdiUuid, Node>) -> BTreeMap<VdiUuid, Vec<VdiUu
     children
 }
 
-/// Whether `vdi` is all that `base`, which is nobody's disk, is there for.
-fn is_only_child(tree: &dyn Tree, vdi: VdiUuid, base: VdiUuid) -> Result<bool> {
+/// An image that cannot be read and so may be the child of any base of this format.
+pub fn unread(nodes: &BTreeMap<VdiUuid, Node>, format: Format) -> Option<VdiUuid> {
+    nodes.iter().find(|(_, node)| node.unread == Some(format)).map(|(vdi, _)| *vdi)
+}
+
+/// Whether `vdi`, of this format, is all that `base`, which is nobody's disk, is there for.
+fn is_only_child(tree: &dyn Tree, (vdi, format): (VdiUuid, Format), base: VdiUuid) -> Result<bool> {
     let nodes = tree.nodes()?;
+    if unread(&nodes, format).is_some() {
+        return Ok(false);
+    }
     let usable = [vdi, base].iter().all(|image| nodes.get(image).is_some_and(|node| node.state.is_healthy()));
     Ok(usable && nodes[&base].hidden && children_of(&nodes, base) == [vdi])
 }
@@ -473,7 +481,9 @@ fn descendants(nodes: &BTreeMap<VdiUuid, Node>, base: VdiUuid) -> Vec<VdiUuid> {
     found
 }
 
-/// Whether a base has nobody left who needs it.
-fn is_garbage(nodes: &BTreeMap<VdiUuid, Node>, base: VdiUuid) -> bool {
-    nodes.get(&base).is_some_and(|node| node.hidden) && children_of(nodes, base).is_empty()
+/// Whether a base of this format has nobody left who needs it.
+fn is_garbage(nodes: &BTreeMap<VdiUuid, Node>, base: VdiUuid, format: Format) -> bool {
+    nodes.get(&base).is_some_and(|node| node.hidden)
+        && children_of(nodes, base).is_empty()
+        && unread(nodes, format).is_none()
 }

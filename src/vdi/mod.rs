@@ -189,12 +189,22 @@ pub struct Node {
     pub parent_id: Option<Uuid>,
     /// Whether the image can be used. A look at one image alone finds it healthy or fails.
     pub state: State,
+    /// The format of an image that cannot even say which parent it has: any base of that format may be the parent.
+    pub unread: Option<Format>,
 }
 
 impl Node {
     /// An image of `virtual_size` bytes that is in no tree.
     pub fn alone(virtual_size: u64) -> Node {
-        Node { virtual_size, hidden: false, parent: None, id: None, parent_id: None, state: State::Healthy }
+        Node {
+            virtual_size,
+            hidden: false,
+            parent: None,
+            id: None,
+            parent_id: None,
+            state: State::Healthy,
+            unread: None,
+        }
     }
 
     /// Whether `parent`, to which the parent's name in this image leads, is the image that this one was made from. One
@@ -575,8 +585,9 @@ pub struct Kind {
     pub create_child: fn(&File, path: &Path, parent: &File, parent_path: &Path) -> Result<()>,
     /// What an image says of itself: one open, one read.
     pub query: fn(File, path: &Path) -> Result<Node>,
-    /// The parent that an image names, as far as that can be read of an image that [`Kind::query`] refuses.
-    pub named_parent: fn(File, path: &Path) -> Option<VdiUuid>,
+    /// The parent that an image names, or that it names none, as far as that can be read of an image that [`Kind::query`]
+    /// refuses. `None`: it cannot be read.
+    pub named_parent: fn(File, path: &Path) -> Option<Option<VdiUuid>>,
     /// The disk of an image and its parents, which are looked for in the tree.
     pub disk: fn(File, &dyn Place) -> Result<Box<dyn Disk>>,
     /// Marks an image as there for its children only, or no longer so, durably.

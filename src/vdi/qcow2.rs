@@ -37,7 +37,7 @@ pub static KIND: Kind = Kind {
     },
     named_parent: |file, path| {
         let name = qcow2::named_parent(&FileStorage::new(file, path).ok()?)?;
-        parent_of_name(&name)
+        Some(name.and_then(|name| parent_of_name(&name)))
     },
     disk: |file, place| Ok(Box::new(chain(&file, place, Mode::ReadOnly)?)),
     set_hidden: |file, path, hidden| qcow2::set_hidden(&place(file, path)?, hidden),

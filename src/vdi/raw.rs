@@ -27,7 +27,7 @@ pub static KIND: Kind = Kind {
         let length = file.metadata().map_err(Error::io("examine", path))?.len();
         Ok(Node::alone(length))
     },
-    named_parent: |_, _| None,
+    named_parent: |_, _| Some(None),
     disk: |file, place| Ok(Box::new(RawFile::new(file, &place.path())?)),
     set_hidden: |_, _, _| Err(no_tree("hiding")),
     coalesce: |_, _, _, _, _| Err(no_tree("coalescing")),

@@ -39,7 +39,7 @@ pub static KIND: Kind = Kind {
     },
     named_parent: |file, path| {
         let name = vhd::named_parent(&FileStorage::new(file, path).ok()?)?;
-        parent_of_name(&name)
+        Some(name.and_then(|name| parent_of_name(&name)))
     },
     disk: |file, place| {
         let path = place.path();

@@ -422,21 +422,24 @@ impl Header {
 }
 
 /// The name of the file that an image names as its parent, without directories, of an image that [`Header::read`] refuses
-/// too: only the magic number, the place of the name and the name itself have to be there. A file without them is the
-/// child of nothing.
-pub fn named_parent(place: &dyn Storage) -> Option<String> {
+/// too, or that it names none: only the magic number, the place of the name and the name itself have to be there. `None`:
+/// they are not, so nobody knows what the image was.
+pub fn named_parent(place: &dyn Storage) -> Option<Option<String>> {
     let mut bytes = vec![0; FIRST_READ];
     let read = place.read_at(&mut bytes, 0).ok()?;
     if read < V2 || be32(&bytes, 0) != MAGIC {
         return None;
     }
     let (at, len) = (be64(&bytes, 8), be32(&bytes, 16) as usize);
-    if at == 0 || at > 1 << MAX_CLUSTER_BITS || len > LONGEST_NAME {
+    if at == 0 {
+        return Some(None);
+    }
+    if at > 1 << MAX_CLUSTER_BITS || len > LONGEST_NAME {
         return None;
     }
     let mut name = vec![0; len];
     let name = (place.read_at(&mut name, at).ok()? == len).then(|| String::from_utf8_lossy(&name).into_owned())?;
-    Some(name.rsplit('/').next().unwrap_or_default().to_owned())
+    Some(Some(name.rsplit('/').next().unwrap_or_default().to_owned()))
 }
 
 /// Where [`Header::patch`] finds the fields.

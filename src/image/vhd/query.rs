@@ -240,13 +240,13 @@ fn read_whole(place: &dyn Storage) -> Result<Meta> {
     Ok(meta)
 }
 
-/// The base name of the parent that an image names, of a damaged image too: only the header itself has to be there,
-/// in its usual place. A file without one is the child of nothing.
-pub fn named_parent(place: &dyn Storage) -> Option<String> {
+/// The base name of the parent that an image names, or that it names none, of a damaged image too: only the header itself
+/// has to be there, in its usual place. `None`: it is not, so nobody knows what the image was.
+pub fn named_parent(place: &dyn Storage) -> Option<Option<String>> {
     let mut start = [0; (SECTOR + HEADER) as usize];
     let read = place.read_at(&mut start, 0).ok()?;
     let header = Header::unchecked(&start[SECTOR as usize..read.max(SECTOR as usize)])?;
-    Some(header.parent_name()).filter(|name| !name.is_empty())
+    Some(Some(header.parent_name()).filter(|name| !name.is_empty()))
 }
 
 /// [`query()`] of an image that is to be used: refuses what no read or write could serve, as far as these bytes tell.

@@ -2,7 +2,8 @@
 //!
 //! A look at many images never fails because of one of them. An image that cannot be read is listed with its
 //! [`State`]; it stays the child of the parent that its header names, so that this parent is neither merged nor
-//! removed.
+//! removed. If not even that can be read (an I/O error, no permission, a lost header), it may be the child of any base of
+//! its format, and none of these is merged or removed until it can be read or is deleted ([`Node::unread`]).
 
 use super::*;
 
@@ -29,7 +30,9 @@ impl Image {
             Err(error) if is_of_this_process(&error) => return Err(error),
             Err(error) => {
                 let Some(stat) = dir.lookup(&name)? else { return Ok(None) };
-                (stat, Node { state: State::of(&error), parent: named_parent(dir, &name, format), ..Node::alone(0) })
+                let named = named_parent(dir, &name, format);
+                let unread = named.is_none().then_some(format);
+                (stat, Node { state: State::of(&error), parent: named.flatten(), unread, ..Node::alone(0) })
             }
         };
         Ok(Some(Image { vdi, format, id: stat.id, extent: extent(&stat), node }))
@@ -51,8 +54,11 @@ fn look(dir: &Dir, name: &str, format: Format) -> Result<Option<(Stat, Node)>> {
     }
 }
 
-/// The parent that a damaged image names, as far as that can still be read.
-fn named_parent(dir: &Dir, name: &str, format: Format) -> Option<VdiUuid> {
+/// The parent that a damaged image names, or that it names none, as far as that can still be read.
+fn named_parent(dir: &Dir, name: &str, format: Format) -> Option<Option<VdiUuid>> {
+    if vdi::kind(format).by_length {
+        return Some(None);
+    }
     let file = dir.try_open_record(name).ok()??;
     (vdi::kind(format).named_parent)(file, &dir.join(name))
 }
@@ -112,6 +118,7 @@ impl FileSr {
         for image in &mut images {
             if let Some((first, second)) = listing.doubled(image.vdi) {
                 image.node.state = State::Broken(two_images(first, second));
+                image.node.unread = Some(second).filter(|format| !vdi::kind(*format).by_length);
             }
         }
         // While a tree changes, a child may have been read before its parent's name moved.

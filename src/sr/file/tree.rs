@@ -136,6 +136,10 @@ impl FileSr {
         let listing = self.list(dir)?;
         let old = dir.lookup(&image_name(vdi, format))?.map(|_| self.place(shared, vdi, format));
         let nodes = self.trees(dir, &listing)?;
+        if let Some(unread) = vdi::cow::unread(&nodes, format) {
+            let path = dir.join(&image_name(vdi, format));
+            return Ok(Some(Error::Damaged { path, what: may_be_needed(unread) }));
+        }
         for child in vdi::cow::children_of(&nodes, vdi) {
             let name = image_name(child, listing.images[&child]);
             let give = || -> Result<()> {
@@ -165,6 +169,11 @@ impl FileSr {
         let mut unneeded: Vec<VdiUuid> = garbage(&nodes, &children, failures).collect();
         while let Some(base) = unneeded.pop() {
             let format = listing.images[&base];
+            if let Some(unread) = vdi::cow::unread(&nodes, format) {
+                let path = dir.join(&image_name(base, format));
+                failures.insert(base, Error::Damaged { path, what: may_be_needed(unread) });
+                continue;
+            }
             let remove = || {
                 vdi::refuse_if_attached(&*self.disk(dir.clone(), base, format)?)?;
                 self.place(dir.clone(), base, format).remove()
@@ -228,7 +237,8 @@ impl FileSr {
             // Bases first: a disk in use is merged with what was set aside of it only when that was.
             let (bases, disks): (Vec<VdiUuid>, Vec<VdiUuid>) = nodes.keys().partition(|v| nodes[v].hidden);
             let Some(next) = bases.into_iter().chain(disks).find(only_child) else { break };
-            if let Some(what) = unmergeable(&nodes, &children, next) {
+            let unread = vdi::cow::unread(&nodes, listing.images[&next]);
+            if let Some(what) = unmergeable(&nodes, &children, next).or(unread.map(may_be_needed)) {
                 let path = dir.join(&image_name(next, listing.images[&next]));
                 failures.insert(next, Error::Damaged { path, what: format!("it is not merged: {what}") });
                 left.insert(next);
@@ -294,6 +304,11 @@ fn is_garbage(nodes: &BTreeMap<VdiUuid, Node>, children: &Children, failures: &F
     nodes.get(base).is_some_and(|node| node.hidden)
         && children.get(base).is_none_or(Vec::is_empty)
         && !failures.contains_key(base)
+}
+
+/// Why nothing is merged or removed among the bases that may be the parent of an image that cannot be read.
+fn may_be_needed(unread: VdiUuid) -> String {
+    format!("{unread} cannot be read and may need this image or its parent: make it readable, restore it, or delete it")
 }
 
 /// Why an image that is its parent's only child must not be merged with it: it, its parents or one of its children
