@@ -439,17 +439,21 @@ fn parent_path(leaf: &Path, name: Option<&str>, said: &str) -> Result<PathBuf> {
     }
 }
 
-/// A regular file, itself and not through a link, or a block device, which device-mapper names by links.
+/// Opens an image: a regular file, itself and not through a link, or a block device below /dev, where device-mapper names
+/// them by links. A device or a link to one in the directory of an SR was put there by somebody who wants to read this
+/// host's disks through a guest's.
 fn open_image(path: &Path, mode: Mode) -> Result<File> {
-    let is_device = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
+    let is_block = |meta: std::fs::Metadata| meta.file_type().is_block_device();
+    let is_device = path.starts_with("/dev") && std::fs::metadata(path).is_ok_and(is_block);
     // O_NONBLOCK: a FIFO in the place of an image is an error, not a wait.
     let flags = libc::O_NONBLOCK | if is_device { 0 } else { libc::O_NOFOLLOW };
-    OpenOptions::new()
-        .read(true)
-        .write(mode == Mode::ReadWrite)
-        .custom_flags(flags)
-        .open(path)
-        .map_err(Error::io("open", path))
+    let mut options = OpenOptions::new();
+    options.read(true).write(mode == Mode::ReadWrite).custom_flags(flags);
+    let file = options.open(path).map_err(Error::io("open", path))?;
+    if !is_device && !file.metadata().map_err(Error::io("examine", path))?.is_file() {
+        return Err(Error::Damaged { path: path.to_owned(), what: "is not a regular file".to_owned() });
+    }
+    Ok(file)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -465,6 +469,19 @@ mod tests {
     use super::*;
 
     const SIZE: u64 = 4 << 20;
+
+    #[test]
+    fn a_device_in_the_directory_of_an_sr_is_no_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let is_block = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_block_device());
+        let Some(device) = std::fs::read_dir("/dev").unwrap().flatten().find(is_block) else { return };
+        let (link, pipe) = (dir.path().join("parent.raw"), dir.path().join("pipe.raw"));
+        std::os::unix::fs::symlink(device.path(), &link).unwrap();
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        for path in [link, pipe] {
+            assert!(open_image(&path, Mode::ReadOnly).is_err(), "{}", path.display());
+        }
+    }
 
     fn image(path: &Path, parent: Option<&Path>) {
         let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
