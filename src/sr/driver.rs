@@ -100,7 +100,7 @@ pub fn vdi_by_uuid(_sr: SrUuid, location: &str) -> Result<VdiUuid> {
     Ok(location.parse()?)
 }
 
-/// A storage repository. The caller holds the locks that [`crate::call::Session`] takes.
+/// A storage repository. The caller holds the locks that [`crate::call`] takes.
 ///
 /// A method that a driver leaves to its default answers "not supported" or "nothing is known of it", never "done", and
 /// never that no other host is concerned. A method whose absence could lose data has no default.

@@ -234,7 +234,7 @@ pub struct Holders {
     pub users: Vec<String>,
 }
 
-/// A virtual disk. The caller holds the locks that [`crate::call::Session`] takes.
+/// A virtual disk. The caller holds the locks that [`crate::call`] takes.
 pub trait Vdi {
     fn place(&self) -> &dyn Place;
 
