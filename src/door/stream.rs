@@ -76,7 +76,8 @@ fn unnamed(path: &Path) -> io::Result<File> {
     };
     let trial = partial(path);
     link(&open()?, &trial).map_err(|_| io::Error::from_raw_os_error(libc::EOPNOTSUPP))?;
-    fs::remove_file(&trial)?;
+    // Another export to the same file may have swept it: it is empty and not locked.
+    let _ = fs::remove_file(&trial);
     open()
 }
 
