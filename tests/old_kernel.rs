@@ -34,6 +34,13 @@ const COPIERS: &[&str] = &["vdi_clone", "vdi_snapshot"];
 const MAKERS: &[&str] =
     &["sr_create", "vdi_create", "vdi_clone", "vdi_snapshot", "vdi_lock", "vdi_unlock", "vdi_export"];
 
+/// How kernels and filesystems without unnamed files refuse one.
+const WITHOUT_UNNAMED: &[Errno] = &[Errno::EOPNOTSUPP, Errno::EISDIR, Errno::EINVAL];
+
+fn opens_unnamed(number: i64, args: [u64; 6]) -> bool {
+    number == libc::SYS_openat && args[2] as i32 & libc::O_TMPFILE == libc::O_TMPFILE
+}
+
 /// Everything a VDI goes through, without what is missing.
 fn a_life(scene: &Scene, missing: &Missing) {
     let call = |words: &[&str]| -> String {
@@ -124,17 +131,13 @@ fn without_loop_configure_devices_are_set_up_in_steps() {
 
 #[test]
 fn without_unnamed_files_temporary_ones_are_used_and_none_is_left() {
-    let unnamed =
-        |number, args: [u64; 6]| number == libc::SYS_openat && args[2] as i32 & libc::O_TMPFILE == libc::O_TMPFILE;
-    lives_without(unnamed, &[Errno::EOPNOTSUPP, Errno::EISDIR, Errno::EINVAL], MAKERS);
+    lives_without(opens_unnamed, WITHOUT_UNNAMED, MAKERS);
 }
 
 /// FAT has no unnamed files either: an export has a hidden name until it is complete.
 #[test]
 fn without_unnamed_files_an_export_leaves_nothing_but_itself() {
-    let unnamed =
-        |number, args: [u64; 6]| number == libc::SYS_openat && args[2] as i32 & libc::O_TMPFILE == libc::O_TMPFILE;
-    for errno in [Errno::EOPNOTSUPP, Errno::EISDIR, Errno::EINVAL] {
+    for errno in WITHOUT_UNNAMED.iter().copied() {
         let scene = Scene::empty(&FILE, Door::Sm);
         scene.call(["sr_create", SR]).done();
         scene.call(["vdi_create", SR, A, "1"]).done();
@@ -146,7 +149,7 @@ fn without_unnamed_files_an_export_leaves_nothing_but_itself() {
             let (line, run_dir) = (scene.line(["vdi_export", SR, A, &file]), scene.root.path().join("run"));
             kill::run(ALL, points, Act::Fail(errno), &scene.executable(), &line, &run_dir)
         };
-        let traced = export(Points::Matching(unnamed));
+        let traced = export(Points::Matching(opens_unnamed));
         assert_eq!((traced.end, traced.call.is_some()), (End::Status(0), true), "{errno}");
         assert_eq!(names(), ["disk.raw"]);
         assert_eq!(fs::metadata(&file).unwrap().len(), MIB);

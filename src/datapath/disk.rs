@@ -474,12 +474,13 @@ mod tests {
     fn a_device_in_the_directory_of_an_sr_is_no_image() {
         let dir = tempfile::tempdir().unwrap();
         let is_block = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_block_device());
-        let Some(device) = std::fs::read_dir("/dev").unwrap().flatten().find(is_block) else { return };
         let (link, pipe) = (dir.path().join("parent.raw"), dir.path().join("pipe.raw"));
-        std::os::unix::fs::symlink(device.path(), &link).unwrap();
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
-        for path in [link, pipe] {
-            assert!(open_image(&path, Mode::ReadOnly).is_err(), "{}", path.display());
+        assert!(open_image(&pipe, Mode::ReadOnly).is_err(), "a pipe");
+        // A container may have no block device.
+        if let Some(device) = std::fs::read_dir("/dev").unwrap().flatten().find(is_block) {
+            std::os::unix::fs::symlink(device.path(), &link).unwrap();
+            assert!(open_image(&link, Mode::ReadOnly).is_err(), "a link to {}", device.path().display());
         }
     }
 
