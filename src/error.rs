@@ -24,6 +24,11 @@ pub enum Error {
     NoSuchCommand(String),
     #[error("{op} is not supported: {why}")]
     Unsupported { op: &'static str, why: String },
+    /// A change that only the host that may change the SR makes.
+    #[error(
+        "{op} on this host is refused: SRmaster in device_config is false, so another host is the SR's master; ask that"
+    )]
+    NotMaster { op: &'static str },
     /// An SR whose disks this package does not serve, and which it therefore leaves as it is.
     #[error("an SR with such VDIs is not supported: {why}")]
     Foreign { why: String },

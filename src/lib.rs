@@ -2,8 +2,8 @@
 //!
 //! A call falls down this list once. Each layer knows the one below and nothing above.
 //!
-//! 1. [`door`]: a protocol. Turns argv into a [`call::Call`] and a [`call::Reply`] into bytes.
-//! 2. [`call`]: the one dispatch, and the locks.
+//! 1. [`door`]: a protocol. Turns argv into operations of a [`call::Session`], and what they answer into bytes.
+//! 2. [`call`]: the verbs, their locks, and the policy of all agents.
 //! 3. [`sr`]: WHERE disks live. One file per driver.
 //! 4. [`vdi`]: WHAT a disk is. One file per format.
 //! 5. [`image`]: byte layouts of image formats, without policy.

@@ -54,8 +54,8 @@ fn many_that_create_clone_delete_and_list_lose_nothing_and_tear_nothing() {
                 assert_eq!(scan.matches(&format!("(vdi (uuid . \"{expected}\")")).count(), 1, "{expected} in {scan}");
             }
             assert!(scan.starts_with("(sr ") && scan.ends_with("))\n"), "{scan}");
-            let list: xcp_sm::call::Reply = serde_lexpr::from_str(&scan).unwrap();
-            let xcp_sm::call::Reply::Sr(list) = list else { panic!("{scan}") };
+            let list: xcp_sm::door::v1::wire::Datum = serde_lexpr::from_str(&scan).unwrap();
+            let xcp_sm::door::v1::wire::Datum::Sr(list) = list else { panic!("{scan}") };
             assert_eq!(list.vdis.len(), list.vdi_uuids.len());
             scene.call(["vdi_unlock", SR, &mine, "FALSE", &copy]).done();
             scene.call(["vdi_snapshot", SR, &copy, &snapshot]).done();

@@ -17,8 +17,7 @@ use std::fs;
 
 use assert_cmd::Command;
 use scene::{A, B, C, SR, Scene, has};
-use xcp_sm::call::Reply;
-use xcp_sm::types::Tagged;
+use xcp_sm::door::v1::wire::Datum;
 
 /// An SR with texts that are not easy to read.
 fn scene() -> Scene {
@@ -35,11 +34,11 @@ fn scene() -> Scene {
 
 /// What the other readers print too: a line each of uuid, label, size, shareable, attached, holders.
 fn as_we_read(text: &str) -> String {
-    let Reply::Sr(sr) = serde_lexpr::from_str(text).unwrap() else { panic!("{text}") };
+    let Datum::Sr(sr) = serde_lexpr::from_str(text).unwrap() else { panic!("{text}") };
     let truth = |value| if value { "yes" } else { "no" };
     let mut lines = String::new();
     for tagged in sr.vdis {
-        let Tagged::Vdi(vdi) = tagged else { panic!("an SR within an SR") };
+        let Datum::Vdi(vdi) = tagged else { panic!("an SR within an SR") };
         let label = if vdi.label.is_empty() { "none" } else { &vdi.label };
         let (shareable, attached) = (truth(vdi.shareable), truth(vdi.attached));
         lines +=

@@ -16,14 +16,14 @@ use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use xcp_sm::call::{self, Call, Reply};
+use xcp_sm::call::Session;
 use xcp_sm::context::Context;
 use xcp_sm::image::disk::Served;
 use xcp_sm::image::storage::FileStorage;
 use xcp_sm::image::vhd;
 use xcp_sm::sr::file::DRIVER;
 use xcp_sm::sys::lock;
-use xcp_sm::types::{DeviceConfig, Format, Mode, NewVdi, Overwrite, Params, SrUuid, Tagged, VdiInfo, VdiUuid};
+use xcp_sm::types::{DeviceConfig, Format, Mode, NewVdi, Overwrite, Params, SrUuid, VdiInfo, VdiUuid};
 
 const MIB: usize = 1 << 20;
 
@@ -73,10 +73,10 @@ impl Model {
         let number = MODELS.fetch_add(1, Relaxed);
         let (sr, disks, snapshots) = (SrUuid::random(), BTreeMap::new(), BTreeSet::new());
         let mut model = Model { format, scratch, sr, disks, snapshots, next: 0, number };
-        model.run(Call::SrCreate { size: None, over: Overwrite::default() });
+        model.run(|session, context| session.sr_create(None, &Overwrite::default(), context));
         let vdi = model.new_uuid();
         let new = NewVdi { vdi, virtual_size: 4 * MIB as u64, format: Some(format), params: Params::default() };
-        model.run(Call::VdiCreate(new));
+        model.run(|session, context| session.vdi_create(new, context));
         model.disks.insert(vdi, vec![0; 4 * MIB]);
         model
     }
@@ -91,15 +91,28 @@ impl Model {
         self.scratch.path().join("sr")
     }
 
-    fn try_run(&self, call: &Call) -> xcp_sm::Result<Reply> {
+    /// Does one operation in a session of its own, as each process does.
+    fn attempt<T>(&self, work: impl FnOnce(&Session, &Context) -> xcp_sm::Result<T>) -> xcp_sm::Result<T> {
         let config = DeviceConfig::from([("location", self.dir().to_str().unwrap())]);
         let context =
             Context { deadline: Instant::now() + Duration::from_secs(10), progress: &|_, _| {}, others: None };
-        call::run(&DRIVER, self.sr, &config, call, &context)
+        work(&Session::open(&DRIVER, self.sr, config).unwrap(), &context)
     }
 
-    fn run(&self, call: Call) -> Reply {
-        self.try_run(&call).unwrap_or_else(|e| panic!("{call:?}: {}", xcp_sm::error::one_line(&e)))
+    fn run<T>(&self, work: impl FnOnce(&Session, &Context) -> xcp_sm::Result<T>) -> T {
+        self.attempt(work).unwrap_or_else(|e| panic!("{}", xcp_sm::error::one_line(&e)))
+    }
+
+    fn collect(&self) {
+        self.run(|session, context| session.sr_collect(context));
+    }
+
+    fn delete(&self, vdi: VdiUuid) {
+        self.run(|session, context| session.vdi_delete(vdi, false, context));
+    }
+
+    fn snapshot(&self, source: VdiUuid, dest: VdiUuid) {
+        self.run(|session, context| session.vdi_snapshot(source, dest, context));
     }
 
     fn pick(&self, n: usize) -> Option<VdiUuid> {
@@ -122,11 +135,11 @@ impl Model {
             Op::Clone { disk } | Op::Snapshot { disk } => {
                 let Some(source) = self.pick(disk) else { return };
                 let dest = self.new_uuid();
-                let call = match op {
-                    Op::Clone { .. } => Call::VdiClone { source, dest },
-                    _ => Call::VdiSnapshot { source, dest },
-                };
-                match self.try_run(&call) {
+                let copied = self.attempt(|session, context| match op {
+                    Op::Clone { .. } => session.vdi_clone(source, dest, context),
+                    _ => session.vdi_snapshot(source, dest, context),
+                });
+                match copied {
                     Ok(_) => {
                         self.disks.insert(dest, self.disks[&source].clone());
                         if matches!(op, Op::Snapshot { .. }) {
@@ -140,34 +153,30 @@ impl Model {
             Op::Grow { disk } => {
                 let Some(vdi) = self.pick(disk) else { return };
                 let size = self.disks[&vdi].len() + 3 * MIB;
-                let call = Call::VdiResize { vdi, size: size as u64, allow_shrink: false };
+                let resized = self.attempt(|session, context| session.vdi_resize(vdi, size as u64, false, context));
                 if self.snapshots.contains(&vdi) {
-                    assert!(matches!(self.try_run(&call), Err(xcp_sm::Error::Unsupported { .. })), "a snapshot grew");
+                    assert!(matches!(resized, Err(xcp_sm::Error::Unsupported { .. })), "a snapshot grew");
                     return;
                 }
-                self.run(call);
+                resized.unwrap_or_else(|e| panic!("{}", xcp_sm::error::one_line(&e)));
                 let rounded = xcp_sm::vdi::kind(self.format).round(size as u64).unwrap() as usize;
                 self.disks.get_mut(&vdi).unwrap().resize(rounded, 0);
             }
             Op::Delete { disk } => {
                 let Some(vdi) = self.pick(disk) else { return };
-                self.run(Call::VdiDelete { vdi, broken: false });
+                self.delete(vdi);
                 self.disks.remove(&vdi);
             }
             Op::Collect => {
-                self.run(Call::SrCollect);
+                self.collect();
                 self.no_base_has_one_child();
             }
-            Op::Attach => drop(self.run(Call::SrAttach)),
+            Op::Attach => drop(self.run(|session, context| session.sr_attach(context))),
         }
     }
 
     fn scan(&self) -> Vec<VdiInfo> {
-        let Reply::Sr(info) = self.run(Call::SrScan) else { panic!("sr_scan answers with an SR") };
-        info.vdis
-            .into_iter()
-            .map(|tagged| if let Tagged::Vdi(vdi) = tagged { vdi } else { panic!("not a VDI") })
-            .collect()
+        self.run(|session, context| session.sr_scan(context)).vdis
     }
 
     fn no_base_has_one_child(&self) {
@@ -209,11 +218,11 @@ fn every_disk_holds_what_was_written_to_it(format: Format, ops: &[Op]) {
         model.apply(op);
     }
     model.check();
-    model.run(Call::SrCollect);
+    model.collect();
     model.no_base_has_one_child();
     model.check();
     while let Some(vdi) = model.pick(0) {
-        model.run(Call::VdiDelete { vdi, broken: false });
+        model.delete(vdi);
         model.disks.remove(&vdi);
     }
     model.check();
@@ -226,10 +235,10 @@ fn base_over_base(format: Format) -> (Model, VdiUuid) {
     for seed in 1..3 {
         model.apply(&Op::Write { disk: 0, at: 0, len: 512, seed });
         let dest = VdiUuid::random();
-        model.run(Call::VdiSnapshot { source: disk, dest });
+        model.snapshot(disk, dest);
         model.disks.insert(dest, model.disks[&disk].clone());
         if seed == 1 {
-            model.run(Call::VdiDelete { broken: false, vdi: dest });
+            model.delete(dest);
             model.disks.remove(&dest);
         }
     }
@@ -243,10 +252,10 @@ fn nothing_is_merged_below_a_disk_that_another_call_works_on() {
     for format in [Format::Vhd, Format::Qcow2] {
         let (model, disk) = base_over_base(format);
         let busy = lock::take(&disk.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()).unwrap();
-        model.run(Call::SrCollect);
+        model.collect();
         assert_eq!(model.scan().len(), 4);
         drop(busy);
-        model.run(Call::SrCollect);
+        model.collect();
         assert_eq!(model.scan().len(), 3);
         model.check();
     }
@@ -261,10 +270,10 @@ fn a_raw_disk_that_a_vhd_is_above_is_not_deleted() {
     let file = fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
     let parent = vhd::ParentLink { path: format!("./{raw}.raw"), uuid: None, timestamp: 0 };
     vhd::create_child(&FileStorage::new(file, &path).unwrap(), &vhd::NewImage::new(4 * MIB as u64), &parent).unwrap();
-    let refused = model.try_run(&Call::VdiDelete { broken: false, vdi: raw }).unwrap_err();
+    let refused = model.attempt(|session, context| session.vdi_delete(raw, false, context)).unwrap_err();
     assert!(matches!(refused, xcp_sm::Error::VdiInUse { vdi, .. } if vdi == raw), "{refused}");
-    model.run(Call::VdiDelete { broken: false, vdi: child });
-    model.run(Call::VdiDelete { broken: false, vdi: raw });
+    model.delete(child);
+    model.delete(raw);
 }
 
 /// What says nothing of the data: a clock that was ahead, bytes that another tool set, no hint for tools that look for
@@ -282,8 +291,8 @@ fn a_date_and_its_like_are_no_damage() {
         }
         model.apply(&Op::Write { disk: 0, at: 0, len: 512, seed: 7 });
         let snapshot = VdiUuid::random();
-        model.run(Call::VdiSnapshot { source: disk, dest: snapshot });
-        model.run(Call::VdiDelete { vdi: snapshot, broken: false });
+        model.snapshot(disk, snapshot);
+        model.delete(snapshot);
         model.apply(&Op::Write { disk: 0, at: 4096, len: 512, seed: 8 });
         let path = model.dir().join(format!("{disk}.vhd"));
         let mut image = fs::read(&path).unwrap();
@@ -297,7 +306,7 @@ fn a_date_and_its_like_are_no_damage() {
         image[512 + 0x240..512 + 0x300].fill(0);
         seal(&mut image[512..1536], 0x24);
         fs::write(&path, image).unwrap();
-        model.run(Call::SrCollect);
+        model.collect();
         assert_eq!(model.scan().len(), 1, "fixed base: {fixed}");
         model.check();
         // The base has the disk's name now, and goes on as any other.
@@ -343,13 +352,13 @@ fn nothing_is_merged_into_an_image_that_only_has_the_name_of_the_parent() {
         let disk = model.pick(0).unwrap();
         model.apply(&Op::Write { disk: 0, at: 0, len: 512, seed: 7 });
         let snapshot = VdiUuid::random();
-        model.run(Call::VdiSnapshot { source: disk, dest: snapshot });
+        model.snapshot(disk, snapshot);
         model.apply(&Op::Write { disk: 0, at: 4096, len: 512, seed: 8 });
-        model.run(Call::VdiDelete { broken: false, vdi: snapshot });
+        model.delete(snapshot);
         let base = model.scan().iter().find(|vdi| vdi.hidden).unwrap().uuid;
         replace_with_another_image(&model.dir().join(format!("{base}.vhd")), fixed);
         let before = files(&model.dir());
-        let _ = model.try_run(&Call::SrCollect);
+        let _ = model.attempt(|session, context| session.sr_collect(context));
         assert!(files(&model.dir()) == before, "an image was changed");
 
         // A base between two others: its children would be given to the wrong one.
@@ -358,7 +367,7 @@ fn nothing_is_merged_into_an_image_that_only_has_the_name_of_the_parent() {
         let root = infos.iter().find(|vdi| vdi.hidden && vdi.parent.is_none()).unwrap().uuid;
         replace_with_another_image(&model.dir().join(format!("{root}.vhd")), fixed);
         let before = files(&model.dir());
-        let _ = model.try_run(&Call::SrCollect);
+        let _ = model.attempt(|session, context| session.sr_collect(context));
         assert!(files(&model.dir()) == before, "an image was changed");
     }
 }
@@ -373,7 +382,7 @@ fn a_disk_that_names_another_image_by_a_merged_ones_name_is_not_given_to_its_par
     let stranger = vhd::ParentLink { path: format!("./{middle}.vhd"), uuid: Some(uuid::Uuid::new_v4()), timestamp: 0 };
     vhd::set_parent(&place, &stranger).unwrap();
     let before = fs::read(&path).unwrap();
-    let _ = model.try_run(&Call::SrCollect);
+    let _ = model.attempt(|session, context| session.sr_collect(context));
     assert!(fs::read(&path).unwrap() == before, "it has another parent now");
     let mut got = vec![0; 4 * MIB];
     model.open(disk, Mode::ReadOnly).read_at(&mut got, 0).unwrap();
@@ -393,8 +402,8 @@ fn an_image_that_is_its_own_ancestor_ends_no_call_and_no_other_disk() {
         let link = vhd::ParentLink { path, uuid: uuid.then_some(new.uuid), timestamp: 0 };
         vhd::create_child(&FileStorage::new(file, "self").unwrap(), &new, &link).unwrap();
         let before = files(&model.dir());
-        let _ = model.try_run(&Call::SrCollect);
-        let _ = model.try_run(&Call::SrScan);
+        let _ = model.attempt(|session, context| session.sr_collect(context));
+        let _ = model.attempt(|session, context| session.sr_scan(context));
         assert!(files(&model.dir()) == before);
     }
 }

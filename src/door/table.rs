@@ -3,16 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use crate::call::Reply;
 use crate::door::size::human;
-use crate::types::{SrInfo, State, Tagged, VdiInfo, VdiUuid};
+use crate::door::v1::answer::Reply;
+use crate::types::{SrInfo, State, VdiInfo, VdiUuid};
 
 /// A reply as aligned text.
 pub fn write(reply: &Reply) -> String {
     let mut out = String::new();
     match reply {
-        // The second is for agents; no command of a person answers it.
-        Reply::Nothing | Reply::Space(_) => {}
+        Reply::Nothing => {}
         Reply::Device(path) => out.push_str(&path.display().to_string()),
         Reply::Text(text) => out.push_str(text),
         Reply::Vdi(info) => vdi(&mut out, info),
@@ -20,11 +19,8 @@ pub fn write(reply: &Reply) -> String {
         Reply::Tree(info) => tree(&mut out, info),
         Reply::Srs(found) if found.is_empty() => out.push_str("no SR found"),
         Reply::Srs(found) => {
-            for tagged in found {
-                match tagged {
-                    Tagged::Sr(info) => sr(&mut out, info),
-                    Tagged::Vdi(info) => vdi(&mut out, info),
-                }
+            for info in found {
+                sr(&mut out, info);
                 out.push('\n');
             }
         }
@@ -48,7 +44,6 @@ fn sr(out: &mut String, info: &SrInfo) {
         rows.push(("pool data", part(pool.data_used, pool.data_size)));
         rows.push(("pool metadata", part(pool.metadata_used, pool.metadata_size)));
     }
-    rows.extend(texts(&info.label, &info.description));
     pairs(out, &rows);
     if info.vdis.is_empty() {
         for vdi in &info.vdi_uuids {
@@ -57,17 +52,15 @@ fn sr(out: &mut String, info: &SrInfo) {
         return;
     }
     let mut lines = vec![["VDI", "type", "virtual", "used", "state", "label"].map(str::to_owned)];
-    for tagged in &info.vdis {
-        if let Tagged::Vdi(v) = tagged {
-            lines.push([
-                v.uuid.to_string(),
-                v.format.to_string(),
-                human(v.virtual_size),
-                human(v.physical_utilisation),
-                state(v),
-                v.label.clone(),
-            ]);
-        }
+    for v in &info.vdis {
+        lines.push([
+            v.uuid.to_string(),
+            v.format.to_string(),
+            human(v.virtual_size),
+            human(v.physical_utilisation),
+            state(v),
+            v.label.clone(),
+        ]);
     }
     let width = |column: usize| lines.iter().map(|l| l[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..6).map(width).collect();
@@ -83,22 +76,16 @@ fn sr(out: &mut String, info: &SrInfo) {
         );
         let _ = writeln!(out, "{}", line.trim_end());
     }
-    for tagged in &info.vdis {
-        if let Tagged::Vdi(v) = tagged
-            && !v.state.is_healthy()
-        {
-            let _ = writeln!(out, "{}: {}", v.uuid, v.state);
-        }
+    for v in info.vdis.iter().filter(|v| !v.state.is_healthy()) {
+        let _ = writeln!(out, "{}: {}", v.uuid, v.state);
     }
 }
 
 /// The trees of images: each below its parent, with what it takes of the SR.
 fn tree(out: &mut String, info: &SrInfo) {
-    let vdis: Vec<&VdiInfo> =
-        info.vdis.iter().filter_map(|t| if let Tagged::Vdi(v) = t { Some(v) } else { None }).collect();
-    let known: BTreeSet<VdiUuid> = vdis.iter().map(|v| v.uuid).collect();
+    let known: BTreeSet<VdiUuid> = info.vdis.iter().map(|v| v.uuid).collect();
     let mut children: BTreeMap<Option<VdiUuid>, Vec<&VdiInfo>> = BTreeMap::new();
-    for vdi in vdis {
+    for vdi in &info.vdis {
         children.entry(vdi.parent.filter(|parent| known.contains(parent))).or_default().push(vdi);
     }
     let _ = writeln!(
@@ -180,8 +167,8 @@ fn texts(label: &str, description: &str) -> Vec<(&'static str, String)> {
 fn state(info: &VdiInfo) -> String {
     let words = [
         (info.attached, "attached"),
-        (info.lock != 0, "locked"),
-        (info.read_only != 0, "read-only"),
+        (info.locked, "locked"),
+        (info.read_only, "read-only"),
         (info.shareable, "shareable"),
     ];
     let mut set: Vec<String> = words.into_iter().filter(|(is, _)| *is).map(|(_, word)| word.to_owned()).collect();

@@ -100,7 +100,7 @@ pub fn vdi_by_uuid(_sr: SrUuid, location: &str) -> Result<VdiUuid> {
     Ok(location.parse()?)
 }
 
-/// A storage repository. The caller holds the locks that [`crate::call`] takes.
+/// A storage repository. The caller holds the locks that [`crate::call::Session`] takes.
 ///
 /// A method that a driver leaves to its default answers "not supported" or "nothing is known of it", never "done", and
 /// never that no other host is concerned. A method whose absence could lose data has no default.
@@ -125,7 +125,7 @@ pub trait Sr: Send + Sync {
     /// # Errors
     /// [`Error::NoSr`] if it is no SR of this type, and what reading it says.
     fn disks_at_rest(&self) -> Result<Vec<VdiInfo>> {
-        Ok(self.scan()?.disks())
+        Ok(self.scan()?.vdis)
     }
 
     /// Deletes the SR and its contents. Idempotent.

@@ -322,7 +322,7 @@ impl Sr for ExtSr {
     fn disks_at_rest(&self) -> Result<Vec<VdiInfo>> {
         let found =
             if self.point.is_mounted()? { self.scan() } else { self.unattached(&self.group.whole()?, FileSr::scan) };
-        Ok(found?.disks())
+        Ok(found?.vdis)
     }
 
     fn delete(&self) -> Result<Done> {

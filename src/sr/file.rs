@@ -70,7 +70,7 @@ use crate::sys::loopdev::Backing;
 use crate::sys::uses::{self, Uses};
 use crate::sys::{blockdev, loopdev, register, threads};
 use crate::types::{
-    DeviceConfig, Done, Format, Mode, NewVdi, Params, SmConfig, Space, SrInfo, SrUuid, State, Tagged, VdiInfo, VdiUuid,
+    DeviceConfig, Done, Format, Mode, NewVdi, Params, SmConfig, Space, SrInfo, SrUuid, State, VdiInfo, VdiUuid,
 };
 use crate::vdi::transfer::{self, Incoming};
 use crate::vdi::{self, Attachments, Extent, Fork, Holders, Kind, Node, Place, Tree, Vdi};
@@ -376,8 +376,6 @@ impl FileSr {
         let space = space_of(dir)?;
         Ok(SrInfo {
             uuid: self.sr,
-            label: String::new(),
-            description: String::new(),
             vdi_uuids: vdis,
             physical_utilisation: used,
             virtual_allocation: allocation,
@@ -779,7 +777,7 @@ impl Sr for FileSr {
             let died = attachments.server_died(image.format, &place.path());
             let info = vdi::describe(&place, &node, image.extent.allocated, params, users, attached, children);
             let info = vdi::with_server(info, died);
-            infos.push(Tagged::Vdi(info));
+            infos.push(info);
         }
         self.sweep(&dir, &listing);
         Ok(SrInfo { vdis: infos, ..self.summary(&dir, visible, used, allocation)? })

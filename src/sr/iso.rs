@@ -34,7 +34,7 @@ use crate::sys::copy::Progress;
 use crate::sys::durable::{self, Dir};
 use crate::sys::loopdev::{self, Backing};
 use crate::sys::watch::Pulse;
-use crate::types::{Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, State, Tagged, VdiInfo, VdiUuid};
+use crate::types::{Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, State, VdiInfo, VdiUuid};
 use crate::vdi::{self, Attachments, Extent, Holders, Node, Place, Vdi};
 
 use library::Library;
@@ -225,8 +225,6 @@ impl Sr for IsoSr {
         let fs = dir.statvfs()?;
         Ok(SrInfo {
             uuid: self.sr,
-            label: String::new(),
-            description: String::new(),
             vdi_uuids: vdis.iter().map(|vdi| vdi.uuid).collect(),
             physical_utilisation: vdis.iter().map(|vdi| vdi.physical_utilisation).sum(),
             virtual_allocation: vdis.iter().map(|vdi| vdi.virtual_size).sum(),
@@ -235,7 +233,7 @@ impl Sr for IsoSr {
             sr_type: DRIVER.sr_type.to_owned(),
             location: self.library.location.clone(),
             pool: None,
-            vdis: vdis.into_iter().map(Tagged::Vdi).collect(),
+            vdis,
         })
     }
 

@@ -84,17 +84,30 @@ fn in_words(mut disks: Vec<VdiInfo>) -> Lost {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Format, VdiUuid};
+    use crate::types::{Format, State, VdiUuid};
 
     fn disk(label: &str, hidden: bool, vbds: Vec<String>) -> VdiInfo {
         let (uuid, sr) = (VdiUuid::random(), SrUuid::random());
-        let json = format!(
-            r#"{{"uuid":"{uuid}","SR":"{sr}","VBDs":[],"virtual_size":1073741824,"physical_utilisation":0,
-            "sector_size":512,"type":"raw","children":[],"attached":false}}"#
-        );
-        let info: VdiInfo = serde_json::from_str(&json).unwrap();
-        assert_eq!(info.format, Format::Raw);
-        VdiInfo { label: label.to_owned(), hidden, vbds, ..info }
+        VdiInfo {
+            uuid,
+            label: label.to_owned(),
+            description: String::new(),
+            sr,
+            vbds,
+            virtual_size: 1 << 30,
+            physical_utilisation: 0,
+            sector_size: 512,
+            format: Format::Raw,
+            parent: None,
+            children: Vec::new(),
+            shareable: false,
+            attached: false,
+            state: State::Healthy,
+            locked: false,
+            read_only: false,
+            hidden,
+            location: None,
+        }
     }
 
     #[test]

@@ -45,9 +45,7 @@ use crate::sr::volume_group::{self, DELETING, Naming, VolumeGroup};
 use crate::sys::blockdev;
 use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Lv, Vg};
-use crate::types::{
-    DeviceConfig, Done, Format, NewVdi, Overwrite, PoolUse, Size, SrInfo, SrUuid, Tagged, VdiInfo, VdiUuid,
-};
+use crate::types::{DeviceConfig, Done, Format, NewVdi, Overwrite, PoolUse, Size, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::transfer::Incoming;
 use crate::vdi::{self, Vdi};
 
@@ -168,8 +166,6 @@ impl LvmSr {
         let pool_use = pool.and_then(pool_use);
         SrInfo {
             uuid: self.group.sr,
-            label: String::new(),
-            description: String::new(),
             vdi_uuids: vdis,
             physical_utilisation: match (pool, pool_use) {
                 (None, _) => virtual_allocation,
@@ -441,7 +437,7 @@ impl Sr for LvmSr {
             infos.push(LvmPlace::listed(self, &group, vdi, lv).info());
         }
         infos.sort_unstable_by_key(|info| info.uuid);
-        Ok(SrInfo { vdis: infos.into_iter().map(Tagged::Vdi).collect(), ..self.summary(&vg) })
+        Ok(SrInfo { vdis: infos, ..self.summary(&vg) })
     }
 
     fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {

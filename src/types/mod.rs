@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::format::Format;
 pub use self::ids::{SrUuid, VdiUuid};
-pub use self::info::{PoolUse, Space, SrInfo, Tagged, VdiInfo};
+pub use self::info::{PoolUse, Space, SrInfo, VdiInfo};
 pub use self::shown::{Size, secret_part, shown};
 pub use self::state::State;
 

@@ -234,7 +234,7 @@ pub struct Holders {
     pub users: Vec<String>,
 }
 
-/// A virtual disk. The caller holds the locks that [`crate::call`] takes.
+/// A virtual disk. The caller holds the locks that [`crate::call::Session`] takes.
 pub trait Vdi {
     fn place(&self) -> &dyn Place;
 
@@ -552,7 +552,7 @@ pub fn describe(
         label: params.label,
         description: params.description,
         sr: place.sr(),
-        lock: u8::from(!users.is_empty()),
+        locked: !users.is_empty(),
         vbds: users,
         virtual_size: node.virtual_size,
         physical_utilisation: allocated,
@@ -561,7 +561,7 @@ pub fn describe(
         parent: node.parent,
         shareable: params.shareable,
         attached,
-        read_only: u8::from(params.read_only || node.hidden || !children.is_empty()),
+        read_only: params.read_only || node.hidden || !children.is_empty(),
         children,
         hidden: node.hidden,
         state: node.state.clone(),

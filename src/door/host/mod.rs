@@ -1,6 +1,8 @@
-//! What the doors of a host's agents and its plug-ins share: the names of devices, and the pause of a disk.
+//! What the doors of a host's agents and its plug-ins share: the names of devices, the place
+//! where an SR appears, and the pause of a disk.
 
 pub mod device;
+pub mod local_path;
 pub mod pause;
 
 use std::time::Duration;

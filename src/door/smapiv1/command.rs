@@ -53,19 +53,3 @@ commands! {
     VdiDataDestroy "vdi_data_destroy",
     VdiListChangedBlocks "vdi_list_changed_blocks",
 }
-
-impl Command {
-    /// Whether only the SR's master may ask for it.
-    pub fn wants_master(self) -> bool {
-        matches!(
-            self,
-            Command::SrScan
-                | Command::VdiCreate
-                | Command::VdiDelete
-                | Command::VdiSnapshot
-                | Command::VdiClone
-                | Command::VdiResize
-                | Command::VdiResizeOnline
-        )
-    }
-}

@@ -330,6 +330,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         Error::Usage(_) | Error::TooManyArguments(_) | Error::NoSuchCommand(_) => Code::BadRequest,
         // 38 would be an error of xapi's own that hides the reason.
         Error::Foreign { .. } => Code::SRUnavailable,
+        Error::NotMaster { .. } => Code::LVMMaster,
         // As the Python drivers: VDIClone also for a snapshot.
         Error::IsBase { .. } => match command {
             Some(Command::VdiSnapshot | Command::VdiClone) => Code::VDIClone,

@@ -129,6 +129,8 @@ fn driver_info(driver: &Driver) -> Value {
 #[cfg(test)]
 mod tests {
     use std::panic;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Instant;
 
     use super::*;
 
@@ -147,15 +149,40 @@ mod tests {
 
     use crate::door::xmlrpc::Response;
     use crate::sr::file;
+    use crate::types::{DeviceConfig, SrUuid};
 
     static BROKEN: Driver = Driver { open: |_, _, _| panic!("boom <&>"), ..file::DRIVER };
 
+    fn call(command: &str, location: &str, sr: &str) -> Vec<OsString> {
+        let members = [("device_config", Value::map([("location", location)])), ("sr_uuid", Value::text(sr))];
+        let members = members.map(|(k, v)| (k.to_owned(), v));
+        vec!["FileSR".into(), xmlrpc::write_call(command, &[Value::Struct(members.into())]).into()]
+    }
+
+    static OPENED: AtomicUsize = AtomicUsize::new(0);
+    static COUNTING: Driver = Driver {
+        open: |sr, config, deadline| {
+            OPENED.fetch_add(1, Ordering::Relaxed);
+            (file::DRIVER.open)(sr, config, deadline)
+        },
+        ..file::DRIVER
+    };
+
+    #[test]
+    fn a_command_of_several_operations_opens_the_driver_once() {
+        let (scratch, sr) = (tempfile::tempdir().unwrap(), SrUuid::random());
+        let location = scratch.path().join("sr").display().to_string();
+        let config = DeviceConfig::from([("location", location.as_str())]);
+        (file::DRIVER.open)(sr, &config, Instant::now().into()).unwrap().create(None).unwrap();
+        let answer = serve(&COUNTING, &call("sr_delete", &location, &sr.to_string()));
+        let document = String::from_utf8(answer.stdout).unwrap();
+        assert_eq!(xmlrpc::read_response(&document), Ok(Response::Value(Value::Nil)));
+        assert_eq!(OPENED.load(Ordering::Relaxed), 1);
+        assert!(!scratch.path().join("sr").exists());
+    }
+
     fn scan() -> Vec<OsString> {
-        let config = Value::map([("location", "/nowhere")]);
-        let sr = Value::text("87b8646b-b800-9500-cb7b-af3b74e02f5c");
-        let members = [("device_config", config), ("sr_uuid", sr)].map(|(k, v)| (k.to_owned(), v));
-        let document = xmlrpc::write_call("sr_content_type", &[Value::Struct(members.into())]);
-        vec!["FileSR".into(), document.into()]
+        call("sr_content_type", "/nowhere", "87b8646b-b800-9500-cb7b-af3b74e02f5c")
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub fn synchronise(
     xapi: &mut Xapi,
     sr_ref: &str,
     records: &[(String, Record)],
-    found: &[&VdiInfo],
+    found: &[VdiInfo],
     sm_config: fn(&VdiInfo) -> SmConfig,
 ) -> Result<Changes, ApiError> {
     let mut changes = Changes::default();
@@ -105,7 +105,7 @@ pub fn refresh(
             changed = true;
         }
     }
-    let read_only = vdi.read_only != 0;
+    let read_only = vdi.read_only;
     if record.get("read_only") != Some(&Value::Boolean(read_only)) {
         xapi.set("VDI.set_read_only", reference, Value::Boolean(read_only))?;
         changed = true;
@@ -158,7 +158,7 @@ impl<'a> Introduced<'a> {
             label: if vdi.hidden { "base copy" } else { &vdi.label },
             description: &vdi.description,
             vdi_type: "user",
-            read_only: vdi.read_only != 0,
+            read_only: vdi.read_only,
             hidden: vdi.hidden,
             location: vdi.location(),
             sm_config: BTreeMap::new(),

@@ -886,7 +886,7 @@ mod tests {
                 .unwrap();
         // What dispatch of VdiExport checks:
         let there = b.vdi(disk).unwrap();
-        let refused = if there.info().unwrap().read_only == 0 { vdi::refuse_if_attached(&*there) } else { Ok(()) };
+        let refused = if !there.info().unwrap().read_only { vdi::refuse_if_attached(&*there) } else { Ok(()) };
         let refused = refused.and_then(|()| there.read(&mut |_| Ok(())));
         assert!(refused.is_err(), "the export of a disk in use elsewhere is not refused");
     }
@@ -1003,6 +1003,6 @@ mod tests {
         // Who needs the disk waits for the lock of the trees, and here finds a fork that was killed.
         assert!(b.vdi(disk.vdi).is_ok());
         assert_eq!(b.scan().unwrap().vdi_uuids, [disk.vdi]);
-        assert_eq!(b.vdi(disk.vdi).unwrap().info().unwrap().lock, 1, "the persistent lock is gone");
+        assert!(b.vdi(disk.vdi).unwrap().info().unwrap().locked, "the persistent lock is gone");
     }
 }

@@ -1,0 +1,18 @@
+//! What can be asked of an SR: the verbs of the API, the locks that each takes, and the policy that all agents need.
+//!
+//! Doors know no driver, drivers know no protocol: a [`Session`] is what stands between them.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`session`] | an SR that is open, and how each operation on it is carried out |
+//! | `sr`, `vdi` | the verbs |
+//! | `locks` | which locks a verb takes on this host |
+//! | [`policy`] | what may be deleted, taken over and changed by whom, and where secrets come from |
+
+mod locks;
+pub mod policy;
+pub mod session;
+mod sr;
+mod vdi;
+
+pub use self::session::Session;

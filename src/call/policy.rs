@@ -1,0 +1,176 @@
+//! What every agent has to respect, whatever protocol it speaks.
+
+use super::Session;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::sr::Driver;
+use crate::types::{DeviceConfig, Done, VdiInfo};
+
+/// The verbs that only the host that may change the SR, its master, carries out.
+const OF_THE_MASTER: &[&str] =
+    &["sr_scan", "vdi_create", "vdi_delete", "vdi_snapshot", "vdi_clone", "vdi_resize", "vdi_resize_online"];
+
+/// Refuses a verb that only the master may carry out on a host that is not the master: the key `SRmaster` of
+/// device_config is `false` there.
+///
+/// # Errors
+/// [`Error::NotMaster`].
+pub fn refuse_on_slave(config: &DeviceConfig, verb: &'static str) -> Result<()> {
+    match OF_THE_MASTER.contains(&verb) && is_slave(config) {
+        true => Err(Error::NotMaster { op: verb }),
+        false => Ok(()),
+    }
+}
+
+fn is_slave(config: &DeviceConfig) -> bool {
+    config.get("SRmaster") == Some("false")
+}
+
+/// device_config with the secrets that it names by reference: the key `x` gets the value of the secret whose UUID the
+/// key `x_secret` has. Only keys that the driver knows count. `look_up`: the value of a secret by its UUID.
+///
+/// # Errors
+/// What `look_up` says, which is told the key as well.
+pub fn with_secrets<E>(
+    driver: &Driver,
+    config: &DeviceConfig,
+    mut look_up: impl FnMut(&str, &str) -> Result<String, E>,
+) -> Result<DeviceConfig, E> {
+    let mut complete = config.clone();
+    for (key, uuid) in &config.0 {
+        let Some(name) = key.strip_suffix("_secret") else { continue };
+        if driver.about.configuration.iter().any(|(known, _)| known == key) {
+            complete.0.insert(name.to_owned(), look_up(key, uuid)?);
+        }
+    }
+    Ok(complete)
+}
+
+impl Session {
+    /// How many VDIs sr_delete would destroy. Agents have to refuse it, or to ask, while there are any.
+    ///
+    /// Where the disks are seen only while the SR is attached, sr_probe looks first, which changes nothing. If it finds none,
+    /// the SR is attached for a second look: the newest disks may be in the journal of its filesystem.
+    ///
+    /// # Errors
+    /// What keeps the disks from being seen. An SR that does not exist has none.
+    pub fn vdis_at_stake(&self, context: &Context) -> Result<usize> {
+        if self.driver.keeps_disks {
+            return Ok(0);
+        }
+        let found = match self.sr_get_params(context) {
+            Err(Error::SrUnavailable { .. }) => {
+                let probed = (self.driver.probe)(&self.config, context.deadline.into()).unwrap_or_default();
+                match probed.iter().find(|info| info.uuid == self.sr).map_or(0, |info| info.vdi_uuids.len()) {
+                    0 => self.sr_attach(context).and_then(|_| self.sr_get_params(context)),
+                    disks => return Ok(disks),
+                }
+            }
+            other => other,
+        };
+        match found {
+            Ok(info) => Ok(info.vdi_uuids.len()),
+            Err(Error::NoSr { .. }) => Ok(0),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Makes the SR available on this host, for an agent that keeps records. `knows_none`: the agent has no record of a disk
+    /// in the SR; then an SR that other storage managers made is taken over although it shows no disks.
+    ///
+    /// # Errors
+    /// As [`Session::sr_attach`].
+    pub fn sr_attach_or_adopt(&self, knows_none: bool, context: &Context) -> Result<Done> {
+        match self.sr_attach(context) {
+            Err(Error::NoSr { .. }) if knows_none => match self.sr_adopt(context) {
+                // The words of the attachment say more.
+                Err(Error::Unsupported { .. }) => self.sr_attach(context),
+                other => other,
+            },
+            other => other,
+        }
+    }
+
+    /// Stores a VDI's names with the disk, so that they come back with a scan after the agent forgot the SR. Where the SR
+    /// cannot hold them, and on a host that must not change the SR, the agent's record is all there is.
+    ///
+    /// # Errors
+    /// What storing says.
+    pub fn keep_names(&self, info: &VdiInfo, label: &str, description: &str, context: &Context) -> Result<()> {
+        let same = info.label == label && info.description == description;
+        if info.hidden || same || is_slave(&self.config) {
+            return Ok(());
+        }
+        match self.vdi_set_names(info.uuid, label, description, context) {
+            Ok(_) | Err(Error::Unsupported { .. }) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::sr::{file, iso};
+    use crate::types::{NewVdi, Overwrite, Params, SrUuid, VdiUuid};
+
+    #[test]
+    fn only_a_slave_is_refused_and_only_what_the_master_does() {
+        let slave = DeviceConfig::from([("SRmaster", "false")]);
+        for verb in OF_THE_MASTER {
+            assert!(matches!(refuse_on_slave(&slave, verb), Err(Error::NotMaster { op }) if op == *verb));
+            refuse_on_slave(&DeviceConfig::from([("SRmaster", "true")]), verb).unwrap();
+            refuse_on_slave(&DeviceConfig::default(), verb).unwrap();
+        }
+        for verb in ["vdi_attach", "vdi_activate", "vdi_detach", "sr_attach", "sr_detach"] {
+            refuse_on_slave(&slave, verb).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_secret_is_looked_up_for_the_keys_that_the_driver_knows() {
+        let config =
+            DeviceConfig::from([("cifspassword_secret", "uuid"), ("other_secret", "x"), ("location", "//a/b")]);
+        let look_up = |key: &str, uuid: &str| Ok::<_, ()>(format!("{key} {uuid}"));
+        let complete = with_secrets(&iso::DRIVER, &config, look_up).unwrap();
+        assert_eq!(complete.get("cifspassword"), Some("cifspassword_secret uuid"));
+        assert_eq!(complete.0.len(), config.0.len() + 1);
+        assert_eq!(with_secrets(&file::DRIVER, &config, look_up).unwrap(), config);
+        assert_eq!(with_secrets(&iso::DRIVER, &config, |_, _| Err(7)), Err(7));
+    }
+
+    fn context() -> Context<'static> {
+        Context { deadline: Instant::now() + Duration::from_secs(20), progress: &|_, _| {}, others: None }
+    }
+
+    #[test]
+    fn what_a_deletion_would_destroy_is_counted_and_an_sr_that_is_not_there_has_nothing() {
+        let scratch = tempfile::tempdir().unwrap();
+        let location = scratch.path().join("sr").display().to_string();
+        let config = DeviceConfig::from([("location", location.as_str())]);
+        let session = Session::open(&file::DRIVER, SrUuid::random(), config).unwrap();
+        assert_eq!(session.vdis_at_stake(&context()).unwrap(), 0);
+        session.sr_create(None, &Overwrite::default(), &context()).unwrap();
+        assert_eq!(session.vdis_at_stake(&context()).unwrap(), 0);
+        let vdi = VdiUuid::random();
+        let new = NewVdi { vdi, virtual_size: 1 << 20, format: None, params: Params::default() };
+        session.vdi_create(new, &context()).unwrap();
+        assert_eq!(session.vdis_at_stake(&context()).unwrap(), 1);
+        session.vdi_delete(vdi, false, &context()).unwrap();
+        session.sr_delete(&context()).unwrap();
+    }
+
+    #[test]
+    fn an_empty_directory_is_an_sr_only_for_an_agent_that_knows_of_no_disks() {
+        let scratch = tempfile::tempdir().unwrap();
+        let config = DeviceConfig::from([("location", scratch.path().to_str().unwrap())]);
+        let session = Session::open(&file::DRIVER, SrUuid::random(), config).unwrap();
+        let refused = session.sr_attach_or_adopt(false, &context());
+        assert!(matches!(refused, Err(Error::NoSr { .. })), "{refused:?}");
+        assert!(std::fs::read_dir(scratch.path()).unwrap().next().is_none(), "a refusal wrote something");
+        assert_eq!(session.sr_attach_or_adopt(true, &context()).unwrap(), Done::Changed);
+        assert_eq!(session.sr_attach_or_adopt(false, &context()).unwrap(), Done::Already);
+    }
+}

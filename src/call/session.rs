@@ -1,0 +1,117 @@
+//! An SR that is open, for all that one command does with it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::locks::Locks;
+use crate::context::{Context, Deadline};
+use crate::error::{Error, Result, one_line};
+use crate::sr::{Driver, Sr};
+use crate::sys::copy::Progress;
+use crate::sys::watch;
+use crate::types::{DeviceConfig, SmConfig, SrUuid, VdiInfo, VdiUuid};
+
+/// One SR, opened by its driver once for all that a command does with it.
+///
+/// Its methods are the verbs of the API. Each takes the locks that it needs on this host, waits no longer than its
+/// context says, and ends with [`Error::SrUnavailable`] when the storage has been silent for as long.
+pub struct Session {
+    pub(super) driver: &'static Driver,
+    pub(super) sr: SrUuid,
+    pub(super) config: DeviceConfig,
+    storage: Arc<dyn Sr>,
+    deadline: Deadline,
+}
+
+impl Session {
+    /// Opens an SR. Touches nothing.
+    ///
+    /// # Errors
+    /// [`Error::MissingKey`] or [`Error::Invalid`] with the key of device_config.
+    pub fn open(driver: &'static Driver, sr: SrUuid, config: DeviceConfig) -> Result<Session> {
+        let deadline = Deadline::from(Instant::now());
+        let storage = (driver.open)(sr, &config, deadline.clone())?.into();
+        Ok(Session { driver, sr, config, storage, deadline })
+    }
+
+    /// The UUID of the SR.
+    pub fn sr(&self) -> SrUuid {
+        self.sr
+    }
+
+    /// The directory in which the disks are files, if they are. Programs of a host expect the SR at a path of its own.
+    pub fn local_path(&self) -> Option<PathBuf> {
+        self.storage.local_path()
+    }
+
+    /// Whether other hosts may serve the images of this SR while this host gives them other names.
+    pub fn is_shared(&self) -> bool {
+        self.storage.is_shared()
+    }
+
+    /// The keys of the SR's own `sm_config`.
+    pub fn sr_sm_config(&self) -> SmConfig {
+        self.storage.sr_sm_config()
+    }
+
+    /// The kind of content: `raw` for disks of any format, `iso` for CDs.
+    pub fn content_type(&self) -> &'static str {
+        self.storage.content_type()
+    }
+
+    /// The VDI that an agent calls by this location.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a location that no VDI of the driver has.
+    pub fn vdi_at(&self, location: &str) -> Result<VdiUuid> {
+        (self.driver.about.vdi_at)(self.sr, location)
+    }
+
+    /// The keys of a VDI's `sm_config` that its SR decides.
+    pub fn vdi_sm_config(&self, info: &VdiInfo) -> SmConfig {
+        (self.driver.about.sm_config)(info)
+    }
+
+    /// Carries one operation out under its locks.
+    ///
+    /// Where the storage can go away under a call, a thread does the work and this one watches whether the storage still
+    /// answers. A thread that is given up keeps its part of the session; the end of the process ends it.
+    pub(super) fn carry_out<T: Send + 'static>(
+        &self,
+        locks: Locks,
+        context: &Context,
+        work: impl FnOnce(&dyn Sr, &Context) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.deadline.set(context.deadline);
+        let sr = self.sr;
+        let Some(pulse) = self.storage.pulse() else {
+            return under(&locks, sr, &*self.storage, context, work);
+        };
+        let (storage, deadline, others) = (self.storage.clone(), context.deadline, context.others.clone());
+        let wait = deadline.saturating_duration_since(Instant::now());
+        let work =
+            move |progress: Progress| under(&locks, sr, &*storage, &Context { deadline, progress, others }, work);
+        watch::over(&pulse, wait, context.progress, work).unwrap_or_else(|silent| {
+            let why = format!(
+                "no answer from its server for {} s; the call was abandoned, repeat it when the server answers: ",
+                silent.seconds
+            );
+            Err(Error::SrUnavailable { sr, why: why + &one_line(&silent.last) })
+        })
+    }
+}
+
+fn under<T>(
+    locks: &Locks,
+    sr: SrUuid,
+    storage: &dyn Sr,
+    context: &Context,
+    work: impl FnOnce(&dyn Sr, &Context) -> Result<T>,
+) -> Result<T> {
+    let held = locks.take(sr, context.deadline)?;
+    let outcome = work(storage, context);
+    locks.forget_after(sr, &outcome);
+    drop(held);
+    outcome
+}

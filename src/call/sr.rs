@@ -1,0 +1,94 @@
+//! The verbs of an SR.
+
+use super::Session;
+use super::locks::{Locks, forget_sr, forget_vdis};
+use crate::context::Context;
+use crate::error::Result;
+use crate::sr::loss;
+use crate::types::{Done, Overwrite, Space, SrInfo};
+
+impl Session {
+    /// Makes the SR. `size`: the least size that will do, bytes. `over`: what may be destroyed for it.
+    ///
+    /// # Errors
+    /// [`SrExists`](crate::Error::SrExists), [`DeviceInUse`](crate::Error::DeviceInUse), and
+    /// [`HoldsSr`](crate::Error::HoldsSr) with the disks that would be lost.
+    pub fn sr_create(&self, size: Option<u64>, over: &Overwrite, context: &Context) -> Result<()> {
+        let (sr, over) = (self.sr, over.clone());
+        self.carry_out(Locks::of_sr(), context, move |storage, context| loss::create(storage, sr, size, &over, context))
+    }
+
+    /// Deletes the SR and every disk in it. Idempotent. [`Session::vdis_at_stake`] says what is lost.
+    ///
+    /// # Errors
+    /// [`VdiInUse`](crate::Error::VdiInUse) while a VDI is attached or locked; then nothing was changed.
+    pub fn sr_delete(&self, context: &Context) -> Result<Done> {
+        let sr = self.sr;
+        self.carry_out(Locks::of_sr(), context, move |storage, _| {
+            // No other call holds the lock of a VDI meanwhile: each of them shares the SR's.
+            let doomed = storage.stat().map(|info| info.vdi_uuids).unwrap_or_default();
+            let done = storage.delete()?;
+            forget_vdis(&doomed);
+            forget_sr(sr);
+            Ok(done)
+        })
+    }
+
+    /// Makes the SR available on this host and repairs what a crash left. Idempotent.
+    ///
+    /// # Errors
+    /// [`NoSr`](crate::Error::NoSr); what the device, the directory or the server says.
+    pub fn sr_attach(&self, context: &Context) -> Result<Done> {
+        self.carry_out(Locks::of_sr(), context, |storage, _| storage.attach())
+    }
+
+    /// Takes over an SR that other storage managers made and that has no disks, on the word of a caller that knows that
+    /// it has none: an empty directory may as well be a missing mount. Idempotent.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::Error::Unsupported) by drivers that find such SRs without.
+    pub fn sr_adopt(&self, context: &Context) -> Result<Done> {
+        self.carry_out(Locks::of_sr(), context, |storage, _| storage.adopt())
+    }
+
+    /// Ends the availability on this host. Idempotent.
+    ///
+    /// # Errors
+    /// [`VdiInUse`](crate::Error::VdiInUse) while a VDI is attached on this host.
+    pub fn sr_detach(&self, context: &Context) -> Result<Done> {
+        self.carry_out(Locks::of_sr(), context, |storage, _| storage.detach())
+    }
+
+    /// What is on the substrate now, without the details of the VDIs.
+    ///
+    /// # Errors
+    /// [`NoSr`](crate::Error::NoSr) or [`SrUnavailable`](crate::Error::SrUnavailable); never an empty answer for an SR that
+    /// cannot be seen.
+    pub fn sr_get_params(&self, context: &Context) -> Result<SrInfo> {
+        self.carry_out(Locks::none(), context, |storage, _| storage.stat())
+    }
+
+    /// How much the SR has and how much of it is free, without a look at any disk where the driver can do that.
+    ///
+    /// # Errors
+    /// As [`Session::sr_get_params`].
+    pub fn sr_get_space(&self, context: &Context) -> Result<Space> {
+        self.carry_out(Locks::none(), context, |storage, _| storage.space())
+    }
+
+    /// What is on the substrate now, with every VDI, in one pass.
+    ///
+    /// # Errors
+    /// As [`Session::sr_get_params`].
+    pub fn sr_scan(&self, context: &Context) -> Result<SrInfo> {
+        self.carry_out(Locks::none(), context, |storage, _| storage.scan())
+    }
+
+    /// Gives back the space of deleted snapshots and clones. Long work, which locks its disks one after the other.
+    ///
+    /// # Errors
+    /// [`NotMerged`](crate::Error::NotMerged) at the end, with all failures.
+    pub fn sr_collect(&self, context: &Context) -> Result<Done> {
+        self.carry_out(Locks::of_vdis(&[]), context, |storage, context| storage.collect(context))
+    }
+}

@@ -1,0 +1,186 @@
+//! The verbs of a VDI.
+
+use std::path::PathBuf;
+
+use super::Session;
+use super::locks::{Locks, forget_vdis};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::sr::Sr;
+use crate::types::{Done, Mode, NewVdi, VdiInfo, VdiUuid};
+use crate::vdi::transfer::{self, Incoming, Stream};
+use crate::vdi::{self, Vdi};
+
+impl Session {
+    /// Does something with one VDI under its lock.
+    fn with_vdi<T: Send + 'static>(
+        &self,
+        vdi: VdiUuid,
+        context: &Context,
+        work: impl FnOnce(&dyn Vdi, &Context) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let locks = Locks::of_vdis(&[vdi]);
+        self.carry_out(locks, context, move |storage, context| work(&*storage.vdi(vdi)?, context))
+    }
+
+    /// Makes a VDI of zeroes.
+    ///
+    /// # Errors
+    /// [`Error::VdiExists`], [`Error::NoSpace`], [`Error::TooBig`], [`Error::Unsupported`] for the format.
+    pub fn vdi_create(&self, new: NewVdi, context: &Context) -> Result<VdiInfo> {
+        self.carry_out(Locks::of_vdis(&[new.vdi]), context, move |storage, _| storage.create_vdi(&new))
+    }
+
+    /// Deletes a VDI. Idempotent. `broken`: also one whose image cannot be read, so that nothing but its name tells what
+    /// would be lost.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while it is attached or locked.
+    pub fn vdi_delete(&self, vdi: VdiUuid, broken: bool, context: &Context) -> Result<()> {
+        self.carry_out(Locks::of_vdis(&[vdi]), context, move |storage, context| {
+            delete(storage, vdi, broken, context)?;
+            forget_vdis(&[vdi]);
+            Ok(())
+        })
+    }
+
+    /// Makes a block device of a VDI. Idempotent: an attached VDI has the path that it had.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] with the host that has it; [`Error::NoVdi`].
+    pub fn vdi_attach(&self, vdi: VdiUuid, mode: Mode, context: &Context) -> Result<PathBuf> {
+        self.with_vdi(vdi, context, move |disk, _| vdi::attach(disk, mode))
+    }
+
+    /// Removes the block device of a VDI. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] with what has it open.
+    pub fn vdi_detach(&self, vdi: VdiUuid, context: &Context) -> Result<Done> {
+        self.with_vdi(vdi, context, |disk, _| disk.detach())
+    }
+
+    /// Makes a writable copy of a VDI that is neither attached nor locked.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`], [`Error::VdiExists`], [`Error::ChainTooLong`], [`Error::NoSpace`].
+    pub fn vdi_clone(&self, source: VdiUuid, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
+        let locks = Locks::of_vdis(&[source, dest]);
+        self.carry_out(locks, context, move |storage, context| storage.vdi(source)?.clone_to(dest, context))
+    }
+
+    /// Makes a read-only copy of a VDI as it is now.
+    ///
+    /// # Errors
+    /// As [`Session::vdi_clone`]; [`Error::NotPaused`] when another host does not let go of the disk.
+    pub fn vdi_snapshot(&self, source: VdiUuid, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
+        let locks = Locks::of_vdis(&[source, dest]);
+        self.carry_out(locks, context, move |storage, context| storage.vdi(source)?.snapshot(dest, context))
+    }
+
+    /// Gives a VDI another size, bytes. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::WouldShrink`] unless `allow_shrink`; [`Error::NoSpace`]; [`Error::Unsupported`] for a read-only VDI.
+    pub fn vdi_resize(&self, vdi: VdiUuid, size: u64, allow_shrink: bool, context: &Context) -> Result<Done> {
+        self.with_vdi(vdi, context, move |disk, context| {
+            vdi::refuse_if_read_only(disk, "vdi_resize")?;
+            disk.resize(size, allow_shrink, context)
+        })
+    }
+
+    /// Takes the persistent lock of a VDI for `user`, which every host sees. `force`: from its holder.
+    ///
+    /// # Errors
+    /// [`Error::LockRefused`] with the holder.
+    pub fn vdi_lock(&self, vdi: VdiUuid, user: &str, force: bool, context: &Context) -> Result<()> {
+        let user = user.to_owned();
+        self.with_vdi(vdi, context, move |disk, _| disk.lock(&user, force))
+    }
+
+    /// Gives the persistent lock of a VDI back.
+    ///
+    /// # Errors
+    /// [`Error::LockRefused`] for a user who does not hold it.
+    pub fn vdi_unlock(&self, vdi: VdiUuid, user: &str, force: bool, context: &Context) -> Result<()> {
+        let user = user.to_owned();
+        self.with_vdi(vdi, context, move |disk, _| disk.unlock(&user, force))
+    }
+
+    /// What is known of a VDI.
+    ///
+    /// # Errors
+    /// [`Error::NoVdi`].
+    pub fn vdi_get_params(&self, vdi: VdiUuid, context: &Context) -> Result<VdiInfo> {
+        self.carry_out(Locks::none(), context, move |storage, _| storage.vdi(vdi)?.info())
+    }
+
+    /// What is known of a VDI without its children: no other image is looked at.
+    ///
+    /// # Errors
+    /// [`Error::NoVdi`].
+    pub fn vdi_get_brief(&self, vdi: VdiUuid, context: &Context) -> Result<VdiInfo> {
+        self.carry_out(Locks::none(), context, move |storage, _| storage.vdi(vdi)?.brief())
+    }
+
+    /// Stores the names that an agent's user gave a VDI with the disk. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the SR cannot hold them.
+    pub fn vdi_set_names(&self, vdi: VdiUuid, label: &str, description: &str, context: &Context) -> Result<Done> {
+        let (label, description) = (label.to_owned(), description.to_owned());
+        self.with_vdi(vdi, context, move |disk, _| disk.set_names(&label, &description))
+    }
+
+    /// Ends the pause that a killed vdi_snapshot left on other hosts, see [`OtherHosts`](crate::context::OtherHosts).
+    /// Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::NotPaused`] with the hosts that did not go on.
+    pub fn vdi_unpause(&self, vdi: VdiUuid, context: &Context) -> Result<()> {
+        self.with_vdi(vdi, context, |disk, context| disk.unpause(context))
+    }
+
+    /// Writes the disk of a VDI to a file or a pipe.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while it is attached and can be written to; what writing says.
+    pub fn vdi_export(&self, vdi: VdiUuid, to: &Stream, context: &Context) -> Result<()> {
+        let to = to.clone();
+        self.with_vdi(vdi, context, move |disk, context| {
+            if !disk.info()?.read_only {
+                vdi::refuse_if_attached(disk)?;
+            }
+            disk.read(&mut |bytes| transfer::export(bytes, &to, context.progress))
+        })
+    }
+
+    /// Makes a VDI of what comes, which is there whole or not at all. `new.virtual_size` is a least size, 0 for the size of
+    /// what comes.
+    ///
+    /// # Errors
+    /// As [`Session::vdi_create`], and what reading says.
+    pub fn vdi_import(&self, new: NewVdi, from: &Stream, context: &Context) -> Result<VdiInfo> {
+        let from = from.clone();
+        self.carry_out(Locks::of_vdis(&[new.vdi]), context, move |storage, context| {
+            let known = Some(new.virtual_size).filter(|size| *size > 0);
+            storage.import_vdi(&new, Incoming::open(&from, known)?, context.progress)
+        })
+    }
+}
+
+fn delete(storage: &dyn Sr, vdi: VdiUuid, broken: bool, context: &Context) -> Result<()> {
+    match storage.vdi(vdi).and_then(|disk| disk.delete(context)) {
+        Ok(()) => Ok(()),
+        Err(error) if broken && error.is_of_the_image() => {
+            if storage.delete_broken(vdi, context)? {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        }
+        // There is none, or another host deleted it just now.
+        Err(Error::NoVdi { .. }) => storage.forget_vdi(vdi).map(drop),
+        Err(other) => Err(other),
+    }
+}

@@ -1,0 +1,136 @@
+//! The commands that make and remove the device of a VDI, also for a host whose xapi is not up yet.
+
+use std::time::Instant;
+
+use super::{Answer, Service, now};
+use crate::door::host::{device, local_path};
+use crate::door::smapiv1::attached;
+use crate::door::smapiv1::claim::{self, Tag};
+use crate::door::smapiv1::command::Command;
+use crate::door::smapiv1::faults::{Code, Failure};
+use crate::door::xmlrpc::{self, Value};
+use crate::error::Error;
+use crate::types::{Mode, VdiUuid};
+
+impl Service<'_> {
+    pub(super) fn vdi_attach(&mut self) -> Answer {
+        self.assert_attached()?;
+        self.request.flag(0)?;
+        self.session()?.vdi_get_params(self.vdi()?, &now()).map_err(|e| self.missing(e))?;
+        Ok(attached::attached(self.sr()?, self.vdi_name()?, true))
+    }
+
+    pub(super) fn vdi_activate(&mut self) -> Answer {
+        self.assert_attached()?;
+        let mode = if self.request.flag(0)? { Mode::ReadWrite } else { Mode::ReadOnly };
+        let vdi = self.vdi()?;
+        let tag = Tag { vdi_ref: self.request.text("vdi_ref")?, host_ref: self.request.text("host_ref")? };
+        self.while_not_paused(vdi, |service| {
+            if !tag.claim(service.xapi()?, mode)? {
+                return Ok(false);
+            }
+            if let Err(failure) = service.connect(vdi, mode) {
+                let _ = tag.give_up(service.xapi()?);
+                return Err(failure);
+            }
+            Ok(true)
+        })
+    }
+
+    /// Does `attempt` with the VDI's activation lock, again and again while `attempt` says that the VDI is paused. The lock is
+    /// free in between: the call that ends the pause may need it.
+    fn while_not_paused(
+        &mut self,
+        vdi: VdiUuid,
+        mut attempt: impl FnMut(&mut Self) -> Result<bool, Failure>,
+    ) -> Answer {
+        let until = Instant::now() + claim::patience();
+        loop {
+            let lock = device::activation(vdi, until)?;
+            if attempt(self)? {
+                return Ok(Value::Nil);
+            }
+            drop(lock);
+            if Instant::now() >= until {
+                let why = format!("VDI {vdi} is locked: it was paused for {} s", claim::patience().as_secs());
+                return Err(Failure::new(Code::VDIUnavailable, why));
+            }
+            std::thread::sleep(claim::PAUSE);
+        }
+    }
+
+    pub(super) fn vdi_deactivate(&mut self) -> Answer {
+        let vdi = self.vdi()?;
+        let tag = Tag { vdi_ref: self.request.text("vdi_ref")?, host_ref: self.request.text("host_ref")? };
+        self.while_not_paused(vdi, |service| {
+            if tag.is_paused(service.xapi()?)? {
+                return Ok(false);
+            }
+            service.disconnect(vdi)?;
+            tag.give_up(service.xapi()?)?;
+            Ok(true)
+        })
+    }
+
+    pub(super) fn vdi_detach(&mut self) -> Answer {
+        let vdi = self.vdi()?;
+        self.disconnect(vdi)?;
+        Ok(Value::Nil)
+    }
+
+    fn connect(&self, vdi: VdiUuid, mode: Mode) -> Result<(), Failure> {
+        let session = self.session()?;
+        let device = session.vdi_attach(vdi, mode, &now()).map_err(|e| self.missing(e))?;
+        let connected = device::connect(self.sr()?, self.vdi_name()?, &device, mode);
+        // Refused while anything uses it.
+        Ok(connected.inspect_err(|_| drop(session.vdi_detach(vdi, &now())))?)
+    }
+
+    /// A file that its owner took away is an error of its own in xapi; a disk of ours can only be unavailable.
+    fn missing(&self, error: Error) -> Failure {
+        match (&error, self.location()) {
+            (Error::NoVdi { .. }, Ok(name)) if name.parse::<VdiUuid>().is_err() => Failure::new(Code::VDIMissing, name),
+            _ => error.into(),
+        }
+    }
+
+    fn disconnect(&self, vdi: VdiUuid) -> Result<(), Failure> {
+        device::disconnect(self.sr()?, self.vdi_name()?)?;
+        self.session()?.vdi_detach(vdi, &now())?;
+        Ok(())
+    }
+
+    pub(super) fn vdi_generate_config(&mut self) -> Answer {
+        self.assert_attached()?;
+        self.session()?.vdi_get_params(self.vdi()?, &now())?;
+        let request = self.request;
+        // The call that this is for asks no xapi.
+        if self.xapi.is_some() && request.optional("vdi_ref")?.is_some() {
+            self.refuse_encrypted()?;
+        }
+        let config = request.device_config.0.clone();
+        let command = Command::VdiAttachFromConfig.name();
+        let members = [
+            ("command", Value::text(command)),
+            ("device_config", Value::map(config)),
+            ("sr_uuid", Value::text(request.text("sr_uuid")?)),
+            ("vdi_uuid", Value::text(self.vdi_name()?)),
+            ("vdi_location", Value::text(self.location()?)),
+        ];
+        let members = members.map(|(name, value)| (name.to_owned(), value));
+        Ok(Value::text(xmlrpc::write_call(command, &[Value::Struct(members.into())])))
+    }
+
+    pub(super) fn vdi_attach_from_config(&self) -> Answer {
+        let session = self.session()?;
+        session.sr_attach(&now())?;
+        local_path::enter(session)?;
+        self.connect(self.vdi()?, Mode::ReadWrite)?;
+        Ok(attached::attached(self.sr()?, self.vdi_name()?, false))
+    }
+
+    pub(super) fn vdi_detach_from_config(&self) -> Answer {
+        self.disconnect(self.vdi()?)?;
+        Ok(Value::Nil)
+    }
+}

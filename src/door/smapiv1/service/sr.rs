@@ -1,0 +1,216 @@
+//! The commands of an SR.
+
+use std::time::Instant;
+
+use super::figures::FIGURES;
+use super::{AGENT, Answer, Service, deadline, now, until};
+use crate::door::host::local_path;
+use crate::door::smapiv1::command::Command;
+use crate::door::smapiv1::faults::{Code, Failure};
+use crate::door::smapiv1::sync;
+use crate::door::xapi::{Record, text};
+use crate::door::xmlrpc::Value;
+use crate::error::Error;
+use crate::sys::lock::{self, Kind};
+use crate::sys::syslog;
+use crate::types::Overwrite;
+
+impl Service<'_> {
+    pub(super) fn sr_probe(&self) -> Answer {
+        let config = &self.request.device_config;
+        let found = (self.driver.probe)(config, deadline().into())?;
+        let mut list = String::from("<?xml version=\"1.0\" ?>\n<SRlist>\n");
+        for sr in found {
+            list.push_str(&format!("\t<SR>\n\t\t<UUID>{}</UUID>\n\t\t<size>{}</size>\n\t</SR>\n", sr.uuid, sr.size));
+        }
+        if config.get("probeversion").is_some() {
+            let versions = (self.driver.about.protocol_versions)(config)?;
+            let versions = versions.iter().rev().map(|version| format!("\t\t<Version>{version}</Version>\n"));
+            list.push_str(&format!("\t<SupportedVersions>\n{}\t</SupportedVersions>\n", versions.collect::<String>()));
+        }
+        list.push_str("</SRlist>\n");
+        Ok(Value::text(list))
+    }
+
+    pub(super) fn sr_create(&mut self) -> Answer {
+        // Often 0: whatever there is.
+        let size = self.request.size(0)?;
+        self.fetch_secrets()?;
+        let created = self
+            .session()
+            .and_then(|session| Ok(session.sr_create((size > 0).then_some(size), &Overwrite::default(), &now())?));
+        created.map_err(|failure| self.choices(failure))?;
+        for (key, value) in self.session()?.sr_sm_config() {
+            let (sr_ref, value) = (self.request.text("sr_ref")?, value.unwrap_or_default());
+            match self.xapi()?.add_key("SR.add_to_sm_config", sr_ref, key, &value) {
+                Err(e) if !e.is("MAP_DUPLICATE_KEY") => return Err(e.into()),
+                _ => {}
+            }
+        }
+        Ok(Value::Nil)
+    }
+
+    /// The failure of a key that is missing, with what a client may choose for the key.
+    fn choices(&self, failure: Failure) -> Failure {
+        if !matches!(failure, Failure::Driver(Error::MissingKey { .. })) {
+            return failure;
+        }
+        match (self.driver.probe)(&self.config, deadline().into()) {
+            Err(more @ Error::ExportNotChosen { .. }) => more.into(),
+            _ => failure,
+        }
+    }
+
+    /// The SR API deletes an SR with its disks; xapi wants it refused while there are any that xapi could delete.
+    pub(super) fn sr_delete(&self) -> Answer {
+        let (session, context) = (self.session()?, now());
+        if self.driver.about.capabilities.contains(&"VDI_DELETE") {
+            let disks = session.vdis_at_stake(&context)?;
+            if disks > 0 {
+                return Err(Failure::new(Code::SRNotEmpty, format!("{disks} VDIs are in it")));
+            }
+        }
+        local_path::leave(session)?;
+        session.sr_delete(&context)?;
+        for name in [AGENT, FIGURES] {
+            lock::forget(&session.sr().to_string(), name);
+        }
+        Ok(Value::Nil)
+    }
+
+    /// 1. the driver attaches; 2. the SR appears below the mount base; 3. what this host left behind in the
+    ///    records is removed; 4. the master scans, which changes nothing about the success.
+    pub(super) fn sr_attach(&mut self) -> Answer {
+        let sr_ref = self.request.text("sr_ref")?;
+        let host = format!("host_{}", self.request.text("host_ref")?);
+        self.fetch_secrets()?;
+        // Before anything else: without xapi's word an empty directory is not taken for an empty SR.
+        let records = self.xapi()?.vdi_records(sr_ref)?;
+        let session = self.session()?;
+        session.sr_attach_or_adopt(records.is_empty(), &now())?;
+        local_path::enter(session)?;
+        let master = self.request.device_config.get("SRmaster") == Some("true");
+        let shared = self.session()?.is_shared();
+        let records = self.clear_tags(records, &host, master && !shared)?;
+        if master {
+            let _ = self.xapi()?.add_key("SR.add_to_other_config", sr_ref, "dirty", "");
+            // The figures as well: xapi admits disks by them from now on.
+            self.end_pauses(&records);
+            let told = self.scan(sr_ref, Some(records)).and_then(|_| self.sr_update());
+            if let Err(failure) = told {
+                let why = self.reason(&failure, Command::SrScan);
+                syslog::write(&format!("the scan after sr_attach failed: {why}"));
+                let sr = self.sr()?.to_string();
+                let message = ["POST_ATTACH_SCAN_FAILED", "2", "SR", &sr, &why].map(Value::text);
+                let _ = self.xapi()?.call("message.create", &message);
+            }
+        }
+        Ok(Value::Nil)
+    }
+
+    /// Removes this host's claims on VDIs that it does not have attached, and every pause of an SR that only this
+    /// host has.
+    fn clear_tags(
+        &mut self,
+        mut records: Vec<(String, Record)>,
+        host: &str,
+        pauses: bool,
+    ) -> Result<Vec<(String, Record)>, Failure> {
+        for (reference, record) in &mut records {
+            let location = text(record, "location").to_owned();
+            let Some(Value::Struct(sm_config)) = record.get_mut("sm_config") else { continue };
+            let mut keys = Vec::new();
+            if sm_config.contains_key(host) && !self.is_attached(&location) {
+                keys.push(host);
+            }
+            if pauses && sm_config.contains_key("paused") {
+                keys.push("paused");
+            }
+            for key in keys {
+                sm_config.remove(key);
+                let xapi = self.xapi.as_mut().expect("it gave us the records");
+                xapi.set("VDI.remove_from_sm_config", reference, Value::text(key))?;
+            }
+        }
+        Ok(records)
+    }
+
+    fn is_attached(&self, location: &str) -> bool {
+        let info = self.session().and_then(|session| {
+            let vdi = session.vdi_at(location)?;
+            Ok(session.vdi_get_params(vdi, &now())?)
+        });
+        info.is_ok_and(|info| info.attached)
+    }
+
+    pub(super) fn sr_detach(&self) -> Answer {
+        let session = self.session()?;
+        match session.sr_detach(&now()) {
+            // What is not there is not attached.
+            Ok(_) | Err(Error::NoSr { .. }) => {}
+            Err(other) => return Err(other.into()),
+        }
+        local_path::leave(session)?;
+        Ok(Value::Nil)
+    }
+
+    pub(super) fn sr_scan(&mut self) -> Answer {
+        self.assert_attached()?;
+        let sr_ref = self.request.text("sr_ref")?;
+        let records = self.scan(sr_ref, None)?;
+        self.end_pauses(&records);
+        Ok(Value::Nil)
+    }
+
+    /// Ends the pauses that killed calls left. Not while the agent's lock is held: another host may have to answer.
+    fn end_pauses(&mut self, records: &[(String, Record)]) {
+        for (reference, record) in records {
+            if record.get("sm_config").and_then(|keys| keys.get("paused")).is_none() {
+                continue;
+            }
+            let ended = self.session().and_then(|session| {
+                let vdi = session.vdi_at(text(record, "location"))?;
+                if let hosts @ Some(_) = self.hosts(vdi, text(record, "uuid"), reference)? {
+                    // A VDI that is still being changed is not waited for.
+                    session.vdi_unpause(vdi, &until(Instant::now(), hosts))?;
+                }
+                Ok(())
+            });
+            if let Err(failure) = ended {
+                let why = self.reason(&failure, Command::SrScan);
+                syslog::write(&format!("VDI {} stays paused: {why}", text(record, "uuid")));
+            }
+        }
+    }
+
+    /// Tells xapi what is on the substrate. `records`: those of xapi, if they were read a moment ago. Returns the records.
+    fn scan(&mut self, sr_ref: &str, records: Option<Vec<(String, Record)>>) -> Result<Vec<(String, Record)>, Failure> {
+        let sm_config = self.driver.about.sm_config;
+        let _alone = self.agent_lock(Kind::Exclusive)?;
+        let records = match records {
+            Some(records) => records,
+            None => self.xapi()?.vdi_records(sr_ref)?,
+        };
+        let sr = self.session()?.sr_scan(&now())?;
+        let changes = sync::synchronise(self.xapi()?, sr_ref, &records, &sr.vdis, sm_config)?;
+        // xapi asks for sr_update after every scan; with nothing new there is nothing to add.
+        if changes != sync::Changes::default() {
+            sync::figures(self.xapi()?, sr_ref, &sr)?;
+        }
+        Ok(records)
+    }
+
+    pub(super) fn sr_update(&mut self) -> Answer {
+        self.assert_attached()?;
+        // No other call may have made a disk whose size it is about to add.
+        let _alone = self.agent_lock(Kind::Exclusive)?;
+        let sr = self.session()?.sr_get_params(&now())?;
+        let sr_ref = self.request.text("sr_ref")?;
+        sync::figures(self.xapi()?, sr_ref, &sr)?;
+        Ok(Value::Nil)
+    }
+
+    pub(super) fn sr_content_type(&self) -> Answer {
+        Ok(Value::text(self.session()?.content_type()))
+    }
+}

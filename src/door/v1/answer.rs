@@ -1,0 +1,100 @@
+//! What is answered, and how it is written.
+
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use super::grammar::OutputFormat;
+use super::status::{exit_status, remedy};
+use super::wire::Datum;
+use crate::door::{Answer, table};
+use crate::error::{self, Error, Result};
+use crate::types::{SrInfo, VdiInfo};
+
+/// What a command answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    Nothing,
+    Device(PathBuf),
+    Text(String),
+    Sr(SrInfo),
+    Srs(Vec<SrInfo>),
+    /// An SR to be drawn as the trees of its images.
+    Tree(SrInfo),
+    Vdi(VdiInfo),
+}
+
+/// The result of a command as bytes for its caller.
+pub fn answer(result: Result<Reply>, format: OutputFormat) -> Answer {
+    match result.and_then(|reply| written(&reply, format)) {
+        Ok(stdout) => Answer { stdout, stderr: String::new(), status: 0 },
+        Err(e) => {
+            let (status, name) = exit_status(&e);
+            Answer { stdout: Vec::new(), stderr: format!("{name}: {}{}\n", error::one_line(&e), remedy(&e)), status }
+        }
+    }
+}
+
+/// The answer after a panic with these words.
+pub fn of_panic(text: &str) -> Answer {
+    Answer { stdout: Vec::new(), stderr: format!("EIO: {text}\n"), status: 5 }
+}
+
+fn written(reply: &Reply, format: OutputFormat) -> Result<Vec<u8>> {
+    let mut bytes = match (reply, format) {
+        (Reply::Nothing, _) => return Ok(Vec::new()),
+        (_, OutputFormat::Json) => serde_json::to_vec(&Datum::from(reply)).expect("a reply is plain data"),
+        (Reply::Device(path), _) => path.as_os_str().as_encoded_bytes().to_vec(),
+        (Reply::Text(text), _) => text.clone().into_bytes(),
+        (Reply::Tree(_), _) => table::write(reply).into_bytes(),
+        (_, OutputFormat::Sexp) => serde_lexpr::to_vec(&Datum::from(reply)).expect("a reply is plain data"),
+        (_, OutputFormat::Lisp) => {
+            serde_lexpr::to_vec_custom(&Datum::from(reply), serde_lexpr::print::Options::elisp())
+                .expect("a reply is plain data")
+        }
+        (_, OutputFormat::Table) => table::write(reply).into_bytes(),
+    };
+    if !bytes.ends_with(b"\n") {
+        bytes.push(b'\n');
+    }
+    Ok(bytes)
+}
+
+/// The answer to a command line that the parser refused: by the table of exit statuses. Help and version are answers too.
+pub fn not_parsed(refused: clap::Error) -> Answer {
+    let context = |kind| match refused.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        _ => String::new(),
+    };
+    let e = match refused.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            return Answer { stdout: refused.to_string().into_bytes(), stderr: String::new(), status: 0 };
+        }
+        ErrorKind::InvalidSubcommand => Error::NoSuchCommand(context(ContextKind::InvalidSubcommand)),
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Error::Usage("no command was given; `--help` lists them".to_owned())
+        }
+        ErrorKind::UnknownArgument if !context(ContextKind::InvalidArg).starts_with('-') => {
+            let usage = refused.get(ContextKind::Usage).map(|usage| format!("; {usage}")).unwrap_or_default();
+            let usage = usage.replace("Usage:", "usage:").replace('\n', " ");
+            Error::TooManyArguments(format!("argument '{}' is one too many{usage}", context(ContextKind::InvalidArg)))
+        }
+        ErrorKind::MissingRequiredArgument => {
+            let missing = match refused.get(ContextKind::InvalidArg) {
+                Some(ContextValue::Strings(names)) => names.join(" "),
+                _ => context(ContextKind::InvalidArg),
+            };
+            Error::Usage(format!("{missing} is missing; `--help` after the command shows what it takes"))
+        }
+        _ => Error::Usage(first_line(&refused)),
+    };
+    answer(Err(e), OutputFormat::Sexp)
+}
+
+fn first_line(refused: &clap::Error) -> String {
+    let text = refused.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let end = text.find("\n\n").unwrap_or(text.len());
+    // What values are possible stands on a line of its own.
+    text[..end].lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}

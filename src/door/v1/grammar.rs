@@ -1,0 +1,284 @@
+//! The command lines of `sm` and of the drivers.
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::context::DEFAULT_WAIT;
+use crate::sr::{self, Driver};
+
+/// Storage repositories (SR) and the virtual disks (VDI) in them, for people.
+///
+/// An SR lives where -d DCONF says: in a directory, on a server's export or share, on block devices. You choose
+/// the UUIDs, for instance from /proc/sys/kernel/random/uuid. Arguments are verified before anything is touched.
+#[derive(Parser)]
+#[command(name = "sm", version, max_term_width = 100, disable_help_subcommand = true, arg_required_else_help = false)]
+#[command(after_help = AFTER_HELP)]
+pub struct SmCommand {
+    /// The SR's type; the help of -d lists them.
+    #[arg(short = 't', long = "sr-type", value_name = "TYPE", global = true)]
+    pub sr_type: Option<String>,
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const AFTER_HELP: &str = "\
+Example:
+  SR=$(cat /proc/sys/kernel/random/uuid) VDI=$(cat /proc/sys/kernel/random/uuid)
+  sm sr_create  -t file -d /srv/sr0 $SR
+  sm vdi_create -t file -d /srv/sr0 $SR $VDI 20GiB --label 'root disk'
+  sm vdi_attach -t file -d /srv/sr0 $SR $VDI          # prints /dev/loop0
+  sm sr_scan    -t file -d /srv/sr0 $SR
+
+Exit status 0, or a number whose name begins the one line on stderr that says what failed and why:
+   1 EPERM not supported here   5 EIO                     7 E2BIG            13 EACCES
+  16 EBUSY device in use       17 EEXIST                 19 ENODEV           22 EINVAL
+  28 ENOSPC                    37 ENOLCK                 42 ENOMSG no such command
+ 100 ENOSR                    101 ENOVDI                102 ESRBUSY         103 EVDIBUSY";
+
+/// An SR driver, as an agent calls it.
+#[derive(Parser)]
+#[command(version, max_term_width = 100, disable_help_subcommand = true, arg_required_else_help = false)]
+pub struct DriverCommand {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Args)]
+pub struct Common {
+    /// Where the SR lives: the type's short form, or ((key . "value") …) with device_config keys.
+    #[arg(short = 'd', long, value_name = "DCONF", global = true, allow_hyphen_values = true)]
+    pub dconf: Option<String>,
+    /// Seconds to wait for other calls on the same SR or VDI, before ESRBUSY.
+    #[arg(long, value_name = "SECONDS", global = true, default_value_t = DEFAULT_WAIT.as_secs())]
+    pub wait: u64,
+    /// How to write what is answered. On a terminal sm writes a table, otherwise s-expressions.
+    #[arg(long, value_name = "FORMAT", global = true)]
+    pub format: Option<OutputFormat>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// S-expressions, for Scheme and serde-lexpr.
+    Sexp,
+    /// The same with t and nil for booleans, as Emacs and Common Lisp read them.
+    Lisp,
+    Json,
+    /// For people.
+    Table,
+}
+
+// The commands keep the API's spelling.
+#[derive(Subcommand)]
+#[command(rename_all = "snake_case")]
+pub enum Verb {
+    /// Make an SR. Fails if it exists.
+    SrCreate {
+        #[command(flatten)]
+        sr: SrArg,
+        /// The least size that will do, in MB or with a unit (20GiB).
+        size: Option<String>,
+        /// Overwrite what the devices hold. An SR with disks, and what is mounted or in use, is refused all the same.
+        #[arg(long)]
+        force: bool,
+        /// Destroy this SR, which the devices hold, with every disk in it. May be given several times.
+        #[arg(long = "destroy-sr", value_name = "SR-UUID")]
+        destroy_sr: Vec<String>,
+    },
+    /// Delete an SR and every VDI in it. Succeeds if there is none; fails while a VDI is in use.
+    SrDelete {
+        #[command(flatten)]
+        sr: SrArg,
+        /// Yes, delete the VDIs in it (sm asks for this, the drivers do not).
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Make an SR available on this host, and repair what a crash left.
+    SrAttach(SrArg),
+    /// End the availability on this host. Fails while a VDI is attached.
+    SrDetach(SrArg),
+    /// Print what is known of an SR: (sr …).
+    SrGetParams(SrArg),
+    /// Print an SR with every VDI in it: (sr … (vdis (vdi …) …)).
+    SrScan(SrArg),
+    /// Give space back: merge what deleted snapshots and clones left, also below disks in use.
+    SrCollect(SrArg),
+    /// Print the kind of content: raw or iso.
+    SrContentType(SrArg),
+    /// Print the SRs that a DCONF holds: (srs (sr …) …).
+    SrProbe,
+    /// Make a VDI of zeroes. Fails if the UUID exists.
+    VdiCreate {
+        #[command(flatten)]
+        vdi: VdiArg,
+        /// In MB, or with a unit (20GiB).
+        size: String,
+        #[command(flatten)]
+        new: NewArgs,
+    },
+    /// Delete a VDI. Succeeds if there is none; fails while it is attached or locked.
+    VdiDelete {
+        #[command(flatten)]
+        vdi: VdiArg,
+        /// Delete it also if its image cannot be read.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Make a block device of a VDI and print its path; the same path again for an attached one.
+    VdiAttach {
+        #[command(flatten)]
+        vdi: VdiArg,
+        /// Attach it read-only.
+        #[arg(long = "read-only")]
+        read_only: bool,
+    },
+    /// Remove the block device. Fails while something has it open, and says what.
+    VdiDetach(VdiArg),
+    /// Make a writable copy of a VDI that is neither attached nor locked.
+    VdiClone(CopyArgs),
+    /// Make a read-only copy of a VDI as it is now.
+    VdiSnapshot(CopyArgs),
+    /// Change the size of a VDI that is not read-only. VHD and qcow2 can only grow.
+    VdiResize {
+        #[command(flatten)]
+        vdi: VdiArg,
+        /// In MB, or with a unit (20GiB).
+        size: String,
+        /// Allow it to become smaller; what lies beyond the new end is lost.
+        #[arg(long = "allow-shrink")]
+        allow_shrink: bool,
+    },
+    /// Take the persistent lock of a VDI, seen by every host that has the SR.
+    VdiLock(LockArgs),
+    /// Give the persistent lock back.
+    VdiUnlock(LockArgs),
+    /// Print what is known of a VDI: (vdi …).
+    VdiGetParams(VdiArg),
+    /// Write the disk of a VDI to a file or a pipe. Fails while it is attached, if it can be written to.
+    VdiExport {
+        #[command(flatten)]
+        vdi: VdiArg,
+        /// The file to make, or - for standard output.
+        #[arg(value_name = "FILE")]
+        file: String,
+        /// Its format: raw, vhd or qcow2. Without it the file's extension decides, else raw.
+        #[arg(long = "type", value_name = "FORMAT")]
+        image: Option<String>,
+    },
+    /// Make a VDI of a file or of what comes through a pipe.
+    VdiImport {
+        #[command(flatten)]
+        vdi: VdiArg,
+        /// The file to read, or - for standard input.
+        #[arg(value_name = "FILE")]
+        file: String,
+        /// Its format: raw, vhd or qcow2. Without it the file's extension decides, else raw; but what looks like an
+        /// image is not taken for raw unless this says so.
+        #[arg(long = "file-type", value_name = "FORMAT")]
+        file_type: Option<String>,
+        /// The least size of the VDI; for raw bytes from a pipe, how many come. In MB, or with a unit.
+        #[arg(long, value_name = "SIZE")]
+        size: Option<String>,
+        #[command(flatten)]
+        new: NewArgs,
+    },
+    /// Draw the chains of an SR: which image is whose parent, and what each takes.
+    VdiTree(SrArg),
+}
+
+#[derive(Args)]
+pub struct SrArg {
+    /// UUID of the SR.
+    #[arg(value_name = "SR-UUID")]
+    pub sr: String,
+}
+
+#[derive(Args)]
+pub struct VdiArg {
+    #[command(flatten)]
+    pub sr: SrArg,
+    /// UUID of the VDI.
+    #[arg(value_name = "VDI-UUID")]
+    pub vdi: String,
+}
+
+/// What a new VDI is to be.
+#[derive(Args)]
+pub struct NewArgs {
+    /// The VDI's format: raw, vhd or qcow2, as the driver supports. Without it vhd where disks are files, raw where
+    /// they are volumes.
+    #[arg(long = "type", value_name = "FORMAT")]
+    pub image: Option<String>,
+    /// A name for people.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    pub label: String,
+    /// What it is for.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    pub description: String,
+    /// Several users may lock it at once.
+    #[arg(long)]
+    pub shareable: bool,
+    /// It can only be attached read-only.
+    #[arg(long = "read-only")]
+    pub read_only: bool,
+}
+
+#[derive(Args)]
+pub struct CopyArgs {
+    #[command(flatten)]
+    pub sr: SrArg,
+    /// UUID of the VDI to copy.
+    #[arg(value_name = "SRC-UUID")]
+    pub source: String,
+    /// UUID of the new VDI.
+    #[arg(value_name = "DST-UUID")]
+    pub dest: String,
+}
+
+#[derive(Args)]
+pub struct LockArgs {
+    #[command(flatten)]
+    pub vdi: VdiArg,
+    /// TRUE takes the lock from whoever holds it, FALSE does not.
+    #[arg(value_name = "FORCE")]
+    pub force: String,
+    /// Who holds the lock, in the caller's words.
+    #[arg(value_name = "USER", allow_hyphen_values = true)]
+    pub user: String,
+}
+
+/// The command line of `sm`, with what each driver says of itself.
+pub fn sm_command() -> clap::Command {
+    let forms: String =
+        sr::DRIVERS.iter().map(|d| format!("\n  {:<6} {}: {}", d.sr_type, d.dconf_form, d.description)).collect();
+    SmCommand::command().mut_arg("dconf", |arg| {
+        arg.long_help(format!(
+            "Where the SR lives. By type:{forms}\nor for any type ((key . \"value\") …) with device_config keys"
+        ))
+    })
+}
+
+/// The command line of a driver's executable.
+pub fn driver_command(driver: &'static Driver) -> clap::Command {
+    DriverCommand::command()
+        .name(driver.executable)
+        .about(format!("SR driver {}: {}", driver.sr_type, driver.description))
+        .mut_arg("dconf", |arg| {
+            arg.help(format!("{}, or ((key . \"value\") …) with device_config keys", driver.dconf_form))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_lines_are_consistent() {
+        sm_command().debug_assert();
+        for driver in sr::DRIVERS {
+            driver_command(driver).debug_assert();
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What the words of a command line mean. Every word is verified before anything is touched.
+
+use super::grammar::{CopyArgs, LockArgs, NewArgs, VdiArg};
+use crate::error::{Error, Result};
+use crate::types::{Format, NewVdi, Params, Size, SrUuid, VdiUuid};
+
+/// The SR and the VDI that a command names.
+///
+/// # Errors
+/// [`Error::Invalid`] for a word that is no UUID.
+pub fn vdi(arg: &VdiArg) -> Result<(SrUuid, VdiUuid)> {
+    Ok((arg.sr.sr.parse()?, arg.vdi.parse()?))
+}
+
+/// The SR, the VDI to copy and the new VDI.
+///
+/// # Errors
+/// [`Error::Invalid`] for a word that is no UUID.
+pub fn copy(args: &CopyArgs) -> Result<(SrUuid, VdiUuid, VdiUuid)> {
+    Ok((args.sr.sr.parse()?, args.source.parse()?, args.dest.parse()?))
+}
+
+/// The words of vdi_lock and vdi_unlock.
+pub struct LockWords {
+    pub sr: SrUuid,
+    pub vdi: VdiUuid,
+    pub force: bool,
+    pub user: String,
+}
+
+/// Reads the words of vdi_lock and vdi_unlock.
+///
+/// # Errors
+/// [`Error::Invalid`] with the word.
+pub fn lock(args: &LockArgs) -> Result<LockWords> {
+    let (sr, vdi) = vdi(&args.vdi)?;
+    Ok(LockWords { sr, vdi, force: boolean("FORCE", &args.force)?, user: text("USER", &args.user, 1..=1024)? })
+}
+
+/// What is to be made, from the options of vdi_create and vdi_import. `virtual_size`: bytes.
+///
+/// # Errors
+/// [`Error::Invalid`] with the option.
+pub fn new_vdi(vdi: VdiUuid, virtual_size: u64, args: &NewArgs) -> Result<NewVdi> {
+    let params = Params {
+        label: text("label", &args.label, 0..=4096)?,
+        description: text("description", &args.description, 0..=65536)?,
+        shareable: args.shareable,
+        read_only: args.read_only,
+    };
+    Ok(NewVdi { vdi, virtual_size, format: args.image.as_deref().map(str::parse).transpose()?, params })
+}
+
+/// The format of a file: the one that the caller `said`, else the one that the file's extension names, else raw; and whether
+/// the caller said it. The file's bytes do not count: a guest wrote them.
+///
+/// # Errors
+/// [`Error::Invalid`] for a word that is no format.
+pub fn file_format(file: &str, said: Option<&str>) -> Result<(Format, bool)> {
+    let extension = std::path::Path::new(file).extension().and_then(|e| e.to_str());
+    match said {
+        Some(said) => Ok((said.parse()?, true)),
+        None => Ok((extension.and_then(|e| e.parse().ok()).unwrap_or(Format::Raw), false)),
+    }
+}
+
+fn boolean(what: &'static str, value: &str) -> Result<bool> {
+    match value {
+        _ if value.eq_ignore_ascii_case("true") => Ok(true),
+        _ if value.eq_ignore_ascii_case("false") => Ok(false),
+        _ => Err(Error::Invalid { what, value: value.to_owned(), expected: "expected TRUE or FALSE".to_owned() }),
+    }
+}
+
+/// Text that any reader of the answer can show: no control characters, and of a length in `bytes`.
+fn text(what: &'static str, value: &str, bytes: std::ops::RangeInclusive<usize>) -> Result<String> {
+    let bad = |expected: String| Err(Error::Invalid { what, value: value.to_owned(), expected });
+    if !bytes.contains(&value.len()) {
+        return bad(format!("expected {} to {} bytes, it has {}", bytes.start(), bytes.end(), value.len()));
+    }
+    if value.chars().any(char::is_control) {
+        return bad("control characters are not allowed in it".to_owned());
+    }
+    Ok(value.to_owned())
+}
+
+/// An error of a disk that is too big, which says so if `size`, the SIZE of the call, has no unit: a number of bytes may have
+/// been taken for MB.
+pub fn of_size(error: Error, size: &str) -> Error {
+    match error {
+        Error::DiskTooBig { format, bytes, largest } if size.bytes().all(|b| b.is_ascii_digit()) => Error::Oversized {
+            what: format!("SIZE {size}, in MB,"),
+            limit: format!(
+                "it is {}, and {format} holds {} at most; for bytes write {size}B",
+                Size(bytes),
+                Size(largest)
+            ),
+        },
+        error => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_caller_decides_on_a_format_and_the_extension_only_if_he_does_not() {
+        for (file, said, expected) in [
+            ("a.vhd", None, (Format::Vhd, false)),
+            ("a.qcow2", Some("raw"), (Format::Raw, true)),
+            ("a.img", None, (Format::Raw, false)),
+            ("-", None, (Format::Raw, false)),
+        ] {
+            assert_eq!(file_format(file, said).unwrap(), expected, "{file} {said:?}");
+        }
+        assert!(file_format("a.vhd", Some("vmdk")).is_err());
+    }
+
+    #[test]
+    fn text_of_a_caller_has_a_length_and_no_control_characters() {
+        assert_eq!(text("USER", "host1/vm7 ü", 1..=1024).unwrap(), "host1/vm7 ü");
+        for bad in ["", "a\nb", "\u{7}", &"x".repeat(1025)] {
+            assert!(text("USER", bad, 1..=1024).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_size_without_a_unit_may_have_been_meant_in_bytes() {
+        let big = || Error::DiskTooBig { format: Format::Vhd, bytes: 3 << 40, largest: 2040 << 30 };
+        assert!(matches!(of_size(big(), "3145728"), Error::Oversized { .. }));
+        assert!(matches!(of_size(big(), "3TiB"), Error::DiskTooBig { .. }));
+    }
+}

@@ -1,0 +1,67 @@
+//! The exit status of each failure; SR API v1.0, "Results".
+
+use crate::error::{Error, Lost, ServerFault};
+use crate::types::{Format, Size};
+use crate::vdi;
+
+/// The exit status of a failure, and its name.
+pub fn exit_status(e: &Error) -> (u8, &'static str) {
+    use nix::errno::Errno;
+    match e {
+        Error::Unsupported { .. } | Error::Foreign { .. } | Error::NotMaster { .. } | Error::IsBase { .. } => {
+            (1, "EPERM")
+        }
+        Error::TooBig { .. }
+        | Error::Oversized { .. }
+        | Error::DiskTooBig { .. }
+        | Error::TooManyArguments(_)
+        | Error::ChainTooLong { .. } => (7, "E2BIG"),
+        Error::DeviceInUse { .. } | Error::Occupied { .. } | Error::HoldsSr { .. } | Error::NotEmpty { .. } => {
+            (16, "EBUSY")
+        }
+        Error::SrExists { .. } | Error::VdiExists { .. } => (17, "EEXIST"),
+        Error::NoDevice { .. } => (19, "ENODEV"),
+        Error::Server { fault, .. } => match fault {
+            ServerFault::UnknownName | ServerFault::NoAnswer | ServerFault::Version | ServerFault::NoExport => {
+                (19, "ENODEV")
+            }
+            ServerFault::Denied => (13, "EACCES"),
+            ServerFault::Mount => (5, "EIO"),
+        },
+        Error::Invalid { .. }
+        | Error::MissingKey { .. }
+        | Error::ExportNotChosen { .. }
+        | Error::WouldShrink { .. }
+        | Error::Usage(_) => (22, "EINVAL"),
+        Error::NoSpace { .. } | Error::PoolFull { .. } => (28, "ENOSPC"),
+        Error::LockRefused { .. } => (37, "ENOLCK"),
+        Error::NoSuchCommand(_) => (42, "ENOMSG"),
+        Error::NoSr { .. } => (100, "ENOSR"),
+        Error::NoVdi { .. } => (101, "ENOVDI"),
+        Error::SrUnavailable { .. } | Error::Busy { .. } => (102, "ESRBUSY"),
+        Error::VdiInUse { .. } | Error::NotPaused { .. } => (103, "EVDIBUSY"),
+        Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => exit_status(cause),
+        Error::Damaged { .. } | Error::NotMerged { .. } | Error::Tool { .. } => (5, "EIO"),
+        Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EACCES | Errno::EPERM | Errno::EROFS) => (13, "EACCES"),
+            Some(Errno::ENOSPC | Errno::EDQUOT) => (28, "ENOSPC"),
+            None if source.kind() == std::io::ErrorKind::PermissionDenied => (13, "EACCES"),
+            _ => (5, "EIO"),
+        },
+    }
+}
+
+/// The options of this door that allow what was refused.
+pub fn remedy(e: &Error) -> String {
+    match e {
+        Error::Occupied { .. } => "; --force overwrites it".to_owned(),
+        Error::HoldsSr { held, .. } if held.lost == Lost::Nothing => "; --force overwrites it".to_owned(),
+        Error::HoldsSr { held, .. } => format!("; to destroy it, name it: --destroy-sr {}", held.sr),
+        Error::Busy { .. } => "; --wait gives it longer".to_owned(),
+        Error::WouldShrink { .. } => "; --allow-shrink allows it".to_owned(),
+        Error::DiskTooBig { format: Format::Vhd, .. } => {
+            format!("; one made with --type qcow2 holds {}", Size(vdi::kind(Format::Qcow2).largest))
+        }
+        _ => String::new(),
+    }
+}

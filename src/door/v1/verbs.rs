@@ -1,0 +1,185 @@
+//! Each command: its words are verified, then the session is asked.
+
+use std::io::{IsTerminal, Write, stderr};
+
+use super::answer::Reply;
+use super::grammar::{SrArg, Verb};
+use super::request::{self, file_format, new_vdi, of_size};
+use crate::call::Session;
+use crate::context::Context;
+use crate::door::{size, stream};
+use crate::error::{self, Error, Result};
+use crate::sr::Driver;
+use crate::types::{DeviceConfig, Misread, Mode, Overwrite, SrInfo, SrUuid, VdiInfo};
+use crate::vdi::transfer::Stream;
+
+/// Who calls, and for which SRs.
+pub struct Caller<'a> {
+    pub driver: &'static Driver,
+    pub config: DeviceConfig,
+    pub context: Context<'a>,
+    /// A person: disks are not deleted unasked.
+    pub person: bool,
+}
+
+impl Caller<'_> {
+    fn open(&self, sr: SrUuid) -> Result<Session> {
+        Session::open(self.driver, sr, self.config.clone())
+    }
+
+    fn open_named(&self, arg: &SrArg) -> Result<Session> {
+        self.open(arg.sr.parse()?)
+    }
+
+    /// Carries a command out.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] and [`Error::Usage`] for its words; what the SR says.
+    pub fn carry_out(&self, verb: Verb) -> Result<Reply> {
+        let context = &self.context;
+        let nothing = |_| Reply::Nothing;
+        match verb {
+            Verb::SrCreate { sr, size, force, destroy_sr } => {
+                let size = size.as_deref().map(size::parse_or_zero).transpose()?.flatten();
+                let srs = destroy_sr.iter().map(|sr| sr.parse()).collect::<Result<_, Misread>>()?;
+                let over = Overwrite { contents: force, srs };
+                self.open_named(&sr)?.sr_create(size, &over, context)?;
+                Ok(Reply::Nothing)
+            }
+            Verb::SrDelete { sr, yes } => self.sr_delete(&sr, yes),
+            Verb::SrAttach(sr) => self.open_named(&sr)?.sr_attach(context).map(nothing),
+            Verb::SrDetach(sr) => self.open_named(&sr)?.sr_detach(context).map(nothing),
+            Verb::SrGetParams(sr) => self.open_named(&sr)?.sr_get_params(context).map(Reply::Sr),
+            Verb::SrScan(sr) => self.open_named(&sr)?.sr_scan(context).map(without_bases).map(Reply::Sr),
+            Verb::VdiTree(sr) => self.open_named(&sr)?.sr_scan(context).map(Reply::Tree),
+            Verb::SrCollect(sr) => self.open_named(&sr)?.sr_collect(context).map(nothing),
+            Verb::SrContentType(sr) => Ok(Reply::Text(self.open_named(&sr)?.content_type().to_owned())),
+            Verb::SrProbe => (self.driver.probe)(&self.config, context.deadline.into()).map(Reply::Srs),
+            Verb::VdiCreate { vdi: arg, size, new } => {
+                let (sr, vdi) = request::vdi(&arg)?;
+                let new = new_vdi(vdi, size::parse(&size)?, &new)?;
+                self.open(sr)?.vdi_create(new, context).map(unsaid).map_err(|e| of_size(e, &size))
+            }
+            Verb::VdiDelete { vdi: arg, yes } => {
+                let (sr, vdi) = request::vdi(&arg)?;
+                let session = self.open(sr)?;
+                self.note_absence(|| session.vdi_get_params(vdi, context).map(drop));
+                session.vdi_delete(vdi, yes, context).map_err(|error| match yes {
+                    true => error,
+                    false => with_hint(error, "vdi_delete --yes deletes it all the same"),
+                })?;
+                Ok(Reply::Nothing)
+            }
+            Verb::VdiAttach { vdi: arg, read_only } => {
+                let (sr, vdi) = request::vdi(&arg)?;
+                let mode = if read_only { Mode::ReadOnly } else { Mode::ReadWrite };
+                self.open(sr)?.vdi_attach(vdi, mode, context).map(Reply::Device)
+            }
+            Verb::VdiDetach(arg) => {
+                let (sr, vdi) = request::vdi(&arg)?;
+                self.open(sr)?.vdi_detach(vdi, context).map(nothing)
+            }
+            Verb::VdiClone(args) => {
+                let (sr, source, dest) = request::copy(&args)?;
+                self.open(sr)?.vdi_clone(source, dest, context).map(unsaid)
+            }
+            Verb::VdiSnapshot(args) => {
+                let (sr, source, dest) = request::copy(&args)?;
+                self.open(sr)?.vdi_snapshot(source, dest, context).map(unsaid)
+            }
+            Verb::VdiResize { vdi: arg, size, allow_shrink } => {
+                let (sr, vdi) = request::vdi(&arg)?;
+                let bytes = size::parse(&size)?;
+                let resized = self.open(sr)?.vdi_resize(vdi, bytes, allow_shrink, context);
+                resized.map(nothing).map_err(|e| of_size(e, &size))
+            }
+            Verb::VdiLock(args) => {
+                let words = request::lock(&args)?;
+                self.open(words.sr)?.vdi_lock(words.vdi, &words.user, words.force, context)?;
+                Ok(Reply::Nothing)
+            }
+            Verb::VdiUnlock(args) => {
+                let words = request::lock(&args)?;
+                self.open(words.sr)?.vdi_unlock(words.vdi, &words.user, words.force, context)?;
+                Ok(Reply::Nothing)
+            }
+            Verb::VdiGetParams(arg) => {
+                let (sr, vdi) = request::vdi(&arg)?;
+                self.open(sr)?.vdi_get_params(vdi, context).map(Reply::Vdi)
+            }
+            Verb::VdiExport { vdi: arg, file, image } => {
+                let (sr, vdi) = request::vdi(&arg)?;
+                let to = stream::to(&file, file_format(&file, image.as_deref())?)?;
+                let exported = self.open(sr).and_then(|session| session.vdi_export(vdi, &to, context));
+                publish(&to, exported)
+            }
+            Verb::VdiImport { vdi: arg, file, file_type, size: text, new } => {
+                let (sr, vdi) = request::vdi(&arg)?;
+                let least = text.as_deref().map(size::parse).transpose()?.unwrap_or(0);
+                let new = new_vdi(vdi, least, &new)?;
+                let from = stream::from(&file, file_format(&file, file_type.as_deref())?)?;
+                let imported = self.open(sr)?.vdi_import(new, &from, context);
+                imported.map(Reply::Vdi).map_err(|e| match &text {
+                    Some(size) => of_size(e, size),
+                    None => e,
+                })
+            }
+        }
+    }
+
+    fn sr_delete(&self, sr: &SrArg, yes: bool) -> Result<Reply> {
+        let (session, context) = (self.open_named(sr)?, &self.context);
+        if self.person && !yes {
+            let disks = session.vdis_at_stake(context)?;
+            if disks > 0 {
+                let sr = session.sr();
+                return Err(Error::Usage(format!("SR {sr} has {disks} VDIs, which would be lost; --yes deletes them")));
+            }
+        }
+        self.note_absence(|| session.sr_get_params(context).map(drop));
+        session.sr_delete(context)?;
+        Ok(Reply::Nothing)
+    }
+
+    /// Says at a terminal that there is nothing to delete, if `look` finds nothing: what succeeds may be a mistyped UUID. A
+    /// program that deletes until nothing is there wants no words.
+    fn note_absence(&self, look: impl FnOnce() -> Result<()>) {
+        if !self.person || !stderr().is_terminal() {
+            return;
+        }
+        if let Err(e @ (Error::NoSr { .. } | Error::NoVdi { .. })) = look() {
+            let _ = writeln!(stderr(), "nothing to delete: {}", error::one_line(&e));
+        }
+    }
+}
+
+/// The answer of the commands that make a VDI: the API says that they answer nothing, as the caller chose the UUID.
+fn unsaid(_: VdiInfo) -> Reply {
+    Reply::Nothing
+}
+
+/// An SR without the bases, which are there for their children: only the tree shows them.
+fn without_bases(mut info: SrInfo) -> SrInfo {
+    info.vdis.retain(|vdi| !vdi.hidden);
+    info
+}
+
+/// Gives an export its name, or removes what a failed one wrote.
+fn publish(to: &Stream, exported: Result<()>) -> Result<Reply> {
+    match exported {
+        Ok(()) => stream::publish(to).map(|()| Reply::Nothing),
+        Err(e) => {
+            stream::discard(to);
+            Err(e)
+        }
+    }
+}
+
+/// An error of an image that cannot be read, with what can be done about it.
+fn with_hint(error: Error, hint: &str) -> Error {
+    match error {
+        Error::Damaged { path, what } => Error::Damaged { path, what: format!("{what}; {hint}") },
+        Error::Unsupported { op, why } => Error::Unsupported { op, why: format!("{why}; {hint}") },
+        other => other,
+    }
+}
