@@ -14,7 +14,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::faults::{Code, Failure};
+use super::code::Code;
+use super::faults::Failure;
 use crate::door::host;
 use crate::door::xapi::{Record, Xapi};
 use crate::door::xmlrpc::Value;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::faults::{Code, Failure};
+use super::code::Code;
+use super::faults::Failure;
 use crate::sr::{Driver, PREFERRED_FORMATS};
 use crate::types::{DeviceConfig, Format};
 use crate::vdi;

@@ -10,10 +10,12 @@
 //! | [`attached`] | the answer of vdi_attach |
 //! | [`hosts`] | the other hosts that have a VDI attached |
 //! | [`sync`] | making xapi's database say what the substrate says |
+//! | [`code`] | the codes of failures |
 //! | [`faults`] | what xapi is told when a command fails |
 
 pub mod attached;
 pub mod claim;
+pub mod code;
 pub mod command;
 pub mod faults;
 pub mod format;
@@ -24,8 +26,9 @@ pub mod sync;
 
 use std::ffi::OsString;
 
+use self::code::Code;
 use self::command::Command;
-use self::faults::{Attempt, Code, Failure};
+use self::faults::{Attempt, Failure};
 use self::request::Request;
 use self::service::Service;
 use super::host::device;

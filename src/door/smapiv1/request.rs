@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::code::Code;
 use super::command::Command;
-use super::faults::{Code, Failure};
+use super::faults::Failure;
 use crate::door::xmlrpc::{self, Value};
 use crate::types::{self, DeviceConfig};
 

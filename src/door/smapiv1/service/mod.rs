@@ -27,8 +27,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::claim::{self, KEY_HASH};
+use super::code::Code;
 use super::command::Command;
-use super::faults::{self, Attempt, Code, Failure, general_fault};
+use super::faults::{self, Attempt, Failure, general_fault};
 use super::hosts::Hosts;
 use super::request::Request;
 use crate::call::{Session, policy};

@@ -3,8 +3,9 @@
 use super::{Answer, Service, deadline, identity, now, until};
 use crate::door::host::device;
 use crate::door::smapiv1::claim::{self, KEY_HASH};
+use crate::door::smapiv1::code::Code;
 use crate::door::smapiv1::command::Command;
-use crate::door::smapiv1::faults::{Code, Failure, general_fault};
+use crate::door::smapiv1::faults::{Failure, general_fault};
 use crate::door::smapiv1::format;
 use crate::door::smapiv1::sync::{self, Introduced};
 use crate::door::xapi::text;
