@@ -13,7 +13,7 @@ use crate::sr::{self, Driver};
 #[command(name = "sm", version, max_term_width = 100, disable_help_subcommand = true, arg_required_else_help = false)]
 #[command(after_help = AFTER_HELP)]
 pub struct SmCommand {
-    /// The SR's type; the help of -d lists them.
+    /// Type of the SR; the help of -d lists the types.
     #[arg(short = 't', long = "sr-type", value_name = "TYPE", global = true)]
     pub sr_type: Option<String>,
     #[command(flatten)]
@@ -54,7 +54,7 @@ pub struct Common {
     /// Seconds to wait for other calls on the same SR or VDI, before ESRBUSY.
     #[arg(long, value_name = "SECONDS", global = true, default_value_t = DEFAULT_WAIT.as_secs())]
     pub wait: u64,
-    /// How to write what is answered. On a terminal sm writes a table, otherwise s-expressions.
+    /// Form of the answer. Without this option sm writes a table on a terminal, and s-expressions otherwise.
     #[arg(long, value_name = "FORMAT", global = true)]
     pub format: Option<OutputFormat>,
 }
@@ -63,7 +63,7 @@ pub struct Common {
 pub enum OutputFormat {
     /// S-expressions, for Scheme and serde-lexpr.
     Sexp,
-    /// The same with t and nil for booleans, as Emacs and Common Lisp read them.
+    /// S-expressions with t and nil for booleans, for Emacs and Common Lisp.
     Lisp,
     Json,
     /// For people.
@@ -74,13 +74,13 @@ pub enum OutputFormat {
 #[derive(Subcommand)]
 #[command(rename_all = "snake_case")]
 pub enum Verb {
-    /// Make an SR. Fails if it exists.
+    /// Make an SR. Fails if the SR exists.
     SrCreate {
         #[command(flatten)]
         sr: SrArg,
-        /// The least size that will do, in MB or with a unit (20GiB).
+        /// Least size of the SR, in MB or with a unit (20GiB).
         size: Option<String>,
-        /// Overwrite what the devices hold. An SR with disks, and what is mounted or in use, is refused all the same.
+        /// Overwrite what the devices hold. An SR with disks is still refused, and so is what is mounted or in use.
         #[arg(long)]
         force: bool,
         /// Destroy this SR, which the devices hold, with every disk in it. May be given several times.
@@ -91,50 +91,50 @@ pub enum Verb {
     SrDelete {
         #[command(flatten)]
         sr: SrArg,
-        /// Yes, delete the VDIs in it (sm asks for this, the drivers do not).
+        /// Delete the VDIs in the SR too. sm wants this option if there are any; the drivers do not.
         #[arg(long)]
         yes: bool,
     },
     /// Make an SR available on this host, and repair what a crash left.
     SrAttach(SrArg),
-    /// End the availability on this host. Fails while a VDI is attached.
+    /// End the availability of an SR on this host. Fails while a VDI is attached.
     SrDetach(SrArg),
     /// Print what is known of an SR: (sr …).
     SrGetParams(SrArg),
     /// Print an SR with every VDI in it: (sr … (vdis (vdi …) …)).
     SrScan(SrArg),
-    /// Give space back: merge what deleted snapshots and clones left, also below disks in use.
+    /// Give space back: merge the images that deleted snapshots and clones left, also below disks in use.
     SrCollect(SrArg),
-    /// Print the kind of content: raw or iso.
+    /// Print the kind of content of an SR: raw or iso.
     SrContentType(SrArg),
     /// Print the SRs that a DCONF holds: (srs (sr …) …).
     SrProbe,
-    /// Make a VDI of zeroes. Fails if the UUID exists.
+    /// Make a VDI of zeroes. Fails if the VDI exists.
     VdiCreate {
         #[command(flatten)]
         vdi: VdiArg,
-        /// In MB, or with a unit (20GiB).
+        /// Size of the VDI, in MB or with a unit (20GiB).
         size: String,
         #[command(flatten)]
         new: NewArgs,
     },
-    /// Delete a VDI. Succeeds if there is none; fails while it is attached or locked.
+    /// Delete a VDI. Succeeds if there is no such VDI; fails while the VDI is attached or locked.
     VdiDelete {
         #[command(flatten)]
         vdi: VdiArg,
-        /// Delete it also if its image cannot be read.
+        /// Delete the VDI also if its image cannot be read.
         #[arg(long)]
         yes: bool,
     },
-    /// Make a block device of a VDI and print its path; the same path again for an attached one.
+    /// Make a block device of a VDI and print its path. An attached VDI keeps the path that it has.
     VdiAttach {
         #[command(flatten)]
         vdi: VdiArg,
-        /// Attach it read-only.
+        /// Attach the VDI read-only.
         #[arg(long = "read-only")]
         read_only: bool,
     },
-    /// Remove the block device. Fails while something has it open, and says what.
+    /// Remove the block device of a VDI. Fails while a process has the device open, and names the process.
     VdiDetach(VdiArg),
     /// Make a writable copy of a VDI that is neither attached nor locked.
     VdiClone(CopyArgs),
@@ -144,41 +144,41 @@ pub enum Verb {
     VdiResize {
         #[command(flatten)]
         vdi: VdiArg,
-        /// In MB, or with a unit (20GiB).
+        /// New size of the VDI, in MB or with a unit (20GiB).
         size: String,
-        /// Allow it to become smaller; what lies beyond the new end is lost.
+        /// Allow the VDI to become smaller. The data beyond the new end is lost.
         #[arg(long = "allow-shrink")]
         allow_shrink: bool,
     },
-    /// Take the persistent lock of a VDI, seen by every host that has the SR.
+    /// Take the persistent lock of a VDI. Every host that has the SR sees the lock.
     VdiLock(LockArgs),
-    /// Give the persistent lock back.
+    /// Give the persistent lock of a VDI back.
     VdiUnlock(LockArgs),
     /// Print what is known of a VDI: (vdi …).
     VdiGetParams(VdiArg),
-    /// Write the disk of a VDI to a file or a pipe. Fails while it is attached, if it can be written to.
+    /// Write the disk of a VDI to a file or a pipe. Fails while a writable VDI is attached.
     VdiExport {
         #[command(flatten)]
         vdi: VdiArg,
         /// The file to make, or - for standard output.
         #[arg(value_name = "FILE")]
         file: String,
-        /// Its format: raw, vhd or qcow2. Without it the file's extension decides, else raw.
+        /// Format of the file: raw, vhd or qcow2. Without this option the file's extension decides, else raw.
         #[arg(long = "type", value_name = "FORMAT")]
         image: Option<String>,
     },
-    /// Make a VDI of a file or of what comes through a pipe.
+    /// Make a VDI of the contents of a file or a pipe.
     VdiImport {
         #[command(flatten)]
         vdi: VdiArg,
         /// The file to read, or - for standard input.
         #[arg(value_name = "FILE")]
         file: String,
-        /// Its format: raw, vhd or qcow2. Without it the file's extension decides, else raw; but what looks like an
-        /// image is not taken for raw unless this says so.
+        /// Format of the file: raw, vhd or qcow2. Without this option the file's extension decides, else raw. A file that
+        /// looks like an image is taken for raw only if this option says raw.
         #[arg(long = "file-type", value_name = "FORMAT")]
         file_type: Option<String>,
-        /// The least size of the VDI; for raw bytes from a pipe, how many come. In MB, or with a unit.
+        /// Least size of the VDI, in MB or with a unit. For raw bytes from a pipe, the number of bytes that come.
         #[arg(long, value_name = "SIZE")]
         size: Option<String>,
         #[command(flatten)]
@@ -204,23 +204,23 @@ pub struct VdiArg {
     pub vdi: String,
 }
 
-/// What a new VDI is to be.
+/// Properties of a new VDI.
 #[derive(Args)]
 pub struct NewArgs {
-    /// The VDI's format: raw, vhd or qcow2, as the driver supports. Without it vhd where disks are files, raw where
-    /// they are volumes.
+    /// Format of the VDI: raw, vhd or qcow2, as the driver supports. Without this option vhd where disks are files, raw
+    /// where disks are volumes.
     #[arg(long = "type", value_name = "FORMAT")]
     pub image: Option<String>,
-    /// A name for people.
+    /// Name of the VDI, for people.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
     pub label: String,
-    /// What it is for.
+    /// Purpose of the VDI, for people.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
     pub description: String,
-    /// Several users may lock it at once.
+    /// Several users may lock the VDI at once.
     #[arg(long)]
     pub shareable: bool,
-    /// It can only be attached read-only.
+    /// The VDI can only be attached read-only.
     #[arg(long = "read-only")]
     pub read_only: bool,
 }
@@ -241,10 +241,10 @@ pub struct CopyArgs {
 pub struct LockArgs {
     #[command(flatten)]
     pub vdi: VdiArg,
-    /// TRUE takes the lock from whoever holds it, FALSE does not.
+    /// TRUE takes the lock from its holder, FALSE does not.
     #[arg(value_name = "FORCE")]
     pub force: String,
-    /// Who holds the lock, in the caller's words.
+    /// Name of the holder of the lock, in the caller's words.
     #[arg(value_name = "USER", allow_hyphen_values = true)]
     pub user: String,
 }
