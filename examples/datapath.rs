@@ -45,7 +45,7 @@ fn run(args: &[&str]) -> Result<String> {
         ["attach", image, mode @ ..] => {
             let format = if image.ends_with(".qcow2") { Format::Qcow2 } else { Format::Vhd };
             let source = Source { format, path: image.into(), read_only: mode.first() == Some(&"ro"), shared: false };
-            Ok(datapath::attach(&source, soon())?.display().to_string())
+            Ok(datapath::attach(&source, None, soon())?.display().to_string())
         }
         ["list"] => Ok(datapath::all()?
             .iter()

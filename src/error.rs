@@ -98,6 +98,10 @@ pub enum Error {
 
     #[error("cannot {op} {}", path.display())]
     Io { op: &'static str, path: PathBuf, source: io::Error },
+    /// The process that serves an image refused what it was asked for, or could not do it. `attempt`: what was tried, with
+    /// which process. `errno`: of the system call that failed in it, if one did. `why`: its words.
+    #[error("{attempt}: {why}")]
+    ImageServer { attempt: String, errno: Option<i32>, why: String },
     #[error("{argv} {how}{}", stderr_part(stderr))]
     Tool { argv: String, how: String, stderr: String },
     /// The change has happened, at least in part, and what had to follow failed.
@@ -253,13 +257,21 @@ impl Error {
 
     /// Whether the error may come from an image that cannot be read or is not served, and not from who uses it.
     pub fn is_of_the_image(&self) -> bool {
-        matches!(self, Error::Damaged { .. } | Error::Unsupported { .. } | Error::Foreign { .. } | Error::Io { .. })
+        matches!(
+            self,
+            Error::Damaged { .. }
+                | Error::Unsupported { .. }
+                | Error::Foreign { .. }
+                | Error::Io { .. }
+                | Error::ImageServer { .. }
+        )
     }
 
-    /// The errno below an [`Error::Io`], if there is one.
+    /// The errno below an [`Error::Io`] or [`Error::ImageServer`], if there is one.
     pub fn errno(&self) -> Option<i32> {
         match self {
             Error::Io { source, .. } => source.raw_os_error(),
+            Error::ImageServer { errno, .. } => *errno,
             Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => cause.errno(),
             _ => None,
         }

@@ -230,7 +230,7 @@ fn read_only(sr: &Path) {
     let image = chain(sr, 2);
     let before = fs::read(&image).unwrap();
     let source = Source { format: Format::Vhd, path: image.clone(), read_only: true, shared: false };
-    let device = datapath::attach(&source, soon()).unwrap();
+    let device = datapath::attach(&source, None, soon()).unwrap();
     assert!(datapath::find(&image).unwrap().unwrap().read_only);
     assert!(read_all(&device) == read_image(&image));
     let refused = File::options().write(true).open(&device).and_then(|f| {
@@ -238,7 +238,7 @@ fn read_only(sr: &Path) {
         f.sync_all()
     });
     assert!(refused.is_err());
-    assert!(datapath::attach(&Source { read_only: false, ..source }, soon()).is_err());
+    assert!(datapath::attach(&Source { read_only: false, ..source }, None, soon()).is_err());
     detach(&image);
     assert!(fs::read(&image).unwrap() == before, "the image was changed");
 }
@@ -825,14 +825,14 @@ fn soon() -> Instant {
 
 fn attach(image: &Path) -> PathBuf {
     let source = Source { format: Format::Vhd, path: image.to_owned(), read_only: false, shared: false };
-    let device = datapath::attach(&source, soon()).unwrap();
+    let device = datapath::attach(&source, None, soon()).unwrap();
     assert!(fs::metadata(&device).unwrap().file_type().is_block_device());
     device
 }
 
 fn attach_error(image: &Path) -> String {
     let source = Source { format: Format::Vhd, path: image.to_owned(), read_only: false, shared: false };
-    xcp_sm::error::one_line(&datapath::attach(&source, soon()).unwrap_err())
+    xcp_sm::error::one_line(&datapath::attach(&source, None, soon()).unwrap_err())
 }
 
 fn detach(image: &Path) {

@@ -9,6 +9,7 @@ use crate::context::{Context, Deadline};
 use crate::error::{Error, Result, one_line};
 use crate::sr::{Driver, Sr};
 use crate::sys::copy::Progress;
+use crate::sys::lock::Lock;
 use crate::sys::watch;
 use crate::types::{DeviceConfig, SmConfig, SrUuid, VdiInfo, VdiUuid};
 
@@ -83,6 +84,16 @@ impl Session {
         context: &Context,
         work: impl FnOnce(&dyn Sr, &Context) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        self.carry_out_locked(locks, context, |storage, context, _| work(storage, context))
+    }
+
+    /// As [`Session::carry_out`]. `work` is given the last of the locks as well, that of the VDI for a verb of one VDI.
+    pub(super) fn carry_out_locked<T: Send + 'static>(
+        &self,
+        locks: Locks,
+        context: &Context,
+        work: impl FnOnce(&dyn Sr, &Context, Option<&Lock>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         self.deadline.set(context.deadline);
         let sr = self.sr;
         let Some(pulse) = self.storage.pulse() else {
@@ -107,10 +118,10 @@ fn under<T>(
     sr: SrUuid,
     storage: &dyn Sr,
     context: &Context,
-    work: impl FnOnce(&dyn Sr, &Context) -> Result<T>,
+    work: impl FnOnce(&dyn Sr, &Context, Option<&Lock>) -> Result<T>,
 ) -> Result<T> {
     let held = locks.take(sr, context.deadline)?;
-    let outcome = work(storage, context);
+    let outcome = work(storage, context, held.last());
     locks.forget_after(sr, &outcome);
     drop(held);
     outcome

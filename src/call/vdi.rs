@@ -49,7 +49,9 @@ impl Session {
     /// # Errors
     /// [`Error::VdiInUse`] with the host that has it; [`Error::NoVdi`].
     pub fn vdi_attach(&self, vdi: VdiUuid, mode: Mode, context: &Context) -> Result<PathBuf> {
-        self.with_vdi(vdi, context, move |disk, _| vdi::attach(disk, mode))
+        self.carry_out_locked(Locks::of_vdis(&[vdi]), context, move |storage, _, lock| {
+            vdi::attach(&*storage.vdi(vdi)?, mode, lock)
+        })
     }
 
     /// Removes the block device of a VDI. Idempotent.

@@ -11,12 +11,13 @@
 //! | `release` | ends it as `resume` ends a pause; also mends a disk that could not be opened again | `ok`, `ok BYTES` if it goes on |
 //! | `stop` | | `ok`, and again `ok` when the device is gone and the image closed |
 //!
-//! Or `error` and words. The size of the device follows that of the file when somebody asks for it: the client does,
+//! Or `error`, and words: see [`Failure`]. The size of the device follows that of the file when somebody asks for it: the client does,
 //! because a server must not touch its own device.
 //!
 //! A pause ends with its connection: whoever paused and died leaves no disk that hangs. A hold
 //! does not: it is for another host, whose death must not let this one write into an image that has become a base.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
@@ -26,11 +27,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
 use nix::sys::time::TimeVal;
 
-use super::disk::{Disk, State};
+use super::disk::{self, Disk, State};
 use super::server;
 use crate::error::{Error, Result, one_line};
 
@@ -102,8 +104,8 @@ impl Client {
         let line = line.trim_end_matches('\n');
         match line.split_once(' ').unwrap_or((line, "")) {
             ("ok", rest) => Ok(rest.to_owned()),
-            ("error", why) => Err(self.failed(why)),
-            _ => Err(self.failed("it ended without an answer")),
+            ("error", failure) => Err(Failure::parse(failure).of(self.attempt())),
+            _ => Err(Failure::from("it ended without an answer").of(self.attempt())),
         }
     }
 
@@ -133,8 +135,65 @@ impl Client {
         Error::io(op, &self.path)(e)
     }
 
-    fn failed(&self, why: &str) -> Error {
-        Error::Io { op: "use the image server at", path: self.path.clone(), source: io::Error::other(why.to_owned()) }
+    fn attempt(&self) -> String {
+        format!("cannot use the image server at {}", self.path.display())
+    }
+}
+
+/// What an answer says after `error`: `errno=N ` if a system call failed, then words. The number lets the caller tell a
+/// full filesystem from other failures. A server of an earlier version says the words only.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Failure {
+    errno: Option<i32>,
+    words: String,
+}
+
+impl Failure {
+    pub fn parse(said: &str) -> Failure {
+        let parsed = said.strip_prefix("errno=").and_then(|rest| {
+            let (number, words) = rest.split_once(' ').unwrap_or((rest, ""));
+            Some(Failure { errno: Some(number.parse().ok()?), words: words.to_owned() })
+        });
+        parsed.unwrap_or_else(|| Failure::from(said))
+    }
+
+    /// The error of the caller, who has tried `attempt`.
+    pub fn of(self, attempt: String) -> Error {
+        Error::ImageServer { attempt, errno: self.errno, why: self.words }
+    }
+}
+
+impl From<&str> for Failure {
+    fn from(words: &str) -> Failure {
+        Failure { errno: None, words: words.to_owned() }
+    }
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Failure {
+        Failure { errno: disk::errno_of(error).map(|errno| errno as i32), words: one_line(error) }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::from(&error)
+    }
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Failure {
+        Failure { errno: Some(errno as i32), words: errno.desc().to_owned() }
+    }
+}
+
+/// As [`Failure::parse`] reads it.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.errno {
+            Some(errno) => write!(f, "errno={errno} {}", self.words),
+            None => f.write_str(&self.words),
+        }
     }
 }
 
@@ -225,27 +284,25 @@ impl Control {
         let mut stream = stream;
         let (mut paused, mut grown) = (None, false);
         for word in BufReader::new(words).lines().map_while(Result::ok) {
-            let answer = match word.as_str() {
+            let answer: Result<String, Failure> = match word.as_str() {
                 "status" => Ok(status(disk)),
                 "ready" => match disk.state() {
-                    State::Serving { .. } => {
-                        disk.flush().map(|()| String::new()).map_err(|errno| errno.desc().to_owned())
-                    }
+                    State::Serving { .. } => disk.flush().map(|()| String::new()).map_err(Failure::from),
                     State::Paused | State::Failed(_) => Ok(String::new()),
                 },
-                "flush" => disk.flush().map(|()| String::new()).map_err(|errno| errno.desc().to_owned()),
-                "pause" => self.pause(disk, &mut paused).map(|()| String::new()).map_err(|e| one_line(&e)),
+                "flush" => disk.flush().map(|()| String::new()).map_err(Failure::from),
+                "pause" => self.pause(disk, &mut paused).map(|()| String::new()).map_err(Failure::from),
                 "resume" => self.resume(disk, resized, &mut paused).map(|(size, changed)| {
                     grown |= changed;
                     size.to_string()
                 }),
-                "hold" => self.hold(disk).map(|()| String::new()).map_err(|e| one_line(&e)),
-                "release" => self.release(disk, resized).map_err(|e| one_line(&e)),
+                "hold" => self.hold(disk).map(|()| String::new()).map_err(Failure::from),
+                "release" => self.release(disk, resized).map_err(Failure::from),
                 "stop" => match self.stop(&stream) {
                     Ok(()) => continue,
-                    Err(e) => Err(one_line(&e)),
+                    Err(e) => Err(Failure::from(e)),
                 },
-                _ => Err(format!("{word:?} is no word of this server")),
+                _ => Err(Failure::from(format!("{word:?} is no word of this server").as_str())),
             };
             let said = match answer {
                 Ok(rest) if rest.is_empty() => writeln!(stream, "ok"),
@@ -278,16 +335,16 @@ impl Control {
 
     /// The disk's size, and whether it has changed. Ends a pause, unless another one began meanwhile: of a caller that was killed the end may be heard after
     /// the beginning of the next, which must not lose its pause by that.
-    fn resume(&self, disk: &Disk, resized: &Resized, paused: &mut Option<u64>) -> Result<(u64, bool), String> {
+    fn resume(&self, disk: &Disk, resized: &Resized, paused: &mut Option<u64>) -> Result<(u64, bool), Failure> {
         let mut pauses = self.pauses();
         match paused.take() {
-            Some(ours) if ours != pauses.begun => return Err("another call has paused it since".to_owned()),
+            Some(ours) if ours != pauses.begun => return Err("another call has paused it since".into()),
             Some(_) => pauses.in_force = false,
             None => {}
         }
         match pauses.held {
-            true => Err("another host holds it paused".to_owned()),
-            false => resume(disk, resized).map_err(|e| one_line(&e)),
+            true => Err("another host holds it paused".into()),
+            false => resume(disk, resized).map_err(Failure::from),
         }
     }
 
@@ -323,7 +380,7 @@ impl Control {
         let _ = fs::remove_file(socket(&self.dir, std::process::id()));
         let line = match result {
             Ok(()) => "ok\n".to_owned(),
-            Err(e) => format!("error {}\n", one_line(e)),
+            Err(e) => format!("error {}\n", Failure::from(e)),
         };
         for mut stream in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = stream.write_all(line.as_bytes());
@@ -352,4 +409,26 @@ fn status(disk: &Disk) -> String {
 fn resume(disk: &Disk, resized: &Resized) -> Result<(u64, bool)> {
     let size = disk.resume()?;
     Ok((size, resized(size)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_a_failure_reaches_the_caller() {
+        let full = Error::io("write", "/sr/1.vhd")(io::Error::from_raw_os_error(libc::ENOSPC));
+        let said = Failure::from(full.undone(Err(Error::Usage("undo".to_owned())))).to_string();
+        let heard = Failure::parse(&said).of("cannot use the image server".to_owned());
+        assert_eq!(heard.errno(), Some(libc::ENOSPC));
+        assert!(one_line(&heard).starts_with("cannot use the image server: cannot write /sr/1.vhd"), "{heard}");
+    }
+
+    #[test]
+    fn a_failure_without_a_number_is_words() {
+        for words in ["another call has paused it since", "errno=x is no number", "errno=", ""] {
+            assert_eq!(Failure::parse(words), Failure::from(words));
+            assert_eq!(Failure::from(words).to_string(), words);
+        }
+    }
 }

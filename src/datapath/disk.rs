@@ -185,12 +185,7 @@ impl Disk {
 
     fn complain(&self, error: &Error) -> Errno {
         *lock(&self.complaint) = Some(one_line(error));
-        match error {
-            Error::Invalid { .. } => Errno::EINVAL,
-            // The disk is larger than its format has room for.
-            Error::TooBig { .. } | Error::NoSpace { .. } => Errno::ENOSPC,
-            _ => error.errno().map_or(Errno::EIO, Errno::from_raw),
-        }
+        errno_of(error).unwrap_or(Errno::EIO)
     }
 
     /// Lets the requests under way end, makes everything durable and closes the image and its parents.
@@ -321,6 +316,16 @@ impl Disk {
         };
         *lock(&self.uses) = None;
         closed
+    }
+}
+
+/// The number that says what failed to those who hear no words.
+pub fn errno_of(error: &Error) -> Option<Errno> {
+    match error {
+        Error::Invalid { .. } => Some(Errno::EINVAL),
+        // The disk is larger than its format has room for.
+        Error::TooBig { .. } | Error::NoSpace { .. } => Some(Errno::ENOSPC),
+        _ => error.errno().map(Errno::from_raw),
     }
 }
 

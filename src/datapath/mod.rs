@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::sys::blockdev;
+use crate::sys::lock::Lock;
 use crate::sys::loopdev::{self, Detached};
 use crate::sys::run_dir;
 use crate::types::{Done, Format};
@@ -183,13 +184,14 @@ fn has_open(process: u32, path: &Path) -> bool {
 }
 
 /// A block device over the image, which outlives this process. Idempotent: the same path again. What a server
-/// that was killed left is cleaned up first.
+/// that was killed left is cleaned up first. `lock`: the lock of the disk that the caller holds. A server that starts shares
+/// it until the device is there, so that no call comes between if the caller is killed.
 ///
 /// # Errors
 /// [`Error::DeviceInUse`] when it is attached read-only and wanted writable, when its server was killed and
-/// something holds the dead device open, or when an earlier server has not ended at the deadline; [`Error::Tool`] with the
-/// words of a server that did not start, or was not ready at the deadline and was killed.
-pub fn attach(source: &Source, deadline: Instant) -> Result<PathBuf> {
+/// something holds the dead device open, or when an earlier server has not ended at the deadline; [`Error::ImageServer`]
+/// with the words of a server that did not start; [`Error::Tool`] for one that was not ready at the deadline and was killed.
+pub fn attach(source: &Source, lock: Option<&Lock>, deadline: Instant) -> Result<PathBuf> {
     /// What a start may take on a busy machine when its caller waits for nothing.
     const LEAST: Duration = Duration::from_secs(5);
     let source = Source { path: absolute(&source.path)?, ..source.clone() };
@@ -210,7 +212,8 @@ pub fn attach(source: &Source, deadline: Instant) -> Result<PathBuf> {
     options.read(true).write(!source.read_only).open(&source.path).map_err(Error::io("open", &source.path))?;
     let dir = directory();
     sweep(&dir);
-    let started = server::start(&Arguments { source, dir: dir.clone() }, deadline.max(Instant::now() + LEAST));
+    let arguments = Arguments { source, dir: dir.clone() };
+    let started = server::start(&arguments, lock, deadline.max(Instant::now() + LEAST));
     started.inspect_err(|_| sweep(&dir))
 }
 
@@ -273,7 +276,7 @@ pub fn prepare(path: &Path, deadline: Instant) -> Result<()> {
     let Some(found) = find(path)? else { return Ok(()) };
     match conversation(&found, patience(deadline))?.ask("ready") {
         // A server of an earlier version does not know the word; a flush that fails is the pause's to tell.
-        Err(Error::Io { .. }) => Ok(()),
+        Err(Error::Io { .. } | Error::ImageServer { .. }) => Ok(()),
         other => other.map(drop),
     }
 }

@@ -20,7 +20,7 @@
 //! | opens the image, binds the control socket, mounts FUSE: `mounted` | |
 //! | | opens the file, unmounts, makes the loop device: `attached` |
 //!
-//! Or `error` and words. The end of the conversation before `attached` means that the caller failed or was killed. Then the
+//! Or `error` and a [`Failure`]. The end of the conversation before `attached` means that the caller failed or was killed. Then the
 //! server unmounts. If there is a device all the same, the disk is attached; else nothing holds the filesystem, and the
 //! server ends. When a server is killed, the kernel fails what its caller waits for. When it does not answer until the
 //! deadline, its caller kills it.
@@ -42,11 +42,11 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::{ForkResult, Pid, dup2_stdin, dup2_stdout, fork, setsid};
 
-use super::control::{self, Control};
+use super::control::{self, Control, Failure};
 use super::disk::Disk;
 use super::{Source, fuse};
-use crate::error::{Error, Result, ended, one_line};
-use crate::sys::lock;
+use crate::error::{Error, Result, ended};
+use crate::sys::lock::Lock;
 use crate::sys::tool::{self, Tool};
 use crate::types::Format;
 
@@ -118,13 +118,15 @@ impl Arguments {
     }
 }
 
-/// Starts a server, makes its device and returns that.
+/// Starts a server, makes its device and returns that. The server shares `lock` meanwhile.
 ///
 /// # Errors
-/// [`Error::Tool`] with the words of the server. A server that was not ready at `until` was killed.
-pub fn start(arguments: &Arguments, until: Instant) -> Result<PathBuf> {
+/// [`Error::ImageServer`] with the words of a server that did not start. [`Error::Tool`] for one that ended without words, or
+/// was not ready at `until` and was killed.
+pub fn start(arguments: &Arguments, lock: Option<&Lock>, until: Instant) -> Result<PathBuf> {
     let shown = format!("the server of {}", arguments.source.path.display());
-    let stream = tool::start_again(NAME, &arguments.to_words(), &shown, lock::share_last())?;
+    let lock = lock.map(Lock::share).transpose()?;
+    let stream = tool::start_again(NAME, &arguments.to_words(), &shown, lock)?;
     let mut server = Starting { words: BufReader::new(stream), shown, until, begun: Instant::now(), pid: None };
     let pid: u32 = server.hear("pid")?.trim().parse().map_err(|_| server.failed("said no number as its process"))?;
     server.pid = Some((pid, arguments.clone()));
@@ -166,11 +168,7 @@ impl Starting {
             Ok(0) => Err(self.failed("ended before it was ready")),
             Ok(_) => match line.trim_end().split_once(' ').unwrap_or((line.trim_end(), "")) {
                 (said, rest) if said == word => Ok(rest.to_owned()),
-                ("error", why) => Err(Error::Tool {
-                    argv: self.shown.clone(),
-                    how: "did not start".to_owned(),
-                    stderr: why.to_owned(),
-                }),
+                ("error", failure) => Err(Failure::parse(failure).of(format!("{} did not start", self.shown))),
                 (other, _) => Err(self.failed(&format!("said {other:?} instead of {word}"))),
             },
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(self.too_late()),
@@ -251,7 +249,7 @@ pub fn main() -> Option<ExitCode> {
     match serve(&arguments, &caller) {
         Ok(()) => Some(ExitCode::SUCCESS),
         Err(error) => {
-            caller.say(&format!("error {}", one_line(&error)));
+            caller.say(&format!("error {}", Failure::from(&error)));
             Some(ExitCode::FAILURE)
         }
     }

@@ -50,6 +50,8 @@ pub struct About {
     pub configuration: &'static [(&'static str, &'static str)],
     /// The VDI that an agent calls by this location.
     pub vdi_at: fn(SrUuid, &str) -> Result<VdiUuid>,
+    /// Whether the SR stores the label and the description of a VDI with it.
+    pub keeps_names: bool,
     /// What `sm_config` has to say of a VDI.
     pub sm_config: fn(&VdiInfo) -> SmConfig,
     /// What the SRs live on. Agents have error codes of their own for some substrates.

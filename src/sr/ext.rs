@@ -59,6 +59,7 @@ pub const DRIVER: Driver = Driver {
         capabilities: file::CAPABILITIES,
         configuration: &[("device", "block devices, separated by commas (required)"), PREFERRED_FORMATS],
         vdi_at: vdi_by_uuid,
+        keeps_names: true,
         sm_config: file::sm_config,
         substrate: Substrate::BlockDevices,
         images: file::images,

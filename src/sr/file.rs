@@ -96,6 +96,7 @@ pub const DRIVER: Driver = Driver {
         capabilities: CAPABILITIES,
         configuration: &[("location", "absolute path of a local directory (required)"), PREFERRED_FORMATS],
         vdi_at: vdi_by_uuid,
+        keeps_names: true,
         sm_config,
         substrate: Substrate::Directory,
         images,

@@ -32,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server};
 use crate::sys::copy::Progress;
 use crate::sys::durable::{self, Dir};
+use crate::sys::lock::Lock;
 use crate::sys::loopdev::{self, Backing};
 use crate::sys::watch::Pulse;
 use crate::types::{Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, State, VdiInfo, VdiUuid};
@@ -79,6 +80,7 @@ pub const DRIVER: Driver = Driver {
             ("mountpoint", "the directory below which SRs are mounted"),
         ],
         vdi_at: |sr, location| Ok(uuid_of(sr, location)),
+        keeps_names: false,
         sm_config: |_| SmConfig::new(),
         substrate: Substrate::CdLibrary,
         images: no_images,
@@ -326,7 +328,7 @@ impl Vdi for IsoVdi<'_> {
         self.0.device()
     }
 
-    fn attach(&self, mode: Mode) -> Result<PathBuf> {
+    fn attach(&self, mode: Mode, _lock: Option<&Lock>) -> Result<PathBuf> {
         self.0.attach(mode)
     }
 

@@ -83,6 +83,7 @@ pub const DRIVER: Driver = Driver {
             ("shared", "true at sr_create if several hosts see the devices; default false"),
         ],
         vdi_at: vdi_by_uuid,
+        keeps_names: true,
         // The keys that the Python LVM driver keeps of a raw volume; XCP-ng 8.3, "Records and sm_config".
         sm_config: |vdi| vec![("image-format", Some(vdi.format.to_string())), ("vdi_type", Some("aio".to_owned()))],
         substrate: Substrate::BlockDevices,

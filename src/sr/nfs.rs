@@ -61,6 +61,7 @@ pub const DRIVER: Driver = Driver {
             PREFERRED_FORMATS,
         ],
         vdi_at: vdi_by_uuid,
+        keeps_names: true,
         sm_config: file::sm_config,
         substrate: Substrate::NfsExport,
         images: file::images,

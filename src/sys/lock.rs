@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -28,12 +28,20 @@ pub enum Kind {
 /// A held lock; dropping it releases it.
 #[derive(Debug)]
 pub struct Lock {
-    _file: Arc<File>,
+    file: File,
     /// What other hosts see of it.
     _shared: Option<File>,
 }
 
 impl Lock {
+    /// A part in the lock on this host. The lock is free when this is closed as well, which another process may do.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the process has no descriptor left.
+    pub fn share(&self) -> Result<File> {
+        self.file.try_clone().map_err(Error::io("share the lock", run_dir::locks()))
+    }
+
     /// The same lock among hosts: on a file that all of them see, on a filesystem that tells them (NFS, which
     /// frees the lock some time after its holder's host died). One of them at a time gets this far on a host.
     pub fn among_hosts(self, file: File, path: &Path, deadline: Instant) -> Result<Lock, Refused> {
@@ -64,63 +72,80 @@ impl Refused {
     }
 }
 
-static LAST: Mutex<Weak<File>> = Mutex::new(Weak::new());
-
-/// A part in the lock that was taken last, if it is held: a call takes that of its VDI last. It is free when this is
-/// closed as well, which another process may do.
-pub fn share_last() -> Option<File> {
-    LAST.lock().unwrap_or_else(PoisonError::into_inner).upgrade()?.try_clone().ok()
-}
-
-/// Takes the lock `<lock directory>/<namespace>/<name>`, waiting until `deadline`.
+/// The directory of all locks, opened and examined once for the locks of one call.
 ///
-/// The file is never unlinked by us; Python drivers unlink lock files, so after locking the path is
-/// checked to be still the file we hold.
-pub fn take(namespace: &str, name: &str, kind: Kind, deadline: Instant) -> Result<Lock, Refused> {
-    let path = run_dir::locks().join(namespace).join(name);
-    loop {
-        let file = open(namespace, name).map_err(Refused::Failed)?;
-        if !wait(&file, kind, deadline, &path).map_err(Refused::Failed)? {
-            return Err(Refused::TimedOut { holder: holder(namespace, name) });
-        }
-        if is_still(&path, &file) {
-            let file = Arc::new(file);
-            *LAST.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&file);
-            return Ok(Lock { _file: file, _shared: None });
+/// Every directory is looked at by the descriptor through which the file of a lock is then opened: /var/lock is writable
+/// for all, and a user could have made our directory in it first, or hand out our locks from one that he can write to.
+#[derive(Default)]
+pub struct Directory(Option<Dir>);
+
+impl Directory {
+    /// Takes the lock `<lock directory>/<namespace>/<name>`, waiting until `deadline`.
+    ///
+    /// The file is never unlinked by us; Python drivers unlink lock files, so after locking the path is
+    /// checked to be still the file we hold.
+    ///
+    /// # Errors
+    /// [`Refused::TimedOut`] while another process holds it, [`Refused::Failed`] with access denied if somebody else could
+    /// exchange its file.
+    pub fn take(&mut self, namespace: &str, name: &str, kind: Kind, deadline: Instant) -> Result<Lock, Refused> {
+        let path = run_dir::locks().join(namespace).join(name);
+        loop {
+            let file = self.open(namespace, name).map_err(Refused::Failed)?;
+            if !wait(&file, kind, deadline, &path).map_err(Refused::Failed)? {
+                return Err(Refused::TimedOut { holder: holder(namespace, name) });
+            }
+            if is_still(&path, &file) {
+                return Ok(Lock { file, _shared: None });
+            }
+            // Perhaps the directory is another by now.
+            self.0 = None;
         }
     }
-}
 
-/// Opens the file of a lock, and makes it and its directories if need be. Every directory is looked at by the
-/// descriptor through which the file is then opened, each time: /var/lock is writable for all, and a user could have made
-/// our directory in it first, or hand out our locks from one that he can write to.
-///
-/// # Errors
-/// [`Error::Io`], access denied, if somebody else could exchange the file.
-fn open(namespace: &str, name: &str) -> Result<File> {
-    let root = run_dir::locks();
-    // Whoever deletes a VDI removes its lock directory, perhaps just after it was made here.
-    const ATTEMPTS: u32 = 100;
-    let try_open = || -> Result<Option<File>> {
-        let Some(dir) = found(Dir::open(&root))? else { return Ok(None) };
-        refuse_if_of_others(&dir)?;
-        let Some(dir) = dir.sub_dir(namespace)? else { return Ok(None) };
+    /// Opens the file of a lock, and makes it and its directories if need be.
+    fn open(&mut self, namespace: &str, name: &str) -> Result<File> {
+        // Whoever deletes a VDI removes its lock directory, perhaps just after it was made here.
+        const ATTEMPTS: u32 = 100;
+        for _ in 0..ATTEMPTS {
+            if let Some(file) = self.try_open(namespace, name)? {
+                return Ok(file);
+            }
+            self.0 = None;
+            let dir = run_dir::locks().join(namespace);
+            match fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("create the lock directory", dir)(e));
+                }
+                _ => {}
+            }
+        }
+        let missing = || Error::sys("open the lock file", run_dir::locks().join(namespace).join(name))(Errno::ENOENT);
+        self.try_open(namespace, name)?.ok_or_else(missing)
+    }
+
+    fn try_open(&mut self, namespace: &str, name: &str) -> Result<Option<File>> {
+        let root = match self.0.take() {
+            Some(root) => root,
+            None => {
+                let Some(root) = found(Dir::open(&run_dir::locks()))? else { return Ok(None) };
+                refuse_if_of_others(&root)?;
+                root
+            }
+        };
+        let dir = self.0.insert(root).sub_dir(namespace)?;
+        let Some(dir) = dir else { return Ok(None) };
         refuse_if_of_others(&dir)?;
         found(dir.lock_file(name))
-    };
-    for _ in 0..ATTEMPTS {
-        if let Some(file) = try_open()? {
-            return Ok(file);
-        }
-        let dir = root.join(namespace);
-        match fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io("create the lock directory", dir)(e));
-            }
-            _ => {}
-        }
     }
-    try_open()?.ok_or_else(|| Error::sys("open the lock file", root.join(namespace).join(name))(Errno::ENOENT))
+}
+
+/// Takes one lock, as [`Directory::take`] does.
+///
+/// # Errors
+/// Those of [`Directory::take`].
+pub fn take(namespace: &str, name: &str, kind: Kind, deadline: Instant) -> Result<Lock, Refused> {
+    Directory::default().take(namespace, name, kind, deadline)
 }
 
 fn found<T>(result: Result<T>) -> Result<Option<T>> {
@@ -233,4 +258,38 @@ fn opener(path: &Path) -> Option<u32> {
         (pid != std::process::id() && fds.any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == path)))
             .then_some(pid)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_was_removed_and_made_again_is_opened_again() {
+        let (first, second) = (uuid::Uuid::new_v4().to_string(), uuid::Uuid::new_v4().to_string());
+        let mut directory = Directory::default();
+        drop(directory.take(&first, "vdi", Kind::Exclusive, Instant::now()).unwrap());
+        // What an open directory is after its name was given to another.
+        let elsewhere = tempfile::tempdir().unwrap();
+        directory.0 = Some(Dir::open(elsewhere.path()).unwrap());
+        fs::remove_dir(elsewhere.path()).unwrap();
+        let lock = directory.take(&second, "vdi", Kind::Exclusive, Instant::now()).unwrap();
+        let other = take(&second, "vdi", Kind::Exclusive, Instant::now());
+        assert!(matches!(other, Err(Refused::TimedOut { .. })), "the lock is in no directory: {other:?}");
+        drop(lock);
+        forget(&first, "vdi");
+        forget(&second, "vdi");
+    }
+
+    #[test]
+    fn a_shared_lock_is_held_until_every_part_is_closed() {
+        let namespace = uuid::Uuid::new_v4().to_string();
+        let lock = take(&namespace, "vdi", Kind::Exclusive, Instant::now()).unwrap();
+        let part = lock.share().unwrap();
+        drop(lock);
+        assert!(take(&namespace, "vdi", Kind::Exclusive, Instant::now()).is_err());
+        drop(part);
+        assert!(take(&namespace, "vdi", Kind::Exclusive, Instant::now()).is_ok());
+        forget(&namespace, "vdi");
+    }
 }

@@ -122,6 +122,13 @@ pub struct Params {
     pub read_only: bool,
 }
 
+impl Params {
+    /// Bytes of the longest label that is stored with a disk.
+    pub const LONGEST_LABEL: usize = 4096;
+    /// Bytes of the longest description that is stored with a disk.
+    pub const LONGEST_DESCRIPTION: usize = 65536;
+}
+
 fn is_false(value: &bool) -> bool {
     !value
 }

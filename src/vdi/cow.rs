@@ -280,14 +280,14 @@ impl Vdi for Cow<'_> {
         self.describe(&self.node()?)
     }
 
-    fn attach(&self, mode: Mode) -> Result<PathBuf> {
+    fn attach(&self, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf> {
         let source = datapath::Source {
             format: self.kind.format,
             path: self.place.path(),
             read_only: mode == Mode::ReadOnly,
             shared: self.place.is_shared(),
         };
-        busy(&*self.place, datapath::attach(&source, self.place.deadline()))
+        busy(&*self.place, datapath::attach(&source, lock, self.place.deadline()))
     }
 
     fn is_read_only(&self) -> Result<bool> {

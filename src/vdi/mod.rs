@@ -68,15 +68,24 @@ pub trait Place {
         Err(Error::Unsupported { op: "storing a name", why: "this SR keeps nothing beside its disks".to_owned() })
     }
 
-    /// Makes durable what an earlier call may have changed without being able to say so: it was killed before its last
-    /// flush. A device over the place becomes as large as the place is. Called before a call answers that what it asks
-    /// for is there already. Idempotent.
+    /// Makes the place's bytes and length durable, which an earlier call may have changed without being able to say so: it
+    /// was killed before its last flush. A device over the place becomes as large as the place is. Called before a call
+    /// answers that the size it asks for is there already. Idempotent.
     ///
     /// # Errors
     /// [`Error::Io`] if the storage does not take it.
     fn settle(&self) -> Result<()> {
         let image = self.image(Mode::ReadOnly)?;
         image.sync_all().map_err(Error::io("flush", self.path()))
+    }
+
+    /// Makes the names and the holders durable, as [`Place::settle`] does for the bytes. Called before a call answers that
+    /// the name or the lock it asks for is there already. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the storage does not take it.
+    fn settle_records(&self) -> Result<()> {
+        self.settle()
     }
 
     /// Whether other hosts may have it attached, which this one's kernel can't see.
@@ -250,7 +259,9 @@ pub trait Vdi {
 
     /// A block device that outlives the call; the same path when called again. Callers go through [`attach`], which
     /// says in which mode.
-    fn attach(&self, mode: Mode) -> Result<PathBuf>;
+    ///
+    /// `lock`: the lock of the disk that the caller holds. What goes on starting after a killed caller keeps it.
+    fn attach(&self, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf>;
 
     /// Whether it can be read and not written: a snapshot, a base, a CD.
     fn is_read_only(&self) -> Result<bool> {
@@ -316,7 +327,7 @@ pub trait Vdi {
         let place = self.place();
         let now = place.params()?;
         if now.label == label && now.description == description {
-            place.settle()?;
+            place.settle_records()?;
             return Ok(Done::Already);
         }
         place.set_names(label, description)?;
@@ -334,7 +345,7 @@ pub trait Vdi {
         let shareable = place.params()?.shareable;
         let mut users = seen.users.clone();
         if users.iter().any(|u| u == user) {
-            place.settle()?;
+            place.settle_records()?;
             return Err(refused(place, format!("it is locked by {user:?} already")));
         }
         if !users.is_empty() && !shareable {
@@ -356,7 +367,7 @@ pub trait Vdi {
         let seen = place.holders()?;
         let mut users = seen.users.clone();
         if users.is_empty() {
-            place.settle()?;
+            place.settle_records()?;
             return Err(refused(place, "it is not locked".to_owned()));
         }
         if users.iter().any(|u| u == user) {
@@ -390,11 +401,11 @@ fn named(users: &[String]) -> String {
 }
 
 /// Attaches a disk, or finds it attached. What can't be written is attached read-only whatever was asked; any other
-/// stays in the mode it has until it is detached, or a reader would hold a device that writes.
+/// stays in the mode it has until it is detached, or a reader would hold a device that writes. `lock`: see [`Vdi::attach`].
 ///
 /// # Errors
 /// [`Error::VdiInUse`] when it is attached in the other mode; [`Error::Io`], access denied, without root.
-pub fn attach(disk: &dyn Vdi, mode: Mode) -> Result<PathBuf> {
+pub fn attach(disk: &dyn Vdi, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf> {
     let read_only = disk.is_read_only()?;
     match disk.device()? {
         None => needs_root("make a block device of", disk.place().path())?,
@@ -410,7 +421,7 @@ pub fn attach(disk: &dyn Vdi, mode: Mode) -> Result<PathBuf> {
         }
         Some(_) => {}
     }
-    disk.attach(if read_only { Mode::ReadOnly } else { mode })
+    disk.attach(if read_only { Mode::ReadOnly } else { mode }, lock)
 }
 
 /// Refuses to change a disk that is to stay as it is: a snapshot.

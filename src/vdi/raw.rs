@@ -9,6 +9,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::image::SECTOR;
 use crate::image::disk::{Disk, RawFile};
+use crate::sys::lock::Lock;
 use crate::types::{Done, Format, Mode, Params, VdiInfo, VdiUuid};
 use crate::vdi::{Kind, Node, Place, Vdi, cow, describe, refuse_if_elsewhere, refuse_if_used};
 
@@ -74,7 +75,7 @@ impl Vdi for Raw<'_> {
         self.place.device()
     }
 
-    fn attach(&self, mode: Mode) -> Result<PathBuf> {
+    fn attach(&self, mode: Mode, _lock: Option<&Lock>) -> Result<PathBuf> {
         self.place.attach(mode)
     }
 

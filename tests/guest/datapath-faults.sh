@@ -1,9 +1,9 @@
 #!/bin/bash
-# Disks whose servers were killed or do not answer, and loop devices that other processes want as well.
+# Disks whose servers were killed or do not answer, loop devices that other processes want as well, and filesystems that are full.
 # guest: uml
-# needs: fuse loop
+# needs: fuse loop ext4
 # bins: sm
-# tools: losetup python3
+# tools: losetup python3 mkfs.ext4
 # memory: 512
 # timeout: 600
 # What follows || is meant for both that come before.
@@ -11,7 +11,7 @@
 set -u
 # shellcheck source-path=SCRIPTDIR source=claims.inc
 . "$ROOT/tests/guest/claims.inc"
-modprobe -a fuse loop 2> /dev/null || :
+modprobe -a fuse loop ext4 2> /dev/null || :
 A=$(vdi 1) B=$(vdi 2) RAW=$(vdi 3)
 sm() { local verb=$1; shift; timeout 100 "$BIN/sm" "$verb" -t file -d "$SCRATCH/sr" "$SR" "$@"; }
 server() { # VDI: the process that serves it
@@ -109,6 +109,45 @@ time.sleep(1000)" &
   passed_over && kill $pid
 }
 claim 'a free loop device that another process holds is passed over' exclusive
+
+# Writes without the page cache of the device, so that the server has them.
+poke() { # DEVICE OFFSET_KIB TEXT
+  echo "$3" | dd of="$1" bs=4k seek=$(($2 / 4)) oflag=direct conv=sync,notrunc status=none
+}
+peek() { dd if="$1" bs=4k skip=$(($2 / 4)) count=1 iflag=direct status=none | tr -d '\0'; } # DEVICE OFFSET_KIB
+small() { "$BIN/sm" "$1" -t file -d "$SCRATCH/small/sr" "$SR" "${@:2}"; }
+# No block is free afterwards, not even what ext4 frees with a sync.
+fill() {
+  local n
+  for n in 1 2 3; do
+    dd if=/dev/zero of="$SCRATCH/small/ballast$n" bs=4k status=none 2> /dev/null
+    sync
+  done
+}
+full() { # FORMAT VDI SNAPSHOT
+  local device pid before
+  mkdir -p "$SCRATCH/small"
+  truncate -s 24M "$SCRATCH/small.img"
+  mkfs.ext4 -q -F -m 0 -O ^has_journal "$SCRATCH/small.img" && mount -o loop "$SCRATCH/small.img" "$SCRATCH/small" || return
+  small sr_create && small vdi_create "$2" 64 --type "$1" > /dev/null && device=$(small vdi_attach "$2") || return
+  poke "$device" 0 old && sync "$device" && pid=$(server "$2") || return
+  # Its data has space, what leads there has none.
+  poke "$device" 32768 new
+  fill
+  before=$(find "$SCRATCH/small/sr" | sort)
+  fails_with ENOSPC small vdi_snapshot "$2" "$3" && grep -q 'No space left on device' "$SCRATCH/stderr" &&
+    [ "$(find "$SCRATCH/small/sr" | sort)" = "$before" ] || { echo "snapshot"; return 1; }
+  # What has its space is written and read as before, and made durable.
+  poke "$device" 0 same && sync "$device"
+  [ "$(peek "$device" 0)" = same ] && [ "$(peek "$device" 32768)" = new ] && kill -0 "$pid" || { echo "data while full"; return 1; }
+  rm "$SCRATCH"/small/ballast*
+  sync "$device" && small vdi_snapshot "$2" "$3" > /dev/null && poke "$device" 32768 newer && small vdi_detach "$2" || return
+  device=$(small vdi_attach "$2") && [ "$(peek "$device" 0)" = same ] && [ "$(peek "$device" 32768)" = newer ] && small vdi_detach "$2" &&
+    device=$(small vdi_attach "$3") && [ "$(peek "$device" 0)" = same ] && [ "$(peek "$device" 32768)" = new ] && small vdi_detach "$3" || return
+  small sr_delete --yes && umount "$SCRATCH/small"
+}
+claim 'a full filesystem: a snapshot of a VHD in use says ENOSPC, loses nothing, and works once there is space' full vhd "$(vdi 21)" "$(vdi 22)"
+claim 'a full filesystem: so does a snapshot of a qcow2' full qcow2 "$(vdi 23)" "$(vdi 24)"
 
 claim 'all is deleted' sm sr_delete --yes
 summary

@@ -232,7 +232,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         Error::Damaged { .. } if general == Code::VDIUnavailable => Code::VDILoad,
         Error::Damaged { .. } | Error::NotMerged { .. } | Error::NotPaused { .. } => general,
         Error::Tool { argv, .. } => of_tool(argv.split(' ').next().unwrap_or(""), command).unwrap_or(general),
-        Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
+        Error::Io { .. } | Error::ImageServer { .. } => match error.errno().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Code::SRNoSpace,
             Some(Errno::EROFS) => Code::SharedFileSystemNoWrite,
             // Root may do anything, except where a server does not take it for root.
@@ -325,6 +325,20 @@ mod tests {
             assert_eq!(code(io(errno), "file", Command::SrCreate), file);
         }
         assert_eq!(code(io(Errno::EIO), "nfs", Command::SrDelete), 76);
+    }
+
+    #[test]
+    fn a_full_filesystem_that_an_image_server_met_is_no_space() {
+        let full = |errno: Errno| Error::ImageServer {
+            attempt: "cannot use the image server at /run/sm/datapath/7.sock".to_owned(),
+            errno: Some(errno as i32),
+            why: "cannot write /sr/1.vhd".to_owned(),
+        };
+        for sr_type in ["file", "ext", "nfs"] {
+            assert_eq!(code(full(Errno::ENOSPC), sr_type, Command::VdiSnapshot), 44);
+            assert_eq!(code(full(Errno::EDQUOT), sr_type, Command::VdiSnapshot), 44);
+            assert_eq!(code(full(Errno::EIO), sr_type, Command::VdiSnapshot), 82);
+        }
     }
 
     fn said(error: Error, sr_type: &str, command: Command) -> String {

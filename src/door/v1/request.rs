@@ -43,8 +43,8 @@ pub fn lock(args: &LockArgs) -> Result<LockWords> {
 /// [`Error::Invalid`] with the option.
 pub fn new_vdi(vdi: VdiUuid, virtual_size: u64, args: &NewArgs) -> Result<NewVdi> {
     let params = Params {
-        label: text("label", &args.label, 0..=4096)?,
-        description: text("description", &args.description, 0..=65536)?,
+        label: text("label", &args.label, 0..=Params::LONGEST_LABEL)?,
+        description: text("description", &args.description, 0..=Params::LONGEST_DESCRIPTION)?,
         shareable: args.shareable,
         read_only: args.read_only,
     };

@@ -42,10 +42,10 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::VdiInUse { .. } | Error::NotPaused { .. } => (103, "EVDIBUSY"),
         Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => exit_status(cause),
         Error::Damaged { .. } | Error::NotMerged { .. } | Error::Tool { .. } => (5, "EIO"),
-        Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
+        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => (13, "EACCES"),
+        Error::Io { .. } | Error::ImageServer { .. } => match e.errno().map(Errno::from_raw) {
             Some(Errno::EACCES | Errno::EPERM | Errno::EROFS) => (13, "EACCES"),
             Some(Errno::ENOSPC | Errno::EDQUOT) => (28, "ENOSPC"),
-            None if source.kind() == std::io::ErrorKind::PermissionDenied => (13, "EACCES"),
             _ => (5, "EIO"),
         },
     }
