@@ -385,6 +385,26 @@ fn sm_says_at_a_terminal_that_there_is_nothing_to_delete_and_a_driver_does_not()
 }
 
 #[test]
+fn a_lock_that_is_there_already_is_made_durable_without_the_image() {
+    let scene = Scene::file_with_a();
+    scene.call(["vdi_lock", SR, A, "FALSE", "host1"]).done();
+    if !scene::has("strace") {
+        return;
+    }
+    let trace = scene.root.path().join("trace");
+    let traced = |verb: &str| {
+        let strace = format!("strace -f -y -qq -e trace=fsync,fdatasync -o {}", trace.display());
+        scene.under(&strace, scene.line([verb, SR, A, "FALSE", "host1"])).fails("ENOLCK");
+        let synced = std::fs::read_to_string(&trace).unwrap();
+        assert!(synced.contains(&format!("<{}>", scene.place.display())), "nothing was made durable: {synced}");
+        assert!(!synced.contains(".raw"), "the image was synced as well: {synced}");
+    };
+    traced("vdi_lock");
+    scene.call(["vdi_unlock", SR, A, "FALSE", "host1"]).done();
+    traced("vdi_unlock");
+}
+
+#[test]
 fn sm_wants_a_type_it_knows() {
     let scene = with_sr(&FILE, Door::Sm);
     let message = scene.bare(["sr_scan", "-d", "/srv/sr", SR]).fails("EINVAL");

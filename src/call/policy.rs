@@ -4,7 +4,7 @@ use super::Session;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::sr::Driver;
-use crate::types::{DeviceConfig, Done, VdiInfo};
+use crate::types::{DeviceConfig, Done, Params, VdiInfo};
 
 /// The verbs that only the host that may change the SR, its master, carries out.
 const OF_THE_MASTER: &[&str] =
@@ -91,14 +91,26 @@ impl Session {
         }
     }
 
+    /// The parameters of a VDI to be made, with the names that an agent's user gave it, where the SR stores such names with
+    /// the disk. Elsewhere the agent's record is all there is.
+    pub fn named(&self, params: Params, label: &str, description: &str) -> Params {
+        match self.driver.about.keeps_names && can_be_stored(label, description) {
+            true => Params { label: label.to_owned(), description: description.to_owned(), ..params },
+            false => params,
+        }
+    }
+
     /// Stores a VDI's names with the disk, so that they come back with a scan after the agent forgot the SR. Where the SR
     /// cannot hold them, and on a host that must not change the SR, the agent's record is all there is.
+    ///
+    /// Names that are there already are not made durable once more: the agent has them in its own database, and its next
+    /// update compares again.
     ///
     /// # Errors
     /// What storing says.
     pub fn keep_names(&self, info: &VdiInfo, label: &str, description: &str, context: &Context) -> Result<()> {
         let same = info.label == label && info.description == description;
-        if info.hidden || same || is_slave(&self.config) {
+        if info.hidden || same || is_slave(&self.config) || !can_be_stored(label, description) {
             return Ok(());
         }
         match self.vdi_set_names(info.uuid, label, description, context) {
@@ -108,13 +120,18 @@ impl Session {
     }
 }
 
+/// Whether the record beside a disk has room for the names.
+fn can_be_stored(label: &str, description: &str) -> bool {
+    label.len() <= Params::LONGEST_LABEL && description.len() <= Params::LONGEST_DESCRIPTION
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
     use crate::sr::{file, iso};
-    use crate::types::{NewVdi, Overwrite, Params, SrUuid, VdiUuid};
+    use crate::types::{NewVdi, Overwrite, SrUuid, VdiUuid};
 
     #[test]
     fn only_a_slave_is_refused_and_only_what_the_master_does() {
@@ -160,6 +177,24 @@ mod tests {
         assert_eq!(session.vdis_at_stake(&context()).unwrap(), 1);
         session.vdi_delete(vdi, false, &context()).unwrap();
         session.sr_delete(&context()).unwrap();
+    }
+
+    #[test]
+    fn names_are_stored_where_the_driver_keeps_them_and_they_fit() {
+        let named = |driver, config: [(&str, &str); 2], label: &str, description: &str| {
+            let session = Session::open(driver, SrUuid::random(), DeviceConfig::from(config)).unwrap();
+            session.named(Params { read_only: true, ..Params::default() }, label, description)
+        };
+        let (files, isos) =
+            ([("location", "/srv/sr"), ("x", "")], [("location", "/srv/isos"), ("legacy_mode", "true")]);
+        let params = named(&file::DRIVER, files, "web", "a server");
+        assert_eq!((params.label.as_str(), params.description.as_str(), params.read_only), ("web", "a server", true));
+        let longest = ("l".repeat(Params::LONGEST_LABEL), "d".repeat(Params::LONGEST_DESCRIPTION));
+        assert_eq!(named(&file::DRIVER, files, &longest.0, &longest.1).label, longest.0);
+        let alone = Params { read_only: true, ..Params::default() };
+        assert_eq!(named(&iso::DRIVER, isos, "web", "a server"), alone);
+        assert_eq!(named(&file::DRIVER, files, &(longest.0.clone() + "l"), ""), alone);
+        assert_eq!(named(&file::DRIVER, files, "", &(longest.1.clone() + "d")), alone);
     }
 
     #[test]

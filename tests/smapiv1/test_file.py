@@ -262,6 +262,26 @@ class Lifecycle(Case):
             self.assertEqual((again["name_label"], again["name_description"]), (label, description))
             self.agent.delete(found)
 
+    def test_a_name_given_at_creation_comes_back_too(self):
+        self.an_sr()
+        for sm_config in ({"type": "raw"}, {"type": "vhd"}, {"image-format": "qcow2"}):
+            vdi = self.agent.create(8 * MiB, "web <&> 'disk'", "w" * 3000, sm_config=sm_config)
+            record = self.xapi.vdis.pop(vdi)
+            self.agent.scan()
+            ((found, again),) = self.xapi.of(self.agent.sr_ref).items()
+            self.assertEqual(again["uuid"], record["uuid"])
+            self.assertEqual((again["name_label"], again["name_description"]), ("web <&> 'disk'", "w" * 3000))
+            self.agent.delete(found)
+
+    def test_a_name_that_no_sr_holds_is_left_to_xapi(self):
+        self.an_sr()
+        vdi = self.agent.create(8 * MiB, "l" * 5000, "d" * 70000)
+        self.xapi.vdis[vdi]["name_description"] = "d" * (2 << 20)
+        self.agent.call("vdi_update", vdi=vdi)
+        self.agent.scan()
+        self.assertEqual(self.xapi.vdis[vdi]["name_label"], "l" * 5000)
+        self.agent.delete(vdi)
+
     def test_the_figures_of_the_sr_follow(self):
         """By what a call changes, not by a look at every disk; and nothing is lost between two calls."""
         allocation = lambda: int(self.xapi.srs[self.agent.sr_ref]["virtual_allocation"])

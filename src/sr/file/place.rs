@@ -229,8 +229,12 @@ impl Place for FilePlace<'_> {
 
     fn settle(&self) -> Result<()> {
         self.image(Mode::ReadOnly)?.sync_all().map_err(Error::io("make durable", self.path()))?;
-        register::settle(&self.dir, &beside(self.vdi, LOCK))?;
         self.follow_length()
+    }
+
+    fn settle_records(&self) -> Result<()> {
+        // The params were durable before they got their name.
+        register::settle(&self.dir, &beside(self.vdi, LOCK))
     }
 
     fn copy_to(&self, dest: VdiUuid, params: &Params, progress: Progress) -> Result<VdiInfo> {

@@ -30,10 +30,11 @@ impl Service<'_> {
             Some(uuid) => uuid.parse()?,
             None => VdiUuid::random(),
         };
-        let params = Params { read_only: request.flag(7)?, ..Params::default() };
+        let read_only = request.flag(7)?;
         let (metadata_of_pool, is_a_snapshot) = (request.arg(3)?, request.flag(4)?);
         let (snapshot_time, snapshot_of) = (request.arg(5)?, request.arg(6)?);
         let vdi_type = request.text("vdi_type")?;
+        let params = self.session()?.named(Params { read_only, ..Params::default() }, label, description);
         let new = NewVdi { vdi, virtual_size, format, params };
 
         let _shared = self.agent_lock(Kind::Shared)?;
