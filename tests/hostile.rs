@@ -12,7 +12,7 @@ mod scene;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use assert_cmd::Command;
@@ -621,4 +621,92 @@ fn the_directory_of_an_sr_with_disks_is_no_empty_library_of_cds() {
         let message = scene.bare(["-tiso", "-d", scene.place.to_str().unwrap(), verb, scene::OTHER_SR]).fails("ENOSR");
         assert!(message.contains(".sm-sr"), "{verb}: {message}");
     }
+}
+
+#[test]
+fn a_directory_of_locks_that_another_user_could_make_first_is_refused() {
+    if !is_root() || !has("setpriv") {
+        return;
+    }
+    let scene = Scene::file();
+    let copy = scene.root.path().join("sm-copy");
+    fs::copy(env!("CARGO_BIN_EXE_sm"), &copy).unwrap();
+    // A user of this test alone: the directory in /tmp is named after the user.
+    let uid = 100_000_000 + std::process::id();
+    for path in [scene.root.path().to_owned(), scene.place.clone(), scene.place.join(".sm-sr")] {
+        std::os::unix::fs::chown(path, Some(uid), Some(uid)).unwrap();
+    }
+    let user = |run_dir: Option<&str>| {
+        let mut command = Command::new("setpriv");
+        let user = uid.to_string();
+        command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]).arg(&copy).args(["-t", "file", "-d"]);
+        command.arg(scene.dconf()).args(["vdi_create", SR, A, "1", "--type", "raw"]);
+        command.env_remove("XCP_SM_RUN_DIR").env_remove("XDG_RUNTIME_DIR").current_dir(scene.root.path());
+        run_dir.map(|dir| command.env("XCP_SM_RUN_DIR", dir));
+        scene::Outcome { line: format!("as uid {uid}, run directory {run_dir:?}"), output: command.output().unwrap() }
+    };
+    let before = scene.digest();
+    let refused = |run_dir: Option<&str>, name: &str, words: &str| {
+        let message = user(run_dir).fails(name);
+        assert!(message.contains(words), "{message}");
+        assert_eq!(scene.digest(), before);
+    };
+    let own = std::path::PathBuf::from(format!("/tmp/xcp-sm-{uid}"));
+    let elsewhere = scene.root.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    std::os::unix::fs::chown(&elsewhere, Some(uid), Some(uid)).unwrap();
+
+    fs::create_dir(&own).unwrap();
+    fs::set_permissions(&own, PermissionsExt::from_mode(0o777)).unwrap();
+    refused(None, "EACCES", "it belongs to uid 0");
+    std::os::unix::fs::chown(&own, Some(uid), Some(uid)).unwrap();
+    refused(None, "EACCES", "its mode is 777");
+    fs::remove_dir(&own).unwrap();
+    symlink(&elsewhere, &own).unwrap();
+    std::os::unix::fs::lchown(&own, Some(uid), Some(uid)).unwrap();
+    refused(None, "EACCES", "it is no directory");
+    fs::remove_file(&own).unwrap();
+
+    refused(Some("elsewhere"), "EINVAL", "absolute path");
+    fs::set_permissions(&elsewhere, PermissionsExt::from_mode(0o777)).unwrap();
+    refused(elsewhere.to_str(), "EACCES", "every user can write to it");
+    std::os::unix::fs::chown(&elsewhere, Some(12345), None).unwrap();
+    refused(elsewhere.to_str(), "EACCES", "it belongs to uid 12345");
+
+    user(None).done();
+    let made = fs::metadata(&own).unwrap();
+    assert_eq!((made.uid(), made.mode() & 0o7777), (uid, 0o700));
+    fs::remove_dir_all(&own).unwrap();
+}
+
+#[test]
+fn without_proc_files_are_made_as_always() {
+    if !is_root() || !has("unshare") {
+        return;
+    }
+    let scene = Scene::file_with_a();
+    let empty = scene.root.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    // What is mounted in a namespace of its own ends with the call.
+    let without_proc = |words: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", "mount --bind \"$1\" /proc && shift && exec \"$@\"", "sh"]).arg(&empty);
+        command.arg(scene.executable()).args(scene.line(words));
+        command.env("XCP_SM_RUN_DIR", scene.root.path().join("run"));
+        scene::Outcome { line: format!("without /proc: {words:?}"), output: command.output().unwrap() }
+    };
+    without_proc(&["vdi_create", SR, B, "4", "--type", "vhd"]).done();
+    without_proc(&["vdi_snapshot", SR, B, C]).done();
+    assert!(scene.call(["sr_scan", SR]).done().contains(C));
+}
+
+#[test]
+fn a_dangling_link_above_the_locks_is_named() {
+    let scene = Scene::file();
+    let (run, gone) = (scene.root.path().join("run"), scene.root.path().join("gone"));
+    fs::remove_dir_all(&run).unwrap();
+    symlink(&gone, &run).unwrap();
+    let message = scene.call(["vdi_create", SR, B, "1"]).fails("EIO");
+    let link = format!("{} is a link to {}, which does not exist", run.display(), gone.display());
+    assert!(message.contains(&link) && !message.contains("File exists"), "{message}");
 }

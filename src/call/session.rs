@@ -10,7 +10,7 @@ use crate::error::{Error, Result, one_line};
 use crate::sr::{Driver, Sr};
 use crate::sys::copy::Progress;
 use crate::sys::lock::Lock;
-use crate::sys::watch;
+use crate::sys::{run_dir, watch};
 use crate::types::{DeviceConfig, SmConfig, SrUuid, VdiInfo, VdiUuid};
 
 /// One SR, opened by its driver once for all that a command does with it.
@@ -29,8 +29,9 @@ impl Session {
     /// Opens an SR. Touches nothing.
     ///
     /// # Errors
-    /// [`Error::MissingKey`] or [`Error::Invalid`] with the key of device_config.
+    /// [`Error::MissingKey`] or [`Error::Invalid`] with the key of device_config; those of [`run_dir::trusted`].
     pub fn open(driver: &'static Driver, sr: SrUuid, config: DeviceConfig) -> Result<Session> {
+        run_dir::trusted()?;
         let deadline = Deadline::from(Instant::now());
         let storage = (driver.open)(sr, &config, deadline.clone())?.into();
         Ok(Session { driver, sr, config, storage, deadline })

@@ -496,7 +496,7 @@ impl NewFile<'_> {
             Ok(()) => {}
             Err(Errno::EEXIST) if self.is(name)? => {}
             Err(Errno::EEXIST) => return Ok(false),
-            Err(errno) => return Err(Error::sys("create", self.dir.join(name))(errno)),
+            Err(errno) => return Err(self.not_linked("create", name, errno)),
         }
         // Closed first: NFS would rename an open file instead of removing its name.
         let (dir, temporary) = (self.dir, self.name.take());
@@ -521,7 +521,7 @@ impl NewFile<'_> {
         if self.name.is_none() {
             self.mark_as_in_use()?;
             let temporary = temporary_name();
-            self.link(&temporary).map_err(fail)?;
+            self.link(&temporary).map_err(|errno| self.not_linked("replace", name, errno))?;
             self.name = Some(temporary);
         }
         let temporary = self.name.as_deref().expect("it was just given one");
@@ -542,11 +542,23 @@ impl NewFile<'_> {
         match &self.name {
             Some(temporary) => linkat(&self.dir.fd, temporary.as_str(), &self.dir.fd, name, AtFlags::empty()),
             None => {
-                // AT_EMPTY_PATH would want CAP_DAC_READ_SEARCH.
                 let by_fd = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-                linkat(nix::fcntl::AT_FDCWD, by_fd.as_str(), &self.dir.fd, name, AtFlags::AT_SYMLINK_FOLLOW)
+                match linkat(nix::fcntl::AT_FDCWD, by_fd.as_str(), &self.dir.fd, name, AtFlags::AT_SYMLINK_FOLLOW) {
+                    // Without /proc. This way needs CAP_DAC_READ_SEARCH.
+                    Err(Errno::ENOENT) => linkat(&self.file, "", &self.dir.fd, name, AtFlags::AT_EMPTY_PATH),
+                    other => other,
+                }
             }
         }
+    }
+
+    /// Why [`NewFile::link`] failed. The ENOENT of a host without /proc is not about the directory.
+    fn not_linked(&self, op: &'static str, name: &str, errno: Errno) -> Error {
+        if errno == Errno::ENOENT && !Path::new("/proc/self/fd").exists() {
+            let why = "/proc is not mounted, and without it only root can name a new file";
+            return Error::io(op, self.dir.join(name))(io::Error::new(io::ErrorKind::NotFound, why));
+        }
+        Error::sys(op, self.dir.join(name))(errno)
     }
 }
 

@@ -115,7 +115,7 @@ impl Directory {
             let dir = run_dir::locks().join(namespace);
             match fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::io("create the lock directory", dir)(e));
+                    return Err(cannot_create(&dir, e));
                 }
                 _ => {}
             }
@@ -128,6 +128,7 @@ impl Directory {
         let root = match self.0.take() {
             Some(root) => root,
             None => {
+                run_dir::trusted()?;
                 let Some(root) = found(Dir::open(&run_dir::locks()))? else { return Ok(None) };
                 refuse_if_of_others(&root)?;
                 root
@@ -146,6 +147,16 @@ impl Directory {
 /// Those of [`Directory::take`].
 pub fn take(namespace: &str, name: &str, kind: Kind, deadline: Instant) -> Result<Lock, Refused> {
     Directory::default().take(namespace, name, kind, deadline)
+}
+
+/// A dangling link above the directory is named: the system's "File exists" names nothing.
+fn cannot_create(dir: &Path, e: io::Error) -> Error {
+    let dangling = dir.ancestors().find(|above| above.is_symlink() && !above.exists());
+    let Some((link, to)) = dangling.and_then(|link| Some((link, fs::read_link(link).ok()?))) else {
+        return Error::io("create the lock directory", dir)(e);
+    };
+    let why = format!("{} is a link to {}, which does not exist; create that directory", link.display(), to.display());
+    Error::io("create the lock directory", dir)(io::Error::new(io::ErrorKind::NotFound, why))
 }
 
 fn found<T>(result: Result<T>) -> Result<Option<T>> {

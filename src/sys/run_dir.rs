@@ -1,6 +1,14 @@
 //! Where host-local state lives: locks and what can be rebuilt after a reboot.
 
-use std::path::PathBuf;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use nix::unistd::Uid;
+
+use crate::error::{Error, Result};
 
 /// Overrides every path of the host's state: the files and directories below are in it then, by their
 /// last names.
@@ -52,23 +60,79 @@ pub fn log() -> PathBuf {
 /// overridden by name.
 fn on_host(path: &str) -> PathBuf {
     let path = PathBuf::from(path);
-    match std::env::var_os(VARIABLE).filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir).join(path.file_name().expect("it has one")),
+    match chosen() {
+        Some(dir) => dir.join(path.file_name().expect("it has one")),
         None => path,
     }
 }
 
+/// The directory that [`VARIABLE`] names.
+fn chosen() -> Option<PathBuf> {
+    std::env::var_os(VARIABLE).filter(|dir| !dir.is_empty()).map(PathBuf::from)
+}
+
 fn overridden() -> Option<PathBuf> {
-    if let Some(dir) = std::env::var_os(VARIABLE).filter(|dir| !dir.is_empty()) {
-        return Some(dir.into());
-    }
-    let uid = nix::unistd::geteuid();
+    chosen().or_else(|| own(nix::unistd::geteuid()))
+}
+
+/// The directory of a user without privilege. A relative XDG_RUNTIME_DIR is ignored, as its specification (XDG Base
+/// Directory, "Environment variables") asks.
+fn own(uid: Uid) -> Option<PathBuf> {
     if uid.is_root() {
         return None;
     }
-    let base = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+    let base = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
     Some(match base {
-        Some(dir) => PathBuf::from(dir).join("xcp-sm"),
+        Some(dir) => dir.join("xcp-sm"),
         None => PathBuf::from(format!("/tmp/xcp-sm-{uid}")),
     })
+}
+
+/// Refuses a directory of the host's state in which another user could exchange the locks. A directory that is not there
+/// yet is trusted: locks are taken only after this was asked again of the one that was made.
+///
+/// # Errors
+/// [`Error::Invalid`] if [`VARIABLE`] is a relative path: each caller would have locks of its own. [`Error::Io`], access
+/// denied, if the directory belongs to another user than this one and root, or if others can write to it. The directory of
+/// a user without privilege has to be that user's alone, and no link.
+pub fn trusted() -> Result<()> {
+    let uid = nix::unistd::geteuid();
+    match (chosen(), own(uid)) {
+        (Some(dir), _) if !dir.is_absolute() => Err(Error::Invalid {
+            what: VARIABLE,
+            value: dir.display().to_string(),
+            expected: "expected an absolute path".to_owned(),
+        }),
+        (Some(dir), _) => judged(&dir, fs::metadata(&dir), |it| {
+            let by_others = it.mode() & 0o002 != 0 && it.mode() & libc::S_ISVTX == 0;
+            let not_ours = it.uid() != uid.as_raw() && it.uid() != 0;
+            not_ours.then(|| of_uid(it)).or_else(|| by_others.then(|| "every user can write to it".to_owned()))
+        }),
+        (None, Some(dir)) => judged(&dir, fs::symlink_metadata(&dir), |it| {
+            if !it.is_dir() {
+                Some("it is no directory".to_owned())
+            } else if it.uid() != uid.as_raw() {
+                Some(of_uid(it))
+            } else {
+                (it.mode() & 0o077 != 0)
+                    .then(|| format!("its mode is {:o}, and others have access", it.mode() & 0o7777))
+            }
+        }),
+        (None, None) => Ok(()),
+    }
+}
+
+fn of_uid(it: &Metadata) -> String {
+    format!("it belongs to uid {}", it.uid())
+}
+
+fn judged(dir: &Path, found: io::Result<Metadata>, fault: impl FnOnce(&Metadata) -> Option<String>) -> Result<()> {
+    let why = match found {
+        Ok(it) => fault(&it),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => return Err(Error::io("examine", dir)(e)),
+    };
+    let Some(why) = why else { return Ok(()) };
+    let remedy = format!("{why}; remove it, or set {VARIABLE} to a directory that only you can write to");
+    Err(Error::io("trust the directory of locks", dir)(io::Error::new(io::ErrorKind::PermissionDenied, remedy)))
 }
