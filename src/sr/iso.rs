@@ -5,6 +5,10 @@
 //! directory has now, and putting a file there or taking it away is how one is made or deleted. A VDI's UUID
 //! follows from the SR's and the file's name, and it is read-only.
 //!
+//! A symbolic link is the image that it leads to, if that is in the directory or below it. A link that leads out is shown as
+//! unsupported and not served: whoever may put files into the directory, perhaps from another machine, could show any file
+//! of this host to a guest.
+//!
 //! vdi_create makes an empty disk to be filled, `<vdi>.img`: that name says its UUID, and that it may be written.
 //!
 //! Order of steps, and what the next call finds after a kill:
@@ -20,12 +24,14 @@ mod library;
 mod share;
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use nix::errno::Errno;
+use nix::libc;
 
 use crate::context::{Context, Deadline};
 use crate::error::{Error, Result};
@@ -99,6 +105,8 @@ struct IsoSr {
 /// A CD image.
 struct Iso {
     name: String,
+    /// Where the file is. For a link: where that leads.
+    path: PathBuf,
     extent: Extent,
     id: loopdev::FileId,
     /// Whether it can be read, as far as its attributes tell.
@@ -122,24 +130,32 @@ impl IsoSr {
     fn list(&self, dir: &Dir) -> Result<Vec<Iso>> {
         let mut found = Vec::new();
         for name in dir.names()?.into_iter().filter(|name| is_image(name)) {
-            // Through a link, if it is one. What it points to may be missing or be no file: then it is no image.
-            let path = dir.join(&name);
-            match fs::metadata(&path) {
-                Ok(meta) if meta.is_file() => found.push(Iso {
+            let named = dir.join(&name);
+            let unusable = |name: String, state| {
+                let nothing = Extent { length: 0, allocated: 0 };
+                Iso { name, path: named.clone(), extent: nothing, id: (0, 0), state }
+            };
+            match followed(&named) {
+                Ok((path, meta)) if meta.is_file() && !path.starts_with(dir.path()) => {
+                    let state = State::of(&leads_out(&named, dir.path()));
+                    found.push(unusable(name, state));
+                }
+                Ok((path, meta)) if meta.is_file() => found.push(Iso {
                     name,
+                    path,
                     extent: Extent { length: meta.len(), allocated: meta.blocks() * 512 },
                     id: (meta.dev(), meta.ino()),
                     state: State::Healthy,
                 }),
                 Ok(_) => {}
+                // Where a link leads may be missing or be no file: then it is no image.
                 Err(e) => match e.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
                     // It is there, so nobody may take it for one that is gone. The others are listed if the directory
                     // still answers: then it is this name's own trouble.
                     _ => {
                         dir.lookup(".")?;
-                        let nothing = Extent { length: 0, allocated: 0 };
-                        found.push(Iso { name, extent: nothing, id: (0, 0), state: State::Broken(e.to_string()) });
+                        found.push(unusable(name, State::Broken(e.to_string())));
                     }
                 },
             }
@@ -149,7 +165,7 @@ impl IsoSr {
     }
 
     fn place(&self, dir: &Dir, iso: Iso) -> IsoPlace<'_> {
-        IsoPlace { sr: self, path: dir.join(&iso.name), iso }
+        IsoPlace { sr: self, path: iso.path.clone(), library: dir.path().to_owned(), iso }
     }
 
     /// The loop device over an image. A path below a mount of our own is the image's for sure, even where a server
@@ -164,6 +180,23 @@ impl IsoSr {
     fn refuse<T>(&self, op: &'static str) -> Result<T> {
         Err(Error::Unsupported { op, why: "CD images are made, attached and deleted, and that is all".to_owned() })
     }
+}
+
+/// Where a name leads, without links, and what is there.
+fn followed(named: &Path) -> std::io::Result<(PathBuf, Metadata)> {
+    let meta = fs::symlink_metadata(named)?;
+    if !meta.is_symlink() {
+        return Ok((named.to_owned(), meta));
+    }
+    let path = fs::canonicalize(named)?;
+    let meta = fs::symlink_metadata(&path)?;
+    Ok((path, meta))
+}
+
+fn leads_out(named: &Path, library: &Path) -> Error {
+    let (name, library) = (durable::name_of(named), library.display());
+    let why = format!("{name} is a link that leads out of {library}; put there the file itself, or a hard link to it");
+    Error::Unsupported { op: "a file outside of the directory of an ISO SR", why }
 }
 
 fn is_image(name: &str) -> bool {
@@ -221,7 +254,7 @@ impl Sr for IsoSr {
         let devices = loopdev::attached()?;
         let mut vdis = Vec::new();
         for iso in self.list(&dir)? {
-            let attached = self.device(&devices, &dir.join(&iso.name), iso.id).is_some();
+            let attached = self.device(&devices, &iso.path, iso.id).is_some();
             vdis.push(self.place(&dir, iso).info(attached));
         }
         let fs = dir.statvfs()?;
@@ -353,6 +386,8 @@ impl Vdi for IsoVdi<'_> {
 struct IsoPlace<'a> {
     sr: &'a IsoSr,
     path: PathBuf,
+    /// The directory of the SR, by a path without links.
+    library: PathBuf,
     iso: Iso,
 }
 
@@ -393,7 +428,22 @@ impl Place for IsoPlace<'_> {
 
     fn image(&self, mode: Mode) -> Result<File> {
         let write = mode == Mode::ReadWrite;
-        OpenOptions::new().read(true).write(write).open(&self.path).map_err(Error::io("open", &self.path))
+        // Never waits, as the open of a pipe in the place of the file would.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let opened = OpenOptions::new().read(true).write(write).custom_flags(flags).open(&self.path);
+        let file = opened.map_err(|e| match e.raw_os_error() {
+            Some(libc::ELOOP) => leads_out(&self.path, &self.library),
+            _ => Error::io("open", &self.path)(e),
+        })?;
+        // Between the listing and now a directory above, or the file, may have become something else.
+        let (meta, opened) = file
+            .metadata()
+            .and_then(|meta| Ok((meta, fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?)))
+            .map_err(Error::io("examine", &self.path))?;
+        if !meta.is_file() {
+            return Err(Error::Damaged { path: self.path.clone(), what: "it is no regular file".to_owned() });
+        }
+        if opened.starts_with(&self.library) { Ok(file) } else { Err(leads_out(&self.path, &self.library)) }
     }
 
     fn stat(&self) -> Result<Extent> {

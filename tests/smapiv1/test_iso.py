@@ -79,6 +79,61 @@ class Iso(Case):
         self.fails(226, self.agent.create_sr)
         self.assertEqual(checksum(self.location), before)
 
+    def test_a_link_that_leads_out_of_the_directory_is_not_served(self):
+        self.agent.attach_sr()
+        secret = os.path.join(self.scratch, "secret")
+        with open(secret, "wb") as file:
+            file.write(b"secret" * 512)
+        below = os.path.join(self.location, "below")
+        os.mkdir(below)
+        with open(os.path.join(below, "real"), "wb") as file:
+            file.write(b"real".ljust(512))
+        before = set(self.names())
+        os.symlink("below/real", os.path.join(self.location, "inside.iso"))
+        os.symlink(os.path.join(below, "real"), os.path.join(self.location, "absolute.iso"))
+        os.symlink(secret, os.path.join(self.location, "outside.iso"))
+        os.symlink("../secret", os.path.join(self.location, "relative.iso"))
+        os.symlink(os.path.dirname(secret), os.path.join(below, "up"))
+        os.symlink("below/up/secret", os.path.join(self.location, "indirect.iso"))
+        # The record of one that was served before is neither forgotten nor changed.
+        os.unlink(os.path.join(self.location, "x.img"))
+        os.symlink(secret, os.path.join(self.location, "x.img"))
+        record = dict(self.xapi.vdis[self.names()["x.img"]])
+        self.agent.scan()
+        self.assertEqual(set(self.names()), before | {"inside.iso", "absolute.iso"})
+        self.assertEqual(self.xapi.vdis[self.names()["x.img"]], record)
+        logged = self.logged()
+        for name in ("outside.iso", "relative.iso", "indirect.iso", "x.img"):
+            self.assertTrue([line for line in logged if name in line and "leads out of" in line], name)
+            if ROOT:
+                with self.assertRaises(Fault) as raised:
+                    self.agent.call("vdi_attach_from_config", vdi_ref="OpaqueRef:x", vdi_location=name,
+                                    vdi_uuid=str(uuid.uuid4()))
+                self.assertIn("leads out of", str(raised.exception))
+        if ROOT:
+            for name in ("inside.iso", "absolute.iso"):
+                vdi = self.names()[name]
+                link = self.agent.call("vdi_attach", "false", vdi=vdi)["params"]
+                self.agent.call("vdi_activate", "false", vdi=vdi)
+                self.assertEqual(self.agent.call("vdi_attach", "false", vdi=vdi)["params"], link)
+                with open(link, "rb") as device:
+                    self.assertEqual(device.read(4), b"real")
+                self.agent.call("vdi_deactivate", vdi=vdi)
+                self.agent.call("vdi_detach", vdi=vdi)
+
+    def test_a_path_below_the_location_that_leads_out_of_it_is_refused(self):
+        os.symlink("/", os.path.join(self.location, "up"))
+        os.mkdir(os.path.join(self.location, "below"))
+        for path, fault in (("up/etc", True), ("below", False)):
+            self.agent.device_config = {"location": self.location, "legacy_mode": "true", "iso_path": path,
+                                        "SRmaster": "true"}
+            if fault:
+                with self.assertRaises(Fault) as raised:
+                    self.agent.attach_sr()
+                self.assertIn("leads out of", str(raised.exception))
+            else:
+                self.agent.attach_sr()
+
     def test_a_name_that_xml_cannot_carry_changes_nothing(self):
         self.agent.attach_sr()
         before = self.names()

@@ -140,7 +140,16 @@ impl Library {
             },
             _ => Error::io("examine", path)(e),
         })?;
-        Dir::open(&found)
+        // A directory of the share may be a link, and it is this host that follows it.
+        let share = path.ancestors().nth(self.below.components().count()).unwrap_or(path);
+        match self.below.as_os_str().is_empty() || found.starts_with(fs::canonicalize(share).unwrap_or_default()) {
+            true => Dir::open(&found),
+            false => Err(Error::Invalid {
+                what: "iso_path",
+                value: self.below.display().to_string(),
+                expected: format!("expected a directory in {}, and it leads out of that", self.location),
+            }),
+        }
     }
 
     /// Refuses the directory of an SR with disks: without ISO files it would pass for an empty library.
