@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::sys::limits;
 use crate::types::{Format, Misread, MissingKey, Size, SrUuid, State, VdiUuid, shown};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -228,13 +229,13 @@ impl Error {
     /// Closure for `map_err` that gives an I/O error the operation and the path it lacks.
     pub fn io(op: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
         let path = path.as_ref().to_owned();
-        move |source| Error::Io { op, path, source }
+        move |source| Error::Io { op, path, source: explained(source) }
     }
 
     /// The same for `nix` calls, whose errors are bare errnos.
     pub fn sys(op: &'static str, path: impl AsRef<Path>) -> impl FnOnce(nix::Error) -> Error {
         let path = path.as_ref().to_owned();
-        move |errno| Error::Io { op, path, source: errno.into() }
+        move |errno| Error::Io { op, path, source: explained(errno.into()) }
     }
 
     /// This error, and what `undo` of the steps before it failed with, if it did.
@@ -275,6 +276,18 @@ impl Error {
             Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => cause.errno(),
             _ => None,
         }
+    }
+}
+
+/// The system says "File too large" of a limit of the caller as well.
+fn explained(source: io::Error) -> io::Error {
+    let too_large = source.raw_os_error() == Some(nix::libc::EFBIG);
+    match limits::file_size().filter(|_| too_large) {
+        Some(most) => {
+            let why = format!("this process may write files of {} at most (ulimit -f); raise the limit", Size(most));
+            io::Error::new(source.kind(), format!("{source}: {why}"))
+        }
+        None => source,
     }
 }
 

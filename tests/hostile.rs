@@ -452,9 +452,14 @@ fn a_limit_on_the_size_of_files_is_an_error_and_nothing_is_left_behind() {
     scene.call(["vdi_create", SR, B, "4", "--type", "vhd"]).done();
     fs::write(scene.root.path().join("disk"), scene::pattern(MIB)).unwrap();
     let before = scene.digest();
-    for call in
-        ["vdi_create SR NEW 8 --type vhd", "vdi_snapshot SR B NEW", "vdi_import SR NEW disk", "vdi_export SR A out"]
-    {
+    for call in [
+        "vdi_create SR NEW 8 --type vhd",
+        "vdi_create SR NEW 8",
+        "vdi_resize SR A 8",
+        "vdi_snapshot SR B NEW",
+        "vdi_import SR NEW disk",
+        "vdi_export SR A out",
+    ] {
         let call = call
             .replace("SR", SR)
             .replace("NEW", C)
@@ -465,7 +470,7 @@ fn a_limit_on_the_size_of_files_is_an_error_and_nothing_is_left_behind() {
         command.arg(scene.executable()).arg(scene.dconf()).current_dir(scene.root.path());
         let output = command.env("XCP_SM_RUN_DIR", scene.root.path().join("run")).output().unwrap();
         let message = scene::Outcome { line: call, output }.fails("EIO");
-        assert!(message.contains("File too large"), "{message}");
+        assert!(message.contains("File too large") && message.contains("(ulimit -f)"), "{message}");
         assert_eq!(scene.digest(), before);
     }
     assert!(

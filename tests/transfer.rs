@@ -494,3 +494,15 @@ fn an_export_removes_what_a_killed_one_left_and_nothing_else() {
     assert!(!scene.path(".out.raw.sm-export-4000000").exists());
     assert_eq!(count(), before, "one swept, one exported");
 }
+
+#[test]
+fn what_does_not_say_how_long_it_is_is_called_what_it_is() {
+    let scene = Scene::new();
+    for (from, what) in [("/dev/null", "a character device does not say"), ("-", "a pipe does not say")] {
+        let output =
+            scene.sm(&["vdi_import", SR, &vdi(1), from, "--file-type", "raw"]).write_stdin("x").output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(22), "{said}");
+        assert!(said.contains(what), "{said}");
+    }
+}

@@ -184,7 +184,7 @@ fn to_off(bytes: u64) -> io::Result<i64> {
 /// The operations of [`Storage`] with errors that name it.
 impl dyn Storage + '_ {
     pub(crate) fn fail(&self, op: &'static str) -> impl FnOnce(io::Error) -> Error + use<'_> {
-        move |source| Error::Io { op, path: self.path().to_owned(), source }
+        move |source| Error::io(op, self.path())(source)
     }
 
     pub(crate) fn damaged(&self, what: impl Into<String>) -> Error {

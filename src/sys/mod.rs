@@ -4,6 +4,7 @@ pub mod bind;
 pub mod blockdev;
 pub mod copy;
 pub mod durable;
+pub mod limits;
 pub mod lock;
 pub mod loopdev;
 pub mod lvm;

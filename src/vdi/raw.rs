@@ -9,6 +9,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::image::SECTOR;
 use crate::image::disk::{Disk, RawFile};
+use crate::sys::limits;
 use crate::sys::lock::Lock;
 use crate::types::{Done, Format, Mode, Params, VdiInfo, VdiUuid};
 use crate::vdi::{Kind, Node, Place, Vdi, cow, describe, refuse_if_elsewhere, refuse_if_used};
@@ -41,10 +42,11 @@ pub static KIND: Kind = Kind {
 /// Makes a file `bytes` long, not yet durably.
 ///
 /// # Errors
-/// [`Error::TooBig`], [`Error::Io`]; nothing was changed.
+/// [`Error::TooBig`] beyond what the filesystem holds; [`Error::Io`], also beyond the limit of this process. Nothing was
+/// changed.
 pub fn set_length(file: &File, path: &Path, bytes: u64) -> Result<()> {
     file.set_len(bytes).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EFBIG) => {
+        Some(Errno::EFBIG) if limits::file_size().is_none_or(|most| bytes <= most) => {
             Error::TooBig { what: "a disk", bytes, limit: "the filesystem holds no file of this size".to_owned() }
         }
         _ => Error::io("write", path)(e),

@@ -214,7 +214,11 @@ impl Incoming {
             }
             Format::Raw => match size {
                 Some(size) => Ok(Incoming::RawPipe(from.clone(), size)),
-                None => Err(Error::Usage("a pipe does not say how long it is: give --size".to_owned())),
+                None => {
+                    let kind = from.file.metadata().map_err(Error::io("examine", &from.name))?.file_type();
+                    let what = if kind.is_char_device() { "character device" } else { "pipe" };
+                    Err(Error::Usage(format!("a {what} does not say how long it is: give --size")))
+                }
             },
             Format::Vhd if is_file => {
                 let (first, last) = from.ends()?;
