@@ -5,7 +5,7 @@
 # make install   DESTDIR= PREFIX=/usr/local; SMDIR=/opt/xensource/sm puts DRIVERS where xapi looks, and
 #                PLUGINDIR=/etc/xapi.d/plugins the plug-in by which other hosts pause a disk
 # make uninstall the same variables; takes away what install put there
-# make torture   the long siblings of the crash and fault tests
+# make torture   the long siblings of the crash and fault tests, and of what the guests only sample
 # make fuzz      SECONDS=60 for each of TARGETS= (all): inputs that a parser does not survive
 # make generated man pages and completions from the command-line definitions
 
@@ -54,6 +54,7 @@ bench: deps release
 
 torture: deps release
 	cargo test --locked --release --test '*' -- --ignored
+	tests/guest/suites --long
 
 SECONDS ?= 60
 TARGETS ?=

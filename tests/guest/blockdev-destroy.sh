@@ -4,7 +4,7 @@
 # bins: sm
 # memory: 512
 # disks: 100M 100M 100M
-# timeout: 1800
+# takes: 210
 # tools: lvcreate wipefs mkfs.ext4 e2fsck
 # UUIDs have no spaces.
 # shellcheck disable=SC2086,SC2119

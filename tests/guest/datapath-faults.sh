@@ -5,7 +5,7 @@
 # bins: sm
 # tools: losetup python3 mkfs.ext4
 # memory: 512
-# timeout: 600
+# takes: 35
 # What follows || is meant for both that come before.
 # shellcheck disable=SC2015
 set -u

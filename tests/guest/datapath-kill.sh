@@ -4,7 +4,7 @@
 # guest: uml
 # needs: fuse loop
 # memory: 768
-# timeout: 1500
+# takes: 70
 set -e
 modprobe -a fuse loop 2> /dev/null || :
 test=$(find "$ROOT"/target/*/deps "$ROOT"/target/*/*/deps -name 'datapath-*' -type f -perm -1 -printf '%T@ %p\n' 2> /dev/null |

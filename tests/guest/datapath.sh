@@ -4,7 +4,7 @@
 # needs: fuse loop
 # tools: mkfs.ext4 blkdiscard qemu-nbd
 # memory: 1024
-# timeout: 600
+# takes: 70
 set -e
 modprobe -a fuse loop ext4 2> /dev/null || :
 test=$(find "$ROOT"/target/*/deps "$ROOT"/target/*/*/deps -name 'datapath-*' -type f -perm -1 -printf '%T@ %p\n' 2> /dev/null |

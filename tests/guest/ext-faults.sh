@@ -5,7 +5,7 @@
 # bins: sm
 # memory: 512
 # disks: 200M 200M 200M
-# timeout: 900
+# takes: 75
 # tools: lvcreate wipefs mkfs.ext4 mkfs.ext3 e2fsck debugfs dmsetup python3
 # UUIDs have no spaces.
 # shellcheck disable=SC2086

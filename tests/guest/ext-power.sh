@@ -5,7 +5,7 @@
 # bins: sm
 # memory: 768
 # disks: 64M 400M 64M
-# timeout: 900
+# takes: 105
 # tools: lvcreate wipefs mkfs.ext4 e2fsck dmsetup python3
 set -u
 # shellcheck disable=SC2034 # power.inc reads it

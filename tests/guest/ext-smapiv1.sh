@@ -4,7 +4,7 @@
 # bins: sm EXTSR
 # memory: 512
 # disks: 300M 100M
-# timeout: 600
+# takes: 30
 # tools: python3 lvcreate wipefs mkfs.ext4 e2fsck
 set -e
 modprobe -a dm_mod loop fuse nbd 2> /dev/null || :

@@ -4,7 +4,7 @@
 # bins: sm
 # memory: 768
 # disks: 700M 600M
-# timeout: 1800
+# takes: 200
 # tools: lvcreate wipefs mkfs.ext4 e2fsck
 set -eu
 modprobe -a dm_mod loop fuse nbd 2> /dev/null || :

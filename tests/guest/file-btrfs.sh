@@ -6,7 +6,7 @@
 # bins: sm
 # memory: 768
 # disks: 1G
-# timeout: 600
+# takes: 30
 set -e
 # shellcheck source=/dev/null
 . "$ROOT/tests/guest/file.inc"

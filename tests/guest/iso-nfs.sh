@@ -6,7 +6,7 @@
 # bins: sm
 # memory: 1024
 # disks: 256M
-# timeout: 600
+# takes: 40
 set -u
 # shellcheck source=/dev/null
 . "$ROOT/tests/guest/nfs.inc"

@@ -5,7 +5,7 @@
 # tools: smbd smbpasswd mount.cifs python3
 # bins: sm
 # memory: 1024
-# timeout: 600
+# takes: 35
 set -u
 if [ -z "${SMB_ALONE-}" ]; then
   SMB_ALONE=yes exec unshare -mn --propagation private bash "$0" "$@"

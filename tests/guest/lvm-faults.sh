@@ -4,7 +4,7 @@
 # bins: sm
 # memory: 512
 # disks: 200M 200M 200M
-# timeout: 900
+# takes: 145
 # tools: lvcreate wipefs mkfs.ext2 dmsetup thin_check
 # What is in single quotes is evaluated later; UUIDs have no spaces.
 # shellcheck disable=SC2016,SC2086,SC2119

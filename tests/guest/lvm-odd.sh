@@ -5,7 +5,7 @@
 # bins: sm
 # memory: 512
 # disks: 200M 200M
-# timeout: 900
+# takes: 65
 # tools: lvcreate wipefs mkfs.ext4 e2fsck dmsetup thin_check strace
 # UUIDs have no spaces.
 # shellcheck disable=SC2086,SC2119

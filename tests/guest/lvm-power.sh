@@ -5,7 +5,7 @@
 # bins: sm
 # memory: 768
 # disks: 128M 600M 128M
-# timeout: 1800
+# takes: 55
 # tools: lvcreate wipefs dmsetup python3
 set -u
 # What is in single quotes is evaluated later; UUIDs have no spaces.

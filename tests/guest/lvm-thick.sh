@@ -4,7 +4,7 @@
 # bins: sm
 # memory: 512
 # disks: 600M 600M
-# timeout: 1800
+# takes: 230
 # tools: lvcreate wipefs
 set -e
 modprobe dm_mod

@@ -4,7 +4,7 @@
 # bins: sm
 # memory: 512
 # disks: 600M 600M
-# timeout: 1800
+# takes: 285
 # tools: lvcreate wipefs thin_check
 set -e
 modprobe -a dm_mod dm_thin_pool

@@ -5,7 +5,7 @@
 # bins: sm
 # memory: 1024
 # disks: 1G 1G
-# timeout: 1200
+# takes: 450
 # tools: lvcreate wipefs udevadm thin_check
 set -u
 # shellcheck source-path=SCRIPTDIR source=lvm.inc

@@ -6,7 +6,7 @@
 # bins: sm
 # memory: 768
 # disks: 600M 600M
-# timeout: 900
+# takes: 90
 set -u
 modprobe -a dm_mod loop dm_thin_pool 2> /dev/null
 export PATH=$PATH:/usr/sbin:/sbin

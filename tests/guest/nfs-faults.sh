@@ -6,7 +6,7 @@
 # bins: sm
 # memory: 1024
 # disks: 128M
-# timeout: 600
+# takes: 90
 set -u
 # shellcheck source=/dev/null
 . "$ROOT/tests/guest/nfs.inc"

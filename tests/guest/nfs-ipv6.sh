@@ -6,7 +6,7 @@
 # bins: sm
 # memory: 1024
 # disks: 256M
-# timeout: 900
+# takes: 65
 set -u
 modprobe ipv6 2> /dev/null
 # shellcheck source=/dev/null

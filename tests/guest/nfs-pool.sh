@@ -6,7 +6,7 @@
 # bins: sm
 # memory: 1024
 # disks: 1G
-# timeout: 900
+# takes: 120
 set -u
 # shellcheck source=/dev/null
 . "$ROOT/tests/guest/nfs.inc"

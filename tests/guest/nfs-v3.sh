@@ -6,7 +6,7 @@
 # bins: sm
 # memory: 1024
 # disks: 1G
-# timeout: 600
+# takes: 80
 set -e
 # shellcheck source=/dev/null
 . "$ROOT/tests/guest/nfs.inc"
