@@ -5,7 +5,7 @@
 # bins: sm
 # memory: 512
 # disks: 100M 100M
-# timeout: 900
+# takes: 110
 # tools: lvcreate wipefs mkfs.ext4 e2fsck
 # What is in single quotes is evaluated later; UUIDs have no spaces.
 # shellcheck disable=SC2016,SC2086,SC2119
@@ -20,7 +20,7 @@ detached() { ! mounted && is 'what device-mapper has' "$(dmsetup ls)" 'No device
 gone() { is 'the group' "$(vgs --noheadings -o vg_name 2> /dev/null)" '' && detached; }
 content() { mounted && grep -qx content "$MNT/$A.raw"; }
 
-ONCE=yes boundaries sr_create : "sm sr_delete --yes $SR" "detached && sm sr_attach $SR && mounted" 17 sr_create $SR
+boundaries sr_create : "sm sr_delete --yes $SR" "detached && sm sr_attach $SR && mounted" 17 sr_create $SR
 must sm sr_create $SR
 boundaries sr_attach : "sm sr_detach $SR" mounted '' sr_attach $SR
 must sm sr_attach $SR
@@ -28,7 +28,7 @@ must sm vdi_create $SR $A 1 --type raw
 echo content | dd of="$MNT/$A.raw" conv=notrunc,fsync status=none
 boundaries sr_detach "sm sr_attach $SR" : "detached && sm sr_attach $SR && content" '' sr_detach $SR
 must sm sr_detach $SR
-ONCE=yes boundaries sr_probe : : "detached && grep -q '$SR.*$A' $SCRATCH/out" '' sr_probe
+boundaries sr_probe : : "detached && grep -q '$SR.*$A' $SCRATCH/out" '' sr_probe
 # A kill within the steps that are no programs: the mountpoint is made; the volume is active.
 mkdir -p "$MNT"
 lvchange -ay $VG/$SR
@@ -38,6 +38,6 @@ mkdir -p "$MNT"
 lvchange -ay $VG/$SR
 must sm sr_attach $SR
 content || fail 'sr_attach takes what a killed one made'
-ONCE=yes boundaries 'sr_delete, attached' "sm sr_create $SR 2> /dev/null; sm sr_attach $SR" : gone '' sr_delete --yes $SR
-ONCE=yes boundaries 'sr_delete, not attached' "sm sr_create $SR" : gone '' sr_delete --yes $SR
+boundaries 'sr_delete, attached' "sm sr_create $SR 2> /dev/null; sm sr_attach $SR" : gone '' sr_delete --yes $SR
+boundaries 'sr_delete, not attached' "sm sr_create $SR" : gone '' sr_delete --yes $SR
 finish

@@ -1,0 +1,13 @@
+#!/bin/bash
+# Killed before and after each program that changes something, a call on a thin SR leaves the old state or the new one: the
+# same call again completes it, and no volume and no device is left over or lost. With LONG=y, around every program.
+# guest: uml
+# bins: sm
+# memory: 512
+# disks: 200M 200M
+# takes: 150
+# tools: lvcreate wipefs thin_check
+set -u
+KIND=thin
+# shellcheck source-path=SCRIPTDIR source=lvm-kill.inc
+. "$ROOT/tests/guest/lvm-kill.inc"
