@@ -45,8 +45,17 @@ fn killed_anywhere_an_operation_on_a_vdi_has_happened_or_not() {
 }
 
 #[test]
-fn killed_anywhere_an_operation_on_a_tree_has_happened_or_not() {
-    kill_all(of_trees, None);
+fn killed_anywhere_an_operation_on_a_tree_of_vhds_has_happened_or_not() {
+    kill_all(|o| of_trees(o) && !of_qcow2(o), None);
+}
+
+#[test]
+fn killed_anywhere_an_operation_on_a_tree_of_qcow2_has_happened_or_not() {
+    kill_all(|o| of_trees(o) && of_qcow2(o), None);
+}
+
+fn of_qcow2(operation: &Operation) -> bool {
+    operation.name.ends_with("qcow2")
 }
 
 fn of_trees(operation: &Operation) -> bool {

@@ -10,4 +10,4 @@ modprobe -a fuse loop 2> /dev/null || :
 test=$(find "$ROOT"/target/*/deps "$ROOT"/target/*/*/deps -name 'datapath-*' -type f -perm -1 -printf '%T@ %p\n' 2> /dev/null |
   sort -n | tail -n 1 | cut -d' ' -f2-)
 [ -x "$test" ] || { echo "no tests built: cargo test --no-run --test datapath"; exit 77; }
-IN_A_GUEST=yes TMPDIR=$SCRATCH "$test" in_a_guest
+IN_A_GUEST=yes TMPDIR=$SCRATCH "$test" harms_nobody
