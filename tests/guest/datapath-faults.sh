@@ -3,7 +3,7 @@
 # guest: uml
 # needs: fuse loop ext4
 # bins: sm
-# tools: losetup python3 mkfs.ext4
+# tools: losetup python3 mkfs.ext4 fallocate
 # memory: 512
 # takes: 35
 # What follows || is meant for both that come before.
@@ -116,38 +116,46 @@ poke() { # DEVICE OFFSET_KIB TEXT
 }
 peek() { dd if="$1" bs=4k skip=$(($2 / 4)) count=1 iflag=direct status=none | tr -d '\0'; } # DEVICE OFFSET_KIB
 small() { "$BIN/sm" "$1" -t file -d "$SCRATCH/small/sr" "$SR" "${@:2}"; }
-# No block is free afterwards, not even what ext4 frees with a sync.
+# No block is free afterwards. Without a sync of everything, because that would flush the device as well.
 fill() {
-  local n
-  for n in 1 2 3; do
-    dd if=/dev/zero of="$SCRATCH/small/ballast$n" bs=4k status=none 2> /dev/null
-    sync
+  local size n=0
+  for size in 1M 64K 4K; do
+    while fallocate -l $size "$SCRATCH/small/ballast$n" 2> /dev/null; do n=$((n + 1)); done
   done
 }
-full() { # FORMAT VDI SNAPSHOT
-  local device pid before
+full() { # FORMAT VDI SNAPSHOT MEBIBYTES STEP_KIB WORDS [ROOM]
+  local device pid before n
   mkdir -p "$SCRATCH/small"
-  truncate -s 24M "$SCRATCH/small.img"
-  mkfs.ext4 -q -F -m 0 -O ^has_journal "$SCRATCH/small.img" && mount -o loop "$SCRATCH/small.img" "$SCRATCH/small" || return
-  small sr_create && small vdi_create "$2" 64 --type "$1" > /dev/null && device=$(small vdi_attach "$2") || return
+  truncate -s 48M "$SCRATCH/small.img"
+  mkfs.ext4 -q -F -b 4096 -m 0 -O ^has_journal "$SCRATCH/small.img" && mount -o loop "$SCRATCH/small.img" "$SCRATCH/small" || return
+  small sr_create && small vdi_create "$2" "$4" --type "$1" > /dev/null && device=$(small vdi_attach "$2") || return
   poke "$device" 0 old && sync "$device" && pid=$(server "$2") || return
-  # Its data has space, what leads there has none.
-  poke "$device" 32768 new
+  # The data has space. ROOM that is left is enough for all that the caller writes. It is not enough for what the server has
+  # to write before it can pause: 60 L2 tables of a qcow2.
+  [ -z "${7:-}" ] || fallocate -l "$7" "$SCRATCH/small/reserve"
+  for n in {1..60}; do
+    poke "$device" $((n * $5)) new || return
+  done
   fill
+  rm -f "$SCRATCH/small/reserve"
   before=$(find "$SCRATCH/small/sr" | sort)
-  fails_with ENOSPC small vdi_snapshot "$2" "$3" && grep -q 'No space left on device' "$SCRATCH/stderr" &&
-    [ "$(find "$SCRATCH/small/sr" | sort)" = "$before" ] || { echo "snapshot"; return 1; }
+  fails_with ENOSPC small vdi_snapshot "$2" "$3" && grep -q "$6.*No space left on device" "$SCRATCH/stderr" &&
+    [ "$(find "$SCRATCH/small/sr" | sort)" = "$before" ] || { echo "snapshot"; df "$SCRATCH/small"; return 1; }
+  fill
+  { poke "$device" $((61 * $5)) lost; } 2>&1 | grep -q 'No space left on device' || { echo "the words of a write that has no space"; return 1; }
   # What has its space is written and read as before, and made durable.
   poke "$device" 0 same && sync "$device"
-  [ "$(peek "$device" 0)" = same ] && [ "$(peek "$device" 32768)" = new ] && kill -0 "$pid" || { echo "data while full"; return 1; }
+  [ "$(peek "$device" 0)" = same ] && [ "$(peek "$device" "$5")" = new ] && kill -0 "$pid" || { echo "data while full"; return 1; }
   rm "$SCRATCH"/small/ballast*
-  sync "$device" && small vdi_snapshot "$2" "$3" > /dev/null && poke "$device" 32768 newer && small vdi_detach "$2" || return
-  device=$(small vdi_attach "$2") && [ "$(peek "$device" 0)" = same ] && [ "$(peek "$device" 32768)" = newer ] && small vdi_detach "$2" &&
-    device=$(small vdi_attach "$3") && [ "$(peek "$device" 0)" = same ] && [ "$(peek "$device" 32768)" = new ] && small vdi_detach "$3" || return
+  sync "$device" && small vdi_snapshot "$2" "$3" > /dev/null && poke "$device" "$5" newer && small vdi_detach "$2" || return
+  device=$(small vdi_attach "$2") && [ "$(peek "$device" 0)" = same ] && [ "$(peek "$device" "$5")" = newer ] && small vdi_detach "$2" &&
+    device=$(small vdi_attach "$3") && [ "$(peek "$device" 0)" = same ] && [ "$(peek "$device" $((60 * $5)))" = new ] && small vdi_detach "$3" || return
   small sr_delete --yes && umount "$SCRATCH/small"
 }
-claim 'a full filesystem: a snapshot of a VHD in use says ENOSPC, loses nothing, and works once there is space' full vhd "$(vdi 21)" "$(vdi 22)"
-claim 'a full filesystem: so does a snapshot of a qcow2' full qcow2 "$(vdi 23)" "$(vdi 24)"
+cleared() { umount "$SCRATCH/small" 2> /dev/null || umount -l "$SCRATCH/small" 2> /dev/null || :; rm -f "$SCRATCH/small.img"; }
+claim 'a full filesystem: a snapshot of a VHD in use says ENOSPC, loses nothing, and works once there is space' full vhd "$(vdi 21)" "$(vdi 22)" 2048 2048 "cannot write"
+cleared
+claim 'a full filesystem: so does a snapshot of a qcow2 whose image server meets it' full qcow2 "$(vdi 23)" "$(vdi 24)" 65536 524288 "image server" 128K
 
 claim 'all is deleted' sm sr_delete --yes
 summary
