@@ -40,8 +40,10 @@ pub fn create(storage: &dyn Sr, sr: SrUuid, size: Option<u64>, over: &Overwrite,
             locks.push(lock.map_err(|refused| refused.or_timed_out(busy))?);
         }
         if !over.srs.contains(&held) {
-            let listed = device_list(found.on.iter().map(|device| device.as_path()));
-            found.lost = look(held, &DeviceConfig::from([("device", listed.as_str())]), context.deadline);
+            if found.lost == Lost::NotListed {
+                let listed = device_list(found.on.iter().map(|device| device.as_path()));
+                found.lost = look(held, &DeviceConfig::from([("device", listed.as_str())]), context.deadline);
+            }
             if found.lost != Lost::Nothing || !over.contents {
                 return Err(Error::HoldsSr { device, held: found });
             }
@@ -64,7 +66,8 @@ fn look(held: SrUuid, config: &DeviceConfig, deadline: Instant) -> Lost {
     Lost::Unknown(why)
 }
 
-fn in_words(mut disks: Vec<VdiInfo>) -> Lost {
+/// What is lost with these disks. A base goes with the disks that need it, and is not counted.
+pub fn in_words(mut disks: Vec<VdiInfo>) -> Lost {
     disks.retain(|disk| !disk.hidden);
     if disks.is_empty() {
         return Lost::Nothing;

@@ -1,10 +1,11 @@
 //! The volume group that an SR has to itself, and the block devices below it: found, checked, made, removed.
 //!
 //! What is in the group is its driver's business ([`lvm`](super::lvm), [`ext`](super::ext)); `take` has what a new group may
-//! be made on. No LVM command
+//! be made on, and `filesystem` which SRs lie there without a group. No LVM command
 //! changes a group without all its devices, and after every change the physical volumes' write caches are
 //! flushed: LVM itself does not.
 
+mod filesystem;
 mod take;
 
 use std::path::{Path, PathBuf};

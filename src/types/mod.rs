@@ -84,7 +84,7 @@ impl<const N: usize> From<[(&str, &str); N]> for DeviceConfig {
 /// What sr_create may destroy on the devices that it takes. The default is nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overwrite {
-    /// Everything but an SR with disks: signatures of filesystems and partition tables, foreign volume groups.
+    /// Signatures of filesystems and partition tables, SRs without disks, foreign volume groups without volumes.
     pub contents: bool,
     /// These SRs with every disk in them.
     pub srs: Vec<SrUuid>,

@@ -124,8 +124,44 @@ refused LINSTOR
 lvremove -qq -y linstor_group/xcp-volume-${B}_00000 > /dev/null
 fails_with EBUSY "VHD-$A 12MiB" as ext "$ONE" sr_create $NEW
 fails_with EBUSY 'vgremove linstor_group' as ext "$ONE" sr_create $NEW
+before=$(sum $DISKS)
+fails_with EBUSY 'vgremove linstor_group' as ext "$ONE" sr_create $NEW --force
+is 'what is on the disks' "$(sum $DISKS)" "$before"
+vgremove -qq -y linstor_group > /dev/null
 must as ext "$ONE" sr_create $NEW --force
 must as ext "$ONE" sr_delete --yes $NEW
+
+echo '== file SRs in filesystems that are not mounted'
+mkdir -p "$SCRATCH/fs"
+for below in '' /storage; do
+  mkfs.ext4 -q -F "$ONE"
+  mount "$ONE" "$SCRATCH/fs"
+  mkdir -p "$SCRATCH/fs$below"
+  rmdir "$SCRATCH/fs/lost+found"
+  TYPE=file DCONF=$SCRATCH/fs$below
+  must sm sr_create $SR
+  must sm vdi_create $SR $A 8 --label 'in a file'
+  umount "$SCRATCH/fs"
+  refused "$SR" "a file SR in its ext4" '1 disk' '"in a file" 8MiB' "--destroy-sr $SR"
+  is 'whether the device takes writes' "$(blockdev --getro "$ONE")" 0
+  mount "$ONE" "$SCRATCH/fs"
+  must sm vdi_delete $SR $A
+  umount "$SCRATCH/fs"
+  fails_with EBUSY '--force overwrites it' as ext "$ONE" sr_create $NEW
+  mount "$ONE" "$SCRATCH/fs"
+  must sm vdi_create $SR $B 8
+  # Images of another storage manager.
+  [ -z "$below" ] || rm "$SCRATCH/fs$below/.sm-sr"
+  umount "$SCRATCH/fs"
+  if [ -z "$below" ]; then
+    must as ext "$ONE" sr_create $NEW --destroy-sr $SR
+  else
+    refused "the image of a VDI ($B" 'in /storage' 'wipefs -a'
+    wipefs -qa "$ONE"
+    must as ext "$ONE" sr_create $NEW
+  fi
+  must as ext "$ONE" sr_delete --yes $NEW
+done
 
 echo '== an SR on a partition'
 # One partition for LVM, of 160000 sectors from sector 2048.

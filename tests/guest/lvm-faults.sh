@@ -49,6 +49,11 @@ DCONF=$TWO fails_with EBUSY theirs-data sm sr_create $SR --force
 DCONF=$TWO fails_with EBUSY 'which is no SR' sm sr_probe
 is 'their volumes' "$(volumes theirs)" 'data '
 vgchange -qan theirs > /dev/null
+before=$(sum "$TWO")
+DCONF=$TWO fails_with EBUSY 'vgremove theirs' sm sr_create $SR --force
+untouched "$TWO" "$before"
+vgremove -qq -y theirs > /dev/null
+vgcreate -q -y theirs "$TWO" > /dev/null
 DCONF=$TWO must sm sr_create $SR --force
 is 'their group' "$(vgs --noheadings -o vg_name theirs 2> /dev/null)" ''
 DCONF=$TWO must sm sr_delete $SR

@@ -4,7 +4,10 @@
 //! |---|---|---|---|
 //! | something that the kernel uses: a mount, swap, an active volume | refused | refused | refused |
 //! | another SR with volumes, also damaged or with a device missing | refused | refused | destroyed |
-//! | any other volume group | refused | overwritten | |
+//! | a filesystem with a file SR that has disks | refused | refused | destroyed |
+//! | a filesystem with images of VDIs that no SR claims | refused | refused | refused |
+//! | any other volume group with volumes, or that LVM does not show | refused | refused | refused |
+//! | any other volume group without volumes | refused | overwritten | |
 //! | signatures of filesystems, partition tables, RAID | refused | overwritten | |
 //! | what a killed sr_create or sr_delete left | taken | taken | |
 //!
@@ -14,6 +17,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use super::filesystem::refuse_srs;
 use super::{CREATING, DELETING, EXTENT, VolumeGroup};
 use crate::error::{Error, HeldSr, Lost, Result};
 use crate::sr::config::device_list;
@@ -43,8 +47,12 @@ fn sr_of(group: &str) -> Option<SrUuid> {
 
 /// The SR in a group, if there can be disks in it.
 fn sr_in(vg: &Vg) -> Option<SrUuid> {
-    let begun = vg.tags.iter().any(|tag| tag == DELETING || tag == CREATING);
-    sr_of(&vg.name).filter(|_| !begun && !vg.lvs.is_empty())
+    sr_of(&vg.name).filter(|_| !is_begun(vg) && !vg.lvs.is_empty())
+}
+
+/// Whether a killed sr_create or sr_delete left the group: no disk in it is counted on.
+fn is_begun(vg: &Vg) -> bool {
+    sr_of(&vg.name).is_some() && vg.tags.iter().any(|tag| tag == DELETING || tag == CREATING)
 }
 
 fn owner(groups: &[Vg], number: u64) -> Option<&Vg> {
@@ -67,7 +75,7 @@ fn refuse_group(device: &str, vg: &Vg, over: &Overwrite) -> Result<()> {
     if vg.lvs.iter().any(|lv| LINSTOR.iter().any(|prefix| lv.name.starts_with(prefix))) {
         return in_use(format!("its volume group {} has the disks of a LINSTOR SR", vg.name));
     }
-    if over.contents {
+    if over.contents && (vg.lvs.is_empty() || is_begun(vg)) {
         return Ok(());
     }
     if vg.lvs.is_empty() {
@@ -100,9 +108,11 @@ fn refuse_unseen(device: &str, node: &Path, over: &Overwrite) -> Result<bool> {
             Some(held) => {
                 return Err(holds_sr(device, held, format!("volume group {group}, {how}"), vec![node.to_owned()]));
             }
-            None if over.contents => {}
             None => {
-                let holds = format!("it belongs to the volume group {group}, {how}");
+                let holds = format!(
+                    "it belongs to the volume group {group}, {how}; if that can be lost, remove its label first: wipefs -a {}",
+                    node.display()
+                );
                 return Err(Error::DeviceInUse { device: device.to_owned(), holder: holds });
             }
         }
@@ -114,7 +124,7 @@ fn refuse_unseen(device: &str, node: &Path, over: &Overwrite) -> Result<bool> {
     Ok(true)
 }
 
-fn holds_sr(device: &str, held: SrUuid, group: String, on: Vec<PathBuf>) -> Error {
+pub(super) fn holds_sr(device: &str, held: SrUuid, group: String, on: Vec<PathBuf>) -> Error {
     let held = Box::new(HeldSr { sr: held, group, on, lost: Lost::NotListed });
     Error::HoldsSr { device: device.to_owned(), held }
 }
@@ -131,24 +141,31 @@ impl VolumeGroup {
             }
             // Whether its LVM label is of no account.
             let mut is_known = false;
-            for (number, node) in blockdev::with_partitions(device) {
-                match owner(groups, number) {
+            let nodes = blockdev::with_partitions(device);
+            for (number, node) in &nodes {
+                match owner(groups, *number) {
                     Some(vg) if !vg.name.is_empty() => {
                         refuse_group(&name, vg, over)?;
                         is_known = true;
                     }
                     // What a killed sr_create or sr_delete leaves: a label and nothing behind it.
-                    Some(_) => is_known |= !refuse_unseen(&name, &node, over)?,
-                    None => is_known |= refuse_unseen(&name, &node, over)?,
+                    Some(_) => is_known |= !refuse_unseen(&name, node, over)?,
+                    None => is_known |= refuse_unseen(&name, node, over)?,
                 }
             }
             if let Some(who) = blockdev::exclusive_holder(device)? {
                 return Err(in_use(format!("{who} has it")));
             }
+            let mut found = lvm::signatures(&name)?;
+            for (_, node) in &nodes {
+                let inside = if node == device { found.clone() } else { lvm::signatures(&node.display().to_string())? };
+                if refuse_srs(&name, node, &inside, over, &self.deadline)? && node == device {
+                    found.clear();
+                }
+            }
             if over.contents {
                 continue;
             }
-            let mut found = lvm::signatures(&name)?;
             if is_known {
                 found.retain(|signature| !signature.starts_with("LVM2"));
             }
@@ -275,6 +292,9 @@ mod tests {
     fn nobody_is_told_to_force_the_loss_of_volumes() {
         let with_volumes = refuse_group("/dev/sdb", &group("vg0", &[], &["data"]), &Overwrite::default()).unwrap_err();
         assert!(matches!(with_volumes, Error::DeviceInUse { .. }), "{with_volumes}");
+        let forced = refuse_group("/dev/sdb", &group("vg0", &[], &["data"]), &force()).unwrap_err();
+        assert!(forced.to_string().contains("vgremove vg0"), "{forced}");
+        refuse_group("/dev/sdb", &group("vg0", &[], &[]), &force()).unwrap();
         let empty = refuse_group("/dev/sdb", &group("vg0", &[], &[]), &Overwrite::default()).unwrap_err();
         assert!(matches!(empty, Error::Occupied { .. }), "{empty}");
         let linstor = group("linstor_group", &[], &["xcp-volume-1_00000"]);
