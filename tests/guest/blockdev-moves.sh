@@ -34,7 +34,7 @@ out = open('$SCRATCH/syslog', 'wb', 0)
 while True: out.write(s.recv(65536) + b'\n')
 " &
 logger=$!
-until [ -S /dev/log ]; do sleep 0.1; done
+wait_until 'the log is there' test -S /dev/log || exit
 
 for TYPE in lvm ext; do
   echo "== $TYPE"

@@ -35,7 +35,7 @@ died() {
   device=$(sm vdi_attach "$A") && echo hello | dd of="$device" bs=512 conv=sync,fsync status=none && pid=$(server "$A") || return
   shows "$A" '(attached . #t)' && ! shows "$A" 'server died' || return
   kill -9 "$pid"
-  while grep -q serve-image "/proc/$pid/cmdline" 2> /dev/null; do sleep 0.01; done
+  wait_until 'the server is gone' eval "! grep -q serve-image /proc/$pid/cmdline" || return
   shows "$A" '(attached . #t).*(state . "server died")' && sm sr_scan | grep -q "$A.*server died" &&
     sm sr_scan --format table | grep -q "$A.*server died" || return
   device=$(sm vdi_attach "$A") && ! shows "$A" 'server died' && [ "$(head -c 5 "$device")" = hello ] && sm vdi_detach "$A"
@@ -51,7 +51,7 @@ hung() {
     within 8 says "process $pid" sm vdi_detach "$A" --wait 3 && within 8 says "process $pid" sm vdi_resize "$A" 32 --wait 3 || return
   within 3 sm vdi_get_params "$A" --wait 1 > /dev/null && within 3 sm sr_scan --wait 1 > /dev/null || return
   # Another disk's tree is not waited for.
-  sm vdi_snapshot "$A" "$(vdi 12)" --wait 20 2> /dev/null &
+  sm vdi_snapshot "$A" "$(vdi 12)" --wait 90 2> /dev/null &
   sleep 1
   within 5 sm vdi_snapshot "$B" "$(vdi 13)" --wait 4 || return
   kill -CONT "$pid"
@@ -104,7 +104,7 @@ fd = os.open('$device', os.O_RDONLY | os.O_EXCL)
 open('$SCRATCH/held', 'w')
 time.sleep(1000)" &
   pid=$!
-  until [ -e "$SCRATCH/held" ]; do sleep 0.01; done
+  wait_until 'the device is held' test -e "$SCRATCH/held" || return
   [ "$(losetup -f)" = "$device" ] || { echo "the kernel names another"; return 1; }
   passed_over && kill $pid
 }

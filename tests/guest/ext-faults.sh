@@ -158,7 +158,8 @@ echo '== a power cut: the journal is replayed, the disks are there'
 must sm vdi_create $SR $B 8
 swap "0 $sectors error"
 umount -l "$MNT"
-until lvchange -qan $VG/$SR 2> /dev/null || dmsetup remove "${VG//-/--}-${SR//-/--}" 2> /dev/null; do sleep 0.2; done
+let_go() { lvchange -qan $VG/$SR || dmsetup remove "${VG//-/--}-${SR//-/--}"; }
+wait_until 'the volume is no longer in use' let_go || fail 'the volume stays in use'
 rmdir "$MNT"
 swap "$good"
 must sm sr_attach $SR

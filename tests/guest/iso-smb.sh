@@ -46,13 +46,14 @@ cat > "$SCRATCH/smb.conf" << CONF
   guest ok = yes
 CONF
 printf '%s\n%s\n' "$PASSWORD" "$PASSWORD" | smbpasswd -c "$SCRATCH/smb.conf" -s -a nobody || exit
+answers() { (: < /dev/tcp/127.0.0.1/445); }
 start() {
   smbd -D -s "$SCRATCH/smb.conf"
-  until (: < /dev/tcp/127.0.0.1/445) 2> /dev/null; do sleep 0.1; done
+  wait_until 'the server answers' answers
 }
 stop() {
   xargs kill -TERM < "$SCRATCH/samba/smbd.pid"
-  while (: < /dev/tcp/127.0.0.1/445) 2> /dev/null; do sleep 0.1; done
+  wait_until 'the server is gone' eval '! answers'
 }
 start
 

@@ -13,11 +13,13 @@ set -u
 serve
 modprobe -a veth fuse 2> /dev/null
 
+# shellcheck disable=SC2317 # wait_until calls it
+other_net() { [ "$(readlink "/proc/$1/ns/net")" != "$(readlink /proc/self/ns/net)" ]; }
 # host NAME NET: a host that reaches the server as 10.0.NET.1; prints the process that is it.
 host() {
   unshare -mnu --propagation private sleep 100000 > /dev/null &
   local pid=$!
-  until [ "$(readlink "/proc/$pid/ns/net")" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done
+  wait_until "host $1 has its namespaces" other_net "$pid" || exit
   ip link add "to$1" type veth peer name eth0 netns "$pid"
   ip addr add "10.0.$2.1/24" dev "to$1"
   ip link set "to$1" up

@@ -14,12 +14,13 @@ serve
 modprobe veth 2> /dev/null
 
 declare -A PID
+other_net() { [ "$(readlink "/proc/$1/ns/net")" != "$(readlink /proc/self/ns/net)" ]; }
 # host NAME NET: a host that reaches the server as 10.0.NET.1
 host() {
   unshare -mnu --propagation private sleep 100000 &
   local pid=$!
   PID[$1]=$pid
-  until [ "$(readlink "/proc/$pid/ns/net")" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done
+  wait_until "host $1 has its namespaces" other_net "$pid" || exit
   ip link add "to$1" type veth peer name eth0 netns "$pid"
   ip addr add "10.0.$2.1/24" dev "to$1"
   ip link set "to$1" up
