@@ -88,7 +88,7 @@ fn what_goes_in_comes_out_through_files_and_pipes() {
     let scene = Scene::new();
     let disk = scene.disk();
     for (n, format) in [(1, "raw"), (2, "vhd"), (3, "qcow2")] {
-        scene.sm(&["vdi_import", SR, &vdi(n), "disk.raw", "--type", format]).assert().success();
+        scene.sm(&["vdi_import", SR, &vdi(n), "disk.raw", "--type", format]).assert().success().stdout("");
         same_disk(&scene.export(&vdi(n), "raw"), &disk);
         let stream = scene.export(&vdi(n), "vhd");
         for (m, format) in [(10 + n, "raw"), (20 + n, "vhd"), (40 + n, "qcow2")] {
@@ -104,7 +104,8 @@ fn what_goes_in_comes_out_through_files_and_pipes() {
             .sm(&["vdi_import", SR, &vdi(30 + n), "-", "--size", &size, "--type", format])
             .write_stdin(disk.clone())
             .assert()
-            .success();
+            .success()
+            .stdout("");
         same_disk(&scene.export(&vdi(30 + n), "raw"), &disk);
     }
 }

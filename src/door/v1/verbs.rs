@@ -119,7 +119,7 @@ impl Caller<'_> {
                 let new = new_vdi(vdi, least, &new)?;
                 let from = stream::from(&file, file_format(&file, file_type.as_deref())?)?;
                 let imported = self.open(sr)?.vdi_import(new, &from, context);
-                imported.map(Reply::Vdi).map_err(|e| match &text {
+                imported.map(unsaid).map_err(|e| match &text {
                     Some(size) => of_size(e, size),
                     None => e,
                 })
