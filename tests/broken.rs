@@ -264,6 +264,23 @@ fn a_child_that_cannot_be_read_keeps_every_base_of_its_format() {
     }
 }
 
+/// Which of two images is the disk is not known, so each may have its own parent.
+#[test]
+fn every_image_of_a_vdi_that_has_several_keeps_the_bases_of_its_format() {
+    for second in ["raw", "qcow2"] {
+        let scene = healthy(Door::Sm);
+        let base = scene.place.join(format!("{}.vhd", base(&scene)));
+        let before = fs::read(&base).unwrap();
+        fs::write(scene.place.join(format!("{A}.vhd")), b"").unwrap();
+        fs::write(scene.place.join(format!("{A}.{second}")), vec![0; 4096]).unwrap();
+        scene.call(["vdi_delete", SR, C]).done();
+        let message = scene.call(["sr_collect", SR]).fails("EIO");
+        assert!(message.contains(&format!("{A} cannot be read")), "{second}: {message}");
+        scene.call(["sr_attach", SR]).done();
+        assert!(fs::read(&base).is_ok_and(|now| now == before), "{second}");
+    }
+}
+
 #[test]
 fn the_collector_goes_on_after_a_failure_and_tells_each_once() {
     let scene = healthy(Door::Sm);

@@ -159,7 +159,7 @@ impl Model {
                     return;
                 }
                 resized.unwrap_or_else(|e| panic!("{}", xcp_sm::error::one_line(&e)));
-                let rounded = xcp_sm::vdi::kind(self.format).round(size as u64).unwrap() as usize;
+                let rounded = xcp_sm::vdi::layout(self.format).round(size as u64).unwrap() as usize;
                 self.disks.get_mut(&vdi).unwrap().resize(rounded, 0);
             }
             Op::Delete { disk } => {

@@ -1,12 +1,12 @@
 //! The bytes of a disk, whatever its image looks like: to be read in any order, or as they come.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::SECTOR;
+use super::storage::Storage;
 use crate::error::{Error, Result};
-use crate::sys::copy::next_data;
 
 /// A disk to be read. Offsets and lengths are bytes.
 pub trait Disk {
@@ -52,55 +52,44 @@ pub trait Served: Send + Sync {
     fn close(self: Box<Self>) -> Result<()>;
 }
 
-/// A raw image.
-pub struct RawFile {
-    file: File,
-    path: PathBuf,
+/// A raw image: the bytes of its storage are those of the disk.
+pub struct RawImage {
+    storage: Arc<dyn Storage>,
     size: u64,
 }
 
-impl RawFile {
-    /// Its length is rounded up to a whole sector.
-    pub fn new(file: File, path: &Path) -> Result<RawFile> {
-        // By its end: a block device has no length in its metadata.
-        let end = (&file).seek(SeekFrom::End(0)).map_err(Error::io("find the end of", path))?;
-        let size = end.next_multiple_of(512);
-        Ok(RawFile { file, path: path.to_owned(), size })
+impl RawImage {
+    /// The length is rounded up to a whole sector.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn new(storage: Arc<dyn Storage>) -> Result<RawImage> {
+        let size = storage.len()?.next_multiple_of(SECTOR);
+        Ok(RawImage { storage, size })
     }
 }
 
-impl Disk for RawFile {
+impl Disk for RawImage {
     fn size(&self) -> u64 {
         self.size
     }
 
     fn next_data(&self, from: u64) -> Result<Option<(u64, u64)>> {
-        next_data(&self.file, from, self.size).map_err(Error::io("find the data of", &self.path))
+        let fail = || self.storage.fail("find the data of");
+        let Some(start) = self.storage.next_data(from, self.size).map_err(fail())? else { return Ok(None) };
+        let end = self.storage.next_hole(start, self.size).map_err(fail())?;
+        Ok(Some((start, end)))
     }
 
-    fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> Result<()> {
-        while !buf.is_empty() {
-            match self.file.read_at(buf, offset) {
-                // The last sector of a file that is not a whole number of them.
-                Ok(0) => {
-                    buf.fill(0);
-                    break;
-                }
-                Ok(n) => {
-                    buf = &mut buf[n..];
-                    offset += n as u64;
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::io("read", &self.path)(e)),
-            }
-        }
-        Ok(())
+    /// The last sector of a file that is not a whole number of them ends in zeroes.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.storage.get(buf, offset)
     }
 }
 
-impl DiskWriter for RawFile {
+impl DiskWriter for RawImage {
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.file.write_all_at(bytes, offset).map_err(Error::io("write", &self.path))
+        self.storage.put(bytes, offset)
     }
 
     fn finish(self: Box<Self>) -> Result<()> {

@@ -82,6 +82,11 @@ impl FileStorage {
         Ok(FileStorage { file, path, device_size, no_punch: AtomicBool::new(false) })
     }
 
+    /// Takes a file that the caller knows to be a regular one: it is not examined again.
+    pub fn of_regular(file: File, path: impl Into<PathBuf>) -> Self {
+        FileStorage { file, path: path.into(), device_size: None, no_punch: AtomicBool::new(false) }
+    }
+
     /// Opens what exists; never creates, never truncates.
     ///
     /// # Errors

@@ -35,6 +35,7 @@ use nix::libc;
 
 use crate::context::{Context, Deadline};
 use crate::error::{Error, Result};
+use crate::image::storage::FileStorage;
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server};
 use crate::sys::copy::Progress;
 use crate::sys::durable::{self, Dir};
@@ -42,7 +43,8 @@ use crate::sys::lock::Lock;
 use crate::sys::loopdev::{self, Backing};
 use crate::sys::watch::Pulse;
 use crate::types::{Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, State, VdiInfo, VdiUuid};
-use crate::vdi::{self, Attachments, Extent, Holders, Node, Place, Vdi};
+use crate::vdi::tree::nodes::Node;
+use crate::vdi::{self, Attachments, Holders, Opened, Place, Usage, Vdi};
 
 use library::Library;
 
@@ -107,7 +109,7 @@ struct Iso {
     name: String,
     /// Where the file is. For a link: where that leads.
     path: PathBuf,
-    extent: Extent,
+    usage: Usage,
     id: loopdev::FileId,
     /// Whether it can be read, as far as its attributes tell.
     state: State,
@@ -132,8 +134,8 @@ impl IsoSr {
         for name in dir.names()?.into_iter().filter(|name| is_image(name)) {
             let named = dir.join(&name);
             let unusable = |name: String, state| {
-                let nothing = Extent { length: 0, allocated: 0 };
-                Iso { name, path: named.clone(), extent: nothing, id: (0, 0), state }
+                let nothing = Usage { length: 0, allocated: 0 };
+                Iso { name, path: named.clone(), usage: nothing, id: (0, 0), state }
             };
             match followed(&named) {
                 Ok((path, meta)) if meta.is_file() && !path.starts_with(dir.path()) => {
@@ -143,7 +145,7 @@ impl IsoSr {
                 Ok((path, meta)) if meta.is_file() => found.push(Iso {
                     name,
                     path,
-                    extent: Extent { length: meta.len(), allocated: meta.blocks() * 512 },
+                    usage: Usage { length: meta.len(), allocated: meta.blocks() * 512 },
                     id: (meta.dev(), meta.ino()),
                     state: State::Healthy,
                 }),
@@ -289,7 +291,7 @@ impl Sr for IsoSr {
         if new.params != Params::default() {
             return refuse("an ISO SR keeps no label and no mark beside its images");
         }
-        let (dir, name, kind) = (self.library.dir()?, name_of(new.vdi), vdi::kind(Format::Raw));
+        let (dir, name, layout) = (self.library.dir()?, name_of(new.vdi), vdi::layout(Format::Raw));
         for left in dir.names()?.iter().filter(|name| is_ours_in_the_making(name)) {
             let _ = dir.sweep_temporary(left);
         }
@@ -299,7 +301,9 @@ impl Sr for IsoSr {
             return Err(Error::VdiExists { vdi: new.vdi, sr: self.sr });
         }
         let mut file = dir.new_file()?;
-        (kind.create)(file.file(), &dir.join(&name), kind.round(new.virtual_size)?)?;
+        let path = dir.join(&name);
+        let image = file.file().try_clone().map_err(Error::io("duplicate", &path))?;
+        layout.create(&FileStorage::of_regular(image, &path), layout.round(new.virtual_size)?)?;
         file.is_durable();
         match file.publish_over(&name) {
             // The name is there; see `sync`.
@@ -393,10 +397,30 @@ struct IsoPlace<'a> {
 
 impl IsoPlace<'_> {
     fn info(&self, attached: bool) -> VdiInfo {
-        let node = Node { state: self.iso.state.clone(), ..Node::alone(self.iso.extent.length) };
+        let node = Node { state: self.iso.state.clone(), ..Node::alone(Format::Raw, self.iso.usage.length) };
         let params = self.params_now();
-        let info = vdi::describe(self, &node, self.iso.extent.allocated, params, Vec::new(), attached, Vec::new());
+        let info = vdi::describe(self, &node, self.iso.usage.allocated, params, Vec::new(), attached, Vec::new());
         VdiInfo { location: Some(self.iso.name.clone()), ..info }
+    }
+
+    fn file(&self, mode: Mode) -> Result<File> {
+        let write = mode == Mode::ReadWrite;
+        // Never waits, as the open of a pipe in the place of the file would.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let opened = OpenOptions::new().read(true).write(write).custom_flags(flags).open(&self.path);
+        let file = opened.map_err(|e| match e.raw_os_error() {
+            Some(libc::ELOOP) => leads_out(&self.path, &self.library),
+            _ => Error::io("open", &self.path)(e),
+        })?;
+        // Between the listing and now a directory above, or the file, may have become something else.
+        let (meta, opened) = file
+            .metadata()
+            .and_then(|meta| Ok((meta, fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?)))
+            .map_err(Error::io("examine", &self.path))?;
+        if !meta.is_file() {
+            return Err(Error::Damaged { path: self.path.clone(), what: "it is no regular file".to_owned() });
+        }
+        if opened.starts_with(&self.library) { Ok(file) } else { Err(leads_out(&self.path, &self.library)) }
     }
 
     fn params_now(&self) -> Params {
@@ -426,28 +450,27 @@ impl Place for IsoPlace<'_> {
         self.path.clone()
     }
 
-    fn image(&self, mode: Mode) -> Result<File> {
-        let write = mode == Mode::ReadWrite;
-        // Never waits, as the open of a pipe in the place of the file would.
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let opened = OpenOptions::new().read(true).write(write).custom_flags(flags).open(&self.path);
-        let file = opened.map_err(|e| match e.raw_os_error() {
-            Some(libc::ELOOP) => leads_out(&self.path, &self.library),
-            _ => Error::io("open", &self.path)(e),
-        })?;
-        // Between the listing and now a directory above, or the file, may have become something else.
-        let (meta, opened) = file
-            .metadata()
-            .and_then(|meta| Ok((meta, fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?)))
-            .map_err(Error::io("examine", &self.path))?;
-        if !meta.is_file() {
-            return Err(Error::Damaged { path: self.path.clone(), what: "it is no regular file".to_owned() });
-        }
-        if opened.starts_with(&self.library) { Ok(file) } else { Err(leads_out(&self.path, &self.library)) }
+    fn open(&self, mode: Mode) -> Result<Opened<'_>> {
+        Ok(Opened::of(FileStorage::new(self.file(mode)?, &self.path)?))
     }
 
-    fn stat(&self) -> Result<Extent> {
-        Ok(self.iso.extent)
+    fn usage(&self) -> Result<Usage> {
+        Ok(self.iso.usage)
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.file(Mode::ReadOnly)?.sync_all().map_err(Error::io("flush", &self.path))
+    }
+
+    /// Nothing is stored beside an image: its name is its label, and no user locks it.
+    fn settle_records(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The kernel of another host that has an image attached is not asked: images are read, and a `<vdi>.img` is xapi's to
+    /// attach to one host at a time.
+    fn is_shared(&self) -> bool {
+        false
     }
 
     fn params(&self) -> Result<Params> {
@@ -469,7 +492,7 @@ impl Place for IsoPlace<'_> {
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
         match self.device()? {
             Some(device) => Ok(device),
-            None => loopdev::attach(&self.image(mode)?, &self.path, mode == Mode::ReadOnly),
+            None => loopdev::attach(&self.file(mode)?, &self.path, mode == Mode::ReadOnly),
         }
     }
 

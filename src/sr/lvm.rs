@@ -47,7 +47,7 @@ use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Lv, Vg};
 use crate::types::{DeviceConfig, Done, Format, NewVdi, Overwrite, PoolUse, Size, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::transfer::Incoming;
-use crate::vdi::{self, Vdi};
+use crate::vdi::{self, Layout, Vdi, raw};
 
 use fill::Fill;
 use place::{Group, LvmPlace};
@@ -232,7 +232,7 @@ impl LvmSr {
     }
 
     /// The group that the new VDI may be made in, without what a killed call has left of it, and its format.
-    fn refuse_new(&self, new: &NewVdi) -> Result<(Vg, &'static vdi::Kind)> {
+    fn refuse_new(&self, new: &NewVdi) -> Result<(Vg, &'static dyn Layout)> {
         let format = new.format.unwrap_or(DRIVER.formats[0]);
         if !DRIVER.formats.contains(&format) {
             let why = format!("{format} was asked for, and an SR on logical volumes has raw disks only");
@@ -250,7 +250,7 @@ impl LvmSr {
             self.remove_unfinished(&vg, &left)?;
             vg = self.group.whole()?;
         }
-        Ok((vg, vdi::kind(format)))
+        Ok((vg, vdi::layout(format)))
     }
 
     /// A volume for a new VDI, inactive.
@@ -450,20 +450,18 @@ impl Sr for LvmSr {
             Ok(LvmPlace::new(self, &vg, vdi, lv))
         });
         match found {
-            Ok(place) => Ok((vdi::kind(Format::Raw).open)(Box::new(place))),
+            Ok(place) => Ok(raw::open(place, None)),
             // Its group went away while it was attached: it can still be detached.
             Err(unseen) => match lvm::kernel_device(&self.group.name(), &format!("{RAW}{vdi}")) {
-                Some(_) => {
-                    Ok((vdi::kind(Format::Raw).open)(Box::new(place::Lost { sr: self, vdi, why: unseen.to_string() })))
-                }
+                Some(_) => Ok(raw::open(place::Lost { sr: self, vdi, why: unseen.to_string() }, None)),
                 None => Err(unseen),
             },
         }
     }
 
     fn create_vdi(&self, new: &NewVdi) -> Result<VdiInfo> {
-        let (vg, kind) = self.refuse_new(new)?;
-        let size = self.checked_size(&vg, new.virtual_size, kind.largest)?;
+        let (vg, layout) = self.refuse_new(new)?;
+        let size = self.checked_size(&vg, new.virtual_size, layout.largest())?;
         let thin = vg.lv(POOL).is_some();
         let lv = self.make_volume(&vg, new, RAW, size, (!thin).then_some(tags::ZERO))?;
         let place = LvmPlace::new(self, &vg, new.vdi, &lv);
@@ -474,10 +472,10 @@ impl Sr for LvmSr {
     }
 
     fn import_vdi(&self, new: &NewVdi, incoming: Incoming, progress: Progress) -> Result<VdiInfo> {
-        let (vg, kind) = self.refuse_new(new)?;
+        let (vg, layout) = self.refuse_new(new)?;
         let made = RefCell::new(None);
         let mut make = |size: u64| -> Result<Box<dyn DiskWriter + '_>> {
-            let size = self.checked_size(&vg, size.max(new.virtual_size), kind.largest)?;
+            let size = self.checked_size(&vg, size.max(new.virtual_size), layout.largest())?;
             let lv = self.make_volume(&vg, new, UNFINISHED, size, Some(&tags::of_maker()))?;
             Ok(Box::new(Fill::begin(self, &vg, &made.borrow_mut().insert(lv).name, size)?))
         };

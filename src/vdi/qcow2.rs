@@ -1,108 +1,112 @@
-//! qcow2 disks: for what a VHD is too small for. Images and their children with backing files, as qemu and the
+//! qcow2 images: for what a VHD is too small for. Images and their children with backing files, as qemu and the
 //! other storage managers read them.
 //!
-//! A backing file is named by its plain name, `<vdi>.qcow2`, which is looked for in the same SR and nowhere else.
+//! A backing file is named by its plain name, which is looked for in the same SR and nowhere else.
 
-use std::fs::File;
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::image::disk::{Disk, DiskWriter};
 use crate::image::qcow2::{self, Chain, Header, Image, Parent};
-use crate::image::storage::FileStorage;
-use crate::sys::durable::name_of;
-use crate::types::{Format, Mode, VdiUuid};
-use crate::vdi::cow::Cow;
-use crate::vdi::{Kind, Node, Place};
+use crate::image::storage::Storage;
+use crate::sys::copy::Progress;
+use crate::types::{Format, Mode};
+use crate::vdi::format::{ImageInfo, Layout, ParentImage, Resolve, WriteImage};
 
-pub static KIND: Kind = Kind {
-    format: Format::Qcow2,
-    largest: qcow2::MAX_SIZE,
-    granule: qcow2::CLUSTER,
-    by_length: false,
-    create: |file, path, virtual_size| qcow2::create(&place(file, path)?, virtual_size),
-    create_child: |file, path, parent, parent_path| {
-        let parent = place(parent, parent_path)?;
-        let like = Header::read(&parent)?;
+/// The [`Layout`] of qcow2 images.
+pub struct Qcow2Layout;
+
+impl Layout for Qcow2Layout {
+    fn format(&self) -> Format {
+        Format::Qcow2
+    }
+
+    fn largest(&self) -> u64 {
+        qcow2::MAX_SIZE
+    }
+
+    fn granule(&self) -> u64 {
+        qcow2::CLUSTER
+    }
+
+    fn is_by_length(&self) -> bool {
+        false
+    }
+
+    fn create(&self, image: &dyn Storage, virtual_size: u64) -> Result<()> {
+        qcow2::create(image, virtual_size)
+    }
+
+    fn query(&self, image: &dyn Storage) -> Result<ImageInfo> {
+        let header = Header::read(image)?;
+        let parent = header.parent(image)?.map(str::to_owned);
+        Ok(ImageInfo { hidden: header.hidden, parent, ..ImageInfo::alone(header.virtual_size) })
+    }
+
+    fn named_parent(&self, image: &dyn Storage) -> Option<Option<String>> {
+        qcow2::named_parent(image)
+    }
+
+    fn resize(&self, image: &Arc<dyn Storage>, virtual_size: u64) -> Result<()> {
+        qcow2::resize(image, virtual_size).map(drop)
+    }
+
+    fn disk(&self, image: &Arc<dyn Storage>, resolve: Resolve) -> Result<Box<dyn Disk>> {
+        Ok(Box::new(chain(Format::Qcow2, image, Mode::ReadOnly, resolve)?))
+    }
+
+    fn writer(&self, image: Arc<dyn Storage>) -> Result<Box<dyn DiskWriter>> {
+        Ok(Box::new(Chain::open_single(image, Mode::ReadWrite)?))
+    }
+
+    fn child_of(&self, parent: &ParentImage) -> Result<WriteImage> {
+        let like = Header::read(&**parent.image)?;
         // A child of it could never be merged into it.
-        like.refuse_unwritable(&parent)?;
-        let (size, name) = (like.virtual_size, name_of(parent_path));
-        qcow2::create_child(&place(file, path)?, size, Some(&like), name, &Format::Qcow2.to_string())
-    },
-    query: |file, path| {
-        let image = FileStorage::new(file, path)?;
-        let header = Header::read(&image)?;
-        let parent = header.parent(&image)?.map(|name| parent(path, name)).transpose()?;
-        Ok(Node { hidden: header.hidden, parent, ..Node::alone(header.virtual_size) })
-    },
-    named_parent: |file, path| {
-        let name = qcow2::named_parent(&FileStorage::new(file, path).ok()?)?;
-        Some(name.and_then(|name| parent_of_name(&name)))
-    },
-    disk: |file, place| Ok(Box::new(chain(&file, place, Mode::ReadOnly)?)),
-    set_hidden: |file, path, hidden| qcow2::set_hidden(&place(file, path)?, hidden),
-    coalesce: |child, path, parent, parent_place, progress| {
-        (KIND.check_parent)(&child, path, &parent, parent_place)?;
-        let child = Image::open(Arc::new(place(&child, path)?), Mode::ReadOnly)?;
-        let target = chain(&parent, parent_place, Mode::ReadWrite)?;
+        like.refuse_unwritable(&**parent.image)?;
+        let name = parent.name.clone();
+        Ok(Box::new(move |image| {
+            qcow2::create_child(image, like.virtual_size, Some(&like), &name, &Format::Qcow2.to_string())
+        }))
+    }
+
+    fn set_hidden(&self, image: &dyn Storage, hidden: bool) -> Result<()> {
+        qcow2::set_hidden(image, hidden)
+    }
+
+    fn coalesce(
+        &self,
+        child: &Arc<dyn Storage>,
+        parent: &ParentImage,
+        resolve: Resolve,
+        progress: Progress,
+    ) -> Result<()> {
+        self.check_parent(&**child, parent)?;
+        let child = Image::open(child.clone(), Mode::ReadOnly)?;
+        let target = chain(parent.format, &parent.image, Mode::ReadWrite, resolve)?;
         // Ends with a flush. What it replaced keeps its space: the disk's server may still read it there.
         qcow2::coalesce(&child, &target, progress)
-    },
-    check_parent: |file, path, parent, parent_place| {
-        let (image, is) = (place(file, path)?, place(parent, &parent_place.path())?);
-        let (header, path_of) = (Header::read(&image)?, parent_place.path());
-        let (named, name) = (header.parent(&image)?.unwrap_or_default(), name_of(&path_of));
-        if named != name || (&image as &dyn qcow2::Storage).is_same(&is)? {
-            let what = format!("its parent is {named:?}, and {name:?} was taken for it");
-            return Err(Error::Damaged { path: path.to_owned(), what });
-        }
-        header.refuse_parent(&image, name, &parent_place.format().to_string())?;
-        Ok(())
-    },
-    set_parent: |file, path, _, parent_place| {
-        let name = parent_place.path();
-        qcow2::set_parent(&place(file, path)?, name_of(&name), &parent_place.format().to_string())
-    },
-    resize: |file, path, size| {
-        let place: Arc<dyn qcow2::Storage> = Arc::new(place(&file, path)?);
-        qcow2::resize(&place, size).map(drop)
-    },
-    open: |place| Cow::open(place, &KIND),
-};
-
-fn place(file: &File, path: &Path) -> Result<FileStorage> {
-    FileStorage::new(file.try_clone().map_err(Error::io("duplicate", path))?, path)
-}
-
-/// The disk of an image, which is open in `mode`, and its parents, which are looked for in its SR.
-fn chain(file: &File, at: &dyn Place, mode: Mode) -> Result<Chain> {
-    let path = at.path();
-    let tree = at.tree()?;
-    let leaf = Arc::new(place(file, &path)?);
-    let leaf = if at.format() == Format::Raw { Parent::Raw(leaf) } else { Parent::Qcow2(leaf) };
-    Chain::open(leaf, mode, |name| {
-        let parent = tree.sibling(parent(&path, name)?)?;
-        if name_of(&parent.path()) != name {
-            let what = format!("its parent is {name:?}, and the SR has {:?}", name_of(&parent.path()));
-            return Err(Error::Damaged { path: path.clone(), what });
-        }
-        let image = Arc::new(FileStorage::new(parent.image(Mode::ReadOnly)?, parent.path())?);
-        // The name ends in the one or the other.
-        Ok(if parent.format() == Format::Raw { Parent::Raw(image) } else { Parent::Qcow2(image) })
-    })
-}
-
-/// The VDI that an image names as its parent. It must be one of the same SR, by its plain name.
-fn parent(path: &Path, name: &str) -> Result<VdiUuid> {
-    let damaged = |what: String| Error::Damaged { path: path.to_owned(), what };
-    let uuid = parent_of_name(name)
-        .ok_or_else(|| damaged(format!("names {name:?} as its parent, which is no VDI of this SR")))?;
-    if path.file_stem().and_then(|own| own.to_str()).is_some_and(|own| own == uuid.to_string()) {
-        return Err(damaged(format!("names {name:?} as its parent, which has its own UUID")));
     }
-    Ok(uuid)
+
+    fn check_parent(&self, child: &dyn Storage, parent: &ParentImage) -> Result<()> {
+        let header = Header::read(child)?;
+        let (named, name) = (header.parent(child)?.unwrap_or_default(), parent.name.as_str());
+        if named != name || child.is_same(&**parent.image)? {
+            let what = format!("its parent is {named:?}, and {name:?} was taken for it");
+            return Err(Error::Damaged { path: child.path().to_owned(), what });
+        }
+        header.refuse_parent(child, name, &parent.format.to_string())
+    }
+
+    fn set_parent(&self, child: &dyn Storage, parent: &ParentImage) -> Result<()> {
+        qcow2::set_parent(child, &parent.name, &parent.format.to_string())
+    }
 }
 
-fn parent_of_name(name: &str) -> Option<VdiUuid> {
-    name.strip_suffix(".qcow2").or_else(|| name.strip_suffix(".raw")).and_then(|stem| stem.parse().ok())
+/// The disk of an image of `format` and its parents; the image itself is open in `mode`.
+fn chain(format: Format, image: &Arc<dyn Storage>, mode: Mode, resolve: Resolve) -> Result<Chain> {
+    let layer = |format, image| if format == Format::Raw { Parent::Raw(image) } else { Parent::Qcow2(image) };
+    Chain::open(layer(format, image.clone()), mode, |name| {
+        let (format, image) = resolve(name)?;
+        Ok(layer(format, image))
+    })
 }

@@ -2,42 +2,72 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ended};
 use crate::image::SECTOR;
-use crate::image::disk::{Disk, RawFile};
+use crate::image::disk::{Disk, DiskWriter, RawImage};
+use crate::image::storage::Storage;
 use crate::sys::limits;
 use crate::sys::lock::Lock;
 use crate::types::{Done, Format, Mode, Params, VdiInfo, VdiUuid};
-use crate::vdi::{Kind, Node, Place, Vdi, cow, describe, refuse_if_elsewhere, refuse_if_used};
+use crate::vdi::disk::{Vdi, describe, refuse_if_elsewhere, refuse_if_used};
+use crate::vdi::format::{ImageInfo, Layout, Resolve};
+use crate::vdi::place::Place;
+use crate::vdi::tree::forest::Forest;
+use crate::vdi::tree::nodes::Node;
 
-pub static KIND: Kind = Kind {
-    format: Format::Raw,
-    // The kernel's loff_t, a sector short of its end.
-    largest: i64::MAX as u64 / SECTOR * SECTOR,
-    granule: SECTOR,
-    by_length: true,
-    create: |file, path, virtual_size| {
-        set_length(file, path, virtual_size)?;
-        file.sync_all().map_err(Error::io("make durable", path))
-    },
-    create_child: |_, _, _, _| Err(no_tree("a child")),
-    query: |file, path| {
-        let length = file.metadata().map_err(Error::io("examine", path))?.len();
-        Ok(Node::alone(length))
-    },
-    named_parent: |_, _| Some(None),
-    disk: |file, place| Ok(Box::new(RawFile::new(file, &place.path())?)),
-    set_hidden: |_, _, _| Err(no_tree("hiding")),
-    coalesce: |_, _, _, _, _| Err(no_tree("coalescing")),
-    check_parent: |_, _, _, _| Err(no_tree("looking for the parent")),
-    set_parent: |_, _, _, _| Err(no_tree("changing the parent")),
-    resize: |file, path, size| (KIND.create)(&file, path, size),
-    open: |place| Box::new(Raw { place }),
-};
+/// The [`Layout`] of raw images.
+pub struct RawLayout;
+
+impl Layout for RawLayout {
+    fn format(&self) -> Format {
+        Format::Raw
+    }
+
+    /// The kernel's loff_t, a sector short of its end.
+    fn largest(&self) -> u64 {
+        i64::MAX as u64 / SECTOR * SECTOR
+    }
+
+    fn granule(&self) -> u64 {
+        SECTOR
+    }
+
+    fn is_by_length(&self) -> bool {
+        true
+    }
+
+    fn create(&self, image: &dyn Storage, virtual_size: u64) -> Result<()> {
+        if let Err(source) = image.set_size(virtual_size) {
+            return Err(not_so_long(source, image.path(), virtual_size));
+        }
+        image.flush()
+    }
+
+    fn query(&self, image: &dyn Storage) -> Result<ImageInfo> {
+        Ok(ImageInfo::alone(image.len()?))
+    }
+
+    fn named_parent(&self, _image: &dyn Storage) -> Option<Option<String>> {
+        Some(None)
+    }
+
+    fn resize(&self, image: &Arc<dyn Storage>, virtual_size: u64) -> Result<()> {
+        self.create(&**image, virtual_size)
+    }
+
+    fn disk(&self, image: &Arc<dyn Storage>, _resolve: Resolve) -> Result<Box<dyn Disk>> {
+        Ok(Box::new(RawImage::new(image.clone())?))
+    }
+
+    fn writer(&self, image: Arc<dyn Storage>) -> Result<Box<dyn DiskWriter>> {
+        Ok(Box::new(RawImage::new(image)?))
+    }
+}
 
 /// Makes a file `bytes` long, not yet durably.
 ///
@@ -45,32 +75,38 @@ pub static KIND: Kind = Kind {
 /// [`Error::TooBig`] beyond what the filesystem holds; [`Error::Io`], also beyond the limit of this process. Nothing was
 /// changed.
 pub fn set_length(file: &File, path: &Path, bytes: u64) -> Result<()> {
-    file.set_len(bytes).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
+    file.set_len(bytes).map_err(|source| not_so_long(source, path, bytes))
+}
+
+fn not_so_long(source: std::io::Error, path: &Path, bytes: u64) -> Error {
+    match source.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EFBIG) if limits::file_size().is_none_or(|most| bytes <= most) => {
             Error::TooBig { what: "a disk", bytes, limit: "the filesystem holds no file of this size".to_owned() }
         }
-        _ => Error::io("write", path)(e),
-    })
+        _ => Error::io("write", path)(source),
+    }
 }
 
-fn no_tree(op: &'static str) -> Error {
-    Error::Unsupported { op, why: "a raw disk has no parent and no mark".to_owned() }
+/// The raw disk in a place. `forest`: the trees of its SR, if the SR keeps any; a raw image may be a parent there.
+pub fn open<'a>(place: impl Place + 'a, forest: Option<Box<dyn Forest + 'a>>) -> Box<dyn Vdi + 'a> {
+    Box::new(Raw { place, forest })
 }
 
-struct Raw<'a> {
-    place: Box<dyn Place + 'a>,
+struct Raw<'a, P> {
+    place: P,
+    forest: Option<Box<dyn Forest + 'a>>,
 }
 
-impl Vdi for Raw<'_> {
+impl<P: Place> Vdi for Raw<'_, P> {
     fn place(&self) -> &dyn Place {
-        &*self.place
+        &self.place
     }
 
     fn info(&self) -> Result<VdiInfo> {
-        let (extent, params, holders) = (self.place.stat()?, self.place.params()?, self.place.holders()?);
-        let node = Node::alone(extent.length);
+        let (usage, params, holders) = (self.place.usage()?, self.place.params()?, self.place.holders()?);
+        let node = Node::alone(Format::Raw, usage.length);
         let attached = self.device()?.is_some();
-        Ok(describe(&*self.place, &node, extent.allocated, params, holders.users, attached, Vec::new()))
+        Ok(describe(&self.place, &node, usage.allocated, params, holders.users, attached, Vec::new()))
     }
 
     fn device(&self) -> Result<Option<PathBuf>> {
@@ -88,8 +124,8 @@ impl Vdi for Raw<'_> {
     fn delete(&self, _context: &Context) -> Result<()> {
         refuse_if_used(self)?;
         // We make no image above a raw one; vhd-util does.
-        if let Ok(tree) = self.place.tree() {
-            cow::refuse_if_parent(&*self.place, &tree.nodes()?)?;
+        if let Some(forest) = &self.forest {
+            forest.nodes()?.refuse_if_parent(&self.place)?;
         }
         self.place.remove()
     }
@@ -109,12 +145,15 @@ impl Vdi for Raw<'_> {
     }
 
     fn read(&self, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
-        self.place.read(&mut |image| reader(&*(KIND.disk)(image, &*self.place)?))
+        let image = self.place.open(Mode::ReadOnly)?;
+        let done = RawImage::new(image.clone()).and_then(|disk| reader(&disk));
+        ended(done, image.close())
     }
 
     fn resize(&self, size: u64, allow_shrink: bool, _context: &Context) -> Result<Done> {
-        let now = self.place.stat()?.length;
-        let size = self.place.round_up(KIND.round(size)?);
+        let now = self.place.usage()?.length;
+        let layout: &dyn Layout = &RawLayout;
+        let size = self.place.round_up(layout.round(size)?);
         if size == now {
             self.place.settle()?;
             return Ok(Done::Already);

@@ -5,20 +5,21 @@ use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek as _, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result};
-use crate::image;
-use crate::image::disk::{Disk, DiskWriter, PIECE, RawFile, pieces, stream};
+use crate::image::SECTOR;
+use crate::image::disk::{Disk, DiskWriter, PIECE, RawImage, pieces, stream};
 use crate::image::qcow2;
 use crate::image::storage::FileStorage;
 use crate::image::vhd::{self, Chain};
 use crate::sys::copy::Progress;
 use crate::sys::durable::NewFile;
 use crate::types::{Format, Mode, Size};
+use crate::vdi::vhd::VhdDisk;
 
 /// A file or a pipe, open, and what errors call it.
 #[derive(Clone, Debug)]
@@ -51,12 +52,21 @@ impl Stream {
         self.file.try_clone().map_err(Error::io("duplicate", &self.name))
     }
 
+    fn storage(&self) -> Result<Arc<FileStorage>> {
+        Ok(Arc::new(FileStorage::new(self.reader()?, &self.name)?))
+    }
+
+    /// The bytes of a file, whatever format they are in.
+    fn raw(&self) -> Result<RawImage> {
+        RawImage::new(self.storage()?)
+    }
+
     /// The first sector of a file, and the last one.
     fn ends(&self) -> Result<(Vec<u8>, Vec<u8>)> {
-        let disk = RawFile::new(self.reader()?, &self.name)?;
-        let (mut first, mut last) = (vec![0; SECTOR], vec![0; SECTOR]);
+        let disk = self.raw()?;
+        let (mut first, mut last) = (vec![0; SECTOR as usize], vec![0; SECTOR as usize]);
         disk.read_at(&mut first, 0)?;
-        disk.read_at(&mut last, disk.size().saturating_sub(SECTOR as u64))?;
+        disk.read_at(&mut last, disk.size().saturating_sub(SECTOR))?;
         Ok((first, last))
     }
 
@@ -83,8 +93,6 @@ impl Stream {
         }
     }
 }
-
-const SECTOR: usize = image::SECTOR as usize;
 
 /// What the bytes of a file look like.
 enum Container {
@@ -210,7 +218,7 @@ impl Incoming {
             Format::Raw if is_file => {
                 let (first, last) = from.ends()?;
                 from.refuse_container(&first, &last)?;
-                Incoming::whole(from, RawFile::new(from.reader()?, &from.name)?)
+                Incoming::whole(from, from.raw()?)
             }
             Format::Raw => match size {
                 Some(size) => Ok(Incoming::RawPipe(from.clone(), size)),
@@ -223,7 +231,7 @@ impl Incoming {
             Format::Vhd if is_file => {
                 let (first, last) = from.ends()?;
                 from.refuse_other(&first, &last)?;
-                let place = Arc::new(FileStorage::new(from.reader()?, &from.name)?);
+                let place = from.storage()?;
                 vhd::refuse_cut_off(&*place)?;
                 Incoming::whole(from, VhdDisk(Chain::open_single(place, Mode::ReadOnly)?))
             }
@@ -231,7 +239,7 @@ impl Incoming {
             Format::Qcow2 if is_file => {
                 let (first, last) = from.ends()?;
                 from.refuse_other(&first, &last)?;
-                let place = Arc::new(FileStorage::new(from.reader()?, &from.name)?);
+                let place = from.storage()?;
                 Incoming::whole(from, qcow2::Chain::open_to_import(place)?)
             }
             Format::Qcow2 => Ok(Incoming::Qcow2Pipe(from.clone())),
@@ -330,55 +338,4 @@ fn put_down(from: &Stream, input: &mut dyn Read, spooled: &NewFile) -> Result<Ar
     })?;
     file.set_len(came).map_err(Error::io("put down what came from", &from.name))?;
     Ok(Arc::new(file.try_clone().map_err(Error::io("duplicate", &from.name))?))
-}
-
-/// A chain of VHDs as one disk.
-pub struct VhdDisk(pub Chain);
-
-impl Disk for VhdDisk {
-    fn size(&self) -> u64 {
-        self.0.virtual_size()
-    }
-
-    fn next_data(&self, from: u64) -> Result<Option<(u64, u64)>> {
-        let size = self.size();
-        let mut at = from;
-        while at < size {
-            let extent = self.0.extent_at(at, size, usize::MAX)?;
-            at = extent.offset + extent.len;
-            if extent.data {
-                return Ok(Some((extent.offset, at)));
-            }
-        }
-        Ok(None)
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.0.read_at(buf, offset)
-    }
-}
-
-impl DiskWriter for VhdDisk {
-    fn write_at(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.0.write_at(bytes, offset)
-    }
-
-    fn finish(self: Box<Self>) -> Result<()> {
-        self.0.close()
-    }
-}
-
-/// Opens a new, empty image to be filled.
-pub fn writer(format: Format, file: File, path: &Path) -> Result<Box<dyn DiskWriter>> {
-    match format {
-        Format::Raw => Ok(Box::new(RawFile::new(file, path)?)),
-        Format::Vhd => {
-            let place = Arc::new(FileStorage::new(file, path)?);
-            Ok(Box::new(VhdDisk(Chain::open_single(place, Mode::ReadWrite)?)))
-        }
-        Format::Qcow2 => {
-            let place = Arc::new(FileStorage::new(file, path)?);
-            Ok(Box::new(qcow2::Chain::open_single(place, Mode::ReadWrite)?))
-        }
-    }
 }

@@ -1,121 +1,166 @@
-//! VHD disks: dynamic images and their differencing children, as XCP pools hold them.
+//! VHD images: dynamic images and their differencing children, as XCP pools hold them.
 
-use std::fs::File;
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use uuid::Uuid;
+use crate::error::Result;
+use crate::image::disk::{Disk, DiskWriter};
+use crate::image::storage::Storage;
+use crate::image::vhd::{self, Chain, Image, NewImage, ParentLink};
+use crate::sys::copy::Progress;
+use crate::types::{Format, Mode};
+use crate::vdi::format::{ImageInfo, Layout, ParentImage, Resolve, WriteImage};
 
-use crate::error::{Error, Result};
-use crate::image::vhd::{self, Chain, FileStorage, Image, NewImage, ParentLink};
-use crate::types::{Format, Mode, VdiUuid};
-use crate::vdi::cow::Cow;
-use crate::vdi::transfer::VhdDisk;
-use crate::vdi::{Kind, Node};
+/// The [`Layout`] of VHDs.
+pub struct VhdLayout;
 
-pub static KIND: Kind = Kind {
-    format: Format::Vhd,
-    largest: vhd::MAX_SIZE,
-    granule: vhd::BLOCK,
-    by_length: false,
-    create: |file, path, virtual_size| vhd::create(&place(file, path)?, &NewImage::new(virtual_size)).map(drop),
-    create_child: |file, path, parent, parent_path| {
-        let parent_info = vhd::query_for_child(&place(parent, parent_path)?)?;
-        let link = link(path, parent_path, Some(parent_info.uuid))?;
-        vhd::create_child(&place(file, path)?, &NewImage::new(parent_info.virtual_size), &link).map(drop)
-    },
-    query: |file, path| {
-        let info = vhd::query_usable(&FileStorage::new(file, path)?)?;
-        let parent = info.parent.as_ref().map(|link| parent(path, link)).transpose()?;
-        Ok(Node {
+impl Layout for VhdLayout {
+    fn format(&self) -> Format {
+        Format::Vhd
+    }
+
+    fn largest(&self) -> u64 {
+        vhd::MAX_SIZE
+    }
+
+    fn granule(&self) -> u64 {
+        vhd::BLOCK
+    }
+
+    fn is_by_length(&self) -> bool {
+        false
+    }
+
+    fn create(&self, image: &dyn Storage, virtual_size: u64) -> Result<()> {
+        vhd::create(image, &NewImage::new(virtual_size)).map(drop)
+    }
+
+    fn query(&self, image: &dyn Storage) -> Result<ImageInfo> {
+        let info = vhd::query_usable(image)?;
+        Ok(ImageInfo {
             hidden: info.hidden,
-            parent,
             id: Some(info.uuid),
-            parent_id: info.parent.and_then(|link| link.uuid),
-            ..Node::alone(info.virtual_size)
+            parent_id: info.parent.as_ref().and_then(|link| link.uuid),
+            parent: info.parent.map(|link| link.name),
+            ..ImageInfo::alone(info.virtual_size)
         })
-    },
-    named_parent: |file, path| {
-        let name = vhd::named_parent(&FileStorage::new(file, path).ok()?)?;
-        Some(name.and_then(|name| parent_of_name(&name)))
-    },
-    disk: |file, place| {
-        let path = place.path();
-        let tree = place.tree()?;
-        let chain = Chain::open(Arc::new(self::place(&file, &path)?), Mode::ReadOnly, |link| {
-            let parent = tree.sibling(parent(&path, link)?)?;
-            let image: Arc<dyn vhd::Storage> =
-                Arc::new(FileStorage::new(parent.image(Mode::ReadOnly)?, parent.path())?);
-            Ok(vhd_parent(parent.format(), image))
+    }
+
+    fn named_parent(&self, image: &dyn Storage) -> Option<Option<String>> {
+        vhd::named_parent(image)
+    }
+
+    fn resize(&self, image: &Arc<dyn Storage>, virtual_size: u64) -> Result<()> {
+        vhd::resize(image, virtual_size).map(drop)
+    }
+
+    fn disk(&self, image: &Arc<dyn Storage>, resolve: Resolve) -> Result<Box<dyn Disk>> {
+        let chain = Chain::open(image.clone(), Mode::ReadOnly, |link| {
+            let (format, image) = resolve(&link.name)?;
+            Ok(parent_of(format, image))
         })?;
         Ok(Box::new(VhdDisk(chain)))
-    },
-    set_hidden: |file, path, hidden| vhd::set_hidden(&place(file, path)?, hidden).map(drop),
-    coalesce: |child, path, parent, parent_place, progress| {
-        let child: Arc<dyn vhd::Storage> = Arc::new(place(&child, path)?);
-        let child = Image::open(child, Mode::ReadOnly)?;
-        let target: Arc<dyn vhd::Storage> = Arc::new(place(&parent, &parent_place.path())?);
+    }
+
+    fn writer(&self, image: Arc<dyn Storage>) -> Result<Box<dyn DiskWriter>> {
+        Ok(Box::new(VhdDisk(Chain::open_single(image, Mode::ReadWrite)?)))
+    }
+
+    fn child_of(&self, parent: &ParentImage) -> Result<WriteImage> {
+        let info = vhd::query_for_child(&**parent.image)?;
+        let link = ParentLink { uuid: Some(info.uuid), ..link(&parent.name) };
+        Ok(Box::new(move |image| vhd::create_child(image, &NewImage::new(info.virtual_size), &link).map(drop)))
+    }
+
+    fn set_hidden(&self, image: &dyn Storage, hidden: bool) -> Result<()> {
+        vhd::set_hidden(image, hidden).map(drop)
+    }
+
+    fn coalesce(
+        &self,
+        child: &Arc<dyn Storage>,
+        parent: &ParentImage,
+        _resolve: Resolve,
+        progress: Progress,
+    ) -> Result<()> {
+        let child = Image::open(child.clone(), Mode::ReadOnly)?;
         // Several threads tell how far they are, and `progress` wants one.
         let blocks = AtomicU64::new(0);
         let step = |done: u64, _: u64| {
             blocks.fetch_max(done, Ordering::Relaxed);
             ControlFlow::Continue(())
         };
-        let result = match parent_place.format() {
-            Format::Raw => vhd::coalesce(&child, vhd::Target::Raw(&*target), &step).map(drop),
-            _ if vhd::query(&*target)?.kind == vhd::Kind::Fixed => {
-                vhd::coalesce(&child, vhd::Target::Fixed(&*target), &step).map(drop)
+        let target = &*parent.image;
+        let result = match parent.format {
+            Format::Raw => vhd::coalesce(&child, vhd::Target::Raw(&**target), &step).map(drop),
+            _ if vhd::query(&**target)?.kind == vhd::Kind::Fixed => {
+                vhd::coalesce(&child, vhd::Target::Fixed(&**target), &step).map(drop)
             }
             _ => {
-                let image = Image::open(target, Mode::ReadWrite)?;
+                let image = Image::open(target.clone(), Mode::ReadWrite)?;
                 vhd::coalesce(&child, vhd::Target::Vhd(&image), &step).and_then(|_| image.close())
             }
         };
         let copied = blocks.into_inner() * child.block_size();
         progress(copied, copied);
         result
-    },
-    check_parent: |file, path, parent, parent_place| {
-        let parent = place(parent, &parent_place.path())?;
-        vhd::check_parent(&place(file, path)?, &vhd_parent(parent_place.format(), Arc::new(parent)))
-    },
-    set_parent: |file, path, parent, parent_place| {
-        let uuid = match parent_place.format() {
-            Format::Raw => None,
-            _ => Some(vhd::query(&place(parent, &parent_place.path())?)?.uuid),
-        };
-        vhd::set_parent(&place(file, path)?, &link(path, &parent_place.path(), uuid)?).map(drop)
-    },
-    resize: |file, path, size| {
-        let place: Arc<dyn vhd::Storage> = Arc::new(place(&file, path)?);
-        vhd::resize(&place, size).map(drop)
-    },
-    open: |place| Cow::open(place, &KIND),
-};
+    }
 
-fn place(file: &File, path: &Path) -> Result<FileStorage> {
-    FileStorage::new(file.try_clone().map_err(Error::io("duplicate", path))?, path)
+    fn check_parent(&self, child: &dyn Storage, parent: &ParentImage) -> Result<()> {
+        vhd::check_parent(child, &parent_of(parent.format, parent.image.clone()))
+    }
+
+    fn set_parent(&self, child: &dyn Storage, parent: &ParentImage) -> Result<()> {
+        let uuid = match parent.format {
+            Format::Raw => None,
+            _ => Some(vhd::query(&**parent.image)?.uuid),
+        };
+        vhd::set_parent(child, &ParentLink { uuid, ..link(&parent.name) }).map(drop)
+    }
 }
 
-fn vhd_parent(format: Format, image: Arc<dyn vhd::Storage>) -> vhd::Parent {
+fn parent_of(format: Format, image: Arc<dyn Storage>) -> vhd::Parent {
     if format == Format::Raw { vhd::Parent::Raw(image) } else { vhd::Parent::Vhd(image) }
 }
 
-fn link(child: &Path, parent: &Path, uuid: Option<Uuid>) -> Result<ParentLink> {
-    let path = vhd::relative_path(child, parent)?;
-    Ok(ParentLink { path, uuid, timestamp: vhd::timestamp(std::time::SystemTime::now()) })
+/// The link to an image of this name beside the child. It names no UUID yet.
+fn link(name: &str) -> ParentLink {
+    ParentLink::beside(name, None, vhd::timestamp(std::time::SystemTime::now()))
 }
 
-/// The VDI that an image names as its parent. It must be one of the same SR, by its plain name.
-fn parent(path: &Path, link: &vhd::ParentInfo) -> Result<VdiUuid> {
-    link.file_name().and_then(parent_of_name).ok_or_else(|| Error::Damaged {
-        path: path.to_owned(),
-        what: format!("names {:?} as its parent, which is no VDI of this SR", link.name),
-    })
+/// A chain of VHDs as one disk.
+pub struct VhdDisk(pub Chain);
+
+impl Disk for VhdDisk {
+    fn size(&self) -> u64 {
+        self.0.virtual_size()
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<(u64, u64)>> {
+        let size = self.size();
+        let mut at = from;
+        while at < size {
+            let extent = self.0.extent_at(at, size, usize::MAX)?;
+            at = extent.offset + extent.len;
+            if extent.data {
+                return Ok(Some((extent.offset, at)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.0.read_at(buf, offset)
+    }
 }
 
-fn parent_of_name(name: &str) -> Option<VdiUuid> {
-    name.strip_suffix(".vhd").or_else(|| name.strip_suffix(".raw")).and_then(|stem| stem.parse().ok())
+impl DiskWriter for VhdDisk {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.0.write_at(bytes, offset)
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        self.0.close()
+    }
 }

@@ -55,7 +55,7 @@ fn preferred(driver: &Driver, config: &DeviceConfig) -> Vec<Format> {
 /// # Errors
 /// 79, with the words of the Python drivers.
 pub fn check(format: Format, size: u64) -> Result<(), Failure> {
-    let largest = vdi::kind(format).largest;
+    let largest = vdi::layout(format).largest();
     if size <= largest {
         return Ok(());
     }

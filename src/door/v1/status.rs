@@ -60,7 +60,7 @@ pub fn remedy(e: &Error) -> String {
         Error::Busy { .. } => "; --wait gives it longer".to_owned(),
         Error::WouldShrink { .. } => "; --allow-shrink allows it".to_owned(),
         Error::DiskTooBig { format: Format::Vhd, .. } => {
-            format!("; one made with --type qcow2 holds {}", Size(vdi::kind(Format::Qcow2).largest))
+            format!("; one made with --type qcow2 holds {}", Size(vdi::layout(Format::Qcow2).largest()))
         }
         _ => String::new(),
     }

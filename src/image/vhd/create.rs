@@ -33,12 +33,19 @@ impl NewImage {
 /// The parent of an image to be made or changed.
 #[derive(Clone, Debug)]
 pub struct ParentLink {
-    /// From the child's directory, starting with `./` or `../` ([`super::relative_path`] makes it).
+    /// From the child's directory, starting with `./` or `../`, as libvhd writes it.
     pub path: String,
     /// The UUID in the parent's footer; `None`: the parent is a raw image.
     pub uuid: Option<Uuid>,
     /// The parent's modification time, seconds since 2000 ([`super::timestamp`]); nobody checks it.
     pub timestamp: u32,
+}
+
+impl ParentLink {
+    /// The parent of this file name in the directory of the child.
+    pub fn beside(name: &str, uuid: Option<Uuid>, timestamp: u32) -> ParentLink {
+        ParentLink { path: format!("./{name}"), uuid, timestamp }
+    }
 }
 
 /// Makes a dynamic image. What the place held is overwritten; a file is emptied first.

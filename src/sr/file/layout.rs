@@ -1,12 +1,23 @@
-//! What the names in the SR's directory are, and what stands in its small files.
+//! The names in the SR's directory, and what each is.
 
-use super::*;
+use nix::sys::stat::SFlag;
+
+use crate::error::{Error, Result};
+use crate::image::name::ImageName;
+use crate::sys::durable::{self, Dir, Stat};
+use crate::sys::register;
+use crate::types::{Format, VdiUuid};
+use crate::vdi::Usage;
 
 /// The file that says which SR a directory is.
 pub const MARKER: &str = ".sm-sr";
+/// The marker of an SR whose deletion was begun.
 pub(super) const DELETING: &str = ".sm-sr-deleting";
+/// Extension of the params of a disk.
 pub(super) const PARAMS: &str = "params";
+/// Extension of the persistent lock of a disk.
 pub(super) const LOCK: &str = "lock";
+/// Says which tree is being changed.
 pub(super) const CHANGE: &str = ".sm-tree";
 /// Locked by the host that changes a tree.
 pub(super) const TREE_LOCK: &str = ".sm-tree-lock";
@@ -14,61 +25,14 @@ pub(super) const TREE_LOCK: &str = ".sm-tree-lock";
 pub(super) const COLLECT_LOCK: &str = ".sm-collect-lock";
 /// Names that the collector of the Python storage managers begins its journals with.
 pub(super) const JOURNALS: [&str; 3] = ["coalesce_", "relink_", "leaf_"];
-/// Extensions of images by format, in the order they are looked for.
-pub(super) const IMAGES: [(&str, Format); 3] = [("raw", Format::Raw), ("vhd", Format::Vhd), ("qcow2", Format::Qcow2)];
-
-/// The marker's contents: `(sr (uuid . "…") …)`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename = "sr")]
-pub(super) struct Marker {
-    pub(super) uuid: SrUuid,
-    #[serde(rename = "type")]
-    pub(super) sr_type: String,
-    /// sr_create made the directory, so sr_delete removes it.
-    #[serde(default)]
-    pub(super) made_directory: bool,
-    /// It was found under [`DELETING`].
-    #[serde(skip)]
-    pub(super) deleting: bool,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Record {
-    Sr(Marker),
-    Vdi(Params),
-    Lock {
-        users: Vec<String>,
-    },
-    /// Which tree is being changed.
-    Fork {
-        vdi: VdiUuid,
-        base: VdiUuid,
-        dest: Option<VdiUuid>,
-        format: Format,
-    },
-    /// The children of `vdi` become those of its parent.
-    Relink {
-        vdi: VdiUuid,
-        base: VdiUuid,
-        format: Format,
-    },
-    /// `base` takes the place of `vdi`, its only child.
-    Collapse {
-        vdi: VdiUuid,
-        base: VdiUuid,
-        format: Format,
-    },
-}
-
 /// The format of the image that a VDI has, if it has one.
 ///
 /// # Errors
 /// [`Error::Damaged`] if it has two: nothing tells which of them is the disk.
 pub(super) fn format_of(dir: &Dir, vdi: VdiUuid) -> Result<Option<Format>> {
     let mut found = None;
-    for (extension, format) in IMAGES {
-        if dir.lookup(&beside(vdi, extension))?.is_some()
+    for format in ImageName::FORMATS {
+        if dir.lookup(&image_name(vdi, format))?.is_some()
             && let Some(first) = found.replace(format)
         {
             let what = two_images(first, format);
@@ -85,14 +49,15 @@ pub(super) enum Role {
     Lock,
 }
 
+/// The VDI that a name in the directory belongs to, and as what.
 pub(super) fn classify(name: &str) -> Option<(VdiUuid, Role)> {
     let (stem, extension) = name.split_once('.')?;
-    let file = match extension {
+    let role = match extension {
         PARAMS => Role::Params,
         LOCK => Role::Lock,
-        _ => Role::Image(IMAGES.iter().find(|(e, _)| *e == extension)?.1),
+        _ => return ImageName::parse(name).map(|image| (image.vdi, Role::Image(image.format))),
     };
-    Some((stem.parse().ok()?, file))
+    Some((stem.parse().ok()?, role))
 }
 
 /// What NFS makes of a file that is removed while it is open on the same host. The host removes it when it
@@ -101,10 +66,12 @@ pub(super) fn is_orphan(name: &str) -> bool {
     name.starts_with(".nfs")
 }
 
+/// The name of a VDI's image.
 pub(super) fn image_name(vdi: VdiUuid, format: Format) -> String {
-    format!("{vdi}.{format}")
+    ImageName::new(vdi, format).to_string()
 }
 
+/// The name of what is stored beside the image of a VDI.
 pub(super) fn beside(vdi: VdiUuid, extension: &str) -> String {
     format!("{vdi}.{extension}")
 }
@@ -125,68 +92,22 @@ pub(super) fn remove_leftovers(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
     Ok(removed)
 }
 
+/// Whether a VDI has an image, of whatever format.
+///
+/// # Errors
+/// [`Error::Io`].
 pub(super) fn has_image(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
-    for (extension, _) in IMAGES {
-        if dir.lookup(&beside(vdi, extension))?.is_some() {
+    for format in ImageName::FORMATS {
+        if dir.lookup(&image_name(vdi, format))?.is_some() {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-pub(super) fn read_marker(dir: &Dir) -> Result<Option<Marker>> {
-    for (name, deleting) in [(MARKER, false), (DELETING, true)] {
-        if let Some(bytes) = dir.read(name)? {
-            return match decode(&bytes) {
-                Some(Record::Sr(marker)) => Ok(Some(Marker { deleting, ..marker })),
-                _ => Err(damaged_record(dir, name)),
-            };
-        }
-    }
-    Ok(None)
-}
-
-pub(super) fn read_change(dir: &Dir) -> Result<Option<Record>> {
-    match dir.read(CHANGE)? {
-        None => Ok(None),
-        Some(bytes) => match decode(&bytes) {
-            Some(record @ (Record::Fork { .. } | Record::Relink { .. } | Record::Collapse { .. })) => Ok(Some(record)),
-            _ => Err(damaged_record(dir, CHANGE)),
-        },
-    }
-}
-
-pub(super) fn damaged_record(dir: &Dir, name: &str) -> Error {
-    Error::Damaged {
-        path: dir.join(name),
-        what: "is not a record of this program; restore it or move it away".to_owned(),
-    }
-}
-
-pub(super) fn encode(record: &Record) -> Vec<u8> {
-    let mut bytes = serde_lexpr::to_vec(record).expect("a record is plain data");
-    bytes.push(b'\n');
-    bytes
-}
-
-pub(super) fn decode(bytes: &[u8]) -> Option<Record> {
-    // The parser recurses once per quote sign. What we write has strings, words and pairs.
-    let mut quoted = false;
-    let mut escaped = false;
-    for byte in bytes {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            _ if quoted || byte.is_ascii_alphanumeric() || b"()#._- \t\r\n".contains(byte) => {}
-            _ => return None,
-        }
-    }
-    serde_lexpr::from_slice(bytes).ok()
-}
-
-pub(super) fn extent(stat: &Stat) -> Extent {
-    Extent { length: stat.length, allocated: stat.allocated }
+/// The bytes of an image, from what is known of its file.
+pub(super) fn usage(stat: &Stat) -> Usage {
+    Usage { length: stat.length, allocated: stat.allocated }
 }
 
 /// What is at `name`, if anything is, which must then be of this kind: a link or a pipe named like a disk is
@@ -198,4 +119,20 @@ pub(super) fn must_be(dir: &Dir, name: &str, kind: SFlag) -> Result<Option<Stat>
         return Err(Error::Damaged { path: dir.join(name), what: format!("{what}; move it away") });
     }
     Ok(found)
+}
+
+/// Says of a VDI that it has images of two formats.
+pub(super) fn two_images(first: Format, second: Format) -> String {
+    format!("the VDI has two images, {first} and {second}; move one of them away")
+}
+
+/// Removes what has a name, be it a directory, which must be empty.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(super) fn remove_whatever(dir: &Dir, name: &str) -> Result<bool> {
+    match dir.lookup(name)? {
+        Some(stat) if stat.mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() => dir.remove_dir(name),
+        _ => dir.remove(name),
+    }
 }

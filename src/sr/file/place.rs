@@ -1,43 +1,24 @@
-//! One disk of a file SR.
+//! One disk of a file SR, as the formats see it.
 
-use super::*;
+use std::path::PathBuf;
+use std::time::Instant;
 
-/// What becomes a disk when it gets its name. Dropped before, it leaves nothing.
-pub(super) struct Unnamed<'a> {
-    pub(super) image: NewFile<'a>,
-    params: Option<NewFile<'a>>,
-}
+use nix::errno::Errno;
+use nix::sys::stat::SFlag;
 
-impl Unnamed<'_> {
-    /// Makes the disk durable but for its image, which its writer made so.
-    pub(super) fn sync_beside_image(&mut self) -> Result<()> {
-        self.image.is_durable();
-        self.params.as_mut().map_or(Ok(()), NewFile::sync)
-    }
-}
-
-/// One disk of a [`FileSr`].
-pub(super) struct FilePlace<'a> {
-    pub(super) sr: &'a FileSr,
-    pub(super) dir: Rc<Dir>,
-    pub(super) vdi: VdiUuid,
-    pub(super) format: Format,
-}
+use super::files::FilePlace;
+use super::layout::{LOCK, PARAMS, beside, must_be, remove_leftovers, usage};
+use super::records::{LockRecord, VdiRecord, damaged_record, decode, encode};
+use super::unborn::is_being_changed;
+use crate::error::{Error, Result};
+use crate::image::SECTOR;
+use crate::sys::copy::{self, Progress};
+use crate::sys::loopdev::{self, Backing};
+use crate::sys::{blockdev, register};
+use crate::types::{Done, Format, Mode, Params, SrUuid, VdiInfo, VdiUuid};
+use crate::vdi::{self, Holders, Opened, Place, Usage, raw};
 
 impl FilePlace<'_> {
-    pub(super) fn name(&self) -> String {
-        image_name(self.vdi, self.format)
-    }
-
-    /// The refusal to make a disk that is there. Whoever made it may have been killed before it was durable, so it is made
-    /// so first: a caller takes this answer for one that the disk will stay.
-    pub(super) fn exists_already(&self) -> Error {
-        match self.dir.sync() {
-            Ok(()) => Error::VdiExists { vdi: self.vdi, sr: self.sr.sr },
-            Err(error) => error,
-        }
-    }
-
     /// Makes a block device over the image as large as it is.
     fn follow_length(&self) -> Result<()> {
         let Some(device) = self.device()? else { return Ok(()) };
@@ -46,53 +27,6 @@ impl FilePlace<'_> {
             true => Ok(()),
             false => loopdev::update_size(&device, Backing::File(self.file_stat()?.id)),
         }
-    }
-
-    /// A disk that has no name yet, with an empty image.
-    pub(super) fn unnamed(&self, params: &Params) -> Result<Unnamed<'_>> {
-        let params = match params {
-            params if *params == Params::default() => None,
-            params => Some(self.dir.new_record(&encode(&Record::Vdi(params.clone())))?),
-        };
-        Ok(Unnamed { image: self.dir.new_file()?, params })
-    }
-
-    /// Gives a finished disk its name, its params first. See the module's order of steps.
-    pub(super) fn publish(&self, new: Unnamed) -> Result<()> {
-        self.publish_by(NewFile::publish, new)
-    }
-
-    /// The same; nothing of it is durable before the directory is synced, nor before what else happens in it.
-    pub(super) fn publish_soon(&self, new: Unnamed) -> Result<()> {
-        self.publish_by(NewFile::publish_soon, new)
-    }
-
-    fn publish_by<'n>(&self, publish: fn(NewFile<'n>, &str) -> Result<bool>, new: Unnamed<'n>) -> Result<()> {
-        if has_image(&self.dir, self.vdi)? {
-            return Err(self.exists_already());
-        }
-        remove_leftovers(&self.dir, self.vdi)?;
-        let name = beside(self.vdi, PARAMS);
-        // Held until the image is published: an unlocked one without an image is a leftover.
-        let in_the_making = match new.params {
-            None => None,
-            Some(params) => {
-                let held = params.hold()?;
-                if !publish(params, &name)? {
-                    return Err(self.exists_already());
-                }
-                Some(held)
-            }
-        };
-        let published = publish(new.image, &self.name());
-        if !matches!(published, Ok(true)) && in_the_making.is_some() {
-            let _ = self.dir.remove(&name);
-        }
-        if published? { Ok(()) } else { Err(self.exists_already()) }
-    }
-
-    pub(super) fn file_stat(&self) -> Result<Stat> {
-        self.dir.lookup(&self.name())?.ok_or_else(|| self.gone())
     }
 
     /// Takes the persistent lock in the name of vdi_delete: whoever locks the VDI at the same moment on
@@ -106,10 +40,6 @@ impl FilePlace<'_> {
             }
         }
         Err(Error::VdiInUse { vdi: self.vdi, sr: self.sr.sr, holder: "another call, which locked it first".to_owned() })
-    }
-
-    pub(super) fn gone(&self) -> Error {
-        Error::NoVdi { vdi: self.vdi, sr: self.sr.sr, looked: self.dir.path().display().to_string() }
     }
 }
 
@@ -131,25 +61,25 @@ impl Place for FilePlace<'_> {
     }
 
     fn path(&self) -> PathBuf {
-        self.dir.join(&self.name())
+        FilePlace::path(self)
     }
 
-    fn image(&self, mode: Mode) -> Result<fs::File> {
-        self.dir.try_open_file(&self.name(), mode == Mode::ReadWrite)?.ok_or_else(|| self.gone())
+    fn open(&self, mode: Mode) -> Result<Opened<'_>> {
+        self.open_image(mode)
     }
 
-    fn stat(&self) -> Result<Extent> {
-        Ok(extent(&self.file_stat()?))
+    fn usage(&self) -> Result<Usage> {
+        Ok(usage(&self.file_stat()?))
     }
 
     fn params(&self) -> Result<Params> {
         let name = beside(self.vdi, PARAMS);
         match self.dir.read(&name)? {
             None => Ok(Params::default()),
-            Some(bytes) => match decode(&bytes) {
-                Some(Record::Vdi(params)) => Ok(params),
-                _ => Err(damaged_record(&self.dir, &name)),
-            },
+            Some(bytes) => {
+                let VdiRecord::Vdi(params) = decode(&bytes).ok_or_else(|| damaged_record(&self.dir, &name))?;
+                Ok(params)
+            }
         }
     }
 
@@ -159,20 +89,18 @@ impl Place for FilePlace<'_> {
         if state.number == 0 {
             return Ok(Holders::default());
         }
-        match decode(&state.bytes) {
-            Some(Record::Lock { users }) => Ok(Holders { state: state.number, users }),
-            _ => Err(damaged_record(&self.dir, &name)),
-        }
+        let LockRecord::Lock { users } = decode(&state.bytes).ok_or_else(|| damaged_record(&self.dir, &name))?;
+        Ok(Holders { state: state.number, users })
     }
 
     fn set_holders(&self, seen: &Holders, users: Vec<String>) -> Result<bool> {
         let state = register::State { number: seen.state, bytes: Vec::new() };
         let name = beside(self.vdi, LOCK);
-        let done = register::advance(&self.dir, &name, &state, &encode(&Record::Lock { users }));
+        let done = register::advance(&self.dir, &name, &state, &encode(&LockRecord::Lock { users }));
         // Deleted on another host since it was looked up: the lock is of nothing.
         if self.sr.shared
             && self.dir.lookup(&self.name())?.is_none()
-            && !tree::is_being_changed(&self.dir, self.vdi)?
+            && !is_being_changed(&self.dir, self.vdi)?
             && self.dir.lookup(&self.name())?.is_none()
         {
             register::remove(&self.dir, &name)?;
@@ -186,7 +114,7 @@ impl Place for FilePlace<'_> {
         let name = beside(self.vdi, PARAMS);
         match params == Params::default() {
             true => self.dir.remove(&name).and_then(|_| self.dir.sync()),
-            false => self.dir.replace(&name, &encode(&Record::Vdi(params))),
+            false => self.dir.replace(&name, &encode(&VdiRecord::Vdi(params))),
         }
     }
 
@@ -222,13 +150,13 @@ impl Place for FilePlace<'_> {
     fn resize(&self, bytes: u64) -> Result<()> {
         let path = self.path();
         let file = self.dir.open_file(&self.name(), true)?;
-        vdi::raw::set_length(&file, &path, bytes)?;
+        raw::set_length(&file, &path, bytes)?;
         let followed = file.sync_all().map_err(Error::io("make durable", &path)).and_then(|()| self.follow_length());
         followed.map_err(|cause| cause.after(vdi::has_now(self, bytes)))
     }
 
     fn settle(&self) -> Result<()> {
-        self.image(Mode::ReadOnly)?.sync_all().map_err(Error::io("make durable", self.path()))?;
+        self.dir.open_file(&self.name(), false)?.sync_all().map_err(Error::io("make durable", self.path()))?;
         self.follow_length()
     }
 
@@ -244,7 +172,7 @@ impl Place for FilePlace<'_> {
             blockdev::flush(device)?;
         }
         let target = self.sr.place(self.dir.clone(), dest, self.format);
-        remove_unborn(self.sr, &self.dir, dest)?;
+        self.sr.remove_unborn(&self.dir, dest)?;
         if dest == self.vdi || self.dir.lookup(&target.name())?.is_some() {
             return Err(target.exists_already());
         }
@@ -266,7 +194,7 @@ impl Place for FilePlace<'_> {
                 });
             }
             let fs = self.dir.statvfs()?;
-            let (free, wanted) = (fs.blocks_available() * fs.fragment_size(), self.stat()?.allocated);
+            let (free, wanted) = (fs.blocks_available() * fs.fragment_size(), self.usage()?.allocated);
             if wanted > free {
                 return Err(Error::NoSpace { sr: self.sr.sr, free, wanted });
             }
@@ -278,7 +206,7 @@ impl Place for FilePlace<'_> {
             }
         }
         target.publish(new)?;
-        (vdi::kind(self.format).open)(Box::new(target)).info().map_err(|cause| cause.after(vdi::made(dest)))
+        raw::open(target, None).info().map_err(|cause| cause.after(vdi::made(dest)))
     }
 
     fn remove(&self) -> Result<()> {
@@ -297,9 +225,5 @@ impl Place for FilePlace<'_> {
         self.dir.remove(&self.name())?;
         let followed = self.dir.sync().and_then(|()| remove_leftovers(&self.dir, self.vdi));
         followed.map(drop).map_err(|cause| cause.after(vdi::deleted(self.vdi)))
-    }
-
-    fn tree(&self) -> Result<&dyn Tree> {
-        Ok(self)
     }
 }

@@ -1,18 +1,19 @@
 //! One disk of an [`LvmSr`]: a logical volume.
 
 use std::cell::RefCell;
-use std::fs::File;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
 use super::{DATA_GONE, LvmSr, POOL, RAW, SHARED, UNFINISHED, tags};
 use crate::error::{Error, Result, ended};
+use crate::image::storage::FileStorage;
 use crate::sys::blockdev;
 use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Deactivated, Lv, UNREADABLE, Vg};
 use crate::types::{Done, Format, Mode, Params, SrUuid, State, VdiInfo, VdiUuid};
-use crate::vdi::{self, Extent, Holders, Node, Place};
+use crate::vdi::tree::nodes::Node;
+use crate::vdi::{self, Holders, Opened, Place, Usage, raw};
 
 /// A disk as one report showed it; asked again only after a change.
 pub struct LvmPlace<'a> {
@@ -83,7 +84,7 @@ impl<'a> LvmPlace<'a> {
         self.lv.borrow().read_only || self.record().params.read_only
     }
 
-    fn extent(&self) -> Extent {
+    fn usage_now(&self) -> Usage {
         let lv = self.lv.borrow();
         // A cut that a kill left is completed before anybody has the disk.
         let length = lv.size.min(self.record().cut.unwrap_or(u64::MAX));
@@ -93,16 +94,16 @@ impl<'a> LvmPlace<'a> {
             // Only of an active volume does LVM know; it can't be more than this.
             (true, None) => lv.size.min(self.pool_used.unwrap_or(lv.size)),
         };
-        Extent { length, allocated: allocated.min(length) }
+        Usage { length, allocated: allocated.min(length) }
     }
 
     pub fn info(&self) -> VdiInfo {
-        let (extent, record) = (self.extent(), self.record());
+        let (usage, record) = (self.usage_now(), self.record());
         let attached = self.lv.borrow().active && !record.is_private();
         let params = Params { read_only: self.is_read_only(), ..record.params };
         let state = self.unhealthy().map_or(State::Healthy, State::Broken);
-        let node = Node { state, ..Node::alone(extent.length) };
-        vdi::describe(self, &node, extent.allocated, params, record.holders.users, attached, Vec::new())
+        let node = Node { state, ..Node::alone(Format::Raw, usage.length) };
+        vdi::describe(self, &node, usage.allocated, params, record.holders.users, attached, Vec::new())
     }
 
     fn change<S: AsRef<str>>(&self, program: &str, options: &[S], names: &[&str]) -> Result<()> {
@@ -189,6 +190,11 @@ impl<'a> LvmPlace<'a> {
                 self.vdi
             ),
         })
+    }
+
+    /// The bytes of the volume, which is active.
+    fn storage(&self, mode: Mode) -> Result<FileStorage> {
+        FileStorage::new(blockdev::open(&self.node(), mode == Mode::ReadWrite)?, self.node())
     }
 
     fn end_lending(&self) -> Result<()> {
@@ -320,11 +326,8 @@ impl Place for LvmPlace<'_> {
         self.node()
     }
 
-    fn image(&self, mode: Mode) -> Result<File> {
-        blockdev::open(&self.node(), mode == Mode::ReadWrite)
-    }
-
-    fn read(&self, reader: &mut dyn FnMut(File) -> Result<()>) -> Result<()> {
+    /// A volume that is not active is tagged and activated until the answer is dropped.
+    fn open(&self, mode: Mode) -> Result<Opened<'_>> {
         self.sweep(false)?;
         self.refuse_unhealthy()?;
         if self.record().zero {
@@ -334,15 +337,23 @@ impl Place for LvmPlace<'_> {
             self.zero_now()?;
         }
         if self.lv.borrow().active {
-            return reader(self.image(Mode::ReadOnly)?);
+            return self.storage(mode).map(Opened::of);
         }
         self.tag(tags::LENT.to_owned())?;
-        let done = self.activate().and_then(|()| reader(self.image(Mode::ReadOnly)?));
-        ended(done, self.end_lending())
+        match self.activate().and_then(|()| self.storage(mode)) {
+            Ok(storage) => Ok(Opened::until(storage, || self.end_lending())),
+            Err(cause) => Err(cause.undone(self.end_lending())),
+        }
     }
 
-    fn stat(&self) -> Result<Extent> {
-        Ok(self.extent())
+    fn usage(&self) -> Result<Usage> {
+        Ok(self.usage_now())
+    }
+
+    /// Which hosts have a volume active is not asked: what wants to know is a copy of a disk that another host writes, and an
+    /// SR that hosts can share, a thick one, makes none.
+    fn is_shared(&self) -> bool {
+        false
     }
 
     fn params(&self) -> Result<Params> {
@@ -384,6 +395,11 @@ impl Place for LvmPlace<'_> {
     }
 
     fn settle(&self) -> Result<()> {
+        self.sr.group.flush(&self.vg)
+    }
+
+    /// The records are tags: they stand in the group's metadata, as the size does.
+    fn settle_records(&self) -> Result<()> {
         self.sr.group.flush(&self.vg)
     }
 
@@ -439,7 +455,7 @@ impl Place for LvmPlace<'_> {
         let size = self.sr.checked_size(&self.vg, bytes, i64::MAX as u64)?;
         self.sr.group.refuse_incomplete(&self.vg)?;
         self.sweep(true)?;
-        let now = self.extent().length;
+        let now = self.usage_now().length;
         let (thin, zero) = (self.lv.borrow().is_thin(), self.record().zero);
         let more = size.saturating_sub(now);
         if more > 0 && thin {
@@ -497,7 +513,7 @@ impl Place for LvmPlace<'_> {
         self.change("lvcreate", &options, &[&self.full_name()]).map_err(|e| self.sr.explain(e, Some(dest), 0))?;
         let lv = Lv { name, tags, active: false, ..self.lv.borrow().clone() };
         let target = LvmPlace::new(self.sr, &vg, dest, &lv);
-        (vdi::kind(Format::Raw).open)(Box::new(target)).info()
+        raw::open(target, None).info()
     }
 
     fn remove(&self) -> Result<()> {
@@ -547,12 +563,24 @@ impl Place for Lost<'_> {
         lvm::node(&self.sr.group.name(), &self.name())
     }
 
-    fn image(&self, _mode: Mode) -> Result<File> {
+    fn open(&self, _mode: Mode) -> Result<Opened<'_>> {
         self.unseen()
     }
 
-    fn stat(&self) -> Result<Extent> {
+    fn usage(&self) -> Result<Usage> {
         self.unseen()
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.unseen()
+    }
+
+    fn settle_records(&self) -> Result<()> {
+        self.unseen()
+    }
+
+    fn is_shared(&self) -> bool {
+        false
     }
 
     fn params(&self) -> Result<Params> {

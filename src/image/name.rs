@@ -1,0 +1,82 @@
+//! The file name of an image, `<vdi>.<format>`: so it is called in the directory of an SR, and so its children name it in
+//! their headers.
+//!
+//! This is the only place that writes or reads such names.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::types::{Format, VdiUuid};
+
+/// The name of the image of a VDI. `to_string` gives the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageName {
+    pub vdi: VdiUuid,
+    pub format: Format,
+}
+
+impl ImageName {
+    /// Every format whose extension a name may have, in the order in which images of a VDI are looked for.
+    pub const FORMATS: [Format; 3] = [Format::Raw, Format::Vhd, Format::Qcow2];
+
+    pub fn new(vdi: VdiUuid, format: Format) -> ImageName {
+        ImageName { vdi, format }
+    }
+
+    /// Reads a plain file name. `None`: it is no image of a VDI.
+    pub fn parse(name: &str) -> Option<ImageName> {
+        let (vdi, extension) = name.split_once('.')?;
+        let format = Self::FORMATS.into_iter().find(|format| format.to_string() == extension)?;
+        Some(ImageName { vdi: vdi.parse().ok()?, format })
+    }
+
+    /// The name that a path ends in. `None`: it is no image of a VDI.
+    pub fn of_path(path: &Path) -> Option<ImageName> {
+        ImageName::parse(path.file_name()?.to_str()?)
+    }
+
+    /// The path of the image in the directory of its SR.
+    pub fn in_directory(self, directory: &Path) -> PathBuf {
+        directory.join(self.to_string())
+    }
+
+    /// Whether an image of `format` may have this one as its parent: one of its own format, or a raw one.
+    pub fn may_be_parent_of(self, format: Format) -> bool {
+        format != Format::Raw && (self.format == format || self.format == Format::Raw)
+    }
+}
+
+impl fmt::Display for ImageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.vdi, self.format)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_read_as_it_is_written() {
+        let vdi: VdiUuid = "98de866e-b035-4b1a-a571-613bff542b89".parse().unwrap();
+        for format in ImageName::FORMATS {
+            let name = ImageName::new(vdi, format);
+            assert_eq!(ImageName::parse(&name.to_string()), Some(name));
+            assert_eq!(ImageName::of_path(&name.in_directory(Path::new("/sr"))), Some(name));
+        }
+        for other in
+            ["", "x.vhd", &format!("{vdi}"), &format!("{vdi}.params"), &format!("./{vdi}.vhd"), &format!("{vdi}.vhd.")]
+        {
+            assert_eq!(ImageName::parse(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_parent_is_of_the_childs_format_or_raw() {
+        let name = |format| ImageName::new(VdiUuid::random(), format);
+        assert!(name(Format::Vhd).may_be_parent_of(Format::Vhd));
+        assert!(name(Format::Raw).may_be_parent_of(Format::Qcow2));
+        assert!(!name(Format::Qcow2).may_be_parent_of(Format::Vhd));
+        assert!(!name(Format::Raw).may_be_parent_of(Format::Raw));
+    }
+}

@@ -1,0 +1,232 @@
+//! What a directory adds to trees of images: see [`Forest`].
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::directory::FileSr;
+use super::files::{FilePlace, Unnamed};
+use super::images::possible_parent;
+use super::layout::{CHANGE, COLLECT_LOCK, format_of, has_image};
+use super::listing::Listing;
+use super::records::{damaged_record, encode, read_change};
+use super::recover::end_change;
+use super::unborn::{is_child, is_unborn};
+use crate::datapath::USES;
+use crate::error::{Error, Result, ended};
+use crate::sys::durable::Dir;
+use crate::sys::lock::{self, Lock};
+use crate::sys::threads;
+use crate::sys::uses::{self, Uses};
+use crate::types::{Format, Mode, Params, SrUuid, VdiUuid};
+use crate::vdi::format::ParentImage;
+use crate::vdi::tree::change::Change;
+use crate::vdi::tree::forest::{Forest, Fork, Kept};
+use crate::vdi::tree::nodes::Nodes;
+use crate::vdi::{self, Place, layout};
+
+/// The trees of a [`FileSr`].
+pub(super) struct FileForest<'a> {
+    pub(super) sr: &'a FileSr,
+    pub(super) dir: Rc<Dir>,
+}
+
+impl FileSr {
+    /// The trees of the SR.
+    pub(super) fn forest(&self, dir: Rc<Dir>) -> FileForest<'_> {
+        FileForest { sr: self, dir }
+    }
+
+    /// Keeps all hosts from opening these images, see [`Forest::alone`]; `vdi` is the one that is told to be in use, by
+    /// `whom`. `None`: only this host has the SR.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`].
+    pub(super) fn alone(&self, dir: &Dir, vdis: &[VdiUuid], vdi: VdiUuid, whom: &str) -> Result<Option<Uses>> {
+        if !self.shared {
+            return Ok(None);
+        }
+        let names: Vec<String> = vdis.iter().map(VdiUuid::to_string).collect();
+        match uses::alone(dir.lock_file(USES)?, &dir.join(USES), names.iter().map(String::as_str))? {
+            Some(alone) => Ok(Some(alone)),
+            None => Err(Error::VdiInUse { vdi, sr: self.sr, holder: format!("{whom} ({USES} is locked)") }),
+        }
+    }
+}
+
+impl FileForest<'_> {
+    /// The image of a VDI, of whatever format.
+    fn found(&self, vdi: VdiUuid) -> Result<FilePlace<'_>> {
+        match format_of(&self.dir, vdi)? {
+            Some(format) => Ok(self.sr.place(self.dir.clone(), vdi, format)),
+            None => Err(self.sr.no_vdi(vdi)),
+        }
+    }
+
+    /// Records a change before its first step. The caller holds the lock of the trees, so no other is recorded.
+    fn begin(&self, change: &Change) -> Result<()> {
+        match self.dir.create(CHANGE, &encode(change))? {
+            true => Ok(()),
+            false => Err(damaged_record(&self.dir, CHANGE)),
+        }
+    }
+}
+
+impl Forest for FileForest<'_> {
+    fn sr(&self) -> SrUuid {
+        self.sr.sr
+    }
+
+    fn lock(&self, deadline: Instant) -> Result<Lock> {
+        self.sr.lock_trees(&self.dir, deadline)
+    }
+
+    fn collecting(&self, deadline: Instant) -> Result<Kept> {
+        let (sr, dir) = (self.sr, &self.dir);
+        // The Python collector holds these while it works, so only one process collects.
+        let busy = |refused: lock::Refused| {
+            refused.or_timed_out(|who| Error::SrUnavailable { sr: sr.sr, why: format!("{who} collects it already") })
+        };
+        let mut alone = lock::take(&sr.sr.to_string(), "gc_active", lock::Kind::Exclusive, Instant::now());
+        if sr.shared {
+            // Two that write into one base at the same time would put different blocks in one place.
+            let file = dir.lock_file(COLLECT_LOCK)?;
+            alone = alone.and_then(|lock| lock.among_hosts(file, &dir.join(COLLECT_LOCK), Instant::now()));
+        }
+        let alone = alone.map_err(busy)?;
+        let running = lock::take(&sr.sr.to_string(), "running", lock::Kind::Exclusive, Instant::now()).map_err(busy)?;
+        if read_change(dir)?.is_some() {
+            drop(sr.lock_trees(dir, deadline)?);
+        }
+        Ok(Kept::by([running, alone]))
+    }
+
+    fn nodes(&self) -> Result<Nodes> {
+        self.sr.trees(&self.dir, &Listing::read(&self.dir)?)
+    }
+
+    fn place(&self, vdi: VdiUuid) -> Result<Box<dyn Place + '_>> {
+        Ok(Box::new(self.found(vdi)?))
+    }
+
+    fn parent_image(&self, vdi: VdiUuid, mode: Mode) -> Result<ParentImage<'_>> {
+        self.found(vdi)?.as_parent(mode)
+    }
+
+    fn named(&self, name: &str, child: Format) -> Option<VdiUuid> {
+        possible_parent(name, child)
+    }
+
+    fn alone(&self, vdis: &[VdiUuid], vdi: VdiUuid) -> Result<Kept> {
+        let alone = self.sr.alone(&self.dir, vdis, vdi, "another host, which has it or a disk above it attached")?;
+        Ok(alone.map_or_else(Kept::by_nature, Kept::by))
+    }
+
+    fn hold(&self, vdis: &[VdiUuid]) -> Result<Kept> {
+        if !self.sr.shared {
+            return Ok(Kept::by_nature());
+        }
+        let names: Vec<String> = vdis.iter().map(VdiUuid::to_string).collect();
+        let (file, path) = (self.dir.lock_file(USES)?, self.dir.join(USES));
+        uses::hold(file, &path, names.iter().map(String::as_str), self.sr.deadline.end()).map(Kept::by)
+    }
+
+    fn deadline(&self) -> Instant {
+        self.sr.deadline.end()
+    }
+
+    fn is_shared(&self) -> bool {
+        self.sr.shared
+    }
+
+    fn fork(&self, fork: &Fork) -> Result<()> {
+        let dir = &*self.dir;
+        let disk = self.found(fork.vdi)?;
+        let layout = layout(disk.format);
+        let place = |vdi| self.sr.place(self.dir.clone(), vdi, disk.format);
+        let base = place(fork.base);
+        let dest = fork.dest.map(|(dest, params)| (place(dest), params));
+        if let Some((dest, _)) = &dest
+            && (dest.vdi == disk.vdi || has_image(dir, dest.vdi)?)
+        {
+            return Err(dest.exists_already());
+        }
+        // The image as it will be called.
+        let image = ParentImage { name: base.name(), format: disk.format, image: disk.open_image(Mode::ReadOnly)? };
+        let child = layout.child_of(&image)?;
+        let mut own = disk.unnamed(&Params::default())?;
+        let mut new = dest.as_ref().map(|(dest, params)| dest.unnamed(params)).transpose()?;
+        let write = |unnamed: &mut Unnamed, path| -> Result<()> {
+            child(&unnamed.storage(path)?)?;
+            unnamed.sync_beside_image()
+        };
+        let (own_path, new_path) = (disk.path(), dest.as_ref().map(|(dest, _)| dest.path()).unwrap_or_default());
+        let dest_vdi = fork.dest.map(|(dest, _)| dest);
+        let change = Change::Fork { vdi: disk.vdi, base: fork.base, dest: dest_vdi, format: disk.format };
+        // None of these needs another, so they wait for the disk, or write large tables, at the same time.
+        let (new_written, (own_written, begun)) = threads::both(
+            || new.as_mut().map_or(Ok(()), |new| write(new, new_path)),
+            || {
+                let written = write(&mut own, own_path);
+                let begun = written.is_ok().then(|| dir.create(CHANGE, &encode(&change)));
+                (written, begun)
+            },
+        );
+        // NFS would rename a file that is open here out of the way, and for a moment nothing had its name.
+        drop(image);
+        match begun.transpose()? {
+            Some(true) | None => {}
+            Some(false) => return Err(damaged_record(dir, CHANGE)),
+        }
+        let done = own_written
+            .and(new_written)
+            .and_then(|()| dir.link(&disk.name(), &base.name()))
+            .and_then(|()| dest.as_ref().zip(new).map_or(Ok(()), |((dest, _), new)| dest.publish_soon(new)))
+            .and_then(|()| dir.sync())
+            .and_then(|()| own.image.publish_over(&disk.name()))
+            .and_then(|()| layout.set_hidden(&**base.open_image(Mode::ReadWrite)?, true));
+        match done {
+            // A record of what is complete is completed again, so it matters neither that this is durable nor
+            // that it works.
+            Ok(()) => {
+                let _ = dir.remove(CHANGE);
+                Ok(())
+            }
+            Err(cause) => {
+                let recovered = self.sr.recover_change(dir).map(drop);
+                let is_made = |dest: VdiUuid| {
+                    Ok::<_, Error>(is_child(dir, dest, fork.base, disk.format)? && !is_unborn(dir, dest)?)
+                };
+                match dest_vdi {
+                    Some(dest) if is_made(dest).unwrap_or(false) => Err(cause.after(vdi::made(dest))),
+                    _ => Err(cause.undone(recovered)),
+                }
+            }
+        }
+    }
+
+    fn relink(&self, nodes: &Nodes, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
+        let format = self.found(vdi)?.format;
+        self.begin(&Change::Relink { vdi, base, format })?;
+        let unfinished = self.sr.finish_relink(&self.dir, nodes, vdi, base, format)?;
+        end_change(&self.dir)?;
+        unfinished.map_or(Ok(()), Err)
+    }
+
+    fn collapse(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
+        let disk = self.found(vdi)?;
+        let base = self.sr.place(self.dir.clone(), base, disk.format);
+        self.begin(&Change::Collapse { vdi, base: base.vdi, format: disk.format })?;
+        let done = (|| {
+            let image = base.open_image(Mode::ReadWrite)?;
+            layout(disk.format).set_hidden(&**image, false)?;
+            let file = image.file().ok_or_else(|| base.gone())?;
+            // A temporary name: a host that repairs removes it first, see `recover_change`.
+            let passing = self.dir.passing_link(&base.name(), file)?;
+            passing.publish_over(&disk.name())?;
+            drop(image);
+            self.dir.remove(&base.name())?;
+            self.dir.sync()
+        })();
+        ended(done, self.sr.recover_change(&self.dir).map(drop))
+    }
+}

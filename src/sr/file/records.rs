@@ -1,0 +1,134 @@
+//! The small files of an SR's directory: what stands in them.
+//!
+//! Each is one s-expression, `(sr (uuid . "…") …)`; its first word says which record it is.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::layout::{CHANGE, DELETING, MARKER};
+use crate::error::{Error, Result};
+use crate::sys::durable::Dir;
+use crate::types::{Params, SrUuid};
+use crate::vdi::tree::change::Change;
+
+/// Says which SR a directory is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename = "sr")]
+pub(super) struct Marker {
+    pub(super) uuid: SrUuid,
+    #[serde(rename = "type")]
+    pub(super) sr_type: String,
+    /// sr_create made the directory, so sr_delete removes it.
+    #[serde(default)]
+    pub(super) made_directory: bool,
+    /// It was found under [`DELETING`].
+    #[serde(skip)]
+    pub(super) deleting: bool,
+}
+
+/// The record of [`MARKER`] and [`DELETING`].
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum SrRecord {
+    Sr(Marker),
+}
+
+/// The record beside a disk: its params.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum VdiRecord {
+    Vdi(Params),
+}
+
+/// The record in the register of a persistent lock: its holders.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum LockRecord {
+    Lock { users: Vec<String> },
+}
+
+/// The marker of a directory, if it has one.
+///
+/// # Errors
+/// [`Error::Damaged`] if it cannot be read.
+pub(super) fn read_marker(dir: &Dir) -> Result<Option<Marker>> {
+    for (name, deleting) in [(MARKER, false), (DELETING, true)] {
+        if let Some(bytes) = dir.read(name)? {
+            let SrRecord::Sr(marker) = decode(&bytes).ok_or_else(|| damaged_record(dir, name))?;
+            return Ok(Some(Marker { deleting, ..marker }));
+        }
+    }
+    Ok(None)
+}
+
+/// The change of a tree that is under way, or was when its call was killed.
+///
+/// # Errors
+/// [`Error::Damaged`] if the record cannot be read.
+pub(super) fn read_change(dir: &Dir) -> Result<Option<Change>> {
+    let Some(bytes) = dir.read(CHANGE)? else { return Ok(None) };
+    decode(&bytes).ok_or_else(|| damaged_record(dir, CHANGE)).map(Some)
+}
+
+/// Says that a record cannot be read, or is where none should be.
+pub(super) fn damaged_record(dir: &Dir, name: &str) -> Error {
+    Error::Damaged {
+        path: dir.join(name),
+        what: "is not a record of this program; restore it or move it away".to_owned(),
+    }
+}
+
+/// The bytes of a record.
+pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
+    let mut bytes = serde_lexpr::to_vec(record).expect("a record is plain data");
+    bytes.push(b'\n');
+    bytes
+}
+
+/// Reads a record. `None`: it is not one of this kind.
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    // The parser recurses once per quote sign. What we write has strings, words and pairs.
+    let mut quoted = false;
+    let mut escaped = false;
+    for byte in bytes {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            _ if quoted || byte.is_ascii_alphanumeric() || b"()#._- \t\r\n".contains(byte) => {}
+            _ => return None,
+        }
+    }
+    serde_lexpr::from_slice(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Format, VdiUuid};
+
+    /// What earlier releases wrote stays readable: the bytes are part of the format of an SR.
+    #[test]
+    fn a_record_is_read_as_it_is_written_and_is_no_other() {
+        let vdi: VdiUuid = "98de866e-b035-4b1a-a571-613bff542b89".parse().unwrap();
+        let change = Change::Fork { vdi, base: vdi, dest: Some(vdi), format: Format::Vhd };
+        let bytes = encode(&change);
+        let u = vdi.to_string();
+        let written = format!("(fork (vdi . \"{u}\") (base . \"{u}\") (dest \"{u}\") (format . \"vhd\"))\n");
+        assert_eq!(String::from_utf8(bytes.clone()).unwrap(), written);
+        assert_eq!(decode::<Change>(&bytes), Some(change));
+        for change in [
+            Change::Fork { vdi, base: vdi, dest: None, format: Format::Qcow2 },
+            Change::Relink { vdi, base: vdi, format: Format::Vhd },
+            Change::Collapse { vdi, base: vdi, format: Format::Vhd },
+        ] {
+            assert_eq!(decode::<Change>(&encode(&change)), Some(change));
+        }
+        assert!(decode::<VdiRecord>(&bytes).is_none() && decode::<SrRecord>(&bytes).is_none());
+        let users = vec!["vm \"1\"".to_owned()];
+        let lock = encode(&LockRecord::Lock { users: users.clone() });
+        assert!(matches!(decode(&lock), Some(LockRecord::Lock { users: read }) if read == users));
+        assert!(decode::<Change>(&lock).is_none());
+        assert!(decode::<Change>(&b"'".repeat(100_000)).is_none());
+    }
+}

@@ -1,0 +1,192 @@
+//! The lock of an SR's trees, and what a crash left of a change of one: it is completed or undone.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::directory::FileSr;
+use super::layout::{CHANGE, TREE_LOCK, format_of, has_image, image_name, remove_leftovers};
+use super::listing::Listing;
+use super::records::read_change;
+use super::unborn::{is_child, is_unborn};
+use crate::error::{Error, Result, one_line};
+use crate::image::storage::FileStorage;
+use crate::sys::durable::Dir;
+use crate::sys::lock::{self, Lock};
+use crate::sys::syslog;
+use crate::types::{Format, Mode, VdiUuid};
+use crate::vdi::layout;
+use crate::vdi::tree::change::Change;
+use crate::vdi::tree::nodes::{Nodes, may_be_needed};
+
+impl FileSr {
+    /// Locks the trees of the SR, see [`crate::vdi::tree::forest::Forest::lock`].
+    ///
+    /// # Errors
+    /// [`Error::Busy`] at the deadline; what completing a change says.
+    pub(super) fn lock_trees(&self, dir: &Dir, deadline: Instant) -> Result<Lock> {
+        let mut lock = lock::take(&self.sr.to_string(), "tree", lock::Kind::Exclusive, deadline);
+        if self.shared {
+            let file = dir.lock_file(TREE_LOCK)?;
+            lock = lock.and_then(|lock| lock.among_hosts(file, &dir.join(TREE_LOCK), deadline));
+        }
+        let lock = lock.map_err(|refused| {
+            refused.or_timed_out(|holder| Error::Busy {
+                sr: self.sr,
+                holder: holder.to_owned(),
+                what: "a tree of its images".to_owned(),
+            })
+        })?;
+        if let Some(unfinished) = self.recover_change(dir)? {
+            syslog::write(&format!("a merge that was killed is left undone: {}", one_line(&unfinished)));
+        }
+        Ok(lock)
+    }
+
+    /// Completes or undoes what a crash left of a change. The caller holds the tree's lock.
+    ///
+    /// The answer says why a relink was given up, if it was: one image that cannot be changed must not keep all trees of
+    /// the SR from changing for ever.
+    pub(super) fn recover_change(&self, dir: &Dir) -> Result<Option<Error>> {
+        let Some(change) = read_change(dir)? else { return Ok(None) };
+        let mut unfinished = None;
+        // Whoever was at it may live on without his lock, on a host that was away from the server for long: what he
+        // would still rename must be gone before anything is undone.
+        if self.shared {
+            for name in dir.names()? {
+                dir.sweep_temporary(&name)?;
+            }
+            dir.sync()?;
+        }
+        match change {
+            Change::Fork { vdi, base, dest, format } => recover_fork(dir, vdi, base, dest, format)?,
+            Change::Relink { vdi, base, format } => {
+                let nodes = self.trees(dir, &Listing::read(dir)?)?;
+                unfinished = self.finish_relink(dir, &nodes, vdi, base, format)?;
+            }
+            Change::Collapse { vdi, base, format } => recover_collapse(dir, vdi, base, format)?,
+        }
+        end_change(dir)?;
+        Ok(unfinished)
+    }
+
+    /// Gives every child of `vdi` to `base`, then removes `vdi`. Can be done again from any point of it.
+    ///
+    /// The answer says why a child could not be given away, or which image cannot be read and so may be another child;
+    /// `vdi` then stays. As `base` holds all that `vdi` does, a child
+    /// shows the same with either of them as its parent, so this is no half-done change.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if there is no image `base`; [`Error::Io`].
+    pub(super) fn finish_relink(
+        &self,
+        dir: &Dir,
+        nodes: &Nodes,
+        vdi: VdiUuid,
+        base: VdiUuid,
+        format: Format,
+    ) -> Result<Option<Error>> {
+        let Some(base_format) = format_of(dir, base)? else {
+            return Err(Error::Damaged {
+                path: dir.join(CHANGE),
+                what: format!("names {base} as the parent to be, and there is no such image"),
+            });
+        };
+        let own = Rc::new(Dir::open(dir.path())?);
+        let parent = self.place(own.clone(), base, base_format).as_parent(Mode::ReadOnly)?;
+        let old = match self.place(own.clone(), vdi, format).as_parent(Mode::ReadOnly) {
+            Ok(old) => Some(old),
+            Err(Error::NoVdi { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(unread) = nodes.unread(format) {
+            let path = dir.join(&image_name(vdi, format));
+            return Ok(Some(Error::Damaged { path, what: may_be_needed(unread) }));
+        }
+        for child in nodes.children(vdi) {
+            let give = || -> Result<()> {
+                let image = self.place(own.clone(), child, format).open_image(Mode::ReadWrite)?;
+                // What names another image by this one's name has lost its parent: given to the base, it would show bytes
+                // that were never its own.
+                if let Some(old) = &old {
+                    layout(format).check_parent(&**image, old)?;
+                }
+                layout(format).set_parent(&**image, &parent)
+            };
+            if let Err(error) = give() {
+                return Ok(Some(error));
+            }
+        }
+        dir.remove(&image_name(vdi, format))?;
+        dir.sync()?;
+        remove_leftovers(dir, vdi)?;
+        Ok(None)
+    }
+
+    /// Removes the image of a fork that was killed; waits for one of another host that is under way.
+    ///
+    /// # Errors
+    /// Those of [`FileSr::lock_trees`].
+    pub(super) fn remove_unborn(&self, dir: &Dir, vdi: VdiUuid) -> Result<bool> {
+        if !is_unborn(dir, vdi)? {
+            return Ok(false);
+        }
+        drop(self.lock_trees(dir, self.deadline.end())?);
+        Ok(!has_image(dir, vdi)?)
+    }
+}
+
+/// Removes the record of a change that is complete or undone, once that is durable.
+pub(super) fn end_change(dir: &Dir) -> Result<()> {
+    dir.sync()?;
+    dir.remove(CHANGE)?;
+    dir.sync()
+}
+
+fn set_hidden(dir: &Dir, vdi: VdiUuid, format: Format, hidden: bool) -> Result<()> {
+    let name = image_name(vdi, format);
+    let image = FileStorage::of_regular(dir.open_file(&name, true)?, dir.join(&name));
+    layout(format).set_hidden(&image, hidden)
+}
+
+fn recover_fork(dir: &Dir, vdi: VdiUuid, base: VdiUuid, dest: Option<VdiUuid>, format: Format) -> Result<()> {
+    let name = image_name(base, format);
+    let unmake = |dest: VdiUuid| -> Result<()> {
+        if is_child(dir, dest, base, format)? {
+            dir.remove(&image_name(dest, format))?;
+            dir.sync()?;
+        }
+        remove_leftovers(dir, dest).map(drop)
+    };
+    match (dir.lookup(&image_name(vdi, format))?, dir.lookup(&name)?) {
+        // No filesystem has to keep the order of two names that were synced together.
+        (_, None) => dest.map_or(Ok(()), unmake)?,
+        // Still one file: the disk was not changed yet.
+        (Some(disk), Some(found)) if disk.id == found.id => {
+            dest.map_or(Ok(()), unmake)?;
+            dir.remove(&name)?;
+        }
+        (Some(_), Some(_)) => set_hidden(dir, base, format, true)?,
+        // NFS renames an image that a reader has open before it renames another one over it.
+        (None, Some(_)) => {
+            dest.map_or(Ok(()), unmake)?;
+            dir.rename(&name, &image_name(vdi, format))?;
+        }
+    }
+    Ok(())
+}
+
+fn recover_collapse(dir: &Dir, vdi: VdiUuid, base: VdiUuid, format: Format) -> Result<()> {
+    let (name, leaf) = (image_name(base, format), image_name(vdi, format));
+    match (dir.lookup(&leaf)?, dir.lookup(&name)?) {
+        (_, None) => Ok(()),
+        // It has happened.
+        (Some(disk), Some(found)) if disk.id == found.id => dir.remove(&name).map(drop),
+        // Until the base has the leaf's name, the leaf is all there and the base is what it was.
+        (Some(_), Some(_)) => set_hidden(dir, base, format, true),
+        // NFS renames a leaf that a reader has open before it renames over it. The base holds all of it.
+        (None, Some(_)) => {
+            set_hidden(dir, base, format, false)?;
+            dir.rename(&name, &leaf)
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What an SR and its disks are now, in one pass over its directory.
+
+use std::collections::HashMap;
+
+use super::directory::{FileSr, Found};
+use super::images::Image;
+use super::listing::Listing;
+use super::records::read_change;
+use crate::error::{Error, Result};
+use crate::sys::durable::Dir;
+use crate::types::{Space, SrInfo, State, VdiUuid};
+use crate::vdi::tree::change::Change;
+use crate::vdi::{self, Attachments, Place};
+
+impl FileSr {
+    /// The SR in a directory without a marker, which sr_attach would take over; `None` if it has one.
+    pub fn unmarked(&self) -> Result<Option<SrInfo>> {
+        match self.look()? {
+            Found::Nothing if self.path.is_dir() => Ok(Some(self.stat_of(&Dir::open(&self.path)?)?)),
+            Found::Strange(dir) => Ok(Some(self.stat_of(&dir)?)),
+            Found::Nothing | Found::Sr(..) => Ok(None),
+        }
+    }
+
+    /// The SR, without the details of its disks.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Busy`] if a change of a tree goes on past the deadline.
+    pub(super) fn stat_of(&self, dir: &Dir) -> Result<SrInfo> {
+        let (_, images) = self.settled(dir)?;
+        let visible = || images.iter().filter(|image| !image.node.hidden);
+        let used = images.iter().map(|image| image.usage.allocated).sum();
+        let allocation = visible().map(|image| image.node.virtual_size).sum();
+        self.summary(dir, visible().map(|image| image.vdi).collect(), used, allocation)
+    }
+
+    fn summary(&self, dir: &Dir, mut vdis: Vec<VdiUuid>, used: u64, allocation: u64) -> Result<SrInfo> {
+        vdis.sort_unstable();
+        let space = space_of(dir)?;
+        Ok(SrInfo {
+            uuid: self.sr,
+            vdi_uuids: vdis,
+            physical_utilisation: used,
+            virtual_allocation: allocation,
+            size: space.size,
+            free: space.free,
+            sr_type: self.sr_type.to_owned(),
+            location: self.named.as_ref().unwrap_or(&self.path).display().to_string(),
+            vdis: Vec::new(),
+            pool: None,
+        })
+    }
+
+    /// All that is there. NFS may take away the name of a disk for a moment while its image is replaced: then the change is
+    /// waited for, for a disk that a scan leaves out is forgotten.
+    fn settled(&self, dir: &Dir) -> Result<(Listing, Vec<Image>)> {
+        loop {
+            let before = if self.shared { read_change(dir)? } else { None };
+            let listing = Listing::read(dir)?;
+            let images = self.images(dir, &listing)?;
+            let after = if self.shared { read_change(dir)? } else { None };
+            let is_missing = |vdi: VdiUuid| !images.iter().any(|image| image.vdi == vdi);
+            if ![before, after].iter().flatten().filter_map(Change::replaced).any(is_missing) {
+                return Ok((listing, images));
+            }
+            drop(self.lock_trees(dir, self.deadline.end())?);
+        }
+    }
+
+    /// The SR now, without the details of its disks.
+    ///
+    /// # Errors
+    /// [`Error::NoSr`], [`Error::Io`]; [`Error::Busy`] if a change of a tree goes on past the deadline.
+    pub(super) fn stat_now(&self) -> Result<SrInfo> {
+        self.stat_of(&*self.dir()?)
+    }
+
+    /// The SR with every disk's details.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Busy`] if a change of a tree goes on past the deadline.
+    pub(super) fn scan_all(&self) -> Result<SrInfo> {
+        let dir = self.dir()?;
+        let (listing, images) = self.settled(&dir)?;
+        let attachments = Attachments::now()?;
+        let mut children: HashMap<VdiUuid, Vec<VdiUuid>> = HashMap::new();
+        for image in &images {
+            if let Some(parent) = image.node.parent {
+                children.entry(parent).or_default().push(image.vdi);
+            }
+        }
+        let mut infos = Vec::with_capacity(images.len());
+        let (mut used, mut allocation, mut visible) = (0, 0, Vec::with_capacity(images.len()));
+        for image in &images {
+            used += image.usage.allocated;
+            let children = children.remove(&image.vdi).unwrap_or_default();
+            if image.node.hidden && children.is_empty() {
+                // Garbage: nobody's base any more.
+                continue;
+            }
+            if !image.node.hidden {
+                allocation += image.node.virtual_size;
+                visible.push(image.vdi);
+            }
+            let place = self.place(dir.clone(), image.vdi, image.format);
+            let mut node = image.node.clone();
+            let mut unless_damaged = |damage: Error| {
+                if node.state.is_healthy() {
+                    node.state = State::of(&damage);
+                }
+            };
+            let with_params = listing.params.contains(&image.vdi);
+            let params = with_params.then(|| place.params()).transpose().unwrap_or_else(|damage| {
+                unless_damaged(damage);
+                None
+            });
+            let locked = listing.locks.contains(&image.vdi);
+            let holders = locked.then(|| place.holders()).transpose().unwrap_or_else(|damage| {
+                unless_damaged(damage);
+                None
+            });
+            let attached = attachments.find(image.format, &place.path(), image.id).is_some();
+            let (params, users) = (params.unwrap_or_default(), holders.unwrap_or_default().users);
+            let died = attachments.server_died(image.format, &place.path());
+            let info = vdi::describe(&place, &node, image.usage.allocated, params, users, attached, children);
+            let info = vdi::with_server(info, died);
+            infos.push(info);
+        }
+        listing.sweep(&dir);
+        Ok(SrInfo { vdis: infos, ..self.summary(&dir, visible, used, allocation)? })
+    }
+}
+
+/// What the filesystem of a directory has.
+pub(super) fn space_of(dir: &Dir) -> Result<Space> {
+    let fs = dir.statvfs()?;
+    Ok(Space { size: fs.blocks() * fs.fragment_size(), free: fs.blocks_free() * fs.fragment_size() })
+}

@@ -1,0 +1,255 @@
+//! The contract of a disk, and what is refused to a disk in use.
+
+use std::path::PathBuf;
+
+use crate::context::Context;
+use crate::error::{Error, Result, needs_root};
+use crate::image::SECTOR;
+use crate::image::disk::Disk;
+use crate::sys::blockdev;
+use crate::sys::lock::Lock;
+use crate::types::{Done, Mode, Params, Size, State, VdiInfo, VdiUuid};
+use crate::vdi::holders::{self, refuse_if_locked};
+use crate::vdi::place::{Place, in_use, refuse_device};
+use crate::vdi::tree::nodes::Node;
+
+/// A virtual disk. The caller holds the locks that [`crate::call::Session`] takes.
+pub trait Vdi {
+    fn place(&self) -> &dyn Place;
+
+    /// All that is known of the disk.
+    ///
+    /// # Errors
+    /// [`Error::NoVdi`], [`Error::Damaged`], [`Error::Io`].
+    fn info(&self) -> Result<VdiInfo>;
+
+    /// What is known of the disk but for its children: to find these may take a look at every image of the SR.
+    ///
+    /// # Errors
+    /// Those of [`Vdi::info`].
+    fn brief(&self) -> Result<VdiInfo> {
+        self.info()
+    }
+
+    /// The block device of an attached disk, asked from the kernel.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while it is being detached for longer than the call may wait; [`Error::Io`].
+    fn device(&self) -> Result<Option<PathBuf>>;
+
+    /// Makes a block device that outlives the call. Idempotent: the same path again. Callers go through [`attach`], which
+    /// says in which mode. `lock`: the lock of the disk that the caller holds. An image server that goes on starting after
+    /// its caller was killed keeps it.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and what the image says.
+    fn attach(&self, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf>;
+
+    /// Whether the disk can be read and not written: a snapshot, a base, a CD.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Io`].
+    fn is_read_only(&self) -> Result<bool> {
+        Ok(self.place().params()?.read_only)
+    }
+
+    /// Removes the block device. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while something on the host holds the device open, with who.
+    fn detach(&self) -> Result<Done>;
+
+    /// Deletes the disk.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while attached or locked, or while an image has it as its parent.
+    fn delete(&self, context: &Context) -> Result<()>;
+
+    /// A new writable VDI with this one's contents.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while this one is attached or locked; [`Error::VdiExists`]; [`Error::NoSpace`].
+    fn clone_to(&self, _dest: VdiUuid, _context: &Context) -> Result<VdiInfo> {
+        Err(Error::Unsupported { op: "vdi_clone", why: "this format has none".to_owned() })
+    }
+
+    /// A new read-only VDI with the contents that this one has now.
+    ///
+    /// # Errors
+    /// [`Error::VdiExists`]; [`Error::NoSpace`]; [`Error::VdiInUse`] when it is attached and the substrate
+    /// can't take all its bytes at one instant.
+    fn snapshot(&self, _dest: VdiUuid, _context: &Context) -> Result<VdiInfo> {
+        Err(Error::Unsupported { op: "vdi_snapshot", why: "this format has none".to_owned() })
+    }
+
+    /// Ends what a killed call left of a pause on other hosts, once no call changes the tree. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::NotPaused`] with the hosts that did not go on.
+    fn unpause(&self, context: &Context) -> Result<()> {
+        match &context.others {
+            Some(others) => others.resume(),
+            None => Ok(()),
+        }
+    }
+
+    /// Calls `reader` with the bytes of the disk. The caller has seen that nothing writes them.
+    ///
+    /// # Errors
+    /// Those of `reader`; [`Error::VdiInUse`] while another host may write them.
+    fn read(&self, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()>;
+
+    /// Makes the disk `size` bytes long, rounded up as its format wants it. Idempotent.
+    ///
+    /// # Errors
+    /// Below the current size [`Error::Invalid`] unless `allow_shrink`, which wants the disk unused.
+    fn resize(&self, size: u64, allow_shrink: bool, context: &Context) -> Result<Done>;
+
+    /// Replaces label and description, and leaves the rest. Idempotent; durable, also where there was nothing to do.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on an SR that stores no names.
+    fn set_names(&self, label: &str, description: &str) -> Result<Done> {
+        let place = self.place();
+        let now = place.params()?;
+        if now.label == label && now.description == description {
+            place.settle_records()?;
+            return Ok(Done::Already);
+        }
+        place.set_names(label, description)?;
+        Ok(Done::Changed)
+    }
+
+    /// Takes the persistent lock for `user`, see [`holders::lock`].
+    ///
+    /// # Errors
+    /// [`Error::LockRefused`].
+    fn lock(&self, user: &str, force: bool) -> Result<()> {
+        holders::lock(self.place(), user, force)
+    }
+
+    /// Gives `user`'s lock back, see [`holders::unlock`].
+    ///
+    /// # Errors
+    /// [`Error::LockRefused`].
+    fn unlock(&self, user: &str, force: bool) -> Result<()> {
+        holders::unlock(self.place(), user, force)
+    }
+}
+
+/// Attaches a disk, or finds it attached. What can't be written is attached read-only whatever was asked; any other
+/// stays in the mode it has until it is detached, or a reader would hold a device that writes. `lock`: see [`Vdi::attach`].
+///
+/// # Errors
+/// [`Error::VdiInUse`] when it is attached in the other mode; [`Error::Io`], access denied, without root.
+pub fn attach(disk: &dyn Vdi, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf> {
+    let read_only = disk.is_read_only()?;
+    match disk.device()? {
+        None => needs_root("make a block device of", disk.place().path())?,
+        Some(device) if !read_only => {
+            let (is, word) = match blockdev::is_read_only(&device) {
+                true => (Mode::ReadOnly, "read-only"),
+                false => (Mode::ReadWrite, "writable"),
+            };
+            if is != mode {
+                let holder = format!("a {word} attachment, {}; detach it first", device.display());
+                return Err(in_use(disk.place(), holder));
+            }
+        }
+        Some(_) => {}
+    }
+    disk.attach(if read_only { Mode::ReadOnly } else { mode }, lock)
+}
+
+/// Refuses to change a disk that is to stay as it is: a snapshot.
+///
+/// # Errors
+/// [`Error::Unsupported`].
+pub fn refuse_if_read_only(disk: &dyn Vdi, op: &'static str) -> Result<()> {
+    match disk.place().params()?.read_only {
+        true => Err(Error::Unsupported { op, why: format!("VDI {} is read-only", disk.place().vdi()) }),
+        false => Ok(()),
+    }
+}
+
+/// Refuses what wants the disk to itself, on this host or any.
+///
+/// # Errors
+/// [`Error::VdiInUse`] while attached here or locked anywhere.
+pub fn refuse_if_used(disk: &dyn Vdi) -> Result<()> {
+    refuse_if_attached(disk)?;
+    refuse_if_locked(disk.place())
+}
+
+/// Refuses what a user of the disk on this host must not see.
+///
+/// # Errors
+/// [`Error::VdiInUse`] while attached on this host.
+pub fn refuse_if_attached(disk: &dyn Vdi) -> Result<()> {
+    refuse_device(disk.place(), disk.device()?)
+}
+
+/// Refuses what must not happen to a disk that another host writes, where that can't be seen and no agent says so: who
+/// attaches a disk of a shared SR locks it first (SR API, vdi_lock), so a lock on a disk that is not attached here means
+/// that it is attached elsewhere.
+///
+/// # Errors
+/// [`Error::VdiInUse`].
+pub fn refuse_if_elsewhere(disk: &dyn Vdi) -> Result<()> {
+    if !disk.place().is_shared() || disk.device()?.is_some() {
+        return Ok(());
+    }
+    refuse_if_locked(disk.place())
+}
+
+/// Says for [`Error::after`] that a VDI has been made, when what had to follow fails.
+pub fn made(vdi: VdiUuid) -> String {
+    format!("VDI {vdi} was made, perhaps not durably")
+}
+
+/// Says for [`Error::after`] that a VDI has been deleted, when what had to follow fails.
+pub fn deleted(vdi: VdiUuid) -> String {
+    format!("VDI {vdi} was deleted, perhaps not durably")
+}
+
+/// Says for [`Error::after`] that a disk has got another size, when what had to follow fails.
+pub fn has_now(place: &dyn Place, bytes: u64) -> String {
+    format!("VDI {} has {} now, perhaps not durably", place.vdi(), Size(bytes))
+}
+
+/// Says of a disk that could be used that its server `died`.
+pub fn with_server(info: VdiInfo, died: bool) -> VdiInfo {
+    if died && info.state.is_healthy() { VdiInfo { state: State::ServerDied, ..info } } else { info }
+}
+
+/// What is known of a disk, from what its SR and its image say.
+pub fn describe(
+    place: &dyn Place,
+    node: &Node,
+    allocated: u64,
+    params: Params,
+    users: Vec<String>,
+    attached: bool,
+    children: Vec<VdiUuid>,
+) -> VdiInfo {
+    VdiInfo {
+        uuid: place.vdi(),
+        label: params.label,
+        description: params.description,
+        sr: place.sr(),
+        locked: !users.is_empty(),
+        vbds: users,
+        virtual_size: node.virtual_size,
+        physical_utilisation: allocated,
+        sector_size: SECTOR as u32,
+        format: place.format(),
+        parent: node.parent,
+        shareable: params.shareable,
+        attached,
+        read_only: params.read_only || node.hidden || !children.is_empty(),
+        children,
+        hidden: node.hidden,
+        state: node.state.clone(),
+        location: None,
+    }
+}

@@ -1,0 +1,163 @@
+//! The contract of a format: what the package can do with an image, whatever SR it lies in.
+//!
+//! A layout works on opened storage and on the names that the SR gives its images. It knows no path and no directory.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::image::disk::{Disk, DiskWriter};
+use crate::image::storage::Storage;
+use crate::sys::copy::Progress;
+use crate::types::Format;
+use crate::vdi::place::Opened;
+
+/// What an image says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Bytes the guest sees.
+    pub virtual_size: u64,
+    /// It is there for its children only.
+    pub hidden: bool,
+    /// The name of its parent, as the header has it.
+    pub parent: Option<String>,
+    /// What the image calls itself towards its children, where its format has such an identity: a VHD's unique id.
+    pub id: Option<Uuid>,
+    /// The [`ImageInfo::id`] of the parent that the image was made from.
+    pub parent_id: Option<Uuid>,
+}
+
+impl ImageInfo {
+    /// An image of `virtual_size` bytes that is in no tree.
+    pub fn alone(virtual_size: u64) -> ImageInfo {
+        ImageInfo { virtual_size, hidden: false, parent: None, id: None, parent_id: None }
+    }
+}
+
+/// An open image that is, or is to be, the parent of others.
+pub struct ParentImage<'a> {
+    /// The name that its children call it by.
+    pub name: String,
+    pub format: Format,
+    pub image: Opened<'a>,
+}
+
+/// Finds the image that a child's header names: its format and its bytes, open for reading.
+pub type Resolve<'a> = &'a dyn Fn(&str) -> Result<(Format, Arc<dyn Storage>)>;
+
+/// Writes a new image into empty storage, durably.
+pub type WriteImage = Box<dyn Fn(&dyn Storage) -> Result<()> + Send + Sync>;
+
+/// A format of images. The methods from [`Layout::child_of`] on are for formats whose images have parents.
+pub trait Layout: Sync {
+    fn format(&self) -> Format;
+
+    /// The largest virtual size, bytes.
+    fn largest(&self) -> u64;
+
+    /// Virtual sizes are rounded up to a multiple of this, bytes.
+    fn granule(&self) -> u64;
+
+    /// Whether the length of the image is the virtual size and there is nothing else to know: no need to read it.
+    fn is_by_length(&self) -> bool;
+
+    /// Writes an image of `virtual_size` zeroes into an empty file, or a device that is large enough; durably.
+    ///
+    /// # Errors
+    /// [`Error::TooBig`], [`Error::Invalid`] size, [`Error::Io`].
+    fn create(&self, image: &dyn Storage, virtual_size: u64) -> Result<()>;
+
+    /// What an image says of itself: one read.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`]; [`Error::Unsupported`] for what can't be used; [`Error::Io`].
+    fn query(&self, image: &dyn Storage) -> Result<ImageInfo>;
+
+    /// The parent that an image names, or `Some(None)` if it names none, as far as that can be read of an image that
+    /// [`Layout::query`] refuses. `None`: it cannot be read, so the image may be the child of any base of its format.
+    fn named_parent(&self, image: &dyn Storage) -> Option<Option<String>>;
+
+    /// Makes an image that no process has open larger, durably.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::TooBig`], [`Error::Io`].
+    fn resize(&self, image: &Arc<dyn Storage>, virtual_size: u64) -> Result<()>;
+
+    /// The disk of an image and its parents.
+    ///
+    /// # Errors
+    /// Those of `resolve`; [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
+    fn disk(&self, image: &Arc<dyn Storage>, resolve: Resolve) -> Result<Box<dyn Disk>>;
+
+    /// Opens a new, empty image to be filled.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Io`].
+    fn writer(&self, image: Arc<dyn Storage>) -> Result<Box<dyn DiskWriter>>;
+
+    /// Prepares images without data of their own that have `parent`; the header of the parent is read here, once.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the parent can have no child; [`Error::Damaged`], [`Error::Io`].
+    fn child_of(&self, _parent: &ParentImage) -> Result<WriteImage> {
+        Err(no_tree(self.format(), "a child"))
+    }
+
+    /// Marks an image as there for its children only, or no longer so, durably. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Io`].
+    fn set_hidden(&self, _image: &dyn Storage, _hidden: bool) -> Result<()> {
+        Err(no_tree(self.format(), "hiding"))
+    }
+
+    /// Writes into the parent, which is open for writing, all that the child holds; any number of times. Neither is changed
+    /// otherwise. `resolve` finds the parents of the parent.
+    ///
+    /// # Errors
+    /// Those of [`Layout::check_parent`], which this asks first, and [`Error::Io`].
+    fn coalesce(
+        &self,
+        _child: &Arc<dyn Storage>,
+        _parent: &ParentImage,
+        _resolve: Resolve,
+        _progress: Progress,
+    ) -> Result<()> {
+        Err(no_tree(self.format(), "coalescing"))
+    }
+
+    /// Refuses a parent that is not the image that the child names, whatever its name. To be asked before a parent is
+    /// changed for a child, or a child for its parent.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Io`].
+    fn check_parent(&self, _child: &dyn Storage, _parent: &ParentImage) -> Result<()> {
+        Err(no_tree(self.format(), "looking for the parent"))
+    }
+
+    /// Names another image as the parent, which holds all that the present one shows; durably. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Io`].
+    fn set_parent(&self, _child: &dyn Storage, _parent: &ParentImage) -> Result<()> {
+        Err(no_tree(self.format(), "changing the parent"))
+    }
+}
+
+impl dyn Layout + '_ {
+    /// The size a disk gets when `bytes` are asked for.
+    ///
+    /// # Errors
+    /// [`Error::DiskTooBig`].
+    pub fn round(&self, bytes: u64) -> Result<u64> {
+        match bytes.max(1).checked_next_multiple_of(self.granule()) {
+            Some(size) if size <= self.largest() => Ok(size),
+            _ => Err(Error::DiskTooBig { format: self.format(), bytes, largest: self.largest() }),
+        }
+    }
+}
+
+fn no_tree(format: Format, op: &'static str) -> Error {
+    Error::Unsupported { op, why: format!("a {format} disk has no parent and no mark") }
+}

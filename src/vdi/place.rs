@@ -1,0 +1,238 @@
+//! The contract of a place: where one disk lives, as its SR sees it.
+
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::error::{Error, Result, one_line};
+use crate::image::storage::Storage;
+use crate::sys::copy::Progress;
+use crate::sys::syslog;
+use crate::types::{Done, Format, Mode, Params, SrUuid, VdiInfo, VdiUuid};
+
+/// Where one disk lives, as its SR sees it. Formats work on this and know no SR.
+pub trait Place {
+    fn sr(&self) -> SrUuid;
+    fn vdi(&self) -> VdiUuid;
+    fn format(&self) -> Format;
+
+    /// The end of every wait of the call: for other calls, and for the server of an attached disk.
+    fn deadline(&self) -> Instant;
+
+    /// The path of the image; for messages, and for servers that open it themselves.
+    fn path(&self) -> PathBuf;
+
+    /// Opens the image. Where its bytes exist only while a device is active (a logical volume), the device is activated and
+    /// stays so until the answer is dropped. This does not count as attaching.
+    ///
+    /// # Errors
+    /// [`Error::NoVdi`] if the image is gone, [`Error::Io`], and what activating a device says.
+    fn open(&self, mode: Mode) -> Result<Opened<'_>>;
+
+    /// How many bytes the place has now.
+    ///
+    /// # Errors
+    /// [`Error::NoVdi`] if the image is gone, [`Error::Io`].
+    fn usage(&self) -> Result<Usage>;
+
+    /// What the SR stores of the disk besides its bytes.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if the record cannot be read.
+    fn params(&self) -> Result<Params>;
+
+    /// The users that hold the persistent lock.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if the record cannot be read.
+    fn holders(&self) -> Result<Holders>;
+
+    /// Replaces the holders that were `seen`, durably. `false`: another call was faster, nothing changed.
+    ///
+    /// # Errors
+    /// [`Error::NoVdi`] if another host deleted the disk meanwhile; [`Error::Unsupported`] on an SR without locks.
+    fn set_holders(&self, seen: &Holders, users: Vec<String>) -> Result<bool>;
+
+    /// Replaces label and description, durably and by one atomic step; the rest of the params stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on an SR that stores no names.
+    fn set_names(&self, _label: &str, _description: &str) -> Result<()> {
+        Err(Error::Unsupported { op: "storing a name", why: "this SR keeps nothing beside its disks".to_owned() })
+    }
+
+    /// Makes the place's bytes and length durable, which an earlier call may have changed without being able to say so: it
+    /// was killed before its last flush. A device over the place becomes as large as the place is. Called before a call
+    /// answers that the size it asks for is there already. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the storage does not take it.
+    fn settle(&self) -> Result<()>;
+
+    /// Makes the names and the holders durable, as [`Place::settle`] does for the bytes. Called before a call answers that
+    /// the name or the lock it asks for is there already. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the storage does not take it.
+    fn settle_records(&self) -> Result<()>;
+
+    /// Whether other hosts may have it attached, which this one's kernel can't see.
+    fn is_shared(&self) -> bool;
+
+    /// The block device over the place's bytes on this host, asked from the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the kernel's list cannot be read.
+    fn device(&self) -> Result<Option<PathBuf>>;
+
+    /// Makes that block device. Idempotent: the same path again.
+    ///
+    /// # Errors
+    /// [`Error::Io`] from the kernel.
+    fn attach(&self, mode: Mode) -> Result<PathBuf>;
+
+    /// Removes the block device. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while something on the host holds it open, with who.
+    fn detach(&self) -> Result<Done>;
+
+    /// The length that the place gets when it is to hold `bytes`: more where the substrate allocates in extents.
+    fn round_up(&self, bytes: u64) -> u64 {
+        bytes
+    }
+
+    /// Makes the place exactly `bytes` long, or longer where the substrate allocates in extents; a device
+    /// over it follows.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::TooBig`], [`Error::Io`].
+    fn resize(&self, bytes: u64) -> Result<()>;
+
+    /// Makes the VDI `dest` with the same bytes and format.
+    ///
+    /// # Errors
+    /// [`Error::VdiExists`], [`Error::NoSpace`]; [`Error::VdiInUse`] when the place is in use and the
+    /// substrate has no instant copy; [`Error::Unsupported`].
+    fn copy_to(&self, dest: VdiUuid, params: &Params, progress: Progress) -> Result<VdiInfo>;
+
+    /// Removes the disk and all that is stored beside it. The caller has checked that it is unused.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] if another host locked it meanwhile; [`Error::Io`].
+    fn remove(&self) -> Result<()>;
+}
+
+/// Bytes of a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// From the first to the last addressable byte.
+    pub length: u64,
+    /// Allocated on the substrate.
+    pub allocated: u64,
+}
+
+/// The users that hold a VDI's persistent lock, and which state of the record said so.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holders {
+    pub state: u64,
+    pub users: Vec<String>,
+}
+
+/// Says that a disk is used, by the `holder`.
+pub fn in_use(place: &dyn Place, holder: String) -> Error {
+    Error::VdiInUse { vdi: place.vdi(), sr: place.sr(), holder }
+}
+
+/// Refuses what a user of a disk on this host must not see. `device`: the block device of the disk, if it is attached.
+///
+/// # Errors
+/// [`Error::VdiInUse`].
+pub fn refuse_device(place: &dyn Place, device: Option<PathBuf>) -> Result<()> {
+    match device {
+        None => Ok(()),
+        Some(device) => Err(in_use(place, format!("this host, which has it attached as {}", device.display()))),
+    }
+}
+
+/// The storage of an image, open. Dropping it releases what had to be activated for it; [`Opened::close`] also says whether
+/// that worked.
+pub struct Opened<'a> {
+    /// `Some` until it is dropped: a device can be released only when nothing has it open.
+    storage: Option<Arc<dyn Storage>>,
+    release: Option<Box<dyn FnOnce() -> Result<()> + 'a>>,
+}
+
+impl<'a> Opened<'a> {
+    /// Storage that needs no release.
+    pub fn of(storage: impl Storage + 'static) -> Opened<'a> {
+        Opened { storage: Some(Arc::new(storage)), release: None }
+    }
+
+    /// Storage for which `release` has to be done when nobody needs it any more.
+    pub fn until(storage: impl Storage + 'static, release: impl FnOnce() -> Result<()> + 'a) -> Opened<'a> {
+        Opened { storage: Some(Arc::new(storage)), release: Some(Box::new(release)) }
+    }
+
+    /// Closes the storage and releases it.
+    ///
+    /// # Errors
+    /// Those of the release.
+    pub fn close(mut self) -> Result<()> {
+        drop(self.storage.take());
+        self.release.take().map_or(Ok(()), |release| release())
+    }
+}
+
+impl Deref for Opened<'_> {
+    type Target = Arc<dyn Storage>;
+
+    fn deref(&self) -> &Arc<dyn Storage> {
+        self.storage.as_ref().expect("it is open until it is dropped")
+    }
+}
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        // The next call that needs the disk releases it again, so a failure is only noted.
+        let path = self.storage.take().map(|storage| storage.path().to_owned());
+        if let (Some(path), Some(Err(error))) = (path, self.release.take().map(|release| release())) {
+            syslog::write(&format!("{} stays active: {}", path.display(), one_line(&error)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::image::storage::FileStorage;
+
+    #[test]
+    fn storage_is_released_once_and_after_it_was_closed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("image");
+        std::fs::write(&path, b"x").unwrap();
+        let released = Cell::new(0);
+        let open_files =
+            || std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fd.unwrap().path().read_link().ok());
+        let is_open = || open_files().any(|file| file == path);
+        let storage = || FileStorage::open(&path, Mode::ReadOnly).unwrap();
+        let release = || {
+            assert!(!is_open(), "the image is still open when it is released");
+            released.set(released.get() + 1);
+            Ok(())
+        };
+        let opened = Opened::until(storage(), release);
+        assert!(is_open() && opened.size().unwrap() == 1);
+        drop(opened);
+        assert_eq!(released.get(), 1);
+        Opened::until(storage(), release).close().unwrap();
+        assert_eq!(released.get(), 2);
+        let failing = Opened::until(storage(), || Err(Error::Usage("no".to_owned())));
+        assert!(failing.close().is_err());
+        Opened::of(storage()).close().unwrap();
+    }
+}

@@ -1,0 +1,89 @@
+//! The server of an attached disk, seen from its place: what [`crate::datapath`] says of a device is said of the VDI.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::datapath;
+use crate::error::{Error, Result};
+use crate::sys::lock::Lock;
+use crate::sys::loopdev::Detached;
+use crate::types::{Done, Mode};
+use crate::vdi::place::{Place, in_use};
+
+/// Makes the server of a disk close its chain, if it has one. What a killed server left is for its user to see, and to
+/// detach.
+///
+/// # Errors
+/// [`Error::VdiInUse`] if the server was killed, or does not close in time.
+pub fn pause(disk: &dyn Place) -> Result<Option<datapath::Paused>> {
+    match datapath::find(&disk.path())? {
+        Some(dead) if !dead.healthy => Err(in_use(disk, format!("{}, whose server was killed", dead.device.display()))),
+        _ => pause_here(disk),
+    }
+}
+
+/// Makes the server of a disk close its chain, if it has one that lives.
+///
+/// # Errors
+/// [`Error::VdiInUse`] if the server does not close in time.
+pub fn pause_here(disk: &dyn Place) -> Result<Option<datapath::Paused>> {
+    named(disk, datapath::pause(&disk.path(), disk.deadline()))
+}
+
+/// Does before the tree's lock is taken what may take long of a pause that follows.
+///
+/// # Errors
+/// [`Error::VdiInUse`] if the server is not ready in time.
+pub fn prepare(disk: &dyn Place, deadline: Instant) -> Result<()> {
+    named(disk, datapath::prepare(&disk.path(), deadline))
+}
+
+/// The block device of an attached disk, once it is neither being made nor being removed.
+///
+/// # Errors
+/// [`Error::VdiInUse`] if that takes longer than the call may wait.
+pub fn device(disk: &dyn Place) -> Result<Option<PathBuf>> {
+    let found = named(disk, datapath::find_settled(&disk.path(), disk.deadline()))?;
+    Ok(found.map(|attached| attached.device))
+}
+
+/// Starts a server of the disk and makes its block device. Idempotent. `lock`: see [`crate::vdi::Vdi::attach`].
+///
+/// # Errors
+/// What the image says; [`Error::Io`].
+pub fn attach(disk: &dyn Place, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf> {
+    let source = datapath::Source {
+        format: disk.format(),
+        path: disk.path(),
+        read_only: mode == Mode::ReadOnly,
+        shared: disk.is_shared(),
+    };
+    named(disk, datapath::attach(&source, lock, disk.deadline()))
+}
+
+/// Ends the server of a disk and removes its block device. Idempotent.
+///
+/// # Errors
+/// [`Error::VdiInUse`] while something on the host holds the device open, with who.
+pub fn detach(disk: &dyn Place) -> Result<Done> {
+    match named(disk, datapath::detach(&disk.path(), disk.deadline()))? {
+        Detached::Done(done) => Ok(done),
+        Detached::Busy(who) => Err(in_use(disk, who)),
+    }
+}
+
+/// Makes the block device as large as the disk.
+///
+/// # Errors
+/// [`Error::VdiInUse`] if the server does not answer in time.
+pub fn follow_size(disk: &dyn Place, deadline: Instant) -> Result<()> {
+    named(disk, datapath::follow_size(&disk.path(), deadline))
+}
+
+/// What a device or its server says of its use, said of the disk.
+fn named<T>(disk: &dyn Place, result: Result<T>) -> Result<T> {
+    result.map_err(|error| match error {
+        Error::DeviceInUse { holder, .. } => in_use(disk, holder),
+        other => other,
+    })
+}

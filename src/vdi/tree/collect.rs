@@ -1,0 +1,361 @@
+//! The collector of an SR: bases without children are removed and bases with one child are merged with it, until nothing is
+//! left to do. What is done next is a pure function of the trees and of what happened so far ([`next`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use crate::context::Context;
+use crate::error::{Error, Result, one_line};
+use crate::sys::lock;
+use crate::sys::syslog;
+use crate::types::{Done, VdiUuid};
+use crate::vdi::place::refuse_device;
+use crate::vdi::served;
+use crate::vdi::tree::forest::Forest;
+use crate::vdi::tree::merge::merge;
+use crate::vdi::tree::nodes::{Nodes, may_be_needed};
+
+/// How often in one run the data of a disk in use is set aside, at most.
+const MOST_ROUNDS: u32 = 8;
+
+/// Why images could not be merged or removed.
+pub type Failures = BTreeMap<VdiUuid, Error>;
+
+/// What happened so far in one run of the collector.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Images that are not merged in this run (any more).
+    pub left: BTreeSet<VdiUuid>,
+    /// Images that failed. Such a base is not removed in this run.
+    pub failures: Failures,
+}
+
+/// What is done next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// There are bases that nothing needs any more.
+    RemoveGarbage,
+    /// The image goes into its parent, whose only child it is.
+    Merge(VdiUuid),
+    /// The image would be merged or removed if all images could be used: says which cannot.
+    Refuse(VdiUuid, String),
+    /// Nothing is left to do.
+    End,
+}
+
+/// Chooses what is done next.
+pub fn next(nodes: &Nodes, seen: &Seen) -> Step {
+    if garbage(nodes, &seen.failures).next().is_some() {
+        return Step::RemoveGarbage;
+    }
+    if let Some((base, unread)) = nodes.withheld().find(|(base, _)| !seen.failures.contains_key(base)) {
+        return Step::Refuse(base, format!("it is not removed: {}", may_be_needed(unread)));
+    }
+    // Bases first: a disk in use is merged with what was set aside of it only when that was.
+    let (bases, disks): (Vec<_>, Vec<_>) = nodes.iter().partition(|(_, node)| node.hidden);
+    let mut mergeable = bases.into_iter().chain(disks).map(|(vdi, _)| vdi).filter(|vdi| !seen.left.contains(vdi));
+    match mergeable.find(|vdi| nodes.base_of_only_child(*vdi).is_some()) {
+        None => Step::End,
+        Some(vdi) => match unmergeable(nodes, vdi) {
+            Some(why) => Step::Refuse(vdi, format!("it is not merged: {why}")),
+            None => Step::Merge(vdi),
+        },
+    }
+}
+
+/// The bases that nothing needs any more and whose removal has not failed yet.
+fn garbage(nodes: &Nodes, failures: &Failures) -> impl Iterator<Item = VdiUuid> {
+    nodes.garbage().filter(|base| !failures.contains_key(base))
+}
+
+/// Why an image that is its parent's only known child must not be merged with it: it, its parents or one of its children
+/// cannot be used, or is not what the names say; or an image that cannot be read may be a child of either.
+fn unmergeable(nodes: &Nodes, vdi: VdiUuid) -> Option<String> {
+    let state = |vdi| nodes.get(vdi).map(|node| &node.state).filter(|state| !state.is_healthy());
+    let of_child = |child| state(child).map(|state| format!("its child {child} cannot be used: {state}"));
+    let unread = || nodes.get(vdi).and_then(|node| nodes.unread(node.format));
+    state(vdi)
+        .map(|state| state.to_string())
+        .or_else(|| nodes.children(vdi).find_map(of_child))
+        .or_else(|| unread().map(may_be_needed))
+}
+
+/// Gives back the space that nothing needs. One image that cannot be merged keeps no other from being merged.
+///
+/// # Errors
+/// [`Error::NotMerged`] at the end, with every failure; [`Error::SrUnavailable`] while another process collects the SR;
+/// [`Error::Busy`] if the lock of the trees cannot be had.
+pub fn collect(forest: &dyn Forest, context: &Context) -> Result<Done> {
+    let _alone = forest.collecting(context.deadline)?;
+    let (mut done, mut seen) = (Done::Already, Seen::default());
+    // What disks held when their data was last set aside, because they are in use, and how often that was.
+    let mut rounds: BTreeMap<VdiUuid, (u64, u32)> = BTreeMap::new();
+    let mut nodes = forest.nodes()?;
+    loop {
+        if nodes.is_foreign_work {
+            return Err(Error::SrUnavailable {
+                sr: forest.sr(),
+                why: "the collector of another storage manager left a journal in it and has to finish first".to_owned(),
+            });
+        }
+        let vdi = match next(&nodes, &seen) {
+            Step::End => break,
+            Step::RemoveGarbage => {
+                let _lock = forest.lock(context.deadline)?;
+                nodes = forest.nodes()?;
+                remove_garbage(forest, &mut nodes, &mut seen.failures);
+                done = Done::Changed;
+                continue;
+            }
+            Step::Refuse(vdi, what) => {
+                // An image that is gone since has nothing to tell.
+                if let Ok(place) = forest.place(vdi) {
+                    seen.failures.insert(vdi, Error::Damaged { path: place.path(), what });
+                }
+                seen.left.insert(vdi);
+                continue;
+            }
+            Step::Merge(vdi) => vdi,
+        };
+        if nodes.get(vdi).is_some_and(|node| !node.hidden) {
+            let Some(holds) =
+                forest.place(vdi).and_then(|place| place.usage()).map(|usage| usage.allocated).into_found()?
+            else {
+                seen.left.insert(vdi);
+                continue;
+            };
+            let (before, times) = rounds.get(&vdi).copied().unwrap_or((u64::MAX, 0));
+            if holds >= before || times == MOST_ROUNDS {
+                // Written to as fast as it is merged.
+                seen.left.insert(vdi);
+                continue;
+            }
+            rounds.insert(vdi, (holds, times + 1));
+        }
+        match merge_locked(forest, &mut nodes, vdi, context) {
+            Ok(Done::Changed) => done = Done::Changed,
+            Ok(Done::Already) => drop(seen.left.insert(vdi)),
+            // Not this image's fault, and the next would wait as long.
+            Err(error @ (Error::SrUnavailable { .. } | Error::Busy { .. })) => return Err(error),
+            Err(error) => {
+                seen.failures.insert(vdi, error);
+                seen.left.insert(vdi);
+            }
+        }
+    }
+    for (vdi, failure) in &seen.failures {
+        syslog::write(&format!("SR {}: {vdi} is left as it is: {}", forest.sr(), one_line(failure)));
+    }
+    match seen.failures.is_empty() {
+        true => Ok(done),
+        false => Err(Error::NotMerged { sr: forest.sr(), failures: seen.failures.into_iter().collect() }),
+    }
+}
+
+/// Merges one image under the lock of its VDI. A disk that another call works on is left for the next time, as is one that
+/// was deleted since the trees were read.
+fn merge_locked(forest: &dyn Forest, nodes: &mut Nodes, vdi: VdiUuid, context: &Context) -> Result<Done> {
+    let _lock = match lock::take(&vdi.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()) {
+        Ok(lock) => lock,
+        Err(lock::Refused::TimedOut { .. }) => return Ok(Done::Already),
+        Err(lock::Refused::Failed(error)) => return Err(error),
+    };
+    Ok(merge(forest, nodes, vdi, context).into_found()?.unwrap_or(Done::Already))
+}
+
+/// Removes the bases that nothing needs, and those that nothing needs then, but for those that `failures` names; adds to
+/// these what cannot be removed. The caller has the SR, or the lock of its trees, under which `nodes` were read.
+pub fn remove_garbage(forest: &dyn Forest, nodes: &mut Nodes, failures: &mut Failures) {
+    let remove = |base: VdiUuid| -> Result<()> {
+        let place = forest.place(base)?;
+        refuse_device(&*place, served::device(&*place)?)?;
+        place.remove()
+    };
+    while let Some(base) = { garbage(nodes, failures).next() } {
+        match remove(base) {
+            Ok(()) => drop(nodes.remove(base)),
+            Err(error) => drop(failures.insert(base, error)),
+        }
+    }
+}
+
+trait Found<T> {
+    /// `None`: the VDI is gone.
+    fn into_found(self) -> Result<Option<T>>;
+}
+
+impl<T> Found<T> for Result<T> {
+    fn into_found(self) -> Result<Option<T>> {
+        match self {
+            Ok(found) => Ok(Some(found)),
+            Err(Error::NoVdi { .. }) => Ok(None),
+            Err(other) => Err(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::types::{Format, State};
+    use crate::vdi::tree::nodes::tests::{nodes, vdi};
+    use crate::vdi::tree::nodes::{Node, judge};
+
+    #[test]
+    fn garbage_goes_before_anything_is_merged() {
+        let forest = nodes(&[(1, 0, true), (2, 1, false), (3, 0, true)]);
+        let mut seen = Seen::default();
+        assert_eq!(next(&forest, &seen), Step::RemoveGarbage);
+        seen.failures.insert(vdi(3), Error::Usage("in use".to_owned()));
+        assert_eq!(next(&forest, &seen), Step::Merge(vdi(2)));
+    }
+
+    #[test]
+    fn bases_are_merged_before_disks() {
+        // 5 ← 4 ← 1: the disk has the smallest UUID.
+        let forest = nodes(&[(5, 0, true), (4, 5, true), (1, 4, false)]);
+        let mut seen = Seen::default();
+        assert_eq!(next(&forest, &seen), Step::Merge(vdi(4)));
+        seen.left.insert(vdi(4));
+        assert_eq!(next(&forest, &seen), Step::Merge(vdi(1)));
+        seen.left.insert(vdi(1));
+        assert_eq!(next(&forest, &seen), Step::End);
+    }
+
+    #[test]
+    fn a_base_of_two_and_a_disk_that_is_a_parent_are_left_alone() {
+        let forest = nodes(&[(1, 0, true), (2, 1, false), (3, 1, false), (4, 0, false), (5, 4, false)]);
+        assert_eq!(next(&forest, &Seen::default()), Step::End);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_refused_and_says_why() {
+        let broken = |which: u32| -> Nodes {
+            nodes(&[(1, 0, true), (2, 1, true), (3, 2, false), (4, 2, false)])
+                .iter()
+                .map(|(at, node)| match at == vdi(which) {
+                    true => (at, Node { state: State::Broken("torn".to_owned()), ..node.clone() }),
+                    false => (at, node.clone()),
+                })
+                .collect()
+        };
+        assert_eq!(
+            next(&broken(2), &Seen::default()),
+            Step::Refuse(vdi(2), format!("it is not merged: {}", broken(2).get(vdi(2)).unwrap().state))
+        );
+        match next(&broken(3), &Seen::default()) {
+            Step::Refuse(at, why) => assert!(at == vdi(2) && why.contains(&vdi(3).to_string()), "{why}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const FORMATS: [Format; 2] = [Format::Vhd, Format::Qcow2];
+
+    /// Trees of up to 24 images of two formats: the parent of each is one of its format before it, or none. A leaf is hidden
+    /// now and then. `unread`: now and then a leaf cannot be read. Then its parent is not known, and with the trees come the
+    /// parents that such leaves have in truth.
+    fn forests(unread: bool) -> impl Strategy<Value = (Nodes, Vec<VdiUuid>)> {
+        let images = proptest::collection::vec((any::<u8>(), 0..4u8, 0..6u8, 0..2usize), 1..24);
+        images.prop_map(move |of| {
+            let mut parents: Vec<u32> = Vec::new();
+            for (n, (parent, _, _, format)) in of.iter().enumerate() {
+                let parent = *parent as usize % (n + 1);
+                let fits = parent > 0 && of[parent - 1].3 == *format;
+                parents.push(if fits { parent as u32 } else { 0 });
+            }
+            let (mut all, mut lost) = (Vec::new(), Vec::new());
+            for (n, (_, hidden, read, format)) in (1..).zip(&of) {
+                let (is_parent, parent) = (parents.contains(&n), parents[n as usize - 1]);
+                let format = FORMATS[*format];
+                let parent = (parent != 0).then(|| vdi(parent));
+                let node = Node { hidden: is_parent || *hidden == 0, parent, ..Node::alone(format, 1 << 20) };
+                if unread && !is_parent && *read == 0 {
+                    lost.extend(parent);
+                    let state = State::Broken("torn".to_owned());
+                    all.push((vdi(n), Node { state, unread: vec![format], hidden: false, parent: None, ..node }));
+                } else {
+                    all.push((vdi(n), node));
+                }
+            }
+            (all.into_iter().collect(), lost)
+        })
+    }
+
+    /// Does to the trees what the collector would, with every merge and removal that it tries, until it ends. The answer is
+    /// what it leaves.
+    fn collected(mut now: Nodes) -> std::result::Result<Nodes, TestCaseError> {
+        let mut seen = Seen::default();
+        let steps = 2 * now.iter().count();
+        for step in 0.. {
+            prop_assert!(step <= steps, "it goes on for ever");
+            match next(&now, &seen) {
+                Step::End => break,
+                Step::RemoveGarbage => {
+                    while let Some(base) = { garbage(&now, &seen.failures).next() } {
+                        now.remove(base);
+                    }
+                }
+                Step::Merge(vdi) => {
+                    let base = now.base_of_only_child(vdi).unwrap();
+                    prop_assert!(now.can_merge(vdi, base));
+                    match now.get(vdi).unwrap().hidden {
+                        true => now.relinked(vdi),
+                        false => now.collapsed(vdi, base),
+                    }
+                }
+                Step::Refuse(vdi, why) => {
+                    prop_assert!(seen.left.insert(vdi), "{vdi} is refused again");
+                    seen.failures.insert(vdi, Error::Usage(why));
+                }
+            }
+            let mut all: Vec<(VdiUuid, Node)> = now.iter().map(|(vdi, node)| (vdi, node.clone())).collect();
+            let mut refs: Vec<(VdiUuid, &mut Node)> = all.iter_mut().map(|(vdi, node)| (*vdi, node)).collect();
+            judge(&mut refs, &|_| None);
+            let is_whole = |node: &Node| node.state.is_healthy() || !node.unread.is_empty();
+            prop_assert!(all.iter().all(|(_, node)| is_whole(node)), "a parent is missing");
+        }
+        Ok(now)
+    }
+
+    fn disks(nodes: &Nodes) -> Vec<VdiUuid> {
+        nodes.iter().filter(|(_, node)| !node.hidden).map(|(vdi, _)| vdi).collect()
+    }
+
+    fn bases(nodes: &Nodes, format: Format) -> Vec<(VdiUuid, &Node)> {
+        nodes.iter().filter(|(_, node)| node.hidden && node.format == format).collect()
+    }
+
+    proptest! {
+        /// Whatever the trees look like, the collector ends, keeps every disk, and leaves no base that is garbage or is there
+        /// for one child.
+        #[test]
+        fn the_collector_ends_with_the_least_that_the_disks_need((before, _) in forests(false)) {
+            let after = collected(before.clone())?;
+            prop_assert_eq!(disks(&after), disks(&before));
+            for (vdi, node) in after.iter().filter(|(_, node)| node.hidden) {
+                prop_assert!(after.children(vdi).len() > 1, "{vdi} {node:?}");
+            }
+        }
+
+        /// All the data of a disk may be in its base, and a copy of its leaf may make it readable again.
+        #[test]
+        fn an_image_that_cannot_be_read_keeps_every_base_that_may_be_its_parent((before, lost) in forests(true)) {
+            let after = collected(before.clone())?;
+            prop_assert_eq!(disks(&after), disks(&before));
+            for parent in lost {
+                prop_assert_eq!(after.get(parent), before.get(parent), "the parent of an unread image");
+            }
+            for format in FORMATS {
+                match before.unread(format) {
+                    Some(_) => prop_assert_eq!(bases(&after, format), bases(&before, format)),
+                    None => {
+                        let all_needed = bases(&after, format).iter().all(|(base, _)| after.children(*base).len() > 1);
+                        prop_assert!(all_needed, "the other format is collected all the same");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The contract of a forest: what an SR adds to trees of images. All that is policy stands beside it in this directory.
+
+use std::any::Any;
+use std::time::Instant;
+
+use crate::error::Result;
+use crate::sys::lock::Lock;
+use crate::types::{Format, Mode, Params, SrUuid, VdiUuid};
+use crate::vdi::format::ParentImage;
+use crate::vdi::place::Place;
+use crate::vdi::tree::nodes::Nodes;
+
+/// What an SR does for formats whose images have parents: its lock, its names, the proof that a host is alone with an
+/// image, and the changes that it publishes.
+pub trait Forest {
+    fn sr(&self) -> SrUuid;
+
+    /// The end of every wait of the call.
+    fn deadline(&self) -> Instant;
+
+    /// Waits for other calls that change a tree of this SR, then completes or undoes what a crash left of a change.
+    ///
+    /// # Errors
+    /// [`crate::Error::Busy`] at the deadline; what completing says.
+    fn lock(&self, deadline: Instant) -> Result<Lock>;
+
+    /// Becomes the only collector of the SR, on all hosts, and completes what a crash left of a change.
+    ///
+    /// # Errors
+    /// [`crate::Error::SrUnavailable`] while another process collects the SR.
+    fn collecting(&self, deadline: Instant) -> Result<Kept>;
+
+    /// Every image of the SR that may be another's child or base, read once each. An image that cannot be read is listed
+    /// with its state.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] if the SR cannot be read as a whole.
+    fn nodes(&self) -> Result<Nodes>;
+
+    /// The place of an image.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoVdi`]; [`crate::Error::Damaged`] if it has two images.
+    fn place(&self, vdi: VdiUuid) -> Result<Box<dyn Place + '_>>;
+
+    /// Opens an image that is, or is to be, the parent of others.
+    ///
+    /// # Errors
+    /// Those of [`Forest::place`] and [`Place::open`].
+    fn parent_image(&self, vdi: VdiUuid, mode: Mode) -> Result<ParentImage<'_>>;
+
+    /// The VDI that an image of format `child` names as its parent. `None`: it is no name of a possible parent in this SR.
+    fn named(&self, name: &str, child: Format) -> Option<VdiUuid>;
+
+    /// Keeps all hosts from opening these images as long as the answer lives.
+    ///
+    /// # Errors
+    /// [`crate::Error::VdiInUse`], which names `vdi`, while a server, on whatever host, has one of them open.
+    fn alone(&self, vdis: &[VdiUuid], vdi: VdiUuid) -> Result<Kept>;
+
+    /// Keeps these images as they are on all hosts as long as the answer lives, and waits for a change of one of them.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] at the deadline.
+    fn hold(&self, vdis: &[VdiUuid]) -> Result<Kept>;
+
+    /// Whether other hosts may have disks of this SR open, which this one's kernel can't see.
+    fn is_shared(&self) -> bool;
+
+    /// Makes the image of a disk the hidden base of empty children: one under the disk's own name, and one as the VDI `dest`
+    /// if that is given. All or nothing, whatever happens meanwhile. The caller holds the lock, and no process has the image
+    /// open.
+    ///
+    /// # Errors
+    /// [`crate::Error::VdiExists`]; [`crate::Error::Unsupported`] on a filesystem without hard links.
+    fn fork(&self, fork: &Fork) -> Result<()>;
+
+    /// Gives the children of `vdi` to `base`, its parent, which holds all that it does, then removes it. A crash leaves what
+    /// the next [`Forest::lock`] completes. The caller holds the lock; `nodes` were read under it.
+    ///
+    /// # Errors
+    /// Why a child could not be given away; then `vdi` stays.
+    fn relink(&self, nodes: &Nodes, vdi: VdiUuid, base: VdiUuid) -> Result<()>;
+
+    /// Puts `base`, which holds all that the leaf `vdi` does, in the place of the leaf. A crash leaves what the next
+    /// [`Forest::lock`] undoes or completes. The caller holds the lock, and no process has the leaf open.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`]; the change is then undone or completed.
+    fn collapse(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()>;
+}
+
+/// What [`Forest::fork`] is to make.
+pub struct Fork<'a> {
+    /// The disk whose image becomes a base.
+    pub vdi: VdiUuid,
+    /// The name that the present image gets.
+    pub base: VdiUuid,
+    /// The copy and its params.
+    pub dest: Option<(VdiUuid, &'a Params)>,
+}
+
+/// What keeps others out until it is dropped: locks of whatever kind the SR has.
+#[must_use = "dropped, it keeps nothing"]
+pub struct Kept {
+    _by: Option<Box<dyn Any>>,
+}
+
+impl Kept {
+    /// Kept by a value that is dropped with it.
+    pub fn by(guard: impl Any) -> Kept {
+        Kept { _by: Some(Box::new(guard)) }
+    }
+
+    /// Nothing to keep: only this host has the SR.
+    pub fn by_nature() -> Kept {
+        Kept { _by: None }
+    }
+}

@@ -1,0 +1,48 @@
+//! Snapshot and clone: the image of a disk becomes a base, and the disk and its copy are empty children of it.
+
+use crate::context::{Context, PausedElsewhere};
+use crate::error::{Error, Result};
+use crate::types::{Params, VdiInfo, VdiUuid};
+use crate::vdi::disk::{describe, made};
+use crate::vdi::place::Place;
+use crate::vdi::served::{pause_here, prepare};
+use crate::vdi::tree::chain::{LONGEST_CHAIN, depth, look};
+use crate::vdi::tree::forest::{Forest, Fork};
+use crate::vdi::tree::nodes::Node;
+
+/// Makes the image of a disk a base with two children: one is the disk, the other `dest`.
+///
+/// # Errors
+/// [`Error::IsBase`], [`Error::ChainTooLong`], [`Error::VdiExists`], [`Error::NoSpace`]; [`Error::VdiInUse`] while a server
+/// on whatever host does not let go of the image.
+pub fn fork(
+    forest: &dyn Forest,
+    place: &dyn Place,
+    dest: VdiUuid,
+    params: &Params,
+    context: &Context,
+) -> Result<VdiInfo> {
+    // Before the lock, which all trees of the SR want: this may wait for the server and its storage.
+    prepare(place, context.deadline)?;
+    let _lock = forest.lock(context.deadline)?;
+    let node = look(forest, place)?;
+    if node.hidden {
+        return Err(Error::IsBase { op: "vdi_clone and vdi_snapshot", vdi: place.vdi() });
+    }
+    let depth = depth(forest, place, &node)?;
+    if depth >= LONGEST_CHAIN {
+        return Err(Error::ChainTooLong { vdi: place.vdi(), sr: place.sr(), depth, longest: LONGEST_CHAIN });
+    }
+    let _elsewhere = PausedElsewhere::begin(context)?;
+    let _here = pause_here(place)?;
+    let _alone = forest.alone(&[place.vdi()], place.vdi())?;
+    let base = VdiUuid::random();
+    forest.fork(&Fork { vdi: place.vdi(), base, dest: Some((dest, params)) })?;
+    // What was just made is known: an empty child of the base, with these params, that no process uses.
+    let child = Node { parent: Some(base), ..Node::alone(node.format, node.virtual_size) };
+    let copy = forest.place(dest).and_then(|copy| {
+        let allocated = copy.usage()?.allocated;
+        Ok(describe(&*copy, &child, allocated, params.clone(), Vec::new(), false, Vec::new()))
+    });
+    copy.map_err(|cause| cause.after(made(dest)))
+}

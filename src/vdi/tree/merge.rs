@@ -1,0 +1,191 @@
+//! The merge of one image with its parent.
+//!
+//! A base with one child is there for that child alone. The child's data is written into the base, where no process reads
+//! it as long as the child is there; then, in one step, the base takes the child's place. This goes on under a running guest
+//! as well, see [`Merge::in_use`].
+//!
+//! The data is written without a lock of the tree: it may take hours. Then the lock is taken and the trees are read again,
+//! once: the last step is taken only if the image is still what was merged.
+
+use std::time::{Duration, Instant};
+
+use crate::context::Context;
+use crate::datapath;
+use crate::error::{Error, Result};
+use crate::sys::lock::{self, Lock};
+use crate::types::{Done, Mode, VdiUuid};
+use crate::vdi::format::Layout;
+use crate::vdi::formats::layout;
+use crate::vdi::place::{Place, in_use};
+use crate::vdi::served::{self, pause, prepare};
+use crate::vdi::tree::chain::Ancestors;
+use crate::vdi::tree::forest::{Forest, Fork};
+use crate::vdi::tree::nodes::{Node, Nodes};
+
+/// Bytes that a disk in use may hold to be merged while its I/O waits: half a second of a slow disk's time.
+const MERGED_AT_ONCE: u64 = 32 << 20;
+
+/// How long a merge waits for the server of one disk: what it leaves is merged the next time, and others wait meanwhile.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Merges the image of `vdi` with its parent, if it is the parent's only child and the parent is no disk. The caller holds
+/// the lock of the VDI. Long work; the tree is locked for its last step only. `nodes` are the trees as the caller knows
+/// them, and afterwards as this left them.
+///
+/// A disk in use goes on. If it holds too much to wait for, that is set aside in a base of its own, to be merged
+/// first, and the answer is `Changed` as well. `Already`: it is not to be merged, or not now because of who uses it.
+///
+/// # Errors
+/// [`Error::Damaged`] if the parent is another image than the one that the child names; [`Error::Io`].
+pub fn merge(forest: &dyn Forest, nodes: &mut Nodes, vdi: VdiUuid, context: &Context) -> Result<Done> {
+    let Some((base, node)) = nodes.base_of_only_child(vdi).zip(nodes.get(vdi).cloned()) else {
+        return Ok(Done::Already);
+    };
+    if !nodes.can_merge(vdi, base) {
+        return Ok(Done::Already);
+    }
+    let merge = Merge { forest, context, base, place: forest.place(vdi)?, layout: layout(node.format), node };
+    match merge.run(nodes) {
+        // Left for the next time.
+        Err(Error::VdiInUse { .. }) => Ok(Done::Already),
+        other => other,
+    }
+}
+
+struct Merge<'f> {
+    forest: &'f dyn Forest,
+    context: &'f Context<'f>,
+    place: Box<dyn Place + 'f>,
+    layout: &'static dyn Layout,
+    /// The image as it was when the merge began.
+    node: Node,
+    base: VdiUuid,
+}
+
+impl Merge<'_> {
+    fn vdi(&self) -> VdiUuid {
+        self.place.vdi()
+    }
+
+    fn run(&self, nodes: &mut Nodes) -> Result<Done> {
+        // Growing the parent comes before the merge, which asks this by itself.
+        let parent = self.forest.parent_image(self.base, Mode::ReadOnly)?;
+        self.layout.check_parent(&**self.place.open(Mode::ReadOnly)?, &parent)?;
+        // A parent that takes the disk's place has to be of its format.
+        if !self.node.hidden && parent.format != self.node.format {
+            return Ok(Done::Already);
+        }
+        drop(parent);
+        // What another host has open is seen only when it comes to the last step, and it may begin at any moment.
+        if !self.node.hidden && (self.place.is_shared() || served::device(&*self.place)?.is_some()) {
+            return self.in_use(nodes);
+        }
+        if self.is_larger(nodes) {
+            let _locks = self.lock_above(nodes)?;
+            self.grow_parent(nodes)?;
+        }
+        self.write_into_parent()?;
+
+        for above in nodes.descendants(self.vdi()) {
+            prepare(&*self.forest.place(above)?, self.soon())?;
+        }
+        let _locks = self.lock_above(nodes)?;
+        // Deleted or copied meanwhile: what was merged does no harm, as no process reads it from the parent.
+        if !self.is_still(nodes) {
+            return Ok(Done::Already);
+        }
+        if self.node.hidden {
+            let _pauses = self.pause_above(nodes)?;
+            let _alone = self.forest.alone(&[self.vdi()], self.vdi())?;
+            self.forest.relink(nodes, self.vdi(), self.base)?;
+            nodes.relinked(self.vdi());
+        } else {
+            self.forest.collapse(self.vdi(), self.base)?;
+            nodes.collapsed(self.vdi(), self.base);
+        }
+        Ok(Done::Changed)
+    }
+
+    /// Merges a disk in use with its parent. Its I/O waits meanwhile, so it must not hold much: else its image is set
+    /// aside as a base, which is merged while the disk goes on in an empty one.
+    fn in_use(&self, nodes: &mut Nodes) -> Result<Done> {
+        prepare(&*self.place, self.soon())?;
+        let _lock = self.forest.lock(self.context.deadline)?;
+        *nodes = self.forest.nodes()?;
+        if !self.is_still(nodes) {
+            return Ok(Done::Already);
+        }
+        self.grow_parent(nodes)?;
+        let _pause = pause(&*self.place)?;
+        let _alone = self.forest.alone(&[self.vdi()], self.vdi())?;
+        if self.place.usage()?.allocated > MERGED_AT_ONCE {
+            self.forest.fork(&Fork { vdi: self.vdi(), base: VdiUuid::random(), dest: None })?;
+            *nodes = self.forest.nodes()?;
+        } else {
+            self.write_into_parent()?;
+            self.forest.collapse(self.vdi(), self.base)?;
+            nodes.collapsed(self.vdi(), self.base);
+        }
+        Ok(Done::Changed)
+    }
+
+    /// Whether the image and its place in the tree are what they were when the merge began.
+    fn is_still(&self, nodes: &Nodes) -> bool {
+        nodes.can_merge(self.vdi(), self.base) && nodes.get(self.vdi()) == Some(&self.node)
+    }
+
+    /// The deadline of a wait for the server of one disk, see [`SOON`].
+    fn soon(&self) -> Instant {
+        self.context.deadline.min(Instant::now() + SOON)
+    }
+
+    /// Locks the tree, reads it into `nodes`, and keeps all other calls from what is above this image: a call that opens a
+    /// chain while one of its images goes or grows, or writes a header that gets another parent meanwhile, would bring back
+    /// what was before.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while another call works on one of them. That call may wait for the tree, so it is not waited for.
+    fn lock_above(&self, nodes: &mut Nodes) -> Result<Vec<Lock>> {
+        let mut locks = vec![self.forest.lock(self.context.deadline)?];
+        *nodes = self.forest.nodes()?;
+        for vdi in nodes.descendants(self.vdi()) {
+            let lock = lock::take(&vdi.to_string(), "vdi", lock::Kind::Exclusive, Instant::now());
+            let busy = |who: &str| in_use(&*self.place, format!("{who}, which works on a disk above it"));
+            locks.push(lock.map_err(|refused| refused.or_timed_out(busy))?);
+        }
+        Ok(locks)
+    }
+
+    /// Makes the servers of all disks that have this image in their chains close it.
+    fn pause_above(&self, nodes: &Nodes) -> Result<Vec<datapath::Paused>> {
+        let above = nodes.descendants(self.vdi());
+        let paused: Result<Vec<_>> = above.into_iter().map(|vdi| pause(&*self.forest.place(vdi)?)).collect();
+        Ok(paused?.into_iter().flatten().collect())
+    }
+
+    fn is_larger(&self, nodes: &Nodes) -> bool {
+        nodes.get(self.base).is_some_and(|parent| parent.virtual_size < self.node.virtual_size)
+    }
+
+    /// Makes the parent as large as this image. The caller holds the lock of the tree, under which `nodes` were read.
+    fn grow_parent(&self, nodes: &mut Nodes) -> Result<()> {
+        if !self.is_larger(nodes) {
+            return Ok(());
+        }
+        let parent = self.forest.place(self.base)?;
+        // Growing moves blocks, so whatever reads the parent has to let go of it: the servers above this image, and its own.
+        let _pause = pause(&*self.place)?;
+        let _pauses = self.pause_above(nodes)?;
+        let _alone = self.forest.alone(&[self.base], self.vdi())?;
+        layout(parent.format()).resize(&*parent.open(Mode::ReadWrite)?, self.node.virtual_size)?;
+        nodes.grown(self.base, self.node.virtual_size);
+        Ok(())
+    }
+
+    /// Writes all that this image holds into its parent.
+    fn write_into_parent(&self) -> Result<()> {
+        let (image, parent) = (self.place.open(Mode::ReadOnly)?, self.forest.parent_image(self.base, Mode::ReadWrite)?);
+        let ancestors = Ancestors::of(self.forest, parent.image.path().to_owned(), parent.format);
+        self.layout.coalesce(&image, &parent, &|name| ancestors.find(name), self.context.progress)
+    }
+}
