@@ -38,14 +38,16 @@ pub mod tags;
 use std::cell::RefCell;
 
 use crate::context::{Context, Deadline};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::image::disk::DiskWriter;
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server, vdi_by_uuid};
 use crate::sr::volume_group::{self, DELETING, Naming, VolumeGroup};
-use crate::sys::blockdev;
 use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Lv, Vg};
-use crate::types::{DeviceConfig, Done, Format, NewVdi, Overwrite, PoolUse, Size, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::sys::{blockdev, syslog};
+use crate::types::{
+    DeviceConfig, Done, Format, NewVdi, Overwrite, PoolUse, Size, SrInfo, SrUuid, State, VdiInfo, VdiUuid,
+};
 use crate::vdi::transfer::Incoming;
 use crate::vdi::{self, Layout, Vdi, raw};
 
@@ -239,7 +241,7 @@ impl LvmSr {
             return Err(Error::Unsupported { op: "a disk of this format", why });
         }
         let mut vg = self.group.whole()?;
-        self.volumes(&vg).try_for_each(|(vdi, format, _)| refuse_foreign(vdi, format))?;
+        self.refuse_foreign_sr(&vg)?;
         self.resume(&vg, vg.lv(POOL))?;
         if self.volumes(&vg).any(|(vdi, ..)| vdi == new.vdi) {
             self.group.flush(&vg)?;
@@ -303,6 +305,21 @@ impl LvmSr {
             }),
             _ => Ok(size),
         }
+    }
+
+    /// The group, to be looked at: a device may be missing. Nothing may be changed then.
+    fn listed(&self) -> Result<Vg> {
+        let vg = self.group.look()?;
+        self.group.refuse_duplicates(&vg)?;
+        Ok(vg)
+    }
+
+    /// Refuses an SR that another storage manager made. A volume of another one in an SR of ours concerns nothing else.
+    fn refuse_foreign_sr(&self, vg: &Vg) -> Result<()> {
+        if vg.tags.iter().any(|tag| tag == THIN || tag == THICK) {
+            return Ok(());
+        }
+        self.volumes(vg).try_for_each(|(vdi, format, _)| refuse_foreign(vdi, format))
     }
 
     fn refuse_attached(&self, vg: &Vg) -> Result<()> {
@@ -382,9 +399,11 @@ impl Sr for LvmSr {
         Ok(Done::Changed)
     }
 
+    /// With a device missing, the disks that are whole are served, if there is one. Nothing is changed then.
     fn attach(&self) -> Result<Done> {
-        let vg = self.group.whole()?;
-        self.volumes(&vg).try_for_each(|(vdi, format, _)| refuse_foreign(vdi, format))?;
+        let vg = self.listed()?;
+        let incomplete = self.group.refuse_incomplete(&vg).err();
+        self.refuse_foreign_sr(&vg)?;
         let pool = vg.lv(POOL).filter(|pool| pool.is_thin_pool());
         if pool.is_none() && vg.tags.iter().any(|t| t == THIN) {
             let why = format!("it was created thin, and its group {} has no pool {POOL}", vg.name);
@@ -402,8 +421,18 @@ impl Sr for LvmSr {
             _ => {}
         }
         self.group.note_strangers(&vg);
-        self.resume(&vg, &vg.lvs)?;
-        self.sweep(&vg)?;
+        match incomplete {
+            None => {
+                self.resume(&vg, &vg.lvs)?;
+                self.sweep(&vg)?;
+            }
+            Some(missing) if pool.into_iter().chain(self.volumes(&vg).map(|(.., lv)| lv)).all(is_gone) => {
+                return Err(missing);
+            }
+            Some(missing) => {
+                syslog::write(&format!("SR {}: only some of its VDIs: {}", self.group.sr, one_line(&missing)))
+            }
+        }
         match pool {
             Some(pool) if !pool.active => lvm::activate(&vg.name, POOL).map(|()| Done::Changed),
             _ => Ok(Done::Already),
@@ -426,16 +455,20 @@ impl Sr for LvmSr {
     }
 
     fn stat(&self) -> Result<SrInfo> {
-        self.group.whole().map(|vg| self.summary(&vg))
+        self.listed().map(|vg| self.summary(&vg))
     }
 
     fn scan(&self) -> Result<SrInfo> {
-        let vg = self.group.whole()?;
+        let vg = self.listed()?;
+        self.refuse_foreign_sr(&vg)?;
         let mut infos = Vec::with_capacity(vg.lvs.len());
         let group = Group::of(&vg);
         for (vdi, format, lv) in self.volumes(&vg) {
-            refuse_foreign(vdi, format)?;
-            infos.push(LvmPlace::listed(self, &group, vdi, lv).info());
+            let info = LvmPlace::listed(self, &group, vdi, lv).info();
+            infos.push(match refuse_foreign(vdi, format) {
+                Ok(()) => info,
+                Err(foreign) => VdiInfo { format, state: State::of(&foreign), ..info },
+            });
         }
         infos.sort_unstable_by_key(|info| info.uuid);
         Ok(SrInfo { vdis: infos, ..self.summary(&vg) })
@@ -504,6 +537,20 @@ impl Sr for LvmSr {
         }
     }
 
+    fn delete_broken(&self, vdi: VdiUuid, _context: &Context) -> Result<bool> {
+        let vg = self.group.whole()?;
+        let Some((.., lv)) = self.volumes(&vg).find(|(found, format, _)| *found == vdi && *format == Format::Raw)
+        else {
+            return Ok(false);
+        };
+        let place = LvmPlace::new(self, &vg, vdi, lv);
+        if !place.is_damaged() {
+            return Ok(false);
+        }
+        vdi::refuse_if_used(&*self.vdi(vdi)?)?;
+        place.remove_damaged().map(|()| true)
+    }
+
     /// An SR on logical volumes keeps no trees of images, so there is nothing to merge.
     fn collect(&self, _context: &Context) -> Result<Done> {
         Ok(Done::Already)
@@ -564,6 +611,11 @@ fn vdi_of(name: &str) -> Option<(VdiUuid, Format)> {
     let (uuid, format) =
         name.strip_prefix(RAW).map(|u| (u, Format::Raw)).or_else(|| Some((name.strip_prefix(VHD)?, Format::Vhd)))?;
     Some((uuid.parse().ok()?, format))
+}
+
+/// Whether some of its extents are on a device that is missing.
+fn is_gone(lv: &Lv) -> bool {
+    lv.health == "partial"
 }
 
 /// Other storage managers keep VHD images in volumes; a driver that took them for raw disks would destroy them.

@@ -45,7 +45,7 @@ vgcreate -q -y theirs "$TWO" > /dev/null
 lvcreate -q -y -L 8m -n data theirs > /dev/null
 DCONF=$TWO fails_with EBUSY 'the volume group theirs' sm sr_create $SR
 DCONF=$ONE,$TWO fails_with EBUSY ext2 sm sr_create $SR
-DCONF=$TWO fails_with EBUSY theirs-data sm sr_create $SR --force
+DCONF=$TWO fails_with EBUSY 'data 8MiB' sm sr_create $SR --force
 DCONF=$TWO fails_with EBUSY 'which is no SR' sm sr_probe
 is 'their volumes' "$(volumes theirs)" 'data '
 vgchange -qan theirs > /dev/null
@@ -82,8 +82,11 @@ is 'where it is' "$(DCONF=$THREE sm sr_get_params $SR | grep -o "$ONE,$TWO")" "$
 
 echo '== a physical volume is missing'
 mv "$TWO" "$SCRATCH/away"
-fails_with ENODEV "$TWO" sm sr_scan $SR
-fails_with ENODEV "$TWO" sm sr_attach $SR
+listing=$(sm sr_scan $SR)
+is 'the VDIs in the listing' "$(grep -o 'vdi (uuid' <<< "$listing" | wc -l)" 3
+is 'the broken ones' "$(grep -o 'broken: LVM says that it is partial' <<< "$listing" | wc -l)" 1
+must sm sr_detach $SR
+must sm sr_attach $SR
 D=7e57ab1e-0000-4000-8000-00000000000d
 fails_with ENODEV "$TWO" sm vdi_create $SR $D 8
 fails_with ENODEV "$TWO" sm vdi_lock $SR $A FALSE me
@@ -258,9 +261,28 @@ fails_with ENOLCK 'locked' sm vdi_lock $SR $A FALSE other
 must sm vdi_unlock $SR $A FALSE "$label"
 lvcreate -qq -y -an -Zn -Wn -l 1 -n "VHD-$C" $VG > /dev/null 2>&1
 lvcreate -qq -y -an -Zn -Wn -l 1 -n MGT $VG > /dev/null 2>&1
-fails_with EPERM LVHD sm sr_scan $SR
+lvchange -qq --addtag xcp.cut=oops "$VG/LV-$A"
+must sm vdi_create $SR $D 8
+must sm sr_detach $SR
+must sm sr_attach $SR
+listing=$(sm sr_scan $SR)
+is 'the VDIs in the listing' "$(grep -o 'vdi (uuid' <<< "$listing" | wc -l)" 3
+is 'the state of the LVHD volume' "$(grep -o "unsupported: VDI $C is a vhd image in a volume" <<< "$listing" | wc -l)" 1
+is 'the state of the one with a damaged tag' "$(grep -o 'broken: [^"]*xcp.cut=oops' <<< "$listing" | wc -l)" 1
 fails_with EPERM LVHD sm vdi_attach $SR $C
+fails_with EPERM LVHD sm vdi_delete $SR $C --yes
+fails_with EIO 'lvchange --deltag xcp.cut=oops' sm vdi_attach $SR $A
+fails_with EIO 'xcp.cut=oops' sm vdi_delete $SR $A
+must sm vdi_attach $SR $D > /dev/null
+must sm vdi_detach $SR $D
+must sm vdi_delete $SR $D
 is 'the volumes' "$(volumes $VG)" "LV-$A MGT VHD-$C "
-must sm vdi_detach $SR $A
+must sm vdi_delete $SR $A --yes
+is 'the volumes' "$(volumes $VG)" "MGT VHD-$C "
+# Without the tag that an SR of ours has, the group is another storage manager's.
+vgchange -qq --deltag xcp.allocation=thick $VG > /dev/null
+fails_with EPERM LVHD sm sr_scan $SR
+fails_with EPERM LVHD sm sr_attach $SR
+fails_with EPERM LVHD sm vdi_create $SR $D 8
 must sm sr_delete --yes $SR
 finish

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::{DATA_GONE, LvmSr, POOL, RAW, SHARED, UNFINISHED, tags};
-use crate::error::{Error, Result, ended};
+use crate::error::{Error, Result, ended, one_line};
 use crate::image::storage::FileStorage;
 use crate::sys::blockdev;
 use crate::sys::copy::Progress;
@@ -101,9 +101,20 @@ impl<'a> LvmPlace<'a> {
         let (usage, record) = (self.usage_now(), self.record());
         let attached = self.lv.borrow().active && !record.is_private();
         let params = Params { read_only: self.is_read_only(), ..record.params };
-        let state = self.unhealthy().map_or(State::Healthy, State::Broken);
+        let broken = self.unhealthy().or_else(|| self.damaged().map(|e| one_line(&e)));
+        let state = broken.map_or(State::Healthy, State::Broken);
         let node = Node { state, ..Node::alone(Format::Raw, usage.length) };
         vdi::describe(self, &node, usage.allocated, params, record.holders.users, attached, Vec::new())
+    }
+
+    /// Whether a damaged tag keeps the disk from being served.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged().is_some()
+    }
+
+    /// Removes the volume, whatever its tags say.
+    pub fn remove_damaged(&self) -> Result<()> {
+        self.change("lvremove", &["-y"], &[&self.full_name()])
     }
 
     fn change<S: AsRef<str>>(&self, program: &str, options: &[S], names: &[&str]) -> Result<()> {
@@ -167,6 +178,20 @@ impl<'a> LvmPlace<'a> {
         self.unhealthy().map_or(Ok(()), |why| Err(Error::NoDevice { device: self.full_name(), why }))
     }
 
+    /// Why the disk cannot be served as its tags are.
+    fn damaged(&self) -> Option<Error> {
+        let record = self.record();
+        let unfit = record.cut.filter(|bytes| !bytes.is_multiple_of(self.vg.extent_size)).map(tags::cut);
+        record.damaged.or(unfit).map(|tag| Error::Damaged {
+            path: self.node(),
+            what: format!(
+                "the tag {tag} of its volume is damaged, and a cut to an unknown size may be unfinished; if the size of \
+                 the volume is right: lvchange --deltag {tag} {}",
+                self.full_name()
+            ),
+        })
+    }
+
     /// What LVM says of a volume whose data can't be had.
     fn unhealthy(&self) -> Option<String> {
         match self.lv.borrow().health.as_str() {
@@ -225,6 +250,9 @@ impl<'a> LvmPlace<'a> {
         }
         if self.record().lent {
             self.end_lending()?;
+        }
+        if let Some(damaged) = self.damaged() {
+            return Err(damaged);
         }
         match self.record().cut {
             Some(size) => self.cut(size),
@@ -439,7 +467,10 @@ impl Place for LvmPlace<'_> {
     }
 
     fn detach(&self) -> Result<Done> {
-        self.sweep(false)?;
+        match self.sweep(false) {
+            Err(Error::Damaged { .. }) => {}
+            other => other?,
+        }
         if !self.lv.borrow().active {
             return Ok(Done::Already);
         }
@@ -518,7 +549,7 @@ impl Place for LvmPlace<'_> {
 
     fn remove(&self) -> Result<()> {
         self.sweep(true)?;
-        self.change("lvremove", &["-y"], &[&self.full_name()])
+        self.remove_damaged()
     }
 }
 

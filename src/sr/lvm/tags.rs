@@ -49,6 +49,8 @@ pub struct Record {
     /// Bytes that the disk is being cut to.
     pub cut: Option<u64>,
     pub lent: bool,
+    /// The tag of a cut that says no size. How far the disk is to be cut, and whether that was done, nobody knows.
+    pub damaged: Option<String>,
 }
 
 impl Record {
@@ -70,7 +72,10 @@ pub fn read(tags: &[String]) -> Record {
             _ => {
                 let Some((key, value)) = tag.split_once('=') else { continue };
                 if key == CUT {
-                    record.cut = value.parse().ok();
+                    match value.parse() {
+                        Ok(bytes) if bytes > 0 => record.cut = Some(bytes),
+                        _ => record.damaged = Some(tag.clone()),
+                    }
                 } else if key == LOCK {
                     record.holders.state = record.holders.state.max(value.parse().unwrap_or(0));
                 } else if let Some((name, part)) = key.rsplit_once('.')
@@ -192,6 +197,15 @@ mod tests {
             tags.extend(come);
             assert_eq!(read(&tags), Record { params: params(new, "what it is"), ..before });
         }
+    }
+
+    #[test]
+    fn a_cut_that_says_no_size_is_damage() {
+        for tag in ["xcp.cut=", "xcp.cut=0", "xcp.cut=8M", "xcp.cut=-4194304", "xcp.cut=99999999999999999999"] {
+            let record = read(&[tag.to_owned()]);
+            assert_eq!((record.cut, record.damaged.as_deref()), (None, Some(tag)));
+        }
+        assert_eq!(read(&[cut(8 << 20)]), Record { cut: Some(8 << 20), ..Record::default() });
     }
 
     #[test]
