@@ -12,6 +12,7 @@ use super::image::{Image, What};
 use crate::error::{Error, Result};
 use crate::image::disk::{PIECE, Served};
 use crate::sys::copy::Progress;
+use crate::types::Size;
 
 /// Copies what `child` holds into `parent`, which is open for writing and at least as large.
 ///
@@ -23,7 +24,7 @@ pub fn coalesce(child: &Image, parent: &Chain, progress: Progress) -> Result<()>
         return Err(Error::TooBig {
             what: "a child image",
             bytes: size,
-            limit: format!("its parent holds {}; grow it first", parent.virtual_size()),
+            limit: format!("its parent holds {}; grow it first", Size(parent.virtual_size())),
         });
     }
     let place = &**child.place();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::header::{Header, field};
 use super::{Image, Storage};
 use crate::error::{Error, Result};
-use crate::types::{Done, Mode};
+use crate::types::{Done, Mode, Size};
 
 /// Grows an image to `size` bytes.
 ///
@@ -37,7 +37,7 @@ pub fn resize(place: &Arc<dyn Storage>, size: u64) -> Result<Done> {
         return Err(Error::TooBig {
             what: "a disk",
             bytes: size,
-            limit: format!("the clusters of {} are of {cluster} bytes", place.path().display()),
+            limit: format!("the clusters of {} are of {}", place.path().display(), Size(cluster)),
         });
     }
     let mut old = 0..0;

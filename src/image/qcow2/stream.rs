@@ -13,6 +13,7 @@ use super::{CLUSTER, CLUSTER_BITS, table_bytes};
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, PIECE};
 use crate::sys::copy::Progress;
+use crate::types::Size;
 
 /// Counts in a block of them, of 16 bits.
 const COUNTS: u64 = CLUSTER / 2;
@@ -29,7 +30,7 @@ pub fn write_stream(disk: &dyn Disk, out: &mut dyn Write, name: &Path, progress:
         return Err(Error::TooBig {
             what: "a disk",
             bytes: disk.size(),
-            limit: format!("a qcow2 holds {} bytes at most", super::MAX_SIZE),
+            limit: format!("a qcow2 holds {} at most", Size(super::MAX_SIZE)),
         });
     }
     let mut header = Header::new(CLUSTER_BITS, disk.size());
@@ -109,4 +110,34 @@ fn clusters_of(disk: &dyn Disk) -> Result<Vec<Range<u64>>> {
         at = end;
     }
     Ok(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Empty(u64);
+
+    impl Disk for Empty {
+        fn size(&self) -> u64 {
+            self.0
+        }
+
+        fn next_data(&self, _from: u64) -> Result<Option<(u64, u64)>> {
+            Ok(None)
+        }
+
+        fn read_at(&self, buf: &mut [u8], _offset: u64) -> Result<()> {
+            buf.fill(0);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_disk_that_no_qcow2_holds_is_refused_in_sizes_that_can_be_read() {
+        let mut written = Vec::new();
+        let refused = write_stream(&Empty(1 << 62), &mut written, Path::new("x"), &|_, _| {}).unwrap_err().to_string();
+        assert!(written.is_empty());
+        assert!(refused.contains(&format!("a qcow2 holds {} at most", Size(super::super::MAX_SIZE))), "{refused}");
+    }
 }

@@ -20,6 +20,7 @@ use super::image::{Image, Lookup};
 use super::query::query;
 use super::{Kind, SECTOR, Storage};
 use crate::error::{Error, Result};
+use crate::types::Size;
 
 /// Where a child is coalesced to.
 #[derive(Clone, Copy, Debug)]
@@ -138,7 +139,7 @@ fn check_size(child: &Image, parent: Target, limit: u64, todo: &[u32]) -> Result
             return Err(Error::TooBig {
                 what: "the data of a child image",
                 bytes: end,
-                limit: format!("{} holds {limit}; grow it first", parent.place().path().display()),
+                limit: format!("{} holds {}; grow it first", parent.place().path().display(), Size(limit)),
             });
         }
     }

@@ -8,6 +8,7 @@ use super::header::Header;
 use super::locator::Encoded;
 use super::{BLOCK, Info, MAX_SIZE, SECTOR, Storage, query};
 use crate::error::{Error, Result};
+use crate::types::Size;
 
 /// A new image. [`NewImage::new`] fills in what most callers want.
 #[derive(Clone, Debug)]
@@ -123,7 +124,7 @@ fn sparse(place: &dyn Storage, new: &NewImage, parent: Option<&ParentLink>) -> R
             return Err(Error::TooBig {
                 what: "the metadata of a VHD",
                 bytes: end + SECTOR,
-                limit: format!("{} has {size} bytes", place.path().display()),
+                limit: format!("{} has {}", place.path().display(), Size(size)),
             });
         }
         place.put(&[0; 512], 0)?;
@@ -178,7 +179,7 @@ pub fn create_fixed(place: &dyn Storage, new: &NewImage) -> Result<Info> {
             return Err(Error::TooBig {
                 what: "a fixed VHD",
                 bytes: at + SECTOR,
-                limit: format!("{} has {size} bytes", place.path().display()),
+                limit: format!("{} has {}", place.path().display(), Size(size)),
             });
         }
         place.zero(0, size - SECTOR)?;

@@ -36,7 +36,7 @@ use super::intent::replace_header;
 use super::query::{Meta, blocks};
 use super::{BLOCK, SECTOR, Storage};
 use crate::error::{Error, Result};
-use crate::types::{Done, Mode};
+use crate::types::{Done, Mode, Size};
 
 /// Bytes; what is copied of a locator. libvhd writes up to 2 KiB.
 const LONGEST_LOCATOR: u64 = 64 << 10;
@@ -63,7 +63,7 @@ pub fn resize(place: &Arc<dyn Storage>, size: u64) -> Result<Done> {
     let wanted = blocks(size, image.block_size()).ok_or_else(|| Error::TooBig {
         what: "virtual size",
         bytes: size,
-        limit: format!("{} has blocks of {} bytes", place.path().display(), image.block_size()),
+        limit: format!("{} has blocks of {}", place.path().display(), Size(image.block_size())),
     })?;
     let image = if wanted > image.header().max_bat_size() {
         grow_tables(&image, wanted)?;
