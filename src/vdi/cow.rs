@@ -101,7 +101,11 @@ impl<P: Place> Vdi for Cow<'_, P> {
         refuse_if_used(self)?;
         let mut nodes = self.forest.nodes()?;
         nodes.refuse_if_parent(&self.place)?;
-        let mut parent = self.node()?.parent;
+        // An image that cannot be read says why when it is looked at alone.
+        let mut parent = match nodes.get(self.place.vdi()) {
+            Some(node) if node.state.is_healthy() => node.parent,
+            _ => self.node()?.parent,
+        };
         let _alone = self.forest.alone(&[self.place.vdi()], self.place.vdi())?;
         self.place.remove()?;
         // From the leaf up: a base that still has a child is never touched.

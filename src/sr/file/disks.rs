@@ -19,7 +19,7 @@ use crate::sys::durable::Dir;
 use crate::sys::register;
 use crate::types::{Done, Format, NewVdi, State, VdiInfo, VdiUuid};
 use crate::vdi::transfer::Incoming;
-use crate::vdi::tree::nodes::Nodes;
+use crate::vdi::tree::nodes::{Node, Nodes};
 use crate::vdi::{self, Attachments, Layout, Place, Vdi, layout};
 
 /// The format of a disk when none is asked for.
@@ -91,10 +91,15 @@ impl FileSr {
             return Err(place.exists_already());
         }
         let mut unnamed = place.unnamed(&new.params)?;
-        write(layout, Arc::new(unnamed.storage(place.path())?))?;
+        let image: Arc<dyn Storage> = Arc::new(unnamed.storage(place.path())?);
+        write(layout, image.clone())?;
+        let virtual_size = layout.query(&*image)?.virtual_size;
         unnamed.sync_beside_image()?;
         place.publish(unnamed)?;
-        self.disk(dir.clone(), new.vdi, format).info().map_err(|cause| cause.after(vdi::made(new.vdi)))
+        // What was just made is known: a disk with these params that no process uses.
+        let node = Node::alone(format, virtual_size);
+        let usage = place.usage().map_err(|cause| cause.after(vdi::made(new.vdi)))?;
+        Ok(vdi::describe(&place, &node, usage.allocated, new.params.clone(), Vec::new(), false, Vec::new()))
     }
 
     /// Deletes a disk that cannot be read, see [`crate::sr::Sr::delete_broken`].

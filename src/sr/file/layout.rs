@@ -86,8 +86,10 @@ pub(super) fn remove_leftovers(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
     {
         removed |= dir.remove(&name)?;
     }
-    if !has_image(dir, vdi)? {
-        removed |= register::remove(dir, &beside(vdi, LOCK))?;
+    let lock = beside(vdi, LOCK);
+    // Most disks were never locked, and to look for one name is less than to look for an image.
+    if dir.lookup(&lock)?.is_some() && !has_image(dir, vdi)? {
+        removed |= register::remove(dir, &lock)?;
     }
     Ok(removed)
 }
