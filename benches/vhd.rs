@@ -89,11 +89,7 @@ fn fresh(path: &Path) -> FileStorage {
 
 fn child(path: &Path, parent: &Path) {
     let info = vhd::query(&*place(parent, Mode::ReadOnly)).unwrap();
-    let link = ParentLink {
-        path: vhd::relative_path(path, parent).unwrap(),
-        uuid: Some(info.uuid),
-        timestamp: info.timestamp,
-    };
+    let link = ParentLink::beside(parent.file_name().unwrap().to_str().unwrap(), Some(info.uuid), info.timestamp);
     vhd::create_child(&fresh(path), &NewImage::new(info.virtual_size), &link).unwrap();
 }
 

@@ -79,8 +79,9 @@ fn create(image: &Path, size: &str, parent: Option<&&str>) -> Result<()> {
         Some(parent) => {
             let parent = Path::new(parent);
             let info = vhd::query(&vhd::FileStorage::open(parent, Mode::ReadOnly)?)?;
-            let link =
-                vhd::ParentLink { path: vhd::relative_path(image, parent)?, uuid: Some(info.uuid), timestamp: 0 };
+            // The parent lies beside its child, as in an SR.
+            let name = parent.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let link = vhd::ParentLink::beside(name, Some(info.uuid), 0);
             vhd::create_child(&place, &new, &link)?
         }
     };

@@ -800,11 +800,11 @@ fn chain(sr: &Path, depth: u64) -> PathBuf {
 
 fn child(path: &Path, parent: &Path) {
     let info = vhd::query(&vhd::FileStorage::open(parent, Mode::ReadOnly).unwrap()).unwrap();
-    let link = vhd::ParentLink {
-        path: vhd::relative_path(path, parent).unwrap(),
-        uuid: Some(info.uuid),
-        timestamp: vhd::timestamp(std::time::SystemTime::now()),
-    };
+    let link = vhd::ParentLink::beside(
+        parent.file_name().unwrap().to_str().unwrap(),
+        Some(info.uuid),
+        vhd::timestamp(std::time::SystemTime::now()),
+    );
     vhd::create_child(&place(path), &vhd::NewImage::new(info.virtual_size), &link).unwrap();
 }
 

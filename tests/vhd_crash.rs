@@ -390,28 +390,6 @@ fn coalescing_changes_nothing_that_anybody_reads() {
     }
 }
 
-/// A logical volume that shrinks to what the image needs, and grows again.
-#[test]
-fn the_last_footer_follows_the_device() {
-    let (start, _) = child(Disk::device(64 * MIB), &base());
-    let place: Arc<dyn Storage> = Recorder::new(start.clone());
-    let needed = Image::open(place.clone(), Mode::ReadOnly).unwrap().physical_size();
-    assert!(vhd::set_physical_size(&place, needed - SECTOR).is_err());
-    vhd::set_physical_size(&place, needed).unwrap();
-    let mut disk = start;
-    let mut footer = [0; 512];
-    place.read_at(&mut footer, needed - SECTOR).unwrap();
-    disk.put(needed / SECTOR - 1, footer);
-    disk.cut(needed);
-    let place: Arc<dyn Storage> = Recorder::new(disk.clone());
-    assert_eq!(vhd::check(&place, CheckOptions::default()).unwrap(), Vec::<String>::new());
-    disk.size = 64 * MIB;
-    let place: Arc<dyn Storage> = Recorder::new(disk.clone());
-    assert_eq!(vhd::check(&place, CheckOptions::default()).unwrap().len(), 1);
-    vhd::set_physical_size(&place, 64 * MIB).unwrap();
-    assert_eq!(vhd::check(&place, CheckOptions::default()).unwrap(), Vec::<String>::new());
-}
-
 #[test]
 fn an_image_is_made_on_a_device_or_not_at_all() {
     let old = Recorder::new(Disk::device(64 * MIB));

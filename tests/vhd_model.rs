@@ -1,4 +1,4 @@
-//! Chains of images against a model in memory: whatever is written, discarded, snapshotted, grown and coalesced in
+//! Chains of images against a model in memory: whatever is written, zeroed, snapshotted, grown and coalesced in
 //! whatever order, every image reads as the model says.
 
 #![allow(
@@ -23,7 +23,6 @@ use xcp_sm::types::Mode;
 enum Step {
     Write { at: u64, sectors: u64, seed: u8 },
     Zero { at: u64, sectors: u64 },
-    Discard { at: u64, sectors: u64 },
     Flush,
     Reopen,
     Drop,
@@ -39,7 +38,6 @@ fn steps() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => (at.clone(), sectors.clone(), any::<u8>()).prop_map(|(at, sectors, seed)| Step::Write { at, sectors, seed }),
         2 => (at.clone(), sectors.clone()).prop_map(|(at, sectors)| Step::Zero { at, sectors }),
-        1 => (at, sectors).prop_map(|(at, sectors)| Step::Discard { at, sectors }),
         1 => Just(Step::Flush),
         1 => Just(Step::Reopen),
         1 => Just(Step::Drop),
@@ -102,18 +100,6 @@ impl World {
                 let (at, len) = self.range(at, sectors);
                 self.chain.as_ref().unwrap().write_zeroes(at, len).unwrap();
                 self.leaf().1[at as usize..][..len as usize].fill(0);
-            }
-            Step::Discard { at, sectors } => {
-                let (at, len) = self.range(at, sectors);
-                let chain = self.chain.as_ref().unwrap();
-                chain.discard(at, len).unwrap();
-                let mut now = vec![0; len as usize];
-                chain.read_at(&mut now, at).unwrap();
-                let model = &mut self.leaf().1[at as usize..][..len as usize];
-                for (old, new) in model.chunks_mut(512).zip(now.chunks(512)) {
-                    assert!(old == new || new.iter().all(|b| *b == 0), "a discard made something up");
-                    old.copy_from_slice(new);
-                }
             }
             Step::Flush => self.chain.as_ref().unwrap().flush().unwrap(),
             Step::Reopen => {

@@ -16,6 +16,7 @@ use super::patient::{self, Patient};
 use super::{Source, USES, use_of};
 use crate::error::{Error, Result, one_line};
 use crate::image::disk::Served;
+use crate::image::name::ImageName;
 use crate::image::storage::FileStorage;
 use crate::image::{qcow2, vhd};
 use crate::sys::uses::{self, Uses};
@@ -399,10 +400,10 @@ fn identity(path: &Path) -> Result<Identity> {
     let file = open_image(path, Mode::ReadOnly)?;
     let meta = file.metadata().map_err(Error::io("examine", path))?;
     let place = FileStorage::new(file, path)?;
-    let virtual_size = match path.extension().and_then(|extension| extension.to_str()) {
-        Some("vhd") => vhd::query(&place)?.virtual_size,
-        Some("qcow2") => qcow2::Header::read(&place)?.virtual_size,
-        _ => meta.len(),
+    let virtual_size = match ImageName::format_of(path) {
+        Some(Format::Vhd) => vhd::query(&place)?.virtual_size,
+        Some(Format::Qcow2) => qcow2::Header::read(&place)?.virtual_size,
+        Some(Format::Raw) | None => meta.len(),
     };
     Ok(Identity { path: path.to_owned(), file: (meta.dev(), meta.ino()), virtual_size })
 }
@@ -412,13 +413,14 @@ fn open(source: &Source) -> Result<Box<dyn Served>> {
     let place = |path: &Path, mode: Mode| -> Result<Arc<Patient>> {
         Ok(Arc::new(Patient(FileStorage::new(open_image(path, mode)?, path)?)))
     };
+    let is_raw = |name: &str| ImageName::format_of(name) == Some(Format::Raw);
     let leaf = place(&source.path, mode)?;
     match source.format {
         Format::Vhd => {
             let chain = vhd::Chain::open(leaf, mode, |link| {
                 let parent = place(&parent_path(&source.path, link.file_name(), &link.name)?, Mode::ReadOnly)?;
                 // The name decides, as it does in the SR; whether the header agrees, the chain finds out.
-                Ok(if link.name.ends_with(".raw") { vhd::Parent::Raw(parent) } else { vhd::Parent::Vhd(parent) })
+                Ok(if is_raw(&link.name) { vhd::Parent::Raw(parent) } else { vhd::Parent::Vhd(parent) })
             })?;
             Ok(Box::new(chain))
         }
@@ -426,7 +428,7 @@ fn open(source: &Source) -> Result<Box<dyn Served>> {
             let chain = qcow2::Chain::open(qcow2::Parent::Qcow2(leaf), mode, |name| {
                 let parent = place(&parent_path(&source.path, Some(name), name)?, Mode::ReadOnly)?;
                 // The name decides, as it does in the SR.
-                Ok(if name.ends_with(".raw") { qcow2::Parent::Raw(parent) } else { qcow2::Parent::Qcow2(parent) })
+                Ok(if is_raw(name) { qcow2::Parent::Raw(parent) } else { qcow2::Parent::Qcow2(parent) })
             })?;
             Ok(Box::new(chain))
         }
@@ -494,11 +496,11 @@ mod tests {
         let place = FileStorage::new(file, path).unwrap();
         let Some(parent) = parent else { return drop(vhd::create(&place, &vhd::NewImage::new(SIZE)).unwrap()) };
         let info = vhd::query(&FileStorage::open(parent, Mode::ReadOnly).unwrap()).unwrap();
-        let link = vhd::ParentLink {
-            path: vhd::relative_path(path, parent).unwrap(),
-            uuid: Some(info.uuid),
-            timestamp: vhd::timestamp(std::time::SystemTime::now()),
-        };
+        let link = vhd::ParentLink::beside(
+            parent.file_name().unwrap().to_str().unwrap(),
+            Some(info.uuid),
+            vhd::timestamp(std::time::SystemTime::now()),
+        );
         vhd::create_child(&place, &vhd::NewImage::new(SIZE), &link).unwrap();
     }
 

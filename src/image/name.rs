@@ -26,8 +26,12 @@ impl ImageName {
     /// Reads a plain file name. `None`: it is no image of a VDI.
     pub fn parse(name: &str) -> Option<ImageName> {
         let (vdi, extension) = name.split_once('.')?;
-        let format = Self::FORMATS.into_iter().find(|format| format.to_string() == extension)?;
-        Some(ImageName { vdi: vdi.parse().ok()?, format })
+        Some(ImageName { vdi: vdi.parse().ok()?, format: of_extension(extension)? })
+    }
+
+    /// The format that the end of a path or plain file name says, whatever stands before it. `None`: it says none.
+    pub fn format_of(path: impl AsRef<Path>) -> Option<Format> {
+        of_extension(path.as_ref().extension()?.to_str()?)
     }
 
     /// The name that a path ends in. `None`: it is no image of a VDI.
@@ -44,6 +48,10 @@ impl ImageName {
     pub fn may_be_parent_of(self, format: Format) -> bool {
         format != Format::Raw && (self.format == format || self.format == Format::Raw)
     }
+}
+
+fn of_extension(extension: &str) -> Option<Format> {
+    ImageName::FORMATS.into_iter().find(|format| format.to_string() == extension)
 }
 
 impl fmt::Display for ImageName {
@@ -63,12 +71,15 @@ mod tests {
             let name = ImageName::new(vdi, format);
             assert_eq!(ImageName::parse(&name.to_string()), Some(name));
             assert_eq!(ImageName::of_path(&name.in_directory(Path::new("/sr"))), Some(name));
+            assert_eq!(ImageName::format_of(name.in_directory(Path::new("/sr"))), Some(format));
         }
         for other in
             ["", "x.vhd", &format!("{vdi}"), &format!("{vdi}.params"), &format!("./{vdi}.vhd"), &format!("{vdi}.vhd.")]
         {
             assert_eq!(ImageName::parse(other), None, "{other:?}");
         }
+        assert_eq!(ImageName::format_of("leaf.vhd"), Some(Format::Vhd));
+        assert_eq!([".vhd", "vhd", "x.VHD", ""].map(ImageName::format_of), [None; 4]);
     }
 
     #[test]

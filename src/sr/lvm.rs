@@ -156,6 +156,11 @@ impl LvmSr {
         Ok(LvmSr { group, allocation, is_shared, is_slave })
     }
 
+    /// Says that no volume of the group is the VDI.
+    fn no_vdi(&self, vdi: VdiUuid, vg: &Vg) -> Error {
+        Error::NoVdi { vdi, sr: self.group.sr, looked: vg.name.clone() }
+    }
+
     /// The VDIs of the group: which, and in which volume.
     fn volumes<'a>(&self, vg: &'a Vg) -> impl Iterator<Item = (VdiUuid, Format, &'a Lv)> {
         vg.lvs.iter().filter_map(|lv| vdi_of(&lv.name).map(|(vdi, format)| (vdi, format, lv)))
@@ -477,8 +482,7 @@ impl Sr for LvmSr {
     fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {
         let found = self.group.look().and_then(|vg| {
             let found = self.volumes(&vg).find(|(found, ..)| *found == vdi);
-            let (_, format, lv) =
-                found.ok_or_else(|| Error::NoVdi { vdi, sr: self.group.sr, looked: vg.name.clone() })?;
+            let (_, format, lv) = found.ok_or_else(|| self.no_vdi(vdi, &vg))?;
             refuse_foreign(vdi, format)?;
             Ok(LvmPlace::new(self, &vg, vdi, lv))
         });

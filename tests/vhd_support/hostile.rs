@@ -99,7 +99,6 @@ pub fn try_everything(bytes: &[u8]) {
         reads(&chain);
     }
     let _ = vhd::check(&place, CheckOptions { bitmaps: true, ..Default::default() });
-    let _ = vhd::marker(&*place);
 
     let copy = small(bytes);
     if let Ok(chain) = Chain::open(copy.clone(), Mode::ReadWrite, |_| Ok(Parent::Raw(raw.clone()))) {
@@ -108,17 +107,14 @@ pub fn try_everything(bytes: &[u8]) {
             let _ = chain.write_at(&[1; 1024], at / 512 * 512);
         }
         let _ = chain.write_zeroes(0, size.min(4 << 20));
-        let _ = chain.discard(0, size.min(4 << 20));
         let _ = chain.flush();
         reads(&chain);
         let _ = chain.close();
     }
     let copy = small(bytes);
     let _ = vhd::set_hidden(&*copy, true);
-    let _ = vhd::set_marker(&*copy, 3);
     let link = ParentLink { path: "./other.vhd".into(), uuid: Some(info.uuid), timestamp: 0 };
     let _ = vhd::set_parent(&*copy, &link);
-    let _ = vhd::room_to_resize(&*copy, 600 << 20);
     let _ = vhd::resize(&copy, 600 << 20);
     let _ = vhd::repair(&copy);
     if let Ok(child) = Image::open(place, Mode::ReadOnly) {

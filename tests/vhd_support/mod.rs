@@ -47,12 +47,12 @@ pub fn create(path: &Path, size: u64) {
     vhd::create(&*fresh(path), &NewImage::new(size)).unwrap();
 }
 
+/// The link to a parent in the directory of the child.
 pub fn link_to(child: &Path, parent: &Path) -> ParentLink {
-    ParentLink {
-        path: vhd::relative_path(child, parent).unwrap(),
-        uuid: Some(vhd::query(&*place(parent)).unwrap().uuid),
-        timestamp: vhd::timestamp(fs::metadata(parent).unwrap().modified().unwrap()),
-    }
+    assert_eq!(child.parent(), parent.parent(), "images of one tree lie beside each other");
+    let timestamp = vhd::timestamp(fs::metadata(parent).unwrap().modified().unwrap());
+    let uuid = vhd::query(&*place(parent)).unwrap().uuid;
+    ParentLink::beside(parent.file_name().unwrap().to_str().unwrap(), Some(uuid), timestamp)
 }
 
 pub fn snapshot(child: &Path, parent: &Path) {

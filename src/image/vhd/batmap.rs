@@ -49,10 +49,6 @@ impl BatmapHeader {
     pub fn checksum(&self) -> u32 {
         be32(&self.0, 24)
     }
-    /// A byte for the user of `vhd-util set -f marker`.
-    pub fn marker(&self) -> u8 {
-        self.0[28]
-    }
     /// The data is AES-XTS encrypted under a key of this hash.
     pub fn is_encrypted(&self) -> bool {
         self.0[29] == 1
@@ -63,9 +59,6 @@ impl BatmapHeader {
         put64(&mut b.0, 8, map_offset);
         put32(&mut b.0, 16, sectors);
         b
-    }
-    pub fn set_marker(&mut self, marker: u8) {
-        self.0[28] = marker;
     }
     /// Bytes from the start of the image to the end of the map.
     pub fn end(&self) -> u64 {

@@ -256,20 +256,6 @@ impl Chain {
         Ok(())
     }
 
-    /// Gives back the space of a range where that is possible. What the leaf held then reads as zeros; what it did
-    /// not hold stays as the parents have it.
-    ///
-    /// # Errors
-    /// As [`Chain::write_at`].
-    pub fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        self.check(offset, len)?;
-        match &self.layers[0] {
-            Layer::Flat(place, _) => place.punch(offset, len).map_err(place.fail("discard in")).map(|_| ()),
-            Layer::Sparse(image) => pieces(offset, len, image.block_size())
-                .try_for_each(|(block, sectors, _)| image.discard_block(block, sectors)),
-        }
-    }
-
     /// Makes everything written before survive a crash; [`Image::flush`] tells how. A write with FUA is a write
     /// and a flush.
     ///

@@ -1,15 +1,13 @@
-//! Changes to the headers of an image: hidden, marker, parent.
+//! Changes to the headers of an image: hidden, parent.
 
 use std::io;
-use std::sync::Arc;
 
 use super::create::ParentLink;
-use super::image::{Image, read_batmap_header};
 use super::locator::Encoded;
 use super::query::{Meta, last_footer, last_footer_range};
 use super::{Kind, SECTOR, Storage};
 use crate::error::{Error, Result};
-use crate::types::{Done, Mode};
+use crate::types::Done;
 
 /// Hides an image, or shows it again.
 ///
@@ -47,30 +45,6 @@ pub fn set_hidden(place: &dyn Storage, hidden: bool) -> Result<Done> {
     }
     place.flush()?;
     Ok(Done::Changed)
-}
-
-/// The user's byte in the batmap header, `None` if the image has no batmap.
-///
-/// # Errors
-/// [`Error::Io`], [`Error::Damaged`].
-pub fn marker(place: &dyn Storage) -> Result<Option<u8>> {
-    let meta = Meta::read(place)?;
-    let Some(header) = &meta.header else { return Ok(None) };
-    Ok(read_batmap_header(place, &meta.footer, header)?.map(|b| b.marker()))
-}
-
-/// Sets the user's byte: one sector; the map behind it, unlike with `vhd-util set`, stays as it is.
-///
-/// # Errors
-/// As [`marker`], and [`Error::Unsupported`] if there is no batmap.
-pub fn set_marker(place: &dyn Storage, value: u8) -> Result<()> {
-    let meta = Meta::read(place)?;
-    let header = meta.header(place)?;
-    let mut batmap = read_batmap_header(place, &meta.footer, header)?
-        .ok_or_else(|| Error::Unsupported { op: "setting the marker of a VHD", why: "it has no batmap".to_owned() })?;
-    batmap.set_marker(value);
-    place.put(&batmap.0, header.bat_end())?;
-    place.flush()
 }
 
 /// Makes another image the parent of a differencing image. The new parent must hold everything that the chain
@@ -136,24 +110,4 @@ pub fn set_parent(place: &dyn Storage, parent: &ParentLink) -> Result<Done> {
     place.put(&new.0[first * 512..(last + 1) * 512], meta.footer.data_offset() + first as u64 * SECTOR)?;
     place.flush()?;
     Ok(Done::Changed)
-}
-
-/// Writes the primary footer where a device of `bytes` has it: before it shrinks, or after it grew. One write of a
-/// sector; the backup footer, which has the word, stays. Idempotent.
-///
-/// # Errors
-/// [`Error::Invalid`] if the image needs more bytes ([`Image::physical_size`]) or the device has less; those of
-/// [`Image::open`].
-pub fn set_physical_size(place: &Arc<dyn Storage>, bytes: u64) -> Result<()> {
-    let image = Image::open(place.clone(), Mode::ReadOnly)?;
-    let size = place.len()?;
-    if !bytes.is_multiple_of(SECTOR) || bytes < image.physical_size() || (place.is_device() && bytes > size) {
-        return Err(Error::Invalid {
-            what: "physical size",
-            value: bytes.to_string(),
-            expected: format!("expected a multiple of 512 from {} to {size}", image.physical_size()),
-        });
-    }
-    place.put(&image.footer().0, bytes - SECTOR)?;
-    place.flush()
 }

@@ -415,23 +415,6 @@ impl Image {
     pub(crate) fn bound_dirty(&self) -> Result<()> {
         if self.dirty.load(Relaxed) > DIRTY_LIMIT { self.flush() } else { Ok(()) }
     }
-
-    /// Gives back the space of sectors that are in this image; they read as zeros afterwards. Where the place
-    /// cannot do that, nothing happens: a discard is a wish.
-    pub(crate) fn discard_block(&self, block: u32, sectors: Range<u32>) -> Result<()> {
-        self.check_writable()?;
-        let punch = |data: u64, run: Range<u32>| {
-            let (at, len) = (data + u64::from(run.start) * SECTOR, u64::from(run.end - run.start) * SECTOR);
-            self.place.punch(at, len).map_err(self.place.fail("discard in")).map(|_| ())
-        };
-        match self.lookup(block)? {
-            Lookup::Absent => Ok(()),
-            Lookup::Full(data) => punch(data, sectors),
-            Lookup::Mixed(data, map) => {
-                map.runs(sectors).filter(|(_, here)| *here).try_for_each(|(run, _)| punch(data, run))
-            }
-        }
-    }
 }
 
 /// Byte of a block's first data sector: the one behind its bitmap.

@@ -3,8 +3,6 @@
 //! They are hints for other tools. This library never follows one: which file a parent is, the caller's
 //! resolver decides ([`super::Chain::open`]).
 
-use std::path::{Component, Path};
-
 use super::{SECTOR, Storage};
 use crate::error::{Error, Result};
 
@@ -134,53 +132,9 @@ impl Encoded {
     }
 }
 
-/// The path from the directory of `child` to `parent`: `./` or `../` in front, as libvhd writes it. Both paths
-/// must be absolute and without `.`, `..` or symbolic links; nothing is looked up.
-///
-/// # Errors
-/// [`Error::Invalid`] if one of them is not, or is not UTF-8.
-pub fn relative_path(child: &Path, parent: &Path) -> Result<String> {
-    let plain = |path: &Path| -> Result<Vec<String>> {
-        let mut parts = path.components();
-        let names: Option<Vec<String>> = match parts.next() {
-            Some(Component::RootDir) => parts
-                .map(|part| match part {
-                    Component::Normal(name) => name.to_str().map(str::to_owned),
-                    _ => None,
-                })
-                .collect(),
-            _ => None,
-        };
-        names.filter(|names| !names.is_empty()).ok_or_else(|| Error::Invalid {
-            what: "path of an image",
-            value: path.display().to_string(),
-            expected: "expected an absolute path in canonical form".to_owned(),
-        })
-    };
-    let (child, parent) = (plain(child)?, plain(parent)?);
-    let common = child[..child.len() - 1].iter().zip(&parent[..parent.len() - 1]).take_while(|(a, b)| a == b).count();
-    let up = child.len() - 1 - common;
-    let start = if up == 0 { "./".to_owned() } else { "../".repeat(up) };
-    Ok(start + &parent[common..].join("/"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_lead_from_the_child_to_the_parent() {
-        for (child, parent, path) in [
-            ("/sr/b.vhd", "/sr/a.vhd", "./a.vhd"),
-            ("/sr/d/b.vhd", "/sr/a.vhd", "../a.vhd"),
-            ("/sr/b.vhd", "/sr/d/a.vhd", "./d/a.vhd"),
-            ("/x/y/b.vhd", "/a.vhd", "../../a.vhd"),
-        ] {
-            assert_eq!(relative_path(Path::new(child), Path::new(parent)).unwrap(), path);
-        }
-        assert!(relative_path(Path::new("b.vhd"), Path::new("/a.vhd")).is_err());
-        assert!(relative_path(Path::new("/x/../b.vhd"), Path::new("/a.vhd")).is_err());
-    }
 
     #[test]
     fn what_other_tools_cannot_read_back_is_refused() {

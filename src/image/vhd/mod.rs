@@ -11,9 +11,8 @@
 //! | read and write the disk | [`Chain::open`], then [`Chain::read_at`], [`Chain::write_at`], [`Chain::flush`] … |
 //! | list what is allocated | [`Chain::extents`] |
 //! | know whether a file is the parent of an image | [`check_parent`] |
-//! | hide, mark, change the parent | [`set_hidden`], [`set_marker`], [`set_parent`] |
+//! | hide, change the parent | [`set_hidden`], [`set_parent`] |
 //! | grow | [`resize()`] |
-//! | move the last footer, on a device that changes its size | [`set_physical_size`] |
 //! | copy a child into its parent | [`coalesce()`] |
 //! | look for damage, and mend it | [`check()`], [`repair`] |
 //!
@@ -61,15 +60,14 @@ mod stream;
 pub use super::storage::{FileStorage, Storage};
 use super::{be32, be64};
 pub use chain::{Chain, Extent, Parent, check_parent};
-pub use change::{marker, set_hidden, set_marker, set_parent, set_physical_size};
+pub use change::{set_hidden, set_parent};
 pub use check::{CheckOptions, check, repair};
 pub use coalesce::{Target, coalesce};
 pub use create::{NewImage, ParentLink, create, create_child, create_fixed};
 pub use footer::{Kind, timestamp};
 pub use image::Image;
-pub use locator::relative_path;
 pub use query::{Info, ParentInfo, named_parent, query, query_for_child, query_usable, refuse_cut_off};
-pub use resize::{resize, room_to_resize};
+pub use resize::resize;
 pub use stream::{Incoming, write_stream};
 
 /// Bytes.

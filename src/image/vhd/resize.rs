@@ -33,7 +33,7 @@ use super::create::check_size;
 use super::header::{HEADER, Header};
 use super::image::{Image, UNUSED, headers_end};
 use super::intent::replace_header;
-use super::query::{Meta, blocks};
+use super::query::blocks;
 use super::{BLOCK, SECTOR, Storage};
 use crate::error::{Error, Result};
 use crate::types::{Done, Mode, Size};
@@ -251,18 +251,4 @@ fn move_blocks(image: &Image, room: u64) -> Result<u64> {
     place.flush()?;
     image.publish_bat(&in_the_way)?;
     Ok(end)
-}
-
-/// Bytes that growing to `size` may need at the end of a device, beyond [`Image::physical_size`]: the blocks that
-/// move, the tables and the intent record.
-///
-/// # Errors
-/// [`Error::Io`], [`Error::Damaged`].
-pub fn room_to_resize(place: &dyn Storage, size: u64) -> Result<u64> {
-    let meta = Meta::read(place)?;
-    let header = meta.header(place)?;
-    let block = u64::from(header.block_size());
-    let Some(wanted) = blocks(size, block).filter(|n| *n > header.max_bat_size()) else { return Ok(0) };
-    let tables = 2 * (u64::from(wanted) * 4 + u64::from(map_sectors(wanted)) * SECTOR + 64 * 1024);
-    Ok((tables.div_ceil(block) + 1) * (block + 4096) + tables + super::intent::RECORD)
 }

@@ -130,7 +130,7 @@ impl<'a> LvmPlace<'a> {
     }
 
     fn gone(&self) -> Error {
-        Error::NoVdi { vdi: self.vdi, sr: self.sr.group.sr, looked: self.vg.name.clone() }
+        self.sr.no_vdi(self.vdi, &self.vg)
     }
 
     fn in_use(&self, holder: String) -> Error {
