@@ -13,6 +13,7 @@
 #![allow(clippy::type_complexity, reason = "a table of tests")]
 
 mod killer;
+mod tracees;
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};

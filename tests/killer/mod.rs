@@ -2,18 +2,18 @@
 //!
 //! The tracer is a process of its own: when it ends, the kernel lets go of all that it traced and that still lives.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::libc;
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::WaitPidFlag;
 use nix::unistd::{Pid, alarm};
+
+use crate::tracees::{self, Stop, Tracees};
 
 /// The process that is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,44 +54,30 @@ const INWARD: &[i64] = &[
 /// not return.
 pub fn main(victim: Victim, n: u64, server: Option<i32>, mut command: Command) -> ! {
     alarm::set(PATIENCE);
-    let options = ptrace::Options::PTRACE_O_TRACESYSGOOD
-        | ptrace::Options::PTRACE_O_TRACECLONE
+    let options = ptrace::Options::PTRACE_O_TRACECLONE
         | ptrace::Options::PTRACE_O_TRACEFORK
         | ptrace::Options::PTRACE_O_TRACEVFORK
         | ptrace::Options::PTRACE_O_TRACEEXEC;
     let mut server = server.map(Pid::from_raw);
     if let (Victim::Server, Some(server)) = (victim, server) {
-        for thread in fs::read_dir(format!("/proc/{server}/task")).unwrap().flatten() {
-            let thread = Pid::from_raw(thread.file_name().to_str().unwrap().parse().unwrap());
-            ptrace::seize(thread, options).unwrap();
-            ptrace::interrupt(thread).unwrap();
-        }
+        tracees::seize(server, options);
     }
-    // SAFETY: between fork and exec only the one system call is made.
-    unsafe { command.pre_exec(|| ptrace::traceme().map_err(Into::into)) };
-    let caller = Pid::from_raw(command.spawn().unwrap().id() as i32);
-    assert!(matches!(waitpid(caller, Some(WaitPidFlag::__WALL)), Ok(WaitStatus::Stopped(_, Signal::SIGTRAP))));
-    ptrace::setoptions(caller, options).unwrap();
-    go_on(caller, None);
+    let (child, mut tracees) = Tracees::of(&mut command, options);
+    let caller = Pid::from_raw(child.id() as i32);
 
     let (mut seen, mut killed, mut ended, mut quiet) = (0, false, false, Instant::now());
-    let (mut groups, mut begun) = (HashMap::new(), HashSet::from([caller]));
+    let mut groups = HashMap::new();
     // What the server does after the command has ended counts as well.
     while !ended || quiet.elapsed() < Duration::from_millis(100) {
-        let flags = WaitPidFlag::__WALL | if ended { WaitPidFlag::WNOHANG } else { WaitPidFlag::empty() };
-        let status = match waitpid(None, Some(flags)) {
-            Ok(WaitStatus::StillAlive) => {
-                std::thread::sleep(Duration::from_millis(1));
-                continue;
-            }
-            Err(Errno::ECHILD) => break,
-            other => other.unwrap(),
-        };
-        quiet = Instant::now();
-        let pid = status.pid().unwrap();
-        let mut deliver = None;
-        match status {
-            WaitStatus::PtraceSyscall(_) => {
+        let stop = tracees.next(if ended { WaitPidFlag::WNOHANG } else { WaitPidFlag::empty() });
+        if !matches!(stop, Stop::NotYet) {
+            quiet = Instant::now();
+        }
+        match stop {
+            Stop::NotYet => std::thread::sleep(Duration::from_millis(1)),
+            Stop::Nobody => break,
+            Stop::Exited(pid, _) | Stop::Signaled(pid, _) => ended |= pid == caller,
+            Stop::Call(pid) => {
                 // It may have been killed meanwhile.
                 let Ok(registers) = ptrace::getregs(pid) else { continue };
                 let group = *groups.entry(pid).or_insert_with(|| group_of(pid));
@@ -109,25 +95,17 @@ pub fn main(victim: Victim, n: u64, server: Option<i32>, mut command: Command) -
                         killed = true;
                     }
                 }
+                tracees.go_on(pid);
             }
-            WaitStatus::PtraceEvent(_, Signal::SIGTRAP, event) => {
+            Stop::Event(pid, event) => {
                 let is_server =
                     || fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| contains(&line, b"serve-image"));
                 if event == libc::PTRACE_EVENT_FORK && server.is_none() && is_server() {
                     server = ptrace::getevent(pid).ok().map(|child| Pid::from_raw(child as i32));
                 }
+                tracees.go_on(pid);
             }
-            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {
-                ended |= pid == caller;
-                continue;
-            }
-            // The first stop of a process or thread.
-            WaitStatus::Stopped(_, Signal::SIGSTOP) if begun.insert(pid) => {}
-            WaitStatus::PtraceEvent(..) => {}
-            WaitStatus::Stopped(_, signal) => deliver = Some(signal),
-            _ => {}
         }
-        go_on(pid, deliver);
     }
     std::process::exit(if killed { KILLED } else { 0 })
 }
@@ -141,11 +119,4 @@ fn group_of(thread: Pid) -> Option<Pid> {
     let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
     Some(Pid::from_raw(line.trim().parse().ok()?))
-}
-
-fn go_on(pid: Pid, deliver: Option<Signal>) {
-    match ptrace::syscall(pid, deliver) {
-        Ok(()) | Err(Errno::ESRCH) => {}
-        Err(errno) => panic!("{errno}"),
-    }
 }

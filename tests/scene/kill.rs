@@ -2,17 +2,18 @@
 
 #![allow(clippy::disallowed_types, reason = "a traced child is not started like a tool")]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::Read;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::libc;
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::WaitPidFlag;
 use nix::unistd::Pid;
+
+use super::tracees::{Stop, Tracees};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -146,11 +147,9 @@ pub fn run(n: u64, points: Points, act: Act, program: &Path, args: &[String], ru
     let mut command = Command::new(program);
     command.args(args).env("XCP_SM_RUN_DIR", run_dir).env_remove("LD_LIBRARY_PATH");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // SAFETY: between fork and exec only the one system call is made.
-    unsafe { command.pre_exec(|| ptrace::traceme().map_err(Into::into)) };
-    #[expect(clippy::zombie_processes, reason = "the loop below waits for it")]
-    let mut child = command.spawn().expect("it starts");
-    let (end, call) = trace(Pid::from_raw(child.id() as i32), n, points, act);
+    let options = ptrace::Options::PTRACE_O_EXITKILL | ptrace::Options::PTRACE_O_TRACECLONE;
+    let (mut child, tracees) = Tracees::of(&mut command, options);
+    let (end, call) = trace(tracees, Pid::from_raw(child.id() as i32), n, points, act);
     let mut said = [Vec::new(), Vec::new()];
     child.stdout.take().expect("it is piped").read_to_end(&mut said[0]).unwrap();
     child.stderr.take().expect("it is piped").read_to_end(&mut said[1]).unwrap();
@@ -160,23 +159,12 @@ pub fn run(n: u64, points: Points, act: Act, program: &Path, args: &[String], ru
 
 /// Follows the process and its threads, whose calls are counted together. Only the order of two threads' calls is not
 /// the same each time.
-fn trace(leader: Pid, n: u64, points: Points, act: Act) -> (End, Option<u64>) {
-    // It stopped at its exec.
-    assert!(matches!(waitpid(leader, Some(WaitPidFlag::__WALL)), Ok(WaitStatus::Stopped(_, Signal::SIGTRAP))));
-    let follow = ptrace::Options::PTRACE_O_TRACECLONE;
-    let options = ptrace::Options::PTRACE_O_EXITKILL | ptrace::Options::PTRACE_O_TRACESYSGOOD | follow;
-    ptrace::setoptions(leader, options).unwrap();
+fn trace(mut tracees: Tracees, leader: Pid, n: u64, points: Points, act: Act) -> (End, Option<u64>) {
     let (mut seen, mut call, mut started) = (0, None, false);
     let mut failing = HashMap::new();
-    let mut begun = HashSet::from([leader]);
-    go_on(leader, None);
     loop {
-        // This thread's tracees: other tests of this process have theirs.
-        let status = waitpid(None, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD)).unwrap();
-        let pid = status.pid().expect("it is of a process");
-        let mut deliver = None;
-        match status {
-            WaitStatus::PtraceSyscall(_) => {
+        match tracees.next(WaitPidFlag::empty()) {
+            Stop::Call(pid) => {
                 // Killed by another thread's call.
                 let Ok(info) = ptrace::syscall_info(pid) else { continue };
                 if let Some(errno) = failing.remove(&pid) {
@@ -208,25 +196,14 @@ fn trace(leader: Pid, n: u64, points: Points, act: Act) -> (End, Option<u64>) {
                         }
                     }
                 }
+                tracees.go_on(pid);
             }
-            WaitStatus::Exited(_, status) if pid == leader => return (End::Status(status), call),
-            WaitStatus::Signaled(_, Signal::SIGKILL, _) if pid == leader && call.is_some() => {
-                return (End::Killed, call);
-            }
-            WaitStatus::Signaled(_, signal, _) if pid == leader => return (End::Died(signal), call),
-            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => continue,
-            // The first stop of a thread.
-            WaitStatus::Stopped(_, Signal::SIGSTOP) if begun.insert(pid) => {}
-            WaitStatus::Stopped(_, signal) => deliver = Some(signal),
-            _ => {}
+            Stop::Exited(pid, status) if pid == leader => return (End::Status(status), call),
+            Stop::Signaled(pid, Signal::SIGKILL) if pid == leader && call.is_some() => return (End::Killed, call),
+            Stop::Signaled(pid, signal) if pid == leader => return (End::Died(signal), call),
+            Stop::Exited(..) | Stop::Signaled(..) => {}
+            Stop::Event(pid, _) => tracees.go_on(pid),
+            Stop::NotYet | Stop::Nobody => unreachable!("the leader has not ended"),
         }
-        go_on(pid, deliver);
-    }
-}
-
-fn go_on(pid: Pid, deliver: Option<Signal>) {
-    match ptrace::syscall(pid, deliver) {
-        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-        Err(errno) => panic!("{errno}"),
     }
 }

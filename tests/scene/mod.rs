@@ -18,6 +18,8 @@ use tempfile::TempDir;
 pub mod filesystem;
 pub mod kill;
 pub mod operations;
+#[path = "../tracees/mod.rs"]
+mod tracees;
 
 pub const SR: &str = "87b8646b-b800-9500-cb7b-af3b74e02f5c";
 pub const OTHER_SR: &str = "87b8646b-b800-9500-cb7b-af3b74e02f5d";
