@@ -134,9 +134,9 @@ refused LINSTOR
 lvremove -qq -y linstor_group/xcp-volume-${B}_00000 > /dev/null
 fails_with EBUSY "VHD-$A 12MiB" as ext "$ONE" sr_create $NEW
 fails_with EBUSY 'vgremove linstor_group' as ext "$ONE" sr_create $NEW
-before=$(sum $DISKS)
+before=$(written)
 fails_with EBUSY 'vgremove linstor_group' as ext "$ONE" sr_create $NEW --force
-is 'what is on the disks' "$(sum $DISKS)" "$before"
+is 'what is on the disks' "$(written)" "$before"
 vgremove -qq -y linstor_group > /dev/null
 must as ext "$ONE" sr_create $NEW --force
 must as ext "$ONE" sr_delete --yes $NEW
