@@ -281,6 +281,26 @@ fn every_image_of_a_vdi_that_has_several_keeps_the_bases_of_its_format() {
     }
 }
 
+/// Neither of the images is removed: which of them is the base is not known.
+#[test]
+fn a_base_that_has_two_images_is_told_and_stays() {
+    for with_unread in [true, false] {
+        let scene = healthy(Door::Sm);
+        let base = base(&scene);
+        scene.call(["vdi_delete", SR, C]).done();
+        if with_unread {
+            fs::write(scene.place.join(format!("{A}.vhd")), b"").unwrap();
+        } else {
+            fs::remove_file(scene.place.join(format!("{A}.vhd"))).unwrap();
+        }
+        let images = ["vhd", "raw"].map(|format| scene.place.join(format!("{base}.{format}")));
+        fs::write(&images[1], vec![0; 4096]).unwrap();
+        let message = scene.call(["sr_collect", SR]).fails("EIO");
+        assert!(message.contains("the VDI has two images"), "{message}");
+        assert!(images.iter().all(|image| image.exists()));
+    }
+}
+
 #[test]
 fn the_collector_goes_on_after_a_failure_and_tells_each_once() {
     let scene = healthy(Door::Sm);

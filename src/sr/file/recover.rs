@@ -93,15 +93,15 @@ impl FileSr {
         };
         let own = Rc::new(Dir::open(dir.path())?);
         let parent = self.place(own.clone(), base, base_format).as_parent(Mode::ReadOnly)?;
-        let old = match self.place(own.clone(), vdi, format).as_parent(Mode::ReadOnly) {
-            Ok(old) => Some(old),
-            Err(Error::NoVdi { .. }) => None,
-            Err(error) => return Err(error),
-        };
         if let Some(unread) = nodes.unread(format) {
             let path = dir.join(&image_name(vdi, format));
             return Ok(Some(Error::Damaged { path, what: may_be_needed(unread) }));
         }
+        let old = match self.place(own.clone(), vdi, format).as_parent(Mode::ReadOnly) {
+            Ok(old) => Some(old),
+            Err(Error::NoVdi { .. }) => None,
+            Err(error) => return Ok(Some(error)),
+        };
         for child in nodes.children(vdi) {
             let give = || -> Result<()> {
                 let image = self.place(own.clone(), child, format).open_image(Mode::ReadWrite)?;

@@ -21,6 +21,8 @@ use crate::sys::uses;
 use crate::types::{Mode, Params, SrUuid};
 use crate::vdi::format::ParentImage;
 use crate::vdi::tree::change::Change;
+use crate::vdi::tree::forest::Forest;
+use crate::vdi::tree::merge::merge;
 use crate::vdi::{self, layout};
 
 fn deadline() -> Deadline {
@@ -516,5 +518,67 @@ fn a_killed_merge_of_a_base_is_not_completed_while_a_child_may_be_unread() {
     for vdi in [disk, snap] {
         assert_eq!(sr.vdi(vdi).unwrap().info().unwrap().parent, Some(base));
         assert_eq!(read(&sr, vdi, 0, 512).unwrap(), [8; 512]);
+    }
+}
+
+/// What is there instead of an image may lead nowhere. Its trees stay as they are, and all others change.
+#[test]
+fn a_killed_merge_of_a_base_that_cannot_be_opened_is_left_undone() {
+    let scratch = tempfile::tempdir().unwrap();
+    let sr = FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline());
+    sr.create(None).unwrap();
+    let disk = an_only_child(&sr);
+    let root = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
+    sr.vdi(disk).unwrap().snapshot(VdiUuid::random(), &ctx()).unwrap();
+    let base = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
+    let (dir, name) = (sr.dir().unwrap(), image_name(base, Format::Vhd));
+    let good = fs::read(dir.join(&name)).unwrap();
+    dir.create(CHANGE, &encode(&Change::Relink { vdi: base, base: root, format: Format::Vhd })).unwrap();
+    fs::remove_file(dir.join(&name)).unwrap();
+    std::os::unix::fs::symlink("/nonexistent", dir.join(&name)).unwrap();
+    let other = sr.create_vdi(&vhd(VdiUuid::random())).unwrap().uuid;
+    sr.vdi(other).unwrap().snapshot(VdiUuid::random(), &ctx()).unwrap();
+    fs::remove_file(dir.join(&name)).unwrap();
+    fs::write(dir.join(&name), good).unwrap();
+    assert_eq!(sr.vdi(disk).unwrap().info().unwrap().parent, Some(base));
+    assert_eq!(read(&sr, disk, 0, 512).unwrap(), [7; 512]);
+}
+
+/// Trees that are read while they change may show a base with one of its two children.
+#[test]
+fn the_collector_waits_for_a_change_before_it_reads_the_trees() {
+    let scratch = tempfile::tempdir().unwrap();
+    let sr = FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline());
+    sr.create(None).unwrap();
+    let disk = an_only_child(&sr);
+    let held = lock::take(&sr.sr.to_string(), "tree", lock::Kind::Exclusive, Instant::now()).unwrap();
+    let merged = std::cell::Cell::new(false);
+    let refused = sr.collect(&Context { deadline: Instant::now(), progress: &|_, _| merged.set(true), others: None });
+    assert!(matches!(refused, Err(Error::Busy { .. })) && !merged.get(), "{refused:?}");
+    drop(held);
+    assert_eq!(sr.collect(&ctx()).unwrap(), Done::Changed);
+    assert_eq!(read(&sr, disk, 0, 4096).unwrap(), [7; 4096]);
+    lock::forget(&sr.sr.to_string(), "tree");
+}
+
+/// Between the look at the trees and the lock of a disk, other calls have the disk.
+#[test]
+fn a_disk_that_was_changed_since_the_trees_were_read_is_looked_at_again() {
+    let scratch = tempfile::tempdir().unwrap();
+    let sr = FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline());
+    sr.create(None).unwrap();
+    let forest = sr.forest(sr.dir().unwrap());
+    let (larger, copied) = (an_only_child(&sr), an_only_child(&sr));
+    let mut before = forest.nodes().unwrap();
+    sr.vdi(larger).unwrap().resize(8 << 20, false, &ctx()).unwrap();
+    write(&sr, larger, 6 << 20, &[9; 4096]);
+    sr.vdi(copied).unwrap().snapshot(VdiUuid::random(), &ctx()).unwrap();
+    assert_eq!(merge(&forest, &mut before.clone(), larger, &ctx()).unwrap(), Done::Changed);
+    assert_eq!(merge(&forest, &mut before, copied, &ctx()).unwrap(), Done::Already);
+    assert_eq!(before, forest.nodes().unwrap());
+    let info = sr.vdi(larger).unwrap().info().unwrap();
+    assert_eq!((info.parent, info.virtual_size), (None, 8 << 20));
+    for (vdi, at, with) in [(larger, 0, 7), (larger, 6 << 20, 9), (copied, 0, 7)] {
+        assert_eq!(read(&sr, vdi, at, 4096).unwrap(), [with; 4096]);
     }
 }

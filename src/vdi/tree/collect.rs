@@ -48,7 +48,8 @@ pub fn next(nodes: &Nodes, seen: &Seen) -> Step {
     if garbage(nodes, &seen.failures).next().is_some() {
         return Step::RemoveGarbage;
     }
-    if let Some((base, unread)) = nodes.withheld().find(|(base, _)| !seen.failures.contains_key(base)) {
+    let is_told = |base: &VdiUuid| seen.failures.contains_key(base) || seen.left.contains(base);
+    if let Some((base, unread)) = nodes.withheld().find(|(base, _)| !is_told(base)) {
         return Step::Refuse(base, format!("it is not removed: {}", may_be_needed(unread)));
     }
     // Bases first: a disk in use is merged with what was set aside of it only when that was.
@@ -90,7 +91,7 @@ pub fn collect(forest: &dyn Forest, context: &Context) -> Result<Done> {
     let (mut done, mut seen) = (Done::Already, Seen::default());
     // What disks held when their data was last set aside, because they are in use, and how often that was.
     let mut rounds: BTreeMap<VdiUuid, (u64, u32)> = BTreeMap::new();
-    let mut nodes = forest.nodes()?;
+    let mut nodes = read_locked(forest, context)?;
     loop {
         if nodes.is_foreign_work {
             return Err(Error::SrUnavailable {
@@ -108,9 +109,11 @@ pub fn collect(forest: &dyn Forest, context: &Context) -> Result<Done> {
                 continue;
             }
             Step::Refuse(vdi, what) => {
-                // An image that is gone since has nothing to tell.
-                if let Ok(place) = forest.place(vdi) {
-                    seen.failures.insert(vdi, Error::Damaged { path: place.path(), what });
+                match forest.place(vdi) {
+                    Ok(place) => drop(seen.failures.insert(vdi, Error::Damaged { path: place.path(), what })),
+                    // An image that is gone since has nothing to tell.
+                    Err(Error::NoVdi { .. }) => {}
+                    Err(error) => drop(seen.failures.insert(vdi, error)),
                 }
                 seen.left.insert(vdi);
                 continue;
@@ -140,6 +143,8 @@ pub fn collect(forest: &dyn Forest, context: &Context) -> Result<Done> {
             Err(error) => {
                 seen.failures.insert(vdi, error);
                 seen.left.insert(vdi);
+                // It may have failed halfway.
+                nodes = read_locked(forest, context)?;
             }
         }
     }
@@ -150,6 +155,13 @@ pub fn collect(forest: &dyn Forest, context: &Context) -> Result<Done> {
         true => Ok(done),
         false => Err(Error::NotMerged { sr: forest.sr(), failures: seen.failures.into_iter().collect() }),
     }
+}
+
+/// The trees while no call changes one. A merge begins with what they say: read during a snapshot, they may show the new
+/// base with one of its two children only, and the data of that one must not go into the base.
+fn read_locked(forest: &dyn Forest, context: &Context) -> Result<Nodes> {
+    let _lock = forest.lock(context.deadline)?;
+    forest.nodes()
 }
 
 /// Merges one image under the lock of its VDI. A disk that another call works on is left for the next time, as is one that
@@ -202,6 +214,19 @@ mod tests {
     use crate::types::{Format, State};
     use crate::vdi::tree::nodes::tests::{nodes, vdi};
     use crate::vdi::tree::nodes::{Node, judge};
+
+    /// The place of a refused base may not be found: it is gone since, or has two images. Nothing is then told of it.
+    #[test]
+    fn a_base_is_refused_once() {
+        let unread = |node: &Node| Node { unread: vec![Format::Vhd], ..node.clone() };
+        let forest = nodes(&[(1, 0, true), (2, 0, false)]);
+        let forest =
+            forest.iter().map(|(at, node)| (at, if at == vdi(2) { unread(node) } else { node.clone() })).collect();
+        let mut seen = Seen::default();
+        assert!(matches!(next(&forest, &seen), Step::Refuse(base, _) if base == vdi(1)));
+        seen.left.insert(vdi(1));
+        assert_eq!(next(&forest, &seen), Step::End);
+    }
 
     #[test]
     fn garbage_goes_before_anything_is_merged() {

@@ -4,8 +4,9 @@
 //! it as long as the child is there; then, in one step, the base takes the child's place. This goes on under a running guest
 //! as well, see [`Merge::in_use`].
 //!
-//! The data is written without a lock of the tree: it may take hours. Then the lock is taken and the trees are read again,
-//! once: the last step is taken only if the image is still what was merged.
+//! The data is written without a lock of the tree: it may take hours. That is safe because a base gets no child but by a
+//! merge, of which there is one at a time, so trees that were read under their lock know all children of the base. Then
+//! the lock is taken and the trees are read again: the last step is taken only if the image is still what was merged.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use crate::vdi::format::Layout;
 use crate::vdi::formats::layout;
 use crate::vdi::place::{Place, in_use};
 use crate::vdi::served::{self, pause, prepare};
-use crate::vdi::tree::chain::Ancestors;
+use crate::vdi::tree::chain::{Ancestors, look};
 use crate::vdi::tree::forest::{Forest, Fork};
 use crate::vdi::tree::nodes::{Node, Nodes};
 
@@ -29,8 +30,8 @@ const MERGED_AT_ONCE: u64 = 32 << 20;
 const SOON: Duration = Duration::from_secs(5);
 
 /// Merges the image of `vdi` with its parent, if it is the parent's only child and the parent is no disk. The caller holds
-/// the lock of the VDI. Long work; the tree is locked for its last step only. `nodes` are the trees as the caller knows
-/// them, and afterwards as this left them.
+/// the lock of the VDI. Long work; the tree is locked for its last step only. `nodes` are the trees as the caller read them
+/// under their lock, and afterwards as this left them.
 ///
 /// A disk in use goes on. If it holds too much to wait for, that is set aside in a base of its own, to be merged
 /// first, and the answer is `Changed` as well. `Already`: it is not to be merged, or not now because of who uses it.
@@ -38,13 +39,19 @@ const SOON: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`Error::Damaged`] if the parent is another image than the one that the child names; [`Error::Io`].
 pub fn merge(forest: &dyn Forest, nodes: &mut Nodes, vdi: VdiUuid, context: &Context) -> Result<Done> {
+    let place = forest.place(vdi)?;
+    // Copied, or made larger, since the trees were read; from now on the lock of the VDI prevents it.
+    if nodes.get(vdi) != Some(&look(forest, &*place)?) {
+        let _lock = forest.lock(context.deadline)?;
+        *nodes = forest.nodes()?;
+    }
     let Some((base, node)) = nodes.base_of_only_child(vdi).zip(nodes.get(vdi).cloned()) else {
         return Ok(Done::Already);
     };
     if !nodes.can_merge(vdi, base) {
         return Ok(Done::Already);
     }
-    let merge = Merge { forest, context, base, place: forest.place(vdi)?, layout: layout(node.format), node };
+    let merge = Merge { forest, context, base, place, layout: layout(node.format), node };
     match merge.run(nodes) {
         // Left for the next time.
         Err(Error::VdiInUse { .. }) => Ok(Done::Already),
@@ -86,8 +93,13 @@ impl Merge<'_> {
         }
         self.write_into_parent()?;
 
-        for above in nodes.descendants(self.vdi()) {
-            prepare(&*self.forest.place(above)?, self.soon())?;
+        // That may have taken hours, in which disks above were made and deleted.
+        for above in self.forest.nodes()?.descendants(self.vdi()) {
+            match self.forest.place(above) {
+                Ok(place) => prepare(&*place, self.soon())?,
+                Err(Error::NoVdi { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         let _locks = self.lock_above(nodes)?;
         // Deleted or copied meanwhile: what was merged does no harm, as no process reads it from the parent.
