@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::take::holds_sr;
 use crate::context::Deadline;
-use crate::error::{Error, Result, ended};
+use crate::error::{Error, Result, ended, one_line};
 use crate::sr::Sr;
 use crate::sr::file::{self, FileSr};
 use crate::sr::loss;
@@ -38,7 +38,8 @@ enum Found {
 /// filesystem, which goes with it.
 ///
 /// # Errors
-/// [`Error::HoldsSr`] with the disks that would be lost; [`Error::DeviceInUse`] for images that no SR claims.
+/// [`Error::HoldsSr`] with the disks that would be lost; [`Error::DeviceInUse`] for images that no SR claims, and for a
+/// filesystem that was mounted and whose SRs cannot be told, such as one with a damaged marker.
 pub fn refuse_srs(
     device: &str,
     node: &Path,
@@ -49,48 +50,55 @@ pub fn refuse_srs(
     let mut named = false;
     let is_on = |fs_type: &str| signatures.iter().any(|found| found.split(' ').next() == Some(fs_type));
     for (fs_type, options) in FILESYSTEMS.iter().filter(|(fs_type, _)| is_on(fs_type)) {
-        let Ok(found) = look(node, fs_type, options, deadline) else { continue };
-        for found in found {
-            match found {
-                Found::Sr(held, _) if over.srs.contains(&held) => named = true,
-                Found::Sr(held, disks) => {
-                    let mut refusal =
-                        holds_sr(device, held, format!("a file SR in its {fs_type}"), vec![node.to_owned()]);
-                    if let Error::HoldsSr { held, .. } = &mut refusal {
-                        held.lost = loss::in_words(disks);
-                    }
-                    return Err(refusal);
+        named |= refuse_found(device, node, fs_type, look(node, fs_type, options, deadline), over)?;
+    }
+    Ok(named)
+}
+
+/// Refuses what was found in the filesystem on `node`, see [`refuse_srs`].
+fn refuse_found(device: &str, node: &Path, fs_type: &str, found: Result<Vec<Found>>, over: &Overwrite) -> Result<bool> {
+    let in_use = |holder: String| Error::DeviceInUse { device: device.to_owned(), holder };
+    let found = found.map_err(|error| {
+        in_use(format!(
+            "its {fs_type} may hold an SR and cannot be looked into ({}); if all in it can be lost, run wipefs -a first",
+            one_line(&error)
+        ))
+    })?;
+    let mut named = false;
+    for found in found {
+        match found {
+            Found::Sr(held, _) if over.srs.contains(&held) => named = true,
+            Found::Sr(held, disks) => {
+                let mut refusal = holds_sr(device, held, format!("a file SR in its {fs_type}"), vec![node.to_owned()]);
+                if let Error::HoldsSr { held, .. } = &mut refusal {
+                    held.lost = loss::in_words(disks);
                 }
-                Found::Images(info) => {
-                    let count = info.vdi_uuids.len();
-                    let images =
-                        if count == 1 { "the image of a VDI".to_owned() } else { format!("images of {count} VDIs") };
-                    let first = info.vdi_uuids[0];
-                    let holder = format!(
-                        "its {fs_type} has {images} ({first}, …) in {}; if they can be lost, remove them or run wipefs -a first",
-                        info.location
-                    );
-                    return Err(Error::DeviceInUse { device: device.to_owned(), holder });
-                }
+                return Err(refusal);
+            }
+            Found::Images(info) => {
+                let count = info.vdi_uuids.len();
+                let images =
+                    if count == 1 { "the image of a VDI".to_owned() } else { format!("images of {count} VDIs") };
+                let first = info.vdi_uuids[0];
+                return Err(in_use(format!(
+                    "its {fs_type} has {images} ({first}, …) in {}; if they can be lost, remove them or run wipefs -a first",
+                    info.location
+                )));
             }
         }
     }
     Ok(named)
 }
 
-/// The SRs in a filesystem that is not mounted. Nothing is written to it: the device takes no writes meanwhile.
+/// The SRs in a filesystem that is not mounted; none if it cannot be. Nothing is written to it: the device takes no writes
+/// meanwhile.
 fn look(node: &Path, fs_type: &str, options: &[&str], deadline: &Deadline) -> Result<Vec<Found>> {
     let was_read_only = blockdev::is_read_only(node);
     let found = blockdev::set_read_only(node, true).and_then(|()| {
         mount::privately(&run_dir::state().join("look"), |dir| {
-            let mut mounted = Ok(());
-            for options in options {
-                mounted = mount::block_device(node, dir, fs_type, true, options);
-                if mounted.is_ok() {
-                    break;
-                }
-            }
-            mounted.and_then(|()| srs_below(dir, deadline))
+            let is_mounted =
+                options.iter().any(|options| mount::block_device(node, dir, fs_type, true, options).is_ok());
+            if is_mounted { srs_below(dir, deadline) } else { Ok(Vec::new()) }
         })
     });
     match was_read_only {
@@ -115,4 +123,39 @@ fn srs_below(dir: &Path, deadline: &Deadline) -> Result<Vec<Found>> {
         found.extend(images.map(|info| Found::Images(SrInfo { location: shown.display().to_string(), ..info })));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::types::{NewVdi, Params, VdiUuid};
+
+    /// Judges a directory as if it were the top of a filesystem.
+    fn refused(dir: &Path, over: &Overwrite) -> Result<bool> {
+        let deadline = (Instant::now() + Duration::from_secs(20)).into();
+        refuse_found("/dev/sdb", Path::new("/dev/sdb"), "ext4", srs_below(dir, &deadline), over)
+    }
+
+    #[test]
+    fn an_sr_in_a_filesystem_is_not_overwritten_even_if_its_marker_is_damaged() {
+        let scratch = tempfile::tempdir().unwrap();
+        let force = Overwrite { contents: true, ..Overwrite::default() };
+        assert!(!refused(scratch.path(), &force).unwrap());
+        let deadline = Deadline::from(Instant::now() + Duration::from_secs(20));
+        let (uuid, below) = (SrUuid::random(), scratch.path().join("sr"));
+        let sr = FileSr::new(uuid, file::DRIVER.sr_type, below.clone(), deadline);
+        sr.create(None).unwrap();
+        let vdi = VdiUuid::random();
+        sr.create_vdi(&NewVdi { vdi, virtual_size: 4 << 20, format: None, params: Params::default() }).unwrap();
+        assert!(matches!(refused(scratch.path(), &force), Err(Error::HoldsSr { .. })));
+        assert!(refused(scratch.path(), &Overwrite { srs: vec![uuid], ..force.clone() }).unwrap());
+        for at in [below.as_path(), scratch.path()] {
+            fs::write(at.join(file::MARKER), b"(nonsense").unwrap();
+            let refusal = refused(scratch.path(), &force).unwrap_err();
+            assert!(matches!(refusal, Error::DeviceInUse { .. }), "{refusal}");
+        }
+    }
 }

@@ -5,7 +5,7 @@
 //! | something that the kernel uses: a mount, swap, an active volume | refused | refused | refused |
 //! | another SR with volumes, also damaged or with a device missing | refused | refused | destroyed |
 //! | a filesystem with a file SR that has disks | refused | refused | destroyed |
-//! | a filesystem with images of VDIs that no SR claims | refused | refused | refused |
+//! | a filesystem with images of VDIs that no SR claims, or whose SRs cannot be told | refused | refused | refused |
 //! | any other volume group with volumes, or that LVM does not show | refused | refused | refused |
 //! | any other volume group without volumes | refused | overwritten | |
 //! | signatures of filesystems, partition tables, RAID | refused | overwritten | |
