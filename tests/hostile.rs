@@ -497,10 +497,23 @@ fn an_answer_that_cannot_be_written_is_a_failure() {
     let full = sh(">/dev/full");
     assert_eq!(full.status.code(), Some(5));
     let said = String::from_utf8_lossy(&full.stderr).into_owned();
-    assert!(said.starts_with("EIO: cannot write the answer: ") && said.matches('\n').count() == 1, "{said}");
-    // Nobody is there to be told.
-    for redirection in [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"] {
-        assert_eq!(sh(redirection).status.code(), Some(0), "{redirection}");
+    let words = "EIO: cannot write the answer to standard output: ";
+    assert!(said.starts_with(words) && said.matches('\n').count() == 1, "{said}");
+    let closed = sh(">&-");
+    assert_eq!(closed.status.code(), Some(5));
+    assert_eq!(String::from_utf8_lossy(&closed.stderr), format!("{words}it is closed\n"));
+    let read_only = sh("1</dev/null");
+    assert_eq!(read_only.status.code(), Some(5));
+    assert!(String::from_utf8_lossy(&read_only.stderr).starts_with(words), "{read_only:?}");
+    for (redirection, status) in [
+        (">/dev/null", 0),
+        ("<&- 2>&-", 0),
+        ("2>/dev/full", 0),
+        (">&- 2>&-", 5),
+        ("<&- >&- 2>&-", 5),
+        (">&- 2>/dev/full", 5),
+    ] {
+        assert_eq!(sh(redirection).status.code(), Some(status), "{redirection}");
     }
     let before = scene.digest();
     assert_eq!(sh("; exit $?").status.code(), Some(0));

@@ -134,6 +134,30 @@ fn what_a_caller_has_in_the_file_that_he_redirects_to_stays() {
 }
 
 #[test]
+fn an_export_that_nobody_can_get_is_a_failure() {
+    let scene = Scene::new();
+    scene.disk();
+    scene.sm(&["vdi_import", SR, &vdi(1), "disk.raw", "--type", "qcow2"]).assert().success();
+    let program = assert_cmd::cargo::cargo_bin("sm");
+    for format in ["raw", "vhd", "qcow2"] {
+        for (redirection, status, words) in [
+            (">&-", 5, "EIO: cannot write standard output: it is closed\n"),
+            ("1</dev/null", 5, "EIO: cannot write standard output: "),
+            (">/dev/full", 28, "ENOSPC: cannot write standard output: "),
+            (">/dev/null", 0, ""),
+        ] {
+            let export = format!("\"$0\" -t file -d \"$1\" vdi_export {SR} {} - --type {format} {redirection}", vdi(1));
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &export]).arg(&program).arg(scene.path("sr")).current_dir(scene.scratch.path());
+            let output = shell.env("XCP_SM_RUN_DIR", scene.path("run")).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(status), "{format} {redirection}: {said}");
+            assert!(said.starts_with(words), "{format} {redirection}: {said}");
+        }
+    }
+}
+
+#[test]
 fn holes_stay_holes() {
     let scene = Scene::new();
     scene.disk();

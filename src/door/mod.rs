@@ -21,7 +21,7 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::datapath;
 use crate::sr::{DRIVERS, Driver};
-use crate::sys::syslog;
+use crate::sys::{stdio, syslog};
 
 /// What a door has to say when it is done.
 pub struct Answer {
@@ -88,11 +88,10 @@ fn said(document: String) -> Answer {
 
 fn speak(answer: Answer) -> ExitCode {
     let mut status = answer.status;
-    let mut out = std::io::stdout().lock();
-    if let Err(e) = out.write_all(&answer.stdout).and_then(|()| out.flush()) {
-        // The caller that closed the pipe does not want to know; anyone else must not take half for all.
+    if let Err(e) = stdio::write_output(&answer.stdout) {
+        // A caller that closed the pipe does not want to know. Any other caller must not take half for all.
         if e.kind() != std::io::ErrorKind::BrokenPipe {
-            let _ = writeln!(std::io::stderr(), "EIO: cannot write the answer: {e}");
+            let _ = writeln!(std::io::stderr(), "EIO: cannot write the answer to standard output: {e}");
         }
         status = status.max(5);
     }

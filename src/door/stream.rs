@@ -15,7 +15,7 @@ use nix::libc;
 use nix::unistd::linkat;
 
 use crate::error::{Error, Result};
-use crate::sys::durable;
+use crate::sys::{durable, stdio};
 use crate::types::Format;
 use crate::vdi::transfer::Stream;
 
@@ -49,6 +49,7 @@ pub fn from(name: &str, (format, stated): (Format, bool)) -> Result<Stream> {
 /// [`Error::Invalid`] if the name exists: nothing is overwritten. The same if there is no place for it.
 pub fn to(name: &str, (format, stated): (Format, bool)) -> Result<Stream> {
     if name == PIPE {
+        stdio::assert_output().map_err(Error::io("write", STDOUT))?;
         let file = stdout().as_fd().try_clone_to_owned().map_err(Error::io("write", STDOUT))?;
         return Ok(Stream { file: Arc::new(file.into()), name: STDOUT.into(), format, stated });
     }
