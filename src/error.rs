@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::sys::limits;
-use crate::types::{Format, Misread, MissingKey, Size, SrUuid, State, VdiUuid, shown};
+use crate::types::{Format, Misread, MissingKey, Size, SrUuid, State, VdiUuid, acts_on_terminal, shown};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -312,8 +312,8 @@ pub fn needs_root(op: &'static str, path: impl AsRef<Path>) -> Result<()> {
 
 /// The whole chain of causes on one line: what failed, on what, the system's words.
 ///
-/// Control characters are escaped and the line is cut at 4 KiB, so that hostile arguments can neither
-/// forge a second line nor flood a log.
+/// Characters that act on a terminal are escaped and the line is cut at 4 KiB: hostile arguments and names can neither forge
+/// a second line nor flood a log.
 pub fn one_line(error: &Error) -> String {
     const LONGEST: usize = 4096;
     let mut text = error.to_string();
@@ -329,7 +329,7 @@ pub fn one_line(error: &Error) -> String {
             line.push('…');
             break;
         }
-        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+        if acts_on_terminal(c) { line.extend(c.escape_default()) } else { line.push(c) }
     }
     line
 }

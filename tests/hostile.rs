@@ -520,6 +520,41 @@ fn an_answer_that_cannot_be_written_is_a_failure() {
     assert_eq!(scene.digest(), before);
 }
 
+/// A record or a file that another host planted, for people and for programs; and an error that names one.
+#[test]
+fn names_that_others_chose_do_not_act_on_a_terminal() {
+    let scene = Scene::file_with_a();
+    let planted = "\u{1b}]0;x\u{7}\nrow two\u{202e}";
+    let shown = r"\u{1b}]0;x\u{7}\nrow two\u{202e}";
+    let record = r#"(vdi (label . "\x1b;]0;x\x7;\nrow two\x202e;"))"#;
+    fs::write(scene.place.join(format!("{A}.params")), record).unwrap();
+    let library = scene.root.path().join("library");
+    fs::create_dir(&library).unwrap();
+    fs::write(library.join(format!("{planted}.iso")), [0; 2048]).unwrap();
+    let iso = |args: &[&str]| {
+        let place = ["-tiso", "-d", library.to_str().unwrap()];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sm"));
+        command.args(place).args(args).env("XCP_SM_RUN_DIR", scene.root.path().join("run")).output().unwrap()
+    };
+    let answers = [
+        scene.call(["sr_scan", SR, "--format", "table"]).done(),
+        scene.call(["vdi_get_params", SR, A, "--format", "table"]).done(),
+        scene.call(["vdi_tree", SR]).done(),
+        String::from_utf8(iso(&["sr_scan", scene::OTHER_SR, "--format", "table"]).stdout).unwrap(),
+        String::from_utf8(iso(&["vdi_tree", scene::OTHER_SR]).stdout).unwrap(),
+        scene.call(["vdi_get_params", SR, planted]).fails("EINVAL"),
+        scene.call(["vdi_import", SR, B, planted]).fails("EINVAL"),
+    ];
+    for answer in answers {
+        assert!(answer.contains(shown), "{answer}");
+        assert!(!answer.contains(['\u{1b}', '\u{7}', '\u{202e}']) && !answer.contains("\nrow"), "{answer:?}");
+    }
+    // The form for programs is as it was: JSON gives the label back.
+    let json = scene.call(["vdi_get_params", SR, A, "--format", "json"]).done();
+    let read: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(read["vdi"]["label"], planted);
+}
+
 #[test]
 fn a_closed_descriptor_is_never_mistaken_for_the_disk() {
     let scene = Scene::file_with_a();

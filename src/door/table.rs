@@ -1,11 +1,11 @@
-//! Answers for a person at a terminal.
+//! Answers for a person at a terminal. Labels and names of files come from others, so every line is written through
+//! [`line()`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 
 use crate::door::size::human;
 use crate::door::v1::answer::Reply;
-use crate::types::{SrInfo, State, VdiInfo, VdiUuid};
+use crate::types::{SrInfo, State, VdiInfo, VdiUuid, printable};
 
 /// A reply as aligned text.
 pub fn write(reply: &Reply) -> String {
@@ -47,7 +47,7 @@ fn sr(out: &mut String, info: &SrInfo) {
     pairs(out, &rows);
     if info.vdis.is_empty() {
         for vdi in &info.vdi_uuids {
-            let _ = writeln!(out, "  {vdi}");
+            line(out, &format!("  {vdi}"));
         }
         return;
     }
@@ -66,7 +66,7 @@ fn sr(out: &mut String, info: &SrInfo) {
     let widths: Vec<usize> = (0..6).map(width).collect();
     out.push('\n');
     for [uuid, format, virtual_size, used, state, label] in &lines {
-        let line = format!(
+        let row = format!(
             "{uuid:w0$}  {format:w1$}  {virtual_size:>w2$}  {used:>w3$}  {state:w4$}  {label}",
             w0 = widths[0],
             w1 = widths[1],
@@ -74,10 +74,10 @@ fn sr(out: &mut String, info: &SrInfo) {
             w3 = widths[3],
             w4 = widths[4],
         );
-        let _ = writeln!(out, "{}", line.trim_end());
+        line(out, &row);
     }
     for v in info.vdis.iter().filter(|v| !v.state.is_healthy()) {
-        let _ = writeln!(out, "{}: {}", v.uuid, v.state);
+        line(out, &format!("{}: {}", v.uuid, v.state));
     }
 }
 
@@ -88,14 +88,8 @@ fn tree(out: &mut String, info: &SrInfo) {
     for vdi in &info.vdis {
         children.entry(vdi.parent.filter(|parent| known.contains(parent))).or_default().push(vdi);
     }
-    let _ = writeln!(
-        out,
-        "SR {} ({}, {} of {} used)",
-        info.uuid,
-        info.sr_type,
-        human(info.physical_utilisation),
-        human(info.size)
-    );
+    let used = format!("{} of {} used", human(info.physical_utilisation), human(info.size));
+    line(out, &format!("SR {} ({}, {used})", info.uuid, info.sr_type));
     // What is still to be drawn, the next one last: the image, what stands left of it, whether it is its parent's last.
     let roots = children.remove(&None).unwrap_or_default();
     let mut todo: Vec<(&VdiInfo, String, bool)> = with_last(roots, "").rev().collect();
@@ -110,15 +104,8 @@ fn tree(out: &mut String, info: &SrInfo) {
             State::Broken(why) | State::ParentMissing(why) | State::Unsupported(why) => format!("{name}: {why}"),
             State::Healthy | State::ServerDied => name,
         };
-        let line = format!(
-            "{indent}{branch}{} {} {}, {} used  {name}  {}",
-            vdi.uuid,
-            vdi.format,
-            human(vdi.virtual_size),
-            human(vdi.physical_utilisation),
-            vdi.label
-        );
-        let _ = writeln!(out, "{}", line.trim_end());
+        let sizes = format!("{}, {} used", human(vdi.virtual_size), human(vdi.physical_utilisation));
+        line(out, &format!("{indent}{branch}{} {} {sizes}  {name}  {}", vdi.uuid, vdi.format, vdi.label));
         let below = format!("{indent}{}", if last { "   " } else { "│  " });
         todo.extend(with_last(children.remove(&Some(vdi.uuid)).unwrap_or_default(), &below).rev());
     }
@@ -180,6 +167,70 @@ fn state(info: &VdiInfo) -> String {
 
 fn pairs(out: &mut String, rows: &[(&str, String)]) {
     for (name, value) in rows {
-        let _ = writeln!(out, "{name:<13} {value}");
+        line(out, &format!("{name:<13} {value}"));
+    }
+}
+
+/// Writes one line, whatever is in its text.
+fn line(out: &mut String, text: &str) {
+    out.push_str(&printable(text.trim_end()));
+    out.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Format, SrUuid};
+
+    /// A VDI on which every text that others choose has this in it.
+    fn vdi(planted: &str) -> VdiInfo {
+        VdiInfo {
+            uuid: VdiUuid::random(),
+            label: planted.to_owned(),
+            description: planted.to_owned(),
+            sr: SrUuid::random(),
+            vbds: vec![planted.to_owned()],
+            virtual_size: 1 << 20,
+            physical_utilisation: 4096,
+            sector_size: 512,
+            format: Format::Vhd,
+            parent: None,
+            children: Vec::new(),
+            shareable: false,
+            attached: false,
+            state: State::Broken(planted.to_owned()),
+            locked: true,
+            read_only: false,
+            hidden: false,
+            location: None,
+        }
+    }
+
+    #[test]
+    fn planted_text_neither_forges_rows_nor_acts_on_the_terminal() {
+        let planted = "\u{1b}]0;x\u{7}\u{9b}31m\r\nrow\u{2028}two\u{202e}end";
+        let sr = |text: &str| SrInfo {
+            uuid: SrUuid::random(),
+            vdi_uuids: Vec::new(),
+            physical_utilisation: 0,
+            virtual_allocation: 0,
+            size: 1 << 30,
+            free: 1 << 30,
+            sr_type: "file".to_owned(),
+            location: text.to_owned(),
+            pool: None,
+            vdis: vec![vdi(text)],
+        };
+        for (evil, plain) in [
+            (Reply::Sr(sr(planted)), Reply::Sr(sr("x"))),
+            (Reply::Tree(sr(planted)), Reply::Tree(sr("x"))),
+            (Reply::Srs(vec![sr(planted)]), Reply::Srs(vec![sr("x")])),
+            (Reply::Vdi(vdi(planted)), Reply::Vdi(vdi("x"))),
+        ] {
+            let text = write(&evil);
+            assert!(text.contains(r"\u{1b}]0;x\u{7}\u{9b}31m\r\nrow\u{2028}two\u{202e}end"), "{text}");
+            assert!(!text.contains(|c: char| c != '\n' && crate::types::acts_on_terminal(c)), "{text:?}");
+            assert_eq!(text.lines().count(), write(&plain).lines().count(), "{text}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::format::Format;
 pub use self::ids::{SrUuid, VdiUuid};
 pub use self::info::{PoolUse, Space, SrInfo, VdiInfo};
-pub use self::shown::{Size, secret_part, shown};
+pub use self::shown::{Size, acts_on_terminal, printable, secret_part, shown};
 pub use self::state::State;
 
 /// A word of a caller that is not what it has to be; the crate's error has a variant with the same fields.

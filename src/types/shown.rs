@@ -1,5 +1,7 @@
-//! How values stand in messages and logs: sizes with units, values of device_config without passwords.
+//! How values stand in messages, tables and logs: sizes with units, values of device_config without passwords, text of others
+//! without what acts on a terminal.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// Bytes in the words of a message: as a SIZE is typed, `20GiB`, where a unit says it exactly; else `1.5GiB (1610612737
@@ -54,6 +56,27 @@ pub fn shown(key: &str, value: &str) -> String {
     }
 }
 
+/// Text without characters that act on a terminal: in labels, names of files and words of tools, which come from other hosts
+/// and from guests, they could forge rows and hide what stands there. Each of these is written as its escape in Rust (`\u{1b}`, `\n`). All
+/// other characters stay, backslashes too.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(acts_on_terminal) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if acts_on_terminal(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    Cow::Owned(shown)
+}
+
+/// Whether a character acts on a terminal: control characters, line and paragraph separators, and the characters that
+/// reverse the order of others (Unicode Standard Annex 9, "Directional Formatting Characters"). Not the marks U+200E, U+200F
+/// and U+061C: names in Hebrew and Arabic have these.
+pub fn acts_on_terminal(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +100,20 @@ mod tests {
             ("password", "", ""),
         ] {
             assert_eq!(shown(key, value), seen, "{key}");
+        }
+    }
+
+    #[test]
+    fn what_acts_on_a_terminal_is_escaped_and_what_is_read_is_not() {
+        for (text, shown) in [
+            ("\u{1b}]0;x\u{7}\u{9b}31m", "\\u{1b}]0;x\\u{7}\\u{9b}31m"),
+            ("a\nb\r\tc\u{7f}", "a\\nb\\r\\tc\\u{7f}"),
+            ("\u{202e}gnp.exe\u{2066}\u{2028}", "\\u{202e}gnp.exe\\u{2066}\\u{2028}"),
+        ] {
+            assert_eq!(printable(text), shown);
+        }
+        for plain in ["", "root disk, ü λ 日本 😀", "C:\\new", "שלום\u{200f}!"] {
+            assert!(matches!(printable(plain), Cow::Borrowed(shown) if shown == plain), "{plain}");
         }
     }
 }
