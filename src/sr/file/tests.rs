@@ -582,3 +582,33 @@ fn a_disk_that_was_changed_since_the_trees_were_read_is_looked_at_again() {
         assert_eq!(read(&sr, vdi, at, 4096).unwrap(), [with; 4096]);
     }
 }
+
+/// The copy takes hours, in which snapshots come and go.
+#[test]
+fn a_base_is_merged_though_disks_above_it_are_made_and_deleted_meanwhile() {
+    let scratch = tempfile::tempdir().unwrap();
+    let sr = FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline());
+    sr.create(None).unwrap();
+    let (disk, snap, later) = (an_only_child(&sr), VdiUuid::random(), VdiUuid::random());
+    write(&sr, disk, 4096, &[8; 4096]);
+    sr.vdi(disk).unwrap().snapshot(snap, &ctx()).unwrap();
+    let base = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
+    let forest = sr.forest(sr.dir().unwrap());
+    let mut nodes = forest.nodes().unwrap();
+    let root = nodes.base_of_only_child(base).unwrap();
+    let done = std::cell::Cell::new(false);
+    let meanwhile = |_, _| {
+        if !done.replace(true) {
+            sr.vdi(snap).unwrap().delete(&ctx()).unwrap();
+            sr.vdi(disk).unwrap().snapshot(later, &ctx()).unwrap();
+        }
+    };
+    assert_eq!(merge(&forest, &mut nodes, base, &Context { progress: &meanwhile, ..ctx() }).unwrap(), Done::Changed);
+    assert!(done.get() && forest.place(base).is_err());
+    assert!(nodes.iter().eq(forest.nodes().unwrap().iter()));
+    for vdi in [disk, later] {
+        assert_eq!(nodes.chain(vdi).last(), Some(&root));
+        assert_eq!(read(&sr, vdi, 0, 4096).unwrap(), [7; 4096]);
+        assert_eq!(read(&sr, vdi, 4096, 4096).unwrap(), [8; 4096]);
+    }
+}
