@@ -21,8 +21,9 @@ pub enum Error {
     Usage(String),
     #[error("{0}")]
     TooManyArguments(String),
-    #[error("no such command {}; `--help` lists them", Quoted(.0))]
-    NoSuchCommand(String),
+    /// `similar`: the commands that may have been meant, the likeliest last.
+    #[error("no such command {}; {}`--help` lists them", Quoted(name), meant(similar))]
+    NoSuchCommand { name: String, similar: Vec<String> },
     #[error("{op} is not supported: {why}")]
     Unsupported { op: &'static str, why: String },
     /// A change that only the host that may change the SR makes.
@@ -332,6 +333,10 @@ pub fn one_line(error: &Error) -> String {
         if acts_on_terminal(c) { line.extend(c.escape_default()) } else { line.push(c) }
     }
     line
+}
+
+fn meant(similar: &[String]) -> String {
+    similar.last().map(|name| format!("did you mean {name}? ")).unwrap_or_default()
 }
 
 /// `given`: the keys that there are, with spaces between.

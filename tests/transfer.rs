@@ -320,6 +320,11 @@ fn an_image_is_no_raw_disk_unless_that_is_said() {
         (image(b"vhdxfile", 0), "a VHDX image: qemu-img"),
         (image(b"KDMV", 0), "a VMDK image: qemu-img"),
         (image(&[0x7f, 0x10, 0xda, 0xbe], 64), "a VDI image: qemu-img"),
+        (image(b"QED\0", 0), "a QED image: qemu-img"),
+        (image(&[0x1f, 0x8b, 8], 0), "a file packed by gzip: unpack it first"),
+        (image(b"\xfd7zXZ\0", 0), "a file packed by xz: unpack it first"),
+        (image(&[0x28, 0xb5, 0x2f, 0xfd], 0), "a file packed by zstd: unpack it first"),
+        (image(b"ustar", 257), "a file packed by tar: unpack it first"),
     ];
     for (n, (bytes, words)) in images.iter().enumerate() {
         let vdi = vdi(n as u32);

@@ -17,6 +17,12 @@ pub fn parse(text: &str) -> Result<u64> {
         "KiB" => 1 << 10,
         "GiB" => 1 << 30,
         "TiB" => 1 << 40,
+        // Other programs mean 1,000 or 1,024 by these.
+        "K" | "M" | "G" | "T" | "KB" | "MB" | "GB" | "TB" | "k" | "m" | "g" | "t" | "kb" | "mb" | "gb" | "tb"
+            if !number.is_empty() =>
+        {
+            return Err(bad(&format!("for units of 1,024 write {number}{}iB", unit[..1].to_ascii_uppercase())));
+        }
         _ => return Err(bad(form)),
     };
     if number.is_empty() {
@@ -74,6 +80,13 @@ mod tests {
         }
         for big in ["9223372036854775808B", "8796093022208", "99999999999999999999", "16777216TiB"] {
             assert!(matches!(parse(big), Err(Error::Oversized { .. })), "{big:?}");
+        }
+    }
+
+    #[test]
+    fn a_unit_that_may_mean_two_things_is_refused_with_the_right_one() {
+        for (text, right) in [("20G", "20GiB"), ("20GB", "20GiB"), ("20g", "20GiB"), ("1T", "1TiB"), ("5kb", "5KiB")] {
+            assert!(parse(text).unwrap_err().to_string().contains(&format!("write {right}")), "{text}");
         }
     }
 

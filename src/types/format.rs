@@ -48,7 +48,12 @@ impl FromStr for Format {
             "vhd" => Ok(Format::Vhd),
             "qcow2" => Ok(Format::Qcow2),
             _ => {
-                Err(Misread { what: "type", value: text.to_owned(), expected: "expected raw, vhd or qcow2".to_owned() })
+                let lower = text.to_ascii_lowercase();
+                let expected = match lower.as_str() {
+                    "raw" | "vhd" | "qcow2" => format!("write {lower}, in lower case"),
+                    _ => "expected raw, vhd or qcow2".to_owned(),
+                };
+                Err(Misread { what: "type", value: text.to_owned(), expected })
             }
         }
     }

@@ -80,6 +80,7 @@ impl Stream {
         let as_image = match container {
             Container::Ours(format) => format!("--file-type {format} reads it as that"),
             Container::Foreign(_) => "qemu-img convert makes a qcow2 of it".to_owned(),
+            Container::Packed(_) => "unpack it first".to_owned(),
         };
         Err(self.unfit(format!("it looks like {container}: {as_image}, --file-type raw takes its bytes as they are")))
     }
@@ -98,6 +99,8 @@ impl Stream {
 enum Container {
     Ours(Format),
     Foreign(&'static str),
+    /// A compressed file or an archive, in which an image may be.
+    Packed(&'static str),
 }
 
 impl Container {
@@ -112,6 +115,13 @@ impl Container {
             }
             _ if first.starts_with(b"vhdxfile") => Some(Container::Foreign("VHDX")),
             _ if first.starts_with(b"KDMV") => Some(Container::Foreign("VMDK")),
+            _ if first.starts_with(b"QED\0") => Some(Container::Foreign("QED")),
+            // The method is "deflate", the only one that there is.
+            _ if first.starts_with(&[0x1f, 0x8b, 8]) => Some(Container::Packed("gzip")),
+            _ if first.starts_with(b"\xfd7zXZ\0") => Some(Container::Packed("xz")),
+            _ if first.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) => Some(Container::Packed("zstd")),
+            // The first header of an OVA or XVA.
+            _ if first.get(257..262) == Some(b"ustar") => Some(Container::Packed("tar")),
             // VirtualBox, behind 64 bytes of text.
             _ if first.get(64..68) == Some(&[0x7f, 0x10, 0xda, 0xbe]) => Some(Container::Foreign("VDI")),
             _ => None,
@@ -124,6 +134,7 @@ impl fmt::Display for Container {
         match self {
             Container::Ours(format) => write!(f, "a {format} image"),
             Container::Foreign(name) => write!(f, "a {name} image"),
+            Container::Packed(name) => write!(f, "a file packed by {name}"),
         }
     }
 }
@@ -312,7 +323,9 @@ impl Incoming {
                 let mut front = Vec::new();
                 let len = vhd::Incoming::FRONT;
                 (&mut input).take(len).read_to_end(&mut front).map_err(Error::io("read", &from.name))?;
-                if let Some(Container::Foreign(_) | Container::Ours(Format::Qcow2)) = Container::of(&front, &[]) {
+                if let Some(Container::Foreign(_) | Container::Packed(_) | Container::Ours(Format::Qcow2)) =
+                    Container::of(&front, &[])
+                {
                     from.refuse_other(&front, &[])?;
                 }
                 let streams = vhd::Incoming::can_read(&front);

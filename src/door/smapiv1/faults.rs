@@ -188,7 +188,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
             "VDI-UUID" => Code::VDIUnavailable,
             _ => Code::InvalidArg,
         },
-        Error::Usage(_) | Error::TooManyArguments(_) | Error::NoSuchCommand(_) => Code::BadRequest,
+        Error::Usage(_) | Error::TooManyArguments(_) | Error::NoSuchCommand { .. } => Code::BadRequest,
         // 38 would be an error of xapi's own that hides the reason.
         Error::Foreign { .. } => Code::SRUnavailable,
         Error::NotMaster { .. } => Code::LVMMaster,

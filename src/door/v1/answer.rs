@@ -70,7 +70,14 @@ pub fn not_parsed(refused: clap::Error) -> Answer {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             return Answer { stdout: refused.to_string().into_bytes(), stderr: String::new(), status: 0 };
         }
-        ErrorKind::InvalidSubcommand => Error::NoSuchCommand(context(ContextKind::InvalidSubcommand)),
+        ErrorKind::InvalidSubcommand => Error::NoSuchCommand {
+            name: context(ContextKind::InvalidSubcommand),
+            similar: match refused.get(ContextKind::SuggestedSubcommand) {
+                Some(ContextValue::Strings(names)) => names.clone(),
+                Some(ContextValue::String(name)) => vec![name.clone()],
+                _ => Vec::new(),
+            },
+        },
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Error::Usage("no command was given; `--help` lists them".to_owned())
         }

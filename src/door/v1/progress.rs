@@ -17,9 +17,9 @@ impl ProgressBar {
         ProgressBar(Some(indicatif::ProgressBar::hidden().with_style(style)))
     }
 
-    /// Shows that `done` of `total` bytes are copied.
+    /// Shows that `done` of `total` bytes are copied. Nothing is shown while there is nothing to copy.
     pub fn show(&self, done: u64, total: u64) {
-        let Some(bar) = &self.0 else { return };
+        let Some(bar) = self.0.as_ref().filter(|_| total > 0) else { return };
         if bar.is_hidden() {
             bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
         }

@@ -51,16 +51,41 @@ pub fn new_vdi(vdi: VdiUuid, virtual_size: u64, args: &NewArgs) -> Result<NewVdi
     Ok(NewVdi { vdi, virtual_size, format: args.image.as_deref().map(str::parse).transpose()?, params })
 }
 
+/// The format of a file to be written, as [`file_format`] finds it. An extension that other formats have is refused: what
+/// reads the file would take its bytes for that format.
+///
+/// # Errors
+/// [`Error::Invalid`] for a word that is no format, and for such a file.
+pub fn export_format(file: &str, said: Option<&str>) -> Result<(Format, bool)> {
+    const OTHERS: &[&str] = &["vmdk", "vhdx", "vdi", "qed", "qcow", "ova", "xva", "gz", "xz", "zst", "bz2", "zip"];
+    let extension = extension(file);
+    match said {
+        None if OTHERS.contains(&extension.as_str()) => Err(Error::Invalid {
+            what: "FILE",
+            value: file.to_owned(),
+            expected: format!(
+                "no {extension} file can be written; --type raw, vhd or qcow2 says what to write under this name"
+            ),
+        }),
+        _ => file_format(file, said),
+    }
+}
+
+/// In lower case: other systems write `DISK.VHD`.
+fn extension(file: &str) -> String {
+    let extension = std::path::Path::new(file).extension().and_then(|extension| extension.to_str());
+    extension.unwrap_or_default().to_ascii_lowercase()
+}
+
 /// The format of a file: the one that the caller `said`, else the one that the file's extension names, else raw; and whether
 /// the caller said it. The file's bytes do not count: a guest wrote them.
 ///
 /// # Errors
 /// [`Error::Invalid`] for a word that is no format.
 pub fn file_format(file: &str, said: Option<&str>) -> Result<(Format, bool)> {
-    let extension = std::path::Path::new(file).extension().and_then(|e| e.to_str());
     match said {
         Some(said) => Ok((said.parse()?, true)),
-        None => Ok((extension.and_then(|e| e.parse().ok()).unwrap_or(Format::Raw), false)),
+        None => Ok((extension(file).parse().unwrap_or(Format::Raw), false)),
     }
 }
 
@@ -111,10 +136,25 @@ mod tests {
             ("a.qcow2", Some("raw"), (Format::Raw, true)),
             ("a.img", None, (Format::Raw, false)),
             ("-", None, (Format::Raw, false)),
+            ("DISK.VHD", None, (Format::Vhd, false)),
+            ("a.Qcow2", None, (Format::Qcow2, false)),
         ] {
             assert_eq!(file_format(file, said).unwrap(), expected, "{file} {said:?}");
         }
         assert!(file_format("a.vhd", Some("vmdk")).is_err());
+    }
+
+    #[test]
+    fn nothing_is_written_under_the_extension_of_another_format_unless_a_format_is_said() {
+        for file in ["x.vmdk", "x.VMDK", "x.vhdx", "x.vdi", "x.qed", "x.qcow", "x.raw.gz", "x.ova"] {
+            assert!(matches!(export_format(file, None), Err(Error::Invalid { what: "FILE", .. })), "{file}");
+            assert_eq!(export_format(file, Some("vhd")).unwrap(), (Format::Vhd, true));
+        }
+        for (file, format) in
+            [("x.VHD", Format::Vhd), ("x.img", Format::Raw), ("-", Format::Raw), ("vmdk", Format::Raw)]
+        {
+            assert_eq!(export_format(file, None).unwrap(), (format, false));
+        }
     }
 
     #[test]

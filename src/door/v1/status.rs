@@ -35,7 +35,7 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         | Error::Usage(_) => (22, "EINVAL"),
         Error::NoSpace { .. } | Error::PoolFull { .. } => (28, "ENOSPC"),
         Error::LockRefused { .. } => (37, "ENOLCK"),
-        Error::NoSuchCommand(_) => (42, "ENOMSG"),
+        Error::NoSuchCommand { .. } => (42, "ENOMSG"),
         Error::NoSr { .. } => (100, "ENOSR"),
         Error::NoVdi { .. } => (101, "ENOVDI"),
         Error::SrUnavailable { .. } | Error::Busy { .. } => (102, "ESRBUSY"),

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write, stderr};
 
 use super::answer::Reply;
 use super::grammar::{SrArg, Verb};
-use super::request::{self, file_format, new_vdi, of_size};
+use super::request::{self, export_format, file_format, new_vdi, of_size};
 use crate::call::Session;
 use crate::context::Context;
 use crate::door::{size, stream};
@@ -109,7 +109,7 @@ impl Caller<'_> {
             }
             Verb::VdiExport { vdi: arg, file, image } => {
                 let (sr, vdi) = request::vdi(&arg)?;
-                let to = stream::to(&file, file_format(&file, image.as_deref())?)?;
+                let to = stream::to(&file, export_format(&file, image.as_deref())?)?;
                 let exported = self.open(sr).and_then(|session| session.vdi_export(vdi, &to, context));
                 publish(&to, exported)
             }
