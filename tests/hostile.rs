@@ -325,7 +325,7 @@ fn what_another_user_may_not_see_is_eacces() {
         let run = scene.root.path().join("nobody");
         let copy = scene.root.path().join("sm-copy");
         if !copy.exists() {
-            fs::copy(env!("CARGO_BIN_EXE_sm"), &copy).unwrap();
+            copy_executable(&copy);
             fs::create_dir(&run).unwrap();
             std::os::unix::fs::chown(&run, Some(65534), Some(65534)).unwrap();
             fs::set_permissions(scene.root.path(), PermissionsExt::from_mode(0o755)).unwrap();
@@ -676,6 +676,12 @@ fn the_directory_of_an_sr_with_disks_is_no_empty_library_of_cds() {
     }
 }
 
+/// Copies the executable by another process: a child that a test beside this one forks meanwhile would inherit the file open
+/// for writing, and it could not be executed (ETXTBSY).
+fn copy_executable(to: &Path) {
+    Command::new("cp").arg(env!("CARGO_BIN_EXE_sm")).arg(to).assert().success();
+}
+
 #[test]
 fn a_directory_of_locks_that_another_user_could_make_first_is_refused() {
     if !is_root() || !has("setpriv") {
@@ -683,7 +689,7 @@ fn a_directory_of_locks_that_another_user_could_make_first_is_refused() {
     }
     let scene = Scene::file();
     let copy = scene.root.path().join("sm-copy");
-    fs::copy(env!("CARGO_BIN_EXE_sm"), &copy).unwrap();
+    copy_executable(&copy);
     // A user of this test alone: the directory in /tmp is named after the user.
     let uid = 100_000_000 + std::process::id();
     for path in [scene.root.path().to_owned(), scene.place.clone(), scene.place.join(".sm-sr")] {
