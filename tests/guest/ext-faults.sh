@@ -179,7 +179,7 @@ debugfs -w -R 'set_inode_field <2> mode 0100644' /dev/$VG/$SR > /dev/null 2>&1
 debugfs -w -R 'set_super_value state 2' /dev/$VG/$SR > /dev/null 2>&1
 lvchange -qan $VG/$SR
 fails_with EIO "e2fsck -f /dev/$VG/$SR" sm sr_attach $SR
-fails_with EIO 'can be mounted' sm sr_delete $SR
+fails_with EIO "e2fsck -f /dev/$VG/$SR" sm sr_delete $SR
 fails_with EIO 'by hand' sm sr_delete --yes $SR
 mounted && fail 'what is damaged is not mounted'
 inactive
