@@ -72,8 +72,8 @@ impl FileSr {
     /// Gives every child of `vdi` to `base`, then removes `vdi`. Can be done again from any point of it.
     ///
     /// The answer says why a child could not be given away, or which image cannot be read and so may be another child;
-    /// `vdi` then stays. As `base` holds all that `vdi` does, a child
-    /// shows the same with either of them as its parent, so this is no half-done change.
+    /// `vdi` then stays. As `base` holds all that `vdi` does, a child shows the same with either of them as its parent, so
+    /// this is no half-done change.
     ///
     /// # Errors
     /// [`Error::Damaged`] if there is no image `base`; [`Error::Io`].
