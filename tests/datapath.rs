@@ -455,28 +455,34 @@ fn lock_of_call() -> Result<lock::Lock, lock::Refused> {
     lock::take("98de866e-b035-4b1a-a571-613bff542b89", "vdi", lock::Kind::Exclusive, Instant::now())
 }
 
-/// A process that serves the image, before anybody knows.
-fn server_of(image: &Path) -> Option<Pid> {
-    fs::read_dir("/proc").unwrap().flatten().find_map(|process| {
+/// The processes that serve an image of this path or below it, before anybody knows, each with its command line.
+fn servers_of(path: &Path) -> Vec<(Pid, String)> {
+    let server = |process: fs::DirEntry| {
         let pid = process.file_name().to_str()?.parse().ok()?;
         let line = fs::read(process.path().join("cmdline")).ok()?;
-        let line = String::from_utf8_lossy(&line);
-        (line.contains("serve-image") && line.contains(image.to_str()?)).then_some(Pid::from_raw(pid))
-    })
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        (line.contains("serve-image") && line.contains(path.to_str()?)).then_some((Pid::from_raw(pid), line))
+    };
+    fs::read_dir("/proc").unwrap().flatten().filter_map(server).collect()
+}
+
+fn server_of(image: &Path) -> Option<Pid> {
+    servers_of(image).first().map(|(pid, _)| *pid)
+}
+
+/// The letter of a process's or thread's state: proc_pid_stat(5). `None`: it is gone.
+fn state_of(process: &Path) -> Option<char> {
+    fs::read_to_string(process.join("stat")).ok()?.rsplit_once(") ")?.1.chars().next()
 }
 
 /// Whether no thread of the process gets on: stopped, dead, or waiting (D) for one that is.
 fn stands_still(process: Pid) -> bool {
     let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else { return true };
-    threads.flatten().all(|thread| match fs::read_to_string(thread.path().join("stat")) {
-        Ok(stat) => stat.rsplit_once(") ").is_none_or(|(_, rest)| !rest.starts_with(['R', 'S'])),
-        Err(_) => true,
-    })
+    threads.flatten().all(|thread| !matches!(state_of(&thread.path()), Some('R' | 'S')))
 }
 
 fn has_ended(child: &std::process::Child) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
-    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
+    matches!(state_of(&Path::new("/proc").join(child.id().to_string())), None | Some('Z'))
 }
 
 fn caller_killed(sr: &Path) {
@@ -877,16 +883,9 @@ fn kill_server(image: &Path) {
 /// No process, mount, device or file of a server.
 fn nothing_is_left(scratch: &Path) {
     let marker = scratch.to_str().unwrap();
-    let running = || {
-        fs::read_dir("/proc").unwrap().flatten().find_map(|process| {
-            let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            (line.contains("serve-image") && line.contains(marker)).then_some(line)
-        })
-    };
     // One that could not start has told so before it ends.
     let until = Instant::now() + Duration::from_secs(300);
-    while let Some(line) = running() {
+    while let Some((_, line)) = servers_of(scratch).first() {
         assert!(Instant::now() < until, "left running: {line}");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -903,14 +902,8 @@ fn nothing_is_left(scratch: &Path) {
 
 /// After a test that failed. A server that is stopped would stop whoever looks into its mount, us first.
 fn clean_up(sr: &Path) {
-    let marker = sr.parent().unwrap().to_str().unwrap();
-    for process in fs::read_dir("/proc").unwrap().flatten() {
-        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line);
-        if line.contains("serve-image") && line.contains(marker) {
-            let pid = process.file_name().to_str().unwrap().parse().unwrap();
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+    for (server, _) in servers_of(sr.parent().unwrap()) {
+        let _ = kill(server, Signal::SIGKILL);
     }
     for attached in datapath::all().unwrap().iter().filter(|a| a.image.starts_with(sr)) {
         let _ = Command::new("umount").arg(&attached.device).stderr(Stdio::null()).status();

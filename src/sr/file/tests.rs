@@ -29,6 +29,17 @@ fn deadline() -> Deadline {
     (Instant::now() + std::time::Duration::from_secs(60)).into()
 }
 
+/// An SR that is still to be created, of this host alone.
+fn new_sr_in(scratch: &tempfile::TempDir) -> FileSr {
+    FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline())
+}
+
+fn sr_in(scratch: &tempfile::TempDir) -> FileSr {
+    let sr = new_sr_in(scratch);
+    sr.create(None).unwrap();
+    sr
+}
+
 fn vhd(vdi: VdiUuid) -> NewVdi {
     NewVdi { vdi, virtual_size: 4 << 20, format: Some(Format::Vhd), params: Params::default() }
 }
@@ -99,7 +110,7 @@ impl Forking {
 #[test]
 fn a_child_whose_base_has_no_name_is_unmade() {
     let scratch = tempfile::tempdir().unwrap();
-    let fork = Forking::begin(FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline()));
+    let fork = Forking::begin(new_sr_in(&scratch));
     let (sr, dir, [disk, _, dest]) = (&fork.sr, &fork.dir, fork.places);
     let sorted = |mut names: Vec<String>| {
         names.retain(|name| name != CHANGE);
@@ -121,7 +132,7 @@ fn a_disk_that_somebody_made_after_a_killed_fork_is_his() {
     for format in [Format::Vhd, Format::Raw] {
         for linked in [false, true] {
             let scratch = tempfile::tempdir().unwrap();
-            let fork = Forking::begin(FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline()));
+            let fork = Forking::begin(new_sr_in(&scratch));
             let (sr, [disk, base, dest]) = (&fork.sr, fork.places());
             if linked {
                 fork.dir.link(&disk.name(), &base.name()).unwrap();
@@ -196,8 +207,7 @@ fn a_wait_for_the_tree_ends_when_the_call_does() {
 fn who_scans_during_forks_sees_every_disk_and_no_base() {
     const DISKS: usize = 10;
     let scratch = tempfile::tempdir().unwrap();
-    let sr = FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline());
-    sr.create(None).unwrap();
+    let sr = sr_in(&scratch);
     let disks: Vec<VdiUuid> = (0..DISKS).map(|_| sr.create_vdi(&vhd(VdiUuid::random())).unwrap().uuid).collect();
     let (begun, born) = (Mutex::new(HashSet::from_iter(disks.clone())), Mutex::new(disks.clone()));
     let fork_all = || {
@@ -501,8 +511,7 @@ fn a_disk_without_a_name_for_a_moment_keeps_its_lock() {
 #[test]
 fn a_killed_merge_of_a_base_is_not_completed_while_a_child_may_be_unread() {
     let scratch = tempfile::tempdir().unwrap();
-    let sr = FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline());
-    sr.create(None).unwrap();
+    let sr = sr_in(&scratch);
     let (disk, snap) = (an_only_child(&sr), VdiUuid::random());
     let root = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
     write(&sr, disk, 0, &[8; 4096]);
@@ -525,8 +534,7 @@ fn a_killed_merge_of_a_base_is_not_completed_while_a_child_may_be_unread() {
 #[test]
 fn a_killed_merge_of_a_base_that_cannot_be_opened_is_left_undone() {
     let scratch = tempfile::tempdir().unwrap();
-    let sr = FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline());
-    sr.create(None).unwrap();
+    let sr = sr_in(&scratch);
     let disk = an_only_child(&sr);
     let root = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
     sr.vdi(disk).unwrap().snapshot(VdiUuid::random(), &ctx()).unwrap();
@@ -548,8 +556,7 @@ fn a_killed_merge_of_a_base_that_cannot_be_opened_is_left_undone() {
 #[test]
 fn the_collector_waits_for_a_change_before_it_reads_the_trees() {
     let scratch = tempfile::tempdir().unwrap();
-    let sr = FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline());
-    sr.create(None).unwrap();
+    let sr = sr_in(&scratch);
     let disk = an_only_child(&sr);
     let held = lock::take(&sr.sr.to_string(), "tree", lock::Kind::Exclusive, Instant::now()).unwrap();
     let merged = std::cell::Cell::new(false);
@@ -565,8 +572,7 @@ fn the_collector_waits_for_a_change_before_it_reads_the_trees() {
 #[test]
 fn a_disk_that_was_changed_since_the_trees_were_read_is_looked_at_again() {
     let scratch = tempfile::tempdir().unwrap();
-    let sr = FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline());
-    sr.create(None).unwrap();
+    let sr = sr_in(&scratch);
     let forest = sr.forest(sr.dir().unwrap());
     let (larger, copied) = (an_only_child(&sr), an_only_child(&sr));
     let mut before = forest.nodes().unwrap();
@@ -587,8 +593,7 @@ fn a_disk_that_was_changed_since_the_trees_were_read_is_looked_at_again() {
 #[test]
 fn a_base_is_merged_though_disks_above_it_are_made_and_deleted_meanwhile() {
     let scratch = tempfile::tempdir().unwrap();
-    let sr = FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline());
-    sr.create(None).unwrap();
+    let sr = sr_in(&scratch);
     let (disk, snap, later) = (an_only_child(&sr), VdiUuid::random(), VdiUuid::random());
     write(&sr, disk, 4096, &[8; 4096]);
     sr.vdi(disk).unwrap().snapshot(snap, &ctx()).unwrap();
