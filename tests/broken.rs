@@ -159,8 +159,10 @@ fn a_directory_with_files_in_it_is_no_image_to_delete() {
 fn base(scene: &Scene) -> String {
     let names = scene.names();
     let known = [A, B, C, X];
-    let name = names.iter().find(|name| name.ends_with(".vhd") && !known.iter().any(|vdi| name.starts_with(vdi)));
-    name.unwrap_or_else(|| panic!("no base in {names:?}")).trim_end_matches(".vhd").to_owned()
+    let name = names.iter().find(|name| {
+        (name.ends_with(".vhd") || name.ends_with(".qcow2")) && !known.iter().any(|vdi| name.starts_with(vdi))
+    });
+    name.and_then(|name| name.split_once('.')).unwrap_or_else(|| panic!("no base in {names:?}")).0.to_owned()
 }
 
 #[test]
@@ -261,6 +263,86 @@ fn a_child_that_cannot_be_read_keeps_every_base_of_its_format() {
         assert_eq!(state_of(&scene.call(["sr_scan", SR]).done(), A), "");
         scene.call(["sr_collect", SR]).done();
         assert_eq!(bases().len(), 0, "{format}: both are merged");
+    }
+}
+
+/// Some bytes of a header went. Either the disk shows what it held all the same, or all that it needs is still there when a
+/// copy of its small image is put back.
+#[test]
+fn a_child_whose_header_lost_some_bytes_loses_nothing_else() {
+    let (vhd, qcow2) =
+        ([0, 512, 536, 552, 576, 578, 1024, 1088], [0, 4, 8, 12, 16, 20, 24, 32, 36, 40, 48, 56, 96, 100, 104, 112]);
+    let scratch = tempfile::tempdir().unwrap();
+    let data = scratch.path().join("data");
+    fs::write(&data, vec![7; 8 << 20]).unwrap();
+    for (format, offset) in vhd.map(|at| ("vhd", at)).into_iter().chain(qcow2.map(|at| ("qcow2", at))) {
+        for count in [4, 16, 512] {
+            let scene = Scene::empty(&FILE, Door::Sm);
+            scene.call(["sr_create", SR]).done();
+            scene.call(["vdi_import", SR, A, data.to_str().unwrap(), "--type", format]).done();
+            scene.call(["vdi_snapshot", SR, A, C]).done();
+            let image = scene.place.join(format!("{A}.{format}"));
+            let good = fs::read(&image).unwrap();
+            fs::OpenOptions::new().write(true).open(&image).unwrap().write_all_at(&vec![0; count], offset).unwrap();
+            for call in [vec!["vdi_delete", SR, C], vec!["sr_collect", SR], vec!["sr_attach", SR]] {
+                let _ = scene.call(call).status();
+            }
+            let copy = scratch.path().join("copy");
+            let shows_all = || {
+                let _ = fs::remove_file(&copy);
+                let export = scene.call(["vdi_export", SR, A, copy.to_str().unwrap(), "--type", "raw"]);
+                export.succeeded() && fs::read(&copy).unwrap() == fs::read(&data).unwrap()
+            };
+            if !shows_all() {
+                fs::write(&image, &good).unwrap();
+                assert!(shows_all(), "{format}: {count} bytes at {offset}");
+            }
+        }
+    }
+}
+
+/// Files that got each other's names by hand get them back once that is seen. Until then nothing goes that a disk needs.
+#[test]
+fn images_that_changed_their_names_lose_nothing() {
+    for format in ["vhd", "qcow2"] {
+        for (calls, of_own_tree) in [["sr_attach", "sr_collect"], ["sr_collect", "sr_attach"]]
+            .into_iter()
+            .flat_map(|calls| [(calls, true), (calls, false)])
+        {
+            let scene = Scene::empty(&FILE, Door::Sm);
+            scene.call(["sr_create", SR]).done();
+            scene.call(["vdi_create", SR, A, "8", "--type", format]).done();
+            scene.call(["vdi_snapshot", SR, A, C]).done();
+            let base = base(&scene);
+            scene.call(["vdi_create", SR, B, "8", "--type", format]).done();
+            scene.call(["vdi_snapshot", SR, B, X]).done();
+            let leaf = if of_own_tree { A } else { B };
+            let [leaf_image, base_image, aside] =
+                [leaf, &base, "aside"].map(|name| scene.place.join(format!("{name}.{format}")));
+            let swap = || {
+                fs::rename(&leaf_image, &aside).unwrap();
+                fs::rename(&base_image, &leaf_image).unwrap();
+                fs::rename(&aside, &base_image).unwrap();
+            };
+            let images = || {
+                let names = scene.names().into_iter().filter(|name| name.ends_with(format));
+                names.map(|name| (name.clone(), fs::read(scene.place.join(name)).unwrap())).collect::<Vec<_>>()
+            };
+            let before = images();
+            swap();
+            for call in calls {
+                let _ = scene.call([call, SR]).status();
+            }
+            let message = scene.call(["sr_collect", SR]).fails("EIO");
+            assert!(message.contains("give the images their names back"), "{message}");
+            let message = scene.call(["vdi_delete", SR, leaf]).fails("EVDIBUSY");
+            assert!(message.contains("give them their names back"), "{message}");
+            swap();
+            assert!(images() == before, "{format} {calls:?} {of_own_tree}");
+            scene.call(["vdi_delete", SR, A]).done();
+            scene.call(["vdi_delete", SR, C]).done();
+            assert!(!base_image.exists(), "{format}: with their names back, nothing is kept any more");
+        }
     }
 }
 

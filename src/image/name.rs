@@ -50,6 +50,20 @@ impl ImageName {
     }
 }
 
+/// What can still be read of the parent of an image that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedParent {
+    /// The last part of the parent's name. `None`: there is no name.
+    pub name: Option<String>,
+    /// What guards the header, or all that it says, agrees that this is the name, or that the image has no parent.
+    pub is_certain: bool,
+}
+
+impl NamedParent {
+    /// Nothing can be read, so the image may be the child of any other.
+    pub const UNKNOWN: NamedParent = NamedParent { name: None, is_certain: false };
+}
+
 fn of_extension(extension: &str) -> Option<Format> {
     ImageName::FORMATS.into_iter().find(|format| format.to_string() == extension)
 }

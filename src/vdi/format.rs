@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, DiskWriter};
+use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
 use crate::sys::copy::Progress;
 use crate::types::Format;
@@ -74,9 +75,8 @@ pub trait Layout: Sync {
     /// [`Error::Damaged`]; [`Error::Unsupported`] for what can't be used; [`Error::Io`].
     fn query(&self, image: &dyn Storage) -> Result<ImageInfo>;
 
-    /// The parent that an image names, or `Some(None)` if it names none, as far as that can be read of an image that
-    /// [`Layout::query`] refuses. `None`: it cannot be read, so the image may be the child of any base of its format.
-    fn named_parent(&self, image: &dyn Storage) -> Option<Option<String>>;
+    /// The parent that an image names, as far as that can be read of an image that [`Layout::query`] refuses.
+    fn named_parent(&self, image: &dyn Storage) -> NamedParent;
 
     /// Makes an image that no process has open larger, durably.
     ///

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, DiskWriter};
+use crate::image::name::NamedParent;
 use crate::image::qcow2::{self, Chain, Header, Image, Parent};
 use crate::image::storage::Storage;
 use crate::sys::copy::Progress;
@@ -43,7 +44,7 @@ impl Layout for Qcow2Layout {
         Ok(ImageInfo { hidden: header.hidden, parent, ..ImageInfo::alone(header.virtual_size) })
     }
 
-    fn named_parent(&self, image: &dyn Storage) -> Option<Option<String>> {
+    fn named_parent(&self, image: &dyn Storage) -> NamedParent {
         qcow2::named_parent(image)
     }
 

@@ -10,6 +10,7 @@ use crate::context::Context;
 use crate::error::{Error, Result, ended};
 use crate::image::SECTOR;
 use crate::image::disk::{Disk, DiskWriter, RawImage};
+use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
 use crate::sys::limits;
 use crate::sys::lock::Lock;
@@ -52,8 +53,8 @@ impl Layout for RawLayout {
         Ok(ImageInfo::alone(image.len()?))
     }
 
-    fn named_parent(&self, _image: &dyn Storage) -> Option<Option<String>> {
-        Some(None)
+    fn named_parent(&self, _image: &dyn Storage) -> NamedParent {
+        NamedParent { name: None, is_certain: true }
     }
 
     fn resize(&self, image: &Arc<dyn Storage>, virtual_size: u64) -> Result<()> {

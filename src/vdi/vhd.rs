@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Result;
 use crate::image::disk::{Disk, DiskWriter};
+use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
 use crate::image::vhd::{self, Chain, Image, NewImage, ParentLink};
 use crate::sys::copy::Progress;
@@ -47,7 +48,7 @@ impl Layout for VhdLayout {
         })
     }
 
-    fn named_parent(&self, image: &dyn Storage) -> Option<Option<String>> {
+    fn named_parent(&self, image: &dyn Storage) -> NamedParent {
         vhd::named_parent(image)
     }
 

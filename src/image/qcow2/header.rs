@@ -13,6 +13,7 @@ use std::path::Path;
 
 use super::{MAX_CLUSTER_BITS, MAX_REFCOUNT_TABLE, MAX_TABLE, MIN_CLUSTER_BITS, SECTOR, Storage, be32, be64};
 use crate::error::{Error, Result};
+use crate::image::name::NamedParent;
 
 const MAGIC: u32 = 0x5146_49fb;
 /// Bytes up to the fields of version 3.
@@ -123,6 +124,14 @@ impl Header {
     }
 
     fn parse(bytes: &[u8]) -> Result<Header, Fault> {
+        let header = Header::parse_names(bytes)?;
+        header.check(be32(bytes, 32))?;
+        Ok(header)
+    }
+
+    /// Takes the fields as they are, of an image that cannot be used too, and the extensions with the parent's name. What
+    /// these say fits together: that there is no parent is believed only then, because no checksum guards a header.
+    fn parse_names(bytes: &[u8]) -> Result<Header, Fault> {
         if be32(bytes, 0) != MAGIC {
             return Err("there is no qcow2 header".to_owned().into());
         }
@@ -162,7 +171,6 @@ impl Header {
             backing_format: None,
             extensions: Vec::new(),
         };
-        header.check(be32(bytes, 32))?;
         let part = |at: usize, len: usize| -> Result<&[u8], Fault> {
             match at.checked_add(len) {
                 Some(end) if end <= cluster => bytes.get(at..end).ok_or(Fault::Short),
@@ -180,12 +188,11 @@ impl Header {
         if (compression != 0) != (header.incompatible & COMPRESSION != 0) {
             return Err("its compression type and the bit that announces it contradict each other".to_owned().into());
         }
-        let name = be64(bytes, 8) as usize;
+        let (name, len) = (be64(bytes, 8) as usize, be32(bytes, 16) as usize);
+        if (name == 0) != (len == 0) || len > LONGEST_NAME {
+            return Err(format!("a parent's name of {len} bytes at {name} can't be").into());
+        }
         if name != 0 {
-            let len = be32(bytes, 16) as usize;
-            if len > LONGEST_NAME {
-                return Err(format!("a parent's name of {len} bytes can't be").into());
-            }
             header.backing = Some(String::from_utf8_lossy(part(name, len)?).into_owned());
         }
         // "The header extensions … end at the latest where the backing file name begins."
@@ -206,6 +213,10 @@ impl Header {
                 _ => header.extensions.push((kind, data.to_vec())),
             }
             at += 8 + len.next_multiple_of(8);
+        }
+        // No writer leaves it behind: qemu-img refuses to make such an image, and removes both when it rebases.
+        if header.backing.is_none() && header.backing_format.as_ref().is_some_and(|format| !format.is_empty()) {
+            return Err("it says of which format its parent is, but not which image that is".to_owned().into());
         }
         Ok(header)
     }
@@ -422,24 +433,32 @@ impl Header {
 }
 
 /// The name of the file that an image names as its parent, without directories, of an image that [`Header::read`] refuses
-/// too, or that it names none: only the magic number, the place of the name and the name itself have to be there. `None`:
-/// they are not, so nobody knows what the image was.
-pub fn named_parent(place: &dyn Storage) -> Option<Option<String>> {
+/// too: only the magic number, the place of the name and the name itself have to be there.
+///
+/// No checksum guards a header. It is believed if all that it says of a parent fits together, and the name can be read.
+pub fn named_parent(place: &dyn Storage) -> NamedParent {
     let mut bytes = vec![0; FIRST_READ];
-    let read = place.read_at(&mut bytes, 0).ok()?;
-    if read < V2 || be32(&bytes, 0) != MAGIC {
-        return None;
+    match place.read_at(&mut bytes, 0) {
+        Ok(read) if read >= V2 && be32(&bytes, 0) == MAGIC => {}
+        _ => return NamedParent::UNKNOWN,
+    }
+    let header = Header::parse_names(&bytes);
+    if let Ok(Header { backing: None, .. }) = header {
+        return NamedParent { name: None, is_certain: true };
     }
     let (at, len) = (be64(&bytes, 8), be32(&bytes, 16) as usize);
-    if at == 0 {
-        return Some(None);
-    }
-    if at > 1 << MAX_CLUSTER_BITS || len > LONGEST_NAME {
-        return None;
+    if at == 0 || at > 1 << MAX_CLUSTER_BITS || len == 0 || len > LONGEST_NAME {
+        return NamedParent::UNKNOWN;
     }
     let mut name = vec![0; len];
-    let name = (place.read_at(&mut name, at).ok()? == len).then(|| String::from_utf8_lossy(&name).into_owned())?;
-    Some(Some(name.rsplit('/').next().unwrap_or_default().to_owned()))
+    if !matches!(place.read_at(&mut name, at), Ok(read) if read == len) {
+        return NamedParent::UNKNOWN;
+    }
+    let is_text = |name: &str| !name.chars().any(char::is_control);
+    NamedParent {
+        is_certain: header.is_ok() && str::from_utf8(&name).is_ok_and(is_text),
+        name: String::from_utf8_lossy(&name).rsplit('/').next().map(str::to_owned),
+    }
 }
 
 /// Where [`Header::patch`] finds the fields.

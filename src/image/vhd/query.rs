@@ -16,6 +16,7 @@ use super::header::{HEADER, Header};
 use super::image::read_batmap_header;
 use super::{BLOCK, MAX_BLOCKS, MAX_READ_SIZE, SECTOR, Storage, intent};
 use crate::error::{Error, Result};
+use crate::image::name::NamedParent;
 
 /// What the headers of an image say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -240,13 +241,14 @@ fn read_whole(place: &dyn Storage) -> Result<Meta> {
     Ok(meta)
 }
 
-/// The base name of the parent that an image names, or that it names none, of a damaged image too: only the header itself
-/// has to be there, in its usual place. `None`: it is not, so nobody knows what the image was.
-pub fn named_parent(place: &dyn Storage) -> Option<Option<String>> {
+/// The base name of the parent that an image names, of a damaged image too: only the header itself has to be there, in its
+/// usual place. Its checksum says whether it can be believed.
+pub fn named_parent(place: &dyn Storage) -> NamedParent {
     let mut start = [0; (SECTOR + HEADER) as usize];
-    let read = place.read_at(&mut start, 0).ok()?;
-    let header = Header::unchecked(&start[SECTOR as usize..read.max(SECTOR as usize)])?;
-    Some(Some(header.parent_name()).filter(|name| !name.is_empty()))
+    let Ok(read) = place.read_at(&mut start, 0) else { return NamedParent::UNKNOWN };
+    let bytes = &start[SECTOR as usize..read.max(SECTOR as usize)];
+    let name = Header::unchecked(bytes).map(|header| header.parent_name());
+    NamedParent { name: name.filter(|name| !name.is_empty()), is_certain: Header::parse(bytes).is_ok() }
 }
 
 /// [`query()`] of an image that is to be used: refuses what no read or write could serve, as far as these bytes tell.

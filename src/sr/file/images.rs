@@ -72,14 +72,18 @@ fn look(dir: &Dir, vdi: VdiUuid, format: Format) -> Result<Option<(Stat, Node)>>
     }
 }
 
-/// The parent that a damaged image names, or `Some(None)` if it names none, as far as that can still be read.
+/// The parent that a damaged image names, as far as that can still be read. `Some(None)`: it is a child of no image of this
+/// SR, for sure. `None`: that cannot be told.
 fn named_parent(dir: &Dir, name: &str, format: Format) -> Option<Option<VdiUuid>> {
     if layout(format).is_by_length() {
         return Some(None);
     }
     let file = dir.try_open_record(name).ok()??;
-    let parent = layout(format).named_parent(&FileStorage::of_regular(file, dir.join(name)))?;
-    Some(parent.and_then(|parent| possible_parent(&parent, format)))
+    let named = layout(format).named_parent(&FileStorage::of_regular(file, dir.join(name)));
+    match named.name.and_then(|parent| possible_parent(&parent, format)) {
+        Some(parent) => Some(Some(parent)),
+        None => named.is_certain.then_some(None),
+    }
 }
 
 /// The VDI that an image of this format calls by a name. `None`: such an image is no parent of this one.

@@ -16,7 +16,7 @@ use crate::sys::syslog;
 use crate::types::{Format, Mode, VdiUuid};
 use crate::vdi::layout;
 use crate::vdi::tree::change::Change;
-use crate::vdi::tree::nodes::{Nodes, may_be_needed};
+use crate::vdi::tree::nodes::Nodes;
 
 impl FileSr {
     /// Locks the trees of the SR, see [`crate::vdi::tree::forest::Forest::lock`].
@@ -71,7 +71,7 @@ impl FileSr {
 
     /// Gives every child of `vdi` to `base`, then removes `vdi`. Can be done again from any point of it.
     ///
-    /// The answer says why a child could not be given away, or which image cannot be read and so may be another child;
+    /// The answer says why a child could not be given away, or which image may be another child;
     /// `vdi` then stays. As `base` holds all that `vdi` does, a child shows the same with either of them as its parent, so
     /// this is no half-done change.
     ///
@@ -93,9 +93,9 @@ impl FileSr {
         };
         let own = Rc::new(Dir::open(dir.path())?);
         let parent = self.place(own.clone(), base, base_format).as_parent(Mode::ReadOnly)?;
-        if let Some(unread) = nodes.unread(format) {
+        if let Some(claim) = nodes.claim(vdi) {
             let path = dir.join(&image_name(vdi, format));
-            return Ok(Some(Error::Damaged { path, what: may_be_needed(unread) }));
+            return Ok(Some(Error::Damaged { path, what: claim.to_string() }));
         }
         let old = match self.place(own.clone(), vdi, format).as_parent(Mode::ReadOnly) {
             Ok(old) => Some(old),
