@@ -127,11 +127,8 @@ fn a_broken_image_is_listed_as_such_and_every_other_disk_lives_on() {
         // It cannot be taken for a disk, and goes by its name when that is said.
         scene.call(["vdi_snapshot", SR, X, C]).fails_somehow();
         scene.call(["vdi_resize", SR, X, "16"]).fails_somehow();
-        // What its params said is lost already; its image is not looked into for that.
-        if *kind != "damaged params" {
-            let message = scene.call(["vdi_delete", SR, X]).fails("EIO|EPERM");
-            assert!(message.contains("--yes"), "{kind}: {message}");
-        }
+        let message = scene.call(["vdi_delete", SR, X]).fails("EIO|EPERM");
+        assert!(message.contains("--yes"), "{kind}: {message}");
         scene.call(["vdi_delete", "--yes", SR, X]).done();
         assert!(!scene.names().iter().any(|name| name.contains(X)), "{kind}: {:?}", scene.names());
         assert!(scene.call(["sr_scan", SR]).done().contains(A), "{kind}");
@@ -151,8 +148,80 @@ fn a_directory_with_files_in_it_is_no_image_to_delete() {
     let scene = healthy(Door::Sm);
     fs::create_dir(scene.place.join(format!("{X}.vhd"))).unwrap();
     fs::write(scene.place.join(format!("{X}.vhd/letter")), "dear").unwrap();
-    scene.call(["vdi_delete", "--yes", SR, X]).fails("EIO");
+    for words in [&["vdi_delete", SR, X][..], &["vdi_delete", "--yes", SR, X]] {
+        let message = scene.call(words).fails("EIO");
+        assert!(message.contains("move it away") && !message.contains("--yes"), "{message}");
+    }
     assert_eq!(fs::read(scene.place.join(format!("{X}.vhd/letter"))).unwrap(), b"dear");
+}
+
+/// A person who reads that `--yes` deletes a disk all the same must find it so.
+#[test]
+fn yes_is_a_remedy_only_where_it_deletes() {
+    type Spoil = fn(&Scene);
+    let kinds: [(&str, bool, Spoil); 6] = [
+        ("params that are junk", true, |scene| fs::write(scene.place.join(format!("{B}.params")), "junk").unwrap()),
+        ("a directory in the lock", true, |scene| {
+            fs::create_dir_all(scene.place.join(format!("{B}.lock/1"))).unwrap();
+        }),
+        ("a pipe in the place of the params of no disk", true, |scene| {
+            nix::unistd::mkfifo(&scene.place.join(format!("{X}.params")), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }),
+        ("a directory of files in the place of the params", false, |scene| {
+            fs::create_dir(scene.place.join(format!("{B}.params"))).unwrap();
+            fs::write(scene.place.join(format!("{B}.params/letter")), "dear").unwrap();
+        }),
+        ("a damaged record of a change", false, |scene| fs::write(scene.place.join(".sm-tree"), "junk").unwrap()),
+        ("a lock that someone holds, beside damaged params", false, |scene| {
+            scene.call(["vdi_lock", SR, B, "FALSE", "vm7"]).done();
+            fs::write(scene.place.join(format!("{B}.params")), "junk").unwrap();
+        }),
+    ];
+    for (kind, deletes, spoil) in kinds {
+        let scene = healthy(Door::Sm);
+        spoil(&scene);
+        let vdi = if kind.contains("no disk") { X } else { B };
+        let before = scene.digest();
+        let message = scene.call(["vdi_delete", SR, vdi]).fails("EIO|EVDIBUSY");
+        assert_eq!(message.contains("--yes"), deletes, "{kind}: {message}");
+        assert_eq!(scene.digest(), before, "{kind}");
+        if deletes {
+            scene.call(["vdi_delete", "--yes", SR, vdi]).done();
+            assert!(!scene.names().iter().any(|name| name.contains(vdi)), "{kind}: {:?}", scene.names());
+            scene.call(["vdi_create", SR, vdi, "8", "--type", "vhd"]).done();
+        } else {
+            scene.call(["vdi_delete", "--yes", SR, vdi]).fails("EIO|EVDIBUSY");
+            assert_eq!(scene.digest(), before, "{kind}");
+        }
+    }
+}
+
+/// What no program of this package put there keeps neither a disk nor an SR from being deleted, and is not destroyed.
+#[test]
+fn a_directory_inside_a_lock_does_not_stop_a_deletion_half_way() {
+    for files in [false, true] {
+        let scene = healthy(Door::Sm);
+        for vdi in [A, B] {
+            scene.call(["vdi_lock", SR, vdi, "FALSE", "u"]).done();
+            scene.call(["vdi_unlock", SR, vdi, "FALSE", "u"]).done();
+            fs::create_dir(scene.place.join(format!("{vdi}.lock/sub"))).unwrap();
+            if files {
+                fs::write(scene.place.join(format!("{vdi}.lock/sub/letter")), "dear").unwrap();
+            }
+            for name in ["01", "+7"] {
+                fs::write(scene.place.join(format!("{vdi}.lock/{name}")), "junk").unwrap();
+            }
+        }
+        scene.call(["vdi_get_params", SR, A]).done();
+        scene.call(["vdi_delete", SR, B]).done();
+        scene.call(["vdi_get_params", SR, B]).fails("ENOVDI");
+        scene.call(["vdi_create", SR, B, "8", "--type", "vhd"]).done();
+        scene.call(["sr_delete", SR, "--yes"]).done();
+        scene.call(["sr_get_params", SR]).fails("ENOSR");
+        let letters = scene.digest().keys().filter(|path| path.ends_with("letter")).count();
+        assert_eq!(letters, if files { 2 } else { 0 });
+        assert_eq!(scene.place.exists(), files);
+    }
 }
 
 /// The UUID of A's base.

@@ -130,6 +130,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::call::Unreadable;
     use crate::sr::{file, iso};
     use crate::types::{NewVdi, Overwrite, SrUuid, VdiUuid};
 
@@ -175,7 +176,7 @@ mod tests {
         let new = NewVdi { vdi, virtual_size: 1 << 20, format: None, params: Params::default() };
         session.vdi_create(new, &context()).unwrap();
         assert_eq!(session.vdis_at_stake(&context()).unwrap(), 1);
-        session.vdi_delete(vdi, false, &context()).unwrap();
+        session.vdi_delete(vdi, Unreadable::Refused, &context()).unwrap();
         session.sr_delete(&context()).unwrap();
     }
 

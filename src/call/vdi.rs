@@ -31,17 +31,24 @@ impl Session {
         self.carry_out(Locks::of_vdis(&[new.vdi]), context, move |storage, _| storage.create_vdi(&new))
     }
 
-    /// Deletes a VDI. Idempotent. `broken`: also one whose image cannot be read, so that nothing but its name tells what
-    /// would be lost.
+    /// Deletes a VDI. Idempotent. `unreadable`: what becomes of one that cannot be read.
     ///
     /// # Errors
-    /// [`Error::VdiInUse`] while it is attached or locked.
-    pub fn vdi_delete(&self, vdi: VdiUuid, broken: bool, context: &Context) -> Result<()> {
+    /// [`Error::VdiInUse`] while it is attached or locked; what keeps it from being read, unless it is deleted all the same.
+    pub fn vdi_delete(&self, vdi: VdiUuid, unreadable: Unreadable, context: &Context) -> Result<()> {
         self.carry_out(Locks::of_vdis(&[vdi]), context, move |storage, context| {
-            delete(storage, vdi, broken, context)?;
+            delete(storage, vdi, unreadable, context)?;
             forget_vdis(&[vdi]);
             Ok(())
         })
+    }
+
+    /// Whether [`Session::vdi_delete`] would delete a VDI that cannot be read if it was told to. Changes nothing.
+    pub fn is_deletable_unread(&self, vdi: VdiUuid, context: &Context) -> bool {
+        let look = self.carry_out(Locks::of_vdis(&[vdi]), context, move |storage, context| {
+            storage.can_delete_broken(vdi, context)
+        });
+        look.unwrap_or(false)
     }
 
     /// Makes a block device of a VDI. Idempotent: an attached VDI has the path that it had.
@@ -171,18 +178,39 @@ impl Session {
     }
 }
 
-fn delete(storage: &dyn Sr, vdi: VdiUuid, broken: bool, context: &Context) -> Result<()> {
-    match storage.vdi(vdi).and_then(|disk| disk.delete(context)) {
-        Ok(()) => Ok(()),
-        Err(error) if broken && error.is_of_the_image() => {
-            if storage.delete_broken(vdi, context)? {
-                Ok(())
-            } else {
-                Err(error)
-            }
+/// What vdi_delete does with a VDI that cannot be read, so that nothing but its name tells what would be lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreadable {
+    /// Refuses it, also if only what is stored beside the image cannot be read. For people, who may have mistyped its UUID.
+    Refused,
+    /// Refuses it if the image or its lock cannot be read; the names beside it do not count. For agents that call by the v1.0
+    /// API.
+    ImageRefused,
+    /// Deletes it.
+    Deleted,
+}
+
+fn delete(storage: &dyn Sr, vdi: VdiUuid, unreadable: Unreadable, context: &Context) -> Result<()> {
+    let deleted = storage.vdi(vdi).and_then(|disk| {
+        if unreadable == Unreadable::Refused {
+            disk.place().params()?;
         }
+        disk.delete(context)
+    });
+    let deleted = match deleted {
         // There is none, or another host deleted it just now.
         Err(Error::NoVdi { .. }) => storage.forget_vdi(vdi).map(drop),
-        Err(other) => Err(other),
+        other => other,
+    };
+    match deleted {
+        Err(error) if unreadable == Unreadable::Deleted && error.is_of_the_image() => {
+            match storage.delete_broken(vdi, context) {
+                Ok(true) => Ok(()),
+                // The storage, not the disk.
+                Ok(false) | Err(Error::NoVdi { .. }) => Err(error),
+                Err(other) => Err(other),
+            }
+        }
+        other => other,
     }
 }

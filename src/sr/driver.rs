@@ -200,11 +200,20 @@ pub trait Sr: Send + Sync {
     /// [`Error::NotMerged`] at the end, with all failures; [`Error::SrUnavailable`] while another process collects.
     fn collect(&self, context: &Context) -> Result<Done>;
 
+    /// Whether [`Sr::delete_broken`] would delete the VDI now. Changes nothing.
+    ///
+    /// # Errors
+    /// Those of [`Sr::delete_broken`].
+    fn can_delete_broken(&self, _vdi: VdiUuid, _context: &Context) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Deletes a VDI whose image, or what is stored beside it, cannot be read, by its name alone. `false`: it can be
     /// read, or the driver has no such VDIs; nothing was changed.
     ///
     /// # Errors
-    /// [`Error::VdiInUse`] while it is attached or locked, or an image names it as its parent.
+    /// [`Error::VdiInUse`] while it is attached or locked, or an image names it as its parent. [`Error::Damaged`] for what
+    /// cannot be removed.
     fn delete_broken(&self, _vdi: VdiUuid, _context: &Context) -> Result<bool> {
         Ok(false)
     }

@@ -214,6 +214,10 @@ impl Sr for FileSr {
         self.remove_broken(vdi, context)
     }
 
+    fn can_delete_broken(&self, vdi: VdiUuid, context: &Context) -> Result<bool> {
+        self.can_remove_broken(vdi, context)
+    }
+
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
         self.forget(vdi)
     }

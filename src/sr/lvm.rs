@@ -327,6 +327,16 @@ impl LvmSr {
         self.volumes(vg).try_for_each(|(vdi, format, _)| refuse_foreign(vdi, format))
     }
 
+    /// The disk `vdi`, if a damaged tag keeps it from being served, and nothing uses it.
+    fn damaged(&self, vg: &Vg, vdi: VdiUuid) -> Result<Option<LvmPlace<'_>>> {
+        let found = self.volumes(vg).find(|(found, format, _)| *found == vdi && *format == Format::Raw);
+        let place = found.map(|(.., lv)| LvmPlace::new(self, vg, vdi, lv)).filter(LvmPlace::is_damaged);
+        if place.is_some() {
+            vdi::refuse_if_used(&*self.vdi(vdi)?)?;
+        }
+        Ok(place)
+    }
+
     fn refuse_attached(&self, vg: &Vg) -> Result<()> {
         match self.volumes(vg).find(|(.., lv)| lv.active && !tags::read(&lv.tags).is_private()) {
             None => Ok(()),
@@ -541,18 +551,15 @@ impl Sr for LvmSr {
         }
     }
 
+    fn can_delete_broken(&self, vdi: VdiUuid, _context: &Context) -> Result<bool> {
+        self.damaged(&self.group.whole()?, vdi).map(|place| place.is_some())
+    }
+
     fn delete_broken(&self, vdi: VdiUuid, _context: &Context) -> Result<bool> {
-        let vg = self.group.whole()?;
-        let Some((.., lv)) = self.volumes(&vg).find(|(found, format, _)| *found == vdi && *format == Format::Raw)
-        else {
-            return Ok(false);
-        };
-        let place = LvmPlace::new(self, &vg, vdi, lv);
-        if !place.is_damaged() {
-            return Ok(false);
+        match self.damaged(&self.group.whole()?, vdi)? {
+            Some(place) => place.remove_damaged().map(|()| true),
+            None => Ok(false),
         }
-        vdi::refuse_if_used(&*self.vdi(vdi)?)?;
-        place.remove_damaged().map(|()| true)
     }
 
     /// An SR on logical volumes keeps no trees of images, so there is nothing to merge.

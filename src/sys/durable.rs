@@ -373,7 +373,7 @@ impl Dir {
     /// Removes a directory and the files in it. `false`: there was none.
     ///
     /// On NFS a file that a process of this host has open cannot be removed: its client calls it `.nfs…` until it is
-    /// closed, and the directory stays as long. Then the directory gets a temporary name, under which
+    /// closed, and the directory stays as long. A directory in it with files of another program stays, too. Then the directory gets a temporary name, under which
     /// [`Dir::sweep_temporary`] removes it later. So the name is free in any case, and a new directory of that name
     /// starts empty. Not durable before [`Dir::sync`].
     pub fn discard(&self, name: &str) -> Result<bool> {
@@ -393,14 +393,21 @@ impl Dir {
         Ok(true)
     }
 
-    /// Removes the files of a directory, then the directory. `false`: there is no such directory, or one that cannot be
-    /// emptied while a process has a file of it open or adds one.
+    /// Removes the files and empty directories of a directory, then the directory. `false`: there is no such directory, or
+    /// one that cannot be emptied: a process has a file of it open or adds one, or there is a directory with files in it,
+    /// which no program of this package makes.
     fn empty_and_remove(&self, name: &str) -> Result<bool> {
         let Some(dir) = self.sub_dir(name)? else { return Ok(false) };
         let emptied = dir.names().and_then(|files| {
             files.iter().try_for_each(|file| match dir.remove(file) {
                 // A file that is open; the directory will tell.
                 Err(e) if e.errno() == Some(Errno::EBUSY as i32) => Ok(()),
+                Err(e) if e.errno() == Some(Errno::EISDIR as i32) => match dir.remove_dir(file) {
+                    Err(e) if matches!(e.errno().map(Errno::from_raw), Some(Errno::ENOTEMPTY | Errno::EEXIST)) => {
+                        Ok(())
+                    }
+                    other => other.map(drop),
+                },
                 other => other.map(drop),
             })
         });

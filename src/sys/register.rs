@@ -101,7 +101,9 @@ fn current(dir: &Dir) -> Result<State> {
 }
 
 fn numbers(dir: &Dir) -> Result<Vec<u64>> {
-    Ok(dir.names()?.iter().filter_map(|name| name.parse().ok()).collect())
+    // A name that is not written as this module writes it, `01` or `+2`, is no state.
+    let number = |name: &String| name.parse().ok().filter(|number: &u64| number.to_string() == *name);
+    Ok(dir.names()?.iter().filter_map(number).collect())
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ clean_up() {
     for vdi in $VDI $CLONE $SNAP; do
         sm vdi_detach -t file -d "$DCONF" $SR "$vdi" 2> /dev/null || true
     done
-    sm sr_delete -t file -d "$DCONF" $SR --yes || true
+    sm sr_delete -t file -d "$DCONF" $SR --yes 2> /dev/null || true
     rm -rf "$scratch"
 }
 trap clean_up EXIT
@@ -71,7 +71,7 @@ if [ -n "$dev" ]; then
 fi
 
 say "What is there now: for programs, and for people"
-run sm sr_scan -t file -d "$DCONF" $SR
+run sm sr_scan -t file -d "$DCONF" $SR --format sexp
 run sm sr_scan -t file -d "$DCONF" $SR --format table
 
 say "And gone"

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write, stderr};
 use super::answer::Reply;
 use super::grammar::{SrArg, Verb};
 use super::request::{self, export_format, file_format, new_vdi, of_size};
-use crate::call::Session;
+use crate::call::{Session, Unreadable};
 use crate::context::Context;
 use crate::door::{size, stream};
 use crate::error::{self, Error, Result};
@@ -64,11 +64,17 @@ impl Caller<'_> {
                 let (sr, vdi) = request::vdi(&arg)?;
                 let session = self.open(sr)?;
                 self.note_absence(|| session.vdi_get_params(vdi, context).map(drop));
-                session.vdi_delete(vdi, yes, context).map_err(|error| match yes {
-                    true => error,
-                    false => with_hint(error, "vdi_delete --yes deletes it all the same"),
-                })?;
-                Ok(Reply::Nothing)
+                let unreadable = match (yes, self.person) {
+                    (true, _) => Unreadable::Deleted,
+                    (false, true) => Unreadable::Refused,
+                    (false, false) => Unreadable::ImageRefused,
+                };
+                match session.vdi_delete(vdi, unreadable, context) {
+                    Err(error) if !yes && error.is_of_the_image() && session.is_deletable_unread(vdi, context) => {
+                        Err(with_hint(error, "vdi_delete --yes deletes it all the same"))
+                    }
+                    other => other.map(|()| Reply::Nothing),
+                }
             }
             Verb::VdiAttach { vdi: arg, read_only } => {
                 let (sr, vdi) = request::vdi(&arg)?;

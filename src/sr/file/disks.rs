@@ -7,7 +7,8 @@ use nix::sys::stat::SFlag;
 
 use super::directory::FileSr;
 use super::layout::{
-    LOCK, PARAMS, beside, format_of, has_image, image_name, must_be, remove_leftovers, remove_whatever,
+    LOCK, PARAMS, beside, format_of, has_image, image_name, must_be, refuse_unremovable, remove_leftovers,
+    remove_whatever,
 };
 use super::listing::Listing;
 use super::unborn::{is_being_changed, is_unborn};
@@ -17,6 +18,7 @@ use crate::image::storage::Storage;
 use crate::sys::copy::Progress;
 use crate::sys::durable::Dir;
 use crate::sys::register;
+use crate::sys::uses::Uses;
 use crate::types::{Done, Format, NewVdi, State, VdiInfo, VdiUuid};
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::nodes::{Node, Nodes};
@@ -102,38 +104,26 @@ impl FileSr {
         Ok(vdi::describe(&place, &node, usage.allocated, new.params.clone(), Vec::new(), false, Vec::new()))
     }
 
+    /// Whether a disk that cannot be read can be deleted, see [`crate::sr::Sr::can_delete_broken`].
+    ///
+    /// # Errors
+    /// Those of [`FileSr::remove_broken`].
+    pub(super) fn can_remove_broken(&self, vdi: VdiUuid, context: &Context) -> Result<bool> {
+        let dir = self.dir()?;
+        let _lock = self.lock_trees(&dir, context.deadline)?;
+        self.check_broken(&dir, vdi, &Listing::read(&dir)?).map(|alone| alone.is_some())
+    }
+
     /// Deletes a disk that cannot be read, see [`crate::sr::Sr::delete_broken`].
     ///
     /// # Errors
-    /// [`crate::Error::VdiInUse`]; [`crate::Error::NoVdi`].
+    /// [`crate::Error::VdiInUse`]; [`crate::Error::NoVdi`]; [`crate::Error::Damaged`] for a directory with files in it.
     pub(super) fn remove_broken(&self, vdi: VdiUuid, context: &Context) -> Result<bool> {
         let dir = self.dir()?;
         let _lock = self.lock_trees(&dir, context.deadline)?;
         let listing = Listing::read(&dir)?;
-        let images = self.images(&dir, &listing)?;
-        let Some(image) = images.iter().find(|image| image.vdi == vdi) else {
-            return Err(self.no_vdi(vdi));
-        };
-        let place = self.place(dir.clone(), vdi, image.format);
-        let readable = matches!(image.node.state, State::Healthy | State::ParentMissing(_));
-        if readable && place.params().is_ok() && place.holders().is_ok() {
-            return Ok(false);
-        }
-        let attachments = Attachments::now()?;
-        let formats = || listing.all_images().filter(|(of, _)| *of == vdi).map(|(_, format)| format);
-        for format in formats() {
-            let name = image_name(vdi, format);
-            let Some(stat) = dir.lookup(&name)? else { continue };
-            vdi::refuse_device(&place, attachments.find(format, &dir.join(&name), stat.id))?;
-        }
-        // A lock that cannot be read is deleted with what it was of.
-        if place.holders().is_ok() {
-            vdi::refuse_if_locked(&place)?;
-        }
-        let nodes: Nodes = images.iter().map(|image| (image.vdi, image.node.clone())).collect();
-        nodes.refuse_if_parent(&place)?;
-        let _alone = self.alone(&dir, &[vdi], vdi, "another host, which has it attached")?;
-        for format in formats() {
+        let Some(_alone) = self.check_broken(&dir, vdi, &listing)? else { return Ok(false) };
+        for format in listing.formats_of(vdi) {
             remove_whatever(&dir, &image_name(vdi, format))?;
         }
         dir.sync().map_err(|cause| cause.after(vdi::deleted(vdi)))?;
@@ -146,6 +136,38 @@ impl FileSr {
             None => {}
         }
         Ok(true)
+    }
+
+    /// Refuses what forbids to delete a disk that cannot be read, before anything is removed. `None`: the disk can be read.
+    /// Else what keeps other hosts from opening it. The caller holds the lock of the trees.
+    fn check_broken(&self, dir: &Rc<Dir>, vdi: VdiUuid, listing: &Listing) -> Result<Option<Option<Uses>>> {
+        refuse_unremovable(dir, &beside(vdi, PARAMS))?;
+        let images = self.images(dir, listing)?;
+        let Some(image) = images.iter().find(|image| image.vdi == vdi) else {
+            // No disk; what stands in the place of its params or its lock may keep it from being made.
+            let beside =
+                [must_be(dir, &beside(vdi, PARAMS), SFlag::S_IFREG), must_be(dir, &beside(vdi, LOCK), SFlag::S_IFDIR)];
+            return if beside.iter().any(Result::is_err) { Ok(Some(None)) } else { Err(self.no_vdi(vdi)) };
+        };
+        let place = self.place(dir.clone(), vdi, image.format);
+        let readable = matches!(image.node.state, State::Healthy | State::ParentMissing(_));
+        if readable && place.params().is_ok() && place.holders().is_ok() {
+            return Ok(None);
+        }
+        let attachments = Attachments::now()?;
+        for format in listing.formats_of(vdi) {
+            let name = image_name(vdi, format);
+            let Some(stat) = dir.lookup(&name)? else { continue };
+            vdi::refuse_device(&place, attachments.find(format, &dir.join(&name), stat.id))?;
+            refuse_unremovable(dir, &name)?;
+        }
+        // A lock that cannot be read is deleted with what it was of.
+        if place.holders().is_ok() {
+            vdi::refuse_if_locked(&place)?;
+        }
+        let nodes: Nodes = images.iter().map(|image| (image.vdi, image.node.clone())).collect();
+        nodes.refuse_if_parent(&place)?;
+        self.alone(dir, &[vdi], vdi, "another host, which has it attached").map(Some)
     }
 
     /// Removes what a killed call left of a disk that is not there, see [`crate::sr::Sr::forget_vdi`].

@@ -80,7 +80,11 @@ pub(super) fn beside(vdi: VdiUuid, extension: &str) -> String {
 pub(super) fn remove_leftovers(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
     let name = beside(vdi, PARAMS);
     let mut removed = false;
-    if let Some(file) = dir.try_open_record(&name)?
+    let opened = dir.try_open_record(&name).map_err(|error| match error {
+        Error::Damaged { path, what } => Error::Damaged { path, what: format!("{what}; move it away") },
+        other => other,
+    });
+    if let Some(file) = opened?
         && durable::is_abandoned(&file)
         && !has_image(dir, vdi)?
     {
@@ -126,6 +130,23 @@ pub(super) fn must_be(dir: &Dir, name: &str, kind: SFlag) -> Result<Option<Stat>
 /// Says of a VDI that it has images of two formats.
 pub(super) fn two_images(first: Format, second: Format) -> String {
     format!("the VDI has two images, {first} and {second}; move one of them away")
+}
+
+/// Refuses what [`remove_whatever`] cannot remove: a directory with files in it.
+///
+/// # Errors
+/// [`Error::Damaged`]; [`Error::Io`].
+pub(super) fn refuse_unremovable(dir: &Dir, name: &str) -> Result<()> {
+    match dir.lookup(name)? {
+        Some(stat) if stat.mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() => match dir.sub_dir(name)? {
+            Some(inner) if !inner.names()?.is_empty() => {
+                let what = "is a directory with files in it; move it away".to_owned();
+                Err(Error::Damaged { path: dir.join(name), what })
+            }
+            _ => Ok(()),
+        },
+        _ => Ok(()),
+    }
 }
 
 /// Removes what has a name, be it a directory, which must be empty.

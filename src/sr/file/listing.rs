@@ -73,6 +73,11 @@ impl Listing {
         self.further.iter().filter(move |(of, ..)| *of == vdi).map(|(_, first, second)| (*first, *second))
     }
 
+    /// The formats of the images of a VDI.
+    pub(super) fn formats_of(&self, vdi: VdiUuid) -> impl Iterator<Item = Format> + '_ {
+        self.all_images().filter(move |(of, _)| *of == vdi).map(|(_, format)| format)
+    }
+
     /// Every image, second ones of a VDI too.
     pub(super) fn all_images(&self) -> impl Iterator<Item = (VdiUuid, Format)> + '_ {
         self.images.iter().map(|(v, f)| (*v, *f)).chain(self.further.iter().map(|(v, _, f)| (*v, *f)))

@@ -1,6 +1,7 @@
 //! The commands of a VDI that change records.
 
 use super::{Answer, Service, deadline, identity, now, until};
+use crate::call::Unreadable;
 use crate::door::host::device;
 use crate::door::smapiv1::claim::{self, KEY_HASH};
 use crate::door::smapiv1::code::Code;
@@ -94,7 +95,7 @@ impl Service<'_> {
         self.refuse_if_elsewhere()?;
         let _shared = self.agent_lock(Kind::Shared)?;
         let size = self.summed().then(|| self.info().map_or(0, |info| if info.hidden { 0 } else { info.virtual_size }));
-        self.session()?.vdi_delete(vdi, true, &now())?;
+        self.session()?.vdi_delete(vdi, Unreadable::Deleted, &now())?;
         device::forget_activation(vdi);
         device::disconnect(self.sr()?, self.vdi_name()?)?;
         // xapi drops the record itself as well, if this is lost.
@@ -185,7 +186,7 @@ impl Service<'_> {
     /// Tells xapi of a disk just made, or unmakes it.
     fn introduce_or_undo(&mut self, sr_ref: &str, row: &Introduced, vdi: VdiUuid) -> Result<(), Failure> {
         let Err(error) = sync::introduce(self.xapi()?, sr_ref, row) else { return Ok(()) };
-        if let Err(undo) = self.session()?.vdi_delete(vdi, false, &now()) {
+        if let Err(undo) = self.session()?.vdi_delete(vdi, Unreadable::ImageRefused, &now()) {
             syslog::write(&format!("VDI {vdi} was not removed again: {}", one_line(&undo)));
         }
         Err(error.into())
