@@ -472,3 +472,67 @@ fn a_directory_that_lost_its_mount_is_never_an_empty_sr() {
     }
     assert_eq!(scene.names(), [""]);
 }
+
+/// What deletes until nothing is there is idempotent, and to end the availability of nothing succeeds. Every other command
+/// says that there is no such SR, or no such device.
+#[test]
+fn a_missing_sr_is_told_by_every_command_of_every_driver_but_those_that_end_it() {
+    let rows: [(&str, &str, &str); 4] = [
+        ("file", "", "ENOSR"),
+        ("iso", "", "ENOSR"),
+        ("lvm", "/dev/sm-none", "ENODEV"),
+        ("ext", "/dev/sm-none", "ESRBUSY"),
+    ];
+    for (sr_type, device, status) in rows {
+        let scene = Scene::empty(&FILE, Door::Sm);
+        let place = if device.is_empty() { scene.dconf() } else { device.to_owned() };
+        let call = |words: &[&str]| scene.bare([&["-t", sr_type, "-d", &place], words].concat());
+        for words in [
+            &["sr_get_params", SR][..],
+            &["sr_scan", SR],
+            &["sr_collect", SR],
+            &["vdi_tree", SR],
+            &["vdi_create", SR, A, "1"],
+            &["vdi_delete", SR, A],
+            &["vdi_delete", SR, A, "--yes"],
+            &["vdi_attach", SR, A],
+            &["vdi_detach", SR, A],
+            &["vdi_clone", SR, A, B],
+            &["vdi_snapshot", SR, A, B],
+            &["vdi_resize", SR, A, "8"],
+            &["vdi_lock", SR, A, "FALSE", "u"],
+            &["vdi_unlock", SR, A, "FALSE", "u"],
+            &["vdi_get_params", SR, A],
+            &["vdi_export", SR, A, "-"],
+        ] {
+            call(words).fails(status);
+        }
+        call(&["sr_attach", SR]).fails(if status == "ENOSR" { "ENOSR" } else { "ENODEV" });
+        call(&["sr_detach", SR]).done();
+    }
+}
+
+#[test]
+fn no_sr_is_made_inside_the_directory_of_another() {
+    for door in [Door::Driver, Door::Sm] {
+        let scene = Scene::empty(&FILE, door);
+        scene.call(["sr_create", SR]).done();
+        std::fs::create_dir_all(scene.place.join("sub/deep")).unwrap();
+        let inner = |at: &str| {
+            let dconf = format!("-d{}", scene.place.join(at).display());
+            let words = ["-tfile", dconf.as_str(), "sr_create", OTHER_SR];
+            scene.bare(&words[if door == Door::Sm { 0 } else { 1 }..])
+        };
+        let before = scene.digest();
+        for at in ["new", "sub/new", "sub/deep"] {
+            let message = inner(at).fails("EBUSY");
+            assert!(message.contains(&format!("which holds SR {SR}; choose a directory outside of it")), "{message}");
+            assert_eq!(scene.digest(), before, "{at}");
+        }
+        // A directory with an SR below it is not empty.
+        std::fs::remove_file(scene.place.join(".sm-sr")).unwrap();
+        inner("sub/deep").done();
+        scene.call(["sr_create", SR]).fails("EBUSY");
+        assert!(scene.place.join("sub/deep/.sm-sr").exists());
+    }
+}

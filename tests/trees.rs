@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use xcp_sm::call::Session;
+use xcp_sm::call::{Session, Unreadable};
 use xcp_sm::context::Context;
 use xcp_sm::image::disk::Served;
 use xcp_sm::image::storage::FileStorage;
@@ -108,7 +108,7 @@ impl Model {
     }
 
     fn delete(&self, vdi: VdiUuid) {
-        self.run(|session, context| session.vdi_delete(vdi, false, context));
+        self.run(|session, context| session.vdi_delete(vdi, Unreadable::ImageRefused, context));
     }
 
     fn snapshot(&self, source: VdiUuid, dest: VdiUuid) {
@@ -270,7 +270,8 @@ fn a_raw_disk_that_a_vhd_is_above_is_not_deleted() {
     let file = fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
     let parent = vhd::ParentLink { path: format!("./{raw}.raw"), uuid: None, timestamp: 0 };
     vhd::create_child(&FileStorage::new(file, &path).unwrap(), &vhd::NewImage::new(4 * MIB as u64), &parent).unwrap();
-    let refused = model.attempt(|session, context| session.vdi_delete(raw, false, context)).unwrap_err();
+    let refused =
+        model.attempt(|session, context| session.vdi_delete(raw, Unreadable::ImageRefused, context)).unwrap_err();
     assert!(matches!(refused, xcp_sm::Error::VdiInUse { vdi, .. } if vdi == raw), "{refused}");
     model.delete(child);
     model.delete(raw);

@@ -197,7 +197,8 @@ pub trait Sr: Send + Sync {
     /// `Already` on an SR that keeps no trees.
     ///
     /// # Errors
-    /// [`Error::NotMerged`] at the end, with all failures; [`Error::SrUnavailable`] while another process collects.
+    /// [`Error::NotMerged`] at the end, with all failures; [`Error::SrUnavailable`] while another process collects. Those of
+    /// [`Sr::stat`] for an SR that is not there, also of an SR that keeps no trees.
     fn collect(&self, context: &Context) -> Result<Done>;
 
     /// Whether [`Sr::delete_broken`] would delete the VDI now. Changes nothing.

@@ -316,6 +316,8 @@ impl Sr for IsoSr {
 
     /// CD images have no parents, so there is nothing to merge.
     fn collect(&self, _context: &Context) -> Result<Done> {
+        let dir = self.library.dir()?;
+        self.library.refuse_another_sr(&dir)?;
         Ok(Done::Already)
     }
 

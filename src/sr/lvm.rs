@@ -564,7 +564,7 @@ impl Sr for LvmSr {
 
     /// An SR on logical volumes keeps no trees of images, so there is nothing to merge.
     fn collect(&self, _context: &Context) -> Result<Done> {
-        Ok(Done::Already)
+        self.listed().map(|_| Done::Already)
     }
 
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {

@@ -9,7 +9,7 @@ use crate::error::{Error, Result, one_line};
 use crate::image::storage::Storage;
 use crate::sys::copy::Progress;
 use crate::sys::syslog;
-use crate::types::{Done, Format, Mode, Params, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{Done, Format, Mode, Params, SrUuid, State, VdiInfo, VdiUuid};
 
 /// Where one disk lives, as its SR sees it. Formats work on this and know no SR.
 pub trait Place {
@@ -35,6 +35,12 @@ pub trait Place {
     /// # Errors
     /// [`Error::NoVdi`] if the image is gone, [`Error::Io`].
     fn usage(&self) -> Result<Usage>;
+
+    /// What the SR knows of the place that keeps its disk from being used, such as a device that is missing. The format knows
+    /// the rest.
+    fn state(&self) -> State {
+        State::Healthy
+    }
 
     /// What the SR stores of the disk besides its bytes.
     ///

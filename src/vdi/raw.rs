@@ -105,7 +105,7 @@ impl<P: Place> Vdi for Raw<'_, P> {
 
     fn info(&self) -> Result<VdiInfo> {
         let (usage, params, holders) = (self.place.usage()?, self.place.params()?, self.place.holders()?);
-        let node = Node::alone(Format::Raw, usage.length);
+        let node = Node { state: self.place.state(), ..Node::alone(Format::Raw, usage.length) };
         let attached = self.device()?.is_some();
         Ok(describe(&self.place, &node, usage.allocated, params, holders.users, attached, Vec::new()))
     }

@@ -14,6 +14,7 @@ use super::layout::{
     must_be,
 };
 use super::listing::Listing;
+use super::records::read_marker;
 use crate::datapath::USES;
 use crate::error::{Error, Result};
 use crate::sys::durable::{self, Dir};
@@ -52,6 +53,7 @@ impl FileSr {
             }
             Found::Nothing => {}
         }
+        self.refuse_inside_another()?;
         let dir = match Dir::open(&self.path) {
             Ok(dir) => dir,
             Err(e) if e.errno() == Some(Errno::ENOENT as i32) => {
@@ -97,6 +99,35 @@ impl FileSr {
             }),
             Err(cause) => undo(cause),
         }
+    }
+
+    /// Refuses a local directory that lies inside the directory of another SR: an SR has its directory to itself, and its
+    /// administrator deletes or moves it as a whole. A mount has what is above it on another filesystem, by chance.
+    ///
+    /// # Errors
+    /// [`Error::DeviceInUse`] with the other SR.
+    fn refuse_inside_another(&self) -> Result<()> {
+        if self.shared || self.volume.is_some() {
+            return Ok(());
+        }
+        for above in self.path.ancestors().skip(1) {
+            // A directory that this user cannot look into keeps no marker from him that he could obey.
+            let Ok(dir) = Dir::open(above) else { continue };
+            let holds = match read_marker(&dir) {
+                Ok(None) => continue,
+                Ok(Some(marker)) => format!("SR {}", marker.uuid),
+                Err(Error::Damaged { .. }) => format!("an SR whose {MARKER} is damaged"),
+                Err(_) => continue,
+            };
+            return Err(Error::DeviceInUse {
+                device: self.path.display().to_string(),
+                holder: format!(
+                    "it lies inside {}, which holds {holds}; choose a directory outside of it",
+                    above.display()
+                ),
+            });
+        }
+        Ok(())
     }
 
     /// Deletes the SR and its contents, see [`crate::sr::Sr::delete`].

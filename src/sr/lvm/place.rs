@@ -101,10 +101,13 @@ impl<'a> LvmPlace<'a> {
         let (usage, record) = (self.usage_now(), self.record());
         let attached = self.lv.borrow().active && !record.is_private();
         let params = Params { read_only: self.is_read_only(), ..record.params };
-        let broken = self.unhealthy().or_else(|| self.damaged().map(|e| one_line(&e)));
-        let state = broken.map_or(State::Healthy, State::Broken);
-        let node = Node { state, ..Node::alone(Format::Raw, usage.length) };
+        let node = Node { state: self.state_now(), ..Node::alone(Format::Raw, usage.length) };
         vdi::describe(self, &node, usage.allocated, params, record.holders.users, attached, Vec::new())
+    }
+
+    fn state_now(&self) -> State {
+        let broken = self.unhealthy().or_else(|| self.damaged().map(|e| one_line(&e)));
+        broken.map_or(State::Healthy, State::Broken)
     }
 
     /// Whether a damaged tag keeps the disk from being served.
@@ -382,6 +385,10 @@ impl Place for LvmPlace<'_> {
     /// SR that hosts can share, a thick one, makes none.
     fn is_shared(&self) -> bool {
         false
+    }
+
+    fn state(&self) -> State {
+        self.state_now()
     }
 
     fn params(&self) -> Result<Params> {
