@@ -60,6 +60,7 @@ bench: deps release
 torture: deps release
 	cargo test --locked --release --test '*' -- --ignored
 	tests/guest/suites --long
+	fuzz/run 60
 
 SECONDS ?= 60
 TARGETS ?=

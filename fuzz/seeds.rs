@@ -7,6 +7,9 @@ mod targets;
 use std::path::PathBuf;
 use std::{env, fs};
 
+// Instrumented code calls functions of libFuzzer, also where nothing is fuzzed.
+use libfuzzer_sys as _;
+
 fn main() {
     let dir = PathBuf::from(env::args_os().nth(1).expect("a directory"));
     for target in targets::TARGETS {
