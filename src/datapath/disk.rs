@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,9 @@ const SLOW: Duration = Duration::from_micros(500);
 /// and so many requests after it may wait as well.
 const SLOW_FOR: u32 = 256;
 
+/// How long the locks on the images count after they were asked for: no lease of an NFS server is shorter.
+const COUNTS_FOR: Duration = Duration::from_secs(10);
+
 /// Any number of threads read and write; one at a time pauses and resumes.
 pub struct Disk {
     source: Source,
@@ -35,6 +38,9 @@ pub struct Disk {
     uses: Mutex<Option<Used>>,
     paused: Mutex<bool>,
     resumed: Condvar,
+    born: Instant,
+    /// Milliseconds after `born`, up to which the locks of `uses` are known to count, see [`Disk::stay_in_use`].
+    counts_until: AtomicU64,
     /// How many requests are not to be tried at once.
     slow: AtomicU32,
     /// The words of the last I/O error, for `status`.
@@ -56,7 +62,7 @@ struct Used {
 }
 
 /// What changes when another image takes an image's name, or an image grows.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 struct Identity {
     path: PathBuf,
     file: (u64, u64),
@@ -72,16 +78,21 @@ pub enum State {
 
 impl Disk {
     pub fn open(source: &Source) -> Result<Disk> {
+        let born = Instant::now();
         let (chain, uses) = open_used(source)?;
-        Ok(Disk {
+        let disk = Disk {
             gate: RwLock::new(Gate::Open(chain)),
-            uses: Mutex::new(uses),
+            uses: Mutex::new(None),
+            born,
+            counts_until: AtomicU64::new(u64::MAX),
             source: source.clone(),
             paused: Mutex::new(false),
             resumed: Condvar::new(),
             slow: AtomicU32::new(0),
             complaint: Mutex::new(None),
-        })
+        };
+        disk.have_taken(uses, born);
+        Ok(disk)
     }
 
     pub fn source(&self) -> &Source {
@@ -141,6 +152,9 @@ impl Disk {
     }
 
     fn at_once<T>(&self, may_wait: bool, io: impl FnOnce(&dyn Served) -> Result<T>) -> Option<Result<T>> {
+        if self.may_have_lost_uses() {
+            return None;
+        }
         let gate = self.gate.try_read().ok()?;
         let Gate::Open(chain) = &*gate else { return None };
         if !may_wait {
@@ -172,6 +186,9 @@ impl Disk {
 
     fn with<T>(&self, mut io: impl FnMut(&dyn Served) -> Result<T>) -> Result<T, Errno> {
         loop {
+            if self.may_have_lost_uses() {
+                self.renew_uses().map_err(|error| self.complain(&error))?;
+            }
             match &*read(&self.gate) {
                 Gate::Open(chain) => return io(&**chain).map_err(|error| self.complain(&error)),
                 Gate::Failed(_) => return Err(Errno::EIO),
@@ -223,13 +240,14 @@ impl Disk {
         if let Gate::Open(chain) = &*read(&self.gate) {
             return Ok(chain.virtual_size());
         }
+        let asked = Instant::now();
         let opened = open_used(&self.source);
         let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let result = match opened {
             Ok((chain, uses)) => {
                 let size = chain.virtual_size();
                 *gate = Gate::Open(chain);
-                *lock(&self.uses) = uses;
+                self.have_taken(uses, asked);
                 Ok(size)
             }
             Err(error) => {
@@ -245,51 +263,71 @@ impl Disk {
     /// Takes the locks again from time to time by which other hosts see which images are open, as long as the disk lives: an
     /// NFS client that was away from its server for longer than the lease loses them, and nobody tells. If an image was
     /// changed meanwhile, requests fail from then on instead of being written into what may be another disk's base by now.
+    ///
+    /// Nothing is read or written either once the locks were not taken for [`COUNTS_FOR`]: the request takes them first.
+    /// What the kernel had in its cache before an outage is out of reach; it writes that when the server is back.
     pub fn stay_in_use(self: &Arc<Self>) {
-        const INTERVAL: Duration = Duration::from_secs(5);
         if !self.source.shared {
             return;
         }
         let disk = Arc::downgrade(self);
         std::thread::spawn(move || {
             loop {
-                std::thread::sleep(INTERVAL);
+                std::thread::sleep(COUNTS_FOR / 2);
                 match disk.upgrade() {
-                    Some(disk) => disk.renew_uses(),
+                    // It is asked again, and so does a request.
+                    Some(disk) => drop(disk.renew_uses().map_err(|error| disk.complain(&error))),
                     None => break,
                 }
             }
         });
     }
 
-    fn renew_uses(&self) {
+    /// Keeps locks that were asked for at this time.
+    fn have_taken(&self, uses: Option<Used>, asked: Instant) {
+        let until = (asked + COUNTS_FOR).saturating_duration_since(self.born).as_millis() as u64;
+        self.counts_until.store(if uses.is_some() { until } else { u64::MAX }, Relaxed);
+        *lock(&self.uses) = uses;
+    }
+
+    fn may_have_lost_uses(&self) -> bool {
+        match self.counts_until.load(Relaxed) {
+            u64::MAX => false,
+            until => self.born.elapsed().as_millis() as u64 > until,
+        }
+    }
+
+    /// Takes the locks again. If it answers, no other host can have changed the images, or all requests fail.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the server answers with an error, so it is not known.
+    fn renew_uses(&self) -> Result<()> {
         {
             // A pause, after which the images may be changed, waits for the end of this.
             let gate = read(&self.gate);
-            let (Gate::Open(chain), Some(used)) = (&*gate, &mut *lock(&self.uses)) else { return };
-            match used_images(&self.source, &chain.images(), Instant::now()) {
-                Ok(Some(now)) if now.images == used.images => {
-                    *used = now;
-                    return;
+            let Gate::Open(chain) = &*gate else { return Ok(()) };
+            let Some(images) = lock(&self.uses).as_ref().map(|used| used.images.clone()) else { return Ok(()) };
+            let asked = Instant::now();
+            match used_images(&self.source, &chain.images(), asked) {
+                Ok(Some(now)) if now.images == images => {
+                    self.have_taken(Some(now), asked);
+                    return Ok(());
                 }
                 // Another host has an image alone, which it could not have if our lock still counted; or has had it.
                 Err(e) if matches!(e.errno().map(Errno::from_raw), Some(Errno::ETIMEDOUT | Errno::ENOENT)) => {}
                 Ok(_) => {}
-                // The server answers with an error; it is asked again.
-                Err(other) => {
-                    self.complain(&other);
-                    return;
-                }
+                Err(other) => return Err(other),
             }
         }
         // Requests wait until it is known what became of the images.
         let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-        let mut uses = lock(&self.uses);
-        let (Gate::Open(chain), Some(used)) = (&*gate, &mut *uses) else { return };
-        let why = match used_images(&self.source, &chain.images(), Instant::now() + PATIENCE) {
-            Ok(Some(now)) if now.images == used.images => {
-                *used = now;
-                return;
+        let Gate::Open(chain) = &*gate else { return Ok(()) };
+        let Some(images) = lock(&self.uses).as_ref().map(|used| used.images.clone()) else { return Ok(()) };
+        let asked = Instant::now();
+        let why = match used_images(&self.source, &chain.images(), asked + PATIENCE) {
+            Ok(Some(now)) if now.images == images => {
+                self.have_taken(Some(now), asked);
+                return Ok(());
             }
             Ok(_) => "another host changed the images of the disk while this one had lost its lock on them".to_owned(),
             Err(error) => format!("the lock on the images of the disk was lost: {}", one_line(&error)),
@@ -297,7 +335,8 @@ impl Disk {
         *lock(&self.complaint) = Some(why.clone());
         // Not closed: that would write into the images.
         *gate = Gate::Failed(format!("{why}; detach it"));
-        *uses = None;
+        self.have_taken(None, asked);
+        Ok(())
     }
 
     fn go_on(&self) {
@@ -535,12 +574,12 @@ mod tests {
         assert!(alone(dir.path()).is_none());
         lose_lock(&disk);
         drop(alone(dir.path()).expect("it is lost"));
-        disk.renew_uses();
+        disk.renew_uses().unwrap();
         assert!(alone(dir.path()).is_none(), "it was not taken again");
         disk.write(&[8; 4096], 0).unwrap();
         disk.pause().unwrap();
         assert!(alone(dir.path()).is_some(), "a paused disk is nobody's");
-        disk.renew_uses();
+        disk.renew_uses().unwrap();
         assert!(alone(dir.path()).is_some(), "a paused disk is nobody's");
         disk.resume().unwrap();
         disk.close().unwrap();
@@ -553,7 +592,7 @@ mod tests {
         lose_lock(&disk);
         let other = alone(dir.path()).unwrap();
         std::thread::scope(|scope| {
-            let renewal = scope.spawn(|| disk.renew_uses());
+            let renewal = scope.spawn(|| disk.renew_uses().unwrap());
             std::thread::sleep(Duration::from_millis(200));
             assert!(!renewal.is_finished());
             drop(other);
@@ -565,6 +604,12 @@ mod tests {
 
     #[test]
     fn nothing_is_written_into_an_image_that_became_a_base_while_the_lock_was_lost() {
+        for renew in [|disk: &Disk| drop(disk.renew_uses()), |disk: &Disk| disk.counts_until.store(0, Relaxed)] {
+            nothing_is_written_after(renew);
+        }
+    }
+
+    fn nothing_is_written_after(renew: impl Fn(&Disk)) {
         let dir = tempfile::tempdir().unwrap();
         let (leaf, base) = (dir.path().join("leaf.vhd"), dir.path().join("base.vhd"));
         let disk = disk(dir.path());
@@ -576,7 +621,7 @@ mod tests {
         std::fs::rename(&new, &leaf).unwrap();
         drop(other);
         let before = std::fs::read(&base).unwrap();
-        disk.renew_uses();
+        renew(&disk);
         assert_eq!(disk.write(&[9; 4096], 0), Err(Errno::EIO));
         assert_eq!(disk.flush(), Err(Errno::EIO));
         assert!(disk.complaint().unwrap().contains("another host changed the images"));
@@ -593,7 +638,7 @@ mod tests {
         let place: Arc<dyn vhd::Storage> =
             Arc::new(FileStorage::open(dir.path().join("leaf.vhd"), Mode::ReadWrite).unwrap());
         vhd::resize(&place, 2 * SIZE).unwrap();
-        disk.renew_uses();
+        disk.renew_uses().unwrap();
         assert_eq!(disk.write(&[9; 4096], 0), Err(Errno::EIO));
     }
 }

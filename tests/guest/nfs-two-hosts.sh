@@ -6,7 +6,7 @@
 # bins: sm
 # memory: 1024
 # disks: 1G
-# takes: 50
+# takes: 150
 set -u
 # shellcheck source=/dev/null
 . "$ROOT/tests/guest/nfs.inc"
@@ -14,13 +14,16 @@ serve
 modprobe veth 2> /dev/null
 
 declare -A PID
+UNSHARED=()
 other_net() { [ "$(readlink "/proc/$1/ns/net")" != "$(readlink /proc/self/ns/net)" ]; }
 # host NAME NET: a host that reaches the server as 10.0.NET.1
 host() {
-  unshare -mnu --propagation private sleep 100000 &
+  unshare -mnupf --kill-child --mount-proc --propagation private sleep 100000 &
   local pid=$!
+  UNSHARED+=("$pid")
+  wait_until "host $1 has its namespaces" other_net "$pid" && wait_until "host $1 runs" pgrep -P "$pid" -x sleep > /dev/null || exit
+  pid=$(pgrep -P "$pid")
   PID[$1]=$pid
-  wait_until "host $1 has its namespaces" other_net "$pid" || exit
   ip link add "to$1" type veth peer name eth0 netns "$pid"
   ip addr add "10.0.$2.1/24" dev "to$1"
   ip link set "to$1" up
@@ -31,11 +34,12 @@ host() {
 on() { # HOST COMMAND…
   local pid=${PID[$1]}
   shift
-  nsenter -t "$pid" -m -n -u -- "$@"
+  nsenter -t "$pid" -m -n -u -p -- "$@"
 }
 host A 1
 host B 2
-# The kernel is one, so that a loop device of A is seen on B: the mountpoints tell them apart.
+# The kernel is one, so that a loop device of A is seen on B: the mountpoints tell them apart. Processes are not seen, or a
+# call of A would look at what servers of B have open, on a mount that does not answer.
 DCONF_A="nfs@10.0.1.1:/@/run/mnt-A" DCONF_B="nfs@10.0.2.1:/@/run/mnt-B"
 A() { local verb=$1; shift; on A sm "$verb" -t nfs -d "$DCONF_A" "$SR" "$@"; }
 B() { local verb=$1; shift; on B sm "$verb" -t nfs -d "$DCONF_B" "$SR" "$@"; }
@@ -189,17 +193,52 @@ sweep() {
   local pid dconf='((server . "10.0.1.1") (serverpath . "/") (nfsversion . "4.1") (mountpoint . "/run/mnt-4.1"))'
   A vdi_create "$(vdi 3)" 200 --type raw && dd if=/dev/urandom of="$SRV/$SR/$(vdi 3).raw" bs=1M count=200 status=none &&
     on A sm sr_attach -t nfs -d "$dconf" "$SR" || return
-  nsenter -t "${PID[A]}" -m -n -u -- sm vdi_clone -t nfs -d "$dconf" "$SR" "$(vdi 3)" "$(vdi 4)" &
+  nsenter -t "${PID[A]}" -m -n -u -p -- sm vdi_clone -t nfs -d "$dconf" "$SR" "$(vdi 3)" "$(vdi 4)" &
   pid=$!
   until on_server '.tmp-*' > /dev/null; do kill -0 $pid || { echo 'it was over too soon'; return 1; }; done
   B sr_attach || return
   on_server '.tmp-*' || { echo 'B removed what A makes'; return 1; }
-  kill -9 $pid || { echo 'it was over too soon'; return 1; }
+  # nsenter stays outside and waits for its child.
+  pkill -9 -P $pid -x sm || { echo 'it was over too soon'; return 1; }
   wait $pid
   B sr_attach && ! on_server '.tmp-*' && fails_with ENOVDI B vdi_get_params "$(vdi 4)" &&
     A vdi_delete "$(vdi 3)" && on A sm sr_detach -t nfs -d "$dconf" "$SR"
 }
 claim 'what a killed call of A leaves, B clears away, and not before' sweep
+
+# An outage that is longer than the lease: the server forgets the locks of B, whose disk is in use.
+lose() { ip link set toB down && sleep 12; }
+disk_of_b() {
+  truncate -s 32M "$SCRATCH/data"
+  A vdi_create "$X" 32 --type vhd && DEVICE=$(B vdi_attach "$X") && scribble 0 &&
+    dd if="$SCRATCH/data" of="$DEVICE" bs=1M conv=fsync status=none
+}
+shown_by() { # HOST VDI
+  local device
+  device=$("$1" vdi_attach "$2") && cmp "$SCRATCH/data" "$device" && "$1" vdi_detach "$2"
+}
+taken_again() {
+  disk_of_b && lose && scribble 8 || return
+  dd if="$SCRATCH/data" of="$DEVICE" bs=1M conv=fsync status=none &
+  local writer=$!
+  ip link set toB up && wait $writer && fails_with EVDIBUSY A vdi_snapshot "$X" "$Y" && has 'another host' "$(cat "$SCRATCH/stderr")" &&
+    B vdi_detach "$X" && shown_by A "$X" && A vdi_delete "$X"
+}
+claim 'B lost its lock in an outage: it takes the lock again, and no write is lost' within 150 taken_again
+
+# What B writes now would go into a base, under the snapshot of A.
+taken_over() {
+  disk_of_b && lose && A vdi_snapshot "$X" "$Y" || return
+  cp "$SCRATCH/data" "$SCRATCH/other"
+  dd if=/dev/urandom of="$SCRATCH/other" bs=1M count=4 conv=notrunc status=none
+  dd if="$SCRATCH/other" of="$DEVICE" bs=1M conv=fsync status=none 2> "$SCRATCH/written" &
+  local writer=$!
+  ip link set toB up
+  if wait $writer; then echo 'what B wrote into a base was acknowledged'; return 1; fi
+  has 'nput/output error' "$(cat "$SCRATCH/written")" && shown_by A "$Y" || return
+  B vdi_detach "$X" && shown_by B "$X" && shown_by A "$X" && A vdi_delete "$Y" && A sr_collect && shown_by B "$X" && A vdi_delete "$X"
+}
+claim 'A took over what B had lost: B writes nothing into it' within 150 taken_over
 
 claim 'B deletes the SR that A has attached' B sr_delete --yes
 claim 'A hears that it is gone' fails_with ESRBUSY A sr_scan
@@ -207,6 +246,6 @@ claim 'A detaches all the same' A sr_detach
 claim 'B as well, again' B sr_detach
 claim 'no mount is left' sh -c '! cat /proc/[0-9]*/mounts 2> /dev/null | grep " nfs4\? "'
 claim 'nothing is left on the export' sh -c "! ls $SRV | grep -v lost+found"
-kill "${PID[@]}"
+kill "${UNSHARED[@]}"
 stop_serving
 summary
