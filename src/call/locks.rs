@@ -42,11 +42,11 @@ impl Locks {
     /// # Errors
     /// [`Error::Busy`] when another call held one of them past the deadline; [`Error::Io`].
     pub fn take(&self, sr: SrUuid, deadline: Instant) -> Result<Vec<Lock>> {
-        let (mut held, mut directory) = (Vec::new(), lock::Directory::default());
+        let mut held = Vec::new();
         let of_sr = self.sr.map(|kind| (sr.to_string(), "sr", kind)).into_iter();
         let of_vdis = self.vdis.iter().map(|vdi| (vdi.to_string(), "vdi", Kind::Exclusive));
         for (namespace, name, kind) in of_sr.chain(of_vdis) {
-            held.push(directory.take(&namespace, name, kind, deadline).map_err(|refused| {
+            held.push(lock::take(&namespace, name, kind, deadline).map_err(|refused| {
                 refused.or_timed_out(|holder| {
                     let what = if name == "sr" { "it".to_owned() } else { format!("its VDI {namespace}") };
                     Error::Busy { sr, holder: holder.to_owned(), what }

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -72,81 +72,80 @@ impl Refused {
     }
 }
 
-/// The directory of all locks, opened and examined once for the locks of one call.
+/// The directory of all locks, opened and examined once for all locks of a process.
 ///
 /// Every directory is looked at by the descriptor through which the file of a lock is then opened: /var/lock is writable
 /// for all, and a user could have made our directory in it first, or hand out our locks from one that he can write to.
-#[derive(Default)]
-pub struct Directory(Option<Dir>);
+/// The descriptor keeps the directory that was examined, whatever gets its name.
+static EXAMINED: Mutex<Option<Arc<Dir>>> = Mutex::new(None);
 
-impl Directory {
-    /// Takes the lock `<lock directory>/<namespace>/<name>`, waiting until `deadline`.
-    ///
-    /// The file is never unlinked by us; Python drivers unlink lock files, so after locking the path is
-    /// checked to be still the file we hold.
-    ///
-    /// # Errors
-    /// [`Refused::TimedOut`] while another process holds it, [`Refused::Failed`] with access denied if somebody else could
-    /// exchange its file.
-    pub fn take(&mut self, namespace: &str, name: &str, kind: Kind, deadline: Instant) -> Result<Lock, Refused> {
-        let path = run_dir::locks().join(namespace).join(name);
-        loop {
-            let file = self.open(namespace, name).map_err(Refused::Failed)?;
-            if !wait(&file, kind, deadline, &path).map_err(Refused::Failed)? {
-                return Err(Refused::TimedOut { holder: holder(namespace, name) });
-            }
-            if is_still(&path, &file) {
-                return Ok(Lock { file, _shared: None });
-            }
-            // Perhaps the directory is another by now.
-            self.0 = None;
+/// Takes the lock `<lock directory>/<namespace>/<name>`, waiting until `deadline`.
+///
+/// The file is never unlinked by us; Python drivers unlink lock files, so after locking the path is
+/// checked to be still the file we hold.
+///
+/// # Errors
+/// [`Refused::TimedOut`] while another process holds it, [`Refused::Failed`] with access denied if somebody else could
+/// exchange its file.
+pub fn take(namespace: &str, name: &str, kind: Kind, deadline: Instant) -> Result<Lock, Refused> {
+    let path = run_dir::locks().join(namespace).join(name);
+    loop {
+        let file = open(namespace, name).map_err(Refused::Failed)?;
+        if !wait(&file, kind, deadline, &path).map_err(Refused::Failed)? {
+            return Err(Refused::TimedOut { holder: holder(namespace, name) });
         }
-    }
-
-    /// Opens the file of a lock, and makes it and its directories if need be.
-    fn open(&mut self, namespace: &str, name: &str) -> Result<File> {
-        // Whoever deletes a VDI removes its lock directory, perhaps just after it was made here.
-        const ATTEMPTS: u32 = 100;
-        for _ in 0..ATTEMPTS {
-            if let Some(file) = self.try_open(namespace, name)? {
-                return Ok(file);
-            }
-            self.0 = None;
-            let dir = run_dir::locks().join(namespace);
-            match fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(cannot_create(&dir, e));
-                }
-                _ => {}
-            }
+        if is_still(&path, &file) {
+            return Ok(Lock { file, _shared: None });
         }
-        let missing = || Error::sys("open the lock file", run_dir::locks().join(namespace).join(name))(Errno::ENOENT);
-        self.try_open(namespace, name)?.ok_or_else(missing)
-    }
-
-    fn try_open(&mut self, namespace: &str, name: &str) -> Result<Option<File>> {
-        let root = match self.0.take() {
-            Some(root) => root,
-            None => {
-                run_dir::trusted()?;
-                let Some(root) = found(Dir::open(&run_dir::locks()))? else { return Ok(None) };
-                refuse_if_of_others(&root)?;
-                root
-            }
-        };
-        let dir = self.0.insert(root).sub_dir(namespace)?;
-        let Some(dir) = dir else { return Ok(None) };
-        refuse_if_of_others(&dir)?;
-        found(dir.lock_file(name))
+        // Perhaps the directory is another by now.
+        keep_examined(None);
     }
 }
 
-/// Takes one lock, as [`Directory::take`] does.
-///
-/// # Errors
-/// Those of [`Directory::take`].
-pub fn take(namespace: &str, name: &str, kind: Kind, deadline: Instant) -> Result<Lock, Refused> {
-    Directory::default().take(namespace, name, kind, deadline)
+/// Opens the file of a lock, and makes it and its directories if need be.
+fn open(namespace: &str, name: &str) -> Result<File> {
+    // Whoever deletes a VDI removes its lock directory, perhaps just after it was made here.
+    const ATTEMPTS: u32 = 100;
+    for _ in 0..ATTEMPTS {
+        if let Some(file) = try_open(namespace, name)? {
+            return Ok(file);
+        }
+        keep_examined(None);
+        let dir = run_dir::locks().join(namespace);
+        match fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(cannot_create(&dir, e));
+            }
+            _ => {}
+        }
+    }
+    let missing = || Error::sys("open the lock file", run_dir::locks().join(namespace).join(name))(Errno::ENOENT);
+    try_open(namespace, name)?.ok_or_else(missing)
+}
+
+fn try_open(namespace: &str, name: &str) -> Result<Option<File>> {
+    let Some(root) = examined()? else { return Ok(None) };
+    let Some(dir) = root.sub_dir(namespace)? else { return Ok(None) };
+    refuse_if_of_others(&dir)?;
+    found(dir.lock_file(name))
+}
+
+/// The directory of all locks; `None` if there is none.
+fn examined() -> Result<Option<Arc<Dir>>> {
+    if let Some(root) = &*EXAMINED.lock().unwrap_or_else(PoisonError::into_inner) {
+        return Ok(Some(root.clone()));
+    }
+    run_dir::trusted()?;
+    let Some(root) = found(Dir::open(&run_dir::locks()))? else { return Ok(None) };
+    refuse_if_of_others(&root)?;
+    let root = Arc::new(root);
+    keep_examined(Some(root.clone()));
+    Ok(Some(root))
+}
+
+/// Sets what [`examined`] answers; `None` makes it open and examine the directory again.
+fn keep_examined(root: Option<Arc<Dir>>) {
+    *EXAMINED.lock().unwrap_or_else(PoisonError::into_inner) = root;
 }
 
 /// A dangling link above the directory is named: the system's "File exists" names nothing.
@@ -171,12 +170,11 @@ fn found<T>(result: Result<T>) -> Result<Option<T>> {
 /// [`Error::Io`], access denied, for a directory that another user than this one and root owns or can write to.
 fn refuse_if_of_others(dir: &Dir) -> Result<()> {
     let stat = dir.stat()?;
-    let (user, group) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-    let why = if stat.st_uid != user && stat.st_uid != 0 {
+    let why = if stat.st_uid != run_dir::user().as_raw() && stat.st_uid != 0 {
         format!("it belongs to uid {}", stat.st_uid)
     } else if stat.st_mode & 0o002 != 0 {
         "every user can write to it".to_owned()
-    } else if stat.st_mode & 0o020 != 0 && stat.st_gid != group && stat.st_gid != 0 {
+    } else if stat.st_mode & 0o020 != 0 && stat.st_gid != 0 && stat.st_gid != nix::unistd::getegid().as_raw() {
         format!("gid {} can write to it", stat.st_gid)
     } else {
         return Ok(());
@@ -278,13 +276,12 @@ mod tests {
     #[test]
     fn a_directory_that_was_removed_and_made_again_is_opened_again() {
         let (first, second) = (uuid::Uuid::new_v4().to_string(), uuid::Uuid::new_v4().to_string());
-        let mut directory = Directory::default();
-        drop(directory.take(&first, "vdi", Kind::Exclusive, Instant::now()).unwrap());
+        drop(take(&first, "vdi", Kind::Exclusive, Instant::now()).unwrap());
         // What an open directory is after its name was given to another.
         let elsewhere = tempfile::tempdir().unwrap();
-        directory.0 = Some(Dir::open(elsewhere.path()).unwrap());
+        keep_examined(Some(Arc::new(Dir::open(elsewhere.path()).unwrap())));
         fs::remove_dir(elsewhere.path()).unwrap();
-        let lock = directory.take(&second, "vdi", Kind::Exclusive, Instant::now()).unwrap();
+        let lock = take(&second, "vdi", Kind::Exclusive, Instant::now()).unwrap();
         let other = take(&second, "vdi", Kind::Exclusive, Instant::now());
         assert!(matches!(other, Err(Refused::TimedOut { .. })), "the lock is in no directory: {other:?}");
         drop(lock);

@@ -4,6 +4,7 @@ use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use nix::libc;
 use nix::unistd::Uid;
@@ -72,7 +73,13 @@ fn chosen() -> Option<PathBuf> {
 }
 
 fn overridden() -> Option<PathBuf> {
-    chosen().or_else(|| own(nix::unistd::geteuid()))
+    chosen().or_else(|| own(user()))
+}
+
+/// The effective user of this process, which no part of it changes: asked of the kernel once.
+pub fn user() -> Uid {
+    static USER: LazyLock<Uid> = LazyLock::new(nix::unistd::geteuid);
+    *USER
 }
 
 /// The directory of a user without privilege. A relative XDG_RUNTIME_DIR is ignored, as its specification (XDG Base
@@ -96,7 +103,7 @@ fn own(uid: Uid) -> Option<PathBuf> {
 /// denied, if the directory belongs to another user than this one and root, or if others can write to it. The directory of
 /// a user without privilege has to be that user's alone, and no link.
 pub fn trusted() -> Result<()> {
-    let uid = nix::unistd::geteuid();
+    let uid = user();
     match (chosen(), own(uid)) {
         (Some(dir), _) if !dir.is_absolute() => Err(Error::Invalid {
             what: VARIABLE,
