@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
+use super::space::pool_use;
 use super::{DATA_GONE, LvmSr, POOL, RAW, SHARED, UNFINISHED, tags};
-use crate::error::{Error, Result, ended, one_line};
+use crate::error::{Error, Result, one_line};
 use crate::image::storage::FileStorage;
 use crate::sys::blockdev;
 use crate::sys::copy::Progress;
@@ -17,13 +18,13 @@ use crate::vdi::{self, Holders, Opened, Place, Usage, raw};
 
 /// A disk as one report showed it; asked again only after a change.
 pub struct LvmPlace<'a> {
-    sr: &'a LvmSr,
-    vdi: VdiUuid,
-    vg: Rc<Vg>,
+    pub(super) sr: &'a LvmSr,
+    pub(super) vdi: VdiUuid,
+    pub(super) vg: Rc<Vg>,
     pool_used: Option<u64>,
     /// The tags of a `NEW-<vdi>`, if there was one.
-    unfinished: Option<Vec<String>>,
-    lv: RefCell<Lv>,
+    pub(super) unfinished: Option<Vec<String>>,
+    pub(super) lv: RefCell<Lv>,
 }
 
 /// What the disks of a group share, so that a listing has it once.
@@ -38,7 +39,7 @@ pub struct Group {
 impl Group {
     pub fn of(vg: &Vg) -> Group {
         let pool = vg.lv(POOL).cloned();
-        let pool_used = pool.as_ref().and_then(super::pool_use).map(|used| used.data_used);
+        let pool_used = pool.as_ref().and_then(pool_use).map(|used| used.data_used);
         let own = Vg {
             name: vg.name.clone(),
             tags: vg.tags.clone(),
@@ -63,20 +64,20 @@ impl<'a> LvmPlace<'a> {
         LvmPlace { sr, vdi, vg, pool_used, unfinished: None, lv: RefCell::new(lv.clone()) }
     }
 
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         self.lv.borrow().name.clone()
     }
 
     /// `group/volume`, as LVM's commands take it.
-    fn full_name(&self) -> String {
+    pub(super) fn full_name(&self) -> String {
         format!("{}/{}", self.vg.name, self.name())
     }
 
-    fn node(&self) -> PathBuf {
+    pub(super) fn node(&self) -> PathBuf {
         lvm::node(&self.vg.name, &self.name())
     }
 
-    fn record(&self) -> tags::Record {
+    pub(super) fn record(&self) -> tags::Record {
         tags::read(&self.lv.borrow().tags)
     }
 
@@ -120,7 +121,7 @@ impl<'a> LvmPlace<'a> {
         self.change("lvremove", &["-y"], &[&self.full_name()])
     }
 
-    fn change<S: AsRef<str>>(&self, program: &str, options: &[S], names: &[&str]) -> Result<()> {
+    pub(super) fn change<S: AsRef<str>>(&self, program: &str, options: &[S], names: &[&str]) -> Result<()> {
         self.sr.group.change(&self.vg, program, options, names)
     }
 
@@ -136,11 +137,11 @@ impl<'a> LvmPlace<'a> {
         self.sr.no_vdi(self.vdi, &self.vg)
     }
 
-    fn in_use(&self, holder: String) -> Error {
+    pub(super) fn in_use(&self, holder: String) -> Error {
         Error::VdiInUse { vdi: self.vdi, sr: self.sr.group.sr, holder }
     }
 
-    fn activate(&self) -> Result<()> {
+    pub(super) fn activate(&self) -> Result<()> {
         lvm::activate(&self.vg.name, &self.name())?;
         self.lv.borrow_mut().active = true;
         let node = self.node();
@@ -153,7 +154,7 @@ impl<'a> LvmPlace<'a> {
         Ok(())
     }
 
-    fn deactivate(&self) -> Result<()> {
+    pub(super) fn deactivate(&self) -> Result<()> {
         match lvm::deactivate(&self.vg.name, &self.name())? {
             Deactivated::Done => {
                 self.lv.borrow_mut().active = false;
@@ -163,26 +164,12 @@ impl<'a> LvmPlace<'a> {
         }
     }
 
-    /// Gives an active volume that was never attached the zeroes it promised.
-    fn zero_active(&self) -> Result<()> {
-        blockdev::zero(&self.node(), &|_, _| {})?;
-        self.untag(tags::ZERO)
-    }
-
-    /// The same at once, for a volume that nobody attaches yet. Active with the tag it is nobody's, so the tag goes last.
-    pub fn zero_now(&self) -> Result<()> {
-        self.activate()?;
-        blockdev::zero(&self.node(), &|_, _| {})?;
-        self.deactivate()?;
-        self.untag(tags::ZERO)
-    }
-
     fn refuse_unhealthy(&self) -> Result<()> {
         self.unhealthy().map_or(Ok(()), |why| Err(Error::NoDevice { device: self.full_name(), why }))
     }
 
     /// Why the disk cannot be served as its tags are.
-    fn damaged(&self) -> Option<Error> {
+    pub(super) fn damaged(&self) -> Option<Error> {
         let record = self.record();
         let unfit = record.cut.filter(|bytes| !bytes.is_multiple_of(self.vg.extent_size)).map(tags::cut);
         record.damaged.or(unfit).map(|tag| Error::Damaged {
@@ -225,114 +212,16 @@ impl<'a> LvmPlace<'a> {
         FileStorage::new(blockdev::open(&self.node(), mode == Mode::ReadWrite)?, self.node())
     }
 
-    fn end_lending(&self) -> Result<()> {
-        if self.lv.borrow().active {
-            self.deactivate()?;
-        }
-        self.untag(tags::LENT)
-    }
-
-    fn tag(&self, tag: String) -> Result<()> {
+    pub(super) fn tag(&self, tag: String) -> Result<()> {
         self.change("lvchange", &["--addtag", &tag], &[&self.full_name()])?;
         self.lv.borrow_mut().tags.push(tag);
         Ok(())
     }
 
-    fn untag(&self, tag: &str) -> Result<()> {
+    pub(super) fn untag(&self, tag: &str) -> Result<()> {
         self.change("lvchange", &["--deltag", tag], &[&self.full_name()])?;
         self.lv.borrow_mut().tags.retain(|other| other != tag);
         Ok(())
-    }
-
-    /// Removes the extents that a killed vdi_resize was preparing, or completes the cut that it began, or ends what is left
-    /// of a vdi_export. What another host prepares is left to those calls that `may_change` the group.
-    fn sweep(&self, may_change: bool) -> Result<()> {
-        self.sr.resume(&self.vg, self.vg.lvs.iter().chain([&*self.lv.borrow()]))?;
-        if self.unfinished.as_ref().is_some_and(|tags| may_change || !tags::is_elsewhere(tags)) {
-            self.sr.remove_unfinished(&self.vg, &format!("{UNFINISHED}{}", self.vdi))?;
-        }
-        if self.record().lent {
-            self.end_lending()?;
-        }
-        if let Some(damaged) = self.damaged() {
-            return Err(damaged);
-        }
-        match self.record().cut {
-            Some(size) => self.cut(size),
-            None => Ok(()),
-        }
-    }
-
-    /// Cuts a thin disk that is tagged so. What is cut off is discarded first: it must not come back when the disk grows.
-    fn cut(&self, size: u64) -> Result<()> {
-        if self.lv.borrow().size > size {
-            self.activate()?;
-            self.discard_from(size)?;
-            self.deactivate()?;
-            self.reduce(size)?;
-        }
-        self.untag(&tags::cut(size))
-    }
-
-    /// What is behind `size` reads as zeroes when the disk grows again. A pool takes back whole chunks only.
-    fn discard_from(&self, size: u64) -> Result<()> {
-        let node = self.node();
-        let chunk = lvm::chunks(&self.vg.name, POOL)?.size;
-        let end = size.checked_next_multiple_of(chunk).unwrap_or(u64::MAX).min(self.lv.borrow().size);
-        if size < end {
-            let file = blockdev::open(&node, true)?;
-            blockdev::zero_range(&file, &node, size, end)?;
-            file.sync_all().map_err(Error::io("flush", &node))?;
-        }
-        blockdev::discard(&node, end)
-    }
-
-    fn refuse_without_discards(&self) -> Result<()> {
-        if lvm::chunks(&self.vg.name, POOL)?.discards {
-            return Ok(());
-        }
-        Err(Error::Unsupported {
-            op: "making a disk smaller",
-            why: format!(
-                "the pool ignores discards, so what is cut off would be seen when the disk grows: lvchange --discards \
-                 nopassdown {}/{POOL}",
-                self.vg.name
-            ),
-        })
-    }
-
-    fn reduce(&self, size: u64) -> Result<()> {
-        self.change("lvreduce", &["-y", "-f", "-L", &format!("{size}b")], &[&self.full_name()])?;
-        self.lv.borrow_mut().size = size;
-        Ok(())
-    }
-
-    /// Grows a thick disk whose contents count: the extents are zeroed before the disk has them, because a
-    /// guest may write to them the moment it does.
-    fn grow_zeroed(&self, more: u64) -> Result<()> {
-        const TRIES: u32 = 5;
-        let name = format!("{UNFINISHED}{}", self.vdi);
-        let extents = (more / self.vg.extent_size).to_string();
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let maker = tags::of_maker();
-            let options = ["-y", "-ay", "-Zn", "-Wn", "-n", &name, "-l", &extents, "--addtag", &maker];
-            self.change("lvcreate", &options, &[&self.vg.name]).map_err(|e| self.sr.explain(e, None, more))?;
-            let zeroed = blockdev::zero(&lvm::node(&self.vg.name, &name), &|_, _| {})
-                .and_then(|()| lvm::extents(&self.vg.name, &name));
-            let removed = self.sr.remove_unfinished(&self.vg, &name);
-            let ranges = ended(zeroed, removed)?;
-            let full_name = self.full_name();
-            let mut names = vec![full_name.as_str()];
-            names.extend(ranges.iter().map(String::as_str));
-            match self.change("lvextend", &["-y", "-l", &format!("+{extents}")], &names) {
-                Ok(()) => return Ok(()),
-                // Another call may have taken the extents between the two commands.
-                Err(_) if tries < TRIES => {}
-                Err(failed) => return Err(self.sr.explain(failed, None, more)),
-            }
-        }
     }
 }
 
@@ -557,106 +446,5 @@ impl Place for LvmPlace<'_> {
     fn remove(&self) -> Result<()> {
         self.sweep(true)?;
         self.remove_damaged()
-    }
-}
-
-/// A disk that is attached while LVM does not see its group any more: all that can be done is to detach it.
-pub struct Lost<'a> {
-    pub sr: &'a LvmSr,
-    pub vdi: VdiUuid,
-    pub why: String,
-}
-
-impl Lost<'_> {
-    fn name(&self) -> String {
-        format!("{RAW}{}", self.vdi)
-    }
-
-    fn unseen<T>(&self) -> Result<T> {
-        Err(Error::SrUnavailable {
-            sr: self.sr.group.sr,
-            why: format!("{}; its VDI {} is attached and can only be detached", self.why, self.vdi),
-        })
-    }
-}
-
-impl Place for Lost<'_> {
-    fn sr(&self) -> SrUuid {
-        self.sr.group.sr
-    }
-
-    fn vdi(&self) -> VdiUuid {
-        self.vdi
-    }
-
-    fn format(&self) -> Format {
-        Format::Raw
-    }
-
-    fn deadline(&self) -> Instant {
-        self.sr.group.deadline.end()
-    }
-
-    fn path(&self) -> PathBuf {
-        lvm::node(&self.sr.group.name(), &self.name())
-    }
-
-    fn open(&self, _mode: Mode) -> Result<Opened<'_>> {
-        self.unseen()
-    }
-
-    fn usage(&self) -> Result<Usage> {
-        self.unseen()
-    }
-
-    fn settle(&self) -> Result<()> {
-        self.unseen()
-    }
-
-    fn settle_records(&self) -> Result<()> {
-        self.unseen()
-    }
-
-    fn is_shared(&self) -> bool {
-        false
-    }
-
-    fn params(&self) -> Result<Params> {
-        self.unseen()
-    }
-
-    fn holders(&self) -> Result<Holders> {
-        self.unseen()
-    }
-
-    fn set_holders(&self, _seen: &Holders, _users: Vec<String>) -> Result<bool> {
-        self.unseen()
-    }
-
-    fn device(&self) -> Result<Option<PathBuf>> {
-        Ok(lvm::kernel_device(&self.sr.group.name(), &self.name()))
-    }
-
-    fn attach(&self, _mode: Mode) -> Result<PathBuf> {
-        self.unseen()
-    }
-
-    fn detach(&self) -> Result<Done> {
-        match lvm::remove_lost_device(&self.sr.group.name(), &self.name())? {
-            Deactivated::Done => Ok(Done::Changed),
-            Deactivated::Busy(holder) => Err(Error::VdiInUse { vdi: self.vdi, sr: self.sr.group.sr, holder }),
-        }
-    }
-
-    fn resize(&self, _bytes: u64) -> Result<()> {
-        self.unseen()
-    }
-
-    fn copy_to(&self, _dest: VdiUuid, _params: &Params, _progress: Progress) -> Result<VdiInfo> {
-        self.unseen()
-    }
-
-    fn remove(&self) -> Result<()> {
-        self.unseen()
     }
 }

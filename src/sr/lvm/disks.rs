@@ -1,0 +1,182 @@
+//! The disks of an SR: listed, found, made, taken in, removed. `super` tells the order of steps.
+
+use std::cell::RefCell;
+
+use super::fill::Fill;
+use super::group::refuse_foreign;
+use super::lost::Lost;
+use super::place::{Group, LvmPlace};
+use super::{DRIVER, LvmSr, POOL, RAW, UNFINISHED, tags};
+use crate::error::{Error, Result};
+use crate::image::disk::DiskWriter;
+use crate::sys::copy::Progress;
+use crate::sys::lvm::{self, Lv, Vg};
+use crate::types::{Done, Format, NewVdi, SrInfo, State, VdiInfo, VdiUuid};
+use crate::vdi::transfer::Incoming;
+use crate::vdi::{self, Layout, Vdi, raw};
+
+impl LvmSr {
+    pub(super) fn list(&self) -> Result<SrInfo> {
+        let vg = self.listed()?;
+        self.refuse_foreign_sr(&vg)?;
+        let mut infos = Vec::with_capacity(vg.lvs.len());
+        let group = Group::of(&vg);
+        for (vdi, format, lv) in self.volumes(&vg) {
+            let info = LvmPlace::listed(self, &group, vdi, lv).info();
+            infos.push(match refuse_foreign(vdi, format) {
+                Ok(()) => info,
+                Err(foreign) => VdiInfo { format, state: State::of(&foreign), ..info },
+            });
+        }
+        infos.sort_unstable_by_key(|info| info.uuid);
+        Ok(SrInfo { vdis: infos, ..self.summary(&vg) })
+    }
+
+    /// Also of a group that misses a device, and of the images of other storage managers.
+    pub(super) fn list_at_rest(&self) -> Result<Vec<VdiInfo>> {
+        let vg = self.group.look()?;
+        let group = Group::of(&vg);
+        let mut disks: Vec<VdiInfo> =
+            self.volumes(&vg).map(|(vdi, _, lv)| LvmPlace::listed(self, &group, vdi, lv).info()).collect();
+        disks.sort_unstable_by_key(|disk| disk.uuid);
+        Ok(disks)
+    }
+
+    pub(super) fn find(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {
+        let found = self.group.look().and_then(|vg| {
+            let found = self.volumes(&vg).find(|(found, ..)| *found == vdi);
+            let (_, format, lv) = found.ok_or_else(|| self.no_vdi(vdi, &vg))?;
+            refuse_foreign(vdi, format)?;
+            Ok(LvmPlace::new(self, &vg, vdi, lv))
+        });
+        match found {
+            Ok(place) => Ok(raw::open(place, None)),
+            // Its group went away while it was attached: it can still be detached.
+            Err(unseen) => match lvm::kernel_device(&self.group.name(), &format!("{RAW}{vdi}")) {
+                Some(_) => Ok(raw::open(Lost { sr: self, vdi, why: unseen.to_string() }, None)),
+                None => Err(unseen),
+            },
+        }
+    }
+
+    pub(super) fn make_disk(&self, new: &NewVdi) -> Result<VdiInfo> {
+        let (vg, layout) = self.refuse_new(new)?;
+        let size = self.checked_size(&vg, new.virtual_size, layout.largest())?;
+        let thin = vg.lv(POOL).is_some();
+        let lv = self.make_volume(&vg, new, RAW, size, (!thin).then_some(tags::ZERO))?;
+        let place = LvmPlace::new(self, &vg, new.vdi, &lv);
+        if !thin && self.zeroes_early(&vg) {
+            place.zero_now().map_err(|cause| cause.undone(self.remove_unfinished(&vg, &lv.name)))?;
+        }
+        Ok(place.info())
+    }
+
+    /// The group that the new VDI may be made in, without what a killed call has left of it, and its format.
+    pub(super) fn refuse_new(&self, new: &NewVdi) -> Result<(Vg, &'static dyn Layout)> {
+        let format = new.format.unwrap_or(DRIVER.formats[0]);
+        if !DRIVER.formats.contains(&format) {
+            let why = format!("{format} was asked for, and an SR on logical volumes has raw disks only");
+            return Err(Error::Unsupported { op: "a disk of this format", why });
+        }
+        let mut vg = self.group.whole()?;
+        self.refuse_foreign_sr(&vg)?;
+        self.resume(&vg, vg.lv(POOL))?;
+        if self.volumes(&vg).any(|(vdi, ..)| vdi == new.vdi) {
+            self.group.flush(&vg)?;
+            return Err(Error::VdiExists { vdi: new.vdi, sr: self.group.sr });
+        }
+        let left = format!("{UNFINISHED}{}", new.vdi);
+        if vg.lv(&left).is_some() {
+            self.remove_unfinished(&vg, &left)?;
+            vg = self.group.whole()?;
+        }
+        Ok((vg, vdi::layout(format)))
+    }
+
+    /// A volume for a new VDI, inactive.
+    pub(super) fn make_volume(
+        &self,
+        vg: &Vg,
+        new: &NewVdi,
+        prefix: &str,
+        size: u64,
+        state: Option<&str>,
+    ) -> Result<Lv> {
+        let thin = vg.lv(POOL).is_some();
+        let name = format!("{prefix}{}", new.vdi);
+        let mut options: Vec<String> = ["-y", "-an", "-ky", "-n", &name].map(str::to_owned).to_vec();
+        if thin {
+            self.room_in_pool(vg)?;
+            options.extend(["-V", &format!("{size}b"), "--thinpool", POOL].map(str::to_owned));
+        } else {
+            if size > vg.free {
+                return Err(Error::NoSpace { sr: self.group.sr, free: vg.free, wanted: size });
+            }
+            options.extend(["-Zn", "-Wn", "-l", &(size / vg.extent_size).to_string()].map(str::to_owned));
+        }
+        let mut tags = tags::of_params(&new.params);
+        tags.extend(state.map(str::to_owned));
+        options.extend(tags.iter().flat_map(|tag| ["--addtag".to_owned(), tag.clone()]));
+        self.group.change(vg, "lvcreate", &options, &[&vg.name]).map_err(|e| self.explain(e, Some(new.vdi), size))?;
+        let layout = vec![if thin { "thin" } else { "linear" }.to_owned()];
+        Ok(Lv { name, size, tags, layout, ..Lv::default() })
+    }
+
+    pub(super) fn take_in(&self, new: &NewVdi, incoming: Incoming, progress: Progress) -> Result<VdiInfo> {
+        let (vg, layout) = self.refuse_new(new)?;
+        let made = RefCell::new(None);
+        let mut make = |size: u64| -> Result<Box<dyn DiskWriter + '_>> {
+            let size = self.checked_size(&vg, size.max(new.virtual_size), layout.largest())?;
+            let lv = self.make_volume(&vg, new, UNFINISHED, size, Some(&tags::of_maker()))?;
+            Ok(Box::new(Fill::begin(self, &vg, &made.borrow_mut().insert(lv).name, size)?))
+        };
+        let no_files = || {
+            Err(Error::Unsupported {
+                op: "vdi_import of qcow2, or a fixed VHD, from a pipe",
+                why: "it has to be put down before it can be read, and this SR keeps no files: give the file's name"
+                    .to_owned(),
+            })
+        };
+        let filled = incoming.fill(&mut make, &no_files, progress);
+        let Some(unfinished) = made.take() else {
+            return Err(filled.expect_err("a disk that came has been put somewhere"));
+        };
+        let name = format!("{RAW}{}", new.vdi);
+        let published = filled
+            .and_then(|()| self.group.deactivate(&vg, &unfinished.name))
+            .and_then(|()| {
+                let unfinished = format!("{}/{}", vg.name, unfinished.name);
+                self.group.change(&vg, "lvchange", &["--deltag", &tags::of_maker()], &[&unfinished])
+            })
+            .and_then(|()| self.group.change::<&str>(&vg, "lvrename", &[], &[&vg.name, &unfinished.name, &name]));
+        match published {
+            Ok(()) => Ok(LvmPlace::new(self, &vg, new.vdi, &Lv { name, ..unfinished }).info()),
+            Err(cause) => Err(cause.undone(self.remove_unfinished(&vg, &unfinished.name))),
+        }
+    }
+
+    /// The disk `vdi`, if a damaged tag keeps it from being served, and nothing uses it.
+    pub(super) fn damaged(&self, vg: &Vg, vdi: VdiUuid) -> Result<Option<LvmPlace<'_>>> {
+        let found = self.volumes(vg).find(|(found, format, _)| *found == vdi && *format == Format::Raw);
+        let place = found.map(|(.., lv)| LvmPlace::new(self, vg, vdi, lv)).filter(LvmPlace::is_damaged);
+        if place.is_some() {
+            vdi::refuse_if_used(&*self.find(vdi)?)?;
+        }
+        Ok(place)
+    }
+
+    pub(super) fn remove_broken(&self, vdi: VdiUuid) -> Result<bool> {
+        match self.damaged(&self.group.whole()?, vdi)? {
+            Some(place) => place.remove_damaged().map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    pub(super) fn forget(&self, vdi: VdiUuid) -> Result<Done> {
+        let vg = self.group.look()?;
+        match vg.lv(&format!("{UNFINISHED}{vdi}")) {
+            Some(lv) => self.remove_unfinished(&vg, &lv.name).map(|()| Done::Changed),
+            None => self.group.flush(&vg).map(|()| Done::Already),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The life of an SR: how it is made, attached, detached and deleted. `super` tells the order of steps.
+
+use super::group::{is_gone, vdi_of};
+use super::place::{Group, LvmPlace};
+use super::{Allocation, LvmSr, POOL, SHARED, THICK, THIN};
+use crate::error::{Error, Result, one_line};
+use crate::sr::volume_group::DELETING;
+use crate::sys::lvm::{self, Vg};
+use crate::sys::syslog;
+use crate::types::{Done, Overwrite};
+use crate::vdi;
+
+impl LvmSr {
+    pub(super) fn make(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
+        let thin = self.allocation == Some(Allocation::Thin);
+        let mut tags = vec![if thin { THIN } else { THICK }];
+        tags.extend(self.is_shared.then_some(SHARED));
+        self.group.make(size, over, &tags, |devices| devices.iter().sum())?;
+        if thin {
+            let options =
+                ["-y", "--type", "thin-pool", "-n", POOL, "-l", "100%FREE", "--poolmetadataspare", "y", "-Zy"];
+            lvm::change("lvcreate", &options, &[&self.group.name()]).map_err(|cause| self.group.unmake(cause))?;
+        }
+        self.group.flush_devices()
+    }
+
+    pub(super) fn remove(&self) -> Result<Done> {
+        let Some(vg) = self.group.look_for_any()? else {
+            return self.group.flush_devices().map(|()| Done::Already);
+        };
+        self.group.refuse_incomplete(&vg)?;
+        if !vg.tags.iter().any(|t| t == DELETING) {
+            self.refuse_attached(&vg)?;
+            let group = Group::of(&vg);
+            for (vdi, _, lv) in self.volumes(&vg) {
+                vdi::refuse_if_locked(&LvmPlace::listed(self, &group, vdi, lv))?;
+            }
+            self.group.change(&vg, "vgchange", &["--addtag", DELETING], &[&vg.name])?;
+        }
+        self.group.remove(&vg)?;
+        Ok(Done::Changed)
+    }
+
+    /// With a device missing, the disks that are whole are served, if there is one. Nothing is changed then.
+    pub(super) fn make_available(&self) -> Result<Done> {
+        let vg = self.listed()?;
+        let incomplete = self.group.refuse_incomplete(&vg).err();
+        self.refuse_foreign_sr(&vg)?;
+        let pool = vg.lv(POOL).filter(|pool| pool.is_thin_pool());
+        if pool.is_none() && vg.tags.iter().any(|t| t == THIN) {
+            let why = format!("it was created thin, and its group {} has no pool {POOL}", vg.name);
+            return Err(Error::SrUnavailable { sr: self.group.sr, why });
+        }
+        match (self.allocation, pool) {
+            (Some(Allocation::Thin), None) | (Some(Allocation::Thick), Some(_)) => {
+                let is = if pool.is_some() { "thin" } else { "thick" };
+                return Err(Error::Invalid {
+                    what: "allocation",
+                    value: if pool.is_some() { "thick" } else { "thin" }.to_owned(),
+                    expected: format!("SR {} was created {is}", self.group.sr),
+                });
+            }
+            _ => {}
+        }
+        self.group.note_strangers(&vg);
+        match incomplete {
+            None => {
+                self.resume(&vg, &vg.lvs)?;
+                self.sweep(&vg)?;
+            }
+            Some(missing) if pool.into_iter().chain(self.volumes(&vg).map(|(.., lv)| lv)).all(is_gone) => {
+                return Err(missing);
+            }
+            Some(missing) => {
+                syslog::write(&format!("SR {}: only some of its VDIs: {}", self.group.sr, one_line(&missing)))
+            }
+        }
+        match pool {
+            Some(pool) if !pool.active => lvm::activate(&vg.name, POOL).map(|()| Done::Changed),
+            _ => Ok(Done::Already),
+        }
+    }
+
+    pub(super) fn end_availability(&self) -> Result<Done> {
+        let vg = match self.group.look() {
+            Ok(vg) => vg,
+            Err(unseen) => return self.detach_unseen(unseen),
+        };
+        self.resume(&vg, &vg.lvs)?;
+        self.refuse_attached(&vg)?;
+        let mut done = Done::Already;
+        for lv in vg.lvs.iter().filter(|lv| lv.active) {
+            self.group.deactivate(&vg, &lv.name)?;
+            done = Done::Changed;
+        }
+        Ok(done)
+    }
+
+    /// Ends what is left of an SR whose devices went away while it was attached.
+    pub(super) fn detach_unseen(&self, unseen: Error) -> Result<Done> {
+        let group = self.group.name();
+        let names = lvm::kernel_names(&group);
+        if names.is_empty() {
+            // Nothing of it is here, whatever the reason.
+            return Ok(Done::Already);
+        }
+        let pool: Vec<String> = ["", "-tpool", "_tdata", "_tmeta"]
+            .iter()
+            .map(|end| format!("{}{end}", lvm::dm_name(&group, POOL)))
+            .collect();
+        if names.iter().any(|name| !pool.contains(name)) {
+            return Err(Error::SrUnavailable {
+                sr: self.group.sr,
+                why: format!("{unseen}; {} of its volumes are active: vdi_detach them first", names.len()),
+            });
+        }
+        for name in pool.iter().filter(|name| names.contains(name)) {
+            lvm::remove_device(name)?;
+        }
+        Ok(Done::Changed)
+    }
+}
+
+/// A group that was to be thin and has no pool, and no disk that could have lost it.
+pub(super) fn is_half_made(vg: &Vg) -> bool {
+    vg.tags.iter().any(|t| t == THIN) && vg.lv(POOL).is_none() && !vg.lvs.iter().any(|lv| vdi_of(&lv.name).is_some())
+}
