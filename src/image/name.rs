@@ -16,9 +16,6 @@ pub struct ImageName {
 }
 
 impl ImageName {
-    /// Every format whose extension a name may have, in the order in which images of a VDI are looked for.
-    pub const FORMATS: [Format; 3] = [Format::Raw, Format::Vhd, Format::Qcow2];
-
     pub fn new(vdi: VdiUuid, format: Format) -> ImageName {
         ImageName { vdi, format }
     }
@@ -65,7 +62,7 @@ impl NamedParent {
 }
 
 fn of_extension(extension: &str) -> Option<Format> {
-    ImageName::FORMATS.into_iter().find(|format| format.to_string() == extension)
+    Format::ALL.into_iter().find(|format| format.word() == extension)
 }
 
 impl fmt::Display for ImageName {
@@ -81,7 +78,7 @@ mod tests {
     #[test]
     fn a_name_is_read_as_it_is_written() {
         let vdi: VdiUuid = "98de866e-b035-4b1a-a571-613bff542b89".parse().unwrap();
-        for format in ImageName::FORMATS {
+        for format in Format::ALL {
             let name = ImageName::new(vdi, format);
             assert_eq!(ImageName::parse(&name.to_string()), Some(name));
             assert_eq!(ImageName::of_path(&name.in_directory(Path::new("/sr"))), Some(name));

@@ -107,10 +107,11 @@ pub fn vdi_by_uuid(_sr: SrUuid, location: &str) -> Result<VdiUuid> {
 /// A method that a driver leaves to its default answers "not supported" or "nothing is known of it", never "done", and
 /// never that no other host is concerned. A method whose absence could lose data has no default.
 pub trait Sr: Send + Sync {
-    /// Makes the SR and leaves its UUID on the substrate.
+    /// Makes the SR and leaves its UUID on the substrate. `size`: the bytes that the SR must have at least.
     ///
     /// # Errors
-    /// [`Error::SrExists`] for the same UUID, [`Error::DeviceInUse`] for anything else that is there.
+    /// [`Error::SrExists`] for the same UUID, [`Error::DeviceInUse`] for anything else that is there; [`Error::NoSpace`] for
+    /// a `size` that the substrate does not have. Then nothing was changed.
     fn create(&self, size: Option<u64>) -> Result<()>;
 
     /// Makes the SR and overwrites what is there, as far as `over` allows it and nothing has it in use.

@@ -149,8 +149,8 @@ pub fn sm_config(vdi: &VdiInfo) -> SmConfig {
 
 /// [`About::images`] of every driver with disks as files.
 pub fn images(directory: &Path, vdi: VdiUuid) -> Vec<PathBuf> {
-    let served = [Format::Vhd, Format::Qcow2];
-    served.map(|format| ImageName::new(vdi, format).in_directory(directory)).to_vec()
+    let served = Format::ALL.into_iter().filter(|format| *format != Format::Raw);
+    served.map(|format| ImageName::new(vdi, format).in_directory(directory)).collect()
 }
 
 fn location(config: &DeviceConfig) -> Result<PathBuf> {

@@ -1,7 +1,7 @@
 //! WHERE disks live: storage repositories, one file per driver.
 //!
-//! Adding a driver: one file here that declares a [`Driver`], its line in [`DRIVERS`], three lines in
-//! `src/bin`, one row in the compliance suite. `docs/drivers.md` walks through it.
+//! Adding a driver: one file here that declares a [`Driver`], its line in [`DRIVERS`], its executable in `src/bin` and
+//! `Cargo.toml`, one row in the compliance suite. `docs/drivers.md` walks through it.
 
 mod config;
 mod driver;

@@ -16,6 +16,20 @@ pub enum Format {
     Qcow2,
 }
 
+impl Format {
+    /// Every format, in the order in which images of a VDI are looked for.
+    pub const ALL: [Format; 3] = [Format::Raw, Format::Vhd, Format::Qcow2];
+
+    /// The word for the format: in commands, in answers, and as the extension of files.
+    pub fn word(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Vhd => "vhd",
+            Format::Qcow2 => "qcow2",
+        }
+    }
+}
+
 // A string, not the symbol that serde-lexpr would make of a variant.
 impl Serialize for Format {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
@@ -31,11 +45,7 @@ impl<'de> Deserialize<'de> for Format {
 
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Format::Raw => "raw",
-            Format::Vhd => "vhd",
-            Format::Qcow2 => "qcow2",
-        })
+        f.write_str(self.word())
     }
 }
 
@@ -43,18 +53,16 @@ impl FromStr for Format {
     type Err = Misread;
 
     fn from_str(text: &str) -> Result<Self, Misread> {
-        match text {
-            "raw" => Ok(Format::Raw),
-            "vhd" => Ok(Format::Vhd),
-            "qcow2" => Ok(Format::Qcow2),
-            _ => {
-                let lower = text.to_ascii_lowercase();
-                let expected = match lower.as_str() {
-                    "raw" | "vhd" | "qcow2" => format!("write {lower}, in lower case"),
-                    _ => "expected raw, vhd or qcow2".to_owned(),
-                };
-                Err(Misread { what: "type", value: text.to_owned(), expected })
-            }
-        }
+        let named = |word: &str| Format::ALL.into_iter().find(|format| format.word() == word);
+        named(text).ok_or_else(|| {
+            let expected = match named(&text.to_ascii_lowercase()) {
+                Some(format) => format!("write {format}, in lower case"),
+                None => {
+                    let [others @ .., last] = Format::ALL.map(Format::word);
+                    format!("expected {} or {last}", others.join(", "))
+                }
+            };
+            Misread { what: "type", value: text.to_owned(), expected }
+        })
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! An SR hands a disk its [`Place`], a file or a logical volume, and, if it keeps trees, its
 //! [`tree::forest::Forest`]; this module does the rest. Adding a format: one file here with its [`Layout`], its line in
-//! [`formats`], its `Format` variant.
+//! [`formats`], its `Format` variant, and an arm of each `match` on formats that the compiler names. `CONTRIBUTING.md` says
+//! which.
 //!
 //! | file | what |
 //! |---|---|

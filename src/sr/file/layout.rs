@@ -31,7 +31,7 @@ pub(super) const JOURNALS: [&str; 3] = ["coalesce_", "relink_", "leaf_"];
 /// [`Error::Damaged`] if it has two: nothing tells which of them is the disk.
 pub(super) fn format_of(dir: &Dir, vdi: VdiUuid) -> Result<Option<Format>> {
     let mut found = None;
-    for format in ImageName::FORMATS {
+    for format in Format::ALL {
         if dir.lookup(&image_name(vdi, format))?.is_some()
             && let Some(first) = found.replace(format)
         {
@@ -103,7 +103,7 @@ pub(super) fn remove_leftovers(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
 /// # Errors
 /// [`Error::Io`].
 pub(super) fn has_image(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
-    for format in ImageName::FORMATS {
+    for format in Format::ALL {
         if dir.lookup(&image_name(vdi, format))?.is_some() {
             return Ok(true);
         }
