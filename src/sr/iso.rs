@@ -19,34 +19,34 @@
 //! - **vdi_create**: 1. make the file under a temporary name; 2. rename it. After 1: a `.tmp-<uuid>` without data,
 //!   which the next vdi_create removes.
 //! - **vdi_delete**: one unlink.
+//!
+//! | file | content |
+//! |---|---|
+//! | [`library`], [`share`] | where the images are: a directory, an export or a share; how it is found and mounted |
+//! | [`images`] | the images: names, UUIDs, the files that they lead to |
+//! | [`mod@place`] | one image: what formats and callers do with it |
 
+mod images;
 mod library;
+mod place;
 mod share;
 
 use std::collections::HashMap;
-use std::fs::{self, File, Metadata, OpenOptions};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
-
-use nix::errno::Errno;
-use nix::libc;
 
 use crate::context::{Context, Deadline};
 use crate::error::{Error, Result};
 use crate::image::storage::FileStorage;
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server};
-use crate::sys::copy::Progress;
 use crate::sys::durable::{self, Dir};
-use crate::sys::lock::Lock;
-use crate::sys::loopdev::{self, Backing};
+use crate::sys::loopdev;
 use crate::sys::watch::Pulse;
-use crate::types::{Done, Format, Mode, NewVdi, Params, SmConfig, SrInfo, SrUuid, State, VdiInfo, VdiUuid};
-use crate::vdi::tree::nodes::Node;
-use crate::vdi::{self, Attachments, Holders, Opened, Place, Usage, Vdi};
+use crate::types::{Done, Format, NewVdi, Params, SmConfig, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::vdi::{self, Attachments, Vdi};
 
+use images::{Iso, is_ours_in_the_making, name_of, uuid_of};
 use library::Library;
+use place::{IsoPlace, IsoVdi};
 
 pub const DRIVER: Driver = Driver {
     sr_type: "iso",
@@ -104,68 +104,7 @@ struct IsoSr {
     deadline: Deadline,
 }
 
-/// A CD image.
-struct Iso {
-    name: String,
-    /// Where the file is. For a link: where that leads.
-    path: PathBuf,
-    usage: Usage,
-    id: loopdev::FileId,
-    /// Whether it can be read, as far as its attributes tell.
-    state: State,
-}
-
-/// The disk that vdi_create made under this name, if it has such a name.
-fn made(name: &str) -> Option<VdiUuid> {
-    name.strip_suffix(".img")?.parse().ok().filter(|vdi| name_of(*vdi) == name)
-}
-
-fn name_of(vdi: VdiUuid) -> String {
-    format!("{vdi}.img")
-}
-
-fn uuid_of(sr: SrUuid, name: &str) -> VdiUuid {
-    made(name).unwrap_or_else(|| VdiUuid::of_name(sr, name))
-}
-
 impl IsoSr {
-    fn list(&self, dir: &Dir) -> Result<Vec<Iso>> {
-        let mut found = Vec::new();
-        for name in dir.names()?.into_iter().filter(|name| is_image(name)) {
-            let named = dir.join(&name);
-            let unusable = |name: String, state| {
-                let nothing = Usage { length: 0, allocated: 0 };
-                Iso { name, path: named.clone(), usage: nothing, id: (0, 0), state }
-            };
-            match followed(&named) {
-                Ok((path, meta)) if meta.is_file() && !path.starts_with(dir.path()) => {
-                    let state = State::of(&leads_out(&named, dir.path()));
-                    found.push(unusable(name, state));
-                }
-                Ok((path, meta)) if meta.is_file() => found.push(Iso {
-                    name,
-                    path,
-                    usage: Usage { length: meta.len(), allocated: meta.blocks() * 512 },
-                    id: (meta.dev(), meta.ino()),
-                    state: State::Healthy,
-                }),
-                Ok(_) => {}
-                // Where a link leads may be missing or be no file: then it is no image.
-                Err(e) => match e.raw_os_error().map(Errno::from_raw) {
-                    Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
-                    // It is there, so nobody may take it for one that is gone. The others are listed if the directory
-                    // still answers: then it is this name's own trouble.
-                    _ => {
-                        dir.lookup(".")?;
-                        found.push(unusable(name, State::Broken(e.to_string())));
-                    }
-                },
-            }
-        }
-        found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        Ok(found)
-    }
-
     fn place(&self, dir: &Dir, iso: Iso) -> IsoPlace<'_> {
         IsoPlace { sr: self, path: iso.path.clone(), library: dir.path().to_owned(), iso }
     }
@@ -182,28 +121,6 @@ impl IsoSr {
     fn refuse<T>(&self, op: &'static str) -> Result<T> {
         Err(Error::Unsupported { op, why: "CD images are made, attached and deleted, and that is all".to_owned() })
     }
-}
-
-/// Where a name leads, without links, and what is there.
-fn followed(named: &Path) -> std::io::Result<(PathBuf, Metadata)> {
-    let meta = fs::symlink_metadata(named)?;
-    if !meta.is_symlink() {
-        return Ok((named.to_owned(), meta));
-    }
-    let path = fs::canonicalize(named)?;
-    let meta = fs::symlink_metadata(&path)?;
-    Ok((path, meta))
-}
-
-fn leads_out(named: &Path, library: &Path) -> Error {
-    let (name, library) = (durable::name_of(named), library.display());
-    let why = format!("{name} is a link that leads out of {library}; put there the file itself, or a hard link to it");
-    Error::Unsupported { op: "a file outside of the directory of an ISO SR", why }
-}
-
-fn is_image(name: &str) -> bool {
-    let extension = Path::new(name).extension().and_then(|e| e.to_str()).unwrap_or("");
-    extension.eq_ignore_ascii_case("iso") || extension.eq_ignore_ascii_case("img")
 }
 
 /// Makes a directory's names durable, where a directory can be synced: on an SMB share it can't, and what the server
@@ -239,7 +156,7 @@ impl Sr for IsoSr {
                 return Err(Error::VdiInUse { vdi, sr: self.sr, holder });
             }
         } else if let Ok(dir) = self.library.dir() {
-            for iso in self.list(&dir)? {
+            for iso in images::list(&dir)? {
                 vdi::refuse_if_attached(&IsoVdi(self.place(&dir, iso)))?;
             }
         }
@@ -255,7 +172,7 @@ impl Sr for IsoSr {
         self.library.refuse_another_sr(&dir)?;
         let devices = loopdev::attached()?;
         let mut vdis = Vec::new();
-        for iso in self.list(&dir)? {
+        for iso in images::list(&dir)? {
             let attached = self.device(&devices, &iso.path, iso.id).is_some();
             vdis.push(self.place(&dir, iso).info(attached));
         }
@@ -276,7 +193,7 @@ impl Sr for IsoSr {
 
     fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {
         let dir = self.library.dir()?;
-        match self.list(&dir)?.into_iter().find(|iso| uuid_of(self.sr, &iso.name) == vdi) {
+        match images::list(&dir)?.into_iter().find(|iso| uuid_of(self.sr, &iso.name) == vdi) {
             Some(iso) => Ok(Box::new(IsoVdi(self.place(&dir, iso)))),
             None => Err(Error::NoVdi { vdi, sr: self.sr, looked: self.library.path.display().to_string() }),
         }
@@ -343,186 +260,5 @@ impl Sr for IsoSr {
 
     fn content_type(&self) -> &'static str {
         "iso"
-    }
-}
-
-/// `.tmp-<uuid>`: the directory is somebody's own, so nothing else is touched.
-fn is_ours_in_the_making(name: &str) -> bool {
-    name.strip_prefix(".tmp-").is_some_and(|rest| rest.parse::<VdiUuid>().is_ok())
-}
-
-/// A CD: a raw disk that says its file's name, and can only be read unless vdi_create made it.
-struct IsoVdi<'a>(IsoPlace<'a>);
-
-impl Vdi for IsoVdi<'_> {
-    fn place(&self) -> &dyn Place {
-        &self.0
-    }
-
-    fn info(&self) -> Result<VdiInfo> {
-        Ok(self.0.info(self.device()?.is_some()))
-    }
-
-    fn device(&self) -> Result<Option<PathBuf>> {
-        self.0.device()
-    }
-
-    fn attach(&self, mode: Mode, _lock: Option<&Lock>) -> Result<PathBuf> {
-        self.0.attach(mode)
-    }
-
-    fn detach(&self) -> Result<Done> {
-        self.0.detach()
-    }
-
-    fn delete(&self, _context: &Context) -> Result<()> {
-        vdi::refuse_if_attached(self)?;
-        self.0.remove()
-    }
-
-    fn read(&self, _reader: &mut dyn FnMut(&dyn crate::image::disk::Disk) -> Result<()>) -> Result<()> {
-        self.0.sr.refuse("vdi_export")
-    }
-
-    fn resize(&self, _size: u64, _allow_shrink: bool, _context: &Context) -> Result<Done> {
-        self.0.sr.refuse("vdi_resize")
-    }
-}
-
-struct IsoPlace<'a> {
-    sr: &'a IsoSr,
-    path: PathBuf,
-    /// The directory of the SR, by a path without links.
-    library: PathBuf,
-    iso: Iso,
-}
-
-impl IsoPlace<'_> {
-    fn info(&self, attached: bool) -> VdiInfo {
-        let node = Node { state: self.iso.state.clone(), ..Node::alone(Format::Raw, self.iso.usage.length) };
-        let params = self.params_now();
-        let info = vdi::describe(self, &node, self.iso.usage.allocated, params, Vec::new(), attached, Vec::new());
-        VdiInfo { location: Some(self.iso.name.clone()), ..info }
-    }
-
-    fn file(&self, mode: Mode) -> Result<File> {
-        let write = mode == Mode::ReadWrite;
-        // Never waits, as the open of a pipe in the place of the file would.
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let opened = OpenOptions::new().read(true).write(write).custom_flags(flags).open(&self.path);
-        let file = opened.map_err(|e| match e.raw_os_error() {
-            Some(libc::ELOOP) => leads_out(&self.path, &self.library),
-            _ => Error::io("open", &self.path)(e),
-        })?;
-        // Between the listing and now a directory above, or the file, may have become something else.
-        let (meta, opened) = file
-            .metadata()
-            .and_then(|meta| Ok((meta, fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?)))
-            .map_err(Error::io("examine", &self.path))?;
-        if !meta.is_file() {
-            return Err(Error::Damaged { path: self.path.clone(), what: "it is no regular file".to_owned() });
-        }
-        if opened.starts_with(&self.library) { Ok(file) } else { Err(leads_out(&self.path, &self.library)) }
-    }
-
-    fn params_now(&self) -> Params {
-        let read_only = made(&self.iso.name).is_none();
-        Params { label: self.iso.name.clone(), read_only, ..Params::default() }
-    }
-}
-
-impl Place for IsoPlace<'_> {
-    fn sr(&self) -> SrUuid {
-        self.sr.sr
-    }
-
-    fn vdi(&self) -> VdiUuid {
-        uuid_of(self.sr.sr, &self.iso.name)
-    }
-
-    fn format(&self) -> Format {
-        Format::Raw
-    }
-
-    fn deadline(&self) -> Instant {
-        self.sr.deadline.end()
-    }
-
-    fn path(&self) -> PathBuf {
-        self.path.clone()
-    }
-
-    fn open(&self, mode: Mode) -> Result<Opened<'_>> {
-        Ok(Opened::of(FileStorage::new(self.file(mode)?, &self.path)?))
-    }
-
-    fn usage(&self) -> Result<Usage> {
-        Ok(self.iso.usage)
-    }
-
-    fn settle(&self) -> Result<()> {
-        self.file(Mode::ReadOnly)?.sync_all().map_err(Error::io("flush", &self.path))
-    }
-
-    /// Nothing is stored beside an image: its name is its label, and no user locks it.
-    fn settle_records(&self) -> Result<()> {
-        Ok(())
-    }
-
-    /// The kernel of another host that has an image attached is not asked: images are read, and a `<vdi>.img` is xapi's to
-    /// attach to one host at a time.
-    fn is_shared(&self) -> bool {
-        false
-    }
-
-    fn params(&self) -> Result<Params> {
-        Ok(self.params_now())
-    }
-
-    fn holders(&self) -> Result<Holders> {
-        Ok(Holders::default())
-    }
-
-    fn set_holders(&self, _seen: &Holders, _users: Vec<String>) -> Result<bool> {
-        self.sr.refuse("vdi_lock")
-    }
-
-    fn device(&self) -> Result<Option<PathBuf>> {
-        Ok(self.sr.device(&loopdev::attached()?, &self.path, self.iso.id))
-    }
-
-    fn attach(&self, mode: Mode) -> Result<PathBuf> {
-        match self.device()? {
-            Some(device) => Ok(device),
-            None => loopdev::attach(&self.file(mode)?, &self.path, mode == Mode::ReadOnly),
-        }
-    }
-
-    fn detach(&self) -> Result<Done> {
-        let loops = loopdev::attached()?;
-        let Some(device) = self.sr.device(&loops, &self.path, self.iso.id) else { return Ok(Done::Already) };
-        // As it was found.
-        let backing = match self.sr.library.is_remote() && loops.contains_key(&self.path) {
-            true => Backing::Path(&self.path),
-            false => Backing::File(self.iso.id),
-        };
-        match loopdev::detach(&device, backing)? {
-            loopdev::Detached::Done(done) => Ok(done),
-            loopdev::Detached::Busy(who) => Err(vdi::in_use(self, format!("{who}, through {}", device.display()))),
-        }
-    }
-
-    fn resize(&self, _bytes: u64) -> Result<()> {
-        self.sr.refuse("vdi_resize")
-    }
-
-    fn copy_to(&self, _dest: VdiUuid, _params: &Params, _progress: Progress) -> Result<VdiInfo> {
-        self.sr.refuse("vdi_clone")
-    }
-
-    fn remove(&self) -> Result<()> {
-        let dir = self.sr.library.dir()?;
-        dir.remove(&self.iso.name)?;
-        sync(&dir).map_err(|cause| cause.after(vdi::deleted(self.vdi())))
     }
 }
