@@ -34,7 +34,7 @@ complete -c sm -n "__fish_sm_needs_command" -s d -l dconf -d 'Where the SR lives
 complete -c sm -n "__fish_sm_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_needs_command" -s V -l version -d 'Print version'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_create" -d 'Make an SR. Fails if the SR exists'
-complete -c sm -n "__fish_sm_needs_command" -f -a "sr_delete" -d 'Delete an SR and every VDI in it. Succeeds if there is none; fails while a VDI is in use'
+complete -c sm -n "__fish_sm_needs_command" -f -a "sr_delete" -d 'Delete an SR and every VDI in it; the files of an ISO SR stay. Succeeds if there is none; fails while a VDI is in use'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_attach" -d 'Make an SR available on this host, and repair what a crash left'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_detach" -d 'End the availability of an SR on this host. Fails while a VDI is attached'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_get_params" -d 'Print what is known of an SR: (sr …)'
@@ -54,7 +54,7 @@ complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_unlock" -d 'Give the pers
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_get_params" -d 'Print what is known of a VDI: (vdi …)'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_export" -d 'Write the disk of a VDI to a file or a pipe. Fails while a writable VDI is attached'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_import" -d 'Make a VDI of the contents of a file or a pipe'
-complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_tree" -d 'Draw the chains of an SR: which image is whose parent, and what each takes'
+complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_tree" -d 'Draw the chains of an SR: which image is whose parent, and what each takes. --format sexp, lisp or json gives the same as data'
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l destroy-sr -d 'Destroy this SR, which the devices hold, with every disk in it. May be given several times' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -150,7 +150,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
-complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -l yes -d 'Delete the VDI also if its image cannot be read'
+complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -l yes -d 'Delete the VDI also if its image, or what is stored beside the image, cannot be read'
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -228,7 +228,7 @@ table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l file-type -d 'Format of the file: raw, vhd or qcow2. Without this option the file\'s extension decides, else raw. A file that looks like an image is taken for raw only if this option says raw' -r
-complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l size -d 'Least size of the VDI, in MB or with a unit. For raw bytes from a pipe, the number of bytes that come' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l size -d 'Least size of the VDI, in MiB or with a unit. For raw bytes from a pipe, the number of bytes that come' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l type -d 'Format of the VDI: raw, vhd or qcow2, as the driver supports. Without this option vhd where disks are files, raw where disks are volumes' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l label -d 'Name of the VDI, for people' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l description -d 'Purpose of the VDI, for people' -r

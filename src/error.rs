@@ -280,8 +280,15 @@ impl Error {
     }
 }
 
-/// The system says "File too large" of a limit of the caller as well.
+/// The system says "File too large" of a limit of the caller as well, and Rust "failed to fill whole buffer" of a file that
+/// ends too early.
 fn explained(source: io::Error) -> io::Error {
+    if source.kind() == io::ErrorKind::UnexpectedEof {
+        return io::Error::new(
+            source.kind(),
+            "it ends before all of it was read: it is cut off, or shorter than it says",
+        );
+    }
     let too_large = source.raw_os_error() == Some(nix::libc::EFBIG);
     match limits::file_size().filter(|_| too_large) {
         Some(most) => {

@@ -149,7 +149,7 @@ const REFUSALS: &[(&[&str], &str, &str)] = &[
     (
         &["vdi_create", SR, C, "3TiB", "--type", "vhd"],
         "E2BIG",
-        "2040GiB at most; one made with --type qcow2 holds 16.0TiB",
+        "2040GiB at most; one made with --type qcow2 holds 15.9TiB",
     ),
     (&["vdi_create", SR, C, "1", "--type", "vdi"], "EINVAL", "expected raw, vhd or qcow2"),
     (&["vdi_create", SR, C, "99999999TiB"], "E2BIG", "8 EiB"),
@@ -159,7 +159,7 @@ const REFUSALS: &[(&[&str], &str, &str)] = &[
     (
         &["vdi_create", SR, C, "21474836480", "--type", "vhd"],
         "E2BIG",
-        "SIZE 21474836480, in MB, is too big: it is 20480TiB",
+        "SIZE 21474836480, in MiB, is too big: it is 20480TiB",
     ),
     (&["vdi_create", SR, C, "21474836480", "--type", "vhd"], "E2BIG", "for bytes write 21474836480B"),
     (&["sr_create", SR], "EEXIST", SR),
@@ -189,7 +189,15 @@ const REFUSALS: &[(&[&str], &str, &str)] = &[
     (&["vdi_atach", SR, A], "ENOMSG", "no such command \"vdi_atach\"; did you mean vdi_attach? `--help` lists them"),
     (&["VDI_CREATE", SR, C, "1"], "ENOMSG", "no such command"),
     (&["vdi-create", SR, C, "1"], "ENOMSG", "no such command"),
-    (&["help"], "ENOMSG", "--help"),
+    (&["vdi_fly", SR, A], "ENOMSG", "no such command \"vdi_fly\"; `--help` lists them"),
+    (
+        &["vdi_create", SR, C, "1", "--lable", "x"],
+        "EINVAL",
+        "no option '--lable'; did you mean --label? `--help` after",
+    ),
+    (&["vdi_create", SR, C, "1", "--raed-only"], "EINVAL", "did you mean --read-only?"),
+    (&["sr_scan", SR, "-1"], "EINVAL", "no option '-1'; `--help` after"),
+    (&["sr_scan", SR, "--wait", "abc"], "EINVAL", "`--help` after"),
     (&["sr_get_params", OTHER_SR], "ENOSR", OTHER_SR),
     (&["vdi_create", OTHER_SR, C, "1"], "ENOSR", OTHER_SR),
     (&["vdi_get_params", SR, NONE], "ENOVDI", NONE),
@@ -339,7 +347,7 @@ fn each_format_of_an_answer_says_the_same(scene: &Scene) {
     let table = scene.call(["sr_get_params", SR, "--format", "table"]).done();
     assert!(table.contains("\nfree          "), "{table}");
     let message = scene.call(["sr_scan", SR, "--format", "xml"]).fails("EINVAL");
-    assert!(message.ends_with("[possible values: sexp, lisp, json, table]") && !message.contains('\\'), "{message}");
+    assert!(message.contains("[possible values: sexp, lisp, json, table]; ") && !message.contains('\\'), "{message}");
 }
 
 fn sr_probe_finds_what_is_there(scene: &Scene) {
@@ -535,4 +543,57 @@ fn no_sr_is_made_inside_the_directory_of_another() {
         scene.call(["sr_create", SR]).fails("EBUSY");
         assert!(scene.place.join("sub/deep/.sm-sr").exists());
     }
+}
+
+/// A person may have mistyped it. An agent's records have keys of other releases.
+#[test]
+fn sm_refuses_a_key_that_the_driver_does_not_know_and_the_drivers_do_not() {
+    for door in [Door::Driver, Door::Sm] {
+        let scene = Scene::empty(&FILE, door);
+        let call = |key: &str| {
+            let dconf = format!("-d((location . \"{}\") ({key} . \"true\"))", scene.place.display());
+            let words = ["-tfile", dconf.as_str(), "sr_create", SR];
+            scene.bare(&words[if door == Door::Sm { 0 } else { 1 }..])
+        };
+        match door {
+            Door::Driver => drop(call("locaton").done()),
+            Door::Sm => {
+                let message = call("locaton").fails("EINVAL");
+                let words = "did you mean location? an SR of type file has the keys location, preferred-image-formats";
+                assert!(message.contains("key of device_config \"locaton\"") && message.contains(words), "{message}");
+                assert!(!scene.place.exists());
+                call("SRmaster").done();
+            }
+        }
+    }
+}
+
+#[test]
+fn the_tree_of_an_sr_is_data_where_data_is_asked_for() {
+    for door in [Door::Driver, Door::Sm] {
+        let scene = with_sr(&FILE, door);
+        scene.call(["vdi_create", SR, A, "8", "--type", "vhd"]).done();
+        scene.call(["vdi_snapshot", SR, A, B]).done();
+        let drawn = scene.call(["vdi_tree", SR]).done();
+        assert!(!drawn.starts_with('('), "{drawn}");
+        assert_eq!(scene.call(["vdi_tree", SR, "--format", "table"]).done(), drawn);
+        let data = scene.call(["vdi_tree", SR, "--format", "sexp"]).done();
+        assert!(data.starts_with("(tree (uuid . ") && data.matches("(vdi (uuid").count() == 3, "{data}");
+        assert!(data.contains("(hidden . #t)"), "{data}");
+        assert!(scene.call(["vdi_tree", SR, "--format", "lisp"]).done().contains("(hidden . t)"));
+    }
+}
+
+#[test]
+fn sm_help_says_what_the_option_says() {
+    let scene = Scene::empty(&FILE, Door::Sm);
+    let help = scene.bare(["--help"]).done();
+    assert!(help.contains("vdi_create"), "{help}");
+    assert_eq!(scene.bare(["help"]).done(), help);
+    for verb in ["vdi_create", "sr_delete", "sr_probe"] {
+        let of_verb = scene.bare([verb, "--help"]).done();
+        assert!(of_verb.contains(&format!("sm {verb}")), "{of_verb}");
+        assert_eq!(scene.bare(["help", verb]).done(), of_verb);
+    }
+    scene.bare(["help", "vdi_fly"]).fails("ENOMSG");
 }

@@ -4,7 +4,7 @@ use super::Session;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::sr::Driver;
-use crate::types::{DeviceConfig, Done, Params, VdiInfo};
+use crate::types::{DeviceConfig, Done, Params, VdiInfo, nearest};
 
 /// The verbs that only the host that may change the SR, its master, carries out.
 const OF_THE_MASTER: &[&str] =
@@ -20,6 +20,24 @@ pub fn refuse_on_slave(config: &DeviceConfig, verb: &'static str) -> Result<()> 
         true => Err(Error::NotMaster { op: verb }),
         false => Ok(()),
     }
+}
+
+/// Keys of device_config that xapi gives to every driver.
+const OF_AGENTS: &[&str] = &["SRmaster"];
+
+/// Refuses a key of device_config that the driver does not declare. For people, who may have mistyped it: an SR that is made
+/// without the option would differ from what was wanted. The records of agents keep keys of other releases, which count for
+/// nothing.
+///
+/// # Errors
+/// [`Error::Invalid`] with the key, the nearest one that the driver has, and all of these.
+pub fn refuse_unknown_keys(driver: &Driver, config: &DeviceConfig) -> Result<()> {
+    let is_known = |key: &str| driver.keys().chain(OF_AGENTS.iter().copied()).any(|known| known == key);
+    let Some(key) = config.0.keys().find(|key| !is_known(key)) else { return Ok(()) };
+    let meant = nearest(key, driver.keys()).map(|known| format!("did you mean {known}? ")).unwrap_or_default();
+    let known: Vec<&str> = driver.keys().collect();
+    let expected = format!("{meant}an SR of type {} has the keys {}", driver.sr_type, known.join(", "));
+    Err(Error::Invalid { what: "key of device_config", value: key.clone(), expected })
 }
 
 fn is_slave(config: &DeviceConfig) -> bool {
@@ -39,7 +57,7 @@ pub fn with_secrets<E>(
     let mut complete = config.clone();
     for (key, uuid) in &config.0 {
         let Some(name) = key.strip_suffix("_secret") else { continue };
-        if driver.about.configuration.iter().any(|(known, _)| known == key) {
+        if driver.keys().any(|known| known == key) {
             complete.0.insert(name.to_owned(), look_up(key, uuid)?);
         }
     }
@@ -144,6 +162,39 @@ mod tests {
         }
         for verb in ["vdi_attach", "vdi_activate", "vdi_detach", "sr_attach", "sr_detach"] {
             refuse_on_slave(&slave, verb).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_key_that_no_driver_declares_is_refused_and_the_nearest_is_named() {
+        for driver in crate::sr::DRIVERS {
+            let mut config: Vec<(&str, &str)> = driver.keys().map(|key| (key, "x")).collect();
+            config.push(("SRmaster", "true"));
+            let mut config = DeviceConfig(config.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect());
+            refuse_unknown_keys(driver, &config).unwrap();
+            let first = driver.keys().next().unwrap();
+            config.0.insert(format!("{first}x"), "x".to_owned());
+            let refused = refuse_unknown_keys(driver, &config).unwrap_err().to_string();
+            assert!(refused.contains(&format!("did you mean {first}?")), "{refused}");
+            for key in driver.keys() {
+                assert!(refused.contains(key), "{refused}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_short_form_of_a_dconf_has_keys_that_its_driver_declares() {
+        for (sr_type, dconf) in [
+            ("file", "/srv/sr"),
+            ("lvm", "/dev/sdb,/dev/sdc"),
+            ("ext", "/dev/sdb"),
+            ("nfs", "nfs@server:/export@/mnt"),
+            ("iso", "/srv/iso"),
+            ("iso", "nfs@server:/export@/mnt"),
+            ("iso", "smb@//server/share@/mnt"),
+        ] {
+            let driver = crate::sr::driver(sr_type).unwrap();
+            refuse_unknown_keys(driver, &(driver.parse_dconf)(dconf).unwrap()).unwrap();
         }
     }
 

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::datapath;
+use crate::error::{Error, one_line};
 use crate::sr::{DRIVERS, Driver};
 use crate::sys::{stdio, syslog};
 
@@ -90,10 +91,13 @@ fn speak(answer: Answer) -> ExitCode {
     let mut status = answer.status;
     if let Err(e) = stdio::write_output(&answer.stdout) {
         // A caller that closed the pipe does not want to know. Any other caller must not take half for all.
-        if e.kind() != std::io::ErrorKind::BrokenPipe {
-            let _ = writeln!(std::io::stderr(), "EIO: cannot write the answer to standard output: {e}");
+        let closed = e.kind() == std::io::ErrorKind::BrokenPipe;
+        let error = Error::io("write the answer to", "standard output")(e);
+        let (number, name) = v1::status::exit_status(&error);
+        if !closed {
+            let _ = writeln!(std::io::stderr(), "{name}: {}", one_line(&error));
         }
-        status = status.max(5);
+        status = status.max(number);
     }
     let _ = std::io::stderr().write_all(answer.stderr.as_bytes());
     ExitCode::from(status)

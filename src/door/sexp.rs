@@ -14,8 +14,11 @@ pub fn device_config(driver: &Driver, text: &str) -> Result<DeviceConfig> {
 }
 
 fn association_list(text: &str) -> Result<DeviceConfig> {
-    // The text itself is never shown: what cannot be read may hold a password anywhere.
-    let bad = |expected: String| Error::Invalid { what: "dconf", value: "(…)".to_owned(), expected };
+    // What cannot be read may hold a password anywhere: the text is shown only if no word of it hints at one.
+    let lower = text.to_ascii_lowercase();
+    let is_harmless = !["pass", "secret", "cred", "user", "option", "%", "@"].iter().any(|hint| lower.contains(hint));
+    let shown = if is_harmless { text } else { "(…)" };
+    let bad = |expected: String| Error::Invalid { what: "dconf", value: shown.to_owned(), expected };
     // The parser recurses once per parenthesis, and per quote sign.
     const DEEPEST: usize = 64;
     if text.bytes().filter(|b| b"('`,".contains(b)).count() > DEEPEST * 4 {
@@ -64,5 +67,7 @@ mod tests {
         }
         let refused = device_config(&file::DRIVER, r#"((cifspassword . "hunter2")"#).unwrap_err().to_string();
         assert!(!refused.contains("hunter2"), "{refused}");
+        let refused = device_config(&file::DRIVER, r#"((location . "/srv/sr0")"#).unwrap_err().to_string();
+        assert!(refused.contains("/srv/sr0"), "{refused}");
     }
 }

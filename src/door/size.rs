@@ -1,14 +1,14 @@
-//! Sizes as people and SR API v1.0 write them. MB exists here and nowhere else.
+//! Sizes as people and SR API v1.0 write them. The MB of that API is a MiB; numbers in it exist here and nowhere else.
 
 use crate::error::{Error, Result};
 
 const MIB: u64 = 1 << 20;
 
-/// Bytes of a SIZE argument: a bare number is in MB of 1,048,576 bytes; `KiB`, `MiB`, `GiB`, `TiB` and `B`
+/// Bytes of a SIZE argument: a bare number is in MiB; `KiB`, `MiB`, `GiB`, `TiB` and `B`
 /// say what they are.
 pub fn parse(text: &str) -> Result<u64> {
     let bad = |expected: &str| Error::Invalid { what: "SIZE", value: text.to_owned(), expected: expected.to_owned() };
-    let form = "expected MB as a number, or a whole number with B, KiB, MiB, GiB or TiB: 512, 512MiB, 20GiB";
+    let form = "expected MiB as a number, or a whole number with B, KiB, MiB, GiB or TiB: 512, 512MiB, 20GiB";
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let unit = match unit {
@@ -33,7 +33,7 @@ pub fn parse(text: &str) -> Result<u64> {
         Some(0) => Err(bad("a disk has at least one byte")),
         Some(bytes) => Ok(bytes),
         None => {
-            let unit = if digits == text.len() { "; a number without a unit is in MB" } else { "" };
+            let unit = if digits == text.len() { "; a number without a unit is in MiB" } else { "" };
             let shown: String = text.chars().take(40).collect();
             Err(Error::Oversized { what: format!("SIZE {shown}"), limit: format!("8 EiB is the limit{unit}") })
         }

@@ -40,6 +40,13 @@ pub struct Driver {
     pub about: About,
 }
 
+impl Driver {
+    /// The keys of device_config that the driver declares in [`About::configuration`]. It reads no others.
+    pub fn keys(&self) -> impl Iterator<Item = &'static str> {
+        self.about.configuration.iter().map(|(key, _)| *key)
+    }
+}
+
 /// What a driver tells an agent of itself; SMAPIv1, "sr_get_driver_info".
 pub struct About {
     /// For people, in lists of SR types.

@@ -55,7 +55,7 @@ pub fn create(storage: &dyn Sr, sr: SrUuid, size: Option<u64>, over: &Overwrite,
 /// Asks the drivers of SRs on block devices.
 fn look(held: SrUuid, config: &DeviceConfig, deadline: Instant) -> Lost {
     let mut why = "LVM does not show its group, or no driver here serves its kind".to_owned();
-    let on_devices = |driver: &&crate::sr::Driver| driver.about.configuration.iter().any(|(key, _)| *key == "device");
+    let on_devices = |driver: &&crate::sr::Driver| driver.keys().any(|key| key == "device");
     for driver in DRIVERS.iter().copied().filter(on_devices) {
         match (driver.open)(held, config, deadline.into()).and_then(|sr| sr.disks_at_rest()) {
             Ok(disks) => return in_words(disks),

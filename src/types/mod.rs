@@ -6,6 +6,7 @@
 mod format;
 mod ids;
 mod info;
+mod nearest;
 mod shown;
 mod state;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::format::Format;
 pub use self::ids::{SrUuid, VdiUuid};
 pub use self::info::{PoolUse, Space, SrInfo, VdiInfo};
+pub use self::nearest::nearest;
 pub use self::shown::{Size, acts_on_terminal, printable, secret_part, shown};
 pub use self::state::State;
 

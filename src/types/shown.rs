@@ -16,7 +16,11 @@ impl fmt::Display for Size {
         match (exact, rough) {
             // 20481MiB says more than 20.0GiB, and 99999999KiB nothing.
             (Some((name, unit)), _) if self.0 / unit < 100_000 => write!(f, "{}{name}", self.0 / unit),
-            (_, Some((name, unit))) => write!(f, "{:.1}{name} ({} bytes)", self.0 as f64 / unit as f64, self.0),
+            (_, Some((name, unit))) => {
+                // Cut, not rounded: of a limit just below 16TiB nobody may read that it is 16.0TiB.
+                let tenths = u128::from(self.0) * 10 / u128::from(unit);
+                write!(f, "{}.{}{name} ({} bytes)", tenths / 10, tenths % 10, self.0)
+            }
             (_, None) => write!(f, "{} bytes", self.0),
         }
     }

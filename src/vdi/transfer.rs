@@ -71,7 +71,13 @@ impl Stream {
     }
 
     fn unfit(&self, expected: String) -> Error {
-        Error::Invalid { what: "FILE", value: self.name.display().to_string(), expected }
+        match self.name.to_str() {
+            // As the caller named it.
+            Some("standard input") => {
+                Error::Invalid { what: "FILE", value: "-".to_owned(), expected: format!("standard input: {expected}") }
+            }
+            _ => Error::Invalid { what: "FILE", value: self.name.display().to_string(), expected },
+        }
     }
 
     /// Refuses to take an image for the bytes of a disk unless that was said: a guest would find the image on its disk.
@@ -236,7 +242,9 @@ impl Incoming {
                 None => {
                     let kind = from.file.metadata().map_err(Error::io("examine", &from.name))?.file_type();
                     let what = if kind.is_char_device() { "character device" } else { "pipe" };
-                    Err(Error::Usage(format!("a {what} does not say how long it is: give --size")))
+                    Err(Error::Usage(format!(
+                        "a {what} does not say how long it is: give --size, or --file-type if a vhd or qcow2 comes"
+                    )))
                 }
             },
             Format::Vhd if is_file => {

@@ -85,6 +85,7 @@ mv "$TWO" "$SCRATCH/away"
 listing=$(sm sr_scan $SR)
 is 'the VDIs in the listing' "$(grep -o 'vdi (uuid' <<< "$listing" | wc -l)" 3
 is 'the broken ones' "$(grep -o 'broken: LVM says that it is partial' <<< "$listing" | wc -l)" 1
+is 'the state of the broken one alone' "$(sm vdi_get_params $SR $B | grep -o 'broken: LVM says that it is partial' | wc -l)" 1
 must sm sr_detach $SR
 must sm sr_attach $SR
 D=7e57ab1e-0000-4000-8000-00000000000d

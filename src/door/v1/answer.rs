@@ -9,7 +9,10 @@ use super::status::{exit_status, remedy};
 use super::wire::Datum;
 use crate::door::{Answer, table};
 use crate::error::{self, Error, Result};
-use crate::types::{SrInfo, VdiInfo};
+use crate::types::{SrInfo, VdiInfo, nearest};
+
+/// Where the words of a command are explained.
+const HELP: &str = "`--help` after the command shows what it takes";
 
 /// What a command answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +49,6 @@ fn written(reply: &Reply, format: OutputFormat) -> Result<Vec<u8>> {
         (_, OutputFormat::Json) => serde_json::to_vec(&Datum::from(reply)).expect("a reply is plain data"),
         (Reply::Device(path), _) => path.as_os_str().as_encoded_bytes().to_vec(),
         (Reply::Text(text), _) => text.clone().into_bytes(),
-        (Reply::Tree(_), _) => table::write(reply).into_bytes(),
         (_, OutputFormat::Sexp) => serde_lexpr::to_vec(&Datum::from(reply)).expect("a reply is plain data"),
         (_, OutputFormat::Lisp) => {
             serde_lexpr::to_vec_custom(&Datum::from(reply), serde_lexpr::print::Options::elisp())
@@ -72,11 +74,7 @@ pub fn not_parsed(refused: clap::Error) -> Answer {
         }
         ErrorKind::InvalidSubcommand => Error::NoSuchCommand {
             name: context(ContextKind::InvalidSubcommand),
-            similar: match refused.get(ContextKind::SuggestedSubcommand) {
-                Some(ContextValue::Strings(names)) => names.clone(),
-                Some(ContextValue::String(name)) => vec![name.clone()],
-                _ => Vec::new(),
-            },
+            similar: suggested(&refused, ContextKind::SuggestedSubcommand, &context(ContextKind::InvalidSubcommand)),
         },
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Error::Usage("no command was given; `--help` lists them".to_owned())
@@ -91,11 +89,27 @@ pub fn not_parsed(refused: clap::Error) -> Answer {
                 Some(ContextValue::Strings(names)) => names.join(" "),
                 _ => context(ContextKind::InvalidArg),
             };
-            Error::Usage(format!("{missing} is missing; `--help` after the command shows what it takes"))
+            Error::Usage(format!("{missing} is missing; {HELP}"))
         }
-        _ => Error::Usage(first_line(&refused)),
+        ErrorKind::UnknownArgument => {
+            let given = context(ContextKind::InvalidArg);
+            let meant = suggested(&refused, ContextKind::SuggestedArg, &given);
+            let meant = meant.last().map(|name| format!("did you mean {name}? ")).unwrap_or_default();
+            Error::Usage(format!("there is no option '{given}'; {meant}{HELP}"))
+        }
+        _ => Error::Usage(format!("{}; {HELP}", first_line(&refused))),
     };
     answer(Err(e), OutputFormat::Sexp)
+}
+
+/// What the parser suggests for a word, as far as the word can have been meant for it.
+fn suggested(refused: &clap::Error, kind: ContextKind, word: &str) -> Vec<String> {
+    let names = match refused.get(kind) {
+        Some(ContextValue::Strings(names)) => names.clone(),
+        Some(ContextValue::String(name)) => vec![name.clone()],
+        _ => Vec::new(),
+    };
+    names.into_iter().filter(|name| nearest(word, [name.as_str()]).is_some()).collect()
 }
 
 fn first_line(refused: &clap::Error) -> String {

@@ -9,6 +9,7 @@ use crate::sr::{self, Driver};
 ///
 /// An SR lives where -d DCONF says: in a directory, on a server's export or share, on block devices. You choose
 /// the UUIDs, for instance from /proc/sys/kernel/random/uuid. Arguments are verified before anything is touched.
+/// `sm help COMMAND` explains a command, as `sm COMMAND --help` does.
 #[derive(Parser)]
 #[command(name = "sm", version, max_term_width = 100, disable_help_subcommand = true, arg_required_else_help = false)]
 #[command(after_help = AFTER_HELP)]
@@ -78,7 +79,7 @@ pub enum Verb {
     SrCreate {
         #[command(flatten)]
         sr: SrArg,
-        /// Least size of the SR, in MB or with a unit (20GiB).
+        /// Least size of the SR, in MiB or with a unit (20GiB).
         size: Option<String>,
         /// Overwrite what the devices hold. An SR with disks is still refused, and so is what is mounted or in use.
         #[arg(long)]
@@ -87,7 +88,7 @@ pub enum Verb {
         #[arg(long = "destroy-sr", value_name = "SR-UUID")]
         destroy_sr: Vec<String>,
     },
-    /// Delete an SR and every VDI in it. Succeeds if there is none; fails while a VDI is in use.
+    /// Delete an SR and every VDI in it; the files of an ISO SR stay. Succeeds if there is none; fails while a VDI is in use.
     SrDelete {
         #[command(flatten)]
         sr: SrArg,
@@ -113,7 +114,7 @@ pub enum Verb {
     VdiCreate {
         #[command(flatten)]
         vdi: VdiArg,
-        /// Size of the VDI, in MB or with a unit (20GiB).
+        /// Size of the VDI, in MiB or with a unit (20GiB).
         size: String,
         #[command(flatten)]
         new: NewArgs,
@@ -122,7 +123,7 @@ pub enum Verb {
     VdiDelete {
         #[command(flatten)]
         vdi: VdiArg,
-        /// Delete the VDI also if its image cannot be read.
+        /// Delete the VDI also if its image, or what is stored beside the image, cannot be read.
         #[arg(long)]
         yes: bool,
     },
@@ -144,7 +145,7 @@ pub enum Verb {
     VdiResize {
         #[command(flatten)]
         vdi: VdiArg,
-        /// New size of the VDI, in MB or with a unit (20GiB).
+        /// New size of the VDI, in MiB or with a unit (20GiB).
         size: String,
         /// Allow the VDI to become smaller. The data beyond the new end is lost.
         #[arg(long = "allow-shrink")]
@@ -178,14 +179,25 @@ pub enum Verb {
         /// looks like an image is taken for raw only if this option says raw.
         #[arg(long = "file-type", value_name = "FORMAT")]
         file_type: Option<String>,
-        /// Least size of the VDI, in MB or with a unit. For raw bytes from a pipe, the number of bytes that come.
+        /// Least size of the VDI, in MiB or with a unit. For raw bytes from a pipe, the number of bytes that come.
         #[arg(long, value_name = "SIZE")]
         size: Option<String>,
         #[command(flatten)]
         new: NewArgs,
     },
-    /// Draw the chains of an SR: which image is whose parent, and what each takes.
+    /// Draw the chains of an SR: which image is whose parent, and what each takes. --format sexp, lisp or json gives the same
+    /// as data.
     VdiTree(SrArg),
+}
+
+impl Verb {
+    /// The form of the answer for a program that does not say which it wants: what is drawn is for people.
+    pub fn usual_format(&self) -> OutputFormat {
+        match self {
+            Verb::VdiTree(_) => OutputFormat::Table,
+            _ => OutputFormat::Sexp,
+        }
+    }
 }
 
 #[derive(Args)]

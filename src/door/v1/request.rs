@@ -110,11 +110,11 @@ fn text(what: &'static str, value: &str, bytes: std::ops::RangeInclusive<usize>)
 }
 
 /// An error of a disk that is too big, which says so if `size`, the SIZE of the call, has no unit: a number of bytes may have
-/// been taken for MB.
+/// been taken for MiB.
 pub fn of_size(error: Error, size: &str) -> Error {
     match error {
         Error::DiskTooBig { format, bytes, largest } if size.bytes().all(|b| b.is_ascii_digit()) => Error::Oversized {
-            what: format!("SIZE {size}, in MB,"),
+            what: format!("SIZE {size}, in MiB,"),
             limit: format!(
                 "it is {}, and {format} holds {} at most; for bytes write {size}B",
                 Size(bytes),
