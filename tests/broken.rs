@@ -281,6 +281,9 @@ fn a_damaged_child_keeps_its_parent_from_being_merged_and_removed() {
     assert!(fs::read(scene.place.join(format!("{base}.vhd"))).unwrap() == before, "the base of a damaged image went");
     scene.call(["sr_attach", SR]).done();
     assert!(scene.place.join(format!("{base}.vhd")).exists());
+    // Now it is the only child of its base, and would be merged; before, there was nothing to merge.
+    let message = scene.call(["sr_collect", SR]).fails("EIO");
+    assert!(message.contains(C) && message.contains("it is not merged"), "{message}");
     // Deleted by name, it needs the base no longer, and sr_collect removes that.
     scene.call(["vdi_delete", "--yes", SR, C]).done();
     scene.call(["sr_collect", SR]).done();
