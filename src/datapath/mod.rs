@@ -271,8 +271,13 @@ pub struct Paused {
 /// it is paused, and no lock is held meanwhile. Does nothing if it is not attached, or paused already.
 ///
 /// # Errors
-/// [`Error::DeviceInUse`] when the server does not answer until the deadline, or is dead.
+/// [`Error::DeviceInUse`] when the server does not answer until the deadline, or is dead. That of a dead one whose socket
+/// was removed is the pause's to tell.
 pub fn prepare(path: &Path, deadline: Instant) -> Result<()> {
+    // Without a socket there is none to talk to, and to list the devices of the host takes a call of the system for each.
+    if servers(&directory()).is_empty() {
+        return Ok(());
+    }
     let Some(found) = find(path)? else { return Ok(()) };
     match conversation(&found, patience(deadline))?.ask("ready") {
         // A server of an earlier version does not know the word; a flush that fails is the pause's to tell.

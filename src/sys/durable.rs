@@ -35,6 +35,8 @@ use crate::error::{Error, Result};
 const TEMPORARY: &str = ".tmp-";
 /// Bytes of a small file.
 const MOST: u64 = 1 << 20;
+/// Bytes; the most that records have, but for a disk with long notes of its user.
+const USUAL: usize = 512;
 
 /// What is known of a file without opening it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,7 +219,8 @@ impl Dir {
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let contents = self.unless_stale(|| {
             let Some(file) = self.try_open_record(name)? else { return Ok(None) };
-            let mut bytes = Vec::new();
+            // Room for what a record is: into an empty vector, the first reads would be of 32 bytes each.
+            let mut bytes = Vec::with_capacity(USUAL);
             file.take(MOST + 1).read_to_end(&mut bytes).map_err(Error::io("read", self.join(name)))?;
             Ok(Some(bytes))
         })?;
