@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::answer::Reply;
 use crate::types::{Format, PoolUse, SrInfo, SrUuid, State, VdiInfo, VdiUuid};
@@ -155,7 +155,7 @@ fn is_false(value: &bool) -> bool {
 
 /// Writes `Some(x)` as `x`: serde-lexpr alone would write the list `(x)`.
 mod bare {
-    use super::*;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     pub fn serialize<T: Serialize, S: Serializer>(value: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
         match value {
