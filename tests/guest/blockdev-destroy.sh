@@ -3,26 +3,28 @@
 # guest: uml
 # bins: sm
 # memory: 512
-# disks: 100M 100M 100M
-# takes: 110
-# tools: lvcreate wipefs mkfs.ext4 e2fsck
+# disks: 100M 100M 100M 400M
+# takes: 130
+# needs: xfs btrfs
+# tools: lvcreate wipefs mkfs.ext4 e2fsck mkfs.xfs mkfs.btrfs
 # UUIDs have no spaces.
 # shellcheck disable=SC2086,SC2119
 set -u
 # shellcheck source-path=SCRIPTDIR source=lvm.inc
 . "$ROOT/tests/guest/lvm.inc"
 modprobe -a dm_thin_pool
-read -r ONE TWO THREE <<< "$DISKS"
+read -r ONE TWO THREE FOUR <<< "$DISKS"
 NEW=7e57ab1e-0000-4000-8000-0000000000fe
 # as TYPE DEVICES VERB …: a call on other devices than DCONF's
 as() { "$BIN/sm" "$3" -t "$1" -d "$2" "${@:4}"; }
 # What the disks were told to write, which is less work than to read them, and also tells of what was written as it was.
+# Requests are not counted: one that only flushes, as the unmount of an XFS sends, changes nothing.
 written() {
-  local disk writes sectors discards
+  local disk sectors discards
   sync
   for disk in $DISKS; do
-    read -r _ _ _ _ writes _ sectors _ _ _ _ discards _ < "/sys/block/${disk##*/}/stat"
-    echo "$disk: $writes writes of $sectors sectors, $discards discards"
+    read -r _ _ _ _ _ _ sectors _ _ _ _ discards _ < "/sys/block/${disk##*/}/stat"
+    echo "$disk: $sectors sectors written, $discards discarded"
   done
 }
 groups() { vgs --noheadings -o vg_name 2> /dev/null | tr -d ' ' | sort | tr '\n' ' '; }
@@ -171,6 +173,24 @@ for below in '' /storage; do
     must as ext "$ONE" sr_create $NEW
   fi
   must as ext "$ONE" sr_delete --yes $NEW
+done
+
+echo '== and in those of other kinds'
+modprobe -a xfs btrfs 2> /dev/null
+for kind in xfs btrfs; do
+  must "mkfs.$kind" -q -f "$FOUR"
+  must mount -t $kind "$FOUR" "$SCRATCH/fs"
+  TYPE=file DCONF=$SCRATCH/fs
+  must sm sr_create $SR
+  must sm vdi_create $SR $A 8 --label "in $kind"
+  umount "$SCRATCH/fs"
+  ONE=$FOUR refused "$SR" "a file SR in its $kind" '1 disk' "\"in $kind\" 8MiB" "--destroy-sr $SR"
+  must mount -t $kind "$FOUR" "$SCRATCH/fs"
+  must sm vdi_delete $SR $A
+  umount "$SCRATCH/fs"
+  fails_with EBUSY '--force overwrites it' as lvm "$FOUR" sr_create $NEW
+  must as lvm "$FOUR" sr_create $NEW --force
+  must as lvm "$FOUR" sr_delete $NEW
 done
 
 echo '== an SR on a partition'

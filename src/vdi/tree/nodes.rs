@@ -123,8 +123,8 @@ impl fmt::Display for Claim {
             }
             Claim::Astray(vdi) => write!(
                 f,
-                "no base has the name of the parent of {vdi}, and this image may be it: give the images their names back, or \
-                 delete {vdi}"
+                "the parent that {vdi} names is missing, is a disk or its own ancestor, so this image may be its base under \
+                 another name: give the images their names back, or delete {vdi}"
             ),
         }
     }
@@ -288,7 +288,9 @@ impl Nodes {
         let is_base = self.get(place.vdi()).is_some_and(|node| node.hidden);
         let holder = match self.claim(place.vdi()) {
             Some(Claim::ByIdentity(child)) => format!("{child}, which was made from it and names another image"),
-            Some(Claim::Astray(child)) if is_base => format!("{child}, it may be: no base has the name of its parent"),
+            Some(Claim::Astray(child)) if is_base => {
+                format!("{child}, it may be: the parent that this one names is missing or is a disk")
+            }
             // An image whose name is given is not one that was forgotten.
             _ => return Ok(()),
         };
