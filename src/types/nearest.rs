@@ -7,7 +7,7 @@ pub fn nearest<'n>(word: &str, names: impl IntoIterator<Item = &'n str>) -> Opti
     let near = names.into_iter().filter_map(|name| {
         let known = plain(name);
         let part = word.len() >= 4 && known.ends_with(&format!("_{word}"));
-        let apart = if part { 0 } else { distance(&word, &known) };
+        let apart = if part { 0 } else { strsim::osa_distance(&word, &known) };
         (apart <= (known.chars().count() / 4).max(1)).then_some((apart, name))
     });
     near.min_by_key(|(apart, _)| *apart).map(|(_, name)| name)
@@ -16,25 +16,6 @@ pub fn nearest<'n>(word: &str, names: impl IntoIterator<Item = &'n str>) -> Opti
 /// Case and the kind of hyphen are no difference. A word of a hostile length is no name.
 fn plain(word: &str) -> String {
     word.chars().take(64).map(|c| if c == '-' { '_' } else { c.to_ascii_lowercase() }).collect()
-}
-
-/// The number of letters to add, remove, exchange or swap with their neighbour that makes `a` of `b`.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
-    for i in 1..=a.len() {
-        let mut row = vec![i];
-        for j in 1..=b.len() {
-            let same = usize::from(a[i - 1] != b[j - 1]);
-            let mut least = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + same);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                least = least.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(least);
-        }
-        rows.push(row);
-    }
-    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]
