@@ -51,6 +51,12 @@ pub struct Stat {
     pub id: (u64, u64),
 }
 
+impl Stat {
+    pub fn is_directory(&self) -> bool {
+        self.mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits()
+    }
+}
+
 impl From<FileStat> for Stat {
     fn from(of: FileStat) -> Stat {
         Stat {
@@ -356,7 +362,7 @@ impl Dir {
             return Ok(false);
         }
         let Some(stat) = self.lookup(name)? else { return Ok(false) };
-        if is_directory(&stat) && name[TEMPORARY.len()..].parse::<Uuid>().is_ok() {
+        if stat.is_directory() && name[TEMPORARY.len()..].parse::<Uuid>().is_ok() {
             return self.empty_and_remove(name);
         }
         // Closed before it is removed: NFS would only rename an open file.
@@ -368,7 +374,7 @@ impl Dir {
     /// file of the directory open. Not durable before [`Dir::sync`].
     pub fn remove_temporary(&self, name: &str) -> Result<bool> {
         match self.lookup(name)? {
-            Some(stat) if is_directory(&stat) => self.empty_and_remove(name),
+            Some(stat) if stat.is_directory() => self.empty_and_remove(name),
             _ => self.remove(name),
         }
     }
@@ -428,10 +434,6 @@ impl Dir {
             other => other,
         }
     }
-}
-
-fn is_directory(stat: &Stat) -> bool {
-    stat.mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits()
 }
 
 impl AsFd for Dir {

@@ -129,7 +129,7 @@ impl FileSr {
         dir.sync().map_err(|cause| cause.after(vdi::deleted(vdi)))?;
         remove_whatever(&dir, &beside(vdi, PARAMS))?;
         match dir.lookup(&beside(vdi, LOCK))? {
-            Some(stat) if stat.mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() => {
+            Some(stat) if stat.is_directory() => {
                 register::remove(&dir, &beside(vdi, LOCK))?;
             }
             Some(_) => drop(dir.remove(&beside(vdi, LOCK))?),

@@ -137,16 +137,14 @@ pub(super) fn two_images(first: Format, second: Format) -> String {
 /// # Errors
 /// [`Error::Damaged`]; [`Error::Io`].
 pub(super) fn refuse_unremovable(dir: &Dir, name: &str) -> Result<()> {
-    match dir.lookup(name)? {
-        Some(stat) if stat.mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() => match dir.sub_dir(name)? {
-            Some(inner) if !inner.names()?.is_empty() => {
-                let what = "is a directory with files in it; move it away".to_owned();
-                Err(Error::Damaged { path: dir.join(name), what })
-            }
-            _ => Ok(()),
-        },
-        _ => Ok(()),
+    if dir.lookup(name)?.is_some_and(|stat| stat.is_directory())
+        && let Some(inner) = dir.sub_dir(name)?
+        && !inner.names()?.is_empty()
+    {
+        let what = "is a directory with files in it; move it away".to_owned();
+        return Err(Error::Damaged { path: dir.join(name), what });
     }
+    Ok(())
 }
 
 /// Removes what has a name, be it a directory, which must be empty.
@@ -155,7 +153,7 @@ pub(super) fn refuse_unremovable(dir: &Dir, name: &str) -> Result<()> {
 /// [`Error::Io`].
 pub(super) fn remove_whatever(dir: &Dir, name: &str) -> Result<bool> {
     match dir.lookup(name)? {
-        Some(stat) if stat.mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() => dir.remove_dir(name),
+        Some(stat) if stat.is_directory() => dir.remove_dir(name),
         _ => dir.remove(name),
     }
 }
