@@ -35,8 +35,6 @@ use crate::error::{Error, Result};
 const TEMPORARY: &str = ".tmp-";
 /// Bytes of a small file.
 const MOST: u64 = 1 << 20;
-/// Bytes; the most that records have, but for a disk with long notes of its user.
-const USUAL: usize = 512;
 
 /// What is known of a file without opening it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,10 +222,10 @@ impl Dir {
     /// The contents of a small file; `None` if there is no such name. More than 1 MiB is an error.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let contents = self.unless_stale(|| {
-            let Some(file) = self.try_open_record(name)? else { return Ok(None) };
-            // Room for what a record is: into an empty vector, the first reads would be of 32 bytes each.
-            let mut bytes = Vec::with_capacity(USUAL);
-            file.take(MOST + 1).read_to_end(&mut bytes).map_err(Error::io("read", self.join(name)))?;
+            let Some((file, stat)) = self.try_open_and_stat(name)? else { return Ok(None) };
+            // A record never grows in place, so as many bytes as it has are all of it, and no read need find the end.
+            let mut bytes = Vec::with_capacity(stat.length.min(MOST + 1) as usize);
+            file.take(stat.length.min(MOST + 1)).read_to_end(&mut bytes).map_err(Error::io("read", self.join(name)))?;
             Ok(Some(bytes))
         })?;
         let Some(bytes) = contents else { return Ok(None) };

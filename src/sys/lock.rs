@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -72,12 +72,21 @@ impl Refused {
     }
 }
 
-/// The directory of all locks, opened and examined once for all locks of a process.
+/// Directories of locks, opened and examined once for all locks of a process.
 ///
 /// Every directory is looked at by the descriptor through which the file of a lock is then opened: /var/lock is writable
 /// for all, and a user could have made our directory in it first, or hand out our locks from one that he can write to.
-/// The descriptor keeps the directory that was examined, whatever gets its name.
-static EXAMINED: Mutex<Option<Arc<Dir>>> = Mutex::new(None);
+/// The descriptor keeps the directory that was examined, whatever gets its name. In one that was removed no file can be
+/// made.
+#[derive(Debug)]
+struct Examined {
+    /// The directory of all locks.
+    root: Dir,
+    /// The directory of the last lock in it, and its name: most calls take several locks of one SR.
+    namespace: Option<(String, Dir)>,
+}
+
+static EXAMINED: Mutex<Option<Examined>> = Mutex::new(None);
 
 /// Takes the lock `<lock directory>/<namespace>/<name>`, waiting until `deadline`.
 ///
@@ -98,7 +107,7 @@ pub fn take(namespace: &str, name: &str, kind: Kind, deadline: Instant) -> Resul
             return Ok(Lock { file, _shared: None });
         }
         // Perhaps the directory is another by now.
-        keep_examined(None);
+        forget_examined();
     }
 }
 
@@ -110,7 +119,7 @@ fn open(namespace: &str, name: &str) -> Result<File> {
         if let Some(file) = try_open(namespace, name)? {
             return Ok(file);
         }
-        keep_examined(None);
+        forget_examined();
         let dir = run_dir::locks().join(namespace);
         match fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -124,28 +133,26 @@ fn open(namespace: &str, name: &str) -> Result<File> {
 }
 
 fn try_open(namespace: &str, name: &str) -> Result<Option<File>> {
-    let Some(root) = examined()? else { return Ok(None) };
-    let Some(dir) = root.sub_dir(namespace)? else { return Ok(None) };
-    refuse_if_of_others(&dir)?;
+    let mut examined = EXAMINED.lock().unwrap_or_else(PoisonError::into_inner);
+    if examined.is_none() {
+        run_dir::trusted()?;
+        let Some(root) = found(Dir::open(&run_dir::locks()))? else { return Ok(None) };
+        refuse_if_of_others(&root)?;
+        *examined = Some(Examined { root, namespace: None });
+    }
+    let Some(Examined { root, namespace: last }) = &mut *examined else { return Ok(None) };
+    if last.as_ref().is_none_or(|(name, _)| name != namespace) {
+        let Some(dir) = root.sub_dir(namespace)? else { return Ok(None) };
+        refuse_if_of_others(&dir)?;
+        *last = Some((namespace.to_owned(), dir));
+    }
+    let Some((_, dir)) = last else { return Ok(None) };
     found(dir.lock_file(name))
 }
 
-/// The directory of all locks; `None` if there is none.
-fn examined() -> Result<Option<Arc<Dir>>> {
-    if let Some(root) = &*EXAMINED.lock().unwrap_or_else(PoisonError::into_inner) {
-        return Ok(Some(root.clone()));
-    }
-    run_dir::trusted()?;
-    let Some(root) = found(Dir::open(&run_dir::locks()))? else { return Ok(None) };
-    refuse_if_of_others(&root)?;
-    let root = Arc::new(root);
-    keep_examined(Some(root.clone()));
-    Ok(Some(root))
-}
-
-/// Sets what [`examined`] answers; `None` makes it open and examine the directory again.
-fn keep_examined(root: Option<Arc<Dir>>) {
-    *EXAMINED.lock().unwrap_or_else(PoisonError::into_inner) = root;
+/// Makes the next lock open and examine its directories again.
+fn forget_examined() {
+    *EXAMINED.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
 
 /// A dangling link above the directory is named: the system's "File exists" names nothing.
@@ -279,8 +286,15 @@ mod tests {
         drop(take(&first, "vdi", Kind::Exclusive, Instant::now()).unwrap());
         // What an open directory is after its name was given to another.
         let elsewhere = tempfile::tempdir().unwrap();
-        keep_examined(Some(Arc::new(Dir::open(elsewhere.path()).unwrap())));
-        fs::remove_dir(elsewhere.path()).unwrap();
+        let stale = |name: &str| {
+            let path = elsewhere.path().join(name);
+            fs::create_dir(&path).unwrap();
+            let dir = Dir::open(&path).unwrap();
+            fs::remove_dir(path).unwrap();
+            dir
+        };
+        let namespace = Some((second.clone(), stale("namespace")));
+        *EXAMINED.lock().unwrap() = Some(Examined { root: stale("root"), namespace });
         let lock = take(&second, "vdi", Kind::Exclusive, Instant::now()).unwrap();
         let other = take(&second, "vdi", Kind::Exclusive, Instant::now());
         assert!(matches!(other, Err(Refused::TimedOut { .. })), "the lock is in no directory: {other:?}");
