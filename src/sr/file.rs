@@ -23,8 +23,8 @@
 //!   is no such SR; 2. remove disks and what is beside them; 3. remove the marker, then the directory if sr_create made
 //!   it. After 1 or 2: sr_delete and sr_create finish the removal first.
 //! - **vdi_create, vdi_clone, vdi_snapshot by copying**: 1. write the image, unnamed; 2. publish the params, if any is
-//!   set, `flock`ed; 3. publish the image. After 2: params without an image and without a lock, which the
-//!   next call for this VDI and sr_attach remove; not sr_scan, which holds no lock.
+//!   set, `flock`ed; 3. publish the image; 4. sync the directory once for both. After 2: params without an image and
+//!   without a lock, which the next call for this VDI and sr_attach remove; not sr_scan, which holds no lock.
 //! - **vdi_clone, vdi_snapshot in a tree** of the disk U with the new VDI D and the base B: 1. write both children,
 //!   unnamed, and at the same time publish `.sm-tree`, which names U, B and D; 2. link U's image as B; 3. publish D;
 //!   4. sync the directory once for both; 5. rename the other child over U's name: here it has happened, and D is

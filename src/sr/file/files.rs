@@ -94,7 +94,8 @@ impl FilePlace<'_> {
             None => None,
             Some(params) => {
                 let held = params.hold()?;
-                if !publish(params, &name)? {
+                // The sync of the directory that makes the image durable makes this name durable.
+                if !params.publish_soon(&name)? {
                     return Err(self.exists_already());
                 }
                 Some(held)
