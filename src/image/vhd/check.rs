@@ -112,7 +112,7 @@ fn tables(image: &Image, options: CheckOptions, found: &mut Vec<String>) -> Resu
     let place = &**image.place();
     let footer = image.footer();
     let size = place.len()?;
-    let entries = (0..image.blocks()).filter_map(|b| Some((image.entry(b)?, b)));
+    let entries = image.allocated().map(|(block, entry)| (entry, block));
     if let Some((entry, block)) = entries.max() {
         // Of an image in use, or one that was, the last block may be cut off, or reach to the end.
         let footer = u64::from(last_footer(place)?.is_some()) * SECTOR;

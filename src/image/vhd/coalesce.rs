@@ -83,7 +83,7 @@ const KERNEL_COPY: u64 = 64 << 10;
 /// parent: grow it first. [`Error::Io`] with `ECANCELED` if `progress` said so. [`Error::Io`], [`Error::Damaged`].
 pub fn coalesce(child: &Image, parent: Target, progress: &(dyn Fn(u64, u64) -> ControlFlow<()> + Sync)) -> Result<u64> {
     let limit = parent.checked(child)?;
-    let todo: Vec<u32> = (0..child.blocks()).filter(|block| child.entry(*block).is_some()).collect();
+    let todo: Vec<u32> = child.allocated().map(|(block, _)| block).collect();
     check_size(child, parent, limit, &todo)?;
     let (next, done, sectors) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU64::new(0));
     let stop = AtomicBool::new(false);

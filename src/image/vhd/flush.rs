@@ -217,7 +217,7 @@ impl Image {
     /// The batmap as it should be: a bit for each block known to be full, within the bytes that are summed.
     fn full_map(&self) -> Vec<u8> {
         let mut map = vec![0; map_bytes(self.virtual_size())];
-        for block in (0..self.blocks()).filter(|b| self.entry(*b).is_some() && self.is_full(*b)) {
+        for (block, _) in self.allocated().filter(|(block, _)| self.is_full(*block)) {
             if let Some(byte) = map.get_mut(block as usize / 8) {
                 *byte |= 0x80 >> (block % 8);
             }

@@ -108,6 +108,12 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// [`Image::allocated`] of a BAT.
+fn allocated(bat: &[AtomicU32]) -> impl Iterator<Item = (u32, u32)> + '_ {
+    let entries = (0..).zip(bat).map(|(block, entry)| (block, entry.load(Acquire)));
+    entries.filter(|(_, entry)| *entry != UNUSED)
+}
+
 impl Image {
     /// Opens a dynamic or differencing image.
     ///
@@ -161,33 +167,26 @@ impl Image {
 
         let full: Box<[AtomicU64]> = (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         let mut end = headers_end / SECTOR;
-        let mut bat = Vec::with_capacity(count as usize);
+        // All at once, and most of a table that no block is of: a disk of 2,040 GiB has a million entries.
+        let bat: Box<[AtomicU32]> = raw.chunks_exact(4).map(|entry| AtomicU32::new(be32(entry, 0))).collect();
+        drop(raw);
+        // What a crash of another tool cut off reads as zeros; its bitmap must be there.
+        let limit = if mode == Mode::ReadWrite && p.is_device() { size } else { size.saturating_add(block_size) };
         let (mut in_order, mut free) = (true, 0);
-        for block in 0..count {
-            let entry = be32(&raw, block as usize * 4);
-            if entry != UNUSED {
-                let first = u64::from(entry) * SECTOR;
-                let last = first + SECTOR + block_size;
-                // What a crash of another tool cut off reads as zeros; its bitmap must be there.
-                let limit =
-                    if mode == Mode::ReadWrite && p.is_device() { size } else { size.saturating_add(block_size) };
-                if first < headers_end || last > limit || first + SECTOR > size {
-                    return Err(p.damaged(format!("block {block} lies at byte {first}, outside the data")));
-                }
-                end = end.max(last / SECTOR);
-                in_order &= first >= free;
-                free = last;
-                let bit = map.as_ref().and_then(|m| m.get(block as usize / 8)).map_or(0, |b| b >> (7 - block % 8) & 1);
-                full[block as usize / 64].fetch_or(u64::from(bit) << (block % 64), Relaxed);
+        for (block, entry) in allocated(&bat) {
+            let first = u64::from(entry) * SECTOR;
+            let last = first + SECTOR + block_size;
+            if first < headers_end || last > limit || first + SECTOR > size {
+                return Err(p.damaged(format!("block {block} lies at byte {first}, outside the data")));
             }
-            bat.push(AtomicU32::new(entry));
+            end = end.max(last / SECTOR);
+            in_order &= first >= free;
+            free = last;
+            let bit = map.as_ref().and_then(|m| m.get(block as usize / 8)).map_or(0, |b| b >> (7 - block % 8) & 1);
+            full[block as usize / 64].fetch_or(u64::from(bit) << (block % 64), Relaxed);
         }
         if !in_order {
-            let mut entries: Vec<(u32, u32)> = (0..count)
-                .filter_map(|block| {
-                    Some((bat[block as usize].load(Relaxed), block)).filter(|(entry, _)| *entry != UNUSED)
-                })
-                .collect();
+            let mut entries: Vec<(u32, u32)> = allocated(&bat).map(|(block, entry)| (entry, block)).collect();
             entries.sort_unstable();
             refuse_overlap(&entries, block_size, p.path())?;
         }
@@ -202,7 +201,7 @@ impl Image {
             block_size,
             batmap,
             batmap_stale: AtomicBool::new(stale),
-            bat: bat.into(),
+            bat,
             full,
             shards: Default::default(),
             dirty: AtomicUsize::new(0),
@@ -273,6 +272,11 @@ impl Image {
     /// Sector of the block's bitmap.
     pub(crate) fn entry(&self, block: u32) -> Option<u32> {
         self.bat.get(block as usize).map(|e| e.load(Acquire)).filter(|e| *e != UNUSED)
+    }
+
+    /// The blocks that have room in the image, in ascending order, each with the sector of its bitmap.
+    pub(crate) fn allocated(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        allocated(&self.bat)
     }
 
     pub(super) fn is_full(&self, block: u32) -> bool {

@@ -27,11 +27,12 @@
 //! those past the size included: other tools read them all. Growing it again goes on.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Acquire;
 
 use super::batmap::{BatmapHeader, map_bytes, map_sectors};
 use super::create::check_size;
 use super::header::{HEADER, Header};
-use super::image::{Image, UNUSED, headers_end};
+use super::image::{Image, headers_end};
 use super::intent::replace_header;
 use super::query::blocks;
 use super::{BLOCK, SECTOR, Storage};
@@ -184,8 +185,8 @@ impl Layout {
 fn put_bat(image: &Image, header: &Header, first: u32) -> Result<()> {
     // A slot at a time, not a byte: a disk of 100 GiB has 51,200.
     let mut bytes = vec![0xff; (header.max_bat_size() - first) as usize * 4];
-    for (slot, block) in bytes.chunks_exact_mut(4).zip(first..image.blocks()) {
-        slot.copy_from_slice(&image.entry(block).unwrap_or(UNUSED).to_be_bytes());
+    for (slot, entry) in bytes.chunks_exact_mut(4).zip(&image.bat[first as usize..]) {
+        slot.copy_from_slice(&entry.load(Acquire).to_be_bytes());
     }
     let start = u64::from(first) * 4;
     bytes.resize((header.bat_bytes() - start) as usize, 0);
@@ -228,7 +229,7 @@ fn grow_tables(image: &Image, wanted: u32) -> Result<()> {
         None => last.establish(image, &old, data_end)?,
     }
     // Give back what the moved blocks left behind the tables.
-    let first = (0..image.blocks()).filter_map(|b| image.entry(b)).min().map_or(0, |e| u64::from(e) * SECTOR);
+    let first = image.allocated().map(|(_, entry)| entry).min().map_or(0, |entry| u64::from(entry) * SECTOR);
     if !place.is_device() && first > last.end && data_end > last.end {
         let len = first.min(data_end) - last.end;
         place.punch(last.end, len).map_err(place.fail("discard in"))?;
@@ -239,8 +240,8 @@ fn grow_tables(image: &Image, wanted: u32) -> Result<()> {
 /// Steps 1 and 2: moves the blocks that start before `room`; returns the end of data.
 fn move_blocks(image: &Image, room: u64) -> Result<u64> {
     let place = &**image.place();
-    let in_the_way: Vec<u32> =
-        (0..image.blocks()).filter(|b| image.entry(*b).is_some_and(|e| u64::from(e) * SECTOR < room)).collect();
+    let in_the_way = image.allocated().filter(|(_, entry)| u64::from(*entry) * SECTOR < room);
+    let in_the_way: Vec<u32> = in_the_way.map(|(block, _)| block).collect();
     for block in &in_the_way {
         image.relocate(*block, room)?;
     }
