@@ -124,7 +124,7 @@ impl Session {
         self.carry_out(Locks::none(), context, move |storage, _| storage.vdi(vdi)?.info())
     }
 
-    /// What is known of a VDI without its children: no other image is looked at.
+    /// What a VDI itself says, without its children, its locks and its attachment: nothing else is looked at.
     ///
     /// # Errors
     /// [`Error::NoVdi`].
@@ -157,7 +157,7 @@ impl Session {
     pub fn vdi_export(&self, vdi: VdiUuid, to: &Stream, context: &Context) -> Result<()> {
         let to = to.clone();
         self.with_vdi(vdi, context, move |disk, context| {
-            if !disk.info()?.read_only {
+            if !disk.brief()?.read_only {
                 vdi::refuse_if_attached(disk)?;
             }
             disk.read(&mut |bytes| transfer::export(bytes, &to, context.progress))

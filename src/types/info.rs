@@ -87,6 +87,16 @@ pub struct VdiInfo {
 }
 
 impl VdiInfo {
+    /// The disk with these users of its persistent lock.
+    pub fn with_users(self, users: Vec<String>) -> VdiInfo {
+        VdiInfo { locked: !users.is_empty(), vbds: users, ..self }
+    }
+
+    /// The disk with these children. What others read through is never written.
+    pub fn with_children(self, children: Vec<VdiUuid>) -> VdiInfo {
+        VdiInfo { read_only: self.read_only || !children.is_empty(), children, ..self }
+    }
+
     /// What an agent calls it by within its SR.
     pub fn location(&self) -> String {
         self.location.clone().unwrap_or_else(|| self.uuid.to_string())

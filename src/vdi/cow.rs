@@ -45,13 +45,7 @@ impl<P: Place> Cow<'_, P> {
     }
 
     fn describe(&self, node: &Node) -> Result<VdiInfo> {
-        let users = self.place.holders()?.users;
-        let allocated = self.place.usage()?.allocated;
-        let found = datapath::find(&self.place.path())?;
-        let died = found.as_ref().is_some_and(|attached| !attached.healthy);
-        let params = self.place.params()?;
-        let info = describe(&self.place, node, allocated, params, users, found.is_some(), Vec::new());
-        Ok(with_server(info, died))
+        Ok(describe(&self.place, node, self.place.usage()?.allocated, self.place.params()?))
     }
 }
 
@@ -68,16 +62,18 @@ impl<P: Place> Vdi for Cow<'_, P> {
     /// mean to read every image of the SR. sr_scan does.
     fn info(&self) -> Result<VdiInfo> {
         let node = self.node()?;
-        let brief = self.describe(&node)?;
-        let children = match brief.hidden {
-            true => self.forest.nodes()?.children(self.place.vdi()).collect(),
-            false => Vec::new(),
+        let (brief, users) = (self.describe(&node)?, self.place.holders()?.users);
+        let found = datapath::find(&self.place.path())?;
+        let died = found.as_ref().is_some_and(|attached| !attached.healthy);
+        let info = VdiInfo { attached: found.is_some(), ..brief.with_users(users) };
+        let info = match info.hidden {
+            true => info.with_children(self.forest.nodes()?.children(self.place.vdi()).collect()),
+            false => info,
         };
-        let state = match parent_of(&*self.forest, &node)? {
-            Err(unusable) if brief.state.is_healthy() => unusable,
-            _ => brief.state.clone(),
-        };
-        Ok(VdiInfo { children, state, ..brief })
+        match parent_of(&*self.forest, &node)? {
+            Err(unusable) if info.state.is_healthy() && !died => Ok(VdiInfo { state: unusable, ..info }),
+            _ => Ok(with_server(info, died)),
+        }
     }
 
     fn brief(&self) -> Result<VdiInfo> {

@@ -23,7 +23,8 @@ pub trait Vdi {
     /// [`Error::NoVdi`], [`Error::Damaged`], [`Error::Io`].
     fn info(&self) -> Result<VdiInfo>;
 
-    /// What is known of the disk but for its children: to find these may take a look at every image of the SR.
+    /// What the disk itself says. Its children, its locks and its attachment are not asked for, and are as if there were
+    /// none: children may take a look at every image of the SR, an attachment a look at every loop device of the host.
     ///
     /// # Errors
     /// Those of [`Vdi::info`].
@@ -222,32 +223,24 @@ pub fn with_server(info: VdiInfo, died: bool) -> VdiInfo {
     if died && info.state.is_healthy() { VdiInfo { state: State::ServerDied, ..info } } else { info }
 }
 
-/// What is known of a disk, from what its SR and its image say.
-pub fn describe(
-    place: &dyn Place,
-    node: &Node,
-    allocated: u64,
-    params: Params,
-    users: Vec<String>,
-    attached: bool,
-    children: Vec<VdiUuid>,
-) -> VdiInfo {
+/// What a disk itself says, see [`Vdi::brief`]: nobody has it locked or attached, and it has no children.
+pub fn describe(place: &dyn Place, node: &Node, allocated: u64, params: Params) -> VdiInfo {
     VdiInfo {
         uuid: place.vdi(),
         label: params.label,
         description: params.description,
         sr: place.sr(),
-        locked: !users.is_empty(),
-        vbds: users,
+        locked: false,
+        vbds: Vec::new(),
         virtual_size: node.virtual_size,
         physical_utilisation: allocated,
         sector_size: SECTOR as u32,
         format: place.format(),
         parent: node.parent,
         shareable: params.shareable,
-        attached,
-        read_only: params.read_only || node.hidden || !children.is_empty(),
-        children,
+        attached: false,
+        read_only: params.read_only || node.hidden,
+        children: Vec::new(),
         hidden: node.hidden,
         state: node.state.clone(),
         location: None,

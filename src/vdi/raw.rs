@@ -104,10 +104,14 @@ impl<P: Place> Vdi for Raw<'_, P> {
     }
 
     fn info(&self) -> Result<VdiInfo> {
-        let (usage, params, holders) = (self.place.usage()?, self.place.params()?, self.place.holders()?);
+        let (brief, users) = (self.brief()?, self.place.holders()?.users);
+        Ok(VdiInfo { attached: self.device()?.is_some(), ..brief.with_users(users) })
+    }
+
+    fn brief(&self) -> Result<VdiInfo> {
+        let (usage, params) = (self.place.usage()?, self.place.params()?);
         let node = Node { state: self.place.state(), ..Node::alone(Format::Raw, usage.length) };
-        let attached = self.device()?.is_some();
-        Ok(describe(&self.place, &node, usage.allocated, params, holders.users, attached, Vec::new()))
+        Ok(describe(&self.place, &node, usage.allocated, params))
     }
 
     fn device(&self) -> Result<Option<PathBuf>> {

@@ -101,7 +101,7 @@ impl FileSr {
         // What was just made is known: a disk with these params that no process uses.
         let node = Node::alone(format, virtual_size);
         let usage = place.usage().map_err(|cause| cause.after(vdi::made(new.vdi)))?;
-        Ok(vdi::describe(&place, &node, usage.allocated, new.params.clone(), Vec::new(), false, Vec::new()))
+        Ok(vdi::describe(&place, &node, usage.allocated, new.params.clone()))
     }
 
     /// Whether a disk that cannot be read can be deleted, see [`crate::sr::Sr::can_delete_broken`].

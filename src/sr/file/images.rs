@@ -91,6 +91,11 @@ pub(super) fn possible_parent(name: &str, child: Format) -> Option<VdiUuid> {
     ImageName::parse(name).filter(|parent| parent.may_be_parent_of(child)).map(|parent| parent.vdi)
 }
 
+/// How many threads at most look at the files of so many disks. For few, to start a thread costs more than it saves.
+pub(super) fn readers(disks: usize) -> usize {
+    if disks < 64 { 1 } else { 8 }
+}
+
 /// Whether an error says nothing about the image that was looked at: this process may have no more files or memory.
 fn is_of_this_process(error: &Error) -> bool {
     matches!(error.errno().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))
@@ -126,8 +131,7 @@ impl FileSr {
         let changing = || if with_trees { read_change(dir) } else { Ok(None) };
         // A change may end while the images are read.
         let before = changing()?;
-        let most = if wanted.len() < 64 { 1 } else { 8 };
-        let parts: Vec<Result<Vec<Image>>> = threads::in_parts(&wanted, most, |part| {
+        let parts: Vec<Result<Vec<Image>>> = threads::in_parts(&wanted, readers(wanted.len()), |part| {
             part.iter().filter_map(|(v, f)| Image::read(dir, *v, *f).transpose()).collect()
         });
         let mut images = Vec::with_capacity(wanted.len());

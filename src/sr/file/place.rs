@@ -8,7 +8,7 @@ use nix::sys::stat::SFlag;
 
 use super::files::FilePlace;
 use super::layout::{LOCK, PARAMS, beside, must_be, remove_leftovers, usage};
-use super::records::{LockRecord, VdiRecord, damaged_record, decode, encode};
+use super::records::{LockRecord, VdiRecord, encode, read_holders, read_params};
 use super::unborn::is_being_changed;
 use crate::error::{Error, Result};
 use crate::image::SECTOR;
@@ -73,24 +73,11 @@ impl Place for FilePlace<'_> {
     }
 
     fn params(&self) -> Result<Params> {
-        let name = beside(self.vdi, PARAMS);
-        match self.dir.read(&name)? {
-            None => Ok(Params::default()),
-            Some(bytes) => {
-                let VdiRecord::Vdi(params) = decode(&bytes).ok_or_else(|| damaged_record(&self.dir, &name))?;
-                Ok(params)
-            }
-        }
+        read_params(&self.dir, self.vdi)
     }
 
     fn holders(&self) -> Result<Holders> {
-        let name = beside(self.vdi, LOCK);
-        let state = register::read(&self.dir, &name)?;
-        if state.number == 0 {
-            return Ok(Holders::default());
-        }
-        let LockRecord::Lock { users } = decode(&state.bytes).ok_or_else(|| damaged_record(&self.dir, &name))?;
-        Ok(Holders { state: state.number, users })
+        read_holders(&self.dir, self.vdi)
     }
 
     fn set_holders(&self, seen: &Holders, users: Vec<String>) -> Result<bool> {

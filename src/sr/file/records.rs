@@ -5,10 +5,12 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{CHANGE, DELETING, MARKER};
+use super::layout::{CHANGE, DELETING, LOCK, MARKER, PARAMS, beside};
 use crate::error::{Error, Result};
 use crate::sys::durable::Dir;
-use crate::types::{Params, SrUuid};
+use crate::sys::register;
+use crate::types::{Params, SrUuid, VdiUuid};
+use crate::vdi::Holders;
 use crate::vdi::tree::change::Change;
 
 /// Says which SR a directory is.
@@ -59,6 +61,31 @@ pub(super) fn read_marker(dir: &Dir) -> Result<Option<Marker>> {
         }
     }
     Ok(None)
+}
+
+/// What is stored of a disk beside its image.
+///
+/// # Errors
+/// [`Error::Damaged`] if the record cannot be read; [`Error::Io`].
+pub(super) fn read_params(dir: &Dir, vdi: VdiUuid) -> Result<Params> {
+    let name = beside(vdi, PARAMS);
+    let Some(bytes) = dir.read(&name)? else { return Ok(Params::default()) };
+    let VdiRecord::Vdi(params) = decode(&bytes).ok_or_else(|| damaged_record(dir, &name))?;
+    Ok(params)
+}
+
+/// The holders of the persistent lock of a disk.
+///
+/// # Errors
+/// [`Error::Damaged`] if the record cannot be read; [`Error::Io`].
+pub(super) fn read_holders(dir: &Dir, vdi: VdiUuid) -> Result<Holders> {
+    let name = beside(vdi, LOCK);
+    let state = register::read(dir, &name)?;
+    if state.number == 0 {
+        return Ok(Holders::default());
+    }
+    let LockRecord::Lock { users } = decode(&state.bytes).ok_or_else(|| damaged_record(dir, &name))?;
+    Ok(Holders { state: state.number, users })
 }
 
 /// The change of a tree that is under way, or was when its call was killed.

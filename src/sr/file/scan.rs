@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 
 use super::directory::{FileSr, Found};
-use super::images::Image;
+use super::images::{Image, readers};
 use super::listing::Listing;
-use super::records::read_change;
-use crate::error::{Error, Result};
+use super::records::{read_change, read_holders, read_params};
+use crate::error::Result;
 use crate::sys::durable::Dir;
-use crate::types::{Space, SrInfo, State, VdiUuid};
+use crate::sys::threads;
+use crate::types::{Params, Space, SrInfo, State, VdiInfo, VdiUuid};
 use crate::vdi::tree::change::Change;
-use crate::vdi::{self, Attachments, Place};
+use crate::vdi::{self, Attachments, Holders};
 
 impl FileSr {
     /// The SR in a directory without a marker, which sr_attach would take over; `None` if it has one.
@@ -25,7 +26,7 @@ impl FileSr {
     /// The SR, without the details of its disks.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Busy`] if a change of a tree goes on past the deadline.
+    /// [`crate::Error::Io`]; [`crate::Error::Busy`] if a change of a tree goes on past the deadline.
     pub(super) fn stat_of(&self, dir: &Dir) -> Result<SrInfo> {
         let (_, images) = self.settled(dir)?;
         let visible = || images.iter().filter(|image| !image.node.hidden);
@@ -70,7 +71,7 @@ impl FileSr {
     /// The SR now, without the details of its disks.
     ///
     /// # Errors
-    /// [`Error::NoSr`], [`Error::Io`]; [`Error::Busy`] if a change of a tree goes on past the deadline.
+    /// [`crate::Error::NoSr`], [`crate::Error::Io`]; [`crate::Error::Busy`] if a change of a tree goes on past the deadline.
     pub(super) fn stat_now(&self) -> Result<SrInfo> {
         self.stat_of(&*self.dir()?)
     }
@@ -78,7 +79,7 @@ impl FileSr {
     /// The SR with every disk's details.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Busy`] if a change of a tree goes on past the deadline.
+    /// [`crate::Error::Io`]; [`crate::Error::Busy`] if a change of a tree goes on past the deadline.
     pub(super) fn scan_all(&self) -> Result<SrInfo> {
         let dir = self.dir()?;
         let (listing, images) = self.settled(&dir)?;
@@ -91,7 +92,8 @@ impl FileSr {
         }
         let mut infos = Vec::with_capacity(images.len());
         let (mut used, mut allocation, mut visible) = (0, 0, Vec::with_capacity(images.len()));
-        for image in &images {
+        let beside = beside(&dir, &listing, &images);
+        for (image, (params, holders)) in images.iter().zip(beside) {
             used += image.usage.allocated;
             let children = children.remove(&image.vdi).unwrap_or_default();
             if image.node.hidden && children.is_empty() {
@@ -104,31 +106,34 @@ impl FileSr {
             }
             let place = self.place(dir.clone(), image.vdi, image.format);
             let mut node = image.node.clone();
-            let mut unless_damaged = |damage: Error| {
-                if node.state.is_healthy() {
-                    node.state = State::of(&damage);
-                }
-            };
-            let with_params = listing.params.contains(&image.vdi);
-            let params = with_params.then(|| place.params()).transpose().unwrap_or_else(|damage| {
-                unless_damaged(damage);
-                None
-            });
-            let locked = listing.locks.contains(&image.vdi);
-            let holders = locked.then(|| place.holders()).transpose().unwrap_or_else(|damage| {
-                unless_damaged(damage);
-                None
-            });
+            let damage = params.as_ref().err().or(holders.as_ref().err());
+            if let Some(damage) = damage.filter(|_| node.state.is_healthy()) {
+                node.state = State::of(damage);
+            }
             let attached = attachments.find(image.format, &place.path(), image.id).is_some();
             let (params, users) = (params.unwrap_or_default(), holders.unwrap_or_default().users);
             let died = attachments.server_died(image.format, &place.path());
-            let info = vdi::describe(&place, &node, image.usage.allocated, params, users, attached, children);
-            let info = vdi::with_server(info, died);
-            infos.push(info);
+            let info = vdi::describe(&place, &node, image.usage.allocated, params);
+            let info = VdiInfo { attached, ..info.with_users(users).with_children(children) };
+            infos.push(vdi::with_server(info, died));
         }
         listing.sweep(&dir);
         Ok(SrInfo { vdis: infos, ..self.summary(&dir, visible, used, allocation)? })
     }
+}
+
+/// What is stored beside each image, in their order: the params, and the holders of the persistent lock.
+fn beside(dir: &Dir, listing: &Listing, images: &[Image]) -> Vec<(Result<Params>, Result<Holders>)> {
+    let read = |image: &Image| {
+        let params =
+            if listing.params.contains(&image.vdi) { read_params(dir, image.vdi) } else { Ok(Params::default()) };
+        let locked = listing.locks.contains(&image.vdi);
+        (params, if locked { read_holders(dir, image.vdi) } else { Ok(Holders::default()) })
+    };
+    threads::in_parts(images, readers(images.len()), |part| part.iter().map(read).collect::<Vec<_>>())
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// What the filesystem of a directory has.

@@ -71,8 +71,8 @@ impl IsoPlace<'_> {
     pub(super) fn info(&self, attached: bool) -> VdiInfo {
         let node = Node { state: self.iso.state.clone(), ..Node::alone(Format::Raw, self.iso.usage.length) };
         let params = self.params_now();
-        let info = vdi::describe(self, &node, self.iso.usage.allocated, params, Vec::new(), attached, Vec::new());
-        VdiInfo { location: Some(self.iso.name.clone()), ..info }
+        let info = vdi::describe(self, &node, self.iso.usage.allocated, params);
+        VdiInfo { attached, location: Some(self.iso.name.clone()), ..info }
     }
 
     fn file(&self, mode: Mode) -> Result<File> {

@@ -103,7 +103,8 @@ impl<'a> LvmPlace<'a> {
         let attached = self.lv.borrow().active && !record.is_private();
         let params = Params { read_only: self.is_read_only(), ..record.params };
         let node = Node { state: self.state_now(), ..Node::alone(Format::Raw, usage.length) };
-        vdi::describe(self, &node, usage.allocated, params, record.holders.users, attached, Vec::new())
+        let info = vdi::describe(self, &node, usage.allocated, params);
+        VdiInfo { attached, ..info.with_users(record.holders.users) }
     }
 
     fn state_now(&self) -> State {

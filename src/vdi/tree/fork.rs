@@ -42,7 +42,7 @@ pub fn fork(
     let child = Node { parent: Some(base), ..Node::alone(node.format, node.virtual_size) };
     let copy = forest.place(dest).and_then(|copy| {
         let allocated = copy.usage()?.allocated;
-        Ok(describe(&*copy, &child, allocated, params.clone(), Vec::new(), false, Vec::new()))
+        Ok(describe(&*copy, &child, allocated, params.clone()))
     });
     copy.map_err(|cause| cause.after(made(dest)))
 }

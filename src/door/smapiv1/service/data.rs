@@ -17,7 +17,7 @@ impl Service<'_> {
     pub(super) fn vdi_attach(&mut self) -> Answer {
         self.assert_attached()?;
         self.request.flag(0)?;
-        self.session()?.vdi_get_params(self.vdi()?, &now()).map_err(|e| self.missing(e))?;
+        self.session()?.vdi_get_brief(self.vdi()?, &now()).map_err(|e| self.missing(e))?;
         Ok(attached::attached(self.sr()?, self.vdi_name()?, true))
     }
 
@@ -103,7 +103,7 @@ impl Service<'_> {
 
     pub(super) fn vdi_generate_config(&mut self) -> Answer {
         self.assert_attached()?;
-        self.session()?.vdi_get_params(self.vdi()?, &now())?;
+        self.info()?;
         let request = self.request;
         // The call that this is for asks no xapi.
         if self.xapi.is_some() && request.optional("vdi_ref")?.is_some() {
