@@ -630,6 +630,20 @@ class Trees(Case):
         self.agent.scan()
         self.assertEqual((self.xapi.vdis, self.vhds()), ({}, []))
 
+    def test_the_parent_that_another_call_told_meanwhile_is_replaced(self):
+        self.an_sr()
+        disk = self.agent.create(5 * MiB, sm_config={"type": "vhd"})
+
+        def behaviour(method, number):
+            # The third is the base's; the record of the disk was read before.
+            if (method, number) == ("VDI.db_introduce", 3):
+                self.xapi.vdis[disk]["sm_config"]["vhd-parent"] = "another"
+
+        self.xapi.behaviour = behaviour
+        snapshot = self.agent.copy("vdi_snapshot", disk)
+        (base,) = (v for r, v in self.xapi.vdis.items() if r not in (disk, snapshot))
+        self.assertEqual(self.xapi.vdis[disk]["sm_config"]["vhd-parent"], base["uuid"])
+
     @unittest.skipUnless(ROOT, "block devices want root")
     def test_a_disk_in_use_is_snapshotted_and_grows(self):
         self.an_sr()

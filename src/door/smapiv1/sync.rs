@@ -118,14 +118,22 @@ pub fn refresh(
             continue;
         }
         changed = true;
+        let remove = |xapi: &mut Xapi| xapi.set("VDI.remove_from_sm_config", reference, Value::text(*key));
+        let add = |xapi: &mut Xapi, value| xapi.add_key("VDI.add_to_sm_config", reference, key, value);
         if there.is_some() {
-            xapi.set("VDI.remove_from_sm_config", reference, Value::text(*key))?;
+            remove(xapi)?;
         }
-        if let Some(value) = wanted {
-            match xapi.add_key("VDI.add_to_sm_config", reference, key, value) {
-                Err(e) if !e.is("MAP_DUPLICATE_KEY") => return Err(e),
-                _ => {}
+        let Some(value) = wanted else { continue };
+        match add(xapi, value) {
+            // Another call set it since the record was read.
+            Err(e) if e.is("MAP_DUPLICATE_KEY") => {
+                remove(xapi)?;
+                match add(xapi, value) {
+                    Err(e) if !e.is("MAP_DUPLICATE_KEY") => return Err(e),
+                    _ => {}
+                }
             }
+            other => drop(other?),
         }
     }
     Ok(changed)

@@ -5,10 +5,10 @@ use std::time::Instant;
 use super::{Answer, Service, now};
 use crate::door::host::{device, local_path};
 use crate::door::smapiv1::attached;
-use crate::door::smapiv1::claim::{self, Tag};
+use crate::door::smapiv1::claim::{self, KEY_HASH, Tag};
 use crate::door::smapiv1::code::Code;
 use crate::door::smapiv1::command::Command;
-use crate::door::smapiv1::faults::Failure;
+use crate::door::smapiv1::faults::{Failure, general_fault};
 use crate::door::xmlrpc::{self, Value};
 use crate::error::Error;
 use crate::types::{Mode, VdiUuid};
@@ -120,6 +120,13 @@ impl Service<'_> {
         ];
         let members = members.map(|(name, value)| (name.to_owned(), value));
         Ok(Value::text(xmlrpc::write_call(command, &[Value::Struct(members.into())])))
+    }
+
+    /// Refuses a VDI whose record says that its data is encrypted.
+    fn refuse_encrypted(&mut self) -> Result<(), Failure> {
+        let (reference, code) = (self.request.text("vdi_ref")?, general_fault(self.request.command));
+        let sm_config = self.xapi()?.record("VDI.get_sm_config", reference)?;
+        claim::refuse_encrypted(sm_config.get(KEY_HASH).and_then(Value::as_str), code)
     }
 
     pub(super) fn vdi_attach_from_config(&self) -> Answer {

@@ -26,10 +26,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::claim::{self, KEY_HASH};
 use super::code::Code;
 use super::command::Command;
-use super::faults::{self, Attempt, Failure, general_fault};
+use super::faults::{self, Attempt, Failure};
 use super::hosts::Hosts;
 use super::request::Request;
 use crate::call::{Session, policy};
@@ -217,13 +216,6 @@ impl<'a> Service<'a> {
     /// The other hosts that may have the VDI of this request attached; on an SR that several hosts have.
     fn hosts_of_vdi(&self) -> Result<Option<Arc<Hosts>>, Failure> {
         self.hosts(self.vdi()?, self.vdi_name()?, self.request.text("vdi_ref")?)
-    }
-
-    /// Refuses a VDI whose record says that its data is encrypted.
-    fn refuse_encrypted(&mut self) -> Result<(), Failure> {
-        let (reference, code) = (self.request.text("vdi_ref")?, general_fault(self.request.command));
-        let sm_config = self.xapi()?.record("VDI.get_sm_config", reference)?;
-        claim::refuse_encrypted(sm_config.get(KEY_HASH).and_then(Value::as_str), code)
     }
 
     /// Refuses what can't be done while another host has the VDI attached.

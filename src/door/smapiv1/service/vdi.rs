@@ -9,7 +9,7 @@ use crate::door::smapiv1::command::Command;
 use crate::door::smapiv1::faults::{Failure, general_fault};
 use crate::door::smapiv1::format;
 use crate::door::smapiv1::sync::{self, Introduced};
-use crate::door::xapi::text;
+use crate::door::xapi::{Record, text};
 use crate::door::xmlrpc::{self, Value};
 use crate::error::one_line;
 use crate::sys::lock::Kind;
@@ -114,7 +114,10 @@ impl Service<'_> {
         let sr_ref = self.request.text("sr_ref")?;
         let reference = self.request.text("vdi_ref")?;
         let (source, dest) = (self.vdi()?, VdiUuid::random());
-        self.refuse_encrypted()?;
+        // Read once: whether it may be copied, and what has to be changed in it after.
+        let record = self.xapi()?.record("VDI.get_record", reference)?;
+        let key_hash = record.get("sm_config").and_then(|map| map.get(KEY_HASH)).and_then(Value::as_str);
+        claim::refuse_encrypted(key_hash, general_fault(self.request.command))?;
         let hosts = self.hosts_of_vdi()?;
         let is_clone = self.request.command == Command::VdiClone;
         if let Some(hosts) = &hosts {
@@ -133,7 +136,7 @@ impl Service<'_> {
         let row = Introduced { label: "", description: "", sm_config: self.sm_config(&info), ..Introduced::of(&info) };
         self.introduce_or_undo(sr_ref, &row, info.uuid)?;
         if let Some(base) = info.parent
-            && let Err(failure) = self.introduce_base(sr_ref, reference, base)
+            && let Err(failure) = self.introduce_base(sr_ref, (reference, &record), base)
         {
             // The disk is made and xapi knows it. The next scan tells the rest.
             let why = self.reason(&failure, self.request.command);
@@ -143,8 +146,9 @@ impl Service<'_> {
         Ok(identity(&info.uuid.to_string(), &info.location()))
     }
 
-    /// Tells xapi of the base that a disk was copied with, and that it is the disk's parent now.
-    fn introduce_base(&mut self, sr_ref: &str, disk: &str, base: VdiUuid) -> Result<(), Failure> {
+    /// Tells xapi of the base that a disk was copied with, and that it is the disk's parent now. `disk`: the reference of
+    /// the disk, and its record before.
+    fn introduce_base(&mut self, sr_ref: &str, disk: (&str, &Record), base: VdiUuid) -> Result<(), Failure> {
         let info = self.session()?.vdi_get_brief(base, &now())?;
         let row = Introduced { sm_config: self.sm_config(&info), ..Introduced::of(&info) };
         match sync::introduce(self.xapi()?, sr_ref, &row) {
@@ -154,8 +158,7 @@ impl Service<'_> {
         }
         let info = self.info()?;
         let (wanted, xapi) = ((self.driver.about.sm_config)(&info), self.xapi()?);
-        let record = xapi.record("VDI.get_record", disk)?;
-        sync::refresh(xapi, disk, &record, &info, &wanted)?;
+        sync::refresh(xapi, disk.0, disk.1, &info, &wanted)?;
         Ok(())
     }
 
