@@ -89,7 +89,7 @@ _sm() {
 
     case "${cmd}" in
         sm)
-            opts="-t -d -h -V --sr-type --wait --format --dconf --help --version sr_create sr_delete sr_attach sr_detach sr_get_params sr_scan sr_collect sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params vdi_export vdi_import vdi_tree"
+            opts="-t -d -h -V --sr-type --wait --format --dconf --help --version sr_delete sr_attach sr_detach sr_get_params sr_scan sr_collect sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params vdi_export vdi_import vdi_tree sr_create"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -241,13 +241,17 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_create)
-            opts="-t -d -h --force --destroy-sr --sr-type --wait --format --dconf --help"
+            opts="-t -d -h --force --destroy-sr --name --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --destroy-sr)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --name)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

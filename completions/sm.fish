@@ -33,7 +33,6 @@ table\t'For people'"
 complete -c sm -n "__fish_sm_needs_command" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_needs_command" -s V -l version -d 'Print version'
-complete -c sm -n "__fish_sm_needs_command" -f -a "sr_create" -d 'Make an SR. Fails if the SR exists'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_delete" -d 'Delete an SR and every VDI in it; the files of an ISO SR stay. Succeeds if there is none; fails while a VDI is in use'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_attach" -d 'Make an SR available on this host, and repair what a crash left'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_detach" -d 'End the availability of an SR on this host. Fails while a VDI is attached'
@@ -55,16 +54,7 @@ complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_get_params" -d 'Print wha
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_export" -d 'Write the disk of a VDI to a file or a pipe. Fails while a writable VDI is attached'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_import" -d 'Make a VDI of the contents of a file or a pipe'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_tree" -d 'Draw the chains of an SR: which image is whose parent, and what each takes. --format sexp, lisp or json gives the same as data'
-complete -c sm -n "__fish_sm_using_subcommand sr_create" -l destroy-sr -d 'Destroy this SR, which the devices hold, with every disk in it. May be given several times' -r
-complete -c sm -n "__fish_sm_using_subcommand sr_create" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
-complete -c sm -n "__fish_sm_using_subcommand sr_create" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
-complete -c sm -n "__fish_sm_using_subcommand sr_create" -l format -d 'Form of the answer. Without this option sm writes a table on a terminal, and s-expressions otherwise' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
-lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
-json\t''
-table\t'For people'"
-complete -c sm -n "__fish_sm_using_subcommand sr_create" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
-complete -c sm -n "__fish_sm_using_subcommand sr_create" -l force -d 'Overwrite what the devices hold. An SR with disks is still refused, and so is what is mounted or in use'
-complete -c sm -n "__fish_sm_using_subcommand sr_create" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_needs_command" -f -a "sr_create" -d 'Make an SR. Fails if the SR exists'
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -l format -d 'Form of the answer. Without this option sm writes a table on a terminal, and s-expressions otherwise' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
@@ -250,3 +240,14 @@ json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand sr_create" -l destroy-sr -d 'Destroy this SR, which the devices hold, with every disk in it. May be given several times' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_create" -l name -d 'Name of the SR on this host: sm takes it instead of the UUID, -t and -d.' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_create" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_create" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_create" -l format -d 'Form of the answer. Without this option sm writes a table on a terminal, and s-expressions otherwise' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
+lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
+json\t''
+table\t'For people'"
+complete -c sm -n "__fish_sm_using_subcommand sr_create" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_create" -l force -d 'Overwrite what the devices hold. An SR with disks is still refused, and so is what is mounted or in use'
+complete -c sm -n "__fish_sm_using_subcommand sr_create" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::sys::limits;
-use crate::types::{Format, Misread, MissingKey, Size, SrUuid, State, VdiUuid, acts_on_terminal, shown};
+use crate::types::{Format, Misread, MissingKey, Size, SrUuid, State, VdiUuid, acts_on_terminal, nearest, shown};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -50,6 +50,12 @@ pub enum Error {
 
     #[error("no SR {sr} ({looked})")]
     NoSr { sr: SrUuid, looked: String },
+    /// A name that no SR has on this host. `known`: the names that there are.
+    #[error("no SR has the name {name} on this host; {}", names(name, known))]
+    UnknownSr { name: String, known: Vec<String> },
+    /// A name that another SR has on this host.
+    #[error("the name {name} is that of SR {sr}, {place}; choose another, or delete that SR by sr_delete")]
+    NameTaken { name: String, sr: SrUuid, place: String },
     #[error("SR {sr} exists already ({found})")]
     SrExists { sr: SrUuid, found: String },
     #[error("SR {sr} is not available: {why}")]
@@ -59,6 +65,9 @@ pub enum Error {
     Busy { sr: SrUuid, holder: String, what: String },
     #[error("no VDI {vdi} on SR {sr} (looked in {looked})")]
     NoVdi { vdi: VdiUuid, sr: SrUuid, looked: String },
+    /// A word that is neither the label nor the start of the UUID of a VDI.
+    #[error("no VDI on SR {sr} has the label {}, or a UUID that begins so with 4 digits or more", Quoted(word))]
+    UnknownVdi { word: String, sr: SrUuid },
     #[error("VDI {vdi} exists already on SR {sr}")]
     VdiExists { vdi: VdiUuid, sr: SrUuid },
     #[error("VDI {vdi} on SR {sr} is in use by {holder}")]
@@ -344,6 +353,15 @@ pub fn one_line(error: &Error) -> String {
 
 fn meant(similar: &[String]) -> String {
     similar.last().map(|name| format!("did you mean {name}? ")).unwrap_or_default()
+}
+
+/// What names there are instead of one that there is not.
+fn names(name: &str, known: &[String]) -> String {
+    if known.is_empty() {
+        return "no SR has one; `sm sr_create --name` gives it".to_owned();
+    }
+    let meant = nearest(name, known.iter().map(String::as_str)).map(|known| format!("did you mean {known}? "));
+    format!("{}`sm sr_list` lists them", meant.unwrap_or_default())
 }
 
 /// `given`: the keys that there are, with spaces between.

@@ -10,6 +10,8 @@
 //! 6. [`datapath`]: serves an image as a block device.
 //! 7. [`sys`]: the system: loop devices, locks, durable writes, external tools.
 //!
+//! [`registry`] is the table of SRs that have a name on this host. The door for people alone reads it.
+//!
 //! [`context`] holds what a call hands down through the layers: its deadline, its progress, the other hosts.
 
 #![allow(
@@ -23,6 +25,7 @@ pub mod datapath;
 pub mod door;
 pub mod error;
 pub mod image;
+pub mod registry;
 pub mod sr;
 pub mod sys;
 pub mod types;

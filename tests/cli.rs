@@ -155,7 +155,6 @@ const REFUSALS: &[(&[&str], &str, &str)] = &[
     (&["vdi_create", SR, C, "99999999TiB"], "E2BIG", "8 EiB"),
     (&["vdi_resize", SR, A, "99999999999999999999"], "E2BIG", "8 EiB"),
     (&["sr_get_params", SR, A], "E2BIG", "is one too many; usage: "),
-    (&["vdi_delete", SR, A, B], "E2BIG", B),
     (
         &["vdi_create", SR, C, "21474836480", "--type", "vhd"],
         "E2BIG",
@@ -166,13 +165,10 @@ const REFUSALS: &[(&[&str], &str, &str)] = &[
     (&["sr_create", OTHER_SR], "EBUSY", SR),
     (&["vdi_create", SR, A, "1"], "EEXIST", A),
     (&["vdi_clone", SR, B, A], "EEXIST", A),
-    (&["vdi_get_params", SR], "EINVAL", "<VDI-UUID> is missing"),
     (&["vdi_lock", SR, A], "EINVAL", "<FORCE> <USER> is missing"),
-    (&["vdi_get_params", SR, "not-a-uuid"], "EINVAL", "VDI-UUID \"not-a-uuid\" is not valid"),
     (&["sr_attach", "../../etc"], "EINVAL", "SR-UUID \"../../etc\" is not valid"),
     (&["vdi_create", SR, C, "--", "-1"], "EINVAL", "SIZE \"-1\" is not valid"),
     (&["vdi_create", SR, C, "1GB"], "EINVAL", "for units of 1,024 write 1GiB"),
-    (&["vdi_create", SR, C, "10G"], "EINVAL", "for units of 1,024 write 10GiB"),
     (&["vdi_resize", SR, A, "1"], "EINVAL", "--allow-shrink"),
     (&["vdi_lock", SR, B, "PERHAPS", "u"], "EINVAL", "expected TRUE or FALSE"),
     (&["vdi_lock", SR, B, "FALSE", ""], "EINVAL", "expected 1 to 1024 bytes"),
@@ -213,12 +209,34 @@ const REFUSALS: &[(&[&str], &str, &str)] = &[
     (&["sr_delete", SR, "--yes"], "EVDIBUSY", A),
 ];
 
+/// What an agent is refused and a person is not, or in other words: a person calls a VDI by its label too, and names several.
+const REFUSALS_OF_AGENTS: &[(&[&str], &str, &str)] = &[
+    (&["vdi_delete", SR, A, B], "E2BIG", B),
+    (&["vdi_get_params", SR], "EINVAL", "<VDI-UUID> is missing"),
+    (&["vdi_get_params", SR, "not-a-uuid"], "EINVAL", "VDI-UUID \"not-a-uuid\" is not valid"),
+    (&["vdi_create", SR, "1"], "EINVAL", "<SIZE> is missing"),
+    (&["sr_attach"], "EINVAL", "<SR-UUID> is missing"),
+    (&["sr_create", SR, "--name", "fast"], "EINVAL", "no option '--name'"),
+    (&["sr_list"], "ENOMSG", "no such command \"sr_list\""),
+];
+
+const REFUSALS_OF_PEOPLE: &[(&[&str], &str, &str)] = &[
+    (&["vdi_get_params", SR], "EINVAL", "<VDI> is missing"),
+    (
+        &["vdi_get_params", SR, "not-a-uuid"],
+        "ENOVDI",
+        "no VDI on SR 87b8646b-b800-9500-cb7b-af3b74e02f5c has the label",
+    ),
+    (&["vdi_create", SR, C, "+1G"], "EINVAL", "SIZE \"+1G\" is not valid"),
+];
+
 fn a_refusal_has_its_status_and_one_line_and_changes_nothing(scene: &Scene) {
     scene.call(["vdi_create", SR, A, "2"]).done();
     scene.call(["vdi_create", SR, B, "2", "--label", "b"]).done();
     scene.call(["vdi_lock", SR, A, "FALSE", "user"]).done();
     let before = scene.digest();
-    for (call, name, words) in REFUSALS {
+    let of_door = if scene.door == Door::Sm { REFUSALS_OF_PEOPLE } else { REFUSALS_OF_AGENTS };
+    for (call, name, words) in REFUSALS.iter().chain(of_door) {
         let message = scene.call(*call).fails(name);
         assert!(message.contains(words), "{call:?}: no {words:?} in {message:?}");
         assert_eq!(scene.digest(), before, "after {call:?}");

@@ -31,6 +31,16 @@ pub struct Answer {
     pub status: u8,
 }
 
+impl Answer {
+    /// This answer and the next. The first failure decides on the status.
+    fn and(mut self, next: Answer) -> Answer {
+        self.stdout.extend(next.stdout);
+        self.stderr.push_str(&next.stderr);
+        let status = if self.status == 0 { next.status } else { self.status };
+        Answer { status, ..self }
+    }
+}
+
 /// `main` of a driver's executable.
 pub fn driver_main(driver: &'static Driver) -> ExitCode {
     if let Some(status) = datapath::main() {

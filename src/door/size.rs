@@ -4,40 +4,69 @@ use crate::error::{Error, Result};
 
 const MIB: u64 = 1 << 20;
 
-/// Bytes of a SIZE argument: a bare number is in MiB; `KiB`, `MiB`, `GiB`, `TiB` and `B`
-/// say what they are.
+/// Bytes of a SIZE argument: a bare number is in MiB; `K`, `M`, `G`, `T` and `P`, in either case and also as `KiB` and so on,
+/// are powers of 1,024, and `B` is a byte. A fraction such as `1.5T` is rounded up to a byte.
+///
+/// # Errors
+/// [`Error::Invalid`] for what is no size; [`Error::Oversized`] beyond 8 EiB.
 pub fn parse(text: &str) -> Result<u64> {
     let bad = |expected: &str| Error::Invalid { what: "SIZE", value: text.to_owned(), expected: expected.to_owned() };
-    let form = "expected MiB as a number, or a whole number with B, KiB, MiB, GiB or TiB: 512, 512MiB, 20GiB";
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
+    let form = "expected MiB as a number, or a number with B, K, M, G, T or P: 512, 20G, 1.5TiB, 21474836480B";
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let is_number = !whole.is_empty() && number.ends_with(|c: char| c.is_ascii_digit()) && !fraction.contains('.');
     let unit = match unit {
-        "" | "MiB" => MIB,
+        "" | "M" | "m" | "MiB" => MIB,
         "B" => 1,
-        "KiB" => 1 << 10,
-        "GiB" => 1 << 30,
-        "TiB" => 1 << 40,
+        "K" | "k" | "KiB" => 1 << 10,
+        "G" | "g" | "GiB" => 1 << 30,
+        "T" | "t" | "TiB" => 1 << 40,
+        "P" | "p" | "PiB" => 1 << 50,
         // Other programs mean 1,000 or 1,024 by these.
-        "K" | "M" | "G" | "T" | "KB" | "MB" | "GB" | "TB" | "k" | "m" | "g" | "t" | "kb" | "mb" | "gb" | "tb"
-            if !number.is_empty() =>
-        {
+        "KB" | "MB" | "GB" | "TB" | "PB" | "kb" | "mb" | "gb" | "tb" | "pb" if is_number => {
             return Err(bad(&format!("for units of 1,024 write {number}{}iB", unit[..1].to_ascii_uppercase())));
         }
         _ => return Err(bad(form)),
     };
-    if number.is_empty() {
+    // A part of a byte is nothing that can be meant, and neither is a part of what has no unit.
+    if !is_number || !fraction.is_empty() && (unit == 1 || end == text.len()) {
         return Err(bad(form));
     }
-    let bytes = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).filter(|b| *b <= i64::MAX as u64);
+    if fraction.len() > 12 {
+        return Err(bad("12 digits after the point are the limit"));
+    }
+    let scale = 10u128.pow(fraction.len() as u32);
+    let digits = format!("{whole}{fraction}").parse::<u128>().ok().and_then(|digits| digits.checked_mul(unit.into()));
+    let bytes = digits.map(|scaled| scaled.div_ceil(scale)).filter(|bytes| *bytes <= i64::MAX as u128);
     match bytes {
         Some(0) => Err(bad("a disk has at least one byte")),
-        Some(bytes) => Ok(bytes),
+        Some(bytes) => Ok(bytes as u64),
         None => {
-            let unit = if digits == text.len() { "; a number without a unit is in MiB" } else { "" };
+            let unit = if end == text.len() { "; a number without a unit is in MiB" } else { "" };
             let shown: String = text.chars().take(40).collect();
             Err(Error::Oversized { what: format!("SIZE {shown}"), limit: format!("8 EiB is the limit{unit}") })
         }
     }
+}
+
+/// Bytes of the SIZE of a disk that has `now` bytes: `+10G` is that much more.
+///
+/// # Errors
+/// As [`parse`]; [`Error::Oversized`] if the sum is beyond 8 EiB.
+pub fn parse_change(text: &str, now: impl FnOnce() -> Result<u64>) -> Result<u64> {
+    let Some(more) = text.strip_prefix('+') else { return parse(text) };
+    let more = parse(more)?;
+    now()?.checked_add(more).filter(|bytes| *bytes <= i64::MAX as u64).ok_or_else(|| Error::Oversized {
+        what: format!("SIZE {text}, on top of what the disk has,"),
+        limit: "8 EiB is the limit".to_owned(),
+    })
+}
+
+/// Whether a SIZE is a number without a unit.
+pub fn is_bare(text: &str) -> bool {
+    let digits = text.strip_prefix('+').unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// The same where 0 stands for "whatever there is": agents send it.
@@ -74,20 +103,71 @@ mod tests {
     }
 
     #[test]
+    fn a_letter_is_a_binary_unit_and_a_fraction_has_one() {
+        for (text, bytes) in [
+            ("20G", 20 << 30),
+            ("20g", 20 << 30),
+            ("20GiB", 20 << 30),
+            ("1.5T", 3 << 39),
+            ("0.5K", 512),
+            ("1.25GiB", 5 << 28),
+            ("512m", 512 << 20),
+            ("21474836480B", 20 << 30),
+            ("2P", 2 << 50),
+            ("0.001K", 2),
+        ] {
+            assert_eq!(parse(text).unwrap(), bytes, "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_no_size_is_refused() {
-        for bad in ["", "0", "-1", "+1", "1.5GiB", "1 GiB", "1GB", "1gib", "GiB", "0x10", "٣"] {
+        for bad in [
+            "",
+            "0",
+            "-1",
+            "+1",
+            "1 GiB",
+            "1gib",
+            "GiB",
+            "G",
+            "0x10",
+            "٣",
+            "1.5",
+            "1.5B",
+            ".5G",
+            "1.G",
+            "1..5G",
+            "1.2.3G",
+            "1.0000000000001G",
+            "1e3G",
+            "0.0G",
+        ] {
             assert!(matches!(parse(bad), Err(Error::Invalid { .. })), "{bad:?}");
         }
-        for big in ["9223372036854775808B", "8796093022208", "99999999999999999999", "16777216TiB"] {
+        for big in
+            ["9223372036854775808B", "8796093022208", "99999999999999999999", "16777216TiB", "9000.5P", &"9".repeat(50)]
+        {
             assert!(matches!(parse(big), Err(Error::Oversized { .. })), "{big:?}");
         }
     }
 
     #[test]
     fn a_unit_that_may_mean_two_things_is_refused_with_the_right_one() {
-        for (text, right) in [("20G", "20GiB"), ("20GB", "20GiB"), ("20g", "20GiB"), ("1T", "1TiB"), ("5kb", "5KiB")] {
-            assert!(parse(text).unwrap_err().to_string().contains(&format!("write {right}")), "{text}");
+        for (text, right) in [("20GB", "20GiB"), ("1.5TB", "1.5TiB"), ("5kb", "5KiB")] {
+            assert!(parse(text).unwrap_err().to_string().ends_with(&format!("write {right}")), "{text}");
         }
+    }
+
+    #[test]
+    fn a_change_is_added_to_what_there_is() {
+        assert_eq!(parse_change("+10G", || Ok(20 << 30)).unwrap(), 30 << 30);
+        assert_eq!(parse_change("10G", || panic!("nobody asks")).unwrap(), 10 << 30);
+        for bad in ["+", "++1G", "+-1G", "+0", "-1G"] {
+            assert!(matches!(parse_change(bad, || Ok(1)), Err(Error::Invalid { .. })), "{bad}");
+        }
+        assert!(matches!(parse_change("+1P", || Ok(i64::MAX as u64)), Err(Error::Oversized { .. })));
+        assert!(is_bare("+20") && is_bare("20") && !is_bare("20G") && !is_bare("+") && !is_bare(""));
     }
 
     #[test]

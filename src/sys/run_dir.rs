@@ -47,6 +47,16 @@ pub fn tapdisks() -> PathBuf {
     on_host("/run/blktap-control")
 }
 
+/// The SRs that have a name on this host: `/etc/sm/sr.d`.
+pub fn names() -> PathBuf {
+    on_host("/etc/sm/sr.d")
+}
+
+/// SRs that a timer collects, as earlier releases were told of them: `/etc/sm-collect`.
+pub fn collected() -> PathBuf {
+    on_host("/etc/sm-collect")
+}
+
 /// The socket of xapi.
 pub fn xapi() -> PathBuf {
     on_host("/var/lib/xcp/xapi")

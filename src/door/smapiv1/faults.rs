@@ -209,9 +209,11 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         }
         // The only SRs of this type that can be missing are directories of this host.
         Error::NoSr { .. } if on == Substrate::CdLibrary && attempt.begins_the_sr() => Code::ISOLocalPath,
-        Error::NoSr { .. } | Error::SrUnavailable { .. } | Error::Busy { .. } => Code::SRUnavailable,
-        Error::SrExists { .. } | Error::NotEmpty { .. } => Code::SRExists,
-        Error::NoVdi { .. } => Code::VDIUnavailable,
+        Error::NoSr { .. } | Error::UnknownSr { .. } | Error::SrUnavailable { .. } | Error::Busy { .. } => {
+            Code::SRUnavailable
+        }
+        Error::SrExists { .. } | Error::NameTaken { .. } | Error::NotEmpty { .. } => Code::SRExists,
+        Error::NoVdi { .. } | Error::UnknownVdi { .. } => Code::VDIUnavailable,
         Error::VdiExists { .. } => Code::VDIExists,
         Error::VdiInUse { .. } if attempt.ends_the_sr() => Code::SRInUse,
         Error::VdiInUse { .. } => Code::VDIInUse,

@@ -1,6 +1,8 @@
 //! The command lines of `sm` and of the drivers.
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+
+use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::context::DEFAULT_WAIT;
 use crate::sr::{self, Driver};
@@ -200,6 +202,57 @@ impl Verb {
     }
 }
 
+impl Verb {
+    /// The word that names the SR, if the command is about one.
+    pub fn sr_word(&mut self) -> Option<&mut String> {
+        Some(match self {
+            Verb::SrProbe => return None,
+            Verb::SrCreate { sr, .. } | Verb::SrDelete { sr, .. } => &mut sr.sr,
+            Verb::SrAttach(sr)
+            | Verb::SrDetach(sr)
+            | Verb::SrGetParams(sr)
+            | Verb::SrScan(sr)
+            | Verb::SrCollect(sr)
+            | Verb::SrContentType(sr)
+            | Verb::VdiTree(sr) => &mut sr.sr,
+            Verb::VdiCreate { vdi, .. }
+            | Verb::VdiDelete { vdi, .. }
+            | Verb::VdiAttach { vdi, .. }
+            | Verb::VdiResize { vdi, .. }
+            | Verb::VdiExport { vdi, .. }
+            | Verb::VdiImport { vdi, .. } => &mut vdi.sr.sr,
+            Verb::VdiDetach(vdi) | Verb::VdiGetParams(vdi) => &mut vdi.sr.sr,
+            Verb::VdiClone(copy) | Verb::VdiSnapshot(copy) => &mut copy.sr.sr,
+            Verb::VdiLock(lock) | Verb::VdiUnlock(lock) => &mut lock.vdi.sr.sr,
+        })
+    }
+
+    /// The words that name VDIs which there are already. What the command makes has no name yet.
+    pub fn vdi_words(&mut self) -> Vec<&mut String> {
+        match self {
+            Verb::SrProbe
+            | Verb::SrCreate { .. }
+            | Verb::SrDelete { .. }
+            | Verb::SrAttach(_)
+            | Verb::SrDetach(_)
+            | Verb::SrGetParams(_)
+            | Verb::SrScan(_)
+            | Verb::SrCollect(_)
+            | Verb::SrContentType(_)
+            | Verb::VdiTree(_)
+            | Verb::VdiCreate { .. }
+            | Verb::VdiImport { .. } => Vec::new(),
+            Verb::VdiDelete { vdi, .. }
+            | Verb::VdiAttach { vdi, .. }
+            | Verb::VdiResize { vdi, .. }
+            | Verb::VdiExport { vdi, .. } => vec![&mut vdi.vdi],
+            Verb::VdiDetach(vdi) | Verb::VdiGetParams(vdi) => vec![&mut vdi.vdi],
+            Verb::VdiClone(copy) | Verb::VdiSnapshot(copy) => vec![&mut copy.source],
+            Verb::VdiLock(lock) | Verb::VdiUnlock(lock) => vec![&mut lock.vdi.vdi],
+        }
+    }
+}
+
 #[derive(Args)]
 pub struct SrArg {
     /// UUID of the SR.
@@ -265,11 +318,56 @@ pub struct LockArgs {
 pub fn sm_command() -> clap::Command {
     let forms: String =
         sr::DRIVERS.iter().map(|d| format!("\n  {:<6} {}: {}", d.sr_type, d.dconf_form, d.description)).collect();
-    SmCommand::command().mut_arg("dconf", |arg| {
+    let with_place = SmCommand::command().mut_arg("dconf", |arg| {
         arg.long_help(format!(
             "Where the SR lives. By type:{forms}\nor for any type ((key . \"value\") …) with device_config keys"
         ))
-    })
+    });
+    let name = Arg::new("name").long("name").value_name("NAME");
+    let name = name.help("Name of the SR on this host: sm takes it instead of the UUID, -t and -d.");
+    with_place.mut_subcommand("sr_create", |verb| verb.arg(name)).mut_subcommands(|verb| verb.mut_args(as_people_say))
+}
+
+/// The words of SR API v1.0, as people may say them.
+fn as_people_say(arg: Arg) -> Arg {
+    match arg.get_value_names().and_then(|names| names.first()).map(|name| name.as_str()) {
+        Some("SR-UUID") if arg.is_positional() => {
+            arg.value_name("SR").help("Name or UUID of the SR. Without it, the SR of the variable XCP_SM_SR.")
+        }
+        Some("VDI-UUID") => arg.value_name("VDI").help("UUID of the VDI, the start of it, or the label."),
+        Some("SRC-UUID") => arg.value_name("SOURCE").help("The VDI to copy: its UUID, the start of it, or its label."),
+        Some("DST-UUID") => arg.help("UUID of the new VDI. Without it, a new one is chosen and printed."),
+        _ => arg,
+    }
+}
+
+/// Options of single commands that `sm` has and the drivers do not.
+#[derive(Default)]
+pub struct Personal {
+    /// The name that a new SR gets on this host.
+    pub name: Option<String>,
+    /// Nothing is changed, and what would be is told.
+    pub dry_run: bool,
+}
+
+impl Personal {
+    fn of(matches: &ArgMatches) -> Personal {
+        let Some((_, of_verb)) = matches.subcommand() else { return Personal::default() };
+        Personal {
+            name: of_verb.try_get_one::<String>("name").ok().flatten().cloned(),
+            dry_run: of_verb.try_get_one::<bool>("dry_run").ok().flatten().copied().unwrap_or_default(),
+        }
+    }
+}
+
+/// A line of `sm`, parsed.
+///
+/// # Errors
+/// What the parser says.
+pub fn parse(command: clap::Command, args: Vec<OsString>) -> Result<(SmCommand, Personal), clap::Error> {
+    let matches = command.try_get_matches_from(args)?;
+    let personal = Personal::of(&matches);
+    Ok((SmCommand::from_arg_matches(&matches)?, personal))
 }
 
 /// The command line of a driver's executable.

@@ -8,32 +8,37 @@
 //! | [`verbs`] | each command: which operations of the session it is |
 //! | [`mod@answer`] | what is answered, and how it is written |
 //! | [`wire`] | the form of data in answers |
+//! | [`person`] | one line of `sm`: names are looked up, what was made is told |
+//! | [`words`] | what a person may leave out of a line |
+//! | [`address`] | what names, labels and starts of UUIDs stand for |
 //! | [`status`] | the exit status of each failure |
 //! | [`progress`] | how far a copy has come, for a person |
 
+pub mod address;
 pub mod answer;
 pub mod grammar;
+pub mod person;
 pub mod progress;
 pub mod request;
 pub mod status;
 pub mod verbs;
 pub mod wire;
+pub mod words;
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, stdout};
 use std::time::{Duration, Instant};
 
 use clap::FromArgMatches;
 
 use self::answer::{Reply, answer, not_parsed};
-use self::grammar::{Common, DriverCommand, OutputFormat, SmCommand, Verb};
+use self::grammar::{Common, DriverCommand, Verb};
 use self::progress::ProgressBar;
 use self::verbs::Caller;
+use self::words::Known;
 use super::{Answer, sexp};
-use crate::call::policy;
 use crate::context::{Context, LONGEST_WAIT};
 use crate::error::{Error, Result};
-use crate::sr::{self, Driver};
+use crate::sr::Driver;
 
 pub use self::answer::of_panic;
 pub use self::grammar::{driver_command, sm_command};
@@ -45,7 +50,7 @@ pub fn driver(driver: &'static Driver, args: Vec<OsString>) -> Answer {
     match parsed {
         Ok(command) => {
             let format = command.common.format.unwrap_or(command.verb.usual_format());
-            answer(serve(driver, &command.common, command.verb, false), format)
+            answer(serve(driver, &command.common, command.verb), format)
         }
         Err(e) => not_parsed(e),
     }
@@ -53,20 +58,11 @@ pub fn driver(driver: &'static Driver, args: Vec<OsString>) -> Answer {
 
 /// Serves one call of a person.
 pub fn sm(args: Vec<OsString>) -> Answer {
-    let parsed =
-        sm_command().try_get_matches_from(with_help_as_option(args)).and_then(|m| SmCommand::from_arg_matches(&m));
-    let command = match parsed {
-        Ok(command) => command,
-        Err(e) => return not_parsed(e),
-    };
-    let usual = || if stdout().is_terminal() { OutputFormat::Table } else { command.verb.usual_format() };
-    let format = command.common.format.unwrap_or_else(usual);
-    let chosen = command.sr_type.as_deref().ok_or_else(|| {
-        let known: Vec<&str> = sr::DRIVERS.iter().map(|d| d.sr_type).collect();
-        Error::Usage(format!("-t TYPE is missing: one of {}", known.join(", ")))
-    });
-    let result = chosen.and_then(sr::driver).and_then(|driver| serve(driver, &command.common, command.verb, true));
-    answer(result, format)
+    let command = sm_command();
+    let known = Known { is_sr: &address::is_sr, default_sr: address::default_sr() };
+    let mut lines = words::lines(&command, with_help_as_option(args), &known).into_iter();
+    let first = lines.next().expect("a line stands for one line at least");
+    lines.fold(person::serve(command, first), |before, line| before.and(person::serve(sm_command(), line)))
 }
 
 /// `sm help [COMMAND]` as `sm [COMMAND] --help`.
@@ -78,15 +74,16 @@ fn with_help_as_option(mut args: Vec<OsString>) -> Vec<OsString> {
     args
 }
 
-fn serve(driver: &'static Driver, common: &Common, verb: Verb, person: bool) -> Result<Reply> {
+fn serve(driver: &'static Driver, common: &Common, verb: Verb) -> Result<Reply> {
     let dconf =
         common.dconf.as_deref().ok_or_else(|| Error::Usage(format!("-d DCONF is missing: {}", driver.dconf_form)))?;
     let config = sexp::device_config(driver, dconf)?;
-    if person {
-        policy::refuse_unknown_keys(driver, &config)?;
-    }
-    let deadline = Instant::now() + Duration::from_secs(common.wait).min(LONGEST_WAIT);
     let bar = ProgressBar::hidden();
-    let context = Context { deadline, progress: &|done, total| bar.show(done, total), others: None };
-    Caller { driver, config, context, person }.carry_out(verb)
+    let context = Context { deadline: deadline(common), progress: &|done, total| bar.show(done, total), others: None };
+    Caller { driver, config, context: &context, person: false }.carry_out(verb)
+}
+
+/// The end of every wait of a call.
+fn deadline(common: &Common) -> Instant {
+    Instant::now() + Duration::from_secs(common.wait).min(LONGEST_WAIT)
 }

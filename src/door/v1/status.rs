@@ -19,7 +19,7 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::DeviceInUse { .. } | Error::Occupied { .. } | Error::HoldsSr { .. } | Error::NotEmpty { .. } => {
             (16, "EBUSY")
         }
-        Error::SrExists { .. } | Error::VdiExists { .. } => (17, "EEXIST"),
+        Error::SrExists { .. } | Error::VdiExists { .. } | Error::NameTaken { .. } => (17, "EEXIST"),
         Error::NoDevice { .. } => (19, "ENODEV"),
         Error::Server { fault, .. } => match fault {
             ServerFault::UnknownName | ServerFault::NoAnswer | ServerFault::Version | ServerFault::NoExport => {
@@ -36,8 +36,8 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::NoSpace { .. } | Error::PoolFull { .. } => (28, "ENOSPC"),
         Error::LockRefused { .. } => (37, "ENOLCK"),
         Error::NoSuchCommand { .. } => (42, "ENOMSG"),
-        Error::NoSr { .. } => (100, "ENOSR"),
-        Error::NoVdi { .. } => (101, "ENOVDI"),
+        Error::NoSr { .. } | Error::UnknownSr { .. } => (100, "ENOSR"),
+        Error::NoVdi { .. } | Error::UnknownVdi { .. } => (101, "ENOVDI"),
         Error::SrUnavailable { .. } | Error::Busy { .. } => (102, "ESRBUSY"),
         Error::VdiInUse { .. } | Error::NotPaused { .. } => (103, "EVDIBUSY"),
         Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => exit_status(cause),

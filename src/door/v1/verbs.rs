@@ -17,7 +17,7 @@ use crate::vdi::transfer::Stream;
 pub struct Caller<'a> {
     pub driver: &'static Driver,
     pub config: DeviceConfig,
-    pub context: Context<'a>,
+    pub context: &'a Context<'a>,
     /// A person: disks are not deleted unasked.
     pub person: bool,
 }
@@ -36,7 +36,7 @@ impl Caller<'_> {
     /// # Errors
     /// [`Error::Invalid`] and [`Error::Usage`] for its words; what the SR says.
     pub fn carry_out(&self, verb: Verb) -> Result<Reply> {
-        let context = &self.context;
+        let context = self.context;
         let nothing = |_| Reply::Nothing;
         match verb {
             Verb::SrCreate { sr, size, force, destroy_sr } => {
@@ -95,8 +95,10 @@ impl Caller<'_> {
             }
             Verb::VdiResize { vdi: arg, size, allow_shrink } => {
                 let (sr, vdi) = request::vdi(&arg)?;
-                let bytes = size::parse(&size)?;
-                let resized = self.open(sr)?.vdi_resize(vdi, bytes, allow_shrink, context);
+                let session = self.open(sr)?;
+                let now = || session.vdi_get_brief(vdi, context).map(|info| info.virtual_size);
+                let bytes = size::parse_change(&size, now)?;
+                let resized = session.vdi_resize(vdi, bytes, allow_shrink, context);
                 resized.map(nothing).map_err(|e| of_size(e, &size))
             }
             Verb::VdiLock(args) => {
@@ -134,7 +136,7 @@ impl Caller<'_> {
     }
 
     fn sr_delete(&self, sr: &SrArg, yes: bool) -> Result<Reply> {
-        let (session, context) = (self.open_named(sr)?, &self.context);
+        let (session, context) = (self.open_named(sr)?, self.context);
         if self.person && !yes {
             let disks = session.vdis_at_stake(context)?;
             if disks > 0 {

@@ -170,10 +170,10 @@ mod bare {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn vdi() -> VdiInfo {
+    pub fn vdi() -> VdiInfo {
         VdiInfo {
             uuid: "98de866e-b035-4b1a-a571-000000000001".parse().unwrap(),
             label: "a \"b\" \\ ü λ".to_owned(),

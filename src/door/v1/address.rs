@@ -1,0 +1,235 @@
+//! What the words of a person stand for: an SR by its name on this host, a VDI by its label or the start of its UUID.
+//!
+//! A word that is a UUID stands for itself: nothing is looked up then.
+
+use std::time::Instant;
+
+use super::grammar::Verb;
+use crate::call::Session;
+use crate::context::Context;
+use crate::door::sexp;
+use crate::error::{Error, Result, one_line};
+use crate::registry::{self, Entry, Place, SrName};
+use crate::sr::{self, DRIVERS, Driver};
+use crate::types::{DeviceConfig, SrUuid, VdiInfo, VdiUuid};
+
+/// Digits of the shortest start of a UUID that stands for a VDI.
+const SHORTEST_PREFIX: usize = 4;
+/// How many candidates an ambiguous word is answered with.
+const MOST_SHOWN: usize = 10;
+
+/// The SR of the variable `XCP_SM_SR`, which a line without an SR is about.
+pub fn default_sr() -> Option<String> {
+    std::env::var("XCP_SM_SR").ok().filter(|sr| !sr.is_empty())
+}
+
+/// Whether a word is an SR of this host's table. A table that cannot be read is told of when the word is looked up.
+pub fn is_sr(word: &str) -> bool {
+    match word.parse::<SrUuid>() {
+        Ok(sr) => registry::of_sr(sr).is_ok_and(|entry| entry.is_some()),
+        Err(_) => word.parse::<SrName>().is_ok_and(|name| registry::find(&name).map_or(true, |entry| entry.is_some())),
+    }
+}
+
+/// The driver and the device_config of one line.
+pub struct Target {
+    pub driver: &'static Driver,
+    pub config: DeviceConfig,
+    /// The table's entry, if the line is carried out by it.
+    pub entry: Option<Entry>,
+}
+
+/// Where the SR of a command is, by `-t`, `-d` and the table; its name becomes its UUID.
+///
+/// # Errors
+/// [`Error::UnknownSr`] for a name that no SR has; [`Error::Usage`] if nothing tells the type or the place; those of
+/// [`registry::find`] and of the words of `-d`.
+pub fn target(verb: &mut Verb, sr_type: Option<&str>, dconf: Option<&str>, deadline: Instant) -> Result<Target> {
+    let word = verb.sr_word();
+    let sr = word.as_ref().and_then(|word| word.parse::<SrUuid>().ok());
+    let entry = match (&word, sr, sr_type, dconf) {
+        (Some(_), Some(_), Some(_), Some(_)) | (None, ..) => None,
+        (Some(_), Some(sr), ..) => registry::of_sr(sr)?,
+        (Some(word), None, ..) => Some(by_name(word, sr_type.is_some() && dconf.is_some())?),
+    };
+    if let (Some(word), Some(entry)) = (word, &entry) {
+        *word = entry.sr.to_string();
+    }
+    let sr = sr.or(entry.as_ref().map(|entry| entry.sr));
+    match (sr_type, dconf, entry) {
+        (Some(sr_type), Some(dconf), entry) => {
+            let driver = sr::driver(sr_type)?;
+            Ok(Target { driver, config: sexp::device_config(driver, dconf)?, entry })
+        }
+        (None, None, Some(entry)) => {
+            let (driver, config) = place_of(&entry)?;
+            Ok(Target { driver, config, entry: Some(entry) })
+        }
+        (None, Some(dconf), entry) => {
+            let of_entry = entry.as_ref().and_then(|entry| sr::driver(&entry.sr_type).ok());
+            let driver = of_entry.map_or_else(|| driver_of(dconf, sr, deadline), Ok)?;
+            Ok(Target { driver, config: sexp::device_config(driver, dconf)?, entry })
+        }
+        (Some(sr_type), None, Some(entry)) if entry.sr_type == sr_type => {
+            let (driver, config) = place_of(&entry)?;
+            Ok(Target { driver, config, entry: Some(entry) })
+        }
+        (Some(sr_type), None, _) => {
+            Err(Error::Usage(format!("-d DCONF is missing: {}", sr::driver(sr_type)?.dconf_form)))
+        }
+        (None, None, None) => {
+            let known: Vec<&str> = DRIVERS.iter().map(|driver| driver.sr_type).collect();
+            let known = known.join(", ");
+            Err(Error::Usage(match sr {
+                Some(sr) => format!(
+                    "-t TYPE is missing: one of {known}; and SR {sr} has no name on this host (`sm sr_list`), which would tell"
+                ),
+                None => format!("-t TYPE is missing: one of {known}"),
+            }))
+        }
+    }
+}
+
+/// `is_placed`: `-t` and `-d` say where the SR is, so that a word which no SR has as its name is a mistyped UUID.
+fn by_name(word: &str, is_placed: bool) -> Result<Entry> {
+    let no_uuid = || word.parse::<SrUuid>().err().map(Error::from);
+    let name: SrName = match word.parse() {
+        Ok(name) => name,
+        Err(misread) => return Err(no_uuid().filter(|_| is_placed).unwrap_or_else(|| misread.into())),
+    };
+    match registry::find(&name) {
+        Ok(Some(entry)) => Ok(entry),
+        found if is_placed => Err(no_uuid().or(found.err()).unwrap_or_else(|| unknown(&name))),
+        found => Err(found.err().unwrap_or_else(|| unknown(&name))),
+    }
+}
+
+fn unknown(name: &SrName) -> Error {
+    Error::UnknownSr { name: name.to_string(), known: registry::names().unwrap_or_default() }
+}
+
+/// The driver and the device_config of an entry.
+///
+/// # Errors
+/// [`Error::Invalid`] for a type that no driver has, and for words of `-d` that its driver does not take.
+pub fn place_of(entry: &Entry) -> Result<(&'static Driver, DeviceConfig)> {
+    let driver = sr::driver(&entry.sr_type)?;
+    let config = match &entry.place {
+        Place::Dconf(dconf) => sexp::device_config(driver, dconf)?,
+        Place::Keys(config) => config.clone(),
+    };
+    Ok((driver, config))
+}
+
+/// The driver whose marker or signature is at a place.
+fn driver_of(dconf: &str, sr: Option<SrUuid>, deadline: Instant) -> Result<&'static Driver> {
+    let mut said = Vec::new();
+    for driver in DRIVERS {
+        let Ok(config) = sexp::device_config(driver, dconf) else { continue };
+        // A place that a driver refuses is none of its own.
+        if (driver.open)(sr.unwrap_or_else(SrUuid::random), &config, deadline.into()).is_err() {
+            continue;
+        }
+        match (driver.probe)(&config, deadline.into()) {
+            Ok(found) if found.iter().any(|info| sr.is_none_or(|sr| info.uuid == sr)) => return Ok(driver),
+            Ok(_) => {}
+            Err(e) => said.push(format!("{}: {}", driver.sr_type, one_line(&e))),
+        }
+    }
+    let known: Vec<&str> = DRIVERS.iter().map(|driver| driver.sr_type).collect();
+    let why = if said.is_empty() { String::new() } else { format!(" ({})", said.join("; ")) };
+    let what = sr.map_or_else(|| "no SR".to_owned(), |sr| format!("no SR {sr}"));
+    Err(Error::Usage(format!("-t TYPE is missing: one of {}; {what} is seen there{why}", known.join(", "))))
+}
+
+/// Replaces labels and starts of UUIDs in a command by the UUIDs of the VDIs.
+///
+/// # Errors
+/// [`Error::UnknownVdi`] for a word that no VDI of the SR has; [`Error::Invalid`] with the candidates if several have it; those
+/// of [`Session::sr_scan`].
+pub fn resolve_vdis(verb: &mut Verb, target: &Target, context: &Context) -> Result<Vec<(String, VdiUuid)>> {
+    let sr = verb.sr_word().map(|word| word.clone());
+    let words = verb.vdi_words();
+    if words.iter().all(|word| word.parse::<VdiUuid>().is_ok()) {
+        return Ok(Vec::new());
+    }
+    let sr: SrUuid = sr.unwrap_or_default().parse()?;
+    let disks = Session::open(target.driver, sr, target.config.clone())?.sr_scan(context)?.vdis;
+    let mut meant = Vec::new();
+    for word in words {
+        if word.parse::<VdiUuid>().is_err() {
+            let vdi = vdi_of(word, sr, &disks)?;
+            meant.push((std::mem::replace(word, vdi.to_string()), vdi));
+        }
+    }
+    Ok(meant)
+}
+
+/// The one VDI that has a word as its label, or whose UUID begins with it.
+fn vdi_of(word: &str, sr: SrUuid, disks: &[VdiInfo]) -> Result<VdiUuid> {
+    let prefix = word.to_ascii_lowercase();
+    let is_prefix = prefix.len() >= SHORTEST_PREFIX && prefix.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    let has = |vdi: &&VdiInfo| {
+        !vdi.hidden
+            && (vdi.label == word
+                || vdi.location.as_deref() == Some(word)
+                || is_prefix && vdi.uuid.to_string().starts_with(&prefix))
+    };
+    let found: Vec<&VdiInfo> = disks.iter().filter(has).collect();
+    match found.as_slice() {
+        [] => Err(Error::UnknownVdi { word: word.to_owned(), sr }),
+        [vdi] => Ok(vdi.uuid),
+        several => {
+            let shown: Vec<String> = several
+                .iter()
+                .take(MOST_SHOWN)
+                .map(|vdi| match vdi.label.as_str() {
+                    "" => vdi.uuid.to_string(),
+                    label => format!("{} ({label})", vdi.uuid),
+                })
+                .collect();
+            let more = several.len() - shown.len();
+            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+            Err(Error::Invalid {
+                what: "VDI",
+                value: word.to_owned(),
+                expected: format!("{} VDIs have it: {}{more}; use a UUID", several.len(), shown.join(", ")),
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Format, State};
+
+    fn disk(uuid: &str, label: &str) -> VdiInfo {
+        VdiInfo { uuid: uuid.parse().unwrap(), label: label.to_owned(), ..crate::door::v1::wire::tests::vdi() }
+    }
+
+    #[test]
+    fn a_vdi_is_its_label_or_the_start_of_its_uuid_and_never_one_of_two() {
+        let sr = SrUuid::random();
+        let (a, b) = ("98de866e-b035-4b1a-a571-00000000000a", "98de866e-c035-4b1a-a571-00000000000b");
+        let c = "cafe866e-c035-4b1a-a571-00000000000c";
+        let mut disks = vec![disk(a, "web"), disk(b, "db"), disk(c, "db"), disk(&SrUuid::random().to_string(), "cafe")];
+        disks[0].state = State::Broken("x".to_owned());
+        disks[0].format = Format::Vhd;
+        for (word, vdi) in [("web", a), ("98de866e-b", a), ("98DE866E-B0", a), ("98de866e-c", b), ("cafe8", c)] {
+            assert_eq!(vdi_of(word, sr, &disks).unwrap().to_string(), vdi, "{word}");
+        }
+        for word in ["db", "98de", "cafe"] {
+            let refused = vdi_of(word, sr, &disks).unwrap_err();
+            assert!(
+                matches!(&refused, Error::Invalid { expected, .. } if expected.starts_with("2 VDIs have it: ")),
+                "{refused}"
+            );
+        }
+        for word in ["", "98d", "caf", "Web", "we", "00000000000a", "-"] {
+            assert!(matches!(vdi_of(word, sr, &disks), Err(Error::UnknownVdi { .. })), "{word}");
+        }
+        disks[0].hidden = true;
+        assert!(vdi_of("web", sr, &disks).is_err());
+    }
+}

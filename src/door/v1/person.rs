@@ -1,0 +1,147 @@
+//! One line of `sm`: the names in it are looked up, the command is carried out, and a person is told what a program does not
+//! ask for.
+
+use std::io::{IsTerminal, Write, stderr, stdout};
+
+use super::address::{self, Target};
+use super::answer::{Reply, answer, not_parsed};
+use super::deadline;
+use super::grammar::{self, OutputFormat, Personal, SmCommand, Verb};
+use super::progress::ProgressBar;
+use super::verbs::Caller;
+use super::words::Line;
+use crate::call::{Session, policy};
+use crate::context::Context;
+use crate::door::{Answer, size};
+use crate::error::{Error, Result};
+use crate::registry::{self, Entry, Place, SrName};
+use crate::types::{Size, SrUuid};
+
+/// Carries one line out.
+pub fn serve(command: clap::Command, line: Line) -> Answer {
+    match grammar::parse(command, line.args) {
+        Err(e) => not_parsed(e),
+        Ok((parsed, personal)) => {
+            let usual = || if stdout().is_terminal() { OutputFormat::Table } else { parsed.verb.usual_format() };
+            let format = parsed.common.format.unwrap_or_else(usual);
+            answer(carry_out(parsed, &personal, line.made), format)
+        }
+    }
+}
+
+/// `made`: the UUID that was chosen for what the line makes, which is the answer.
+fn carry_out(command: SmCommand, personal: &Personal, made: Option<String>) -> Result<Reply> {
+    let SmCommand { sr_type, common, mut verb } = command;
+    let bar = ProgressBar::hidden();
+    let deadline = deadline(&common);
+    let context = Context { deadline, progress: &|done, total| bar.show(done, total), others: None };
+    let name = personal.name.as_deref().map(str::parse::<SrName>).transpose()?;
+    let own = name.as_ref().map(registry::find).transpose()?.flatten();
+    let target = address::target(&mut verb, sr_type.as_deref(), common.dconf.as_deref(), deadline)?;
+    policy::refuse_unknown_keys(target.driver, &target.config)?;
+    address::resolve_vdis(&mut verb, &target, &context)?;
+    let bare = bare_size(&verb).map(str::to_owned);
+    let caller = Caller { driver: target.driver, config: target.config.clone(), context: &context, person: true };
+    let sr = verb.sr_word().map(|word| word.parse::<SrUuid>()).transpose()?;
+    let reply = match (verb, sr) {
+        (verb @ Verb::SrCreate { .. }, Some(sr)) => match name {
+            Some(name) => {
+                let dconf = common.dconf.ok_or_else(|| Error::Usage("-d DCONF is missing".to_owned()))?;
+                return create_named(&caller, verb, sr, made, &name, own, dconf);
+            }
+            None => caller.carry_out(verb)?,
+        },
+        (verb @ Verb::SrDelete { .. }, Some(sr)) => {
+            let reply = caller.carry_out(verb)?;
+            forget(sr, &target)?;
+            reply
+        }
+        (verb, _) => caller.carry_out(verb)?,
+    };
+    if let Some(bare) = bare {
+        say_unit(&bare);
+    }
+    Ok(made.map_or(reply, Reply::Text))
+}
+
+/// Makes an SR that has a name. The name is there first: if the call is killed, the same call goes on with the UUID that the
+/// name has.
+fn create_named(
+    caller: &Caller,
+    mut verb: Verb,
+    sr: SrUuid,
+    made: Option<String>,
+    name: &SrName,
+    own: Option<Entry>,
+    dconf: String,
+) -> Result<Reply> {
+    let place = Place::Dconf(dconf);
+    let sr_type = caller.driver.sr_type;
+    let taken = |entry: &Entry| {
+        let place = match &entry.place {
+            Place::Dconf(_) if entry.place.may_hold_password() => "…".to_owned(),
+            Place::Dconf(dconf) => dconf.clone(),
+            Place::Keys(config) => config.0.keys().cloned().collect::<Vec<_>>().join(" "),
+        };
+        let place = format!("of type {} at {place}", entry.sr_type);
+        Error::NameTaken { name: name.to_string(), sr: entry.sr, place }
+    };
+    let is_same = |entry: &Entry| entry.sr_type == sr_type && entry.place == place;
+    let sr = match own {
+        Some(entry) if is_same(&entry) && (made.is_some() || entry.sr == sr) => {
+            if let Some(word) = verb.sr_word() {
+                *word = entry.sr.to_string();
+            }
+            caller.carry_out(verb)?;
+            entry.sr
+        }
+        Some(entry) => return Err(taken(&entry)),
+        None => {
+            // What is wrong with the words of -d is told before anything is written.
+            Session::open(caller.driver, sr, caller.config.clone())?;
+            if !registry::add(name, sr, sr_type, &place)? {
+                return Err(registry::find(name)?
+                    .as_ref()
+                    .map_or_else(|| Error::Usage(format!("try again: {name}")), taken));
+            }
+            if let Err(error) = caller.carry_out(verb) {
+                // An SR that is there at least in part keeps its name: the same call completes it.
+                return Err(match error {
+                    error @ (Error::Incomplete { .. } | Error::Undo { .. }) => error,
+                    error => error.undone(registry::remove(sr).map(drop)),
+                });
+            }
+            sr
+        }
+    };
+    Ok(made.map_or(Reply::Nothing, |_| Reply::Text(sr.to_string())))
+}
+
+/// Removes the names of an SR that was deleted. A table that cannot be changed is no failure of a call that did not use it.
+fn forget(sr: SrUuid, target: &Target) -> Result<()> {
+    match registry::remove(sr) {
+        Err(error) if target.entry.is_some() => Err(error.after(format!("SR {sr} is deleted"))),
+        _ => Ok(()),
+    }
+}
+
+/// The SIZE of a command, if it has no unit.
+fn bare_size(verb: &Verb) -> Option<&str> {
+    let size = match verb {
+        Verb::VdiCreate { size, .. } | Verb::VdiResize { size, .. } => Some(size),
+        Verb::VdiImport { size, .. } | Verb::SrCreate { size, .. } => size.as_ref(),
+        _ => None,
+    };
+    size.map(String::as_str).filter(|size| size::is_bare(size))
+}
+
+/// Says at a terminal what a number without a unit was taken for.
+fn say_unit(size: &str) {
+    if !stderr().is_terminal() {
+        return;
+    }
+    let plus = if size.starts_with('+') { "+" } else { "" };
+    if let Ok(bytes) = size::parse(size.trim_start_matches('+')) {
+        let _ = writeln!(stderr(), "{size} was taken for {plus}{}", Size(bytes));
+    }
+}

@@ -1,0 +1,230 @@
+//! The SRs that have a name on this host: `/etc/sm/sr.d/NAME.conf`, for people. Drivers and agents never read the table.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`entry`] | one file of the table: its keys, how values are quoted |
+//! | [`name`] | what a name may look like |
+//! | here | the directory: which files are trusted, how an entry is found, added and removed |
+//!
+//! The table also has the files of `/etc/sm-collect`, an older place: the name of each is the UUID of its SR. They are read and
+//! never written.
+//!
+//! An entry may lead a program of root to any device or server, and may hold a password. So the directory and the file have to
+//! belong to root or to the caller, nobody else may be able to write to them, and a file with a password may be readable
+//! by its owner alone. Any other is refused with the reason. `XCP_SM_RUN_DIR` moves the table as it moves all paths of the host;
+//! [`run_dir::trusted`] says which directory it may name.
+//!
+//! An entry appears complete and durable, or not at all; it disappears by one unlink. sr_create adds it before it makes the SR,
+//! so that a killed sr_create leaves a name by which the same command is repeated. sr_delete removes it after the SR is gone.
+
+pub mod entry;
+pub mod name;
+
+use std::fs::{DirBuilder, File, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use crate::error::{Error, Result};
+use crate::sys::durable::{self, Dir};
+use crate::sys::run_dir;
+use crate::types::SrUuid;
+
+pub use self::entry::{Entry, Place};
+pub use self::name::SrName;
+
+const EXTENSION: &str = ".conf";
+/// Bytes of the longest file that is read.
+const LONGEST: u64 = 64 << 10;
+
+/// One of the two directories of the table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Named,
+    /// The files of the timer of earlier releases. Their readers were not restricted, so their mode is not judged.
+    Collected,
+}
+
+impl Kind {
+    fn path(self) -> PathBuf {
+        match self {
+            Kind::Named => run_dir::names(),
+            Kind::Collected => run_dir::collected(),
+        }
+    }
+
+    /// The directory, if it is there.
+    fn open(self) -> Result<Option<Dir>> {
+        run_dir::trusted()?;
+        let dir = match Dir::open(&self.path()) {
+            Err(e) if e.errno() == Some(Errno::ENOENT as i32) => return Ok(None),
+            other => other?,
+        };
+        let stat = dir.stat()?;
+        refuse_untrusted(dir.path(), stat.st_uid, stat.st_mode)?;
+        Ok(Some(dir))
+    }
+}
+
+/// The entry of a name; `None` if no SR has it.
+///
+/// # Errors
+/// [`Error::Damaged`] for a file that is no entry; [`Error::Io`], permission denied, for one that is not trusted.
+pub fn find(name: &SrName) -> Result<Option<Entry>> {
+    match Kind::Named.open()? {
+        Some(dir) => read(&dir, Kind::Named, name.as_str()),
+        None => Ok(None),
+    }
+}
+
+/// The entry of an SR; the first by name if it has several.
+///
+/// # Errors
+/// [`Error::Io`] if the directory cannot be read or is not trusted. A file that cannot be read is none of the SR's.
+pub fn of_sr(sr: SrUuid) -> Result<Option<Entry>> {
+    if let Some(dir) = Kind::Collected.open()?
+        && let Some(entry) = read(&dir, Kind::Collected, &sr.to_string())?
+    {
+        let named = entries(Kind::Named)?.into_iter().filter_map(|(_, entry)| entry.ok()).find(|entry| entry.sr == sr);
+        return Ok(named.or(Some(entry)));
+    }
+    Ok(entries(Kind::Named)?.into_iter().filter_map(|(_, entry)| entry.ok()).find(|entry| entry.sr == sr))
+}
+
+/// All of the table, by name: each entry, or why it cannot be used.
+///
+/// # Errors
+/// [`Error::Io`] if a directory of it cannot be read or is not trusted.
+pub fn all() -> Result<Vec<(String, Result<Entry>)>> {
+    let mut found = entries(Kind::Named)?;
+    for (name, entry) in entries(Kind::Collected)? {
+        let known = |it: &(String, Result<Entry>)| matches!((&it.1, &entry), (Ok(a), Ok(b)) if a.sr == b.sr);
+        if !found.iter().any(known) {
+            found.push((name, entry));
+        }
+    }
+    Ok(found)
+}
+
+/// The names of the table, for completion: no file is opened.
+///
+/// # Errors
+/// As [`all`].
+pub fn names() -> Result<Vec<String>> {
+    let Some(dir) = Kind::Named.open()? else { return Ok(Vec::new()) };
+    let mut names: Vec<String> = dir.names()?.iter().filter_map(|file| stem(Kind::Named, file)).collect();
+    names.sort();
+    Ok(names)
+}
+
+fn entries(kind: Kind) -> Result<Vec<(String, Result<Entry>)>> {
+    let Some(dir) = kind.open()? else { return Ok(Vec::new()) };
+    let mut names: Vec<String> = dir.names()?.iter().filter_map(|file| stem(kind, file)).collect();
+    names.sort();
+    let read = |name: String| match read(&dir, kind, &name) {
+        Ok(Some(entry)) => Some((name, Ok(entry))),
+        // It was removed just now.
+        Ok(None) => None,
+        Err(e) => Some((name, Err(e))),
+    };
+    Ok(names.into_iter().filter_map(read).collect())
+}
+
+/// The name that a file of the table gives; `None` for a file that is not of the table, such as an editor's copy.
+fn stem(kind: Kind, file: &str) -> Option<String> {
+    let stem = file.strip_suffix(EXTENSION)?;
+    let is_name = match kind {
+        Kind::Named => stem.parse::<SrName>().is_ok(),
+        Kind::Collected => stem.parse::<SrUuid>().is_ok(),
+    };
+    is_name.then(|| stem.to_owned())
+}
+
+fn read(dir: &Dir, kind: Kind, name: &str) -> Result<Option<Entry>> {
+    let file_name = format!("{name}{EXTENSION}");
+    let path = dir.join(&file_name);
+    let Some(file) = dir.try_open_record(&file_name)? else { return Ok(None) };
+    let meta = file.metadata().map_err(Error::io("examine", &path))?;
+    refuse_untrusted(&path, meta.uid(), meta.mode())?;
+    let text = text_of(file, &path)?;
+    let sr = (kind == Kind::Collected).then(|| name.parse()).transpose()?;
+    let entry = Entry::parse(name, sr, &text).map_err(|what| Error::Damaged { path: path.clone(), what })?;
+    if kind == Kind::Named && entry.place.may_hold_password() && meta.mode() & 0o077 != 0 {
+        return Err(not_trusted(&path, "it may hold a password and others can read it; chmod 600 mends that"));
+    }
+    Ok(Some(entry))
+}
+
+fn text_of(file: File, path: &Path) -> Result<String> {
+    let mut text = String::new();
+    file.take(LONGEST + 1).read_to_string(&mut text).map_err(Error::io("read", path))?;
+    match text.len() as u64 > LONGEST {
+        true => Err(Error::Damaged { path: path.to_owned(), what: "it is longer than any entry".to_owned() }),
+        false => Ok(text),
+    }
+}
+
+fn refuse_untrusted(path: &Path, uid: u32, mode: u32) -> Result<()> {
+    if uid != 0 && uid != run_dir::user().as_raw() {
+        return Err(not_trusted(path, &format!("it belongs to uid {uid}; chown root mends that")));
+    }
+    match mode & 0o022 {
+        0 => Ok(()),
+        _ => Err(not_trusted(path, "others can write to it; chmod go-w mends that")),
+    }
+}
+
+fn not_trusted(path: &Path, why: &str) -> Error {
+    Error::io("trust", path)(io::Error::new(io::ErrorKind::PermissionDenied, why.to_owned()))
+}
+
+/// Adds an entry, durably. `false`: the name has an entry already, and nothing was changed.
+///
+/// # Errors
+/// [`Error::Io`] if the directory cannot be made or written to.
+pub fn add(name: &SrName, sr: SrUuid, sr_type: &str, place: &Place) -> Result<bool> {
+    let dir = made()?;
+    let new = dir.new_record(entry::text(sr, sr_type, place).as_bytes())?;
+    if !place.may_hold_password() {
+        let permissions = Permissions::from_mode(0o644);
+        new.file().set_permissions(permissions).map_err(Error::io("set the mode of a file in", dir.path()))?;
+    }
+    new.publish(&format!("{name}{EXTENSION}"))
+}
+
+/// Removes every entry of an SR, durably, and says which. Idempotent. The files of `/etc/sm-collect` stay: the administrator
+/// wrote them.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn remove(sr: SrUuid) -> Result<Vec<String>> {
+    let Some(dir) = Kind::Named.open()? else { return Ok(Vec::new()) };
+    let of_sr = |(name, entry): (String, Result<Entry>)| entry.is_ok_and(|entry| entry.sr == sr).then_some(name);
+    let names: Vec<String> = entries(Kind::Named)?.into_iter().filter_map(of_sr).collect();
+    for name in &names {
+        dir.remove(&format!("{name}{EXTENSION}"))?;
+    }
+    if !names.is_empty() {
+        dir.sync()?;
+    }
+    Ok(names)
+}
+
+/// The directory of names, made if need be.
+fn made() -> Result<Dir> {
+    if let Some(dir) = Kind::Named.open()? {
+        return Ok(dir);
+    }
+    let path = Kind::Named.path();
+    let mut missing: Vec<&Path> = path.ancestors().take_while(|part| !part.exists()).collect();
+    while let Some(part) = missing.pop() {
+        match DirBuilder::new().mode(0o755).create(part) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("make the directory", part)(e)),
+            _ => durable::sync_parent(part)?,
+        }
+    }
+    let gone = || Error::sys("open the directory", &path)(Errno::ENOENT);
+    Kind::Named.open()?.ok_or_else(gone)
+}

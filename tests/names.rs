@@ -1,0 +1,271 @@
+//! Names instead of UUIDs: the table of SRs, the labels of VDIs, and what a person may leave out.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
+
+mod scene;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use assert_cmd::Command;
+use scene::kill::{Act, End, Points, run};
+use scene::{A, B, Door, FILE, Outcome, SR, Scene};
+
+fn empty() -> Scene {
+    Scene::empty(&FILE, Door::Sm)
+}
+
+/// A scene with a file SR that has the name `fast`.
+fn named() -> Scene {
+    let scene = empty();
+    sm(&scene, &["sr_create", "--name", "fast", "-t", "file", "-d", &scene.dconf(), SR]).done();
+    scene
+}
+
+fn sm(scene: &Scene, words: &[&str]) -> Outcome {
+    scene.bare(words)
+}
+
+/// The same with a default SR.
+fn sm_of(scene: &Scene, sr: &str, words: &[&str]) -> Outcome {
+    let mut command = Command::new(scene.executable());
+    command.args(words).env("XCP_SM_RUN_DIR", run_dir(scene)).env("XCP_SM_SR", sr);
+    Outcome { line: words.join(" "), output: command.output().unwrap() }
+}
+
+fn run_dir(scene: &Scene) -> PathBuf {
+    scene.root.path().join("run")
+}
+
+fn entry(scene: &Scene, name: &str) -> PathBuf {
+    run_dir(scene).join("sr.d").join(format!("{name}.conf"))
+}
+
+/// Writes an entry as an administrator would.
+fn write_entry(scene: &Scene, name: &str, text: &str, mode: u32) {
+    let path = entry(scene, name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn uuid(printed: String) -> String {
+    let uuid = printed.strip_suffix('\n').unwrap().to_owned();
+    assert!(uuid.len() == 36 && !uuid.contains('\n'), "{uuid}");
+    uuid
+}
+
+#[test]
+fn an_sr_with_a_name_is_called_by_it() {
+    let scene = empty();
+    let sr = uuid(sm(&scene, &["sr_create", "--name", "fast", "-t", "file", "-d", &scene.dconf()]).done());
+    let text = fs::read_to_string(entry(&scene, "fast")).unwrap();
+    assert_eq!(text, format!("UUID={sr}\nTYPE=file\nDCONF={}\n", scene.dconf()));
+    assert_eq!(fs::metadata(entry(&scene, "fast")).unwrap().permissions().mode() & 0o777, 0o644);
+
+    let vdi = uuid(sm(&scene, &["vdi_create", "fast", "20G", "--label", "web"]).done());
+    let expected = scene.call(["vdi_get_params", &sr, &vdi]).done();
+    assert!(expected.contains("(virtual_size . 21474836480)"), "{expected}");
+    for words in [&["fast", "web"][..], &["fast/web"], &["fast", &vdi[..4]], &[&sr, &vdi], &[&sr, "web"]] {
+        assert_eq!(sm(&scene, &[&["vdi_get_params"], words].concat()).done(), expected, "{words:?}");
+    }
+    for words in [&["web"][..], &["fast/web"], &["fast", "web"], &[&vdi]] {
+        assert_eq!(sm_of(&scene, "fast", &[&["vdi_get_params"], words].concat()).done(), expected, "{words:?}");
+    }
+    assert_eq!(sm_of(&scene, &sr, &["vdi_get_params", "web"]).done(), expected);
+    // -t and -d are there, and the VDI has its label all the same.
+    assert_eq!(scene.call(["vdi_get_params", &sr, "web"]).done(), expected);
+
+    let copy = uuid(sm(&scene, &["vdi_clone", "fast/web"]).done());
+    let snapshot = uuid(sm_of(&scene, "fast", &["vdi_snapshot", &copy]).done());
+    sm(&scene, &["vdi_resize", "fast", &copy, "+1.5G"]).done();
+    let answer = sm(&scene, &["vdi_get_params", "fast", &copy]).done();
+    assert!(answer.contains("(virtual_size . 23085449216)"), "{answer}");
+    sm(&scene, &["vdi_delete", "fast", &copy, &snapshot]).done();
+    assert_eq!(sm(&scene, &["vdi_get_params", "fast", &copy]).fails("ENOVDI").matches(&copy).count(), 1);
+
+    sm(&scene, &["sr_delete", "fast", "--yes"]).done();
+    assert!(!entry(&scene, "fast").exists());
+    sm(&scene, &["sr_delete", "fast"]).fails("ENOSR");
+}
+
+#[test]
+fn calls_with_every_uuid_answer_as_they_always_did() {
+    let scene = named();
+    let place = scene.dconf();
+    let placed = |words: &[&str]| scene.bare([words, &["-t", "file", "-d", &place]].concat());
+    assert_eq!(placed(&["vdi_create", SR, A, "1", "--label", "a"]).done(), "");
+    assert_eq!(placed(&["vdi_snapshot", SR, A, B]).done(), "");
+    // A label that is another's UUID is never looked at.
+    assert_eq!(placed(&["vdi_create", SR, scene::C, "1", "--label", B]).done(), "");
+    assert!(placed(&["vdi_get_params", SR, B]).done().contains("(label . \"a\")"));
+    // A table that cannot be used is no matter of theirs.
+    fs::set_permissions(entry(&scene, "fast").parent().unwrap(), fs::Permissions::from_mode(0o777)).unwrap();
+    assert_eq!(placed(&["vdi_delete", SR, scene::C]).done(), "");
+    assert_eq!(placed(&["sr_delete", SR, "--yes"]).done(), "");
+}
+
+#[test]
+fn a_word_that_may_be_one_of_two_vdis_is_refused_with_both() {
+    let scene = named();
+    for vdi in [A, B] {
+        sm(&scene, &["vdi_create", "fast", vdi, "1M", "--label", "web"]).done();
+    }
+    let before = scene.digest();
+    for word in ["web", "98de", &A[..35]] {
+        let message = sm(&scene, &["vdi_delete", "fast", word]).fails("EINVAL");
+        assert!(message.contains(&format!("2 VDIs have it: {A} (web), {B} (web); use a UUID")), "{message}");
+    }
+    for word in ["98d", "we", "WEB", ""] {
+        sm(&scene, &["vdi_delete", "fast", word]).fails("ENOVDI|EINVAL");
+    }
+    assert_eq!(scene.digest(), before);
+    // One is refused, the others are done, and the status is that of the first failure.
+    let outcome = sm(&scene, &["vdi_delete", "fast", "none", A, "fast/nothing"]);
+    assert_eq!((outcome.status(), outcome.stderr().lines().count()), (101, 2), "{outcome}");
+    assert_eq!(sm(&scene, &["vdi_delete", "fast/web"]).done(), "");
+    assert!(sm(&scene, &["sr_scan", "fast"]).done().contains("(VDIs)"));
+}
+
+#[test]
+fn a_name_that_no_sr_has_is_told_with_the_nearest() {
+    let scene = named();
+    let message = sm(&scene, &["sr_scan", "fats"]).fails("ENOSR");
+    assert_eq!(message, "no SR has the name fats on this host; did you mean fast? `sm sr_list` lists them");
+    let message = sm(&scene, &["sr_scan", "87b8646b-b800-9500-cb7b-af3b74e02f5d"]).fails("EINVAL");
+    assert!(message.contains("-t TYPE is missing") && message.contains("has no name on this host"), "{message}");
+    for bad in ["../fast", "fast/", "-", "a b"] {
+        let message = sm(&scene, &["sr_scan", "--", bad]).fails("EINVAL");
+        assert!(message.contains("expected a UUID, or a name"), "{message}");
+        sm(&scene, &["sr_create", "--name", bad, "-t", "file", "-d", &scene.dconf()]).fails("EINVAL");
+    }
+}
+
+#[test]
+fn a_name_belongs_to_one_sr() {
+    let scene = named();
+    let other = scene.root.path().join("other");
+    let create = |name: &str| sm(&scene, &["sr_create", "--name", name, "-t", "file", "-d", other.to_str().unwrap()]);
+    let before = fs::read(entry(&scene, "fast")).unwrap();
+    let message = create("fast").fails("EEXIST");
+    assert!(message.starts_with(&format!("the name fast is that of SR {SR}, of type file at ")), "{message}");
+    assert!(!other.exists());
+    assert_eq!(fs::read(entry(&scene, "fast")).unwrap(), before);
+    // An SR that is there stays, and a name of a refused one does not.
+    sm(&scene, &["sr_create", "--name", "fast", "-t", "file", "-d", &scene.dconf()]).fails("EEXIST");
+    sm(&scene, &["sr_create", "--name", "slow", "-t", "file", "-d", &scene.dconf()]).fails("EBUSY");
+    sm(&scene, &["sr_create", "--name", "slow", "-t", "file", "-d", "relative"]).fails("EINVAL");
+    assert!(entry(&scene, "fast").exists() && !entry(&scene, "slow").exists());
+    create("slow").done();
+    assert!(entry(&scene, "slow").exists());
+}
+
+#[test]
+fn the_type_is_told_by_the_marker() {
+    let scene = named();
+    fs::remove_file(entry(&scene, "fast")).unwrap();
+    let expected = scene.call(["sr_scan", SR]).done();
+    assert_eq!(scene.bare(["sr_scan", "-d", &scene.dconf(), SR]).done(), expected);
+    let message = scene.bare(["sr_scan", "-d", &scene.dconf(), scene::OTHER_SR]).fails("EINVAL");
+    assert!(message.contains("-t TYPE is missing") && message.contains("no SR 87b8"), "{message}");
+}
+
+#[test]
+fn an_entry_that_others_may_have_written_or_read_is_not_trusted() {
+    let scene = named();
+    let text = fs::read_to_string(entry(&scene, "fast")).unwrap();
+    let mode = |path: PathBuf, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    sm(&scene, &["sr_scan", "fast"]).done();
+    for bad in [0o666, 0o664, 0o646] {
+        mode(entry(&scene, "fast"), bad);
+        let message = sm(&scene, &["sr_scan", "fast"]).fails("EACCES");
+        assert!(message.contains("others can write to it; chmod go-w mends that"), "{message}");
+    }
+    write_entry(&scene, "fast", &text, 0o600);
+    sm(&scene, &["sr_scan", "fast"]).done();
+    mode(run_dir(&scene).join("sr.d"), 0o775);
+    sm(&scene, &["sr_scan", "fast"]).fails("EACCES");
+    sm(&scene, &["sr_create", "--name", "slow", "-t", "file", "-d", "/nowhere"]).fails("EACCES");
+    mode(run_dir(&scene).join("sr.d"), 0o755);
+    // The variable that moves the table names no directory that others can write to.
+    mode(run_dir(&scene), 0o777);
+    sm(&scene, &["sr_scan", "fast"]).fails("EACCES");
+    mode(run_dir(&scene), 0o755);
+    // A link is no entry, wherever it leads.
+    fs::rename(entry(&scene, "fast"), scene.root.path().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(scene.root.path().join("elsewhere"), entry(&scene, "fast")).unwrap();
+    sm(&scene, &["sr_scan", "fast"]).fails("EIO");
+}
+
+#[test]
+fn a_password_is_for_its_owner_alone() {
+    let scene = empty();
+    let text = format!("UUID={SR}\nTYPE=iso\nlocation=//server/share\nusername=u\ncifspassword=hunter2\n");
+    write_entry(&scene, "isos", &text, 0o640);
+    let message = sm(&scene, &["sr_get_params", "isos"]).fails("EACCES");
+    assert!(
+        message.contains("it may hold a password and others can read it; chmod 600") && !message.contains("hunter2")
+    );
+    write_entry(&scene, "isos", &text, 0o600);
+    let message = sm(&scene, &["sr_get_params", "isos"]).fails_somehow();
+    assert!(!message.contains("hunter2"), "{message}");
+    let list = "((location . \"/nowhere\") (legacy_mode . \"true\") (cifspassword . \"x\"))";
+    sm(&scene, &["sr_create", "--name", "cds", "-t", "iso", "-d", list]).fails_somehow();
+    assert!(!entry(&scene, "cds").exists());
+    let list = list.replace("/nowhere", scene.root.path().to_str().unwrap());
+    uuid(sm(&scene, &["sr_create", "--name", "cds", "-t", "iso", "-d", &list]).done());
+    assert_eq!(fs::metadata(entry(&scene, "cds")).unwrap().permissions().mode() & 0o777, 0o600);
+    sm(&scene, &["sr_scan", "cds"]).done();
+}
+
+#[test]
+fn the_files_of_the_timer_of_earlier_releases_are_entries() {
+    let scene = named();
+    fs::remove_file(entry(&scene, "fast")).unwrap();
+    let old = run_dir(&scene).join("sm-collect");
+    fs::create_dir(&old).unwrap();
+    let text = format!("TYPE=file\nDCONF={}\n", scene.dconf());
+    fs::write(old.join(format!("{SR}.conf")), &text).unwrap();
+    assert_eq!(sm(&scene, &["sr_collect", SR]).done(), "");
+    // A name counts more, and sr_delete leaves what the administrator wrote.
+    write_entry(&scene, "fast", &format!("UUID={SR}\nTYPE=file\nlocation={}\n", scene.dconf()), 0o644);
+    assert_eq!(sm(&scene, &["sr_collect", "fast"]).done(), "");
+    sm(&scene, &["sr_delete", SR, "--yes"]).done();
+    assert!(!entry(&scene, "fast").exists() && old.join(format!("{SR}.conf")).exists());
+}
+
+#[test]
+fn a_killed_sr_create_goes_on_with_the_uuid_that_its_name_has() {
+    let args =
+        |scene: &Scene| ["sr_create", "--name", "fast", "-t", "file", "-d", &scene.dconf()].map(str::to_owned).to_vec();
+    for n in 1.. {
+        let scene = empty();
+        let killed = run(n, Points::Changing, Act::Kill, &scene.executable(), &args(&scene), &run_dir(&scene));
+        let begun = fs::read_to_string(entry(&scene, "fast")).ok();
+        if killed.end != End::Killed {
+            assert_eq!(killed.end, End::Status(0));
+            assert!(n > 5, "only {n} points");
+            break;
+        }
+        let marker = scene.place.join(".sm-sr").exists();
+        let again = sm(&scene, &args(&scene).iter().map(String::as_str).collect::<Vec<_>>());
+        let said = match marker {
+            true => again.fails("EEXIST"),
+            false => again.done(),
+        };
+        // An SR is never there without its name.
+        let text = fs::read_to_string(entry(&scene, "fast")).unwrap();
+        assert!(begun.is_none_or(|begun| begun == text), "at {n}");
+        let sr = text.lines().next().unwrap().strip_prefix("UUID=").unwrap();
+        assert!(said.contains(sr), "at {n}: {said}");
+        sm(&scene, &["sr_scan", "fast"]).done();
+        sm(&scene, &["sr_delete", "fast"]).done();
+        assert!(!entry(&scene, "fast").exists());
+    }
+}
