@@ -261,6 +261,43 @@ fn nothing_is_merged_below_a_disk_that_another_call_works_on() {
     }
 }
 
+/// A base can be attached and read like a disk, and an agent locks what it attaches.
+#[test]
+fn a_base_that_is_locked_is_neither_merged_nor_removed() {
+    for format in [Format::Vhd, Format::Qcow2] {
+        let (mut model, disk) = base_over_base(format);
+        let base = |model: &Model, vdi: VdiUuid| model.scan().iter().find(|info| info.uuid == vdi).unwrap().parent;
+        let upper = base(&model, disk).unwrap();
+        let lower = base(&model, upper).unwrap();
+        for locked in [upper, lower] {
+            let busy = lock::take(&locked.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()).unwrap();
+            model.collect();
+            drop(busy);
+            model.run(|session, context| session.vdi_lock(locked, "reader", false, context));
+            model.collect();
+            assert_eq!(model.scan().len(), 4, "an image went into or out of {locked}");
+            model.run(|session, context| session.vdi_unlock(locked, "reader", false, context));
+        }
+        model.collect();
+        assert_eq!(model.scan().len(), 3);
+        model.check();
+
+        let last = base(&model, disk).unwrap();
+        model.run(|session, context| session.vdi_lock(last, "reader", false, context));
+        for vdi in std::mem::take(&mut model.disks).into_keys() {
+            model.delete(vdi);
+        }
+        let path = model.dir().join(format!("{last}.{format}"));
+        let told = model.attempt(|session, context| session.sr_collect(context)).unwrap_err();
+        assert!(matches!(told, xcp_sm::Error::NotMerged { .. }), "{told}");
+        model.run(|session, context| session.sr_attach(context));
+        assert!(path.exists(), "the locked base is gone");
+        model.run(|session, context| session.vdi_unlock(last, "reader", false, context));
+        model.collect();
+        model.check();
+    }
+}
+
 /// We make none such; vhd-util does.
 #[test]
 fn a_raw_disk_that_a_vhd_is_above_is_not_deleted() {

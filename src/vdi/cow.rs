@@ -23,6 +23,7 @@ use crate::vdi::formats::layout;
 use crate::vdi::place::Place;
 use crate::vdi::served;
 use crate::vdi::tree::chain::{Ancestors, look, parent_of};
+use crate::vdi::tree::collect::remove_base;
 use crate::vdi::tree::forest::Forest;
 use crate::vdi::tree::fork::fork;
 use crate::vdi::tree::lend::lend;
@@ -109,7 +110,7 @@ impl<P: Place> Vdi for Cow<'_, P> {
         while let Some(base) = parent.filter(|base| nodes.is_garbage(*base)) {
             parent = nodes.remove(base).and_then(|node| node.parent);
             // The disk is deleted, and that is all that was asked for: sr_collect removes what is left.
-            if let Err(error) = self.forest.place(base).and_then(|place| place.remove()) {
+            if let Err(error) = remove_base(&*self.forest, base) {
                 syslog::write(&format!("base {base} is left to sr_collect: {}", one_line(&error)));
                 break;
             }

@@ -8,7 +8,9 @@ use crate::error::{Error, Result};
 use crate::sys::lock::Lock;
 use crate::sys::loopdev::Detached;
 use crate::types::{Done, Mode};
-use crate::vdi::place::{Place, in_use};
+use crate::vdi::formats::layout;
+use crate::vdi::holders::refuse_if_locked;
+use crate::vdi::place::{Place, in_use, refuse_device};
 
 /// Makes the server of a disk close its chain, if it has one. What a killed server left is for its user to see, and to
 /// detach.
@@ -45,6 +47,16 @@ pub fn prepare(disk: &dyn Place, deadline: Instant) -> Result<()> {
 pub fn device(disk: &dyn Place) -> Result<Option<PathBuf>> {
     let found = named(disk, datapath::find_settled(&disk.path(), disk.deadline()))?;
     Ok(found.map(|attached| attached.device))
+}
+
+/// Refuses what no user of an image may see, be it a base: its removal, or other data in it.
+///
+/// # Errors
+/// [`Error::VdiInUse`] while it is attached on this host, or while a user holds its persistent lock.
+pub fn refuse_if_held(image: &dyn Place) -> Result<()> {
+    let device = if layout(image.format()).is_by_length() { image.device()? } else { device(image)? };
+    refuse_device(image, device)?;
+    refuse_if_locked(image)
 }
 
 /// Starts a server of the disk and makes its block device. Idempotent. `lock`: see [`crate::vdi::Vdi::attach`].

@@ -9,8 +9,7 @@ use crate::error::{Error, Result, one_line};
 use crate::sys::lock;
 use crate::sys::syslog;
 use crate::types::{Done, VdiUuid};
-use crate::vdi::place::refuse_device;
-use crate::vdi::served;
+use crate::vdi::served::refuse_if_held;
 use crate::vdi::tree::forest::Forest;
 use crate::vdi::tree::merge::merge;
 use crate::vdi::tree::nodes::Nodes;
@@ -164,31 +163,45 @@ fn read_locked(forest: &dyn Forest, context: &Context) -> Result<Nodes> {
     forest.nodes()
 }
 
-/// Merges one image under the lock of its VDI. A disk that another call works on is left for the next time, as is one that
-/// was deleted since the trees were read.
+/// Merges one image under its lock and that of its parent, which a call that attaches or locks a base waits for. Images that
+/// another call works on are left for the next time, as are those that were deleted since the trees were read.
 fn merge_locked(forest: &dyn Forest, nodes: &mut Nodes, vdi: VdiUuid, context: &Context) -> Result<Done> {
-    let _lock = match lock::take(&vdi.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()) {
-        Ok(lock) => lock,
-        Err(lock::Refused::TimedOut { .. }) => return Ok(Done::Already),
-        Err(lock::Refused::Failed(error)) => return Err(error),
-    };
-    Ok(merge(forest, nodes, vdi, context).into_found()?.unwrap_or(Done::Already))
+    let mut held = Vec::new();
+    for image in [Some(vdi), nodes.base_of_only_child(vdi)].into_iter().flatten() {
+        match lock::take(&image.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()) {
+            Ok(lock) => held.push((image, lock)),
+            Err(lock::Refused::TimedOut { .. }) => return Ok(Done::Already),
+            Err(lock::Refused::Failed(error)) => return Err(error),
+        }
+    }
+    let done = merge(forest, nodes, vdi, context).into_found()?.unwrap_or(Done::Already);
+    for (image, _lock) in held {
+        if nodes.get(image).is_none() {
+            lock::forget(&image.to_string(), "vdi");
+        }
+    }
+    Ok(done)
 }
 
 /// Removes the bases that nothing needs, and those that nothing needs then, but for those that `failures` names; adds to
 /// these what cannot be removed. The caller has the SR, or the lock of its trees, under which `nodes` were read.
 pub fn remove_garbage(forest: &dyn Forest, nodes: &mut Nodes, failures: &mut Failures) {
-    let remove = |base: VdiUuid| -> Result<()> {
-        let place = forest.place(base)?;
-        refuse_device(&*place, served::device(&*place)?)?;
-        place.remove()
-    };
     while let Some(base) = { garbage(nodes, failures).next() } {
-        match remove(base) {
+        match remove_base(forest, base) {
             Ok(()) => drop(nodes.remove(base)),
             Err(error) => drop(failures.insert(base, error)),
         }
     }
+}
+
+/// Removes a base that no image needs.
+///
+/// # Errors
+/// [`Error::VdiInUse`] while it is attached on this host, or locked: a base can be read like any disk.
+pub fn remove_base(forest: &dyn Forest, base: VdiUuid) -> Result<()> {
+    let place = forest.place(base)?;
+    refuse_if_held(&*place)?;
+    place.remove()
 }
 
 trait Found<T> {

@@ -30,8 +30,8 @@ const MERGED_AT_ONCE: u64 = 32 << 20;
 const SOON: Duration = Duration::from_secs(5);
 
 /// Merges the image of `vdi` with its parent, if it is the parent's only child and the parent is no disk. The caller holds
-/// the lock of the VDI. Long work; the tree is locked for its last step only. `nodes` are the trees as the caller read them
-/// under their lock, and afterwards as this left them.
+/// the locks of the VDI and of its parent. Long work; the tree is locked for its last step only. `nodes` are the trees as
+/// the caller read them under their lock, and afterwards as this left them.
 ///
 /// A disk in use goes on. If it holds too much to wait for, that is set aside in a base of its own, to be merged
 /// first, and the answer is `Changed` as well. `Already`: it is not to be merged, or not now because of who uses it.
@@ -75,6 +75,7 @@ impl Merge<'_> {
     }
 
     fn run(&self, nodes: &mut Nodes) -> Result<Done> {
+        self.refuse_if_held()?;
         // Growing the parent comes before the merge, which asks this by itself.
         let parent = self.forest.parent_image(self.base, Mode::ReadOnly)?;
         self.layout.check_parent(&**self.place.open(Mode::ReadOnly)?, &parent)?;
@@ -106,6 +107,8 @@ impl Merge<'_> {
         if !self.is_still(nodes) {
             return Ok(Done::Already);
         }
+        // Another host may have locked one of them.
+        self.refuse_if_held()?;
         if self.node.hidden {
             let _pauses = self.pause_above(nodes)?;
             let _alone = self.forest.alone(&[self.vdi()], self.vdi())?;
@@ -116,6 +119,19 @@ impl Merge<'_> {
             nodes.collapsed(self.vdi(), self.base);
         }
         Ok(Done::Changed)
+    }
+
+    /// Refuses to write into a parent that a user reads as a disk, and to remove such an image. The caller has the locks of
+    /// both, so no user of this host begins now.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`].
+    fn refuse_if_held(&self) -> Result<()> {
+        served::refuse_if_held(&*self.forest.place(self.base)?)?;
+        match self.node.hidden {
+            true => served::refuse_if_held(&*self.place),
+            false => Ok(()),
+        }
     }
 
     /// Merges a disk in use with its parent. Its I/O waits meanwhile, so it must not hold much: else its image is set
