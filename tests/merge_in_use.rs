@@ -185,3 +185,41 @@ fn a_vhd_is_merged_while_it_is_written_to() {
 fn a_qcow2_is_merged_while_it_is_written_to() {
     merged_while_it_is_written_to("qcow2");
 }
+
+/// Its reader would find other data, or nothing any more.
+#[test]
+fn a_base_that_is_attached_stays_as_it_is() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    for format in ["vhd", "qcow2"] {
+        let scene = Scene { scratch: tempfile::tempdir().unwrap() };
+        scene.sm(&["sr_create", SR]);
+        scene.sm(&["vdi_create", SR, DISK, &(SIZE / MIB).to_string(), "--type", format]);
+        let guest = Guest::new(Path::new(&scene.sm(&["vdi_attach", SR, DISK])));
+        let (first, second) = ("98de866e-b035-4b1a-a571-000000000101", "98de866e-b035-4b1a-a571-000000000102");
+        let parent_of = |vdi: &str| {
+            let known = scene.sm(&["vdi_get_params", SR, vdi]);
+            known.split_once("(parent . \"").unwrap().1[..36].to_owned()
+        };
+        guest.fill(0..100);
+        scene.sm(&["vdi_snapshot", SR, DISK, first]);
+        let then = Guest::new(Path::new("/dev/null"));
+        (0..100).for_each(|at| then.rounds[at].store(1, Relaxed));
+        guest.fill(50..200);
+        scene.sm(&["vdi_snapshot", SR, DISK, second]);
+        scene.sm(&["vdi_delete", SR, first]);
+        let (upper, images) = (parent_of(DISK), scene.images().len());
+        let lower = parent_of(&upper);
+        for base in [&lower, &upper] {
+            let device = PathBuf::from(scene.sm(&["vdi_attach", SR, base]));
+            scene.sm(&["sr_collect", SR]);
+            assert_eq!(scene.images().len(), images);
+            if *base == lower { &then } else { &guest }.check(&device);
+            scene.sm(&["vdi_detach", SR, base]);
+        }
+        scene.sm(&["sr_collect", SR]);
+        assert_eq!(scene.images().len(), images - 1);
+        guest.gone();
+    }
+}
