@@ -38,9 +38,7 @@ pub trait Place {
 
     /// What the SR knows of the place that keeps its disk from being used, such as a device that is missing. The format knows
     /// the rest.
-    fn state(&self) -> State {
-        State::Healthy
-    }
+    fn state(&self) -> State;
 
     /// What the SR stores of the disk besides its bytes.
     ///

@@ -15,7 +15,7 @@ use crate::image::SECTOR;
 use crate::sys::copy::{self, Progress};
 use crate::sys::loopdev::{self, Backing};
 use crate::sys::{blockdev, register};
-use crate::types::{Done, Format, Mode, Params, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{Done, Format, Mode, Params, SrUuid, State, VdiInfo, VdiUuid};
 use crate::vdi::{self, Holders, Opened, Place, Usage, raw};
 
 impl FilePlace<'_> {
@@ -70,6 +70,11 @@ impl Place for FilePlace<'_> {
 
     fn usage(&self) -> Result<Usage> {
         Ok(usage(&self.file_stat()?))
+    }
+
+    /// All that may keep the disk from being used stands in its image.
+    fn state(&self) -> State {
+        State::Healthy
     }
 
     fn params(&self) -> Result<Params> {

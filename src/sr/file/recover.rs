@@ -104,6 +104,8 @@ impl FileSr {
         };
         for child in nodes.children(vdi) {
             let give = || -> Result<()> {
+                // Its own format: looked for in another, it would be taken for gone.
+                let format = nodes.get(child).map_or(format, |node| node.format);
                 let image = self.place(own.clone(), child, format).open_image(Mode::ReadWrite)?;
                 // What names another image by this one's name has lost its parent: given to the base, it would show bytes
                 // that were never its own.

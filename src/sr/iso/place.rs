@@ -17,7 +17,7 @@ use crate::image::storage::FileStorage;
 use crate::sys::copy::Progress;
 use crate::sys::lock::Lock;
 use crate::sys::loopdev::{self, Backing};
-use crate::types::{Done, Format, Mode, Params, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{Done, Format, Mode, Params, SrUuid, State, VdiInfo, VdiUuid};
 use crate::vdi::tree::nodes::Node;
 use crate::vdi::{self, Holders, Opened, Place, Usage, Vdi};
 
@@ -31,6 +31,10 @@ impl Vdi for IsoVdi<'_> {
 
     fn info(&self) -> Result<VdiInfo> {
         Ok(self.0.info(self.device()?.is_some()))
+    }
+
+    fn brief(&self) -> Result<VdiInfo> {
+        Ok(self.0.info(false))
     }
 
     fn device(&self) -> Result<Option<PathBuf>> {
@@ -128,6 +132,10 @@ impl Place for IsoPlace<'_> {
 
     fn usage(&self) -> Result<Usage> {
         Ok(self.iso.usage)
+    }
+
+    fn state(&self) -> State {
+        self.iso.state.clone()
     }
 
     fn settle(&self) -> Result<()> {

@@ -7,7 +7,7 @@ use super::{LvmSr, RAW};
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Deactivated};
-use crate::types::{Done, Format, Mode, Params, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{Done, Format, Mode, Params, SrUuid, State, VdiInfo, VdiUuid};
 use crate::vdi::{Holders, Opened, Place, Usage};
 
 /// A disk that is attached while LVM does not see its group any more: all that can be done is to detach it.
@@ -57,6 +57,10 @@ impl Place for Lost<'_> {
 
     fn usage(&self) -> Result<Usage> {
         self.unseen()
+    }
+
+    fn state(&self) -> State {
+        State::Broken(self.why.clone())
     }
 
     fn settle(&self) -> Result<()> {
