@@ -37,6 +37,9 @@ _sm() {
             sm,sr_get_params)
                 cmd="sm__subcmd__sr_get_params"
                 ;;
+            sm,sr_list)
+                cmd="sm__subcmd__sr_list"
+                ;;
             sm,sr_probe)
                 cmd="sm__subcmd__sr_probe"
                 ;;
@@ -89,7 +92,7 @@ _sm() {
 
     case "${cmd}" in
         sm)
-            opts="-t -d -h -V --sr-type --wait --format --dconf --help --version sr_delete sr_attach sr_detach sr_get_params sr_scan sr_collect sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params vdi_export vdi_import vdi_tree sr_create"
+            opts="-t -d -h -V --sr-type --wait --format --dconf --help --version sr_delete sr_attach sr_detach sr_get_params sr_scan sr_collect sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params vdi_export vdi_import vdi_tree sr_list sr_create"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -364,6 +367,44 @@ _sm() {
             ;;
         sm__subcmd__sr_get_params)
             opts="-t -d -h --sr-type --wait --format --dconf --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --sr-type)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -t)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
+                --dconf)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -d)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        sm__subcmd__sr_list)
+            opts="-t -d -h --from-xapi --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

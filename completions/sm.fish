@@ -54,6 +54,7 @@ complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_get_params" -d 'Print wha
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_export" -d 'Write the disk of a VDI to a file or a pipe. Fails while a writable VDI is attached'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_import" -d 'Make a VDI of the contents of a file or a pipe'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_tree" -d 'Draw the chains of an SR: which image is whose parent, and what each takes. --format sexp, lisp or json gives the same as data'
+complete -c sm -n "__fish_sm_needs_command" -f -a "sr_list" -d 'List the SRs of this host: those with a name, those that are mounted, and those that are volume groups'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_create" -d 'Make an SR. Fails if the SR exists'
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -240,6 +241,15 @@ json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand sr_list" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_list" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_list" -l format -d 'Form of the answer. Without this option sm writes a table on a terminal, and s-expressions otherwise' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
+lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
+json\t''
+table\t'For people'"
+complete -c sm -n "__fish_sm_using_subcommand sr_list" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_list" -l from-xapi -d 'List the SRs that this host\'s xapi knows as well, with the names that xapi has for them.'
+complete -c sm -n "__fish_sm_using_subcommand sr_list" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l destroy-sr -d 'Destroy this SR, which the devices hold, with every disk in it. May be given several times' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l name -d 'Name of the SR on this host: sm takes it instead of the UUID, -t and -d.' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r

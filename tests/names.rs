@@ -269,3 +269,57 @@ fn a_killed_sr_create_goes_on_with_the_uuid_that_its_name_has() {
         assert!(!entry(&scene, "fast").exists());
     }
 }
+
+/// The line of `sr_list` that has this word, as a table shows it.
+fn listed(scene: &Scene, word: &str) -> Option<String> {
+    let list = sm(scene, &["sr_list", "--format", "table"]).done();
+    list.lines().find(|line| line.split_whitespace().any(|it| it == word)).map(str::to_owned)
+}
+
+#[test]
+fn sr_list_shows_every_sr_of_the_table_with_its_state() {
+    let scene = named();
+    assert_eq!(listed(&scene, "gone"), None);
+    write_entry(&scene, "gone", &format!("UUID={}\nTYPE=file\nDCONF=/nowhere/at/all\n", scene::OTHER_SR), 0o644);
+    write_entry(&scene, "odd", &format!("UUID={B}\nTYPE=tape\nDCONF=/a\n"), 0o644);
+    write_entry(&scene, "torn", "UUID=", 0o644);
+    write_entry(&scene, "open", &format!("UUID={A}\nTYPE=file\nDCONF=/a\n"), 0o666);
+    write_entry(&scene, "other~", "no entry", 0o644);
+    for (name, words) in [
+        ("fast", vec![SR, "file", "available", "GiB", &scene.dconf()]),
+        ("gone", vec![scene::OTHER_SR, "file", "missing", "-", "/nowhere/at/all"]),
+        ("odd", vec![B, "tape", "failed", "-"]),
+        ("torn", vec!["-", "failed"]),
+        ("open", vec!["-", "failed"]),
+    ] {
+        let line = listed(&scene, name).unwrap();
+        assert!(words.iter().all(|word| line.contains(word)), "{name}: {line}");
+    }
+    let list = sm(&scene, &["sr_list", "--format", "table"]).done();
+    for reason in ["torn: ", "open: cannot trust ", "odd: type \"tape\" is not valid", "gone: no SR "] {
+        assert!(list.lines().any(|line| line.starts_with(reason)), "no {reason} in {list}");
+    }
+    let list = sm(&scene, &["sr_list"]).done();
+    let fast = format!("(sr (name . \"fast\") (uuid . \"{SR}\") (type . \"file\") (state . \"available\") (size . ");
+    assert!(list.starts_with("(sr_list ") && list.contains(&fast), "{list}");
+    sm(&scene, &["sr_list", "fast"]).fails("E2BIG");
+    sm(&scene, &["sr_list", "--explode"]).fails("EINVAL");
+}
+
+#[test]
+fn sr_list_finds_a_mounted_sr_without_a_name() {
+    if !scene::is_root() {
+        return;
+    }
+    // Mounts of other tests of this machine are listed as well.
+    const MOUNTED: &str = "0a0bd5f9-6b54-4b8f-a2f5-54c4d4a1a8f1";
+    let mounted = scene::filesystem::Filesystem::new("tmpfs", 16);
+    let scene = Scene::empty(&FILE, Door::Sm);
+    let dconf = mounted.path().display().to_string();
+    sm(&scene, &["sr_create", "-t", "file", "-d", &dconf, MOUNTED]).done();
+    let line = listed(&scene, MOUNTED).unwrap();
+    assert!(line.starts_with("-") && line.contains("available") && line.ends_with(&dconf), "{line}");
+    write_entry(&scene, "fast", &format!("UUID={MOUNTED}\nTYPE=file\nDCONF={dconf}\n"), 0o644);
+    let line = listed(&scene, MOUNTED).unwrap();
+    assert!(line.starts_with("fast "), "{line}");
+}

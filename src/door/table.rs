@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::door::size::human;
 use crate::door::v1::answer::Reply;
-use crate::types::{SrInfo, State, VdiInfo, VdiUuid, printable};
+use crate::door::v1::listing::Listed;
+use crate::types::{Space, SrInfo, State, VdiInfo, VdiUuid, printable};
 
 /// A reply as aligned text.
 pub fn write(reply: &Reply) -> String {
@@ -17,6 +18,7 @@ pub fn write(reply: &Reply) -> String {
         Reply::Vdi(info) => vdi(&mut out, info),
         Reply::Sr(info) => sr(&mut out, info),
         Reply::Tree(info) => tree(&mut out, info),
+        Reply::List(lines) => list(&mut out, lines),
         Reply::Srs(found) if found.is_empty() => out.push_str("no SR found"),
         Reply::Srs(found) => {
             for info in found {
@@ -51,9 +53,9 @@ fn sr(out: &mut String, info: &SrInfo) {
         }
         return;
     }
-    let mut lines = vec![["VDI", "type", "virtual", "used", "state", "label"].map(str::to_owned)];
+    let mut rows = vec![["VDI", "type", "virtual", "used", "state", "label"].map(str::to_owned)];
     for v in &info.vdis {
-        lines.push([
+        rows.push([
             v.uuid.to_string(),
             v.format.to_string(),
             human(v.virtual_size),
@@ -62,22 +64,50 @@ fn sr(out: &mut String, info: &SrInfo) {
             v.label.clone(),
         ]);
     }
-    let width = |column: usize| lines.iter().map(|l| l[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..6).map(width).collect();
     out.push('\n');
-    for [uuid, format, virtual_size, used, state, label] in &lines {
-        let row = format!(
-            "{uuid:w0$}  {format:w1$}  {virtual_size:>w2$}  {used:>w3$}  {state:w4$}  {label}",
-            w0 = widths[0],
-            w1 = widths[1],
-            w2 = widths[2],
-            w3 = widths[3],
-            w4 = widths[4],
-        );
-        line(out, &row);
-    }
+    columns(out, &rows, &[2, 3]);
     for v in info.vdis.iter().filter(|v| !v.state.is_healthy()) {
         line(out, &format!("{}: {}", v.uuid, v.state));
+    }
+}
+
+/// Rows of the same columns, aligned; numbers to the right.
+fn columns<const N: usize>(out: &mut String, rows: &[[String; N]], numbers: &[usize]) {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    for row in rows {
+        let cells: Vec<String> = (0..N)
+            .map(|column| match (&row[column], widths[column]) {
+                (cell, width) if numbers.contains(&column) => format!("{cell:>width$}"),
+                (cell, width) => format!("{cell:width$}"),
+            })
+            .collect();
+        line(out, &cells.join("  "));
+    }
+}
+
+fn list(out: &mut String, lines: &[Listed]) {
+    if lines.is_empty() {
+        out.push_str("no SR found");
+        return;
+    }
+    let mut rows = vec![["name", "UUID", "type", "state", "size", "free", "location"].map(str::to_owned)];
+    for line in lines {
+        let bytes = |of: fn(Space) -> u64| line.space.map_or_else(|| "-".to_owned(), |space| human(of(space)));
+        rows.push([
+            if line.name.is_empty() { "-".to_owned() } else { line.name.clone() },
+            line.uuid.map_or_else(|| "-".to_owned(), |uuid| uuid.to_string()),
+            line.sr_type.clone(),
+            line.state.to_owned(),
+            bytes(|space| space.size),
+            bytes(|space| space.free),
+            line.location.clone(),
+        ]);
+    }
+    columns(out, &rows, &[4, 5]);
+    for it in lines.iter().filter(|line| !line.reason.is_empty()) {
+        let name = it.uuid.filter(|_| it.name.is_empty()).map_or_else(|| it.name.clone(), |uuid| uuid.to_string());
+        line(out, &format!("{name}: {}", it.reason));
     }
 }
 
@@ -221,7 +251,12 @@ mod tests {
             pool: None,
             vdis: vec![vdi(text)],
         };
+        let listed = |text: &str| {
+            let [name, sr_type, reason, location] = [text; 4].map(str::to_owned);
+            Listed { name, sr_type, reason, location, state: "failed", ..Listed::default() }
+        };
         for (evil, plain) in [
+            (Reply::List(vec![listed(planted)]), Reply::List(vec![listed("x")])),
             (Reply::Sr(sr(planted)), Reply::Sr(sr("x"))),
             (Reply::Tree(sr(planted)), Reply::Tree(sr("x"))),
             (Reply::Srs(vec![sr(planted)]), Reply::Srs(vec![sr("x")])),

@@ -79,6 +79,47 @@ impl Xapi {
         Xapi { session: session.to_owned(), task: task.filter(safe).map(str::to_owned), connection: None }
     }
 
+    /// xapi, with a session of its own. xapi trusts what comes by its socket, to which only root can connect; XenAPI,
+    /// `session.login_with_password`.
+    ///
+    /// # Errors
+    /// [`ApiError::Unreachable`] on a host without xapi.
+    pub fn log_in() -> Result<Xapi, ApiError> {
+        // The user stands where other calls have the session.
+        let mut xapi = Xapi::new("root", None);
+        let words = ["", "1.0", "xcp-storage-managers"].map(Value::text);
+        let session = xapi.call("session.login_with_password", &words)?;
+        xapi.session = session.as_str().unwrap_or_default().to_owned();
+        Ok(xapi)
+    }
+
+    /// Ends a session of [`Xapi::log_in`].
+    pub fn log_out(mut self) {
+        // xapi ends a session that is not used, too.
+        let _ = self.call("session.logout", &[]);
+    }
+
+    /// The reference of the host that xapi runs on; XenAPI, `session.get_this_host`.
+    ///
+    /// # Errors
+    /// As [`Xapi::call`].
+    pub fn this_host(&mut self) -> Result<String, ApiError> {
+        let session = Value::text(self.session.as_str());
+        Ok(self.call("session.get_this_host", &[session])?.as_str().unwrap_or_default().to_owned())
+    }
+
+    /// All records of a class by reference; `method`: `SR.get_all_records`.
+    ///
+    /// # Errors
+    /// As [`Xapi::call`].
+    pub fn records(&mut self, method: &str) -> Result<BTreeMap<String, Record>, ApiError> {
+        let records = self.call(method, &[])?;
+        let of = |value: &Value| value.as_struct().cloned();
+        let records =
+            records.as_struct().map(|all| all.iter().map(|(key, value)| Some((key.clone(), of(value)?))).collect());
+        records.flatten().ok_or_else(|| ApiError::Malformed(format!("{method} answered no records")))
+    }
+
     /// Calls `Class.message` with the session and `params`.
     pub fn call(&mut self, method: &str, params: &[Value]) -> Result<Value, ApiError> {
         self.call_and_read(method, params, xmlrpc::read_response)

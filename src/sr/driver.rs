@@ -35,6 +35,12 @@ pub struct Driver {
     /// # Errors
     /// Says what is wrong with the device, directory or server when it can't be examined.
     pub probe: fn(&DeviceConfig, Deadline) -> Result<Vec<SrInfo>>,
+    /// The SRs that this host has without being told where: of what is mounted, and of the volume groups that LVM sees. Asks no
+    /// server, and no filesystem that may not answer.
+    ///
+    /// # Errors
+    /// Says what could not be asked.
+    pub discover: fn() -> Result<Vec<Found>>,
     /// Whether [`Sr::delete`] leaves the disks where they are, so that there is nothing to lose.
     pub keeps_disks: bool,
     pub about: About,
@@ -45,6 +51,14 @@ impl Driver {
     pub fn keys(&self) -> impl Iterator<Item = &'static str> {
         self.about.configuration.iter().map(|(key, _)| *key)
     }
+}
+
+/// An SR that a driver discovered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub sr: SrUuid,
+    /// Where it is.
+    pub config: DeviceConfig,
 }
 
 /// What a driver tells an agent of itself; SMAPIv1, "sr_get_driver_info".

@@ -53,6 +53,7 @@ pub const DRIVER: Driver = Driver {
     probe: |config, deadline| {
         volume_group::probe(config, &NAMING, deadline, |group, vg| ExtSr::new(group).look_inside(vg))
     },
+    discover: || volume_group::discover(&NAMING),
     keeps_disks: false,
     about: About {
         name: "Local ext4",

@@ -93,6 +93,7 @@ pub const DRIVER: Driver = Driver {
     parse_dconf: |dconf| Ok(DeviceConfig::from([("location", dconf)])),
     open: |sr, config, deadline| Ok(Box::new(FileSr::at(sr, location(config)?, deadline))),
     probe: |config, deadline| probe(&without_links(&location(config)?), "file", deadline),
+    discover: || probe::discover("file"),
     keeps_disks: false,
     about: About {
         name: "Local directory",

@@ -58,6 +58,7 @@ pub const DRIVER: Driver = Driver {
     open: |sr, config, deadline| Ok(Box::new(IsoSr { sr, library: Library::new(sr, config)?, deadline })),
     // Nothing in a directory says which ISO SR it is.
     probe: |config, _| Library::new(SrUuid::random(), config).map(|_| Vec::new()),
+    discover: || Ok(Vec::new()),
     keeps_disks: true,
     about: About {
         name: "ISO",

@@ -68,6 +68,7 @@ pub const DRIVER: Driver = Driver {
     parse_dconf: |dconf| Ok(DeviceConfig::from([("device", dconf)])),
     open: |sr, config, deadline| Ok(Box::new(LvmSr::new(sr, config, deadline)?)),
     probe,
+    discover: || volume_group::discover(&NAMING),
     keeps_disks: false,
     about: About {
         name: "LVM volumes",

@@ -17,7 +17,7 @@ mod volume_group;
 use crate::error::{Error, Result};
 
 pub use config::PREFERRED_FORMATS;
-pub use driver::{About, Driver, Sr, Substrate};
+pub use driver::{About, Driver, Found, Sr, Substrate};
 
 /// Every driver of this package.
 pub const DRIVERS: &[&Driver] = &[&ext::DRIVER, &file::DRIVER, &iso::DRIVER, &lvm::DRIVER, &nfs::DRIVER];

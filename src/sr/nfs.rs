@@ -25,11 +25,12 @@ use nix::errno::Errno;
 use crate::context::{Context, Deadline};
 use crate::error::{Error, Result, ServerFault};
 use crate::sr::config::PREFERRED_FORMATS;
-use crate::sr::driver::{About, Driver, Sr, Substrate, vdi_by_uuid};
+use crate::sr::driver::{About, Driver, Found, Sr, Substrate, vdi_by_uuid};
 use crate::sr::file::{self, FileSr};
 use crate::sr::mountpoint::Mountpoint;
 use crate::sys::copy::Progress;
 use crate::sys::durable::Dir;
+use crate::sys::mount::{self, Mount};
 use crate::sys::server::is_ipv6;
 use crate::sys::watch;
 use crate::sys::watch::Pulse;
@@ -48,6 +49,7 @@ pub const DRIVER: Driver = Driver {
     parse_dconf,
     open: |sr, config, deadline| Ok(Box::new(NfsSr::new(sr, config, deadline)?)),
     probe,
+    discover,
     keeps_disks: false,
     about: About {
         name: "NFS",
@@ -90,6 +92,25 @@ pub fn parse_dconf(dconf: &str) -> Result<DeviceConfig> {
         return Err(bad());
     }
     Ok(DeviceConfig::from([("server", server), ("serverpath", remote), ("mountpoint", local)]))
+}
+
+/// The SRs that are mounted: an SR's directory of an export, at a directory of the same name. No server is asked.
+fn discover() -> Result<Vec<Found>> {
+    let mounts = mount::all()?.into_iter().filter(|mount| FS_TYPES.contains(&mount.fs_type.as_str()));
+    Ok(mounts.filter_map(|mount| mounted_sr(&mount)).collect())
+}
+
+fn mounted_sr(mount: &Mount) -> Option<Found> {
+    let name = mount.path.file_name()?.to_str()?;
+    let (server, path) = mount.source.rsplit_once(":/")?;
+    let path = match path.strip_suffix(name)? {
+        "" => "/".to_owned(),
+        above => format!("/{}", above.strip_suffix('/')?),
+    };
+    let server = server.trim_matches(['[', ']']);
+    let base = mount.path.parent()?.to_str()?;
+    let config = DeviceConfig::from([("server", server), ("serverpath", &path), ("mountpoint", base)]);
+    Some(Found { sr: name.parse().ok()?, config })
 }
 
 /// The SRs of an export: those with a marker, and the directories that are named like one, which other storage
@@ -309,5 +330,39 @@ impl Sr for NfsSr {
 
     fn pulse(&self) -> Option<Pulse> {
         Some(self.export.pulse())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_of_an_sr_tells_where_its_export_is() {
+        let sr = "87b8646b-b800-9500-cb7b-af3b74e02f5c";
+        let found = |source: &str, path: &str| {
+            let text = |text: &str| text.replace("SR", sr);
+            let mount = Mount {
+                path: text(path).into(),
+                device: 0,
+                fs_type: "nfs4".to_owned(),
+                source: text(source),
+                options: String::new(),
+            };
+            mounted_sr(&mount).map(|found| {
+                assert_eq!(found.sr.to_string(), sr);
+                ["server", "serverpath", "mountpoint"].map(|key| found.config.get(key).unwrap().to_owned()).join(" ")
+            })
+        };
+        for (source, path, config) in [
+            ("filer:/export/a/SR", "/run/sr-mount/SR", Some("filer /export/a /run/sr-mount")),
+            ("[fe80::1]:/export/SR", "/mnt/SR", Some("fe80::1 /export /mnt")),
+            ("filer:/SR", "/mnt/SR", Some("filer / /mnt")),
+            ("filer:/export/SR", "/mnt/other", None),
+            ("filer:/export", "/mnt/SR", None),
+            ("filer:/export/xSR", "/mnt/SR", None),
+        ] {
+            assert_eq!(found(source, path).as_deref(), config, "{source} {path}");
+        }
     }
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::context::Deadline;
 use crate::error::{Error, Result};
 use crate::sr::config::{absolute_path, device_list};
+use crate::sr::driver::Found;
 use crate::sys::lvm::{self, Deactivated, Vg};
 use crate::sys::{blockdev, syslog};
 use crate::types::{DeviceConfig, SrInfo, SrUuid};
@@ -339,6 +340,20 @@ pub fn probe(
         }
     }
     Ok(found)
+}
+
+/// The SRs of this naming that LVM sees, with their devices.
+///
+/// # Errors
+/// What LVM says.
+pub fn discover(naming: &'static Naming) -> Result<Vec<Found>> {
+    let is_unfinished = |vg: &Vg| vg.tags.iter().any(|t| t == DELETING) || (naming.is_half_made)(vg);
+    let found = lvm::report(None)?.into_iter().filter(|vg| !is_unfinished(vg)).filter_map(|vg| {
+        let sr = vg.name.strip_prefix(naming.prefix)?.parse().ok()?;
+        let devices = device_list(vg.pvs.iter().filter(|pv| !pv.missing).map(|pv| pv.name.as_path()));
+        Some(Found { sr, config: DeviceConfig::from([("device", devices.as_str())]) })
+    });
+    Ok(found.collect())
 }
 
 /// The devices of a group that are here.

@@ -41,10 +41,18 @@ impl Mount {
     }
 }
 
+/// Everything that is mounted.
+///
+/// # Errors
+/// [`Error::Io`] if the table cannot be read.
+pub fn all() -> Result<Vec<Mount>> {
+    let table = fs::read(TABLE).map_err(Error::io("read", TABLE))?;
+    Ok(parse(&String::from_utf8_lossy(&table)))
+}
+
 /// What is mounted at `path`; the last one if several are. The path's symbolic links are the caller's.
 pub fn at(path: &Path) -> Result<Option<Mount>> {
-    let table = fs::read(TABLE).map_err(Error::io("read", TABLE))?;
-    Ok(parse(&String::from_utf8_lossy(&table)).into_iter().rfind(|mount| mount.path == path))
+    Ok(all()?.into_iter().rfind(|mount| mount.path == path))
 }
 
 /// Reads `mountinfo`, proc(5): `36 35 98:0 /root /path rw,noatime shared:1 - ext3 /dev/root rw,errors=continue`.

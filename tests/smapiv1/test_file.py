@@ -1140,5 +1140,37 @@ class Tapdisk(Case):
                 self.assertFalse(os.path.lexists(self.link))
 
 
+class ForPeople(Case):
+    def sm(self, *words):
+        env = dict(os.environ, XCP_SM_RUN_DIR=self.host)
+        return subprocess.run([os.path.join(BIN, "sm"), *words], env=env, capture_output=True, text=True, check=False)
+
+    def test_sr_list_has_the_srs_of_this_hosts_pbds(self):
+        self.agent.create_sr()
+        self.xapi.hosts["OpaqueRef:host-2"] = {"uuid": str(uuid.uuid4()), "name_label": "two", "other_config": {}}
+        other = self.xapi.add_sr(str(uuid.uuid4()), "udev")
+        elsewhere = self.xapi.add_sr(str(uuid.uuid4()))
+        for sr, host, config in ((self.agent.sr_ref, self.xapi.host_ref, {"location": self.location}),
+                                 (other, self.xapi.host_ref, {"password": "hunter2"}),
+                                 (elsewhere, "OpaqueRef:host-2", {"location": "/elsewhere"})):
+            self.xapi.pbds["OpaqueRef:pbd-" + str(len(self.xapi.pbds))] = {"SR": sr, "host": host, "device_config": config}
+        self.xapi.srs[self.agent.sr_ref]["name_label"] = "local disks"
+        done = self.sm("sr_list", "--from-xapi")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn(f'(sr (name . "local disks") (uuid . "{self.agent.sr_uuid}") (type . "file") (state . "available")',
+                      done.stdout)
+        self.assertIn('(type . "udev") (state . "failed") (reason . "no driver of this package serves the type udev")', done.stdout)
+        self.assertNotIn("hunter2", done.stdout)
+        self.assertNotIn("/elsewhere", done.stdout)
+        self.assertEqual(self.xapi.methods()[-1], "session.logout")
+        self.assertNotIn("local disks", self.sm("sr_list").stdout)
+
+    def test_sr_list_says_that_there_is_no_xapi(self):
+        os.unlink(self.xapi.path)
+        done = self.sm("sr_list", "--from-xapi")
+        self.assertEqual((done.returncode, done.stdout), (19, ""))
+        self.assertIn("ENODEV: xapi: no such device or server: xapi does not answer", done.stderr)
+
+
 if __name__ == "__main__":
     unittest.main()

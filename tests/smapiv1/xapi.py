@@ -39,7 +39,7 @@ SIGNATURES = {
     "pool.get_all": "", "pool.get_all_records": "", "pool.get_master": "s",
     "secret.get_by_uuid": "s", "secret.get_value": "s",
     "SM.get_all_records_where": "s", "message.create": "snsss",
-    "session.login_with_password": None, "session.logout": "",
+    "session.login_with_password": None, "session.logout": "", "session.get_this_host": "s",
 }
 
 
@@ -176,6 +176,9 @@ class Xapi:
 
     def session_login_with_password(self, *_):
         return self.session
+
+    def session_get_this_host(self, session):
+        return self.host_ref
 
     def session_logout(self):
         return ""

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::grammar::OutputFormat;
+use super::listing::Listed;
 use super::status::{exit_status, remedy};
 use super::wire::Datum;
 use crate::door::{Answer, table};
@@ -22,6 +23,8 @@ pub enum Reply {
     Text(String),
     Sr(SrInfo),
     Srs(Vec<SrInfo>),
+    /// The SRs of this host.
+    List(Vec<Listed>),
     /// An SR to be drawn as the trees of its images.
     Tree(SrInfo),
     Vdi(VdiInfo),

@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 
-use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::context::DEFAULT_WAIT;
 use crate::sr::{self, Driver};
@@ -323,9 +324,22 @@ pub fn sm_command() -> clap::Command {
             "Where the SR lives. By type:{forms}\nor for any type ((key . \"value\") …) with device_config keys"
         ))
     });
+    let from_xapi = Arg::new("from_xapi").long("from-xapi").action(ArgAction::SetTrue);
+    let from_xapi =
+        from_xapi.help("List the SRs that this host's xapi knows as well, with the names that xapi has for them.");
     let name = Arg::new("name").long("name").value_name("NAME");
     let name = name.help("Name of the SR on this host: sm takes it instead of the UUID, -t and -d.");
-    with_place.mut_subcommand("sr_create", |verb| verb.arg(name)).mut_subcommands(|verb| verb.mut_args(as_people_say))
+    let list = clap::Command::new(LIST)
+        .about("List the SRs of this host: those with a name, those that are mounted, and those that are volume groups")
+        .long_about(
+            "List the SRs of this host: those with a name, those that are mounted, and those that are volume groups. An SR \
+             that does not answer within 5 s, or what --wait says, is listed as such",
+        )
+        .arg(from_xapi);
+    with_place
+        .subcommand(list)
+        .mut_subcommand("sr_create", |verb| verb.arg(name))
+        .mut_subcommands(|verb| verb.mut_args(as_people_say))
 }
 
 /// The words of SR API v1.0, as people may say them.
@@ -361,14 +375,34 @@ impl Personal {
 }
 
 /// A line of `sm`, parsed.
+pub enum Parsed {
+    /// A command of SR API v1.0.
+    Verb(Box<SmCommand>, Personal),
+    /// `sr_list`. `wait`: the time that the caller gave, seconds.
+    List { common: Common, wait: Option<u64>, from_xapi: bool },
+}
+
+/// Parses a line of `sm`.
 ///
 /// # Errors
 /// What the parser says.
-pub fn parse(command: clap::Command, args: Vec<OsString>) -> Result<(SmCommand, Personal), clap::Error> {
+pub fn parse(command: clap::Command, args: Vec<OsString>) -> Result<Parsed, clap::Error> {
     let matches = command.try_get_matches_from(args)?;
+    if let Some((LIST, of_list)) = matches.subcommand() {
+        let given = of_list.value_source("wait") == Some(ValueSource::CommandLine);
+        let common = Common::from_arg_matches(of_list)?;
+        return Ok(Parsed::List {
+            wait: given.then_some(common.wait),
+            common,
+            from_xapi: of_list.get_flag("from_xapi"),
+        });
+    }
     let personal = Personal::of(&matches);
-    Ok((SmCommand::from_arg_matches(&matches)?, personal))
+    Ok(Parsed::Verb(Box::new(SmCommand::from_arg_matches(&matches)?), personal))
 }
+
+/// The command of `sm` alone.
+const LIST: &str = "sr_list";
 
 /// The command line of a driver's executable.
 pub fn driver_command(driver: &'static Driver) -> clap::Command {

@@ -11,12 +11,14 @@
 //! | [`person`] | one line of `sm`: names are looked up, what was made is told |
 //! | [`words`] | what a person may leave out of a line |
 //! | [`address`] | what names, labels and starts of UUIDs stand for |
+//! | [`listing`] | `sm sr_list`: the SRs of this host |
 //! | [`status`] | the exit status of each failure |
 //! | [`progress`] | how far a copy has come, for a person |
 
 pub mod address;
 pub mod answer;
 pub mod grammar;
+pub mod listing;
 pub mod person;
 pub mod progress;
 pub mod request;

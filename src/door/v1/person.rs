@@ -2,16 +2,18 @@
 //! ask for.
 
 use std::io::{IsTerminal, Write, stderr, stdout};
+use std::time::Duration;
 
 use super::address::{self, Target};
 use super::answer::{Reply, answer, not_parsed};
 use super::deadline;
-use super::grammar::{self, OutputFormat, Personal, SmCommand, Verb};
+use super::grammar::{self, Common, OutputFormat, Parsed, Personal, SmCommand, Verb};
+use super::listing;
 use super::progress::ProgressBar;
 use super::verbs::Caller;
 use super::words::Line;
 use crate::call::{Session, policy};
-use crate::context::Context;
+use crate::context::{Context, LONGEST_WAIT};
 use crate::door::{Answer, size};
 use crate::error::{Error, Result};
 use crate::registry::{self, Entry, Place, SrName};
@@ -21,12 +23,25 @@ use crate::types::{Size, SrUuid};
 pub fn serve(command: clap::Command, line: Line) -> Answer {
     match grammar::parse(command, line.args) {
         Err(e) => not_parsed(e),
-        Ok((parsed, personal)) => {
-            let usual = || if stdout().is_terminal() { OutputFormat::Table } else { parsed.verb.usual_format() };
-            let format = parsed.common.format.unwrap_or_else(usual);
-            answer(carry_out(parsed, &personal, line.made), format)
+        Ok(Parsed::List { common, wait, from_xapi }) => {
+            answer(sr_list(wait, from_xapi), format_of(&common, OutputFormat::Sexp))
+        }
+        Ok(Parsed::Verb(parsed, personal)) => {
+            let format = format_of(&parsed.common, parsed.verb.usual_format());
+            answer(carry_out(*parsed, &personal, line.made), format)
         }
     }
+}
+
+/// `usual`: the form for a program that does not say which it wants.
+fn format_of(common: &Common, usual: OutputFormat) -> OutputFormat {
+    common.format.unwrap_or_else(|| if stdout().is_terminal() { OutputFormat::Table } else { usual })
+}
+
+fn sr_list(wait: Option<u64>, from_xapi: bool) -> Result<Reply> {
+    let patience = wait.map_or(listing::PATIENCE, Duration::from_secs).min(LONGEST_WAIT);
+    let told = if from_xapi { listing::of_xapi()? } else { Vec::new() };
+    listing::list(patience, told, &|_| ()).map(Reply::List)
 }
 
 /// `made`: the UUID that was chosen for what the line makes, which is the answer.

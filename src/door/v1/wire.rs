@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::answer::Reply;
+use super::listing::Listed;
 use crate::types::{Format, PoolUse, SrInfo, SrUuid, State, VdiInfo, VdiUuid};
 
 /// One datum, tagged with what it is. An SR or a VDI inside another datum is tagged as it is at top level.
@@ -16,6 +17,9 @@ pub enum Datum {
     Text(String),
     Sr(Sr),
     Srs(Vec<Datum>),
+    /// Only sm answers it.
+    #[serde(rename = "sr_list")]
+    List(Vec<Line>),
     Tree(Sr),
     Vdi(Vdi),
 }
@@ -28,6 +32,7 @@ impl From<&Reply> for Datum {
             Reply::Text(text) => Datum::Text(text.clone()),
             Reply::Sr(info) => Datum::Sr(info.into()),
             Reply::Srs(found) => Datum::Srs(found.iter().map(|info| Datum::Sr(info.into())).collect()),
+            Reply::List(lines) => Datum::List(lines.iter().map(|line| Line::Sr(line.into())).collect()),
             Reply::Tree(info) => Datum::Tree(info.into()),
             Reply::Vdi(info) => Datum::Vdi(info.into()),
         }
@@ -66,6 +71,51 @@ impl From<&SrInfo> for Sr {
             location: info.location.clone(),
             pool: info.pool.as_ref().map(Pool::from),
             vdis: info.vdis.iter().map(|vdi| Datum::Vdi(vdi.into())).collect(),
+        }
+    }
+}
+
+/// One SR of `sm sr_list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Line {
+    Sr(ListedSr),
+}
+
+/// What `sm sr_list` tells of an SR.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedSr {
+    /// Left out for an SR without a name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Left out for a file of the table that cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "bare")]
+    pub uuid: Option<SrUuid>,
+    #[serde(rename = "type")]
+    pub sr_type: String,
+    pub state: String,
+    /// Left out for an SR that is available.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Left out, like `free`, unless the SR is available.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "bare")]
+    pub size: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "bare")]
+    pub free: Option<u64>,
+    pub location: String,
+}
+
+impl From<&Listed> for ListedSr {
+    fn from(line: &Listed) -> ListedSr {
+        ListedSr {
+            name: line.name.clone(),
+            uuid: line.uuid,
+            sr_type: line.sr_type.clone(),
+            state: line.state.to_owned(),
+            reason: line.reason.clone(),
+            size: line.space.map(|space| space.size),
+            free: line.space.map(|space| space.free),
+            location: line.location.clone(),
         }
     }
 }
@@ -172,6 +222,7 @@ mod bare {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::types::Space;
 
     pub fn vdi() -> VdiInfo {
         VdiInfo {
@@ -211,11 +262,21 @@ pub(super) mod tests {
         }
     }
 
+    fn listed() -> Reply {
+        let space = Some(Space { size: 2, free: 1 });
+        let line = Listed { name: "fast".to_owned(), uuid: Some(SrUuid::random()), space, ..Listed::default() };
+        Reply::List(vec![line, Listed::default()])
+    }
+
     #[test]
     fn a_datum_is_read_back_as_it_was_written() {
-        for reply in
-            [Reply::Vdi(vdi()), Reply::Sr(sr(vec![vdi()])), Reply::Sr(sr(vec![])), Reply::Srs(vec![sr(vec![])])]
-        {
+        for reply in [
+            Reply::Vdi(vdi()),
+            Reply::Sr(sr(vec![vdi()])),
+            Reply::Sr(sr(vec![])),
+            Reply::Srs(vec![sr(vec![])]),
+            listed(),
+        ] {
             let datum = Datum::from(&reply);
             let text = serde_lexpr::to_vec(&datum).unwrap();
             assert!(!text.contains(&b'\n'), "one datum, one line");

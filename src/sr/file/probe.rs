@@ -8,8 +8,26 @@ use super::directory::FileSr;
 use super::records::read_marker;
 use crate::context::Deadline;
 use crate::error::{Error, Result};
+use crate::sr::driver::Found;
 use crate::sys::durable::Dir;
-use crate::types::SrInfo;
+use crate::sys::mount;
+use crate::types::{DeviceConfig, SrInfo};
+
+/// The SRs of this type in the roots of local filesystems. Filesystems of servers, and those that a process serves, may not
+/// answer and are not looked at.
+pub fn discover(sr_type: &'static str) -> Result<Vec<Found>> {
+    const LOCAL: &[&str] = &["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs", "overlay"];
+    let mut found: Vec<Found> = Vec::new();
+    for mount in mount::all()?.iter().filter(|mount| LOCAL.contains(&mount.fs_type.as_str())) {
+        let marker = Dir::open(&mount.path).and_then(|dir| read_marker(&dir));
+        let (Ok(Some(marker)), Some(path)) = (marker, mount.path.to_str()) else { continue };
+        // A filesystem may be mounted at several places.
+        if marker.sr_type == sr_type && !marker.deleting && !found.iter().any(|other| other.sr == marker.uuid) {
+            found.push(Found { sr: marker.uuid, config: DeviceConfig::from([("location", path)]) });
+        }
+    }
+    Ok(found)
+}
 
 /// Which SRs a directory holds: itself, or those one level below it. Waits for changes of their trees until `deadline`.
 pub fn probe(path: &Path, sr_type: &'static str, deadline: Deadline) -> Result<Vec<SrInfo>> {
