@@ -168,7 +168,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_collect)
-            opts="-t -d -h --sr-type --wait --format --dconf --help"
+            opts="-n -t -d -h --dry-run --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -244,7 +244,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_create)
-            opts="-t -d -h --force --destroy-sr --name --sr-type --wait --format --dconf --help"
+            opts="-n -t -d -h --force --destroy-sr --name --yes --dry-run --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -290,7 +290,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_delete)
-            opts="-t -d -h --yes --sr-type --wait --format --dconf --help"
+            opts="-n -t -d -h --yes --dry-run --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -644,7 +644,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_delete)
-            opts="-t -d -h --yes --sr-type --wait --format --dconf --help"
+            opts="-n -t -d -h --yes --dry-run --sr-type --wait --format --dconf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

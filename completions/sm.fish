@@ -64,6 +64,7 @@ json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -l yes -d 'Delete the VDIs in the SR too. sm wants this option if there are any; the drivers do not'
+complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s n -l dry-run -d 'Change nothing, and print what would be done.'
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_attach" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_attach" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -104,6 +105,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s n -l dry-run -d 'Change nothing, and print what would be done.'
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -142,6 +144,7 @@ json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -l yes -d 'Delete the VDI also if its image, or what is stored beside the image, cannot be read'
+complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s n -l dry-run -d 'Change nothing, and print what would be done.'
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -260,4 +263,6 @@ json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l force -d 'Overwrite what the devices hold. An SR with disks is still refused, and so is what is mounted or in use'
+complete -c sm -n "__fish_sm_using_subcommand sr_create" -l yes -d 'Overwrite what --force or --destroy-sr allows without a question at a terminal.'
+complete -c sm -n "__fish_sm_using_subcommand sr_create" -s n -l dry-run -d 'Change nothing, and print what would be done.'
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -323,3 +323,80 @@ fn sr_list_finds_a_mounted_sr_without_a_name() {
     let line = listed(&scene, MOUNTED).unwrap();
     assert!(line.starts_with("fast "), "{line}");
 }
+
+#[test]
+fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
+    let scene = named();
+    sm(&scene, &["vdi_create", "fast", A, "20G", "--label", "web"]).done();
+    sm(&scene, &["vdi_snapshot", "fast", A, B]).done();
+    let before = scene.digest();
+    let said = sm(&scene, &["vdi_delete", "-n", "fast", "web"]).fails("EINVAL");
+    assert!(said.contains("2 VDIs have it"), "{said}");
+    let said = sm(&scene, &["vdi_delete", "-n", "fast", A, B]).done();
+    assert!(said.starts_with(&format!("delete VDI {A} (web): vhd of 20GiB, ")) && said.lines().count() == 2, "{said}");
+    let said = sm(&scene, &["sr_delete", "--dry-run", "fast"]).done();
+    for line in [format!("delete SR {SR} of type file at {}", scene.dconf()), "remove the name fast".to_owned()] {
+        assert!(said.lines().any(|it| it == line), "no {line} in {said}");
+    }
+    assert_eq!(said.matches("delete VDI").count(), 2, "{said}");
+    assert_eq!(sm(&scene, &["sr_collect", "-n", "fast"]).done(), "nothing to collect\n");
+    let other = scene.root.path().join("other");
+    let said = sm(&scene, &["sr_create", "-n", "--name", "slow", "-t", "file", "-d", other.to_str().unwrap()]).done();
+    assert!(said.contains(" with the name slow of type file at location="), "{said}");
+    assert!(!other.exists() && !entry(&scene, "slow").exists());
+    sm(&scene, &["sr_create", "-n", "-t", "file", "-d", &scene.dconf()]).fails("EBUSY");
+    assert_eq!(scene.digest(), before);
+
+    // What is in use is refused by the plan as by the command.
+    sm(&scene, &["vdi_lock", "fast", A, "FALSE", "host1/vm7"]).done();
+    for call in [&["vdi_delete", "-n", "fast", A][..], &["sr_delete", "-n", "fast"]] {
+        assert!(sm(&scene, call).fails("EVDIBUSY").contains("host1/vm7, who locked it"));
+    }
+    sm(&scene, &["vdi_unlock", "fast", A, "FALSE", "host1/vm7"]).done();
+
+    // The collector does what its plan says.
+    sm(&scene, &["vdi_delete", "fast", B]).done();
+    let before = scene.digest();
+    let said = sm(&scene, &["sr_collect", "-n", "fast"]).done();
+    assert!(said.starts_with(&format!("merge {A}, ")) && said.lines().count() == 1, "{said}");
+    assert_eq!(scene.digest(), before);
+    sm(&scene, &["sr_collect", "fast"]).done();
+    assert_eq!(sm(&scene, &["sr_collect", "-n", "fast"]).done(), "nothing to collect\n");
+}
+
+/// One line of `sm` at a terminal, with what is typed; all that the terminal shows, and the status.
+fn at_terminal(scene: &Scene, words: &[&str], typed: &str) -> (String, i32) {
+    let line = format!("{} {}", scene.executable().display(), words.join(" "));
+    let mut command = Command::new("script");
+    command.args(["-qec", &line, "/dev/null"]).env("XCP_SM_RUN_DIR", run_dir(scene)).write_stdin(typed);
+    let output = command.output().unwrap();
+    (String::from_utf8_lossy(&output.stdout).replace('\r', ""), output.status.code().unwrap())
+}
+
+#[test]
+fn a_person_at_a_terminal_is_asked_before_data_is_lost() {
+    if !scene::has("script") {
+        return;
+    }
+    let scene = named();
+    sm(&scene, &["vdi_create", "fast", A, "20", "--label", "web"]).done();
+    let before = scene.digest();
+    for typed in ["n\n", "\n", "\u{4}"] {
+        for call in [&["vdi_delete", "fast/web"][..], &["sr_delete", "fast"]] {
+            let (shown, status) = at_terminal(&scene, call, typed);
+            assert!(shown.contains(&format!("delete VDI {A} (web)")) && shown.contains("Go on? [y/N]"), "{shown}");
+            assert!(status == 22 && shown.contains("nothing was changed"), "{status}: {shown}");
+        }
+    }
+    assert_eq!(scene.digest(), before);
+    let (shown, status) = at_terminal(&scene, &["vdi_delete", "fast/web"], "y\n");
+    assert!(status == 0 && !scene.names().iter().any(|name| name.contains(A)), "{status}: {shown}");
+    // A number without a unit is explained, and what is made is told.
+    let (shown, status) = at_terminal(&scene, &["vdi_create", "fast", "20"], "");
+    assert!(status == 0 && shown.contains("20 was taken for 20MiB"), "{status}: {shown}");
+    let (shown, status) = at_terminal(&scene, &["sr_delete", "fast"], "y\n");
+    assert!(status == 0 && !scene.place.exists(), "{status}: {shown}");
+    // There is nothing to be asked about.
+    let (shown, status) = at_terminal(&scene, &["sr_delete", "-t", "file", "-d", &scene.dconf(), SR], "");
+    assert!(status == 0 && shown.contains("nothing to delete"), "{status}: {shown}");
+}

@@ -6,6 +6,7 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::sr::loss;
 use crate::types::{Done, Overwrite, Space, SrInfo};
+use crate::vdi::tree::collect::Planned;
 
 impl Session {
     /// Makes the SR. `size`: the least size that will do, bytes. `over`: what may be destroyed for it.
@@ -16,6 +17,23 @@ impl Session {
     pub fn sr_create(&self, size: Option<u64>, over: &Overwrite, context: &Context) -> Result<()> {
         let (sr, over) = (self.sr, over.clone());
         self.carry_out(Locks::of_sr(), context, move |storage, context| loss::create(storage, sr, size, &over, context))
+    }
+
+    /// What [`Session::sr_create`] would destroy, in words. Changes nothing.
+    ///
+    /// # Errors
+    /// Those of [`Session::sr_create`], as far as they can be told before.
+    pub fn plan_create(&self, size: Option<u64>, over: &Overwrite, context: &Context) -> Result<Vec<String>> {
+        let over = over.clone();
+        self.carry_out(Locks::none(), context, move |storage, context| loss::plan(storage, size, &over, context))
+    }
+
+    /// What [`Session::sr_collect`] would do now. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Session::sr_get_params`].
+    pub fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>> {
+        self.carry_out(Locks::none(), context, |storage, context| storage.plan_collect(context))
     }
 
     /// Deletes the SR and every disk in it. Idempotent. [`Session::vdis_at_stake`] says what is lost.

@@ -9,6 +9,7 @@ use crate::sys::watch::Pulse;
 use crate::types::{DeviceConfig, Done, Format, NewVdi, Overwrite, SmConfig, Space, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
+use crate::vdi::tree::collect::Planned;
 
 /// What a driver says of itself before any SR exists.
 pub struct Driver {
@@ -222,6 +223,23 @@ pub trait Sr: Send + Sync {
     /// [`Error::NotMerged`] at the end, with all failures; [`Error::SrUnavailable`] while another process collects. Those of
     /// [`Sr::stat`] for an SR that is not there, also of an SR that keeps no trees.
     fn collect(&self, context: &Context) -> Result<Done>;
+
+    /// What [`Sr::collect`] would do now; nothing on an SR that keeps no trees. Changes nothing.
+    ///
+    /// # Errors
+    /// Those of [`Sr::stat`]; [`Error::Busy`] while another call changes a tree.
+    fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>>;
+
+    /// Refuses what [`Sr::create_over`] would refuse, as far as it can be seen without changing anything.
+    ///
+    /// # Errors
+    /// Those of [`Sr::create_over`]; [`Error::Unsupported`] by drivers that cannot tell.
+    fn check_create(&self, _size: Option<u64>, _over: &Overwrite) -> Result<()> {
+        Err(Error::Unsupported {
+            op: "sr_create --dry-run",
+            why: "this driver finds out only while it makes an SR".to_owned(),
+        })
+    }
 
     /// Whether [`Sr::delete_broken`] would delete the VDI now. Changes nothing.
     ///

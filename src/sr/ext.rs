@@ -41,6 +41,7 @@ use crate::sys::{blockdev, run_dir};
 use crate::types::{DeviceConfig, Done, NewVdi, Overwrite, Space, SrInfo, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
+use crate::vdi::tree::collect::Planned;
 
 pub const DRIVER: Driver = Driver {
     sr_type: "ext",
@@ -321,6 +322,10 @@ impl Sr for ExtSr {
         self.make(size, over)
     }
 
+    fn check_create(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
+        self.group.check(size, over, striped)
+    }
+
     fn disks_at_rest(&self) -> Result<Vec<VdiInfo>> {
         let found =
             if self.point.is_mounted()? { self.scan() } else { self.unattached(&self.group.whole()?, FileSr::scan) };
@@ -394,6 +399,10 @@ impl Sr for ExtSr {
 
     fn scan(&self) -> Result<SrInfo> {
         self.files()?.scan().map(|info| self.located(info)).map_err(|e| self.explain(e))
+    }
+
+    fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>> {
+        self.files()?.plan_collect(context).map_err(|e| self.explain(e))
     }
 
     fn collect(&self, context: &Context) -> Result<Done> {

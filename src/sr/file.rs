@@ -79,10 +79,10 @@ use crate::image::name::ImageName;
 use crate::sr::config::{self, PREFERRED_FORMATS};
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_server, vdi_by_uuid};
 use crate::sys::copy::Progress;
-use crate::types::{DeviceConfig, Done, Format, NewVdi, SmConfig, Space, SrInfo, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, Format, NewVdi, Overwrite, SmConfig, Space, SrInfo, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
-use crate::vdi::tree::collect::collect;
+use crate::vdi::tree::collect::{Planned, collect, plan};
 
 pub const DRIVER: Driver = Driver {
     sr_type: "file",
@@ -209,6 +209,14 @@ impl Sr for FileSr {
 
     fn collect(&self, context: &Context) -> Result<Done> {
         collect(&self.forest(self.dir()?), context)
+    }
+
+    fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>> {
+        plan(&self.forest(self.dir()?), context)
+    }
+
+    fn check_create(&self, _size: Option<u64>, _over: &Overwrite) -> Result<()> {
+        self.check_make()
     }
 
     fn delete_broken(&self, vdi: VdiUuid, context: &Context) -> Result<bool> {

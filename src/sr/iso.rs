@@ -42,6 +42,7 @@ use crate::sys::durable::{self, Dir};
 use crate::sys::loopdev;
 use crate::sys::watch::Pulse;
 use crate::types::{Done, Format, NewVdi, Params, SmConfig, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::vdi::tree::collect::Planned;
 use crate::vdi::{self, Attachments, Vdi};
 
 use images::{Iso, is_ours_in_the_making, name_of, uuid_of};
@@ -237,6 +238,10 @@ impl Sr for IsoSr {
         let dir = self.library.dir()?;
         self.library.refuse_another_sr(&dir)?;
         Ok(Done::Already)
+    }
+
+    fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>> {
+        self.collect(context).map(|_| Vec::new())
     }
 
     fn forget_vdi(&self, _vdi: VdiUuid) -> Result<Done> {

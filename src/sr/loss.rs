@@ -52,6 +52,36 @@ pub fn create(storage: &dyn Sr, sr: SrUuid, size: Option<u64>, over: &Overwrite,
     }
 }
 
+/// What sr_create would destroy, in words; nothing for a place that is free. Changes nothing.
+///
+/// # Errors
+/// Those of [`create`] for what `over` does not allow.
+pub fn plan(storage: &dyn Sr, size: Option<u64>, over: &Overwrite, context: &Context) -> Result<Vec<String>> {
+    let mut agreed = Overwrite::default();
+    let mut lost = Vec::new();
+    loop {
+        match storage.check_create(size, &agreed) {
+            Ok(()) => return Ok(lost),
+            Err(Error::HoldsSr { device, mut held }) if !agreed.srs.contains(&held.sr) => {
+                if held.lost == Lost::NotListed {
+                    let listed = device_list(held.on.iter().map(|device| device.as_path()));
+                    held.lost = look(held.sr, &DeviceConfig::from([("device", listed.as_str())]), context.deadline);
+                }
+                if !over.srs.contains(&held.sr) && (held.lost != Lost::Nothing || !over.contents) {
+                    return Err(Error::HoldsSr { device, held });
+                }
+                lost.push(format!("{device}: it holds {held}"));
+                agreed.srs.push(held.sr);
+            }
+            Err(Error::Occupied { device, holds }) if over.contents && !agreed.contents => {
+                lost.push(format!("{device}: {holds}"));
+                agreed.contents = true;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Asks the drivers of SRs on block devices.
 fn look(held: SrUuid, config: &DeviceConfig, deadline: Instant) -> Lost {
     let mut why = "LVM does not show its group, or no driver here serves its kind".to_owned();

@@ -58,6 +58,7 @@ use crate::sys::copy::Progress;
 use crate::types::{DeviceConfig, Done, Format, NewVdi, Overwrite, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
+use crate::vdi::tree::collect::Planned;
 
 pub const DRIVER: Driver = Driver {
     sr_type: "lvm",
@@ -172,6 +173,10 @@ impl Sr for LvmSr {
         self.make(size, over)
     }
 
+    fn check_create(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
+        self.check(size, over)
+    }
+
     fn disks_at_rest(&self) -> Result<Vec<VdiInfo>> {
         self.list_at_rest()
     }
@@ -219,6 +224,10 @@ impl Sr for LvmSr {
     /// An SR on logical volumes keeps no trees of images, so there is nothing to merge.
     fn collect(&self, _context: &Context) -> Result<Done> {
         self.listed().map(|_| Done::Already)
+    }
+
+    fn plan_collect(&self, _context: &Context) -> Result<Vec<Planned>> {
+        self.listed().map(|_| Vec::new())
     }
 
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {

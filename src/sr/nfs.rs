@@ -37,6 +37,7 @@ use crate::sys::watch::Pulse;
 use crate::types::{DeviceConfig, Done, NewVdi, Space, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
+use crate::vdi::tree::collect::Planned;
 
 use export::{Export, FS_TYPES, Holds, SILENCE};
 
@@ -294,6 +295,10 @@ impl Sr for NfsSr {
 
     fn local_path(&self) -> Option<PathBuf> {
         Some(self.point.path().to_owned())
+    }
+
+    fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>> {
+        self.files()?.plan_collect(context).map_err(|e| self.explain(e))
     }
 
     fn collect(&self, context: &Context) -> Result<Done> {

@@ -336,9 +336,14 @@ pub fn sm_command() -> clap::Command {
              that does not answer within 5 s, or what --wait says, is listed as such",
         )
         .arg(from_xapi);
+    let dry_run = Arg::new("dry_run").short('n').long("dry-run").action(ArgAction::SetTrue);
+    let dry_run = dry_run.help("Change nothing, and print what would be done.");
+    let yes = Arg::new("yes_of_person").long("yes").action(ArgAction::SetTrue);
+    let yes = yes.help("Overwrite what --force or --destroy-sr allows without a question at a terminal.");
     with_place
         .subcommand(list)
-        .mut_subcommand("sr_create", |verb| verb.arg(name))
+        .mut_subcommand("sr_create", |verb| verb.arg(name).arg(yes))
+        .mut_subcommands(|verb| if HAS_PLAN.contains(&verb.get_name()) { verb.arg(dry_run.clone()) } else { verb })
         .mut_subcommands(|verb| verb.mut_args(as_people_say))
 }
 
@@ -362,14 +367,18 @@ pub struct Personal {
     pub name: Option<String>,
     /// Nothing is changed, and what would be is told.
     pub dry_run: bool,
+    /// A person at a terminal is not asked.
+    pub yes: bool,
 }
 
 impl Personal {
     fn of(matches: &ArgMatches) -> Personal {
         let Some((_, of_verb)) = matches.subcommand() else { return Personal::default() };
+        let flag = |id| of_verb.try_get_one::<bool>(id).ok().flatten().copied().unwrap_or_default();
         Personal {
             name: of_verb.try_get_one::<String>("name").ok().flatten().cloned(),
-            dry_run: of_verb.try_get_one::<bool>("dry_run").ok().flatten().copied().unwrap_or_default(),
+            dry_run: flag("dry_run"),
+            yes: flag("yes") || flag("yes_of_person"),
         }
     }
 }
@@ -400,6 +409,9 @@ pub fn parse(command: clap::Command, args: Vec<OsString>) -> Result<Parsed, clap
     let personal = Personal::of(&matches);
     Ok(Parsed::Verb(Box::new(SmCommand::from_arg_matches(&matches)?), personal))
 }
+
+/// Commands that destroy or take long: `--dry-run` says what they would do.
+const HAS_PLAN: [&str; 4] = ["sr_create", "sr_delete", "sr_collect", "vdi_delete"];
 
 /// The command of `sm` alone.
 const LIST: &str = "sr_list";

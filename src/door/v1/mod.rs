@@ -12,6 +12,7 @@
 //! | [`words`] | what a person may leave out of a line |
 //! | [`address`] | what names, labels and starts of UUIDs stand for |
 //! | [`listing`] | `sm sr_list`: the SRs of this host |
+//! | [`plan`] | what a command that destroys would do |
 //! | [`status`] | the exit status of each failure |
 //! | [`progress`] | how far a copy has come, for a person |
 
@@ -20,6 +21,7 @@ pub mod answer;
 pub mod grammar;
 pub mod listing;
 pub mod person;
+pub mod plan;
 pub mod progress;
 pub mod request;
 pub mod status;

@@ -1,7 +1,7 @@
 //! One line of `sm`: the names in it are looked up, the command is carried out, and a person is told what a program does not
 //! ask for.
 
-use std::io::{IsTerminal, Write, stderr, stdout};
+use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 use std::time::Duration;
 
 use super::address::{self, Target};
@@ -9,6 +9,7 @@ use super::answer::{Reply, answer, not_parsed};
 use super::deadline;
 use super::grammar::{self, Common, OutputFormat, Parsed, Personal, SmCommand, Verb};
 use super::listing;
+use super::plan::{self, Plan};
 use super::progress::ProgressBar;
 use super::verbs::Caller;
 use super::words::Line;
@@ -17,7 +18,7 @@ use crate::context::{Context, LONGEST_WAIT};
 use crate::door::{Answer, size};
 use crate::error::{Error, Result};
 use crate::registry::{self, Entry, Place, SrName};
-use crate::types::{Size, SrUuid};
+use crate::types::{Size, SrUuid, printable};
 
 /// Carries one line out.
 pub fn serve(command: clap::Command, line: Line) -> Answer {
@@ -55,6 +56,14 @@ fn carry_out(command: SmCommand, personal: &Personal, made: Option<String>) -> R
     let target = address::target(&mut verb, sr_type.as_deref(), common.dconf.as_deref(), deadline)?;
     policy::refuse_unknown_keys(target.driver, &target.config)?;
     address::resolve_vdis(&mut verb, &target, &context)?;
+    if personal.dry_run {
+        let plan = plan::of(&verb, &target, personal, &context)?;
+        return Ok(Reply::Text(plan.map(|plan| shown(&plan)).unwrap_or_default()));
+    }
+    let confirmed = confirm(&verb, &target, personal, &context)?;
+    if let Verb::SrDelete { yes, .. } = &mut verb {
+        *yes |= confirmed;
+    }
     let bare = bare_size(&verb).map(str::to_owned);
     let caller = Caller { driver: target.driver, config: target.config.clone(), context: &context, person: true };
     let sr = verb.sr_word().map(|word| word.parse::<SrUuid>()).transpose()?;
@@ -77,6 +86,31 @@ fn carry_out(command: SmCommand, personal: &Personal, made: Option<String>) -> R
         say_unit(&bare);
     }
     Ok(made.map_or(reply, Reply::Text))
+}
+
+/// The lines of a plan, without what acts on a terminal.
+fn shown(plan: &Plan) -> String {
+    plan.lines.iter().map(|line| format!("{}\n", printable(line))).collect()
+}
+
+/// Asks a person at a terminal before data is lost; whether the person agreed. A program is not asked.
+fn confirm(verb: &Verb, target: &Target, personal: &Personal, context: &Context) -> Result<bool> {
+    let overwrites = !matches!(verb, Verb::SrCreate { force: false, destroy_sr, .. } if destroy_sr.is_empty());
+    if personal.yes || !overwrites || !stdin().is_terminal() || !stderr().is_terminal() {
+        return Ok(false);
+    }
+    // What the command itself refuses, it refuses in its own words.
+    let Ok(Some(plan)) = plan::of(verb, target, personal, context) else { return Ok(false) };
+    if !plan.destroys {
+        return Ok(false);
+    }
+    let _ = write!(stderr(), "{}Go on? [y/N] ", shown(&plan));
+    let mut answer = String::new();
+    let _ = stdin().read_line(&mut answer);
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Ok(true),
+        _ => Err(Error::Usage("it was not confirmed, and nothing was changed".to_owned())),
+    }
 }
 
 /// Makes an SR that has a name. The name is there first: if the call is killed, the same call goes on with the UUID that the

@@ -25,6 +25,32 @@ use crate::vdi::tree::collect::{Failures, remove_garbage};
 use crate::vdi::{self, Attachments, layout};
 
 impl FileSr {
+    /// Refuses a place where [`FileSr::make`] would make no SR. Changes nothing.
+    ///
+    /// # Errors
+    /// Those of [`FileSr::make`].
+    pub(super) fn check_make(&self) -> Result<()> {
+        match self.look()? {
+            Found::Sr(_, marker) if marker.deleting => {}
+            found => self.refuse_taken(found)?,
+        }
+        self.refuse_inside_another()
+    }
+
+    fn refuse_taken(&self, found: Found) -> Result<()> {
+        match found {
+            Found::Sr(_, marker) if marker.uuid == self.sr => {
+                Err(Error::SrExists { sr: self.sr, found: format!("in {}", self.path.display()) })
+            }
+            Found::Sr(_, marker) => Err(Error::DeviceInUse {
+                device: self.path.display().to_string(),
+                holder: format!("it holds SR {}", marker.uuid),
+            }),
+            Found::Strange(_) => Err(Error::NotEmpty { path: self.path.clone() }),
+            Found::Nothing => Ok(()),
+        }
+    }
+
     /// Makes the SR, see [`crate::sr::Sr::create`].
     ///
     /// # Errors
@@ -40,18 +66,9 @@ impl FileSr {
                 // Whoever made it may have been killed before it was durable.
                 dir.sync()?;
                 durable::sync_parent(&self.path)?;
-                return Err(Error::SrExists { sr: self.sr, found: format!("in {}", self.path.display()) });
+                self.refuse_taken(Found::Sr(dir, marker))?;
             }
-            Found::Sr(_, marker) => {
-                return Err(Error::DeviceInUse {
-                    device: self.path.display().to_string(),
-                    holder: format!("it holds SR {}", marker.uuid),
-                });
-            }
-            Found::Strange(_) => {
-                return Err(Error::NotEmpty { path: self.path.clone() });
-            }
-            Found::Nothing => {}
+            found => self.refuse_taken(found)?,
         }
         self.refuse_inside_another()?;
         let dir = match Dir::open(&self.path) {

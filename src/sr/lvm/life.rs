@@ -10,12 +10,21 @@ use crate::sys::syslog;
 use crate::types::{Done, Overwrite};
 use crate::vdi;
 
+/// The bytes that an SR on devices with so many has.
+fn room(devices: &[u64]) -> u64 {
+    devices.iter().sum()
+}
+
 impl LvmSr {
+    pub(super) fn check(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
+        self.group.check(size, over, room)
+    }
+
     pub(super) fn make(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
         let thin = self.allocation == Some(Allocation::Thin);
         let mut tags = vec![if thin { THIN } else { THICK }];
         tags.extend(self.is_shared.then_some(SHARED));
-        self.group.make(size, over, &tags, |devices| devices.iter().sum())?;
+        self.group.make(size, over, &tags, room)?;
         if thin {
             let options =
                 ["-y", "--type", "thin-pool", "-n", POOL, "-l", "100%FREE", "--poolmetadataspare", "y", "-Zy"];

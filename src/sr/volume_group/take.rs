@@ -176,6 +176,35 @@ impl VolumeGroup {
         Ok(())
     }
 
+    /// Refuses what [`VolumeGroup::make`] would refuse. Changes nothing.
+    ///
+    /// # Errors
+    /// Those of [`VolumeGroup::make`].
+    pub fn check(&self, size: Option<u64>, over: &Overwrite, room: fn(&[u64]) -> u64) -> Result<()> {
+        if let Some(missing) = self.missing_device() {
+            return Err(missing);
+        }
+        let groups = lvm::report(None)?;
+        if let Some(vg) = groups.iter().find(|vg| vg.name == self.name() && !self.is_unfinished(vg)) {
+            return Err(self.exists(vg));
+        }
+        self.refuse_used_devices(&groups, over)?;
+        self.refuse_too_small(size, room)
+    }
+
+    fn exists(&self, vg: &Vg) -> Error {
+        let found = format!("on {}", device_list(vg.pvs.iter().map(|pv| pv.name.as_path())));
+        Error::SrExists { sr: self.sr, found }
+    }
+
+    fn refuse_too_small(&self, size: Option<u64>, room: fn(&[u64]) -> u64) -> Result<()> {
+        let Some(wanted) = size else { return Ok(()) };
+        let each =
+            self.devices.iter().map(|device| Ok(blockdev::size(device)?.saturating_sub(DATA_BEGINS) / EXTENT * EXTENT));
+        let free = room(&each.collect::<Result<Vec<u64>>>()?);
+        if wanted > free { Err(Error::NoSpace { sr: self.sr, free, wanted }) } else { Ok(()) }
+    }
+
     /// Makes the group with tags. One that was not finished is removed first.
     ///
     /// `room` says how many bytes an SR on devices with so many can hold, which `size` must not exceed. `over` says
@@ -192,23 +221,13 @@ impl VolumeGroup {
         if let Some(vg) = groups.iter().find(|vg| vg.name == self.name()) {
             if !self.is_unfinished(vg) {
                 self.flush(vg)?;
-                let found = format!("on {}", device_list(vg.pvs.iter().map(|pv| pv.name.as_path())));
-                return Err(Error::SrExists { sr: self.sr, found });
+                return Err(self.exists(vg));
             }
             self.remove(vg)?;
             groups = lvm::report(None)?;
         }
         self.refuse_used_devices(&groups, over)?;
-        if let Some(wanted) = size {
-            let each = self
-                .devices
-                .iter()
-                .map(|device| Ok(blockdev::size(device)?.saturating_sub(DATA_BEGINS) / EXTENT * EXTENT));
-            let free = room(&each.collect::<Result<Vec<u64>>>()?);
-            if wanted > free {
-                return Err(Error::NoSpace { sr: self.sr, free, wanted });
-            }
-        }
+        self.refuse_too_small(size, room)?;
         let names: Vec<String> =
             self.devices.iter().map(|d| d.canonicalize().unwrap_or_else(|_| d.clone()).display().to_string()).collect();
         if !over.is_nothing() {

@@ -156,6 +156,47 @@ pub fn collect(forest: &dyn Forest, context: &Context) -> Result<Done> {
     }
 }
 
+/// What the collector would do with one image now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Planned {
+    /// Nothing needs the base.
+    Remove(VdiUuid),
+    /// The image is the only child of its parent and would become one with it.
+    Merge { image: VdiUuid, into: VdiUuid },
+    /// The image stays as it is; says why.
+    Leave(VdiUuid, String),
+}
+
+/// What [`collect`] would do now, in its order, as far as the trees tell: an image that another call uses by then is left out.
+/// Changes nothing.
+///
+/// # Errors
+/// [`Error::Busy`] if the lock of the trees cannot be had; [`Error::Io`].
+pub fn plan(forest: &dyn Forest, context: &Context) -> Result<Vec<Planned>> {
+    let (mut nodes, mut seen) = (read_locked(forest, context)?, Seen::default());
+    let mut planned = Vec::new();
+    loop {
+        match next(&nodes, &seen) {
+            Step::End => return Ok(planned),
+            Step::RemoveGarbage => {
+                let bases: Vec<VdiUuid> = garbage(&nodes, &seen.failures).collect();
+                for base in bases {
+                    planned.push(Planned::Remove(base));
+                    nodes.remove(base);
+                }
+            }
+            Step::Refuse(vdi, why) => {
+                planned.push(Planned::Leave(vdi, why));
+                seen.left.insert(vdi);
+            }
+            Step::Merge(image) => {
+                planned.extend(nodes.base_of_only_child(image).map(|into| Planned::Merge { image, into }));
+                seen.left.insert(image);
+            }
+        }
+    }
+}
+
 /// The trees while no call changes one. A merge begins with what they say: read during a snapshot, they may show the new
 /// base with one of its two children only, and the data of that one must not go into the base.
 fn read_locked(forest: &dyn Forest, context: &Context) -> Result<Nodes> {

@@ -1,0 +1,174 @@
+//! What a command that destroys, or that takes long, would do: for `--dry-run`, and before a person at a terminal is asked.
+
+use super::address::Target;
+use super::grammar::{Personal, Verb};
+use crate::call::Session;
+use crate::context::Context;
+use crate::door::size;
+use crate::error::{Error, Result, one_line};
+use crate::registry;
+use crate::types::{Misread, Overwrite, Size, SrUuid, VdiInfo, VdiUuid, shown};
+use crate::vdi::tree::collect::Planned;
+
+/// What a command would do.
+pub struct Plan {
+    /// A line for each thing.
+    pub lines: Vec<String>,
+    /// Whether data would be lost.
+    pub destroys: bool,
+}
+
+/// What a command would do, if it is one that has a plan. Changes nothing.
+///
+/// # Errors
+/// What would make the command fail, as far as it can be told before.
+pub fn of(verb: &Verb, target: &Target, personal: &Personal, context: &Context) -> Result<Option<Plan>> {
+    let open = |sr: &str| Session::open(target.driver, sr.parse()?, target.config.clone());
+    match verb {
+        Verb::SrCreate { sr, size, force, destroy_sr } => {
+            let session = open(&sr.sr)?;
+            let size = size.as_deref().map(size::parse_or_zero).transpose()?.flatten();
+            let srs = destroy_sr.iter().map(|sr| sr.parse()).collect::<Result<_, Misread>>()?;
+            let lost = session.plan_create(size, &Overwrite { contents: *force, srs }, context)?;
+            Ok(Some(made(&session, target, personal, &lost)))
+        }
+        Verb::SrDelete { sr, .. } => deleted_sr(&open(&sr.sr)?, target, context).map(Some),
+        Verb::SrCollect(sr) => {
+            let session = open(&sr.sr)?;
+            let disks = session.sr_scan(context)?.vdis;
+            let planned = session.plan_collect(context)?;
+            Ok(Some(Plan { lines: collected(&planned, &disks), destroys: false }))
+        }
+        Verb::VdiDelete { vdi, yes } => deleted_vdi(&open(&vdi.sr.sr)?, vdi.vdi.parse()?, *yes, context).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn made(session: &Session, target: &Target, personal: &Personal, lost: &[String]) -> Plan {
+    let named = personal.name.as_ref().map(|name| format!(" with the name {name}")).unwrap_or_default();
+    let mut lines =
+        vec![format!("make SR {}{named} of type {} at {}", session.sr(), target.driver.sr_type, place(target))];
+    lines.extend(lost.iter().map(|what| format!("overwrite {what}")));
+    if !lost.is_empty() {
+        lines.push("overwrite all else that these devices hold".to_owned());
+    }
+    Plan { lines, destroys: !lost.is_empty() }
+}
+
+fn place(target: &Target) -> String {
+    let keys = target.config.0.iter().map(|(key, value)| format!("{key}={}", shown(key, value)));
+    keys.collect::<Vec<_>>().join(" ")
+}
+
+fn deleted_sr(session: &Session, target: &Target, context: &Context) -> Result<Plan> {
+    let sr = session.sr();
+    let mut lines = Vec::new();
+    let mut destroys = false;
+    match session.sr_scan(context) {
+        Ok(info) => {
+            let disks: Vec<&VdiInfo> = info.vdis.iter().filter(|vdi| !vdi.hidden).collect();
+            refuse_used(&disks)?;
+            lines.push(format!("delete SR {sr} of type {} at {}", info.sr_type, info.location));
+            if !target.driver.keeps_disks {
+                lines.extend(disks.iter().map(|vdi| format!("delete {}", described(vdi))));
+                destroys = !disks.is_empty();
+            }
+        }
+        Err(Error::NoSr { .. }) => lines.push(format!("nothing to delete: there is no SR {sr}")),
+        // It would have to be attached to be seen, which is a change.
+        Err(error @ Error::SrUnavailable { .. }) => {
+            lines.push(format!(
+                "delete SR {sr} at {} and its disks, which cannot be listed: {}",
+                place(target),
+                one_line(&error)
+            ));
+            destroys = true;
+        }
+        Err(error) => return Err(error),
+    }
+    lines.extend(names_of(sr).into_iter().map(|name| format!("remove the name {name}")));
+    Ok(Plan { lines, destroys })
+}
+
+fn names_of(sr: SrUuid) -> Vec<String> {
+    let all = registry::all().unwrap_or_default();
+    all.into_iter().filter_map(|(name, entry)| entry.ok().filter(|entry| entry.sr == sr).map(|_| name)).collect()
+}
+
+fn refuse_used(disks: &[&VdiInfo]) -> Result<()> {
+    let in_use = |vdi: &&&VdiInfo| vdi.attached || !vdi.vbds.is_empty();
+    let Some(vdi) = disks.iter().find(in_use) else { return Ok(()) };
+    let holder = match vdi.vbds.as_slice() {
+        [] => "this host, which has it attached".to_owned(),
+        users => format!("{}, who locked it", users.join(", ")),
+    };
+    Err(Error::VdiInUse { vdi: vdi.uuid, sr: vdi.sr, holder })
+}
+
+fn deleted_vdi(session: &Session, vdi: VdiUuid, yes: bool, context: &Context) -> Result<Plan> {
+    match session.vdi_get_params(vdi, context) {
+        Ok(info) => {
+            refuse_used(&[&info])?;
+            Ok(Plan { lines: vec![format!("delete {}", described(&info))], destroys: true })
+        }
+        Err(error @ Error::NoVdi { .. }) => {
+            Ok(Plan { lines: vec![format!("nothing to delete: {}", one_line(&error))], destroys: false })
+        }
+        Err(error) if yes && error.is_of_the_image() => {
+            let lines = vec![format!("delete VDI {vdi}, which cannot be read: {}", one_line(&error))];
+            Ok(Plan { lines, destroys: true })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A disk in one line.
+fn described(vdi: &VdiInfo) -> String {
+    let label = if vdi.label.is_empty() { String::new() } else { format!(" ({})", vdi.label) };
+    let state = if vdi.state.is_healthy() { String::new() } else { format!(", {}", vdi.state) };
+    let used = Size(vdi.physical_utilisation);
+    format!("VDI {}{label}: {} of {}, {used} used{state}", vdi.uuid, vdi.format, Size(vdi.virtual_size))
+}
+
+fn collected(planned: &[Planned], images: &[VdiInfo]) -> Vec<String> {
+    if planned.is_empty() {
+        return vec!["nothing to collect".to_owned()];
+    }
+    let used = |vdi: &VdiUuid| {
+        let found = images.iter().find(|image| image.uuid == *vdi);
+        found.map_or_else(String::new, |image| format!(", {} used", Size(image.physical_utilisation)))
+    };
+    let line = |step: &Planned| match step {
+        Planned::Remove(base) => format!("remove base {base}{}", used(base)),
+        Planned::Merge { image, into } => format!("merge {image}{} into its parent {into}{}", used(image), used(into)),
+        Planned::Leave(image, why) => format!("leave {image}: {why}"),
+    };
+    planned.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::door::v1::wire::tests::vdi;
+
+    #[test]
+    fn what_is_attached_or_locked_is_refused_before_anything_is_asked() {
+        let free = VdiInfo { vbds: Vec::new(), attached: false, ..vdi() };
+        refuse_used(&[&free]).unwrap();
+        for used in [VdiInfo { attached: true, ..free.clone() }, vdi()] {
+            assert!(matches!(refuse_used(&[&free, &used]), Err(Error::VdiInUse { .. })));
+        }
+    }
+
+    #[test]
+    fn a_plan_of_the_collector_has_a_line_for_each_image() {
+        let (image, into) = (vdi().uuid, VdiUuid::random());
+        let planned =
+            [Planned::Remove(image), Planned::Merge { image, into }, Planned::Leave(into, "it is odd".to_owned())];
+        let lines = collected(&planned, &[vdi()]);
+        assert_eq!(lines[0], format!("remove base {image}, 4KiB used"));
+        assert_eq!(lines[1], format!("merge {image}, 4KiB used into its parent {into}"));
+        assert_eq!(lines[2], format!("leave {into}: it is odd"));
+        assert_eq!(collected(&[], &[]), ["nothing to collect"]);
+    }
+}

@@ -1,0 +1,52 @@
+#!/bin/bash
+# What sm finds on a host without being told: volume groups and mounts, with a server that does not answer among them.
+# guest: uml
+# needs: nfsd nfs loop ext4 iptable_filter
+# tools: rpc.nfsd rpc.mountd rpcbind mount.nfs mkfs.ext4 lvcreate iptables-legacy
+# bins: sm
+# memory: 1024
+# disks: 128M 300M 300M
+# takes: 40
+set -u
+# shellcheck source=/dev/null
+. "$ROOT/tests/guest/nfs.inc"
+serve
+modprobe -a dm_mod iptable_filter xt_tcpudp 2> /dev/null
+read -r _ ONE TWO <<< "$DISKS"
+export XCP_SM_RUN_DIR=$SCRATCH/host
+mkdir -p "$XCP_SM_RUN_DIR"
+
+has() { grep -q -- "$1" <<< "$2"; }
+listed() { has "(sr $1" "$(sm sr_list "${@:2}" | sed 's/(sr (/\n(sr (/g')"; }
+named() { listed "(name . \"$1\") (uuid . \"$2\") (type . \"$3\") (state . \"$4\")"; }
+unnamed() { listed "(uuid . \"$1\") (type . \"$2\") (state . \"$3\")"; }
+
+LVM=$(sm sr_create --name volumes -t lvm -d "$ONE")
+EXT=$(sm sr_create -t ext -d "$TWO")
+NFS=$(sm sr_create --name far -t nfs -d "nfs@127.0.0.1:/@$SCRATCH/mnt")
+claim 'an SR of volumes with a name is listed' named volumes "$LVM" lvm available
+claim 'an ext SR without a name is found by its group' unnamed "$EXT" ext unavailable
+claim 'an NFS SR that is not attached is listed so' named far "$NFS" nfs unavailable
+claim 'the signature tells the type' sm sr_attach -d "$TWO" "$EXT"
+claim 'an ext SR that is attached is available' unnamed "$EXT" ext available
+claim 'one line attaches two SRs' sm sr_attach far volumes
+claim 'an NFS SR that is attached is available' named far "$NFS" nfs available
+VDI=$(sm vdi_create volumes 8M --label web)
+claim 'a volume is called by its label' has "(uuid . \"$VDI\") (label . \"web\")" "$(sm vdi_get_params volumes/web)"
+claim 'and attached and detached by it' sh -c 'sm vdi_attach volumes/web && sm vdi_detach volumes/web'
+mv "$XCP_SM_RUN_DIR/sr.d/far.conf" "$SCRATCH/far.conf"
+claim 'an NFS SR without a name is found by its mount' unnamed "$NFS" nfs available
+mv "$SCRATCH/far.conf" "$XCP_SM_RUN_DIR/sr.d/far.conf"
+
+iptables-legacy -I INPUT -p tcp --dport 2049 -j DROP
+silent() { listed "(name . \"far\") (uuid . \"$NFS\") (type . \"nfs\") (state . \"\(no answer\|unavailable\)\")"; }
+claim 'a server that is silent does not stop the list' within 12 silent
+claim 'the others are listed beside it' within 12 named volumes "$LVM" lvm available
+iptables-legacy -D INPUT -p tcp --dport 2049 -j DROP
+
+claim 'sr_delete takes the names away' sh -c 'sm sr_delete --yes far && sm sr_delete --yes volumes'
+claim 'nothing of them is listed' sh -c '! sm sr_list | grep -q name'
+sm sr_detach -d "$TWO" "$EXT"
+sm sr_delete -t ext -d "$TWO" "$EXT"
+stop_serving
+summary
