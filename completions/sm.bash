@@ -92,7 +92,7 @@ _sm() {
 
     case "${cmd}" in
         sm)
-            opts="-t -d -h -V --sr-type --wait --format --dconf --help --version sr_delete sr_attach sr_detach sr_get_params sr_scan sr_collect sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params vdi_export vdi_import vdi_tree sr_list sr_create"
+            opts="-t -d -v -h -V --sr-type --wait --format --dconf --verbose --help --version sr_delete sr_attach sr_detach sr_get_params sr_scan sr_collect sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params vdi_export vdi_import vdi_tree sr_list sr_create"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -130,7 +130,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_attach)
-            opts="-t -d -h --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -168,7 +168,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_collect)
-            opts="-n -t -d -h --dry-run --sr-type --wait --format --dconf --help"
+            opts="-n -t -d -v -h --dry-run --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -206,7 +206,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_content_type)
-            opts="-t -d -h --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -244,7 +244,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_create)
-            opts="-n -t -d -h --force --destroy-sr --name --yes --dry-run --sr-type --wait --format --dconf --help"
+            opts="-n -t -d -v -h --force --destroy-sr --name --yes --dry-run --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -290,7 +290,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_delete)
-            opts="-n -t -d -h --yes --dry-run --sr-type --wait --format --dconf --help"
+            opts="-n -t -d -v -h --yes --dry-run --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -328,7 +328,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_detach)
-            opts="-t -d -h --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -366,7 +366,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_get_params)
-            opts="-t -d -h --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -404,7 +404,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_list)
-            opts="-t -d -h --from-xapi --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --from-xapi --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -442,7 +442,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_probe)
-            opts="-t -d -h --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -480,7 +480,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__sr_scan)
-            opts="-t -d -h --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -518,7 +518,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_attach)
-            opts="-t -d -h --read-only --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --read-only --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -556,7 +556,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_clone)
-            opts="-t -d -h --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -594,7 +594,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_create)
-            opts="-t -d -h --type --label --description --shareable --read-only --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --type --label --description --shareable --read-only --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -644,7 +644,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_delete)
-            opts="-n -t -d -h --yes --dry-run --sr-type --wait --format --dconf --help"
+            opts="-n -t -d -v -h --yes --dry-run --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -682,7 +682,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_detach)
-            opts="-t -d -h --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -720,7 +720,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_export)
-            opts="-t -d -h --type --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --type --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -762,7 +762,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_get_params)
-            opts="-t -d -h --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -800,7 +800,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_import)
-            opts="-t -d -h --file-type --size --type --label --description --shareable --read-only --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --file-type --size --type --label --description --shareable --read-only --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -858,7 +858,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_lock)
-            opts="-t -d -h --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -896,7 +896,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_resize)
-            opts="-t -d -h --allow-shrink --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --allow-shrink --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -934,7 +934,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_snapshot)
-            opts="-t -d -h --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -972,7 +972,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_tree)
-            opts="-t -d -h --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1010,7 +1010,7 @@ _sm() {
             return 0
             ;;
         sm__subcmd__vdi_unlock)
-            opts="-t -d -h --sr-type --wait --format --dconf --help"
+            opts="-t -d -v -h --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_sm_global_optspecs
-    string join \n t/sr-type= wait= format= d/dconf= h/help V/version
+    string join \n t/sr-type= wait= format= d/dconf= v/verbose h/help V/version
 end
 
 function __fish_sm_needs_command
@@ -31,6 +31,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_needs_command" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_needs_command" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_needs_command" -s V -l version -d 'Print version'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_delete" -d 'Delete an SR and every VDI in it; the files of an ISO SR stay. Succeeds if there is none; fails while a VDI is in use'
@@ -65,6 +66,7 @@ table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -l yes -d 'Delete the VDIs in the SR too. sm wants this option if there are any; the drivers do not'
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s n -l dry-run -d 'Change nothing, and print what would be done.'
+complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand sr_delete" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_attach" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_attach" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -73,6 +75,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_attach" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_attach" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand sr_attach" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_detach" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_detach" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -81,6 +84,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_detach" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_detach" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand sr_detach" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -89,6 +93,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand sr_get_params" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -97,6 +102,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand sr_scan" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -106,6 +112,7 @@ json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s n -l dry-run -d 'Change nothing, and print what would be done.'
+complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -114,6 +121,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_probe" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_probe" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -122,6 +130,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_probe" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_probe" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand sr_probe" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l type -d 'Format of the VDI: raw, vhd or qcow2, as the driver supports. Without this option vhd where disks are files, raw where disks are volumes' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l label -d 'Name of the VDI, for people' -r
@@ -135,6 +144,7 @@ table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l shareable -d 'Several users may lock the VDI at once'
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -l read-only -d 'The VDI can only be attached read-only'
+complete -c sm -n "__fish_sm_using_subcommand vdi_create" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand vdi_create" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -145,6 +155,7 @@ table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -l yes -d 'Delete the VDI also if its image, or what is stored beside the image, cannot be read'
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s n -l dry-run -d 'Change nothing, and print what would be done.'
+complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand vdi_delete" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -154,6 +165,7 @@ json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -l read-only -d 'Attach the VDI read-only'
+complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand vdi_attach" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -162,6 +174,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand vdi_detach" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -170,6 +183,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand vdi_clone" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -178,6 +192,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand vdi_snapshot" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -187,6 +202,7 @@ json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -l allow-shrink -d 'Allow the VDI to become smaller. The data beyond the new end is lost'
+complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand vdi_resize" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -195,6 +211,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand vdi_lock" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -203,6 +220,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand vdi_unlock" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -211,6 +229,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand vdi_get_params" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -l type -d 'Format of the file: raw, vhd or qcow2. Without this option the file\'s extension decides, else raw' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
@@ -220,6 +239,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand vdi_export" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l file-type -d 'Format of the file: raw, vhd or qcow2. Without this option the file\'s extension decides, else raw. A file that looks like an image is taken for raw only if this option says raw' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l size -d 'Least size of the VDI, in MiB or with a unit. For raw bytes from a pipe, the number of bytes that come' -r
@@ -235,6 +255,7 @@ table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l shareable -d 'Several users may lock the VDI at once'
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -l read-only -d 'The VDI can only be attached read-only'
+complete -c sm -n "__fish_sm_using_subcommand vdi_import" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand vdi_import" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -243,6 +264,7 @@ lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
 json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand vdi_tree" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_list" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_list" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
@@ -252,6 +274,7 @@ json\t''
 table\t'For people'"
 complete -c sm -n "__fish_sm_using_subcommand sr_list" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_list" -l from-xapi -d 'List the SRs that this host\'s xapi knows as well, with the names that xapi has for them.'
+complete -c sm -n "__fish_sm_using_subcommand sr_list" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand sr_list" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l destroy-sr -d 'Destroy this SR, which the devices hold, with every disk in it. May be given several times' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l name -d 'Name of the SR on this host: sm takes it instead of the UUID, -t and -d.' -r
@@ -265,4 +288,5 @@ complete -c sm -n "__fish_sm_using_subcommand sr_create" -s d -l dconf -d 'Where
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l force -d 'Overwrite what the devices hold. An SR with disks is still refused, and so is what is mounted or in use'
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -l yes -d 'Overwrite what --force or --destroy-sr allows without a question at a terminal.'
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -s n -l dry-run -d 'Change nothing, and print what would be done.'
+complete -c sm -n "__fish_sm_using_subcommand sr_create" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand sr_create" -s h -l help -d 'Print help (see more with \'--help\')'

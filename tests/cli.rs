@@ -356,7 +356,9 @@ fn a_user_of_any_text_can_hold_a_lock(scene: &Scene) {
 fn each_format_of_an_answer_says_the_same(scene: &Scene) {
     scene.call(["vdi_create", SR, A, "1", "--label", "a"]).done();
     let json = scene.call(["sr_scan", SR, "--format", "json"]).done();
-    assert!(json.starts_with("{\"sr\":{") && json.ends_with("}\n") && json.contains("\"attached\":false"), "{json}");
+    // The JSON of sm has a form of its own (tests/json.rs).
+    let start = if scene.door == Door::Sm { "{\"schema\":1,\"uuid\":" } else { "{\"sr\":{" };
+    assert!(json.starts_with(start) && json.ends_with("}\n") && json.contains("\"attached\":false"), "{json}");
     let lisp = scene.call(["sr_scan", SR, "--format", "lisp"]).done();
     let sexp = scene.call(["sr_scan", SR, "--format", "sexp"]).done();
     assert_eq!(lisp, sexp.replace("#f", "nil"));

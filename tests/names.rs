@@ -400,3 +400,64 @@ fn a_person_at_a_terminal_is_asked_before_data_is_lost() {
     let (shown, status) = at_terminal(&scene, &["sr_delete", "-t", "file", "-d", &scene.dconf(), SR], "");
     assert!(status == 0 && shown.contains("nothing to delete"), "{status}: {shown}");
 }
+
+/// What comes to the system log of the scene while `work` is done.
+fn logged(scene: &Scene, work: impl FnOnce()) -> Vec<String> {
+    let path = run_dir(scene).join("log");
+    let _ = fs::remove_file(&path);
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    work();
+    let mut lines = Vec::new();
+    let mut bytes = [0; 2048];
+    while let Ok(length) = socket.recv(&mut bytes) {
+        let line = String::from_utf8_lossy(&bytes[..length]).into_owned();
+        lines.push(line.split_once("] ").unwrap().1.to_owned());
+    }
+    fs::remove_file(path).unwrap();
+    lines
+}
+
+#[test]
+fn every_change_is_one_line_in_the_system_log_and_a_look_is_none() {
+    let scene = named();
+    let uid = nix::unistd::geteuid();
+    let of = |what: &str| format!("sm: uid {uid}: {what} of SR {SR}, type file: ");
+    let lines = logged(&scene, || {
+        sm(&scene, &["vdi_create", "fast", A, "1M", "--label", "web"]).done();
+        sm(&scene, &["vdi_snapshot", "fast", "web", B]).done();
+        sm(&scene, &["vdi_get_params", "fast", A]).done();
+        sm(&scene, &["sr_scan", "fast"]).done();
+        sm(&scene, &["sr_list"]).done();
+        sm(&scene, &["vdi_delete", "-n", "fast", A]).done();
+        sm(&scene, &["vdi_resize", "fast", A, "3T"]).fails("E2BIG");
+        sm(&scene, &["vdi_delete", "fast", A, B]).done();
+        sm(&scene, &["sr_delete", "fast"]).done();
+    });
+    let starts = [
+        of(&format!("vdi_create makes {A}")) + "done",
+        of(&format!("vdi_snapshot {A} makes {B}")) + "done",
+        of(&format!("vdi_resize {A}")) + "failed: ",
+        of(&format!("vdi_delete {A}")) + "done",
+        of(&format!("vdi_delete {B}")) + "done",
+        of("sr_delete") + "done",
+    ];
+    assert_eq!(lines.len(), starts.len(), "{lines:#?}");
+    for (line, start) in lines.iter().zip(starts) {
+        assert!(line.starts_with(&start), "{line} does not begin with {start}");
+    }
+}
+
+#[test]
+fn v_says_what_names_stand_for() {
+    let scene = named();
+    sm(&scene, &["vdi_create", "fast", A, "1M", "--label", "web"]).done();
+    let outcome = sm(&scene, &["-v", "vdi_get_params", "fast/web"]);
+    assert_eq!(outcome.status(), 0);
+    let said = outcome.stderr();
+    for words in [format!("SR fast is {SR} of type file at location="), format!("VDI web is {A}"), " took ".to_owned()]
+    {
+        assert!(said.contains(&words), "no {words} in {said}");
+    }
+    assert_eq!(sm(&scene, &["vdi_get_params", "fast/web", "--verbose"]).stdout(), outcome.stdout());
+}

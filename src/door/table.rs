@@ -14,7 +14,8 @@ pub fn write(reply: &Reply) -> String {
     match reply {
         Reply::Nothing => {}
         Reply::Device(path) => out.push_str(&path.display().to_string()),
-        Reply::Text(text) => out.push_str(text),
+        Reply::Text(text) | Reply::Made(text) => out.push_str(text),
+        Reply::Plan(lines) => lines.iter().for_each(|it| line(&mut out, it)),
         Reply::Vdi(info) => vdi(&mut out, info),
         Reply::Sr(info) => sr(&mut out, info),
         Reply::Tree(info) => tree(&mut out, info),
@@ -182,8 +183,10 @@ fn texts(label: &str, description: &str) -> Vec<(&'static str, String)> {
 }
 
 fn state(info: &VdiInfo) -> String {
+    let device = info.device.as_ref().map(|device| format!(" {}", device.display())).unwrap_or_default();
+    let attached = format!("attached{device}");
     let words = [
-        (info.attached, "attached"),
+        (info.attached, attached.as_str()),
         (info.locked, "locked"),
         (info.read_only, "read-only"),
         (info.shareable, "shareable"),
@@ -228,6 +231,7 @@ mod tests {
             children: Vec::new(),
             shareable: false,
             attached: false,
+            device: None,
             state: State::Broken(planted.to_owned()),
             locked: true,
             read_only: false,

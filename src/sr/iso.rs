@@ -175,8 +175,8 @@ impl Sr for IsoSr {
         let devices = loopdev::attached()?;
         let mut vdis = Vec::new();
         for iso in images::list(&dir)? {
-            let attached = self.device(&devices, &iso.path, iso.id).is_some();
-            vdis.push(self.place(&dir, iso).info(attached));
+            let device = self.device(&devices, &iso.path, iso.id);
+            vdis.push(self.place(&dir, iso).info(device));
         }
         let fs = dir.statvfs()?;
         Ok(SrInfo {

@@ -135,6 +135,7 @@ mod tests {
             children: Vec::new(),
             shareable: false,
             attached: false,
+            device: None,
             state: State::Healthy,
             locked: false,
             read_only: false,

@@ -1,5 +1,7 @@
 //! What is known of an SR and of a VDI, read from their substrate now.
 
+use std::path::PathBuf;
+
 use super::{Format, SrUuid, State, VdiUuid};
 
 /// What is known of an SR, read from its substrate now.
@@ -73,7 +75,10 @@ pub struct VdiInfo {
     pub parent: Option<VdiUuid>,
     pub children: Vec<VdiUuid>,
     pub shareable: bool,
+    /// Whether this host has it attached.
     pub attached: bool,
+    /// The block device that it is attached as.
+    pub device: Option<PathBuf>,
     /// Whether it can be used.
     pub state: State,
     /// Whether a user has the persistent lock.
@@ -87,6 +92,11 @@ pub struct VdiInfo {
 }
 
 impl VdiInfo {
+    /// The disk with the block device that this host has of it.
+    pub fn with_device(self, device: Option<PathBuf>) -> VdiInfo {
+        VdiInfo { attached: device.is_some(), device, ..self }
+    }
+
     /// The disk with these users of its persistent lock.
     pub fn with_users(self, users: Vec<String>) -> VdiInfo {
         VdiInfo { locked: !users.is_empty(), vbds: users, ..self }

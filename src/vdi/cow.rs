@@ -66,7 +66,7 @@ impl<P: Place> Vdi for Cow<'_, P> {
         let (brief, users) = (self.describe(&node)?, self.place.holders()?.users);
         let found = datapath::find(&self.place.path())?;
         let died = found.as_ref().is_some_and(|attached| !attached.healthy);
-        let info = VdiInfo { attached: found.is_some(), ..brief.with_users(users) };
+        let info = brief.with_users(users).with_device(found.map(|attached| attached.device));
         let info = match info.hidden {
             true => info.with_children(self.forest.nodes()?.children(self.place.vdi()).collect()),
             false => info,

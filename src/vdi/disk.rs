@@ -239,6 +239,7 @@ pub fn describe(place: &dyn Place, node: &Node, allocated: u64, params: Params) 
         parent: node.parent,
         shareable: params.shareable,
         attached: false,
+        device: None,
         read_only: params.read_only || node.hidden,
         children: Vec::new(),
         hidden: node.hidden,

@@ -105,7 +105,7 @@ impl<P: Place> Vdi for Raw<'_, P> {
 
     fn info(&self) -> Result<VdiInfo> {
         let (brief, users) = (self.brief()?, self.place.holders()?.users);
-        Ok(VdiInfo { attached: self.device()?.is_some(), ..brief.with_users(users) })
+        Ok(brief.with_users(users).with_device(self.device()?))
     }
 
     fn brief(&self) -> Result<VdiInfo> {

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::grammar::OutputFormat;
+use super::json;
 use super::listing::Listed;
 use super::status::{exit_status, remedy};
 use super::wire::Datum;
 use crate::door::{Answer, table};
 use crate::error::{self, Error, Result};
-use crate::types::{SrInfo, VdiInfo, nearest};
+use crate::types::{SrInfo, VdiInfo, nearest, printable};
 
 /// Where the words of a command are explained.
 const HELP: &str = "`--help` after the command shows what it takes";
@@ -21,6 +22,10 @@ pub enum Reply {
     Nothing,
     Device(PathBuf),
     Text(String),
+    /// The UUID that was chosen for what was made.
+    Made(String),
+    /// What would be done, a line for each thing.
+    Plan(Vec<String>),
     Sr(SrInfo),
     Srs(Vec<SrInfo>),
     /// The SRs of this host.
@@ -41,6 +46,22 @@ pub fn answer(result: Result<Reply>, format: OutputFormat) -> Answer {
     }
 }
 
+/// The result of a command of `sm`: as [`answer()`], but JSON has a form of its own, for failures too.
+pub fn answer_person(result: Result<Reply>, format: OutputFormat) -> Answer {
+    if format != OutputFormat::Json {
+        return answer(result, format);
+    }
+    match result {
+        Ok(reply) => Answer { stdout: json::write(&reply), stderr: String::new(), status: 0 },
+        Err(e) => {
+            let (status, name) = exit_status(&e);
+            let message = format!("{}{}", error::one_line(&e), remedy(&e));
+            let stderr = String::from_utf8_lossy(&json::failure(name, status, &message)).into_owned();
+            Answer { stdout: Vec::new(), stderr, status }
+        }
+    }
+}
+
 /// The answer after a panic with these words.
 pub fn of_panic(text: &str) -> Answer {
     Answer { stdout: Vec::new(), stderr: format!("EIO: {text}\n"), status: 5 }
@@ -51,7 +72,10 @@ fn written(reply: &Reply, format: OutputFormat) -> Result<Vec<u8>> {
         (Reply::Nothing, _) => return Ok(Vec::new()),
         (_, OutputFormat::Json) => serde_json::to_vec(&Datum::from(reply)).expect("a reply is plain data"),
         (Reply::Device(path), _) => path.as_os_str().as_encoded_bytes().to_vec(),
-        (Reply::Text(text), _) => text.clone().into_bytes(),
+        (Reply::Text(text) | Reply::Made(text), _) => text.clone().into_bytes(),
+        (Reply::Plan(lines), _) => {
+            lines.iter().map(|line| format!("{}\n", printable(line))).collect::<String>().into_bytes()
+        }
         (_, OutputFormat::Sexp) => serde_lexpr::to_vec(&Datum::from(reply)).expect("a reply is plain data"),
         (_, OutputFormat::Lisp) => {
             serde_lexpr::to_vec_custom(&Datum::from(reply), serde_lexpr::print::Options::elisp())
@@ -66,7 +90,9 @@ fn written(reply: &Reply, format: OutputFormat) -> Result<Vec<u8>> {
 }
 
 /// The answer to a command line that the parser refused: by the table of exit statuses. Help and version are answers too.
-pub fn not_parsed(refused: clap::Error) -> Answer {
+///
+/// `format`: JSON for a person who asked for it; any other form says the same.
+pub fn not_parsed(refused: clap::Error, format: OutputFormat) -> Answer {
     let context = |kind| match refused.get(kind) {
         Some(ContextValue::String(text)) => text.clone(),
         _ => String::new(),
@@ -102,7 +128,7 @@ pub fn not_parsed(refused: clap::Error) -> Answer {
         }
         _ => Error::Usage(format!("{}; {HELP}", first_line(&refused))),
     };
-    answer(Err(e), OutputFormat::Sexp)
+    answer_person(Err(e), format)
 }
 
 /// What the parser suggests for a word, as far as the word can have been meant for it.

@@ -228,6 +228,15 @@ impl Verb {
         })
     }
 
+    /// The UUID of the VDI that the command makes.
+    pub fn new_word(&self) -> Option<&str> {
+        match self {
+            Verb::VdiCreate { vdi, .. } | Verb::VdiImport { vdi, .. } => Some(&vdi.vdi),
+            Verb::VdiClone(copy) | Verb::VdiSnapshot(copy) => Some(&copy.dest),
+            _ => None,
+        }
+    }
+
     /// The words that name VDIs which there are already. What the command makes has no name yet.
     pub fn vdi_words(&mut self) -> Vec<&mut String> {
         match self {
@@ -340,7 +349,10 @@ pub fn sm_command() -> clap::Command {
     let dry_run = dry_run.help("Change nothing, and print what would be done.");
     let yes = Arg::new("yes_of_person").long("yes").action(ArgAction::SetTrue);
     let yes = yes.help("Overwrite what --force or --destroy-sr allows without a question at a terminal.");
+    let verbose = Arg::new("verbose").short('v').long("verbose").action(ArgAction::SetTrue).global(true);
+    let verbose = verbose.help("Say on stderr what names stand for, and how long the command took.");
     with_place
+        .arg(verbose)
         .subcommand(list)
         .mut_subcommand("sr_create", |verb| verb.arg(name).arg(yes))
         .mut_subcommands(|verb| if HAS_PLAN.contains(&verb.get_name()) { verb.arg(dry_run.clone()) } else { verb })
@@ -363,6 +375,10 @@ fn as_people_say(arg: Arg) -> Arg {
 /// Options of single commands that `sm` has and the drivers do not.
 #[derive(Default)]
 pub struct Personal {
+    /// The command.
+    pub verb: String,
+    /// What words stand for, and how long the command takes, is said.
+    pub verbose: bool,
     /// The name that a new SR gets on this host.
     pub name: Option<String>,
     /// Nothing is changed, and what would be is told.
@@ -373,9 +389,11 @@ pub struct Personal {
 
 impl Personal {
     fn of(matches: &ArgMatches) -> Personal {
-        let Some((_, of_verb)) = matches.subcommand() else { return Personal::default() };
+        let Some((verb, of_verb)) = matches.subcommand() else { return Personal::default() };
         let flag = |id| of_verb.try_get_one::<bool>(id).ok().flatten().copied().unwrap_or_default();
         Personal {
+            verb: verb.to_owned(),
+            verbose: flag("verbose"),
             name: of_verb.try_get_one::<String>("name").ok().flatten().cloned(),
             dry_run: flag("dry_run"),
             yes: flag("yes") || flag("yes_of_person"),
@@ -388,7 +406,7 @@ pub enum Parsed {
     /// A command of SR API v1.0.
     Verb(Box<SmCommand>, Personal),
     /// `sr_list`. `wait`: the time that the caller gave, seconds.
-    List { common: Common, wait: Option<u64>, from_xapi: bool },
+    List { common: Common, wait: Option<u64>, from_xapi: bool, verbose: bool },
 }
 
 /// Parses a line of `sm`.
@@ -404,6 +422,7 @@ pub fn parse(command: clap::Command, args: Vec<OsString>) -> Result<Parsed, clap
             wait: given.then_some(common.wait),
             common,
             from_xapi: of_list.get_flag("from_xapi"),
+            verbose: of_list.get_flag("verbose"),
         });
     }
     let personal = Personal::of(&matches);

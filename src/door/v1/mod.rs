@@ -13,13 +13,17 @@
 //! | [`address`] | what names, labels and starts of UUIDs stand for |
 //! | [`listing`] | `sm sr_list`: the SRs of this host |
 //! | [`plan`] | what a command that destroys would do |
+//! | [`json`] | the form of JSON that `sm` answers |
+//! | [`log`] | the line in the system log for each change |
 //! | [`status`] | the exit status of each failure |
 //! | [`progress`] | how far a copy has come, for a person |
 
 pub mod address;
 pub mod answer;
 pub mod grammar;
+pub mod json;
 pub mod listing;
+pub mod log;
 pub mod person;
 pub mod plan;
 pub mod progress;
@@ -35,7 +39,7 @@ use std::time::{Duration, Instant};
 use clap::FromArgMatches;
 
 use self::answer::{Reply, answer, not_parsed};
-use self::grammar::{Common, DriverCommand, Verb};
+use self::grammar::{Common, DriverCommand, OutputFormat, Verb};
 use self::progress::ProgressBar;
 use self::verbs::Caller;
 use self::words::Known;
@@ -56,7 +60,7 @@ pub fn driver(driver: &'static Driver, args: Vec<OsString>) -> Answer {
             let format = command.common.format.unwrap_or(command.verb.usual_format());
             answer(serve(driver, &command.common, command.verb), format)
         }
-        Err(e) => not_parsed(e),
+        Err(e) => not_parsed(e, OutputFormat::Sexp),
     }
 }
 

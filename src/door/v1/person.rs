@@ -1,14 +1,16 @@
 //! One line of `sm`: the names in it are looked up, the command is carried out, and a person is told what a program does not
 //! ask for.
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::address::{self, Target};
-use super::answer::{Reply, answer, not_parsed};
+use super::answer::{Reply, answer_person, not_parsed};
 use super::deadline;
 use super::grammar::{self, Common, OutputFormat, Parsed, Personal, SmCommand, Verb};
 use super::listing;
+use super::log;
 use super::plan::{self, Plan};
 use super::progress::ProgressBar;
 use super::verbs::Caller;
@@ -18,20 +20,28 @@ use crate::context::{Context, LONGEST_WAIT};
 use crate::door::{Answer, size};
 use crate::error::{Error, Result};
 use crate::registry::{self, Entry, Place, SrName};
-use crate::types::{Size, SrUuid, printable};
+use crate::types::{Size, SrUuid, VdiUuid, printable, shown};
 
 /// Carries one line out.
 pub fn serve(command: clap::Command, line: Line) -> Answer {
+    let asked = asked_format(&line.args);
     match grammar::parse(command, line.args) {
-        Err(e) => not_parsed(e),
-        Ok(Parsed::List { common, wait, from_xapi }) => {
-            answer(sr_list(wait, from_xapi), format_of(&common, OutputFormat::Sexp))
+        Err(e) => not_parsed(e, asked),
+        Ok(Parsed::List { common, wait, from_xapi, verbose }) => {
+            answer_person(sr_list(wait, from_xapi, verbose), format_of(&common, OutputFormat::Sexp))
         }
         Ok(Parsed::Verb(parsed, personal)) => {
             let format = format_of(&parsed.common, parsed.verb.usual_format());
-            answer(carry_out(*parsed, &personal, line.made), format)
+            answer_person(carry_out(*parsed, &personal, line.made), format)
         }
     }
+}
+
+/// The form that a line asks for which the parser may refuse.
+fn asked_format(args: &[OsString]) -> OutputFormat {
+    let is_json = args.iter().any(|arg| arg == "--format=json")
+        || args.windows(2).any(|pair| pair[0] == "--format" && pair[1] == "json");
+    if is_json { OutputFormat::Json } else { OutputFormat::Sexp }
 }
 
 /// `usual`: the form for a program that does not say which it wants.
@@ -39,10 +49,15 @@ fn format_of(common: &Common, usual: OutputFormat) -> OutputFormat {
     common.format.unwrap_or_else(|| if stdout().is_terminal() { OutputFormat::Table } else { usual })
 }
 
-fn sr_list(wait: Option<u64>, from_xapi: bool) -> Result<Reply> {
+fn sr_list(wait: Option<u64>, from_xapi: bool, verbose: bool) -> Result<Reply> {
     let patience = wait.map_or(listing::PATIENCE, Duration::from_secs).min(LONGEST_WAIT);
     let told = if from_xapi { listing::of_xapi()? } else { Vec::new() };
-    listing::list(patience, told, &|_| ()).map(Reply::List)
+    let warn = |text: &str| {
+        if verbose {
+            say(text)
+        }
+    };
+    listing::list(patience, told, &warn).map(Reply::List)
 }
 
 /// `made`: the UUID that was chosen for what the line makes, which is the answer.
@@ -55,41 +70,84 @@ fn carry_out(command: SmCommand, personal: &Personal, made: Option<String>) -> R
     let own = name.as_ref().map(registry::find).transpose()?.flatten();
     let target = address::target(&mut verb, sr_type.as_deref(), common.dconf.as_deref(), deadline)?;
     policy::refuse_unknown_keys(target.driver, &target.config)?;
-    address::resolve_vdis(&mut verb, &target, &context)?;
+    let meant = address::resolve_vdis(&mut verb, &target, &context)?;
+    let sr = verb.sr_word().map(|word| word.parse::<SrUuid>()).transpose()?;
+    if personal.verbose {
+        explain(sr, &target, &meant);
+    }
     if personal.dry_run {
         let plan = plan::of(&verb, &target, personal, &context)?;
-        return Ok(Reply::Text(plan.map(|plan| shown(&plan)).unwrap_or_default()));
+        return Ok(Reply::Plan(plan.map(|plan| plan.lines).unwrap_or_default()));
     }
     let confirmed = confirm(&verb, &target, personal, &context)?;
     if let Verb::SrDelete { yes, .. } = &mut verb {
         *yes |= confirmed;
     }
     let bare = bare_size(&verb).map(str::to_owned);
+    let change = log::change(&personal.verb, &mut verb, target.driver);
+    let began = Instant::now();
     let caller = Caller { driver: target.driver, config: target.config.clone(), context: &context, person: true };
-    let sr = verb.sr_word().map(|word| word.parse::<SrUuid>()).transpose()?;
-    let reply = match (verb, sr) {
-        (verb @ Verb::SrCreate { .. }, Some(sr)) => match name {
-            Some(name) => {
-                let dconf = common.dconf.ok_or_else(|| Error::Usage("-d DCONF is missing".to_owned()))?;
-                return create_named(&caller, verb, sr, made, &name, own, dconf);
-            }
-            None => caller.carry_out(verb)?,
-        },
-        (verb @ Verb::SrDelete { .. }, Some(sr)) => {
-            let reply = caller.carry_out(verb)?;
-            forget(sr, &target)?;
-            reply
-        }
-        (verb, _) => caller.carry_out(verb)?,
-    };
+    let naming = name.as_ref().map(|name| (name, own));
+    let result = change_names(&caller, verb, sr, made, naming, common.dconf, &target);
+    if let Some(change) = change {
+        log::write(&change, result.as_ref().map(|_| ()));
+    }
+    if personal.verbose {
+        say(&format!("{} took {} ms", personal.verb, began.elapsed().as_millis()));
+    }
+    let reply = result?;
     if let Some(bare) = bare {
         say_unit(&bare);
     }
-    Ok(made.map_or(reply, Reply::Text))
+    Ok(reply)
+}
+
+/// Carries the command out, and keeps the table of names in step with it.
+fn change_names(
+    caller: &Caller,
+    verb: Verb,
+    sr: Option<SrUuid>,
+    made: Option<String>,
+    naming: Option<(&SrName, Option<Entry>)>,
+    dconf: Option<String>,
+    target: &Target,
+) -> Result<Reply> {
+    let reply = match (verb, sr, naming) {
+        (verb @ Verb::SrCreate { .. }, Some(sr), Some((name, own))) => {
+            let dconf = dconf.ok_or_else(|| Error::Usage("-d DCONF is missing".to_owned()))?;
+            return create_named(caller, verb, sr, made, name, own, dconf);
+        }
+        (verb @ Verb::SrDelete { .. }, Some(sr), _) => {
+            let reply = caller.carry_out(verb)?;
+            forget(sr, target)?;
+            reply
+        }
+        (verb, ..) => caller.carry_out(verb)?,
+    };
+    Ok(made.map_or(reply, Reply::Made))
+}
+
+/// Says what the words of a line were taken for.
+fn explain(sr: Option<SrUuid>, target: &Target, meant: &[(String, VdiUuid)]) {
+    let config: Vec<String> =
+        target.config.0.iter().map(|(key, value)| format!("{key}={}", shown(key, value))).collect();
+    let place = format!("of type {} at {}", target.driver.sr_type, config.join(" "));
+    match (sr, &target.entry) {
+        (Some(sr), Some(entry)) => say(&format!("SR {} is {sr} {place}", entry.name)),
+        (Some(sr), None) => say(&format!("SR {sr} {place}")),
+        (None, _) => say(&format!("SRs {place}")),
+    }
+    for (word, vdi) in meant {
+        say(&format!("VDI {word} is {vdi}"));
+    }
+}
+
+fn say(text: &str) {
+    let _ = writeln!(stderr(), "{}", printable(text));
 }
 
 /// The lines of a plan, without what acts on a terminal.
-fn shown(plan: &Plan) -> String {
+fn printed(plan: &Plan) -> String {
     plan.lines.iter().map(|line| format!("{}\n", printable(line))).collect()
 }
 
@@ -104,7 +162,7 @@ fn confirm(verb: &Verb, target: &Target, personal: &Personal, context: &Context)
     if !plan.destroys {
         return Ok(false);
     }
-    let _ = write!(stderr(), "{}Go on? [y/N] ", shown(&plan));
+    let _ = write!(stderr(), "{}Go on? [y/N] ", printed(&plan));
     let mut answer = String::new();
     let _ = stdin().read_line(&mut answer);
     match answer.trim().to_ascii_lowercase().as_str() {
@@ -163,7 +221,7 @@ fn create_named(
             sr
         }
     };
-    Ok(made.map_or(Reply::Nothing, |_| Reply::Text(sr.to_string())))
+    Ok(made.map_or(Reply::Nothing, |_| Reply::Made(sr.to_string())))
 }
 
 /// Removes the names of an SR that was deleted. A table that cannot be changed is no failure of a call that did not use it.

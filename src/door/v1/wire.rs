@@ -29,7 +29,8 @@ impl From<&Reply> for Datum {
         match reply {
             Reply::Nothing => Datum::Nothing,
             Reply::Device(path) => Datum::Device(path.clone()),
-            Reply::Text(text) => Datum::Text(text.clone()),
+            Reply::Text(text) | Reply::Made(text) => Datum::Text(text.clone()),
+            Reply::Plan(lines) => Datum::Text(lines.join("\n")),
             Reply::Sr(info) => Datum::Sr(info.into()),
             Reply::Srs(found) => Datum::Srs(found.iter().map(|info| Datum::Sr(info.into())).collect()),
             Reply::List(lines) => Datum::List(lines.iter().map(|line| Line::Sr(line.into())).collect()),
@@ -239,6 +240,7 @@ pub(super) mod tests {
             children: Vec::new(),
             shareable: true,
             attached: false,
+            device: None,
             state: State::Broken("x.vhd: it is empty".to_owned()),
             locked: true,
             read_only: false,

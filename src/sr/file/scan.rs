@@ -9,7 +9,7 @@ use super::records::{read_change, read_holders, read_params};
 use crate::error::Result;
 use crate::sys::durable::Dir;
 use crate::sys::threads;
-use crate::types::{Params, Space, SrInfo, State, VdiInfo, VdiUuid};
+use crate::types::{Params, Space, SrInfo, State, VdiUuid};
 use crate::vdi::tree::change::Change;
 use crate::vdi::{self, Attachments, Holders};
 
@@ -110,11 +110,11 @@ impl FileSr {
             if let Some(damage) = damage.filter(|_| node.state.is_healthy()) {
                 node.state = State::of(damage);
             }
-            let attached = attachments.find(image.format, &place.path(), image.id).is_some();
+            let device = attachments.find(image.format, &place.path(), image.id);
             let (params, users) = (params.unwrap_or_default(), holders.unwrap_or_default().users);
             let died = attachments.server_died(image.format, &place.path());
             let info = vdi::describe(&place, &node, image.usage.allocated, params);
-            let info = VdiInfo { attached, ..info.with_users(users).with_children(children) };
+            let info = info.with_users(users).with_children(children).with_device(device);
             infos.push(vdi::with_server(info, died));
         }
         listing.sweep(&dir);

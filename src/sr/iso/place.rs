@@ -30,11 +30,11 @@ impl Vdi for IsoVdi<'_> {
     }
 
     fn info(&self) -> Result<VdiInfo> {
-        Ok(self.0.info(self.device()?.is_some()))
+        Ok(self.0.info(self.device()?))
     }
 
     fn brief(&self) -> Result<VdiInfo> {
-        Ok(self.0.info(false))
+        Ok(self.0.info(None))
     }
 
     fn device(&self) -> Result<Option<PathBuf>> {
@@ -72,11 +72,11 @@ pub(super) struct IsoPlace<'a> {
 }
 
 impl IsoPlace<'_> {
-    pub(super) fn info(&self, attached: bool) -> VdiInfo {
+    pub(super) fn info(&self, device: Option<PathBuf>) -> VdiInfo {
         let node = Node { state: self.iso.state.clone(), ..Node::alone(Format::Raw, self.iso.usage.length) };
         let params = self.params_now();
         let info = vdi::describe(self, &node, self.iso.usage.allocated, params);
-        VdiInfo { attached, location: Some(self.iso.name.clone()), ..info }
+        VdiInfo { location: Some(self.iso.name.clone()), ..info.with_device(device) }
     }
 
     fn file(&self, mode: Mode) -> Result<File> {

@@ -100,11 +100,11 @@ impl<'a> LvmPlace<'a> {
 
     pub fn info(&self) -> VdiInfo {
         let (usage, record) = (self.usage_now(), self.record());
-        let attached = self.lv.borrow().active && !record.is_private();
+        let device = (self.lv.borrow().active && !record.is_private()).then(|| self.node());
         let params = Params { read_only: self.is_read_only(), ..record.params };
         let node = Node { state: self.state_now(), ..Node::alone(Format::Raw, usage.length) };
         let info = vdi::describe(self, &node, usage.allocated, params);
-        VdiInfo { attached, ..info.with_users(record.holders.users) }
+        info.with_users(record.holders.users).with_device(device)
     }
 
     fn state_now(&self) -> State {

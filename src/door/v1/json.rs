@@ -1,0 +1,190 @@
+//! JSON as `sm` answers it: `docs/json.md` has the keys, and a test compares the two.
+//!
+//! The documents are flat, and have every key at all times, so a reader needs no rule for what is left out. The drivers answer
+//! `--format json` in the form of SR API v1.0 ([`wire`](super::wire)).
+
+use serde::Serialize;
+
+use super::answer::Reply;
+use super::listing::Listed;
+use crate::types::{Format, SrInfo, SrUuid, State, VdiInfo, VdiUuid};
+
+/// The number of this form. A key that is added leaves it as it is; one that is removed, or that changes its meaning, does not.
+const SCHEMA: u32 = 1;
+
+#[derive(Serialize)]
+struct Document<T> {
+    schema: u32,
+    #[serde(flatten)]
+    of: T,
+}
+
+/// An answer.
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase", untagged)]
+enum Body<'a> {
+    Device { device: &'a std::path::Path },
+    Text { text: &'a str },
+    Made { uuid: &'a str },
+    Plan { plan: &'a [String] },
+    Sr(Box<Sr<'a>>),
+    Srs { srs: Vec<Sr<'a>> },
+    List { srs: Vec<Line<'a>> },
+    Vdi(Box<Vdi<'a>>),
+}
+
+#[derive(Serialize)]
+struct Failure<'a> {
+    error: &'a str,
+    status: u8,
+    message: &'a str,
+}
+
+#[derive(Serialize)]
+struct Sr<'a> {
+    uuid: SrUuid,
+    #[serde(rename = "type")]
+    sr_type: &'a str,
+    location: &'a str,
+    size: u64,
+    free: u64,
+    physical_utilisation: u64,
+    virtual_allocation: u64,
+    pool_data_size: Option<u64>,
+    pool_data_used: Option<u64>,
+    pool_metadata_size: Option<u64>,
+    pool_metadata_used: Option<u64>,
+    vdi_uuids: &'a [VdiUuid],
+    vdis: Vec<Vdi<'a>>,
+}
+
+impl<'a> From<&'a SrInfo> for Sr<'a> {
+    fn from(info: &'a SrInfo) -> Sr<'a> {
+        let pool = info.pool.as_ref();
+        Sr {
+            uuid: info.uuid,
+            sr_type: &info.sr_type,
+            location: &info.location,
+            size: info.size,
+            free: info.free,
+            physical_utilisation: info.physical_utilisation,
+            virtual_allocation: info.virtual_allocation,
+            pool_data_size: pool.map(|pool| pool.data_size),
+            pool_data_used: pool.map(|pool| pool.data_used),
+            pool_metadata_size: pool.map(|pool| pool.metadata_size),
+            pool_metadata_used: pool.map(|pool| pool.metadata_used),
+            vdi_uuids: &info.vdi_uuids,
+            vdis: info.vdis.iter().map(Vdi::from).collect(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Vdi<'a> {
+    uuid: VdiUuid,
+    sr: SrUuid,
+    label: &'a str,
+    description: &'a str,
+    #[serde(rename = "type")]
+    format: Format,
+    virtual_size: u64,
+    physical_utilisation: u64,
+    sector_size: u32,
+    parent: Option<VdiUuid>,
+    children: &'a [VdiUuid],
+    attached: bool,
+    device: Option<&'a std::path::Path>,
+    state: &'static str,
+    reason: &'a str,
+    locked: bool,
+    users: &'a [String],
+    read_only: bool,
+    shareable: bool,
+    hidden: bool,
+}
+
+impl<'a> From<&'a VdiInfo> for Vdi<'a> {
+    fn from(info: &'a VdiInfo) -> Vdi<'a> {
+        let reason = match &info.state {
+            State::Healthy | State::ServerDied => "",
+            State::Broken(why) | State::ParentMissing(why) | State::Unsupported(why) => why,
+        };
+        Vdi {
+            uuid: info.uuid,
+            sr: info.sr,
+            label: &info.label,
+            description: &info.description,
+            format: info.format,
+            virtual_size: info.virtual_size,
+            physical_utilisation: info.physical_utilisation,
+            sector_size: info.sector_size,
+            parent: info.parent,
+            children: &info.children,
+            attached: info.attached,
+            device: info.device.as_deref(),
+            state: if info.state.is_healthy() { "healthy" } else { info.state.word() },
+            reason,
+            locked: info.locked,
+            users: &info.vbds,
+            read_only: info.read_only,
+            shareable: info.shareable,
+            hidden: info.hidden,
+        }
+    }
+}
+
+/// An SR in the list of all.
+#[derive(Serialize)]
+struct Line<'a> {
+    name: Option<&'a str>,
+    uuid: Option<SrUuid>,
+    #[serde(rename = "type")]
+    sr_type: &'a str,
+    state: &'static str,
+    reason: &'a str,
+    size: Option<u64>,
+    free: Option<u64>,
+    location: &'a str,
+}
+
+impl<'a> From<&'a Listed> for Line<'a> {
+    fn from(line: &'a Listed) -> Line<'a> {
+        Line {
+            name: Some(line.name.as_str()).filter(|name| !name.is_empty()),
+            uuid: line.uuid,
+            sr_type: &line.sr_type,
+            state: line.state,
+            reason: &line.reason,
+            size: line.space.map(|space| space.size),
+            free: line.space.map(|space| space.free),
+            location: &line.location,
+        }
+    }
+}
+
+/// An answer as one line; nothing for a command that answers nothing.
+pub fn write(reply: &Reply) -> Vec<u8> {
+    let of = match reply {
+        Reply::Nothing => return Vec::new(),
+        Reply::Device(device) => Body::Device { device },
+        Reply::Text(text) => Body::Text { text },
+        Reply::Made(uuid) => Body::Made { uuid },
+        Reply::Plan(plan) => Body::Plan { plan },
+        Reply::Sr(info) | Reply::Tree(info) => Body::Sr(Box::new(info.into())),
+        Reply::Srs(found) => Body::Srs { srs: found.iter().map(Sr::from).collect() },
+        Reply::List(lines) => Body::List { srs: lines.iter().map(Line::from).collect() },
+        Reply::Vdi(info) => Body::Vdi(Box::new(info.into())),
+    };
+    line(&Document { schema: SCHEMA, of })
+}
+
+/// A failure as one line. `error`: its name, of which `status` is the number.
+pub fn failure(error: &str, status: u8, message: &str) -> Vec<u8> {
+    line(&Document { schema: SCHEMA, of: Failure { error, status, message } })
+}
+
+fn line<T: Serialize>(document: &T) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec(document).expect("a document is plain data");
+    bytes.push(b'\n');
+    bytes
+}
