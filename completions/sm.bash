@@ -19,6 +19,9 @@ _sm() {
             sm,sr_attach)
                 cmd="sm__subcmd__sr_attach"
                 ;;
+            sm,sr_check)
+                cmd="sm__subcmd__sr_check"
+                ;;
             sm,sr_collect)
                 cmd="sm__subcmd__sr_collect"
                 ;;
@@ -92,7 +95,7 @@ _sm() {
 
     case "${cmd}" in
         sm)
-            opts="-t -d -v -h -V --sr-type --wait --format --dconf --verbose --help --version sr_delete sr_attach sr_detach sr_get_params sr_scan sr_collect sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params vdi_export vdi_import vdi_tree sr_list sr_create"
+            opts="-t -d -v -h -V --sr-type --wait --format --dconf --verbose --help --version sr_delete sr_attach sr_detach sr_get_params sr_scan sr_collect sr_check sr_content_type sr_probe vdi_create vdi_delete vdi_attach vdi_detach vdi_clone vdi_snapshot vdi_resize vdi_lock vdi_unlock vdi_get_params vdi_export vdi_import vdi_tree sr_list sr_create"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -131,6 +134,44 @@ _sm() {
             ;;
         sm__subcmd__sr_attach)
             opts="-t -d -v -h --sr-type --wait --format --dconf --verbose --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --sr-type)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -t)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "sexp lisp json table" -- "${cur}"))
+                    return 0
+                    ;;
+                --dconf)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -d)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        sm__subcmd__sr_check)
+            opts="-t -d -v -h --deep --repair --sr-type --wait --format --dconf --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -40,6 +40,7 @@ complete -c sm -n "__fish_sm_needs_command" -f -a "sr_detach" -d 'End the availa
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_get_params" -d 'Print what is known of an SR: (sr …)'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_scan" -d 'Print an SR with every VDI in it: (sr … (vdis (vdi …) …))'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_collect" -d 'Give space back: merge the images that deleted snapshots and clones left, also below disks in use'
+complete -c sm -n "__fish_sm_needs_command" -f -a "sr_check" -d 'Say what is wrong with an SR and its VDIs: images, chains, records of killed calls. Status 5 if anything is wrong that is not mended'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_content_type" -d 'Print the kind of content of an SR: raw or iso'
 complete -c sm -n "__fish_sm_needs_command" -f -a "sr_probe" -d 'Print the SRs that a DCONF holds: (srs (sr …) …)'
 complete -c sm -n "__fish_sm_needs_command" -f -a "vdi_create" -d 'Make a VDI of zeroes. Fails if the VDI exists'
@@ -114,6 +115,17 @@ complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s d -l dconf -d 'Wher
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s n -l dry-run -d 'Change nothing, and print what would be done.'
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
 complete -c sm -n "__fish_sm_using_subcommand sr_collect" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c sm -n "__fish_sm_using_subcommand sr_check" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_check" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_check" -l format -d 'Form of the answer. Without this option sm writes a table on a terminal, and s-expressions otherwise' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'
+lisp\t'S-expressions with t and nil for booleans, for Emacs and Common Lisp'
+json\t''
+table\t'For people'"
+complete -c sm -n "__fish_sm_using_subcommand sr_check" -s d -l dconf -d 'Where the SR lives: the type\'s short form, or ((key . "value") …) with device_config keys' -r
+complete -c sm -n "__fish_sm_using_subcommand sr_check" -l deep -d 'Read every table of the images that no process has open, and not their headers alone'
+complete -c sm -n "__fish_sm_using_subcommand sr_check" -l repair -d 'Mend what can be mended without a loss. Images that a process has open stay as they are'
+complete -c sm -n "__fish_sm_using_subcommand sr_check" -s v -l verbose -d 'Say on stderr what names stand for, and how long the command took.'
+complete -c sm -n "__fish_sm_using_subcommand sr_check" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -s t -l sr-type -d 'Type of the SR; the help of -d lists the types' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -l wait -d 'Seconds to wait for other calls on the same SR or VDI, before ESRBUSY' -r
 complete -c sm -n "__fish_sm_using_subcommand sr_content_type" -l format -d 'Form of the answer. Without this option sm writes a table on a terminal, and s-expressions otherwise' -r -f -a "sexp\t'S-expressions, for Scheme and serde-lexpr'

@@ -104,6 +104,9 @@ pub enum Error {
     PoolFull { sr: SrUuid, used: String },
     #[error("{} could not be merged on SR {sr}: {}", counted(failures.len()), failures_of(failures))]
     NotMerged { sr: SrUuid, failures: Vec<(VdiUuid, Error)> },
+    /// sr_check found so many faults that were not mended.
+    #[error("SR {sr} has {} faults, of which {mendable} can be mended", mendable + lasting)]
+    NotWhole { sr: SrUuid, mendable: usize, lasting: usize },
     #[error("{}: {what}", path.display())]
     Damaged { path: PathBuf, what: String },
 

@@ -57,10 +57,13 @@ fn assert_sound(disk: &Disk) {
     let options = CheckOptions { in_use: true, bitmaps: true, ..Default::default() };
     let problems = vhd::check(&place, options).unwrap();
     let batmap = "the checksum of the batmap is wrong";
-    assert!(problems.iter().all(|p| p == batmap || p == "the header is torn, and can be completed"), "{problems:?}");
+    assert!(
+        problems.iter().all(|p| p.what == batmap || p.what == "the header is torn, and can be completed"),
+        "{problems:?}"
+    );
     vhd::repair(&place).unwrap();
     let options = CheckOptions { bitmaps: true, ..Default::default() };
-    assert_eq!(vhd::check(&place, options).unwrap(), Vec::<String>::new());
+    assert_eq!(vhd::check(&place, options).unwrap(), []);
 }
 
 /// Random writes and flushes to a child; at every crash each sector is as it was at the last flush, or as it was

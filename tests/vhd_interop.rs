@@ -132,10 +132,7 @@ fn qemu_sees_what_we_write_into_blocks_of_other_sizes() {
         // Grown, and what was there is where it was.
         let grown: Arc<dyn Storage> = place(&image);
         vhd::resize(&grown, 200 * MIB).unwrap();
-        assert_eq!(
-            vhd::check(&grown, CheckOptions { bitmaps: true, ..Default::default() }).unwrap(),
-            Vec::<String>::new()
-        );
+        assert_eq!(vhd::check(&grown, CheckOptions { bitmaps: true, ..Default::default() }).unwrap(), []);
         fs::File::options().write(true).open(&raw).unwrap().set_len(200 * MIB).unwrap();
         must("qemu-img", &compare).unwrap();
     }
@@ -278,7 +275,7 @@ fn vhd_util_checks_what_we_grew_coalesced_and_repaired() {
     let place: Arc<dyn Storage> = place(&base);
     assert_eq!(vhd::check(&place, CheckOptions::default()).unwrap().len(), 2);
     vhd::repair(&place).unwrap();
-    assert_eq!(vhd::check(&place, CheckOptions::default()).unwrap(), Vec::<String>::new());
+    assert_eq!(vhd::check(&place, CheckOptions::default()).unwrap(), []);
     must("vhd-util", &["check", "-n", name(&base)]).unwrap();
     // The user's byte in the header of the batmap is kept.
     let bytes = fs::read(&base).unwrap();

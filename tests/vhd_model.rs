@@ -281,7 +281,7 @@ fn closing_restores_a_lost_footer() {
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 512]).unwrap();
     let image: std::sync::Arc<dyn vhd::Storage> = place(&path);
-    assert_eq!(vhd::check(&image, CheckOptions { in_use: true, ..Default::default() }).unwrap(), Vec::<String>::new());
+    assert_eq!(vhd::check(&image, CheckOptions { in_use: true, ..Default::default() }).unwrap(), []);
     assert_eq!(vhd::check(&image, CheckOptions::default()).unwrap().len(), 1);
     let chain = open(&path, Mode::ReadWrite);
     assert!(read_all(&chain)[..2 << 20].iter().all(|b| *b == 0x77));

@@ -5,7 +5,7 @@ use super::locks::{Locks, forget_sr, forget_vdis};
 use crate::context::Context;
 use crate::error::Result;
 use crate::sr::loss;
-use crate::types::{Done, Overwrite, Space, SrInfo};
+use crate::types::{Done, Finding, Overwrite, Space, SrInfo};
 use crate::vdi::tree::collect::Planned;
 
 impl Session {
@@ -100,6 +100,15 @@ impl Session {
     /// As [`Session::sr_get_params`].
     pub fn sr_scan(&self, context: &Context) -> Result<SrInfo> {
         self.carry_out(Locks::none(), context, |storage, _| storage.scan())
+    }
+
+    /// Says what is wrong with the SR and its VDIs. `thorough`: every table of every image that no process has open is read.
+    /// `repair`: what can be mended without a loss is. What the SR says of a VDI in use may be less.
+    ///
+    /// # Errors
+    /// As [`Session::sr_get_params`]. What is wrong with one VDI is in the answer.
+    pub fn sr_check(&self, thorough: bool, repair: bool, context: &Context) -> Result<Vec<Finding>> {
+        self.carry_out(Locks::of_vdis(&[]), context, move |storage, context| storage.check(thorough, repair, context))
     }
 
     /// Gives back the space of deleted snapshots and clones. Long work, which locks its disks one after the other.

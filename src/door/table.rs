@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::door::size::human;
 use crate::door::v1::answer::Reply;
 use crate::door::v1::listing::Listed;
-use crate::types::{Space, SrInfo, State, VdiInfo, VdiUuid, printable};
+use crate::types::{Outcome, Space, SrInfo, State, VdiInfo, VdiUuid, printable};
 
 /// A reply as aligned text.
 pub fn write(reply: &Reply) -> String {
@@ -20,6 +20,18 @@ pub fn write(reply: &Reply) -> String {
         Reply::Sr(info) => sr(&mut out, info),
         Reply::Tree(info) => tree(&mut out, info),
         Reply::List(lines) => list(&mut out, lines),
+        Reply::Findings(_, found) if found.is_empty() => out.push_str("nothing is wrong"),
+        Reply::Findings(_, found) => {
+            for finding in found {
+                let outcome = match finding.outcome {
+                    Outcome::Note => "",
+                    Outcome::Mended => " (mended)",
+                    Outcome::Mendable => " (sr_check --repair mends it)",
+                    Outcome::Lasting => " (cannot be mended)",
+                };
+                line(&mut out, &format!("{}: {}{outcome}", finding.object, finding.what));
+            }
+        }
         Reply::Srs(found) if found.is_empty() => out.push_str("no SR found"),
         Reply::Srs(found) => {
             for info in found {

@@ -1,6 +1,7 @@
 //! On-disk layouts only: bytes in, bytes out, no policy.
 
 pub mod disk;
+pub mod fault;
 pub mod name;
 pub mod qcow2;
 pub mod storage;

@@ -6,7 +6,10 @@ use crate::context::{Context, Deadline};
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
 use crate::sys::watch::Pulse;
-use crate::types::{DeviceConfig, Done, Format, NewVdi, Overwrite, SmConfig, Space, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{
+    DeviceConfig, Done, Finding, Format, NewVdi, Outcome, Overwrite, SmConfig, Space, SrInfo, SrUuid, State, VdiInfo,
+    VdiUuid,
+};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::Planned;
@@ -241,6 +244,19 @@ pub trait Sr: Send + Sync {
         })
     }
 
+    /// Says what is wrong with the SR and its disks. `thorough`: every table of every image that no process has open is read.
+    /// `repair`: what can be mended without a loss is.
+    ///
+    /// A driver without a look of its own says of its disks what a scan says.
+    ///
+    /// # Errors
+    /// Those of [`Sr::scan`]. What is wrong with one disk is in the answer.
+    fn check(&self, _thorough: bool, _repair: bool, _context: &Context) -> Result<Vec<Finding>> {
+        let disks = self.scan()?.vdis;
+        let unwell = disks.into_iter().filter(|disk| !disk.state.is_healthy());
+        Ok(unwell.map(|disk| finding_of_state(disk.uuid, disk.location(), &disk.state)).collect())
+    }
+
     /// Whether [`Sr::delete_broken`] would delete the VDI now. Changes nothing.
     ///
     /// # Errors
@@ -282,4 +298,10 @@ pub trait Sr: Send + Sync {
 
     /// The kind of content: `raw` for disks of any format, `iso` for CDs (later SMAPI documents).
     fn content_type(&self) -> &'static str;
+}
+
+/// What sr_check says of a disk whose state is known.
+pub fn finding_of_state(vdi: VdiUuid, object: String, state: &State) -> Finding {
+    let outcome = if *state == State::ServerDied { Outcome::Note } else { Outcome::Lasting };
+    Finding { vdi: Some(vdi), object, what: state.to_string(), outcome }
 }

@@ -38,7 +38,7 @@ use crate::sys::lvm::{self, Deactivated, Vg};
 use crate::sys::mount::{self, Mount};
 use crate::sys::tool::Tool;
 use crate::sys::{blockdev, run_dir};
-use crate::types::{DeviceConfig, Done, NewVdi, Overwrite, Space, SrInfo, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, Finding, NewVdi, Overwrite, Space, SrInfo, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::Planned;
@@ -403,6 +403,10 @@ impl Sr for ExtSr {
 
     fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>> {
         self.files()?.plan_collect(context).map_err(|e| self.explain(e))
+    }
+
+    fn check(&self, thorough: bool, repair: bool, context: &Context) -> Result<Vec<Finding>> {
+        self.files()?.check(thorough, repair, context).map_err(|e| self.explain(e))
     }
 
     fn collect(&self, context: &Context) -> Result<Done> {

@@ -47,9 +47,11 @@
 //! | [`directory`] | which SR a directory is |
 //! | [`life`], [`mod@probe`] | how an SR is made, found, repaired, deleted |
 //! | [`listing`], [`mod@images`], [`scan`] | what is in it: the names; the images; both as an answer |
+//! | [`check`] | what is wrong with it, and what of it is mended |
 //! | [`disks`], [`files`], [`place`] | its disks: found and made; their files; what formats do with them |
 //! | [`forest`], [`unborn`], [`recover`] | its trees: how they change; a change that is under way; one that was killed |
 
+mod check;
 mod directory;
 mod disks;
 mod files;
@@ -79,7 +81,7 @@ use crate::image::name::ImageName;
 use crate::sr::config::{self, PREFERRED_FORMATS};
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_server, vdi_by_uuid};
 use crate::sys::copy::Progress;
-use crate::types::{DeviceConfig, Done, Format, NewVdi, Overwrite, SmConfig, Space, SrInfo, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, Finding, Format, NewVdi, Overwrite, SmConfig, Space, SrInfo, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::{Planned, collect, plan};
@@ -217,6 +219,10 @@ impl Sr for FileSr {
 
     fn check_create(&self, _size: Option<u64>, _over: &Overwrite) -> Result<()> {
         self.check_make()
+    }
+
+    fn check(&self, thorough: bool, repair: bool, context: &Context) -> Result<Vec<Finding>> {
+        self.check_all(thorough, repair, context)
     }
 
     fn delete_broken(&self, vdi: VdiUuid, context: &Context) -> Result<bool> {

@@ -34,7 +34,7 @@ use crate::sys::mount::{self, Mount};
 use crate::sys::server::is_ipv6;
 use crate::sys::watch;
 use crate::sys::watch::Pulse;
-use crate::types::{DeviceConfig, Done, NewVdi, Space, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, Finding, NewVdi, Space, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::Planned;
@@ -299,6 +299,10 @@ impl Sr for NfsSr {
 
     fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>> {
         self.files()?.plan_collect(context).map_err(|e| self.explain(e))
+    }
+
+    fn check(&self, thorough: bool, repair: bool, context: &Context) -> Result<Vec<Finding>> {
+        self.files()?.check(thorough, repair, context).map_err(|e| self.explain(e))
     }
 
     fn collect(&self, context: &Context) -> Result<Done> {

@@ -3,6 +3,7 @@
 //! Every size is in bytes. What callers wrote is parsed once, here, into types that cannot hold a path
 //! or an option.
 
+mod finding;
 mod format;
 mod ids;
 mod info;
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::finding::{Finding, Outcome};
 pub use self::format::Format;
 pub use self::ids::{SrUuid, VdiUuid};
 pub use self::info::{PoolUse, Space, SrInfo, VdiInfo};

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, DiskWriter};
+use crate::image::fault::{Fault, Look};
 use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
 use crate::sys::copy::Progress;
@@ -83,6 +84,19 @@ pub trait Layout: Sync {
     /// # Errors
     /// [`Error::Damaged`], [`Error::TooBig`], [`Error::Io`].
     fn resize(&self, image: &Arc<dyn Storage>, virtual_size: u64) -> Result<()>;
+
+    /// Says what is wrong with an image by itself; an empty list means nothing is.
+    ///
+    /// # Errors
+    /// [`Error::Io`] alone: what is wrong with the image is in the list.
+    fn check(&self, image: &Arc<dyn Storage>, look: Look) -> Result<Vec<Fault>>;
+
+    /// Mends the faults of an image that [`Layout::check`] calls mendable, durably. No process has the image open. The data
+    /// that its disk shows stays as it is, whenever a crash comes. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Unsupported`] for an image with other faults; [`Error::Io`].
+    fn repair(&self, image: &Arc<dyn Storage>) -> Result<()>;
 
     /// The disk of an image and its parents.
     ///

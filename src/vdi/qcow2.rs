@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, DiskWriter};
+use crate::image::fault::{Fault, Look};
 use crate::image::name::NamedParent;
 use crate::image::qcow2::{self, Chain, Header, Image, Parent};
 use crate::image::storage::Storage;
@@ -50,6 +51,14 @@ impl Layout for Qcow2Layout {
 
     fn resize(&self, image: &Arc<dyn Storage>, virtual_size: u64) -> Result<()> {
         qcow2::resize(image, virtual_size).map(drop)
+    }
+
+    fn check(&self, image: &Arc<dyn Storage>, look: Look) -> Result<Vec<Fault>> {
+        qcow2::check(image, look)
+    }
+
+    fn repair(&self, image: &Arc<dyn Storage>) -> Result<()> {
+        qcow2::repair(image)
     }
 
     fn disk(&self, image: &Arc<dyn Storage>, resolve: Resolve) -> Result<Box<dyn Disk>> {

@@ -10,6 +10,7 @@ use crate::context::Context;
 use crate::error::{Error, Result, ended};
 use crate::image::SECTOR;
 use crate::image::disk::{Disk, DiskWriter, RawImage};
+use crate::image::fault::{Fault, Look};
 use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
 use crate::sys::limits;
@@ -59,6 +60,15 @@ impl Layout for RawLayout {
 
     fn resize(&self, image: &Arc<dyn Storage>, virtual_size: u64) -> Result<()> {
         self.create(&**image, virtual_size)
+    }
+
+    /// Every length is a disk's.
+    fn check(&self, _image: &Arc<dyn Storage>, _look: Look) -> Result<Vec<Fault>> {
+        Ok(Vec::new())
+    }
+
+    fn repair(&self, _image: &Arc<dyn Storage>) -> Result<()> {
+        Ok(())
     }
 
     fn disk(&self, image: &Arc<dyn Storage>, _resolve: Resolve) -> Result<Box<dyn Disk>> {

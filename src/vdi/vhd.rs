@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Result;
 use crate::image::disk::{Disk, DiskWriter};
+use crate::image::fault::{Fault, Look};
 use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
-use crate::image::vhd::{self, Chain, Image, NewImage, ParentLink};
+use crate::image::vhd::{self, Chain, CheckOptions, Image, NewImage, ParentLink};
 use crate::sys::copy::Progress;
 use crate::types::{Format, Mode};
 use crate::vdi::format::{ImageInfo, Layout, ParentImage, Resolve, WriteImage};
@@ -54,6 +55,14 @@ impl Layout for VhdLayout {
 
     fn resize(&self, image: &Arc<dyn Storage>, virtual_size: u64) -> Result<()> {
         vhd::resize(image, virtual_size).map(drop)
+    }
+
+    fn check(&self, image: &Arc<dyn Storage>, look: Look) -> Result<Vec<Fault>> {
+        vhd::check(image, CheckOptions { in_use: look.in_use, bitmaps: look.deep && !look.in_use, parent: None })
+    }
+
+    fn repair(&self, image: &Arc<dyn Storage>) -> Result<()> {
+        vhd::repair(image)
     }
 
     fn disk(&self, image: &Arc<dyn Storage>, resolve: Resolve) -> Result<Box<dyn Disk>> {

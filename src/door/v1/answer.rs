@@ -11,7 +11,7 @@ use super::status::{exit_status, remedy};
 use super::wire::Datum;
 use crate::door::{Answer, table};
 use crate::error::{self, Error, Result};
-use crate::types::{SrInfo, VdiInfo, nearest, printable};
+use crate::types::{Finding, Outcome, SrInfo, SrUuid, VdiInfo, nearest, printable};
 
 /// Where the words of a command are explained.
 const HELP: &str = "`--help` after the command shows what it takes";
@@ -33,17 +33,29 @@ pub enum Reply {
     /// An SR to be drawn as the trees of its images.
     Tree(SrInfo),
     Vdi(VdiInfo),
+    /// What sr_check found on an SR.
+    Findings(SrUuid, Vec<Finding>),
+}
+
+impl Reply {
+    /// The failure that the answer tells of all the same, if it does.
+    fn failure(&self) -> Option<Error> {
+        let Reply::Findings(sr, found) = self else { return None };
+        let count = |outcome| found.iter().filter(|finding| finding.outcome == outcome).count();
+        let (mendable, lasting) = (count(Outcome::Mendable), count(Outcome::Lasting));
+        (mendable + lasting > 0).then_some(Error::NotWhole { sr: *sr, mendable, lasting })
+    }
 }
 
 /// The result of a command as bytes for its caller.
 pub fn answer(result: Result<Reply>, format: OutputFormat) -> Answer {
-    match result.and_then(|reply| written(&reply, format)) {
-        Ok(stdout) => Answer { stdout, stderr: String::new(), status: 0 },
-        Err(e) => {
-            let (status, name) = exit_status(&e);
-            Answer { stdout: Vec::new(), stderr: format!("{name}: {}{}\n", error::one_line(&e), remedy(&e)), status }
-        }
-    }
+    let (stdout, failure) = match result.and_then(|reply| Ok((written(&reply, format)?, reply.failure()))) {
+        Ok((stdout, None)) => return Answer { stdout, stderr: String::new(), status: 0 },
+        Ok((stdout, Some(failure))) => (stdout, failure),
+        Err(e) => (Vec::new(), e),
+    };
+    let (status, name) = exit_status(&failure);
+    Answer { stdout, stderr: format!("{name}: {}{}\n", error::one_line(&failure), remedy(&failure)), status }
 }
 
 /// The result of a command of `sm`: as [`answer()`], but JSON has a form of its own, for failures too.
@@ -51,15 +63,15 @@ pub fn answer_person(result: Result<Reply>, format: OutputFormat) -> Answer {
     if format != OutputFormat::Json {
         return answer(result, format);
     }
-    match result {
-        Ok(reply) => Answer { stdout: json::write(&reply), stderr: String::new(), status: 0 },
-        Err(e) => {
-            let (status, name) = exit_status(&e);
-            let message = format!("{}{}", error::one_line(&e), remedy(&e));
-            let stderr = String::from_utf8_lossy(&json::failure(name, status, &message)).into_owned();
-            Answer { stdout: Vec::new(), stderr, status }
-        }
-    }
+    let (stdout, failure) = match result {
+        Ok(reply) => (json::write(&reply), reply.failure()),
+        Err(e) => (Vec::new(), Some(e)),
+    };
+    let Some(failure) = failure else { return Answer { stdout, stderr: String::new(), status: 0 } };
+    let (status, name) = exit_status(&failure);
+    let message = format!("{}{}", error::one_line(&failure), remedy(&failure));
+    let stderr = String::from_utf8_lossy(&json::failure(name, status, &message)).into_owned();
+    Answer { stdout, stderr, status }
 }
 
 /// The answer after a panic with these words.

@@ -109,6 +109,18 @@ pub enum Verb {
     SrScan(SrArg),
     /// Give space back: merge the images that deleted snapshots and clones left, also below disks in use.
     SrCollect(SrArg),
+    /// Say what is wrong with an SR and its VDIs: images, chains, records of killed calls. Status 5 if anything is wrong that
+    /// is not mended.
+    SrCheck {
+        #[command(flatten)]
+        sr: SrArg,
+        /// Read every table of the images that no process has open, and not their headers alone.
+        #[arg(long)]
+        deep: bool,
+        /// Mend what can be mended without a loss. Images that a process has open stay as they are.
+        #[arg(long)]
+        repair: bool,
+    },
     /// Print the kind of content of an SR: raw or iso.
     SrContentType(SrArg),
     /// Print the SRs that a DCONF holds: (srs (sr …) …).
@@ -208,7 +220,7 @@ impl Verb {
     pub fn sr_word(&mut self) -> Option<&mut String> {
         Some(match self {
             Verb::SrProbe => return None,
-            Verb::SrCreate { sr, .. } | Verb::SrDelete { sr, .. } => &mut sr.sr,
+            Verb::SrCreate { sr, .. } | Verb::SrDelete { sr, .. } | Verb::SrCheck { sr, .. } => &mut sr.sr,
             Verb::SrAttach(sr)
             | Verb::SrDetach(sr)
             | Verb::SrGetParams(sr)
@@ -243,6 +255,7 @@ impl Verb {
             Verb::SrProbe
             | Verb::SrCreate { .. }
             | Verb::SrDelete { .. }
+            | Verb::SrCheck { .. }
             | Verb::SrAttach(_)
             | Verb::SrDetach(_)
             | Verb::SrGetParams(_)

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::answer::Reply;
 use super::listing::Listed;
-use crate::types::{Format, SrInfo, SrUuid, State, VdiInfo, VdiUuid};
+use crate::types::{Finding, Format, SrInfo, SrUuid, State, VdiInfo, VdiUuid};
 
 /// The number of this form. A key that is added leaves it as it is; one that is removed, or that changes its meaning, does not.
 const SCHEMA: u32 = 1;
@@ -31,6 +31,7 @@ enum Body<'a> {
     Srs { srs: Vec<Sr<'a>> },
     List { srs: Vec<Line<'a>> },
     Vdi(Box<Vdi<'a>>),
+    Findings { sr: SrUuid, findings: Vec<Found<'a>> },
 }
 
 #[derive(Serialize)]
@@ -133,6 +134,21 @@ impl<'a> From<&'a VdiInfo> for Vdi<'a> {
     }
 }
 
+/// What sr_check found.
+#[derive(Serialize)]
+struct Found<'a> {
+    vdi: Option<VdiUuid>,
+    object: &'a str,
+    what: &'a str,
+    outcome: &'static str,
+}
+
+impl<'a> From<&'a Finding> for Found<'a> {
+    fn from(of: &'a Finding) -> Found<'a> {
+        Found { vdi: of.vdi, object: &of.object, what: &of.what, outcome: of.outcome.word() }
+    }
+}
+
 /// An SR in the list of all.
 #[derive(Serialize)]
 struct Line<'a> {
@@ -174,6 +190,7 @@ pub fn write(reply: &Reply) -> Vec<u8> {
         Reply::Srs(found) => Body::Srs { srs: found.iter().map(Sr::from).collect() },
         Reply::List(lines) => Body::List { srs: lines.iter().map(Line::from).collect() },
         Reply::Vdi(info) => Body::Vdi(Box::new(info.into())),
+        Reply::Findings(sr, found) => Body::Findings { sr: *sr, findings: found.iter().map(Found::from).collect() },
     };
     line(&Document { schema: SCHEMA, of })
 }

@@ -41,7 +41,7 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::SrUnavailable { .. } | Error::Busy { .. } => (102, "ESRBUSY"),
         Error::VdiInUse { .. } | Error::NotPaused { .. } => (103, "EVDIBUSY"),
         Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => exit_status(cause),
-        Error::Damaged { .. } | Error::NotMerged { .. } | Error::Tool { .. } => (5, "EIO"),
+        Error::Damaged { .. } | Error::NotMerged { .. } | Error::NotWhole { .. } | Error::Tool { .. } => (5, "EIO"),
         Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => (13, "EACCES"),
         Error::Io { .. } | Error::ImageServer { .. } => match e.errno().map(Errno::from_raw) {
             Some(Errno::EACCES | Errno::EPERM | Errno::EROFS) => (13, "EACCES"),
@@ -57,6 +57,7 @@ pub fn remedy(e: &Error) -> String {
         Error::Occupied { .. } => "; --force overwrites it".to_owned(),
         Error::HoldsSr { held, .. } if held.lost == Lost::Nothing => "; --force overwrites it".to_owned(),
         Error::HoldsSr { held, .. } => format!("; to destroy it, name it: --destroy-sr {}", held.sr),
+        Error::NotWhole { mendable: 1.., .. } => "; sr_check --repair does it".to_owned(),
         Error::Busy { .. } => "; --wait gives it longer".to_owned(),
         Error::WouldShrink { .. } => "; --allow-shrink allows it".to_owned(),
         Error::DiskTooBig { format: Format::Vhd, .. } => {

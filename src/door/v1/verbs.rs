@@ -53,6 +53,10 @@ impl Caller<'_> {
             Verb::SrScan(sr) => self.open_named(&sr)?.sr_scan(context).map(without_bases).map(Reply::Sr),
             Verb::VdiTree(sr) => self.open_named(&sr)?.sr_scan(context).map(Reply::Tree),
             Verb::SrCollect(sr) => self.open_named(&sr)?.sr_collect(context).map(nothing),
+            Verb::SrCheck { sr, deep, repair } => {
+                let session = self.open_named(&sr)?;
+                session.sr_check(deep, repair, context).map(|found| Reply::Findings(session.sr(), found))
+            }
             Verb::SrContentType(sr) => Ok(Reply::Text(self.open_named(&sr)?.content_type().to_owned())),
             Verb::SrProbe => (self.driver.probe)(&self.config, context.deadline.into()).map(Reply::Srs),
             Verb::VdiCreate { vdi: arg, size, new } => {

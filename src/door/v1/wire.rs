@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::Reply;
 use super::listing::Listed;
-use crate::types::{Format, PoolUse, SrInfo, SrUuid, State, VdiInfo, VdiUuid};
+use crate::types::{Finding, Format, PoolUse, SrInfo, SrUuid, State, VdiInfo, VdiUuid};
 
 /// One datum, tagged with what it is. An SR or a VDI inside another datum is tagged as it is at top level.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,26 @@ pub enum Datum {
     List(Vec<Line>),
     Tree(Sr),
     Vdi(Vdi),
+    Findings(Vec<Datum>),
+    Finding(Found),
+}
+
+/// What sr_check found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "bare")]
+    pub vdi: Option<VdiUuid>,
+    pub object: String,
+    pub what: String,
+    /// `note`, `mended`, `mendable` or `lasting`.
+    pub outcome: String,
+}
+
+impl From<&Finding> for Found {
+    fn from(found: &Finding) -> Found {
+        let Finding { vdi, object, what, outcome } = found.clone();
+        Found { vdi, object, what, outcome: outcome.word().to_owned() }
+    }
 }
 
 impl From<&Reply> for Datum {
@@ -36,6 +56,7 @@ impl From<&Reply> for Datum {
             Reply::List(lines) => Datum::List(lines.iter().map(|line| Line::Sr(line.into())).collect()),
             Reply::Tree(info) => Datum::Tree(info.into()),
             Reply::Vdi(info) => Datum::Vdi(info.into()),
+            Reply::Findings(_, found) => Datum::Findings(found.iter().map(|one| Datum::Finding(one.into())).collect()),
         }
     }
 }

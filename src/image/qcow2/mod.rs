@@ -11,6 +11,7 @@
 //! | read and write the disk | [`Chain::open`] |
 //! | hide, change the parent | [`set_hidden`], [`set_parent`] |
 //! | grow | [`resize()`] |
+//! | say what is wrong, give back what leaked | [`check()`], [`repair()`] |
 //! | copy a child into its parent | [`coalesce()`] |
 //! | write a whole disk to a pipe | [`write_stream`] |
 //!
@@ -45,6 +46,7 @@
 //! [`coalesce`](mod@coalesce) and [`Header::put`].
 
 mod chain;
+mod check;
 mod coalesce;
 mod compressed;
 mod create;
@@ -58,6 +60,7 @@ mod stream;
 pub use super::storage::{FileStorage, Storage};
 use super::{be32, be64};
 pub use chain::{Chain, Parent};
+pub use check::{check, repair};
 pub use coalesce::coalesce;
 pub use create::{create, create_child};
 pub use header::{Header, named_parent};

@@ -184,6 +184,47 @@ impl Refcounts {
         std::mem::take(&mut self.outgrown)
     }
 
+    /// Shows `each` the count of every cluster up to `clusters`, and of those behind that are counted; what it answers
+    /// becomes the count. Does not sync.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io); what `each` says.
+    pub fn revise(
+        &self,
+        place: &dyn Storage,
+        clusters: u64,
+        each: &mut dyn FnMut(u64, u64) -> Result<Option<u64>>,
+    ) -> Result<()> {
+        let per_block = self.per_block();
+        let blocks = clusters.div_ceil(per_block).max(self.blocks.len() as u64);
+        let mut bytes = vec![0; 1 << self.bits];
+        for block in 0..blocks {
+            let at = self.blocks.get(block as usize).copied().unwrap_or(0);
+            match at {
+                // Most of a table names no block.
+                0 if block * per_block >= clusters => continue,
+                0 => bytes.fill(0),
+                at => place.get(&mut bytes, at)?,
+            }
+            let mut changed = false;
+            for n in 0..per_block {
+                let cluster = block * per_block + n;
+                let count = get(&bytes, self.order, n);
+                if cluster >= clusters && count == 0 {
+                    continue;
+                }
+                if let Some(now) = each(cluster, count)? {
+                    set(&mut bytes, self.order, n, now);
+                    changed = true;
+                }
+            }
+            if changed && at != 0 {
+                place.put(&bytes, at)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Counts each cluster down by one: on disk, something leads to it no more. Answers those that nothing leads to now.
     /// Does not sync: what a crash forgets is counted in vain.
     pub fn release(&mut self, place: &dyn Storage, mut clusters: Vec<u64>) -> Result<Vec<u64>> {
