@@ -461,3 +461,21 @@ fn v_says_what_names_stand_for() {
     }
     assert_eq!(sm(&scene, &["vdi_get_params", "fast/web", "--verbose"]).stdout(), outcome.stdout());
 }
+
+#[test]
+fn a_label_of_any_text_is_found() {
+    let scene = named();
+    let labels = ["root disk", "a \"b\" \\ c", "ü λ 日本", "web", "we", "\\u{1b}", "(x . y)", "\u{a0}"];
+    let made: Vec<String> =
+        labels.iter().map(|label| uuid(sm(&scene, &["vdi_create", "fast", "1M", "--label", label]).done())).collect();
+    for (label, vdi) in labels.iter().zip(&made) {
+        let answer = sm(&scene, &["vdi_get_params", "fast", "--", label]).done();
+        assert!(answer.contains(&format!("(uuid . \"{vdi}\")")), "{label}: {answer}");
+    }
+    // A record that cannot be read is in nobody's way, and the start of its UUID still is its VDI's.
+    fs::write(scene.place.join(format!("{}.params", made[3])), "no record").unwrap();
+    sm(&scene, &["vdi_get_params", "fast", "we"]).done();
+    sm(&scene, &["vdi_get_params", "fast", "web"]).fails("ENOVDI");
+    sm(&scene, &["vdi_delete", "--yes", "fast", &made[3][..13]]).done();
+    assert!(!scene.names().iter().any(|name| name.contains(&made[3])));
+}

@@ -5,7 +5,7 @@ use super::locks::{Locks, forget_sr, forget_vdis};
 use crate::context::Context;
 use crate::error::Result;
 use crate::sr::loss;
-use crate::types::{Done, Finding, Overwrite, Space, SrInfo};
+use crate::types::{Done, Finding, Overwrite, Space, SrInfo, VdiName};
 use crate::vdi::tree::collect::Planned;
 
 impl Session {
@@ -109,6 +109,15 @@ impl Session {
     /// As [`Session::sr_get_params`]. What is wrong with one VDI is in the answer.
     pub fn sr_check(&self, thorough: bool, repair: bool, context: &Context) -> Result<Vec<Finding>> {
         self.carry_out(Locks::of_vdis(&[]), context, move |storage, context| storage.check(thorough, repair, context))
+    }
+
+    /// What people call the images of the SR, bases among them: those that may be meant by `word`, or all if it is empty.
+    ///
+    /// # Errors
+    /// As [`Session::sr_get_params`].
+    pub fn names(&self, word: &str, context: &Context) -> Result<Vec<VdiName>> {
+        let word = word.to_owned();
+        self.carry_out(Locks::none(), context, move |storage, _| storage.names(&word))
     }
 
     /// Gives back the space of deleted snapshots and clones. Long work, which locks its disks one after the other.

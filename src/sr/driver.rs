@@ -8,7 +8,7 @@ use crate::sys::copy::Progress;
 use crate::sys::watch::Pulse;
 use crate::types::{
     DeviceConfig, Done, Finding, Format, NewVdi, Outcome, Overwrite, SmConfig, Space, SrInfo, SrUuid, State, VdiInfo,
-    VdiUuid,
+    VdiName, VdiUuid,
 };
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
@@ -196,6 +196,15 @@ pub trait Sr: Send + Sync {
 
     /// [`Sr::stat`] with every VDI's details, in one pass.
     fn scan(&self) -> Result<SrInfo>;
+
+    /// What images may be called, bases among them, without a look at any image where the driver can do that. An image that is
+    /// certainly not called `word`, and whose UUID does not begin with it, may be left out; none is if `word` is empty.
+    ///
+    /// # Errors
+    /// Those of [`Sr::scan`].
+    fn names(&self, _word: &str) -> Result<Vec<VdiName>> {
+        Ok(self.scan()?.vdis.iter().map(VdiName::from).collect())
+    }
 
     /// Finds a VDI.
     ///

@@ -38,7 +38,7 @@ use crate::sys::lvm::{self, Deactivated, Vg};
 use crate::sys::mount::{self, Mount};
 use crate::sys::tool::Tool;
 use crate::sys::{blockdev, run_dir};
-use crate::types::{DeviceConfig, Done, Finding, NewVdi, Overwrite, Space, SrInfo, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, Finding, NewVdi, Overwrite, Space, SrInfo, VdiInfo, VdiName, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::Planned;
@@ -399,6 +399,10 @@ impl Sr for ExtSr {
 
     fn scan(&self) -> Result<SrInfo> {
         self.files()?.scan().map(|info| self.located(info)).map_err(|e| self.explain(e))
+    }
+
+    fn names(&self, word: &str) -> Result<Vec<VdiName>> {
+        self.files()?.names(word).map_err(|e| self.explain(e))
     }
 
     fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>> {

@@ -81,7 +81,9 @@ use crate::image::name::ImageName;
 use crate::sr::config::{self, PREFERRED_FORMATS};
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_server, vdi_by_uuid};
 use crate::sys::copy::Progress;
-use crate::types::{DeviceConfig, Done, Finding, Format, NewVdi, Overwrite, SmConfig, Space, SrInfo, VdiInfo, VdiUuid};
+use crate::types::{
+    DeviceConfig, Done, Finding, Format, NewVdi, Overwrite, SmConfig, Space, SrInfo, VdiInfo, VdiName, VdiUuid,
+};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::{Planned, collect, plan};
@@ -195,6 +197,10 @@ impl Sr for FileSr {
 
     fn scan(&self) -> Result<SrInfo> {
         self.scan_all()
+    }
+
+    fn names(&self, word: &str) -> Result<Vec<VdiName>> {
+        self.names_now(word)
     }
 
     fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {

@@ -34,7 +34,7 @@ use crate::sys::mount::{self, Mount};
 use crate::sys::server::is_ipv6;
 use crate::sys::watch;
 use crate::sys::watch::Pulse;
-use crate::types::{DeviceConfig, Done, Finding, NewVdi, Space, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, Finding, NewVdi, Space, SrInfo, SrUuid, VdiInfo, VdiName, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::Planned;
@@ -295,6 +295,10 @@ impl Sr for NfsSr {
 
     fn local_path(&self) -> Option<PathBuf> {
         Some(self.point.path().to_owned())
+    }
+
+    fn names(&self, word: &str) -> Result<Vec<VdiName>> {
+        self.files()?.names(word).map_err(|e| self.explain(e))
     }
 
     fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>> {

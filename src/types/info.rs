@@ -56,6 +56,22 @@ pub struct PoolUse {
     pub metadata_used: u64,
 }
 
+/// What a person may call a VDI by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VdiName {
+    pub uuid: VdiUuid,
+    /// Empty if it has none, or if what is stored beside the disk cannot be read.
+    pub label: String,
+    /// As [`VdiInfo::location`].
+    pub location: Option<String>,
+}
+
+impl From<&VdiInfo> for VdiName {
+    fn from(info: &VdiInfo) -> VdiName {
+        VdiName { uuid: info.uuid, label: info.label.clone(), location: info.location.clone() }
+    }
+}
+
 /// What is known of a VDI, read from its SR now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VdiInfo {

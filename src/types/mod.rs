@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use self::finding::{Finding, Outcome};
 pub use self::format::Format;
 pub use self::ids::{SrUuid, VdiUuid};
-pub use self::info::{PoolUse, Space, SrInfo, VdiInfo};
+pub use self::info::{PoolUse, Space, SrInfo, VdiInfo, VdiName};
 pub use self::nearest::nearest;
 pub use self::shown::{Size, acts_on_terminal, printable, secret_part, shown};
 pub use self::state::State;

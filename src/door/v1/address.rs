@@ -11,7 +11,7 @@ use crate::door::sexp;
 use crate::error::{Error, Result, one_line};
 use crate::registry::{self, Entry, Place, SrName};
 use crate::sr::{self, DRIVERS, Driver};
-use crate::types::{DeviceConfig, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, SrUuid, VdiName, VdiUuid};
 
 /// Digits of the shortest start of a UUID that stands for a VDI.
 const SHORTEST_PREFIX: usize = 4;
@@ -146,7 +146,7 @@ fn driver_of(dconf: &str, sr: Option<SrUuid>, deadline: Instant) -> Result<&'sta
 ///
 /// # Errors
 /// [`Error::UnknownVdi`] for a word that no VDI of the SR has; [`Error::Invalid`] with the candidates if several have it; those
-/// of [`Session::sr_scan`].
+/// of [`Session::names`].
 pub fn resolve_vdis(verb: &mut Verb, target: &Target, context: &Context) -> Result<Vec<(String, VdiUuid)>> {
     let sr = verb.sr_word().map(|word| word.clone());
     let words = verb.vdi_words();
@@ -154,28 +154,29 @@ pub fn resolve_vdis(verb: &mut Verb, target: &Target, context: &Context) -> Resu
         return Ok(Vec::new());
     }
     let sr: SrUuid = sr.unwrap_or_default().parse()?;
-    let disks = Session::open(target.driver, sr, target.config.clone())?.sr_scan(context)?.vdis;
+    let session = Session::open(target.driver, sr, target.config.clone())?;
     let mut meant = Vec::new();
     for word in words {
         if word.parse::<VdiUuid>().is_err() {
-            let vdi = vdi_of(word, sr, &disks)?;
+            // A base is there for its children only. One that cannot be read may be a disk.
+            let is_disk = |vdi| session.vdi_get_brief(vdi, context).map_or(true, |info| !info.hidden);
+            let vdi = vdi_of(word, sr, &session.names(word, context)?, is_disk)?;
             meant.push((std::mem::replace(word, vdi.to_string()), vdi));
         }
     }
     Ok(meant)
 }
 
-/// The one VDI that has a word as its label, or whose UUID begins with it.
-fn vdi_of(word: &str, sr: SrUuid, disks: &[VdiInfo]) -> Result<VdiUuid> {
+/// The one VDI that has a word as its label, or whose UUID begins with it. `is_disk`: whether an image is no base.
+fn vdi_of(word: &str, sr: SrUuid, names: &[VdiName], is_disk: impl Fn(VdiUuid) -> bool) -> Result<VdiUuid> {
     let prefix = word.to_ascii_lowercase();
     let is_prefix = prefix.len() >= SHORTEST_PREFIX && prefix.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
-    let has = |vdi: &&VdiInfo| {
-        !vdi.hidden
-            && (vdi.label == word
-                || vdi.location.as_deref() == Some(word)
-                || is_prefix && vdi.uuid.to_string().starts_with(&prefix))
+    let has = |vdi: &&VdiName| {
+        !word.is_empty() && (vdi.label == word || vdi.location.as_deref() == Some(word))
+            || is_prefix && vdi.uuid.to_string().starts_with(&prefix)
     };
-    let found: Vec<&VdiInfo> = disks.iter().filter(has).collect();
+    let mut found: Vec<&VdiName> = names.iter().filter(has).filter(|vdi| is_disk(vdi.uuid)).collect();
+    found.sort_by_key(|vdi| vdi.uuid);
     match found.as_slice() {
         [] => Err(Error::UnknownVdi { word: word.to_owned(), sr }),
         [vdi] => Ok(vdi.uuid),
@@ -202,10 +203,9 @@ fn vdi_of(word: &str, sr: SrUuid, disks: &[VdiInfo]) -> Result<VdiUuid> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Format, State};
 
-    fn disk(uuid: &str, label: &str) -> VdiInfo {
-        VdiInfo { uuid: uuid.parse().unwrap(), label: label.to_owned(), ..crate::door::v1::wire::tests::vdi() }
+    fn name(uuid: &str, label: &str) -> VdiName {
+        VdiName { uuid: uuid.parse().unwrap(), label: label.to_owned(), location: None }
     }
 
     #[test]
@@ -213,23 +213,23 @@ mod tests {
         let sr = SrUuid::random();
         let (a, b) = ("98de866e-b035-4b1a-a571-00000000000a", "98de866e-c035-4b1a-a571-00000000000b");
         let c = "cafe866e-c035-4b1a-a571-00000000000c";
-        let mut disks = vec![disk(a, "web"), disk(b, "db"), disk(c, "db"), disk(&SrUuid::random().to_string(), "cafe")];
-        disks[0].state = State::Broken("x".to_owned());
-        disks[0].format = Format::Vhd;
-        for (word, vdi) in [("web", a), ("98de866e-b", a), ("98DE866E-B0", a), ("98de866e-c", b), ("cafe8", c)] {
-            assert_eq!(vdi_of(word, sr, &disks).unwrap().to_string(), vdi, "{word}");
+        let d = "11111111-c035-4b1a-a571-00000000000d";
+        let mut names = vec![name(a, "web"), name(b, "db"), name(c, "db"), name(d, "cafe")];
+        names[3].location = Some("debian.iso".to_owned());
+        let meant = |word: &str| vdi_of(word, sr, &names, |_| true);
+        for (word, vdi) in
+            [("web", a), ("98de866e-b", a), ("98DE866E-B0", a), ("98de866e-c", b), ("cafe8", c), ("debian.iso", d)]
+        {
+            assert_eq!(meant(word).unwrap().to_string(), vdi, "{word}");
         }
         for word in ["db", "98de", "cafe"] {
-            let refused = vdi_of(word, sr, &disks).unwrap_err();
-            assert!(
-                matches!(&refused, Error::Invalid { expected, .. } if expected.starts_with("2 VDIs have it: ")),
-                "{refused}"
-            );
+            let refused = meant(word).unwrap_err().to_string();
+            assert!(refused.contains("2 VDIs have it: "), "{refused}");
         }
         for word in ["", "98d", "caf", "Web", "we", "00000000000a", "-"] {
-            assert!(matches!(vdi_of(word, sr, &disks), Err(Error::UnknownVdi { .. })), "{word}");
+            assert!(matches!(meant(word), Err(Error::UnknownVdi { .. })), "{word}");
         }
-        disks[0].hidden = true;
-        assert!(vdi_of("web", sr, &disks).is_err());
+        // A base is never meant.
+        assert_eq!(vdi_of("98de", sr, &names, |vdi| vdi.to_string() != a).unwrap().to_string(), b);
     }
 }

@@ -74,6 +74,22 @@ pub(super) fn read_params(dir: &Dir, vdi: VdiUuid) -> Result<Params> {
     Ok(params)
 }
 
+/// What is stored of a disk beside its image, if a text of it may have `word` in it. `None`: none has, or nothing is stored.
+///
+/// # Errors
+/// As [`read_params`].
+pub(super) fn read_params_with(dir: &Dir, vdi: VdiUuid, word: &str) -> Result<Option<Params>> {
+    let name = beside(vdi, PARAMS);
+    let Some(bytes) = dir.read(&name)? else { return Ok(None) };
+    // Such a word stands in a record as it is.
+    let is_plain = !word.is_empty() && word.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\');
+    if is_plain && !bytes.windows(word.len()).any(|part| part == word.as_bytes()) {
+        return Ok(None);
+    }
+    let VdiRecord::Vdi(params) = decode(&bytes).ok_or_else(|| damaged_record(dir, &name))?;
+    Ok(Some(params))
+}
+
 /// The holders of the persistent lock of a disk.
 ///
 /// # Errors

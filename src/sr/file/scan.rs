@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use super::directory::{FileSr, Found};
 use super::images::{Image, readers};
 use super::listing::Listing;
-use super::records::{read_change, read_holders, read_params};
+use super::records::{read_change, read_holders, read_params, read_params_with};
 use crate::error::Result;
 use crate::sys::durable::Dir;
 use crate::sys::threads;
-use crate::types::{Params, Space, SrInfo, State, VdiUuid};
+use crate::types::{Params, Space, SrInfo, State, VdiName, VdiUuid};
 use crate::vdi::tree::change::Change;
 use crate::vdi::{self, Attachments, Holders};
 
@@ -74,6 +74,31 @@ impl FileSr {
     /// [`crate::Error::NoSr`], [`crate::Error::Io`]; [`crate::Error::Busy`] if a change of a tree goes on past the deadline.
     pub(super) fn stat_now(&self) -> Result<SrInfo> {
         self.stat_of(&*self.dir()?)
+    }
+
+    /// What people call the images: the names in the directory, and the labels beside them. No image is opened, and a record
+    /// that does not have `word` in it is not parsed.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoSr`], [`crate::Error::Io`].
+    pub(super) fn names_now(&self, word: &str) -> Result<Vec<VdiName>> {
+        let dir = self.dir()?;
+        let dir: &Dir = &dir;
+        let listing = Listing::read(dir)?;
+        let images: Vec<VdiUuid> = listing.images.keys().copied().collect();
+        let prefix = word.to_ascii_lowercase();
+        let named = |vdi: &VdiUuid| {
+            let is_prefix = vdi.to_string().starts_with(&prefix);
+            let has_params = listing.params.contains(vdi);
+            let params = has_params.then(|| read_params_with(dir, *vdi, if is_prefix { "" } else { word }).ok());
+            match params.flatten().flatten() {
+                Some(params) => Some(VdiName { uuid: *vdi, label: params.label, location: None }),
+                None => is_prefix.then(|| VdiName { uuid: *vdi, label: String::new(), location: None }),
+            }
+        };
+        let most = readers(listing.params.len());
+        let parts = threads::in_parts(&images, most, |part| part.iter().filter_map(named).collect::<Vec<_>>());
+        Ok(parts.into_iter().flatten().collect())
     }
 
     /// The SR with every disk's details.
