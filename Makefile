@@ -7,7 +7,7 @@
 # make uninstall the same variables; takes away what install put there
 # make torture   the long siblings of the crash and fault tests, and of what the guests only sample
 # make fuzz      SECONDS=60 for each of TARGETS= (all): inputs that a parser does not survive
-# make generated man pages and completions from the command-line definitions
+# make generated man pages from the command-line definitions
 
 PREFIX ?= /usr/local
 DESTDIR ?=

@@ -1,4 +1,4 @@
-//! The man pages and shell completions in the tree are what the command-line definitions say.
+//! The man pages in the tree are what the command-line definitions say.
 //!
 //! `UPDATE_GENERATED=1 cargo test --test generated` (or `make generated`) writes them anew.
 
@@ -12,7 +12,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap_complete::Shell;
 use xcp_sm::door::v1;
 use xcp_sm::sr::DRIVERS;
 
@@ -36,11 +35,6 @@ fn generated() -> Vec<(PathBuf, Vec<u8>)> {
         clap_mangen::Man::new(command).section("8").render(&mut page).unwrap();
         files.push((Path::new("man").join(format!("sm-{}.8", verb.get_name())), page));
     }
-    for (shell, name) in [(Shell::Bash, "sm.bash"), (Shell::Zsh, "_sm"), (Shell::Fish, "sm.fish")] {
-        let mut script = Vec::new();
-        clap_complete::generate(shell, &mut v1::sm_command(), "sm", &mut script);
-        files.push((Path::new("completions").join(name), script));
-    }
     files
 }
 
@@ -61,7 +55,7 @@ fn a_page_refers_to_pages_that_there_are() {
 }
 
 #[test]
-fn man_pages_and_completions_are_current() {
+fn man_pages_are_current() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let update = std::env::var_os("UPDATE_GENERATED").is_some();
     for (name, contents) in generated() {

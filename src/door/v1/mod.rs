@@ -15,11 +15,13 @@
 //! | [`plan`] | what a command that destroys would do |
 //! | [`json`] | the form of JSON that `sm` answers |
 //! | [`log`] | the line in the system log for each change |
+//! | [`complete`] | what may stand where a person's cursor is, for shells |
 //! | [`status`] | the exit status of each failure |
 //! | [`progress`] | how far a copy has come, for a person |
 
 pub mod address;
 pub mod answer;
+pub mod complete;
 pub mod grammar;
 pub mod json;
 pub mod listing;
@@ -66,6 +68,9 @@ pub fn driver(driver: &'static Driver, args: Vec<OsString>) -> Answer {
 
 /// Serves one call of a person.
 pub fn sm(args: Vec<OsString>) -> Answer {
+    if complete::is_meant(&args) {
+        return complete::serve(&args);
+    }
     let command = sm_command();
     let known = Known { is_sr: &address::is_sr, default_sr: address::default_sr() };
     let mut lines = words::lines(&command, with_help_as_option(args), &known).into_iter();

@@ -14,7 +14,7 @@ use clap::{Arg, Command};
 use crate::types::{SrUuid, VdiUuid};
 
 /// Commands that are carried out for each of several SRs or VDIs.
-const SEVERAL: &[&str] = &["sr_attach", "sr_detach", "sr_collect", "vdi_attach", "vdi_detach", "vdi_delete"];
+pub const SEVERAL: &[&str] = &["sr_attach", "sr_detach", "sr_collect", "vdi_attach", "vdi_detach", "vdi_delete"];
 
 /// What is known of words before any SR is opened.
 pub struct Known<'a> {
