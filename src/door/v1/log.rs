@@ -11,7 +11,7 @@ const LOOKING: &[&str] =
 
 /// A command that changes something, in words; `None` for one that looks.
 pub fn change(name: &str, verb: &mut Verb, driver: &Driver) -> Option<String> {
-    if LOOKING.contains(&name) {
+    if LOOKING.contains(&name) || matches!(verb, Verb::SrCheck { repair: false, .. }) {
         return None;
     }
     let sr = verb.sr_word().map(|sr| format!(" of SR {sr}")).unwrap_or_default();
