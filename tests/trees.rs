@@ -43,6 +43,7 @@ enum Op {
     Write { disk: usize, at: usize, len: usize, seed: u8 },
     Clone { disk: usize },
     Snapshot { disk: usize },
+    Revert { disk: usize, to: usize },
     Grow { disk: usize },
     Delete { disk: usize },
     Collect,
@@ -55,6 +56,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (disk.clone(), 0..6 * MIB, 1..300_000usize, 1u8..).prop_map(|(disk, at, len, seed)| Op::Write { disk, at, len, seed }),
         3 => disk.clone().prop_map(|disk| Op::Clone { disk }),
         3 => disk.clone().prop_map(|disk| Op::Snapshot { disk }),
+        2 => (disk.clone(), disk.clone()).prop_map(|(disk, to)| Op::Revert { disk, to }),
         1 => disk.clone().prop_map(|disk| Op::Grow { disk }),
         3 => disk.prop_map(|disk| Op::Delete { disk }),
         2 => Just(Op::Collect),
@@ -147,6 +149,21 @@ impl Model {
                         }
                     }
                     Err(xcp_sm::Error::ChainTooLong { .. }) => {}
+                    Err(e) => panic!("{}", xcp_sm::error::one_line(&e)),
+                }
+            }
+            Op::Revert { disk, to } => {
+                let (Some(disk), Some(to)) = (self.pick(disk), self.pick(to)) else { return };
+                let reverted = self.attempt(|session, context| session.vdi_revert(disk, to, context));
+                if disk == to || self.snapshots.contains(&disk) || !self.snapshots.contains(&to) {
+                    assert!(matches!(reverted, Err(xcp_sm::Error::Unsupported { .. })), "{reverted:?}");
+                    return;
+                }
+                match reverted {
+                    Ok(()) => drop(self.disks.insert(disk, self.disks[&to].clone())),
+                    Err(xcp_sm::Error::ChainTooLong { .. }) => {}
+                    // Of another tree, which deleted disks may have left.
+                    Err(xcp_sm::Error::Unsupported { .. }) => {}
                     Err(e) => panic!("{}", xcp_sm::error::one_line(&e)),
                 }
             }
@@ -257,6 +274,104 @@ fn nothing_is_merged_below_a_disk_that_another_call_works_on() {
         drop(busy);
         model.collect();
         assert_eq!(model.scan().len(), 3);
+        model.check();
+    }
+}
+
+/// A template has any number of copies, and none is further from its data than the first.
+#[test]
+fn copies_of_a_disk_that_holds_nothing_have_one_base() {
+    for format in [Format::Vhd, Format::Qcow2] {
+        let mut model = Model::new(format);
+        let template = model.pick(0).unwrap();
+        model.apply(&Op::Write { disk: 0, at: 0, len: 70_000, seed: 3 });
+        let mut copies = Vec::new();
+        for n in 0..100 {
+            let dest = model.new_uuid();
+            let copied = model.run(|session, context| match n % 2 {
+                0 => session.vdi_clone(template, dest, context),
+                _ => session.vdi_snapshot(*copies.last().unwrap_or(&template), dest, context),
+            });
+            model.disks.insert(dest, model.disks[&template].clone());
+            copies.push(dest);
+            assert_eq!(model.run(|session, context| session.vdi_get_params(template, context)).parent, copied.parent);
+        }
+        let bases: Vec<VdiInfo> = model.scan().into_iter().filter(|info| info.hidden).collect();
+        assert_eq!((bases.len(), bases[0].children.len(), bases[0].parent), (1, 101, None));
+        // What was written to a copy is its own.
+        let written = model.disks.keys().position(|vdi| *vdi == copies[0]).unwrap();
+        model.apply(&Op::Write { disk: written, at: 0, len: 512, seed: 9 });
+        let dest = model.new_uuid();
+        model.snapshot(copies[0], dest);
+        model.disks.insert(dest, model.disks[&copies[0]].clone());
+        assert_eq!(model.scan().iter().filter(|info| info.hidden).count(), 2);
+        model.check();
+    }
+}
+
+#[test]
+fn a_disk_goes_back_to_its_snapshots_again_and_again() {
+    for format in [Format::Vhd, Format::Qcow2] {
+        let mut model = Model::new(format);
+        let disk = model.pick(0).unwrap();
+        let mut states = Vec::new();
+        for seed in 1..4u8 {
+            model.apply(&Op::Write {
+                disk: model.disks.keys().position(|vdi| *vdi == disk).unwrap(),
+                at: 4096,
+                len: 9000,
+                seed,
+            });
+            let dest = model.new_uuid();
+            model.snapshot(disk, dest);
+            model.snapshots.insert(dest);
+            model.disks.insert(dest, model.disks[&disk].clone());
+            states.push(dest);
+        }
+        model.run(|session, context| session.vdi_set_names(disk, "web", "the disk", context));
+        for (n, to) in [2, 0, 0, 1, 2, 1].into_iter().enumerate() {
+            let at = model.disks.keys().position(|vdi| *vdi == disk).unwrap();
+            model.apply(&Op::Write { disk: at, at: 0, len: 512, seed: 90 + n as u8 });
+            model.run(|session, context| session.vdi_revert(disk, states[to], context));
+            model.disks.insert(disk, model.disks[&states[to]].clone());
+            model.check();
+            if n == 3 {
+                model.collect();
+                model.check();
+            }
+        }
+        let info = model.run(|session, context| session.vdi_get_params(disk, context));
+        assert_eq!((info.label.as_str(), info.description.as_str(), info.read_only), ("web", "the disk", false));
+        // The last snapshot has the data itself after this.
+        for gone in [states[0], states[1]] {
+            model.delete(gone);
+            model.disks.remove(&gone);
+        }
+        model.run(|session, context| session.vdi_revert(disk, states[2], context));
+        model.disks.insert(disk, model.disks[&states[2]].clone());
+        model.collect();
+        model.check();
+        model.no_base_has_one_child();
+        // Refused, and nothing is changed: another disk, a copy that can be written to, a snapshot as the disk.
+        let stranger = model.new_uuid();
+        let new = NewVdi {
+            vdi: stranger,
+            virtual_size: 4 << 20,
+            format: Some(format),
+            params: Params { read_only: true, ..Params::default() },
+        };
+        model.run(|session, context| session.vdi_create(new, context));
+        model.disks.insert(stranger, vec![0; 4 * MIB]);
+        let clone = model.new_uuid();
+        model.run(|session, context| session.vdi_clone(disk, clone, context));
+        model.disks.insert(clone, model.disks[&disk].clone());
+        for (of, to) in [(disk, stranger), (disk, clone), (states[2], states[2]), (states[2], disk), (disk, disk)] {
+            let refused = model.attempt(|session, context| session.vdi_revert(of, to, context)).unwrap_err();
+            assert!(matches!(refused, xcp_sm::Error::Unsupported { .. }), "{refused}");
+        }
+        model.run(|session, context| session.vdi_lock(disk, "me", false, context));
+        let refused = model.attempt(|session, context| session.vdi_revert(disk, states[2], context)).unwrap_err();
+        assert!(matches!(refused, xcp_sm::Error::VdiInUse { .. }), "{refused}");
         model.check();
     }
 }

@@ -87,6 +87,15 @@ impl Session {
         self.carry_out(locks, context, move |storage, context| storage.vdi(source)?.snapshot(dest, context))
     }
 
+    /// Gives a VDI the contents of a snapshot of it. What it held is lost; its UUID, names and snapshots stay. Idempotent.
+    ///
+    /// # Errors
+    /// Those of [`Vdi::revert_to`].
+    pub fn vdi_revert(&self, vdi: VdiUuid, snapshot: VdiUuid, context: &Context) -> Result<()> {
+        let locks = Locks::of_vdis(&[vdi, snapshot]);
+        self.carry_out(locks, context, move |storage, context| storage.vdi(vdi)?.revert_to(snapshot, context))
+    }
+
     /// Gives a VDI another size, bytes. Idempotent.
     ///
     /// # Errors

@@ -12,22 +12,22 @@ use std::path::PathBuf;
 
 use crate::context::Context;
 use crate::datapath;
-use crate::error::{Error, Result, ended, one_line};
+use crate::error::{Error, Result, ended};
 use crate::image::disk::Disk;
 use crate::sys::lock::Lock;
-use crate::sys::syslog;
 use crate::types::{Done, Mode, Params, Size, VdiInfo, VdiUuid};
-use crate::vdi::disk::{Vdi, describe, has_now, refuse_if_used, with_server};
+use crate::vdi::disk::{Vdi, describe, has_now, refuse_if_read_only, refuse_if_used, with_server};
 use crate::vdi::format::Layout;
 use crate::vdi::formats::layout;
 use crate::vdi::place::Place;
 use crate::vdi::served;
 use crate::vdi::tree::chain::{Ancestors, look, parent_of};
-use crate::vdi::tree::collect::remove_base;
+use crate::vdi::tree::collect::remove_unneeded;
 use crate::vdi::tree::forest::Forest;
 use crate::vdi::tree::fork::fork;
 use crate::vdi::tree::lend::lend;
 use crate::vdi::tree::nodes::Node;
+use crate::vdi::tree::revert::revert;
 
 /// The disk in a place whose format has parents, in the forest of its SR.
 pub fn open<'a>(place: impl Place + 'a, forest: Box<dyn Forest + 'a>) -> Box<dyn Vdi + 'a> {
@@ -99,21 +99,15 @@ impl<P: Place> Vdi for Cow<'_, P> {
         let mut nodes = self.forest.nodes()?;
         nodes.refuse_if_parent(&self.place)?;
         // An image that cannot be read says why when it is looked at alone.
-        let mut parent = match nodes.get(self.place.vdi()) {
+        let parent = match nodes.get(self.place.vdi()) {
             Some(node) if node.state.is_healthy() => node.parent,
             _ => self.node()?.parent,
         };
         let _alone = self.forest.alone(&[self.place.vdi()], self.place.vdi())?;
         self.place.remove()?;
-        // From the leaf up: a base that still has a child is never touched.
         nodes.remove(self.place.vdi());
-        while let Some(base) = parent.filter(|base| nodes.is_garbage(*base)) {
-            parent = nodes.remove(base).and_then(|node| node.parent);
-            // The disk is deleted, and that is all that was asked for: sr_collect removes what is left.
-            if let Err(error) = remove_base(&*self.forest, base) {
-                syslog::write(&format!("base {base} is left to sr_collect: {}", one_line(&error)));
-                break;
-            }
+        if let Some(parent) = parent {
+            remove_unneeded(&*self.forest, &mut nodes, parent);
         }
         Ok(())
     }
@@ -127,6 +121,12 @@ impl<P: Place> Vdi for Cow<'_, P> {
     fn snapshot(&self, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
         let params = Params { read_only: true, shareable: false, ..self.place.params()? };
         fork(&*self.forest, &self.place, dest, &params, context)
+    }
+
+    fn revert_to(&self, snapshot: VdiUuid, context: &Context) -> Result<()> {
+        refuse_if_read_only(self, "vdi_revert")?;
+        refuse_if_used(self)?;
+        revert(&*self.forest, &self.place, snapshot, context)
     }
 
     fn unpause(&self, context: &Context) -> Result<()> {

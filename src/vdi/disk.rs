@@ -83,6 +83,19 @@ pub trait Vdi {
         Err(Error::Unsupported { op: "vdi_snapshot", why: "this format has none".to_owned() })
     }
 
+    /// Gives the disk the contents and the size of a snapshot of it; UUID, names and snapshots stay. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while the disk is attached or locked; [`Error::Unsupported`] for what is no snapshot of it, and
+    /// for a disk that shares nothing with its snapshots.
+    fn revert_to(&self, _snapshot: VdiUuid, _context: &Context) -> Result<()> {
+        Err(Error::Unsupported {
+            op: "vdi_revert",
+            why: "a raw disk shares nothing with its snapshots; vdi_clone of the snapshot makes a disk of it"
+                .to_owned(),
+        })
+    }
+
     /// Ends what a killed call left of a pause on other hosts, once no call changes the tree. Idempotent.
     ///
     /// # Errors
@@ -211,6 +224,11 @@ pub fn made(vdi: VdiUuid) -> String {
 /// Says for [`Error::after`] that a VDI has been deleted, when what had to follow fails.
 pub fn deleted(vdi: VdiUuid) -> String {
     format!("VDI {vdi} was deleted, perhaps not durably")
+}
+
+/// Says for [`Error::after`] that a disk holds what its snapshot does, when what had to follow fails.
+pub fn reverted(vdi: VdiUuid) -> String {
+    format!("VDI {vdi} was taken back, perhaps not durably")
 }
 
 /// Says for [`Error::after`] that a disk has got another size, when what had to follow fails.

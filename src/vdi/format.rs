@@ -51,7 +51,7 @@ pub type Resolve<'a> = &'a dyn Fn(&str) -> Result<(Format, Arc<dyn Storage>)>;
 /// Writes a new image into empty storage, durably.
 pub type WriteImage = Box<dyn Fn(&dyn Storage) -> Result<()> + Send + Sync>;
 
-/// A format of images. The methods from [`Layout::child_of`] on are for formats whose images have parents.
+/// A format of images. The methods with a default are for formats whose images have parents.
 pub trait Layout: Sync {
     fn format(&self) -> Format;
 
@@ -117,6 +117,13 @@ pub trait Layout: Sync {
     fn child_of(&self, _parent: &ParentImage) -> Result<WriteImage> {
         Err(no_tree(self.format(), "a child"))
     }
+
+    /// Whether an image holds nothing of its own, so that its disk shows what its parent shows, as far as its length goes.
+    /// What a process has not flushed yet is not seen.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
+    fn is_blank(&self, image: &Arc<dyn Storage>) -> Result<bool>;
 
     /// Marks an image as there for its children only, or no longer so, durably. Idempotent.
     ///

@@ -30,7 +30,7 @@ pub mod vhd;
 pub use attached::Attachments;
 pub use disk::{
     Vdi, attach, deleted, describe, has_now, made, refuse_if_attached, refuse_if_elsewhere, refuse_if_read_only,
-    refuse_if_used, with_server,
+    refuse_if_used, reverted, with_server,
 };
 pub use format::Layout;
 pub use formats::layout;

@@ -79,6 +79,10 @@ impl Layout for Qcow2Layout {
         }))
     }
 
+    fn is_blank(&self, image: &Arc<dyn Storage>) -> Result<bool> {
+        Ok(Image::open(image.clone(), Mode::ReadOnly)?.is_blank())
+    }
+
     fn set_hidden(&self, image: &dyn Storage, hidden: bool) -> Result<()> {
         qcow2::set_hidden(image, hidden)
     }

@@ -71,6 +71,10 @@ impl Layout for RawLayout {
         Ok(())
     }
 
+    fn is_blank(&self, _image: &Arc<dyn Storage>) -> Result<bool> {
+        Ok(false)
+    }
+
     fn disk(&self, image: &Arc<dyn Storage>, _resolve: Resolve) -> Result<Box<dyn Disk>> {
         Ok(Box::new(RawImage::new(image.clone())?))
     }

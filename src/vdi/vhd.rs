@@ -83,6 +83,10 @@ impl Layout for VhdLayout {
         Ok(Box::new(move |image| vhd::create_child(image, &NewImage::new(info.virtual_size), &link).map(drop)))
     }
 
+    fn is_blank(&self, image: &Arc<dyn Storage>) -> Result<bool> {
+        vhd::is_blank(image)
+    }
+
     fn set_hidden(&self, image: &dyn Storage, hidden: bool) -> Result<()> {
         vhd::set_hidden(image, hidden).map(drop)
     }

@@ -168,6 +168,33 @@ macro_rules! trees {
                 needs_root: false,
             },
             Operation {
+                name: concat!("vdi_clone of a ", $format, " that holds nothing"),
+                prepare: |scene| with_tree(scene, $format),
+                call: &["vdi_clone", SR, B, C],
+                again: EXISTS,
+                needs_root: false,
+            },
+            Operation {
+                name: concat!("vdi_revert of a ", $format),
+                prepare: |scene| with_tree(scene, $format),
+                call: &["vdi_revert", SR, A, B],
+                again: Again::Succeeds,
+                needs_root: false,
+            },
+            Operation {
+                name: concat!("vdi_revert of a ", $format, " to a snapshot with data"),
+                prepare: |scene| {
+                    with_tree(scene, $format);
+                    scene.call(["vdi_snapshot", SR, A, C]).done();
+                    scene.call(["vdi_delete", SR, A]).done();
+                    scene.call(["vdi_clone", SR, B, A]).done();
+                    scene.call(["sr_collect", SR]).done();
+                },
+                call: &["vdi_revert", SR, A, C],
+                again: Again::Succeeds,
+                needs_root: false,
+            },
+            Operation {
                 name: concat!("vdi_resize of a ", $format),
                 prepare: |scene| with_tree(scene, $format),
                 call: &["vdi_resize", SR, A, "6"],

@@ -755,9 +755,20 @@ class Trees(Case):
     def test_a_chain_ends_at_thirty(self):
         self.an_sr()
         disk = self.agent.create(2 * MiB, sm_config={"type": "vhd"})
-        for _ in range(29):
+        for n in range(1, 30):
             self.agent.copy("vdi_snapshot", disk)
+            # An empty disk as large as its base would stay where it is in the tree.
+            self.agent.resize(disk, (n + 1) * 2 * MiB)
         self.fails(109, self.agent.copy, "vdi_snapshot", disk)
+
+    def test_a_template_has_any_number_of_clones(self):
+        self.an_sr()
+        template = self.agent.create(2 * MiB, sm_config={"type": "vhd"})
+        for _ in range(40):
+            self.agent.copy("vdi_clone", template)
+        (base,) = (v["uuid"] for v in self.xapi.vdis.values() if v["name_label"] == "base copy")
+        parents = [v["sm_config"].get("vhd-parent") for v in self.xapi.vdis.values()]
+        self.assertEqual(parents.count(base), 41)
 
 
 class AnUnwillingXapi(Case):

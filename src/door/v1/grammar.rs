@@ -156,6 +156,15 @@ pub enum Verb {
     VdiClone(CopyArgs),
     /// Make a read-only copy of a VDI as it is now.
     VdiSnapshot(CopyArgs),
+    /// Take a VDI back to a snapshot of it: the VDI gets the contents and the size of the snapshot, and keeps its UUID and its
+    /// names. What the VDI held is lost; the snapshot stays.
+    VdiRevert {
+        #[command(flatten)]
+        vdi: VdiArg,
+        /// UUID of the snapshot.
+        #[arg(value_name = "SNAPSHOT-UUID")]
+        snapshot: String,
+    },
     /// Change the size of a VDI that is not read-only. VHD and qcow2 can only grow.
     VdiResize {
         #[command(flatten)]
@@ -231,6 +240,7 @@ impl Verb {
             Verb::VdiCreate { vdi, .. }
             | Verb::VdiDelete { vdi, .. }
             | Verb::VdiAttach { vdi, .. }
+            | Verb::VdiRevert { vdi, .. }
             | Verb::VdiResize { vdi, .. }
             | Verb::VdiExport { vdi, .. }
             | Verb::VdiImport { vdi, .. } => &mut vdi.sr.sr,
@@ -269,6 +279,7 @@ impl Verb {
             | Verb::VdiAttach { vdi, .. }
             | Verb::VdiResize { vdi, .. }
             | Verb::VdiExport { vdi, .. } => vec![&mut vdi.vdi],
+            Verb::VdiRevert { vdi, snapshot } => vec![&mut vdi.vdi, snapshot],
             Verb::VdiDetach(vdi) | Verb::VdiGetParams(vdi) => vec![&mut vdi.vdi],
             Verb::VdiClone(copy) | Verb::VdiSnapshot(copy) => vec![&mut copy.source],
             Verb::VdiLock(lock) | Verb::VdiUnlock(lock) => vec![&mut lock.vdi.vdi],
@@ -380,6 +391,9 @@ fn as_people_say(arg: Arg) -> Arg {
         }
         Some("VDI-UUID") => arg.value_name("VDI").help("UUID of the VDI, the start of it, or the label."),
         Some("SRC-UUID") => arg.value_name("SOURCE").help("The VDI to copy: its UUID, the start of it, or its label."),
+        Some("SNAPSHOT-UUID") => {
+            arg.value_name("SNAPSHOT").help("The snapshot: its UUID, the start of it, or its label.")
+        }
         Some("DST-UUID") => arg.help("UUID of the new VDI. Without it, a new one is chosen and printed."),
         _ => arg,
     }
@@ -443,7 +457,7 @@ pub fn parse(command: clap::Command, args: Vec<OsString>) -> Result<Parsed, clap
 }
 
 /// Commands that destroy or take long: `--dry-run` says what they would do.
-const HAS_PLAN: [&str; 4] = ["sr_create", "sr_delete", "sr_collect", "vdi_delete"];
+const HAS_PLAN: [&str; 5] = ["sr_create", "sr_delete", "sr_collect", "vdi_delete", "vdi_revert"];
 
 /// The command of `sm` alone.
 const LIST: &str = "sr_list";

@@ -40,6 +40,14 @@ pub fn of(verb: &Verb, target: &Target, personal: &Personal, context: &Context) 
             Ok(Some(Plan { lines: collected(&planned, &disks), destroys: false }))
         }
         Verb::VdiDelete { vdi, yes } => deleted_vdi(&open(&vdi.sr.sr)?, vdi.vdi.parse()?, *yes, context).map(Some),
+        Verb::VdiRevert { vdi, snapshot } => {
+            let session = open(&vdi.sr.sr)?;
+            let disk = session.vdi_get_params(vdi.vdi.parse()?, context)?;
+            let snapshot = session.vdi_get_params(snapshot.parse()?, context)?;
+            refuse_used(&[&disk])?;
+            let line = format!("replace what {} holds by what {} holds", described(&disk), described(&snapshot));
+            Ok(Some(Plan { lines: vec![line], destroys: true }))
+        }
         _ => Ok(None),
     }
 }

@@ -97,6 +97,11 @@ impl Caller<'_> {
                 let (sr, source, dest) = request::copy(&args)?;
                 self.open(sr)?.vdi_snapshot(source, dest, context).map(unsaid)
             }
+            Verb::VdiRevert { vdi: arg, snapshot } => {
+                let (sr, vdi) = request::vdi(&arg)?;
+                self.open(sr)?.vdi_revert(vdi, snapshot.parse()?, context)?;
+                Ok(Reply::Nothing)
+            }
             Verb::VdiResize { vdi: arg, size, allow_shrink } => {
                 let (sr, vdi) = request::vdi(&arg)?;
                 let session = self.open(sr)?;

@@ -253,6 +253,11 @@ impl Image {
         self.l1.iter().map(|entry| entry.load(Acquire) & OFFSET).filter(|offset| *offset != 0)
     }
 
+    /// Whether no cluster of the disk has an entry.
+    pub fn is_blank(&self) -> bool {
+        self.l2_tables().next().is_none()
+    }
+
     fn l2(&self, region: usize) -> u64 {
         self.l1[region].load(Acquire) & OFFSET
     }

@@ -66,7 +66,7 @@ pub use coalesce::{Target, coalesce};
 pub use create::{NewImage, ParentLink, create, create_child, create_fixed};
 pub use footer::{Kind, timestamp};
 pub use image::Image;
-pub use query::{Info, ParentInfo, named_parent, query, query_for_child, query_usable, refuse_cut_off};
+pub use query::{Info, ParentInfo, is_blank, named_parent, query, query_for_child, query_usable, refuse_cut_off};
 pub use resize::resize;
 pub use stream::{Incoming, write_stream};
 

@@ -7,16 +7,18 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::batmap::BatmapHeader;
 use super::footer::{COOKIE, Footer, Kind};
 use super::header::{HEADER, Header};
-use super::image::read_batmap_header;
+use super::image::{Image, headers_end, read_batmap_header};
 use super::{BLOCK, MAX_BLOCKS, MAX_READ_SIZE, SECTOR, Storage, intent};
 use crate::error::{Error, Result};
 use crate::image::name::NamedParent;
+use crate::types::Mode;
 
 /// What the headers of an image say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -274,6 +276,24 @@ pub fn query_for_child(place: &dyn Storage) -> Result<Info> {
         refuse_encrypted(batmap.as_ref(), place.path())?;
     }
     Ok(meta.info())
+}
+
+/// Whether an image has no block. A file that ends behind its headers has room for none, so most images are told by two reads
+/// that do not take in the BAT.
+///
+/// # Errors
+/// Those of [`Image::open`].
+pub fn is_blank(place: &Arc<dyn Storage>) -> Result<bool> {
+    let meta = Meta::read(&**place)?;
+    let Some(header) = &meta.header else { return Ok(false) };
+    meta.check(place.path())?;
+    if !place.is_device() {
+        let batmap = read_batmap_header(&**place, &meta.footer, header)?;
+        refuse_encrypted(batmap.as_ref(), place.path())?;
+        let end = headers_end(place.path(), &meta.footer, header, batmap.as_ref())?;
+        return Ok(place.len()? <= end + SECTOR);
+    }
+    Ok(Image::with(place.clone(), Mode::ReadOnly, meta)?.allocated().next().is_none())
 }
 
 pub(super) fn refuse_encrypted(batmap: Option<&BatmapHeader>, path: &Path) -> Result<()> {

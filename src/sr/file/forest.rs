@@ -204,6 +204,40 @@ impl Forest for FileForest<'_> {
         }
     }
 
+    fn spawn(&self, base: VdiUuid, dest: VdiUuid, params: &Params) -> Result<()> {
+        let parent = self.found(base)?.as_parent(Mode::ReadOnly)?;
+        let place = self.sr.place(self.dir.clone(), dest, parent.format);
+        if has_image(&self.dir, dest)? {
+            return Err(place.exists_already());
+        }
+        let mut new = place.unnamed(params)?;
+        layout(parent.format).child_of(&parent)?(&new.storage(place.path())?)?;
+        drop(parent);
+        new.sync_beside_image()?;
+        // One name that a durable image gets is one step, as in vdi_create: nothing has to be recorded before.
+        place.publish(new)?;
+        // Another host that took this one for dead may have removed the base with the last child that it saw.
+        if self.sr.shared
+            && let Err(gone) = self.found(base)
+        {
+            return Err(gone.undone(place.remove()));
+        }
+        Ok(())
+    }
+
+    fn replace(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
+        let (disk, parent) = (self.found(vdi)?, self.found(base)?.as_parent(Mode::ReadOnly)?);
+        let new = disk.unnamed(&Params::default())?;
+        layout(disk.format).child_of(&parent)?(&new.storage(disk.path())?)?;
+        // NFS renames what is open here instead of removing it.
+        drop(parent);
+        let before = disk.file_stat()?.id;
+        new.image.publish_over(&disk.name()).map_err(|cause| match disk.file_stat() {
+            Ok(now) if now.id != before => cause.after(vdi::reverted(vdi)),
+            _ => cause,
+        })
+    }
+
     fn relink(&self, nodes: &Nodes, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
         let format = self.found(vdi)?.format;
         self.begin(&Change::Relink { vdi, base, format })?;

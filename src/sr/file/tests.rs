@@ -537,6 +537,7 @@ fn a_killed_merge_of_a_base_that_cannot_be_opened_is_left_undone() {
     let sr = sr_in(&scratch);
     let disk = an_only_child(&sr);
     let root = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
+    write(&sr, disk, 0, &[7; 512]);
     sr.vdi(disk).unwrap().snapshot(VdiUuid::random(), &ctx()).unwrap();
     let base = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
     let (dir, name) = (sr.dir().unwrap(), image_name(base, Format::Vhd));
@@ -616,4 +617,33 @@ fn a_base_is_merged_though_disks_above_it_are_made_and_deleted_meanwhile() {
         assert_eq!(read(&sr, vdi, 0, 4096).unwrap(), [7; 4096]);
         assert_eq!(read(&sr, vdi, 4096, 4096).unwrap(), [8; 4096]);
     }
+}
+
+/// A collector that has read the trees, and then a copy of an empty only child: the child is what it was, and its base has
+/// another one, whose data a merge would change.
+#[test]
+fn an_only_child_that_was_copied_since_the_trees_were_read_is_not_merged() {
+    let scratch = tempfile::tempdir().unwrap();
+    let sr = sr_in(&scratch);
+    let (disk, copy) = (an_only_child(&sr), VdiUuid::random());
+    let forest = sr.forest(sr.dir().unwrap());
+    let mut nodes = forest.nodes().unwrap();
+    sr.vdi(disk).unwrap().clone_to(copy, &ctx()).unwrap();
+    assert_eq!(sr.vdi(copy).unwrap().info().unwrap().parent, sr.vdi(disk).unwrap().info().unwrap().parent);
+    write(&sr, disk, 0, &[9; 4096]);
+    assert_eq!(merge(&forest, &mut nodes, disk, &ctx()).unwrap(), Done::Already);
+    assert_eq!((read(&sr, copy, 0, 512).unwrap(), read(&sr, disk, 0, 512).unwrap()), (vec![7; 512], vec![9; 512]));
+}
+
+/// A host that lost its lock while it made a copy, and another one that removed the base with its last child meanwhile.
+#[test]
+fn a_copy_below_which_the_base_is_gone_is_not_there() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (a, _) = two_hosts(&scratch.path().join("sr"));
+    let (disk, copy) = (an_only_child(&a), VdiUuid::random());
+    let base = a.vdi(disk).unwrap().info().unwrap().parent.unwrap();
+    let forest = a.forest(a.dir().unwrap());
+    a.vdi(disk).unwrap().delete(&ctx()).unwrap();
+    assert!(matches!(forest.spawn(base, copy, &Params::default()), Err(Error::NoVdi { .. })));
+    assert!(matches!(a.vdi(copy), Err(Error::NoVdi { .. })));
 }

@@ -235,11 +235,25 @@ pub fn remove_garbage(forest: &dyn Forest, nodes: &mut Nodes, failures: &mut Fai
     }
 }
 
+/// Removes a base and those below it, from there to the root, as long as nothing needs them: a base that still has a child is
+/// never touched. The caller holds the lock of the trees, under which `nodes` were read. What cannot be removed is left to
+/// sr_collect, and the log says so.
+pub fn remove_unneeded(forest: &dyn Forest, nodes: &mut Nodes, base: VdiUuid) {
+    let mut next = Some(base);
+    while let Some(base) = next.filter(|base| nodes.is_garbage(*base)) {
+        next = nodes.remove(base).and_then(|node| node.parent);
+        if let Err(error) = remove_base(forest, base) {
+            syslog::write(&format!("base {base} is left to sr_collect: {}", one_line(&error)));
+            break;
+        }
+    }
+}
+
 /// Removes a base that no image needs.
 ///
 /// # Errors
 /// [`Error::VdiInUse`] while it is attached on this host, or locked: a base can be read like any disk.
-pub fn remove_base(forest: &dyn Forest, base: VdiUuid) -> Result<()> {
+fn remove_base(forest: &dyn Forest, base: VdiUuid) -> Result<()> {
     let place = forest.place(base)?;
     refuse_if_held(&*place)?;
     place.remove()

@@ -75,6 +75,19 @@ pub trait Forest {
     /// [`crate::Error::VdiExists`]; [`crate::Error::Unsupported`] on a filesystem without hard links.
     fn fork(&self, fork: &Fork) -> Result<()>;
 
+    /// Makes the VDI `dest`, an empty child of `base`. All or nothing. The caller holds the lock.
+    ///
+    /// # Errors
+    /// [`crate::Error::VdiExists`]; those of [`crate::vdi::Layout::child_of`].
+    fn spawn(&self, base: VdiUuid, dest: VdiUuid, params: &Params) -> Result<()>;
+
+    /// Puts an empty child of `base` in the place of the image of the disk `vdi`, by one atomic step; what is stored beside
+    /// the disk stays. The caller holds the lock, and no process has the image open.
+    ///
+    /// # Errors
+    /// Those of [`crate::vdi::Layout::child_of`]; [`crate::Error::Io`].
+    fn replace(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()>;
+
     /// Gives the children of `vdi` to `base`, its parent, which holds all that it does, then removes it. A crash leaves what
     /// the next [`Forest::lock`] completes. The caller holds the lock; `nodes` were read under it.
     ///

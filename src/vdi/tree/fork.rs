@@ -1,16 +1,19 @@
-//! Snapshot and clone: the image of a disk becomes a base, and the disk and its copy are empty children of it.
+//! Snapshot and clone: the image of a disk becomes a base, and the disk and its copy are empty children of it. The copy of a
+//! disk that is an empty child already is one more child of its base.
 
 use crate::context::{Context, PausedElsewhere};
 use crate::error::{Error, Result};
-use crate::types::{Params, VdiInfo, VdiUuid};
+use crate::types::{Mode, Params, VdiInfo, VdiUuid};
 use crate::vdi::disk::{describe, made};
+use crate::vdi::formats::layout;
 use crate::vdi::place::Place;
 use crate::vdi::served::{pause_here, prepare};
-use crate::vdi::tree::chain::{LONGEST_CHAIN, depth, look};
+use crate::vdi::tree::chain::{LONGEST_CHAIN, depth, look, parent_of};
 use crate::vdi::tree::forest::{Forest, Fork};
 use crate::vdi::tree::nodes::Node;
 
-/// Makes the image of a disk a base with two children: one is the disk, the other `dest`.
+/// Makes the image of a disk a base with two children: one is the disk, the other `dest`. A disk that holds nothing of its own
+/// gets a sibling instead, so that any number of copies of a template have one base.
 ///
 /// # Errors
 /// [`Error::IsBase`], [`Error::ChainTooLong`], [`Error::VdiExists`], [`Error::NoSpace`]; [`Error::VdiInUse`] while a server
@@ -29,15 +32,24 @@ pub fn fork(
     if node.hidden {
         return Err(Error::IsBase { op: "vdi_clone and vdi_snapshot", vdi: place.vdi() });
     }
-    let depth = depth(forest, place, &node)?;
-    if depth >= LONGEST_CHAIN {
-        return Err(Error::ChainTooLong { vdi: place.vdi(), sr: place.sr(), depth, longest: LONGEST_CHAIN });
-    }
     let _elsewhere = PausedElsewhere::begin(context)?;
     let _here = pause_here(place)?;
     let _alone = forest.alone(&[place.vdi()], place.vdi())?;
-    let base = VdiUuid::random();
-    forest.fork(&Fork { vdi: place.vdi(), base, dest: Some((dest, params)) })?;
+    let base = match twin(forest, place)? {
+        Some(base) => {
+            forest.spawn(base, dest, params)?;
+            base
+        }
+        None => {
+            let depth = depth(forest, place, &node)?;
+            if depth >= LONGEST_CHAIN {
+                return Err(Error::ChainTooLong { vdi: place.vdi(), sr: place.sr(), depth, longest: LONGEST_CHAIN });
+            }
+            let base = VdiUuid::random();
+            forest.fork(&Fork { vdi: place.vdi(), base, dest: Some((dest, params)) })?;
+            base
+        }
+    };
     // What was just made is known: an empty child of the base, with these params, that no process uses.
     let child = Node { parent: Some(base), ..Node::alone(node.format, node.virtual_size) };
     let copy = forest.place(dest).and_then(|copy| {
@@ -45,4 +57,25 @@ pub fn fork(
         Ok(describe(&*copy, &child, allocated, params.clone()))
     });
     copy.map_err(|cause| cause.after(made(dest)))
+}
+
+/// The base whose empty child shows what this disk shows: its parent, if the disk holds nothing of its own and has the size
+/// of the parent. The caller holds the lock of the trees, and no process writes into the image.
+///
+/// # Errors
+/// [`Error::Damaged`] if the parent is another image than the disk names, or cannot be used; [`Error::Io`].
+pub fn twin(forest: &dyn Forest, place: &dyn Place) -> Result<Option<VdiUuid>> {
+    let node = look(forest, place)?;
+    let layout = layout(node.format);
+    let image = place.open(Mode::ReadOnly)?;
+    let Some(base) = node.parent.filter(|base| *base != place.vdi()) else { return Ok(None) };
+    if !layout.is_blank(&image)? {
+        return Ok(None);
+    }
+    match parent_of(forest, &node)? {
+        Ok(parent) if parent.hidden && parent.format == node.format && parent.virtual_size == node.virtual_size => {}
+        _ => return Ok(None),
+    }
+    layout.check_parent(&**image, &forest.parent_image(base, Mode::ReadOnly)?)?;
+    Ok(Some(base))
 }

@@ -4,9 +4,11 @@
 //! it as long as the child is there; then, in one step, the base takes the child's place. This goes on under a running guest
 //! as well, see [`Merge::in_use`].
 //!
-//! The data is written without a lock of the tree: it may take hours. That is safe because a base gets no child but by a
-//! merge, of which there is one at a time, so trees that were read under their lock know all children of the base. Then
-//! the lock is taken and the trees are read again: the last step is taken only if the image is still what was merged.
+//! The data is written without a lock of the tree: it may take hours. That is safe because a base gets a child by a merge,
+//! of which there is one at a time, or as the copy, or by the revert, of an empty disk that is its child already, under the
+//! lock of that disk. The merge of an only child holds that lock, so trees that were read under it know all children of the
+//! base. Then the lock of the tree is taken and the trees are read again: the last step is taken only if the image is still
+//! what was merged.
 
 use std::time::{Duration, Instant};
 
@@ -40,8 +42,10 @@ const SOON: Duration = Duration::from_secs(5);
 /// [`Error::Damaged`] if the parent is another image than the one that the child names; [`Error::Io`].
 pub fn merge(forest: &dyn Forest, nodes: &mut Nodes, vdi: VdiUuid, context: &Context) -> Result<Done> {
     let place = forest.place(vdi)?;
-    // Copied, or made larger, since the trees were read; from now on the lock of the VDI prevents it.
-    if nodes.get(vdi) != Some(&look(forest, &*place)?) {
+    // Copied, or made larger, since the trees were read; from now on the lock of the VDI prevents it. A copy of an empty disk
+    // leaves the disk as it is, so only the trees tell. What other hosts may have is merged under the lock of the trees.
+    let node = look(forest, &*place)?;
+    if nodes.get(vdi) != Some(&node) || !node.hidden && !forest.is_shared() {
         let _lock = forest.lock(context.deadline)?;
         *nodes = forest.nodes()?;
     }
