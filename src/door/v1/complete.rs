@@ -133,6 +133,7 @@ fn of_word(verb: &Command, words: &[&str], current: &str) -> Candidates {
             srs().into_iter().chain(of_default).collect()
         }
         ([sr], _) if takes_vdi && is_sr(sr) => vdis(sr),
+        ([sr, _], _) if slots.get(2) == Some(&"snapshot") && is_sr(sr) => vdis(sr),
         ([first, ..], _) if SEVERAL.contains(&verb.get_name()) => match is_sr(first) {
             true if takes_vdi => vdis(first),
             true => srs(),

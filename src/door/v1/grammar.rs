@@ -5,13 +5,16 @@ use std::ffi::OsString;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use super::manual;
+use super::words::SEVERAL;
 use crate::context::DEFAULT_WAIT;
 use crate::sr::{self, Driver};
 
 /// Storage repositories (SR) and the virtual disks (VDI) in them, for people.
 ///
-/// An SR lives where -d DCONF says: in a directory, on a server's export or share, on block devices. You choose
-/// the UUIDs, for instance from /proc/sys/kernel/random/uuid. Arguments are verified before anything is touched.
+/// An SR lives where -d DCONF says: in a directory, on a server's export or share, on block devices. With a name
+/// (sr_create --name), the name stands for its type, its place and its UUID. A VDI is called by its label, its UUID or
+/// the start of it. Arguments are verified before anything is touched.
 /// `sm help COMMAND` explains a command, as `sm COMMAND --help` does.
 #[derive(Parser)]
 #[command(name = "sm", version, max_term_width = 100, disable_help_subcommand = true, arg_required_else_help = false)]
@@ -28,11 +31,13 @@ pub struct SmCommand {
 
 const AFTER_HELP: &str = "\
 Example:
-  SR=$(cat /proc/sys/kernel/random/uuid) VDI=$(cat /proc/sys/kernel/random/uuid)
-  sm sr_create  -t file -d /srv/sr0 $SR
-  sm vdi_create -t file -d /srv/sr0 $SR $VDI 20GiB --label 'root disk'
-  sm vdi_attach -t file -d /srv/sr0 $SR $VDI          # prints /dev/loop0
-  sm sr_scan    -t file -d /srv/sr0 $SR
+  sm sr_create --name fast -t file -d /srv/sr0
+  sm vdi_create fast 20G --label web        # prints the UUID that it chose
+  sm vdi_attach fast/web                    # prints /dev/loop0
+  sm sr_scan fast
+
+With every UUID, -t and -d, a line is one of SR API v1.0 and answers as it does:
+  sm vdi_create -t file -d /srv/sr0 SR-UUID VDI-UUID 20GiB
 
 Exit status 0, or a number whose name begins the one line on stderr that says what failed and why:
    1 EPERM not supported here   5 EIO                     7 E2BIG            13 EACCES
@@ -380,23 +385,50 @@ pub fn sm_command() -> clap::Command {
         .subcommand(list)
         .mut_subcommand("sr_create", |verb| verb.arg(name).arg(yes))
         .mut_subcommands(|verb| if HAS_PLAN.contains(&verb.get_name()) { verb.arg(dry_run.clone()) } else { verb })
-        .mut_subcommands(|verb| verb.mut_args(as_people_say))
+        .mut_subcommands(|verb| {
+            let makes = matches!(verb.get_name(), "vdi_create" | "vdi_import");
+            let verb = verb.mut_args(|arg| as_people_say(arg, makes));
+            let (usage, examples) = (usage(&verb), manual::examples(verb.get_name()).unwrap_or_default());
+            verb.override_usage(usage).after_help(examples)
+        })
 }
 
-/// The words of SR API v1.0, as people may say them.
-fn as_people_say(arg: Arg) -> Arg {
+/// The words of SR API v1.0, as people may say them. `makes`: the VDI of the command is a new one.
+fn as_people_say(arg: Arg, makes: bool) -> Arg {
+    const NEW: &str = "UUID of the new VDI. Without it, a new one is chosen and printed.";
     match arg.get_value_names().and_then(|names| names.first()).map(|name| name.as_str()) {
         Some("SR-UUID") if arg.is_positional() => {
             arg.value_name("SR").help("Name or UUID of the SR. Without it, the SR of the variable XCP_SM_SR.")
         }
-        Some("VDI-UUID") => arg.value_name("VDI").help("UUID of the VDI, the start of it, or the label."),
-        Some("SRC-UUID") => arg.value_name("SOURCE").help("The VDI to copy: its UUID, the start of it, or its label."),
+        Some("VDI-UUID") if makes => arg.help(NEW),
+        Some("VDI-UUID") => {
+            arg.value_name("VDI").help("UUID of the VDI, the start of it, or the label. SR/VDI says both.")
+        }
+        Some("SRC-UUID") => arg
+            .value_name("SOURCE")
+            .help("The VDI to copy: its UUID, the start of it, or its label. SR/SOURCE says both."),
+        Some("DST-UUID") => arg.help(NEW),
         Some("SNAPSHOT-UUID") => {
             arg.value_name("SNAPSHOT").help("The snapshot: its UUID, the start of it, or its label.")
         }
-        Some("DST-UUID") => arg.help("UUID of the new VDI. Without it, a new one is chosen and printed."),
         _ => arg,
     }
+}
+
+/// The usage of a command for people, who may leave words out.
+fn usage(verb: &clap::Command) -> String {
+    let several = SEVERAL.contains(&verb.get_name());
+    let last = verb.get_positionals().count();
+    let words = verb.get_positionals().enumerate().map(|(at, arg)| {
+        let name = arg.get_value_names().and_then(|names| names.first()).map_or("", |name| name.as_str());
+        let more = if several && at + 1 == last { "…" } else { "" };
+        match name {
+            "SR" | "SR-UUID" | "VDI-UUID" | "DST-UUID" => format!(" [{name}]{more}"),
+            _ if arg.is_required_set() => format!(" <{name}>{more}"),
+            _ => format!(" [{name}]"),
+        }
+    });
+    format!("sm {} [OPTIONS]{}", verb.get_name(), words.collect::<String>())
 }
 
 /// Options of single commands that `sm` has and the drivers do not.

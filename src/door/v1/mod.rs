@@ -16,6 +16,7 @@
 //! | [`json`] | the form of JSON that `sm` answers |
 //! | [`log`] | the line in the system log for each change |
 //! | [`complete`] | what may stand where a person's cursor is, for shells |
+//! | [`manual`] | examples, files and variables, for `--help` and the man pages |
 //! | [`status`] | the exit status of each failure |
 //! | [`progress`] | how far a copy has come, for a person |
 
@@ -26,6 +27,7 @@ pub mod grammar;
 pub mod json;
 pub mod listing;
 pub mod log;
+pub mod manual;
 pub mod person;
 pub mod plan;
 pub mod progress;

@@ -1,0 +1,123 @@
+//! What the man pages of `sm` say beside the definition of the command line, and what `--help` shows of it.
+
+/// Lines of examples for a command: what they show, and the command. Those of `sm` itself have an empty name.
+pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
+    (
+        "",
+        &[
+            ("Make a file SR with a name, and a disk in it:", "sm sr_create --name fast -t file -d /srv/sr0"),
+            ("", "sm vdi_create fast 20G --label web"),
+            ("Use the disk as a block device:", "sm vdi_attach fast/web"),
+            ("See what there is:", "sm sr_list; sm sr_scan fast"),
+        ],
+    ),
+    (
+        "sr_create",
+        &[
+            ("An SR in a directory, which sm calls fast from now on:", "sm sr_create --name fast -t file -d /srv/sr0"),
+            ("What would be lost on a device that is in use:", "sm sr_create -n --force --name big -t lvm -d /dev/sdb"),
+        ],
+    ),
+    ("sr_delete", &[("See what would be deleted, then delete it:", "sm sr_delete -n fast; sm sr_delete --yes fast")]),
+    ("sr_attach", &[("Two SRs at once:", "sm sr_attach fast slow")]),
+    ("sr_detach", &[("An SR by its name:", "sm sr_detach fast")]),
+    ("sr_get_params", &[("Size and use of an SR as JSON:", "sm sr_get_params fast --format json")]),
+    ("sr_scan", &[("The disks of an SR as a table:", "sm sr_scan fast --format table")]),
+    ("sr_collect", &[("See what would be merged, then merge it:", "sm sr_collect -n fast; sm sr_collect fast")]),
+    ("sr_check", &[("Read all of an SR, and mend what can be mended:", "sm sr_check --deep --repair fast")]),
+    ("sr_content_type", &[("raw or iso:", "sm sr_content_type fast")]),
+    ("sr_probe", &[("The SRs on an export:", "sm sr_probe -t nfs -d nfs@filer:/export@/run/sr-mount")]),
+    (
+        "sr_list",
+        &[("Every SR of this host:", "sm sr_list"), ("Those that xapi knows as well:", "sm sr_list --from-xapi")],
+    ),
+    (
+        "vdi_create",
+        &[
+            ("A disk whose UUID is chosen and kept:", "VDI=$(sm vdi_create fast 20G --label web)"),
+            ("A raw disk of which nothing is written:", "sm vdi_create fast 1.5T --type raw --label scratch"),
+        ],
+    ),
+    ("vdi_delete", &[("Two disks:", "sm vdi_delete fast web db")]),
+    ("vdi_attach", &[("The device of a disk:", "mkfs.ext4 \"$(sm vdi_attach fast/web)\"")]),
+    ("vdi_detach", &[("Two disks:", "sm vdi_detach fast web db")]),
+    ("vdi_clone", &[("A copy with a UUID that is chosen:", "COPY=$(sm vdi_clone fast/web)")]),
+    ("vdi_snapshot", &[("A copy of now, also of a disk in use:", "SNAPSHOT=$(sm vdi_snapshot fast/web)")]),
+    ("vdi_revert", &[("Back to a snapshot:", "sm vdi_revert fast/web \"$SNAPSHOT\"")]),
+    ("vdi_resize", &[("10 GiB more:", "sm vdi_resize fast/web +10G")]),
+    ("vdi_lock", &[("Record that host1 uses the disk:", "sm vdi_lock fast/web FALSE host1/vm7")]),
+    ("vdi_unlock", &[("Give the lock back:", "sm vdi_unlock fast/web FALSE host1/vm7")]),
+    ("vdi_get_params", &[("A disk by the start of its UUID:", "sm vdi_get_params fast 98de866e")]),
+    ("vdi_export", &[("A disk as a VHD:", "sm vdi_export fast/web web.vhd")]),
+    ("vdi_import", &[("A disk of an image:", "sm vdi_import fast debian.qcow2 --label debian")]),
+    ("vdi_tree", &[("Which disk was made from which:", "sm vdi_tree fast")]),
+];
+
+/// The examples of a command as `--help` shows them; `None` if it has none.
+pub fn examples(verb: &str) -> Option<String> {
+    let (_, examples) = EXAMPLES.iter().find(|(name, _)| *name == verb)?;
+    let lines = examples.iter().map(|(what, line)| match *what {
+        "" => format!("\n  {line}"),
+        what => format!("\n{what}\n  {line}"),
+    });
+    Some(format!("Examples:{}", lines.collect::<String>()))
+}
+
+/// Exit status and name of each failure, in words.
+pub const STATUSES: &[(u8, &str, &str)] = &[
+    (0, "", "It is done, or nothing was to be done."),
+    (1, "EPERM", "The driver does not support it, or not here."),
+    (5, "EIO", "The storage, an image or a tool failed."),
+    (7, "E2BIG", "A size, a chain or a line is too big."),
+    (13, "EACCES", "Access was denied."),
+    (16, "EBUSY", "The device is in use."),
+    (17, "EEXIST", "The SR, the VDI or the name exists already."),
+    (19, "ENODEV", "There is no such device or server, or the server does not answer."),
+    (22, "EINVAL", "A word of the line is not valid, or a word stands for several VDIs."),
+    (28, "ENOSPC", "There is not enough space."),
+    (37, "ENOLCK", "The persistent lock was refused."),
+    (42, "ENOMSG", "There is no such command."),
+    (100, "ENOSR", "There is no such SR."),
+    (101, "ENOVDI", "There is no such VDI."),
+    (102, "ESRBUSY", "The SR is not available, or another call works on it."),
+    (103, "EVDIBUSY", "The VDI is attached or locked."),
+];
+
+/// Files, and what each is.
+pub const FILES: &[(&str, &str)] = &[
+    (
+        "/etc/sm/sr.d/NAME.conf",
+        "The SR that has this name on this host: UUID=, TYPE= and DCONF=, or keys of device_config.",
+    ),
+    ("/etc/sm-collect/UUID.conf", "SRs of the timer of earlier releases: TYPE= and DCONF=."),
+    ("/run/sr-mount", "Where SRs are mounted that name no mountpoint."),
+    ("/var/lock/sm", "Locks between the calls of this host."),
+];
+
+/// Variables of the environment, and what each does.
+pub const ENVIRONMENT: &[(&str, &str)] = &[
+    ("XCP_SM_SR", "The SR of a line that names none: a name or a UUID."),
+    (
+        "XCP_SM_RUN_DIR",
+        "A directory in which all of the above is instead. Only root and the caller may be able to write to it.",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::door::v1::sm_command;
+
+    #[test]
+    fn every_command_has_an_example_that_the_parser_takes() {
+        let command = sm_command();
+        for verb in command.get_subcommands() {
+            assert!(examples(verb.get_name()).is_some(), "{} has no example", verb.get_name());
+        }
+        for line in EXAMPLES.iter().flat_map(|(_, examples)| examples.iter().map(|(_, line)| *line)) {
+            let words = line.split_whitespace().map(|word| word.trim_matches(|c| "\"$();".contains(c)));
+            let verb = words.skip_while(|word| !word.ends_with("sm")).nth(1).unwrap();
+            assert!(command.find_subcommand(verb).is_some(), "{line}");
+        }
+    }
+}
