@@ -13,11 +13,14 @@ fi
 
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/sm-readme.XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
+# The names that the session gives are none of this host's.
+export XCP_SM_RUN_DIR=$scratch/run
+mkdir "$XCP_SM_RUN_DIR"
 
 # shellcheck disable=SC2016 # no expansion is meant
 session() { sed -n '/^```console$/,/^```$/p' README.md | grep -v '^```'; }
 same() { sed -E -e "s|$scratch/sr0|/srv/sr0|g" -e 's,/dev/(loop|nbd)[0-9]+,/dev/N,g' -e 's/^((size|free) +).*/\1N/' -e 's|\(size \. [0-9]+\)|(size . N)|' \
-    -e 's|, [^,]* of [0-9.]+ [KMGT]iB used|, N used|' -e 's/ +[0-9.]+ KiB/ N/g' \
+    -e 's|, [^,]* of [0-9.]+ [KMGT]iB used|, N used|' -e 's/ +[0-9.]+ ?KiB/ N/g' \
     -e 's|(physical_utilisation \.) [0-9]+|\1 N|' -e 's|[0-9a-f-]{36} (vhd .* base)$|BASE \1|'; }
 
 session | same > "$scratch/shown"
