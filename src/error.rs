@@ -105,7 +105,7 @@ pub enum Error {
     #[error("{} could not be merged on SR {sr}: {}", counted(failures.len()), failures_of(failures))]
     NotMerged { sr: SrUuid, failures: Vec<(VdiUuid, Error)> },
     /// sr_check found so many faults that were not mended.
-    #[error("SR {sr} has {} faults, of which {mendable} can be mended", mendable + lasting)]
+    #[error("SR {sr} is not whole: {mendable} of its faults can be mended, {lasting} cannot")]
     NotWhole { sr: SrUuid, mendable: usize, lasting: usize },
     #[error("{}: {what}", path.display())]
     Damaged { path: PathBuf, what: String },

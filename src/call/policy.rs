@@ -7,8 +7,16 @@ use crate::sr::Driver;
 use crate::types::{DeviceConfig, Done, Params, VdiInfo, nearest};
 
 /// The verbs that only the host that may change the SR, its master, carries out.
-const OF_THE_MASTER: &[&str] =
-    &["sr_scan", "vdi_create", "vdi_delete", "vdi_snapshot", "vdi_clone", "vdi_resize", "vdi_resize_online"];
+const OF_THE_MASTER: &[&str] = &[
+    "sr_scan",
+    "vdi_create",
+    "vdi_delete",
+    "vdi_snapshot",
+    "vdi_clone",
+    "vdi_revert",
+    "vdi_resize",
+    "vdi_resize_online",
+];
 
 /// Refuses a verb that only the master may carry out on a host that is not the master: the key `SRmaster` of
 /// device_config is `false` there.

@@ -126,6 +126,7 @@ pub const CAPABILITIES: &[&str] = &[
     "VDI_DEACTIVATE",
     "VDI_CLONE",
     "VDI_SNAPSHOT",
+    "VDI_REVERT",
     "VDI_RESIZE",
     "VDI_RESIZE_ONLINE",
     "VDI_INTRODUCE",

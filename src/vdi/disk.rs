@@ -87,12 +87,11 @@ pub trait Vdi {
     ///
     /// # Errors
     /// [`Error::VdiInUse`] while the disk is attached or locked; [`Error::Unsupported`] for what is no snapshot of it, and
-    /// for a disk that shares nothing with its snapshots.
+    /// for raw disks.
     fn revert_to(&self, _snapshot: VdiUuid, _context: &Context) -> Result<()> {
         Err(Error::Unsupported {
             op: "vdi_revert",
-            why: "a raw disk shares nothing with its snapshots; vdi_clone of the snapshot makes a disk of it"
-                .to_owned(),
+            why: "a raw disk cannot be taken back; vdi_clone of the snapshot makes a disk of it".to_owned(),
         })
     }
 

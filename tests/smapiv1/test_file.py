@@ -150,6 +150,7 @@ class Info(Case):
             "VDI_DETACH": lambda: self.agent.call("vdi_detach", vdi=vdi),
             "VDI_CLONE": lambda: self.agent.copy("vdi_clone", vdi),
             "VDI_SNAPSHOT": lambda: self.agent.copy("vdi_snapshot", vdi),
+            "VDI_REVERT": self.revert,
             "VDI_RESIZE": lambda: self.agent.resize(vdi, 2 * MiB),
             "VDI_RESIZE_ONLINE": lambda: self.resize_online(vdi),
             "VDI_INTRODUCE": lambda: self.introduce(),
@@ -170,6 +171,29 @@ class Info(Case):
         reset = self.agent.members("vdi_epoch_begin", vdi=vdi)
         reset["vdi_on_boot"] = "reset"
         self.fails(38, self.driver.call, "vdi_epoch_begin", reset)
+
+    def revert(self):
+        disk = self.agent.create(4 * MiB, sm_config={"type": "vhd"})
+        snapshot = self.agent.copy("vdi_snapshot", disk)
+        record, of_snapshot = self.xapi.vdis[disk], self.xapi.vdis[snapshot]
+        uuid, name = record["uuid"], record["name_label"]
+        self.agent.resize(disk, 8 * MiB)
+        self.agent.copy("vdi_snapshot", disk)
+        self.assertNotEqual(record["sm_config"]["vhd-parent"], of_snapshot["sm_config"]["vhd-parent"])
+        for _ in range(2):
+            self.assertIn(self.agent.call("vdi_revert", disk, vdi=snapshot), ("", None))
+            self.assertEqual((record["uuid"], record["name_label"]), (uuid, name))
+            self.assertEqual(record["virtual_size"], str(4 * MiB))
+            self.assertEqual(record["sm_config"]["vhd-parent"], of_snapshot["sm_config"]["vhd-parent"])
+        self.xapi.calls()
+        self.agent.call("sr_scan")
+        self.assertEqual([m for m in self.xapi.methods() if ".set_" in m or "introduce" in m], [])
+        # A slave must not, nor is the disk of another SR taken back.
+        config = {"location": self.location, "SRmaster": "false"}
+        self.fails(58, self.agent.call, "vdi_revert", disk, vdi=snapshot, device_config=config)
+        record["SR"] = "OpaqueRef:sr-other"
+        self.fails(143, self.agent.call, "vdi_revert", disk, vdi=snapshot)
+        record["SR"] = self.agent.sr_ref
 
     def resize_online(self, vdi):
         if not ROOT:

@@ -116,6 +116,7 @@ impl<'a> Service<'a> {
             Command::VdiUpdate => self.vdi_update(),
             Command::VdiDelete => self.vdi_delete(),
             Command::VdiSnapshot | Command::VdiClone => self.vdi_copy(),
+            Command::VdiRevert => self.vdi_revert(),
             Command::VdiResize | Command::VdiResizeOnline => self.vdi_resize(),
             Command::VdiAttach => self.vdi_attach(),
             Command::VdiActivate => self.vdi_activate(),
@@ -128,7 +129,6 @@ impl<'a> Service<'a> {
             Command::VdiEpochBegin if self.request.optional("vdi_on_boot")? != Some("reset") => Ok(Value::Nil),
             Command::VdiEpochEnd => Ok(Value::Nil),
             Command::VdiEpochBegin
-            | Command::VdiRevert
             | Command::VdiCompose
             | Command::VdiEnableCbt
             | Command::VdiDisableCbt

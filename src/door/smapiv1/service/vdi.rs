@@ -14,7 +14,7 @@ use crate::door::xmlrpc::{self, Value};
 use crate::error::one_line;
 use crate::sys::lock::Kind;
 use crate::sys::syslog;
-use crate::types::{Format, NewVdi, Params, VdiUuid};
+use crate::types::{Format, NewVdi, Params, VdiInfo, VdiUuid};
 
 impl Service<'_> {
     pub(super) fn vdi_create(&mut self) -> Answer {
@@ -136,7 +136,8 @@ impl Service<'_> {
         let row = Introduced { label: "", description: "", sm_config: self.sm_config(&info), ..Introduced::of(&info) };
         self.introduce_or_undo(sr_ref, &row, info.uuid)?;
         if let Some(base) = info.parent
-            && let Err(failure) = self.introduce_base(sr_ref, (reference, &record), base)
+            && let Err(failure) =
+                self.info().and_then(|disk| self.introduce_base(sr_ref, (reference, &record), &disk, base))
         {
             // The disk is made and xapi knows it. The next scan tells the rest.
             let why = self.reason(&failure, self.request.command);
@@ -146,9 +147,15 @@ impl Service<'_> {
         Ok(identity(&info.uuid.to_string(), &info.location()))
     }
 
-    /// Tells xapi of the base that a disk was copied with, and that it is the disk's parent now. `disk`: the reference of
-    /// the disk, and its record before.
-    fn introduce_base(&mut self, sr_ref: &str, disk: (&str, &Record), base: VdiUuid) -> Result<(), Failure> {
+    /// Tells xapi of the base that a disk was copied with or taken back to, and that it is the disk's parent now. `record`: the
+    /// reference of the disk, and its record before; `disk`: what it is now.
+    fn introduce_base(
+        &mut self,
+        sr_ref: &str,
+        record: (&str, &Record),
+        disk: &VdiInfo,
+        base: VdiUuid,
+    ) -> Result<(), Failure> {
         let info = self.session()?.vdi_get_brief(base, &now())?;
         let row = Introduced { sm_config: self.sm_config(&info), ..Introduced::of(&info) };
         match sync::introduce(self.xapi()?, sr_ref, &row) {
@@ -156,10 +163,37 @@ impl Service<'_> {
             Err(e) if e.is("LOCATION_NOT_UNIQUE") => {}
             other => drop(other?),
         }
-        let info = self.info()?;
-        let (wanted, xapi) = ((self.driver.about.sm_config)(&info), self.xapi()?);
-        sync::refresh(xapi, disk.0, disk.1, &info, &wanted)?;
+        let wanted = (self.driver.about.sm_config)(disk);
+        sync::refresh(self.xapi()?, record.0, record.1, disk, &wanted)?;
         Ok(())
+    }
+
+    /// Takes the VDI whose reference is the argument back to the VDI of the request, which is a snapshot of it. xapi leaves
+    /// the record as it was, so all of it that changes is told here; xcp-ng, "VDI.revert".
+    pub(super) fn vdi_revert(&mut self) -> Answer {
+        self.assert_attached()?;
+        let (sr_ref, reference) = (self.request.text("sr_ref")?, self.request.arg(0)?);
+        let snapshot = self.vdi()?;
+        let record = self.xapi()?.record("VDI.get_record", reference)?;
+        if text(&record, "SR") != sr_ref {
+            return Err(Failure::new(Code::BadRequest, "the VDI to be taken back is on another SR"));
+        }
+        let key_hash = record.get("sm_config").and_then(|map| map.get(KEY_HASH)).and_then(Value::as_str);
+        claim::refuse_encrypted(key_hash, general_fault(self.request.command))?;
+        let disk = self.session()?.vdi_at(text(&record, "location"))?;
+        if let Some(hosts) = self.hosts(disk, text(&record, "uuid"), reference)? {
+            hosts.refuse_if_attached(true)?;
+        }
+        let _shared = self.agent_lock(Kind::Shared)?;
+        let session = self.session()?;
+        session.vdi_revert(disk, snapshot, &now())?;
+        let info = session.vdi_get_brief(disk, &now())?;
+        if let Some(base) = info.parent {
+            self.introduce_base(sr_ref, (reference, &record), &info, base)?;
+        }
+        let before: i128 = text(&record, "virtual_size").parse().unwrap_or_default();
+        self.tell_figures(sr_ref, self.summed().then(|| i128::from(info.virtual_size) - before));
+        Ok(Value::Nil)
     }
 
     pub(super) fn vdi_resize(&mut self) -> Answer {
