@@ -396,6 +396,14 @@ fn a_person_at_a_terminal_is_asked_before_data_is_lost() {
     assert!(status == 0 && shown.contains("20 was taken for 20MiB"), "{status}: {shown}");
     let (shown, status) = at_terminal(&scene, &["sr_delete", "fast"], "y\n");
     assert!(status == 0 && !scene.place.exists(), "{status}: {shown}");
+    // A line of SR API v1.0 does what it always did.
+    sm(&scene, &["sr_create", "-t", "file", "-d", &scene.dconf(), SR]).done();
+    sm(&scene, &["vdi_create", "-t", "file", "-d", &scene.dconf(), SR, A, "1"]).done();
+    let (shown, status) = at_terminal(&scene, &["sr_delete", "-t", "file", "-d", &scene.dconf(), SR], "");
+    assert!(status == 22 && shown.contains("--yes deletes them"), "{status}: {shown}");
+    let (shown, status) = at_terminal(&scene, &["vdi_delete", "-t", "file", "-d", &scene.dconf(), SR, A], "");
+    assert!(status == 0 && shown.is_empty() && !scene.names().iter().any(|name| name.contains(A)), "{status}: {shown}");
+    sm(&scene, &["sr_delete", "-t", "file", "-d", &scene.dconf(), SR]).done();
     // There is nothing to be asked about.
     let (shown, status) = at_terminal(&scene, &["sr_delete", "-t", "file", "-d", &scene.dconf(), SR], "");
     assert!(status == 0 && shown.contains("nothing to delete"), "{status}: {shown}");

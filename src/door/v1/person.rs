@@ -79,7 +79,10 @@ fn carry_out(command: SmCommand, personal: &Personal, made: Option<String>) -> R
         let plan = plan::of(&verb, &target, personal, &context)?;
         return Ok(Reply::Plan(plan.map(|plan| plan.lines).unwrap_or_default()));
     }
-    let confirmed = confirm(&verb, &target, personal, &context)?;
+    // A line of SR API v1.0 is one of a script that may run at a terminal, and does what it always did.
+    let is_whole = sr_type.is_some() && common.dconf.is_some() && target.entry.is_none() && meant.is_empty();
+    let is_of_api = is_whole && made.is_none() && name.is_none();
+    let confirmed = !is_of_api && confirm(&verb, &target, personal, &context)?;
     if let Verb::SrDelete { yes, .. } = &mut verb {
         *yes |= confirmed;
     }
