@@ -617,3 +617,22 @@ fn sm_help_says_what_the_option_says() {
     }
     scene.bare(["help", "vdi_fly"]).fails("ENOMSG");
 }
+
+#[test]
+fn vdi_set_changes_what_is_given_and_nothing_else() {
+    let scene = Scene::file();
+    scene.call(["vdi_create", SR, A, "1", "--label", "a", "--description", "the first", "--shareable"]).done();
+    let known = || scene.call(["vdi_get_params", SR, A]).done();
+    let before = known();
+    scene.call(["vdi_set", SR, A, "--label", "web"]).done();
+    assert_eq!(known(), before.replace("(label . \"a\")", "(label . \"web\")"));
+    scene.call(["vdi_set", SR, A, "--description", "--odd"]).done();
+    scene.call(["vdi_set", SR, A, "--description", "--odd"]).done();
+    scene.call(["vdi_set", SR, A, "--label="]).done();
+    assert_eq!(known(), before.replace(" (label . \"a\")", "").replace("the first", "--odd"));
+    let now = scene.digest();
+    scene.call(["vdi_set", SR, A]).fails("EINVAL");
+    scene.call(["vdi_set", SR, A, "--label", &"l".repeat(5000)]).fails("EINVAL");
+    scene.call(["vdi_set", SR, scene::NONE, "--label", "x"]).fails("ENOVDI");
+    assert_eq!(scene.digest(), now);
+}

@@ -328,7 +328,7 @@ fn a_disk_goes_back_to_its_snapshots_again_and_again() {
             model.disks.insert(dest, model.disks[&disk].clone());
             states.push(dest);
         }
-        model.run(|session, context| session.vdi_set_names(disk, "web", "the disk", context));
+        model.run(|session, context| session.vdi_set_names(disk, Some("web"), Some("the disk"), context));
         for (n, to) in [2, 0, 0, 1, 2, 1].into_iter().enumerate() {
             let at = model.disks.keys().position(|vdi| *vdi == disk).unwrap();
             model.apply(&Op::Write { disk: at, at: 0, len: 512, seed: 90 + n as u8 });

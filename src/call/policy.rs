@@ -139,7 +139,7 @@ impl Session {
         if info.hidden || same || is_slave(&self.config) || !can_be_stored(label, description) {
             return Ok(());
         }
-        match self.vdi_set_names(info.uuid, label, description, context) {
+        match self.vdi_set_names(info.uuid, Some(label), Some(description), context) {
             Ok(_) | Err(Error::Unsupported { .. }) => Ok(()),
             Err(e) => Err(e),
         }

@@ -141,13 +141,19 @@ impl Session {
         self.carry_out(Locks::none(), context, move |storage, _| storage.vdi(vdi)?.brief())
     }
 
-    /// Stores the names that an agent's user gave a VDI with the disk. Idempotent.
+    /// Stores the names that a user gave a VDI with the disk, those that are given. Idempotent.
     ///
     /// # Errors
     /// [`Error::Unsupported`] where the SR cannot hold them.
-    pub fn vdi_set_names(&self, vdi: VdiUuid, label: &str, description: &str, context: &Context) -> Result<Done> {
-        let (label, description) = (label.to_owned(), description.to_owned());
-        self.with_vdi(vdi, context, move |disk, _| disk.set_names(&label, &description))
+    pub fn vdi_set_names(
+        &self,
+        vdi: VdiUuid,
+        label: Option<&str>,
+        description: Option<&str>,
+        context: &Context,
+    ) -> Result<Done> {
+        let (label, description) = (label.map(str::to_owned), description.map(str::to_owned));
+        self.with_vdi(vdi, context, move |disk, _| disk.set_names(label.as_deref(), description.as_deref()))
     }
 
     /// Ends the pause that a killed vdi_snapshot left on other hosts, see [`OtherHosts`](crate::context::OtherHosts).

@@ -118,18 +118,24 @@ pub trait Vdi {
     /// Below the current size [`Error::Invalid`] unless `allow_shrink`, which wants the disk unused.
     fn resize(&self, size: u64, allow_shrink: bool, context: &Context) -> Result<Done>;
 
-    /// Replaces label and description, and leaves the rest. Idempotent; durable, also where there was nothing to do.
+    /// Replaces label and description, those that are given, and leaves the rest. Idempotent; durable, also where there was nothing to do.
     ///
     /// # Errors
     /// [`Error::Unsupported`] on an SR that stores no names.
-    fn set_names(&self, label: &str, description: &str) -> Result<Done> {
+    fn set_names(&self, label: Option<&str>, description: Option<&str>) -> Result<Done> {
         let place = self.place();
         let now = place.params()?;
+        let (label, description) = (label.unwrap_or(&now.label), description.unwrap_or(&now.description));
         if now.label == label && now.description == description {
             place.settle_records()?;
             return Ok(Done::Already);
         }
-        place.set_names(label, description)?;
+        place.set_names(label, description).map_err(|cause| match place.params() {
+            Ok(now) if now.label == label && now.description == description => {
+                cause.after(format!("VDI {} has these names now, perhaps not durably", place.vdi()))
+            }
+            _ => cause,
+        })?;
         Ok(Done::Changed)
     }
 

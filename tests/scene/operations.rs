@@ -75,6 +75,13 @@ pub const OPERATIONS: &[Operation] = &[
         needs_root: false,
     },
     Operation {
+        name: "vdi_set",
+        prepare: with_all,
+        call: &["vdi_set", SR, B, "--label", "another", "--description", "words"],
+        again: Again::Succeeds,
+        needs_root: false,
+    },
+    Operation {
         name: "vdi_delete",
         prepare: with_all,
         call: &["vdi_delete", SR, B],

@@ -161,6 +161,17 @@ pub enum Verb {
     VdiClone(CopyArgs),
     /// Make a read-only copy of a VDI as it is now.
     VdiSnapshot(CopyArgs),
+    /// Give a VDI another label or description. What is not given stays.
+    VdiSet {
+        #[command(flatten)]
+        vdi: VdiArg,
+        /// New name of the VDI, for people. An empty text removes it.
+        #[arg(long, value_name = "TEXT", allow_hyphen_values = true, required_unless_present = "description")]
+        label: Option<String>,
+        /// New purpose of the VDI, for people. An empty text removes it.
+        #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+        description: Option<String>,
+    },
     /// Take a VDI back to a snapshot of it: the VDI gets the contents and the size of the snapshot, and keeps its UUID and its
     /// names. What the VDI held is lost; the snapshot stays.
     VdiRevert {
@@ -245,6 +256,7 @@ impl Verb {
             Verb::VdiCreate { vdi, .. }
             | Verb::VdiDelete { vdi, .. }
             | Verb::VdiAttach { vdi, .. }
+            | Verb::VdiSet { vdi, .. }
             | Verb::VdiRevert { vdi, .. }
             | Verb::VdiResize { vdi, .. }
             | Verb::VdiExport { vdi, .. }
@@ -282,6 +294,7 @@ impl Verb {
             | Verb::VdiImport { .. } => Vec::new(),
             Verb::VdiDelete { vdi, .. }
             | Verb::VdiAttach { vdi, .. }
+            | Verb::VdiSet { vdi, .. }
             | Verb::VdiResize { vdi, .. }
             | Verb::VdiExport { vdi, .. } => vec![&mut vdi.vdi],
             Verb::VdiRevert { vdi, snapshot } => vec![&mut vdi.vdi, snapshot],

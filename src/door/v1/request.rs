@@ -37,14 +37,26 @@ pub fn lock(args: &LockArgs) -> Result<LockWords> {
     Ok(LockWords { sr, vdi, force: boolean("FORCE", &args.force)?, user: text("USER", &args.user, 1..=1024)? })
 }
 
+/// The names that a VDI is to get, verified.
+///
+/// # Errors
+/// [`Error::Invalid`] for one that is too long, or that has control characters.
+pub fn names(label: Option<&str>, description: Option<&str>) -> Result<(Option<String>, Option<String>)> {
+    Ok((
+        label.map(|label| text("label", label, 0..=Params::LONGEST_LABEL)).transpose()?,
+        description.map(|words| text("description", words, 0..=Params::LONGEST_DESCRIPTION)).transpose()?,
+    ))
+}
+
 /// What is to be made, from the options of vdi_create and vdi_import. `virtual_size`: bytes.
 ///
 /// # Errors
 /// [`Error::Invalid`] with the option.
 pub fn new_vdi(vdi: VdiUuid, virtual_size: u64, args: &NewArgs) -> Result<NewVdi> {
+    let (label, description) = names(Some(&args.label), Some(&args.description))?;
     let params = Params {
-        label: text("label", &args.label, 0..=Params::LONGEST_LABEL)?,
-        description: text("description", &args.description, 0..=Params::LONGEST_DESCRIPTION)?,
+        label: label.unwrap_or_default(),
+        description: description.unwrap_or_default(),
         shareable: args.shareable,
         read_only: args.read_only,
     };

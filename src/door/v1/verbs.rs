@@ -97,6 +97,11 @@ impl Caller<'_> {
                 let (sr, source, dest) = request::copy(&args)?;
                 self.open(sr)?.vdi_snapshot(source, dest, context).map(unsaid)
             }
+            Verb::VdiSet { vdi: arg, label, description } => {
+                let (sr, vdi) = request::vdi(&arg)?;
+                let (label, description) = request::names(label.as_deref(), description.as_deref())?;
+                self.open(sr)?.vdi_set_names(vdi, label.as_deref(), description.as_deref(), context).map(nothing)
+            }
             Verb::VdiRevert { vdi: arg, snapshot } => {
                 let (sr, vdi) = request::vdi(&arg)?;
                 self.open(sr)?.vdi_revert(vdi, snapshot.parse()?, context)?;
