@@ -366,15 +366,25 @@ pub struct LockArgs {
     pub user: String,
 }
 
-/// The command line of `sm`, with what each driver says of itself.
+/// The command line of `sm`, with what each driver says of itself and what people may leave out.
 pub fn sm_command() -> clap::Command {
     let forms: String =
         sr::DRIVERS.iter().map(|d| format!("\n  {:<6} {}: {}", d.sr_type, d.dconf_form, d.description)).collect();
-    let with_place = SmCommand::command().mut_arg("dconf", |arg| {
+    let with_place = brief_command().mut_arg("dconf", |arg| {
         arg.long_help(format!(
             "Where the SR lives. By type:{forms}\nor for any type ((key . \"value\") …) with device_config keys"
         ))
     });
+    with_place.mut_subcommands(|verb| {
+        let makes = matches!(verb.get_name(), "vdi_create" | "vdi_import");
+        let verb = verb.mut_args(|arg| as_people_say(arg, makes));
+        let (usage, examples) = (usage(&verb), manual::examples(verb.get_name()).unwrap_or_default());
+        verb.override_usage(usage).after_help(examples)
+    })
+}
+
+/// The command line of `sm` without the texts that only help and errors show: each call starts with it.
+pub fn brief_command() -> clap::Command {
     let from_xapi = Arg::new("from_xapi").long("from-xapi").action(ArgAction::SetTrue);
     let from_xapi =
         from_xapi.help("List the SRs that this host's xapi knows as well, with the names that xapi has for them.");
@@ -393,17 +403,11 @@ pub fn sm_command() -> clap::Command {
     let yes = yes.help("Overwrite what --force or --destroy-sr allows without a question at a terminal.");
     let verbose = Arg::new("verbose").short('v').long("verbose").action(ArgAction::SetTrue).global(true);
     let verbose = verbose.help("Say on stderr what names stand for, and how long the command took.");
-    with_place
+    SmCommand::command()
         .arg(verbose)
         .subcommand(list)
         .mut_subcommand("sr_create", |verb| verb.arg(name).arg(yes))
         .mut_subcommands(|verb| if HAS_PLAN.contains(&verb.get_name()) { verb.arg(dry_run.clone()) } else { verb })
-        .mut_subcommands(|verb| {
-            let makes = matches!(verb.get_name(), "vdi_create" | "vdi_import");
-            let verb = verb.mut_args(|arg| as_people_say(arg, makes));
-            let (usage, examples) = (usage(&verb), manual::examples(verb.get_name()).unwrap_or_default());
-            verb.override_usage(usage).after_help(examples)
-        })
 }
 
 /// The words of SR API v1.0, as people may say them. `makes`: the VDI of the command is a new one.

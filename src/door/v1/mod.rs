@@ -53,6 +53,7 @@ use crate::error::{Error, Result};
 use crate::sr::Driver;
 
 pub use self::answer::of_panic;
+use self::grammar::brief_command;
 pub use self::grammar::{driver_command, sm_command};
 
 /// Serves one call of an agent.
@@ -73,11 +74,11 @@ pub fn sm(args: Vec<OsString>) -> Answer {
     if complete::is_meant(&args) {
         return complete::serve(&args);
     }
-    let command = sm_command();
+    let command = brief_command();
     let known = Known { is_sr: &address::is_sr, default_sr: address::default_sr() };
     let mut lines = words::lines(&command, with_help_as_option(args), &known).into_iter();
     let first = lines.next().expect("a line stands for one line at least");
-    lines.fold(person::serve(command, first), |before, line| before.and(person::serve(sm_command(), line)))
+    lines.fold(person::serve(command, first), |before, line| before.and(person::serve(brief_command(), line)))
 }
 
 /// `sm help [COMMAND]` as `sm [COMMAND] --help`.

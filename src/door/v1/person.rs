@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::address::{self, Target};
 use super::answer::{Reply, answer_person, not_parsed};
 use super::deadline;
-use super::grammar::{self, Common, OutputFormat, Parsed, Personal, SmCommand, Verb};
+use super::grammar::{self, Common, OutputFormat, Parsed, Personal, SmCommand, Verb, sm_command};
 use super::listing;
 use super::log;
 use super::plan::{self, Plan};
@@ -25,7 +25,9 @@ use crate::types::{Size, SrUuid, VdiUuid, printable, shown};
 /// Carries one line out.
 pub fn serve(command: clap::Command, line: Line) -> Answer {
     let asked = asked_format(&line.args);
-    match grammar::parse(command, line.args) {
+    // Help and the words of an error come from the whole definition.
+    let parsed = grammar::parse(command, line.args.clone()).or_else(|_| grammar::parse(sm_command(), line.args));
+    match parsed {
         Err(e) => not_parsed(e, asked),
         Ok(Parsed::List { common, wait, from_xapi, verbose }) => {
             answer_person(sr_list(wait, from_xapi, verbose), format_of(&common, OutputFormat::Sexp))
