@@ -223,3 +223,33 @@ fn a_base_that_is_attached_stays_as_it_is() {
         guest.gone();
     }
 }
+
+/// What a server has not written yet is no fault, and nothing below it is mended.
+#[test]
+fn of_disks_in_use_sr_check_says_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    for format in ["vhd", "qcow2"] {
+        let scene = Scene { scratch: tempfile::tempdir().unwrap() };
+        scene.sm(&["sr_create", SR]);
+        scene.sm(&["vdi_create", SR, DISK, &(SIZE / MIB).to_string(), "--type", format]);
+        let device = PathBuf::from(scene.sm(&["vdi_attach", SR, DISK]));
+        let guest = Guest::new(&device);
+        guest.fill(0..500);
+        scene.sm(&["vdi_snapshot", SR, DISK, "98de866e-b035-4b1a-a571-000000000101"]);
+        for at in 400..900 {
+            guest.write(&guest.device, at);
+            if at % 50 == 0 {
+                guest.device.sync_all().unwrap();
+                for options in [[].as_slice(), &["--deep"], &["--deep", "--repair"]] {
+                    assert_eq!(scene.sm(&[&["sr_check", SR], options].concat()), "(findings)", "{format} at {at}");
+                }
+            }
+        }
+        guest.check(&device);
+        guest.gone();
+        scene.sm(&["vdi_detach", SR, DISK]);
+        assert_eq!(scene.sm(&["sr_check", SR, "--deep"]), "(findings)");
+    }
+}
