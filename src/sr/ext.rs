@@ -18,13 +18,15 @@
 //!   which sr_attach takes and sr_detach removes. After 4: attached.
 //! - **sr_detach**: 1. unmount; 2. remove the mountpoint; 3. deactivate. After 1 or 2: as above.
 //!
-//! `docs/ext.md` gives the reasons.
+//! The volume and its filesystem are in `ext/volume.rs`. `docs/ext.md` gives the reasons.
+
+mod volume;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use nix::errno::Errno;
 
+use self::volume::{Volume, striped};
 use crate::context::Context;
 use crate::error::{Error, Result, ended};
 use crate::sr::config::PREFERRED_FORMATS;
@@ -34,9 +36,8 @@ use crate::sr::mountpoint::Mountpoint;
 use crate::sr::volume_group::{self, CREATING, DELETING, Naming, VolumeGroup};
 use crate::sys::copy::Progress;
 use crate::sys::lock::{self, Kind};
-use crate::sys::lvm::{self, Deactivated, Vg};
+use crate::sys::lvm::{self, Vg};
 use crate::sys::mount::{self, Mount};
-use crate::sys::tool::Tool;
 use crate::sys::{blockdev, run_dir};
 use crate::types::{DeviceConfig, Done, Finding, NewVdi, Overwrite, Space, SrInfo, VdiInfo, VdiName, VdiUuid};
 use crate::vdi::Vdi;
@@ -72,33 +73,19 @@ pub const DRIVER: Driver = Driver {
 
 const NAMING: Naming = Naming { prefix: "XSLocalEXT-", is_half_made };
 
-/// Serves ext3, which Python storage managers before 2013 made, as well.
-const FILESYSTEM: &str = "ext4";
 /// A filesystem that finds an error in itself takes no more writes, which could make it worse.
 const OPTIONS: &str = "errors=remount-ro";
 /// Nothing is written, not even the journal replayed: another host may have it mounted.
 const LOOK_ONLY: &str = "noload";
-
-/// Of each device in turn, KiB; as the Python storage managers stripe.
-const STRIPE: &str = "2048";
-/// Large devices without a fast discard.
-const MKFS_DEADLINE: Duration = Duration::from_secs(60 * 60);
-/// A full check reads all metadata.
-const CHECK_DEADLINE: Duration = Duration::from_secs(12 * 60 * 60);
 
 /// sr_create removes the tag when all is there. The volume comes first of all in a group without the tag.
 fn is_half_made(vg: &Vg) -> bool {
     vg.tags.iter().any(|t| t == CREATING) || vg.lvs.is_empty()
 }
 
-/// A volume with a stripe on each device has as much of each as of the smallest.
-fn striped(devices: &[u64]) -> u64 {
-    devices.iter().min().map_or(0, |least| least * devices.len() as u64)
-}
-
 /// An SR in a filesystem: a [`FileSr`], the volume below it and where that has to be mounted.
 struct ExtSr {
-    group: VolumeGroup,
+    volume: Volume,
     point: Mountpoint,
     file: FileSr,
 }
@@ -109,17 +96,7 @@ impl ExtSr {
         let is_ours = move |mount: &Mount| blockdev::dm_name(mount.device).is_some_and(|found| found == name);
         let point = Mountpoint::new(group.sr, &run_dir::mounts(), is_ours);
         let file = files(&group, point.path());
-        ExtSr { file, point, group }
-    }
-
-    /// The name of the volume.
-    fn volume(&self) -> String {
-        self.group.sr.to_string()
-    }
-
-    /// The volume as LVM's commands and people name it.
-    fn node(&self) -> PathBuf {
-        lvm::node(&self.group.name(), &self.volume())
+        ExtSr { file, point, volume: Volume { group } }
     }
 
     /// The mounted files, on a volume whose I/O goes on. LVM is asked only if it does not: a killed LVM command left the
@@ -129,112 +106,32 @@ impl ExtSr {
     /// [`Error::DeviceInUse`] if something else is mounted there.
     fn files(&self) -> Result<&FileSr> {
         if let Some(mount) = self.point.mounted()? {
-            self.resume(mount.device)?;
+            self.volume.resume(mount.device)?;
         }
         // One that is not mounted says so itself.
         Ok(&self.file)
     }
 
-    fn resume(&self, device: u64) -> Result<()> {
-        if blockdev::is_suspended(device) { lvm::refresh(&self.group.name(), &self.volume()) } else { Ok(()) }
-    }
-
     /// What a failure of the filesystem means, and what to do.
     fn explain(&self, e: Error) -> Error {
         let failed = |found: &str| Error::Damaged {
-            path: self.node(),
+            path: self.volume.node(),
             what: format!("{found}; detach its VDIs: then sr_detach and sr_attach check and repair it"),
         };
         match e.errno().map(Errno::from_raw) {
             Some(Errno::EROFS) => failed("the filesystem takes no writes since it found errors"),
             Some(Errno::EUCLEAN) => failed("the filesystem has errors"),
-            Some(Errno::EIO) => self.group.missing_device().unwrap_or(e),
+            Some(Errno::EIO) => self.volume.group.missing_device().unwrap_or(e),
             _ => e,
         }
     }
 
     /// Says where the SR lives instead of where it is mounted.
     fn located(&self, info: SrInfo) -> SrInfo {
-        let active = || blockdev::number(&lvm::kernel_device(&self.group.name(), &self.volume())?);
+        let active = || blockdev::number(&lvm::kernel_device(&self.volume.group.name(), &self.volume.name())?);
         let mounted = self.point.mounted().ok().flatten().map(|mount| mount.device);
         let is_on = mounted.or_else(active).map(blockdev::below);
-        SrInfo { location: self.group.location_among(&is_on.unwrap_or_default()), ..info }
-    }
-
-    /// The active volume's device, with its filesystem checked as far as that asks for it.
-    fn prepare(&self) -> Result<PathBuf> {
-        let device = self.activate()?;
-        self.refuse_claimed(&device)?;
-        if blockdev::is_read_only(&device) {
-            // A killed sr_probe leaves it so.
-            blockdev::set_read_only(&device, false)?;
-        }
-        // Status 1: it had errors and they are corrected.
-        let check = Tool::new("e2fsck").args(["-p", "--", &device.display().to_string()]).or_status(1);
-        match check.deadline(CHECK_DEADLINE).run() {
-            Ok(_) => Ok(device),
-            Err(Error::Tool { argv, how, stderr }) => {
-                let (group, volume, node) = (self.group.name(), self.volume(), self.node());
-                let by_hand = format!("by hand: lvchange -ay {group}/{volume} && e2fsck -f {}", node.display());
-                Err(Error::Tool { argv, how, stderr: format!("{}\nto repair it {by_hand}", stderr.trim_end()) })
-            }
-            Err(other) => Err(other),
-        }
-    }
-
-    fn refuse_claimed(&self, device: &Path) -> Result<()> {
-        match blockdev::claimed(device) {
-            None => Ok(()),
-            Some(who) => {
-                Err(Error::DeviceInUse { device: self.node().display().to_string(), holder: format!("{who} has it") })
-            }
-        }
-    }
-
-    fn mount(&self, device: &Path, at: &Path, read_only: bool, options: &str) -> Result<()> {
-        let mounted = mount::block_device(device, at, FILESYSTEM, read_only, options);
-        mounted.map_err(|e| match e.errno().map(Errno::from_raw) {
-            Some(errno @ (Errno::EINVAL | Errno::EUCLEAN)) => Error::Damaged {
-                path: self.node(),
-                what: format!(
-                    "it has no filesystem that can be mounted as {FILESYSTEM} ({}; the kernel's log says why); sr_attach \
-                     tries to repair it",
-                    errno.desc()
-                ),
-            },
-            _ => e,
-        })
-    }
-
-    fn activate(&self) -> Result<PathBuf> {
-        let (group, volume) = (self.group.name(), self.volume());
-        match lvm::kernel_device(&group, &volume).and_then(|device| blockdev::number(&device)) {
-            None => lvm::activate(&group, &volume)?,
-            Some(device) => self.resume(device)?,
-        }
-        lvm::kernel_device(&group, &volume).ok_or_else(|| Error::NoDevice {
-            device: self.node().display().to_string(),
-            why: "LVM activated it, but the kernel has no such device".to_owned(),
-        })
-    }
-
-    /// Ends what [`ExtSr::activate`] began. Idempotent.
-    fn deactivate(&self) -> Result<Done> {
-        let (group, volume) = (self.group.name(), self.volume());
-        if lvm::kernel_device(&group, &volume).is_none() {
-            return Ok(Done::Already);
-        }
-        match self.group.look() {
-            Ok(vg) => self.group.deactivate(&vg, &volume)?,
-            // Its devices went away under it.
-            Err(_) => match lvm::remove_lost_device(&group, &volume)? {
-                Deactivated::Done => {}
-                Deactivated::Busy(holder) => {
-                    return Err(Error::DeviceInUse { device: self.node().display().to_string(), holder });
-                }
-            },
-        }
-        Ok(Done::Changed)
+        SrInfo { location: self.volume.group.location_among(&is_on.unwrap_or_default()), ..info }
     }
 
     /// `cause`, after ending what came before it.
@@ -243,7 +140,7 @@ impl ExtSr {
             return Error::Undo { cause: Box::new(cause), undo: Box::new(undo) };
         }
         // In use by somebody else it stays active, which harms nobody.
-        let _ = self.deactivate();
+        let _ = self.volume.deactivate();
         cause
     }
 
@@ -251,8 +148,8 @@ impl ExtSr {
     /// that ends with it.
     fn privately<T: Send>(&self, device: &Path, options: &str, work: fn(&FileSr) -> Result<T>) -> Result<T> {
         mount::privately(&run_dir::state().join("ext"), |dir| {
-            self.mount(device, dir, true, options)?;
-            work(&files(&self.group, dir))
+            self.volume.mount(device, dir, true, options)?;
+            work(&files(&self.volume.group, dir))
         })
     }
 
@@ -261,49 +158,31 @@ impl ExtSr {
         if self.point.is_mounted()? {
             return self.stat();
         }
-        let sr = self.group.sr;
+        let sr = self.volume.group.sr;
         let busy = |who: &str| Error::SrUnavailable { sr, why: format!("{who} works on it") };
-        let _alone = lock::take(&sr.to_string(), "sr", Kind::Exclusive, self.group.deadline.end())
+        let _alone = lock::take(&sr.to_string(), "sr", Kind::Exclusive, self.volume.group.deadline.end())
             .map_err(|refused| refused.or_timed_out(busy))?;
         self.unattached(vg, FileSr::stat)
     }
 
     /// Looks at an SR that is not attached, without a write to it. The caller has the SR's lock.
     fn unattached(&self, vg: &Vg, look: fn(&FileSr) -> Result<SrInfo>) -> Result<SrInfo> {
-        self.group.refuse_incomplete(vg)?;
-        let device = self.activate()?;
-        self.refuse_claimed(&device)?;
+        self.volume.group.refuse_incomplete(vg)?;
+        let device = self.volume.activate()?;
+        self.volume.refuse_claimed(&device)?;
         // The kernel removes orphaned inodes from a filesystem mounted read-only, journal or not, unless its device takes
         // no writes.
         let found = blockdev::set_read_only(&device, true)
             .and_then(|()| self.privately(&device, LOOK_ONLY, look))
             .map(|info| self.located(info));
         let writable = blockdev::set_read_only(&device, false);
-        let _ = self.deactivate();
+        let _ = self.volume.deactivate();
         ended(found, writable)
     }
 
     fn make(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
-        self.group.make(size, over, &[CREATING], striped)?;
-        self.make_filesystem().map_err(|cause| self.group.unmake(cause))
-    }
-
-    fn make_filesystem(&self) -> Result<()> {
-        let (group, volume) = (self.group.name(), self.volume());
-        let vg = lvm::report(Some(&group))?.into_iter().find(|vg| vg.name == group);
-        let vg = vg.ok_or_else(|| self.group.no_sr("its volume group is gone".to_owned()))?;
-        let each: Vec<u64> = vg.pvs.iter().map(|pv| pv.size / vg.extent_size).collect();
-        let (extents, stripes) = (striped(&each).to_string(), each.len().to_string());
-        let mut options = vec!["-y", "-Zy", "-Wy", "-n", &volume, "-l", &extents];
-        if each.len() > 1 {
-            options.extend(["-i", &stripes, "-I", STRIPE]);
-        }
-        lvm::change("lvcreate", &options, &[&group])?;
-        let device = self.activate()?;
-        Tool::new("mkfs.ext4").args(["-F", "-q", "--", &device.display().to_string()]).deadline(MKFS_DEADLINE).run()?;
-        blockdev::flush(&device)?;
-        self.group.deactivate(&vg, &volume)?;
-        self.group.change(&vg, "vgchange", &["--deltag", CREATING], &[&group])
+        self.volume.group.make(size, over, &[CREATING], striped)?;
+        self.volume.make_filesystem().map_err(|cause| self.volume.group.unmake(cause))
     }
 }
 
@@ -323,34 +202,38 @@ impl Sr for ExtSr {
     }
 
     fn check_create(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
-        self.group.check(size, over, striped)
+        self.volume.group.check(size, over, striped)
     }
 
     fn disks_at_rest(&self) -> Result<Vec<VdiInfo>> {
-        let found =
-            if self.point.is_mounted()? { self.scan() } else { self.unattached(&self.group.whole()?, FileSr::scan) };
+        let found = if self.point.is_mounted()? {
+            self.scan()
+        } else {
+            self.unattached(&self.volume.group.whole()?, FileSr::scan)
+        };
         Ok(found?.vdis)
     }
 
     fn delete(&self) -> Result<Done> {
-        let Some(vg) = self.group.look_for_any()? else {
+        let Some(vg) = self.volume.group.look_for_any()? else {
             self.point.sweep();
-            return self.group.flush_devices().map(|()| Done::Already);
+            return self.volume.group.flush_devices().map(|()| Done::Already);
         };
-        self.group.refuse_incomplete(&vg)?;
-        if !self.group.is_unfinished(&vg) {
+        self.volume.group.refuse_incomplete(&vg)?;
+        if !self.volume.group.is_unfinished(&vg) {
             if self.point.is_mounted()? {
                 self.point.refuse_if_attached()?;
                 self.files()?.refuse_if_used().map_err(|e| self.explain(e))?;
                 self.point.unmount()?;
             } else {
-                let unused = self.prepare().and_then(|device| self.privately(&device, "", FileSr::refuse_if_used));
+                let unused =
+                    self.volume.prepare().and_then(|device| self.privately(&device, "", FileSr::refuse_if_used));
                 unused.map_err(|e| self.undo(e))?;
             }
-            self.deactivate()?;
-            self.group.change(&vg, "vgchange", &["--addtag", DELETING], &[&vg.name])?;
+            self.volume.deactivate()?;
+            self.volume.group.change(&vg, "vgchange", &["--addtag", DELETING], &[&vg.name])?;
         }
-        self.group.remove(&vg)?;
+        self.volume.group.remove(&vg)?;
         self.point.sweep();
         Ok(Done::Changed)
     }
@@ -361,11 +244,12 @@ impl Sr for ExtSr {
             let repaired = files.refuse_read_only().and_then(|()| files.repair());
             return repaired.map(|()| Done::Already).map_err(|e| self.explain(e));
         }
-        self.group.note_strangers(&self.group.whole()?);
-        self.prepare()
+        self.volume.group.note_strangers(&self.volume.group.whole()?);
+        self.volume
+            .prepare()
             .and_then(|device| {
                 self.point.make()?;
-                self.mount(&device, self.point.path(), false, OPTIONS)?;
+                self.volume.mount(&device, self.point.path(), false, OPTIONS)?;
                 self.file.repair()
             })
             .map(|()| Done::Changed)
@@ -385,7 +269,7 @@ impl Sr for ExtSr {
         } else {
             self.point.sweep();
         }
-        let deactivated = self.deactivate()?;
+        let deactivated = self.volume.deactivate()?;
         Ok(if mounted { Done::Changed } else { deactivated })
     }
 
@@ -451,13 +335,6 @@ impl Sr for ExtSr {
 mod tests {
     use super::*;
     use crate::sys::lvm::Lv;
-
-    #[test]
-    fn a_striped_volume_has_of_each_device_as_much_as_of_the_smallest() {
-        assert_eq!(striped(&[7]), 7);
-        assert_eq!(striped(&[7, 5, 9]), 15);
-        assert_eq!(striped(&[]), 0);
-    }
 
     #[test]
     fn a_group_of_the_python_driver_is_whole_and_one_without_its_volume_is_not() {
