@@ -10,6 +10,7 @@
 mod scene;
 
 use scene::{A, B, C, Door, FILE, MIB, NONE, OTHER_SR, Outcome, Row, SR, Scene};
+use std::path::Path;
 
 /// Every promise of this file, kept by a driver through both doors.
 macro_rules! battery {
@@ -562,6 +563,39 @@ fn no_sr_is_made_inside_the_directory_of_another() {
         inner("sub/deep").done();
         scene.call(["sr_create", SR]).fails("EBUSY");
         assert!(scene.place.join("sub/deep/.sm-sr").exists());
+    }
+}
+
+/// Earlier releases made an SR inside the directory of another. The outer one has only the files that are its own.
+#[test]
+fn an_sr_inside_the_directory_of_another_outlives_it() {
+    for door in [Door::Driver, Door::Sm] {
+        let scene = Scene::empty(&FILE, door);
+        let (away, inside) = (scene.place.with_extension("away"), scene.place.join("sub"));
+        let inner = |at: &Path, call: &[&str]| {
+            let dconf = format!("-d{}", at.display());
+            let words: Vec<&str> = ["-tfile", dconf.as_str()].into_iter().chain(call.iter().copied()).collect();
+            scene.bare(&words[if door == Door::Sm { 0 } else { 1 }..])
+        };
+        // The outer sr_create makes its directory, so sr_delete removes it if nothing is left in it.
+        scene.call(["sr_create", SR]).done();
+        scene.call(["vdi_create", SR, A, "8"]).done();
+        inner(&away, &["sr_create", OTHER_SR]).done();
+        inner(&away, &["vdi_create", OTHER_SR, A, "8"]).done();
+        std::fs::rename(&away, &inside).unwrap();
+        let names = || {
+            let entries = std::fs::read_dir(&inside).unwrap();
+            entries.map(|entry| entry.unwrap().file_name()).collect::<std::collections::BTreeSet<_>>()
+        };
+        let before = names();
+        match door {
+            Door::Driver => scene.call(["sr_delete", SR]).done(),
+            Door::Sm => scene.call(["sr_delete", SR, "--yes"]).done(),
+        };
+        scene.call(["sr_attach", SR]).fails("ENOSR");
+        assert_eq!(names(), before);
+        inner(&inside, &["sr_attach", OTHER_SR]).done();
+        inner(&inside, &["vdi_get_params", OTHER_SR, A]).done();
     }
 }
 
