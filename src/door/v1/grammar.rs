@@ -372,7 +372,7 @@ pub fn sm_command() -> clap::Command {
         sr::DRIVERS.iter().map(|d| format!("\n  {:<6} {}: {}", d.sr_type, d.dconf_form, d.description)).collect();
     let with_place = brief_command().mut_arg("dconf", |arg| {
         arg.long_help(format!(
-            "Where the SR lives. By type:{forms}\nor for any type ((key . \"value\") …) with device_config keys"
+            "Where the SR lives. By type:{forms}\n  any    ((key . \"value\") …) with device_config keys"
         ))
     });
     with_place.mut_subcommands(|verb| {
