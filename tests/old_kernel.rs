@@ -191,12 +191,15 @@ fn without_more_threads_one_does_it_all() {
     scene.call(["sr_create", SR]).done();
     scene.call(["vdi_create", SR, A, "4", "--type", "vhd"]).done();
     call(&["vdi_snapshot", SR, A, B]);
-    call(&["vdi_clone", SR, A, C]);
+    // A disk that has no parent yet: the copy of one that holds nothing writes one file.
+    let other = "98de866e-b035-4b1a-a571-0000000000ee";
+    scene.call(["vdi_create", SR, other, "4", "--type", "vhd"]).done();
+    call(&["vdi_clone", SR, other, C]);
     let image = fs::read(scene.place.join(format!("{A}.vhd"))).unwrap();
     for n in 0..100 {
         fs::write(scene.place.join(format!("98de866e-b035-4b1a-a571-{n:012}.vhd")), &image).unwrap();
     }
-    assert_eq!(call(&["sr_scan", SR]).matches("(vdi (uuid").count(), 103);
+    assert_eq!(call(&["sr_scan", SR]).matches("(vdi (uuid").count(), 104);
 }
 
 #[test]

@@ -169,10 +169,15 @@ pub fn resolve_vdis(verb: &mut Verb, target: &Target, context: &Context) -> Resu
 
 /// The one VDI that has a word as its label, or whose UUID begins with it. `is_disk`: whether an image is no base.
 fn vdi_of(word: &str, sr: SrUuid, names: &[VdiName], is_disk: impl Fn(VdiUuid) -> bool) -> Result<VdiUuid> {
+    if word.is_empty() {
+        let expected = "expected a UUID, the start of one, or a label".to_owned();
+        return Err(Error::Invalid { what: "VDI", value: String::new(), expected });
+    }
     let prefix = word.to_ascii_lowercase();
     let is_prefix = prefix.len() >= SHORTEST_PREFIX && prefix.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
     let has = |vdi: &&VdiName| {
-        !word.is_empty() && (vdi.label == word || vdi.location.as_deref() == Some(word))
+        vdi.label == word
+            || vdi.location.as_deref() == Some(word)
             || is_prefix && vdi.uuid.to_string().starts_with(&prefix)
     };
     let mut found: Vec<&VdiName> = names.iter().filter(has).filter(|vdi| is_disk(vdi.uuid)).collect();
@@ -226,7 +231,8 @@ mod tests {
             let refused = meant(word).unwrap_err().to_string();
             assert!(refused.contains("2 VDIs have it: "), "{refused}");
         }
-        for word in ["", "98d", "caf", "Web", "we", "00000000000a", "-"] {
+        assert!(matches!(meant(""), Err(Error::Invalid { .. })));
+        for word in ["98d", "caf", "Web", "we", "00000000000a", "-"] {
             assert!(matches!(meant(word), Err(Error::UnknownVdi { .. })), "{word}");
         }
         // A base is never meant.
