@@ -164,7 +164,7 @@ class TwoHosts(unittest.TestCase):
         self.assertEqual(self.asked, ["serves", "pause", "unpause"])
         calls = self.xapi.methods()
         # Whether it is encrypted, the pause, whether the pause was seen.
-        self.assertEqual(calls[:3], ["VDI.get_sm_config", "VDI.add_to_sm_config", "VDI.get_sm_config"])
+        self.assertEqual(calls[:3], ["VDI.get_record", "VDI.add_to_sm_config", "VDI.get_sm_config"])
         self.assertNotIn("paused", self.sm_config)
         self.goes_on(b"new")
         worker.start()
