@@ -32,8 +32,8 @@ class Ext(test_file.Case):
             subprocess.run(["wipefs", "-qaf", disk], check=True)
         super().clean()
 
-    info, resize_online, introduce = (
-        test_file.Info.info, test_file.Info.resize_online, test_file.Info.introduce)
+    info, resize_online, introduce, revert = (
+        test_file.Info.info, test_file.Info.resize_online, test_file.Info.introduce, test_file.Info.revert)
     # What xapi relies on is the same wherever the files are.
     test_driver_info = test_file.Info.test_driver_info_is_what_xapi_reads
     test_announced = test_file.Info.test_what_is_announced_works_and_what_is_not_is_refused
@@ -56,7 +56,7 @@ class Ext(test_file.Case):
         for command, args in (("sr_scan", []), ("sr_update", []), ("vdi_snapshot", [])):
             self.fails(47, self.agent.call, command, *args, vdi=vdi)
         self.assertIn(vdi, self.xapi.vdis)
-        self.assertLessEqual(set(self.xapi.methods()), {"VDI.get_all_records_where", "VDI.get_sm_config"})
+        self.assertLessEqual(set(self.xapi.methods()), {"VDI.get_all_records_where", "VDI.get_record"})
         members = self.agent.members("sr_probe", sr_sm_config={})
         del members["sr_ref"], members["sr_uuid"]
         self.assertIn(self.agent.sr_uuid, self.driver.call("sr_probe", members))

@@ -189,7 +189,7 @@ class Info(Case):
         self.agent.call("sr_scan")
         self.assertEqual([m for m in self.xapi.methods() if ".set_" in m or "introduce" in m], [])
         # A slave must not, nor is the disk of another SR taken back.
-        config = {"location": self.location, "SRmaster": "false"}
+        config = dict(self.agent.device_config, SRmaster="false")
         self.fails(58, self.agent.call, "vdi_revert", disk, vdi=snapshot, device_config=config)
         record["SR"] = "OpaqueRef:sr-other"
         self.fails(143, self.agent.call, "vdi_revert", disk, vdi=snapshot)
