@@ -14,6 +14,10 @@ use crate::types::Done;
 /// Makes `directory` appear at `place`. Idempotent.
 ///
 /// 1. make the mount point, mode 0700; 2. mount. After 1: an empty directory, which the next call takes.
+///
+/// # Errors
+/// [`Error::Io`] if the mount point or the link in its stead cannot be made, or the mount fails for another reason than
+/// a missing privilege.
 pub fn bind(directory: &Path, place: &Path) -> Result<Done> {
     if is_bound(directory, place) {
         return Ok(Done::Already);
@@ -43,6 +47,10 @@ pub fn is_bound(directory: &Path, place: &Path) -> bool {
 }
 
 /// Ends what [`bind`] made. Idempotent.
+///
+/// # Errors
+/// [`Error::DeviceInUse`] while a process works in the mounted directory; [`Error::Io`] if the mount point cannot be
+/// examined, unmounted or removed.
 pub fn unbind(place: &Path) -> Result<Done> {
     let done = match fs::symlink_metadata(place) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Done::Already),

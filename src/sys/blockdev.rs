@@ -27,7 +27,10 @@ fn sysfs(rdev: u64) -> PathBuf {
     format!("/sys/dev/block/{}:{}", nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev)).into()
 }
 
-/// Bytes.
+/// The size of a block device, bytes.
+///
+/// # Errors
+/// [`Error::Io`] if the device cannot be opened, or is no block device.
 pub fn size(device: &Path) -> Result<u64> {
     let file = open(device, false)?;
     let mut bytes = 0;
@@ -49,6 +52,9 @@ pub fn is_read_only(device: &Path) -> bool {
 }
 
 /// Makes the device refuse writes, or take them again, until it is removed.
+///
+/// # Errors
+/// [`Error::Io`] if the device cannot be opened, or the caller may not change the flag.
 pub fn set_read_only(device: &Path, read_only: bool) -> Result<()> {
     let file = open(device, false)?;
     let flag = i32::from(read_only);
@@ -57,6 +63,9 @@ pub fn set_read_only(device: &Path, read_only: bool) -> Result<()> {
 }
 
 /// Writes the device's cached blocks, and those of its disk's own cache, to where a power cut spares them.
+///
+/// # Errors
+/// [`Error::Io`] if the device cannot be opened, or reports that a write before this failed.
 pub fn flush(device: &Path) -> Result<()> {
     open(device, false)?.sync_all().map_err(Error::io("flush", device))
 }
@@ -180,6 +189,9 @@ pub fn is_passing(holder: Option<&str>) -> bool {
 }
 
 /// Whether something in the kernel has the device to itself, and what.
+///
+/// # Errors
+/// [`Error::Io`] if the device cannot be opened for another reason than that it is in use.
 pub fn exclusive_holder(device: &Path) -> Result<Option<String>> {
     if let Some(who) = claimed(device) {
         return Ok(Some(who));
@@ -202,6 +214,9 @@ pub fn zeroes_by_itself(device: &Path) -> bool {
 
 /// Makes the whole device read as zeroes, durably: by the device's own command where it has one, else by
 /// writing them.
+///
+/// # Errors
+/// [`Error::Io`] if the device cannot be opened or written. The part before the failed block may be zeroes by then.
 pub fn zero(device: &Path, progress: Progress) -> Result<()> {
     let file = open(device, true)?;
     zero_blocks(&file, device, 0, size(device)?, progress)?;
@@ -209,6 +224,9 @@ pub fn zero(device: &Path, progress: Progress) -> Result<()> {
 }
 
 /// Makes a range of bytes, of whatever alignment, read as zeroes. Not durable yet.
+///
+/// # Errors
+/// [`Error::Io`] if the device refuses a write.
 pub fn zero_range(file: &File, device: &Path, from: u64, to: u64) -> Result<()> {
     /// A multiple of every device's block.
     const BLOCK: u64 = 4096;
@@ -252,6 +270,9 @@ fn zero_blocks(file: &File, device: &Path, from: u64, end: u64, progress: Progre
 }
 
 /// Tells the device that nobody needs what is from byte `from` on. Best effort: not every device listens.
+///
+/// # Errors
+/// [`Error::Io`] if the device cannot be opened, or takes discards and fails at this one.
 pub fn discard(device: &Path, from: u64) -> Result<()> {
     let file = open(device, true)?;
     let range = [from, size(device)?.saturating_sub(from)];
@@ -265,11 +286,18 @@ pub fn discard(device: &Path, from: u64) -> Result<()> {
     }
 }
 
+/// Opens a device or file of this path for reading, and for writing if `write`.
+///
+/// # Errors
+/// [`Error::Io`] with the path.
 pub fn open(path: &Path, write: bool) -> Result<File> {
     OpenOptions::new().read(true).write(write).open(path).map_err(Error::io("open", path))
 }
 
 /// Reads the device's beginning past the page cache's copy of it: a device that can't be read says so.
+///
+/// # Errors
+/// [`Error::Io`] if the device cannot be opened or its first 4 KiB cannot be read.
 pub fn first_bytes(device: &Path) -> Result<()> {
     #[repr(align(4096))]
     struct Block([u8; 4096]);

@@ -18,6 +18,9 @@ nix::ioctl_write_int!(ficlone, 0x94, 9);
 pub type Progress<'a> = &'a dyn Fn(u64, u64);
 
 /// Makes `to` share all extents of `from`, in constant time. `false`: this filesystem can't.
+///
+/// # Errors
+/// [`Error::Io`] if the filesystem can share extents and fails: it is full, read-only or damaged.
 pub fn reflink(from: &File, to: &File, path: &Path) -> Result<bool> {
     // SAFETY: the ioctl takes a descriptor as its argument; both are open.
     match unsafe { ficlone(to.as_raw_fd(), from.as_raw_fd() as u64) } {
@@ -28,6 +31,10 @@ pub fn reflink(from: &File, to: &File, path: &Path) -> Result<bool> {
 }
 
 /// Copies what `from` has allocated into the empty file `to` and gives it the same length; holes stay holes.
+///
+/// # Errors
+/// [`Error::Io`] if `from` cannot be read or `to` cannot be written; [`Error::Damaged`] if `from` becomes shorter
+/// meanwhile. `to` then holds a part.
 pub fn sparse(from: &File, to: &File, path: &Path, progress: Progress) -> Result<()> {
     const STEP: u64 = 64 << 20;
     let meta = from.metadata().map_err(Error::io("examine", path))?;
@@ -60,6 +67,9 @@ pub fn sparse(from: &File, to: &File, path: &Path, progress: Progress) -> Result
 }
 
 /// The next allocated range at or after `at`; a filesystem that knows no holes reports one range.
+///
+/// # Errors
+/// The error of `lseek`. A filesystem that knows no holes is none.
 pub fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
     if at >= len {
         return Ok(None);

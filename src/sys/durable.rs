@@ -82,6 +82,9 @@ pub struct Dir {
 
 impl Dir {
     /// Opens `path`, which must be a directory itself and not a symbolic link to one.
+    ///
+    /// # Errors
+    /// [`Error::Io`], with `ELOOP` if `path` is a symbolic link.
     pub fn open(path: &Path) -> Result<Dir> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = nix::fcntl::open(path, flags, Mode::empty()).map_err(|errno| {
@@ -99,15 +102,26 @@ impl Dir {
         self.path.join(name)
     }
 
+    /// Device, inode, owner and times of the directory.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the storage fails, or another host removed the directory (`ESTALE` on NFS).
     pub fn stat(&self) -> Result<FileStat> {
         fstat(&self.fd).map_err(Error::sys("examine", &self.path))
     }
 
+    /// Size and free space of the filesystem.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the storage fails.
     pub fn statvfs(&self) -> Result<Statvfs> {
         fstatvfs(&self.fd).map_err(Error::sys("examine the filesystem of", &self.path))
     }
 
     /// The names in the directory, without `.` and `..`; a name that is not UTF-8 is none of ours.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the directory cannot be read to its end.
     pub fn names(&self) -> Result<Vec<String>> {
         let fail = Error::sys("list", &self.path);
         let again = openat(&self.fd, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
@@ -134,6 +148,9 @@ impl Dir {
     }
 
     /// What is at `name`, itself and not what a link points to; `None` if there is nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the storage fails, or the caller may not search the directory.
     pub fn lookup(&self, name: &str) -> Result<Option<Stat>> {
         // Attributes of a file that another host changed may be seconds old on NFS; elsewhere this asks nobody.
         let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW | rustix::fs::AtFlags::STATX_FORCE_SYNC;
@@ -165,12 +182,20 @@ impl Dir {
         work()
     }
 
-    /// Opens an existing file; a symbolic link is refused.
+    /// Opens an existing file, for writing too if `write`. Never waits, as the open of a pipe of that name would.
+    ///
+    /// # Errors
+    /// [`Error::Io`], with `ENOENT` if there is no such name and `ELOOP` if it is a symbolic link; [`Error::Damaged`]
+    /// if it is not a regular file.
     pub fn open_file(&self, name: &str, write: bool) -> Result<File> {
         self.try_open_file(name, write)?.ok_or_else(|| Error::sys("open", self.join(name))(Errno::ENOENT))
     }
 
-    /// The same; `None` if there is no such name. Never waits, as the open of a pipe of that name would.
+    /// Opens a file, for writing too if `write`; `None` if there is no such name. Never waits, as the open of a pipe of
+    /// that name would.
+    ///
+    /// # Errors
+    /// [`Error::Io`], with `ELOOP` if it is a symbolic link; [`Error::Damaged`] if it is not a regular file.
     pub fn try_open_file(&self, name: &str, write: bool) -> Result<Option<File>> {
         let access = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
         let flags = access | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
@@ -196,7 +221,10 @@ impl Dir {
         Ok(self.try_open_and_stat(name)?.map(|(file, _)| file))
     }
 
-    /// The same, and what is known of the file.
+    /// Opens a file of this program's own for reading, as [`Dir::try_open_record`] does, and tells what is known of it.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it is not a regular file; [`Error::Io`] if it cannot be opened.
     pub fn try_open_and_stat(&self, name: &str) -> Result<Option<(File, Stat)>> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let not_regular = || self.not_regular(name);
@@ -213,13 +241,19 @@ impl Dir {
     }
 
     /// Opens an empty file that is there to be locked, and makes it if need be.
+    ///
+    /// # Errors
+    /// [`Error::Io`], with `ELOOP` if the name is that of a symbolic link.
     pub fn lock_file(&self, name: &str) -> Result<File> {
         let flags = OFlag::O_CREAT | OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let opened = openat(&self.fd, name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
         opened.map(File::from).map_err(Error::sys("open the lock file", self.join(name)))
     }
 
-    /// The contents of a small file; `None` if there is no such name. More than 1 MiB is an error.
+    /// The contents of a small file of this program's own; `None` if there is no such name.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it has more than 1 MiB or is not a regular file; [`Error::Io`] if it cannot be read.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let contents = self.unless_stale(|| {
             let Some((file, stat)) = self.try_open_and_stat(name)? else { return Ok(None) };
@@ -235,11 +269,19 @@ impl Dir {
         Ok(Some(bytes))
     }
 
+    /// Makes the names in the directory durable.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the storage fails.
     pub fn sync(&self) -> Result<()> {
         nix::unistd::fsync(&self.fd).map_err(Error::sys("make durable", &self.path))
     }
 
     /// Makes a file that has no name yet. Mode 0600.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the directory takes no new file: the filesystem is full or read-only, or the caller may not
+    /// write there.
     pub fn new_file(&self) -> Result<NewFile<'_>> {
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         match openat(&self.fd, ".", OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC, mode) {
@@ -262,11 +304,18 @@ impl Dir {
     }
 
     /// Publishes `bytes` under `name`, durably. `false`: the name exists and nothing was changed.
+    ///
+    /// # Errors
+    /// [`Error::TooBig`] for more than 1 MiB; [`Error::Io`] if the file cannot be made or made durable: then `name`
+    /// does not exist, or the error says that it could not be removed.
     pub fn create(&self, name: &str, bytes: &[u8]) -> Result<bool> {
         self.new_record(bytes)?.publish(name)
     }
 
     /// Makes a small file that has no name yet, of `bytes`.
+    ///
+    /// # Errors
+    /// [`Error::TooBig`] for more than 1 MiB; [`Error::Io`] if the file cannot be made or written.
     pub fn new_record(&self, bytes: &[u8]) -> Result<NewFile<'_>> {
         if bytes.len() as u64 > MOST {
             // Nobody could read it.
@@ -279,6 +328,10 @@ impl Dir {
     }
 
     /// Replaces `name`, or creates it, with `bytes`: readers and a crash see the old or the new file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the new file cannot be made, renamed or made durable. If only the last step failed, readers see
+    /// the new file already.
     pub fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let mut new = self.new_file()?;
         new.write(bytes)?;
@@ -286,16 +339,25 @@ impl Dir {
     }
 
     /// Removes a name. `false`: there was none. Not durable before [`Dir::sync`].
+    ///
+    /// # Errors
+    /// [`Error::Io`], with `EISDIR` if `name` is a directory.
     pub fn remove(&self, name: &str) -> Result<bool> {
         self.unlink(name, UnlinkatFlags::NoRemoveDir)
     }
 
     /// Renames within the directory, over what has the new name. Not durable before [`Dir::sync`].
+    ///
+    /// # Errors
+    /// [`Error::Io`], with `ENOENT` if there is no `from`.
     pub fn rename(&self, from: &str, to: &str) -> Result<()> {
         nix::fcntl::renameat(&self.fd, from, &self.fd, to).map_err(Error::sys("rename", self.join(from)))
     }
 
     /// Removes an empty directory. `false`: there was none. Not durable before [`Dir::sync`].
+    ///
+    /// # Errors
+    /// [`Error::Io`], with `ENOTEMPTY` or `EEXIST` if something is in it.
     pub fn remove_dir(&self, name: &str) -> Result<bool> {
         self.unlink(name, UnlinkatFlags::RemoveDir)
     }
@@ -324,6 +386,9 @@ impl Dir {
     }
 
     /// A temporary second name of `name`, whose file is open as `file`, which keeps it from being swept.
+    ///
+    /// # Errors
+    /// The errors of [`Dir::link`]; [`Error::Io`] if the file cannot be locked.
     pub fn passing_link(&self, name: &str, file: &File) -> Result<NewFile<'_>> {
         let file = file.try_clone().map_err(Error::io("duplicate", self.join(name)))?;
         let temporary = temporary_name();
@@ -335,6 +400,9 @@ impl Dir {
     }
 
     /// Makes a subdirectory, mode 0700. `false`: the name exists. Not durable before [`Dir::sync`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the filesystem is full or read-only, or the caller may not write to the directory.
     pub fn make_dir(&self, name: &str) -> Result<bool> {
         match nix::sys::stat::mkdirat(&self.fd, name, Mode::S_IRWXU) {
             Ok(()) => Ok(true),
@@ -344,6 +412,9 @@ impl Dir {
     }
 
     /// Opens a subdirectory; `None` if there is no such name.
+    ///
+    /// # Errors
+    /// [`Error::Io`], with `ENOTDIR` or `ELOOP` if the name is that of a file or a symbolic link.
     pub fn sub_dir(&self, name: &str) -> Result<Option<Dir>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         match openat(&self.fd, name, flags, Mode::empty()) {
@@ -355,6 +426,10 @@ impl Dir {
 
     /// Removes what killed makers left, if `name` is such a file and no living process has it locked, or a directory
     /// that [`Dir::discard`] put aside. `false`: `name` is neither, or cannot be removed yet.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if `name` has the form of a temporary name and is not a file or directory that this package
+    /// makes; [`Error::Io`] if it cannot be examined or removed.
     pub fn sweep_temporary(&self, name: &str) -> Result<bool> {
         if !name.starts_with(TEMPORARY) {
             return Ok(false);
@@ -370,6 +445,9 @@ impl Dir {
 
     /// Removes a temporary file or directory, whether or not its maker lives. `false`: there was none, or a process has a
     /// file of the directory open. Not durable before [`Dir::sync`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be examined or removed.
     pub fn remove_temporary(&self, name: &str) -> Result<bool> {
         match self.lookup(name)? {
             Some(stat) if stat.is_directory() => self.empty_and_remove(name),
@@ -383,6 +461,9 @@ impl Dir {
     /// closed, and the directory stays as long. A directory in it with files of another program stays, too. Then the directory gets a temporary name, under which
     /// [`Dir::sweep_temporary`] removes it later. So the name is free in any case, and a new directory of that name
     /// starts empty. Not durable before [`Dir::sync`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the directory can neither be removed nor renamed.
     pub fn discard(&self, name: &str) -> Result<bool> {
         let aside = match self.empty_and_remove(name) {
             Ok(true) => return Ok(true),
@@ -467,12 +548,18 @@ impl NewFile<'_> {
     }
 
     /// Marks the file as in the making until the answer is dropped, whatever names it has: [`is_abandoned`] is false.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the filesystem cannot lock the file.
     pub fn hold(&self) -> Result<File> {
         self.mark_as_in_use()?;
         self.file.try_clone().map_err(Error::io("duplicate a file in", &self.dir.path))
     }
 
     /// Makes durable what was written. To publish it then waits for the name alone.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the storage fails.
     pub fn sync(&mut self) -> Result<()> {
         if !self.durable {
             self.file.sync_all().map_err(Error::io("make durable a file in", &self.dir.path))?;
@@ -487,6 +574,9 @@ impl NewFile<'_> {
     }
 
     /// Makes the file durable and gives it `name`. `false`: the name exists and nothing was changed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a step fails; then `name` does not exist, or [`Error::Undo`] says that it could not be removed.
     pub fn publish(self, name: &str) -> Result<bool> {
         let dir = self.dir;
         if !self.publish_soon(name)? {
@@ -499,7 +589,11 @@ impl NewFile<'_> {
         Ok(true)
     }
 
-    /// The same; the name is not durable before [`Dir::sync`].
+    /// Makes the file durable and gives it `name`, which is not durable before [`Dir::sync`]. `false`: the name exists
+    /// and nothing was changed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be made durable or named.
     pub fn publish_soon(mut self, name: &str) -> Result<bool> {
         self.sync()?;
         match self.link(name) {
@@ -525,6 +619,10 @@ impl NewFile<'_> {
     }
 
     /// Makes the file durable and puts it in the place of `name`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a step fails. If that was the last one, the sync of the directory, readers see the new file
+    /// already.
     pub fn publish_over(mut self, name: &str) -> Result<()> {
         self.sync()?;
         let fail = |errno| Error::sys("replace", self.dir.join(name))(errno);
@@ -585,6 +683,9 @@ fn temporary_name() -> String {
 }
 
 /// Makes the directory that holds `path` durable, so that a name just made in it is.
+///
+/// # Errors
+/// [`Error::Io`] if the directory cannot be opened or the storage fails.
 pub fn sync_parent(path: &Path) -> Result<()> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io("make durable", parent))

@@ -42,8 +42,12 @@ impl Lock {
         self.file.try_clone().map_err(Error::io("share the lock", run_dir::locks()))
     }
 
-    /// The same lock among hosts: on a file that all of them see, on a filesystem that tells them (NFS, which
-    /// frees the lock some time after its holder's host died). One of them at a time gets this far on a host.
+    /// This lock, held among hosts as well: on a file that all of them see, on a filesystem that tells them (NFS, which
+    /// frees the lock some time after its holder's host died). One call at a time gets this far on a host.
+    ///
+    /// # Errors
+    /// [`Refused::TimedOut`] if another host has the file locked until the deadline; [`Refused::Failed`] if the
+    /// filesystem cannot lock files.
     pub fn among_hosts(self, file: File, path: &Path, deadline: Instant) -> Result<Lock, Refused> {
         if !wait(&file, Kind::Exclusive, deadline, path).map_err(Refused::Failed)? {
             return Err(Refused::TimedOut { holder: Some("another host".to_owned()) });

@@ -94,6 +94,10 @@ impl Backing<'_> {
     }
 }
 
+/// Device and inode of an open file. `path` is for the error.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be examined.
 pub fn id(file: &File, path: &Path) -> Result<FileId> {
     let meta = file.metadata().map_err(Error::io("examine", path))?;
     Ok((meta.dev(), meta.ino()))
@@ -101,6 +105,10 @@ pub fn id(file: &File, path: &Path) -> Result<FileId> {
 
 /// The loop devices of this host that have a backing file, keyed by that file's path as the kernel
 /// shows it. One pass over sysfs; needs no privilege.
+///
+/// # Errors
+/// [`Error::Io`] if sysfs cannot be listed, or a device's backing file cannot be read for another reason than that the
+/// device has none.
 pub fn attached() -> Result<HashMap<PathBuf, Vec<String>>> {
     let mut found: HashMap<PathBuf, Vec<String>> = HashMap::new();
     let entries = match fs::read_dir(SYSFS) {
@@ -218,6 +226,9 @@ fn set_up(device: RawFd, file: RawFd, path: &Path, read_only: bool) -> Result<()
 }
 
 /// Makes the device as large as its file is now. Does nothing if the device has another file by now, or none. Idempotent.
+///
+/// # Errors
+/// [`Error::Io`] if the device cannot be opened or the kernel refuses.
 pub fn update_size(device: &Path, backing: Backing) -> Result<()> {
     let Some(file) = held(device, backing)? else { return Ok(()) };
     // SAFETY: the ioctl takes no argument.
@@ -248,6 +259,10 @@ pub enum Detached {
 /// The kernel puts the request off while anybody else has the device open: then the request is taken back and the holders
 /// are named. Programs that look for filesystems (udev, blkid, mount) open every device for a moment, so they are waited
 /// for.
+///
+/// # Errors
+/// [`Error::Io`] if the device cannot be opened, or the kernel refuses to free it. A device in use is no error but
+/// [`Detached::Busy`].
 pub fn detach(device: &Path, backing: Backing) -> Result<Detached> {
     const PATIENCE: Duration = Duration::from_secs(2);
     /// What a FUSE filesystem answers whose server is dead.

@@ -93,6 +93,10 @@ impl Lv {
 
 /// What LVM knows of one volume group, or of all of them, those of other hosts included. Physical volumes
 /// that belong to no group come in one without a name.
+///
+/// # Errors
+/// [`Error::Io`] if the caller is not root; [`Error::Tool`] if there is no such group, or LVM fails
+/// or takes longer than 120 s; [`Error::Damaged`] if its report cannot be read.
 pub fn report(vg: Option<&str>) -> Result<Vec<Vg>> {
     needs_root("ask LVM through", "/dev/mapper/control")?;
     let mut tool = Tool::new("lvm")
@@ -253,6 +257,9 @@ fn parse_percent(text: &str) -> Option<u64> {
 }
 
 /// The extents of a volume, in the words that `lvextend` takes: `/dev/sdb:0-2`.
+///
+/// # Errors
+/// [`Error::Tool`] if there is no such volume, or LVM fails; [`Error::Damaged`] if its report cannot be read.
 pub fn extents(vg: &str, lv: &str) -> Result<Vec<String>> {
     let out =
         parsed("lvs").args(["--reportformat", "json", "-o", "seg_pe_ranges", "--", &format!("{vg}/{lv}")]).run()?;
@@ -267,6 +274,10 @@ pub struct Chunks {
     pub discards: bool,
 }
 
+/// How the thin pool `pool` of the group `vg` gives out its space.
+///
+/// # Errors
+/// [`Error::Tool`] if there is no such pool, or LVM fails; [`Error::Damaged`] if its answer cannot be read.
 pub fn chunks(vg: &str, pool: &str) -> Result<Chunks> {
     let options = ["--noheadings", "--units", "b", "--nosuffix", "-o", "chunk_size,discards", "--"];
     let out = parsed("lvs").args(options).arg(format!("{vg}/{pool}")).run()?;
@@ -313,11 +324,17 @@ pub fn parse_extents(out: &str) -> Result<Vec<String>> {
 }
 
 /// Runs an LVM command that changes something. `names` are the things it works on, never options.
+///
+/// # Errors
+/// [`Error::Tool`] with LVM's words, also if it takes longer than 120 s.
 pub fn change<S: AsRef<str>>(program: &str, options: &[S], names: &[&str]) -> Result<()> {
     command(program).args(options).arg("--").args(names).run().map(drop)
 }
 
 /// Activates a volume, and what it needs, on this host. Ours have the skip flag, so that nothing but this does.
+///
+/// # Errors
+/// [`Error::Tool`] if there is no such volume, a device of it is missing, or LVM fails.
 pub fn activate(vg: &str, lv: &str) -> Result<()> {
     change("lvchange", &["-ay", "-K"], &[&format!("{vg}/{lv}")])
 }
@@ -342,6 +359,9 @@ pub fn refresh(vg: &str, lv: &str) -> Result<()> {
 }
 
 /// Removes a volume without telling its devices to discard what it held, whatever `issue_discards` of lvm.conf says.
+///
+/// # Errors
+/// [`Error::Tool`] if there is no such volume, it is in use, or LVM fails.
 pub fn remove_kept(vg: &str, lv: &str) -> Result<()> {
     let config = format!("{CONFIG} devices{{issue_discards=0}}");
     let tool = Tool::new("lvremove").usual_args(["--config", &config]).deadline(DEADLINE);
@@ -357,6 +377,10 @@ pub enum Deactivated {
 
 /// Deactivates a volume. udev probes new and closed devices for a moment, so what is busy with nobody to
 /// blame but udev is tried again.
+///
+/// # Errors
+/// [`Error::Tool`] if LVM fails though only programs that look at every device have it open, for 10 s. A volume in use
+/// is no error but [`Deactivated::Busy`].
 pub fn deactivate(vg: &str, lv: &str) -> Result<Deactivated> {
     const PATIENCE: Duration = Duration::from_secs(10);
     let until = Instant::now() + PATIENCE;
@@ -381,6 +405,9 @@ pub fn deactivate(vg: &str, lv: &str) -> Result<Deactivated> {
 }
 
 /// Removes the kernel's device of a volume whose volume group LVM can't see any more. Idempotent.
+///
+/// # Errors
+/// [`Error::Tool`] if `dmsetup` fails. A device in use is no error but [`Deactivated::Busy`].
 pub fn remove_lost_device(vg: &str, lv: &str) -> Result<Deactivated> {
     let name = dm_name(vg, lv);
     let Some(device) = kernel_device(vg, lv) else { return Ok(Deactivated::Done) };
@@ -397,6 +424,9 @@ pub fn remove_lost_device(vg: &str, lv: &str) -> Result<Deactivated> {
 }
 
 /// Removes a device-mapper device by its name.
+///
+/// # Errors
+/// [`Error::Tool`] if there is no such device, or it is in use.
 pub fn remove_device(name: &str) -> Result<()> {
     Tool::new("dmsetup").args(["remove", "--retry", "--", name]).deadline(DEADLINE).run().map(drop)
 }
@@ -504,11 +534,17 @@ pub fn parse_signatures(text: &str) -> Vec<String> {
 }
 
 /// The signatures of filesystems, partition tables, RAID and LVM that a device carries.
+///
+/// # Errors
+/// [`Error::Tool`] if `wipefs` cannot read the device.
 pub fn signatures(device: &str) -> Result<Vec<String>> {
     Tool::new("wipefs").args(["--no-act", "--parsable", "--", device]).run().map(|out| parse_signatures(&out.stdout))
 }
 
 /// Removes all signatures from a device.
+///
+/// # Errors
+/// [`Error::Tool`] if `wipefs` cannot write to the device.
 pub fn wipe(device: &str) -> Result<()> {
     Tool::new("wipefs").args(["--all", "--force", "--quiet", "--", device]).run().map(drop)
 }

@@ -51,6 +51,9 @@ pub fn all() -> Result<Vec<Mount>> {
 }
 
 /// What is mounted at `path`; the last one if several are. The path's symbolic links are the caller's.
+///
+/// # Errors
+/// [`Error::Io`] if the mount table cannot be read.
 pub fn at(path: &Path) -> Result<Option<Mount>> {
     Ok(all()?.into_iter().rfind(|mount| mount.path == path))
 }
@@ -127,6 +130,10 @@ pub enum Unmounted {
 }
 
 /// Unmounts what is at `path`. Whatever was closed a moment ago gets that moment.
+///
+/// # Errors
+/// [`Error::Io`] if the caller may not unmount, or the filesystem fails at it. A mount in use is no error but
+/// [`Unmounted::Busy`].
 pub fn unmount(path: &Path) -> Result<Unmounted> {
     const PATIENCE: Duration = Duration::from_secs(2);
     let until = Instant::now() + PATIENCE;
@@ -143,6 +150,9 @@ pub fn unmount(path: &Path) -> Result<Unmounted> {
 
 /// Takes a mount of a server that does not answer out of the table. What was not written to it is lost, and
 /// whoever waits for it is told of an error.
+///
+/// # Errors
+/// [`Error::Io`] if the caller may not unmount; with `ETIMEDOUT` if the mount is still in the table after 10 s.
 pub fn abandon(path: &Path) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(10);
     const EVERY: Duration = Duration::from_millis(10);
@@ -182,8 +192,12 @@ fn users(path: &Path) -> String {
     if found.is_empty() { "something on this host".to_owned() } else { found.join(", ") }
 }
 
-/// Runs `work` on a thread of its own that can mount what nobody else sees: when it ends, or the process is
-/// killed, the kernel unmounts it. `dir` is made if need be; it is the place to mount at.
+/// Runs `work` on a thread of its own, whose mounts no other process sees. When the thread ends or the process is
+/// killed, the kernel unmounts them. `dir`, the place to mount at, is made if need be.
+///
+/// # Errors
+/// [`Error::Io`] if the directory cannot be made, or the caller may not have a mount namespace of its own (it is not
+/// root); otherwise those of `work`.
 pub fn privately<T: Send>(dir: &Path, work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create the directory", dir))?;
     let dir = fs::canonicalize(dir).map_err(Error::io("examine", dir))?;

@@ -22,6 +22,10 @@ pub struct State {
 }
 
 /// The current state of the record kept in the directory `name`.
+///
+/// # Errors
+/// [`Error::Io`] if the directory of the record cannot be read; [`Error::Damaged`] if it changes faster than it can be
+/// read, or a state is no regular file.
 pub fn read(parent: &Dir, name: &str) -> Result<State> {
     match parent.sub_dir(name)? {
         None => Ok(State::default()),
@@ -34,6 +38,10 @@ pub fn read(parent: &Dir, name: &str) -> Result<State> {
 }
 
 /// Replaces the state `seen` by `bytes`, durably. `false`: it was no longer the current one, nothing changed.
+///
+/// # Errors
+/// [`Error::Io`] if the state cannot be written; [`Error::Incomplete`] if the state was written and the directory
+/// cannot be listed then.
 pub fn advance(parent: &Dir, name: &str, seen: &State, bytes: &[u8]) -> Result<bool> {
     let made = seen.number == 0 && parent.make_dir(name)?;
     let change = || {
@@ -70,6 +78,9 @@ fn change_in(parent: &Dir, name: &str, seen: &State, bytes: &[u8]) -> Result<boo
 
 /// Makes the current state durable. Before the caller is told that a change is there already: whoever made it may have
 /// been killed before it was durable.
+///
+/// # Errors
+/// [`Error::Io`] if a directory cannot be made durable.
 pub fn settle(parent: &Dir, name: &str) -> Result<()> {
     if let Some(dir) = parent.sub_dir(name)? {
         dir.sync()?;
@@ -79,6 +90,9 @@ pub fn settle(parent: &Dir, name: &str) -> Result<()> {
 
 /// Removes the record and its directory. Only for a record that nobody may change any more. What another process still
 /// reads is put aside: see [`Dir::discard`]. `false`: there was none.
+///
+/// # Errors
+/// [`Error::Io`] if a file of the record can neither be removed nor put aside.
 pub fn remove(parent: &Dir, name: &str) -> Result<bool> {
     parent.discard(name)
 }

@@ -87,7 +87,11 @@ pub fn ask<T>(
     Err(fault(protocol, server, ServerFault::NoAnswer, said.join("; ")))
 }
 
-/// Whether somebody listens at the port.
+/// Asks whether a program listens at a TCP port of the server.
+///
+/// # Errors
+/// [`ServerFault::UnknownName`]; [`ServerFault::NoAnswer`] with the answer of every address, if none takes a
+/// connection.
 pub fn listens(protocol: Protocol, server: &str, port: u16) -> Result<()> {
     ask(protocol, server, port, |address| TcpStream::connect_timeout(&address, PATIENCE).map(drop))
 }

@@ -73,7 +73,11 @@ fn succeeded(reply: &[u8], xid: u32) -> bool {
     word(0) == Some(xid) && word(4) == Some(REPLY) && word(8) == Some(ACCEPTED) && status == Some(SUCCESS)
 }
 
-/// What a server exports, and to whom, as its mount daemon says. A server of version 4 alone has none.
+/// The directories that a server exports and to whom, as its mount daemon says. A server that speaks NFS 4 alone has no
+/// mount daemon.
+///
+/// # Errors
+/// [`Error::Tool`] if `showmount` is not installed, or the server has no mount daemon or does not answer it in time.
 pub fn exports(server: &str) -> Result<Vec<Exported>> {
     // A silent rpcbind is waited for longer than anybody likes.
     let list = Tool::new("showmount").args(["--no-headers", "--exports", "--", server]).deadline(4 * PATIENCE);

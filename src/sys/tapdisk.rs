@@ -59,6 +59,10 @@ impl Tapdisk {
     ///
     /// 1. allocate a minor number; 2. start the process; 3. give it the number; 4. open the device. What fails
     ///    is undone; a kill after 1 leaves a number, after 2 a process without a disk, and neither holds one.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] if `tap-ctl` is missing or refuses a step, and with its answer if that has no minor number or
+    /// process ID.
     pub fn start(device: &Path, read_only: bool) -> Result<(Tapdisk, Option<PathBuf>)> {
         let allocated = tap_ctl(&["allocate"])?;
         let own = PathBuf::from(&allocated);
@@ -91,6 +95,9 @@ impl Tapdisk {
     }
 
     /// Lets it write what it holds and ends it.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] with the first step that `tap-ctl` refused. The later steps are tried all the same.
     pub fn stop(self) -> Result<()> {
         let closed = self.tell("close", &["-t", "120"]);
         let detached = self.tell("detach", &[]);
@@ -99,6 +106,9 @@ impl Tapdisk {
     }
 
     /// Makes it found by `link`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the directory or the link cannot be made, or something else than a file or link has its name.
     pub fn publish(self, link: &Path) -> Result<()> {
         let dir = link.parent().expect("a link has a directory");
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;

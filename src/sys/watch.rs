@@ -24,6 +24,9 @@ pub struct Silent {
 const BEAT: Duration = Duration::from_secs(2);
 
 /// Does the work, which may report its progress, unless the other end is silent for longer than `wait`.
+///
+/// # Errors
+/// [`Silent`] if the other end did not answer for `wait`. The work is left to end by itself.
 pub fn over<T: Send + 'static>(
     pulse: &Pulse,
     wait: Duration,
