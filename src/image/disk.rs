@@ -14,17 +14,30 @@ pub trait Disk {
     fn size(&self) -> u64;
 
     /// The first stretch at or after `from` that may hold something else than zeroes: where it starts and ends.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Damaged`] if a table of the image cannot be read.
     fn next_data(&self, from: u64) -> Result<Option<(u64, u64)>>;
 
     /// Fills `buf`, which lies within the disk and is a whole number of sectors.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the storage cannot be read; [`Error::Damaged`] if the image contradicts itself there.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
 }
 
 /// A disk to be filled. What is not written reads as zeroes.
 pub trait DiskWriter {
+    /// Writes `bytes` at a byte of the disk. Offsets do not go back. Not durable.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the storage is full or fails.
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> Result<()>;
 
     /// Writes what is still held back. Not durable yet.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the storage is full or fails.
     fn finish(self: Box<Self>) -> Result<()>;
 }
 
@@ -37,18 +50,35 @@ pub trait Served: Send + Sync {
     /// The images of the chain, the leaf first.
     fn images(&self) -> Vec<PathBuf>;
 
+    /// Fills `buf` with the disk from byte `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if an image of the chain cannot be read; [`Error::Damaged`] if one contradicts itself there.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
 
     /// Survives a crash after the next [`Served::flush`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the storage is full or fails, or an earlier sync failed; [`Error::Damaged`] if the image
+    /// contradicts itself there.
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()>;
 
     /// Makes a range read as zeroes; allocates no more than it must.
+    ///
+    /// # Errors
+    /// The errors of [`Served::write_at`].
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()>;
 
     /// Makes everything written before survive a crash.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the storage is full or fails. After a failed sync every later write and flush fails, too.
     fn flush(&self) -> Result<()>;
 
     /// Flushes, and leaves the image as a closed one is.
+    ///
+    /// # Errors
+    /// The errors of [`Served::flush`].
     fn close(self: Box<Self>) -> Result<()>;
 }
 
@@ -104,6 +134,9 @@ pub type Sink<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<()>;
 pub const PIECE: usize = 1 << 20;
 
 /// Hands all of a disk that is not zero to `sink`, in order.
+///
+/// # Errors
+/// The errors of [`Disk::next_data`], [`Disk::read_at`] and `sink`.
 pub fn pieces(disk: &dyn Disk, sink: Sink) -> Result<()> {
     let mut buf = vec![0; PIECE];
     let mut at = 0;
@@ -120,6 +153,9 @@ pub fn pieces(disk: &dyn Disk, sink: Sink) -> Result<()> {
 }
 
 /// Hands what comes from a pipe to `sink`, zeroes left out. Returns how many bytes came.
+///
+/// # Errors
+/// [`Error::Io`] with `name` if reading fails; the errors of `sink`.
 pub fn stream(input: &mut dyn Read, name: &Path, sink: Sink) -> Result<u64> {
     let mut buf = vec![0; PIECE];
     let mut at = 0;
@@ -144,6 +180,9 @@ pub fn stream(input: &mut dyn Read, name: &Path, sink: Sink) -> Result<u64> {
 }
 
 /// Passes on the parts of `bytes` that hold something.
+///
+/// # Errors
+/// The errors of `sink`.
 pub fn without_zeroes(bytes: &[u8], offset: u64, sink: Sink) -> Result<()> {
     const GRAIN: usize = 64 << 10;
     let mut start = None;

@@ -22,26 +22,50 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// What errors name.
     fn path(&self) -> &Path;
     /// Length of the file, or size of the device.
+    ///
+    /// # Errors
+    /// The system's error, such as that the server is gone.
     fn size(&self) -> io::Result<u64>;
     /// A device has a fixed size, and what was never written is not zero.
     fn is_device(&self) -> bool;
     /// Fills `buf` up to the end of the storage; returns how much that was.
+    ///
+    /// # Errors
+    /// The system's error. The end of the storage is none.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `bytes`. A file grows as needed.
+    ///
+    /// # Errors
+    /// The system's error, such as a full filesystem. A part of the bytes may have been written.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Sets the length of a file. A device is left alone.
+    ///
+    /// # Errors
+    /// The system's error, such as a full filesystem.
     fn set_size(&self, size: u64) -> io::Result<()>;
     /// What was written before is on stable storage when this returns `Ok`.
+    ///
+    /// # Errors
+    /// The system's error. What was written before may be lost then, also if a later sync succeeds.
     fn sync(&self) -> io::Result<()>;
     /// Makes the range read as zeros and gives its space back. `false`: not possible here, nothing happened.
     /// Does not change the length of a file.
+    ///
+    /// # Errors
+    /// The system's error, unless it says that holes are not supported.
     fn punch(&self, offset: u64, len: u64) -> io::Result<bool>;
     /// Where the first data at or after `offset` starts, `None` if only holes follow up to `end`. Storage
     /// that knows of no holes says `offset`.
+    ///
+    /// # Errors
+    /// The system's error, unless it says that holes are not supported.
     fn next_data(&self, offset: u64, end: u64) -> io::Result<Option<u64>> {
         Ok((offset < end).then_some(offset))
     }
     /// Where the data that starts at `offset` ends, at most `end`.
+    ///
+    /// # Errors
+    /// The system's error, unless it says that holes are not supported.
     fn next_hole(&self, _offset: u64, end: u64) -> io::Result<u64> {
         Ok(end)
     }

@@ -51,8 +51,13 @@ pub fn create(place: &dyn Storage, virtual_size: u64) -> Result<()> {
     write(place, &Header::new(CLUSTER_BITS, checked(virtual_size)?))
 }
 
-/// The same with a parent: the file `backing` in the same directory, of the format `format`. `like` is the parent's
-/// header if it is a qcow2; the child gets its size of clusters, so that coalescing copies whole ones.
+/// Makes an image with a parent: the file `backing` in the same directory, of the format `format`. `like` is the
+/// parent's header if it is a qcow2; the child gets its size of clusters, so that coalescing copies whole ones. Durable
+/// when it returns.
+///
+/// # Errors
+/// [`Error::Invalid`] for a size that is not a whole number of sectors, and for a name that does not fit the header;
+/// [`Error::Io`].
 pub fn create_child(
     place: &dyn Storage,
     virtual_size: u64,

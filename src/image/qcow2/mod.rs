@@ -91,6 +91,9 @@ const MAX_REFCOUNT_TABLE: u64 = 8 << 20;
 pub const MAX_SIZE: u64 = 17_589_500_641_280;
 
 /// Marks an image as there for its children only, or no longer so; durably, by one write of one sector.
+///
+/// # Errors
+/// [`crate::Error::Damaged`] or [`crate::Error::Unsupported`] if the header cannot be read; [`crate::Error::Io`].
 pub fn set_hidden(place: &dyn Storage, hidden: bool) -> Result<()> {
     let mut header = Header::read(place)?;
     header.hidden = hidden;
@@ -99,6 +102,10 @@ pub fn set_hidden(place: &dyn Storage, hidden: bool) -> Result<()> {
 
 /// Names another file of the same directory as the parent; durably, by one write of one sector. It must hold what
 /// the present parent shows.
+///
+/// # Errors
+/// [`crate::Error::Damaged`] or [`crate::Error::Unsupported`] if the header cannot be read; [`crate::Error::Invalid`] for a
+/// name that does not fit it; [`crate::Error::Io`].
 pub fn set_parent(place: &dyn Storage, backing: &str, format: &str) -> Result<()> {
     let mut header = Header::read(place)?;
     header.backing = Some(backing.to_owned());

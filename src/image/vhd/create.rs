@@ -66,8 +66,11 @@ pub fn create(place: &dyn Storage, new: &NewImage) -> Result<Info> {
     sparse(place, new, None)
 }
 
-/// Makes a differencing image: what is not written to it is read from the parent. Same order and errors as
-/// [`create()`], and [`Error::Invalid`] for a path that cannot be stored.
+/// Makes a differencing image: what is not written to it is read from the parent. The order of steps is that of
+/// [`create()`].
+///
+/// # Errors
+/// Those of [`create()`]; [`Error::Invalid`] for a path that cannot be stored, and for a parent whose UUID is nil.
 pub fn create_child(place: &dyn Storage, new: &NewImage, parent: &ParentLink) -> Result<Info> {
     if parent.uuid.is_some_and(|uuid| uuid.is_nil()) {
         return Err(Error::Invalid {

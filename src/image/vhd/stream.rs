@@ -21,6 +21,9 @@ const ALIGN: u64 = 4096;
 
 /// Writes a disk as one dynamic image without a parent: headers, then each block that holds something, then the
 /// footer. What a chain shows is written, not its layers.
+///
+/// # Errors
+/// [`Error::TooBig`] above 2,040 GiB; [`Error::Io`] if `out` takes no more; the errors of reading `disk`.
 pub fn write_stream(disk: &dyn Disk, out: &mut dyn Write, name: &Path, progress: Progress) -> Result<()> {
     let fail = |e| Error::io("write", name)(e);
     let mut metadata = metadata(disk.size(), name)?;
