@@ -42,6 +42,9 @@ pub struct PausedElsewhere(Option<Arc<dyn OtherHosts>>);
 
 impl PausedElsewhere {
     /// Does nothing where nobody knows of other hosts.
+    ///
+    /// # Errors
+    /// That of [`OtherHosts::pause`]. Then all hosts go on as before.
     pub fn begin(context: &Context) -> Result<PausedElsewhere> {
         match &context.others {
             Some(others) => others.pause().map(|()| PausedElsewhere(Some(others.clone()))),

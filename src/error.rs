@@ -312,6 +312,9 @@ fn explained(source: io::Error) -> io::Error {
 }
 
 /// What was `done`, if what has to follow in any case, `end`, worked as well. Both failures are told.
+///
+/// # Errors
+/// That of `done`, with that of `end` if both failed; else that of `end`.
 pub fn ended<T>(done: Result<T>, end: Result<()>) -> Result<T> {
     match done {
         Ok(done) => end.map(|()| done),

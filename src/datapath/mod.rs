@@ -62,11 +62,14 @@ pub struct Attached {
 }
 
 /// Everything that is served on this host. One pass over sysfs; needs no privilege.
+///
+/// # Errors
+/// [`Error::Io`] if the loop devices of this host cannot be listed.
 pub fn all() -> Result<Vec<Attached>> {
     Ok(all_among(&loopdev::attached()?))
 }
 
-/// The same, among loop devices that were listed already.
+/// Everything that is served on this host, among loop devices that [`loopdev::attached`] listed. Needs no privilege.
 pub fn all_among(devices: &HashMap<PathBuf, Vec<String>>) -> Vec<Attached> {
     let mut found = Vec::new();
     for (backing, names) in devices {
@@ -84,6 +87,9 @@ pub fn all_among(devices: &HashMap<PathBuf, Vec<String>>) -> Vec<Attached> {
 /// The served image at `path`, by whatever path its directory was reached, as the kernel knows it now. Waits for nothing.
 ///
 /// `None` does not say that no server writes to it: one whose device is gone may not have ended yet, see [`find_settled`].
+///
+/// # Errors
+/// [`Error::Io`] if the loop devices of this host cannot be listed.
 pub fn find(path: &Path) -> Result<Option<Attached>> {
     Ok(find_in(&all()?, path).cloned())
 }
@@ -387,6 +393,9 @@ fn tell(path: &Path, word: &str, deadline: Instant) -> Result<Done> {
 }
 
 /// What the server says of itself: `serving BYTES DEPTH`, `paused` or `failed WHY`, and its last I/O error.
+///
+/// # Errors
+/// [`Error::NoDevice`] if the server is dead; [`Error::ImageServer`] if it does not answer within 2 s.
 pub fn status(attached: &Attached) -> Result<String> {
     conversation(attached, patience(Instant::now()))?.ask("status")
 }

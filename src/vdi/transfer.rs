@@ -274,6 +274,11 @@ impl Incoming {
     }
 
     /// Writes the disk to `make(size)`, which may be larger. What has to be put down meanwhile goes to `spool`.
+    ///
+    /// # Errors
+    /// [`Error::Oversized`] or [`Error::Invalid`] if more or less comes from a pipe than was said, or an image of a
+    /// format that was not said; [`Error::Damaged`] if what comes contradicts itself; [`Error::Io`]; the errors of
+    /// `make` and `spool`.
     pub fn fill<'d>(
         self,
         make: &mut dyn FnMut(u64) -> Result<Box<dyn DiskWriter + 'd>>,
