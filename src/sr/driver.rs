@@ -163,9 +163,17 @@ pub trait Sr: Send + Sync {
     fn delete(&self) -> Result<Done>;
 
     /// Makes the SR available on this host and repairs what a crash left. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::NoSr`] if the place holds no such SR; [`Error::SrUnavailable`], [`Error::NoDevice`] or
+    /// [`Error::Server`] if its storage cannot be reached.
     fn attach(&self) -> Result<Done>;
 
     /// Makes an SR without disks, that other storage managers made, one of ours. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the driver needs no such step; [`Error::Foreign`] if the disks there are of a kind
+    /// that it does not serve.
     fn adopt(&self) -> Result<Done> {
         Err(Error::Unsupported { op: "taking an SR over", why: "this driver finds its SRs without".to_owned() })
     }
@@ -190,11 +198,17 @@ pub trait Sr: Send + Sync {
 
     /// How much there is and how much of it is free, without a look at any disk; where [`Sr::stat`] takes none either,
     /// what that says.
+    ///
+    /// # Errors
+    /// Those of [`Sr::stat`].
     fn space(&self) -> Result<Space> {
         self.stat().map(|sr| sr.space())
     }
 
     /// [`Sr::stat`] with every VDI's details, in one pass.
+    ///
+    /// # Errors
+    /// Those of [`Sr::stat`]. A disk that cannot be read is no error: its [`VdiInfo::state`] says why.
     fn scan(&self) -> Result<SrInfo>;
 
     /// What images may be called, bases among them, without a look at any image where the driver can do that. An image that is

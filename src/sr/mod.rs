@@ -23,6 +23,9 @@ pub use driver::{About, Driver, Found, Sr, Substrate};
 pub const DRIVERS: &[&Driver] = &[&ext::DRIVER, &file::DRIVER, &iso::DRIVER, &lvm::DRIVER, &nfs::DRIVER];
 
 /// The driver of an SR type.
+///
+/// # Errors
+/// [`Error::Invalid`] with the types that there are.
 pub fn driver(sr_type: &str) -> Result<&'static Driver> {
     DRIVERS.iter().copied().find(|d| d.sr_type == sr_type).ok_or_else(|| Error::Invalid {
         what: "type",

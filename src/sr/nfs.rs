@@ -76,6 +76,9 @@ pub const DRIVER: Driver = Driver {
 const SR_TYPE: &str = "nfs";
 
 /// `nfs@<server>:/remote/directory@/local/mountpoint`; an IPv6 address stands in brackets.
+///
+/// # Errors
+/// [`Error::Invalid`] with the form that it must have.
 pub fn parse_dconf(dconf: &str) -> Result<DeviceConfig> {
     let bad = || Error::Invalid {
         what: "dconf",

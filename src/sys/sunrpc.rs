@@ -77,7 +77,7 @@ fn succeeded(reply: &[u8], xid: u32) -> bool {
 /// mount daemon.
 ///
 /// # Errors
-/// [`Error::Tool`] if `showmount` is not installed, or the server has no mount daemon or does not answer it in time.
+/// [`crate::Error::Tool`] if `showmount` is not installed, or the server has no mount daemon or does not answer in time.
 pub fn exports(server: &str) -> Result<Vec<Exported>> {
     // A silent rpcbind is waited for longer than anybody likes.
     let list = Tool::new("showmount").args(["--no-headers", "--exports", "--", server]).deadline(4 * PATIENCE);

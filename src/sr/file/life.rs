@@ -307,6 +307,10 @@ impl FileSr {
     }
 
     /// Completes or undoes what killed calls left. The caller has the SR of this host to itself.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the directory cannot be read; the errors of completing a change of a tree that a killed call
+    /// began.
     pub fn repair(&self) -> Result<()> {
         let dir = self.dir()?;
         // What another host changes now is not what a killed call left.

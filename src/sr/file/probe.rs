@@ -30,6 +30,9 @@ pub fn discover(sr_type: &'static str) -> Result<Vec<Found>> {
 }
 
 /// Which SRs a directory holds: itself, or those one level below it. Waits for changes of their trees until `deadline`.
+///
+/// # Errors
+/// [`Error::NoDevice`] if `path` is no directory; [`Error::Busy`] at the deadline; [`Error::Io`] if it cannot be read.
 pub fn probe(path: &Path, sr_type: &'static str, deadline: Deadline) -> Result<Vec<SrInfo>> {
     let dir = Dir::open(path).map_err(|e| match e.errno().map(Errno::from_raw) {
         Some(errno @ (Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP)) => {

@@ -15,6 +15,10 @@ use crate::vdi::{self, Attachments, Holders};
 
 impl FileSr {
     /// The SR in a directory without a marker, which sr_attach would take over; `None` if it has one.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] if the directory cannot be read; [`crate::Error::Busy`] if a change of a tree goes on past
+    /// the deadline.
     pub fn unmarked(&self) -> Result<Option<SrInfo>> {
         match self.look()? {
             Found::Nothing if self.path.is_dir() => Ok(Some(self.stat_of(&Dir::open(&self.path)?)?)),

@@ -223,11 +223,17 @@ impl Export {
     }
 
     /// The major versions that the server speaks.
+    ///
+    /// # Errors
+    /// [`Error::Server`]: the name is not known, or no NFS server answers.
     pub fn spoken(&self) -> Result<Vec<u32>> {
         sunrpc::nfs_versions(&self.server, self.port)
     }
 
     /// What the server exports: its mount daemon's list, or the directories in the root of version 4.
+    ///
+    /// # Errors
+    /// [`Error::Server`] if no NFS server answers; that of [`Export::in_root`] if the server has no mount daemon.
     pub fn all_of(config: &DeviceConfig) -> Result<Vec<Exported>> {
         let mut root = config.clone();
         root.0.insert("serverpath".to_owned(), "/".to_owned());
@@ -246,6 +252,10 @@ impl Export {
     }
 
     /// Does something in the export's own directory, through a mount that ends with it.
+    ///
+    /// # Errors
+    /// [`Error::Server`] if the server refuses the mount; [`Error::Io`] if the caller is not root; the errors of
+    /// `work`.
     pub fn in_root<T: Send>(&self, work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
         mount::privately(&run_dir::state().join("nfs"), |dir| {
             self.mount("", dir, ",nolock")?;
@@ -266,6 +276,9 @@ fn proto(address: SocketAddr) -> &'static str {
 }
 
 /// A host name or an address; brackets around an address are taken off.
+///
+/// # Errors
+/// [`Error::Invalid`] if it can be neither.
 pub fn server(value: &str) -> Result<String> {
     let inner = value.strip_prefix('[').and_then(|v| v.strip_suffix(']')).unwrap_or(value);
     let is_name = value.len() <= 253
