@@ -9,6 +9,10 @@ use crate::sr::Driver;
 use crate::types::DeviceConfig;
 
 /// Reads dconf: `((server . "10.0.0.5") (serverpath . "/export"))` for any driver, else its short form.
+///
+/// # Errors
+/// [`Error::Invalid`] if it is no such list or the driver does not know the short form. A text that may hold a password
+/// is not shown.
 pub fn device_config(driver: &Driver, text: &str) -> Result<DeviceConfig> {
     if text.trim_start().starts_with('(') { association_list(text) } else { (driver.parse_dconf)(text) }
 }

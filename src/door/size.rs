@@ -69,7 +69,10 @@ pub fn is_bare(text: &str) -> bool {
     !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// The same where 0 stands for "whatever there is": agents send it.
+/// Bytes of the SIZE of a disk, as [`parse`] reads it; `None` for 0, by which agents say "whatever there is".
+///
+/// # Errors
+/// As [`parse`].
 pub fn parse_or_zero(text: &str) -> Result<Option<u64>> {
     if !text.is_empty() && text.bytes().all(|b| b == b'0') { Ok(None) } else { parse(text).map(Some) }
 }

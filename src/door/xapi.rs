@@ -121,6 +121,10 @@ impl Xapi {
     }
 
     /// Calls `Class.message` with the session and `params`.
+    ///
+    /// # Errors
+    /// [`ApiError::Unreachable`] if xapi does not answer; [`ApiError::Refused`] with the name of its error;
+    /// [`ApiError::Malformed`] for an answer that is no XML-RPC.
     pub fn call(&mut self, method: &str, params: &[Value]) -> Result<Value, ApiError> {
         self.call_and_read(method, params, xmlrpc::read_response)
     }
@@ -222,6 +226,9 @@ impl Xapi {
     // The calls that more than one command makes.
 
     /// The records of an SR's VDIs by reference, with [`VDI_MEMBERS`]: one round trip however many there are.
+    ///
+    /// # Errors
+    /// As [`Xapi::call`]; [`ApiError::Malformed`] for a reference with a quotation mark.
     pub fn vdi_records(&mut self, sr_ref: &str) -> Result<Vec<(String, Record)>, ApiError> {
         if sr_ref.contains(['"', '\\']) {
             return Err(ApiError::Malformed("sr_ref has a quotation mark".to_owned()));
@@ -241,6 +248,9 @@ impl Xapi {
     }
 
     /// A call whose value is a struct.
+    ///
+    /// # Errors
+    /// As [`Xapi::call`]; [`ApiError::Malformed`] for any other value.
     pub fn record(&mut self, method: &str, reference: &str) -> Result<Record, ApiError> {
         match self.call(method, &[Value::text(reference)])? {
             Value::Struct(record) => Ok(record),
@@ -248,15 +258,26 @@ impl Xapi {
         }
     }
 
+    /// Calls a setter of one object: `VDI.set_name_label`.
+    ///
+    /// # Errors
+    /// As [`Xapi::call`].
     pub fn set(&mut self, method: &str, reference: &str, value: Value) -> Result<(), ApiError> {
         self.call(method, &[Value::text(reference), value]).map(drop)
     }
 
     /// Sets a 64-bit number, which XenAPI writes as a string.
+    ///
+    /// # Errors
+    /// As [`Xapi::call`].
     pub fn set_number(&mut self, method: &str, reference: &str, number: u64) -> Result<(), ApiError> {
         self.set(method, reference, Value::text(number.to_string()))
     }
 
+    /// Adds a key to a map of an object, which must not have it yet: `VDI.add_to_sm_config`.
+    ///
+    /// # Errors
+    /// As [`Xapi::call`]; xapi refuses a key that is there.
     pub fn add_key(&mut self, method: &str, reference: &str, key: &str, value: &str) -> Result<(), ApiError> {
         self.call(method, &[Value::text(reference), Value::text(key), Value::text(value)]).map(drop)
     }

@@ -47,10 +47,17 @@ impl Request {
     }
 
     /// A member that this command can't do without.
+    ///
+    /// # Errors
+    /// [`Code::BadRequest`] if the member is missing or no string.
     pub fn text(&self, name: &'static str) -> Result<&str, Failure> {
         self.optional(name)?.ok_or_else(|| Failure::new(Code::BadRequest, format!("{name} is missing")))
     }
 
+    /// A member that may be missing.
+    ///
+    /// # Errors
+    /// [`Code::BadRequest`] if the member is there and no string.
     pub fn optional(&self, name: &'static str) -> Result<Option<&str>, Failure> {
         match self.members.get(name) {
             None => Ok(None),
@@ -60,6 +67,9 @@ impl Request {
     }
 
     /// A struct of strings; empty if it is not there.
+    ///
+    /// # Errors
+    /// [`Code::BadRequest`] if the member is there and no struct of strings.
     pub fn map(&self, name: &'static str) -> Result<BTreeMap<String, String>, Failure> {
         match self.members.get(name) {
             None => Ok(BTreeMap::new()),
@@ -69,6 +79,9 @@ impl Request {
     }
 
     /// A positional argument.
+    ///
+    /// # Errors
+    /// [`Code::BadRequest`] if there is no such argument, or it is no string.
     pub fn arg(&self, index: usize) -> Result<&str, Failure> {
         let bad = |why: String| Failure::new(Code::BadRequest, why);
         match self.members.get("args") {
@@ -82,6 +95,10 @@ impl Request {
         }
     }
 
+    /// A positional argument that is `true` or `false`.
+    ///
+    /// # Errors
+    /// [`Code::BadRequest`] if it is missing or anything else.
     pub fn flag(&self, index: usize) -> Result<bool, Failure> {
         match self.arg(index)? {
             "true" => Ok(true),
@@ -91,6 +108,9 @@ impl Request {
     }
 
     /// A size in bytes.
+    ///
+    /// # Errors
+    /// [`Code::BadRequest`] if the argument is missing; [`Code::VDISize`] if it is no number.
     pub fn size(&self, index: usize) -> Result<u64, Failure> {
         let text = self.arg(index)?;
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());

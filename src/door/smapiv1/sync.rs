@@ -25,6 +25,9 @@ pub struct Changes {
 
 /// Makes the records of an SR's VDIs say what `found` says, but for VDIs that cannot be used: those keep the record that
 /// they have, and get none.
+///
+/// # Errors
+/// The first [`ApiError`] of a call to xapi. The records before it are written; the next call completes the work.
 pub fn synchronise(
     xapi: &mut Xapi,
     sr_ref: &str,
@@ -88,6 +91,9 @@ pub fn synchronise(
 }
 
 /// Makes one record say what `vdi` says; only what differs is written. `false`: nothing did.
+///
+/// # Errors
+/// The first [`ApiError`] of a call to xapi. The fields before it are written.
 pub fn refresh(
     xapi: &mut Xapi,
     reference: &str,
@@ -181,6 +187,9 @@ impl<'a> Introduced<'a> {
 }
 
 /// `VDI.db_introduce`, with its 19 arguments in order.
+///
+/// # Errors
+/// As [`Xapi::call`]; xapi refuses a UUID that another record has.
 pub fn introduce(xapi: &mut Xapi, sr_ref: &str, new: &Introduced) -> Result<Value, ApiError> {
     let or_null = |reference: &str| Value::text(if reference.is_empty() { NULL_REF } else { reference });
     let empty = || Value::Struct(BTreeMap::new());
@@ -212,6 +221,9 @@ pub fn introduce(xapi: &mut Xapi, sr_ref: &str, new: &Introduced) -> Result<Valu
 }
 
 /// Makes the SR's three figures say what `sr` says; only what differs is written.
+///
+/// # Errors
+/// The first [`ApiError`] of a call to xapi. The figures before it are written.
 pub fn figures(xapi: &mut Xapi, sr_ref: &str, sr: &SrInfo) -> Result<(), ApiError> {
     let record = xapi.record("SR.get_record", sr_ref)?;
     for (field, setter, now) in [

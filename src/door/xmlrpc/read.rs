@@ -13,6 +13,9 @@ const DEEPEST: u32 = 32;
 const RECORD: u32 = 2;
 
 /// Reads a `methodCall`: the method's name and its parameters.
+///
+/// # Errors
+/// [`Malformed`] if the document is no such call, or nests deeper than 32 values.
 pub fn read_call(document: &str) -> Result<(String, Vec<Value>), Malformed> {
     let mut from = Source::new(document);
     from.open("methodCall")?;
@@ -33,12 +36,18 @@ pub fn read_call(document: &str) -> Result<(String, Vec<Value>), Malformed> {
 }
 
 /// Reads a `methodResponse`.
+///
+/// # Errors
+/// [`Malformed`] if the document is neither a response nor a fault, or nests deeper than 32 values.
 pub fn read_response(document: &str) -> Result<Response, Malformed> {
     response(Source::new(document))
 }
 
 /// Reads a `methodResponse` whose value is an envelope with a table of records. Of each record only the members
 /// named in `wanted` are kept: of the others nothing is checked but that they are well-formed.
+///
+/// # Errors
+/// As [`read_response`].
 pub fn read_records(document: &str, wanted: &[&str]) -> Result<Response, Malformed> {
     response(Source { wanted: Some(wanted), ..Source::new(document) })
 }
