@@ -1,34 +1,31 @@
-//! LVM: one report that answers everything, the commands that change something, and the kernel's view.
+//! LVM: one report that answers everything ([`report()`]), the commands that change something, and the kernel's view.
 //!
-//! Every command goes through [`change`] or [`report`]: no shell, a fixed locale, a deadline, its stderr in
-//! the error ([`tool`](crate::sys::tool)). `lvm fullreport` (LVM 2.02.158) is one process and one scan of the devices for
-//! volume groups, physical and logical volumes, however many; the columns are named, never counted.
+//! Every command has a fixed locale, a deadline, and its stderr in the error ([`tool`](crate::sys::tool)); none goes
+//! through a shell.
 
-use std::borrow::Cow;
+mod kernel;
+mod report;
+mod signatures;
+mod tag;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
-
-use crate::error::{Error, Result, needs_root};
+use crate::error::Result;
 use crate::sys::blockdev;
 use crate::sys::tool::Tool;
+use kernel::dm_devices;
+pub use kernel::{dm_name, kernel_device, kernel_names, node};
+pub use report::{Chunks, UNREADABLE, chunks, extents, parse_extents, parse_report, report};
+pub use signatures::{parse_signatures, signatures, wipe};
+pub use tag::{LONGEST_TAG, escape, unescape};
 
 /// How long one LVM command may take: it waits for other commands on the volume group.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// The longest tag that LVM takes, bytes.
-pub const LONGEST_TAG: usize = 1024;
-
-/// The [`Lv::health`] of a volume whose row in a report makes no sense.
-pub const UNREADABLE: &str = "unreadable";
-
 /// Extents of a volume are counted in 32 bits.
 pub const MOST_EXTENTS: u64 = u32::MAX as u64;
-
-const LV_COLUMNS: &str = "lv_name,lv_size,lv_tags,lv_attr,lv_layout,lv_health_status,data_percent,\
-                          metadata_percent,lv_metadata_size";
 
 /// A volume group. Sizes are bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,242 +88,10 @@ impl Lv {
     }
 }
 
-/// What LVM knows of one volume group, or of all of them, those of other hosts included. Physical volumes
-/// that belong to no group come in one without a name.
-///
-/// # Errors
-/// [`Error::Io`] if the caller is not root; [`Error::Tool`] if there is no such group, or LVM fails
-/// or takes longer than 120 s; [`Error::Damaged`] if its report cannot be read.
-pub fn report(vg: Option<&str>) -> Result<Vec<Vg>> {
-    needs_root("ask LVM through", "/dev/mapper/control")?;
-    let mut tool = Tool::new("lvm")
-        .deadline(DEADLINE)
-        .arg("fullreport")
-        .usual_args([
-            "--config",
-            &format!("{CONFIG} {UNCHECKED} {PARSED}"),
-            "--reportformat",
-            "json",
-            "--units",
-            "b",
-            "--nosuffix",
-        ])
-        .usual_args(["--configreport", "vg", "-o", "vg_name,vg_size,vg_free,vg_extent_size,vg_tags,vg_systemid"])
-        .usual_args(["--configreport", "pv", "-o", "pv_name,pv_uuid,pv_size,pv_missing"])
-        .usual_args(["--configreport", "lv", "-o", LV_COLUMNS])
-        // These two can't be left out, but they can be made to have no rows.
-        .usual_args(["--configreport", "pvseg", "-o", "pvseg_start", "-S", "pvseg_size=0"])
-        .usual_args(["--configreport", "seg", "-o", "seg_start", "-S", "seg_size=0"]);
-    tool = match vg {
-        Some(name) => tool.usual_args(["--"]).arg(name),
-        None => tool.arg("--foreign"),
-    };
-    let out = tool.run()?;
-    let mut groups = parse_report(&out.stdout)?;
-    mark_duplicates(&mut groups, &out.stderr);
-    Ok(groups)
-}
-
-/// LVM works on with one of two devices that claim to be the same physical volume, refuses to change the group, and tells
-/// of the other one only in words.
-fn mark_duplicates(groups: &mut [Vg], stderr: &str) {
-    let unused = stderr.lines().filter_map(|line| {
-        let (device, uuid) = line.trim().strip_prefix("WARNING: Not using device ")?.split_once(" for PV ")?;
-        Some((device, uuid.trim_end_matches('.')))
-    });
-    for (device, uuid) in unused {
-        let pvs = groups.iter_mut().flat_map(|vg| &mut vg.pvs);
-        pvs.filter(|pv| pv.uuid == uuid).for_each(|pv| pv.duplicate = Some(device.to_owned()));
-    }
-}
-
-/// LVM says into the middle of its JSON that it reads a damaged device again. Every line of the JSON itself begins with a
-/// sign of its own.
-fn only_json(out: &str) -> Cow<'_, str> {
-    let is_json = |line: &&str| line.trim_start().starts_with(['{', '}', '[', ']', ',', '"']) || line.trim().is_empty();
-    match out.lines().all(|line| is_json(&line)) {
-        true => Cow::Borrowed(out),
-        false => Cow::Owned(out.lines().filter(is_json).flat_map(|line| [line, "\n"]).collect()),
-    }
-}
-
-/// Reads what `lvm fullreport` writes for [`report`], words between the lines of its JSON included.
-///
-/// # Errors
-/// [`Error::Damaged`] if it is not such a report.
-pub fn parse_report(out: &str) -> Result<Vec<Vg>> {
-    let json = &*only_json(out);
-    #[derive(Deserialize)]
-    struct Document<'a> {
-        #[serde(borrow)]
-        report: Vec<Group<'a>>,
-    }
-    #[derive(Deserialize)]
-    struct Group<'a> {
-        #[serde(borrow, default)]
-        vg: Vec<VgRow<'a>>,
-        #[serde(borrow, default)]
-        pv: Vec<PvRow<'a>>,
-        #[serde(borrow, default)]
-        lv: Vec<LvRow<'a>>,
-    }
-    #[derive(Deserialize)]
-    struct VgRow<'a> {
-        vg_name: &'a str,
-        vg_size: &'a str,
-        vg_free: &'a str,
-        vg_extent_size: &'a str,
-        vg_tags: &'a str,
-        vg_systemid: Cow<'a, str>,
-    }
-    #[derive(Deserialize)]
-    struct PvRow<'a> {
-        pv_name: Cow<'a, str>,
-        pv_uuid: &'a str,
-        pv_size: &'a str,
-        pv_missing: &'a str,
-    }
-    #[derive(Deserialize)]
-    struct LvRow<'a> {
-        lv_name: &'a str,
-        lv_size: &'a str,
-        lv_tags: &'a str,
-        lv_attr: &'a str,
-        lv_layout: &'a str,
-        lv_health_status: &'a str,
-        data_percent: &'a str,
-        metadata_percent: &'a str,
-        lv_metadata_size: &'a str,
-    }
-    let damaged = |what: String| Error::Damaged { path: PathBuf::from("lvm fullreport"), what };
-    let document: Document =
-        serde_json::from_str(json).map_err(|e| damaged(format!("its JSON can't be read: {e}; it is {json:.200?}")))?;
-    let number =
-        |value: &str| value.parse::<u64>().map_err(|_| damaged(format!("it says {value:?} for a number of bytes")));
-    let list = |text: &str| text.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>();
-    let mut groups = Vec::with_capacity(document.report.len());
-    for group in &document.report {
-        let mut vg = Vg::default();
-        if let Some(row) = group.vg.first() {
-            vg.name = row.vg_name.to_owned();
-            vg.size = number(row.vg_size)?;
-            vg.free = number(row.vg_free)?;
-            vg.extent_size = number(row.vg_extent_size)?.max(1);
-            vg.tags = list(row.vg_tags);
-            vg.system_id = row.vg_systemid.clone().into_owned();
-        }
-        for row in &group.pv {
-            vg.pvs.push(Pv {
-                name: PathBuf::from(row.pv_name.as_ref()),
-                uuid: row.pv_uuid.to_owned(),
-                size: number(row.pv_size)?,
-                missing: !row.pv_missing.is_empty(),
-                duplicate: None,
-            });
-        }
-        for row in &group.lv {
-            // Characters 2 and 5 of lv_attr: lvs(8), "Lv Attributes".
-            let attribute = |n: usize| row.lv_attr.as_bytes().get(n).copied().unwrap_or(b'-');
-            // One volume of which LVM tells no size does not hide the others.
-            let size = number(row.lv_size);
-            vg.lvs.push(Lv {
-                name: row.lv_name.to_owned(),
-                size: *size.as_ref().unwrap_or(&0),
-                tags: list(row.lv_tags),
-                active: !matches!(attribute(4), b'-' | b'h' | b'X'),
-                stuck: matches!(attribute(4), b's' | b'S' | b'M' | b'C' | b'd' | b'i'),
-                // `R` is a writable volume whose device is read-only just now: what it is attached as, not what it is.
-                read_only: attribute(1) == b'r',
-                layout: list(row.lv_layout),
-                health: if size.is_ok() { row.lv_health_status } else { UNREADABLE }.to_owned(),
-                data_used: parse_percent(row.data_percent),
-                metadata_used: parse_percent(row.metadata_percent),
-                metadata_size: number(row.lv_metadata_size).unwrap_or(0),
-            });
-        }
-        groups.push(vg);
-    }
-    Ok(groups)
-}
-
-/// `4.28` as 428. Nothing for what is not active.
-fn parse_percent(text: &str) -> Option<u64> {
-    let (whole, part) = text.split_once('.')?;
-    let hundredths = part.get(..2)?.parse::<u64>().ok()?;
-    Some(whole.parse::<u64>().ok()?.checked_mul(100)? + hundredths)
-}
-
-/// The extents of a volume, in the words that `lvextend` takes: `/dev/sdb:0-2`.
-///
-/// # Errors
-/// [`Error::Tool`] if there is no such volume, or LVM fails; [`Error::Damaged`] if its report cannot be read.
-pub fn extents(vg: &str, lv: &str) -> Result<Vec<String>> {
-    let out =
-        parsed("lvs").args(["--reportformat", "json", "-o", "seg_pe_ranges", "--", &format!("{vg}/{lv}")]).run()?;
-    parse_extents(&out.stdout)
-}
-
-/// How a thin pool gives out its space and takes it back.
-pub struct Chunks {
-    /// Bytes of each.
-    pub size: u64,
-    /// Whether those that are discarded are taken back.
-    pub discards: bool,
-}
-
-/// How the thin pool `pool` of the group `vg` gives out its space.
-///
-/// # Errors
-/// [`Error::Tool`] if there is no such pool, or LVM fails; [`Error::Damaged`] if its answer cannot be read.
-pub fn chunks(vg: &str, pool: &str) -> Result<Chunks> {
-    let options = ["--noheadings", "--units", "b", "--nosuffix", "-o", "chunk_size,discards", "--"];
-    let out = parsed("lvs").args(options).arg(format!("{vg}/{pool}")).run()?;
-    let mut words = out.stdout.split_whitespace();
-    match (words.next().and_then(|size| size.parse().ok()), words.next()) {
-        (Some(size), Some(discards)) if size > 0 => Ok(Chunks { size, discards: discards != "ignore" }),
-        _ => Err(Error::Damaged {
-            path: PathBuf::from("lvs"),
-            what: format!("it says of the chunks of {vg}/{pool}: {:?}", out.stdout.trim()),
-        }),
-    }
-}
-
-/// Reads what `lvs` writes for [`extents`], words between the lines of its JSON included.
-///
-/// # Errors
-/// [`Error::Damaged`] if it is not such a report.
-pub fn parse_extents(out: &str) -> Result<Vec<String>> {
-    let json = &*only_json(out);
-    #[derive(Deserialize)]
-    struct Document {
-        report: Vec<Rows>,
-    }
-    #[derive(Deserialize)]
-    struct Rows {
-        seg: Option<Vec<Row>>,
-        lv: Option<Vec<Row>>,
-    }
-    #[derive(Deserialize)]
-    struct Row {
-        seg_pe_ranges: String,
-    }
-    let document: Document = serde_json::from_str(json).map_err(|e| Error::Damaged {
-        path: PathBuf::from("lvs"),
-        what: format!("its JSON can't be read: {e}; it is {json:.200?}"),
-    })?;
-    let rows = document.report.into_iter().flat_map(|r| r.seg.into_iter().chain(r.lv)).flatten();
-    // A colon in the device's own name would end it.
-    let range = |words: &str| match words.rsplit_once(':') {
-        Some((device, extents)) => format!("{}:{extents}", device.replace(':', "\\:")),
-        None => words.to_owned(),
-    };
-    Ok(rows.flat_map(|r| r.seg_pe_ranges.split_whitespace().map(range).collect::<Vec<_>>()).collect())
-}
-
 /// Runs an LVM command that changes something. `names` are the things it works on, never options.
 ///
 /// # Errors
-/// [`Error::Tool`] with LVM's words, also if it takes longer than 120 s.
+/// [`crate::Error::Tool`] with LVM's words, also if it takes longer than 120 s.
 pub fn change<S: AsRef<str>>(program: &str, options: &[S], names: &[&str]) -> Result<()> {
     command(program).args(options).arg("--").args(names).run().map(drop)
 }
@@ -334,7 +99,7 @@ pub fn change<S: AsRef<str>>(program: &str, options: &[S], names: &[&str]) -> Re
 /// Activates a volume, and what it needs, on this host. Ours have the skip flag, so that nothing but this does.
 ///
 /// # Errors
-/// [`Error::Tool`] if there is no such volume, a device of it is missing, or LVM fails.
+/// [`crate::Error::Tool`] if there is no such volume, a device of it is missing, or LVM fails.
 pub fn activate(vg: &str, lv: &str) -> Result<()> {
     change("lvchange", &["-ay", "-K"], &[&format!("{vg}/{lv}")])
 }
@@ -346,7 +111,7 @@ pub fn activate(vg: &str, lv: &str) -> Result<()> {
 /// 3. Once more: it loads the table of the metadata, if the command was killed after it had changed that.
 ///
 /// # Errors
-/// [`Error::Tool`].
+/// [`crate::Error::Tool`].
 pub fn refresh(vg: &str, lv: &str) -> Result<()> {
     let name = dm_name(vg, lv);
     // The device of a thin pool has a name of its own.
@@ -361,7 +126,7 @@ pub fn refresh(vg: &str, lv: &str) -> Result<()> {
 /// Removes a volume without telling its devices to discard what it held, whatever `issue_discards` of lvm.conf says.
 ///
 /// # Errors
-/// [`Error::Tool`] if there is no such volume, it is in use, or LVM fails.
+/// [`crate::Error::Tool`] if there is no such volume, it is in use, or LVM fails.
 pub fn remove_kept(vg: &str, lv: &str) -> Result<()> {
     let config = format!("{CONFIG} devices{{issue_discards=0}}");
     let tool = Tool::new("lvremove").usual_args(["--config", &config]).deadline(DEADLINE);
@@ -379,7 +144,7 @@ pub enum Deactivated {
 /// blame but udev is tried again.
 ///
 /// # Errors
-/// [`Error::Tool`] if LVM fails though only programs that look at every device have it open, for 10 s. A volume in use
+/// [`crate::Error::Tool`] if LVM fails though only programs that look at every device have it open, for 10 s. A volume in use
 /// is no error but [`Deactivated::Busy`].
 pub fn deactivate(vg: &str, lv: &str) -> Result<Deactivated> {
     const PATIENCE: Duration = Duration::from_secs(10);
@@ -407,7 +172,7 @@ pub fn deactivate(vg: &str, lv: &str) -> Result<Deactivated> {
 /// Removes the kernel's device of a volume whose volume group LVM can't see any more. Idempotent.
 ///
 /// # Errors
-/// [`Error::Tool`] if `dmsetup` fails. A device in use is no error but [`Deactivated::Busy`].
+/// [`crate::Error::Tool`] if `dmsetup` fails. A device in use is no error but [`Deactivated::Busy`].
 pub fn remove_lost_device(vg: &str, lv: &str) -> Result<Deactivated> {
     let name = dm_name(vg, lv);
     let Some(device) = kernel_device(vg, lv) else { return Ok(Deactivated::Done) };
@@ -426,267 +191,15 @@ pub fn remove_lost_device(vg: &str, lv: &str) -> Result<Deactivated> {
 /// Removes a device-mapper device by its name.
 ///
 /// # Errors
-/// [`Error::Tool`] if there is no such device, or it is in use.
+/// [`crate::Error::Tool`] if there is no such device, or it is in use.
 pub fn remove_device(name: &str) -> Result<()> {
     Tool::new("dmsetup").args(["remove", "--retry", "--", name]).deadline(DEADLINE).run().map(drop)
-}
-
-/// The path of an active volume.
-pub fn node(vg: &str, lv: &str) -> PathBuf {
-    Path::new("/dev").join(vg).join(lv)
-}
-
-/// The name that device-mapper knows a volume by: `-` within the parts is doubled.
-pub fn dm_name(vg: &str, lv: &str) -> String {
-    format!("{}-{}", vg.replace('-', "--"), lv.replace('-', "--"))
-}
-
-/// The kernel's device of a volume, whether or not LVM can read the group's metadata.
-pub fn kernel_device(vg: &str, lv: &str) -> Option<PathBuf> {
-    let wanted = dm_name(vg, lv);
-    dm_devices().find_map(|(name, device)| (name == wanted).then_some(device))
-}
-
-/// Device-mapper names of the group's volumes that the kernel has.
-pub fn kernel_names(vg: &str) -> Vec<String> {
-    let prefix = dm_name(vg, "");
-    dm_devices().map(|(name, _)| name).filter(|name| name.starts_with(&prefix)).collect()
-}
-
-fn dm_devices() -> impl Iterator<Item = (String, PathBuf)> {
-    let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    entries.filter_map(|entry| {
-        let name = fs::read_to_string(entry.path().join("dm/name")).ok()?;
-        let mapped = Path::new("/dev/mapper").join(name.trim());
-        // Without udev there is no /dev/dm-0.
-        let plain = Path::new("/dev").join(entry.file_name());
-        Some((name.trim().to_owned(), if mapped.exists() { mapped } else { plain }))
-    })
 }
 
 fn command(program: &str) -> Tool {
     Tool::new(program).usual_args(["--config", CONFIG]).deadline(DEADLINE)
 }
 
-/// One whose words are read.
-fn parsed(program: &str) -> Tool {
-    Tool::new(program).usual_args(["--config", &format!("{CONFIG} {PARSED}")]).deadline(DEADLINE)
-}
-
 /// No daemon that extends pools behind our back; a full pool answers with an error and does not hang. A dom0's lvm.conf
 /// forbids to write metadata, so that nobody does it by accident.
 const CONFIG: &str = "activation{monitoring=0 error_when_full=1} global{metadata_read_only=0}";
-
-/// A report of groups would read their copies in /etc/lvm/backup as well, only to see whether these are current: a quarter
-/// of its time with 500 volumes.
-const UNCHECKED: &str = "backup{backup=0}";
-
-/// What is read is written as we read it, whatever lvm.conf says.
-const PARSED: &str = "report{binary_values_as_numeric=0 compact_output=0 prefixes=0}";
-
-/// Text as part of a tag, in the characters that LVM takes: the others become `&` and two hex digits.
-pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'+' | b'.' | b'-' | b'/' | b'=' | b'!' | b':' | b'#' => {
-                out.push(byte as char);
-            }
-            other => out.push_str(&format!("&{other:02x}")),
-        }
-    }
-    out
-}
-
-/// The reverse of [`escape`]. What is no escape stands for itself: a tag is never lost.
-pub fn unescape(tag: &str) -> String {
-    let bytes = tag.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let digits = tag.get(at + 1..at + 3).filter(|_| bytes[at] == b'&');
-        if let Some(byte) = digits.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            out.push(byte);
-            at += 3;
-        } else {
-            out.push(bytes[at]);
-            at += 1;
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-/// Reads `wipefs --parsable`: the signatures on a device, as `ext4 "root"`.
-pub fn parse_signatures(text: &str) -> Vec<String> {
-    let rows = text.lines().filter(|line| !line.starts_with('#'));
-    rows.filter_map(|line| {
-        let mut fields = line.split(',').map(str::trim);
-        let (_offset, _uuid, label, kind) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-        Some(if label.is_empty() { kind.to_owned() } else { format!("{kind} \"{label}\"") })
-    })
-    // ZFS and others write theirs many times over.
-    .fold(Vec::new(), |mut named, signature| {
-        if !named.contains(&signature) {
-            named.push(signature);
-        }
-        named
-    })
-}
-
-/// The signatures of filesystems, partition tables, RAID and LVM that a device carries.
-///
-/// # Errors
-/// [`Error::Tool`] if `wipefs` cannot read the device.
-pub fn signatures(device: &str) -> Result<Vec<String>> {
-    Tool::new("wipefs").args(["--no-act", "--parsable", "--", device]).run().map(|out| parse_signatures(&out.stdout))
-}
-
-/// Removes all signatures from a device.
-///
-/// # Errors
-/// [`Error::Tool`] if `wipefs` cannot write to the device.
-pub fn wipe(device: &str) -> Result<()> {
-    Tool::new("wipefs").args(["--all", "--force", "--quiet", "--", device]).run().map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// LVM 2.03.16, a thin SR on two devices with an active volume and one that is not.
-    const THIN: &str = include_str!("../../tests/data/lvm/fullreport-thin.json");
-    /// The same version, all groups: an empty one, one with a missing device, one without a group.
-    const ALL: &str = include_str!("../../tests/data/lvm/fullreport-all.json");
-
-    #[test]
-    fn what_lvm_says_in_the_middle_of_its_json_is_left_out() {
-        let json = "  {\n      \"report\": [\n          {\"vg\": []}\n      ]\n  }\n";
-        assert!(matches!(only_json(json), Cow::Borrowed(_)));
-        let spoiled = json.replace("[\n   ", "[\n  Retrying metadata scan.\n   ");
-        assert_ne!(spoiled, json);
-        assert_eq!(only_json(&spoiled), json);
-    }
-
-    #[test]
-    fn a_colon_in_a_devices_name_does_not_end_it() {
-        let rows = r#"{"report": [{"seg": [{"seg_pe_ranges": "/dev/mapper/a:1:2-4 /dev/sdb:0-2"}]}]}"#;
-        assert_eq!(parse_extents(rows).unwrap(), [r"/dev/mapper/a\:1:2-4", "/dev/sdb:0-2"]);
-    }
-
-    #[test]
-    fn a_report_is_read_by_column_names() {
-        let groups = parse_report(THIN).unwrap();
-        let [vg] = groups.as_slice() else { panic!("{groups:?}") };
-        assert_eq!(vg.name, "VG_XenStorage-87b8646b-b800-9500-cb7b-af3b74e02f5c");
-        assert_eq!((vg.size, vg.extent_size), (1_233_125_376, 4 << 20));
-        assert_eq!(vg.tags, ["xcp.allocation=thin"]);
-        assert_eq!(vg.pvs.iter().map(|pv| pv.name.to_str().unwrap()).collect::<Vec<_>>(), ["/dev/ubda", "/dev/ubdb"]);
-        let pool = vg.lv("POOL").unwrap();
-        assert!(pool.is_thin_pool() && pool.active);
-        assert_eq!((pool.data_used, pool.metadata_used, pool.metadata_size), (Some(428), Some(1143), 4 << 20));
-        let active = vg.lv("LV-a").unwrap();
-        assert!(active.active && active.is_thin() && !active.is_thin_pool() && !active.read_only);
-        let idle = vg.lv("LV-b").unwrap();
-        assert!(!idle.active);
-        assert_eq!(idle.data_used, None);
-        assert_eq!(idle.tags, ["xcp.label.0=root&20disk", "xcp.read_only"]);
-    }
-
-    #[test]
-    fn a_report_of_all_groups_has_the_empty_the_broken_and_the_groupless() {
-        let groups = parse_report(ALL).unwrap();
-        let named = |name: &str| groups.iter().find(|vg| vg.name == name).unwrap();
-        assert!(named("empty").lvs.is_empty());
-        let broken = named("broken");
-        assert_eq!(broken.pvs.iter().map(|pv| pv.missing).collect::<Vec<_>>(), [false, true]);
-        assert_eq!(broken.lv("on-missing").unwrap().health, "partial");
-        assert_eq!(named("").pvs.len(), 1, "the physical volume without a group");
-    }
-
-    #[test]
-    fn a_device_that_is_there_twice_is_noticed() {
-        let mut groups = parse_report(THIN).unwrap();
-        let uuid = groups[0].pvs[1].uuid.clone();
-        let words = format!(
-            "  WARNING: Not using device /dev/loop0 for PV {uuid}.\n  WARNING: PV {uuid} prefers device /dev/ubdb\n"
-        );
-        mark_duplicates(&mut groups, &words);
-        let found: Vec<_> = groups[0].pvs.iter().map(|pv| pv.duplicate.as_deref()).collect();
-        assert_eq!(found, [None, Some("/dev/loop0")]);
-    }
-
-    proptest! {
-        #[test]
-        fn any_report_is_read_or_refused(at in 0..THIN.len(), bytes in prop::collection::vec(any::<u8>(), 0..8), cut in 0..THIN.len()) {
-            let mut report = THIN.as_bytes().to_vec();
-            let end = (at + bytes.len()).min(report.len());
-            report.splice(at..end, bytes);
-            for report in [&report[..], &report[..cut.min(report.len())]] {
-                let text = String::from_utf8_lossy(report);
-                if let Ok(groups) = parse_report(&only_json(&text)) {
-                    for lv in groups.iter().flat_map(|vg| &vg.lvs) {
-                        let _ = (lv.is_thin_pool(), unescape(&lv.name));
-                    }
-                }
-                let _ = (parse_extents(&text), parse_signatures(&text));
-            }
-        }
-    }
-
-    #[test]
-    fn an_odd_volume_does_not_hide_the_others() {
-        let odd = THIN.replacen("\"lv_size\":\"", "\"lv_size\":\"?", 1);
-        assert_ne!(odd, THIN);
-        let (groups, whole) = (parse_report(&odd).unwrap(), parse_report(THIN).unwrap());
-        assert_eq!(groups[0].lvs.len(), whole[0].lvs.len());
-        assert_eq!(groups[0].lvs.iter().filter(|lv| lv.health == UNREADABLE).count(), 1);
-    }
-
-    #[test]
-    fn a_volume_that_a_killed_command_left_is_seen() {
-        for (attributes, stuck) in
-            [("Vwi-s-tz-k", true), ("Vwi-d-tz-k", true), ("twi-aotz--", false), ("Vwi---tz-k", false)]
-        {
-            let row = format!(
-                r#"{{"report":[{{"lv":[{{"lv_name":"a","lv_size":"1","lv_tags":"","lv_attr":"{attributes}",
-                "lv_layout":"thin","lv_health_status":"","data_percent":"","metadata_percent":"","lv_metadata_size":""}}]}}]}}"#
-            );
-            assert_eq!(parse_report(&row).unwrap()[0].lvs[0].stuck, stuck, "{attributes}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_report_is_an_error() {
-        for bad in ["", "{", "{}", "[]", r#"{"report":[{"vg":[{"vg_name":"x","vg_size":"1.5g"}]}]}"#] {
-            assert!(parse_report(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn signatures_are_named_with_their_labels() {
-        let text = "# offset,uuid,label,type\n0x438,8a0b,ro\\x6ft,ext4\n0x1fe,,,dos\n";
-        assert_eq!(parse_signatures(text), ["ext4 \"ro\\x6ft\"", "dos"]);
-        assert!(parse_signatures("").is_empty());
-        let zfs = "0x3f000,,,zfs_member\n".repeat(29) + "0x1fe,,,dos\n";
-        assert_eq!(parse_signatures(&zfs), ["zfs_member", "dos"]);
-    }
-
-    #[test]
-    fn dm_names_double_their_hyphens() {
-        assert_eq!(dm_name("VG_XenStorage-87b8", "LV-98de"), "VG_XenStorage--87b8-LV--98de");
-    }
-
-    #[test]
-    fn escapes_are_reversible_and_damage_is_shown() {
-        assert_eq!(escape("a b,\"ü\"@"), "a&20b&2c&22&c3&bc&22&40");
-        assert_eq!(unescape(&escape("100 % & \u{1F600}")), "100 % & \u{1F600}");
-        assert_eq!(unescape("&zz&4"), "&zz&4");
-    }
-
-    #[test]
-    fn extents_are_given_in_the_words_of_lvextend() {
-        let json = r#"{"report":[{"seg":[{"seg_pe_ranges":"/dev/ubda:3-5"},{"seg_pe_ranges":"/dev/ubdb:0-0"}]}]}"#;
-        assert_eq!(parse_extents(json).unwrap(), ["/dev/ubda:3-5", "/dev/ubdb:0-0"]);
-    }
-}

@@ -15,8 +15,8 @@ impl Dir {
     /// that [`Dir::discard`] put aside. `false`: `name` is neither, or cannot be removed yet.
     ///
     /// # Errors
-    /// [`Error::Damaged`] if `name` has the form of a temporary name and is not a file or directory that this package
-    /// makes; [`Error::Io`] if it cannot be examined or removed.
+    /// [`crate::Error::Damaged`] if `name` has the form of a temporary name and is not a file or directory that this
+    /// package makes; [`crate::Error::Io`] if it cannot be examined or removed.
     pub fn sweep_temporary(&self, name: &str) -> Result<bool> {
         if !name.starts_with(TEMPORARY) {
             return Ok(false);
@@ -34,7 +34,7 @@ impl Dir {
     /// file of the directory open. Not durable before [`Dir::sync`].
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be examined or removed.
+    /// [`crate::Error::Io`] if it cannot be examined or removed.
     pub fn remove_temporary(&self, name: &str) -> Result<bool> {
         match self.lookup(name)? {
             Some(stat) if stat.is_directory() => self.empty_and_remove(name),
@@ -45,12 +45,12 @@ impl Dir {
     /// Removes a directory and the files in it. `false`: there was none.
     ///
     /// On NFS a file that a process of this host has open cannot be removed: its client calls it `.nfs…` until it is
-    /// closed, and the directory stays as long. A directory in it with files of another program stays, too. Then the directory gets a temporary name, under which
-    /// [`Dir::sweep_temporary`] removes it later. So the name is free in any case, and a new directory of that name
-    /// starts empty. Not durable before [`Dir::sync`].
+    /// closed, and the directory stays as long. A directory in it with files of another program stays, too. Then the
+    /// directory gets a temporary name, under which [`Dir::sweep_temporary`] removes it later. So the name is free in
+    /// any case, and a new directory of that name starts empty. Not durable before [`Dir::sync`].
     ///
     /// # Errors
-    /// [`Error::Io`] if the directory can neither be removed nor renamed.
+    /// [`crate::Error::Io`] if the directory can neither be removed nor renamed.
     pub fn discard(&self, name: &str) -> Result<bool> {
         let aside = match self.empty_and_remove(name) {
             Ok(true) => return Ok(true),

@@ -112,7 +112,8 @@ impl NewFile<'_> {
         self.file.write_all(bytes).map_err(Error::io("write a file in", &self.dir.path))
     }
 
-    /// Marks the file as in the making until the answer is dropped, whatever names it has: [`is_abandoned`] is false.
+    /// Marks the file as in the making until the answer is dropped, whatever names it has:
+    /// [`is_abandoned`](super::is_abandoned) is false.
     ///
     /// # Errors
     /// [`Error::Io`] if the filesystem cannot lock the file.
@@ -206,7 +207,7 @@ impl NewFile<'_> {
         self.dir.sync()
     }
 
-    /// Until the file is closed, [`is_abandoned`] is false.
+    /// Until the file is closed, [`is_abandoned`](super::is_abandoned) is false.
     fn mark_as_in_use(&self) -> Result<()> {
         self.file.lock_exclusive().map_err(Error::io("mark as in use a file in", &self.dir.path))
     }

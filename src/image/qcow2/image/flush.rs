@@ -27,7 +27,7 @@ impl Image {
     /// one sync is all.
     ///
     /// # Errors
-    /// [`Error::Io`]. After a failed write (no space) it may be called again; after a failed sync the image is
+    /// [`crate::Error::Io`]. After a failed write (no space) it may be called again; after a failed sync the image is
     /// read-only.
     pub fn flush(&self) -> Result<()> {
         if self.mode == Mode::ReadOnly {
