@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use clap::{Arg, Command};
 
 use super::address::{default_sr, is_sr, place_of};
-use super::grammar::sm_command;
+use super::lines::sm_command;
 use super::words::SEVERAL;
 use crate::call::Session;
 use crate::context::Context;

@@ -3,7 +3,8 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`grammar`] | the command lines |
+//! | [`grammar`] | the words of a command line: options, verbs and their arguments |
+//! | [`lines`] | the command lines of `sm` and of the drivers, made of these |
 //! | [`request`] | what the words of a command line mean |
 //! | [`verbs`] | each command: which operations of the session it is |
 //! | [`mod@answer`] | what is answered, and how it is written |
@@ -25,6 +26,7 @@ pub mod answer;
 pub mod complete;
 pub mod grammar;
 pub mod json;
+pub mod lines;
 pub mod listing;
 pub mod log;
 pub mod manual;
@@ -53,8 +55,8 @@ use crate::error::{Error, Result};
 use crate::sr::Driver;
 
 pub use self::answer::of_panic;
-use self::grammar::brief_command;
-pub use self::grammar::{driver_command, sm_command};
+use self::lines::brief_command;
+pub use self::lines::{driver_command, sm_command};
 
 /// Serves one call of an agent.
 pub fn driver(driver: &'static Driver, args: Vec<OsString>) -> Answer {

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use super::address::{self, Target};
 use super::answer::{Reply, answer_person, not_parsed};
 use super::deadline;
-use super::grammar::{self, Common, OutputFormat, Parsed, Personal, SmCommand, Verb, sm_command};
+use super::grammar::{Common, OutputFormat, SmCommand, Verb};
+use super::lines::{self, Parsed, Personal, sm_command};
 use super::listing;
 use super::log;
 use super::plan::{self, Plan};
@@ -26,7 +27,7 @@ use crate::types::{Size, SrUuid, VdiUuid, printable, shown};
 pub fn serve(command: clap::Command, line: Line) -> Answer {
     let asked = asked_format(&line.args);
     // Help and the words of an error come from the whole definition.
-    let parsed = grammar::parse(command, line.args.clone()).or_else(|_| grammar::parse(sm_command(), line.args));
+    let parsed = lines::parse(command, line.args.clone()).or_else(|_| lines::parse(sm_command(), line.args));
     match parsed {
         Err(e) => not_parsed(e, asked),
         Ok(Parsed::List { common, wait, from_xapi, verbose }) => {

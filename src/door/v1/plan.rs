@@ -1,7 +1,8 @@
 //! What a command that destroys, or that takes long, would do: for `--dry-run`, and before a person at a terminal is asked.
 
 use super::address::Target;
-use super::grammar::{Personal, Verb};
+use super::grammar::Verb;
+use super::lines::Personal;
 use crate::call::Session;
 use crate::context::Context;
 use crate::door::size;

@@ -1,0 +1,180 @@
+//! The command lines of `sm` and of the drivers: the grammar, with what each driver says of itself, and what people may
+//! leave out.
+
+use std::ffi::OsString;
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches};
+
+use super::grammar::{Common, DriverCommand, SmCommand};
+use super::manual;
+use super::words::SEVERAL;
+use crate::sr::{self, Driver};
+
+/// The command line of `sm`, with what each driver says of itself and what people may leave out.
+pub fn sm_command() -> clap::Command {
+    let forms: String =
+        sr::DRIVERS.iter().map(|d| format!("\n  {:<6} {}: {}", d.sr_type, d.dconf_form, d.description)).collect();
+    let with_place = brief_command().mut_arg("dconf", |arg| {
+        arg.long_help(format!(
+            "Where the SR lives. By type:{forms}\n  any    ((key . \"value\") …) with device_config keys"
+        ))
+    });
+    with_place.mut_subcommands(|verb| {
+        let makes = matches!(verb.get_name(), "vdi_create" | "vdi_import");
+        let verb = verb.mut_args(|arg| as_people_say(arg, makes));
+        let (usage, examples) = (usage(&verb), manual::examples(verb.get_name()).unwrap_or_default());
+        verb.override_usage(usage).after_help(examples)
+    })
+}
+
+/// The command line of `sm` without the texts that only help and errors show: each call starts with it.
+pub fn brief_command() -> clap::Command {
+    let from_xapi = Arg::new("from_xapi").long("from-xapi").action(ArgAction::SetTrue);
+    let from_xapi =
+        from_xapi.help("List the SRs that this host's xapi knows as well, with the names that xapi has for them.");
+    let name = Arg::new("name").long("name").value_name("NAME");
+    let name = name.help("Name of the SR on this host: sm takes it instead of the UUID, -t and -d.");
+    let list = clap::Command::new(LIST)
+        .about("List the SRs of this host: those with a name, those that are mounted, and those that are volume groups")
+        .long_about(
+            "List the SRs of this host: those with a name, those that are mounted, and those that are volume groups. An SR \
+             that does not answer within 5 s, or what --wait says, is listed as such",
+        )
+        .arg(from_xapi);
+    let dry_run = Arg::new("dry_run").short('n').long("dry-run").action(ArgAction::SetTrue);
+    let dry_run = dry_run.help("Change nothing, and print what would be done.");
+    let yes = Arg::new("yes_of_person").long("yes").action(ArgAction::SetTrue);
+    let yes = yes.help("Overwrite what --force or --destroy-sr allows without a question at a terminal.");
+    let verbose = Arg::new("verbose").short('v').long("verbose").action(ArgAction::SetTrue).global(true);
+    let verbose = verbose.help("Say on stderr what names stand for, and how long the command took.");
+    SmCommand::command()
+        .arg(verbose)
+        .subcommand(list)
+        .mut_subcommand("sr_create", |verb| verb.arg(name).arg(yes))
+        .mut_subcommands(|verb| if HAS_PLAN.contains(&verb.get_name()) { verb.arg(dry_run.clone()) } else { verb })
+}
+
+/// The words of SR API v1.0, as people may say them. `makes`: the VDI of the command is a new one.
+fn as_people_say(arg: Arg, makes: bool) -> Arg {
+    const NEW: &str = "UUID of the new VDI. Without it, a new one is chosen and printed.";
+    match arg.get_value_names().and_then(|names| names.first()).map(|name| name.as_str()) {
+        Some("SR-UUID") if arg.is_positional() => {
+            arg.value_name("SR").help("Name or UUID of the SR. Without it, the SR of the variable XCP_SM_SR.")
+        }
+        Some("VDI-UUID") if makes => arg.help(NEW),
+        Some("VDI-UUID") => {
+            arg.value_name("VDI").help("UUID of the VDI, the start of it, or the label. SR/VDI says both.")
+        }
+        Some("SRC-UUID") => arg
+            .value_name("SOURCE")
+            .help("The VDI to copy: its UUID, the start of it, or its label. SR/SOURCE says both."),
+        Some("DST-UUID") => arg.help(NEW),
+        Some("SNAPSHOT-UUID") => {
+            arg.value_name("SNAPSHOT").help("The snapshot: its UUID, the start of it, or its label.")
+        }
+        _ => arg,
+    }
+}
+
+/// The usage of a command for people, who may leave words out.
+fn usage(verb: &clap::Command) -> String {
+    let several = SEVERAL.contains(&verb.get_name());
+    let last = verb.get_positionals().count();
+    let words = verb.get_positionals().enumerate().map(|(at, arg)| {
+        let name = arg.get_value_names().and_then(|names| names.first()).map_or("", |name| name.as_str());
+        let more = if several && at + 1 == last { "…" } else { "" };
+        match name {
+            "SR" | "SR-UUID" | "VDI-UUID" | "DST-UUID" => format!(" [{name}]{more}"),
+            _ if arg.is_required_set() => format!(" <{name}>{more}"),
+            _ => format!(" [{name}]"),
+        }
+    });
+    format!("sm {} [OPTIONS]{}", verb.get_name(), words.collect::<String>())
+}
+
+/// Options of single commands that `sm` has and the drivers do not.
+#[derive(Default)]
+pub struct Personal {
+    /// The command.
+    pub verb: String,
+    /// What words stand for, and how long the command takes, is said.
+    pub verbose: bool,
+    /// The name that a new SR gets on this host.
+    pub name: Option<String>,
+    /// Nothing is changed, and what would be is told.
+    pub dry_run: bool,
+    /// A person at a terminal is not asked.
+    pub yes: bool,
+}
+
+impl Personal {
+    fn of(matches: &ArgMatches) -> Personal {
+        let Some((verb, of_verb)) = matches.subcommand() else { return Personal::default() };
+        let flag = |id| of_verb.try_get_one::<bool>(id).ok().flatten().copied().unwrap_or_default();
+        Personal {
+            verb: verb.to_owned(),
+            verbose: flag("verbose"),
+            name: of_verb.try_get_one::<String>("name").ok().flatten().cloned(),
+            dry_run: flag("dry_run"),
+            yes: flag("yes") || flag("yes_of_person"),
+        }
+    }
+}
+
+/// A line of `sm`, parsed.
+pub enum Parsed {
+    /// A command of SR API v1.0.
+    Verb(Box<SmCommand>, Personal),
+    /// `sr_list`. `wait`: the time that the caller gave, seconds.
+    List { common: Common, wait: Option<u64>, from_xapi: bool, verbose: bool },
+}
+
+/// Parses a line of `sm`.
+///
+/// # Errors
+/// What the parser says.
+pub fn parse(command: clap::Command, args: Vec<OsString>) -> Result<Parsed, clap::Error> {
+    let matches = command.try_get_matches_from(args)?;
+    if let Some((LIST, of_list)) = matches.subcommand() {
+        let given = of_list.value_source("wait") == Some(ValueSource::CommandLine);
+        let common = Common::from_arg_matches(of_list)?;
+        return Ok(Parsed::List {
+            wait: given.then_some(common.wait),
+            common,
+            from_xapi: of_list.get_flag("from_xapi"),
+            verbose: of_list.get_flag("verbose"),
+        });
+    }
+    let personal = Personal::of(&matches);
+    Ok(Parsed::Verb(Box::new(SmCommand::from_arg_matches(&matches)?), personal))
+}
+
+/// Commands that destroy or take long: `--dry-run` says what they would do.
+const HAS_PLAN: [&str; 5] = ["sr_create", "sr_delete", "sr_collect", "vdi_delete", "vdi_revert"];
+
+/// The command of `sm` alone.
+const LIST: &str = "sr_list";
+
+/// The command line of a driver's executable.
+pub fn driver_command(driver: &'static Driver) -> clap::Command {
+    DriverCommand::command()
+        .name(driver.executable)
+        .about(format!("SR driver {}: {}", driver.sr_type, driver.description))
+        .mut_arg("dconf", |arg| {
+            arg.help(format!("{}, or ((key . \"value\") …) with device_config keys", driver.dconf_form))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_lines_are_consistent() {
+        sm_command().debug_assert();
+        for driver in sr::DRIVERS {
+            driver_command(driver).debug_assert();
+        }
+    }
+}
