@@ -30,7 +30,8 @@ const PARTIAL: &str = ".sm-export-";
 /// # Errors
 /// [`Error::Invalid`] if there is no such file.
 pub fn from(name: &str, (format, stated): (Format, bool)) -> Result<Stream> {
-    let stream = |file: File, name: &str| Ok(Stream { file: Arc::new(file), name: name.into(), format, stated });
+    let word = name.to_owned();
+    let stream = |file: File, name: &str| Ok(Stream { file: Arc::new(file), name: name.into(), word, format, stated });
     if name == PIPE {
         let file = stdin().as_fd().try_clone_to_owned().map_err(Error::io("read", "standard input"))?;
         return stream(file.into(), "standard input");
@@ -51,7 +52,7 @@ pub fn to(name: &str, (format, stated): (Format, bool)) -> Result<Stream> {
     if name == PIPE {
         stdio::assert_output().map_err(Error::io("write", STDOUT))?;
         let file = stdout().as_fd().try_clone_to_owned().map_err(Error::io("write", STDOUT))?;
-        return Ok(Stream { file: Arc::new(file.into()), name: STDOUT.into(), format, stated });
+        return Ok(Stream { file: Arc::new(file.into()), name: STDOUT.into(), word: name.to_owned(), format, stated });
     }
     if fs::symlink_metadata(name).is_ok() {
         return Err(exists(name));
@@ -66,7 +67,7 @@ pub fn to(name: &str, (format, stated): (Format, bool)) -> Result<Stream> {
         Err(e) if has_no_unnamed(&e) => named(path)?,
         Err(e) => return Err(unusable("create", name)(e)),
     };
-    Ok(Stream { file: Arc::new(file), name: path.to_owned(), format, stated })
+    Ok(Stream { file: Arc::new(file), name: path.to_owned(), word: name.to_owned(), format, stated })
 }
 
 /// A file that has no name until it is complete, on the filesystem of `path`: a kill leaves nothing. The name comes by way of

@@ -84,9 +84,9 @@ use crate::sys::copy::Progress;
 use crate::types::{
     DeviceConfig, Done, Finding, Format, NewVdi, Overwrite, SmConfig, Space, SrInfo, VdiInfo, VdiName, VdiUuid,
 };
-use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::{Planned, collect, plan};
+use crate::vdi::{Vdi, layout as layout_of};
 
 pub const DRIVER: Driver = Driver {
     sr_type: "file",
@@ -137,19 +137,13 @@ pub const CAPABILITIES: &[&str] = &[
 /// The keys that the Python file drivers keep, so that a VDI looks the same to either; XCP-ng 8.3, "Records and
 /// sm_config".
 ///
-/// `vhd-parent` is the parent of a qcow2 image too: clients walk the chains of an SR by it. `type` is there for raw disks
-/// only, for readers that know no `image-format`.
+/// `vhd-parent` is the parent of a qcow2 image too: clients walk the chains of an SR by it.
 pub fn sm_config(vdi: &VdiInfo) -> SmConfig {
     let mut keys = vec![
         ("image-format", Some(vdi.format.to_string())),
         ("vhd-parent", vdi.parent.map(|parent| parent.to_string())),
     ];
-    match vdi.format {
-        Format::Raw => keys.push(("type", Some(vdi.format.to_string()))),
-        // Earlier releases wrote it, and nothing reads it.
-        Format::Qcow2 => keys.push(("type", None)),
-        Format::Vhd => {}
-    }
+    keys.extend(layout_of(vdi.format).sm_config());
     keys
 }
 

@@ -12,7 +12,7 @@ use crate::image::fault::{Fault, Look};
 use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
 use crate::sys::copy::Progress;
-use crate::types::Format;
+use crate::types::{Format, SmConfig};
 use crate::vdi::place::Opened;
 
 /// What an image says of itself.
@@ -63,6 +63,9 @@ pub trait Layout: Sync {
 
     /// Whether the length of the image is the virtual size and there is nothing else to know: no need to read it.
     fn is_by_length(&self) -> bool;
+
+    /// Keys of the `sm_config` of a disk that is a file of this format, besides the keys that all formats have.
+    fn sm_config(&self) -> SmConfig;
 
     /// Writes an image of `virtual_size` zeroes into an empty file, or a device that is large enough; durably.
     ///

@@ -103,9 +103,7 @@ pub trait Place {
     fn detach(&self) -> Result<Done>;
 
     /// The length that the place gets when it is to hold `bytes`: more where the substrate allocates in extents.
-    fn round_up(&self, bytes: u64) -> u64 {
-        bytes
-    }
+    fn round_up(&self, bytes: u64) -> u64;
 
     /// Makes the place exactly `bytes` long, or longer where the substrate allocates in extents; a device
     /// over it follows.

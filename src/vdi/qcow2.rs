@@ -12,7 +12,7 @@ use crate::image::name::NamedParent;
 use crate::image::qcow2::{self, Chain, Header, Image, Parent};
 use crate::image::storage::Storage;
 use crate::sys::copy::Progress;
-use crate::types::{Format, Mode};
+use crate::types::{Format, Mode, SmConfig};
 use crate::vdi::format::{ImageInfo, Layout, ParentImage, Resolve, WriteImage};
 
 /// The [`Layout`] of qcow2 images.
@@ -33,6 +33,11 @@ impl Layout for Qcow2Layout {
 
     fn is_by_length(&self) -> bool {
         false
+    }
+
+    fn sm_config(&self) -> SmConfig {
+        // Earlier releases wrote it, and nothing reads it.
+        vec![("type", None)]
     }
 
     fn create(&self, image: &dyn Storage, virtual_size: u64) -> Result<()> {

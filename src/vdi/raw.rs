@@ -15,7 +15,7 @@ use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
 use crate::sys::limits;
 use crate::sys::lock::Lock;
-use crate::types::{Done, Format, Mode, Params, VdiInfo, VdiUuid};
+use crate::types::{Done, Format, Mode, Params, SmConfig, VdiInfo, VdiUuid};
 use crate::vdi::disk::{Vdi, describe, refuse_if_elsewhere, refuse_if_used};
 use crate::vdi::format::{ImageInfo, Layout, Resolve};
 use crate::vdi::place::Place;
@@ -41,6 +41,11 @@ impl Layout for RawLayout {
 
     fn is_by_length(&self) -> bool {
         true
+    }
+
+    /// `type` is for readers that know no `image-format`.
+    fn sm_config(&self) -> SmConfig {
+        vec![("type", Some(Format::Raw.to_string()))]
     }
 
     fn create(&self, image: &dyn Storage, virtual_size: u64) -> Result<()> {

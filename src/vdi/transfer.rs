@@ -26,6 +26,8 @@ use crate::vdi::vhd::VhdDisk;
 pub struct Stream {
     pub file: Arc<File>,
     pub name: PathBuf,
+    /// The word of the caller that stands for it: the name of a file, or `-`.
+    pub word: String,
     pub format: Format,
     /// The caller said the format. Else its name did, or nothing.
     pub stated: bool,
@@ -71,13 +73,9 @@ impl Stream {
     }
 
     fn unfit(&self, expected: String) -> Error {
-        match self.name.to_str() {
-            // As the caller named it.
-            Some("standard input") => {
-                Error::Invalid { what: "FILE", value: "-".to_owned(), expected: format!("standard input: {expected}") }
-            }
-            _ => Error::Invalid { what: "FILE", value: self.name.display().to_string(), expected },
-        }
+        let (name, value) = (self.name.display().to_string(), self.word.clone());
+        let expected = if name == value { expected } else { format!("{name}: {expected}") };
+        Error::Invalid { what: "FILE", value, expected }
     }
 
     /// Refuses to take an image for the bytes of a disk unless that was said: a guest would find the image on its disk.

@@ -11,7 +11,7 @@ use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
 use crate::image::vhd::{self, Chain, CheckOptions, Image, NewImage, ParentLink};
 use crate::sys::copy::Progress;
-use crate::types::{Format, Mode};
+use crate::types::{Format, Mode, SmConfig};
 use crate::vdi::format::{ImageInfo, Layout, ParentImage, Resolve, WriteImage};
 
 /// The [`Layout`] of VHDs.
@@ -32,6 +32,10 @@ impl Layout for VhdLayout {
 
     fn is_by_length(&self) -> bool {
         false
+    }
+
+    fn sm_config(&self) -> SmConfig {
+        SmConfig::new()
     }
 
     fn create(&self, image: &dyn Storage, virtual_size: u64) -> Result<()> {

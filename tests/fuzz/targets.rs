@@ -307,7 +307,6 @@ pub fn qcow2(bytes: &[u8]) {
             let _ = chain.write_at(&[1; 1024], at / 512 * 512);
         }
         let _ = chain.write_zeroes(0, size.min(4 << 20));
-        let _ = chain.discard(0, size.min(4 << 20));
         let _ = chain.flush();
         reads(&chain);
         let _ = Box::new(chain).close();

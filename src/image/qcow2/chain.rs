@@ -206,19 +206,6 @@ impl Chain {
             _ => Ok((true, run)),
         }
     }
-
-    /// Gives back the space of a range where that is possible. What the leaf held then reads as zeroes; what it did
-    /// not hold stays as the parents have it.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for a range that is not in the disk; [`Error::Io`], [`Error::Damaged`].
-    pub fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        self.check(offset, len)?;
-        match &self.layers[0] {
-            Layer::Raw(place, _) => place.punch(offset, len).map_err(place.fail("discard in")).map(drop),
-            Layer::Image(image) => image.discard(offset, len),
-        }
-    }
 }
 
 impl Served for Chain {

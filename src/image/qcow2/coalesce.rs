@@ -38,7 +38,7 @@ pub fn coalesce(child: &Image, parent: &Chain, progress: Progress) -> Result<()>
             What::Absent(_) => {}
             What::Zero(_) => parent.write_zeroes(at, run)?,
             What::Data(host, _) => {
-                // A hole was discarded.
+                // A hole: its space was never written, or another program gave it back.
                 if place.next_data(host, host + run).map_err(place.fail("look for data in"))?.is_none() {
                     parent.write_zeroes(at, run)?;
                 } else {

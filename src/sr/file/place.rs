@@ -139,6 +139,10 @@ impl Place for FilePlace<'_> {
         }
     }
 
+    fn round_up(&self, bytes: u64) -> u64 {
+        bytes
+    }
+
     fn resize(&self, bytes: u64) -> Result<()> {
         let path = self.path();
         let file = self.dir.open_file(&self.name(), true)?;

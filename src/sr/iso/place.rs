@@ -190,6 +190,10 @@ impl Place for IsoPlace<'_> {
         }
     }
 
+    fn round_up(&self, bytes: u64) -> u64 {
+        bytes
+    }
+
     fn resize(&self, _bytes: u64) -> Result<()> {
         self.sr.refuse("vdi_resize")
     }

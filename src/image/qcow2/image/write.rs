@@ -1,4 +1,4 @@
-//! Writing, zeroing and discarding: overwrites in place, new clusters and their L2 entries in memory.
+//! Writing and zeroing: overwrites in place, new clusters and their L2 entries in memory.
 
 use std::sync::atomic::Ordering::*;
 
@@ -189,22 +189,6 @@ impl Image {
             self.place.zero(host, count << self.bits())?;
         }
         self.set(start, end, Some(host))
-    }
-
-    /// Gives back the space of what is in this image; it reads as zeroes afterwards. Where the place cannot do that,
-    /// nothing happens: a discard is a wish.
-    pub(crate) fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        self.check_writable()?;
-        let mut at = offset;
-        while at < offset + len {
-            let (what, run) = self.look(at, offset + len - at)?;
-            if let What::Data(host, true) = what {
-                self.check_host(host, run)?;
-                self.place.punch(host, run).map_err(self.place.fail("discard in"))?;
-            }
-            at += run;
-        }
-        Ok(())
     }
 
     /// Sets whole units from `start` to `end`, which lie in one region and may end with the disk, in memory: to data in
