@@ -133,6 +133,12 @@ pub fn attached() -> Result<HashMap<PathBuf, Vec<String>>> {
     Ok(found)
 }
 
+/// Whether one of the loop devices may be over the file at `path`, by the names of their backing files. If not, the file
+/// need not be examined for [`find`], which on a network filesystem costs a request to the server.
+pub fn may_hold(devices: &HashMap<PathBuf, Vec<String>>, path: &Path) -> bool {
+    devices.keys().any(|backing| backing.file_name() == path.file_name())
+}
+
 /// The loop device over the file `wanted`, among the ones whose backing file has the name of `path`.
 /// Where this user may open the device, the file's identity decides; else its path.
 pub fn find(devices: &HashMap<PathBuf, Vec<String>>, path: &Path, wanted: FileId) -> Option<PathBuf> {

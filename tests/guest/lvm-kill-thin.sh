@@ -1,6 +1,7 @@
 #!/bin/bash
 # Killed before and after each program that changes something, a call on a thin SR leaves the old state or the new one: the
-# same call again completes it, and no volume and no device is left over or lost. With LONG=y, around every program.
+# same call again completes it, and no volume and no device is left over or lost. Of the calls that a thick and a thin SR have
+# in common, this suite takes every second point; lvm-kill-thick takes the others. With LONG=y, around every program.
 # guest: uml
 # bins: sm
 # memory: 512

@@ -7,8 +7,8 @@ use nix::sys::stat::SFlag;
 
 use super::directory::FileSr;
 use super::layout::{
-    LOCK, PARAMS, beside, format_of, has_image, image_name, must_be, refuse_unremovable, remove_leftovers,
-    remove_whatever,
+    LOCK, PARAMS, beside, format_of, has_image, image_name, image_of, is_one, must_be, refuse_unremovable,
+    remove_leftovers, remove_whatever,
 };
 use super::listing::Listing;
 use super::unborn::{is_being_changed, is_unborn};
@@ -42,9 +42,9 @@ impl FileSr {
     /// [`crate::Error::NoVdi`]; [`crate::Error::Damaged`] if it has two images.
     pub(super) fn find(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {
         let dir = self.dir()?;
-        match format_of(&dir, vdi)? {
-            Some(format) if format == Format::Raw || !is_unborn(&dir, vdi)? => {
-                must_be(&dir, &image_name(vdi, format), SFlag::S_IFREG)?;
+        match image_of(&dir, vdi)? {
+            Some((format, stat)) if format == Format::Raw || !is_unborn(&dir, vdi)? => {
+                is_one(&dir, &image_name(vdi, format), &stat, SFlag::S_IFREG)?;
                 return Ok(self.disk(dir, vdi, format));
             }
             _ => {}

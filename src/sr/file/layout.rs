@@ -30,10 +30,18 @@ pub(super) const JOURNALS: [&str; 3] = ["coalesce_", "relink_", "leaf_"];
 /// # Errors
 /// [`Error::Damaged`] if it has two: nothing tells which of them is the disk.
 pub(super) fn format_of(dir: &Dir, vdi: VdiUuid) -> Result<Option<Format>> {
+    image_of(dir, vdi).map(|found| found.map(|(format, _)| format))
+}
+
+/// The image that a VDI has, if it has one: its format, and what is at its name, which may be no regular file.
+///
+/// # Errors
+/// [`Error::Damaged`] if it has two: nothing tells which of them is the disk.
+pub(super) fn image_of(dir: &Dir, vdi: VdiUuid) -> Result<Option<(Format, Stat)>> {
     let mut found = None;
     for format in Format::ALL {
-        if dir.lookup(&image_name(vdi, format))?.is_some()
-            && let Some(first) = found.replace(format)
+        if let Some(stat) = dir.lookup(&image_name(vdi, format))?
+            && let Some((first, _)) = found.replace((format, stat))
         {
             let what = two_images(first, format);
             return Err(Error::Damaged { path: dir.join(&image_name(vdi, first)), what });
@@ -120,11 +128,22 @@ pub(super) fn usage(stat: &Stat) -> Usage {
 /// neither taken for one nor left out of a list.
 pub(super) fn must_be(dir: &Dir, name: &str, kind: SFlag) -> Result<Option<Stat>> {
     let found = dir.lookup(name)?;
-    if found.is_some_and(|stat| stat.mode & SFlag::S_IFMT.bits() != kind.bits()) {
-        let what = if kind == SFlag::S_IFDIR { "is not a directory" } else { "is not a regular file" };
-        return Err(Error::Damaged { path: dir.join(name), what: format!("{what}; move it away") });
+    if let Some(stat) = &found {
+        is_one(dir, name, stat, kind)?;
     }
     Ok(found)
+}
+
+/// Refuses what is at `name` if it is not of this kind, by what `dir` told of it.
+///
+/// # Errors
+/// [`Error::Damaged`].
+pub(super) fn is_one(dir: &Dir, name: &str, stat: &Stat, kind: SFlag) -> Result<()> {
+    if stat.mode & SFlag::S_IFMT.bits() == kind.bits() {
+        return Ok(());
+    }
+    let what = if kind == SFlag::S_IFDIR { "is not a directory" } else { "is not a regular file" };
+    Err(Error::Damaged { path: dir.join(name), what: format!("{what}; move it away") })
 }
 
 /// Says of a VDI that it has images of two formats.

@@ -115,7 +115,11 @@ impl Place for FilePlace<'_> {
     }
 
     fn device(&self) -> Result<Option<PathBuf>> {
-        Ok(loopdev::find(&loopdev::attached()?, &self.path(), self.file_stat()?.id))
+        let (loops, path) = (loopdev::attached()?, self.path());
+        match loopdev::may_hold(&loops, &path) {
+            true => Ok(loopdev::find(&loops, &path, self.file_stat()?.id)),
+            false => Ok(None),
+        }
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
