@@ -21,7 +21,8 @@ use crate::sys::durable::{self, Dir};
 use crate::sys::register;
 use crate::sys::uses::Uses;
 use crate::types::{Done, VdiUuid};
-use crate::vdi::tree::collect::{Failures, remove_garbage};
+use crate::vdi::tree::collect::remove_garbage;
+use crate::vdi::tree::next::Failures;
 use crate::vdi::{self, Attachments, layout};
 
 impl FileSr {
