@@ -10,6 +10,7 @@
 mod scene;
 
 use scene::{A, B, C, Door, FILE, MIB, NONE, OTHER_SR, Outcome, Row, SR, Scene};
+use std::fs;
 use std::path::Path;
 
 /// Every promise of this file, kept by a driver through both doors.
@@ -669,4 +670,124 @@ fn vdi_set_changes_what_is_given_and_nothing_else() {
     scene.call(["vdi_set", SR, A, "--label", &"l".repeat(5000)]).fails("EINVAL");
     scene.call(["vdi_set", SR, scene::NONE, "--label", "x"]).fails("ENOVDI");
     assert_eq!(scene.digest(), now);
+}
+
+#[test]
+fn vdi_set_makes_a_vdi_read_only_and_shareable_and_takes_it_back() {
+    let scene = Scene::file();
+    for format in ["vhd", "qcow2", "raw"] {
+        scene.call(["vdi_create", SR, A, "4", "--type", format]).done();
+        let known = || scene.call(["vdi_get_params", SR, A]).done();
+        let before = known();
+        for _ in 0..2 {
+            scene.call(["vdi_set", SR, A, "--read-only", "--shareable=true"]).done();
+            let now = known();
+            assert!(now.contains("(shareable . #t)") && now.contains("(read_only . 1)"), "{now}");
+        }
+        scene.call(["vdi_resize", SR, A, "8"]).fails("EPERM");
+        for user in ["first", "second"] {
+            scene.call(["vdi_lock", SR, A, "FALSE", user]).done();
+        }
+        // What its users rely on stays.
+        let now = scene.digest();
+        let refused = scene.call(["vdi_set", SR, A, "--shareable=false"]).fails("EVDIBUSY");
+        assert!(refused.contains("first, second"), "{refused}");
+        scene.call(["vdi_set", SR, A, "--read-only=false"]).fails("EVDIBUSY");
+        scene.call(["vdi_set", SR, A, "--shareable=maybe"]).fails("EINVAL");
+        assert_eq!(scene.digest(), now);
+        scene.call(["vdi_unlock", SR, A, "FALSE", "first"]).done();
+        scene.call(["vdi_unlock", SR, A, "FALSE", "second"]).done();
+        scene.call(["vdi_set", SR, A, "--shareable=false", "--read-only=false"]).done();
+        assert_eq!(known(), before);
+        scene.call(["vdi_resize", SR, A, "8"]).done();
+        scene.call(["vdi_delete", SR, A]).done();
+    }
+}
+
+#[test]
+fn vdi_set_leaves_an_attached_vdi_as_its_users_have_it() {
+    if !scene::is_root() {
+        return;
+    }
+    let scene = Scene::file();
+    for format in ["vhd", "raw"] {
+        scene.call(["vdi_create", SR, A, "4", "--type", format]).done();
+        scene.call(["vdi_attach", SR, A]).done();
+        scene.call(["vdi_set", SR, A, "--read-only"]).fails("EVDIBUSY");
+        scene.call(["vdi_set", SR, A, "--label", "x", "--shareable", "--read-only=false"]).done();
+        scene.call(["vdi_detach", SR, A]).done();
+        scene.call(["vdi_set", SR, A, "--read-only"]).done();
+        let device = scene.call(["vdi_attach", SR, A]).done();
+        let name = Path::new(device.trim()).file_name().unwrap().to_str().unwrap();
+        assert_eq!(fs::read_to_string(format!("/sys/class/block/{name}/ro")).unwrap().trim(), "1", "{device}");
+        scene.call(["vdi_set", SR, A, "--read-only=false"]).fails("EVDIBUSY");
+        scene.call(["vdi_detach", SR, A]).done();
+        scene.call(["vdi_delete", SR, A]).done();
+    }
+}
+
+#[test]
+fn a_base_can_get_a_name_and_nothing_else() {
+    let scene = Scene::file();
+    scene.call(["vdi_create", SR, A, "4", "--type", "vhd"]).done();
+    scene.call(["vdi_snapshot", SR, A, B]).done();
+    let tree = scene.call(["vdi_get_params", SR, A]).done();
+    let base = tree.split("(parent . \"").nth(1).unwrap()[..36].to_owned();
+    for flag in ["--read-only=true", "--shareable"] {
+        scene.call(["vdi_set", SR, &base, flag]).fails("EPERM");
+    }
+}
+
+#[test]
+fn a_copy_has_the_names_of_the_disk_unless_others_are_given() {
+    let scene = Scene::file();
+    for format in ["vhd", "qcow2", "raw"] {
+        scene.call(["vdi_create", SR, A, "1", "--type", format, "--label", "web", "--description", "d"]).done();
+        for verb in ["vdi_snapshot", "vdi_clone"] {
+            for (options, label, description) in [
+                (&[][..], "(label . \"web\")", "(description . \"d\")"),
+                (&["--label", "-x y"], "(label . \"-x y\")", "(description . \"d\")"),
+                (&["--description=e", "--label="], "(uuid", "(description . \"e\")"),
+            ] {
+                scene.call([&[verb, SR, A, B], options].concat()).done();
+                let copy = scene.call(["vdi_get_params", SR, B]).done();
+                assert!(copy.contains(label) && copy.contains(description), "{copy}");
+                assert!(options.len() < 2 || label != "(uuid" || !copy.contains("(label"), "{copy}");
+                scene.call(["vdi_delete", SR, B]).done();
+            }
+            scene.call([verb, SR, A, B, "--label", &"l".repeat(5000)]).fails("EINVAL");
+            scene.call(["vdi_get_params", SR, B]).fails("ENOVDI");
+        }
+        scene.call(["vdi_delete", SR, A]).done();
+    }
+}
+
+#[test]
+fn a_disk_goes_back_to_its_own_snapshots_alone() {
+    let scene = Scene::file();
+    for format in ["vhd", "qcow2"] {
+        scene.call(["vdi_create", SR, A, "4", "--type", format]).done();
+        scene.call(["vdi_snapshot", SR, A, B]).done();
+        scene.call(["vdi_clone", SR, B, C]).done();
+        // What SR API v1.0 answers has no fields but its own.
+        let answer = scene.call(["vdi_get_params", SR, B]).done();
+        assert!(!answer.contains("snapshot_of") && !answer.contains("created"), "{answer}");
+        let before = scene.digest();
+        let refused = scene.call(["vdi_revert", SR, C, B]).fails("EPERM");
+        assert!(refused.contains(&format!("a snapshot of VDI {A}, not of VDI {C}")), "{refused}");
+        assert!(refused.contains("vdi_clone"), "{refused}");
+        assert_eq!(scene.digest(), before);
+        scene.call(["vdi_revert", SR, A, B]).done();
+        // An earlier release wrote the record of the snapshot: what the images share tells.
+        fs::write(scene.place.join(format!("{B}.params")), "(vdi (read_only . #t))\n").unwrap();
+        scene.call(["vdi_revert", SR, C, B]).done();
+        scene.call(["vdi_revert", SR, A, B]).done();
+        // Written to, a snapshot is none any more.
+        scene.call(["vdi_snapshot", SR, A, scene::NONE]).done();
+        scene.call(["vdi_set", SR, scene::NONE, "--read-only=false"]).done();
+        scene.call(["vdi_revert", SR, A, scene::NONE]).fails("EPERM");
+        for vdi in [A, B, C, scene::NONE] {
+            scene.call(["vdi_delete", SR, vdi]).done();
+        }
+    }
 }

@@ -15,6 +15,8 @@ use std::path::Path;
 
 use scene::{A, B, C, Door, FILE, NONE, SR, Scene};
 use serde_json::Value;
+use xcp_sm::door::time::Utc;
+use xcp_sm::types::seconds_now;
 
 /// Key and type of each row of the table below a heading.
 fn documented(heading: &str) -> BTreeMap<String, String> {
@@ -88,6 +90,15 @@ fn a_vdi_has_every_key_at_all_times() {
     }
     let web = json.answer(&["vdi_get_params", SR, A]);
     assert_eq!((&web["label"], &web["locked"], &web["users"][0]), (&"web".into(), &true.into(), &"host1/vm7".into()));
+    let of_snapshot = json.answer(&["vdi_get_params", SR, B]);
+    assert_eq!((&web["snapshot_of"], &of_snapshot["snapshot_of"]), (&Value::Null, &A.into()));
+    // A raw disk without a name has no record, and so no time.
+    assert_eq!(json.answer(&["vdi_get_params", SR, C])["created"], Value::Null);
+    let now = seconds_now().unwrap();
+    for vdi in [&web, &of_snapshot] {
+        let created = vdi["created"].as_str().unwrap();
+        assert!((now - 60..=now).any(|seconds| Utc(seconds).to_string() == created), "{created}");
+    }
     assert_eq!((&web["attached"], &web["device"], &web["state"]), (&false.into(), &Value::Null, &"healthy".into()));
     fs::write(json.0.place.join(format!("{C}.raw")), "").unwrap();
     fs::write(json.0.place.join(format!("{C}.params")), "no record").unwrap();

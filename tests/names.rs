@@ -487,3 +487,22 @@ fn a_label_of_any_text_is_found() {
     sm(&scene, &["vdi_delete", "--yes", "fast", &made[3][..13]]).done();
     assert!(!scene.names().iter().any(|name| name.contains(&made[3])));
 }
+
+#[test]
+fn a_disk_goes_back_to_a_snapshot_that_has_a_label_of_its_own() {
+    let scene = named();
+    let web = uuid(sm(&scene, &["vdi_create", "fast", "1M", "--label", "web"]).done());
+    let db = uuid(sm(&scene, &["vdi_create", "fast", "1M", "--label", "db"]).done());
+    let before = uuid(sm(&scene, &["vdi_snapshot", "fast/web", "--label", "before"]).done());
+    let plan = sm(&scene, &["vdi_revert", "-n", "fast", "web", "before"]).done();
+    assert!(plan.contains(&format!("VDI {web} (web)")) && plan.contains(&format!("VDI {before} (before)")), "{plan}");
+    sm(&scene, &["vdi_revert", "fast", "web", "before"]).done();
+    for options in [&["-n"][..], &[]] {
+        let refused = sm(&scene, &[&["vdi_revert", "fast", "db", "before"], options].concat()).fails("EPERM");
+        assert!(refused.contains(&format!("snapshot of VDI {web}, not of VDI {db}")), "{refused}");
+    }
+    let shown = sm(&scene, &["vdi_get_params", "fast", "before", "--format", "table"]).done();
+    assert!(shown.contains(&format!("snapshot of   {web}\n")) && shown.contains("\ncreated       20"), "{shown}");
+    let table = sm(&scene, &["sr_scan", "fast", "--format", "table"]).done();
+    assert!(table.contains("  used  created           state      label\n"), "{table}");
+}

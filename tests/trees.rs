@@ -10,7 +10,7 @@
 
 mod chains;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -23,7 +23,8 @@ use xcp_sm::image::storage::FileStorage;
 use xcp_sm::image::vhd;
 use xcp_sm::sr::file::DRIVER;
 use xcp_sm::sys::lock;
-use xcp_sm::types::{DeviceConfig, Format, Mode, NewVdi, Overwrite, Params, SrUuid, VdiInfo, VdiUuid};
+use xcp_sm::types::{DeviceConfig, Format, Mode, NewVdi, Overwrite, Params, ParamsChange, SrUuid, VdiInfo, VdiUuid};
+use xcp_sm::vdi::SnapshotSaid::{ByAgent, BySr};
 
 const MIB: usize = 1 << 20;
 
@@ -32,7 +33,7 @@ struct Model {
     scratch: tempfile::TempDir,
     sr: SrUuid,
     disks: BTreeMap<VdiUuid, Vec<u8>>,
-    snapshots: BTreeSet<VdiUuid>,
+    snapshots: BTreeMap<VdiUuid, VdiUuid>,
     next: u32,
     /// Which model of this process it is.
     number: u16,
@@ -64,6 +65,12 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// A change of both names.
+fn names(label: &str, description: &str) -> ParamsChange {
+    let (label, description) = (Some(label.to_owned()), Some(description.to_owned()));
+    ParamsChange { label, description, ..ParamsChange::default() }
+}
+
 impl Model {
     fn new(format: Format) -> Model {
         // SAFETY: tests of this file are the only threads, and all set the same.
@@ -73,7 +80,7 @@ impl Model {
         let scratch = tempfile::tempdir().unwrap();
         static MODELS: AtomicU16 = AtomicU16::new(0);
         let number = MODELS.fetch_add(1, Relaxed);
-        let (sr, disks, snapshots) = (SrUuid::random(), BTreeMap::new(), BTreeSet::new());
+        let (sr, disks, snapshots) = (SrUuid::random(), BTreeMap::new(), BTreeMap::new());
         let mut model = Model { format, scratch, sr, disks, snapshots, next: 0, number };
         model.run(|session, context| session.sr_create(None, &Overwrite::default(), context));
         let vdi = model.new_uuid();
@@ -114,7 +121,7 @@ impl Model {
     }
 
     fn snapshot(&self, source: VdiUuid, dest: VdiUuid) {
-        self.run(|session, context| session.vdi_snapshot(source, dest, context));
+        self.run(|session, context| session.vdi_snapshot(source, dest, ParamsChange::default(), context));
     }
 
     fn pick(&self, n: usize) -> Option<VdiUuid> {
@@ -138,14 +145,15 @@ impl Model {
                 let Some(source) = self.pick(disk) else { return };
                 let dest = self.new_uuid();
                 let copied = self.attempt(|session, context| match op {
-                    Op::Clone { .. } => session.vdi_clone(source, dest, context),
-                    _ => session.vdi_snapshot(source, dest, context),
+                    Op::Clone { .. } => session.vdi_clone(source, dest, ParamsChange::default(), context),
+                    _ => session.vdi_snapshot(source, dest, ParamsChange::default(), context),
                 });
                 match copied {
                     Ok(_) => {
                         self.disks.insert(dest, self.disks[&source].clone());
                         if matches!(op, Op::Snapshot { .. }) {
-                            self.snapshots.insert(dest);
+                            let disk = self.snapshots.get(&source).copied().unwrap_or(source);
+                            self.snapshots.insert(dest, disk);
                         }
                     }
                     Err(xcp_sm::Error::ChainTooLong { .. }) => {}
@@ -154,8 +162,15 @@ impl Model {
             }
             Op::Revert { disk, to } => {
                 let (Some(disk), Some(to)) = (self.pick(disk), self.pick(to)) else { return };
-                let reverted = self.attempt(|session, context| session.vdi_revert(disk, to, context));
-                if disk == to || self.snapshots.contains(&disk) || !self.snapshots.contains(&to) {
+                let revert = |said| self.attempt(|session, context| session.vdi_revert(disk, to, said, context));
+                let is_of_disk = self.snapshots.get(&to) == Some(&disk);
+                let is_wrong = disk == to || self.snapshots.contains_key(&disk) || !self.snapshots.contains_key(&to);
+                if !is_of_disk || is_wrong {
+                    let refused = revert(BySr);
+                    assert!(matches!(refused, Err(xcp_sm::Error::Unsupported { .. })), "{refused:?}");
+                }
+                let reverted = revert(if is_of_disk { BySr } else { ByAgent });
+                if is_wrong {
                     assert!(matches!(reverted, Err(xcp_sm::Error::Unsupported { .. })), "{reverted:?}");
                     return;
                 }
@@ -163,7 +178,7 @@ impl Model {
                     Ok(()) => drop(self.disks.insert(disk, self.disks[&to].clone())),
                     Err(xcp_sm::Error::ChainTooLong { .. }) => {}
                     // Of another tree, which deleted disks may have left.
-                    Err(xcp_sm::Error::Unsupported { .. }) => {}
+                    Err(xcp_sm::Error::Unsupported { .. }) if !is_of_disk => {}
                     Err(e) => panic!("{}", xcp_sm::error::one_line(&e)),
                 }
             }
@@ -171,7 +186,7 @@ impl Model {
                 let Some(vdi) = self.pick(disk) else { return };
                 let size = self.disks[&vdi].len() + 3 * MIB;
                 let resized = self.attempt(|session, context| session.vdi_resize(vdi, size as u64, false, context));
-                if self.snapshots.contains(&vdi) {
+                if self.snapshots.contains_key(&vdi) {
                     assert!(matches!(resized, Err(xcp_sm::Error::Unsupported { .. })), "a snapshot grew");
                     return;
                 }
@@ -289,8 +304,8 @@ fn copies_of_a_disk_that_holds_nothing_have_one_base() {
         for n in 0..100 {
             let dest = model.new_uuid();
             let copied = model.run(|session, context| match n % 2 {
-                0 => session.vdi_clone(template, dest, context),
-                _ => session.vdi_snapshot(*copies.last().unwrap_or(&template), dest, context),
+                0 => session.vdi_clone(template, dest, ParamsChange::default(), context),
+                _ => session.vdi_snapshot(*copies.last().unwrap_or(&template), dest, ParamsChange::default(), context),
             });
             model.disks.insert(dest, model.disks[&template].clone());
             copies.push(dest);
@@ -324,15 +339,15 @@ fn a_disk_goes_back_to_its_snapshots_again_and_again() {
             });
             let dest = model.new_uuid();
             model.snapshot(disk, dest);
-            model.snapshots.insert(dest);
+            model.snapshots.insert(dest, disk);
             model.disks.insert(dest, model.disks[&disk].clone());
             states.push(dest);
         }
-        model.run(|session, context| session.vdi_set_names(disk, Some("web"), Some("the disk"), context));
+        model.run(|session, context| session.vdi_set(disk, names("web", "the disk"), context));
         for (n, to) in [2, 0, 0, 1, 2, 1].into_iter().enumerate() {
             let at = model.disks.keys().position(|vdi| *vdi == disk).unwrap();
             model.apply(&Op::Write { disk: at, at: 0, len: 512, seed: 90 + n as u8 });
-            model.run(|session, context| session.vdi_revert(disk, states[to], context));
+            model.run(|session, context| session.vdi_revert(disk, states[to], BySr, context));
             model.disks.insert(disk, model.disks[&states[to]].clone());
             model.check();
             if n == 3 {
@@ -347,7 +362,7 @@ fn a_disk_goes_back_to_its_snapshots_again_and_again() {
             model.delete(gone);
             model.disks.remove(&gone);
         }
-        model.run(|session, context| session.vdi_revert(disk, states[2], context));
+        model.run(|session, context| session.vdi_revert(disk, states[2], BySr, context));
         model.disks.insert(disk, model.disks[&states[2]].clone());
         model.collect();
         model.check();
@@ -363,14 +378,14 @@ fn a_disk_goes_back_to_its_snapshots_again_and_again() {
         model.run(|session, context| session.vdi_create(new, context));
         model.disks.insert(stranger, vec![0; 4 * MIB]);
         let clone = model.new_uuid();
-        model.run(|session, context| session.vdi_clone(disk, clone, context));
+        model.run(|session, context| session.vdi_clone(disk, clone, ParamsChange::default(), context));
         model.disks.insert(clone, model.disks[&disk].clone());
         for (of, to) in [(disk, stranger), (disk, clone), (states[2], states[2]), (states[2], disk), (disk, disk)] {
-            let refused = model.attempt(|session, context| session.vdi_revert(of, to, context)).unwrap_err();
+            let refused = model.attempt(|session, context| session.vdi_revert(of, to, BySr, context)).unwrap_err();
             assert!(matches!(refused, xcp_sm::Error::Unsupported { .. }), "{refused}");
         }
         model.run(|session, context| session.vdi_lock(disk, "me", false, context));
-        let refused = model.attempt(|session, context| session.vdi_revert(disk, states[2], context)).unwrap_err();
+        let refused = model.attempt(|session, context| session.vdi_revert(disk, states[2], BySr, context)).unwrap_err();
         assert!(matches!(refused, xcp_sm::Error::VdiInUse { .. }), "{refused}");
         model.check();
     }

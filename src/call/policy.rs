@@ -4,7 +4,7 @@ use super::Session;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::sr::Driver;
-use crate::types::{DeviceConfig, Done, Params, VdiInfo, nearest};
+use crate::types::{DeviceConfig, Done, Params, ParamsChange, VdiInfo, nearest};
 
 /// The verbs that only the host that may change the SR, its master, carries out.
 const OF_THE_MASTER: &[&str] = &[
@@ -139,7 +139,8 @@ impl Session {
         if info.hidden || same || is_slave(&self.config) || !can_be_stored(label, description) {
             return Ok(());
         }
-        match self.vdi_set_names(info.uuid, Some(label), Some(description), context) {
+        let (label, description) = (Some(label.to_owned()), Some(description.to_owned()));
+        match self.vdi_set(info.uuid, ParamsChange { label, description, ..ParamsChange::default() }, context) {
             Ok(_) | Err(Error::Unsupported { .. }) => Ok(()),
             Err(e) => Err(e),
         }

@@ -7,9 +7,9 @@ use super::locks::{Locks, forget_vdis};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::sr::Sr;
-use crate::types::{Done, Mode, NewVdi, VdiInfo, VdiUuid};
+use crate::types::{Done, Mode, NewVdi, Params, ParamsChange, VdiInfo, VdiUuid, seconds_now};
 use crate::vdi::transfer::{self, Incoming, Stream};
-use crate::vdi::{self, Vdi};
+use crate::vdi::{self, SnapshotSaid, Vdi};
 
 impl Session {
     /// Does something with one VDI under its lock.
@@ -28,6 +28,7 @@ impl Session {
     /// # Errors
     /// [`Error::VdiExists`], [`Error::NoSpace`], [`Error::TooBig`], [`Error::Unsupported`] for the format.
     pub fn vdi_create(&self, new: NewVdi, context: &Context) -> Result<VdiInfo> {
+        let new = made_now(new);
         self.carry_out(Locks::of_vdis(&[new.vdi]), context, move |storage, _| storage.create_vdi(&new))
     }
 
@@ -69,31 +70,43 @@ impl Session {
         self.with_vdi(vdi, context, |disk, _| disk.detach())
     }
 
-    /// Makes a writable copy of a VDI that is neither attached nor locked.
+    /// Makes a writable copy of a VDI that is neither attached nor locked. `changes`: what its params have else.
     ///
     /// # Errors
     /// [`Error::VdiInUse`], [`Error::VdiExists`], [`Error::ChainTooLong`], [`Error::NoSpace`].
-    pub fn vdi_clone(&self, source: VdiUuid, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
+    pub fn vdi_clone(
+        &self,
+        source: VdiUuid,
+        dest: VdiUuid,
+        changes: ParamsChange,
+        context: &Context,
+    ) -> Result<VdiInfo> {
         let locks = Locks::of_vdis(&[source, dest]);
-        self.carry_out(locks, context, move |storage, context| storage.vdi(source)?.clone_to(dest, context))
+        self.carry_out(locks, context, move |storage, context| storage.vdi(source)?.clone_to(dest, &changes, context))
     }
 
-    /// Makes a read-only copy of a VDI as it is now.
+    /// Makes a read-only copy of a VDI as it is now. `changes`: what its params have else.
     ///
     /// # Errors
     /// As [`Session::vdi_clone`]; [`Error::NotPaused`] when another host does not let go of the disk.
-    pub fn vdi_snapshot(&self, source: VdiUuid, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
+    pub fn vdi_snapshot(
+        &self,
+        source: VdiUuid,
+        dest: VdiUuid,
+        changes: ParamsChange,
+        context: &Context,
+    ) -> Result<VdiInfo> {
         let locks = Locks::of_vdis(&[source, dest]);
-        self.carry_out(locks, context, move |storage, context| storage.vdi(source)?.snapshot(dest, context))
+        self.carry_out(locks, context, move |storage, context| storage.vdi(source)?.snapshot(dest, &changes, context))
     }
 
     /// Gives a VDI the contents of a snapshot of it. What it held is lost; its UUID, names and snapshots stay. Idempotent.
     ///
     /// # Errors
     /// Those of [`Vdi::revert_to`].
-    pub fn vdi_revert(&self, vdi: VdiUuid, snapshot: VdiUuid, context: &Context) -> Result<()> {
+    pub fn vdi_revert(&self, vdi: VdiUuid, snapshot: VdiUuid, said: SnapshotSaid, context: &Context) -> Result<()> {
         let locks = Locks::of_vdis(&[vdi, snapshot]);
-        self.carry_out(locks, context, move |storage, context| storage.vdi(vdi)?.revert_to(snapshot, context))
+        self.carry_out(locks, context, move |storage, context| storage.vdi(vdi)?.revert_to(snapshot, said, context))
     }
 
     /// Gives a VDI another size, bytes. Idempotent.
@@ -141,19 +154,13 @@ impl Session {
         self.carry_out(Locks::none(), context, move |storage, _| storage.vdi(vdi)?.brief())
     }
 
-    /// Stores the names that a user gave a VDI with the disk, those that are given. Idempotent.
+    /// Changes what is stored beside a VDI: its names, whether it can be written to, whether several users may lock it.
+    /// Idempotent.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] where the SR cannot hold them.
-    pub fn vdi_set_names(
-        &self,
-        vdi: VdiUuid,
-        label: Option<&str>,
-        description: Option<&str>,
-        context: &Context,
-    ) -> Result<Done> {
-        let (label, description) = (label.map(str::to_owned), description.map(str::to_owned));
-        self.with_vdi(vdi, context, move |disk, _| disk.set_names(label.as_deref(), description.as_deref()))
+    /// Those of [`Vdi::set`].
+    pub fn vdi_set(&self, vdi: VdiUuid, change: ParamsChange, context: &Context) -> Result<Done> {
+        self.with_vdi(vdi, context, move |disk, _| disk.set(&change))
     }
 
     /// Ends the pause that a killed vdi_snapshot left on other hosts, see [`OtherHosts`](crate::context::OtherHosts).
@@ -185,6 +192,7 @@ impl Session {
     /// # Errors
     /// As [`Session::vdi_create`], and what reading says.
     pub fn vdi_import(&self, new: NewVdi, from: &Stream, context: &Context) -> Result<VdiInfo> {
+        let new = made_now(new);
         let from = from.clone();
         self.carry_out(Locks::of_vdis(&[new.vdi]), context, move |storage, context| {
             let known = Some(new.virtual_size).filter(|size| *size > 0);
@@ -203,6 +211,11 @@ pub enum Unreadable {
     ImageRefused,
     /// Deletes it.
     Deleted,
+}
+
+/// What is to be made, with the time in its params.
+fn made_now(new: NewVdi) -> NewVdi {
+    NewVdi { params: Params { created: seconds_now(), ..new.params }, ..new }
 }
 
 fn delete(storage: &dyn Sr, vdi: VdiUuid, unreadable: Unreadable, context: &Context) -> Result<()> {

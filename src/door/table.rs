@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::door::size::human;
+use crate::door::time::Utc;
 use crate::door::v1::answer::Reply;
 use crate::door::v1::listing::Listed;
 use crate::types::{Outcome, Space, SrInfo, State, VdiInfo, VdiUuid, printable};
@@ -66,13 +67,14 @@ fn sr(out: &mut String, info: &SrInfo) {
         }
         return;
     }
-    let mut rows = vec![["VDI", "type", "virtual", "used", "state", "label"].map(str::to_owned)];
+    let mut rows = vec![["VDI", "type", "virtual", "used", "created", "state", "label"].map(str::to_owned)];
     for v in &info.vdis {
         rows.push([
             v.uuid.to_string(),
             v.format.to_string(),
             human(v.virtual_size),
             human(v.physical_utilisation),
+            v.created.map_or_else(|| "-".to_owned(), |seconds| Utc(seconds).to_the_minute()),
             state(v),
             v.label.clone(),
         ]);
@@ -182,6 +184,8 @@ fn vdi(out: &mut String, info: &VdiInfo) {
     if let Some(parent) = info.parent {
         rows.push(("parent", parent.to_string()));
     }
+    rows.extend(info.snapshot_of.map(|disk| ("snapshot of", disk.to_string())));
+    rows.extend(info.created.map(|seconds| ("created", Utc(seconds).to_string())));
     rows.extend(info.children.iter().map(|child| ("child", child.to_string())));
     pairs(out, &rows);
 }
@@ -249,6 +253,8 @@ mod tests {
             read_only: false,
             hidden: false,
             location: None,
+            snapshot_of: None,
+            created: Some(1_795_741_655),
         }
     }
 

@@ -41,7 +41,7 @@ use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server};
 use crate::sys::durable::{self, Dir};
 use crate::sys::loopdev;
 use crate::sys::watch::Pulse;
-use crate::types::{Done, Format, NewVdi, Params, SmConfig, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{Done, Format, NewVdi, SmConfig, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::tree::collect::Planned;
 use crate::vdi::{self, Attachments, Vdi};
 
@@ -207,7 +207,7 @@ impl Sr for IsoSr {
         if new.format.is_some_and(|format| format != Format::Raw) {
             return refuse("CD images are raw");
         }
-        if new.params != Params::default() {
+        if new.params.say_more_than_the_time() {
             return refuse("an ISO SR keeps no label and no mark beside its images");
         }
         let (dir, name, layout) = (self.library.dir()?, name_of(new.vdi), vdi::layout(Format::Raw));

@@ -141,6 +141,8 @@ mod tests {
             read_only: false,
             hidden,
             location: None,
+            snapshot_of: None,
+            created: None,
         }
     }
 

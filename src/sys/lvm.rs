@@ -70,6 +70,8 @@ pub struct Lv {
     pub data_used: Option<u64>,
     pub metadata_used: Option<u64>,
     pub metadata_size: u64,
+    /// When the volume was made, in seconds since 1970-01-01 UTC. `None`: LVM does not say it, or not so.
+    pub created: Option<u64>,
 }
 
 impl Vg {

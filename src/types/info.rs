@@ -105,6 +105,10 @@ pub struct VdiInfo {
     pub hidden: bool,
     /// What an agent calls it by, where that is not the UUID: the name of an ISO file.
     pub location: Option<String>,
+    /// As [`Params::snapshot_of`](super::Params::snapshot_of).
+    pub snapshot_of: Option<VdiUuid>,
+    /// As [`Params::created`](super::Params::created).
+    pub created: Option<u64>,
 }
 
 impl VdiInfo {

@@ -8,18 +8,18 @@ mod format;
 mod ids;
 mod info;
 mod nearest;
+mod params;
 mod shown;
 mod state;
 
 use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
 
 pub use self::finding::{Finding, Outcome};
 pub use self::format::Format;
 pub use self::ids::{SrUuid, VdiUuid};
 pub use self::info::{PoolUse, Space, SrInfo, VdiInfo, VdiName};
 pub use self::nearest::nearest;
+pub use self::params::{Params, ParamsChange, seconds_now};
 pub use self::shown::{Size, acts_on_terminal, printable, secret_part, shown};
 pub use self::state::State;
 
@@ -110,31 +110,6 @@ pub struct NewVdi {
     /// `None`: the driver's default.
     pub format: Option<Format>,
     pub params: Params,
-}
-
-/// What is stored beside a VDI's data, in whichever way the SR keeps it. The default is stored as nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Params {
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub label: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub description: String,
-    #[serde(skip_serializing_if = "is_false")]
-    pub shareable: bool,
-    #[serde(skip_serializing_if = "is_false")]
-    pub read_only: bool,
-}
-
-impl Params {
-    /// Bytes of the longest label that is stored with a disk.
-    pub const LONGEST_LABEL: usize = 4096;
-    /// Bytes of the longest description that is stored with a disk.
-    pub const LONGEST_DESCRIPTION: usize = 65536;
-}
-
-fn is_false(value: &bool) -> bool {
-    !value
 }
 
 /// Keys of a VDI's `sm_config` that its SR decides: a value to set, `None` to remove.

@@ -15,15 +15,18 @@ use crate::datapath;
 use crate::error::{Error, Result, ended};
 use crate::image::disk::Disk;
 use crate::sys::lock::Lock;
-use crate::types::{Done, Mode, Params, Size, VdiInfo, VdiUuid};
-use crate::vdi::disk::{Vdi, describe, has_now, refuse_if_read_only, refuse_if_used, with_server};
+use crate::types::{Done, Mode, Params, ParamsChange, Size, VdiInfo, VdiUuid};
+use crate::vdi::disk::{
+    SnapshotSaid, Vdi, describe, has_now, of_clone, of_snapshot, refuse_change_in_use, refuse_if_read_only,
+    refuse_if_used, with_server,
+};
 use crate::vdi::format::Layout;
 use crate::vdi::formats::layout;
 use crate::vdi::place::Place;
 use crate::vdi::served;
 use crate::vdi::tree::chain::{Ancestors, look, parent_of};
 use crate::vdi::tree::collect::remove_unneeded;
-use crate::vdi::tree::forest::Forest;
+use crate::vdi::tree::forest::{Forest, Kept};
 use crate::vdi::tree::fork::fork;
 use crate::vdi::tree::lend::lend;
 use crate::vdi::tree::nodes::Node;
@@ -112,21 +115,33 @@ impl<P: Place> Vdi for Cow<'_, P> {
         Ok(())
     }
 
-    fn clone_to(&self, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
+    fn clone_to(&self, dest: VdiUuid, changes: &ParamsChange, context: &Context) -> Result<VdiInfo> {
         refuse_if_used(self)?;
-        let params = Params { read_only: false, shareable: false, ..self.place.params()? };
+        let params = of_clone(self.place.params()?, changes);
         fork(&*self.forest, &self.place, dest, &params, context)
     }
 
-    fn snapshot(&self, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
-        let params = Params { read_only: true, shareable: false, ..self.place.params()? };
+    fn snapshot(&self, dest: VdiUuid, changes: &ParamsChange, context: &Context) -> Result<VdiInfo> {
+        let params = of_snapshot(self.place.vdi(), self.place.params()?, changes);
         fork(&*self.forest, &self.place, dest, &params, context)
     }
 
-    fn revert_to(&self, snapshot: VdiUuid, context: &Context) -> Result<()> {
+    fn may_change(&self, now: &Params, wanted: &Params) -> Result<Kept> {
+        let is_of_disks_alone = (now.read_only, now.shareable) != (wanted.read_only, wanted.shareable);
+        if is_of_disks_alone && self.node()?.hidden {
+            return Err(Error::IsBase { op: "vdi_set of more than names", vdi: self.place.vdi() });
+        }
+        refuse_change_in_use(&self.place, || self.device(), now, wanted)?;
+        match now.read_only == wanted.read_only {
+            true => Ok(Kept::by_nature()),
+            false => self.forest.alone(&[self.place.vdi()], self.place.vdi()),
+        }
+    }
+
+    fn revert_to(&self, snapshot: VdiUuid, said: SnapshotSaid, context: &Context) -> Result<()> {
         refuse_if_read_only(self, "vdi_revert")?;
         refuse_if_used(self)?;
-        revert(&*self.forest, &self.place, snapshot, context)
+        revert(&*self.forest, &self.place, snapshot, said, context)
     }
 
     fn unpause(&self, context: &Context) -> Result<()> {

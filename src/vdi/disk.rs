@@ -8,9 +8,10 @@ use crate::image::SECTOR;
 use crate::image::disk::Disk;
 use crate::sys::blockdev;
 use crate::sys::lock::Lock;
-use crate::types::{Done, Mode, Params, Size, State, VdiInfo, VdiUuid};
+use crate::types::{Done, Mode, Params, ParamsChange, Size, State, VdiInfo, VdiUuid, seconds_now};
 use crate::vdi::holders::{self, refuse_if_locked};
 use crate::vdi::place::{Place, in_use, refuse_device};
+use crate::vdi::tree::forest::Kept;
 use crate::vdi::tree::nodes::Node;
 
 /// A virtual disk. The caller holds the locks that [`crate::call::Session`] takes.
@@ -66,33 +67,30 @@ pub trait Vdi {
     /// [`Error::VdiInUse`] while attached or locked, or while an image has it as its parent.
     fn delete(&self, context: &Context) -> Result<()>;
 
-    /// A new writable VDI with this one's contents.
+    /// A new writable VDI with this one's contents. `changes`: what its params have else than this one's.
     ///
     /// # Errors
     /// [`Error::VdiInUse`] while this one is attached or locked; [`Error::VdiExists`]; [`Error::NoSpace`].
-    fn clone_to(&self, _dest: VdiUuid, _context: &Context) -> Result<VdiInfo> {
+    fn clone_to(&self, _dest: VdiUuid, _changes: &ParamsChange, _context: &Context) -> Result<VdiInfo> {
         Err(Error::Unsupported { op: "vdi_clone", why: "this format has none".to_owned() })
     }
 
-    /// A new read-only VDI with the contents that this one has now.
+    /// A new read-only VDI with the contents that this one has now. `changes`: what its params have else than this one's.
     ///
     /// # Errors
     /// [`Error::VdiExists`]; [`Error::NoSpace`]; [`Error::VdiInUse`] when it is attached and the substrate
     /// can't take all its bytes at one instant.
-    fn snapshot(&self, _dest: VdiUuid, _context: &Context) -> Result<VdiInfo> {
+    fn snapshot(&self, _dest: VdiUuid, _changes: &ParamsChange, _context: &Context) -> Result<VdiInfo> {
         Err(Error::Unsupported { op: "vdi_snapshot", why: "this format has none".to_owned() })
     }
 
     /// Gives the disk the contents and the size of a snapshot of it; UUID, names and snapshots stay. Idempotent.
     ///
     /// # Errors
-    /// [`Error::VdiInUse`] while the disk is attached or locked; [`Error::Unsupported`] for what is no snapshot of it, and
-    /// for raw disks.
-    fn revert_to(&self, _snapshot: VdiUuid, _context: &Context) -> Result<()> {
-        Err(Error::Unsupported {
-            op: "vdi_revert",
-            why: "a raw disk cannot be taken back; vdi_clone of the snapshot makes a disk of it".to_owned(),
-        })
+    /// [`Error::VdiInUse`] while the disk is attached or locked; [`Error::Unsupported`] for what is no snapshot of it, and on an
+    /// SR without snapshots.
+    fn revert_to(&self, _snapshot: VdiUuid, _said: SnapshotSaid, _context: &Context) -> Result<()> {
+        Err(Error::Unsupported { op: "vdi_revert", why: "this SR makes no snapshots".to_owned() })
     }
 
     /// Ends what a killed call left of a pause on other hosts, once no call changes the tree. Idempotent.
@@ -118,25 +116,36 @@ pub trait Vdi {
     /// Below the current size [`Error::Invalid`] unless `allow_shrink`, which wants the disk unused.
     fn resize(&self, size: u64, allow_shrink: bool, context: &Context) -> Result<Done>;
 
-    /// Replaces label and description, those that are given, and leaves the rest. Idempotent; durable, also where there was nothing to do.
+    /// Changes what is stored beside the disk. Idempotent; durable, also where there was nothing to do.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] on an SR that stores no names.
-    fn set_names(&self, label: Option<&str>, description: Option<&str>) -> Result<Done> {
+    /// [`Error::VdiInUse`] if `read_only` is to change while the disk is attached or locked, or `shareable` is to go while
+    /// several users hold the lock; [`Error::IsBase`] if either is to change of a base; [`Error::Unsupported`] on an SR that
+    /// stores nothing beside its disks.
+    fn set(&self, change: &ParamsChange) -> Result<Done> {
         let place = self.place();
         let now = place.params()?;
-        let (label, description) = (label.unwrap_or(&now.label), description.unwrap_or(&now.description));
-        if now.label == label && now.description == description {
+        let wanted = change.of(now.clone());
+        if wanted == now {
             place.settle_records()?;
             return Ok(Done::Already);
         }
-        place.set_names(label, description).map_err(|cause| match place.params() {
-            Ok(now) if now.label == label && now.description == description => {
-                cause.after(format!("VDI {} has these names now, perhaps not durably", place.vdi()))
-            }
+        let _alone = self.may_change(&now, &wanted)?;
+        place.set_params(&wanted).map_err(|cause| match place.params() {
+            Ok(now) if now == wanted => cause.after(format!("VDI {} is changed, perhaps not durably", place.vdi())),
             _ => cause,
         })?;
         Ok(Done::Changed)
+    }
+
+    /// Refuses a change of params that a user of the disk must not see. The answer keeps other hosts from attaching the disk
+    /// until it is dropped.
+    ///
+    /// # Errors
+    /// Those of [`Vdi::set`].
+    fn may_change(&self, now: &Params, wanted: &Params) -> Result<Kept> {
+        refuse_change_in_use(self.place(), || self.device(), now, wanted)?;
+        Ok(Kept::by_nature())
     }
 
     /// Takes the persistent lock for `user`, see [`holders::lock`].
@@ -188,6 +197,78 @@ pub fn refuse_if_read_only(disk: &dyn Vdi, op: &'static str) -> Result<()> {
     match disk.place().params()?.read_only {
         true => Err(Error::Unsupported { op, why: format!("VDI {} is read-only", disk.place().vdi()) }),
         false => Ok(()),
+    }
+}
+
+/// Refuses a change of params that a user of the disk must not see: whether it can be written to, while it is attached here or
+/// locked by anybody; that only one user may lock it, while several have. `device`: the block device of the disk, if it is
+/// attached.
+///
+/// # Errors
+/// [`Error::VdiInUse`].
+pub fn refuse_change_in_use(
+    place: &dyn Place,
+    device: impl FnOnce() -> Result<Option<PathBuf>>,
+    now: &Params,
+    wanted: &Params,
+) -> Result<()> {
+    if wanted.read_only != now.read_only {
+        refuse_device(place, device()?)?;
+        refuse_if_locked(place)?;
+    }
+    if now.shareable && !wanted.shareable {
+        let users = place.holders()?.users;
+        if users.len() > 1 {
+            return Err(in_use(place, format!("{}, who locked it", users.join(", "))));
+        }
+    }
+    Ok(())
+}
+
+/// The params of a writable copy of a disk that has `params`.
+pub fn of_clone(params: Params, changes: &ParamsChange) -> Params {
+    let copy = Params { read_only: false, shareable: false, snapshot_of: None, created: seconds_now(), ..params };
+    changes.of(copy)
+}
+
+/// The params of a read-only copy of the disk `vdi`, which has `params`. A snapshot of a snapshot is one of the disk that the
+/// first was made of: it holds what that disk held.
+pub fn of_snapshot(vdi: VdiUuid, params: Params, changes: &ParamsChange) -> Params {
+    let snapshot_of = Some(params.snapshot_of.unwrap_or(vdi));
+    let copy = Params { read_only: true, shareable: false, snapshot_of, created: seconds_now(), ..params };
+    changes.of(copy)
+}
+
+/// Who says that a VDI is a snapshot of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotSaid {
+    /// What the SR stores. Where it stores nothing, what the images show.
+    BySr,
+    /// An agent, which keeps records of its own.
+    ByAgent,
+}
+
+/// Refuses to take a disk back to what is no snapshot of it. `params`: those of the VDI `snapshot`. `false`: nothing stored
+/// tells of which disk it is a snapshot.
+///
+/// # Errors
+/// [`Error::Unsupported`] for a VDI that can be written to, and for a snapshot of another disk.
+pub fn refuse_snapshot_of_another(
+    vdi: VdiUuid,
+    snapshot: VdiUuid,
+    params: &Params,
+    said: SnapshotSaid,
+) -> Result<bool> {
+    let refused = |why: String| Err(Error::Unsupported { op: "vdi_revert", why });
+    if snapshot == vdi || !params.read_only {
+        return refused(format!("VDI {snapshot} is no snapshot: it can be written to. vdi_snapshot makes one"));
+    }
+    match params.snapshot_of {
+        _ if said == SnapshotSaid::ByAgent => Ok(true),
+        Some(disk) if disk != vdi => refused(format!(
+            "VDI {snapshot} is a snapshot of VDI {disk}, not of VDI {vdi}. vdi_clone of the snapshot makes a disk of it"
+        )),
+        known => Ok(known.is_some()),
     }
 }
 
@@ -268,5 +349,7 @@ pub fn describe(place: &dyn Place, node: &Node, allocated: u64, params: Params) 
         hidden: node.hidden,
         state: node.state.clone(),
         location: None,
+        snapshot_of: params.snapshot_of,
+        created: params.created,
     }
 }

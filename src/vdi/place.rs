@@ -58,12 +58,12 @@ pub trait Place {
     /// [`Error::NoVdi`] if another host deleted the disk meanwhile; [`Error::Unsupported`] on an SR without locks.
     fn set_holders(&self, seen: &Holders, users: Vec<String>) -> Result<bool>;
 
-    /// Replaces label and description, durably and by one atomic step; the rest of the params stays as it is.
+    /// Replaces what is stored beside the disk, durably and by one atomic step.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] on an SR that stores no names.
-    fn set_names(&self, _label: &str, _description: &str) -> Result<()> {
-        Err(Error::Unsupported { op: "storing a name", why: "this SR keeps nothing beside its disks".to_owned() })
+    /// [`Error::Unsupported`] on an SR that stores nothing, or not this.
+    fn set_params(&self, _params: &Params) -> Result<()> {
+        Err(Error::Unsupported { op: "vdi_set", why: "this SR keeps nothing beside its disks".to_owned() })
     }
 
     /// Makes the place's bytes and length durable, which an earlier call may have changed without being able to say so: it

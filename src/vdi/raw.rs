@@ -15,8 +15,8 @@ use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
 use crate::sys::limits;
 use crate::sys::lock::Lock;
-use crate::types::{Done, Format, Mode, Params, SmConfig, VdiInfo, VdiUuid};
-use crate::vdi::disk::{Vdi, describe, refuse_if_elsewhere, refuse_if_used};
+use crate::types::{Done, Format, Mode, ParamsChange, SmConfig, VdiInfo, VdiUuid};
+use crate::vdi::disk::{SnapshotSaid, Vdi, describe, of_clone, of_snapshot, refuse_if_elsewhere, refuse_if_used};
 use crate::vdi::format::{ImageInfo, Layout, Resolve};
 use crate::vdi::place::Place;
 use crate::vdi::tree::forest::Forest;
@@ -154,18 +154,25 @@ impl<P: Place> Vdi for Raw<'_, P> {
         self.place.remove()
     }
 
-    fn clone_to(&self, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
+    fn clone_to(&self, dest: VdiUuid, changes: &ParamsChange, context: &Context) -> Result<VdiInfo> {
         refuse_if_used(self)?;
-        let params = Params { read_only: false, shareable: false, ..self.place.params()? };
+        let params = of_clone(self.place.params()?, changes);
         self.place.copy_to(dest, &params, context.progress)
     }
 
-    fn snapshot(&self, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
+    fn snapshot(&self, dest: VdiUuid, changes: &ParamsChange, context: &Context) -> Result<VdiInfo> {
         if context.others.is_none() {
             refuse_if_elsewhere(self)?;
         }
-        let params = Params { read_only: true, shareable: false, ..self.place.params()? };
+        let params = of_snapshot(self.place.vdi(), self.place.params()?, changes);
         self.place.copy_to(dest, &params, context.progress)
+    }
+
+    fn revert_to(&self, _snapshot: VdiUuid, _said: SnapshotSaid, _context: &Context) -> Result<()> {
+        Err(Error::Unsupported {
+            op: "vdi_revert",
+            why: "a raw disk cannot be taken back; vdi_clone of the snapshot makes a disk of it".to_owned(),
+        })
     }
 
     fn read(&self, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {

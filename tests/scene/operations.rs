@@ -77,7 +77,7 @@ pub const OPERATIONS: &[Operation] = &[
     Operation {
         name: "vdi_set",
         prepare: with_all,
-        call: &["vdi_set", SR, B, "--label", "another", "--description", "words"],
+        call: &["vdi_set", SR, B, "--label", "another", "--description", "words", "--read-only"],
         again: Again::Succeeds,
         needs_root: false,
     },

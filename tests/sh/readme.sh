@@ -21,6 +21,7 @@ mkdir "$XCP_SM_RUN_DIR"
 session() { sed -n '/^```console$/,/^```$/p' README.md | grep -v '^```'; }
 same() { sed -E -e "s|$scratch/sr0|/srv/sr0|g" -e 's,/dev/(loop|nbd)[0-9]+,/dev/N,g' -e 's/^((size|free) +).*/\1N/' -e 's|\(size \. [0-9]+\)|(size . N)|' \
     -e 's|, [^,]* of [0-9.]+ [KMGT]iB used|, N used|' -e 's/ +[0-9.]+ ?KiB/ N/g' \
+    -e 's/[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}/THEN/g' \
     -e 's|(physical_utilisation \.) [0-9]+|\1 N|' -e 's|[0-9a-f-]{36} (vhd .* base)$|BASE \1|'; }
 
 session | same > "$scratch/shown"

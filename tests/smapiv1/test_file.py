@@ -1,5 +1,6 @@
 """FileSR as xapi uses it. Run by `cargo test --test smapiv1`; alone: BIN=target/debug python3 -m unittest -v."""
 
+import calendar
 import fcntl
 import hashlib
 import os
@@ -285,6 +286,41 @@ class Lifecycle(Case):
             self.assertEqual(again["uuid"], record["uuid"])
             self.assertEqual((again["name_label"], again["name_description"]), (label, description))
             self.agent.delete(found)
+
+    def test_snapshots_come_back_with_their_disk_and_time_after_the_sr_was_forgotten(self):
+        self.an_sr()
+        for sm_config in ({"type": "raw"}, {"type": "vhd"}, {"image-format": "qcow2"}):
+            disk = self.agent.create(8 * MiB, "web", sm_config=sm_config)
+            before = time.time()
+            snapshot = self.agent.copy("vdi_snapshot", disk)
+            clone = self.agent.copy("vdi_clone", snapshot)
+            names = {self.xapi.vdis[one]["uuid"]: what for one, what in ((disk, "disk"), (snapshot, "snapshot"), (clone, "clone"))}
+            # What xapi says of a snapshot that it knows is its own.
+            record = self.xapi.vdis[snapshot]
+            record.update(is_a_snapshot=True, snapshot_of=clone, snapshot_time="20200101T00:00:00Z")
+            self.agent.scan()
+            self.assertEqual((record["snapshot_of"], record["snapshot_time"]), (clone, "20200101T00:00:00Z"))
+            for known in (False, True):
+                for one in list(self.xapi.of(self.agent.sr_ref)):
+                    if not known or self.xapi.vdis[one]["uuid"] == record["uuid"]:
+                        del self.xapi.vdis[one]
+                self.agent.scan()
+                found = {names[v["uuid"]]: (r, v) for r, v in self.xapi.vdis.items() if v["uuid"] in names}
+                of_disk, of_clone, (_, again) = found["disk"], found["clone"], found["snapshot"]
+                self.assertEqual((again["is_a_snapshot"], again["snapshot_of"]), (True, of_disk[0]))
+                at = calendar.timegm(time.strptime(str(again["snapshot_time"]), "%Y%m%dT%H:%M:%SZ"))
+                self.assertLess(abs(at - before), 60)
+                for _, other in (of_disk, of_clone):
+                    self.assertEqual((other["is_a_snapshot"], other["snapshot_of"]), (False, "OpaqueRef:NULL"))
+            self.agent.delete(of_disk[0])
+            # Its disk is gone: it is a snapshot all the same.
+            del self.xapi.vdis[found["snapshot"][0]]
+            self.agent.scan()
+            found = {v["uuid"]: (r, v) for r, v in self.xapi.vdis.items()}
+            again = found[record["uuid"]][1]
+            self.assertEqual((again["is_a_snapshot"], again["snapshot_of"]), (True, "OpaqueRef:NULL"))
+            for one in (record["uuid"], of_clone[1]["uuid"]):
+                self.agent.delete(found[one][0])
 
     def test_a_name_given_at_creation_comes_back_too(self):
         self.an_sr()

@@ -7,10 +7,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::door::time::Utc;
 use crate::door::xapi::{ApiError, Record, Xapi, text};
 use crate::door::xmlrpc::{Value, can_carry};
 use crate::sys::syslog;
-use crate::types::{SmConfig, SrInfo, State, VdiInfo};
+use crate::types::{SmConfig, SrInfo, State, VdiInfo, VdiUuid};
 
 pub const NULL_REF: &str = "OpaqueRef:NULL";
 const EPOCH: &str = "19700101T00:00:00Z";
@@ -36,6 +37,8 @@ pub fn synchronise(
     sm_config: fn(&VdiInfo) -> SmConfig,
 ) -> Result<Changes, ApiError> {
     let mut changes = Changes::default();
+    let mut new_snapshots: Vec<&VdiInfo> = Vec::new();
+    let mut made: HashMap<VdiUuid, String> = HashMap::new();
     let mut by_location: HashMap<&str, (&str, &Record)> = HashMap::with_capacity(records.len());
     for (reference, record) in records {
         by_location.insert(text(record, "location"), (reference, record));
@@ -63,16 +66,25 @@ pub fn synchronise(
                     changes.changed += 1;
                 }
             }
+            // xapi calls the disk of a snapshot by a reference, and this disk may be new as well.
+            None if vdi.snapshot_of.is_some() => new_snapshots.push(vdi),
             None => {
-                syslog::write(&format!("new VDI on SR {}: {}", vdi.sr, vdi.location()));
-                let kept = sm_config(vdi).into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?))).collect();
-                match introduce(xapi, sr_ref, &Introduced { sm_config: kept, ..Introduced::of(vdi) }) {
-                    Ok(_) => changes.new += 1,
-                    // Another call was faster.
-                    Err(e) if e.is("LOCATION_NOT_UNIQUE") => {}
-                    Err(e) => return Err(e),
+                if let Some(reference) = introduce_found(xapi, sr_ref, vdi, sm_config(vdi), None)? {
+                    changes.new += 1;
+                    made.insert(vdi.uuid, reference);
                 }
             }
+        }
+    }
+    for vdi in new_snapshots {
+        let disk = vdi.snapshot_of.unwrap_or(vdi.uuid);
+        let known = || {
+            let found = records.iter().find(|(_, record)| text(record, "location") == disk.to_string());
+            found.map(|(reference, _)| reference.as_str())
+        };
+        let reference = made.get(&disk).map(String::as_str).or_else(known).unwrap_or(NULL_REF);
+        if introduce_found(xapi, sr_ref, vdi, sm_config(vdi), Some(reference))?.is_some() {
+            changes.new += 1;
         }
     }
     for (location, (reference, record)) in by_location {
@@ -88,6 +100,29 @@ pub fn synchronise(
         }
     }
     Ok(changes)
+}
+
+/// Tells xapi of a VDI that a scan found. `snapshot_of`: of a snapshot, the reference of its disk. The reference of the new
+/// record; `None`: another call was faster.
+fn introduce_found(
+    xapi: &mut Xapi,
+    sr_ref: &str,
+    vdi: &VdiInfo,
+    sm_config: SmConfig,
+    snapshot_of: Option<&str>,
+) -> Result<Option<String>, ApiError> {
+    syslog::write(&format!("new VDI on SR {}: {}", vdi.sr, vdi.location()));
+    let kept = sm_config.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?))).collect();
+    let time = vdi.created.map_or_else(String::new, |seconds| Utc(seconds).to_xmlrpc());
+    let mut row = Introduced { sm_config: kept, ..Introduced::of(vdi) };
+    if let Some(snapshot_of) = snapshot_of {
+        (row.is_a_snapshot, row.snapshot_of, row.snapshot_time) = (true, snapshot_of, &time);
+    }
+    match introduce(xapi, sr_ref, &row) {
+        Ok(reference) => Ok(Some(reference.as_str().unwrap_or(NULL_REF).to_owned())),
+        Err(e) if e.is("LOCATION_NOT_UNIQUE") => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// Makes one record say what `vdi` says; only what differs is written. `false`: nothing did.

@@ -61,7 +61,9 @@ fn candidates(command: &Command, before: &[String], current: &str) -> Candidates
     let mut rest = before.iter();
     while let Some(word) = rest.next() {
         if word.starts_with('-') && word.len() > 1 {
-            let Some(option) = option(verb, command, word).filter(|arg| arg.get_action().takes_values()) else {
+            let Some(option) = option(verb, command, word)
+                .filter(|arg| arg.get_action().takes_values() && !arg.is_require_equals_set())
+            else {
                 continue;
             };
             let has_value = word.contains('=') || !word.starts_with("--") && word.len() > 2;

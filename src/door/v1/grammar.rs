@@ -1,6 +1,6 @@
 //! The words of a command line: options, verbs and their arguments.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::context::DEFAULT_WAIT;
 
@@ -151,20 +151,26 @@ pub enum Verb {
     },
     /// Remove the block device of a VDI. Fails while a process has the device open, and names the process.
     VdiDetach(VdiArg),
-    /// Make a writable copy of a VDI that is neither attached nor locked.
+    /// Make a writable copy of a VDI that is neither attached nor locked. It has the names of the VDI unless others are given.
     VdiClone(CopyArgs),
-    /// Make a read-only copy of a VDI as it is now.
+    /// Make a read-only copy of a VDI as it is now. It has the names of the VDI unless others are given.
     VdiSnapshot(CopyArgs),
-    /// Give a VDI another label or description. What is not given stays.
+    /// Give a VDI another label or description, or make it read-only or shareable or take that back. What is not given
+    /// stays.
+    #[command(group = ArgGroup::new("change").args(["label", "description", "read_only", "shareable"]).required(true).multiple(true))]
     VdiSet {
         #[command(flatten)]
         vdi: VdiArg,
-        /// New name of the VDI, for people. An empty text removes it.
-        #[arg(long, value_name = "TEXT", allow_hyphen_values = true, required_unless_present = "description")]
-        label: Option<String>,
-        /// New purpose of the VDI, for people. An empty text removes it.
-        #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-        description: Option<String>,
+        #[command(flatten)]
+        names: NameArgs,
+        /// Whether the VDI can only be attached read-only. Refused while the VDI is attached or locked. A snapshot that is
+        /// made writable is a snapshot no more.
+        #[arg(long = "read-only", value_name = "BOOL", num_args = 0..=1, require_equals = true)]
+        #[arg(default_missing_value = "true")]
+        read_only: Option<bool>,
+        /// Whether several users may lock the VDI at once. Says nothing about attaching it.
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        shareable: Option<bool>,
     },
     /// Take a VDI back to a snapshot of it: the VDI gets the contents and the size of the snapshot, and keeps its UUID and its
     /// names. What the VDI held is lost; the snapshot stays.
@@ -322,18 +328,25 @@ pub struct NewArgs {
     /// where disks are volumes.
     #[arg(long = "type", value_name = "FORMAT")]
     pub image: Option<String>,
-    /// Name of the VDI, for people.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
-    pub label: String,
-    /// Purpose of the VDI, for people.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
-    pub description: String,
+    #[command(flatten)]
+    pub names: NameArgs,
     /// Several users may lock the VDI at once.
     #[arg(long)]
     pub shareable: bool,
     /// The VDI can only be attached read-only.
     #[arg(long = "read-only")]
     pub read_only: bool,
+}
+
+/// What people call a VDI.
+#[derive(Args)]
+pub struct NameArgs {
+    /// Name of the VDI, for people.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub label: Option<String>,
+    /// Purpose of the VDI, for people.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub description: Option<String>,
 }
 
 #[derive(Args)]
@@ -346,6 +359,8 @@ pub struct CopyArgs {
     /// UUID of the new VDI.
     #[arg(value_name = "DST-UUID")]
     pub dest: String,
+    #[command(flatten)]
+    pub names: NameArgs,
 }
 
 #[derive(Args)]

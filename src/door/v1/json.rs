@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::answer::Reply;
 use super::listing::Listed;
+use crate::door::time;
 use crate::types::{Finding, Format, SrInfo, SrUuid, State, VdiInfo, VdiUuid};
 
 /// The number of this form. A key that is added leaves it as it is; one that is removed, or that changes its meaning, does not.
@@ -102,6 +103,8 @@ struct Vdi<'a> {
     read_only: bool,
     shareable: bool,
     hidden: bool,
+    snapshot_of: Option<VdiUuid>,
+    created: Option<String>,
 }
 
 impl<'a> From<&'a VdiInfo> for Vdi<'a> {
@@ -130,6 +133,8 @@ impl<'a> From<&'a VdiInfo> for Vdi<'a> {
             read_only: info.read_only,
             shareable: info.shareable,
             hidden: info.hidden,
+            snapshot_of: info.snapshot_of,
+            created: info.created.map(|seconds| time::Utc(seconds).to_string()),
         }
     }
 }

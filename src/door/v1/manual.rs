@@ -42,9 +42,19 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("vdi_attach", &[("The device of a disk:", "mkfs.ext4 \"$(sm vdi_attach fast/web)\"")]),
     ("vdi_detach", &[("Two disks:", "sm vdi_detach fast web db")]),
     ("vdi_clone", &[("A copy with a UUID that is chosen:", "COPY=$(sm vdi_clone fast/web)")]),
-    ("vdi_snapshot", &[("A copy of now, also of a disk in use:", "SNAPSHOT=$(sm vdi_snapshot fast/web)")]),
-    ("vdi_set", &[("Another name:", "sm vdi_set fast/web --label www")]),
-    ("vdi_revert", &[("Back to a snapshot:", "sm vdi_revert fast/web \"$SNAPSHOT\"")]),
+    (
+        "vdi_snapshot",
+        &[("A copy of now, also of a disk in use, with a name of its own:", "sm vdi_snapshot fast/web --label before")],
+    ),
+    (
+        "vdi_set",
+        &[
+            ("Another name:", "sm vdi_set fast/web --label www"),
+            ("A template that nobody writes to:", "sm vdi_set fast/debian --read-only"),
+            ("Writable again:", "sm vdi_set fast/debian --read-only=false"),
+        ],
+    ),
+    ("vdi_revert", &[("Back to a snapshot:", "sm vdi_revert fast web before")]),
     ("vdi_resize", &[("10 GiB more:", "sm vdi_resize fast/web +10G")]),
     ("vdi_lock", &[("Record that host1 uses the disk:", "sm vdi_lock fast/web FALSE host1/vm7")]),
     ("vdi_unlock", &[("Give the lock back:", "sm vdi_unlock fast/web FALSE host1/vm7")]),

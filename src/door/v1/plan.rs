@@ -8,8 +8,9 @@ use crate::context::Context;
 use crate::door::size;
 use crate::error::{Error, Result, one_line};
 use crate::registry;
-use crate::types::{Misread, Overwrite, Size, SrUuid, VdiInfo, VdiUuid, shown};
+use crate::types::{Misread, Overwrite, Params, Size, SrUuid, VdiInfo, VdiUuid, shown};
 use crate::vdi::tree::collect::Planned;
+use crate::vdi::{SnapshotSaid, refuse_snapshot_of_another};
 
 /// What a command would do.
 pub struct Plan {
@@ -46,6 +47,9 @@ pub fn of(verb: &Verb, target: &Target, personal: &Personal, context: &Context) 
             let disk = session.vdi_get_params(vdi.vdi.parse()?, context)?;
             let snapshot = session.vdi_get_params(snapshot.parse()?, context)?;
             refuse_used(&[&disk])?;
+            let VdiInfo { read_only, snapshot_of, .. } = snapshot;
+            let params = Params { read_only, snapshot_of, ..Params::default() };
+            refuse_snapshot_of_another(disk.uuid, snapshot.uuid, &params, SnapshotSaid::BySr)?;
             let line = format!("replace what {} holds by what {} holds", described(&disk), described(&snapshot));
             Ok(Some(Plan { lines: vec![line], destroys: true }))
         }

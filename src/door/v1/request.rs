@@ -1,8 +1,8 @@
 //! What the words of a command line mean. Every word is verified before anything is touched.
 
-use super::grammar::{CopyArgs, LockArgs, NewArgs, VdiArg};
+use super::grammar::{CopyArgs, LockArgs, NameArgs, NewArgs, VdiArg};
 use crate::error::{Error, Result};
-use crate::types::{Format, NewVdi, Params, Size, SrUuid, VdiUuid};
+use crate::types::{Format, NewVdi, Params, ParamsChange, Size, SrUuid, VdiUuid};
 
 /// The SR and the VDI that a command names.
 ///
@@ -37,15 +37,15 @@ pub fn lock(args: &LockArgs) -> Result<LockWords> {
     Ok(LockWords { sr, vdi, force: boolean("FORCE", &args.force)?, user: text("USER", &args.user, 1..=1024)? })
 }
 
-/// The names that a VDI is to get, verified.
+/// The names that a VDI is to get, verified; what is not given stays.
 ///
 /// # Errors
 /// [`Error::Invalid`] for one that is too long, or that has control characters.
-pub fn names(label: Option<&str>, description: Option<&str>) -> Result<(Option<String>, Option<String>)> {
-    Ok((
-        label.map(|label| text("label", label, 0..=Params::LONGEST_LABEL)).transpose()?,
-        description.map(|words| text("description", words, 0..=Params::LONGEST_DESCRIPTION)).transpose()?,
-    ))
+pub fn names(args: &NameArgs) -> Result<ParamsChange> {
+    let label = args.label.as_deref().map(|label| text("label", label, 0..=Params::LONGEST_LABEL)).transpose()?;
+    let words = args.description.as_deref();
+    let description = words.map(|words| text("description", words, 0..=Params::LONGEST_DESCRIPTION)).transpose()?;
+    Ok(ParamsChange { label, description, ..ParamsChange::default() })
 }
 
 /// What is to be made, from the options of vdi_create and vdi_import. `virtual_size`: bytes.
@@ -53,13 +53,8 @@ pub fn names(label: Option<&str>, description: Option<&str>) -> Result<(Option<S
 /// # Errors
 /// [`Error::Invalid`] with the option.
 pub fn new_vdi(vdi: VdiUuid, virtual_size: u64, args: &NewArgs) -> Result<NewVdi> {
-    let (label, description) = names(Some(&args.label), Some(&args.description))?;
-    let params = Params {
-        label: label.unwrap_or_default(),
-        description: description.unwrap_or_default(),
-        shareable: args.shareable,
-        read_only: args.read_only,
-    };
+    let flags = Params { shareable: args.shareable, read_only: args.read_only, ..Params::default() };
+    let params = names(&args.names)?.of(flags);
     Ok(NewVdi { vdi, virtual_size, format: args.image.as_deref().map(str::parse).transpose()?, params })
 }
 

@@ -10,7 +10,8 @@ use crate::context::Context;
 use crate::door::{size, stream};
 use crate::error::{self, Error, Result};
 use crate::sr::Driver;
-use crate::types::{DeviceConfig, Misread, Mode, Overwrite, SrInfo, SrUuid, VdiInfo};
+use crate::types::{DeviceConfig, Misread, Mode, Overwrite, ParamsChange, SrInfo, SrUuid, VdiInfo};
+use crate::vdi::SnapshotSaid;
 use crate::vdi::transfer::Stream;
 
 /// Who calls, and for which SRs.
@@ -91,20 +92,22 @@ impl Caller<'_> {
             }
             Verb::VdiClone(args) => {
                 let (sr, source, dest) = request::copy(&args)?;
-                self.open(sr)?.vdi_clone(source, dest, context).map(unsaid)
+                let names = request::names(&args.names)?;
+                self.open(sr)?.vdi_clone(source, dest, names, context).map(unsaid)
             }
             Verb::VdiSnapshot(args) => {
                 let (sr, source, dest) = request::copy(&args)?;
-                self.open(sr)?.vdi_snapshot(source, dest, context).map(unsaid)
+                let names = request::names(&args.names)?;
+                self.open(sr)?.vdi_snapshot(source, dest, names, context).map(unsaid)
             }
-            Verb::VdiSet { vdi: arg, label, description } => {
+            Verb::VdiSet { vdi: arg, names, read_only, shareable } => {
                 let (sr, vdi) = request::vdi(&arg)?;
-                let (label, description) = request::names(label.as_deref(), description.as_deref())?;
-                self.open(sr)?.vdi_set_names(vdi, label.as_deref(), description.as_deref(), context).map(nothing)
+                let change = ParamsChange { read_only, shareable, ..request::names(&names)? };
+                self.open(sr)?.vdi_set(vdi, change, context).map(nothing)
             }
             Verb::VdiRevert { vdi: arg, snapshot } => {
                 let (sr, vdi) = request::vdi(&arg)?;
-                self.open(sr)?.vdi_revert(vdi, snapshot.parse()?, context)?;
+                self.open(sr)?.vdi_revert(vdi, snapshot.parse()?, SnapshotSaid::BySr, context)?;
                 Ok(Reply::Nothing)
             }
             Verb::VdiResize { vdi: arg, size, allow_shrink } => {

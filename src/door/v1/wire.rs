@@ -267,6 +267,8 @@ pub(super) mod tests {
             read_only: false,
             hidden: false,
             location: None,
+            snapshot_of: None,
+            created: Some(1_795_741_655),
         }
     }
 

@@ -101,7 +101,8 @@ fn split<'c>(command: &'c Command, args: &[OsString]) -> Option<Split<'c>> {
 /// The last option in a word, and whether the word has all of it. `None`: the command has no such option.
 fn option<'c>(verb: &'c Command, command: &'c Command, word: &str) -> Option<(&'c Arg, bool)> {
     let all = || verb.get_arguments().chain(command.get_arguments());
-    let takes_value = |arg: &Arg| arg.get_action().takes_values();
+    // A value that wants `=` is never the next word.
+    let takes_value = |arg: &Arg| arg.get_action().takes_values() && !arg.is_require_equals_set();
     if let Some(long) = word.strip_prefix("--") {
         let (name, value) = long.split_once('=').map_or((long, None), |(name, value)| (name, Some(value)));
         let arg = all().find(|arg| arg.get_long() == Some(name))?;
@@ -312,6 +313,9 @@ mod tests {
             ("vdi_delete fast web db slow/x", None, &["fast web", "fast db", "slow x"]),
             ("vdi_delete fast/web slow/web", None, &["fast web", "slow web"]),
             ("vdi_detach web", Some("fast"), &["fast web"]),
+            ("vdi_set --read-only web", Some("fast"), &["fast web"]),
+            ("vdi_set --read-only=false fast/web --shareable", None, &["fast web"]),
+            ("vdi_snapshot web --label before", Some("fast"), &["fast web NEW"]),
             ("sr_scan", Some("fast"), &["fast"]),
             ("sr_attach fast slow", None, &["fast", "slow"]),
             ("sr_create --name fast -t file -d /a", None, &["NEW"]),

@@ -64,11 +64,12 @@ impl FilePlace<'_> {
         }
     }
 
-    /// A disk that has no name yet, with an empty image.
+    /// A disk that has no name yet, with an empty image. The time alone is worth no record: its file would double what
+    /// has to be made durable.
     pub(super) fn unnamed(&self, params: &Params) -> Result<Unnamed<'_>> {
-        let params = match params {
-            params if *params == Params::default() => None,
-            params => Some(self.dir.new_record(&encode(&VdiRecord::Vdi(params.clone())))?),
+        let params = match params.say_more_than_the_time() {
+            false => None,
+            true => Some(self.dir.new_record(&encode(&VdiRecord::Vdi(params.clone())))?),
         };
         Ok(Unnamed { image: self.dir.new_file()?, params })
     }

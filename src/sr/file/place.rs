@@ -101,12 +101,11 @@ impl Place for FilePlace<'_> {
         done
     }
 
-    fn set_names(&self, label: &str, description: &str) -> Result<()> {
-        let params = Params { label: label.to_owned(), description: description.to_owned(), ..self.params()? };
+    fn set_params(&self, params: &Params) -> Result<()> {
         let name = beside(self.vdi, PARAMS);
-        match params == Params::default() {
+        match *params == Params::default() {
             true => self.dir.remove(&name).and_then(|_| self.dir.sync()),
-            false => self.dir.replace(&name, &encode(&VdiRecord::Vdi(params))),
+            false => self.dir.replace(&name, &encode(&VdiRecord::Vdi(params.clone()))),
         }
     }
 

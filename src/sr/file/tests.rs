@@ -18,7 +18,7 @@ use crate::image::storage::FileStorage;
 use crate::sys::durable::{Dir, NewFile};
 use crate::sys::lock::{self, Lock};
 use crate::sys::uses;
-use crate::types::{Mode, Params, SrUuid};
+use crate::types::{Mode, Params, ParamsChange, SrUuid};
 use crate::vdi::format::ParentImage;
 use crate::vdi::tree::change::Change;
 use crate::vdi::tree::forest::Forest;
@@ -217,7 +217,7 @@ fn who_scans_during_forks_sees_every_disk_and_no_base() {
             for disk in &disks {
                 let dest = VdiUuid::random();
                 begun.lock().unwrap().insert(dest);
-                sr.vdi(*disk).unwrap().snapshot(dest, &context).unwrap();
+                sr.vdi(*disk).unwrap().snapshot(dest, &ParamsChange::default(), &context).unwrap();
                 born.lock().unwrap().push(dest);
             }
         }
@@ -297,7 +297,7 @@ fn an_only_child(sr: &FileSr) -> VdiUuid {
     let [disk, snap] = [(); 2].map(|()| VdiUuid::random());
     sr.create_vdi(&vhd(disk)).unwrap();
     write(sr, disk, 0, &[7; 4096]);
-    sr.vdi(disk).unwrap().snapshot(snap, &ctx()).unwrap();
+    sr.vdi(disk).unwrap().snapshot(snap, &ParamsChange::default(), &ctx()).unwrap();
     sr.vdi(snap).unwrap().delete(&ctx()).unwrap();
     disk
 }
@@ -334,7 +334,7 @@ fn a_host_that_lost_the_trees_lock_in_a_fork_takes_nothing_away() {
     drop(own);
     // B changes some tree, which first recovers
     let other = b.create_vdi(&vhd(VdiUuid::random())).unwrap().uuid;
-    b.vdi(other).unwrap().snapshot(VdiUuid::random(), &ctx()).unwrap();
+    b.vdi(other).unwrap().snapshot(VdiUuid::random(), &ParamsChange::default(), &ctx()).unwrap();
     // A goes on
     let _ = dir.rename(&tmp, &image_name(disk, Format::Vhd));
     assert_eq!(read(&b, disk, 0, 4096).map(|b| b[0]).map_err(|e| e.to_string()), Ok(7));
@@ -414,7 +414,7 @@ fn a_copy_is_not_made_of_a_disk_that_another_host_locked_meanwhile() {
         }
     };
     let context = Context { progress: &meanwhile, ..ctx() };
-    let made = a.vdi(disk).unwrap().clone_to(dest, &context);
+    let made = a.vdi(disk).unwrap().clone_to(dest, &ParamsChange::default(), &context);
     assert!(done.get() && matches!(made, Err(Error::VdiInUse { .. })), "torn clone: {made:?}");
     assert!(matches!(a.vdi(dest), Err(Error::NoVdi { .. })));
 }
@@ -471,7 +471,12 @@ fn a_fork_cut_while_the_disk_has_no_name_is_undone() {
     let b = FileSr::new(fork.sr.sr, "nfs", path, deadline()).shared();
     b.attach().unwrap();
     let other = b.create_vdi(&vhd(VdiUuid::random())).unwrap().uuid;
-    let snapshot = b.vdi(other).unwrap().snapshot(VdiUuid::random(), &ctx()).map(drop).map_err(|e| e.to_string());
+    let snapshot = b
+        .vdi(other)
+        .unwrap()
+        .snapshot(VdiUuid::random(), &ParamsChange::default(), &ctx())
+        .map(drop)
+        .map_err(|e| e.to_string());
     assert!(b.vdi(disk.vdi).is_ok(), "the disk is gone");
     assert!(b.vdi(dest.vdi).is_err());
     snapshot.unwrap();
@@ -515,7 +520,7 @@ fn a_killed_merge_of_a_base_is_not_completed_while_a_child_may_be_unread() {
     let (disk, snap) = (an_only_child(&sr), VdiUuid::random());
     let root = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
     write(&sr, disk, 0, &[8; 4096]);
-    sr.vdi(disk).unwrap().snapshot(snap, &ctx()).unwrap();
+    sr.vdi(disk).unwrap().snapshot(snap, &ParamsChange::default(), &ctx()).unwrap();
     let base = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
     let (dir, name) = (sr.dir().unwrap(), image_name(snap, Format::Vhd));
     let good = fs::read(dir.join(&name)).unwrap();
@@ -538,7 +543,7 @@ fn a_killed_merge_of_a_base_that_cannot_be_opened_is_left_undone() {
     let disk = an_only_child(&sr);
     let root = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
     write(&sr, disk, 0, &[7; 512]);
-    sr.vdi(disk).unwrap().snapshot(VdiUuid::random(), &ctx()).unwrap();
+    sr.vdi(disk).unwrap().snapshot(VdiUuid::random(), &ParamsChange::default(), &ctx()).unwrap();
     let base = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
     let (dir, name) = (sr.dir().unwrap(), image_name(base, Format::Vhd));
     let good = fs::read(dir.join(&name)).unwrap();
@@ -546,7 +551,7 @@ fn a_killed_merge_of_a_base_that_cannot_be_opened_is_left_undone() {
     fs::remove_file(dir.join(&name)).unwrap();
     std::os::unix::fs::symlink("/nonexistent", dir.join(&name)).unwrap();
     let other = sr.create_vdi(&vhd(VdiUuid::random())).unwrap().uuid;
-    sr.vdi(other).unwrap().snapshot(VdiUuid::random(), &ctx()).unwrap();
+    sr.vdi(other).unwrap().snapshot(VdiUuid::random(), &ParamsChange::default(), &ctx()).unwrap();
     fs::remove_file(dir.join(&name)).unwrap();
     fs::write(dir.join(&name), good).unwrap();
     assert_eq!(sr.vdi(disk).unwrap().info().unwrap().parent, Some(base));
@@ -579,7 +584,7 @@ fn a_disk_that_was_changed_since_the_trees_were_read_is_looked_at_again() {
     let mut before = forest.nodes().unwrap();
     sr.vdi(larger).unwrap().resize(8 << 20, false, &ctx()).unwrap();
     write(&sr, larger, 6 << 20, &[9; 4096]);
-    sr.vdi(copied).unwrap().snapshot(VdiUuid::random(), &ctx()).unwrap();
+    sr.vdi(copied).unwrap().snapshot(VdiUuid::random(), &ParamsChange::default(), &ctx()).unwrap();
     assert_eq!(merge(&forest, &mut before.clone(), larger, &ctx()).unwrap(), Done::Changed);
     assert_eq!(merge(&forest, &mut before, copied, &ctx()).unwrap(), Done::Already);
     assert_eq!(before, forest.nodes().unwrap());
@@ -597,7 +602,7 @@ fn a_base_is_merged_though_disks_above_it_are_made_and_deleted_meanwhile() {
     let sr = sr_in(&scratch);
     let (disk, snap, later) = (an_only_child(&sr), VdiUuid::random(), VdiUuid::random());
     write(&sr, disk, 4096, &[8; 4096]);
-    sr.vdi(disk).unwrap().snapshot(snap, &ctx()).unwrap();
+    sr.vdi(disk).unwrap().snapshot(snap, &ParamsChange::default(), &ctx()).unwrap();
     let base = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
     let forest = sr.forest(sr.dir().unwrap());
     let mut nodes = forest.nodes().unwrap();
@@ -606,7 +611,7 @@ fn a_base_is_merged_though_disks_above_it_are_made_and_deleted_meanwhile() {
     let meanwhile = |_, _| {
         if !done.replace(true) {
             sr.vdi(snap).unwrap().delete(&ctx()).unwrap();
-            sr.vdi(disk).unwrap().snapshot(later, &ctx()).unwrap();
+            sr.vdi(disk).unwrap().snapshot(later, &ParamsChange::default(), &ctx()).unwrap();
         }
     };
     assert_eq!(merge(&forest, &mut nodes, base, &Context { progress: &meanwhile, ..ctx() }).unwrap(), Done::Changed);
@@ -628,7 +633,7 @@ fn an_only_child_that_was_copied_since_the_trees_were_read_is_not_merged() {
     let (disk, copy) = (an_only_child(&sr), VdiUuid::random());
     let forest = sr.forest(sr.dir().unwrap());
     let mut nodes = forest.nodes().unwrap();
-    sr.vdi(disk).unwrap().clone_to(copy, &ctx()).unwrap();
+    sr.vdi(disk).unwrap().clone_to(copy, &ParamsChange::default(), &ctx()).unwrap();
     assert_eq!(sr.vdi(copy).unwrap().info().unwrap().parent, sr.vdi(disk).unwrap().info().unwrap().parent);
     write(&sr, disk, 0, &[9; 4096]);
     assert_eq!(merge(&forest, &mut nodes, disk, &ctx()).unwrap(), Done::Already);

@@ -119,7 +119,7 @@ impl LvmSr {
         options.extend(tags.iter().flat_map(|tag| ["--addtag".to_owned(), tag.clone()]));
         self.group.change(vg, "lvcreate", &options, &[&vg.name]).map_err(|e| self.explain(e, Some(new.vdi), size))?;
         let layout = vec![if thin { "thin" } else { "linear" }.to_owned()];
-        Ok(Lv { name, size, tags, layout, ..Lv::default() })
+        Ok(Lv { name, size, tags, layout, created: new.params.created, ..Lv::default() })
     }
 
     pub(super) fn take_in(&self, new: &NewVdi, incoming: Incoming, progress: Progress) -> Result<VdiInfo> {

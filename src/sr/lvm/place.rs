@@ -85,6 +85,13 @@ impl<'a> LvmPlace<'a> {
         self.lv.borrow().read_only || self.record().params.read_only
     }
 
+    /// What the tags say, and what LVM itself keeps of the volume.
+    pub(super) fn params_now(&self) -> Params {
+        let params = self.record().params;
+        let created = params.created.or(self.lv.borrow().created);
+        Params { read_only: self.is_read_only(), created, ..params }
+    }
+
     fn usage_now(&self) -> Usage {
         let lv = self.lv.borrow();
         // A cut that a kill left is completed before anybody has the disk.
@@ -101,9 +108,8 @@ impl<'a> LvmPlace<'a> {
     pub fn info(&self) -> VdiInfo {
         let (usage, record) = (self.usage_now(), self.record());
         let device = (self.lv.borrow().active && !record.is_private()).then(|| self.node());
-        let params = Params { read_only: self.is_read_only(), ..record.params };
         let node = Node { state: self.state_now(), ..Node::alone(Format::Raw, usage.length) };
-        let info = vdi::describe(self, &node, usage.allocated, params);
+        let info = vdi::describe(self, &node, usage.allocated, self.params_now());
         info.with_users(record.holders.users).with_device(device)
     }
 
@@ -282,7 +288,7 @@ impl Place for LvmPlace<'_> {
     }
 
     fn params(&self) -> Result<Params> {
-        Ok(Params { read_only: self.is_read_only(), ..self.record().params })
+        Ok(self.params_now())
     }
 
     fn holders(&self) -> Result<Holders> {
@@ -307,9 +313,22 @@ impl Place for LvmPlace<'_> {
         Ok(self.holders()? == Holders { state: next, users })
     }
 
-    fn set_names(&self, label: &str, description: &str) -> Result<()> {
-        let params = Params { label: label.to_owned(), description: description.to_owned(), ..Params::default() };
-        let (go, come) = tags::to_rename(&self.lv.borrow().tags, &params);
+    fn set_params(&self, params: &Params) -> Result<()> {
+        let mut params = params.clone();
+        if self.lv.borrow().read_only {
+            if !params.read_only {
+                let why = format!(
+                    "LVM has its volume as read-only, which this driver does not do: lvchange -p rw {} makes it writable",
+                    self.full_name()
+                );
+                return Err(Error::Unsupported { op: "vdi_set", why });
+            }
+            params.read_only = self.record().params.read_only;
+        }
+        let (go, come) = tags::to_change(&self.lv.borrow().tags, &params);
+        if go.is_empty() && come.is_empty() {
+            return self.sr.group.flush(&self.vg);
+        }
         let with = |option: &str, tags: Vec<String>| -> Vec<String> {
             tags.into_iter().flat_map(|tag| [option.to_owned(), tag]).collect()
         };
@@ -439,7 +458,7 @@ impl Place for LvmPlace<'_> {
         let mut options: Vec<String> = ["-y", "-s", "-an", "-ky", "-n", &name].map(str::to_owned).to_vec();
         options.extend(tags.iter().flat_map(|tag| ["--addtag".to_owned(), tag.clone()]));
         self.change("lvcreate", &options, &[&self.full_name()]).map_err(|e| self.sr.explain(e, Some(dest), 0))?;
-        let lv = Lv { name, tags, active: false, ..self.lv.borrow().clone() };
+        let lv = Lv { name, tags, active: false, created: params.created, ..self.lv.borrow().clone() };
         let target = LvmPlace::new(self.sr, &vg, dest, &lv);
         raw::open(target, None).info()
     }

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `xcp.label.<k>=…`, `xcp.description.<k>=…` | part `k` of the text, escaped |
 //! | `xcp.shareable`, `xcp.read_only` | as they say |
+//! | `xcp.snapshot_of=<vdi>` | the disk that this one is a snapshot of |
+//! | `xcp.created=<seconds>` | when the VDI was made, since 1970-01-01 UTC, where that is not when its volume was |
 //! | `xcp.zero` | never attached; what the volume holds is not its own and is zeroed before anybody sees it |
 //! | `xcp.cut=<bytes>` | being cut to this size; what makes it active meanwhile is no attachment |
 //! | `xcp.maker=…` | of an unfinished volume: the host that fills it |
@@ -23,6 +25,8 @@ pub const LENT: &str = "xcp.lent";
 const MAKER: &str = "xcp.maker";
 const READ_ONLY: &str = "xcp.read_only";
 const SHAREABLE: &str = "xcp.shareable";
+const SNAPSHOT_OF: &str = "xcp.snapshot_of";
+const CREATED: &str = "xcp.created";
 const LOCK: &str = "xcp.lock";
 
 /// The mark of this host on a volume that it fills.
@@ -76,6 +80,10 @@ pub fn read(tags: &[String]) -> Record {
                         Ok(bytes) if bytes > 0 => record.cut = Some(bytes),
                         _ => record.damaged = Some(tag.clone()),
                     }
+                } else if key == SNAPSHOT_OF {
+                    record.params.snapshot_of = value.parse().ok();
+                } else if key == CREATED {
+                    record.params.created = value.parse().ok();
                 } else if key == LOCK {
                     record.holders.state = record.holders.state.max(value.parse().unwrap_or(0));
                 } else if let Some((name, part)) = key.rsplit_once('.')
@@ -104,21 +112,32 @@ pub fn read(tags: &[String]) -> Record {
     record
 }
 
-/// The tags that say `params`.
+/// The tags that say `params`, but for the time, which the volume has itself.
 pub fn of_params(params: &Params) -> Vec<String> {
     let mut tags = text("xcp.label", &params.label);
     tags.extend(text("xcp.description", &params.description));
     tags.extend(params.shareable.then(|| SHAREABLE.to_owned()));
     tags.extend(params.read_only.then(|| READ_ONLY.to_owned()));
+    tags.extend(params.snapshot_of.map(|disk| format!("{SNAPSHOT_OF}={disk}")));
     tags
 }
 
+/// The tag that says when a VDI was made whose volume is younger.
+pub fn of_time(seconds: u64) -> String {
+    format!("{CREATED}={seconds}")
+}
+
 /// The tags that have to go and those that have to come, to make `params` of what `tags` say now. Tags that say something
-/// else, the lock or the state of the volume, are in neither.
-pub fn to_rename(tags: &[String], params: &Params) -> (Vec<String>, Vec<String>) {
-    let is_name = |tag: &&String| tag.starts_with("xcp.label.") || tag.starts_with("xcp.description.");
-    let wanted: Vec<String> = of_params(params).into_iter().filter(|tag| is_name(&tag)).collect();
-    let go = tags.iter().filter(is_name).filter(|tag| !wanted.contains(tag)).cloned().collect();
+/// else, the lock, the time or the state of the volume, are in neither.
+pub fn to_change(tags: &[String], params: &Params) -> (Vec<String>, Vec<String>) {
+    let is_of_params = |tag: &&String| {
+        let key = tag.split_once('=').map_or(tag.as_str(), |(key, _)| key);
+        [READ_ONLY, SHAREABLE, SNAPSHOT_OF].contains(&key)
+            || tag.starts_with("xcp.label.")
+            || tag.starts_with("xcp.description.")
+    };
+    let wanted = of_params(params);
+    let go = tags.iter().filter(is_of_params).filter(|tag| !wanted.contains(tag)).cloned().collect();
     (go, wanted.into_iter().filter(|tag| !tags.contains(tag)).collect())
 }
 
@@ -161,7 +180,8 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_survives(label in "\\PC{0,400}", description in "\\PC{0,2000}", users in prop::collection::vec("\\PC{1,40}", 0..4), state in 1..u64::MAX) {
-            let params = Params { label, description, shareable: true, read_only: false };
+            let snapshot_of = Some(crate::types::VdiUuid::random());
+            let params = Params { label, description, shareable: true, snapshot_of, ..Params::default() };
             let mut tags = of_params(&params);
             tags.extend(of_holders(state, &users));
             for tag in &tags {
@@ -178,24 +198,30 @@ mod tests {
     }
 
     #[test]
-    fn a_new_name_takes_the_place_of_the_old_one_and_leaves_the_rest() {
-        let params = |label: &str, description: &str| Params {
+    fn new_params_take_the_place_of_the_old_ones_and_leave_the_rest() {
+        let params = |label: &str, read_only: bool| Params {
             label: label.to_owned(),
-            description: description.to_owned(),
-            shareable: true,
-            ..Params::default()
+            description: "what it is".to_owned(),
+            shareable: !read_only,
+            read_only,
+            snapshot_of: read_only.then(|| "98de866e-b035-4b1a-a571-613bff542b89".parse().unwrap()),
+            created: Some(1_700_000_000),
         };
-        for (old, new) in [("", "a b"), ("a b", ""), ("a b", "a b"), (&"é".repeat(3000), "x"), ("x", &"é".repeat(3000))]
-        {
-            let mut tags = of_params(&params(old, "what it is"));
-            tags.extend(of_holders(3, &["me".to_owned()]));
-            tags.push(ZERO.to_owned());
-            let before = read(&tags);
-            let (go, come) = to_rename(&tags, &params(new, "what it is"));
-            assert_eq!(old == new, go.is_empty() && come.is_empty());
-            tags.retain(|tag| !go.contains(tag));
-            tags.extend(come);
-            assert_eq!(read(&tags), Record { params: params(new, "what it is"), ..before });
+        let long = "é".repeat(3000);
+        for (old, new) in [("", "a b"), ("a b", ""), ("a b", "a b"), (&long, "x"), ("x", &long)] {
+            for (was, is) in [(false, false), (false, true), (true, false)] {
+                let mut tags = of_params(&params(old, was));
+                tags.push(of_time(1_700_000_000));
+                tags.extend(of_holders(3, &["me".to_owned()]));
+                tags.push(ZERO.to_owned());
+                let before = read(&tags);
+                assert_eq!(before.params, params(old, was));
+                let (go, come) = to_change(&tags, &params(new, is));
+                assert_eq!((old, was) == (new, is), go.is_empty() && come.is_empty());
+                tags.retain(|tag| !go.contains(tag));
+                tags.extend(come);
+                assert_eq!(read(&tags), Record { params: params(new, is), ..before });
+            }
         }
     }
 

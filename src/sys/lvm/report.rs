@@ -16,14 +16,14 @@ use crate::sys::tool::Tool;
 pub const UNREADABLE: &str = "unreadable";
 
 const LV_COLUMNS: &str = "lv_name,lv_size,lv_tags,lv_attr,lv_layout,lv_health_status,data_percent,\
-                          metadata_percent,lv_metadata_size";
+                          metadata_percent,lv_metadata_size,lv_time";
 
 /// A report of groups would read their copies in /etc/lvm/backup as well, only to see whether these are current: a quarter
 /// of its time with 500 volumes.
 const UNCHECKED: &str = "backup{backup=0}";
 
 /// What is read is written as we read it, whatever lvm.conf says.
-const PARSED: &str = "report{binary_values_as_numeric=0 compact_output=0 prefixes=0}";
+const PARSED: &str = "report{binary_values_as_numeric=0 compact_output=0 prefixes=0 time_format=\"%s\"}";
 
 /// What LVM knows of one volume group, or of all of them, those of other hosts included. Physical volumes
 /// that belong to no group come in one without a name.
@@ -131,6 +131,8 @@ pub fn parse_report(out: &str) -> Result<Vec<Vg>> {
         data_percent: &'a str,
         metadata_percent: &'a str,
         lv_metadata_size: &'a str,
+        #[serde(default)]
+        lv_time: &'a str,
     }
     let damaged = |what: String| Error::Damaged { path: PathBuf::from("lvm fullreport"), what };
     let document: Document =
@@ -176,6 +178,7 @@ pub fn parse_report(out: &str) -> Result<Vec<Vg>> {
                 data_used: parse_percent(row.data_percent),
                 metadata_used: parse_percent(row.metadata_percent),
                 metadata_size: number(row.lv_metadata_size).unwrap_or(0),
+                created: row.lv_time.parse().ok().filter(|seconds| *seconds > 0),
             });
         }
         groups.push(vg);

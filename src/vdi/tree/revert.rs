@@ -7,6 +7,7 @@
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::types::VdiUuid;
+use crate::vdi::disk::{SnapshotSaid, refuse_snapshot_of_another};
 use crate::vdi::place::Place;
 use crate::vdi::served::{pause, prepare};
 use crate::vdi::tree::chain::{LONGEST_CHAIN, chain, depth, look};
@@ -18,9 +19,16 @@ use crate::vdi::tree::fork::twin;
 /// both, and has seen that no process has the disk.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for a source that can be written to, or that shares no image with the disk; [`Error::IsBase`];
+/// [`Error::Unsupported`] for a source that can be written to, that is known to be a snapshot of another disk, or that shares
+/// no image with the disk; [`Error::IsBase`];
 /// [`Error::ChainTooLong`]; [`Error::VdiInUse`] while another host has the disk open; [`Error::NoVdi`]; [`Error::NoSpace`].
-pub fn revert(forest: &dyn Forest, place: &dyn Place, snapshot: VdiUuid, context: &Context) -> Result<()> {
+pub fn revert(
+    forest: &dyn Forest,
+    place: &dyn Place,
+    snapshot: VdiUuid,
+    said: SnapshotSaid,
+    context: &Context,
+) -> Result<()> {
     const OP: &str = "vdi_revert";
     let refused = |why: String| Err(Error::Unsupported { op: OP, why });
     let source = forest.place(snapshot)?;
@@ -31,9 +39,7 @@ pub fn revert(forest: &dyn Forest, place: &dyn Place, snapshot: VdiUuid, context
     if let Some(base) = [(&node, place.vdi()), (&from, snapshot)].iter().find(|(node, _)| node.hidden) {
         return Err(Error::IsBase { op: OP, vdi: base.1 });
     }
-    if snapshot == place.vdi() || !source.params()?.read_only {
-        return refused(format!("VDI {snapshot} is no snapshot: it can be written to. vdi_snapshot makes one"));
-    }
+    refuse_snapshot_of_another(place.vdi(), snapshot, &source.params()?, said)?;
     if node.format != from.format || chain(forest, place)?.last() != chain(forest, &*source)?.last() {
         return refused(format!(
             "VDI {snapshot} is no snapshot of VDI {}: they share no image. vdi_clone makes a disk of it",

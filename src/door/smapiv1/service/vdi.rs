@@ -14,7 +14,8 @@ use crate::door::xmlrpc::{self, Value};
 use crate::error::one_line;
 use crate::sys::lock::Kind;
 use crate::sys::syslog;
-use crate::types::{Format, NewVdi, Params, VdiInfo, VdiUuid};
+use crate::types::{Format, NewVdi, Params, ParamsChange, VdiInfo, VdiUuid};
+use crate::vdi::SnapshotSaid;
 
 impl Service<'_> {
     pub(super) fn vdi_create(&mut self) -> Answer {
@@ -129,8 +130,8 @@ impl Service<'_> {
         let _shared = self.agent_lock(Kind::Shared)?;
         let (session, context) = (self.session()?, until(deadline(), hosts));
         let info = match is_clone {
-            true => session.vdi_clone(source, dest, &context)?,
-            false => session.vdi_snapshot(source, dest, &context)?,
+            true => session.vdi_clone(source, dest, ParamsChange::default(), &context)?,
+            false => session.vdi_snapshot(source, dest, ParamsChange::default(), &context)?,
         };
         // Its name is xapi's to choose.
         let row = Introduced { label: "", description: "", sm_config: self.sm_config(&info), ..Introduced::of(&info) };
@@ -186,7 +187,8 @@ impl Service<'_> {
         }
         let _shared = self.agent_lock(Kind::Shared)?;
         let session = self.session()?;
-        session.vdi_revert(disk, snapshot, &now())?;
+        // xapi names the disk that its record has as the origin of the snapshot.
+        session.vdi_revert(disk, snapshot, SnapshotSaid::ByAgent, &now())?;
         let info = session.vdi_get_brief(disk, &now())?;
         if let Some(base) = info.parent {
             self.introduce_base(sr_ref, (reference, &record), &info, base)?;

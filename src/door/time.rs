@@ -1,0 +1,74 @@
+//! Points in time, as people and other programs read them.
+
+use std::fmt;
+
+/// A number of seconds since 1970-01-01 UTC. It is shown as RFC 3339 has it: `2026-11-27T01:07:35Z`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Utc(pub u64);
+
+impl Utc {
+    /// `2026-11-27 01:07`, for tables.
+    pub fn to_the_minute(self) -> String {
+        let (year, month, day) = self.date();
+        let (hour, minute, _) = self.clock();
+        format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}")
+    }
+
+    /// `20261127T01:07:35Z`, as XML-RPC has it.
+    pub fn to_xmlrpc(self) -> String {
+        let (year, month, day) = self.date();
+        let (hour, minute, second) = self.clock();
+        format!("{year:04}{month:02}{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    }
+
+    fn clock(self) -> (u64, u64, u64) {
+        (self.0 / 3600 % 24, self.0 / 60 % 60, self.0 % 60)
+    }
+
+    /// Year, month and day of the Gregorian calendar. A year begins in March here, so that a leap day is its last.
+    fn date(self) -> (u64, u64, u64) {
+        const DAYS_OF_400_YEARS: u64 = 146_097;
+        // From 0000-03-01 to 1970-01-01.
+        let days = self.0 / 86_400 + 719_468;
+        let (era, day) = (days / DAYS_OF_400_YEARS, days % DAYS_OF_400_YEARS);
+        let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * day + 2) / 153;
+        let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+        (era * 400 + year + u64::from(month <= 2), month, day)
+    }
+}
+
+impl fmt::Display for Utc {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        let (year, month, day) = self.date();
+        let (hour, minute, second) = self.clock();
+        write!(out, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The dates are those of `date -u -d @SECONDS`.
+    #[test]
+    fn a_date_is_that_of_the_calendar() {
+        for (seconds, shown) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_709_164_800, "2024-02-29T00:00:00Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (1_795_741_655, "2026-11-27T01:07:35Z"),
+            (4_107_542_399, "2100-02-28T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(Utc(seconds).to_string(), shown, "{seconds}");
+        }
+        assert_eq!(Utc(1_795_741_655).to_the_minute(), "2026-11-27 01:07");
+        assert_eq!(Utc(1_795_741_655).to_xmlrpc(), "20261127T01:07:35Z");
+        let _ = Utc(u64::MAX).to_string();
+    }
+}
