@@ -109,6 +109,12 @@ pub enum Error {
     NotWhole { sr: SrUuid, mendable: usize, lasting: usize },
     #[error("{}: {what}", path.display())]
     Damaged { path: PathBuf, what: String },
+    /// A line of a file that a person wrote.
+    #[error("{}: line {line}: {what}", path.display())]
+    BadLine { path: PathBuf, line: usize, what: String },
+    /// A source of devices that there is not. `known`: those that there are.
+    #[error("no backend is called {}; there are {}", Quoted(name), known.join(", "))]
+    NoBackend { name: String, known: Vec<String> },
 
     #[error("cannot {op} {}", path.display())]
     Io { op: &'static str, path: PathBuf, source: io::Error },

@@ -10,7 +10,8 @@
 //! 6. [`datapath`]: serves an image as a block device.
 //! 7. [`sys`]: the system: loop devices, locks, durable writes, external tools.
 //!
-//! [`registry`] is the table of SRs that have a name on this host. The door for people alone reads it.
+//! [`registry`] is what people call things on this host: SRs with a name, which the door for people alone reads, and media with
+//! their owners.
 //!
 //! [`context`] holds what a call hands down through the layers: its deadline, its progress, the other hosts.
 

@@ -33,6 +33,8 @@ const OFFERS: &[(&[&str], &[&str])] = &[
     (&["vdi_create", "fast", "1G", "--lab"], &["--label"]),
     (&["sr_scan", "fast", "--format", "js"], &["json"]),
     (&["sr_scan", ""], &["fast"]),
+    (&["devices", "re"], &["release", "rebuild"]),
+    (&["devices", "claim", "--lay"], &["--layout"]),
     (&["vdi_get_params", "f"], &["fast"]),
     (&["vdi_get_params", "fast", ""], &["root disk", "web", A, B]),
     (&["vdi_get_params", "fast", "w"], &["web"]),

@@ -12,6 +12,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use xcp_sm::door::cli;
 use xcp_sm::door::v1::{self, manual};
 use xcp_sm::sr::DRIVERS;
 
@@ -32,10 +33,25 @@ fn generated() -> Vec<(PathBuf, Vec<u8>)> {
     files.push((Path::new("man/sm.8").to_owned(), page_of_sm(&sm, &drivers)));
     let mut built = sm.clone();
     built.build();
-    for verb in built.get_subcommands() {
+    for verb in built.get_subcommands().filter(|verb| !cli::GROUPS.contains(&verb.get_name())) {
         files.push((Path::new("man").join(format!("sm-{}.8", verb.get_name())), page_of(verb)));
     }
+    let mut groups = cli::grammar::command();
+    groups.build();
+    for group in groups.get_subcommands() {
+        pages_of_group(group, "", &mut files);
+    }
     files
+}
+
+/// The page of a command that is not about SRs, and those of its commands.
+fn pages_of_group(command: &clap::Command, above: &str, files: &mut Vec<(PathBuf, Vec<u8>)>) {
+    let name = format!("{above}{}", command.get_name());
+    let page = name.replace(' ', "-");
+    files.push((Path::new("man").join(format!("sm-{page}.8")), page_named(command, &page, &name)));
+    for inner in command.get_subcommands() {
+        pages_of_group(inner, &format!("{name} "), files);
+    }
 }
 
 /// Text that roff takes as it is.
@@ -89,19 +105,25 @@ fn page_of_sm(sm: &clap::Command, drivers: &[&str]) -> Vec<u8> {
 
 /// The page of one command. What holds for all commands stands in sm(8) alone.
 fn page_of(verb: &clap::Command) -> Vec<u8> {
-    let usage = verb.clone().render_usage().to_string();
-    let synopsis = usage.trim_start_matches("Usage: ");
     let name = verb.get_name().to_owned();
-    let command = verb.clone().display_name(format!("sm-{name}"));
+    let command = verb.clone();
     let command = command.mut_arg("dconf", |arg| arg.long_help("Where the SR lives; sm(8) has the forms of all types"));
+    page_named(&command, &name, &name)
+}
+
+/// `page`: the name of the page without `sm-`; `name`: the words of the command.
+fn page_named(command: &clap::Command, page: &str, name: &str) -> Vec<u8> {
+    let usage = command.clone().render_usage().to_string();
+    let synopsis = usage.trim_start_matches("Usage: ").replace("\n       ", "\n.br\n");
+    let command = command.clone().display_name(format!("sm-{page}"));
     let man = clap_mangen::Man::new(command).section("8");
     let mut page = Vec::new();
     man.render_title(&mut page).unwrap();
     man.render_name_section(&mut page).unwrap();
-    page.extend(section("SYNOPSIS", &format!("{}\n", plain(synopsis))).into_bytes());
+    page.extend(section("SYNOPSIS", &format!("{}\n", plain(&synopsis))).into_bytes());
     man.render_description_section(&mut page).unwrap();
     man.render_options_section(&mut page).unwrap();
-    page.extend(examples(&name).into_bytes());
+    page.extend(examples(name).into_bytes());
     let elsewhere = "Exit statuses, files and variables of the environment are in sm(8).\n";
     page.extend(section("EXIT STATUS", elsewhere).into_bytes());
     page.extend(see_also(&["sm"]).into_bytes());

@@ -42,6 +42,12 @@ impl Session {
         self.sr
     }
 
+    /// The block devices that device_config names; none for a driver of another substrate.
+    pub(super) fn devices(&self) -> Vec<PathBuf> {
+        let named = self.driver.keys().any(|key| key == "device").then(|| self.config.get("device")).flatten();
+        named.unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty()).map(PathBuf::from).collect()
+    }
+
     /// The directory in which the disks are files, if they are. Programs of a host expect the SR at a path of its own.
     pub fn local_path(&self) -> Option<PathBuf> {
         self.storage.local_path()

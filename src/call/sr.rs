@@ -4,6 +4,7 @@ use super::Session;
 use super::locks::{Locks, forget_sr, forget_vdis};
 use crate::context::Context;
 use crate::error::Result;
+use crate::registry::reserve;
 use crate::sr::loss;
 use crate::types::{Done, Finding, Overwrite, Space, SrInfo, VdiName};
 use crate::vdi::tree::collect::Planned;
@@ -15,8 +16,17 @@ impl Session {
     /// [`SrExists`](crate::Error::SrExists), [`DeviceInUse`](crate::Error::DeviceInUse), and
     /// [`HoldsSr`](crate::Error::HoldsSr) with the disks that would be lost.
     pub fn sr_create(&self, size: Option<u64>, over: &Overwrite, context: &Context) -> Result<()> {
-        let (sr, over) = (self.sr, over.clone());
-        self.carry_out(Locks::of_sr(), context, move |storage, context| loss::create(storage, sr, size, &over, context))
+        let (sr, over, devices, class) = (self.sr, over.clone(), self.devices(), self.driver.sr_type);
+        self.carry_out(Locks::of_sr(), context, move |storage, context| {
+            if !devices.is_empty() {
+                reserve::refuse(sr, &devices)?;
+            }
+            loss::create(storage, sr, size, &over, context)?;
+            if !devices.is_empty() {
+                reserve::claim(sr, class, &devices, &over.srs, context.deadline);
+            }
+            Ok(())
+        })
     }
 
     /// What [`Session::sr_create`] would destroy, in words. Changes nothing.
@@ -24,8 +34,13 @@ impl Session {
     /// # Errors
     /// Those of [`Session::sr_create`], as far as they can be told before.
     pub fn plan_create(&self, size: Option<u64>, over: &Overwrite, context: &Context) -> Result<Vec<String>> {
-        let over = over.clone();
-        self.carry_out(Locks::none(), context, move |storage, context| loss::plan(storage, size, &over, context))
+        let (sr, over, devices) = (self.sr, over.clone(), self.devices());
+        self.carry_out(Locks::none(), context, move |storage, context| {
+            if !devices.is_empty() {
+                reserve::refuse(sr, &devices)?;
+            }
+            loss::plan(storage, size, &over, context)
+        })
     }
 
     /// What [`Session::sr_collect`] would do now. Changes nothing.
@@ -41,13 +56,16 @@ impl Session {
     /// # Errors
     /// [`VdiInUse`](crate::Error::VdiInUse) while a VDI is attached or locked; then nothing was changed.
     pub fn sr_delete(&self, context: &Context) -> Result<Done> {
-        let sr = self.sr;
-        self.carry_out(Locks::of_sr(), context, move |storage, _| {
+        let (sr, has_devices) = (self.sr, !self.devices().is_empty());
+        self.carry_out(Locks::of_sr(), context, move |storage, context| {
             // No other call holds the lock of a VDI meanwhile: each of them shares the SR's.
             let doomed = storage.stat().map(|info| info.vdi_uuids).unwrap_or_default();
             let done = storage.delete()?;
             forget_vdis(&doomed);
             forget_sr(sr);
+            if has_devices {
+                reserve::release(sr, context.deadline);
+            }
             Ok(done)
         })
     }

@@ -1,5 +1,6 @@
 //! The doors: one per protocol. Here argv decides which; only this module writes to stdout.
 
+pub mod cli;
 pub mod host;
 pub mod plugin;
 pub mod sexp;

@@ -101,6 +101,25 @@ fn columns<const N: usize>(out: &mut String, rows: &[[String; N]], numbers: &[us
     }
 }
 
+/// Rows of the same columns as aligned lines; the columns `numbers` to the right.
+pub fn aligned(rows: &[Vec<String>], numbers: &[usize]) -> String {
+    let count = rows.first().map_or(0, Vec::len);
+    // A character that is escaped takes more columns.
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| printable(cell).into_owned()).collect()).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    let mut out = String::new();
+    for row in &rows {
+        let cell = |column: usize| match (&row[column], widths[column]) {
+            (cell, width) if numbers.contains(&column) => format!("{cell:>width$}"),
+            (cell, width) => format!("{cell:width$}"),
+        };
+        line(&mut out, &(0..count).map(cell).collect::<Vec<_>>().join("  "));
+    }
+    out
+}
+
 fn list(out: &mut String, lines: &[Listed]) {
     if lines.is_empty() {
         out.push_str("no SR found");

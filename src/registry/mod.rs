@@ -1,10 +1,22 @@
-//! The SRs that have a name on this host: `/etc/sm/sr.d/NAME.conf`, for people. Drivers and agents never read the table.
+//! What people call things on this host: the SRs that have a name, and the media with their owners.
 //!
 //! | file | what |
 //! |---|---|
-//! | [`entry`] | one file of the table: its keys, how values are quoted |
+//! | [`entry`] | one file of the table of names: its keys, how values are quoted |
 //! | [`name`] | what a name may look like |
-//! | here | the directory: which files are trusted, how an entry is found, added and removed |
+//! | here | the directory of names: which files are trusted, how an entry is found, added and removed |
+//! | [`identity`] | the stable name of a medium |
+//! | [`sysfs`], [`signature`] | what the kernel and the device itself say of a block device |
+//! | [`facts`] | what follows: the state of a device, test by test |
+//! | [`claims`], [`ledger`] | whose each medium is: the values, and the file of them |
+//! | [`reserve`] | claims around sr_create and sr_delete |
+//! | [`rebuild`] | the claims made anew from what the devices hold |
+//! | [`backend`], [`candidate`], [`line`](mod@line) | where media come from, and the form of an inventory |
+//! | [`view`] | the list of media, with state and owner |
+//! | [`settings`] | `/etc/sm/sm.conf` |
+//!
+//! `docs/devices.md` tells of media, their states and claims. The rest of this page is about names: `/etc/sm/sr.d/NAME.conf`, for
+//! people. Drivers and agents never read that table.
 //!
 //! The table also has the files of `/etc/sm-collect`, an older place: the name of each is the UUID of its SR. They are read and
 //! never written.
@@ -17,8 +29,21 @@
 //! An entry appears complete and durable, or not at all; it disappears by one unlink. sr_create adds it before it makes the SR,
 //! so that a killed sr_create leaves a name by which the same command is repeated. sr_delete removes it after the SR is gone.
 
+pub mod backend;
+pub mod candidate;
+pub mod claims;
 pub mod entry;
+pub mod facts;
+pub mod identity;
+pub mod ledger;
+pub mod line;
 pub mod name;
+pub mod rebuild;
+pub mod reserve;
+pub mod settings;
+pub mod signature;
+pub mod sysfs;
+pub mod view;
 
 use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, Read};

@@ -103,6 +103,14 @@ pub fn id(file: &File, path: &Path) -> Result<FileId> {
     Ok((meta.dev(), meta.ino()))
 }
 
+/// Device and inode of the file that a loop device shows.
+///
+/// # Errors
+/// [`Error::Io`] if the device cannot be opened or has no file.
+pub fn file_of(device: &Path) -> Result<FileId> {
+    status(device).map(|info| info.file_id()).map_err(Error::io("ask for the file of", device))
+}
+
 /// The loop devices of this host that have a backing file, keyed by that file's path as the kernel
 /// shows it. One pass over sysfs; needs no privilege.
 ///

@@ -57,6 +57,26 @@ pub fn collected() -> PathBuf {
     on_host("/etc/sm-collect")
 }
 
+/// The claims of media: `/var/lib/sm/registry`.
+pub fn registry() -> PathBuf {
+    on_host("/var/lib/sm/registry")
+}
+
+/// The settings of the device registry: `/etc/sm/sm.conf`.
+pub fn settings() -> PathBuf {
+    on_host("/etc/sm/sm.conf")
+}
+
+/// The inventory of the backend `file`, unless the settings name another: `/etc/sm/storage.conf`.
+pub fn inventory() -> PathBuf {
+    on_host("/etc/sm/storage.conf")
+}
+
+/// The programs of the backends `exec:NAME`: `/usr/lib/sm/backends`.
+pub fn backends() -> PathBuf {
+    on_host("/usr/lib/sm/backends")
+}
+
 /// The socket of xapi.
 pub fn xapi() -> PathBuf {
     on_host("/var/lib/xcp/xapi")

@@ -8,7 +8,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -76,6 +76,18 @@ impl Tool {
     pub fn env(mut self, key: &str, value: &str) -> Tool {
         self.command.env(key, value);
         self
+    }
+
+    /// Gives the program these bytes on its standard input.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there is no memory for them.
+    pub fn input(mut self, bytes: &[u8]) -> Result<Tool> {
+        let fail = |e: io::Error| Error::io("give its input to", &self.shown)(e);
+        let mut file = memfd_create("input", MFdFlags::MFD_CLOEXEC).map(File::from).map_err(|e| fail(e.into()))?;
+        file.write_all(bytes).and_then(|()| file.rewind()).map_err(fail)?;
+        self.command.stdin(Stdio::from(file));
+        Ok(self)
     }
 
     pub fn deadline(mut self, deadline: Duration) -> Tool {

@@ -73,6 +73,8 @@ fn candidates(command: &Command, before: &[String], current: &str) -> Candidates
         } else if verb.is_none() {
             let Some(found) = command.find_subcommand(word) else { return Vec::new() };
             verb = Some(found);
+        } else if let Some(inner) = verb.and_then(|verb| verb.find_subcommand(word)) {
+            verb = Some(inner);
         } else {
             words.push(word);
         }
@@ -83,6 +85,9 @@ fn candidates(command: &Command, before: &[String], current: &str) -> Candidates
     let Some(verb) = verb else {
         return command.get_subcommands().map(|verb| (verb.get_name().to_owned(), about(verb.get_about()))).collect();
     };
+    if words.is_empty() && verb.has_subcommands() {
+        return verb.get_subcommands().map(|inner| (inner.get_name().to_owned(), about(inner.get_about()))).collect();
+    }
     of_word(verb, &words, current)
 }
 

@@ -37,7 +37,8 @@ Exit status 0, or a number whose name begins the one line on stderr that says wh
    1 EPERM not supported here   5 EIO                     7 E2BIG            13 EACCES
   16 EBUSY device in use       17 EEXIST                 19 ENODEV           22 EINVAL
   28 ENOSPC                    37 ENOLCK                 42 ENOMSG no such command
- 100 ENOSR                    101 ENOVDI                102 ESRBUSY         103 EVDIBUSY";
+ 100 ENOSR                    101 ENOVDI                102 ESRBUSY         103 EVDIBUSY
+ 104 ENOBACKEND               105 EMODEL a line of a settings or inventory file";
 
 /// An SR driver, as an agent calls it.
 #[derive(Parser)]

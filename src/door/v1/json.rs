@@ -205,6 +205,11 @@ pub fn failure(error: &str, status: u8, message: &str) -> Vec<u8> {
     line(&Document { schema: SCHEMA, of: Failure { error, status, message } })
 }
 
+/// A document of another command as one line.
+pub fn document<T: Serialize>(of: &T) -> Vec<u8> {
+    line(&Document { schema: SCHEMA, of })
+}
+
 fn line<T: Serialize>(document: &T) -> Vec<u8> {
     let mut bytes = serde_json::to_vec(document).expect("a document is plain data");
     bytes.push(b'\n');

@@ -9,6 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches};
 use super::grammar::{Common, DriverCommand, SmCommand};
 use super::manual;
 use super::words::SEVERAL;
+use crate::door::cli;
 use crate::sr::{self, Driver};
 
 /// The command line of `sm`, with what each driver says of itself and what people may leave out.
@@ -20,12 +21,13 @@ pub fn sm_command() -> clap::Command {
             "Where the SR lives. By type:{forms}\n  any    ((key . \"value\") …) with device_config keys"
         ))
     });
-    with_place.mut_subcommands(|verb| {
+    let of_srs = with_place.mut_subcommands(|verb| {
         let makes = matches!(verb.get_name(), "vdi_create" | "vdi_import");
         let verb = verb.mut_args(|arg| as_people_say(arg, makes));
         let (usage, examples) = (usage(&verb), manual::examples(verb.get_name()).unwrap_or_default());
         verb.override_usage(usage).after_help(examples)
-    })
+    });
+    of_srs.subcommands(cli::grammar::groups())
 }
 
 /// The command line of `sm` without the texts that only help and errors show: each call starts with it.

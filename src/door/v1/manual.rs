@@ -62,6 +62,23 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("vdi_export", &[("A disk as a VHD:", "sm vdi_export fast/web web.vhd")]),
     ("vdi_import", &[("A disk of an image:", "sm vdi_import fast debian.qcow2 --label debian")]),
     ("vdi_tree", &[("Which disk was made from which:", "sm vdi_tree fast")]),
+    (
+        "devices",
+        &[
+            ("Every device with state and owner:", "sm devices"),
+            ("The free ones, with their models:", "sm devices --free -o dev,size,model"),
+            ("Why a device is not free:", "sm devices why /dev/sdb"),
+        ],
+    ),
+    ("devices list", &[("The devices as JSON:", "sm devices list --format json")]),
+    (
+        "devices why",
+        &[("Any name that leads to the device will do:", "sm devices why /dev/disk/by-path/pci-0000:00:1f.2-ata-1")],
+    ),
+    ("devices claim", &[("Keep a disk for later:", "sm devices claim /dev/sdb")]),
+    ("devices release", &[("Give it back:", "sm devices release /dev/sdb")]),
+    ("devices rebuild", &[("See what would be changed, then change it:", "sm devices rebuild -n; sm devices rebuild")]),
+    ("backends", &[("Where devices may come from:", "sm backends")]),
 ];
 
 /// The examples of a command as `--help` shows them; `None` if it has none.
@@ -92,6 +109,8 @@ pub const STATUSES: &[(u8, &str, &str)] = &[
     (101, "ENOVDI", "There is no such VDI."),
     (102, "ESRBUSY", "The SR is not available, or another call works on it."),
     (103, "EVDIBUSY", "The VDI is attached or locked."),
+    (104, "ENOBACKEND", "There is no such backend."),
+    (105, "EMODEL", "A line of a file that a person wrote is not valid."),
 ];
 
 /// Files, and what each is.
@@ -100,6 +119,10 @@ pub const FILES: &[(&str, &str)] = &[
         "/etc/sm/sr.d/NAME.conf",
         "The SR that has this name on this host: UUID=, TYPE= and DCONF=, or keys of device_config.",
     ),
+    ("/etc/sm/sm.conf", "Settings of sm devices: backend=, storage_file=, min_size=."),
+    ("/etc/sm/storage.conf", "The inventory of the backend file: a device a line, CLASS: host=HOST dev=PATH."),
+    ("/var/lib/sm/registry/claims.json", "Whose each device is. sm devices rebuild makes it anew."),
+    ("/usr/lib/sm/backends", "The programs of backends."),
     ("/etc/sm-collect/UUID.conf", "SRs of the timer of earlier releases: TYPE= and DCONF=."),
     ("/run/sr-mount", "Where SRs are mounted that name no mountpoint."),
     ("/var/lock/sm", "Locks between the calls of this host."),

@@ -49,7 +49,7 @@ use self::grammar::{Common, DriverCommand, OutputFormat, Verb};
 use self::progress::ProgressBar;
 use self::verbs::Caller;
 use self::words::Known;
-use super::{Answer, sexp};
+use super::{Answer, cli, sexp};
 use crate::context::{Context, LONGEST_WAIT};
 use crate::error::{Error, Result};
 use crate::sr::Driver;
@@ -76,9 +76,13 @@ pub fn sm(args: Vec<OsString>) -> Answer {
     if complete::is_meant(&args) {
         return complete::serve(&args);
     }
+    let args = with_help_as_option(args);
+    if cli::is_meant(&args) {
+        return cli::serve(args);
+    }
     let command = brief_command();
     let known = Known { is_sr: &address::is_sr, default_sr: address::default_sr() };
-    let mut lines = words::lines(&command, with_help_as_option(args), &known).into_iter();
+    let mut lines = words::lines(&command, args, &known).into_iter();
     let first = lines.next().expect("a line stands for one line at least");
     lines.fold(person::serve(command, first), |before, line| before.and(person::serve(brief_command(), line)))
 }

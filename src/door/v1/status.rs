@@ -40,6 +40,8 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::NoVdi { .. } | Error::UnknownVdi { .. } => (101, "ENOVDI"),
         Error::SrUnavailable { .. } | Error::Busy { .. } => (102, "ESRBUSY"),
         Error::VdiInUse { .. } | Error::NotPaused { .. } => (103, "EVDIBUSY"),
+        Error::NoBackend { .. } => (104, "ENOBACKEND"),
+        Error::BadLine { .. } => (105, "EMODEL"),
         Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => exit_status(cause),
         Error::Damaged { .. } | Error::NotMerged { .. } | Error::NotWhole { .. } | Error::Tool { .. } => (5, "EIO"),
         Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => (13, "EACCES"),

@@ -1,0 +1,187 @@
+//! What the commands do.
+
+use std::time::Instant;
+
+use super::grammar::{DevicesCommand, Group, ListArgs, OwnerArgs};
+use super::shown::{COLUMNS, OF_INVENTORY, Reply, USUAL};
+use crate::call::Session;
+use crate::context::{Context, DEFAULT_WAIT};
+use crate::door::size;
+use crate::error::{Error, Result};
+use crate::registry::backend::{self, Backend};
+use crate::registry::candidate::Class;
+use crate::registry::claims::{BY_HAND, Claim};
+use crate::registry::facts::State;
+use crate::registry::rebuild::{self, Found};
+use crate::registry::settings::Settings;
+use crate::registry::view::{self, Host};
+use crate::registry::{identity, ledger, reserve};
+use crate::sr::{DRIVERS, Driver};
+use crate::types::{DeviceConfig, SrUuid};
+
+/// Carries one command out.
+///
+/// # Errors
+/// [`Error::NoBackend`], [`Error::BadLine`] for settings and inventories; [`Error::Damaged`] for claims that cannot be read; those
+/// of the command.
+pub fn carry_out(group: &Group) -> Result<Reply> {
+    let settings = Settings::read(size::parse)?;
+    match group {
+        Group::Backends => {
+            Backend::selected(&settings)?;
+            Ok(Reply::Backends(backend::all(&settings)))
+        }
+        Group::Devices { list: args, command: None }
+        | Group::Devices { command: Some(DevicesCommand::List(args)), .. } => list(&settings, args),
+        Group::Devices { command: Some(command), .. } => match command {
+            DevicesCommand::List(args) => list(&settings, args),
+            DevicesCommand::Why { device } => why(&settings, device),
+            DevicesCommand::Claim { identity, owner } => claim(&settings, identity, owner),
+            DevicesCommand::Release { identity } => release(&settings, identity),
+            DevicesCommand::Rebuild { dry_run } => rebuild(*dry_run),
+        },
+    }
+}
+
+fn list(settings: &Settings, args: &ListArgs) -> Result<Reply> {
+    let backend = Backend::selected(settings)?;
+    let class = args.class.as_deref().map(class).transpose()?;
+    let columns = match (args.columns.is_empty(), &backend) {
+        (true, Backend::Scan | Backend::None) => USUAL.to_vec(),
+        (true, _) => OF_INVENTORY.to_vec(),
+        (false, _) => args.columns.iter().map(|name| column(name)).collect::<Result<_>>()?,
+    };
+    let mut rows = view::rows(&backend, settings, size::parse)?;
+    rows.retain(|row| {
+        class.is_none_or(|class| row.class == class)
+            && args.host.as_ref().is_none_or(|host| row.host == *host)
+            && (!args.free || row.state == Some(State::Free))
+            && (args.all || row.state != Some(State::MultipathPath))
+    });
+    Ok(Reply::Devices { backend: backend.name(), rows, columns })
+}
+
+fn class(text: &str) -> Result<Class> {
+    text.parse().map_err(|expected| Error::Invalid { what: "--class", value: text.to_owned(), expected })
+}
+
+fn column(name: &str) -> Result<&'static str> {
+    let found = COLUMNS.into_iter().find(|column| *column == name.trim());
+    found.ok_or_else(|| Error::Invalid {
+        what: "column",
+        value: name.to_owned(),
+        expected: format!("there are {}", COLUMNS.join(", ")),
+    })
+}
+
+fn why(settings: &Settings, device: &str) -> Result<Reply> {
+    let host = Host::look(settings)?;
+    let (row, tests) = host.find(device).ok_or_else(|| no_device(device))?;
+    Ok(Reply::Why { row: Box::new(row), tests })
+}
+
+fn no_device(device: &str) -> Error {
+    let why = "neither a block device of this host that an SR may be made on, nor the identity of one".to_owned();
+    Error::NoDevice { device: device.to_owned(), why }
+}
+
+fn deadline() -> Instant {
+    Instant::now() + DEFAULT_WAIT
+}
+
+fn claim(settings: &Settings, word: &str, owner: &OwnerArgs) -> Result<Reply> {
+    let (row, tests) = Host::look(settings)?.find(word).ok_or_else(|| no_device(word))?;
+    // The name may lead to a partition.
+    let identity = if word.contains('/') { identity::of_path(word.as_ref()) } else { None };
+    let identity = identity.unwrap_or(row.identity);
+    if identity.is_empty() {
+        return Err(no_device(word));
+    }
+    let used =
+        tests.iter().find(|test| matches!(test.fails, Some(State::System | State::MultipathPath | State::Duplicate)));
+    if let Some(test) = used {
+        return Err(Error::DeviceInUse { device: row.dev, holder: test.found.clone() });
+    }
+    let class = owner.class.as_deref().map(class).transpose()?;
+    let claim = Claim {
+        identity: identity.clone(),
+        host: row.host,
+        dev: row.dev.clone(),
+        layout: owner.layout.clone().unwrap_or_else(|| BY_HAND.to_owned()),
+        class: class.map(|class| class.word().to_owned()).unwrap_or_default(),
+        index: owner.index,
+        sr_uuid: None,
+        since: reserve::now(),
+    };
+    ledger::change(deadline(), |claims| match claims.of(&identity) {
+        Some(known) if !known.has_owner_of(&claim) => {
+            let holder = format!("it is claimed: {}; sm devices release {identity} ends that", known.owner());
+            Err(Error::DeviceInUse { device: row.dev, holder })
+        }
+        _ => Ok((claims.put(claim), ())),
+    })?;
+    Ok(Reply::Done)
+}
+
+fn release(settings: &Settings, word: &str) -> Result<Reply> {
+    let mut identity = word.to_owned();
+    if let Some(claim) = ledger::read()?.of(word) {
+        identity.clone_from(&claim.identity);
+    } else if let Some((row, _)) = Host::look(settings)?.find(word) {
+        identity = if word.contains('/') { identity::of_path(word.as_ref()) } else { None }.unwrap_or(row.identity);
+    }
+    let known = ledger::read()?.of(&identity).cloned();
+    if let Some((sr, claim)) = known.as_ref().and_then(|claim| Some((claim.sr_uuid?, claim)))
+        && exists(sr, claim)?
+    {
+        let holder = format!("SR {sr} is on it; sr_delete deletes the SR and releases its devices");
+        return Err(Error::DeviceInUse { device: claim.dev.clone(), holder });
+    }
+    ledger::change(deadline(), |claims| Ok((!claims.release(|claim| claim.identity == identity).is_empty(), ())))?;
+    Ok(Reply::Done)
+}
+
+/// The drivers of SRs on block devices.
+fn on_devices() -> impl Iterator<Item = &'static Driver> {
+    DRIVERS.iter().copied().filter(|driver| driver.keys().any(|key| key == "device"))
+}
+
+/// Whether the SR of a claim is there. An SR that cannot be seen while its device is here counts as there.
+fn exists(sr: SrUuid, claim: &Claim) -> Result<bool> {
+    let config = DeviceConfig::from([("device", claim.dev.as_str())]);
+    for driver in on_devices() {
+        if !claim.class.is_empty() && claim.class != driver.sr_type {
+            continue;
+        }
+        let context = Context { deadline: deadline(), progress: &|_, _| {}, others: None };
+        match Session::open(driver, sr, config.clone())?.sr_get_space(&context) {
+            Err(Error::NoSr { .. } | Error::NoDevice { .. }) => {}
+            _ => return Ok(true),
+        }
+    }
+    Ok(false)
+}
+
+fn rebuild(dry_run: bool) -> Result<Reply> {
+    let mut found = Vec::new();
+    for driver in on_devices() {
+        for sr in (driver.discover)()? {
+            let devices = sr.config.get("device").unwrap_or_default().to_owned();
+            for dev in devices.split(',').filter(|dev| !dev.is_empty()) {
+                if let Some(identity) = identity::of_path(dev.as_ref()) {
+                    let (dev, class) = (dev.to_owned(), driver.sr_type.to_owned());
+                    found.push(Found { identity, dev, class, sr: sr.sr });
+                }
+            }
+        }
+    }
+    let present = Host::identities()?;
+    let make = |before: Option<&crate::registry::claims::Claims>| {
+        rebuild::rebuilt(before, &found, &present, &view::host_name(), reserve::now())
+    };
+    let lines = match dry_run {
+        true => make(ledger::read().ok().as_ref()).1,
+        false => ledger::rebuild(deadline(), |before| Ok(make(before.ok().as_ref())))?,
+    };
+    Ok(Reply::Changes { lines, dry_run })
+}

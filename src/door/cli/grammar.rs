@@ -1,0 +1,139 @@
+//! The command lines.
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::door::v1::grammar::OutputFormat;
+use crate::door::v1::manual;
+
+/// Storage repositories (SR) and the virtual disks (VDI) in them, for people.
+#[derive(Parser)]
+#[command(name = "sm", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct SmLine {
+    /// Form of the answer. Without this option sm writes a table on a terminal, and s-expressions otherwise.
+    #[arg(long, value_name = "FORMAT", global = true)]
+    pub format: Option<OutputFormat>,
+    #[command(subcommand)]
+    pub group: Group,
+}
+
+#[derive(Subcommand)]
+pub enum Group {
+    /// List the devices of this host that an SR may be made on, with state and owner; explain one; keep their claims.
+    #[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+    Devices {
+        #[command(flatten)]
+        list: ListArgs,
+        #[command(subcommand)]
+        command: Option<DevicesCommand>,
+    },
+    /// List the backends, which say what devices there are, and which of them is selected in /etc/sm/sm.conf.
+    Backends,
+}
+
+#[derive(Args, Default)]
+pub struct ListArgs {
+    /// List devices of this class alone: lvm, file or nfs.
+    #[arg(long, value_name = "CLASS")]
+    pub class: Option<String>,
+    /// List devices of this host alone.
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// List devices alone that are free.
+    #[arg(long)]
+    pub free: bool,
+    /// List paths of multipath maps too.
+    #[arg(long)]
+    pub all: bool,
+    /// Columns of the table, with commas between them: class, host, dev, size, state, owner, identity, wwid, serial, model, tag,
+    /// block, rotational.
+    #[arg(short = 'o', long, value_name = "COLUMN,…", value_delimiter = ',')]
+    pub columns: Vec<String>,
+}
+
+#[derive(Subcommand)]
+pub enum DevicesCommand {
+    /// List the devices, as the command does without a word.
+    List(ListArgs),
+    /// Explain the state of a device: every test, with its result.
+    Why {
+        /// Name of the device, any link to it, or its identity.
+        #[arg(value_name = "DEVICE")]
+        device: String,
+    },
+    /// Claim a medium, so that no sr_create takes it. Succeeds if the owner has it already.
+    Claim {
+        /// Identity of the medium, or the name of a device.
+        #[arg(value_name = "IDENTITY")]
+        identity: String,
+        #[command(flatten)]
+        owner: OwnerArgs,
+    },
+    /// Release a medium. Succeeds if nothing claims it; fails while the SR of the claim exists.
+    Release {
+        /// Identity of the medium, or the name of a device.
+        #[arg(value_name = "IDENTITY")]
+        identity: String,
+    },
+    /// Make the claims anew from what the devices hold, and say what was changed. Claims of absent media stay.
+    Rebuild {
+        /// Change nothing, and print what would be done.
+        #[arg(short = 'n', long = "dry-run")]
+        dry_run: bool,
+    },
+}
+
+/// The owner of a claim; by hand if no layout is named.
+#[derive(Args)]
+pub struct OwnerArgs {
+    /// Layout that the medium is reserved for. Without this option, the medium is reserved by hand.
+    #[arg(long, value_name = "LAYOUT", requires_all = ["class", "index"])]
+    pub layout: Option<String>,
+    /// Class of the slot: lvm, file or nfs.
+    #[arg(long, value_name = "CLASS", requires = "layout")]
+    pub class: Option<String>,
+    /// Index of the slot.
+    #[arg(long, value_name = "N", requires = "layout", value_parser = clap::value_parser!(u16).range(0..=65534))]
+    pub index: Option<u16>,
+}
+
+impl Group {
+    /// The command in words, if it changes something.
+    pub fn change(&self) -> Option<String> {
+        let Group::Devices { command: Some(command), .. } = self else { return None };
+        match command {
+            DevicesCommand::Claim { identity, .. } => Some(format!("devices claim {identity}")),
+            DevicesCommand::Release { identity } => Some(format!("devices release {identity}")),
+            DevicesCommand::Rebuild { dry_run: false } => Some("devices rebuild".to_owned()),
+            DevicesCommand::List(_) | DevicesCommand::Why { .. } | DevicesCommand::Rebuild { dry_run: true } => None,
+        }
+    }
+}
+
+/// The command line of `sm` with these commands alone, and their examples.
+pub fn command() -> clap::Command {
+    SmLine::command().mut_subcommands(|group| with_examples(group, ""))
+}
+
+fn with_examples(command: clap::Command, above: &str) -> clap::Command {
+    let name = format!("{above}{}", command.get_name());
+    let command = command.mut_subcommands(|inner| with_examples(inner, &format!("{name} ")));
+    let examples = manual::examples(&name).unwrap_or_default();
+    command.after_help(examples)
+}
+
+/// The commands, for the help of `sm`, its man pages and completions.
+pub fn groups() -> Vec<clap::Command> {
+    command().get_subcommands().cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_names_its_groups() {
+        command().debug_assert();
+        let names: Vec<String> = groups().iter().map(|group| group.get_name().to_owned()).collect();
+        assert_eq!(names, crate::door::cli::GROUPS);
+    }
+}

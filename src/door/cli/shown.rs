@@ -1,0 +1,277 @@
+//! Answers as tables, s-expressions and JSON. `docs/json.md` has the keys of JSON.
+
+use serde::Serialize;
+
+use crate::door::size::human;
+use crate::door::table;
+use crate::door::v1::grammar::OutputFormat;
+use crate::door::v1::json;
+use crate::registry::backend::Known;
+use crate::registry::facts::Test;
+use crate::registry::view::Row;
+use crate::types::printable;
+
+/// What a command answers.
+pub enum Reply {
+    /// Nothing.
+    Done,
+    /// The devices that a backend offers, and the columns of a table of them.
+    Devices {
+        backend: String,
+        rows: Vec<Row>,
+        columns: Vec<&'static str>,
+    },
+    /// A device, and every test of it.
+    Why {
+        row: Box<Row>,
+        tests: Vec<Test>,
+    },
+    Backends(Vec<Known>),
+    /// What was changed, or would be.
+    Changes {
+        lines: Vec<String>,
+        dry_run: bool,
+    },
+}
+
+/// The columns of a table of devices, in the order of the documentation.
+pub const COLUMNS: [&str; 13] = [
+    "class",
+    "host",
+    "dev",
+    "size",
+    "state",
+    "owner",
+    "identity",
+    "wwid",
+    "serial",
+    "model",
+    "tag",
+    "block",
+    "rotational",
+];
+
+/// The columns of a table if nobody says which.
+pub const USUAL: [&str; 5] = ["dev", "size", "state", "owner", "identity"];
+
+/// The columns of an inventory, which may have several hosts and classes.
+pub const OF_INVENTORY: [&str; 8] = ["class", "host", "dev", "size", "state", "owner", "tag", "identity"];
+
+#[derive(Serialize)]
+struct Device<'a> {
+    class: &'a str,
+    host: &'a str,
+    dev: &'a str,
+    size: Option<u64>,
+    state: Option<String>,
+    owner: &'a str,
+    identity: &'a str,
+    wwid: &'a str,
+    serial: &'a str,
+    model: &'a str,
+    tag: &'a str,
+    block: Option<u32>,
+    rotational: Option<bool>,
+}
+
+impl<'a> From<&'a Row> for Device<'a> {
+    fn from(row: &'a Row) -> Device<'a> {
+        Device {
+            class: row.class.word(),
+            host: &row.host,
+            dev: &row.dev,
+            size: row.size,
+            state: row.state.as_ref().map(ToString::to_string),
+            owner: &row.owner,
+            identity: &row.identity,
+            wwid: &row.wwid,
+            serial: &row.serial,
+            model: &row.model,
+            tag: &row.tag,
+            block: row.block,
+            rotational: row.rotational,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct TestOf<'a> {
+    test: &'a str,
+    passed: bool,
+    found: &'a str,
+    state: Option<String>,
+}
+
+#[derive(Serialize)]
+struct BackendOf<'a> {
+    name: &'a str,
+    description: &'a str,
+    selected: bool,
+}
+
+/// A document; the same for JSON and s-expressions.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Body<'a> {
+    Devices { backend: &'a str, devices: Vec<Device<'a>>, total: usize },
+    Why { device: Device<'a>, tests: Vec<TestOf<'a>> },
+    Backends { backends: Vec<BackendOf<'a>> },
+    Changes { changes: &'a [String], dry_run: bool },
+}
+
+impl<'a> Body<'a> {
+    fn of(reply: &'a Reply) -> Option<Body<'a>> {
+        Some(match reply {
+            Reply::Done => return None,
+            Reply::Devices { backend, rows, .. } => {
+                Body::Devices { backend, devices: rows.iter().map(Device::from).collect(), total: rows.len() }
+            }
+            Reply::Why { row, tests } => {
+                let one = |test: &'a Test| TestOf {
+                    test: test.name,
+                    passed: test.fails.is_none(),
+                    found: &test.found,
+                    state: test.fails.as_ref().map(ToString::to_string),
+                };
+                Body::Why { device: row.as_ref().into(), tests: tests.iter().map(one).collect() }
+            }
+            Reply::Backends(known) => Body::Backends {
+                backends: known
+                    .iter()
+                    .map(|it| BackendOf { name: &it.name, description: it.description, selected: it.selected })
+                    .collect(),
+            },
+            Reply::Changes { lines, dry_run } => Body::Changes { changes: lines, dry_run: *dry_run },
+        })
+    }
+}
+
+/// An answer as bytes.
+pub fn write(reply: &Reply, format: OutputFormat) -> Vec<u8> {
+    let Some(body) = Body::of(reply) else { return Vec::new() };
+    let plain = "an answer is plain data";
+    let mut bytes = match format {
+        OutputFormat::Table => table_of(reply).into_bytes(),
+        OutputFormat::Json => return json::document(&body),
+        OutputFormat::Sexp => serde_lexpr::to_vec(&body).expect(plain),
+        OutputFormat::Lisp => serde_lexpr::to_vec_custom(&body, serde_lexpr::print::Options::elisp()).expect(plain),
+    };
+    if !bytes.is_empty() && !bytes.ends_with(b"\n") {
+        bytes.push(b'\n');
+    }
+    bytes
+}
+
+fn table_of(reply: &Reply) -> String {
+    match reply {
+        Reply::Done => String::new(),
+        Reply::Devices { backend, .. } if backend == "none" => {
+            "the inventory is off: the backend of /etc/sm/sm.conf is none\n".to_owned()
+        }
+        Reply::Devices { rows, columns, .. } => {
+            let mut lines = vec![columns.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()];
+            lines.extend(rows.iter().map(|row| columns.iter().map(|column| cell(row, column)).collect()));
+            let numbers: Vec<usize> =
+                (0..columns.len()).filter(|at| matches!(columns[*at], "size" | "block")).collect();
+            let total =
+                if rows.len() == 1 { "Total: 1 device".to_owned() } else { format!("Total: {} devices", rows.len()) };
+            table::aligned(&lines, &numbers) + &total + "\n"
+        }
+        Reply::Why { row, tests } => {
+            let state = cell(row, "state");
+            let mut text = format!("{}\n", printable(&format!("{} is {state}", row.dev)));
+            let lines: Vec<Vec<String>> = tests
+                .iter()
+                .map(|test| {
+                    let outcome =
+                        test.fails.as_ref().map_or_else(|| "passed".to_owned(), |state| format!("FAILED ({state})"));
+                    vec![test.name.to_owned(), outcome, test.found.clone()]
+                })
+                .collect();
+            text.push_str(&table::aligned(&lines, &[]));
+            text
+        }
+        Reply::Backends(known) => {
+            let mut lines = vec![["name", "selected", "description"].map(str::to_owned).to_vec()];
+            lines.extend(known.iter().map(|it| {
+                vec![it.name.clone(), if it.selected { "yes" } else { "-" }.to_owned(), it.description.to_owned()]
+            }));
+            table::aligned(&lines, &[])
+        }
+        Reply::Changes { lines, .. } if lines.is_empty() => "nothing to change\n".to_owned(),
+        Reply::Changes { lines, .. } => lines.iter().map(|line| format!("{}\n", printable(line))).collect(),
+    }
+}
+
+fn cell(row: &Row, column: &str) -> String {
+    let text = match column {
+        "class" => row.class.word().to_owned(),
+        "host" => row.host.clone(),
+        "dev" => row.dev.clone(),
+        "size" => row.size.map(human).unwrap_or_default(),
+        "state" => row.state.as_ref().map(ToString::to_string).unwrap_or_default(),
+        "owner" => row.owner.clone(),
+        "identity" => row.identity.clone(),
+        "wwid" => row.wwid.clone(),
+        "serial" => row.serial.clone(),
+        "model" => row.model.clone(),
+        "tag" => row.tag.clone(),
+        "block" => row.block.map(|block| block.to_string()).unwrap_or_default(),
+        _ => row.rotational.map(|yes| if yes { "yes" } else { "no" }.to_owned()).unwrap_or_default(),
+    };
+    if text.is_empty() { "-".to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::candidate::Class;
+    use crate::registry::facts::State;
+
+    fn row(planted: &str) -> Row {
+        let [host, dev, owner, identity, wwid, serial, model, tag] = [planted; 8].map(str::to_owned);
+        Row {
+            class: Class::Lvm,
+            host,
+            dev,
+            size: Some(1 << 30),
+            state: Some(State::Signature(planted.to_owned())),
+            owner,
+            identity,
+            wwid,
+            serial,
+            model,
+            tag,
+            block: Some(512),
+            rotational: Some(false),
+        }
+    }
+
+    #[test]
+    fn what_a_disk_says_of_itself_neither_forges_rows_nor_acts_on_the_terminal() {
+        let planted = "\u{1b}[31m\nrow\u{202e}";
+        let test = |text: &str| Test { name: "t", found: text.to_owned(), fails: None };
+        let list = |text: &str| Reply::Devices {
+            backend: "scan".to_owned(),
+            rows: vec![row(text)],
+            columns: COLUMNS.to_vec(),
+        };
+        let why = |text: &str| Reply::Why { row: Box::new(row(text)), tests: vec![test(text)] };
+        for (evil, plain) in [(list(planted), list("x")), (why(planted), why("x"))] {
+            let text = table_of(&evil);
+            assert!(!text.contains(|c: char| c != '\n' && crate::types::acts_on_terminal(c)), "{text:?}");
+            assert_eq!(text.lines().count(), table_of(&plain).lines().count(), "{text}");
+        }
+    }
+
+    #[test]
+    fn json_has_every_key_and_the_total() {
+        let reply = Reply::Devices { backend: "scan".to_owned(), rows: vec![row("x")], columns: USUAL.to_vec() };
+        let json: serde_json::Value = serde_json::from_slice(&write(&reply, OutputFormat::Json)).unwrap();
+        assert_eq!((json["schema"].as_u64(), json["total"].as_u64()), (Some(1), Some(1)));
+        assert!(COLUMNS.iter().all(|column| json["devices"][0].get(column).is_some()), "{json}");
+        let sexp = String::from_utf8(write(&reply, OutputFormat::Sexp)).unwrap();
+        assert!(sexp.starts_with("((backend . \"scan\")") && sexp.contains("(total . 1)"), "{sexp}");
+        assert!(table_of(&reply).ends_with("Total: 1 device\n"));
+    }
+}

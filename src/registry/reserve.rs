@@ -1,0 +1,117 @@
+//! Claims around sr_create and sr_delete: what a new SR must not take, and what it owns afterwards.
+//!
+//! sr_create looks first: a medium that a layout or an administrator reserved for somebody else is refused before anything is
+//! touched, and so is one that a second device shows as well. After the SR is made, its media are claimed. A kill between the
+//! two leaves an SR without a claim; its medium says whose it is, and `sm devices rebuild` adds the claim.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use super::claims::{BY_HAND, Claim};
+use super::{identity, ledger, sysfs, view};
+use crate::error::{Error, Result, one_line};
+use crate::sys::syslog;
+use crate::types::SrUuid;
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Refuses devices that a claim reserves for another than `sr`, and devices whose medium another device shows as well.
+///
+/// # Errors
+/// [`Error::DeviceInUse`] with the owner or the other device; [`Error::Damaged`] for claims that cannot be read.
+pub fn refuse(sr: SrUuid, devices: &[PathBuf]) -> Result<()> {
+    let kept = ledger::is_kept()?;
+    let claims = if kept { ledger::read()? } else { super::claims::Claims::default() };
+    for device in devices {
+        let Some(identity) = identity::of_path(device) else { continue };
+        let in_use = |holder: String| Error::DeviceInUse { device: device.display().to_string(), holder };
+        let claim = claims.of(&identity).filter(|claim| claim.sr_uuid != Some(sr) && claim.is_reservation());
+        if let Some(claim) = claim {
+            let owner = claim.owner();
+            return Err(in_use(format!(
+                "it is claimed: {owner}; if that is over, release it: sm devices release {identity}"
+            )));
+        }
+        if let Some(other) = twin(&identity, device) {
+            return Err(in_use(format!(
+                "{other} shows the same medium ({identity}), and no multipath map joins them; remove one of them, or let \
+                 multipathd join them"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Another device with this wwid that no map joins with `device`.
+fn twin(identity: &str, device: &PathBuf) -> Option<String> {
+    let wwid = identity.strip_prefix("wwid:")?;
+    let own = fs::canonicalize(device).ok()?;
+    let own = own.file_name()?.to_str()?;
+    // A map and its paths have one identity, and whoever has the map has the paths.
+    if own.starts_with("dm-") || wwid.contains("-part") {
+        return None;
+    }
+    let entries = fs::read_dir("/sys/block").ok()?.flatten();
+    entries.filter_map(|entry| Some((entry.path(), entry.file_name().into_string().ok()?))).find_map(|(dir, name)| {
+        let is_same = ["device/wwid", "wwid"].iter().any(|file| {
+            let words: Vec<String> = sysfs::text(&dir, file).split_whitespace().map(str::to_owned).collect();
+            !words.is_empty() && words.join("_") == wwid
+        });
+        (is_same && name != own).then(|| format!("/dev/{name}"))
+    })
+}
+
+/// Claims the devices of an SR that was made by hand. The claims of the SRs that were destroyed for it are released. A
+/// failure is written to the log: the SR is there, and its medium says so.
+pub fn claim(sr: SrUuid, class: &str, devices: &[PathBuf], destroyed: &[SrUuid], deadline: Instant) {
+    let media: Vec<Claim> = devices
+        .iter()
+        .filter_map(|device| {
+            Some(Claim {
+                identity: identity::of_path(device)?,
+                host: view::host_name(),
+                dev: device.display().to_string(),
+                layout: BY_HAND.to_owned(),
+                class: class.to_owned(),
+                index: None,
+                sr_uuid: Some(sr),
+                since: now(),
+            })
+        })
+        .collect();
+    if media.is_empty() {
+        return;
+    }
+    let done = ledger::change(deadline, |claims| {
+        let gone = claims.release(|claim| {
+            claim.layout == BY_HAND && claim.sr_uuid.is_some_and(|held| held != sr && destroyed.contains(&held))
+        });
+        let mut is_changed = !gone.is_empty();
+        for claim in media {
+            // A reservation that a layout has for this very SR stays what it is.
+            let is_known = claims.of(&claim.identity).is_some_and(|known| known.sr_uuid == Some(sr));
+            is_changed |= !is_known && claims.put(claim);
+        }
+        Ok((is_changed, ()))
+    });
+    if let Err(e) = done {
+        syslog::write(&format!("SR {sr} was made, its devices are not claimed: {}", one_line(&e)));
+    }
+}
+
+/// Releases what an SR that was made by hand has. On a host without claims this looks for their directory and no more. A
+/// failure is written to the log.
+pub fn release(sr: SrUuid, deadline: Instant) {
+    if matches!(ledger::is_kept(), Ok(false)) {
+        return;
+    }
+    let goes = |claim: &Claim| claim.layout == BY_HAND && claim.sr_uuid == Some(sr);
+    let done = ledger::change(deadline, |claims| Ok((!claims.release(goes).is_empty(), ())));
+    if let Err(e) = done {
+        syslog::write(&format!("SR {sr} was deleted, its devices are still claimed: {}", one_line(&e)));
+    }
+}

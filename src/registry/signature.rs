@@ -1,0 +1,108 @@
+//! What lies on devices that nothing uses. The kernel does not tell: a physical volume whose group has no active volume opens
+//! exclusively.
+//!
+//! A device that is blank where signatures are, and one with an LVM label, are read here. A process, `wipefs` (util-linux), is
+//! started only for a device that holds something else.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use super::facts::Signature;
+use crate::error::{Error, Result, one_line};
+use crate::sys::pvlabel::{self, Metadata};
+use crate::sys::{blockdev, lvm};
+
+/// Where libblkid looks for signatures: the beginning with all labels of ZFS and the block of btrfs, that of VMFS, and the end
+/// with those of md and of controllers. Bytes.
+const BEGINNING: u64 = 256 << 10;
+const VMFS: (u64, u64) = (1 << 20, 64 << 10);
+const END: u64 = 512 << 10;
+/// Devices that are read at the same time.
+const THREADS: usize = 8;
+
+/// The signatures of devices, in their order.
+pub fn of_all(nodes: &[PathBuf]) -> Vec<Signature> {
+    let found: Mutex<Vec<Signature>> = Mutex::new(vec![Signature::NotRead; nodes.len()]);
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..THREADS.min(nodes.len()) {
+            scope.spawn(|| {
+                while let Some((at, node)) = {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    nodes.get(at).map(|node| (at, node))
+                } {
+                    let signature = of(node).unwrap_or_else(|e| Signature::Unreadable(one_line(&e)));
+                    found.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[at] = signature;
+                }
+            });
+        }
+    });
+    found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn of(node: &Path) -> Result<Signature> {
+    let file = blockdev::open(node, false)?;
+    if is_blank(&file, blockdev::size(node)?).map_err(Error::io("read", node))? {
+        return Ok(Signature::None);
+    }
+    let found = |kind: &str, group| Signature::Found { kind: kind.to_owned(), group };
+    match pvlabel::read(node, &[])? {
+        Some(Metadata::Of(group)) => return Ok(found("LVM2_member", Some(group))),
+        Some(_) => return Ok(found("LVM2_member", None)),
+        None => {}
+    }
+    let kinds = lvm::signatures(&node.display().to_string())?;
+    // The label of a filesystem follows its type.
+    let kind = kinds.first().map(|kind| kind.split(' ').next().unwrap_or_default());
+    Ok(kind.map_or(Signature::None, |kind| found(kind, None)))
+}
+
+/// Whether a device of `size` bytes has nothing but zeroes where signatures are.
+fn is_blank(file: &File, size: u64) -> std::io::Result<bool> {
+    let mut bytes = vec![0; END as usize];
+    for (from, length) in [(0, BEGINNING), VMFS, (size.saturating_sub(END), END)] {
+        let length = length.min(size.saturating_sub(from)) as usize;
+        file.read_exact_at(&mut bytes[..length], from)?;
+        if bytes[..length].iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_blank_only_if_every_place_of_a_signature_is() {
+        let dir = tempfile::tempdir().unwrap();
+        for size in [4 << 20, 1 << 20, 64 << 10] {
+            let path = dir.path().join("disk");
+            let file = File::create(&path).unwrap();
+            file.set_len(size).unwrap();
+            let file = File::options().read(true).write(true).open(&path).unwrap();
+            assert!(is_blank(&file, size).unwrap());
+            // ext4, btrfs, VMFS, md 1.0, the last byte of a backup GPT
+            for at in [0x438, 0x10040, 1 << 20, size - 8192, size - 1] {
+                if at >= size {
+                    continue;
+                }
+                file.write_all_at(&[1], at).unwrap();
+                assert!(!is_blank(&file, size).unwrap(), "{at} of {size}");
+                file.write_all_at(&[0], at).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_read_is_said_to_be_so() {
+        let found = of_all(&["/nowhere/a".into(), "/nowhere/b".into()]);
+        assert!(found.iter().all(|it| matches!(it, Signature::Unreadable(_))), "{found:?}");
+        assert_eq!(of_all(&[]), []);
+    }
+}
