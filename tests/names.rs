@@ -506,3 +506,54 @@ fn a_disk_goes_back_to_a_snapshot_that_has_a_label_of_its_own() {
     let table = sm(&scene, &["sr_scan", "fast", "--format", "table"]).done();
     assert!(table.contains("  used  created           state      label\n"), "{table}");
 }
+
+#[test]
+fn an_index_of_labels_is_never_older_than_the_disks() {
+    const MANY: usize = 40;
+    let scene = named();
+    let index = run_dir(&scene).join("sm/labels").join(SR);
+    let meant = |word: &str| sm(&scene, &["vdi_get_params", "fast", word]);
+    let is = |word: &str, vdi: &str| {
+        let answer = meant(word).done();
+        assert!(answer.contains(&format!("(uuid . \"{vdi}\")")), "{word}: {answer}");
+    };
+    let made: Vec<String> = (0..MANY)
+        .map(|n| uuid(sm(&scene, &["vdi_create", "fast", "1MiB", "--label", &format!("disk {n}")]).done()))
+        .collect();
+    let settle = || std::thread::sleep(std::time::Duration::from_millis(150));
+    // What is made of a directory that was just changed might miss the next change.
+    is("disk 3", &made[3]);
+    settle();
+    is("disk 3", &made[3]);
+    assert!(index.exists());
+    let first = fs::read(&index).unwrap();
+    is("disk 7", &made[7]);
+    is(&made[9][..9], &made[9]);
+    assert_eq!(fs::read(&index).unwrap(), first, "the index was used, not made again");
+    let is_of_two = || assert!(meant("other").fails("EINVAL").contains("2 VDIs have it"));
+    // Each kind of change, at once after an index was used.
+    sm(&scene, &["vdi_set", "fast", &made[3], "--label", "other"]).done();
+    is("other", &made[3]);
+    meant("disk 3").fails("ENOVDI");
+    settle();
+    is("other", &made[3]);
+    let second = uuid(sm(&scene, &["vdi_create", "fast", "1MiB", "--label", "other"]).done());
+    is_of_two();
+    settle();
+    is_of_two();
+    sm(&scene, &["vdi_delete", "fast", &second]).done();
+    is("other", &made[3]);
+    settle();
+    is("other", &made[3]);
+    // An editor that writes in place changes no time of the directory.
+    let record = scene.place.join(format!("{}.params", made[3]));
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(&record, text.replace("other", "third")).unwrap();
+    meant("other").fails("ENOVDI");
+    is("third", &made[3]);
+    // Another directory, with the UUID of this SR.
+    fs::write(&index, String::from_utf8(first).unwrap().replace("disk 1\"", "disk 2\"")).unwrap();
+    is("disk 1", &made[1]);
+    sm(&scene, &["sr_delete", "--yes", "fast"]).done();
+    assert!(!index.exists());
+}

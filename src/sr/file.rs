@@ -57,6 +57,7 @@ mod disks;
 mod files;
 mod forest;
 mod images;
+mod labels;
 mod layout;
 mod life;
 mod listing;

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 
 use super::directory::{FileSr, Found};
+use super::labels::Labels;
 use super::layout::{
     CHANGE, COLLECT_LOCK, DELETING, LOCK, MARKER, PARAMS, Role, TREE_LOCK, beside, classify, image_name, is_orphan,
     must_be,
@@ -18,8 +19,8 @@ use super::records::read_marker;
 use crate::datapath::USES;
 use crate::error::{Error, Result};
 use crate::sys::durable::{self, Dir};
-use crate::sys::register;
 use crate::sys::uses::Uses;
+use crate::sys::{register, run_dir};
 use crate::types::{Done, VdiUuid};
 use crate::vdi::tree::collect::remove_garbage;
 use crate::vdi::tree::next::Failures;
@@ -261,6 +262,7 @@ impl FileSr {
     }
 
     fn remove_contents(&self, dir: &Dir, made_directory: bool) -> Result<()> {
+        Labels::of(&run_dir::state(), self.sr).remove();
         let listing = Listing::read(dir)?;
         let mut removed = false;
         for (vdi, format) in listing.all_images() {

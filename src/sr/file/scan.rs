@@ -4,14 +4,25 @@ use std::collections::HashMap;
 
 use super::directory::{FileSr, Found};
 use super::images::{Image, readers};
+use super::labels::{Directory, Labels, WORTH_AN_INDEX};
 use super::listing::Listing;
 use super::records::{read_change, read_holders, read_params, read_params_with};
 use crate::error::Result;
 use crate::sys::durable::Dir;
-use crate::sys::threads;
+use crate::sys::{run_dir, threads};
 use crate::types::{Params, Space, SrInfo, State, VdiName, VdiUuid};
 use crate::vdi::tree::change::Change;
 use crate::vdi::{self, Attachments, Holders};
+
+/// What of an index may be meant by `word`. `None` if that is nothing, or no longer what stands beside the disk: a record
+/// that somebody edited in its place changes no time of the directory.
+fn still_named(dir: &Dir, all: Vec<VdiName>, word: &str) -> Option<Vec<VdiName>> {
+    let prefix = word.to_ascii_lowercase();
+    let may_be_meant = |disk: &VdiName| disk.label == word || disk.uuid.to_string().starts_with(&prefix);
+    let found: Vec<VdiName> = all.into_iter().filter(may_be_meant).collect();
+    let is_so = |disk: &VdiName| read_params(dir, disk.uuid).is_ok_and(|params| params.label == disk.label);
+    (!found.is_empty() && found.iter().all(is_so)).then_some(found)
+}
 
 impl FileSr {
     /// The SR in a directory without a marker, which sr_attach would take over; `None` if it has one.
@@ -81,28 +92,46 @@ impl FileSr {
     }
 
     /// What people call the images: the names in the directory, and the labels beside them. No image is opened, and a record
-    /// that does not have `word` in it is not parsed.
+    /// that does not have `word` in it is not parsed. An SR of many labels has an index of them on this host, see [`Labels`].
     ///
     /// # Errors
     /// [`crate::Error::NoSr`], [`crate::Error::Io`].
     pub(super) fn names_now(&self, word: &str) -> Result<Vec<VdiName>> {
         let dir = self.dir()?;
         let dir: &Dir = &dir;
+        let labels = Labels::of(&run_dir::state(), self.sr);
+        let directory = if self.shared { None } else { Some(Directory::of(&dir.stat()?)) };
+        if let Some(directory) = directory
+            && !word.is_empty()
+            && let Some(found) = labels.read(directory).and_then(|all| still_named(dir, all, word))
+        {
+            return Ok(found);
+        }
         let listing = Listing::read(dir)?;
         let images: Vec<VdiUuid> = listing.images.keys().copied().collect();
+        let indexed =
+            directory.filter(|directory| listing.params.len() >= WORTH_AN_INDEX && Labels::may_be_of(*directory));
         let prefix = word.to_ascii_lowercase();
         let named = |vdi: &VdiUuid| {
             let is_prefix = vdi.to_string().starts_with(&prefix);
             let has_params = listing.params.contains(vdi);
-            let params = has_params.then(|| read_params_with(dir, *vdi, if is_prefix { "" } else { word }).ok());
+            let wanted = if is_prefix || indexed.is_some() { "" } else { word };
+            let params = has_params.then(|| read_params_with(dir, *vdi, wanted).ok());
             match params.flatten().flatten() {
                 Some(params) => Some(VdiName { uuid: *vdi, label: params.label, location: None }),
-                None => is_prefix.then(|| VdiName { uuid: *vdi, label: String::new(), location: None }),
+                None => {
+                    let unnamed = || VdiName { uuid: *vdi, label: String::new(), location: None };
+                    (is_prefix || indexed.is_some()).then(unnamed)
+                }
             }
         };
         let most = readers(listing.params.len());
         let parts = threads::in_parts(&images, most, |part| part.iter().filter_map(named).collect::<Vec<_>>());
-        Ok(parts.into_iter().flatten().collect())
+        let names: Vec<VdiName> = parts.into_iter().flatten().collect();
+        if let Some(directory) = indexed {
+            labels.write(directory, &names);
+        }
+        Ok(names)
     }
 
     /// The SR with every disk's details.
