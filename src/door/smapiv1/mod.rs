@@ -9,6 +9,7 @@
 //! | [`claim`] | the claims of hosts on a VDI |
 //! | [`attached`] | the answer of vdi_attach |
 //! | [`hosts`] | the other hosts that have a VDI attached |
+//! | [`mod@compare`] | how the records of xapi differ from what a scan found |
 //! | [`sync`] | making xapi's database say what the substrate says |
 //! | [`code`] | the codes of failures |
 //! | [`faults`] | what xapi is told when a command fails |
@@ -17,6 +18,7 @@ pub mod attached;
 pub mod claim;
 pub mod code;
 pub mod command;
+pub mod compare;
 pub mod faults;
 pub mod format;
 pub mod hosts;

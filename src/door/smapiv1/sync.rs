@@ -7,11 +7,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::compare::{Difference, compare};
 use crate::door::time::Utc;
 use crate::door::xapi::{ApiError, Record, Xapi, text};
-use crate::door::xmlrpc::{Value, can_carry};
+use crate::door::xmlrpc::Value;
 use crate::sys::syslog;
-use crate::types::{SmConfig, SrInfo, State, VdiInfo, VdiUuid};
+use crate::types::{SmConfig, SrInfo, VdiInfo, VdiUuid};
 
 pub const NULL_REF: &str = "OpaqueRef:NULL";
 const EPOCH: &str = "19700101T00:00:00Z";
@@ -37,66 +38,36 @@ pub fn synchronise(
     sm_config: fn(&VdiInfo) -> SmConfig,
 ) -> Result<Changes, ApiError> {
     let mut changes = Changes::default();
-    let mut new_snapshots: Vec<&VdiInfo> = Vec::new();
+    // The references of the records that this call makes: xapi calls the disk of a snapshot by its reference.
     let mut made: HashMap<VdiUuid, String> = HashMap::new();
-    let mut by_location: HashMap<&str, (&str, &Record)> = HashMap::with_capacity(records.len());
-    for (reference, record) in records {
-        by_location.insert(text(record, "location"), (reference, record));
-    }
-    for vdi in found {
-        // Another name would be stored than the one that the next scan finds: a new record and a lost one each time.
-        if !can_carry(&vdi.location()) {
-            let shown = vdi.location().escape_debug().to_string();
-            syslog::write(&format!(
-                "{shown} on SR {}: xapi is not told of it; rename it without control characters",
-                vdi.sr
-            ));
-            continue;
-        }
-        let known = by_location.remove(vdi.location().as_str());
-        // Its image is there, so its record stays; what the record says was true when the image could be read.
-        if !matches!(vdi.state, State::Healthy | State::ServerDied) {
-            let what = if known.is_some() { "its record stays as it is" } else { "xapi is not told of it" };
-            syslog::write(&format!("VDI {} on SR {}: {}; {what}", vdi.location(), vdi.sr, vdi.state));
-            continue;
-        }
-        match known {
-            Some((reference, record)) => {
+    for difference in compare(records, found) {
+        match difference {
+            Difference::Left(words) => syslog::write(&words),
+            Difference::Known { reference, record, vdi } => {
                 if refresh(xapi, reference, record, vdi, &sm_config(vdi))? {
                     changes.changed += 1;
                 }
             }
-            // xapi calls the disk of a snapshot by a reference, and this disk may be new as well.
-            None if vdi.snapshot_of.is_some() => new_snapshots.push(vdi),
-            None => {
+            Difference::New(vdi) => {
                 if let Some(reference) = introduce_found(xapi, sr_ref, vdi, sm_config(vdi), None)? {
                     changes.new += 1;
                     made.insert(vdi.uuid, reference);
                 }
             }
-        }
-    }
-    for vdi in new_snapshots {
-        let disk = vdi.snapshot_of.unwrap_or(vdi.uuid);
-        let known = || {
-            let found = records.iter().find(|(_, record)| text(record, "location") == disk.to_string());
-            found.map(|(reference, _)| reference.as_str())
-        };
-        let reference = made.get(&disk).map(String::as_str).or_else(known).unwrap_or(NULL_REF);
-        if introduce_found(xapi, sr_ref, vdi, sm_config(vdi), Some(reference))?.is_some() {
-            changes.new += 1;
-        }
-    }
-    for (location, (reference, record)) in by_location {
-        // The record of a changed-block log outlives its disk, and this release reads no such logs.
-        if text(record, "type") == "cbt_metadata" {
-            continue;
-        }
-        syslog::write(&format!("VDI {} is gone: {location}", text(record, "uuid")));
-        match xapi.call("VDI.db_forget", &[Value::text(reference)]) {
-            Ok(_) => changes.gone += 1,
-            Err(e) if e.is_gone() => {}
-            Err(e) => return Err(e),
+            Difference::NewSnapshot { vdi, disk, known } => {
+                let reference = made.get(&disk).map(String::as_str).or(known).unwrap_or(NULL_REF);
+                if introduce_found(xapi, sr_ref, vdi, sm_config(vdi), Some(reference))?.is_some() {
+                    changes.new += 1;
+                }
+            }
+            Difference::Gone { reference, record } => {
+                syslog::write(&format!("VDI {} is gone: {}", text(record, "uuid"), text(record, "location")));
+                match xapi.call("VDI.db_forget", &[Value::text(reference)]) {
+                    Ok(_) => changes.gone += 1,
+                    Err(e) if e.is_gone() => {}
+                    Err(e) => return Err(e),
+                }
+            }
         }
     }
     Ok(changes)
