@@ -151,7 +151,7 @@ impl fmt::Display for HeldSr {
 /// What would be lost with an SR.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lost {
-    /// Nobody has looked yet.
+    /// The disks were not listed yet.
     NotListed,
     /// It has no disks.
     Nothing,
@@ -192,7 +192,7 @@ impl fmt::Display for Protocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerFault {
     UnknownName,
-    /// Nobody answers, or another service does.
+    /// No answer comes, or that of another service.
     NoAnswer,
     Version,
     NoExport,
@@ -251,7 +251,7 @@ impl Error {
         move |source| Error::Io { op, path, source: explained(source) }
     }
 
-    /// The same for `nix` calls, whose errors are bare errnos.
+    /// Closure for `map_err` that gives the bare errno of a `nix` call the operation and the path it lacks.
     pub fn sys(op: &'static str, path: impl AsRef<Path>) -> impl FnOnce(nix::Error) -> Error {
         let path = path.as_ref().to_owned();
         move |errno| Error::Io { op, path, source: explained(errno.into()) }

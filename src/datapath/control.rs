@@ -237,20 +237,20 @@ fn state_of(stat: &Path) -> Option<char> {
 /// The server's end.
 pub struct Control {
     dir: PathBuf,
-    /// Who waits for the end.
+    /// The callers that wait for the end of the server.
     waiting: Mutex<Vec<UnixStream>>,
     /// Locked while a pause begins or ends.
     pauses: Mutex<Pauses>,
 }
 
-/// Who wants the disk paused.
+/// The reasons for which the disk is paused.
 #[derive(Default)]
 struct Pauses {
     /// How many a connection began: the last one counts.
     begun: u64,
     /// The last one has not ended.
     in_force: bool,
-    /// Another host does, see `hold`.
+    /// Another host wants the disk paused, see `hold`.
     held: bool,
 }
 

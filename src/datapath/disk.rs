@@ -104,8 +104,8 @@ impl Disk {
         })
     }
 
-    /// The same if it can be done at once: the disk is not paused, the bytes are in the page cache, or likely to
-    /// be where the filesystem can't tell (NFS, tmpfs). Else gives `then` back.
+    /// Reads as [`Disk::read`] does if that needs no wait: the disk is not paused, and the bytes are in the page cache, or
+    /// likely to be where the filesystem can't tell (NFS, tmpfs). Else gives `then` back.
     pub fn try_read<T, F: FnOnce(Result<&[u8], Errno>) -> T>(&self, offset: u64, len: usize, then: F) -> Result<T, F> {
         with_buffer(len, |buffer| {
             match self.at_once(!patient::can_tell(), |chain| patient::without_waiting(|| chain.read_at(buffer, offset)))
@@ -122,7 +122,8 @@ impl Disk {
         self.with(|chain| chain.write_at(bytes, offset))
     }
 
-    /// The same if it is likely to be done at once: the disk is not paused, and requests lately did not wait.
+    /// Writes as [`Disk::write`] does if that is likely to need no wait: the disk is not paused, and the last requests did not
+    /// wait. `None`: nothing was written.
     pub fn try_write(&self, bytes: &[u8], offset: u64) -> Option<Result<(), Errno>> {
         let result = self.at_once(true, |chain| chain.write_at(bytes, offset))?;
         Some(result.map_err(|e| self.complain(&e)))

@@ -175,7 +175,7 @@ fn is_same(image: &Path, path: &Path) -> bool {
         || (image.file_name() == path.file_name() && directory(path).is_some_and(|d| directory(image) == Some(d)))
 }
 
-/// The same, in a list that [`all`] gave.
+/// The served image at `path`, in a list that [`all`] gave.
 pub fn find_in<'a>(list: &'a [Attached], path: &Path) -> Option<&'a Attached> {
     let same_name = || list.iter().filter(|a| a.image.file_name() == path.file_name());
     let by_path = same_name().find(|a| a.image == path).or_else(|| same_name().find(|a| is_same(&a.image, path)));
@@ -223,7 +223,7 @@ pub fn attach(source: &Source, lock: Option<&Lock>, deadline: Instant) -> Result
     started.inspect_err(|_| sweep(&dir))
 }
 
-/// Who has the device open, in the kernel or as a process.
+/// The user that has the device open, in words: a part of the kernel, or processes.
 fn holder(device: &Path) -> Option<String> {
     blockdev::claimed(device).or_else(|| blockdev::openers(device))
 }
@@ -368,7 +368,8 @@ pub fn follow_size(path: &Path, deadline: Instant) -> Result<()> {
     fit(&found, size.unwrap_or_default())
 }
 
-/// The same until [`release`], even if the caller dies: for a host that changes the tree of a disk in use here. Idempotent.
+/// Makes everything durable, closes the image and lets I/O wait until [`release`], even if the caller dies: for another
+/// host, which changes the tree of a disk in use here. Idempotent.
 ///
 /// # Errors
 /// That the server is dead, does not answer until the deadline, or could not make everything durable; then the disk is

@@ -60,7 +60,7 @@ pub const NAME: &str = "@sm";
 
 /// What the kernel calls the process, its threads, and what is left of it when it was killed.
 const NAME_OF_THREADS: &CStr = c"sm-datapath";
-/// The same as /proc/PID/comm shows it.
+/// The name of the process as /proc/PID/comm shows it.
 pub const COMM: &[u8] = b"sm-datapath\n";
 
 /// A server's arguments, which are also its description in /proc/PID/cmdline.

@@ -94,7 +94,8 @@ fn has_no_unnamed(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL | libc::EISDIR))
 }
 
-/// The same with a hidden name, which a killed export leaves and the next one to that file sweeps.
+/// Makes a file with a hidden name in the directory of `path`. A killed export leaves it, and the next export to `path`
+/// removes it.
 fn named(path: &Path) -> Result<File> {
     let partial = partial(path);
     let mut options = OpenOptions::new();

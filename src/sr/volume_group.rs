@@ -64,7 +64,8 @@ impl VolumeGroup {
         self.find()?.map_or_else(|| Err(self.why_unseen(None)), |vg| self.finished(vg))
     }
 
-    /// The same, finished or not. `None`: there is none on these devices, which were read.
+    /// The group as it is now, also one that sr_create did not finish. `None`: the devices were read, and no group is on
+    /// them.
     pub fn look_for_any(&self) -> Result<Option<Vg>> {
         match self.find() {
             Ok(None) => match self.why_unseen(None) {
@@ -193,7 +194,7 @@ impl VolumeGroup {
         }
     }
 
-    /// The same for a group that LVM shows.
+    /// The devices of a group that LVM shows, as [`VolumeGroup::location_among`] names them.
     pub fn location(&self, vg: &Vg) -> String {
         self.location_among(&present(vg))
     }
@@ -248,7 +249,7 @@ impl VolumeGroup {
         vg.pvs.iter().filter(|pv| !pv.missing).try_for_each(|pv| blockdev::flush(&pv.name))
     }
 
-    /// The same for a group that was made a moment ago on the devices of device_config.
+    /// Makes what was written to the devices of device_config durable, for a group that was made on them a moment ago.
     pub fn flush_devices(&self) -> Result<()> {
         self.devices.iter().try_for_each(|device| blockdev::flush(device))
     }

@@ -85,7 +85,7 @@ pub fn with_partitions(device: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// Who in the kernel holds the device or a partition of it: a mount, swap, or another device on top.
+/// The part of the kernel that holds the device or a partition of it: a mount, swap, or another device on top.
 pub fn claimed(device: &Path) -> Option<String> {
     let rdev = number(device)?;
     claimed_itself(rdev).or_else(|| {

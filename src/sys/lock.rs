@@ -251,7 +251,7 @@ pub fn forget(namespace: &str, name: &str) {
     let _ = fs::remove_dir(dir);
 }
 
-/// Who holds a lock, as far as the kernel tells.
+/// The holder of a lock in words, as far as the kernel tells.
 fn holder(namespace: &str, name: &str) -> Option<String> {
     let path = run_dir::locks().join(namespace).join(name);
     let inode = fs::metadata(&path).ok()?.ino();

@@ -239,7 +239,7 @@ pub fn of_snapshot(vdi: VdiUuid, params: Params, changes: &ParamsChange) -> Para
     changes.of(copy)
 }
 
-/// Who says that a VDI is a snapshot of a disk.
+/// The source of the knowledge that a VDI is a snapshot of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotSaid {
     /// What the SR stores. Where it stores nothing, what the images show.

@@ -1,7 +1,7 @@
 //! The other hosts of the pool that have a VDI attached; SMAPIv1, "Attach tags", "Pause" and "Host plug-ins".
 //!
-//! Who changes the tree of a VDI that several hosts may have attached, the SR's master, does it in this order, under the
-//! tree's lock:
+//! The SR's master changes the tree of a VDI that several hosts may have attached in this order, under the tree's
+//! lock:
 //!
 //! 1. `paused = true` is added to the VDI's sm_config: from here on no host activates it;
 //! 2. every other host that has its `host_…` key there is asked, through the plug-in `tapdisk-pause` ([`plugin`]),

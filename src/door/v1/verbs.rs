@@ -14,7 +14,7 @@ use crate::types::{DeviceConfig, Misread, Mode, Overwrite, ParamsChange, SrInfo,
 use crate::vdi::SnapshotSaid;
 use crate::vdi::transfer::Stream;
 
-/// Who calls, and for which SRs.
+/// What a call says besides its verb: the driver, the place of its SRs, and its caller.
 pub struct Caller<'a> {
     pub driver: &'static Driver,
     pub config: DeviceConfig,

@@ -3,8 +3,8 @@
 //! 1. Write the child's clusters to the parent: data as data, zero clusters as zeroes.
 //! 2. Flush the parent; on the way too, when many of its tables have changed.
 //!
-//! Nobody reads from the parent what the child holds, as long as it is the parent's only child; so a crash leaves
-//! every disk as it was, and doing it again completes it. The child is not changed. Relinking the children of the
+//! As long as the child is the parent's only child, no disk shows those bytes of the parent that the child holds as well.
+//! So a crash leaves every disk as it was, and doing it again completes it. The child is not changed. Relinking the children of the
 //! child, or renaming the parent into its place, is the caller's next step, never before this returned `Ok`.
 
 use super::Chain;

@@ -53,7 +53,7 @@ impl BatmapHeader {
     pub fn is_encrypted(&self) -> bool {
         self.0[29] == 1
     }
-    /// The same header for a map elsewhere.
+    /// This header for a map that begins at another byte of the file and has so many sectors.
     pub fn moved(&self, map_offset: u64, sectors: u32) -> Self {
         let mut b = self.clone();
         put64(&mut b.0, 8, map_offset);

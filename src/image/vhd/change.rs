@@ -17,7 +17,7 @@ use crate::types::Done;
 /// A crash between them leaves the old word in force; call it again. If there is no space left for 1 (thin
 /// substrates), hiding goes on with 2 alone, so that a full SR can still delete.
 ///
-/// Nobody else may write to the image: a block allocated at this moment would lie where 1 writes.
+/// No other process may write to the image: a block allocated at this moment would lie where 1 writes.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Damaged`].

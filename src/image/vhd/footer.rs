@@ -29,7 +29,7 @@ pub enum Kind {
     Fixed,
     /// Blocks allocated as they are written; absent ones are zero.
     Dynamic,
-    /// The same with absent sectors taken from a parent.
+    /// Blocks as in a dynamic image; sectors that are absent are the parent's.
     Differencing,
 }
 

@@ -340,7 +340,7 @@ fn a_host_that_lost_the_trees_lock_in_a_fork_takes_nothing_away() {
     assert_eq!(read(&b, disk, 0, 4096).map(|b| b[0]).map_err(|e| e.to_string()), Ok(7));
 }
 
-/// The same in a collapse: A loses the lock before its rename, B repairs, attaches and writes, A renames.
+/// A collapse on host A: A loses the lock before its rename, B repairs, attaches and writes, A renames.
 #[test]
 fn a_host_that_lost_the_trees_lock_in_a_collapse_takes_nothing_away() {
     let scratch = tempfile::tempdir().unwrap();

@@ -59,7 +59,7 @@ struct Login {
     user: User,
 }
 
-/// Who is to log in.
+/// The user that logs in at the server.
 enum User {
     Guest,
     /// A name, with a domain if need be, and the password if it is known here.

@@ -273,7 +273,7 @@ mod tests {
 
     /// LVM 2.03.16, a thin SR on two devices with an active volume and one that is not.
     const THIN: &str = include_str!("../../../tests/data/lvm/fullreport-thin.json");
-    /// The same version, all groups: an empty one, one with a missing device, one without a group.
+    /// LVM 2.03.16, all groups: an empty one, one with a missing device, one without a group.
     const ALL: &str = include_str!("../../../tests/data/lvm/fullreport-all.json");
 
     #[test]
