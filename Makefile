@@ -6,6 +6,7 @@
 #                PLUGINDIR=/etc/xapi.d/plugins the plug-in by which other hosts pause a disk
 # make uninstall the same variables; takes away what install put there
 # make torture   the long siblings of the crash and fault tests, and of what the guests only sample
+# make coverage  which lines of src the tests run, in percent for each directory; TESTS= of tests/*.rs (most of them)
 # make fuzz      SECONDS=60 for each of TARGETS= (all): inputs that a parser does not survive
 # make generated man pages from the command-line definitions
 
@@ -28,7 +29,7 @@ export BIN
 # The drivers are links to sm: one file on a small root disk, and xapi follows links.
 ALL_DRIVERS := $(shell sed -n 's/.*executable: "\(.*\)",.*/\1/p' src/sr/*.rs)
 
-.PHONY: all release demo check tests-built lint bench install uninstall torture fuzz generated deps deps-build clean
+.PHONY: all release demo check tests-built lint bench install uninstall torture coverage fuzz generated deps deps-build clean
 
 all: release
 
@@ -61,6 +62,10 @@ torture: deps release
 	cargo test --locked --release --test '*' -- --ignored
 	tests/guest/suites --long
 	fuzz/run 60
+
+TESTS ?=
+coverage: deps
+	tests/coverage $(TESTS)
 
 SECONDS ?= 60
 TARGETS ?=
