@@ -763,6 +763,47 @@ fn a_copy_has_the_names_of_the_disk_unless_others_are_given() {
 }
 
 #[test]
+fn a_raw_disk_goes_back_to_its_own_snapshots_alone() {
+    let scene = Scene::file();
+    scene.call(["vdi_create", SR, A, "4", "--type", "raw", "--label", "web"]).done();
+    let write = |bytes: &[u8]| fs::write(scene.image(A), bytes).unwrap();
+    write(&scene::pattern(4 * MIB));
+    scene.call(["vdi_snapshot", SR, A, B, "--label", "before"]).done();
+    scene.call(["vdi_create", SR, C, "4", "--type", "raw"]).done();
+    scene.call(["vdi_create", SR, scene::NONE, "4", "--type", "vhd", "--read-only"]).done();
+    let known = scene.call(["vdi_get_params", SR, A]).done();
+    for _ in 0..2 {
+        write(&[7; 8 * MIB as usize]);
+        scene.call(["vdi_revert", SR, A, B]).done();
+        assert!(fs::read(scene.image(A)).unwrap() == scene::pattern(4 * MIB));
+        assert_eq!(fs::read(scene.image(B)).unwrap(), scene::pattern(4 * MIB));
+    }
+    let now = scene.call(["vdi_get_params", SR, A]).done();
+    let without_use = |answer: &str| answer.split(" (").filter(|f| !f.starts_with("physical")).collect::<String>();
+    assert_eq!(without_use(&now), without_use(&known));
+    let before = scene.digest();
+    for (disk, snapshot, status, why) in [
+        (C, B, "EPERM", format!("a snapshot of VDI {A}, not of VDI {C}")),
+        (A, C, "EPERM", "it can be written to".to_owned()),
+        (A, A, "EPERM", "it can be written to".to_owned()),
+        (B, B, "EPERM", "is read-only".to_owned()),
+        (A, scene::NONE, "EPERM", format!("VDI {} is vhd", scene::NONE)),
+        (A, &scene::NONE.replace('f', "e"), "ENOVDI", String::new()),
+    ] {
+        let refused = scene.call(["vdi_revert", SR, disk, snapshot]).fails(status);
+        assert!(refused.contains(&why), "{refused}");
+    }
+    assert_eq!(scene.digest(), before);
+    scene.call(["vdi_lock", SR, A, "FALSE", "me"]).done();
+    scene.call(["vdi_revert", SR, A, B]).fails("EVDIBUSY");
+    scene.call(["vdi_unlock", SR, A, "FALSE", "me"]).done();
+    // Of what an earlier release made nothing tells whose snapshot it is.
+    fs::write(scene.place.join(format!("{B}.params")), "(vdi (read_only . #t))\n").unwrap();
+    let refused = scene.call(["vdi_revert", SR, A, B]).fails("EPERM");
+    assert!(refused.contains("an earlier release made it") && refused.contains("vdi_clone"), "{refused}");
+}
+
+#[test]
 fn a_disk_goes_back_to_its_own_snapshots_alone() {
     let scene = Scene::file();
     for format in ["vhd", "qcow2"] {

@@ -66,7 +66,7 @@ fn of_trees(operation: &Operation) -> bool {
 fn killed_anywhere_a_copy_of_shared_extents_has_happened_or_not() {
     if is_root() {
         let xfs = Filesystem::new("xfs", 320);
-        kill_all(|o| ["vdi_clone", "vdi_snapshot"].contains(&o.name), Some(&xfs));
+        kill_all(|o| ["vdi_clone", "vdi_snapshot", "vdi_revert"].contains(&o.name), Some(&xfs));
     }
 }
 

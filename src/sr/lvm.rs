@@ -5,6 +5,7 @@
 //! | `VG_XenStorage-<sr>` | the volume group; its tag `xcp.allocation=thin` or `=thick` |
 //! | `LV-<vdi>` | a raw disk; its [`tags`] say all that is known of it besides its size |
 //! | `POOL` | of a thin SR: the pool that all its disks live in |
+//! | `REV-<vdi>` | of a thin SR: the disk as its snapshot has it, which takes the place of `LV-<vdi>` |
 //! | `NEW-<vdi>` | what `LV-<vdi>` is to become: extents to grow by that are being zeroed, or a disk on its way in |
 //!
 //! LVM's metadata is replaced whole, by one atomic step, so one LVM command is the step that publishes.
@@ -26,6 +27,8 @@
 //!   5. reduce; 6. remove the tag. After any: the next call that needs the VDI goes on from there.
 //! - **vdi_import**: 1. make `NEW-<vdi>`; 2. fill it, with zeroes where nothing comes; 3. rename it. After 1 or 2: a
 //!   `NEW-<vdi>`, as above.
+//! - **vdi_revert** of a thin disk: 1. make `REV-<vdi>` of the snapshot; 2. remove `LV-<vdi>`; 3. rename. After 1: the next call
+//!   for this VDI and sr_attach remove `REV-<vdi>`. After 2: `REV-<vdi>` is the VDI, and these calls rename it.
 //! - **vdi_export** of a disk that is not attached: 1. tag it `xcp.lent`; 2. activate; 3. read; 4. deactivate; 5. remove the
 //!   tag. After any: the next call that needs the VDI does 4 and 5.
 //!
@@ -38,6 +41,7 @@
 //! | [`space`] | how full a thin pool is, how large a disk may be |
 //! | [`disks`], [`fill`] | disks found, made, taken in and removed; a volume that is filled |
 //! | [`place`], [`contents`], [`lost`] | one disk: what formats do with it; zeroing, cutting and growing; without its group |
+//! | [`revert`] | a thin disk goes back to a snapshot |
 //! | [`tags`] | what is stored beside a disk |
 
 mod contents;
@@ -47,6 +51,7 @@ mod group;
 mod life;
 mod lost;
 mod place;
+mod revert;
 mod space;
 pub mod tags;
 
@@ -106,6 +111,7 @@ const NAMING: Naming = Naming { prefix: "VG_XenStorage-", is_half_made: life::is
 const RAW: &str = "LV-";
 const VHD: &str = "VHD-";
 const UNFINISHED: &str = "NEW-";
+const REVERTED: &str = "REV-";
 const POOL: &str = "POOL";
 const THIN: &str = "xcp.allocation=thin";
 const THICK: &str = "xcp.allocation=thick";

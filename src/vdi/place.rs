@@ -119,12 +119,26 @@ pub trait Place {
     /// substrate has no instant copy; [`Error::Unsupported`].
     fn copy_to(&self, dest: VdiUuid, params: &Params, progress: Progress) -> Result<VdiInfo>;
 
+    /// Gives the place the bytes and the length of the VDI `source` of the SR, by one step that a kill cannot halve; what is
+    /// stored beside the disk stays. `accept` is told the format and the params of the source before anything changes.
+    /// The caller has checked that the disk is unused. Idempotent.
+    ///
+    /// # Errors
+    /// What `accept` says; [`Error::NoVdi`], [`Error::NoSpace`]; [`Error::VdiInUse`] if another host locked the disk meanwhile;
+    /// [`Error::Unsupported`] on an SR without snapshots.
+    fn take_over(&self, _source: VdiUuid, _accept: Accept, _progress: Progress) -> Result<()> {
+        Err(Error::Unsupported { op: "vdi_revert", why: "this SR makes no snapshots".to_owned() })
+    }
+
     /// Removes the disk and all that is stored beside it. The caller has checked that it is unused.
     ///
     /// # Errors
     /// [`Error::VdiInUse`] if another host locked it meanwhile; [`Error::Io`].
     fn remove(&self) -> Result<()>;
 }
+
+/// Whether the bytes of a VDI of this format and with these params may be taken, see [`Place::take_over`].
+pub type Accept<'a> = &'a dyn Fn(Format, &Params) -> Result<()>;
 
 /// Bytes of a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,8 +15,11 @@ use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
 use crate::sys::limits;
 use crate::sys::lock::Lock;
-use crate::types::{Done, Format, Mode, ParamsChange, SmConfig, VdiInfo, VdiUuid};
-use crate::vdi::disk::{SnapshotSaid, Vdi, describe, of_clone, of_snapshot, refuse_if_elsewhere, refuse_if_used};
+use crate::types::{Done, Format, Mode, Params, ParamsChange, SmConfig, VdiInfo, VdiUuid};
+use crate::vdi::disk::{
+    SnapshotSaid, Vdi, describe, of_clone, of_snapshot, refuse_if_elsewhere, refuse_if_read_only, refuse_if_used,
+    refuse_snapshot_of_another,
+};
 use crate::vdi::format::{ImageInfo, Layout, Resolve};
 use crate::vdi::place::Place;
 use crate::vdi::tree::forest::Forest;
@@ -168,11 +171,26 @@ impl<P: Place> Vdi for Raw<'_, P> {
         self.place.copy_to(dest, &params, context.progress)
     }
 
-    fn revert_to(&self, _snapshot: VdiUuid, _said: SnapshotSaid, _context: &Context) -> Result<()> {
-        Err(Error::Unsupported {
-            op: "vdi_revert",
-            why: "a raw disk cannot be taken back; vdi_clone of the snapshot makes a disk of it".to_owned(),
-        })
+    /// A raw disk shares nothing with its snapshot that would show whose it is, so the record alone is believed, or the agent.
+    fn revert_to(&self, snapshot: VdiUuid, said: SnapshotSaid, context: &Context) -> Result<()> {
+        refuse_if_read_only(self, "vdi_revert")?;
+        refuse_if_used(self)?;
+        if let Some(forest) = &self.forest {
+            forest.nodes()?.refuse_if_parent(&self.place)?;
+        }
+        let vdi = self.place.vdi();
+        let accept = |format: Format, params: &Params| {
+            let is_known = refuse_snapshot_of_another(vdi, snapshot, params, said)?;
+            let why = match (format, is_known) {
+                (Format::Raw, true) => return Ok(()),
+                (Format::Raw, false) => format!(
+                    "the SR does not know of which disk VDI {snapshot} is a snapshot, because an earlier release made it"
+                ),
+                (format, _) => format!("VDI {snapshot} is {format}, and VDI {vdi} is raw"),
+            };
+            Err(Error::Unsupported { op: "vdi_revert", why: format!("{why}. vdi_clone of it makes a disk") })
+        };
+        self.place.take_over(snapshot, &accept, context.progress)
     }
 
     fn read(&self, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {

@@ -97,6 +97,21 @@ pub const OPERATIONS: &[Operation] = &[
         needs_root: false,
     },
     Operation {
+        name: "vdi_revert",
+        prepare: |scene| {
+            with_a(scene);
+            scene.call(["vdi_set", SR, A, "--label", "a"]).done();
+            scene.call(["vdi_snapshot", SR, A, C]).done();
+            let mut image = fs::File::options().write(true).open(scene.image(A)).unwrap();
+            image.write_all(&[7; 512]).unwrap();
+            image.set_len(3 * MIB).unwrap();
+            image.sync_all().unwrap();
+        },
+        call: &["vdi_revert", SR, A, C],
+        again: Again::Succeeds,
+        needs_root: false,
+    },
+    Operation {
         name: "vdi_resize",
         prepare: with_a,
         call: &["vdi_resize", SR, A, "8"],

@@ -1,5 +1,6 @@
 //! One disk of a file SR, as the formats see it.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -7,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 
 use super::files::FilePlace;
-use super::layout::{LOCK, PARAMS, beside, must_be, remove_leftovers, usage};
+use super::layout::{LOCK, PARAMS, beside, format_of, must_be, remove_leftovers, usage};
 use super::records::{LockRecord, VdiRecord, encode, read_holders, read_params};
 use super::unborn::is_being_changed;
 use crate::error::{Error, Result};
@@ -16,7 +17,16 @@ use crate::sys::copy::{self, Progress};
 use crate::sys::loopdev::{self, Backing};
 use crate::sys::{blockdev, register};
 use crate::types::{Done, Format, Mode, Params, SrUuid, State, VdiInfo, VdiUuid};
-use crate::vdi::{self, Holders, Opened, Place, Usage, raw};
+use crate::vdi::{self, Accept, Holders, Opened, Place, Usage, raw};
+
+/// How an image was copied.
+#[derive(PartialEq, Eq)]
+enum Copied {
+    /// It shares all extents with its copy.
+    AtOnce,
+    /// A writer in between would have torn it.
+    InSteps,
+}
 
 impl FilePlace<'_> {
     /// Makes a block device over the image as large as it is.
@@ -27,6 +37,38 @@ impl FilePlace<'_> {
             true => Ok(()),
             false => loopdev::update_size(&device, Backing::File(self.file_stat()?.id)),
         }
+    }
+
+    /// Copies the image, which is open as `from`, into an empty file. `before_steps` may refuse a copy that takes several.
+    fn copy_image(
+        &self,
+        from: &File,
+        to: &File,
+        before_steps: impl FnOnce() -> Result<()>,
+        progress: Progress,
+    ) -> Result<Copied> {
+        let path = self.path();
+        if copy::reflink(from, to, &path)? {
+            return Ok(Copied::AtOnce);
+        }
+        before_steps()?;
+        let fs = self.dir.statvfs()?;
+        let (free, wanted) = (fs.blocks_available() * fs.fragment_size(), self.usage()?.allocated);
+        if wanted > free {
+            return Err(Error::NoSpace { sr: self.sr.sr, free, wanted });
+        }
+        copy::sparse(from, to, &path, progress)?;
+        Ok(Copied::InSteps)
+    }
+
+    /// Refuses a disk whose lock changed since it was in the state `unlocked`. Our lock is of this host; who attaches the disk
+    /// on another locks it there.
+    fn refuse_locked_since(&self, unlocked: u64) -> Result<()> {
+        if !self.sr.shared || self.holders()?.state == unlocked {
+            return Ok(());
+        }
+        let holder = "another host, which locked it while it was copied".to_owned();
+        Err(Error::VdiInUse { vdi: self.vdi, sr: self.sr.sr, holder })
     }
 
     /// Takes the persistent lock in the name of vdi_delete: whoever locks the VDI at the same moment on
@@ -165,7 +207,6 @@ impl Place for FilePlace<'_> {
     }
 
     fn copy_to(&self, dest: VdiUuid, params: &Params, progress: Progress) -> Result<VdiInfo> {
-        let path = self.path();
         let device = self.device()?;
         if let Some(device) = &device {
             blockdev::flush(device)?;
@@ -179,33 +220,40 @@ impl Place for FilePlace<'_> {
         let unlocked = self.holders()?.state;
         let new = target.unnamed(params)?;
         let image = new.image.file();
-        if !copy::reflink(&from, image, &path)? {
-            if let Some(device) = device.filter(|d| !blockdev::is_read_only(d)) {
-                return Err(Error::VdiInUse {
-                    vdi: self.vdi,
-                    sr: self.sr.sr,
-                    holder: format!(
-                        "this host, which has it attached as {}, and the filesystem of {} can't copy a file at one \
-                         instant (xfs and btrfs can): detach it first",
-                        device.display(),
-                        self.dir.path().display()
-                    ),
-                });
-            }
-            let fs = self.dir.statvfs()?;
-            let (free, wanted) = (fs.blocks_available() * fs.fragment_size(), self.usage()?.allocated);
-            if wanted > free {
-                return Err(Error::NoSpace { sr: self.sr.sr, free, wanted });
-            }
-            copy::sparse(&from, image, &path, progress)?;
-            // Our lock is of this host; who attaches it on another locks it there.
-            if self.sr.shared && self.holders()?.state != unlocked {
-                let holder = "another host, which locked it while it was copied".to_owned();
-                return Err(Error::VdiInUse { vdi: self.vdi, sr: self.sr.sr, holder });
-            }
+        let attached = || match &device {
+            Some(device) if !blockdev::is_read_only(device) => Err(Error::VdiInUse {
+                vdi: self.vdi,
+                sr: self.sr.sr,
+                holder: format!(
+                    "this host, which has it attached as {}, and the filesystem of {} can't copy a file at one \
+                     instant (xfs and btrfs can): detach it first",
+                    device.display(),
+                    self.dir.path().display()
+                ),
+            }),
+            _ => Ok(()),
+        };
+        if self.copy_image(&from, image, attached, progress)? == Copied::InSteps {
+            self.refuse_locked_since(unlocked)?;
         }
         target.publish(new)?;
         raw::open(target, None).info().map_err(|cause| cause.after(vdi::made(dest)))
+    }
+
+    fn take_over(&self, source: VdiUuid, accept: Accept, progress: Progress) -> Result<()> {
+        let format = format_of(&self.dir, source)?.ok_or_else(|| self.sr.no_vdi(source))?;
+        let source = self.sr.place(self.dir.clone(), source, format);
+        accept(format, &source.params()?)?;
+        let from = self.dir.open_file(&source.name(), false)?;
+        let unlocked = self.holders()?.state;
+        let new = self.unnamed(&Params::default())?;
+        source.copy_image(&from, new.image.file(), || Ok(()), progress)?;
+        self.refuse_locked_since(unlocked)?;
+        let before = self.file_stat()?.id;
+        new.image.publish_over(&self.name()).map_err(|cause| match self.file_stat() {
+            Ok(now) if now.id != before => cause.after(vdi::reverted(self.vdi)),
+            _ => cause,
+        })
     }
 
     fn remove(&self) -> Result<()> {

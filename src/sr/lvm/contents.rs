@@ -30,12 +30,13 @@ impl LvmPlace<'_> {
     }
 
     /// Removes the extents that a killed vdi_resize was preparing, or completes the cut that it began, or ends what is left
-    /// of a vdi_export. What another host prepares is left to those calls that `may_change` the group.
+    /// of a vdi_export or a vdi_revert. What another host prepares is left to those calls that `may_change` the group.
     pub(super) fn sweep(&self, may_change: bool) -> Result<()> {
         self.sr.resume(&self.vg, self.vg.lvs.iter().chain([&*self.lv.borrow()]))?;
         if self.unfinished.as_ref().is_some_and(|tags| may_change || !tags::is_elsewhere(tags)) {
             self.sr.remove_unfinished(&self.vg, &format!("{UNFINISHED}{}", self.vdi))?;
         }
+        self.end_revert()?;
         if self.record().lent {
             self.end_lending()?;
         }

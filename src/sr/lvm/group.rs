@@ -1,5 +1,6 @@
 //! The group of an SR as a report shows it: which volumes are VDIs, and what has to be refused or cleaned up before a change.
 
+use super::revert::reverted;
 use super::space::pool_use;
 use super::{DRIVER, LvmSr, POOL, RAW, SHARED, THICK, THIN, UNFINISHED, VHD, tags};
 use crate::error::{Error, Result};
@@ -13,9 +14,12 @@ impl LvmSr {
         Error::NoVdi { vdi, sr: self.group.sr, looked: vg.name.clone() }
     }
 
-    /// The VDIs of the group: which, and in which volume.
+    /// The VDIs of the group: which, and in which volume. What a killed vdi_revert left is one if the disk is gone already.
     pub(super) fn volumes<'a>(&self, vg: &'a Vg) -> impl Iterator<Item = (VdiUuid, Format, &'a Lv)> {
-        vg.lvs.iter().filter_map(|lv| vdi_of(&lv.name).map(|(vdi, format)| (vdi, format, lv)))
+        vg.lvs.iter().filter_map(|lv| match reverted(&lv.name) {
+            Some(vdi) => vg.lv(&format!("{RAW}{vdi}")).is_none().then_some((vdi, Format::Raw, lv)),
+            None => vdi_of(&lv.name).map(|(vdi, format)| (vdi, format, lv)),
+        })
     }
 
     pub(super) fn summary(&self, vg: &Vg) -> SrInfo {
@@ -84,7 +88,8 @@ impl LvmSr {
     pub(super) fn sweep(&self, vg: &Vg) -> Result<()> {
         let of_vdi = |lv: &&Lv| lv.name.strip_prefix(UNFINISHED).is_some_and(|u| u.parse::<VdiUuid>().is_ok());
         let left = vg.lvs.iter().filter(of_vdi).filter(|lv| !tags::is_elsewhere(&lv.tags));
-        left.into_iter().try_for_each(|lv| self.remove_unfinished(vg, &lv.name))
+        left.into_iter().try_for_each(|lv| self.remove_unfinished(vg, &lv.name))?;
+        self.end_reverts(vg)
     }
 
     pub(super) fn remove_unfinished(&self, vg: &Vg, name: &str) -> Result<()> {
@@ -146,7 +151,9 @@ mod tests {
         let vdi = "98de866e-b035-4b1a-a571-613bff542b89";
         assert_eq!(vdi_of(&format!("LV-{vdi}")), Some((vdi.parse().unwrap(), Format::Raw)));
         assert_eq!(vdi_of(&format!("VHD-{vdi}")), Some((vdi.parse().unwrap(), Format::Vhd)));
-        for other in ["POOL", "MGT", "LV-", "LV-x", &format!("NEW-{vdi}"), &format!("OLD_LV-{vdi}")] {
+        for other in
+            ["POOL", "MGT", "LV-", "LV-x", &format!("NEW-{vdi}"), &format!("REV-{vdi}"), &format!("OLD_LV-{vdi}")]
+        {
             assert_eq!(vdi_of(other), None, "{other}");
         }
     }

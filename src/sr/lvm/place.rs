@@ -1,12 +1,12 @@
 //! One disk of an [`LvmSr`]: a logical volume.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
 use super::space::pool_use;
-use super::{DATA_GONE, LvmSr, POOL, RAW, SHARED, UNFINISHED, tags};
+use super::{DATA_GONE, LvmSr, POOL, RAW, REVERTED, SHARED, UNFINISHED, tags};
 use crate::error::{Error, Result, one_line};
 use crate::image::storage::FileStorage;
 use crate::sys::blockdev;
@@ -14,7 +14,7 @@ use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Deactivated, Lv, UNREADABLE, Vg};
 use crate::types::{Done, Format, Mode, Params, SrUuid, State, VdiInfo, VdiUuid};
 use crate::vdi::tree::nodes::Node;
-use crate::vdi::{self, Holders, Opened, Place, Usage, raw};
+use crate::vdi::{self, Accept, Holders, Opened, Place, Usage, raw};
 
 /// A disk as one report showed it; asked again only after a change.
 pub struct LvmPlace<'a> {
@@ -24,6 +24,8 @@ pub struct LvmPlace<'a> {
     pool_used: Option<u64>,
     /// The tags of a `NEW-<vdi>`, if there was one.
     pub(super) unfinished: Option<Vec<String>>,
+    /// There was a `REV-<vdi>` beside the disk.
+    pub(super) has_reverted: Cell<bool>,
     pub(super) lv: RefCell<Lv>,
 }
 
@@ -55,13 +57,23 @@ impl Group {
 impl<'a> LvmPlace<'a> {
     pub fn new(sr: &'a LvmSr, vg: &Vg, vdi: VdiUuid, lv: &Lv) -> Self {
         let unfinished = vg.lv(&format!("{UNFINISHED}{vdi}")).map(|lv| lv.tags.clone());
-        LvmPlace { unfinished, ..LvmPlace::listed(sr, &Group::of(vg), vdi, lv) }
+        let reverted = format!("{REVERTED}{vdi}");
+        let has_reverted = Cell::new(lv.name != reverted && vg.lv(&reverted).is_some());
+        LvmPlace { unfinished, has_reverted, ..LvmPlace::listed(sr, &Group::of(vg), vdi, lv) }
     }
 
     /// One of many, to be looked at only.
     pub fn listed(sr: &'a LvmSr, group: &Group, vdi: VdiUuid, lv: &Lv) -> Self {
         let Group { vg, pool_used } = group.clone();
-        LvmPlace { sr, vdi, vg, pool_used, unfinished: None, lv: RefCell::new(lv.clone()) }
+        LvmPlace {
+            sr,
+            vdi,
+            vg,
+            pool_used,
+            unfinished: None,
+            has_reverted: Cell::new(false),
+            lv: RefCell::new(lv.clone()),
+        }
     }
 
     pub(super) fn name(&self) -> String {
@@ -125,6 +137,9 @@ impl<'a> LvmPlace<'a> {
 
     /// Removes the volume, whatever its tags say.
     pub fn remove_damaged(&self) -> Result<()> {
+        if self.has_reverted.get() {
+            self.end_revert()?;
+        }
         self.change("lvremove", &["-y"], &[&self.full_name()])
     }
 
@@ -171,7 +186,7 @@ impl<'a> LvmPlace<'a> {
         }
     }
 
-    fn refuse_unhealthy(&self) -> Result<()> {
+    pub(super) fn refuse_unhealthy(&self) -> Result<()> {
         self.unhealthy().map_or(Ok(()), |why| Err(Error::NoDevice { device: self.full_name(), why }))
     }
 
@@ -461,6 +476,10 @@ impl Place for LvmPlace<'_> {
         let lv = Lv { name, tags, active: false, created: params.created, ..self.lv.borrow().clone() };
         let target = LvmPlace::new(self.sr, &vg, dest, &lv);
         raw::open(target, None).info()
+    }
+
+    fn take_over(&self, source: VdiUuid, accept: Accept, _progress: Progress) -> Result<()> {
+        self.go_back(source, accept)
     }
 
     fn remove(&self) -> Result<()> {

@@ -146,3 +146,40 @@ fails_with EEXIST vdi_snapshot $SR "$A" "$B"
 
 claim 'vdi_snapshot of a VDI that does not exist fails with ENOVDI'
 fails_with ENOVDI vdi_snapshot $SR "$NONE" "$D"
+
+claim 'vdi_revert takes a VDI back to a snapshot of it, prints nothing, and again; the snapshot stays as it was'
+must vdi_snapshot $SR "$A" "$C"
+must vdi_get_params $SR "$A"
+before=$(field uuid) size=$(field virtual_size)
+attach "$A"
+true_that put "$DEV" a 0
+detach "$A"
+must vdi_revert $SR "$A" "$C"
+prints ''
+must vdi_revert $SR "$A" "$C"
+must vdi_get_params $SR "$A"
+equal "$(field uuid)" "$before"
+equal "$(field virtual_size)" "$size"
+equal "$(field read_only)" 0
+attach "$A"
+true_that has "$DEV" b 0
+true_that has "$DEV" b 15
+true_that put "$DEV" a 0
+detach "$A"
+attach "$C"
+true_that has "$DEV" b 0
+detach "$C"
+must vdi_revert $SR "$A" "$C"
+gone "$C"
+
+claim 'vdi_revert to what is no snapshot of the VDI fails with EPERM, of an attached VDI with EVDIBUSY, and changes nothing'
+must vdi_snapshot $SR "$A" "$C"
+fails_with EPERM vdi_revert $SR "$B" "$C"
+fails_with EPERM vdi_revert $SR "$A" "$B"
+fails_with EPERM vdi_revert $SR "$C" "$C"
+fails_with ENOVDI vdi_revert $SR "$A" "$NONE"
+attach "$A"
+fails_with EVDIBUSY vdi_revert $SR "$A" "$C"
+true_that has "$DEV" b 0
+detach "$A"
+gone "$C"

@@ -190,8 +190,12 @@ impl Service<'_> {
         // xapi names the disk that its record has as the origin of the snapshot.
         session.vdi_revert(disk, snapshot, SnapshotSaid::ByAgent, &now())?;
         let info = session.vdi_get_brief(disk, &now())?;
-        if let Some(base) = info.parent {
-            self.introduce_base(sr_ref, (reference, &record), &info, base)?;
+        match info.parent {
+            Some(base) => self.introduce_base(sr_ref, (reference, &record), &info, base)?,
+            None => {
+                let wanted = (self.driver.about.sm_config)(&info);
+                sync::refresh(self.xapi()?, reference, &record, &info, &wanted)?;
+            }
         }
         let before: i128 = text(&record, "virtual_size").parse().unwrap_or_default();
         self.tell_figures(sr_ref, self.summed().then(|| i128::from(info.virtual_size) - before));
