@@ -40,6 +40,8 @@ class Driver:
         # What runs it, where it is not this host.
         self.prefix = list(prefix)
         self.env = {"PATH": "/sbin:/usr/sbin:/bin:/usr/bin", "ORIGINATOR": "SM", "XCP_SM_RUN_DIR": run_dir}
+        # tests/coverage: where the counts go.
+        self.env.update((key, os.environ[key]) for key in ("LLVM_PROFILE_FILE",) if key in os.environ)
 
     def raw(self, *args):
         """Stdout of a call that may be anything; xapi's rules for it are checked."""
