@@ -5,7 +5,7 @@
 //! | identity | is |
 //! |---|---|
 //! | `wwid:…` | what a SCSI or NVMe device says of itself; of a multipath map, what its paths say |
-//! | `serial:MODEL/SERIAL` | of a device with a serial number and no more |
+//! | `serial:MODEL/SERIAL` | of a device with a serial number and no more; `serial:SERIAL` where it names no model |
 //! | `dm:UUID` | of a device-mapper device |
 //! | `gpt:GUID` | of a disk with a GPT |
 //! | `loop:DEVICE:INODE` | the file of a loop device |
@@ -33,7 +33,8 @@ pub fn of(dir: &Path, node: &Path, facts: &Facts, dm_uuid: &str) -> Option<Strin
         return Some(word("wwid:", &wwid));
     }
     if !facts.serial.is_empty() {
-        return Some(word("serial:", &format!("{}/{}", facts.model, facts.serial)));
+        let model = if facts.model.is_empty() { String::new() } else { format!("{}/", facts.model) };
+        return Some(word("serial:", &format!("{model}{}", facts.serial)));
     }
     if !dm_uuid.is_empty() {
         return Some(word("dm:", dm_uuid));
@@ -105,6 +106,7 @@ mod tests {
         assert_eq!(named(&wwid, "").unwrap(), "wwid:t10.ATA_QEMU_1");
         assert_eq!(named(&plain, "mpath-35000").unwrap(), "wwid:naa.5000");
         assert_eq!(named(&serial, "").unwrap(), "serial:QEMU_HARDDISK/QM_1");
+        assert_eq!(named(&Facts { model: String::new(), ..serial }, "").unwrap(), "serial:QM_1");
         assert_eq!(named(&plain, "CRYPT-LUKS2-x").unwrap(), "dm:CRYPT-LUKS2-x");
         assert_eq!(named(&plain, ""), None);
         assert_eq!(named(&Facts { name: "loop0".to_owned(), ..plain }, ""), None);

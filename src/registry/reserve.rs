@@ -5,7 +5,7 @@
 //! two leaves an SR without a claim; its medium says whose it is, and `sm devices rebuild` adds the claim.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::claims::{BY_HAND, Claim};
@@ -47,22 +47,25 @@ pub fn refuse(sr: SrUuid, devices: &[PathBuf]) -> Result<()> {
 }
 
 /// Another device with this wwid that no map joins with `device`.
-fn twin(identity: &str, device: &PathBuf) -> Option<String> {
+fn twin(identity: &str, device: &Path) -> Option<String> {
     let wwid = identity.strip_prefix("wwid:")?;
     let own = fs::canonicalize(device).ok()?;
-    let own = own.file_name()?.to_str()?;
-    // A map and its paths have one identity, and whoever has the map has the paths.
-    if own.starts_with("dm-") || wwid.contains("-part") {
+    twin_in(Path::new("/sys/block"), wwid, own.file_name()?.to_str()?)
+}
+
+/// Another device in a directory of sysfs that has this wwid and a medium, where neither is a path of a map.
+fn twin_in(block: &Path, wwid: &str, own: &str) -> Option<String> {
+    let is_joined = |name: &str| sysfs::holders(&block.join(name)).iter().any(|holder| holder.is_multipath);
+    // A map and its paths have one identity, and a path is refused because the map has it.
+    if own.starts_with("dm-") || is_joined(own) {
         return None;
     }
-    let entries = fs::read_dir("/sys/block").ok()?.flatten();
-    entries.filter_map(|entry| Some((entry.path(), entry.file_name().into_string().ok()?))).find_map(|(dir, name)| {
-        let is_same = ["device/wwid", "wwid"].iter().any(|file| {
-            let words: Vec<String> = sysfs::text(&dir, file).split_whitespace().map(str::to_owned).collect();
-            !words.is_empty() && words.join("_") == wwid
-        });
-        (is_same && name != own).then(|| format!("/dev/{name}"))
-    })
+    let entries = fs::read_dir(block).ok()?.flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let is_twin = |name: &String| {
+        name != own && sysfs::wwid(&block.join(name)).as_deref() == Some(wwid) && sysfs::has_medium(&block.join(name))
+    };
+    names.filter(is_twin).min().map(|name| format!("/dev/{name}"))
 }
 
 /// Claims the devices of an SR that was made by hand. The claims of the SRs that were destroyed for it are released. A
@@ -113,5 +116,32 @@ pub fn release(sr: SrUuid, deadline: Instant) {
     let done = ledger::change(deadline, |claims| Ok((!claims.release(goes).is_empty(), ())));
     if let Err(e) = done {
         syslog::write(&format!("SR {sr} was deleted, its devices are still claimed: {}", one_line(&e)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::sysfs::tests::tree;
+
+    #[test]
+    fn a_second_device_with_the_same_medium_is_found_and_paths_of_a_map_are_none() {
+        let sys = tempfile::tempdir().unwrap();
+        let block = sys.path();
+        for (name, wwid, size) in [
+            ("sda", "naa.1", "8"),
+            ("sdb", "naa.2", "8"),
+            ("sdc", "naa.1", "8"),
+            ("sdd", "naa.2", "0"),
+            ("nvme0c0n1", "naa.2", "8"),
+        ] {
+            tree(&block.join(name), &[("device/wwid", wwid), ("size", size)]);
+        }
+        tree(&block.join("nvme0c0n1"), &[("hidden", "1\n")]);
+        assert_eq!(twin_in(block, "naa.1", "sda").as_deref(), Some("/dev/sdc"));
+        // Neither a device without a medium nor a hidden path of NVMe is one.
+        assert_eq!(twin_in(block, "naa.2", "sdb"), None);
+        tree(block, &[("sda/holders/dm-0/dm/uuid", "mpath-1"), ("sda/holders/dm-0/dm/name", "mpatha")]);
+        assert_eq!((twin_in(block, "naa.1", "sda"), twin_in(block, "naa.1", "dm-0")), (None, None));
     }
 }

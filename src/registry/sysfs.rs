@@ -88,7 +88,10 @@ fn device(dir: &Path, name: &str, dev: &Path, uses: Option<&Uses>) -> Option<Fac
     if NEVER.contains(&kind) {
         return None;
     }
-    let size = text(dir, "size").parse::<u64>().ok().filter(|sectors| *sectors > 0)? * SECTOR;
+    if !has_medium(dir) {
+        return None;
+    }
+    let size = text(dir, "size").parse::<u64>().ok()? * SECTOR;
     let number = number(dir)?;
     let dm_uuid = text(dir, "dm/uuid");
     if dm_uuid.starts_with("LVM-") || name.starts_with("dm-") && text(dir, "dm/name").is_empty() {
@@ -160,7 +163,19 @@ fn partitions(dir: &Path, name: &str) -> Vec<String> {
     found
 }
 
-fn holders(dir: &Path) -> Vec<Holder> {
+/// Whether a device has a medium, and is not a path that the kernel joins itself, as NVMe's.
+pub fn has_medium(dir: &Path) -> bool {
+    text(dir, "size").parse::<u64>().is_ok_and(|sectors| sectors > 0) && text(dir, "hidden") != "1"
+}
+
+/// What a SCSI or NVMe device says of its medium, as one word.
+pub fn wwid(dir: &Path) -> Option<String> {
+    let words: Vec<String> = first(dir, &["device/wwid", "wwid"]).split_whitespace().map(str::to_owned).collect();
+    (!words.is_empty()).then(|| words.join("_"))
+}
+
+/// The devices that use a device.
+pub fn holders(dir: &Path) -> Vec<Holder> {
     let entries = fs::read_dir(dir.join("holders")).into_iter().flatten().flatten();
     let mut found: Vec<Holder> = entries
         .map(|entry| {
@@ -232,6 +247,9 @@ pub mod tests {
                 ("block/loop1/size", "8\n"),
                 ("block/loop1/dev", "7:1\n"),
                 ("block/loop1/loop/backing_file", "/srv/sr/98de866e-b035-4b1a-a571-613bff542b89.raw\n"),
+                ("block/nvme0c0n1/size", "8\n"),
+                ("block/nvme0c0n1/dev", "259:1\n"),
+                ("block/nvme0c0n1/hidden", "1\n"),
                 ("block/ram0/size", "8\n"),
                 ("block/ram0/dev", "1:0\n"),
                 ("block/dm-7/size", "8\n"),

@@ -3,7 +3,7 @@
 # guest: uml
 # bins: sm LVMSR
 # memory: 512
-# takes: 60
+# takes: 110
 # tools: lvcreate wipefs mkfs.ext4 strace python3
 set -u
 # shellcheck source-path=SCRIPTDIR source=claims.inc
@@ -190,6 +190,25 @@ stale() {
     sm sr_delete -t lvm -d /dev/sdg $OTHER
 }
 claim 'a claim of sr_create counts no more than what the medium holds' stale
+
+killed() {
+  local call n status kills=0
+  for call in linkat renameat fsync; do
+    for n in 1 2 3 4; do
+      status=0
+      strace -qq -e trace=$call -e inject=$call:signal=KILL:when=$n -o /dev/null "$BIN/sm" sr_create -t lvm -d /dev/sdg $SR || status=$?
+      [ $status != 0 ] || break
+      kills=$((kills + 1))
+      echo "$call $n: $(sm devices --format table | grep '^/dev/sdg ')"
+      # The claims are those of before or after, and nobody else is kept from anything.
+      sm devices why /dev/sdg > /dev/null && { fails_with EEXIST sm sr_create -t lvm -d /dev/sdg $SR || [ ! -s "$SCRATCH/stderr" ]; } &&
+        sm devices rebuild && is "$(owner /dev/sdg)" "SR $SR" && sm sr_delete -t lvm -d /dev/sdg $SR && is "$(state /dev/sdg)" free || return
+    done
+    [ $status != 0 ] || sm sr_delete -t lvm -d /dev/sdg $SR || return
+  done
+  [ $kills -ge 4 ] || { echo "$kills kills"; return 1; }
+}
+claim 'a kill around the claim leaves claims that can be read, and the same call goes on' killed
 
 gone() {
   sm sr_create -t lvm -d /dev/sdg $SR && echo 1 > /sys/block/sdg/device/delete && is "$(state /dev/sdg)" missing && is "$(owner /dev/sdg)" "SR $SR" &&
