@@ -125,6 +125,16 @@ impl Claims {
         Some(&self.claims[at])
     }
 
+    /// The claims of a medium, of its partitions, and of the disk that it is a partition of.
+    pub fn overlapping<'a>(&'a self, identity: &str) -> impl Iterator<Item = &'a Claim> + use<'a> {
+        let identity = identity.to_owned();
+        let is_within = |part: &str, disk: &str| part.strip_prefix(disk).is_some_and(|rest| rest.starts_with("-part"));
+        self.claims.iter().filter(move |claim| {
+            let claimed = claim.identity.as_str();
+            claimed == identity || is_within(claimed, &identity) || is_within(&identity, claimed)
+        })
+    }
+
     /// Adds a claim, or replaces the one of the medium. Whether anything changed.
     pub fn put(&mut self, claim: Claim) -> bool {
         match self.claims.binary_search_by(|it| it.identity.cmp(&claim.identity)) {
@@ -211,6 +221,20 @@ pub mod tests {
         assert_eq!(claims.claims.len(), 1);
         assert_eq!(claims.release(|it| it.identity == "x"), []);
         assert_eq!(claims.release(|it| it.identity == "a").len(), 1);
+    }
+
+    #[test]
+    fn a_disk_and_its_partitions_overlap_and_two_partitions_do_not() {
+        let mut claims = Claims::default();
+        for identity in ["wwid:a", "wwid:b-part2", "wwid:ab"] {
+            claims.put(claim(identity, "rack1"));
+        }
+        let of = |identity: &str| claims.overlapping(identity).map(|it| it.identity.clone()).collect::<Vec<_>>();
+        assert_eq!(of("wwid:a"), ["wwid:a"]);
+        assert_eq!(of("wwid:a-part1"), ["wwid:a"]);
+        assert_eq!(of("wwid:b"), ["wwid:b-part2"]);
+        assert_eq!(of("wwid:b-part2"), ["wwid:b-part2"]);
+        assert!(of("wwid:b-part1").is_empty() && of("wwid:b-part20").is_empty());
     }
 
     #[test]

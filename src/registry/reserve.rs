@@ -29,11 +29,13 @@ pub fn refuse(sr: SrUuid, devices: &[PathBuf]) -> Result<()> {
     for device in devices {
         let Some(identity) = identity::of_path(device) else { continue };
         let in_use = |holder: String| Error::DeviceInUse { device: device.display().to_string(), holder };
-        let claim = claims.of(&identity).filter(|claim| claim.sr_uuid != Some(sr) && claim.is_reservation());
+        let is_of_others = |claim: &&Claim| claim.sr_uuid != Some(sr) && claim.is_reservation();
+        let claim = claims.overlapping(&identity).find(is_of_others);
         if let Some(claim) = claim {
             let owner = claim.owner();
             return Err(in_use(format!(
-                "it is claimed: {owner}; if that is over, release it: sm devices release {identity}"
+                "it is claimed: {owner}; if that is over, release it: sm devices release {}",
+                claim.identity
             )));
         }
         if let Some(other) = twin(&identity, device) {

@@ -91,13 +91,9 @@ impl Host {
         Ok(all.into_iter().flat_map(of_one).flatten().collect())
     }
 
+    /// The claim of a disk, or else of a partition of it.
     fn claim(&self, facts: &Facts) -> Option<&Claim> {
-        let identity = facts.identity.as_ref()?;
-        let of_part = |part: &String| {
-            let number = part.rsplit(|c: char| !c.is_ascii_digit()).next()?;
-            self.claims.of(&format!("{identity}-part{number}"))
-        };
-        self.claims.of(identity).or_else(|| facts.partitions.iter().find_map(of_part))
+        self.claims.overlapping(facts.identity.as_deref()?).next()
     }
 
     fn tests(&self, facts: &Facts) -> Vec<Test> {

@@ -143,6 +143,9 @@ reserved() {
   fails_with EBUSY "$BIN/LVMSR" sr_create -d /dev/sdi,/dev/sdh $OTHER || return
   fails_with EBUSY sm devices claim /dev/sdh --layout rack1 --class lvm --index 3 || return
   is "$(sha256sum < /dev/sdh)" "$before" && is "$(state /dev/sdi)" free || return
+  # A disk and its partitions are one medium.
+  sm devices claim /dev/sdd && fails_with EBUSY sm sr_create -t lvm -d /dev/sdd1 --force $OTHER && grep -q 'claimed: reserved by hand' "$SCRATCH/stderr" &&
+    sm devices release /dev/sdd && fails_with ENODEV sm devices release /dev/sdz || return
   sm devices release /dev/sdh && sm devices release /dev/sdh && is "$(state /dev/sdh)" free || return
   sm devices claim /dev/sdh --layout rack1 --class lvm --index 3 && is "$(owner /dev/sdh)" 'rack1 lvm/3' &&
     fails_with EBUSY sm sr_create -t lvm -d /dev/sdh $OTHER && sm devices release /dev/sdh && sm sr_create -t lvm -d /dev/sdh $OTHER &&

@@ -31,14 +31,13 @@ pub fn carry_out(group: &Group) -> Result<Reply> {
             Backend::selected(&settings)?;
             Ok(Reply::Backends(backend::all(&settings)))
         }
-        Group::Devices { list: args, command: None }
-        | Group::Devices { command: Some(DevicesCommand::List(args)), .. } => list(&settings, args),
-        Group::Devices { command: Some(command), .. } => match command {
-            DevicesCommand::List(args) => list(&settings, args),
-            DevicesCommand::Why { device } => why(&settings, device),
-            DevicesCommand::Claim { identity, owner } => claim(&settings, identity, owner),
-            DevicesCommand::Release { identity } => release(&settings, identity),
-            DevicesCommand::Rebuild { dry_run } => rebuild(*dry_run),
+        Group::Devices { list: args, command } => match command {
+            None => list(&settings, args),
+            Some(DevicesCommand::List(args)) => list(&settings, args),
+            Some(DevicesCommand::Why { device }) => why(&settings, device),
+            Some(DevicesCommand::Claim { identity, owner }) => claim(&settings, identity, owner),
+            Some(DevicesCommand::Release { identity }) => release(&settings, identity),
+            Some(DevicesCommand::Rebuild { dry_run }) => rebuild(*dry_run),
         },
     }
 }
@@ -113,12 +112,12 @@ fn claim(settings: &Settings, word: &str, owner: &OwnerArgs) -> Result<Reply> {
         sr_uuid: None,
         since: reserve::now(),
     };
-    ledger::change(deadline(), |claims| match claims.of(&identity) {
-        Some(known) if !known.has_owner_of(&claim) => {
-            let holder = format!("it is claimed: {}; sm devices release {identity} ends that", known.owner());
-            Err(Error::DeviceInUse { device: row.dev, holder })
+    ledger::change(deadline(), |claims| {
+        if let Some(known) = claims.overlapping(&identity).find(|known| !known.has_owner_of(&claim)) {
+            let holder = format!("it is claimed: {}; sm devices release {} ends that", known.owner(), known.identity);
+            return Err(Error::DeviceInUse { device: row.dev, holder });
         }
-        _ => Ok((claims.put(claim), ())),
+        Ok((claims.put(claim), ()))
     })?;
     Ok(Reply::Done)
 }
@@ -127,7 +126,8 @@ fn release(settings: &Settings, word: &str) -> Result<Reply> {
     let mut identity = word.to_owned();
     if let Some(claim) = ledger::read()?.of(word) {
         identity.clone_from(&claim.identity);
-    } else if let Some((row, _)) = Host::look(settings)?.find(word) {
+    } else {
+        let (row, _) = Host::look(settings)?.find(word).ok_or_else(|| no_device(word))?;
         identity = if word.contains('/') { identity::of_path(word.as_ref()) } else { None }.unwrap_or(row.identity);
     }
     let known = ledger::read()?.of(&identity).cloned();
