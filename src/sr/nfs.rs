@@ -16,6 +16,7 @@
 //! Which mount options and why, and what is true with several hosts: `docs/nfs.md`.
 
 pub mod export;
+mod options;
 
 use std::fs;
 use std::path::PathBuf;
