@@ -10,6 +10,7 @@ use crate::error::{Error, Result, one_line};
 use crate::sr::{Driver, Sr};
 use crate::sys::copy::Progress;
 use crate::sys::lock::Lock;
+use crate::sys::watch::Pulse;
 use crate::sys::{run_dir, watch};
 use crate::types::{DeviceConfig, SmConfig, SrUuid, VdiInfo, VdiUuid};
 
@@ -81,6 +82,25 @@ impl Session {
         (self.driver.about.sm_config)(info)
     }
 
+    /// How it is seen that the storage of this SR, and that of another, still answer.
+    pub(super) fn pulse_with(&self, other: &Session) -> Option<Pulse> {
+        match (self.storage.pulse(), other.storage.pulse()) {
+            (Some(one), Some(other)) => Some(Box::new(move || one().and_then(|()| other()))),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// Carries an operation out within one of another SR, which watches the storage of both.
+    pub(super) fn carry_out_within<T>(
+        &self,
+        locks: &Locks,
+        context: &Context,
+        work: impl FnOnce(&dyn Sr) -> Result<T>,
+    ) -> Result<T> {
+        self.deadline.set(context.deadline);
+        under(locks, self.sr, &*self.storage, context, |storage, _, _| work(storage))
+    }
+
     /// Carries one operation out under its locks.
     ///
     /// Where the storage can go away under a call, a thread does the work and this one watches whether the storage still
@@ -101,9 +121,20 @@ impl Session {
         context: &Context,
         work: impl FnOnce(&dyn Sr, &Context, Option<&Lock>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        self.carry_out_watched(self.storage.pulse(), locks, context, work)
+    }
+
+    /// As [`Session::carry_out_locked`]. `pulse`: how all storage is watched that may keep the work waiting.
+    pub(super) fn carry_out_watched<T: Send + 'static>(
+        &self,
+        pulse: Option<Pulse>,
+        locks: Locks,
+        context: &Context,
+        work: impl FnOnce(&dyn Sr, &Context, Option<&Lock>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         self.deadline.set(context.deadline);
         let sr = self.sr;
-        let Some(pulse) = self.storage.pulse() else {
+        let Some(pulse) = pulse else {
             return under(&locks, sr, &*self.storage, context, work);
         };
         let (storage, deadline, others) = (self.storage.clone(), context.deadline, context.others.clone());

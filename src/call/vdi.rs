@@ -7,7 +7,7 @@ use super::locks::{Locks, forget_vdis};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::sr::Sr;
-use crate::types::{Done, Mode, NewVdi, Params, ParamsChange, VdiInfo, VdiUuid, seconds_now};
+use crate::types::{Done, Format, Mode, NewVdi, Params, ParamsChange, VdiInfo, VdiUuid, seconds_now};
 use crate::vdi::transfer::{self, Incoming, Stream};
 use crate::vdi::{self, SnapshotSaid, Vdi};
 
@@ -186,6 +186,42 @@ impl Session {
         })
     }
 
+    /// Copies a VDI into an SR, another or the same, of any driver. The new VDI is independent of the source, has its label and
+    /// description, and is there whole or not at all. Only data is read and written.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while the source is attached and can be written to; those of [`Session::vdi_import`] for `to`.
+    pub fn vdi_copy(&self, vdi: VdiUuid, to: Session, copied: Copied, context: &Context) -> Result<()> {
+        if to.sr == self.sr && copied.vdi == vdi {
+            return Err(Error::VdiExists { vdi, sr: to.sr });
+        }
+        let pulse = self.pulse_with(&to);
+        // A VDI's lock is the same in every SR, so those of both are taken here.
+        let locks = Locks::of_vdis(&[vdi, copied.vdi]);
+        self.carry_out_watched(pulse, locks, context, move |storage, context, _| {
+            let source = storage.vdi(vdi)?;
+            let info = source.brief()?;
+            if !info.read_only {
+                vdi::refuse_if_attached(&*source)?;
+            }
+            let names = Params { label: info.label, description: info.description, ..Params::default() };
+            let same = Some(info.format).filter(|format| to.driver.formats.contains(format));
+            let new = made_now(NewVdi {
+                vdi: copied.vdi,
+                virtual_size: 0,
+                format: copied.format.or(same),
+                params: copied.change.of(names),
+            });
+            source.read(&mut |bytes| {
+                let incoming = Incoming::Disk(Box::new(bytes));
+                let locks = Locks::of_vdis(&[]);
+                to.carry_out_within(&locks, context, |storage| {
+                    storage.import_vdi(&new, incoming, context.progress).map(drop)
+                })
+            })
+        })
+    }
+
     /// Makes a VDI of what comes, which is there whole or not at all. `new.virtual_size` is a least size, 0 for the size of
     /// what comes.
     ///
@@ -199,6 +235,15 @@ impl Session {
             storage.import_vdi(&new, Incoming::open(&from, known)?, context.progress)
         })
     }
+}
+
+/// What [`Session::vdi_copy`] makes.
+pub struct Copied {
+    pub vdi: VdiUuid,
+    /// `None`: the format of the source where the other SR has it, else the usual one of that SR.
+    pub format: Option<Format>,
+    /// What is to be other than the source's.
+    pub change: ParamsChange,
 }
 
 /// What vdi_delete does with a VDI that cannot be read, so that nothing but its name tells what would be lost.

@@ -26,6 +26,20 @@ pub trait Disk {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
 }
 
+impl<D: Disk + ?Sized> Disk for &D {
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<(u64, u64)>> {
+        (**self).next_data(from)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        (**self).read_at(buf, offset)
+    }
+}
+
 /// A disk to be filled. What is not written reads as zeroes.
 pub trait DiskWriter {
     /// Writes `bytes` at a byte of the disk. Offsets do not go back. Not durable.

@@ -213,9 +213,9 @@ fn data_of(disk: &dyn Disk) -> Result<u64> {
 }
 
 /// A disk on its way in. What is known before its bytes: its size.
-pub enum Incoming {
+pub enum Incoming<'a> {
     /// Can be read in any order.
-    Disk(Box<dyn Disk>),
+    Disk(Box<dyn Disk + 'a>),
     /// Raw bytes from a pipe, of so many bytes.
     RawPipe(Stream, u64),
     VhdPipe(Stream),
@@ -223,11 +223,11 @@ pub enum Incoming {
     Qcow2Pipe(Stream),
 }
 
-impl Incoming {
+impl Incoming<'_> {
     /// # Errors
     /// [`Error::Unsupported`] format, or a raw pipe without a size; [`Error::Invalid`] for an image of another format;
     /// [`Error::Damaged`] for a broken one.
-    pub fn open(from: &Stream, size: Option<u64>) -> Result<Incoming> {
+    pub fn open(from: &Stream, size: Option<u64>) -> Result<Incoming<'static>> {
         let is_file = from.is_file()?;
         match from.format {
             Format::Raw if is_file => {
@@ -264,7 +264,7 @@ impl Incoming {
     }
 
     /// An empty disk is refused, as vdi_create does: it is what a copy that failed leaves.
-    fn whole(from: &Stream, disk: impl Disk + 'static) -> Result<Incoming> {
+    fn whole(from: &Stream, disk: impl Disk + 'static) -> Result<Incoming<'static>> {
         match disk.size() {
             0 => Err(from.unfit("it is empty: a disk has at least one byte".to_owned())),
             _ => Ok(Incoming::Disk(Box::new(disk))),

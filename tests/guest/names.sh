@@ -34,6 +34,16 @@ claim 'an NFS SR that is attached is available' named far "$NFS" nfs available
 VDI=$(sm vdi_create volumes 8M --label web)
 claim 'a volume is called by its label' has "(uuid . \"$VDI\") (label . \"web\")" "$(sm vdi_get_params volumes/web)"
 claim 'and attached and detached by it' sh -c 'sm vdi_attach volumes/web && sm vdi_detach volumes/web'
+
+head -c 3000000 /dev/urandom > "$SCRATCH/data.raw"
+truncate -s 8M "$SCRATCH/data.raw"
+holds() { sm vdi_export "$1" "$SCRATCH/out.raw" 2> /dev/null && cmp "$SCRATCH/data.raw" "$SCRATCH/out.raw" && rm "$SCRATCH/out.raw"; }
+sm vdi_import far "$SCRATCH/data.raw" --label data > /dev/null
+claim 'a disk on NFS is copied to a volume' sm vdi_copy far/data volumes
+claim 'and is the same there' holds volumes/data
+claim 'a volume is copied to NFS, as a qcow2' sm vdi_copy volumes/data far --type qcow2 --label back
+claim 'and is the same there' holds far/back
+sm vdi_delete volumes data
 mv "$XCP_SM_RUN_DIR/sr.d/far.conf" "$SCRATCH/far.conf"
 claim 'an NFS SR without a name is found by its mount' unnamed "$NFS" nfs available
 mv "$SCRATCH/far.conf" "$XCP_SM_RUN_DIR/sr.d/far.conf"

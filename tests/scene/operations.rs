@@ -90,6 +90,13 @@ pub const OPERATIONS: &[Operation] = &[
     },
     Operation { name: "vdi_clone", prepare: with_a, call: &["vdi_clone", SR, A, C], again: EXISTS, needs_root: false },
     Operation {
+        name: "vdi_copy",
+        prepare: with_a,
+        call: &["vdi_copy", SR, A, SR, C],
+        again: EXISTS,
+        needs_root: false,
+    },
+    Operation {
         name: "vdi_snapshot",
         prepare: with_all,
         call: &["vdi_snapshot", SR, A, C],

@@ -141,6 +141,8 @@ fn of_word(verb: &Command, words: &[&str], current: &str) -> Candidates {
         }
         ([sr], _) if takes_vdi && is_sr(sr) => vdis(sr),
         ([sr, _], _) if slots.get(2) == Some(&"snapshot") && is_sr(sr) => vdis(sr),
+        // The SR of a copy, after `SR VDI`, `SR/VDI`, or a VDI of the default SR.
+        ([_] | [_, _], _) if slots.get(2) == Some(&"to") => srs(),
         ([first, ..], _) if SEVERAL.contains(&verb.get_name()) => match is_sr(first) {
             true if takes_vdi => vdis(first),
             true => srs(),

@@ -156,6 +156,27 @@ pub enum Verb {
     VdiClone(CopyArgs),
     /// Make a read-only copy of a VDI as it is now. It has the names of the VDI unless others are given.
     VdiSnapshot(CopyArgs),
+    /// Copy a VDI into another SR, or the same, in any format. The VDI must not be attached for writing; a snapshot of it can
+    /// be copied meanwhile. The copy has the names of the VDI unless others are given, and shares no data with it.
+    VdiCopy {
+        #[command(flatten)]
+        sr: SrArg,
+        /// UUID of the VDI to copy.
+        #[arg(value_name = "SRC-UUID")]
+        source: String,
+        /// UUID of the SR that gets the copy. The SR must have a name on this host, unless it is the SR of the VDI.
+        #[arg(value_name = "DST-SR-UUID")]
+        to: String,
+        /// UUID of the new VDI.
+        #[arg(value_name = "DST-UUID")]
+        dest: String,
+        /// Format of the copy: raw, vhd or qcow2, as its driver supports. Without this option that of the VDI where the
+        /// driver supports it, else the usual one of the driver.
+        #[arg(long = "type", value_name = "FORMAT")]
+        image: Option<String>,
+        #[command(flatten)]
+        names: NameArgs,
+    },
     /// Give a VDI another label or description, or make it read-only or shareable or take that back. What is not given
     /// stays.
     #[command(group = ArgGroup::new("change").args(["label", "description", "read_only", "shareable"]).required(true).multiple(true))]
@@ -264,6 +285,7 @@ impl Verb {
             | Verb::VdiImport { vdi, .. } => &mut vdi.sr.sr,
             Verb::VdiDetach(vdi) | Verb::VdiGetParams(vdi) => &mut vdi.sr.sr,
             Verb::VdiClone(copy) | Verb::VdiSnapshot(copy) => &mut copy.sr.sr,
+            Verb::VdiCopy { sr, .. } => &mut sr.sr,
             Verb::VdiLock(lock) | Verb::VdiUnlock(lock) => &mut lock.vdi.sr.sr,
         })
     }
@@ -273,6 +295,7 @@ impl Verb {
         match self {
             Verb::VdiCreate { vdi, .. } | Verb::VdiImport { vdi, .. } => Some(&vdi.vdi),
             Verb::VdiClone(copy) | Verb::VdiSnapshot(copy) => Some(&copy.dest),
+            Verb::VdiCopy { dest, .. } => Some(dest),
             _ => None,
         }
     }
@@ -301,6 +324,7 @@ impl Verb {
             Verb::VdiRevert { vdi, snapshot } => vec![&mut vdi.vdi, snapshot],
             Verb::VdiDetach(vdi) | Verb::VdiGetParams(vdi) => vec![&mut vdi.vdi],
             Verb::VdiClone(copy) | Verb::VdiSnapshot(copy) => vec![&mut copy.source],
+            Verb::VdiCopy { source, .. } => vec![source],
             Verb::VdiLock(lock) | Verb::VdiUnlock(lock) => vec![&mut lock.vdi.vdi],
         }
     }

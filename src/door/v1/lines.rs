@@ -72,6 +72,7 @@ fn as_people_say(arg: Arg, makes: bool) -> Arg {
             .value_name("SOURCE")
             .help("The VDI to copy: its UUID, the start of it, or its label. SR/SOURCE says both."),
         Some("DST-UUID") => arg.help(NEW),
+        Some("DST-SR-UUID") => arg.value_name("DST-SR").help("Name or UUID of the SR that gets the copy."),
         Some("SNAPSHOT-UUID") => {
             arg.value_name("SNAPSHOT").help("The snapshot: its UUID, the start of it, or its label.")
         }

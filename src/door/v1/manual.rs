@@ -41,6 +41,7 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("vdi_delete", &[("Two disks:", "sm vdi_delete fast web db")]),
     ("vdi_attach", &[("The device of a disk:", "mkfs.ext4 \"$(sm vdi_attach fast/web)\"")]),
     ("vdi_detach", &[("Two disks:", "sm vdi_detach fast web db")]),
+    ("vdi_copy", &[("A copy in another SR, as a qcow2 image:", "sm vdi_copy fast/web slow --type qcow2")]),
     ("vdi_clone", &[("A copy with a UUID that is chosen:", "COPY=$(sm vdi_clone fast/web)")]),
     (
         "vdi_snapshot",

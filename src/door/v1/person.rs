@@ -75,6 +75,7 @@ fn carry_out(command: SmCommand, personal: &Personal, made: Option<String>) -> R
     policy::refuse_unknown_keys(target.driver, &target.config)?;
     let meant = address::resolve_vdis(&mut verb, &target, &context)?;
     let sr = verb.sr_word().map(|word| word.parse::<SrUuid>()).transpose()?;
+    let copy_to = address::copy_target(&mut verb)?;
     if personal.verbose {
         explain(sr, &target, &meant);
     }
@@ -92,7 +93,8 @@ fn carry_out(command: SmCommand, personal: &Personal, made: Option<String>) -> R
     let bare = bare_size(&verb).map(str::to_owned);
     let change = log::change(&personal.verb, &mut verb, target.driver);
     let began = Instant::now();
-    let caller = Caller { driver: target.driver, config: target.config.clone(), context: &context, person: true };
+    let config = target.config.clone();
+    let caller = Caller { driver: target.driver, config, context: &context, copy_to, person: true };
     let naming = name.as_ref().map(|name| (name, own));
     let result = change_names(&caller, verb, sr, made, naming, common.dconf, &target);
     if let Some(change) = change {

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write, stderr};
 use super::answer::Reply;
 use super::grammar::{SrArg, Verb};
 use super::request::{self, export_format, file_format, new_vdi, of_size};
-use crate::call::{Session, Unreadable};
+use crate::call::{Copied, Session, Unreadable};
 use crate::context::Context;
 use crate::door::{size, stream};
 use crate::error::{self, Error, Result};
@@ -19,6 +19,8 @@ pub struct Caller<'a> {
     pub driver: &'static Driver,
     pub config: DeviceConfig,
     pub context: &'a Context<'a>,
+    /// The SR that gets a copy, if it is another: its driver and device_config.
+    pub copy_to: Option<(&'static Driver, DeviceConfig)>,
     /// A person: disks are not deleted unasked.
     pub person: bool,
 }
@@ -99,6 +101,22 @@ impl Caller<'_> {
                 let (sr, source, dest) = request::copy(&args)?;
                 let names = request::names(&args.names)?;
                 self.open(sr)?.vdi_snapshot(source, dest, names, context).map(unsaid)
+            }
+            Verb::VdiCopy { sr, source, to, dest, image, names } => {
+                let (from, to): (SrUuid, SrUuid) = (sr.sr.parse()?, to.parse()?);
+                let target = match &self.copy_to {
+                    Some((driver, config)) => Session::open(driver, to, config.clone())?,
+                    None if from == to => self.open(to)?,
+                    None => {
+                        let why =
+                            "a driver knows its own SRs alone; sm vdi_copy takes any SR that has a name".to_owned();
+                        return Err(Error::Unsupported { op: "vdi_copy", why });
+                    }
+                };
+                let format = image.as_deref().map(str::parse).transpose()?;
+                let copied = Copied { vdi: dest.parse()?, format, change: request::names(&names)? };
+                self.open(from)?.vdi_copy(source.parse()?, target, copied, context)?;
+                Ok(Reply::Nothing)
             }
             Verb::VdiSet { vdi: arg, names, read_only, shareable } => {
                 let (sr, vdi) = request::vdi(&arg)?;
