@@ -497,6 +497,10 @@ fn a_disk_goes_back_to_a_snapshot_that_has_a_label_of_its_own() {
     let plan = sm(&scene, &["vdi_revert", "-n", "fast", "web", "before"]).done();
     assert!(plan.contains(&format!("VDI {web} (web)")) && plan.contains(&format!("VDI {before} (before)")), "{plan}");
     sm(&scene, &["vdi_revert", "fast", "web", "before"]).done();
+    // The snapshot with its SR as well, and never of another SR.
+    sm(&scene, &["vdi_revert", "fast/web", "fast/before"]).done();
+    sm(&scene, &["vdi_revert", "fast/web", &format!("{SR}/before")]).done();
+    sm(&scene, &["vdi_revert", "fast/web", "slow/before"]).fails("ENOVDI");
     for options in [&["-n"][..], &[]] {
         let refused = sm(&scene, &[&["vdi_revert", "fast", "db", "before"], options].concat()).fails("EPERM");
         assert!(refused.contains(&format!("snapshot of VDI {web}, not of VDI {db}")), "{refused}");
@@ -556,4 +560,34 @@ fn an_index_of_labels_is_never_older_than_the_disks() {
     is("disk 1", &made[1]);
     sm(&scene, &["sr_delete", "--yes", "fast"]).done();
     assert!(!index.exists());
+}
+
+#[test]
+fn an_sr_that_is_there_gets_a_name_when_it_is_attached() {
+    let scene = named();
+    sm(&scene, &["vdi_create", "fast", "1M", "--label", "web"]).done();
+    fs::remove_file(entry(&scene, "fast")).unwrap();
+    let moved = scene.root.path().join("moved");
+    fs::rename(&scene.place, &moved).unwrap();
+    let moved = moved.display().to_string();
+    let refused = sm(&scene, &["sr_create", "--name", "quick", "-t", "file", "-d", &moved]).fails("EBUSY");
+    assert!(refused.contains(&format!("it holds SR {SR}, which sr_attach makes available")), "{refused}");
+    // An SR that is not there gets no name.
+    let nowhere = scene.root.path().join("nowhere").display().to_string();
+    sm(&scene, &["sr_attach", "--name", "quick", "-t", "file", "-d", &nowhere, SR]).fails("ENOSR");
+    sm(&scene, &["sr_attach", "--name", "quick", SR]).fails("EINVAL");
+    assert!(!entry(&scene, "quick").exists());
+    for _ in 0..2 {
+        sm(&scene, &["sr_attach", "--name", "quick", "-d", &moved, SR]).done();
+        assert_eq!(
+            fs::read_to_string(entry(&scene, "quick")).unwrap(),
+            format!("UUID={SR}\nTYPE=file\nDCONF={moved}\n")
+        );
+    }
+    sm(&scene, &["vdi_get_params", "quick/web"]).done();
+    // The name of another SR stays what it is.
+    let other = scene.root.path().join("other").display().to_string();
+    let sr = uuid(sm(&scene, &["sr_create", "-t", "file", "-d", &other]).done());
+    sm(&scene, &["sr_attach", "--name", "quick", "-t", "file", "-d", &other, &sr]).fails("EEXIST");
+    sm(&scene, &["vdi_get_params", "quick/web"]).done();
 }

@@ -180,11 +180,25 @@ pub fn resolve_vdis(verb: &mut Verb, target: &Target, context: &Context) -> Resu
         if word.parse::<VdiUuid>().is_err() {
             // A base is there for its children only. One that cannot be read may be a disk.
             let is_disk = |vdi| session.vdi_get_brief(vdi, context).map_or(true, |info| !info.hidden);
-            let vdi = vdi_of(word, sr, &session.names(word, context)?, is_disk)?;
+            let named = |word: &str| vdi_of(word, sr, &session.names(word, context)?, is_disk);
+            let vdi = match named(word) {
+                Err(unknown @ Error::UnknownVdi { .. }) => match within(word, sr) {
+                    Some(word) => named(word)?,
+                    None => return Err(unknown),
+                },
+                found => found?,
+            };
             meant.push((std::mem::replace(word, vdi.to_string()), vdi));
         }
     }
     Ok(meant)
+}
+
+/// The VDI of a word such as `fast/before`, if the SR of the word is `sr`: the first VDI of the line says which SR it is about.
+fn within(word: &str, sr: SrUuid) -> Option<&str> {
+    let (of, vdi) = word.split_once('/')?;
+    let named = || registry::find(&of.parse().ok()?).ok()?.map(|entry| entry.sr);
+    (of.parse().ok().or_else(named) == Some(sr)).then_some(vdi)
 }
 
 /// The one VDI that has a word as its label, or whose UUID begins with it. `is_disk`: whether an image is no base.

@@ -141,6 +141,11 @@ fn of_word(verb: &Command, words: &[&str], current: &str) -> Candidates {
         }
         ([sr], _) if takes_vdi && is_sr(sr) => vdis(sr),
         ([sr, _], _) if slots.get(2) == Some(&"snapshot") && is_sr(sr) => vdis(sr),
+        ([vdi], _) if slots.get(2) == Some(&"snapshot") => match (vdi.split_once('/'), default) {
+            (Some((sr, _)), _) if is_sr(sr) => vdis(sr),
+            (_, Some(sr)) => vdis(&sr),
+            _ => Vec::new(),
+        },
         // The SR of a copy, after `SR VDI`, `SR/VDI`, or a VDI of the default SR.
         ([_] | [_, _], _) if slots.get(2) == Some(&"to") => srs(),
         ([first, ..], _) if SEVERAL.contains(&verb.get_name()) => match is_sr(first) {

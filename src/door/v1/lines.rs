@@ -53,7 +53,8 @@ pub fn brief_command() -> clap::Command {
     SmCommand::command()
         .arg(verbose)
         .subcommand(list)
-        .mut_subcommand("sr_create", |verb| verb.arg(name).arg(yes))
+        .mut_subcommand("sr_create", |verb| verb.arg(name.clone()).arg(yes))
+        .mut_subcommand("sr_attach", |verb| verb.arg(name))
         .mut_subcommands(|verb| if HAS_PLAN.contains(&verb.get_name()) { verb.arg(dry_run.clone()) } else { verb })
 }
 

@@ -125,6 +125,11 @@ fn change_names(
             let dconf = dconf.ok_or_else(|| Error::Usage("-d DCONF is missing".to_owned()))?;
             return create_named(caller, verb, sr, made, name, own, dconf);
         }
+        (verb @ Verb::SrAttach(_), Some(sr), Some((name, own))) => {
+            let dconf =
+                dconf.ok_or_else(|| Error::Usage("-d DCONF is missing, which the name is to stand for".to_owned()))?;
+            return attach_named(caller, verb, sr, name, own, Place::Dconf(dconf));
+        }
         (verb @ Verb::SrDelete { .. }, Some(sr), _) => {
             let reply = caller.carry_out(verb)?;
             forget(sr, target)?;
@@ -192,15 +197,7 @@ fn create_named(
 ) -> Result<Reply> {
     let place = Place::Dconf(dconf);
     let sr_type = caller.driver.sr_type;
-    let taken = |entry: &Entry| {
-        let place = match &entry.place {
-            Place::Dconf(_) if entry.place.may_hold_password() => "…".to_owned(),
-            Place::Dconf(dconf) => dconf.clone(),
-            Place::Keys(config) => config.0.keys().cloned().collect::<Vec<_>>().join(" "),
-        };
-        let place = format!("of type {} at {place}", entry.sr_type);
-        Error::NameTaken { name: name.to_string(), sr: entry.sr, place }
-    };
+    let taken = |entry: &Entry| taken(name, entry);
     let is_same = |entry: &Entry| entry.sr_type == sr_type && entry.place == place;
     let sr = match own {
         Some(entry) if is_same(&entry) && (made.is_some() || entry.sr == sr) => {
@@ -230,6 +227,42 @@ fn create_named(
         }
     };
     Ok(made.map_or(Reply::Nothing, |_| Reply::Made(sr.to_string())))
+}
+
+/// Says that another SR has a name.
+fn taken(name: &SrName, entry: &Entry) -> Error {
+    let place = match &entry.place {
+        Place::Dconf(_) if entry.place.may_hold_password() => "…".to_owned(),
+        Place::Dconf(dconf) => dconf.clone(),
+        Place::Keys(config) => config.0.keys().cloned().collect::<Vec<_>>().join(" "),
+    };
+    let place = format!("of type {} at {place}", entry.sr_type);
+    Error::NameTaken { name: name.to_string(), sr: entry.sr, place }
+}
+
+/// Makes an SR available that is there already, and gives it a name. The name comes last: it stands for an SR that was seen.
+fn attach_named(
+    caller: &Caller,
+    verb: Verb,
+    sr: SrUuid,
+    name: &SrName,
+    own: Option<Entry>,
+    place: Place,
+) -> Result<Reply> {
+    let is_same = |entry: &Entry| entry.sr == sr && entry.sr_type == caller.driver.sr_type && entry.place == place;
+    if let Some(entry) = own.filter(|entry| !is_same(entry)) {
+        return Err(taken(name, &entry));
+    }
+    let reply = caller.carry_out(verb)?;
+    if !registry::add(name, sr, caller.driver.sr_type, &place)? {
+        // Another call was faster, or this one is repeated.
+        match registry::find(name)? {
+            Some(entry) if is_same(&entry) => {}
+            Some(entry) => return Err(taken(name, &entry)),
+            None => return Err(Error::Usage(format!("try again: {name}"))),
+        }
+    }
+    Ok(reply)
 }
 
 /// Removes the names of an SR that was deleted. A table that cannot be changed is no failure of a call that did not use it.

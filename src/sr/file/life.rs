@@ -46,7 +46,7 @@ impl FileSr {
             }
             Found::Sr(_, marker) => Err(Error::DeviceInUse {
                 device: self.path.display().to_string(),
-                holder: format!("it holds SR {}", marker.uuid),
+                holder: format!("it holds SR {}, which sr_attach makes available", marker.uuid),
             }),
             Found::Strange(_) => Err(Error::NotEmpty { path: self.path.clone() }),
             Found::Nothing => Ok(()),
