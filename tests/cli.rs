@@ -113,7 +113,10 @@ fn an_sr_is_created_once(scene: &Scene) {
     let message = scene.call(["sr_create", SR]).fails("EEXIST");
     assert_eq!(message, format!("SR {SR} exists already (in {})", scene.place.display()));
     let message = scene.call(["sr_create", OTHER_SR]).fails("EBUSY");
-    assert_eq!(message, format!("{} is in use: it holds SR {SR}", scene.place.display()));
+    assert_eq!(
+        message,
+        format!("{} is in use: it holds SR {SR}, which sr_attach makes available", scene.place.display())
+    );
 }
 
 fn a_vdi_is_created_once(scene: &Scene) {
@@ -831,4 +834,29 @@ fn a_disk_goes_back_to_its_own_snapshots_alone() {
             scene.call(["vdi_delete", SR, vdi]).done();
         }
     }
+}
+
+#[test]
+fn an_sr_attach_that_fails_leaves_no_directory() {
+    if !scene::is_root() {
+        return scene::skip("mounting");
+    }
+    let scene = Scene::empty(&scene::FILE, Door::Sm);
+    let above = scene.root.path().join("made/for/it");
+    let place = format!("nfs@127.0.0.1:/nowhere@{}", above.display());
+    scene.bare(["sr_attach", "-t", "nfs", "-d", &place, "--wait", "1", SR]).fails_somehow();
+    assert!(!scene.root.path().join("made").exists());
+}
+
+#[test]
+fn an_export_of_a_disk_in_use_says_what_to_do() {
+    if !scene::is_root() {
+        return scene::skip("attaching");
+    }
+    let scene = Scene::file_with_a();
+    scene.call(["vdi_attach", SR, A]).done();
+    let file = scene.root.path().join("out.raw").display().to_string();
+    let refused = scene.call(["vdi_export", SR, A, &file]).fails("EVDIBUSY");
+    scene.call(["vdi_detach", SR, A]).done();
+    assert!(refused.contains("; detach it, or take a snapshot of it and use that"), "{refused}");
 }

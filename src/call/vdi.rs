@@ -179,9 +179,7 @@ impl Session {
     pub fn vdi_export(&self, vdi: VdiUuid, to: &Stream, context: &Context) -> Result<()> {
         let to = to.clone();
         self.with_vdi(vdi, context, move |disk, context| {
-            if !disk.brief()?.read_only {
-                vdi::refuse_if_attached(disk)?;
-            }
+            refuse_if_written(disk, disk.brief()?.read_only)?;
             disk.read(&mut |bytes| transfer::export(bytes, &to, context.progress))
         })
     }
@@ -201,9 +199,7 @@ impl Session {
         self.carry_out_watched(pulse, locks, context, move |storage, context, _| {
             let source = storage.vdi(vdi)?;
             let info = source.brief()?;
-            if !info.read_only {
-                vdi::refuse_if_attached(&*source)?;
-            }
+            refuse_if_written(&*source, info.read_only)?;
             let names = Params { label: info.label, description: info.description, ..Params::default() };
             let same = Some(info.format).filter(|format| to.driver.formats.contains(format));
             let new = made_now(NewVdi {
@@ -261,6 +257,19 @@ pub enum Unreadable {
 /// What is to be made, with the time in its params.
 fn made_now(new: NewVdi) -> NewVdi {
     NewVdi { params: Params { created: seconds_now(), ..new.params }, ..new }
+}
+
+/// Refuses to read a disk that may be written to meanwhile.
+fn refuse_if_written(disk: &dyn Vdi, read_only: bool) -> Result<()> {
+    if read_only {
+        return Ok(());
+    }
+    vdi::refuse_if_attached(disk).map_err(|error| match error {
+        Error::VdiInUse { vdi, sr, holder } => {
+            Error::VdiInUse { vdi, sr, holder: format!("{holder}; detach it, or take a snapshot of it and use that") }
+        }
+        other => other,
+    })
 }
 
 fn delete(storage: &dyn Sr, vdi: VdiUuid, unreadable: Unreadable, context: &Context) -> Result<()> {

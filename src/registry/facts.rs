@@ -153,7 +153,12 @@ pub fn tests(facts: &Facts, around: &Around) -> Vec<Test> {
     let claim = around.claim;
     let not_used = "nothing".to_owned();
     vec![
-        test("not the system's", !facts.is_system, State::System, yes(&facts.used_as, "the system stands on it")),
+        test(
+            "not the system's",
+            !facts.is_system,
+            State::System,
+            if facts.is_system { yes(&facts.used_as, "the system stands on it") } else { "it is not".to_owned() },
+        ),
         test(
             "no path of a multipath map",
             path_of.is_none(),

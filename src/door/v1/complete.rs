@@ -151,7 +151,13 @@ fn of_word(verb: &Command, words: &[&str], current: &str) -> Candidates {
         ([first, ..], _) if SEVERAL.contains(&verb.get_name()) => match is_sr(first) {
             true if takes_vdi => vdis(first),
             true => srs(),
-            false => default.map(|sr| vdis(&sr)).unwrap_or_default(),
+            false => match first.split_once('/') {
+                // Each word says its SR.
+                Some((sr, _)) if takes_vdi && is_sr(sr) => {
+                    vdis(sr).into_iter().map(|(vdi, help)| (format!("{sr}/{vdi}"), help)).collect()
+                }
+                _ => default.map(|sr| vdis(&sr)).unwrap_or_default(),
+            },
         },
         _ => Vec::new(),
     }

@@ -228,6 +228,7 @@ impl VolumeGroup {
         }
         self.refuse_used_devices(&groups, over)?;
         self.refuse_too_small(size, room)?;
+        lvm::refuse_without_device_mapper()?;
         let names: Vec<String> =
             self.devices.iter().map(|d| d.canonicalize().unwrap_or_else(|_| d.clone()).display().to_string()).collect();
         if !over.is_nothing() {
