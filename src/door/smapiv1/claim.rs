@@ -84,7 +84,7 @@ impl Tag<'_> {
     /// Gives the claim up. Idempotent.
     ///
     /// # Errors
-    /// What xapi refuses, and when it does not answer.
+    /// [`Failure::Api`] if xapi refuses, or does not answer.
     pub fn give_up(&self, xapi: &mut Xapi) -> Result<(), Failure> {
         Ok(xapi.set("VDI.remove_from_sm_config", self.vdi_ref, Value::text(self.key()))?)
     }
@@ -92,7 +92,7 @@ impl Tag<'_> {
     /// Whether the VDI is paused.
     ///
     /// # Errors
-    /// What xapi refuses, and when it does not answer.
+    /// [`Failure::Api`] if xapi refuses, or does not answer.
     pub fn is_paused(&self, xapi: &mut Xapi) -> Result<bool, Failure> {
         Ok(is_paused(&xapi.record("VDI.get_sm_config", self.vdi_ref)?))
     }

@@ -69,7 +69,7 @@ pub enum Code {
 }
 
 impl Code {
-    /// What the table says of the code; clients compare it as a whole.
+    /// The text that the table has for the code. Clients compare the text as a whole.
     pub const fn message(self) -> &'static str {
         match self {
             Code::InvalidArg => "Invalid argument",

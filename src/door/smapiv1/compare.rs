@@ -6,7 +6,7 @@ use crate::door::xapi::{Record, text};
 use crate::door::xmlrpc::can_carry;
 use crate::types::{State, VdiInfo, VdiUuid};
 
-/// What xapi may have to be told of one VDI.
+/// The news of one VDI that xapi may have to be told.
 #[derive(Debug)]
 pub enum Difference<'a> {
     /// xapi has a record of the VDI, which may say something else.

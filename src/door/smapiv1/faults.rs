@@ -80,7 +80,7 @@ pub fn general_fault(command: Command) -> Code {
     }
 }
 
-/// What failed, as far as the choice of a code depends on it.
+/// The attempt that failed, as far as the choice of a code depends on it.
 #[derive(Clone, Copy)]
 pub struct Attempt {
     command: Option<Command>,
@@ -133,7 +133,7 @@ pub fn fault(failure: &Failure, attempt: Attempt) -> (Code, String) {
     }
 }
 
-/// What an administrator can do about what was refused, in words that need no command line of ours.
+/// The remedy of an administrator for a refusal, in words that need no command line of ours; empty if none is known.
 fn remedy(error: &Error) -> &'static str {
     match error {
         Error::Occupied { .. } => "; wipe the device first (wipefs), or choose another",
@@ -142,8 +142,8 @@ fn remedy(error: &Error) -> &'static str {
     }
 }
 
-/// What a client may choose from where it has not chosen yet, as a document for the fault's third parameter;
-/// SMAPIv1, "XML documents".
+/// The exports that a client may choose from if the client has not chosen one, as a document for the fault's third
+/// parameter; SMAPIv1, "XML documents". `None` for any other failure.
 pub fn choice(failure: &Failure) -> Option<String> {
     let Failure::Driver(Error::ExportNotChosen { server, exports }) = failure else { return None };
     let one = |export: &Exported| {
@@ -263,7 +263,7 @@ fn of_server(protocol: Protocol, fault: ServerFault, on: Substrate) -> Code {
     }
 }
 
-/// What went wrong with an SR on logical volumes, by the program that failed.
+/// The code of a failure of an SR on logical volumes, by the program that failed.
 fn of_tool(program: &str, command: Option<Command>) -> Option<Code> {
     match (command?, program) {
         (Command::SrCreate, "vgcreate" | "lvcreate" | "vgchange") => Some(Code::LVMCreate),

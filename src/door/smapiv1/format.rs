@@ -26,7 +26,7 @@ pub fn choose(
     let said = ["image-format", "type"].iter().find_map(|key| sm_config.get(*key).filter(|name| !name.is_empty()));
     if let Some(name) = said {
         let format = name.parse()?;
-        // What the driver does not have, it refuses with words of its own.
+        // The driver refuses a format that it does not have, with words of its own.
         if driver.formats.contains(&format) {
             check(format, size)?;
         }

@@ -26,7 +26,7 @@ use crate::sr::Driver;
 use crate::sys::syslog;
 use crate::types::{SrUuid, VdiUuid};
 
-/// What a plug-in answers that did what it was asked; anything else is no.
+/// The answer of a plug-in that did what it was asked. Any other answer is a no.
 const DONE: &str = "True";
 
 /// The hosts of one VDI, as xapi knows them.
@@ -42,7 +42,7 @@ pub struct Hosts {
     pub host_ref: String,
 }
 
-/// What became of a request to a host.
+/// The outcome of a request to a host.
 enum Asked {
     Done,
     /// The host has left the pool, and its claim is removed.

@@ -110,7 +110,8 @@ fn without(text: &str, secret: &str) -> String {
     masked + rest
 }
 
-/// What a driver is and can do. Asked of every driver at each start of xapi: nothing is touched for it.
+/// The description of a driver and of what the driver can do. At each start xapi asks every driver for the description,
+/// so nothing is touched for it.
 fn driver_info(driver: &Driver) -> Value {
     let texts = |texts: &[&str]| Value::Array(texts.iter().map(|text| Value::text(*text)).collect());
     let kept: Vec<&str> = driver.about.capabilities.iter().copied().filter(|c| !device::missing(c)).collect();

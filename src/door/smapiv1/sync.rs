@@ -17,7 +17,7 @@ use crate::types::{SmConfig, SrInfo, VdiInfo, VdiUuid};
 pub const NULL_REF: &str = "OpaqueRef:NULL";
 const EPOCH: &str = "19700101T00:00:00Z";
 
-/// What a scan changed in xapi's database.
+/// The numbers of records that a scan made, removed and changed in xapi's database.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     pub new: usize,

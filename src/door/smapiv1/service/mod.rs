@@ -97,7 +97,7 @@ impl<'a> Service<'a> {
     /// Carries the command out.
     ///
     /// # Errors
-    /// What the driver says, what xapi says, and what this door refuses itself.
+    /// Those of the driver, those of xapi, and the refusals of this door itself.
     pub fn run(&mut self) -> Answer {
         let command = self.request.command;
         policy::refuse_on_slave(&self.request.device_config, command.name())?;
@@ -226,7 +226,7 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// What is known of the VDI of this request, without its children.
+    /// The facts about the VDI of this request, without its children, its locks and its attachment.
     fn info(&self) -> Result<VdiInfo, Failure> {
         Ok(self.session()?.vdi_get_brief(self.vdi()?, &now())?)
     }

@@ -147,7 +147,7 @@ impl Service<'_> {
     pub(super) fn sr_detach(&self) -> Answer {
         let session = self.session()?;
         match session.sr_detach(&now()) {
-            // What is not there is not attached.
+            // An SR that is not there is not attached.
             Ok(_) | Err(Error::NoSr { .. }) => {}
             Err(other) => return Err(other.into()),
         }
