@@ -1,4 +1,4 @@
-//! What the words of a person stand for: an SR by its name on this host, a VDI by its label or the start of its UUID.
+//! The look-up of a person's words: an SR by its name on this host, a VDI by its label or the start of its UUID.
 //!
 //! A word that is a UUID stands for itself: nothing is looked up then.
 

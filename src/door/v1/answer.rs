@@ -1,4 +1,4 @@
-//! What is answered, and how it is written.
+//! The answers of commands, and how each is written.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use crate::types::{Finding, Outcome, SrInfo, SrUuid, VdiInfo, nearest, printable
 /// Where the words of a command are explained.
 const HELP: &str = "`--help` after the command shows what it takes";
 
-/// What a command answers.
+/// The answer of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     Nothing,
@@ -24,7 +24,7 @@ pub enum Reply {
     Text(String),
     /// The UUID that was chosen for what was made.
     Made(String),
-    /// What would be done, a line for each thing.
+    /// The things that would be done, a line for each.
     Plan(Vec<String>),
     Sr(SrInfo),
     Srs(Vec<SrInfo>),
@@ -33,7 +33,7 @@ pub enum Reply {
     /// An SR to be drawn as the trees of its images.
     Tree(SrInfo),
     Vdi(VdiInfo),
-    /// What sr_check found on an SR.
+    /// The findings of sr_check on an SR.
     Findings(SrUuid, Vec<Finding>),
 }
 
@@ -143,7 +143,7 @@ pub fn not_parsed(refused: clap::Error, format: OutputFormat) -> Answer {
     answer_person(Err(e), format)
 }
 
-/// What the parser suggests for a word, as far as the word can have been meant for it.
+/// The names that the parser suggests for a word, as far as the word can have been meant for them.
 fn suggested(refused: &clap::Error, kind: ContextKind, word: &str) -> Vec<String> {
     let names = match refused.get(kind) {
         Some(ContextValue::Strings(names)) => names.clone(),
@@ -157,6 +157,6 @@ fn first_line(refused: &clap::Error) -> String {
     let text = refused.to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let end = text.find("\n\n").unwrap_or(text.len());
-    // What values are possible stands on a line of its own.
+    // The possible values stand on a line of their own.
     text[..end].lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }

@@ -1,4 +1,4 @@
-//! What may stand where a person's cursor is, for the completions of shells: `sm __complete WORD… CURRENT`.
+//! The words that may stand at a person's cursor, for the completions of shells: `sm __complete WORD… CURRENT`.
 //!
 //! Commands and options come from the command line's definition, names of SRs from the table, VDIs and labels from the SR. A
 //! line of the answer is a word, a tab, and what the word is. No line: the shell completes names of files.
@@ -108,7 +108,7 @@ fn about(text: Option<&clap::builder::StyledStr>) -> String {
     text.map(ToString::to_string).unwrap_or_default().lines().next().unwrap_or_default().to_owned()
 }
 
-/// What the value of an option may be.
+/// The values to which an option can be completed, each with its help.
 fn values(option: &Arg) -> Candidates {
     let of_formats = || Format::ALL.iter().map(|format| (format.to_string(), "format of disks".to_owned())).collect();
     match option.get_id().as_str() {

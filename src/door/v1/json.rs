@@ -139,7 +139,7 @@ impl<'a> From<&'a VdiInfo> for Vdi<'a> {
     }
 }
 
-/// What sr_check found.
+/// A finding of sr_check as JSON shows it.
 #[derive(Serialize)]
 struct Found<'a> {
     vdi: Option<VdiUuid>,

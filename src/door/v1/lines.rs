@@ -102,7 +102,7 @@ fn usage(verb: &clap::Command) -> String {
 pub struct Personal {
     /// The command.
     pub verb: String,
-    /// What words stand for, and how long the command takes, is said.
+    /// `sm` says what words stand for, and how long the command takes.
     pub verbose: bool,
     /// The name that a new SR gets on this host.
     pub name: Option<String>,
@@ -137,7 +137,7 @@ pub enum Parsed {
 /// Parses a line of `sm`.
 ///
 /// # Errors
-/// What the parser says.
+/// Those of the parser.
 pub fn parse(command: clap::Command, args: Vec<OsString>) -> Result<Parsed, clap::Error> {
     let matches = command.try_get_matches_from(args)?;
     if let Some((LIST, of_list)) = matches.subcommand() {

@@ -1,7 +1,8 @@
 //! `sm sr_list`: every SR of this host, those of the table and those that drivers discover.
 //!
-//! Each driver and each SR is asked by a thread of its own. What has not answered in time is listed as such, and the end of
-//! the process ends its thread: one SR that hangs keeps no other from the list.
+//! Each driver and each SR is asked by a thread of its own. An SR that has not answered in time is listed with that
+//! state. A driver that has not answered in time is told of by a warning. The end of the process ends the threads that
+//! still wait: one SR that hangs keeps no other from the list.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, Receiver};
@@ -141,7 +142,7 @@ fn answers(
         drivers.iter().map(|driver| (*driver, ask(driver.discover))).collect();
     let mut asked: Vec<_> = known.into_iter().map(|sr| question(sr, deadline)).collect();
     for (driver, answer) in discovered {
-        // What is found has to be asked as well.
+        // The SRs that are found have to be asked as well, so the drivers get only half of the time.
         match answer.recv_timeout((deadline - patience / 2).saturating_duration_since(Instant::now())) {
             Ok(Ok(found)) => {
                 for Found { sr, config } in found {

@@ -1,4 +1,4 @@
-//! What the man pages of `sm` say beside the definition of the command line, and what `--help` shows of it.
+//! The texts of the man pages of `sm` that are not in the definition of the command line. `--help` has the examples.
 
 /// Lines of examples for a command: what they show, and the command. Those of `sm` itself have an empty name.
 pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[

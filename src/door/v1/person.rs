@@ -170,7 +170,7 @@ fn confirm(verb: &Verb, target: &Target, personal: &Personal, context: &Context)
     if personal.yes || !overwrites || !stdin().is_terminal() || !stderr().is_terminal() {
         return Ok(false);
     }
-    // What the command itself refuses, it refuses in its own words.
+    // An error of the plan is not told here: the command itself refuses, in its own words.
     let Ok(Some(plan)) = plan::of(verb, target, personal, context) else { return Ok(false) };
     if !plan.destroys {
         return Ok(false);
@@ -209,7 +209,7 @@ fn create_named(
         }
         Some(entry) => return Err(taken(&entry)),
         None => {
-            // What is wrong with the words of -d is told before anything is written.
+            // If the words of -d are wrong, the call fails before anything is written.
             Session::open(caller.driver, sr, caller.config.clone())?;
             if !registry::add(name, sr, sr_type, &place)? {
                 return Err(registry::find(name)?

@@ -1,4 +1,5 @@
-//! What a command that destroys, or that takes long, would do: for `--dry-run`, and before a person at a terminal is asked.
+//! The plans of commands that destroy or that take long. A plan says what its command would do: for `--dry-run`, and
+//! before a person at a terminal is asked.
 
 use super::address::Target;
 use super::grammar::Verb;
@@ -12,7 +13,7 @@ use crate::types::{Misread, Overwrite, Params, Size, SrUuid, VdiInfo, VdiUuid, s
 use crate::vdi::tree::collect::Planned;
 use crate::vdi::{SnapshotSaid, refuse_snapshot_of_another};
 
-/// What a command would do.
+/// The things that a command would do.
 pub struct Plan {
     /// A line for each thing.
     pub lines: Vec<String>,
@@ -20,10 +21,10 @@ pub struct Plan {
     pub destroys: bool,
 }
 
-/// What a command would do, if it is one that has a plan. Changes nothing.
+/// Makes the plan of a command; `None` for a command that has no plan. Changes nothing.
 ///
 /// # Errors
-/// What would make the command fail, as far as it can be told before.
+/// Those that would make the command fail, as far as they can be told before.
 pub fn of(verb: &Verb, target: &Target, personal: &Personal, context: &Context) -> Result<Option<Plan>> {
     let open = |sr: &str| Session::open(target.driver, sr.parse()?, target.config.clone());
     match verb {

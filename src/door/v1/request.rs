@@ -1,4 +1,4 @@
-//! What the words of a command line mean. Every word is verified before anything is touched.
+//! The meaning of the words of a command line. Every word is verified before anything is touched.
 
 use super::grammar::{CopyArgs, LockArgs, NameArgs, NewArgs, VdiArg};
 use crate::error::{Error, Result};
@@ -48,7 +48,7 @@ pub fn names(args: &NameArgs) -> Result<ParamsChange> {
     Ok(ParamsChange { label, description, ..ParamsChange::default() })
 }
 
-/// What is to be made, from the options of vdi_create and vdi_import. `virtual_size`: bytes.
+/// The VDI to be made, from the options of vdi_create and vdi_import. `virtual_size`: bytes.
 ///
 /// # Errors
 /// [`Error::Invalid`] with the option.

@@ -14,7 +14,7 @@ use crate::types::{DeviceConfig, Misread, Mode, Overwrite, ParamsChange, SrInfo,
 use crate::vdi::SnapshotSaid;
 use crate::vdi::transfer::Stream;
 
-/// What a call says besides its verb: the driver, the place of its SRs, and its caller.
+/// The parts of a call besides its verb: the driver, the place of the SRs, and the caller.
 pub struct Caller<'a> {
     pub driver: &'static Driver,
     pub config: DeviceConfig,

@@ -26,7 +26,7 @@ pub enum Datum {
     Finding(Found),
 }
 
-/// What sr_check found.
+/// A finding of sr_check as an answer shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
     #[serde(default, skip_serializing_if = "Option::is_none", with = "bare")]
@@ -104,7 +104,7 @@ pub enum Line {
     Sr(ListedSr),
 }
 
-/// What `sm sr_list` tells of an SR.
+/// An SR as `sm sr_list` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListedSr {
     /// Left out for an SR without a name.

@@ -1,11 +1,13 @@
-//! What a person may leave out of a command line, and put into one: a line of `sm` becomes lines of SR API v1.0.
+//! The words that a person may leave out of a command line, and the commands that a person may put into one line. A
+//! line of `sm` becomes lines of SR API v1.0.
 //!
 //! - The SR is left out where `XCP_SM_SR` names one, or where it stands in the word of the VDI: `fast/web`.
 //! - The UUID of what is made is left out; a new one is chosen, and the answer tells it.
 //! - Commands of one SR or VDI take several: each is a line of its own.
 //!
-//! Words are only put in their places here. What they stand for is looked up later ([`address`](super::address)), after the
-//! parser has accepted the line. A line that has every word that SR API v1.0 wants is not touched.
+//! Words are only put in their places here. The SR or VDI that a word stands for is looked up later
+//! ([`address`](super::address)), after the parser has accepted the line. A line that has every word that SR API v1.0
+//! wants is not touched.
 
 use std::ffi::OsString;
 
@@ -16,7 +18,7 @@ use crate::types::{SrUuid, VdiUuid};
 /// Commands that are carried out for each of several SRs or VDIs.
 pub const SEVERAL: &[&str] = &["sr_attach", "sr_detach", "sr_collect", "vdi_attach", "vdi_detach", "vdi_delete"];
 
-/// What is known of words before any SR is opened.
+/// The facts about words that are known before any SR is opened.
 pub struct Known<'a> {
     /// Whether a word is an SR of this host's table.
     pub is_sr: &'a dyn Fn(&str) -> bool,
@@ -59,7 +61,7 @@ struct Split<'c> {
     has_place: bool,
 }
 
-/// What a word stands for.
+/// The kind of object that a word stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Slot {
     Sr,
@@ -122,7 +124,7 @@ fn option<'c>(verb: &'c Command, command: &'c Command, word: &str) -> Option<(&'
 type Words = (Vec<String>, Option<String>);
 
 impl Split<'_> {
-    /// What each word of the command stands for, and how many of these words may be left out at the end.
+    /// The kind of object that each word of the command stands for, and how many words may be left out at the end.
     fn slots(&self) -> (Vec<Slot>, usize) {
         let makes = matches!(self.verb.get_name(), "vdi_create" | "vdi_import");
         let slot = |arg: &Arg| match arg.get_id().as_str() {
