@@ -26,7 +26,7 @@ use crate::error::{Error, one_line};
 use crate::sr::{DRIVERS, Driver};
 use crate::sys::{stdio, syslog};
 
-/// What a door has to say when it is done.
+/// The output and the exit status with which a door ends.
 pub struct Answer {
     pub stdout: Vec<u8>,
     pub stderr: String,

@@ -49,7 +49,7 @@ pub fn serve(args: &[OsString]) -> Answer {
     guarded(NAME, || said(answer(args)), |text| said(failure(&["XENAPI_PLUGIN_FAILURE", NAME, "panic", text])))
 }
 
-/// What a call is about.
+/// A call of the plug-in: the function, the SR, the VDI and the options.
 struct Request {
     function: String,
     sr: SrUuid,
@@ -90,7 +90,7 @@ fn failure(words: &[&str]) -> String {
     envelope([("Status", Value::text("Failure")), ("ErrorDescription", Value::Array(words))])
 }
 
-/// What xapi shows of a plug-in that failed.
+/// The words that xapi shows of a plug-in that failed.
 fn failed(function: &str, why: impl Into<String>) -> Failure {
     vec!["XENAPI_PLUGIN_FAILURE".to_owned(), function.to_owned(), "VDIUnavailable".to_owned(), why.into()]
 }

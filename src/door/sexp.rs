@@ -18,7 +18,7 @@ pub fn device_config(driver: &Driver, text: &str) -> Result<DeviceConfig> {
 }
 
 fn association_list(text: &str) -> Result<DeviceConfig> {
-    // What cannot be read may hold a password anywhere: the text is shown only if no word of it hints at one.
+    // A text that cannot be read may hold a password anywhere, so it is shown only if no word of it hints at one.
     let lower = text.to_ascii_lowercase();
     let is_harmless = !["pass", "secret", "cred", "user", "option", "%", "@"].iter().any(|hint| lower.contains(hint));
     let shown = if is_harmless { text } else { "(…)" };

@@ -47,7 +47,7 @@ pub fn from(name: &str, (format, stated): (Format, bool)) -> Result<Stream> {
 /// ([`publish`]).
 ///
 /// # Errors
-/// [`Error::Invalid`] if the name exists: nothing is overwritten. The same if there is no place for it.
+/// [`Error::Invalid`] if the name exists, because nothing is overwritten; also if there is no place for the file.
 pub fn to(name: &str, (format, stated): (Format, bool)) -> Result<Stream> {
     if name == PIPE {
         stdio::assert_output().map_err(Error::io("write", STDOUT))?;

@@ -154,7 +154,8 @@ fn tree(out: &mut String, info: &SrInfo) {
     }
     let used = format!("{} of {} used", human(info.physical_utilisation), human(info.size));
     line(out, &format!("SR {} ({}, {used})", info.uuid, info.sr_type));
-    // What is still to be drawn, the next one last: the image, what stands left of it, whether it is its parent's last.
+    // The images still to be drawn, the next one last. Of each: the image, the text left of it, whether it is its
+    // parent's last.
     let roots = children.remove(&None).unwrap_or_default();
     let mut todo: Vec<(&VdiInfo, String, bool)> = with_last(roots, "").rev().collect();
     while let Some((vdi, indent, last)) = todo.pop() {

@@ -61,7 +61,8 @@ pub fn text<'r>(record: &'r Record, field: &str) -> &'r str {
 
 type Reader = fn(&str) -> Result<Response, xmlrpc::Malformed>;
 
-/// What [`Xapi::vdi_records`] has of a VDI; the dozens of other members take longer to read than these to compare.
+/// The members that [`Xapi::vdi_records`] reads of a VDI's record. The dozens of other members take longer to read than
+/// these to compare.
 const VDI_MEMBERS: &[&str] =
     &["uuid", "location", "type", "virtual_size", "physical_utilisation", "read_only", "sm_config"];
 
@@ -136,7 +137,7 @@ impl Xapi {
         let answer = self.post(&body, can_be_repeated(method))?;
         let answer = read(&answer).map_err(|e| ApiError::Malformed(format!("{method}: {e}")))?;
         unwrap(method, answer).map_err(|error| match error {
-            // What xapi says of a session that it does not know is logged and shown.
+            // If xapi does not know the session, the refusal names the session. A refusal is logged and shown.
             ApiError::Refused(words) => {
                 ApiError::Refused(words.into_iter().map(|word| word.replace(&self.session, "******")).collect())
             }
@@ -332,7 +333,8 @@ impl Broken {
     }
 }
 
-/// What is left of the time for the whole answer; the kernel's time-out, which is `set` to it, is per system call.
+/// Limits the next system call to the time that is left for the whole answer. The kernel's time-out, which `set` sets,
+/// is per system call.
 fn patience(
     connection: &BufReader<UnixStream>,
     deadline: Instant,

@@ -1,4 +1,4 @@
-//! What the commands do.
+//! The work of the commands `sm devices` and `sm backends`.
 
 use std::time::Instant;
 

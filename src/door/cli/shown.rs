@@ -11,7 +11,7 @@ use crate::registry::facts::Test;
 use crate::registry::view::Row;
 use crate::types::printable;
 
-/// What a command answers.
+/// The answer of a command.
 pub enum Reply {
     /// Nothing.
     Done,
@@ -27,7 +27,7 @@ pub enum Reply {
         tests: Vec<Test>,
     },
     Backends(Vec<Known>),
-    /// What was changed, or would be.
+    /// The changes that were made, or that would be made without `dry_run`.
     Changes {
         lines: Vec<String>,
         dry_run: bool,

@@ -1,4 +1,4 @@
-//! What the doors of a host's agents and its plug-ins share: the names of devices, the place
+//! The parts that the doors of a host's agents and its plug-ins share: the names of devices, the place
 //! where an SR appears, and the pause of a disk.
 
 pub mod device;

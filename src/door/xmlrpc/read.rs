@@ -77,7 +77,7 @@ fn response(mut from: Source) -> Result<Response, Malformed> {
     Ok(response)
 }
 
-/// What the reader sees next, with comments and processing instructions left out and text put together.
+/// The token that the reader sees next, with comments and processing instructions left out and text put together.
 enum Token<'a> {
     Open(BytesStart<'a>),
     Close,
@@ -233,7 +233,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// What stands in a `<value>` that was just opened, and its closing tag.
+    /// Reads the contents of a `<value>` that was just opened, and its closing tag.
     fn value(&mut self, depth: u32) -> Result<Value, Malformed> {
         if depth > DEEPEST {
             return Err(self.malformed(format!("values are nested more than {DEEPEST} deep")));
@@ -305,7 +305,7 @@ impl<'a> Source<'a> {
         self.text_to_close().map(Some)
     }
 
-    /// What stands in an element that was just opened, and its closing tag.
+    /// Skips the contents of an element that was just opened, and its closing tag.
     fn skip_to_close(&mut self) -> Result<(), Malformed> {
         let mut open = 1;
         while open > 0 {

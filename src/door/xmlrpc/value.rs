@@ -48,7 +48,7 @@ impl Value {
         self.as_struct()?.get(name)
     }
 
-    /// What kind of value it is, for messages.
+    /// The kind of the value, for messages.
     pub fn kind(&self) -> &'static str {
         match self {
             Value::Nil => "nil",

@@ -85,7 +85,7 @@ pub fn escaped(text: &str) -> String {
     out
 }
 
-/// Text as character data. What XML has no way to write becomes U+FFFD.
+/// Appends text as character data. A character that XML has no way to write becomes U+FFFD.
 fn escape(out: &mut String, text: &str) {
     for c in text.chars() {
         match c {
