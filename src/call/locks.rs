@@ -1,8 +1,8 @@
 //! Which locks a verb takes on this host: the SR's before the VDIs', the VDIs' in the order of their UUIDs.
 //!
-//! Readers take none: whatever is changed is changed by one atomic step. What makes, ends or moves an SR takes the SR's
-//! lock exclusively. Every other change shares the SR's lock and takes those of its VDIs exclusively, so a long copy
-//! blocks no other call.
+//! Readers take none: whatever is changed is changed by one atomic step. A verb that makes, ends or moves an SR takes
+//! the SR's lock exclusively. Every other change shares the SR's lock and takes those of its VDIs exclusively, so a
+//! long copy blocks no other call.
 
 use std::time::Instant;
 

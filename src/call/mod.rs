@@ -1,4 +1,4 @@
-//! What can be asked of an SR: the verbs of the API, the locks that each takes, and the policy that all agents need.
+//! The operations on an SR: the verbs of the API, the locks that each takes, and the policy that all agents need.
 //!
 //! Doors know no driver, drivers know no protocol: a [`Session`] is what stands between them.
 //!

@@ -1,4 +1,4 @@
-//! What every agent has to respect, whatever protocol it speaks.
+//! The rules that every agent has to respect, whatever protocol the agent speaks.
 
 use super::Session;
 use crate::context::Context;
@@ -56,7 +56,7 @@ fn is_slave(config: &DeviceConfig) -> bool {
 /// key `x_secret` has. Only keys that the driver knows count. `look_up`: the value of a secret by its UUID.
 ///
 /// # Errors
-/// What `look_up` says, which is told the key as well.
+/// Those of `look_up`, which is told the key as well.
 pub fn with_secrets<E>(
     driver: &Driver,
     config: &DeviceConfig,
@@ -79,7 +79,7 @@ impl Session {
     /// the SR is attached for a second look: the newest disks may be in the journal of its filesystem.
     ///
     /// # Errors
-    /// What keeps the disks from being seen. An SR that does not exist has none.
+    /// Those that keep the disks from being seen. An SR that does not exist has no disks, which is no error.
     pub fn vdis_at_stake(&self, context: &Context) -> Result<usize> {
         if self.driver.keeps_disks {
             return Ok(0);
@@ -133,7 +133,7 @@ impl Session {
     /// update compares again.
     ///
     /// # Errors
-    /// What storing says.
+    /// Those of [`Session::vdi_set`] but for [`Error::Unsupported`]: an SR that cannot store names is no error.
     pub fn keep_names(&self, info: &VdiInfo, label: &str, description: &str, context: &Context) -> Result<()> {
         let same = info.label == label && info.description == description;
         if info.hidden || same || is_slave(&self.config) || !can_be_stored(label, description) {

@@ -29,7 +29,7 @@ impl Session {
         })
     }
 
-    /// What [`Session::sr_create`] would destroy, in words. Changes nothing.
+    /// The contents that [`Session::sr_create`] would destroy, in words. Changes nothing.
     ///
     /// # Errors
     /// Those of [`Session::sr_create`], as far as they can be told before.
@@ -43,7 +43,7 @@ impl Session {
         })
     }
 
-    /// What [`Session::sr_collect`] would do now. Changes nothing.
+    /// The steps that [`Session::sr_collect`] would take now. Changes nothing.
     ///
     /// # Errors
     /// As [`Session::sr_get_params`].
@@ -95,7 +95,7 @@ impl Session {
         self.carry_out(Locks::of_sr(), context, |storage, _| storage.detach())
     }
 
-    /// What is on the substrate now, without the details of the VDIs.
+    /// The SR as it is on the substrate now, without the details of the VDIs.
     ///
     /// # Errors
     /// [`NoSr`](crate::Error::NoSr) or [`SrUnavailable`](crate::Error::SrUnavailable); never an empty answer for an SR that
@@ -112,7 +112,7 @@ impl Session {
         self.carry_out(Locks::none(), context, |storage, _| storage.space())
     }
 
-    /// What is on the substrate now, with every VDI, in one pass.
+    /// The SR as it is on the substrate now, with the details of every VDI, in one pass.
     ///
     /// # Errors
     /// As [`Session::sr_get_params`].
@@ -121,15 +121,16 @@ impl Session {
     }
 
     /// Says what is wrong with the SR and its VDIs. `thorough`: every table of every image that no process has open is read.
-    /// `repair`: what can be mended without a loss is. What the SR says of a VDI in use may be less.
+    /// `repair`: faults that can be mended without a loss are mended. The answer may say less of a VDI in use.
     ///
     /// # Errors
-    /// As [`Session::sr_get_params`]. What is wrong with one VDI is in the answer.
+    /// As [`Session::sr_get_params`]. A fault of one VDI is a finding in the answer, not an error.
     pub fn sr_check(&self, thorough: bool, repair: bool, context: &Context) -> Result<Vec<Finding>> {
         self.carry_out(Locks::of_vdis(&[]), context, move |storage, context| storage.check(thorough, repair, context))
     }
 
-    /// What people call the images of the SR, bases among them: those that may be meant by `word`, or all if it is empty.
+    /// The names of the images of the SR, bases among them: of those that may be meant by `word`, or of all if `word`
+    /// is empty.
     ///
     /// # Errors
     /// As [`Session::sr_get_params`].

@@ -100,7 +100,8 @@ impl Session {
         self.carry_out(locks, context, move |storage, context| storage.vdi(source)?.snapshot(dest, &changes, context))
     }
 
-    /// Gives a VDI the contents of a snapshot of it. What it held is lost; its UUID, names and snapshots stay. Idempotent.
+    /// Gives a VDI the contents of one of its snapshots. The VDI's own contents are lost; its UUID, names and snapshots
+    /// stay. Idempotent.
     ///
     /// # Errors
     /// Those of [`Vdi::revert_to`].
@@ -138,7 +139,7 @@ impl Session {
         self.with_vdi(vdi, context, move |disk, _| disk.unlock(&user, force))
     }
 
-    /// What is known of a VDI.
+    /// The facts about a VDI.
     ///
     /// # Errors
     /// [`Error::NoVdi`].
@@ -146,7 +147,7 @@ impl Session {
         self.carry_out(Locks::none(), context, move |storage, _| storage.vdi(vdi)?.info())
     }
 
-    /// What a VDI itself says, without its children, its locks and its attachment: nothing else is looked at.
+    /// The facts that a VDI itself tells, without its children, locks and attachment: nothing else is looked at.
     ///
     /// # Errors
     /// [`Error::NoVdi`].
@@ -233,16 +234,16 @@ impl Session {
     }
 }
 
-/// What [`Session::vdi_copy`] makes.
+/// The VDI that [`Session::vdi_copy`] makes.
 pub struct Copied {
     pub vdi: VdiUuid,
     /// `None`: the format of the source where the other SR has it, else the usual one of that SR.
     pub format: Option<Format>,
-    /// What is to be other than the source's.
+    /// The changes to the params that the copy would have else: the label and description of the source, and defaults.
     pub change: ParamsChange,
 }
 
-/// What vdi_delete does with a VDI that cannot be read, so that nothing but its name tells what would be lost.
+/// How vdi_delete treats a VDI that cannot be read, so that nothing but its name tells what would be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unreadable {
     /// Refuses it, also if only what is stored beside the image cannot be read. For people, who may have mistyped its UUID.
@@ -254,7 +255,7 @@ pub enum Unreadable {
     Deleted,
 }
 
-/// What is to be made, with the time in its params.
+/// The VDI to be made, with the present time in its params.
 fn made_now(new: NewVdi) -> NewVdi {
     NewVdi { params: Params { created: seconds_now(), ..new.params }, ..new }
 }
