@@ -78,7 +78,7 @@ impl Backend {
         }
     }
 
-    /// What the inventory has; nothing for `scan` and `none`, which have none. `size`: reads a size in bytes.
+    /// The media of the inventory; none for `scan` and `none`, which have no inventory. `size`: reads a size in bytes.
     ///
     /// # Errors
     /// [`Error::BadLine`] with the line of the inventory; [`Error::Io`] if it cannot be read; [`Error::Tool`] and

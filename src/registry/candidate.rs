@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::line::{self, Misfit, Relation};
 use crate::error::Result;
 
-/// What a medium is for, named after the driver. The order is that of lists and of work.
+/// The purpose of a medium, named after the driver. The order of the variants is that of lists and of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {

@@ -6,10 +6,10 @@ use std::fmt;
 use super::claims::Claim;
 use crate::types::Size;
 
-/// What blkid found on a device.
+/// The outcome of the look for a signature on a device, in blkid's terms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signature {
-    /// Nobody looked, as another test failed already.
+    /// The device was not read, as another test failed already.
     NotRead,
     None,
     /// Its type in blkid's words, such as `LVM2_member`, and the volume group that it belongs to.
@@ -26,7 +26,7 @@ pub enum Signature {
 pub struct Holder {
     /// The kernel's name, as `dm-0`.
     pub name: String,
-    /// What people call it: a device-mapper name, or the kernel's.
+    /// The name that people use: a device-mapper name, or the kernel's.
     pub shown: String,
     pub is_multipath: bool,
 }
@@ -52,7 +52,7 @@ pub struct Facts {
     pub partitions: Vec<String>,
     /// Of the device and its partitions.
     pub holders: Vec<Holder>,
-    /// What is mounted from the device or a partition of it, or `swap`.
+    /// The use of the device or a partition of it: a mount, in words, or `swap`.
     pub used_as: Option<String>,
     /// Whether the running system stands on it.
     pub is_system: bool,
@@ -63,7 +63,7 @@ pub struct Facts {
     pub signature: Signature,
 }
 
-/// What is known around a device.
+/// The facts around a device that its tests need.
 pub struct Around<'a> {
     /// Bytes of the smallest device that is of use.
     pub min_size: u64,
@@ -72,7 +72,7 @@ pub struct Around<'a> {
     pub claim: Option<&'a Claim>,
 }
 
-/// What a device can be used for.
+/// The state of a device: free to be used, or why it is not.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
     Free,
@@ -131,7 +131,7 @@ impl fmt::Display for State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Test {
     pub name: &'static str,
-    /// What was found, in words.
+    /// The finding, in words.
     pub found: String,
     /// The state of a device that fails the test; `None`: it passed.
     pub fails: Option<State>,

@@ -57,7 +57,7 @@ fn word(kind: &str, text: &str) -> String {
     format!("{kind}{}", words.join("_").chars().map(plain).collect::<String>())
 }
 
-/// What the first path of a map says.
+/// The WWID of the first path of a map that has one.
 fn below(dir: &Path) -> Option<String> {
     let slaves = fs::read_dir(dir.join("slaves")).ok()?.flatten();
     slaves.map(|entry| text(&entry.path(), "device/wwid")).find(|wwid| !wwid.is_empty())

@@ -8,7 +8,7 @@ use std::fmt;
 /// Lines that one line may stand for.
 const MOST: usize = 65_536;
 
-/// What is wrong, and where.
+/// A fault of a file, and the line that has the fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Misfit {
     /// The line, from 1; 0 for the file as a whole.

@@ -1,4 +1,4 @@
-//! What people call things on this host: the SRs that have a name, and the media with their owners.
+//! The things that people name on this host: the SRs that have a name, and the media with their owners.
 //!
 //! | file | what |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! What the name of an SR may look like.
+//! The form that the name of an SR may have.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,5 +1,5 @@
-//! What lies on devices that nothing uses. The kernel does not tell: a physical volume whose group has no active volume opens
-//! exclusively.
+//! The signatures on devices that nothing uses. The kernel does not tell whether a device holds something: a physical
+//! volume whose group has no active volume opens exclusively.
 //!
 //! A device that is blank where signatures are, and one with an LVM label, are read here. A process, `wipefs` (util-linux), is
 //! started only for a device that holds something else.

@@ -1,5 +1,5 @@
-//! What the kernel says of the block devices of this host. No process is started, and no device is opened but to see
-//! whether it can be had alone.
+//! The facts that the kernel tells of the block devices of this host. No process is started, and no device is opened
+//! but to see whether it can be had alone.
 //!
 //! Kernel ABI: `Documentation/ABI/stable/sysfs-block`, `Documentation/ABI/testing/sysfs-block-dm`,
 //! `sysfs-bus-scsi` (`device/wwid`), `drivers/nvme/host/core.c` (`wwid`, `nguid`, `eui`).
@@ -21,7 +21,7 @@ const SECTOR: u64 = 512;
 /// Devices that no SR is made on: memory, floppies, CD drives, and what the kernel made for itself.
 const NEVER: &[&str] = &["ram", "zram", "fd", "sr", "mtd"];
 
-/// What is mounted or swap, by device number.
+/// The devices that are mounted or in use as swap, by device number.
 pub struct Uses {
     by_number: BTreeMap<u64, String>,
     /// The devices below the running system.
@@ -168,7 +168,7 @@ pub fn has_medium(dir: &Path) -> bool {
     text(dir, "size").parse::<u64>().is_ok_and(|sectors| sectors > 0) && text(dir, "hidden") != "1"
 }
 
-/// What a SCSI or NVMe device says of its medium, as one word.
+/// The identifier that a SCSI or NVMe device gives its medium, as one word.
 pub fn wwid(dir: &Path) -> Option<String> {
     let words: Vec<String> = first(dir, &["device/wwid", "wwid"]).split_whitespace().map(str::to_owned).collect();
     (!words.is_empty()).then(|| words.join("_"))

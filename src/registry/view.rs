@@ -23,7 +23,7 @@ pub struct Row {
     pub size: Option<u64>,
     /// `None` for a medium of another host, or one that is no block device: this host cannot tell.
     pub state: Option<State>,
-    /// Who has it, in words; empty if nobody has.
+    /// The owner, in words; empty if there is none.
     pub owner: String,
     pub identity: String,
     pub wwid: String,
@@ -189,7 +189,7 @@ impl Host {
     }
 }
 
-/// What a backend offers. `size`: reads a size in bytes.
+/// The devices that a backend offers, a row for each. `size`: reads a size in bytes.
 ///
 /// # Errors
 /// Those of [`Host::look`] and [`Backend::inventory`].
