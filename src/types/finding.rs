@@ -1,4 +1,4 @@
-//! What is wrong with an SR.
+//! The findings of sr_check on an SR.
 
 use super::VdiUuid;
 
@@ -14,7 +14,7 @@ pub struct Finding {
     pub outcome: Outcome,
 }
 
-/// What has become of a finding, or what can.
+/// The outcome of a finding: harmless, mended, or whether it can be mended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It does no harm.

@@ -1,4 +1,4 @@
-//! UUIDs of SRs and VDIs. What a caller wrote is parsed once, into 16 bytes that cannot hold a path or an option.
+//! UUIDs of SRs and VDIs. The words of a caller are parsed once, into 16 bytes that cannot hold a path or an option.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,10 +1,10 @@
-//! What is known of an SR and of a VDI, read from their substrate now.
+//! The facts about an SR and about a VDI, read from their substrate now.
 
 use std::path::PathBuf;
 
 use super::{Format, SrUuid, State, VdiUuid};
 
-/// What is known of an SR, read from its substrate now.
+/// The facts about an SR, read from its substrate now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SrInfo {
     pub uuid: SrUuid,
@@ -56,7 +56,7 @@ pub struct PoolUse {
     pub metadata_used: u64,
 }
 
-/// What a person may call a VDI by.
+/// The names by which a person may call a VDI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VdiName {
     pub uuid: VdiUuid,
@@ -72,7 +72,7 @@ impl From<&VdiInfo> for VdiName {
     }
 }
 
-/// What is known of a VDI, read from its SR now.
+/// The facts about a VDI, read from its SR now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VdiInfo {
     pub uuid: VdiUuid,
@@ -103,7 +103,7 @@ pub struct VdiInfo {
     pub read_only: bool,
     /// It is there for its children only.
     pub hidden: bool,
-    /// What an agent calls it by, where that is not the UUID: the name of an ISO file.
+    /// The name by which an agent calls the VDI, where that is not the UUID: the name of an ISO file.
     pub location: Option<String>,
     /// As [`Params::snapshot_of`](super::Params::snapshot_of).
     pub snapshot_of: Option<VdiUuid>,
@@ -122,12 +122,12 @@ impl VdiInfo {
         VdiInfo { locked: !users.is_empty(), vbds: users, ..self }
     }
 
-    /// The disk with these children. What others read through is never written.
+    /// The disk with these children. A disk that others read through is never written.
     pub fn with_children(self, children: Vec<VdiUuid>) -> VdiInfo {
         VdiInfo { read_only: self.read_only || !children.is_empty(), children, ..self }
     }
 
-    /// What an agent calls it by within its SR.
+    /// The name by which an agent calls the VDI within its SR.
     pub fn location(&self) -> String {
         self.location.clone().unwrap_or_else(|| self.uuid.to_string())
     }

@@ -1,6 +1,6 @@
 //! The words that every layer shares: UUIDs, device_config, and what is known of an SR and a VDI.
 //!
-//! Every size is in bytes. What callers wrote is parsed once, here, into types that cannot hold a path
+//! Every size is in bytes. The words of callers are parsed once, here, into types that cannot hold a path
 //! or an option.
 
 mod finding;
@@ -27,7 +27,7 @@ pub use self::state::State;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {value:?} is not valid: {expected}")]
 pub struct Misread {
-    /// What the word stands for: `SR-UUID`.
+    /// The argument that the word stands for: `SR-UUID`.
     pub what: &'static str,
     /// The word.
     pub value: String,
@@ -85,7 +85,7 @@ impl<const N: usize> From<[(&str, &str); N]> for DeviceConfig {
     }
 }
 
-/// What sr_create may destroy on the devices that it takes. The default is nothing.
+/// The contents that sr_create may destroy on the devices that it takes. By default sr_create may destroy nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overwrite {
     /// Signatures of filesystems and partition tables, SRs without disks, foreign volume groups without volumes.
@@ -101,7 +101,7 @@ impl Overwrite {
     }
 }
 
-/// What a caller wants of a new VDI.
+/// A new VDI as a caller wants it.
 #[derive(Clone, Debug)]
 pub struct NewVdi {
     pub vdi: VdiUuid,

@@ -1,4 +1,4 @@
-//! What is stored of a VDI besides its data.
+//! The values that are stored of a VDI besides its data.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::VdiUuid;
 
-/// What is stored beside a VDI's data, in whichever way the SR keeps it. The default is stored as nothing.
+/// The values that are stored beside a VDI's data, in whichever way the SR keeps them. A default is stored as nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Params {
@@ -38,7 +38,7 @@ impl Params {
     }
 }
 
-/// What is to change of a VDI's [`Params`]. `None` leaves a value as it is.
+/// The changes to be made to a VDI's [`Params`]. `None` leaves a value as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ParamsChange {
     pub label: Option<String>,

@@ -29,7 +29,7 @@ impl fmt::Display for Size {
 /// The part of a device_config value that no message and no log may show, if it has one.
 ///
 /// All of it where the key says so, in whatever case: `password`, `cifspassword`, `chapPassword`, `x_secret`. All mount
-/// options if a password may be among them. What follows `%` in a user name, and what stands between `//user:` and `@`,
+/// options if a password may be among them. The part after `%` in a user name, and the part between `//user:` and `@`,
 /// which mount.cifs takes for a password.
 pub fn secret_part<'v>(key: &str, value: &'v str) -> Option<&'v str> {
     let (key, lower) = (key.to_ascii_lowercase(), value.to_ascii_lowercase());
