@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::error::Result;
 use crate::sys::copy::Progress;
 
-/// What a call brings along besides its arguments.
+/// The circumstances that a call brings along besides its arguments.
 pub struct Context<'a> {
     /// The end of every wait: for other calls, and for a server that does not answer.
     pub deadline: Instant,
@@ -17,7 +17,7 @@ pub struct Context<'a> {
     pub others: Option<Arc<dyn OtherHosts>>,
 }
 
-/// What an agent knows, and can ask for, of the other hosts that share an SR, for the VDI of one call.
+/// The other hosts that share an SR, as far as an agent knows them and can ask them, for the VDI of one call.
 ///
 /// A host that serves an image must not have it open while the image gets another name, or it would go on writing into
 /// what is a base by then. On this host that is seen in the kernel; of others the agent keeps the account.
@@ -87,7 +87,7 @@ impl From<Instant> for Deadline {
     }
 }
 
-/// What a wait is cut to: an instant further away can't be named.
+/// The length to which a longer wait is cut, because an instant further away can't be named.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// How long a call waits for others unless told otherwise.

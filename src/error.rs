@@ -90,7 +90,7 @@ pub enum Error {
     ExportNotChosen { server: String, exports: Vec<Exported> },
     #[error("{device} is in use: {holder}")]
     DeviceInUse { device: String, holder: String },
-    /// What is on the device is no SR with disks and may be overwritten, if its owner says so.
+    /// The contents of the device are no SR with disks, and may be overwritten if their owner says so.
     #[error("{device} is in use: {holds}")]
     Occupied { device: String, holds: String },
     /// The device holds another SR, which the caller did not name.
@@ -148,7 +148,7 @@ impl fmt::Display for HeldSr {
     }
 }
 
-/// What would be lost with an SR.
+/// The disks that would be lost with an SR.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lost {
     /// The disks were not listed yet.
@@ -172,7 +172,7 @@ impl fmt::Display for Lost {
     }
 }
 
-/// What a server speaks.
+/// The protocol that a server speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Nfs,
@@ -188,7 +188,7 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// What went wrong with a server, or with what it was asked for.
+/// The fault of a server, or of the request that the server got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerFault {
     UnknownName,
@@ -317,7 +317,8 @@ fn explained(source: io::Error) -> io::Error {
     }
 }
 
-/// What was `done`, if what has to follow in any case, `end`, worked as well. Both failures are told.
+/// The value of `done`, if `end`, the step that has to follow in any case, worked as well. If both failed, both
+/// failures are told.
 ///
 /// # Errors
 /// That of `done`, with that of `end` if both failed; else that of `end`.
@@ -367,7 +368,7 @@ fn meant(similar: &[String]) -> String {
     similar.last().map(|name| format!("did you mean {name}? ")).unwrap_or_default()
 }
 
-/// What names there are instead of one that there is not.
+/// The advice for a `name` that no SR has. `known`: the names that SRs have.
 fn names(name: &str, known: &[String]) -> String {
     if known.is_empty() {
         return "no SR has one; `sm sr_create --name` gives it".to_owned();
