@@ -12,8 +12,8 @@
 //! | `.tmp-<uuid>` | a file in the making, see [`durable`](crate::sys::durable) |
 //! | `.sm-tree` | which tree is being changed; only while it is |
 //! | `.sm-tree-lock` | empty; locked by the host that changes a tree. Only where several hosts have the SR |
-//! | `.sm-in-use` | empty; a byte for each image is locked by the servers that have it open. Likewise |
-//! | `.sm-collect-lock` | empty; locked by the host that collects. Likewise |
+//! | `.sm-in-use` | empty; servers lock a byte for each image they have open. Only where several hosts have the SR |
+//! | `.sm-collect-lock` | empty; locked by the host that collects. Only where several hosts have the SR |
 //!
 //! Order of steps, and what the next call finds after a kill:
 //!
@@ -32,9 +32,10 @@
 //!   the tree's lock next removes D and B; after it, they differ, and B is hidden. Readers take the B of a `.sm-tree`
 //!   for hidden.
 //! - **sr_collect**, after the data of an only child C was written into its base B. For a C that is a base itself:
-//!   (1) publish `.sm-tree`; (2) make B the parent of each child of C; (3) remove C. Whoever takes the tree's lock
-//!   after a kill goes on. For a C that is a disk: (1) publish `.sm-tree`; (2) mark B visible; (3) rename B over the
-//!   name of C. After (2), B is hidden again. What a disk in use holds is set aside as a clone does it, without a D.
+//!   (1) publish `.sm-tree`; (2) make B the parent of each child of C; (3) remove C. After a kill, the next call that
+//!   takes the tree's lock goes on. For a C that is a disk: (1) publish `.sm-tree`; (2) mark B visible; (3) rename B
+//!   over the name of C. After (2), B is hidden again. The data of a disk in use is set aside as a clone does it,
+//!   without a D.
 //! - **vdi_delete**: 1. unlink the image, durably; 2. remove what was beside it. After 1: as above.
 //!   Where several hosts have the SR, it first takes the persistent lock, so that of a vdi_delete and a
 //!   vdi_lock on two hosts one is refused. A kill then leaves a disk that is locked by `vdi_delete on <host>`, which
@@ -114,7 +115,7 @@ pub const DRIVER: Driver = Driver {
     },
 };
 
-/// What every driver with disks as files can do.
+/// The capabilities of every driver with disks as files.
 pub const CAPABILITIES: &[&str] = &[
     "SR_PROBE",
     "SR_UPDATE",

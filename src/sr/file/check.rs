@@ -1,7 +1,7 @@
-//! What is wrong with an SR and its images, and what of it is mended.
+//! The check of an SR and its images, and the repair of the faults that can be mended.
 //!
-//! A look takes no locks, and only what a second look under the locks finds again is told. What is mended is an image that
-//! no process has open, under the lock of its VDI, of every disk above it, and of the trees.
+//! A look takes no locks. Only faults that a second look under the locks finds again are told. An image is mended only
+//! if no process has it open. The repair then holds the lock of its VDI, of every disk above it, and of the trees.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -88,7 +88,7 @@ impl Check<'_> {
             Err(error) => return Err(error),
             Ok(Some(_)) => {}
         }
-        // Whoever is at it has this lock.
+        // A call of this host that is still changing the trees has this lock.
         match lock::take(&sr.sr.to_string(), "tree", lock::Kind::Exclusive, Instant::now()) {
             Err(lock::Refused::TimedOut { .. }) => return Ok(()),
             Err(lock::Refused::Failed(error)) => return Err(error),
@@ -105,7 +105,7 @@ impl Check<'_> {
         })
     }
 
-    /// What stands in the directory besides images.
+    /// Checks the names in the directory that are not those of images.
     fn names(&mut self, listing: &Listing) -> Result<()> {
         for name in &listing.temporaries {
             let of_directory = self.dir.lookup(name)?.is_some_and(|stat| stat.is_directory());
@@ -207,7 +207,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// What the format finds in an image, and in its link to the parent.
+    /// The faults that the format finds in an image, and in its link to the parent.
     fn faults(&self, image: &Image, in_use: bool) -> Result<Vec<Fault>> {
         let place = self.sr.place(self.dir.clone(), image.vdi, image.format);
         let layout = layout(image.format);
@@ -265,7 +265,7 @@ impl Check<'_> {
         }
     }
 
-    /// What the trees say of images that are whole.
+    /// Notes what the trees say of images that are whole.
     fn trees(&mut self, nodes: &Nodes, images: &[Image]) {
         let name = |vdi: VdiUuid| {
             let format = images.iter().find(|image| image.vdi == vdi).map(|image| image.format);

@@ -35,14 +35,14 @@ pub struct FileSr {
     pub(super) named: Option<PathBuf>,
     /// Other hosts use it too, where the locks of this one mean nothing.
     pub(super) shared: bool,
-    /// What device-mapper calls the volume that has to be mounted there. It says by itself which SR it is: a
+    /// The device-mapper name of the volume that has to be mounted there. The name says by itself which SR it is: a
     /// marker is not needed.
     pub(super) volume: Option<String>,
     /// The end of every wait for other calls.
     pub(super) deadline: Deadline,
 }
 
-/// What a directory turned out to be.
+/// The kinds of directory that an SR's place may turn out to be.
 pub(super) enum Found {
     /// Nothing, or an empty directory.
     Nothing,

@@ -98,7 +98,7 @@ impl FileSr {
         let virtual_size = layout.query(&*image)?.virtual_size;
         unnamed.sync_beside_image()?;
         place.publish(unnamed)?;
-        // What was just made is known: a disk with these params that no process uses.
+        // The disk that was just made is known: it has these params, and no process uses it.
         let node = Node::alone(format, virtual_size);
         let usage = place.usage().map_err(|cause| cause.after(vdi::made(new.vdi)))?;
         Ok(vdi::describe(&place, &node, usage.allocated, new.params.clone()))

@@ -13,7 +13,7 @@ use crate::types::{Format, Mode, Params, VdiUuid};
 use crate::vdi::format::ParentImage;
 use crate::vdi::place::Opened;
 
-/// What becomes a disk when it gets its name. Dropped before, it leaves nothing.
+/// The files that become a disk when the image gets its name. If they are dropped before, they leave nothing.
 pub(super) struct Unnamed<'a> {
     pub(super) image: NewFile<'a>,
     params: Option<NewFile<'a>>,
@@ -55,8 +55,8 @@ impl FilePlace<'_> {
         image_name(self.vdi, self.format)
     }
 
-    /// The refusal to make a disk that is there. Whoever made it may have been killed before it was durable, so it is made
-    /// so first: a caller takes this answer for one that the disk will stay.
+    /// The refusal to make a disk that is there. The call that made the disk may have been killed before it was
+    /// durable. The disk is therefore made durable first: a caller takes this answer for one that the disk will stay.
     pub(super) fn exists_already(&self) -> Error {
         match self.dir.sync() {
             Ok(()) => Error::VdiExists { vdi: self.vdi, sr: self.sr.sr },

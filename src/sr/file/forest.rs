@@ -1,4 +1,4 @@
-//! What a directory adds to trees of images: see [`Forest`].
+//! The part that a directory adds to trees of images: see [`Forest`].
 
 use std::rc::Rc;
 use std::time::Instant;

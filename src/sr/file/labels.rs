@@ -55,7 +55,7 @@ impl Directory {
     }
 }
 
-/// What is stored.
+/// The contents of the index file.
 #[derive(Serialize, Deserialize)]
 struct Index {
     directory: Directory,

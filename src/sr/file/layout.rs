@@ -50,7 +50,7 @@ pub(super) fn image_of(dir: &Dir, vdi: VdiUuid) -> Result<Option<(Format, Stat)>
     Ok(found)
 }
 
-/// What a name in the directory is.
+/// The kinds of files of a VDI, as their names in the directory tell.
 pub(super) enum Role {
     Image(Format),
     Params,
@@ -68,8 +68,8 @@ pub(super) fn classify(name: &str) -> Option<(VdiUuid, Role)> {
     Some((stem.parse().ok()?, role))
 }
 
-/// What NFS makes of a file that is removed while it is open on the same host. The host removes it when it
-/// is closed; one that crashed leaves it.
+/// Whether NFS gave this name to a file that was removed while it was open on the same host. The host removes the file
+/// when it is closed. A host that crashed leaves the file.
 pub(super) fn is_orphan(name: &str) -> bool {
     name.starts_with(".nfs")
 }
@@ -124,8 +124,8 @@ pub(super) fn usage(stat: &Stat) -> Usage {
     Usage { length: stat.length, allocated: stat.allocated }
 }
 
-/// What is at `name`, if anything is, which must then be of this kind: a link or a pipe named like a disk is
-/// neither taken for one nor left out of a list.
+/// The file at `name`, if there is one. The file must be of this kind: a link or a pipe named like a disk is neither
+/// taken for one nor left out of a list.
 pub(super) fn must_be(dir: &Dir, name: &str, kind: SFlag) -> Result<Option<Stat>> {
     let found = dir.lookup(name)?;
     if let Some(stat) = &found {

@@ -65,7 +65,7 @@ impl FileSr {
                 made_directory = marker.made_directory;
             }
             Found::Sr(dir, marker) if marker.uuid == self.sr => {
-                // Whoever made it may have been killed before it was durable.
+                // The call that made the SR may have been killed before the SR was durable.
                 dir.sync()?;
                 durable::sync_parent(&self.path)?;
                 self.refuse_taken(Found::Sr(dir, marker))?;
@@ -186,7 +186,7 @@ impl FileSr {
                 sr: self.sr,
                 why: format!("{} has disks but no {MARKER}; sr_attach takes it over", self.path.display()),
             }),
-            // What a killed sr_delete removed last may not be durable.
+            // The last removal of a killed sr_delete may not be durable.
             Found::Nothing => {
                 match Dir::open(&self.path) {
                     Ok(dir) => dir.sync()?,
@@ -316,7 +316,7 @@ impl FileSr {
     /// began.
     pub fn repair(&self) -> Result<()> {
         let dir = self.dir()?;
-        // What another host changes now is not what a killed call left.
+        // A change that another host makes now was not left by a killed call.
         let _lock = match self.shared.then(|| self.lock_trees(&dir, Instant::now())) {
             Some(Err(Error::Busy { .. })) => return Ok(()),
             // Nor is anything repaired by who can't lock it.
@@ -329,7 +329,7 @@ impl FileSr {
         let listing = Listing::read(&dir)?;
         listing.sweep_all(&dir);
         if !listing.journals {
-            // What can't be collected now, on a read-only mount or while it is in use, is collected later.
+            // Garbage that can't be collected now, on a read-only mount or while it is in use, is collected later.
             if let Ok(mut nodes) = self.trees(&dir, &listing) {
                 remove_garbage(&self.forest(dir), &mut nodes, &mut Failures::new());
             }

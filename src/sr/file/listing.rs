@@ -8,7 +8,7 @@ use crate::sys::durable::Dir;
 use crate::types::{Format, VdiUuid};
 use crate::vdi::layout;
 
-/// What the names of a directory say of an SR.
+/// An SR as the names in its directory show it.
 #[derive(Default)]
 pub(super) struct Listing {
     pub(super) images: HashMap<VdiUuid, Format>,
@@ -51,8 +51,8 @@ impl Listing {
         Ok(listing)
     }
 
-    /// Removes the files in the making of killed calls. What can't be removed now (a read-only mount) stays
-    /// for later.
+    /// Removes the files in the making of killed calls. A file that can't be removed now (a read-only mount) stays for
+    /// later.
     pub(super) fn sweep(&self, dir: &Dir) {
         for name in &self.temporaries {
             let _ = dir.sweep_temporary(name);

@@ -63,7 +63,7 @@ pub(super) fn read_marker(dir: &Dir) -> Result<Option<Marker>> {
     Ok(None)
 }
 
-/// What is stored of a disk beside its image.
+/// The params that are stored beside the image of a disk, or the defaults if none are stored.
 ///
 /// # Errors
 /// [`Error::Damaged`] if the record cannot be read; [`Error::Io`].
@@ -74,7 +74,8 @@ pub(super) fn read_params(dir: &Dir, vdi: VdiUuid) -> Result<Params> {
     Ok(params)
 }
 
-/// What is stored of a disk beside its image, if a text of it may have `word` in it. `None`: none has, or nothing is stored.
+/// The params that are stored beside the image of a disk, if a text of them may have `word` in it. `None`: no text has,
+/// or nothing is stored.
 ///
 /// # Errors
 /// As [`read_params`].
@@ -130,7 +131,7 @@ pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
 
 /// Reads a record. `None`: it is not one of this kind.
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    // The parser recurses once per quote sign. What we write has strings, words and pairs.
+    // The parser recurses once per quote sign. The records that we write have strings, words and pairs.
     let mut quoted = false;
     let mut escaped = false;
     for byte in bytes {
@@ -150,7 +151,7 @@ mod tests {
     use super::*;
     use crate::types::{Format, VdiUuid};
 
-    /// What earlier releases wrote stays readable: the bytes are part of the format of an SR.
+    /// The records of earlier releases stay readable: the bytes are part of the format of an SR.
     #[test]
     fn a_record_is_read_as_it_is_written_and_is_no_other() {
         let vdi: VdiUuid = "98de866e-b035-4b1a-a571-613bff542b89".parse().unwrap();

@@ -49,8 +49,8 @@ impl FileSr {
     pub(super) fn recover_change(&self, dir: &Dir) -> Result<Option<Error>> {
         let Some(change) = read_change(dir)? else { return Ok(None) };
         let mut unfinished = None;
-        // Whoever was at it may live on without his lock, on a host that was away from the server for long: what he
-        // would still rename must be gone before anything is undone.
+        // The call that began the change may live on without its lock, on a host that was away from the server for
+        // long. The files that it would still rename must be gone before anything is undone.
         if self.shared {
             for name in dir.names()? {
                 dir.sweep_temporary(&name)?;
@@ -107,8 +107,8 @@ impl FileSr {
                 // Its own format: looked for in another, it would be taken for gone.
                 let format = nodes.get(child).map_or(format, |node| node.format);
                 let image = self.place(own.clone(), child, format).open_image(Mode::ReadWrite)?;
-                // What names another image by this one's name has lost its parent: given to the base, it would show bytes
-                // that were never its own.
+                // A child that names another image by this one's name has lost its parent. If such a child were given
+                // to the base, it would show bytes that were never its own.
                 if let Some(old) = &old {
                     layout(format).check_parent(&**image, old)?;
                 }

@@ -1,4 +1,4 @@
-//! What an SR and its disks are now, in one pass over its directory.
+//! The present state of an SR and its disks, read in one pass over its directory.
 
 use std::collections::HashMap;
 
@@ -14,8 +14,8 @@ use crate::types::{Params, Space, SrInfo, State, VdiName, VdiUuid};
 use crate::vdi::tree::change::Change;
 use crate::vdi::{self, Attachments, Holders};
 
-/// What of an index may be meant by `word`. `None` if that is nothing, or no longer what stands beside the disk: a record
-/// that somebody edited in its place changes no time of the directory.
+/// The entries of an index that may be meant by `word`. `None` if there are none, or if one no longer agrees with the
+/// record beside the disk: a record that somebody edited in its place changes no time of the directory.
 fn still_named(dir: &Dir, all: Vec<VdiName>, word: &str) -> Option<Vec<VdiName>> {
     let prefix = word.to_ascii_lowercase();
     let may_be_meant = |disk: &VdiName| disk.label == word || disk.uuid.to_string().starts_with(&prefix);
@@ -91,8 +91,9 @@ impl FileSr {
         self.stat_of(&*self.dir()?)
     }
 
-    /// What people call the images: the names in the directory, and the labels beside them. No image is opened, and a record
-    /// that does not have `word` in it is not parsed. An SR of many labels has an index of them on this host, see [`Labels`].
+    /// The names that people call the images by: the names in the directory, and the labels beside them. No image is
+    /// opened, and a record that does not have `word` in it is not parsed. An SR of many labels has an index of them on
+    /// this host, see [`Labels`].
     ///
     /// # Errors
     /// [`crate::Error::NoSr`], [`crate::Error::Io`].
@@ -180,7 +181,7 @@ impl FileSr {
     }
 }
 
-/// What is stored beside each image, in their order: the params, and the holders of the persistent lock.
+/// The records beside each image, in the order of `images`: the params, and the holders of the persistent lock.
 fn beside(dir: &Dir, listing: &Listing, images: &[Image]) -> Vec<(Result<Params>, Result<Holders>)> {
     let read = |image: &Image| {
         let params =
@@ -194,7 +195,7 @@ fn beside(dir: &Dir, listing: &Listing, images: &[Image]) -> Vec<(Result<Params>
         .collect()
 }
 
-/// What the filesystem of a directory has.
+/// The size and the free space of the filesystem of a directory.
 pub(super) fn space_of(dir: &Dir) -> Result<Space> {
     let fs = dir.statvfs()?;
     Ok(Space { size: fs.blocks() * fs.fragment_size(), free: fs.blocks_free() * fs.fragment_size() })

@@ -109,7 +109,7 @@ impl Forking {
     }
 }
 
-/// What a power cut leaves of a fork where the child's name became durable and the base's did not.
+/// A power cut may leave a fork where the child's name became durable and the base's did not.
 #[test]
 fn a_child_whose_base_has_no_name_is_unmade() {
     let scratch = tempfile::tempdir().unwrap();

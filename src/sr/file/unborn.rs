@@ -1,4 +1,5 @@
-//! What a change of a tree means for those who look at the SR while it is under way, or was killed.
+//! The meaning of a change of a tree for those who look at the SR while the change is under way, or after it was
+//! killed.
 
 use super::layout::image_name;
 use super::records::read_change;

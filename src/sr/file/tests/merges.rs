@@ -25,7 +25,8 @@ fn a_killed_merge_of_a_base_is_not_completed_while_a_child_may_be_unread() {
     }
 }
 
-/// What is there instead of an image may lead nowhere. Its trees stay as they are, and all others change.
+/// A link that leads nowhere may stand in the place of an image. The trees of this image stay as they are, and all
+/// others change.
 #[test]
 fn a_killed_merge_of_a_base_that_cannot_be_opened_is_left_undone() {
     let scratch = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! What one host does while another one changes the same trees, after one lost its lock, or where a power cut came between.
+//! Calls of one host while another one changes the same trees, after one of them lost its lock, or where a power cut
+//! came between.
 
 use super::*;
 
@@ -75,7 +76,7 @@ fn a_disk_that_another_host_has_open_is_not_exported() {
     let dir = a.dir().unwrap();
     let _server =
         uses::hold(dir.lock_file(USES).unwrap(), &dir.join(USES), [disk.to_string().as_str()], Instant::now()).unwrap();
-    // What dispatch of VdiExport checks:
+    // The checks that the dispatch of VdiExport makes:
     let there = b.vdi(disk).unwrap();
     let refused = if !there.info().unwrap().read_only { vdi::refuse_if_attached(&*there) } else { Ok(()) };
     let refused = refused.and_then(|()| there.read(&mut |_| Ok(())));
@@ -195,7 +196,7 @@ fn a_disk_without_a_name_for_a_moment_keeps_its_lock() {
     fork.dir.link(&disk.name(), &base.name()).unwrap();
     fork.publish_dest();
     fork.dir.rename(&disk.name(), ".nfs000000000000000f00000002").unwrap();
-    // Who needs the disk waits for the lock of the trees, and here finds a fork that was killed.
+    // A call that needs the disk waits for the lock of the trees, and here finds a fork that was killed.
     assert!(b.vdi(disk.vdi).is_ok());
     assert_eq!(b.scan().unwrap().vdi_uuids, [disk.vdi]);
     assert!(b.vdi(disk.vdi).unwrap().info().unwrap().locked, "the persistent lock is gone");
