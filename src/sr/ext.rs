@@ -1,4 +1,5 @@
-//! `EXTSR`: a filesystem of its own around [`FileSr`]. What is done to disks is done there; here is only where they are.
+//! `EXTSR`: a filesystem of its own around [`FileSr`]. `FileSr` does all that is done to disks; this module only says
+//! where the disks are.
 //!
 //! The SR is the ext4 filesystem on the volume `<sr>` of the volume group `XSLocalEXT-<sr>`, striped over all devices
 //! of the group, mounted at `/run/sr-mount/<sr>`. So it is with the Python storage managers, and an SR that
@@ -112,7 +113,7 @@ impl ExtSr {
         Ok(&self.file)
     }
 
-    /// What a failure of the filesystem means, and what to do.
+    /// Explains a failure of the filesystem: its meaning, and what to do.
     fn explain(&self, e: Error) -> Error {
         let failed = |found: &str| Error::Damaged {
             path: self.volume.node(),
@@ -153,7 +154,7 @@ impl ExtSr {
         })
     }
 
-    /// What sr_probe tells. An SR that is not attached is looked at without a write to it.
+    /// The answer of sr_probe for this SR. An SR that is not attached is looked at without a write to it.
     fn look_inside(&self, vg: &Vg) -> Result<SrInfo> {
         if self.point.is_mounted()? {
             return self.stat();

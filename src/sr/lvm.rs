@@ -137,9 +137,10 @@ enum Allocation {
 /// An SR in a volume group.
 pub struct LvmSr {
     group: VolumeGroup,
-    /// What device_config asks for; what the SR is, its group says.
+    /// The allocation that device_config asks for. The group says which allocation the SR has.
     allocation: Option<Allocation>,
-    /// What device_config says at sr_create; afterwards the group says it.
+    /// Whether device_config says that the SR is shared. Its word counts at sr_create only; afterwards the group says
+    /// it.
     is_shared: bool,
     /// Another host is the one that may change the group.
     is_slave: bool,

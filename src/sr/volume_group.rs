@@ -1,9 +1,8 @@
 //! The volume group that an SR has to itself, and the block devices below it: found, checked, made, removed.
 //!
-//! What is in the group is its driver's business ([`lvm`](super::lvm), [`ext`](super::ext)); `take` has what a new group may
-//! be made on, and `filesystem` which SRs lie there without a group. No LVM command
-//! changes a group without all its devices, and after every change the physical volumes' write caches are
-//! flushed: LVM itself does not.
+//! The contents of the group are its driver's business ([`lvm`](super::lvm), [`ext`](super::ext)); `take` has what a
+//! new group may be made on, and `filesystem` which SRs lie there without a group. No LVM command changes a group
+//! without all its devices, and after every change the physical volumes' write caches are flushed: LVM itself does not.
 
 mod filesystem;
 mod take;
@@ -26,7 +25,7 @@ pub const CREATING: &str = "xcp.creating";
 
 pub const EXTENT: u64 = 4 << 20;
 
-/// What a driver's groups look like.
+/// The name that a driver's groups have, and the test for one that is half made.
 pub struct Naming {
     /// Of the group's name; the SR's UUID follows.
     pub prefix: &'static str,
@@ -346,7 +345,7 @@ pub fn probe(
 /// The SRs of this naming that LVM sees, with their devices.
 ///
 /// # Errors
-/// What LVM says.
+/// The error that LVM reports.
 pub fn discover(naming: &'static Naming) -> Result<Vec<Found>> {
     let is_unfinished = |vg: &Vg| vg.tags.iter().any(|t| t == DELETING) || (naming.is_half_made)(vg);
     let found = lvm::report(None)?.into_iter().filter(|vg| !is_unfinished(vg)).filter_map(|vg| {

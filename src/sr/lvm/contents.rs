@@ -30,7 +30,8 @@ impl LvmPlace<'_> {
     }
 
     /// Removes the extents that a killed vdi_resize was preparing, or completes the cut that it began, or ends what is left
-    /// of a vdi_export or a vdi_revert. What another host prepares is left to those calls that `may_change` the group.
+    /// of a vdi_export or a vdi_revert. Extents that another host prepares are left to those calls that `may_change`
+    /// the group.
     pub(super) fn sweep(&self, may_change: bool) -> Result<()> {
         self.sr.resume(&self.vg, self.vg.lvs.iter().chain([&*self.lv.borrow()]))?;
         if self.unfinished.as_ref().is_some_and(|tags| may_change || !tags::is_elsewhere(tags)) {
@@ -49,7 +50,8 @@ impl LvmPlace<'_> {
         }
     }
 
-    /// Cuts a thin disk that is tagged so. What is cut off is discarded first: it must not come back when the disk grows.
+    /// Cuts a thin disk that is tagged so. The data that is cut off is discarded first: it must not come back when the
+    /// disk grows.
     pub(super) fn cut(&self, size: u64) -> Result<()> {
         if self.lv.borrow().size > size {
             self.activate()?;
@@ -60,7 +62,7 @@ impl LvmPlace<'_> {
         self.untag(&tags::cut(size))
     }
 
-    /// What is behind `size` reads as zeroes when the disk grows again. A pool takes back whole chunks only.
+    /// Makes the bytes behind `size` read as zeroes when the disk grows again. A pool takes back whole chunks only.
     pub(super) fn discard_from(&self, size: u64) -> Result<()> {
         let node = self.node();
         let chunk = lvm::chunks(&self.vg.name, POOL)?.size;

@@ -10,7 +10,7 @@ use crate::image::disk::DiskWriter;
 use crate::sys::blockdev;
 use crate::sys::lvm::{self, Vg};
 
-/// An active volume. What is not written reads as zeroes when it is finished.
+/// An active volume that is being filled. When it is finished, the bytes that were not written read as zeroes.
 pub struct Fill<'a> {
     sr: &'a LvmSr,
     node: PathBuf,

@@ -14,7 +14,8 @@ impl LvmSr {
         Error::NoVdi { vdi, sr: self.group.sr, looked: vg.name.clone() }
     }
 
-    /// The VDIs of the group: which, and in which volume. What a killed vdi_revert left is one if the disk is gone already.
+    /// The VDIs of the group: which, and in which volume. A volume that a killed vdi_revert left is a VDI if the disk
+    /// is gone already.
     pub(super) fn volumes<'a>(&self, vg: &'a Vg) -> impl Iterator<Item = (VdiUuid, Format, &'a Lv)> {
         vg.lvs.iter().filter_map(|lv| match reverted(&lv.name) {
             Some(vdi) => vg.lv(&format!("{RAW}{vdi}")).is_none().then_some((vdi, Format::Raw, lv)),
@@ -83,8 +84,9 @@ impl LvmSr {
         stuck.into_iter().try_for_each(|lv| lvm::refresh(&vg.name, &lv.name))
     }
 
-    /// Removes what killed calls left on this host, where the caller has the SR to itself. What another host left it may
-    /// be filling: whoever gives its extents to somebody else destroys his data.
+    /// Removes what killed calls left on this host, where the caller has the SR to itself. A volume that another host
+    /// left stays: that host may be filling it. If the extents were given to another volume, that host's data would be
+    /// destroyed.
     pub(super) fn sweep(&self, vg: &Vg) -> Result<()> {
         let of_vdi = |lv: &&Lv| lv.name.strip_prefix(UNFINISHED).is_some_and(|u| u.parse::<VdiUuid>().is_ok());
         let left = vg.lvs.iter().filter(of_vdi).filter(|lv| !tags::is_elsewhere(&lv.tags));
@@ -101,7 +103,7 @@ impl LvmSr {
     /// A failed command's reason in the API's words, from what is there now: the VDI that it was to make, or the
     /// `wanted` bytes that are not there.
     pub(super) fn explain(&self, failed: Error, vdi: Option<VdiUuid>, wanted: u64) -> Error {
-        // What came after the command, as a flush, says what it is itself.
+        // The error of a later step, such as a flush, says by itself what failed.
         let (Error::Tool { .. }, Ok(vg)) = (&failed, self.group.whole()) else { return failed };
         let pooled = vg.lv(POOL).is_some();
         match vdi {

@@ -29,7 +29,7 @@ pub struct LvmPlace<'a> {
     pub(super) lv: RefCell<Lv>,
 }
 
-/// What the disks of a group share, so that a listing has it once.
+/// The data that all disks of a group share, so that a listing has it once.
 #[derive(Clone)]
 pub struct Group {
     /// The group without its volumes, except the pool.
@@ -97,7 +97,7 @@ impl<'a> LvmPlace<'a> {
         self.lv.borrow().read_only || self.record().params.read_only
     }
 
-    /// What the tags say, and what LVM itself keeps of the volume.
+    /// The params from the disk's tags, and those that LVM itself keeps of the volume.
     pub(super) fn params_now(&self) -> Params {
         let params = self.record().params;
         let created = params.created.or(self.lv.borrow().created);
@@ -204,7 +204,7 @@ impl<'a> LvmPlace<'a> {
         })
     }
 
-    /// What LVM says of a volume whose data can't be had.
+    /// The reason that LVM gives if the volume's data can't be had.
     fn unhealthy(&self) -> Option<String> {
         match self.lv.borrow().health.as_str() {
             health @ ("partial" | "failed" | UNREADABLE) => Some(format!("LVM says that it is {health}: {DATA_GONE}")),
@@ -273,7 +273,7 @@ impl Place for LvmPlace<'_> {
         self.sweep(false)?;
         self.refuse_unhealthy()?;
         if self.record().zero {
-            // What is on its extents is not its own.
+            // The data on the disk's extents is not the disk's own.
             self.refuse_slave()?;
             self.sr.group.refuse_incomplete(&self.vg)?;
             self.zero_now()?;

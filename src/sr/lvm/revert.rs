@@ -88,7 +88,8 @@ impl LvmPlace<'_> {
         self.sr.name_reverted(&self.vg, self.vdi).map_err(|cause| cause.after(vdi::reverted(self.vdi)))
     }
 
-    /// What the tags of the disk say, and when the disk was made, which its next volume would not tell.
+    /// The tags of the disk, and one for the time when the disk was made, if no tag has it: the disk's next volume
+    /// would not tell that time.
     fn tags_to_keep(&self) -> Vec<String> {
         let mut kept = self.lv.borrow().tags.clone();
         let is_told = self.record().params.created.is_some();

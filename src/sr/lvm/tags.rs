@@ -1,4 +1,4 @@
-//! What a VDI's tags say.
+//! The tags of a VDI and their meaning.
 //!
 //! | tag | meaning |
 //! |---|---|

@@ -23,7 +23,7 @@ const FILESYSTEMS: [(&str, &[&str]); 5] = [
     ("btrfs", &["rescue=nologreplay", "nologreplay"]),
 ];
 
-/// What is found in a filesystem.
+/// A thing that is found in a filesystem: an SR, or images of VDIs.
 enum Found {
     Sr(SrUuid, Vec<VdiInfo>),
     /// Images of VDIs in a directory that names no SR, as other storage managers leave them.

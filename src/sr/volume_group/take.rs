@@ -148,7 +148,7 @@ impl VolumeGroup {
                         refuse_group(&name, vg, over)?;
                         is_known = true;
                     }
-                    // What a killed sr_create or sr_delete leaves: a label and nothing behind it.
+                    // A killed sr_create or sr_delete leaves such a device: one with a label and nothing behind it.
                     Some(_) => is_known |= !refuse_unseen(&name, node, over)?,
                     None => is_known |= refuse_unseen(&name, node, over)?,
                 }
