@@ -215,7 +215,7 @@ impl Sr for IsoSr {
             let _ = dir.sweep_temporary(left);
         }
         if dir.lookup(&name)?.is_some() {
-            // Whoever made it may have been killed before it was durable.
+            // The call that made the image may have been killed before the image was durable.
             sync(&dir)?;
             return Err(Error::VdiExists { vdi: new.vdi, sr: self.sr });
         }

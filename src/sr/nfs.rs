@@ -1,4 +1,5 @@
-//! `NFSSR`: a mount around [`FileSr`]. What is done to disks is done there; here is only where they are.
+//! `NFSSR`: a mount around [`FileSr`]. `FileSr` does all that is done to disks; this module only says where the disks
+//! are.
 //!
 //! The SR is the directory `<export>/<sr>`. It has a mount of its own, `server:/export/<sr>` at
 //! `<mountpoint>/<sr>`, so that SRs of one export come and go independently and the kernel's mount table is
@@ -246,7 +247,7 @@ impl Sr for NfsSr {
         let done = self.export.in_root(|root| {
             let path = root.join(self.sr.to_string());
             let done = FileSr::new(self.sr, SR_TYPE, path.clone(), self.file.deadline()).delete()?;
-            // What was open when it was put aside may be closed now.
+            // Files that were open when the directory was put aside may be closed now.
             if let Ok(dir) = Dir::open(&path)
                 && let Ok(names) = dir.names()
                 && names.iter().all(|name| name.starts_with(".tmp-"))

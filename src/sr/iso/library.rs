@@ -104,8 +104,8 @@ impl Library {
         Ok(Library { sr, location, path, below, remote: Some((remote, mountpoint)) })
     }
 
-    /// The directory, after checking that it is there: of a server's, that it is mounted. What is below a missing
-    /// mount is never an empty SR.
+    /// The directory, after a check that it is there. For a server's directory, the check is that it is mounted: the
+    /// mountpoint of a missing mount is never taken for an empty SR.
     ///
     /// # Errors
     /// [`Error::NoSr`]; [`Error::SrUnavailable`] while a server's directory is not mounted.
@@ -119,7 +119,7 @@ impl Library {
             return Err(missing());
         }
         let dir = self.open(&self.path)?;
-        // What was opened a moment after an unmounting is of the same filesystem as what is above.
+        // A directory that was opened a moment after an unmounting is of the same filesystem as the directory above it.
         let above = mountpoint.path().parent().expect("it ends with the SR");
         let above = fs::metadata(above).map_err(Error::io("examine", above))?;
         if dir.stat()?.st_dev == above.dev() { Err(missing()) } else { Ok(dir) }

@@ -14,7 +14,7 @@ use crate::sys::tool::Tool;
 use crate::sys::watch::Pulse;
 use crate::types::DeviceConfig;
 
-/// What the mount table calls such mounts.
+/// The filesystem types that the mount table has for such mounts.
 pub const FS_TYPES: &[&str] = &["cifs", "smb3"];
 
 const PORT: u16 = 445;
@@ -22,7 +22,7 @@ const PORT: u16 = 445;
 /// How long mount.cifs may take: the kernel gives a server that is silent up after some 20 s.
 const MOUNT_DEADLINE: Duration = Duration::from_secs(60);
 
-/// What every mount has. `cache=none`: what one host changes, another sees with its next call.
+/// The options of every mount. `cache=none`: a host sees with its next call what another host has changed.
 const OPTIONS: &str = "cache=none,nosuid,nodev,noexec";
 
 /// The kernel's default may show a name with an accent as something that is no UTF-8, and so as no image. First, so
@@ -250,7 +250,8 @@ fn named(username: &str, domain: Option<String>, password: Option<String>, secre
     Ok(User::Named { name: name.to_owned(), domain, password })
 }
 
-/// What mount.cifs takes for one value: a comma ends it, `%` begins a password, a slash or a backslash ends a domain.
+/// Refuses a value that mount.cifs would not take for a single one: a comma ends it, `%` begins a password, a slash or
+/// a backslash ends a domain.
 fn word(key: &'static str, value: &str) -> Result<()> {
     let special = if key == "username" { ",%/\\" } else { "," };
     if value.is_empty() || value.chars().any(|c| c.is_control() || special.contains(c)) {
@@ -261,7 +262,7 @@ fn word(key: &'static str, value: &str) -> Result<()> {
     Ok(())
 }
 
-/// What the caller's mount options come to.
+/// The caller's mount options, sorted.
 #[derive(Default)]
 struct Given {
     /// Those that are passed on, each with a comma behind it.
@@ -383,7 +384,7 @@ mod tests {
         for bad in ["password2=hunter2", "x=hunter2\"", "hunter2=\"", "port=x", "a$b"] {
             let refused = options(bad).err().unwrap().to_string();
             assert!(!refused.contains("hunter2"), "{refused}");
-            // What is mounted can be unmounted.
+            // A share that is mounted can be unmounted, whatever these keys say.
             assert!(share("//f/s", [("options", bad), ("vers", "4"), ("username", "a,b")]).is_ok());
         }
     }

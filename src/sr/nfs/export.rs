@@ -19,13 +19,13 @@ const MOUNT_DEADLINE: Duration = Duration::from_secs(25);
 /// How long a server may be silent before a call without a `--wait` gives it up.
 pub const SILENCE: Duration = Duration::from_secs(60);
 
-/// What the mount table calls such mounts.
+/// The filesystem types that the mount table has for such mounts.
 pub const FS_TYPES: &[&str] = &["nfs", "nfs4"];
 
-/// What every mount has: what one host changes, another sees with its next call.
+/// The options of every mount. With them, a host sees with its next call what another host has changed.
 const OPTIONS: &str = "retry=0,acdirmin=0,acdirmax=0,lookupcache=none,nosuid,nodev,noexec";
 
-/// What is kept on the export, which decides what becomes of I/O while the server is gone.
+/// The kinds of files that an export may keep. The kind decides what becomes of I/O while the server is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holds {
     /// It waits: a soft mount forgets writes and says so once, to whoever syncs first.
@@ -144,7 +144,8 @@ impl Export {
         })
     }
 
-    /// What mount.nfs said, as what it means. It has one exit status for all, so its words decide.
+    /// The error for a mount that mount.nfs refused. mount.nfs has one exit status for all failures, so its words
+    /// decide.
     fn why_not_mounted(&self, e: &Error, source: &str) -> Error {
         let Error::Tool { stderr, .. } = e else { return self.fault(ServerFault::Mount, e) };
         let says = |words: &[&str]| words.iter().any(|words| stderr.contains(words));
@@ -174,7 +175,7 @@ impl Export {
         sunrpc::nfs_versions(&self.server, self.port)
     }
 
-    /// What the server exports: its mount daemon's list, or the directories in the root of version 4.
+    /// The exports of the server: its mount daemon's list, or the directories in the root of version 4.
     ///
     /// # Errors
     /// [`Error::Server`] if no NFS server answers; that of [`Export::in_root`] if the server has no mount daemon.

@@ -79,7 +79,7 @@ pub(super) fn versions(what: &'static str, wanted: Option<&str>) -> Result<Vec<(
     Ok(found)
 }
 
-/// What the caller's mount options come to.
+/// The caller's mount options, sorted, and the versions that follow from them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Chosen {
     /// Those that are passed on, each with a comma behind it.
