@@ -14,7 +14,7 @@ use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::Planned;
 
-/// What a driver says of itself before any SR exists.
+/// A driver's facts and functions that can be used before any SR exists.
 pub struct Driver {
     /// The SR type: `ext`, `file`, `iso`, `lvm`, `nfs`.
     pub sr_type: &'static str,
@@ -22,7 +22,7 @@ pub struct Driver {
     pub executable: &'static str,
     /// One line for people.
     pub description: &'static str,
-    /// What the short form of dconf looks like: `/path/to/directory`.
+    /// An example of the short form of dconf: `/path/to/directory`.
     pub dconf_form: &'static str,
     /// The formats it can create; the first is its default.
     pub formats: &'static [Format],
@@ -65,11 +65,11 @@ pub struct Found {
     pub config: DeviceConfig,
 }
 
-/// What a driver tells an agent of itself; SMAPIv1, "sr_get_driver_info".
+/// The description of a driver that agents get; SMAPIv1, "sr_get_driver_info".
 pub struct About {
     /// For people, in lists of SR types.
     pub name: &'static str,
-    /// What agents may ask of it: announced means works.
+    /// The operations that agents may ask of the driver. An operation that is announced works.
     pub capabilities: &'static [&'static str],
     /// The keys of device_config, each with what it means.
     pub configuration: &'static [(&'static str, &'static str)],
@@ -77,9 +77,9 @@ pub struct About {
     pub vdi_at: fn(SrUuid, &str) -> Result<VdiUuid>,
     /// Whether the SR stores the label and the description of a VDI with it.
     pub keeps_names: bool,
-    /// What `sm_config` has to say of a VDI.
+    /// Makes the `sm_config` of a VDI.
     pub sm_config: fn(&VdiInfo) -> SmConfig,
-    /// What the SRs live on. Agents have error codes of their own for some substrates.
+    /// The kind of storage that the SRs live on. Agents have error codes of their own for some substrates.
     pub substrate: Substrate,
     /// The paths at which the image of a VDI may be that a server shows as a block device, if the SR's files are in this
     /// directory. Touches nothing.
@@ -93,7 +93,7 @@ pub struct About {
     pub protocol_versions: fn(&DeviceConfig) -> Result<Vec<u32>>,
 }
 
-/// What the SRs of a driver live on, as far as agents tell failures apart by it.
+/// The kinds of storage that the SRs of a driver live on, as far as agents tell failures apart by the kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Substrate {
     /// A directory of this host.
@@ -190,7 +190,7 @@ pub trait Sr: Send + Sync {
     /// [`Error::VdiInUse`] while any VDI is attached on this host.
     fn detach(&self) -> Result<Done>;
 
-    /// What is on the substrate now, without the VDIs' details.
+    /// The SR as the substrate shows it now, without the VDIs' details.
     ///
     /// # Errors
     /// [`Error::NoSr`] or [`Error::SrUnavailable`]; never an empty answer for an SR that can't be seen.
@@ -211,8 +211,9 @@ pub trait Sr: Send + Sync {
     /// Those of [`Sr::stat`]. A disk that cannot be read is no error: its [`VdiInfo::state`] says why.
     fn scan(&self) -> Result<SrInfo>;
 
-    /// What images may be called, bases among them, without a look at any image where the driver can do that. An image that is
-    /// certainly not called `word`, and whose UUID does not begin with it, may be left out; none is if `word` is empty.
+    /// The names that images may be called by, bases among them, without a look at any image where the driver can do
+    /// that. An image that is certainly not called `word`, and whose UUID does not begin with `word`, may be left out.
+    /// If `word` is empty, no image is left out.
     ///
     /// # Errors
     /// Those of [`Sr::scan`].
@@ -250,7 +251,7 @@ pub trait Sr: Send + Sync {
     /// [`Sr::stat`] for an SR that is not there, also of an SR that keeps no trees.
     fn collect(&self, context: &Context) -> Result<Done>;
 
-    /// What [`Sr::collect`] would do now; nothing on an SR that keeps no trees. Changes nothing.
+    /// The decisions that [`Sr::collect`] would make now. An SR that keeps no trees has none. Changes nothing.
     ///
     /// # Errors
     /// Those of [`Sr::stat`]; [`Error::Busy`] while another call changes a tree.
@@ -273,7 +274,7 @@ pub trait Sr: Send + Sync {
     /// A driver without a look of its own says of its disks what a scan says.
     ///
     /// # Errors
-    /// Those of [`Sr::scan`]. What is wrong with one disk is in the answer.
+    /// Those of [`Sr::scan`]. A fault of one disk is in the answer.
     fn check(&self, _thorough: bool, _repair: bool, _context: &Context) -> Result<Vec<Finding>> {
         let disks = self.scan()?.vdis;
         let unwell = disks.into_iter().filter(|disk| !disk.state.is_healthy());
@@ -311,7 +312,7 @@ pub trait Sr: Send + Sync {
         None
     }
 
-    /// What `sm_config` of the SR itself has to say.
+    /// The `sm_config` of the SR itself.
     fn sr_sm_config(&self) -> SmConfig {
         SmConfig::new()
     }
@@ -323,7 +324,7 @@ pub trait Sr: Send + Sync {
     fn content_type(&self) -> &'static str;
 }
 
-/// What sr_check says of a disk whose state is known.
+/// The finding of sr_check for a disk whose state is known.
 pub fn finding_of_state(vdi: VdiUuid, object: String, state: &State) -> Finding {
     let outcome = if *state == State::ServerDied { Outcome::Note } else { Outcome::Lasting };
     Finding { vdi: Some(vdi), object, what: state.to_string(), outcome }

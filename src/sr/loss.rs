@@ -52,7 +52,7 @@ pub fn create(storage: &dyn Sr, sr: SrUuid, size: Option<u64>, over: &Overwrite,
     }
 }
 
-/// What sr_create would destroy, in words; nothing for a place that is free. Changes nothing.
+/// The losses that sr_create would cause, in words. A place that is free has none. Changes nothing.
 ///
 /// # Errors
 /// Those of [`create`] for what `over` does not allow.
@@ -96,7 +96,7 @@ fn look(held: SrUuid, config: &DeviceConfig, deadline: Instant) -> Lost {
     Lost::Unknown(why)
 }
 
-/// What is lost with these disks. A base goes with the disks that need it, and is not counted.
+/// The loss of these disks, in words. A base goes with the disks that need it, and is not counted.
 pub fn in_words(mut disks: Vec<VdiInfo>) -> Lost {
     disks.retain(|disk| !disk.hidden);
     if disks.is_empty() {

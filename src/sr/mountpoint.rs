@@ -84,7 +84,7 @@ impl Mountpoint {
         made.map_err(Error::io("create the mountpoint", &self.path))
     }
 
-    /// Removes the directory after unmounting. What the caller asked for is done by then, so a failure (somebody put files
+    /// Removes the directory after unmounting. The caller's request is done by then, so a failure (somebody put files
     /// below the mountpoint before it was mounted, or works in it) only goes to the log; sr_attach takes the directory.
     fn remove(&self) {
         if let Err(e) = fs::remove_dir(&self.path)
