@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::sys::loopdev;
 use crate::types::Format;
 
-/// What this host has attached, asked from the kernel once for many disks.
+/// The disks that this host has attached, asked from the kernel once for many disks.
 pub struct Attachments {
     loops: HashMap<PathBuf, Vec<String>>,
     served: Vec<datapath::Attached>,

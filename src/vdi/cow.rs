@@ -5,8 +5,8 @@
 //! same whatever the disk holds. A base that lost its last child is garbage and goes with it. A base with one child is
 //! merged with it by sr_collect, see [`mod@crate::vdi::tree::merge`].
 //!
-//! What is written in which order is the SR's business, see [`Forest::fork`]. While the tree is changed, its lock
-//! is held; the server of an attached disk has its image closed and lets I/O wait.
+//! The SR decides in which order a change is written, see [`Forest::fork`]. While the tree is changed, its lock is
+//! held; the server of an attached disk has its image closed and lets I/O wait.
 
 use std::path::PathBuf;
 

@@ -24,8 +24,9 @@ pub trait Vdi {
     /// [`Error::NoVdi`], [`Error::Damaged`], [`Error::Io`].
     fn info(&self) -> Result<VdiInfo>;
 
-    /// What the disk itself says. Its children, its locks and its attachment are not asked for, and are as if there were
-    /// none: children may take a look at every image of the SR, an attachment a look at every loop device of the host.
+    /// The facts that the disk itself tells. Its children, its locks and its attachment are not asked for, and are told
+    /// as if there were none: children may take a look at every image of the SR, an attachment a look at every loop
+    /// device of the host.
     ///
     /// # Errors
     /// Those of [`Vdi::info`].
@@ -165,8 +166,9 @@ pub trait Vdi {
     }
 }
 
-/// Attaches a disk, or finds it attached. What can't be written is attached read-only whatever was asked; any other
-/// stays in the mode it has until it is detached, or a reader would hold a device that writes. `lock`: see [`Vdi::attach`].
+/// Attaches a disk, or finds it attached. A disk that can't be written is attached read-only whatever was asked. Any
+/// other disk stays in the mode it has until it is detached, or a reader would hold a device that writes. `lock`: see
+/// [`Vdi::attach`].
 ///
 /// # Errors
 /// [`Error::VdiInUse`] when it is attached in the other mode; [`Error::Io`], access denied, without root.
@@ -242,7 +244,7 @@ pub fn of_snapshot(vdi: VdiUuid, params: Params, changes: &ParamsChange) -> Para
 /// The source of the knowledge that a VDI is a snapshot of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotSaid {
-    /// What the SR stores. Where it stores nothing, what the images show.
+    /// The SR: its records or, if it stores nothing, its images.
     BySr,
     /// An agent, which keeps records of its own.
     ByAgent,
@@ -327,7 +329,8 @@ pub fn with_server(info: VdiInfo, died: bool) -> VdiInfo {
     if died && info.state.is_healthy() { VdiInfo { state: State::ServerDied, ..info } } else { info }
 }
 
-/// What a disk itself says, see [`Vdi::brief`]: nobody has it locked or attached, and it has no children.
+/// The facts that a disk itself tells, see [`Vdi::brief`]: as if nobody had it locked or attached, and as if it had no
+/// children.
 pub fn describe(place: &dyn Place, node: &Node, allocated: u64, params: Params) -> VdiInfo {
     VdiInfo {
         uuid: place.vdi(),

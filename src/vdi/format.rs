@@ -15,7 +15,7 @@ use crate::sys::copy::Progress;
 use crate::types::{Format, SmConfig};
 use crate::vdi::place::Opened;
 
-/// What an image says of itself.
+/// The facts that an image tells of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageInfo {
     /// Bytes the guest sees.
@@ -24,7 +24,7 @@ pub struct ImageInfo {
     pub hidden: bool,
     /// The name of its parent, as the header has it.
     pub parent: Option<String>,
-    /// What the image calls itself towards its children, where its format has such an identity: a VHD's unique id.
+    /// The identity that the image has towards its children, where its format has such an identity: a VHD's unique id.
     pub id: Option<Uuid>,
     /// The [`ImageInfo::id`] of the parent that the image was made from.
     pub parent_id: Option<Uuid>,
@@ -73,7 +73,7 @@ pub trait Layout: Sync {
     /// [`Error::TooBig`], [`Error::Invalid`] size, [`Error::Io`].
     fn create(&self, image: &dyn Storage, virtual_size: u64) -> Result<()>;
 
-    /// What an image says of itself: one read.
+    /// Reads the facts that an image tells of itself, with one read.
     ///
     /// # Errors
     /// [`Error::Damaged`]; [`Error::Unsupported`] for what can't be used; [`Error::Io`].
@@ -122,7 +122,7 @@ pub trait Layout: Sync {
     }
 
     /// Whether an image holds nothing of its own, so that its disk shows what its parent shows, as far as its length goes.
-    /// What a process has not flushed yet is not seen.
+    /// Data that a process has not flushed yet is not seen.
     ///
     /// # Errors
     /// [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].

@@ -4,7 +4,7 @@ use crate::types::Format;
 use crate::vdi::format::Layout;
 use crate::vdi::{qcow2, raw, vhd};
 
-/// What the package can do with images of a format.
+/// The operations that the package has for images of a format.
 pub fn layout(format: Format) -> &'static dyn Layout {
     match format {
         Format::Raw => &raw::RawLayout,

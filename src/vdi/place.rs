@@ -36,11 +36,11 @@ pub trait Place {
     /// [`Error::NoVdi`] if the image is gone, [`Error::Io`].
     fn usage(&self) -> Result<Usage>;
 
-    /// What the SR knows of the place that keeps its disk from being used, such as a device that is missing. The format knows
-    /// the rest.
+    /// The state of the disk as far as the SR knows it: something about the place, such as a device that is missing,
+    /// may keep the disk from being used. The format knows the rest.
     fn state(&self) -> State;
 
-    /// What the SR stores of the disk besides its bytes.
+    /// The params that the SR stores of the disk besides its bytes.
     ///
     /// # Errors
     /// [`Error::Damaged`] if the record cannot be read.
@@ -124,8 +124,8 @@ pub trait Place {
     /// The caller has checked that the disk is unused. Idempotent.
     ///
     /// # Errors
-    /// What `accept` says; [`Error::NoVdi`], [`Error::NoSpace`]; [`Error::VdiInUse`] if another host locked the disk meanwhile;
-    /// [`Error::Unsupported`] on an SR without snapshots.
+    /// The error of `accept`; [`Error::NoVdi`], [`Error::NoSpace`]; [`Error::VdiInUse`] if another host locked the disk
+    /// meanwhile; [`Error::Unsupported`] on an SR without snapshots.
     fn take_over(&self, _source: VdiUuid, _accept: Accept, _progress: Progress) -> Result<()> {
         Err(Error::Unsupported { op: "vdi_revert", why: "this SR makes no snapshots".to_owned() })
     }

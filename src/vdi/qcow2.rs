@@ -102,7 +102,7 @@ impl Layout for Qcow2Layout {
         self.check_parent(&**child, parent)?;
         let child = Image::open(child.clone(), Mode::ReadOnly)?;
         let target = chain(parent.format, &parent.image, Mode::ReadWrite, resolve)?;
-        // Ends with a flush. What it replaced keeps its space: the disk's server may still read it there.
+        // Ends with a flush. The data that was replaced keeps its space: the disk's server may still read it there.
         qcow2::coalesce(&child, &target, progress)
     }
 

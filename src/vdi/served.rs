@@ -12,8 +12,8 @@ use crate::vdi::formats::layout;
 use crate::vdi::holders::refuse_if_locked;
 use crate::vdi::place::{Place, in_use, refuse_device};
 
-/// Makes the server of a disk close its chain, if it has one. What a killed server left is for its user to see, and to
-/// detach.
+/// Makes the server of a disk close its chain, if it has one. The device that a killed server left is for the disk's
+/// user to see, and to detach.
 ///
 /// # Errors
 /// [`Error::VdiInUse`] if the server was killed, or does not close in time.
@@ -62,7 +62,7 @@ pub fn refuse_if_held(image: &dyn Place) -> Result<()> {
 /// Starts a server of the disk and makes its block device. Idempotent. `lock`: see [`crate::vdi::Vdi::attach`].
 ///
 /// # Errors
-/// What the image says; [`Error::Io`].
+/// The error of the image server if the image cannot be served; [`Error::Io`].
 pub fn attach(disk: &dyn Place, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf> {
     let source = datapath::Source {
         format: disk.format(),
@@ -92,7 +92,7 @@ pub fn follow_size(disk: &dyn Place, deadline: Instant) -> Result<()> {
     named(disk, datapath::follow_size(&disk.path(), deadline))
 }
 
-/// What a device or its server says of its use, said of the disk.
+/// Turns the error that a device is in use into one that names the disk. Any other result stays as it is.
 fn named<T>(disk: &dyn Place, result: Result<T>) -> Result<T> {
     result.map_err(|error| match error {
         Error::DeviceInUse { holder, .. } => in_use(disk, holder),

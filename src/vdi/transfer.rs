@@ -99,7 +99,7 @@ impl Stream {
     }
 }
 
-/// What the bytes of a file look like.
+/// The kinds of format that the bytes of a file may look like.
 enum Container {
     Ours(Format),
     Foreign(&'static str),
@@ -212,7 +212,7 @@ fn data_of(disk: &dyn Disk) -> Result<u64> {
     Ok(total)
 }
 
-/// A disk on its way in. What is known before its bytes: its size.
+/// A disk on its way in. Its size is known before its bytes.
 pub enum Incoming<'a> {
     /// Can be read in any order.
     Disk(Box<dyn Disk + 'a>),
@@ -271,7 +271,7 @@ impl Incoming<'_> {
         }
     }
 
-    /// Writes the disk to `make(size)`, which may be larger. What has to be put down meanwhile goes to `spool`.
+    /// Writes the disk to `make(size)`, which may be larger. Data that has to be put down meanwhile goes to `spool`.
     ///
     /// # Errors
     /// [`Error::Oversized`] or [`Error::Invalid`] if more or less comes from a pipe than was said, or an image of a
@@ -319,7 +319,7 @@ impl Incoming<'_> {
                 match came.cmp(&size) {
                     Ordering::Equal => to.finish(),
                     Ordering::Greater => Err(too_long()),
-                    // Whoever wrote into the pipe has failed, and only its own status says so.
+                    // The program that wrote into the pipe has failed, and only its own status says so.
                     Ordering::Less => {
                         Err(Error::Damaged { path: from.name, what: format!("it ended after {came} of {size} bytes") })
                     }

@@ -17,7 +17,7 @@ use crate::vdi::tree::nodes::{Node, another_image};
 /// trees, "Snapshot and clone").
 pub const LONGEST_CHAIN: usize = 30;
 
-/// What the image in a place says of itself: one open, one read.
+/// The node of the image in a place, as the image itself tells: one open, one read.
 ///
 /// # Errors
 /// [`Error::NoVdi`], [`Error::Damaged`]; [`Error::Unsupported`] for what can't be used; [`Error::Io`].

@@ -26,7 +26,7 @@ const MOST_ROUNDS: u32 = 8;
 pub fn collect(forest: &dyn Forest, context: &Context) -> Result<Done> {
     let _alone = forest.collecting(context.deadline)?;
     let (mut done, mut seen) = (Done::Already, Seen::default());
-    // What disks held when their data was last set aside, because they are in use, and how often that was.
+    // The bytes that disks held when their data was last set aside, because they are in use, and how often that was.
     let mut rounds: BTreeMap<VdiUuid, (u64, u32)> = BTreeMap::new();
     let mut nodes = read_locked(forest, context)?;
     loop {
@@ -94,7 +94,7 @@ pub fn collect(forest: &dyn Forest, context: &Context) -> Result<Done> {
     }
 }
 
-/// What the collector would do with one image now.
+/// The decision that the collector would make now about one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Planned {
     /// Nothing needs the base.
@@ -105,8 +105,8 @@ pub enum Planned {
     Leave(VdiUuid, String),
 }
 
-/// What [`collect`] would do now, in its order, as far as the trees tell: an image that another call uses by then is left out.
-/// Changes nothing.
+/// The decisions that [`collect`] would make now, in its order, as far as the trees tell. [`collect`] leaves out an
+/// image that another call uses by then. Changes nothing.
 ///
 /// # Errors
 /// [`Error::Busy`] if the lock of the trees cannot be had; [`Error::Io`].
@@ -174,8 +174,8 @@ pub fn remove_garbage(forest: &dyn Forest, nodes: &mut Nodes, failures: &mut Fai
 }
 
 /// Removes a base and those below it, from there to the root, as long as nothing needs them: a base that still has a child is
-/// never touched. The caller holds the lock of the trees, under which `nodes` were read. What cannot be removed is left to
-/// sr_collect, and the log says so.
+/// never touched. The caller holds the lock of the trees, under which `nodes` were read. A base that cannot be removed
+/// is left to sr_collect, and the log says so.
 pub fn remove_unneeded(forest: &dyn Forest, nodes: &mut Nodes, base: VdiUuid) {
     let mut next = Some(base);
     while let Some(base) = next.filter(|base| nodes.is_garbage(*base)) {

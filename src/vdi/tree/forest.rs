@@ -10,8 +10,8 @@ use crate::vdi::format::ParentImage;
 use crate::vdi::place::Place;
 use crate::vdi::tree::nodes::Nodes;
 
-/// What an SR does for formats whose images have parents: its lock, its names, the proof that a host is alone with an
-/// image, and the changes that it publishes.
+/// The services of an SR for formats whose images have parents: its lock, its names, the proof that a host is alone
+/// with an image, and the changes that it publishes.
 pub trait Forest {
     fn sr(&self) -> SrUuid;
 
@@ -103,7 +103,7 @@ pub trait Forest {
     fn collapse(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()>;
 }
 
-/// What [`Forest::fork`] is to make.
+/// The task of one [`Forest::fork`].
 pub struct Fork<'a> {
     /// The disk whose image becomes a base.
     pub vdi: VdiUuid,
@@ -113,7 +113,7 @@ pub struct Fork<'a> {
     pub dest: Option<(VdiUuid, &'a Params)>,
 }
 
-/// What keeps others out until it is dropped: locks of whatever kind the SR has.
+/// A guard that keeps others out until it is dropped: locks of whatever kind the SR has.
 #[must_use = "dropped, it keeps nothing"]
 pub struct Kept {
     _by: Option<Box<dyn Any>>,

@@ -50,7 +50,7 @@ pub fn fork(
             base
         }
     };
-    // What was just made is known: an empty child of the base, with these params, that no process uses.
+    // The copy that was just made is known: an empty child of the base, with these params, that no process uses.
     let child = Node { parent: Some(base), ..Node::alone(node.format, node.virtual_size) };
     let copy = forest.place(dest).and_then(|copy| {
         let allocated = copy.usage()?.allocated;

@@ -43,7 +43,8 @@ const SOON: Duration = Duration::from_secs(5);
 pub fn merge(forest: &dyn Forest, nodes: &mut Nodes, vdi: VdiUuid, context: &Context) -> Result<Done> {
     let place = forest.place(vdi)?;
     // Copied, or made larger, since the trees were read; from now on the lock of the VDI prevents it. A copy of an empty disk
-    // leaves the disk as it is, so only the trees tell. What other hosts may have is merged under the lock of the trees.
+    // leaves the disk as it is, so only the trees tell. An image that other hosts may have open is merged under the
+    // lock of the trees.
     let node = look(forest, &*place)?;
     if nodes.get(vdi) != Some(&node) || !node.hidden && !forest.is_shared() {
         let _lock = forest.lock(context.deadline)?;
@@ -88,7 +89,8 @@ impl Merge<'_> {
             return Ok(Done::Already);
         }
         drop(parent);
-        // What another host has open is seen only when it comes to the last step, and it may begin at any moment.
+        // A disk that another host has open is seen only when it comes to the last step, and the other host may open it
+        // at any moment.
         if !self.node.hidden && (self.place.is_shared() || served::device(&*self.place)?.is_some()) {
             return self.in_use(nodes);
         }

@@ -1,4 +1,4 @@
-//! What the collector does next: a pure function of the trees and of what happened so far in this run ([`next()`]).
+//! The next step of the collector: a pure function of the trees and of what happened so far in this run ([`next()`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use crate::vdi::tree::nodes::Nodes;
 /// Why images could not be merged or removed.
 pub type Failures = BTreeMap<VdiUuid, Error>;
 
-/// What happened so far in one run of the collector.
+/// The results so far in one run of the collector.
 #[derive(Debug, Default)]
 pub struct Seen {
     /// Images that are not merged in this run (any more).
@@ -18,7 +18,7 @@ pub struct Seen {
     pub failures: Failures,
 }
 
-/// What is done next.
+/// The next step of the collector.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// There are bases that nothing needs any more.

@@ -23,7 +23,7 @@ pub struct Node {
     /// It is there for its children only.
     pub hidden: bool,
     pub parent: Option<VdiUuid>,
-    /// What the image calls itself towards its children, where its format has such an identity: a VHD's unique id.
+    /// The identity that the image has towards its children, where its format has such an identity: a VHD's unique id.
     pub id: Option<Uuid>,
     /// The [`Node::id`] of the parent that the image was made from.
     pub parent_id: Option<Uuid>,

@@ -15,8 +15,8 @@ use crate::vdi::tree::collect::remove_unneeded;
 use crate::vdi::tree::forest::{Forest, Fork};
 use crate::vdi::tree::fork::twin;
 
-/// Gives a disk the contents and the size of `snapshot`. What the disk held is lost. Idempotent. The caller has the locks of
-/// both, and has seen that no process has the disk.
+/// Gives a disk the contents and the size of `snapshot`. The data that the disk held is lost. Idempotent. The caller
+/// has the locks of both, and has seen that no process has the disk.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a source that can be written to, that is known to be a snapshot of another disk, or that shares
