@@ -40,7 +40,7 @@ impl<D: Disk + ?Sized> Disk for &D {
     }
 }
 
-/// A disk to be filled. What is not written reads as zeroes.
+/// A disk to be filled. Bytes that are not written read as zeroes.
 pub trait DiskWriter {
     /// Writes `bytes` at a byte of the disk. Offsets do not go back. Not durable.
     ///

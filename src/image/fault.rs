@@ -1,8 +1,8 @@
-//! What may be wrong with an image.
+//! The faults that an image may have.
 
 use std::fmt;
 
-/// What follows from a fault.
+/// The consequence of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Weight {
     /// Nothing: every reader finds the data all the same.

@@ -47,12 +47,13 @@ impl ImageName {
     }
 }
 
-/// What can still be read of the parent of an image that cannot be used.
+/// The parent's name, as far as it can still be read of an image that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedParent {
     /// The last part of the parent's name. `None`: there is no name.
     pub name: Option<String>,
-    /// What guards the header, or all that it says, agrees that this is the name, or that the image has no parent.
+    /// Whether it is certain that this is the name, or that the image has no parent: the header's checksum confirms it
+    /// or, in a format without one, all that the header says agrees with it.
     pub is_certain: bool,
 }
 

@@ -19,7 +19,7 @@ use crate::types::Mode;
 
 /// A file or a block device that holds one image. Offsets and lengths are bytes.
 pub trait Storage: Send + Sync + fmt::Debug {
-    /// What errors name.
+    /// The path that errors name.
     fn path(&self) -> &Path;
     /// Length of the file, or size of the device.
     ///
@@ -43,10 +43,10 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// The system's error, such as a full filesystem.
     fn set_size(&self, size: u64) -> io::Result<()>;
-    /// What was written before is on stable storage when this returns `Ok`.
+    /// Puts all earlier writes on stable storage before it returns `Ok`.
     ///
     /// # Errors
-    /// The system's error. What was written before may be lost then, also if a later sync succeeds.
+    /// The system's error. Earlier writes may be lost then, also if a later sync succeeds.
     fn sync(&self) -> io::Result<()>;
     /// Makes the range read as zeros and gives its space back. `false`: not possible here, nothing happened.
     /// Does not change the length of a file.

@@ -10,7 +10,7 @@ use crate::image::MAX_DEPTH;
 use crate::image::disk::{Disk, DiskWriter, Served};
 use crate::types::Mode;
 
-/// What a caller's resolver says a parent is.
+/// A parent, as a caller's resolver finds it.
 #[derive(Debug)]
 pub enum Parent {
     Qcow2(Arc<dyn Storage>),
@@ -70,8 +70,8 @@ impl Layer {
 }
 
 impl Chain {
-    /// Opens `leaf` in `mode` and its ancestors read-only. Who the parent is, `resolve` says: it is given the name of a
-    /// file, without directories, and must return a file of the same SR, whatever stands there.
+    /// Opens `leaf` in `mode` and its ancestors read-only. `resolve` finds the parent: it is given the name of a file,
+    /// without directories, and must return a file of the same SR, whatever that name is.
     ///
     /// # Errors
     /// Those of `resolve`, [`Header::parent`](super::Header::parent) and [`Image::open`]; [`Error::Damaged`] if the chain

@@ -1,8 +1,9 @@
 //! Checking an image, and giving back what a crash left counted in vain.
 //!
-//! What every cluster of the file is used for is counted anew from the tables and compared with the reference counts on
-//! disk: qcow2 specification, "Refcounts". A count that is too high keeps a cluster that nothing leads to; a crash of any
-//! writer may leave such. A count that is too low is the beginning of damage: the cluster may be given to something else.
+//! The uses of every cluster of the file are counted anew from the tables and compared with the reference counts on
+//! disk: qcow2 specification, "Refcounts". A count that is too high keeps a cluster that nothing leads to; a crash of
+//! any writer may leave such. A count that is too low is the beginning of damage: the cluster may be given to something
+//! else.
 
 use std::sync::Arc;
 

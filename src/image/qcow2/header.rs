@@ -1,9 +1,9 @@
 //! The header: what an image says of itself, in its first sector.
 //!
-//! What is written here, by [`Header::put`], fits one sector, so it is on disk or it is not. Images of other
-//! programs have longer headers; those lose their table of feature names, which is for messages only.
+//! The header that [`Header::put`] writes fits one sector, so it is on disk or it is not. Images of other programs have
+//! longer headers; those lose their table of feature names, which is for messages only.
 //!
-//! # What can be served
+//! # Images that can be served
 //!
 //! [`Header::read`] refuses every image that no read can serve, with the reason. All that is done with an image begins
 //! there, so no call accepts what a later one must refuse. [`Header::refuse_unwritable`] refuses what can be read and
@@ -73,7 +73,7 @@ pub struct Header {
     pub(crate) incompatible: u64,
     pub(crate) compatible: u64,
     pub(crate) autoclear: u64,
-    /// What the header has behind the fields above.
+    /// The bytes that the header has behind the fields above.
     pub(crate) further: Vec<u8>,
     /// The image is there for its children only.
     pub hidden: bool,
@@ -229,7 +229,7 @@ impl Header {
         Ok(bytes.try_into().expect("a sector"))
     }
 
-    /// Replaces the header on disk, in one step and durably. What was written before is durable first.
+    /// Replaces the header on disk, in one step and durably. Earlier writes are durable first.
     pub(crate) fn put(&self, place: &dyn Storage) -> Result<()> {
         let sector = self.to_sector(place.path())?;
         place.flush()?;

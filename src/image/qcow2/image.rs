@@ -4,13 +4,13 @@
 //! L2 table; allocating writes to the same L2 table (512 MiB of disk) wait for each other, because what a cluster
 //! held before is copied.
 //!
-//! # What is in memory only
+//! # State that is in memory only
 //! New L2 entries, new L2 tables and reference counts stay in memory until [`Image::flush`] (see there for the
 //! order). A crash forgets them and with them the writes since the last flush, as the write cache of a disk would.
 //!
 //! # When an fsync fails
-//! What was written is lost and nobody knows which part. The image refuses everything but reads from then on; the
-//! owner opens it anew.
+//! Data that was written is lost, and nobody knows which part of it. The image refuses everything but reads from then
+//! on; the owner opens it anew.
 
 mod flush;
 mod look;

@@ -23,7 +23,7 @@
 //! whose other 60 KiB came from the parent, those 60 KiB are then lost, though they were durable before. With
 //! `qemu-img` alone, a disk could not be served. So what an SR needs of the format is here, the order included.
 //!
-//! # What is read, and what is written
+//! # Features that are read, and features that are written
 //!
 //! Read and written: versions 2 and 3, any size of clusters, any width of reference counts, subclusters
 //! (`extended_l2`), zero clusters; what is compressed, by deflate or zstd, is read, and unpacked when it is written
@@ -32,11 +32,11 @@
 //! [`Header::refuse_unwritable`] are where that is decided. New images are of version 3, with reference counts of 16 bits and
 //! clusters of 64 KiB, which is what `qemu-img create` makes.
 //!
-//! # What holds at every instant
+//! # Rules that hold at every instant
 //!
 //! 1. The header is one sector and valid.
 //! 2. An entry on disk leads to what is on disk: L1 to L2 tables, L2 to data, the table of reference counts to counts.
-//! 3. What an entry on disk leads to has its reference count on disk.
+//! 3. A cluster that an entry on disk leads to has its reference count on disk.
 //! 4. A cluster is allocated once while an image is open, behind all others.
 //!
 //! 5. A reference count goes down only after nothing on disk leads to the cluster from there any more.

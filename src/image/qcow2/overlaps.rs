@@ -8,7 +8,7 @@ use super::image::{COMPRESSED, COPIED, Image, OFFSET, Table};
 use super::refcounts::Refcounts;
 use crate::error::Result;
 
-/// What a cluster of the file is used for.
+/// The uses that a cluster of the file may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Use {
     /// A table, or data that says that nothing else leads to it.
@@ -22,7 +22,7 @@ enum Use {
 /// Clusters in a page of [`Map`].
 const PAGE: u64 = 2048;
 
-/// What clusters are used for, in two bits each.
+/// The use of each cluster, in two bits.
 #[derive(Default)]
 struct Map(HashMap<u64, Box<[u8; PAGE as usize / 4]>>);
 

@@ -20,7 +20,7 @@ const COUNTS: u64 = CLUSTER / 2;
 /// L2 entries in a table, and entries of the table of reference counts in a cluster.
 const ENTRIES: u64 = CLUSTER / 8;
 
-/// Writes a disk as one image without a parent. What a chain shows is written, not its layers.
+/// Writes a disk as one image without a parent. The bytes that a chain shows are written, not its layers.
 ///
 /// # Errors
 /// [`Error::TooBig`]; [`Error::Io`].

@@ -14,7 +14,7 @@ use crate::image::MAX_DEPTH;
 use crate::image::disk::Served;
 use crate::types::Mode;
 
-/// What a caller's resolver says a parent is.
+/// A parent, as a caller's resolver finds it.
 #[derive(Debug)]
 pub enum Parent {
     /// A VHD, whose UUID must be the one the child names.
@@ -63,8 +63,8 @@ pub struct Extent {
 }
 
 impl Chain {
-    /// Opens `leaf` in `mode` and its ancestors read-only. Who the parent is, `resolve` says: it is given what the
-    /// child's header says, and must return a file of the same SR, whatever name stands there.
+    /// Opens `leaf` in `mode` and its ancestors read-only. `resolve` finds the parent: it is given what the child's
+    /// header says, and must return a file of the same SR, whatever name stands in that header.
     ///
     /// # Errors
     /// Those of `resolve` and [`Image::open`]; [`Error::Damaged`] if a parent is not the image that its child
@@ -148,7 +148,7 @@ impl Chain {
         }
     }
 
-    /// What the leaf's headers say.
+    /// The facts in the leaf's headers.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Damaged`], of a fixed image only.

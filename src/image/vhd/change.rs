@@ -27,7 +27,7 @@ pub fn set_hidden(place: &dyn Storage, hidden: bool) -> Result<Done> {
     let last = last_footer(place)?.filter(|f| f.uuid() == meta.footer.uuid() && Some(meta.kind) == f.kind());
     let wanted = u8::from(hidden);
     if meta.footer.hidden_byte() == wanted && last.as_ref().is_none_or(|f| f.hidden_byte() == wanted) {
-        // Whoever wrote it may have been killed before it was durable.
+        // The call that wrote this word may have been killed before the word was durable.
         place.flush()?;
         return Ok(Done::Already);
     }

@@ -14,14 +14,14 @@ use crate::error::Result;
 use crate::image::fault::Fault;
 use crate::types::Mode;
 
-/// What [`check()`] looks at beyond the headers and tables.
+/// The options of [`check()`]: what it looks at beyond the headers and tables.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CheckOptions<'a> {
     /// The image may be in use, and so without a footer at its end.
     pub in_use: bool,
     /// Read the bitmap of every block that the batmap calls full.
     pub bitmaps: bool,
-    /// What the parent says of itself, to compare with what the child says of it.
+    /// The facts that the parent tells of itself, to compare with what the child says of the parent.
     pub parent: Option<&'a Info>,
 }
 

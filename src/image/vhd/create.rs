@@ -49,7 +49,7 @@ impl ParentLink {
     }
 }
 
-/// Makes a dynamic image. What the place held is overwritten; a file is emptied first.
+/// Makes a dynamic image. The earlier contents of the place are overwritten; a file is emptied first.
 ///
 /// 1. On a device, the sectors of both footers are zeroed and synced: what an earlier image left there must not
 ///    describe this one's tables.

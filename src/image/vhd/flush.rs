@@ -1,5 +1,5 @@
-//! What makes the writes to an image survive: the order in which bitmaps, BAT entries, footer and batmap reach the
-//! disk.
+//! The flush that makes the writes to an image survive: the order in which bitmaps, BAT entries, footer and batmap
+//! reach the disk.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -71,7 +71,7 @@ impl Image {
     }
 
     /// Copies a block behind the end of data, and behind `room`. The new place is not in the BAT on disk until
-    /// [`Image::publish_bat`], to be called after a sync. Nobody else may use the image.
+    /// [`Image::publish_bat`], to be called after a sync. The image must not be in use anywhere else.
     pub(crate) fn relocate(&self, block: u32, room: u64) -> Result<()> {
         let Some(old) = self.entry(block) else { return Ok(()) };
         let new = self.allocate(&mut lock(&self.alloc), room)?;

@@ -94,7 +94,7 @@ impl Header {
     pub fn parent_uuid(&self) -> Uuid {
         Uuid::from_slice(&self.0[0x28..0x38]).expect("16 bytes")
     }
-    /// The parent's modification time, seconds since 2000. Nobody checks it.
+    /// The parent's modification time, seconds since 2000. The time is never checked.
     pub fn parent_time(&self) -> u32 {
         be32(&self.0, 0x38)
     }

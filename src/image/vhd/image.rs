@@ -3,7 +3,7 @@
 //! All methods take `&self` and may be called from several threads. Reads and overwrites take no lock beyond a
 //! short one on the bitmap of their block; allocation is serialised.
 //!
-//! # What is in memory only
+//! # State that is in memory only
 //! New BAT entries and new bitmap bits stay in memory until [`Image::flush`] (see there for the order), so that a
 //! flush costs two syncs at most, however many blocks were allocated. A crash forgets them and with them the
 //! writes since the last flush, as the write cache of a disk would: the sectors read as they did before.
@@ -13,8 +13,8 @@
 //! again. A flush goes on with what it can write, and answers with the first error.
 //!
 //! # When an fsync fails
-//! What was written is lost and nobody knows which part. The image refuses everything but reads from then on; the
-//! owner opens it anew.
+//! Data that was written is lost, and nobody knows which part of it. The image refuses everything but reads from then
+//! on; the owner opens it anew.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -170,7 +170,7 @@ impl Image {
         // All at once, and most of a table that no block is of: a disk of 2,040 GiB has a million entries.
         let bat: Box<[AtomicU32]> = raw.chunks_exact(4).map(|entry| AtomicU32::new(be32(entry, 0))).collect();
         drop(raw);
-        // What a crash of another tool cut off reads as zeros; its bitmap must be there.
+        // Data of a block that a crash of another tool cut off reads as zeros; the block's bitmap must be there.
         let limit = if mode == Mode::ReadWrite && p.is_device() { size } else { size.saturating_add(block_size) };
         let (mut in_order, mut free) = (true, 0);
         for (block, entry) in allocated(&bat) {
@@ -339,7 +339,7 @@ impl Image {
         let end = alloc.end;
         let entry = self.allocate(&mut alloc, 0)?;
         if !self.place.is_device() {
-            // What has no space is to be refused by the write, not by the flush, which others need too.
+            // A block that has no space is to be refused by the write, not by the flush, which others need too.
             self.place.put(&[0; SECTOR as usize], u64::from(entry) * SECTOR).inspect_err(|_| alloc.end = end)?;
         }
         alloc.fresh.insert(block);
@@ -366,7 +366,7 @@ impl Image {
                 return Err(place.fail("allocate a block in")(io::Error::from_raw_os_error(nix::libc::ENOSPC)));
             }
         } else if !alloc.trimmed {
-            // What a crash left behind the end of data must not show up inside a new block.
+            // Bytes that a crash left behind the end of data must not show up inside a new block.
             let keep = (alloc.end + 1) * SECTOR;
             if place.len()? > keep {
                 place.resize_to(keep)?;

@@ -66,7 +66,7 @@ pub(crate) fn replace_header(place: &dyn Storage, footer: &Footer, end: u64, old
     if place.is_device() { place.put(&[0; 512], size - SECTOR - RECORD) } else { place.resize_to(size) }
 }
 
-/// What a torn header was to become; `None` if there is no record, or it is about something else.
+/// The header that a torn one was to become; `None` if there is no record, or if the record is about something else.
 pub(crate) fn recover(place: &dyn Storage, footer: &Footer, torn: &[u8]) -> Result<Option<Header>> {
     let size = place.len()?;
     if size < SECTOR + RECORD || torn.len() != HEADER as usize {

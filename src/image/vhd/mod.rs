@@ -28,7 +28,7 @@
 //! | end of headers | blocks in the order of their allocation: a sector of bitmap, 4,096 sectors of data that start at a multiple of 4 KiB |
 //! | end of data, or last sector of a device | footer |
 //!
-//! # What holds at every instant
+//! # Rules that hold at every instant
 //!
 //! 1. Backup footer and header are valid.
 //! 2. A BAT entry on disk leads to a bitmap that is on disk.

@@ -1,9 +1,9 @@
-//! What an image says of itself, from the first 1,536 bytes.
+//! The facts that an image tells of itself, from its first 1,536 bytes.
 //!
 //! The backup footer at offset 0 has the word, not the one at the end: an image in use has lost or outgrown the
-//! latter. An image without a valid footer at offset 0 is taken for a fixed one if it ends in such a footer. What
-//! looks like a footer at offset 0 of a fixed image was written by its guest: [`super::Chain::open`] therefore
-//! refuses an image whose two footers disagree about the type, and no SR should keep fixed images.
+//! latter. An image without a valid footer at offset 0 is taken for a fixed one if it ends in such a footer. Bytes that
+//! look like a footer at offset 0 of a fixed image were written by its guest: [`super::Chain::open`] therefore refuses
+//! an image whose two footers disagree about the type, and no SR should keep fixed images.
 
 use std::ops::Range;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::image::name::NamedParent;
 use crate::types::Mode;
 
-/// What the headers of an image say.
+/// The facts in the headers of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
     pub kind: Kind,
@@ -47,7 +47,7 @@ pub struct Info {
     pub parent: Option<ParentInfo>,
 }
 
-/// What a differencing image says of its parent.
+/// The facts that a differencing image tells of its parent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParentInfo {
     /// The UUID in the parent's footer; `None` if the parent is a raw image.

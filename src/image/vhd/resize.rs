@@ -124,7 +124,7 @@ struct Layout {
 }
 
 impl Layout {
-    /// What is in force.
+    /// The layout that is in force.
     fn now(image: &Image) -> Layout {
         let (header, batmap) = (image.header().clone(), image.batmap().cloned());
         Layout { header, batmap, locators: Vec::new(), end: image.headers_end() }

@@ -20,7 +20,7 @@ use crate::sys::copy::Progress;
 const ALIGN: u64 = 4096;
 
 /// Writes a disk as one dynamic image without a parent: headers, then each block that holds something, then the
-/// footer. What a chain shows is written, not its layers.
+/// footer. The bytes that a chain shows are written, not its layers.
 ///
 /// # Errors
 /// [`Error::TooBig`] above 2,040 GiB; [`Error::Io`] if `out` takes no more; the errors of reading `disk`.
@@ -69,7 +69,7 @@ pub fn write_stream(disk: &dyn Disk, out: &mut dyn Write, name: &Path, progress:
     out.write_all(&footer).map_err(fail)
 }
 
-/// What [`create()`] writes for an empty disk.
+/// The bytes that [`create()`] writes for an empty disk.
 fn metadata(size: u64, name: &Path) -> Result<Vec<u8>> {
     let memory =
         memfd_create("vhd", MFdFlags::MFD_CLOEXEC).map(File::from).map_err(Error::sys("get memory for", name))?;

@@ -56,8 +56,9 @@ impl Header {
         Ok(header)
     }
 
-    /// Takes the fields as they are, of an image that cannot be used too, and the extensions with the parent's name. What
-    /// these say fits together: that there is no parent is believed only then, because no checksum guards a header.
+    /// Takes the fields as they are, of an image that cannot be used too, and the extensions with the parent's name.
+    /// Fields and extensions that do not fit together are refused: no checksum guards a header, so a header that
+    /// contradicts itself is not believed to have no parent.
     fn parse_names(bytes: &[u8]) -> Result<Header, Fault> {
         if be32(bytes, 0) != MAGIC {
             return Err("there is no qcow2 header".to_owned().into());

@@ -1,5 +1,5 @@
-//! What makes the writes to an image survive: the order in which data, reference counts, L2 tables and L1 table reach the
-//! disk. Then clusters that nothing leads to any more are counted down and their space is given back.
+//! The flush that makes the writes to an image survive: the order in which data, reference counts, L2 tables and L1
+//! table reach the disk. Then clusters that nothing leads to any more are counted down and their space is given back.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering::*;
@@ -123,8 +123,8 @@ impl Image {
         self.place.flush()
     }
 
-    /// Gives the space back of clusters that nothing leads to any more. Nobody else may have the image open: a reader may
-    /// have read an entry before it was changed. Where the place cannot do that, nothing happens.
+    /// Gives the space back of clusters that nothing leads to any more. The image must not be open anywhere else: a
+    /// reader may have read an entry before it was changed. If the place cannot give space back, nothing happens.
     pub(crate) fn reclaim(&self) -> Result<()> {
         let mut unused = std::mem::take(&mut *lock(&self.unused));
         unused.sort_unstable();

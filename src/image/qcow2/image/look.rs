@@ -1,4 +1,4 @@
-//! What an image has at a place of the disk, as its L2 tables tell.
+//! The contents of an image at a place of the disk, as its L2 tables tell.
 
 use std::sync::atomic::Ordering::*;
 
@@ -7,7 +7,7 @@ use super::table::Table;
 use super::{COMPRESSED, COPIED, Image, OFFSET, SUBCLUSTERS, ZERO};
 use crate::error::Result;
 
-/// What a stretch of the disk is in one image.
+/// The kinds of stretch that a disk has in one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
     /// The parent has it; the place that is set aside for it, if any.
@@ -21,7 +21,7 @@ pub(crate) enum What {
 }
 
 impl What {
-    /// What `bytes` further on continues this.
+    /// The stretch that continues this one `bytes` further on.
     fn on(self, bytes: u64) -> What {
         match self {
             What::Absent(host) => What::Absent(host.map(|host| host + bytes)),
@@ -33,7 +33,7 @@ impl What {
 }
 
 impl Image {
-    /// What the disk is at `offset`, and for how many bytes, at most `len`. Offset and length lie in the disk.
+    /// The stretch of the disk at `offset`, and its length in bytes, at most `len`. Offset and length lie in the disk.
     pub(crate) fn look(&self, offset: u64, len: u64) -> Result<(What, u64)> {
         let region = (offset / self.region()) as usize;
         if self.l1[region].load(Acquire) == 0 {
@@ -49,7 +49,8 @@ impl Image {
         let mut run = unit - offset % unit;
         while run < len && within + run < self.region() {
             let at = within + run;
-            // What is not this image's own is not one with its neighbours: it gets another place as a whole.
+            // A cluster that is not this image's own is not joined with its neighbours: it gets another place as a
+            // whole.
             if at.is_multiple_of(cluster) && unit < cluster {
                 let n = (at >> self.bits()) as usize;
                 if is_foreign(table.entries[n - 1]) || is_foreign(table.entries[n]) {
@@ -68,7 +69,7 @@ impl Image {
         Ok((what, run.min(len)))
     }
 
-    /// What a table says of a byte of its region.
+    /// The kind of stretch that a byte of a table's region lies in, from that byte on.
     fn what(&self, table: &Table, at: u64) -> Result<What> {
         let n = (at >> self.bits()) as usize;
         let (entry, within) = (table.entries[n], at % self.header.cluster());

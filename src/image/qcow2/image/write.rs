@@ -192,8 +192,8 @@ impl Image {
     }
 
     /// Sets whole units from `start` to `end`, which lie in one region and may end with the disk, in memory: to data in
-    /// the clusters from `host` on, the first of which is for that of `start`; or to zeroes. What is not this image's own
-    /// must be covered as a whole, or be zeroes.
+    /// the clusters from `host` on, the first of which is for that of `start`; or to zeroes. A cluster that is not this
+    /// image's own must be covered as a whole, or be zeroes.
     fn set(&self, start: u64, end: u64, host: Option<u64>) -> Result<()> {
         let (cluster, unit) = (self.header.cluster(), self.unit());
         let first = start - start % cluster;
@@ -215,8 +215,8 @@ impl Image {
         })
     }
 
-    /// Sets the L2 entries of `count` clusters from byte `start` of the disk, all of one L2 table, in memory. What they
-    /// led to before, and lead to no more, is counted down when that is on disk.
+    /// Sets the L2 entries of `count` clusters from byte `start` of the disk, all of one L2 table, in memory. Clusters
+    /// that the entries led to before, and lead to no more, are counted down when the new entries are on disk.
     fn publish(&self, start: u64, count: u64, new: impl Fn(Old) -> (u64, u64)) -> Result<()> {
         let region = (start / self.region()) as usize;
         let mut shard = self.shard(region);
