@@ -128,7 +128,7 @@ fn claimed_itself(rdev: u64) -> Option<String> {
     (!names.is_empty()).then(|| format!("the device {}{more}", names.join(", ")))
 }
 
-/// What device-mapper calls the device. `None`: it is not one of device-mapper's.
+/// The name that device-mapper has for the device. `None`: the device is not one of device-mapper's.
 pub fn dm_name(rdev: u64) -> Option<String> {
     Some(fs::read_to_string(sysfs(rdev).join("dm/name")).ok()?.trim().to_owned())
 }

@@ -39,7 +39,7 @@ const TEMPORARY: &str = ".tmp-";
 /// Bytes of a small file.
 const MOST: u64 = 1 << 20;
 
-/// What is known of a file without opening it.
+/// The facts about a file that are known without opening it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
     /// Type and permissions.
@@ -150,7 +150,7 @@ impl Dir {
         Ok(names)
     }
 
-    /// What is at `name`, itself and not what a link points to; `None` if there is nothing.
+    /// The facts about the file at `name`, the file itself and not what a link points to; `None` if there is nothing.
     ///
     /// # Errors
     /// [`Error::Io`] if the storage fails, or the caller may not search the directory.

@@ -29,7 +29,7 @@ pub enum Kind {
 #[derive(Debug)]
 pub struct Lock {
     file: File,
-    /// What other hosts see of it.
+    /// The locked file that other hosts see, if the lock is held among hosts as well.
     _shared: Option<File>,
 }
 
@@ -117,7 +117,7 @@ pub fn take(namespace: &str, name: &str, kind: Kind, deadline: Instant) -> Resul
 
 /// Opens the file of a lock, and makes it and its directories if need be.
 fn open(namespace: &str, name: &str) -> Result<File> {
-    // Whoever deletes a VDI removes its lock directory, perhaps just after it was made here.
+    // A call that deletes a VDI removes the VDI's lock directory, perhaps just after it was made here.
     const ATTEMPTS: u32 = 100;
     for _ in 0..ATTEMPTS {
         if let Some(file) = try_open(namespace, name)? {
@@ -243,8 +243,8 @@ fn is_still(path: &Path, file: &File) -> bool {
     }
 }
 
-/// Removes the file of a lock that the caller holds, for a thing that is gone. Whoever waits for it finds
-/// out in [`take`].
+/// Removes the file of a lock that the caller holds, for a thing that is gone. A call that waits for the lock finds out
+/// in [`take`].
 pub fn forget(namespace: &str, name: &str) {
     let dir = run_dir::locks().join(namespace);
     let _ = fs::remove_file(dir.join(name));
@@ -288,7 +288,7 @@ mod tests {
     fn a_directory_that_was_removed_and_made_again_is_opened_again() {
         let (first, second) = (uuid::Uuid::new_v4().to_string(), uuid::Uuid::new_v4().to_string());
         drop(take(&first, "vdi", Kind::Exclusive, Instant::now()).unwrap());
-        // What an open directory is after its name was given to another.
+        // An open directory is stale like this after its name was given to another.
         let elsewhere = tempfile::tempdir().unwrap();
         let stale = |name: &str| {
             let path = elsewhere.path().join(name);

@@ -74,7 +74,7 @@ nix::ioctl_none_bad!(loop_ctl_get_free, 0x4C82);
 /// A file's identity, whatever path leads to it.
 pub type FileId = (u64, u64);
 
-/// What tells the file of a loop device from all others.
+/// The mark that tells the file of a loop device from all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backing<'a> {
     /// The file's identity, whatever its name is by now.
@@ -134,7 +134,7 @@ pub fn attached() -> Result<HashMap<PathBuf, Vec<String>>> {
                     e.raw_os_error().map(Errno::from_raw),
                     Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO)
                 ) => {}
-            // What can't be read is not detached for that.
+            // A device whose backing file can't be read may be attached all the same.
             Err(e) => return Err(Error::io("read", backing_file(name))(e)),
         }
     }
@@ -260,7 +260,7 @@ fn held(device: &Path, backing: Backing) -> Result<Option<File>> {
     Ok(Some(file).filter(|file| is_device && backing.is_of(file, base(device))))
 }
 
-/// What [`detach`] found.
+/// The outcome of [`detach`].
 pub enum Detached {
     Done(Done),
     /// Still in use, by these.
@@ -279,7 +279,7 @@ pub enum Detached {
 /// [`Detached::Busy`].
 pub fn detach(device: &Path, backing: Backing) -> Result<Detached> {
     const PATIENCE: Duration = Duration::from_secs(2);
-    /// What a FUSE filesystem answers whose server is dead.
+    /// The errors with which a FUSE filesystem answers if its server is dead.
     const DEAD: [Errno; 2] = [Errno::ENOTCONN, Errno::ECONNABORTED];
     let until = Instant::now() + PATIENCE;
     let Some(file) = held(device, backing)? else { return Ok(Detached::Done(Done::Already)) };

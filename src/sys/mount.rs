@@ -1,7 +1,7 @@
 //! The mount table, mounting and unmounting.
 //!
-//! Nothing here looks at a mounted filesystem: one whose server is dead would not answer. What is mounted is
-//! read from the kernel's table, which asks nobody.
+//! Nothing here looks at a mounted filesystem: one whose server is dead would not answer. The mounts are read from the
+//! kernel's table, which asks nobody.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -50,7 +50,7 @@ pub fn all() -> Result<Vec<Mount>> {
     Ok(parse(&String::from_utf8_lossy(&table)))
 }
 
-/// What is mounted at `path`; the last one if several are. The path's symbolic links are the caller's.
+/// The filesystem that is mounted at `path`; the last one if several are. The path's symbolic links are the caller's.
 ///
 /// # Errors
 /// [`Error::Io`] if the mount table cannot be read.
@@ -121,7 +121,7 @@ pub fn block_device(device: &Path, path: &Path, fs_type: &str, read_only: bool, 
     nix::mount::mount(Some(device), path, Some(fs_type), flags, Some(options)).map_err(Error::sys("mount", device))
 }
 
-/// What became of an unmounting.
+/// The outcome of an unmounting.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Unmounted {
     Done,
@@ -148,8 +148,8 @@ pub fn unmount(path: &Path) -> Result<Unmounted> {
     }
 }
 
-/// Takes a mount of a server that does not answer out of the table. What was not written to it is lost, and
-/// whoever waits for it is told of an error.
+/// Takes a mount of a server that does not answer out of the table. Data that was not written to the server is lost,
+/// and a process that waits for the server is told of an error.
 ///
 /// # Errors
 /// [`Error::Io`] if the caller may not unmount; with `ETIMEDOUT` if the mount is still in the table after 10 s.
@@ -203,7 +203,8 @@ pub fn privately<T: Send>(dir: &Path, work: impl FnOnce(&Path) -> Result<T> + Se
     let dir = fs::canonicalize(dir).map_err(Error::io("examine", dir))?;
     let run = || {
         unshare(CloneFlags::CLONE_NEWNS).map_err(Error::sys("get a mount namespace for", &dir))?;
-        // What others unmount meanwhile goes away here too; what is mounted here is seen nowhere else.
+        // A filesystem that others unmount meanwhile goes away here too. A filesystem that is mounted here is seen
+        // nowhere else.
         let slave = MsFlags::MS_REC | MsFlags::MS_SLAVE;
         nix::mount::mount(None::<&str>, "/", None::<&str>, slave, None::<&str>)
             .map_err(Error::sys("detach the mount namespace of", "/"))?;

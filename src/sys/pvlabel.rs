@@ -1,4 +1,4 @@
-//! What LVM wrote on a device: its label, and the name of the volume group in its metadata area.
+//! The marks that LVM wrote on a device: its label, and the name of the volume group in its metadata area.
 //!
 //! LVM's own reports leave out a device that lvm.conf filters, that is a copy of another, or whose metadata is damaged.
 //! Before something is overwritten, the device itself is asked. The layout is that of LVM2,

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use crate::error::{Error, Result};
 use crate::sys::durable::Dir;
 
-/// What was read: the state's number and its bytes. Number 0 is the record that was never written.
+/// A state of the record, as it was read: its number and its bytes. Number 0 is the record that was never written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     pub number: u64,
@@ -88,8 +88,8 @@ pub fn settle(parent: &Dir, name: &str) -> Result<()> {
     parent.sync()
 }
 
-/// Removes the record and its directory. Only for a record that nobody may change any more. What another process still
-/// reads is put aside: see [`Dir::discard`]. `false`: there was none.
+/// Removes the record and its directory. Only for a record that nobody may change any more. Files that another process
+/// still reads are put aside: see [`Dir::discard`]. `false`: there was no record.
 ///
 /// # Errors
 /// [`Error::Io`] if a file of the record can neither be removed nor put aside.
@@ -97,7 +97,7 @@ pub fn remove(parent: &Dir, name: &str) -> Result<bool> {
     parent.discard(name)
 }
 
-/// What NFS says of a directory that another host removed after we opened it.
+/// Whether NFS says by this error that another host removed the directory after we opened it.
 fn is_stale(e: &Error) -> bool {
     e.errno() == Some(Errno::ESTALE as i32)
 }

@@ -22,7 +22,7 @@ pub fn is_ipv6(text: &str) -> bool {
         && interface.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b))
 }
 
-/// What `text` is, if it is an address: `10.0.0.5`, `2001:db8::5`, `fe80::1%eth0`, `fe80::1%2`.
+/// The address that `text` stands for, if it is an address: `10.0.0.5`, `2001:db8::5`, `fe80::1%eth0`, `fe80::1%2`.
 fn address(text: &str, port: u16, interfaces: &str) -> Option<SocketAddr> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Some(SocketAddr::new(address, port));

@@ -1,8 +1,8 @@
 //! Standard output, of which the Rust runtime hides two faults.
 //!
-//! 1. Before `main`, the Rust runtime opens /dev/null in place of each of the descriptors 0 to 2 that is closed. What
-//!    is written there is lost, and the write succeeds. A caller that passes /dev/null itself wants just that, and later the
-//!    two cannot be told apart. So the C library calls [`look`] before the runtime starts.
+//! 1. Before `main`, the Rust runtime opens /dev/null in place of each of the descriptors 0 to 2 that is closed. Output
+//!    that is written there is lost, and the write succeeds. A caller that passes /dev/null itself wants just that, and
+//!    later the two cannot be told apart. So the C library calls [`look`] before the runtime starts.
 //! 2. [`std::io::Stdout`] takes a descriptor that cannot be written to (EBADF) for one that swallows everything. So bytes are
 //!    written by the descriptor itself.
 
@@ -42,7 +42,7 @@ pub fn assert_output() -> io::Result<()> {
 /// Writes to standard output. A caller that has nothing to say needs none.
 ///
 /// # Errors
-/// What writing says; also for an output that is closed.
+/// The system's error if a write fails. An output that is closed is an error, too.
 pub fn write_output(mut bytes: &[u8]) -> io::Result<()> {
     if bytes.is_empty() {
         return Ok(());

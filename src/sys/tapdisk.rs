@@ -21,7 +21,7 @@ const KERNEL: &str = "/dev/xen/blktap-2/control";
 /// How long tapdisk may take to write what it holds.
 const DEADLINE: Duration = Duration::from_secs(150);
 
-/// What this host has of blktap.
+/// The kinds of blktap that a host may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blktap {
     /// Nothing: block devices are used as they are.
@@ -57,8 +57,9 @@ impl Tapdisk {
 
     /// Starts one over a block device. Answers its own block device as well, where it has one.
     ///
-    /// 1. allocate a minor number; 2. start the process; 3. give it the number; 4. open the device. What fails
-    ///    is undone; a kill after 1 leaves a number, after 2 a process without a disk, and neither holds one.
+    /// 1. allocate a minor number; 2. start the process; 3. give it the number; 4. open the device. If a step after 1
+    ///    fails, the number is given back; if 4 fails, the process is detached as well. A kill after 1 leaves a number,
+    ///    after 2 a process without a disk, and neither holds one.
     ///
     /// # Errors
     /// [`Error::Tool`] if `tap-ctl` is missing or refuses a step, and with its answer if that has no minor number or

@@ -37,7 +37,7 @@ pub struct Tool {
     good: Option<i32>,
 }
 
-/// What a tool wrote before it ended with status 0.
+/// The output that a tool wrote before it ended with status 0.
 #[derive(Debug)]
 pub struct Output {
     pub stdout: String,

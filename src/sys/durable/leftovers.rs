@@ -63,7 +63,7 @@ impl Dir {
             Err(e) if e.errno() == Some(Errno::ENOENT as i32) => return Ok(false),
             other => other?,
         }
-        // What is still open stays for a sweep.
+        // Files that are still open stay for a sweep.
         let _ = self.empty_and_remove(&aside);
         Ok(true)
     }
@@ -87,7 +87,7 @@ impl Dir {
             })
         });
         match emptied {
-            // What NFS says of a directory that another host removed after we opened it.
+            // NFS answers so for a directory that another host removed after we opened it.
             Err(e) if e.errno() == Some(Errno::ESTALE as i32) => {}
             other => other?,
         }
@@ -134,7 +134,7 @@ mod tests {
         assert!(dir.discard("d").unwrap());
         assert_eq!(dir.names().unwrap(), [""; 0]);
 
-        // What could not be emptied is put aside under such a name.
+        // A directory that could not be emptied is put aside under such a name.
         let aside = temporary_name();
         dir.make_dir(&aside).unwrap();
         assert!(dir.sub_dir(&aside).unwrap().unwrap().create("1", b"a").unwrap());

@@ -57,7 +57,7 @@ impl Dir {
     /// [`Error::TooBig`] for more than 1 MiB; [`Error::Io`] if the file cannot be made or written.
     pub fn new_record(&self, bytes: &[u8]) -> Result<NewFile<'_>> {
         if bytes.len() as u64 > MOST {
-            // Nobody could read it.
+            // No reader accepts a longer record.
             let limit = format!("{MOST} bytes are the limit");
             return Err(Error::TooBig { what: "a record", bytes: bytes.len() as u64, limit });
         }
@@ -99,7 +99,7 @@ pub struct NewFile<'a> {
     file: File,
     /// The temporary name, where the filesystem can't do without.
     name: Option<String>,
-    /// What is in it is on stable storage.
+    /// The contents of the file are on stable storage.
     durable: bool,
 }
 

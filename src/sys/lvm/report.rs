@@ -22,11 +22,11 @@ const LV_COLUMNS: &str = "lv_name,lv_size,lv_tags,lv_attr,lv_layout,lv_health_st
 /// of its time with 500 volumes.
 const UNCHECKED: &str = "backup{backup=0}";
 
-/// What is read is written as we read it, whatever lvm.conf says.
+/// The settings by which LVM writes its report as we read it, whatever lvm.conf says.
 const PARSED: &str = "report{binary_values_as_numeric=0 compact_output=0 prefixes=0 time_format=\"%s\"}";
 
-/// What LVM knows of one volume group, or of all of them, those of other hosts included. Physical volumes
-/// that belong to no group come in one without a name.
+/// The facts that LVM knows of one volume group, or of all of them, those of other hosts included. Physical volumes
+/// that belong to no group come in a group without a name.
 ///
 /// # Errors
 /// [`Error::Io`] if the caller is not root; [`Error::Tool`] if there is no such group, or LVM fails

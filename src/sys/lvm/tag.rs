@@ -17,7 +17,7 @@ pub fn escape(text: &str) -> String {
     out
 }
 
-/// The reverse of [`escape`]. What is no escape stands for itself: a tag is never lost.
+/// The reverse of [`escape`]. Text that is no escape stands for itself: a tag is never lost.
 pub fn unescape(tag: &str) -> String {
     let bytes = tag.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
