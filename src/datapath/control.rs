@@ -140,8 +140,8 @@ impl Client {
     }
 }
 
-/// What an answer says after `error`: `errno=N ` if a system call failed, then words. The number lets the caller tell a
-/// full filesystem from other failures. A server of an earlier version says the words only.
+/// The part of an answer after `error`: `errno=N ` if a system call failed, then words. The number lets the caller tell
+/// a full filesystem from other failures. A server of an earlier version says the words only.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Failure {
     errno: Option<i32>,
@@ -313,7 +313,8 @@ impl Control {
                 break;
             }
         }
-        // Nobody is there to see that the device gets the size; or the caller was, and may have been killed before it did.
+        // No caller is there to see that the device gets the size; or the caller was there, and may have been killed
+        // before the device got it.
         grown |= paused.is_some() && matches!(self.resume(disk, resized, &mut paused), Ok((_, true)));
         if grown {
             server::fit_by_another();
@@ -333,8 +334,8 @@ impl Control {
         Ok(())
     }
 
-    /// The disk's size, and whether it has changed. Ends a pause, unless another one began meanwhile: of a caller that was killed the end may be heard after
-    /// the beginning of the next, which must not lose its pause by that.
+    /// The disk's size, and whether it has changed. Ends a pause, unless another one began meanwhile: the end of a
+    /// caller that was killed may be heard after the beginning of the next pause, which must not be lost by that.
     fn resume(&self, disk: &Disk, resized: &Resized, paused: &mut Option<u64>) -> Result<(u64, bool), Failure> {
         let mut pauses = self.pauses();
         match paused.take() {
@@ -358,7 +359,7 @@ impl Control {
     /// The disk's size, if it goes on.
     fn release(&self, disk: &Disk, resized: &Resized) -> Result<String> {
         let mut pauses = self.pauses();
-        // Whoever on this host has paused it as well goes on with that, and resumes it.
+        // A call of this host that has paused the disk as well goes on with its pause, and resumes the disk.
         let ended = std::mem::take(&mut pauses.held) && !pauses.in_force;
         if ended || matches!(disk.state(), State::Failed(_)) {
             return resume(disk, resized).map(|(size, _)| size.to_string());

@@ -16,16 +16,17 @@ use crate::error::{Error, Result, one_line};
 use crate::image::disk::Served;
 use uses::{Used, open_used};
 
-/// What needs the page cache only takes microseconds. What took so long has waited for the storage,
+/// A request that took this long has waited for the storage. A request that needs the page cache only takes
+/// microseconds.
 const SLOW: Duration = Duration::from_micros(500);
-/// and so many requests after it may wait as well.
+/// The number of requests that may wait as well, after one that has waited for the storage.
 const SLOW_FOR: u32 = 256;
 
 /// Any number of threads read and write; one at a time pauses and resumes.
 pub struct Disk {
     source: Source,
     gate: RwLock<Gate>,
-    /// What other hosts see of the images that are open.
+    /// The locks by which other hosts see which images are open.
     uses: Mutex<Option<Used>>,
     paused: Mutex<bool>,
     resumed: Condvar,
@@ -46,7 +47,7 @@ enum Gate {
     Failed(String),
 }
 
-/// What a disk is doing.
+/// The states that a disk may be in.
 pub enum State {
     Serving { size: u64, depth: usize },
     Paused,
@@ -152,7 +153,7 @@ impl Disk {
         Some(result)
     }
 
-    /// What was written before is durable when this says so.
+    /// Makes earlier writes durable before it returns `Ok`.
     pub fn flush(&self) -> Result<(), Errno> {
         self.with(|chain| chain.flush())
     }
@@ -203,7 +204,7 @@ impl Disk {
         };
         *lock(&self.uses) = None;
         drop(gate);
-        // What is on the disk after a failed close is what a crash after a flush leaves: nothing is lost.
+        // A failed close leaves the image as a crash after a flush does: nothing is lost.
         if let Err(error) = result {
             self.resume()?;
             return Err(error);

@@ -46,7 +46,7 @@ const DEVICE: &str = "/dev/fuse";
 const TTL: Duration = Duration::ZERO;
 const MAX_REQUEST: u32 = 1 << 20;
 
-/// What the loop device over a served image has for a backing file.
+/// The path that the loop device over a served image has for its backing file.
 pub fn backing_file(pid: u32, image: &Path) -> PathBuf {
     Path::new("/").join(ROOT).join(pid.to_string()).join(image.strip_prefix("/").unwrap_or(image))
 }

@@ -2,7 +2,7 @@
 //!
 //! A server process, this executable started again, reads and writes the image; the kernel's part is a loop
 //! device over a FUSE file. It outlives its caller, owns nothing that can't be rebuilt
-//! from the disk, and ends when the device is detached, by whomever. What is attached is asked from the kernel.
+//! from the disk, and ends when the device is detached, by whomever. The kernel is asked what is attached.
 //!
 //! The caller holds the lock of the disk, as for everything else done to it.
 
@@ -44,7 +44,7 @@ pub struct Source {
 /// The file beside images that several hosts share in which servers say which of them they have open.
 pub const USES: &str = ".sm-in-use";
 
-/// What an image is called in [`USES`].
+/// The name of an image in [`USES`].
 pub fn use_of(image: &Path) -> &str {
     image.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default()
 }
@@ -110,7 +110,7 @@ pub fn find_settled(path: &Path, deadline: Instant) -> Result<Option<Attached>> 
     for pid in servers(&dir).into_iter().filter(without_device) {
         if Arguments::of(pid).is_some_and(|a| is_same(&a.source.path, path)) {
             waited = true;
-            // What it could not write is told to the call that detached it, if that waits.
+            // A failure of the server's last writes is told to the call that detached the device, if that call waits.
             let until = patience(deadline);
             let end = Client::connect(&dir, pid, until).and_then(|mut client| client.say("stop").map(|()| client));
             let ended = end.and_then(Client::wait_for_end);
@@ -189,16 +189,16 @@ fn has_open(process: u32, path: &Path) -> bool {
     id(path).is_some_and(|wanted| open.any(|fd| id(&fd.path()) == Some(wanted)))
 }
 
-/// A block device over the image, which outlives this process. Idempotent: the same path again. What a server
-/// that was killed left is cleaned up first. `lock`: the lock of the disk that the caller holds. A server that starts shares
-/// it until the device is there, so that no call comes between if the caller is killed.
+/// A block device over the image, which outlives this process. Idempotent: the same path again. The remains of a server
+/// that was killed are cleaned up first. `lock`: the lock of the disk that the caller holds. A server that starts
+/// shares it until the device is there, so that no call comes between if the caller is killed.
 ///
 /// # Errors
 /// [`Error::DeviceInUse`] when it is attached read-only and wanted writable, when its server was killed and
 /// something holds the dead device open, or when an earlier server has not ended at the deadline; [`Error::ImageServer`]
 /// with the words of a server that did not start; [`Error::Tool`] for one that was not ready at the deadline and was killed.
 pub fn attach(source: &Source, lock: Option<&Lock>, deadline: Instant) -> Result<PathBuf> {
-    /// What a start may take on a busy machine when its caller waits for nothing.
+    /// The time that a start may take on a busy machine when its caller waits for nothing.
     const LEAST: Duration = Duration::from_secs(5);
     let source = Source { path: absolute(&source.path)?, ..source.clone() };
     if let Some(found) = find_settled(&source.path, deadline)? {
@@ -393,7 +393,7 @@ fn tell(path: &Path, word: &str, deadline: Instant) -> Result<Done> {
     fit(&found, &said).map(|()| Done::Changed)
 }
 
-/// What the server says of itself: `serving BYTES DEPTH`, `paused` or `failed WHY`, and its last I/O error.
+/// The server's answer about itself: `serving BYTES DEPTH`, `paused` or `failed WHY`, and its last I/O error.
 ///
 /// # Errors
 /// [`Error::NoDevice`] if the server is dead; [`Error::ImageServer`] if it does not answer within 2 s.
@@ -431,7 +431,8 @@ fn sweep(dir: &Path) {
     }
 }
 
-/// What the server and the kernel call the image. Its last name may be a link (device-mapper's are) or be missing.
+/// The path by which the server and the kernel know the image. The path's last name may be a link (device-mapper's are)
+/// or be missing.
 fn absolute(path: &Path) -> Result<PathBuf> {
     let invalid = || Error::io("find", path)(io::ErrorKind::InvalidInput.into());
     let name = path.file_name().ok_or_else(invalid)?;

@@ -84,7 +84,7 @@ impl Storage for Patient {
     }
 }
 
-/// What is in the page cache, up to the end of the file. `RWF_NOWAIT` is of Linux 4.14.
+/// Reads the bytes that are in the page cache, up to the end of the file. `RWF_NOWAIT` is of Linux 4.14.
 fn read_cached(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut done = 0;
     while done < buf.len() {
@@ -93,7 +93,8 @@ fn read_cached(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let at = i64::try_from(offset + done as u64).map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: `part` is one buffer that lives, and is ours alone, until the call returns.
         match unsafe { libc::preadv2(file.as_raw_fd(), &part, 1, at, libc::RWF_NOWAIT) } {
-            // The end; or, on Linux 5.9 and 5.10, that it would have to wait. Whoever may wait finds out.
+            // The end of the file; or, on Linux 5.9 and 5.10, a read that would have to wait. A read that may wait
+            // finds out which.
             0 => return Err(io::Error::from_raw_os_error(libc::EAGAIN)),
             got if got > 0 => done += got as usize,
             _ => match io::Error::last_os_error() {

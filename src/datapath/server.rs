@@ -55,10 +55,11 @@ pub const WORD: &str = "serve-image";
 /// First argument of a process that a server starts to have the size of its device set.
 const FIT: &str = "fit-device";
 const FIT_DEADLINE: Duration = Duration::from_secs(10);
-/// What `ps` shows; the `@` keeps systemd from killing it before the filesystems above are unmounted.
+/// The name that `ps` shows. The `@` keeps systemd from killing the process before the filesystems above are unmounted.
 pub const NAME: &str = "@sm";
 
-/// What the kernel calls the process, its threads, and what is left of it when it was killed.
+/// The name that the kernel has for the process, for its threads, and for what is left of the process when it was
+/// killed.
 const NAME_OF_THREADS: &CStr = c"sm-datapath";
 /// The name of the process as /proc/PID/comm shows it.
 pub const COMM: &[u8] = b"sm-datapath\n";
@@ -104,7 +105,7 @@ impl Arguments {
         (word == WORD).then_some(Arguments { source, dir: dir.into() })
     }
 
-    /// What the process `pid` serves, if it is a living server.
+    /// The arguments of the process `pid`, if it is a living server.
     pub fn of(pid: u32) -> Option<Arguments> {
         use std::os::unix::{ffi::OsStrExt, fs::MetadataExt};
         // Anybody can call a process what he likes.

@@ -33,7 +33,7 @@ pub(super) struct Used {
     images: Vec<Identity>,
 }
 
-/// What changes when another image takes an image's name, or an image grows.
+/// The facts that change when another image takes an image's name, or when an image grows.
 #[derive(Clone, PartialEq, Eq)]
 struct Identity {
     path: PathBuf,
@@ -47,7 +47,8 @@ impl Disk {
     /// changed meanwhile, requests fail from then on instead of being written into what may be another disk's base by now.
     ///
     /// Nothing is read or written either once the locks were not taken for [`COUNTS_FOR`]: the request takes them first.
-    /// What the kernel had in its cache before an outage is out of reach; it writes that when the server is back.
+    /// Data that the kernel had in its cache before an outage is out of reach; the kernel writes it when the server is
+    /// back.
     pub fn stay_in_use(self: &Arc<Self>) {
         if !self.source.shared {
             return;
@@ -155,7 +156,7 @@ fn used_images(source: &Source, images: &[PathBuf], deadline: Instant) -> Result
     let file = match options.open(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
             match options.write(false).create(false).open(&path) {
-                // Who can write here has not changed a tree yet.
+                // The hosts that can write here have not changed a tree yet.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
                 file => file,
             }
@@ -211,7 +212,7 @@ mod tests {
         disk
     }
 
-    /// What an outage that is longer than the lease does.
+    /// Takes the locks from the disk, as an outage that is longer than the lease does.
     fn lose_lock(disk: &Disk) {
         let elsewhere = tempfile::tempfile().unwrap();
         let nothing = uses::hold(elsewhere, Path::new("nothing"), [], Instant::now()).unwrap();
