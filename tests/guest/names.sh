@@ -43,7 +43,7 @@ claim 'a disk on NFS is copied to a volume' sm vdi_copy far/data volumes
 claim 'and is the same there' holds volumes/data
 claim 'a volume is copied to NFS, as a qcow2' sm vdi_copy volumes/data far --type qcow2 --label back
 claim 'and is the same there' holds far/back
-sm vdi_delete volumes data
+sm vdi_delete --yes volumes data
 mv "$XCP_SM_RUN_DIR/sr.d/far.conf" "$SCRATCH/far.conf"
 claim 'an NFS SR without a name is found by its mount' unnamed "$NFS" nfs available
 mv "$SCRATCH/far.conf" "$XCP_SM_RUN_DIR/sr.d/far.conf"
