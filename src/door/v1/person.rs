@@ -180,7 +180,7 @@ fn confirm(verb: &Verb, target: &Target, personal: &Personal, context: &Context)
     let _ = stdin().read_line(&mut answer);
     match answer.trim().to_ascii_lowercase().as_str() {
         "y" | "yes" => Ok(true),
-        _ => Err(Error::Usage("it was not confirmed; what is named above stays as it is".to_owned())),
+        _ => Err(Error::Usage("it was not confirmed, and nothing was changed".to_owned())),
     }
 }
 
