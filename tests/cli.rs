@@ -837,18 +837,6 @@ fn a_disk_goes_back_to_its_own_snapshots_alone() {
 }
 
 #[test]
-fn an_sr_attach_that_fails_leaves_no_directory() {
-    if !scene::is_root() {
-        return scene::skip("mounting");
-    }
-    let scene = Scene::empty(&scene::FILE, Door::Sm);
-    let above = scene.root.path().join("made/for/it");
-    let place = format!("nfs@127.0.0.1:/nowhere@{}", above.display());
-    scene.bare(["sr_attach", "-t", "nfs", "-d", &place, "--wait", "1", SR]).fails_somehow();
-    assert!(!scene.root.path().join("made").exists());
-}
-
-#[test]
 fn an_export_of_a_disk_in_use_says_what_to_do() {
     if !scene::is_root() {
         return scene::skip("attaching");

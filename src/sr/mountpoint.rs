@@ -67,15 +67,10 @@ impl Mountpoint {
         Ok(())
     }
 
-    /// Makes the directory and mounts there by `how`. If that fails, no directory is left that was made for it.
+    /// Makes the directory and mounts there by `how`.
     pub fn mount(&self, how: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-        let missing: Vec<&Path> = self.path.ancestors().skip(1).take_while(|dir| !dir.exists()).collect();
         self.make()?;
-        how(&self.path).inspect_err(|_| {
-            self.sweep();
-            // Those that another call uses meanwhile are not empty.
-            let _ = missing.into_iter().try_for_each(fs::remove_dir);
-        })
+        how(&self.path).inspect_err(|_| self.sweep())
     }
 
     /// Mode 0700. Idempotent.
