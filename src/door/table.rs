@@ -249,32 +249,19 @@ fn line(out: &mut String, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Format, SrUuid};
+    use crate::types::SrUuid;
 
     /// A VDI on which every text that others choose has this in it.
     fn vdi(planted: &str) -> VdiInfo {
         VdiInfo {
-            uuid: VdiUuid::random(),
             label: planted.to_owned(),
             description: planted.to_owned(),
-            sr: SrUuid::random(),
             vbds: vec![planted.to_owned()],
-            virtual_size: 1 << 20,
             physical_utilisation: 4096,
-            sector_size: 512,
-            format: Format::Vhd,
-            parent: None,
-            children: Vec::new(),
-            shareable: false,
-            attached: false,
-            device: None,
             state: State::Broken(planted.to_owned()),
             locked: true,
-            read_only: false,
-            hidden: false,
-            location: None,
-            snapshot_of: None,
             created: Some(1_795_741_655),
+            ..VdiInfo::sample(VdiUuid::random())
         }
     }
 

@@ -117,32 +117,16 @@ pub fn in_words(mut disks: Vec<VdiInfo>) -> Lost {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Format, State, VdiUuid};
+    use crate::types::{Format, VdiUuid};
 
     fn disk(label: &str, hidden: bool, vbds: Vec<String>) -> VdiInfo {
-        let (uuid, sr) = (VdiUuid::random(), SrUuid::random());
         VdiInfo {
-            uuid,
             label: label.to_owned(),
-            description: String::new(),
-            sr,
             vbds,
             virtual_size: 1 << 30,
-            physical_utilisation: 0,
-            sector_size: 512,
             format: Format::Raw,
-            parent: None,
-            children: Vec::new(),
-            shareable: false,
-            attached: false,
-            device: None,
-            state: State::Healthy,
-            locked: false,
-            read_only: false,
             hidden,
-            location: None,
-            snapshot_of: None,
-            created: None,
+            ..VdiInfo::sample(VdiUuid::random())
         }
     }
 

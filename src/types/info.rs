@@ -111,6 +111,36 @@ pub struct VdiInfo {
     pub created: Option<u64>,
 }
 
+#[cfg(test)]
+impl VdiInfo {
+    /// A healthy VHD disk of 1 MiB that holds nothing and that no process uses, for tests.
+    pub fn sample(uuid: VdiUuid) -> VdiInfo {
+        VdiInfo {
+            uuid,
+            label: String::new(),
+            description: String::new(),
+            sr: SrUuid::random(),
+            vbds: Vec::new(),
+            virtual_size: 1 << 20,
+            physical_utilisation: 0,
+            sector_size: 512,
+            format: Format::Vhd,
+            parent: None,
+            children: Vec::new(),
+            shareable: false,
+            attached: false,
+            device: None,
+            state: State::Healthy,
+            locked: false,
+            read_only: false,
+            hidden: false,
+            location: None,
+            snapshot_of: None,
+            created: None,
+        }
+    }
+}
+
 impl VdiInfo {
     /// The disk with the block device that this host has of it.
     pub fn with_device(self, device: Option<PathBuf>) -> VdiInfo {

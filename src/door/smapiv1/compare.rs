@@ -77,36 +77,13 @@ pub fn compare<'a>(records: &'a [(String, Record)], found: &'a [VdiInfo]) -> Vec
 mod tests {
     use super::*;
     use crate::door::xmlrpc::Value;
-    use crate::types::{Format, SrUuid};
 
     fn vdi(n: u32) -> VdiUuid {
         format!("00000000-0000-4000-8000-{n:012}").parse().unwrap()
     }
 
     fn disk(n: u32) -> VdiInfo {
-        VdiInfo {
-            uuid: vdi(n),
-            label: String::new(),
-            description: String::new(),
-            sr: SrUuid::random(),
-            vbds: Vec::new(),
-            virtual_size: 1 << 20,
-            physical_utilisation: 0,
-            sector_size: 512,
-            format: Format::Vhd,
-            parent: None,
-            children: Vec::new(),
-            shareable: false,
-            attached: false,
-            device: None,
-            state: State::Healthy,
-            locked: false,
-            read_only: false,
-            hidden: false,
-            location: None,
-            snapshot_of: None,
-            created: None,
-        }
+        VdiInfo::sample(vdi(n))
     }
 
     fn record(n: u32) -> (String, Record) {

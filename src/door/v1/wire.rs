@@ -248,27 +248,16 @@ pub(super) mod tests {
 
     pub fn vdi() -> VdiInfo {
         VdiInfo {
-            uuid: "98de866e-b035-4b1a-a571-000000000001".parse().unwrap(),
             label: "a \"b\" \\ ü λ".to_owned(),
-            description: String::new(),
             sr: "87b8646b-b800-9500-cb7b-af3b74e02f5c".parse().unwrap(),
             vbds: vec!["host1/vm7".to_owned()],
-            virtual_size: 1 << 20,
             physical_utilisation: 4096,
-            sector_size: 512,
-            format: Format::Vhd,
             parent: Some("98de866e-b035-4b1a-a571-000000000002".parse().unwrap()),
-            children: Vec::new(),
             shareable: true,
-            attached: false,
-            device: None,
             state: State::Broken("x.vhd: it is empty".to_owned()),
             locked: true,
-            read_only: false,
-            hidden: false,
-            location: None,
-            snapshot_of: None,
             created: Some(1_795_741_655),
+            ..VdiInfo::sample("98de866e-b035-4b1a-a571-000000000001".parse().unwrap())
         }
     }
 
