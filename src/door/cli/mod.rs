@@ -13,15 +13,15 @@ pub mod grammar;
 pub mod shown;
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, stdout};
 
 use self::grammar::{Group, SmLine};
 use super::Answer;
-use super::v1::answer::not_parsed;
+use super::v1::answer::{failed, not_parsed};
 use super::v1::grammar::OutputFormat;
-use super::v1::{json, status};
-use crate::error::{Result, one_line};
-use crate::sys::syslog;
+use super::v1::log;
+use super::v1::person::{asked_format, chosen_format};
+use crate::error::Result;
+use crate::sys::run_dir;
 
 /// The commands of this module.
 pub const GROUPS: [&str; 2] = ["devices", "backends"];
@@ -42,15 +42,16 @@ pub fn is_meant(args: &[OsString]) -> bool {
 /// Serves one line.
 pub fn serve(args: Vec<OsString>) -> Answer {
     use clap::FromArgMatches;
-    let asked_json = args.windows(2).any(|pair| pair[0] == "--format" && pair[1] == "json");
-    let asked_json = asked_json || args.iter().any(|arg| arg == "--format=json");
+    let asked = asked_format(&args);
     let parsed = grammar::command().try_get_matches_from(args).and_then(|matches| SmLine::from_arg_matches(&matches));
     match parsed {
-        Err(e) => not_parsed(e, if asked_json { OutputFormat::Json } else { OutputFormat::Sexp }),
+        Err(e) => not_parsed(e, asked),
         Ok(line) => {
-            let usual = if stdout().is_terminal() { OutputFormat::Table } else { OutputFormat::Sexp };
-            let format = line.format.unwrap_or(usual);
-            answer(carry_out(&line.group), format)
+            let format = chosen_format(line.format, OutputFormat::Sexp);
+            match carry_out(&line.group) {
+                Ok(reply) => Answer { stdout: shown::write(&reply, format), stderr: String::new(), status: 0 },
+                Err(e) => failed(&e, Vec::new(), format),
+            }
         }
     }
 }
@@ -59,25 +60,9 @@ fn carry_out(group: &Group) -> Result<shown::Reply> {
     let change = group.change();
     let result = devices::carry_out(group);
     if let Some(change) = change {
-        let end = result.as_ref().map_or_else(|e| format!("failed: {}", one_line(e)), |_| "done".to_owned());
-        syslog::write(&format!("sm: uid {}: {change}: {end}", crate::sys::run_dir::user()));
+        log::write(&format!("sm: uid {}: {change}", run_dir::user()), result.as_ref().map(|_| ()));
     }
     result
-}
-
-fn answer(result: Result<shown::Reply>, format: OutputFormat) -> Answer {
-    match result {
-        Ok(reply) => Answer { stdout: shown::write(&reply, format), stderr: String::new(), status: 0 },
-        Err(e) => {
-            let (number, name) = status::exit_status(&e);
-            let message = format!("{}{}", one_line(&e), status::remedy(&e));
-            let stderr = match format {
-                OutputFormat::Json => String::from_utf8_lossy(&json::failure(name, number, &message)).into_owned(),
-                _ => format!("{name}: {message}\n"),
-            };
-            Answer { stdout: Vec::new(), stderr, status: number }
-        }
-    }
 }
 
 #[cfg(test)]

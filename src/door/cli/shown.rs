@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::door::size::human;
 use crate::door::table;
 use crate::door::v1::grammar::OutputFormat;
-use crate::door::v1::json;
+use crate::door::v1::{answer, json};
 use crate::registry::backend::Known;
 use crate::registry::facts::Test;
 use crate::registry::view::Row;
@@ -149,12 +149,11 @@ impl<'a> Body<'a> {
 /// An answer as bytes.
 pub fn write(reply: &Reply, format: OutputFormat) -> Vec<u8> {
     let Some(body) = Body::of(reply) else { return Vec::new() };
-    let plain = "an answer is plain data";
     let mut bytes = match format {
         OutputFormat::Table => table_of(reply).into_bytes(),
         OutputFormat::Json => return json::document(&body),
-        OutputFormat::Sexp => serde_lexpr::to_vec(&body).expect(plain),
-        OutputFormat::Lisp => serde_lexpr::to_vec_custom(&body, serde_lexpr::print::Options::elisp()).expect(plain),
+        OutputFormat::Sexp => answer::sexp(&body),
+        OutputFormat::Lisp => answer::lisp(&body),
     };
     if !bytes.is_empty() && !bytes.ends_with(b"\n") {
         bytes.push(b'\n');

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use serde::Serialize;
 
 use super::grammar::OutputFormat;
 use super::json;
@@ -54,8 +55,30 @@ pub fn answer(result: Result<Reply>, format: OutputFormat) -> Answer {
         Ok((stdout, Some(failure))) => (stdout, failure),
         Err(e) => (Vec::new(), e),
     };
-    let (status, name) = exit_status(&failure);
-    Answer { stdout, stderr: format!("{name}: {}{}\n", error::one_line(&failure), remedy(&failure)), status }
+    // An agent reads a line, also if it asked for JSON.
+    failed(&failure, stdout, OutputFormat::Sexp)
+}
+
+/// The answer of a command that failed after it had this to say. `format`: JSON for a person who asked for it, see
+/// [`answer_person`]; any other form says the same.
+pub fn failed(failure: &Error, stdout: Vec<u8>, format: OutputFormat) -> Answer {
+    let (status, name) = exit_status(failure);
+    let message = format!("{}{}", error::one_line(failure), remedy(failure));
+    let stderr = match format {
+        OutputFormat::Json => String::from_utf8_lossy(&json::failure(name, status, &message)).into_owned(),
+        _ => format!("{name}: {message}\n"),
+    };
+    Answer { stdout, stderr, status }
+}
+
+/// Plain data as an s-expression of one line.
+pub fn sexp(data: &impl Serialize) -> Vec<u8> {
+    serde_lexpr::to_vec(data).expect("a reply is plain data")
+}
+
+/// As [`sexp`], with the booleans of Emacs and Common Lisp.
+pub fn lisp(data: &impl Serialize) -> Vec<u8> {
+    serde_lexpr::to_vec_custom(data, serde_lexpr::print::Options::elisp()).expect("a reply is plain data")
 }
 
 /// The result of a command of `sm`: as [`answer()`], but JSON has a form of its own, for failures too.
@@ -67,11 +90,10 @@ pub fn answer_person(result: Result<Reply>, format: OutputFormat) -> Answer {
         Ok(reply) => (json::write(&reply), reply.failure()),
         Err(e) => (Vec::new(), Some(e)),
     };
-    let Some(failure) = failure else { return Answer { stdout, stderr: String::new(), status: 0 } };
-    let (status, name) = exit_status(&failure);
-    let message = format!("{}{}", error::one_line(&failure), remedy(&failure));
-    let stderr = String::from_utf8_lossy(&json::failure(name, status, &message)).into_owned();
-    Answer { stdout, stderr, status }
+    match failure {
+        Some(failure) => failed(&failure, stdout, format),
+        None => Answer { stdout, stderr: String::new(), status: 0 },
+    }
 }
 
 /// The answer after a panic with these words.
@@ -88,11 +110,8 @@ fn written(reply: &Reply, format: OutputFormat) -> Result<Vec<u8>> {
         (Reply::Plan(lines), _) => {
             lines.iter().map(|line| format!("{}\n", printable(line))).collect::<String>().into_bytes()
         }
-        (_, OutputFormat::Sexp) => serde_lexpr::to_vec(&Datum::from(reply)).expect("a reply is plain data"),
-        (_, OutputFormat::Lisp) => {
-            serde_lexpr::to_vec_custom(&Datum::from(reply), serde_lexpr::print::Options::elisp())
-                .expect("a reply is plain data")
-        }
+        (_, OutputFormat::Sexp) => sexp(&Datum::from(reply)),
+        (_, OutputFormat::Lisp) => lisp(&Datum::from(reply)),
         (_, OutputFormat::Table) => table::write(reply).into_bytes(),
     };
     if !bytes.ends_with(b"\n") {

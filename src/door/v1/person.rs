@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::address::{self, Target};
 use super::answer::{Reply, answer_person, not_parsed};
 use super::deadline;
-use super::grammar::{Common, OutputFormat, SmCommand, Verb};
+use super::grammar::{OutputFormat, SmCommand, Verb};
 use super::lines::{self, Parsed, Personal, sm_command};
 use super::listing;
 use super::log;
@@ -31,25 +31,25 @@ pub fn serve(command: clap::Command, line: Line) -> Answer {
     match parsed {
         Err(e) => not_parsed(e, asked),
         Ok(Parsed::List { common, wait, from_xapi, verbose }) => {
-            answer_person(sr_list(wait, from_xapi, verbose), format_of(&common, OutputFormat::Sexp))
+            answer_person(sr_list(wait, from_xapi, verbose), chosen_format(common.format, OutputFormat::Sexp))
         }
         Ok(Parsed::Verb(parsed, personal)) => {
-            let format = format_of(&parsed.common, parsed.verb.usual_format());
+            let format = chosen_format(parsed.common.format, parsed.verb.usual_format());
             answer_person(carry_out(*parsed, &personal, line.made), format)
         }
     }
 }
 
 /// The form that a line asks for which the parser may refuse.
-fn asked_format(args: &[OsString]) -> OutputFormat {
+pub fn asked_format(args: &[OsString]) -> OutputFormat {
     let is_json = args.iter().any(|arg| arg == "--format=json")
         || args.windows(2).any(|pair| pair[0] == "--format" && pair[1] == "json");
     if is_json { OutputFormat::Json } else { OutputFormat::Sexp }
 }
 
-/// `usual`: the form for a program that does not say which it wants.
-fn format_of(common: &Common, usual: OutputFormat) -> OutputFormat {
-    common.format.unwrap_or_else(|| if stdout().is_terminal() { OutputFormat::Table } else { usual })
+/// The form of an answer. `usual`: the form for a program that does not say which it wants.
+pub fn chosen_format(said: Option<OutputFormat>, usual: OutputFormat) -> OutputFormat {
+    said.unwrap_or_else(|| if stdout().is_terminal() { OutputFormat::Table } else { usual })
 }
 
 fn sr_list(wait: Option<u64>, from_xapi: bool, verbose: bool) -> Result<Reply> {
