@@ -90,15 +90,10 @@ impl Session {
         }
     }
 
-    /// Carries an operation out within one of another SR, which watches the storage of both.
-    pub(super) fn carry_out_within<T>(
-        &self,
-        locks: &Locks,
-        context: &Context,
-        work: impl FnOnce(&dyn Sr) -> Result<T>,
-    ) -> Result<T> {
+    /// Carries an operation out within one of another SR, which watches the storage of both and has the locks of the VDIs.
+    pub(super) fn carry_out_within<T>(&self, context: &Context, work: impl FnOnce(&dyn Sr) -> Result<T>) -> Result<T> {
         self.deadline.set(context.deadline);
-        under(locks, self.sr, &*self.storage, context, |storage, _, _| work(storage))
+        under(&Locks::of_vdis(&[]), self.sr, &*self.storage, context, |storage, _, _| work(storage))
     }
 
     /// Carries one operation out under its locks.

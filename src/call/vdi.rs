@@ -211,10 +211,7 @@ impl Session {
             });
             source.read(&mut |bytes| {
                 let incoming = Incoming::Disk(Box::new(bytes));
-                let locks = Locks::of_vdis(&[]);
-                to.carry_out_within(&locks, context, |storage| {
-                    storage.import_vdi(&new, incoming, context.progress).map(drop)
-                })
+                to.carry_out_within(context, |storage| storage.import_vdi(&new, incoming, context.progress).map(drop))
             })
         })
     }

@@ -97,17 +97,15 @@ pub fn target(verb: &mut Verb, sr_type: Option<&str>, dconf: Option<&str>, deadl
 /// [`Error::UnknownSr`] for an SR without a name; those of [`registry::find`] and [`place_of`].
 pub fn copy_target(verb: &mut Verb) -> Result<Option<(&'static Driver, DeviceConfig)>> {
     let Verb::VdiCopy { sr, to, .. } = verb else { return Ok(None) };
+    let from: SrUuid = sr.sr.parse()?;
     let entry = match to.parse::<SrUuid>() {
-        Ok(_) if *to == sr.sr => return Ok(None),
+        Ok(uuid) if uuid == from => return Ok(None),
         Ok(uuid) => registry::of_sr(uuid)?
             .ok_or_else(|| Error::UnknownSr { name: to.clone(), known: registry::names().unwrap_or_default() })?,
         Err(_) => by_name(to, false)?,
     };
     *to = entry.sr.to_string();
-    if *to == sr.sr {
-        return Ok(None);
-    }
-    place_of(&entry).map(Some)
+    if entry.sr == from { Ok(None) } else { place_of(&entry).map(Some) }
 }
 
 /// `is_placed`: `-t` and `-d` say where the SR is, so that a word which no SR has as its name is a mistyped UUID.
