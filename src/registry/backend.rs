@@ -11,7 +11,6 @@
 //! standard output within 30 s: `{"candidates":[{"class":"lvm","host":"node1","dev":"/dev/…","size":1,"rest":{"tag":"a"}}]}`.
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +19,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::candidate::{self, Candidate};
+use super::refuse_untrusted;
 use super::settings::Settings;
 use crate::error::{Error, Result};
 use crate::sys::run_dir;
@@ -129,11 +129,7 @@ struct Answer {
 
 fn ask(program: &PathBuf, host: &str) -> Result<Vec<Candidate>> {
     let meta = fs::metadata(program).map_err(Error::io("examine", program))?;
-    let is_trusted = (meta.uid() == 0 || meta.uid() == run_dir::user().as_raw()) && meta.mode() & 0o022 == 0;
-    if !is_trusted {
-        let why = "it must belong to root, and nobody else may write to it; chown root and chmod go-w mend that";
-        return Err(Error::io("trust", program)(io::Error::new(io::ErrorKind::PermissionDenied, why)));
-    }
+    refuse_untrusted(program, meta.uid(), meta.mode())?;
     let request = json!({"version": 1, "request": "candidates", "host": host}).to_string();
     let output = Tool::new(&program.display().to_string()).input(request.as_bytes())?.deadline(DEADLINE).run()?;
     let answer: Answer = serde_json::from_str(&output.stdout).map_err(|e| Error::Damaged {

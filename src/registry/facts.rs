@@ -76,8 +76,6 @@ pub struct Around<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
     Free,
-    /// It bears the mark of a layout that does not claim it.
-    Adoptable,
     Claimed,
     /// The running system stands on it.
     System,
@@ -106,7 +104,6 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             State::Free => "free",
-            State::Adoptable => "adoptable",
             State::Claimed => "claimed",
             State::System => "system",
             State::MultipathPath => "multipath-path",

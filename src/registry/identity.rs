@@ -25,12 +25,12 @@ use crate::sys::{blockdev, loopdev};
 /// The identity of the device whose directory in sysfs is `dir` and whose node is `node`; `None` if its medium has none.
 pub fn of(dir: &Path, node: &Path, facts: &Facts, dm_uuid: &str) -> Option<String> {
     if !facts.wwid.is_empty() {
-        return Some(word("wwid:", &facts.wwid));
+        return Some(of_wwid(&facts.wwid));
     }
     if dm_uuid.starts_with("mpath-")
         && let Some(wwid) = below(dir)
     {
-        return Some(word("wwid:", &wwid));
+        return Some(of_wwid(&wwid));
     }
     if !facts.serial.is_empty() {
         let model = if facts.model.is_empty() { String::new() } else { format!("{}/", facts.model) };
@@ -48,6 +48,11 @@ pub fn of(dir: &Path, node: &Path, facts: &Facts, dm_uuid: &str) -> Option<Strin
         return Some(format!("loop:{device:x}:{inode}"));
     }
     gpt(node, facts.block).map(|guid| format!("gpt:{guid}"))
+}
+
+/// The identity of a medium that says this of itself.
+pub fn of_wwid(wwid: &str) -> String {
+    word("wwid:", wwid)
 }
 
 /// An identity is one word, in lower and upper case as the device has it.
@@ -78,12 +83,9 @@ fn guid_in(file: &File, block: u64) -> Option<Uuid> {
 /// The identity of a device by any name that leads to it, also of a partition; `None` if it has none, or is no block device.
 pub fn of_path(device: &Path) -> Option<String> {
     let number = blockdev::number(device)?;
-    let dir = format!("/sys/dev/block/{}:{}", nix::sys::stat::major(number), nix::sys::stat::minor(number));
-    let dir = fs::canonicalize(dir).ok()?;
-    let part = text(&dir, "partition");
-    let whole = if part.is_empty() { dir.as_path() } else { dir.parent()? };
-    let name = whole.file_name()?.to_str()?;
-    let facts = super::sysfs::identified(whole, name, Path::new("/dev"))?;
+    let (disk, part) = super::sysfs::disk_of(number)?;
+    let name = disk.file_name()?.to_str()?;
+    let facts = super::sysfs::identified(&disk, name, Path::new("/dev"))?;
     let identity = facts.identity?;
     Some(if part.is_empty() { identity } else { format!("{identity}-part{part}") })
 }

@@ -3,10 +3,9 @@
 //! No file means that nothing is claimed. A file that cannot be read is an error and never means that. Each change is made
 //! under a lock of the host and replaces the file durably, so a kill leaves the claims of before or after the change.
 
-use std::fs::{DirBuilder, Permissions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -115,12 +114,6 @@ fn made() -> Result<Dir> {
         return Ok(dir);
     }
     let path = run_dir::registry();
-    let mut missing: Vec<&Path> = path.ancestors().take_while(|part| !part.exists()).collect();
-    while let Some(part) = missing.pop() {
-        match DirBuilder::new().mode(0o755).create(part) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("make the directory", part)(e)),
-            _ => durable::sync_parent(part)?,
-        }
-    }
+    durable::make_dirs(&path)?;
     open()?.ok_or_else(|| Error::sys("open the directory", &path)(Errno::ENOENT))
 }

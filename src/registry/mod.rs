@@ -45,9 +45,9 @@ pub mod signature;
 pub mod sysfs;
 pub mod view;
 
-use std::fs::{DirBuilder, File, Permissions};
+use std::fs::{File, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -191,6 +191,7 @@ fn text_of(file: File, path: &Path) -> Result<String> {
     }
 }
 
+/// Refuses a file or directory that another user than root and the caller may have written.
 fn refuse_untrusted(path: &Path, uid: u32, mode: u32) -> Result<()> {
     if uid != 0 && uid != run_dir::user().as_raw() {
         return Err(not_trusted(path, &format!("it belongs to uid {uid}; chown root mends that")));
@@ -243,13 +244,7 @@ fn made() -> Result<Dir> {
         return Ok(dir);
     }
     let path = Kind::Named.path();
-    let mut missing: Vec<&Path> = path.ancestors().take_while(|part| !part.exists()).collect();
-    while let Some(part) = missing.pop() {
-        match DirBuilder::new().mode(0o755).create(part) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("make the directory", part)(e)),
-            _ => durable::sync_parent(part)?,
-        }
-    }
+    durable::make_dirs(&path)?;
     let gone = || Error::sys("open the directory", &path)(Errno::ENOENT);
     Kind::Named.open()?.ok_or_else(gone)
 }

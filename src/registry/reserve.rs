@@ -6,18 +6,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use super::claims::{BY_HAND, Claim};
 use super::{identity, ledger, sysfs, view};
 use crate::error::{Error, Result, one_line};
 use crate::sys::syslog;
-use crate::types::SrUuid;
-
-/// Seconds since 1970.
-pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
+use crate::types::{SrUuid, seconds_now};
 
 /// Refuses devices that a claim reserves for another than `sr`, and devices whose medium another device shows as well.
 ///
@@ -50,13 +45,15 @@ pub fn refuse(sr: SrUuid, devices: &[PathBuf]) -> Result<()> {
 
 /// Another device with this wwid that no map joins with `device`.
 fn twin(identity: &str, device: &Path) -> Option<String> {
-    let wwid = identity.strip_prefix("wwid:")?;
+    if !identity.starts_with("wwid:") {
+        return None;
+    }
     let own = fs::canonicalize(device).ok()?;
-    twin_in(Path::new("/sys/block"), wwid, own.file_name()?.to_str()?)
+    twin_in(Path::new("/sys/block"), identity, own.file_name()?.to_str()?)
 }
 
-/// Another device in a directory of sysfs that has this wwid and a medium, where neither is a path of a map.
-fn twin_in(block: &Path, wwid: &str, own: &str) -> Option<String> {
+/// Another device in a directory of sysfs that has the wwid of this identity and a medium, where neither is a path of a map.
+fn twin_in(block: &Path, identity: &str, own: &str) -> Option<String> {
     let is_joined = |name: &str| sysfs::holders(&block.join(name)).iter().any(|holder| holder.is_multipath);
     // A map and its paths have one identity, and a path is refused because the map has it.
     if own.starts_with("dm-") || is_joined(own) {
@@ -65,7 +62,8 @@ fn twin_in(block: &Path, wwid: &str, own: &str) -> Option<String> {
     let entries = fs::read_dir(block).ok()?.flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     let is_twin = |name: &String| {
-        name != own && sysfs::wwid(&block.join(name)).as_deref() == Some(wwid) && sysfs::has_medium(&block.join(name))
+        let dir = block.join(name);
+        name != own && identity::of_wwid(&sysfs::wwid(&dir)) == identity && sysfs::has_medium(&dir)
     };
     names.filter(is_twin).min().map(|name| format!("/dev/{name}"))
 }
@@ -84,7 +82,7 @@ pub fn claim(sr: SrUuid, class: &str, devices: &[PathBuf], destroyed: &[SrUuid],
                 class: class.to_owned(),
                 index: None,
                 sr_uuid: Some(sr),
-                since: now(),
+                since: seconds_now().unwrap_or_default(),
             })
         })
         .collect();
@@ -140,10 +138,10 @@ mod tests {
             tree(&block.join(name), &[("device/wwid", wwid), ("size", size)]);
         }
         tree(&block.join("nvme0c0n1"), &[("hidden", "1\n")]);
-        assert_eq!(twin_in(block, "naa.1", "sda").as_deref(), Some("/dev/sdc"));
+        assert_eq!(twin_in(block, "wwid:naa.1", "sda").as_deref(), Some("/dev/sdc"));
         // Neither a device without a medium nor a hidden path of NVMe is one.
-        assert_eq!(twin_in(block, "naa.2", "sdb"), None);
+        assert_eq!(twin_in(block, "wwid:naa.2", "sdb"), None);
         tree(block, &[("sda/holders/dm-0/dm/uuid", "mpath-1"), ("sda/holders/dm-0/dm/name", "mpatha")]);
-        assert_eq!((twin_in(block, "naa.1", "sda"), twin_in(block, "naa.1", "dm-0")), (None, None));
+        assert_eq!((twin_in(block, "wwid:naa.1", "sda"), twin_in(block, "wwid:naa.1", "dm-0")), (None, None));
     }
 }

@@ -8,8 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nix::sys::stat::makedev;
-
 use super::facts::{Facts, Holder, Signature};
 use super::identity;
 use crate::error::{Error, Result};
@@ -92,14 +90,14 @@ fn device(dir: &Path, name: &str, dev: &Path, uses: Option<&Uses>) -> Option<Fac
         return None;
     }
     let size = text(dir, "size").parse::<u64>().ok()? * SECTOR;
-    let number = number(dir)?;
+    let number = blockdev::number_in(dir)?;
     let dm_uuid = text(dir, "dm/uuid");
     if dm_uuid.starts_with("LVM-") || name.starts_with("dm-") && text(dir, "dm/name").is_empty() {
         return None;
     }
     let partitions = partitions(dir, name);
     let all = || std::iter::once(dir.to_owned()).chain(partitions.iter().map(|part| dir.join(part)));
-    let numbers: Vec<u64> = all().filter_map(|dir| self::number(&dir)).collect();
+    let numbers: Vec<u64> = all().filter_map(|dir| blockdev::number_in(&dir)).collect();
     let serves = backing(dir).filter(|file| is_disk_of_guest(file)).map(|file| format!("the VDI {}", file.display()));
     let node = dev.join(name);
     let used_as = uses.and_then(|uses| numbers.iter().find_map(|number| uses.by_number.get(number).cloned()));
@@ -114,7 +112,7 @@ fn device(dir: &Path, name: &str, dev: &Path, uses: Option<&Uses>) -> Option<Fac
         read_only: text(dir, "ro") == "1",
         rotational: text(dir, "queue/rotational") == "1",
         identity: None,
-        wwid: first(dir, &["device/wwid", "wwid"]),
+        wwid: wwid(dir),
         serial: first(dir, &["device/serial", "serial"]),
         model: first(dir, &["device/model"]),
         partitions,
@@ -130,7 +128,7 @@ fn device(dir: &Path, name: &str, dev: &Path, uses: Option<&Uses>) -> Option<Fac
 }
 
 fn not_opened(node: &Path) -> Option<String> {
-    match blockdev::exclusive_holder(node) {
+    match blockdev::refuses_to_share(node) {
         Ok(holder) => holder.map(|who| format!("{who} has it")),
         Err(e) => Some(crate::error::one_line(&e)),
     }
@@ -147,11 +145,11 @@ pub fn text(dir: &Path, file: &str) -> String {
     String::from_utf8_lossy(&bytes).trim_matches(|c: char| c.is_whitespace() || c == '\0').to_owned()
 }
 
-/// The device number that a directory of sysfs tells.
-pub fn number(dir: &Path) -> Option<u64> {
-    let text = text(dir, "dev");
-    let (major, minor) = text.split_once(':')?;
-    Some(makedev(major.parse().ok()?, minor.parse().ok()?))
+/// The directory of the disk that a device is or is a partition of, and the number of the partition, empty for a disk.
+pub fn disk_of(number: u64) -> Option<(PathBuf, String)> {
+    let dir = fs::canonicalize(blockdev::sysfs(number)).ok()?;
+    let part = text(&dir, "partition");
+    Some(if part.is_empty() { (dir, part) } else { (dir.parent()?.to_owned(), part) })
 }
 
 fn partitions(dir: &Path, name: &str) -> Vec<String> {
@@ -168,10 +166,9 @@ pub fn has_medium(dir: &Path) -> bool {
     text(dir, "size").parse::<u64>().is_ok_and(|sectors| sectors > 0) && text(dir, "hidden") != "1"
 }
 
-/// The identifier that a SCSI or NVMe device gives its medium, as one word.
-pub fn wwid(dir: &Path) -> Option<String> {
-    let words: Vec<String> = first(dir, &["device/wwid", "wwid"]).split_whitespace().map(str::to_owned).collect();
-    (!words.is_empty()).then(|| words.join("_"))
+/// The identifier that a SCSI or NVMe device gives its medium; empty if there is none.
+pub fn wwid(dir: &Path) -> String {
+    first(dir, &["device/wwid", "wwid"])
 }
 
 /// The devices that use a device.
@@ -203,6 +200,7 @@ fn is_disk_of_guest(file: &Path) -> bool {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use nix::sys::stat::makedev;
 
     /// Files below a directory.
     pub fn tree(root: &Path, files: &[(&str, &str)]) {

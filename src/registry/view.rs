@@ -106,7 +106,7 @@ impl Host {
     pub fn find(&self, word: &str) -> Option<(Row, Vec<Test>)> {
         let by_path = if word.contains('/') { PathBuf::from(word) } else { Path::new("/dev").join(word) };
         let number = blockdev::number(&by_path);
-        let disk = number.and_then(whole);
+        let disk = number.and_then(sysfs::disk_of).and_then(|(dir, _)| blockdev::number_in(&dir));
         let is_it = |facts: &&Facts| Some(facts.number) == disk || facts.identity.as_deref() == Some(word);
         let facts = self.facts.iter().find(is_it)?;
         Some((self.row(facts), self.tests(facts)))
@@ -201,16 +201,6 @@ pub fn rows(backend: &Backend, settings: &Settings, size: fn(&str) -> Result<u64
             let candidates = backend.inventory(&host_name(), size)?;
             Ok(Host::look(settings)?.inventory(candidates))
         }
-    }
-}
-
-/// The device number of the disk that a device is or is a partition of.
-fn whole(number: u64) -> Option<u64> {
-    let dir = format!("/sys/dev/block/{}:{}", nix::sys::stat::major(number), nix::sys::stat::minor(number));
-    let dir = std::fs::canonicalize(dir).ok()?;
-    match dir.join("partition").exists() {
-        true => sysfs::number(dir.parent()?),
-        false => Some(number),
     }
 }
 

@@ -22,9 +22,16 @@ pub fn number(device: &Path) -> Option<u64> {
     fs::metadata(device).ok().filter(|meta| meta.file_type().is_block_device()).map(|meta| meta.rdev())
 }
 
-/// The device's directory in sysfs.
-fn sysfs(rdev: u64) -> PathBuf {
+/// The device's directory in sysfs, a link.
+pub fn sysfs(rdev: u64) -> PathBuf {
     format!("/sys/dev/block/{}:{}", nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev)).into()
+}
+
+/// The device number that a directory of sysfs tells.
+pub fn number_in(dir: &Path) -> Option<u64> {
+    let text = fs::read_to_string(dir.join("dev")).ok()?;
+    let (major, minor) = text.trim().split_once(':')?;
+    Some(nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// The size of a block device, bytes.
@@ -91,9 +98,7 @@ pub fn claimed(device: &Path) -> Option<String> {
     claimed_itself(rdev).or_else(|| {
         let parts = fs::read_dir(sysfs(rdev)).ok()?.flatten().filter(|e| e.path().join("partition").exists());
         parts.into_iter().find_map(|part| {
-            let text = fs::read_to_string(part.path().join("dev")).ok()?;
-            let (major, minor) = text.trim().split_once(':')?;
-            let who = claimed_itself(nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?))?;
+            let who = claimed_itself(number_in(&part.path())?)?;
             Some(format!("{who} (its partition {})", part.file_name().to_string_lossy()))
         })
     })
@@ -143,9 +148,7 @@ pub fn below(rdev: u64) -> Vec<(u64, PathBuf)> {
     let entries = fs::read_dir(sysfs(rdev).join("slaves")).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| {
-            let text = fs::read_to_string(entry.path().join("dev")).ok()?;
-            let (major, minor) = text.trim().split_once(':')?;
-            let number = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
+            let number = number_in(&entry.path())?;
             let name = dm_name(number)
                 .map_or_else(|| Path::new("/dev").join(entry.file_name()), |name| Path::new("/dev/mapper").join(name));
             Some((number, name))
@@ -193,9 +196,17 @@ pub fn is_passing(holder: Option<&str>) -> bool {
 /// # Errors
 /// [`Error::Io`] if the device cannot be opened for another reason than that it is in use.
 pub fn exclusive_holder(device: &Path) -> Result<Option<String>> {
-    if let Some(who) = claimed(device) {
-        return Ok(Some(who));
+    match claimed(device) {
+        Some(who) => Ok(Some(who)),
+        None => refuses_to_share(device),
     }
+}
+
+/// As [`exclusive_holder`], for a device of which the caller knows that neither a mount, swap nor another device has it.
+///
+/// # Errors
+/// As [`exclusive_holder`].
+pub fn refuses_to_share(device: &Path) -> Result<Option<String>> {
     match OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(device) {
         Ok(_) => Ok(None),
         Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Ok(Some("something in the kernel".to_owned())),

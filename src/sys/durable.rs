@@ -18,10 +18,11 @@ mod leftovers;
 mod new_file;
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::dir;
@@ -366,6 +367,21 @@ impl AsFd for Dir {
 pub fn sync_parent(path: &Path) -> Result<()> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io("make durable", parent))
+}
+
+/// Makes a directory and those above it that are missing, mode 0755, each durable. Idempotent.
+///
+/// # Errors
+/// [`Error::Io`] with the directory that cannot be made.
+pub fn make_dirs(path: &Path) -> Result<()> {
+    let mut missing: Vec<&Path> = path.ancestors().take_while(|part| !part.exists()).collect();
+    while let Some(part) = missing.pop() {
+        match DirBuilder::new().mode(0o755).create(part) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("make the directory", part)(e)),
+            _ => sync_parent(part)?,
+        }
+    }
+    Ok(())
 }
 
 /// Whether `error` says that the filesystem has no such operation, so that a slower way is worth a try.

@@ -15,9 +15,9 @@ use crate::registry::facts::State;
 use crate::registry::rebuild::{self, Found};
 use crate::registry::settings::Settings;
 use crate::registry::view::{self, Host};
-use crate::registry::{identity, ledger, reserve};
+use crate::registry::{identity, ledger};
 use crate::sr::{DRIVERS, Driver};
-use crate::types::{DeviceConfig, SrUuid};
+use crate::types::{DeviceConfig, SrUuid, seconds_now};
 
 /// Carries one command out.
 ///
@@ -84,15 +84,19 @@ fn no_device(device: &str) -> Error {
     Error::NoDevice { device: device.to_owned(), why }
 }
 
+/// The identity that a word for a device means: `of_disk`, unless the word is a path that leads to a partition.
+fn meant(word: &str, of_disk: String) -> String {
+    let of_path = if word.contains('/') { identity::of_path(word.as_ref()) } else { None };
+    of_path.unwrap_or(of_disk)
+}
+
 fn deadline() -> Instant {
     Instant::now() + DEFAULT_WAIT
 }
 
 fn claim(settings: &Settings, word: &str, owner: &OwnerArgs) -> Result<Reply> {
     let (row, tests) = Host::look(settings)?.find(word).ok_or_else(|| no_device(word))?;
-    // The name may lead to a partition.
-    let identity = if word.contains('/') { identity::of_path(word.as_ref()) } else { None };
-    let identity = identity.unwrap_or(row.identity);
+    let identity = meant(word, row.identity);
     if identity.is_empty() {
         return Err(no_device(word));
     }
@@ -110,7 +114,7 @@ fn claim(settings: &Settings, word: &str, owner: &OwnerArgs) -> Result<Reply> {
         class: class.map(|class| class.word().to_owned()).unwrap_or_default(),
         index: owner.index,
         sr_uuid: None,
-        since: reserve::now(),
+        since: seconds_now().unwrap_or_default(),
     };
     ledger::change(deadline(), |claims| {
         if let Some(known) = claims.overlapping(&identity).find(|known| !known.has_owner_of(&claim)) {
@@ -123,15 +127,15 @@ fn claim(settings: &Settings, word: &str, owner: &OwnerArgs) -> Result<Reply> {
 }
 
 fn release(settings: &Settings, word: &str) -> Result<Reply> {
-    let mut identity = word.to_owned();
-    if let Some(claim) = ledger::read()?.of(word) {
-        identity.clone_from(&claim.identity);
-    } else {
-        let (row, _) = Host::look(settings)?.find(word).ok_or_else(|| no_device(word))?;
-        identity = if word.contains('/') { identity::of_path(word.as_ref()) } else { None }.unwrap_or(row.identity);
-    }
-    let known = ledger::read()?.of(&identity).cloned();
-    if let Some((sr, claim)) = known.as_ref().and_then(|claim| Some((claim.sr_uuid?, claim)))
+    let claims = ledger::read()?;
+    let identity = match claims.of(word) {
+        Some(claim) => claim.identity.clone(),
+        None => {
+            let (row, _) = Host::look(settings)?.find(word).ok_or_else(|| no_device(word))?;
+            meant(word, row.identity)
+        }
+    };
+    if let Some((sr, claim)) = claims.of(&identity).and_then(|claim| Some((claim.sr_uuid?, claim)))
         && exists(sr, claim)?
     {
         let holder = format!("SR {sr} is on it; sr_delete deletes the SR and releases its devices");
@@ -177,7 +181,7 @@ fn rebuild(dry_run: bool) -> Result<Reply> {
     }
     let present = Host::identities()?;
     let make = |before: Option<&crate::registry::claims::Claims>| {
-        rebuild::rebuilt(before, &found, &present, &view::host_name(), reserve::now())
+        rebuild::rebuilt(before, &found, &present, &view::host_name(), seconds_now().unwrap_or_default())
     };
     let lines = match dry_run {
         true => make(ledger::read().ok().as_ref()).1,
