@@ -110,8 +110,29 @@ pub enum Error {
     #[error("{}: {what}", path.display())]
     Damaged { path: PathBuf, what: String },
     /// A line of a file that a person wrote.
-    #[error("{}: line {line}: {what}", path.display())]
+    #[error("{}: {what}", at_line(path, *line))]
     BadLine { path: PathBuf, line: usize, what: String },
+    /// A line of a model that no medium fits. `what` says why, with the medium that comes nearest.
+    #[error("{}: no medium fits: {what}", at_line(path, *line))]
+    NoMatch { path: PathBuf, line: usize, what: String },
+    /// An index of a slot that is out of range, or that two lines have.
+    #[error("{}: {what}", at_line(path, *line))]
+    BadIndex { path: PathBuf, line: usize, what: String },
+    /// A change of a layout that cannot be made in place.
+    #[error("layout {layout} cannot be changed so: {what}")]
+    Frozen { layout: String, what: String },
+    /// A plan that was made of another state than there is now.
+    #[error("the plan for layout {layout} does not fit any more: {why}; make a new one by sm plan")]
+    StalePlan { layout: String, why: String },
+    /// A step that is done only if the caller allows it.
+    #[error("{step} is refused: {why}; --allow {allow} allows it")]
+    NeedsAllow { step: String, why: String, allow: &'static str },
+    /// Some steps of a plan were done, and then one failed.
+    #[error(
+        "{done} of {of} steps of layout {layout} are done; step {step} failed: {}; sm apply --resume goes on",
+        one_line(cause)
+    )]
+    PartlyApplied { layout: String, done: usize, of: usize, step: String, cause: Box<Error> },
     /// A source of devices that there is not. `known`: those that there are.
     #[error("no backend is called {}; there are {}", Quoted(name), known.join(", "))]
     NoBackend { name: String, known: Vec<String> },
@@ -362,6 +383,14 @@ pub fn one_line(error: &Error) -> String {
         if acts_on_terminal(c) { line.extend(c.escape_default()) } else { line.push(c) }
     }
     line
+}
+
+/// A line of a file; 0 stands for all of the file.
+fn at_line(path: &Path, line: usize) -> String {
+    match line {
+        0 => path.display().to_string(),
+        line => format!("{}: line {line}", path.display()),
+    }
 }
 
 fn meant(similar: &[String]) -> String {

@@ -11,7 +11,7 @@
 //! 7. [`sys`]: the system: loop devices, locks, durable writes, external tools.
 //!
 //! [`registry`] is what people call things on this host: SRs with a name, which the door for people alone reads, and media with
-//! their owners.
+//! their owners. [`layout`] is the storage of a host as its operator describes it.
 //!
 //! [`context`] holds what a call hands down through the layers: its deadline, its progress, the other hosts.
 
@@ -26,6 +26,7 @@ pub mod datapath;
 pub mod door;
 pub mod error;
 pub mod image;
+pub mod layout;
 pub mod registry;
 pub mod sr;
 pub mod sys;

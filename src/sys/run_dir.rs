@@ -72,6 +72,17 @@ pub fn inventory() -> PathBuf {
     on_host("/etc/sm/storage.conf")
 }
 
+/// Installed layouts and the journals of their changes: `/var/lib/sm/layouts`.
+pub fn layouts() -> PathBuf {
+    on_host("/var/lib/sm/layouts")
+}
+
+/// Models of layouts that are called by their names: `/etc/sm/layouts`. [`VARIABLE`] moves them to where the installed layouts
+/// are; the extensions of their files differ.
+pub fn models() -> PathBuf {
+    on_host("/etc/sm/layouts")
+}
+
 /// The programs of the backends `exec:NAME`: `/usr/lib/sm/backends`.
 pub fn backends() -> PathBuf {
     on_host("/usr/lib/sm/backends")

@@ -63,7 +63,15 @@ macro_rules! uuid_type {
 }
 
 uuid_type!(SrUuid, "SR-UUID", "The UUID of a storage repository.");
+uuid_type!(LayoutUuid, "layout UUID", "The UUID of a layout, from which the UUIDs of its SRs follow.");
 uuid_type!(VdiUuid, "VDI-UUID", "The UUID of a virtual disk; unique within its SR.");
+
+impl SrUuid {
+    /// The UUID of the SR of a slot of a layout: always the same (version 5) for the same layout and slot.
+    pub fn of_slot(layout: LayoutUuid, slot: &str) -> Self {
+        SrUuid(Uuid::new_v5(&layout.0, slot.as_bytes()))
+    }
+}
 
 impl VdiUuid {
     /// The UUID of a disk that has a name and no UUID: always the same (version 5) for the same SR and name.

@@ -234,7 +234,14 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         Error::Damaged { .. } if general == Code::VDIUnavailable => Code::VDILoad,
         Error::Damaged { .. } | Error::NotMerged { .. } | Error::NotWhole { .. } | Error::NotPaused { .. } => general,
         // Of people's commands.
-        Error::BadLine { .. } | Error::NoBackend { .. } => general,
+        Error::BadLine { .. }
+        | Error::NoBackend { .. }
+        | Error::NoMatch { .. }
+        | Error::BadIndex { .. }
+        | Error::Frozen { .. }
+        | Error::StalePlan { .. }
+        | Error::NeedsAllow { .. }
+        | Error::PartlyApplied { .. } => general,
         Error::Tool { argv, .. } => of_tool(argv.split(' ').next().unwrap_or(""), command).unwrap_or(general),
         Error::Io { .. } | Error::ImageServer { .. } => match error.errno().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Code::SRNoSpace,

@@ -1,0 +1,302 @@
+//! The lines of a model or of an installed layout, with their values read by type. Both have one form.
+
+use std::collections::BTreeMap;
+
+use super::keys::{self, Kind, Options};
+use super::{Address, Attach, Gateway, LayoutName};
+use crate::registry::candidate::Class;
+use crate::registry::line::{self, Misfit, Relation};
+use crate::types::{LayoutUuid, nearest};
+
+/// Lines that a document may stand for when all ranges are expanded.
+const MOST: usize = 200_000;
+
+/// Bytes of the longest value in a list.
+const LONGEST: usize = 4096;
+
+/// A document as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    pub name: LayoutName,
+    pub uuid: Option<LayoutUuid>,
+    pub options: Options,
+    /// Each with its line; so are the next two.
+    pub addresses: Vec<(usize, Address)>,
+    pub attaches: Vec<(usize, Attach)>,
+    pub gateways: Vec<(usize, Gateway)>,
+    /// The SR lines with their numbers, every range expanded.
+    pub srs: Vec<(usize, Class, Fields)>,
+}
+
+/// The values of a list that nobody has read yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fields(BTreeMap<String, Vec<(Relation, String)>>);
+
+impl Fields {
+    fn of(text: &str) -> Result<Fields, String> {
+        let mut found: BTreeMap<String, Vec<(Relation, String)>> = BTreeMap::new();
+        for field in line::fields(text)? {
+            if field.value.len() > LONGEST {
+                return Err(format!("the value of {} is longer than {LONGEST} bytes", field.key));
+            }
+            found.entry(field.key).or_default().push((field.relation, field.value));
+        }
+        Ok(Fields(found))
+    }
+
+    /// The value of a key; `None` if it is not there.
+    ///
+    /// # Errors
+    /// A clause, for `>=` and `<=` and for an empty value.
+    pub fn take(&mut self, key: &str) -> Result<Option<String>, String> {
+        let Some(mut given) = self.0.remove(key) else { return Ok(None) };
+        match given.pop() {
+            Some((Relation::Is, value)) if given.is_empty() && !value.is_empty() => Ok(Some(value)),
+            Some((_, value)) if value.is_empty() => Err(format!("{key} has no value")),
+            _ => Err(format!("{key} is compared by = alone")),
+        }
+    }
+
+    /// The value of a key that has to be there.
+    ///
+    /// # Errors
+    /// As [`take`](Fields::take), and if there is none.
+    pub fn need(&mut self, key: &str) -> Result<String, String> {
+        self.take(key)?.ok_or_else(|| format!("{key}= is missing"))
+    }
+
+    /// All comparisons of a key.
+    pub fn take_compared(&mut self, key: &str) -> Vec<(Relation, String)> {
+        self.0.remove(key).unwrap_or_default()
+    }
+
+    /// Refuses what nobody has read. `known`: the keys that there are.
+    ///
+    /// # Errors
+    /// A clause with the key.
+    pub fn finish(self, known: &[&str]) -> Result<(), String> {
+        match self.0.keys().next() {
+            None => Ok(()),
+            Some(key) => Err(unknown(key, known)),
+        }
+    }
+}
+
+fn unknown(key: &str, known: &[&str]) -> String {
+    match nearest(key, known.iter().copied()) {
+        Some(meant) => format!("there is no key {key:?}; did you mean {meant}?"),
+        None => format!("there is no key {key:?}; there are {}", known.join(" ")),
+    }
+}
+
+/// The names of all keys that a line may begin with.
+fn names() -> Vec<&'static str> {
+    let classes = Class::ALL.iter().map(|class| class.word());
+    let whole = keys::KEYS.iter().map(|key| key.name);
+    ["layout", "uuid", "addr", "attach", "gateway"].into_iter().chain(classes).chain(whole).collect()
+}
+
+impl Document {
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// The line, and what is wrong with it; line 0 for what concerns none.
+    pub fn parse(text: &str) -> Result<Document, Misfit> {
+        let mut name = None;
+        let mut found = Lines { uuid: None, options: Options::default(), ..Lines::default() };
+        for line in line::lines(text)? {
+            let bad = |what: String| Misfit::at(line.number, what);
+            match line.key.as_str() {
+                "layout" => {
+                    let read = line.value.parse::<LayoutName>().map_err(|e| bad(e.to_string()))?;
+                    if name.replace(read).is_some() {
+                        return Err(bad("layout is there twice".to_owned()));
+                    }
+                }
+                _ => found.add(&line).map_err(bad)?,
+            }
+            if found.count() > MOST {
+                return Err(bad(format!("the lines up to this one stand for more than {MOST} lines")));
+            }
+        }
+        let name = name.ok_or_else(|| Misfit::at(0, "it has no line `layout: NAME`"))?;
+        let Lines { uuid, options, addresses, attaches, gateways, srs } = found;
+        Ok(Document { name, uuid, options, addresses, attaches, gateways, srs })
+    }
+}
+
+#[derive(Default)]
+struct Lines {
+    uuid: Option<LayoutUuid>,
+    options: Options,
+    addresses: Vec<(usize, Address)>,
+    attaches: Vec<(usize, Attach)>,
+    gateways: Vec<(usize, Gateway)>,
+    srs: Vec<(usize, Class, Fields)>,
+}
+
+impl Lines {
+    fn count(&self) -> usize {
+        self.addresses.len() + self.attaches.len() + self.gateways.len() + self.srs.len()
+    }
+
+    fn add(&mut self, line: &line::Line) -> Result<(), String> {
+        let list = || line::expanded(&line.value)?.iter().map(|text| Fields::of(text)).collect::<Result<Vec<_>, _>>();
+        match line.key.as_str() {
+            "uuid" => {
+                let uuid = line.value.parse::<LayoutUuid>().map_err(|e| e.to_string())?;
+                if self.uuid.replace(uuid).is_some() {
+                    return Err("uuid is there twice".to_owned());
+                }
+            }
+            "addr" => {
+                for fields in list()? {
+                    add(&mut self.addresses, line.number, address(fields)?)?;
+                }
+            }
+            "attach" => {
+                for fields in list()? {
+                    let attach = attach(fields)?;
+                    let is_same = |it: &(usize, Attach)| {
+                        (&it.1.host, it.1.class, &it.1.path) == (&attach.host, attach.class, &attach.path)
+                    };
+                    if let Some((at, _)) = self.attaches.iter().find(|it| is_same(it)) {
+                        return Err(format!("line {at} attaches this class on this host at this path already"));
+                    }
+                    self.attaches.push((line.number, attach));
+                }
+            }
+            "gateway" => {
+                for fields in list()? {
+                    add(&mut self.gateways, line.number, gateway(fields)?)?;
+                }
+            }
+            word => match (word.parse::<Class>(), keys::find(word)) {
+                (Ok(class), _) => self.srs.extend(list()?.into_iter().map(|fields| (line.number, class, fields))),
+                (_, Some(key)) => {
+                    let value = key.kind.normal(&line.value).map_err(|what| format!("{word}: {what}"))?;
+                    if !self.options.put(key, value) {
+                        return Err(format!("{word} is there twice"));
+                    }
+                }
+                _ => return Err(unknown(word, &names())),
+            },
+        }
+        Ok(())
+    }
+}
+
+fn add<T: PartialEq>(to: &mut Vec<(usize, T)>, line: usize, value: T) -> Result<(), String> {
+    if let Some((at, _)) = to.iter().find(|(_, known)| *known == value) {
+        return Err(format!("line {at} says this already"));
+    }
+    to.push((line, value));
+    Ok(())
+}
+
+/// The name of a host.
+///
+/// # Errors
+/// A clause that says what is wrong.
+pub fn host(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    match text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(plain) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("{text:?} is no name of a host")),
+    }
+}
+
+fn address(mut fields: Fields) -> Result<Address, String> {
+    let host = host(&fields.need("host")?)?;
+    let address = fields.need("addr")?;
+    fields.finish(&["host", "addr"])?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".:-_%".contains(c);
+    match address.starts_with(|c: char| c.is_ascii_alphanumeric() || c == ':') && address.chars().all(plain) {
+        true => Ok(Address { host, address }),
+        false => Err(format!("{address:?} is no address; several have a line each")),
+    }
+}
+
+fn attach(mut fields: Fields) -> Result<Attach, String> {
+    let host = host(&fields.need("host")?)?;
+    let class = fields.need("class")?.parse()?;
+    let path = fields.take("path")?.map(|path| Kind::Path.normal(&path)).transpose()?.unwrap_or_default();
+    let options = fields.take("options")?.unwrap_or_default();
+    fields.finish(&["host", "class", "path", "options"])?;
+    Ok(Attach { host, class, path, options })
+}
+
+fn gateway(mut fields: Fields) -> Result<Gateway, String> {
+    let host = host(&fields.need("host")?)?;
+    let fabric = fields.need("fabric")?;
+    fields.finish(&["host", "fabric"])?;
+    Ok(Gateway { host, fabric })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_document_is_read_and_its_ranges_are_expanded() {
+        let text = "layout: rack1 # x\ndescription: test rack\naddr: host=filer[1-2] addr=10.0.0.[11-12]\n\
+                    nfs: host=filer1 dev=/export/sr[0-3] index=[4-7]\nattach: host=node[1-3] class=nfs options=ro\n\
+                    gateway: host=node1 fabric=iscsi\nlimit: 0x10\n";
+        let found = Document::parse(text).unwrap();
+        assert_eq!((found.name.as_str(), found.uuid), ("rack1", None));
+        assert_eq!((found.options.get("description"), found.options.get("limit")), (Some("test rack"), Some("16")));
+        assert_eq!(found.addresses[1], (3, Address { host: "filer2".to_owned(), address: "10.0.0.12".to_owned() }));
+        assert_eq!((found.srs.len(), found.attaches.len(), found.gateways.len()), (4, 3, 1));
+        let (line, class, mut fields) = found.srs[2].clone();
+        assert_eq!((line, class), (4, Class::Nfs));
+        assert_eq!(
+            (fields.need("index"), fields.take("dev")),
+            (Ok("6".to_owned()), Ok(Some("/export/sr2".to_owned())))
+        );
+        assert_eq!(fields.clone().finish(&["host"]).unwrap_err(), "there is no key \"host\"; did you mean host?");
+        assert_eq!(fields.take("size"), Ok(None));
+    }
+
+    #[test]
+    fn each_fault_is_named_with_its_line() {
+        for (bad, line, what) in [
+            ("lvm: host=a dev=/b", 0, "no line `layout: NAME`"),
+            ("layout: Rack", 1, "lower-case"),
+            ("layout: a\nlayout: a", 2, "twice"),
+            ("layout: a\ncolour: red", 2, "there is no key \"colour\""),
+            ("layout: a\natach: host=a", 2, "did you mean attach?"),
+            ("layout: a\nuuid: x", 2, "expected a UUID"),
+            ("layout: a\nnonsense", 2, "expected KEY: VALUE"),
+            ("layout: a\n\nlvm: dev", 3, "expected k=v"),
+            ("layout: a\nlvm: host=a[0-1] dev=/b[0-2]", 2, "has 3 members"),
+            ("layout: a\naddr: host=f addr=10.0.0.1,10.0.0.2", 2, "several have a line each"),
+            ("layout: a\naddr: host=f addr=1\naddr: host=f addr=1", 3, "line 2 says this already"),
+            ("layout: a\naddr: host=-f addr=1", 2, "no name of a host"),
+            ("layout: a\nattach: host=a class=tape", 2, "no class"),
+            ("layout: a\nattach: host=a", 2, "class= is missing"),
+            ("layout: a\nattach: host=a class=nfs path=x", 2, "no absolute path"),
+            ("layout: a\nattach: host=a class=nfs\nattach: host=a class=nfs options=ro", 3, "line 2 attaches"),
+            ("layout: a\nattach: host=a class=nfs colour=red", 2, "there is no key \"colour\""),
+            ("layout: a\ngateway: host=a", 2, "fabric= is missing"),
+            ("layout: a\nlimit: many", 2, "limit: \"many\" is no whole number"),
+            ("layout: a\nlimit: 1\nlimit: 1", 3, "limit is there twice"),
+            (
+                "layout: a\nlvm: dev=/d[0-65535]\nfile: dev=/d[0-65535]\nnfs: dev=/d[0-65535]\nlvm: dev=/e[0-65535]",
+                5,
+                "more than",
+            ),
+        ] {
+            let misfit = Document::parse(bad).unwrap_err();
+            assert_eq!(misfit.line, line, "{bad}: {misfit:?}");
+            assert!(misfit.what.contains(what), "{bad}: {}", misfit.what);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "(layout: a\n)?((lvm|addr|attach|uuid|limit)?:? ?[a-z=\\[\\]0-9\"#,>< ]{0,20}\n){0,4}") {
+            let _ = Document::parse(&text);
+        }
+    }
+}
