@@ -4,7 +4,9 @@
 # make bench     figures, as ratios against what one would use instead
 # make install   DESTDIR= PREFIX=/usr/local; SMDIR=/opt/xensource/sm puts DRIVERS where xapi looks, and
 #                PLUGINDIR=/etc/xapi.d/plugins the plug-in by which other hosts pause a disk
-# make uninstall the same variables; takes away what install put there
+# make uninstall the same variables; takes away what install put there, and gives back what stood there
+# make deb       a Debian package of what install puts there, in target/package
+# make rpm       two packages for hosts with rpm: the same, and one that gives xapi the drivers (docs/install.md)
 # make torture   the long siblings of the crash and fault tests, and of what the guests only sample
 # make coverage  which lines of src the tests run, in percent for each directory; TESTS= of tests/*.rs (most of them)
 # make fuzz      SECONDS=60 for each of TARGETS= (all): inputs that a parser does not survive
@@ -16,6 +18,8 @@ DESTDIR ?=
 SMDIR ?=
 # Where xapi looks for host plug-ins. The one that is there is kept as tapdisk-pause.stock.
 PLUGINDIR ?=
+# Where zsh looks for completions, below PREFIX/share: Debian's zsh takes those of packages from zsh/vendor-completions.
+ZSHDIR ?= zsh/site-functions
 # Which of them xapi gets. Not LVMSR: the usual local SRs of XCP-ng (type lvm) are LVHD, VHDs on logical volumes, which the
 # Python driver serves and ours does not.
 DRIVERS ?= $(filter-out LVMSR,$(ALL_DRIVERS))
@@ -29,7 +33,7 @@ export BIN
 # The drivers are links to sm: one file on a small root disk, and xapi follows links.
 ALL_DRIVERS := $(shell sed -n 's/.*executable: "\(.*\)",.*/\1/p' src/sr/*.rs)
 
-.PHONY: all release demo check tests-built lint bench install uninstall torture coverage fuzz generated deps deps-build clean
+.PHONY: all release demo check tests-built lint bench install uninstall deb rpm torture coverage fuzz generated deps deps-build clean
 
 all: release
 
@@ -76,8 +80,10 @@ fuzz:
 generated:
 	UPDATE_GENERATED=1 cargo test --locked --quiet --test generated
 
-COMPLETIONS := sm.bash:bash-completion/completions/sm _sm:zsh/site-functions/_sm sm.fish:fish/vendor_completions.d/sm.fish
+COMPLETIONS := sm.bash:bash-completion/completions/sm _sm:$(ZSHDIR)/_sm sm.fish:fish/vendor_completions.d/sm.fish
 UNITS = $(PREFIX)/lib/systemd/system
+NAME := $(shell sed -n 's/^name = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+DOC = $(PREFIX)/share/doc/$(NAME)
 unknown = $(filter-out $(ALL_DRIVERS),$(DRIVERS))
 
 install: release
@@ -87,25 +93,31 @@ install: release
 	for d in $(ALL_DRIVERS); do ln -sf sm $(DESTDIR)$(PREFIX)/sbin/$$d || exit; done
 	[ -z "$(SMDIR)" ] || install -d $(DESTDIR)$(SMDIR)
 	[ -z "$(SMDIR)" ] || support/observer-entry $(DESTDIR)$(PREFIX)/sbin/sm
-	[ -z "$(SMDIR)" ] || for d in $(DRIVERS); do ln -sf $(PREFIX)/sbin/sm $(DESTDIR)$(SMDIR)/$$d || exit; done
+	[ -z "$(SMDIR)" ] || support/stand-in put $(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(SMDIR)/,$(DRIVERS))
 	[ -z "$(PLUGINDIR)" ] || install -d $(DESTDIR)$(PLUGINDIR)
-	[ -z "$(PLUGINDIR)" ] || support/install-plugin $(DESTDIR)$(PLUGINDIR) $(PREFIX)/sbin/sm
+	[ -z "$(PLUGINDIR)" ] || support/stand-in put $(PREFIX)/sbin/sm $(DESTDIR)$(PLUGINDIR)/tapdisk-pause
 	install -m 644 man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -d $(DESTDIR)$(UNITS)
 	for u in $(notdir $(wildcard support/systemd/*)); do \
 	    sed 's|@sbin@|$(PREFIX)/sbin|' support/systemd/$$u > $(DESTDIR)$(UNITS)/$$u || exit; done
 	for c in $(COMPLETIONS); do install -Dm 644 completions/$${c%%:*} $(DESTDIR)$(PREFIX)/share/$${c#*:} || exit; done
+	install -d $(DESTDIR)$(DOC)/docs
+	install -m 644 README.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT $(DESTDIR)$(DOC)
+	install -m 644 docs/*.md $(DESTDIR)$(DOC)/docs
 
-# What stood in SMDIR before is for the administrator to put back (docs/xapi.md); what is there and not ours stays.
+# Files that are there and not ours stay.
 uninstall:
-	[ -z "$(SMDIR)" ] || for d in $(ALL_DRIVERS); do l=$(DESTDIR)$(SMDIR)/$$d; \
-	    [ "$$(readlink $$l)" != $(PREFIX)/sbin/sm ] || rm $$l || exit; done
-	[ -z "$(PLUGINDIR)" ] || { cd $(DESTDIR)$(PLUGINDIR) && if [ "$$(readlink tapdisk-pause)" = $(PREFIX)/sbin/sm ]; then \
-	    rm tapdisk-pause && if [ -e tapdisk-pause.stock ]; then mv tapdisk-pause.stock tapdisk-pause; fi; fi; }
+	[ -z "$(SMDIR)" ] || support/stand-in give-back $(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(SMDIR)/,$(ALL_DRIVERS))
+	[ -z "$(PLUGINDIR)" ] || support/stand-in give-back $(PREFIX)/sbin/sm $(DESTDIR)$(PLUGINDIR)/tapdisk-pause
 	rm -f $(DESTDIR)$(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(PREFIX)/sbin/,$(ALL_DRIVERS))
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/man/man8/,$(notdir $(wildcard man/*.8)))
 	rm -f $(addprefix $(DESTDIR)$(UNITS)/,$(notdir $(wildcard support/systemd/*)))
 	for c in $(COMPLETIONS); do rm -f $(DESTDIR)$(PREFIX)/share/$${c#*:} || exit; done
+	rm -rf $(DESTDIR)$(DOC)
+
+deb rpm: release
+	@tests/deps build $@
+	@support/package/$@/build
 
 deps-build:
 	@tests/deps build

@@ -18,6 +18,8 @@ echo 'the stock plug-in' > "$plugin"
 # An LVMSR that serves LVHD SRs stays, unless it is named.
 mkdir -p "$smdir"
 echo python > "$smdir/LVMSR"
+# The drivers of XCP-ng are links to the Python files beside them.
+ln -s FileSR.py "$smdir/FileSR"
 run install
 # shellcheck disable=SC2013 # names without blanks
 for driver in $(sed -n 's/.*executable: "\(.*\)",.*/\1/p' src/sr/*.rs); do
@@ -29,13 +31,13 @@ for driver in $(sed -n 's/.*executable: "\(.*\)",.*/\1/p' src/sr/*.rs); do
 done
 # A second time the stock plug-in stays what it is; an update of it becomes the one that is kept.
 for stock in 'the stock plug-in' 'a newer one'; do
-    support/install-plugin "${plugin%/*}" /usr/sbin/sm
+    support/stand-in put /usr/sbin/sm "$plugin"
     [ "$(readlink "$plugin")" = /usr/sbin/sm ]
     [ "$(cat "$plugin.stock")" = "$stock" ] || wrong 'the stock plug-in was not kept'
     rm "$plugin"
     echo 'a newer one' > "$plugin"
 done
-support/install-plugin "${plugin%/*}" /usr/sbin/sm
+support/stand-in put /usr/sbin/sm "$plugin"
 for unit in 'sm-collect@.service' 'sm-collect@.timer'; do
     [ -s "$root/usr/lib/systemd/system/$unit" ] || wrong "$unit is not installed"
 done
@@ -51,10 +53,11 @@ left=$(find "$root/usr" ! -type d)
 [ -z "$(linked)" ] || wrong "uninstall left $(linked)"
 [ "$(cat "$smdir/LVMSR")" = python ] || wrong "uninstall took what was not ours"
 [ "$(cat "$plugin")" = 'a newer one' ] || wrong 'the stock plug-in did not come back'
+[ "$(readlink "$smdir/FileSR")" = FileSR.py ] || wrong 'the stock FileSR did not come back'
 
 run install DRIVERS='FileSR LVMSR'
 [ "$(linked)" = 'FileSR LVMSR' ] || wrong "of FileSR and LVMSR xapi got $(linked)"
 if run install DRIVERS='FileSR NoSR' 2> /dev/null; then wrong 'a driver that there is not was installed'; fi
 run uninstall
-[ -z "$(ls "$smdir")" ] || wrong "uninstall left $(ls "$smdir")"
+[ "$(cd "$smdir" && echo *) $(cat "$smdir/LVMSR")" = 'FileSR LVMSR python' ] || wrong "uninstall left $(ls "$smdir")"
 echo "installed, ran and uninstalled sm and the drivers $installed"
