@@ -23,7 +23,9 @@ use xcp_sm::image::storage::FileStorage;
 use xcp_sm::image::vhd;
 use xcp_sm::sr::file::DRIVER;
 use xcp_sm::sys::lock;
-use xcp_sm::types::{DeviceConfig, Format, Mode, NewVdi, Overwrite, Params, ParamsChange, SrUuid, VdiInfo, VdiUuid};
+use xcp_sm::types::{
+    DeviceConfig, Format, Mode, NewSr, NewVdi, Overwrite, Params, ParamsChange, SrUuid, VdiInfo, VdiUuid,
+};
 use xcp_sm::vdi::SnapshotSaid::{ByAgent, BySr};
 
 const MIB: usize = 1 << 20;
@@ -82,7 +84,7 @@ impl Model {
         let number = MODELS.fetch_add(1, Relaxed);
         let (sr, disks, snapshots) = (SrUuid::random(), BTreeMap::new(), BTreeMap::new());
         let mut model = Model { format, scratch, sr, disks, snapshots, next: 0, number };
-        model.run(|session, context| session.sr_create(None, &Overwrite::default(), context));
+        model.run(|session, context| session.sr_create(&NewSr::default(), &Overwrite::default(), context));
         let vdi = model.new_uuid();
         let new = NewVdi { vdi, virtual_size: 4 * MIB as u64, format: Some(format), params: Params::default() };
         model.run(|session, context| session.vdi_create(new, context));

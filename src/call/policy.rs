@@ -159,7 +159,7 @@ mod tests {
     use super::*;
     use crate::call::Unreadable;
     use crate::sr::{file, iso};
-    use crate::types::{NewVdi, Overwrite, SrUuid, VdiUuid};
+    use crate::types::{NewSr, NewVdi, Overwrite, SrUuid, VdiUuid};
 
     #[test]
     fn only_a_slave_is_refused_and_only_what_the_master_does() {
@@ -230,7 +230,7 @@ mod tests {
         let config = DeviceConfig::from([("location", location.as_str())]);
         let session = Session::open(&file::DRIVER, SrUuid::random(), config).unwrap();
         assert_eq!(session.vdis_at_stake(&context()).unwrap(), 0);
-        session.sr_create(None, &Overwrite::default(), &context()).unwrap();
+        session.sr_create(&NewSr::default(), &Overwrite::default(), &context()).unwrap();
         assert_eq!(session.vdis_at_stake(&context()).unwrap(), 0);
         let vdi = VdiUuid::random();
         let new = NewVdi { vdi, virtual_size: 1 << 20, format: None, params: Params::default() };

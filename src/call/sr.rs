@@ -6,22 +6,22 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::registry::reserve;
 use crate::sr::loss;
-use crate::types::{Done, Finding, Overwrite, Space, SrInfo, VdiName};
+use crate::types::{Done, Finding, NewSr, Overwrite, Space, SrInfo, VdiName};
 use crate::vdi::tree::collect::Planned;
 
 impl Session {
-    /// Makes the SR. `size`: the least size that will do, bytes. `over`: what may be destroyed for it.
+    /// Makes the SR. `over`: what may be destroyed for it.
     ///
     /// # Errors
     /// [`SrExists`](crate::Error::SrExists), [`DeviceInUse`](crate::Error::DeviceInUse), and
     /// [`HoldsSr`](crate::Error::HoldsSr) with the disks that would be lost.
-    pub fn sr_create(&self, size: Option<u64>, over: &Overwrite, context: &Context) -> Result<()> {
-        let (sr, over, devices, class) = (self.sr, over.clone(), self.devices(), self.driver.sr_type);
+    pub fn sr_create(&self, new: &NewSr, over: &Overwrite, context: &Context) -> Result<()> {
+        let (sr, new, over, devices, class) = (self.sr, *new, over.clone(), self.devices(), self.driver.sr_type);
         self.carry_out(Locks::of_sr(), context, move |storage, context| {
             if !devices.is_empty() {
                 reserve::refuse(sr, &devices)?;
             }
-            loss::create(storage, sr, size, &over, context)?;
+            loss::create(storage, sr, &new, &over, context)?;
             if !devices.is_empty() {
                 reserve::claim(sr, class, &devices, &over.srs, context.deadline);
             }

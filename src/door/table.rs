@@ -277,6 +277,7 @@ mod tests {
             free: 1 << 30,
             sr_type: "file".to_owned(),
             location: text.to_owned(),
+            slot: None,
             pool: None,
             vdis: vec![vdi(text)],
         };

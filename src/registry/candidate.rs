@@ -1,49 +1,12 @@
 //! Media that a backend offers, as an inventory names them: `lvm: host=node1 dev=/dev/disk/by-id/wwn-0x5[0-3] size=500G`.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use super::line::{self, Misfit, Relation};
 use crate::error::Result;
-
-/// The purpose of a medium, named after the driver. The order of the variants is that of lists and of work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Class {
-    Lvm,
-    File,
-    Nfs,
-}
-
-impl Class {
-    pub const ALL: [Class; 3] = [Class::Lvm, Class::File, Class::Nfs];
-
-    pub fn word(self) -> &'static str {
-        match self {
-            Class::Lvm => "lvm",
-            Class::File => "file",
-            Class::Nfs => "nfs",
-        }
-    }
-}
-
-impl fmt::Display for Class {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
-    }
-}
-
-impl FromStr for Class {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Class, String> {
-        let found = Class::ALL.into_iter().find(|class| class.word() == text);
-        found.ok_or_else(|| format!("there is no class {text:?}; there are lvm, file and nfs"))
-    }
-}
+pub use crate::types::Class;
 
 /// A medium of an inventory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

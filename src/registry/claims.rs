@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::SrUuid;
+use crate::types::{LayoutUuid, SrUuid};
 
 /// The layout of what was made by hand and not by a layout.
 pub const BY_HAND: &str = "-";
@@ -123,6 +123,19 @@ impl Claims {
     pub fn of(&self, identity: &str) -> Option<&Claim> {
         let at = self.claims.binary_search_by(|claim| claim.identity.as_str().cmp(identity)).ok()?;
         Some(&self.claims[at])
+    }
+
+    /// The name of a layout, also of one that was removed; its UUID if this host does not know the name.
+    pub fn layout_name(&self, layout: LayoutUuid) -> String {
+        let uuid = layout.to_string();
+        let known = self.layouts.iter().find(|(_, record)| record.uuid == uuid);
+        known.map_or(uuid.clone(), |(name, _)| name.clone())
+    }
+
+    /// The layouts that are not removed, by UUID.
+    pub fn installed(&self) -> BTreeMap<LayoutUuid, String> {
+        let there = self.layouts.iter().filter(|(_, record)| !record.removed);
+        there.filter_map(|(name, record)| Some((record.uuid.parse().ok()?, name.clone()))).collect()
     }
 
     /// The claims of a medium, of its partitions, and of the disk that it is a partition of.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::claims::Claim;
-use crate::types::Size;
+use crate::types::{Size, SlotMark};
 
 /// The outcome of the look for a signature on a device, in blkid's terms.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,10 +12,12 @@ pub enum Signature {
     /// The device was not read, as another test failed already.
     NotRead,
     None,
-    /// Its type in blkid's words, such as `LVM2_member`, and the volume group that it belongs to.
+    /// Its type in blkid's words, such as `LVM2_member`, the volume group that it belongs to, and the slot of a layout that the
+    /// SR in the group was made for.
     Found {
         kind: String,
         group: Option<String>,
+        slot: Option<SlotMark>,
     },
     /// It could not be read, and why.
     Unreadable(String),
@@ -76,6 +78,8 @@ pub struct Around<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
     Free,
+    /// It holds an SR that was made for a slot of a layout, and nothing claims it.
+    Adoptable,
     Claimed,
     /// The running system stands on it.
     System,
@@ -104,6 +108,7 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             State::Free => "free",
+            State::Adoptable => "adoptable",
             State::Claimed => "claimed",
             State::System => "system",
             State::MultipathPath => "multipath-path",
@@ -218,14 +223,17 @@ fn of_signature(signature: &Signature) -> Test {
         Signature::None => (None, "none".to_owned()),
         Signature::NotRead => (None, "not read: another test failed".to_owned()),
         Signature::Unreadable(why) => (Some(State::Unreadable), why.clone()),
-        Signature::Found { kind, group } => {
+        Signature::Found { kind, group, slot } => {
             let state = match kind.as_str() {
+                _ if slot.is_some() => State::Adoptable,
                 "zfs_member" => State::Zfs,
                 "ceph_bluestore" => State::CephOsd,
                 _ => State::Signature(kind.clone()),
             };
             let of_group = group.as_ref().map(|group| format!(" of volume group {group}")).unwrap_or_default();
-            (Some(state), format!("{kind}{of_group}"))
+            let of_slot =
+                slot.map(|slot| format!(", made for {} of layout {}", slot.place(), slot.layout)).unwrap_or_default();
+            (Some(state), format!("{kind}{of_group}{of_slot}"))
         }
     };
     Test { name: "no signature", found, fails }
@@ -280,7 +288,13 @@ pub mod tests_of {
     }
 
     fn found(kind: &str) -> Signature {
-        Signature::Found { kind: kind.to_owned(), group: None }
+        Signature::Found { kind: kind.to_owned(), group: None, slot: None }
+    }
+
+    /// Of an SR that was made for a slot.
+    fn marked() -> Signature {
+        let slot = "6ba7b810-9dad-11d1-80b4-00c04fd430c8/lvm/3".parse().ok();
+        Signature::Found { kind: "LVM2_member".to_owned(), group: Some("VG_XenStorage-x".to_owned()), slot }
     }
 
     #[test]
@@ -306,6 +320,8 @@ pub mod tests_of {
             ("zfs", |it| it.signature = found("zfs_member")),
             ("ceph-osd", |it| it.signature = found("ceph_bluestore")),
             ("signature:LVM2_member", |it| it.signature = found("LVM2_member")),
+            ("adoptable", |it| it.signature = marked()),
+            ("busy", |it| (it.signature, it.holders) = (marked(), holder("dm-0", false))),
             ("unreadable", |it| it.signature = Signature::Unreadable("EIO".to_owned())),
             // The owner counts more than that its volumes are active.
             ("system", |it| (it.is_system, it.read_only) = (true, true)),

@@ -13,8 +13,10 @@ use std::thread;
 
 use super::facts::Signature;
 use crate::error::{Error, Result, one_line};
+use crate::sr::volume_group;
 use crate::sys::pvlabel::{self, Metadata};
 use crate::sys::{blockdev, lvm};
+use crate::types::SlotMark;
 
 /// Where libblkid looks for signatures: the beginning with all labels of ZFS and the block of btrfs, that of VMFS, and the end
 /// with those of md and of controllers. Bytes.
@@ -49,16 +51,19 @@ fn of(node: &Path) -> Result<Signature> {
     if is_blank(&file, blockdev::size(node)?).map_err(Error::io("read", node))? {
         return Ok(Signature::None);
     }
-    let found = |kind: &str, group| Signature::Found { kind: kind.to_owned(), group };
+    let found = |kind: &str, group, slot| Signature::Found { kind: kind.to_owned(), group, slot };
     match pvlabel::read(node, &[])? {
-        Some(Metadata::Of(group)) => return Ok(found("LVM2_member", Some(group))),
-        Some(_) => return Ok(found("LVM2_member", None)),
+        Some(Metadata::Of { group, tags }) => {
+            let slot = SlotMark::of_tags(&tags).filter(|_| !volume_group::is_begun(&tags));
+            return Ok(found("LVM2_member", Some(group), slot));
+        }
+        Some(_) => return Ok(found("LVM2_member", None, None)),
         None => {}
     }
     let kinds = lvm::signatures(&node.display().to_string())?;
     // The label of a filesystem follows its type.
     let kind = kinds.first().map(|kind| kind.split(' ').next().unwrap_or_default());
-    Ok(kind.map_or(Signature::None, |kind| found(kind, None)))
+    Ok(kind.map_or(Signature::None, |kind| found(kind, None, None)))
 }
 
 /// Whether a device of `size` bytes has nothing but zeroes where signatures are.

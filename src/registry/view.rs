@@ -12,6 +12,7 @@ use super::sysfs::{self, Uses};
 use super::{identity, ledger, signature};
 use crate::error::Result;
 use crate::sys::blockdev;
+use crate::types::SlotMark;
 
 /// A line of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct Row {
     /// Bytes of a logical block.
     pub block: Option<u32>,
     pub rotational: Option<bool>,
+    /// The slot of a layout that the SR on it was made for, where that was read.
+    pub slot: Option<SlotMark>,
 }
 
 /// The block devices of this host, judged.
@@ -131,10 +134,11 @@ impl Host {
 
     fn row(&self, facts: &Facts) -> Row {
         let state = facts::state(&self.tests(facts));
-        let group = match &facts.signature {
-            Signature::Found { group: Some(group), .. } => Some(group.clone()),
-            _ => None,
+        let (group, slot) = match &facts.signature {
+            Signature::Found { group, slot, .. } => (group.clone(), *slot),
+            _ => (None, None),
         };
+        let of_slot = slot.map(|slot| format!("{} {}", self.claims.layout_name(slot.layout), slot.place()));
         let holders = facts.holders.iter().map(|it| it.shown.as_str()).collect::<Vec<_>>().join(", ");
         let owner = self.claim(facts).map(Claim::owner);
         let owner = owner.or_else(|| facts.used_as.clone()).or_else(|| facts.serves.clone());
@@ -145,7 +149,7 @@ impl Host {
             dev: node(facts).display().to_string(),
             size: Some(facts.size),
             state: Some(state),
-            owner: owner.or(group).unwrap_or_default(),
+            owner: owner.or(of_slot).or(group).unwrap_or_default(),
             identity: facts.identity.clone().unwrap_or_default(),
             wwid: facts.wwid.clone(),
             serial: facts.serial.clone(),
@@ -153,6 +157,7 @@ impl Host {
             tag: String::new(),
             block: Some(facts.block),
             rotational: Some(facts.rotational),
+            slot,
         }
     }
 
@@ -180,6 +185,7 @@ impl Host {
                     tag: text("tag"),
                     block: None,
                     rotational: None,
+                    slot: None,
                 },
             }
         };
@@ -219,6 +225,7 @@ fn missing(claim: &Claim) -> Row {
         tag: String::new(),
         block: None,
         rotational: None,
+        slot: None,
     }
 }
 

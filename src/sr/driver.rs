@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
 use crate::sys::watch::Pulse;
 use crate::types::{
-    DeviceConfig, Done, Finding, Format, NewVdi, Outcome, Overwrite, SmConfig, Space, SrInfo, SrUuid, State, VdiInfo,
-    VdiName, VdiUuid,
+    DeviceConfig, Done, Finding, Format, NewSr, NewVdi, Outcome, Overwrite, SlotMark, SmConfig, Space, SrInfo, SrUuid,
+    State, VdiInfo, VdiName, VdiUuid,
 };
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
@@ -63,6 +63,8 @@ pub struct Found {
     pub sr: SrUuid,
     /// Where it is.
     pub config: DeviceConfig,
+    /// The slot of a layout that it was made for, as its medium says.
+    pub slot: Option<SlotMark>,
 }
 
 /// The description of a driver that agents get; SMAPIv1, "sr_get_driver_info".
@@ -132,18 +134,19 @@ pub fn vdi_by_uuid(_sr: SrUuid, location: &str) -> Result<VdiUuid> {
 /// A method that a driver leaves to its default answers "not supported" or "nothing is known of it", never "done", and
 /// never that no other host is concerned. A method whose absence could lose data has no default.
 pub trait Sr: Send + Sync {
-    /// Makes the SR and leaves its UUID on the substrate. `size`: the bytes that the SR must have at least.
+    /// Makes the SR and leaves its UUID on the substrate, and beside it the slot of a layout if there is one.
     ///
     /// # Errors
     /// [`Error::SrExists`] for the same UUID, [`Error::DeviceInUse`] for anything else that is there; [`Error::NoSpace`] for
-    /// a `size` that the substrate does not have. Then nothing was changed.
-    fn create(&self, size: Option<u64>) -> Result<()>;
+    /// a size that the substrate does not have; [`Error::Unsupported`] for a slot if the driver keeps no mark of one. Then
+    /// nothing was changed.
+    fn create(&self, new: &NewSr) -> Result<()>;
 
     /// Makes the SR and overwrites what is there, as far as `over` allows it and nothing has it in use.
     ///
     /// # Errors
     /// Those of [`Sr::create`], and [`Error::HoldsSr`] for an SR that is there and that `over` does not name.
-    fn create_over(&self, _size: Option<u64>, over: &Overwrite) -> Result<()> {
+    fn create_over(&self, _new: &NewSr, over: &Overwrite) -> Result<()> {
         let op = if over.contents { "sr_create --force" } else { "sr_create --destroy-sr" };
         Err(Error::Unsupported { op, why: "this driver overwrites nothing".to_owned() })
     }
@@ -322,6 +325,20 @@ pub trait Sr: Send + Sync {
 
     /// The kind of content: `raw` for disks of any format, `iso` for CDs (later SMAPI documents).
     fn content_type(&self) -> &'static str;
+}
+
+/// Refuses a slot of a layout, for a driver that keeps no mark of one.
+///
+/// # Errors
+/// [`Error::Unsupported`].
+pub fn refuse_slot(new: &NewSr) -> Result<()> {
+    match new.slot {
+        None => Ok(()),
+        Some(slot) => Err(Error::Unsupported {
+            op: "an SR for a slot of a layout",
+            why: format!("no SR of this type is made for {slot}"),
+        }),
+    }
 }
 
 /// The finding of sr_check for a disk whose state is known.

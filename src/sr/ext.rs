@@ -31,7 +31,7 @@ use self::volume::{Volume, striped};
 use crate::context::Context;
 use crate::error::{Error, Result, ended};
 use crate::sr::config::PREFERRED_FORMATS;
-use crate::sr::driver::{About, Driver, Sr, Substrate, no_server, vdi_by_uuid};
+use crate::sr::driver::{About, Driver, Sr, Substrate, no_server, refuse_slot, vdi_by_uuid};
 use crate::sr::file::{self, FileSr};
 use crate::sr::mountpoint::Mountpoint;
 use crate::sr::volume_group::{self, CREATING, DELETING, Naming, VolumeGroup};
@@ -40,7 +40,7 @@ use crate::sys::lock::{self, Kind};
 use crate::sys::lvm::{self, Vg};
 use crate::sys::mount::{self, Mount};
 use crate::sys::{blockdev, run_dir};
-use crate::types::{DeviceConfig, Done, Finding, NewVdi, Overwrite, Space, SrInfo, VdiInfo, VdiName, VdiUuid};
+use crate::types::{DeviceConfig, Done, Finding, NewSr, NewVdi, Overwrite, Space, SrInfo, VdiInfo, VdiName, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::Planned;
@@ -181,8 +181,9 @@ impl ExtSr {
         ended(found, writable)
     }
 
-    fn make(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
-        self.volume.group.make(size, over, &[CREATING], striped)?;
+    fn make(&self, new: &NewSr, over: &Overwrite) -> Result<()> {
+        refuse_slot(new)?;
+        self.volume.group.make(new.size, over, &[CREATING], striped)?;
         self.volume.make_filesystem().map_err(|cause| self.volume.group.unmake(cause))
     }
 }
@@ -194,12 +195,12 @@ fn files(group: &VolumeGroup, path: &Path) -> FileSr {
 }
 
 impl Sr for ExtSr {
-    fn create(&self, size: Option<u64>) -> Result<()> {
-        self.make(size, &Overwrite::default())
+    fn create(&self, new: &NewSr) -> Result<()> {
+        self.make(new, &Overwrite::default())
     }
 
-    fn create_over(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
-        self.make(size, over)
+    fn create_over(&self, new: &NewSr, over: &Overwrite) -> Result<()> {
+        self.make(new, over)
     }
 
     fn check_create(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {

@@ -84,7 +84,7 @@ use crate::sr::config::{self, PREFERRED_FORMATS};
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_server, vdi_by_uuid};
 use crate::sys::copy::Progress;
 use crate::types::{
-    DeviceConfig, Done, Finding, Format, NewVdi, Overwrite, SmConfig, Space, SrInfo, VdiInfo, VdiName, VdiUuid,
+    DeviceConfig, Done, Finding, Format, NewSr, NewVdi, Overwrite, SmConfig, Space, SrInfo, VdiInfo, VdiName, VdiUuid,
 };
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::{Planned, collect, plan};
@@ -160,8 +160,8 @@ fn location(config: &DeviceConfig) -> Result<PathBuf> {
 }
 
 impl Sr for FileSr {
-    fn create(&self, size: Option<u64>) -> Result<()> {
-        self.make(size)
+    fn create(&self, new: &NewSr) -> Result<()> {
+        self.make(new)
     }
 
     fn delete(&self) -> Result<Done> {

@@ -37,11 +37,11 @@ use std::path::{Path, PathBuf};
 use crate::context::{Context, Deadline};
 use crate::error::{Error, Result};
 use crate::image::storage::FileStorage;
-use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server};
+use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server, refuse_slot};
 use crate::sys::durable::{self, Dir};
 use crate::sys::loopdev;
 use crate::sys::watch::Pulse;
-use crate::types::{Done, Format, NewVdi, SmConfig, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{Done, Format, NewSr, NewVdi, SmConfig, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::tree::collect::Planned;
 use crate::vdi::{self, Attachments, Vdi};
 
@@ -136,7 +136,8 @@ fn sync(dir: &Dir) -> Result<()> {
 
 impl Sr for IsoSr {
     /// Finds the directory: there is nothing to make.
-    fn create(&self, _size: Option<u64>) -> Result<()> {
+    fn create(&self, new: &NewSr) -> Result<()> {
+        refuse_slot(new)?;
         self.library.check()
     }
 
@@ -188,6 +189,7 @@ impl Sr for IsoSr {
             free: fs.blocks_free() * fs.fragment_size(),
             sr_type: DRIVER.sr_type.to_owned(),
             location: self.library.location.clone(),
+            slot: None,
             pool: None,
             vdis,
         })

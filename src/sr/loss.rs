@@ -7,7 +7,7 @@ use crate::error::{Error, Lost, Result, one_line};
 use crate::sr::config::device_list;
 use crate::sr::{DRIVERS, Sr};
 use crate::sys::lock::{self, Kind, Lock};
-use crate::types::{DeviceConfig, Overwrite, Size, SrUuid, VdiInfo};
+use crate::types::{DeviceConfig, NewSr, Overwrite, Size, SrUuid, VdiInfo};
 
 /// Disks that a refusal names one by one.
 const NAMED: usize = 8;
@@ -19,11 +19,11 @@ const NAMED: usize = 8;
 ///
 /// # Errors
 /// Those of [`Sr::create`]. [`Error::HoldsSr`] with the disks that would be lost.
-pub fn create(storage: &dyn Sr, sr: SrUuid, size: Option<u64>, over: &Overwrite, context: &Context) -> Result<()> {
+pub fn create(storage: &dyn Sr, sr: SrUuid, new: &NewSr, over: &Overwrite, context: &Context) -> Result<()> {
     let mut agreed = Overwrite { contents: over.contents, srs: Vec::new() };
     let mut locks: Vec<Lock> = Vec::new();
     loop {
-        let made = if agreed.is_nothing() { storage.create(size) } else { storage.create_over(size, &agreed) };
+        let made = if agreed.is_nothing() { storage.create(new) } else { storage.create_over(new, &agreed) };
         let (device, mut found) = match made {
             Err(Error::HoldsSr { device, held }) if !agreed.srs.contains(&held.sr) => (device, held),
             Ok(()) => {

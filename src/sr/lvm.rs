@@ -2,7 +2,7 @@
 //!
 //! | name | what |
 //! |---|---|
-//! | `VG_XenStorage-<sr>` | the volume group; its tag `xcp.allocation=thin` or `=thick` |
+//! | `VG_XenStorage-<sr>` | the volume group; its tags: `xcp.allocation=thin` or `=thick`; `xcp.slot=…` if it was made for a slot of a layout |
 //! | `LV-<vdi>` | a raw disk; its [`tags`] say all that is known of it besides its size |
 //! | `POOL` | of a thin SR: the pool that all its disks live in |
 //! | `REV-<vdi>` | of a thin SR: the disk as its snapshot has it, which takes the place of `LV-<vdi>` |
@@ -60,7 +60,7 @@ use crate::error::{Error, Result};
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server, vdi_by_uuid};
 use crate::sr::volume_group::{self, Naming, VolumeGroup};
 use crate::sys::copy::Progress;
-use crate::types::{DeviceConfig, Done, Format, NewVdi, Overwrite, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, Format, NewSr, NewVdi, Overwrite, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::Planned;
@@ -172,12 +172,12 @@ impl LvmSr {
 }
 
 impl Sr for LvmSr {
-    fn create(&self, size: Option<u64>) -> Result<()> {
-        self.make(size, &Overwrite::default())
+    fn create(&self, new: &NewSr) -> Result<()> {
+        self.make(new, &Overwrite::default())
     }
 
-    fn create_over(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
-        self.make(size, over)
+    fn create_over(&self, new: &NewSr, over: &Overwrite) -> Result<()> {
+        self.make(new, over)
     }
 
     fn check_create(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {

@@ -12,7 +12,7 @@ pub mod loss;
 pub mod lvm;
 mod mountpoint;
 pub mod nfs;
-mod volume_group;
+pub(crate) mod volume_group;
 
 use crate::error::{Error, Result};
 

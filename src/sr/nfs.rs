@@ -36,7 +36,7 @@ use crate::sys::mount::{self, Mount};
 use crate::sys::server::is_ipv6;
 use crate::sys::watch;
 use crate::sys::watch::Pulse;
-use crate::types::{DeviceConfig, Done, Finding, NewVdi, Space, SrInfo, SrUuid, VdiInfo, VdiName, VdiUuid};
+use crate::types::{DeviceConfig, Done, Finding, NewSr, NewVdi, Space, SrInfo, SrUuid, VdiInfo, VdiName, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::Planned;
@@ -116,7 +116,8 @@ fn mounted_sr(mount: &Mount) -> Option<Found> {
     let server = server.trim_matches(['[', ']']);
     let base = mount.path.parent()?.to_str()?;
     let config = DeviceConfig::from([("server", server), ("serverpath", &path), ("mountpoint", base)]);
-    Some(Found { sr: name.parse().ok()?, config })
+    // The marker is on the server, which may not answer.
+    Some(Found { sr: name.parse().ok()?, config, slot: None })
 }
 
 /// The SRs of an export: those with a marker, and the directories that are named like one, which other storage
@@ -233,9 +234,9 @@ impl NfsSr {
 }
 
 impl Sr for NfsSr {
-    fn create(&self, size: Option<u64>) -> Result<()> {
+    fn create(&self, new: &NewSr) -> Result<()> {
         self.export.in_root(|root| {
-            FileSr::new(self.sr, SR_TYPE, root.join(self.sr.to_string()), self.file.deadline()).create(size)
+            FileSr::new(self.sr, SR_TYPE, root.join(self.sr.to_string()), self.file.deadline()).create(new)
         })
     }
 

@@ -15,7 +15,7 @@ use crate::sr::config::{absolute_path, device_list};
 use crate::sr::driver::Found;
 use crate::sys::lvm::{self, Deactivated, Vg};
 use crate::sys::{blockdev, syslog};
-use crate::types::{DeviceConfig, SrInfo, SrUuid};
+use crate::types::{DeviceConfig, SlotMark, SrInfo, SrUuid};
 
 /// The tag of a group whose deletion was begun: there is no such SR any more.
 pub const DELETING: &str = "xcp.deleting";
@@ -24,6 +24,11 @@ pub const DELETING: &str = "xcp.deleting";
 pub const CREATING: &str = "xcp.creating";
 
 pub const EXTENT: u64 = 4 << 20;
+
+/// Whether the tags say that the creation or the deletion of an SR was begun and not finished.
+pub fn is_begun(tags: &[String]) -> bool {
+    tags.iter().any(|tag| tag == DELETING || tag == CREATING)
+}
 
 /// The name that a driver's groups have, and the test for one that is half made.
 pub struct Naming {
@@ -351,7 +356,11 @@ pub fn discover(naming: &'static Naming) -> Result<Vec<Found>> {
     let found = lvm::report(None)?.into_iter().filter(|vg| !is_unfinished(vg)).filter_map(|vg| {
         let sr = vg.name.strip_prefix(naming.prefix)?.parse().ok()?;
         let devices = device_list(vg.pvs.iter().filter(|pv| !pv.missing).map(|pv| pv.name.as_path()));
-        Some(Found { sr, config: DeviceConfig::from([("device", devices.as_str())]) })
+        Some(Found {
+            sr,
+            config: DeviceConfig::from([("device", devices.as_str())]),
+            slot: SlotMark::of_tags(&vg.tags),
+        })
     });
     Ok(found.collect())
 }

@@ -1,4 +1,4 @@
-//! The marks that LVM wrote on a device: its label, and the name of the volume group in its metadata area.
+//! The marks that LVM wrote on a device: its label, and the name and the tags of the volume group in its metadata area.
 //!
 //! LVM's own reports leave out a device that lvm.conf filters, that is a copy of another, or whose metadata is damaged.
 //! Before something is overwritten, the device itself is asked. The layout is that of LVM2,
@@ -11,6 +11,7 @@
 //! | then | version (4 bytes), flags (4 bytes): 1 for a device that belongs to a group |
 //! | metadata area | checksum, magic (16 bytes), version, start, size; from 40 the text's offset in the area and its size |
 //! | text | `NAME {`, from the offset on; it goes on at 512 where the area ends |
+//! | its lines | those of the group come first, `tags = ["a", "b"]` among them, then `physical_volumes {` |
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -26,6 +27,8 @@ const MAGIC: &[u8; 16] = b" LVM2 x[5A%r0N*>";
 const HEADER: u64 = 512;
 /// LVM's longest name, `NAME_LEN` in `lib/metadata/metadata-exported.h`.
 const LONGEST_NAME: usize = 128;
+/// Bytes of a text that are read for the lines of the group.
+const BEGINNING: usize = 4096;
 /// Of a damaged metadata area, as much as is searched: ours have 10 MiB.
 const SEARCHED: u64 = 16 << 20;
 
@@ -34,8 +37,8 @@ const SEARCHED: u64 = 16 << 20;
 pub enum Metadata {
     /// It belongs to no group.
     None,
-    /// It belongs to this group.
-    Of(String),
+    /// It belongs to this group, which has these tags.
+    Of { group: String, tags: Vec<String> },
     /// It is damaged; it once named these groups, the newest text unknown.
     Damaged(Vec<String>),
 }
@@ -64,7 +67,7 @@ pub fn read(device: &Path, prefixes: &[&str]) -> Result<Option<Metadata>> {
         }
         match group_of(&file, offset, length).map_err(Error::io("read", device))? {
             Text::None => {}
-            Text::Names(group) => return Ok(Some(Metadata::Of(group))),
+            Text::Names { group, tags } => return Ok(Some(Metadata::Of { group, tags })),
             Text::Damaged => {
                 let mut bytes = vec![0; length.min(SEARCHED) as usize];
                 file.read_exact_at(&mut bytes, offset).map_err(Error::io("read", device))?;
@@ -81,7 +84,7 @@ pub fn read(device: &Path, prefixes: &[&str]) -> Result<Option<Metadata>> {
 
 enum Text {
     None,
-    Names(String),
+    Names { group: String, tags: Vec<String> },
     Damaged,
 }
 
@@ -98,15 +101,16 @@ fn group_of(file: &File, offset: u64, length: u64) -> std::io::Result<Text> {
     if at < HEADER || at >= length || size == 0 {
         return Ok(Text::Damaged);
     }
-    let mut text = vec![0; (LONGEST_NAME + 2).min(size as usize).min((length - at) as usize)];
+    let mut text = vec![0; BEGINNING.min(size as usize).min((length - at) as usize)];
     file.read_exact_at(&mut text, offset + at)?;
-    let wanted = (LONGEST_NAME + 2).min(size as usize) - text.len();
+    let wanted = BEGINNING.min(size as usize) - text.len();
     if wanted > 0 && length - HEADER >= wanted as u64 {
         let mut rest = vec![0; wanted];
         file.read_exact_at(&mut rest, offset + HEADER)?;
         text.extend(rest);
     }
-    Ok(name_of(&text).map_or(Text::Damaged, Text::Names))
+    let named = |group| Text::Names { group, tags: tags_of(&text) };
+    Ok(name_of(&text).map_or(Text::Damaged, named))
 }
 
 /// The metadata areas that a label names, and whether it says that the device belongs to a group. `None`: there is no label.
@@ -128,6 +132,14 @@ fn areas(first: &[u8]) -> Option<(Vec<(u64, u64)>, bool)> {
 
 fn number(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// The tags of the group whose text begins so.
+fn tags_of(text: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(text);
+    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("physical_volumes"));
+    let list = lines.filter_map(|line| line.strip_prefix("tags = [")?.strip_suffix(']')).next().unwrap_or_default();
+    list.split(',').map(|tag| tag.trim().trim_matches('"').to_owned()).filter(|tag| !tag.is_empty()).collect()
 }
 
 /// The name in front of ` {`.
@@ -201,9 +213,25 @@ mod tests {
     fn the_groups_name_is_read_also_where_the_text_goes_round() {
         let text = format!("{GROUP} {{\nid = \"x\"\n");
         for at in [512, 4096, 8192 - 7] {
-            assert!(matches!(group(&device(at, text.as_bytes())), Text::Names(name) if name == GROUP), "at {at}");
+            assert!(
+                matches!(group(&device(at, text.as_bytes())), Text::Names { group, .. } if group == GROUP),
+                "at {at}"
+            );
         }
         assert!(matches!(group(&device(0, b"")), Text::None));
+    }
+
+    #[test]
+    fn the_tags_of_the_group_are_read_and_not_those_of_its_volumes() {
+        let text = format!(
+            "{GROUP} {{\nid = \"x\"\nflags = []\ntags = [\"xcp.allocation=thick\", \"b\"]\nphysical_volumes {{\npv0 {{\n}}\n}}\ntags = [\"c\"]\n"
+        );
+        for at in [512, 4096, 8192 - 60] {
+            let found = group(&device(at, text.as_bytes()));
+            assert!(matches!(found, Text::Names { tags, .. } if tags == ["xcp.allocation=thick", "b"]), "at {at}");
+        }
+        let none = text.replace("tags = [\"xcp.allocation=thick\", \"b\"]\n", "");
+        assert!(matches!(group(&device(512, none.as_bytes())), Text::Names { tags, .. } if tags.is_empty()));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Format, SrUuid, State, VdiUuid};
+use super::{Format, SlotMark, SrUuid, State, VdiUuid};
 
 /// The facts about an SR, read from its substrate now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct SrInfo {
     pub free: u64,
     pub sr_type: String,
     pub location: String,
+    /// The slot of a layout that it was made for, as its medium says. Filled by `sr_probe` only.
+    pub slot: Option<SlotMark>,
     /// The thin pool that the VDIs share, if the SR has one and it is active.
     pub pool: Option<PoolUse>,
     /// Filled by `sr_scan` only.

@@ -10,6 +10,7 @@ mod info;
 mod nearest;
 mod params;
 mod shown;
+mod slot;
 mod state;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ pub use self::info::{PoolUse, Space, SrInfo, VdiInfo, VdiName};
 pub use self::nearest::nearest;
 pub use self::params::{Params, ParamsChange, seconds_now};
 pub use self::shown::{Size, acts_on_terminal, printable, secret_part, shown};
+pub use self::slot::{Class, SlotMark};
 pub use self::state::State;
 
 /// A word of a caller that is not what it has to be; the crate's error has a variant with the same fields.
@@ -99,6 +101,15 @@ impl Overwrite {
     pub fn is_nothing(&self) -> bool {
         *self == Overwrite::default()
     }
+}
+
+/// A new SR as a caller wants it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NewSr {
+    /// Bytes that the SR must have at least. `None`: whatever there is.
+    pub size: Option<u64>,
+    /// The slot of a layout that the SR is made for, to be written beside its UUID. No word of an agent leads here.
+    pub slot: Option<SlotMark>,
 }
 
 /// A new VDI as a caller wants it.

@@ -10,14 +10,14 @@ use crate::door::size;
 use crate::error::{Error, Result};
 use crate::registry::backend::{self, Backend};
 use crate::registry::candidate::Class;
-use crate::registry::claims::{BY_HAND, Claim};
+use crate::registry::claims::{BY_HAND, Claim, Claims};
 use crate::registry::facts::State;
 use crate::registry::rebuild::{self, Found};
 use crate::registry::settings::Settings;
 use crate::registry::view::{self, Host};
 use crate::registry::{identity, ledger};
 use crate::sr::{DRIVERS, Driver};
-use crate::types::{DeviceConfig, SrUuid, seconds_now};
+use crate::types::{DeviceConfig, LayoutUuid, SrUuid, seconds_now};
 
 /// Carries one command out.
 ///
@@ -106,7 +106,8 @@ fn claim(settings: &Settings, word: &str, owner: &OwnerArgs) -> Result<Reply> {
         return Err(Error::DeviceInUse { device: row.dev, holder: test.found.clone() });
     }
     let class = owner.class.as_deref().map(class).transpose()?;
-    let claim = Claim {
+    let slot = class.zip(owner.index).map(|(class, index)| format!("{class}/{index}"));
+    let mut claim = Claim {
         identity: identity.clone(),
         host: row.host,
         dev: row.dev.clone(),
@@ -117,6 +118,16 @@ fn claim(settings: &Settings, word: &str, owner: &OwnerArgs) -> Result<Reply> {
         since: seconds_now().unwrap_or_default(),
     };
     ledger::change(deadline(), |claims| {
+        // Only of a layout that was applied here it is known which SR the slot has.
+        let record = claims.layouts.get(&claim.layout).and_then(|record| record.uuid.parse::<LayoutUuid>().ok());
+        if let (Some(layout), Some(slot)) = (record, &slot) {
+            claim.sr_uuid = Some(SrUuid::of_slot(layout, slot));
+        }
+        if let Some(made) = row.slot.filter(|made| Some(made.layout) != record || Some(made.place()) != slot) {
+            let of = claims.layout_name(made.layout);
+            let holder = format!("it holds an SR that was made for {of} {}; sr_delete deletes the SR", made.place());
+            return Err(Error::DeviceInUse { device: row.dev, holder });
+        }
         if let Some(known) = claims.overlapping(&identity).find(|known| !known.has_owner_of(&claim)) {
             let holder = format!("it is claimed: {}; sm devices release {} ends that", known.owner(), known.identity);
             return Err(Error::DeviceInUse { device: row.dev, holder });
@@ -174,14 +185,15 @@ fn rebuild(dry_run: bool) -> Result<Reply> {
             for dev in devices.split(',').filter(|dev| !dev.is_empty()) {
                 if let Some(identity) = identity::of_path(dev.as_ref()) {
                     let (dev, class) = (dev.to_owned(), driver.sr_type.to_owned());
-                    found.push(Found { identity, dev, class, sr: sr.sr });
+                    found.push(Found { identity, dev, class, sr: sr.sr, slot: sr.slot });
                 }
             }
         }
     }
     let present = Host::identities()?;
-    let make = |before: Option<&crate::registry::claims::Claims>| {
-        rebuild::rebuilt(before, &found, &present, &view::host_name(), seconds_now().unwrap_or_default())
+    let make = |before: Option<&Claims>| {
+        let installed = before.map(Claims::installed).unwrap_or_default();
+        rebuild::rebuilt(before, &found, &present, &installed, &view::host_name(), seconds_now().unwrap_or_default())
     };
     let lines = match dry_run {
         true => make(ledger::read().ok().as_ref()).1,

@@ -243,6 +243,7 @@ mod tests {
             tag,
             block: Some(512),
             rotational: Some(false),
+            slot: None,
         }
     }
 

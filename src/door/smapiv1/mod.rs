@@ -155,7 +155,7 @@ mod tests {
 
     use crate::door::xmlrpc::Response;
     use crate::sr::file;
-    use crate::types::{DeviceConfig, SrUuid};
+    use crate::types::{DeviceConfig, NewSr, SrUuid};
 
     static BROKEN: Driver = Driver { open: |_, _, _| panic!("boom <&>"), ..file::DRIVER };
 
@@ -179,7 +179,7 @@ mod tests {
         let (scratch, sr) = (tempfile::tempdir().unwrap(), SrUuid::random());
         let location = scratch.path().join("sr").display().to_string();
         let config = DeviceConfig::from([("location", location.as_str())]);
-        (file::DRIVER.open)(sr, &config, Instant::now().into()).unwrap().create(None).unwrap();
+        (file::DRIVER.open)(sr, &config, Instant::now().into()).unwrap().create(&NewSr::default()).unwrap();
         let answer = serve(&COUNTING, &call("sr_delete", &location, &sr.to_string()));
         let document = String::from_utf8(answer.stdout).unwrap();
         assert_eq!(xmlrpc::read_response(&document), Ok(Response::Value(Value::Nil)));

@@ -145,7 +145,7 @@ fn answers(
         // The SRs that are found have to be asked as well, so the drivers get only half of the time.
         match answer.recv_timeout((deadline - patience / 2).saturating_duration_since(Instant::now())) {
             Ok(Ok(found)) => {
-                for Found { sr, config } in found {
+                for Found { sr, config, .. } in found {
                     let is_known = asked.iter().any(|(line, _): &(Listed, _)| line.uuid == Some(sr));
                     if !is_known && !lines.iter().any(|line| line.uuid == Some(sr)) {
                         asked.push(question(Known { name: String::new(), sr, driver, config }, deadline));

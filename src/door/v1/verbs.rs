@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::door::{size, stream};
 use crate::error::{self, Error, Result};
 use crate::sr::Driver;
-use crate::types::{DeviceConfig, Misread, Mode, Overwrite, ParamsChange, SrInfo, SrUuid, VdiInfo};
+use crate::types::{DeviceConfig, Misread, Mode, NewSr, Overwrite, ParamsChange, SrInfo, SrUuid, VdiInfo};
 use crate::vdi::SnapshotSaid;
 use crate::vdi::transfer::Stream;
 
@@ -46,7 +46,7 @@ impl Caller<'_> {
                 let size = size.as_deref().map(size::parse_or_zero).transpose()?.flatten();
                 let srs = destroy_sr.iter().map(|sr| sr.parse()).collect::<Result<_, Misread>>()?;
                 let over = Overwrite { contents: force, srs };
-                self.open_named(&sr)?.sr_create(size, &over, context)?;
+                self.open_named(&sr)?.sr_create(&NewSr { size, slot: None }, &over, context)?;
                 Ok(Reply::Nothing)
             }
             Verb::SrDelete { sr, yes } => self.sr_delete(&sr, yes),

@@ -271,6 +271,7 @@ pub(super) mod tests {
             free: 7,
             sr_type: "file".to_owned(),
             location: "/srv/sr0".to_owned(),
+            slot: None,
             pool: Some(PoolUse { data_size: 4, data_used: 3, metadata_size: 2, metadata_used: 1 }),
             vdis,
         }

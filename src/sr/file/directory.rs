@@ -12,7 +12,7 @@ use crate::context::Deadline;
 use crate::error::{Error, Result};
 use crate::sys::blockdev;
 use crate::sys::durable::Dir;
-use crate::types::{SrUuid, VdiUuid};
+use crate::types::{SlotMark, SrUuid, VdiUuid};
 
 /// The path without symbolic links, as the kernel names what is attached: of one SR that is reached by two names, both
 /// must find the same disks attached. A directory that does not exist yet is looked for in the one above it. A path that
@@ -159,8 +159,9 @@ impl FileSr {
         Error::NoVdi { vdi, sr: self.sr, looked: self.path.display().to_string() }
     }
 
-    pub(super) fn write_marker(&self, dir: &Dir, made_directory: bool) -> Result<bool> {
-        let marker = Marker { uuid: self.sr, sr_type: self.sr_type.to_owned(), made_directory, deleting: false };
+    pub(super) fn write_marker(&self, dir: &Dir, made_directory: bool, slot: Option<SlotMark>) -> Result<bool> {
+        let slot = slot.map(|slot| slot.to_string()).unwrap_or_default();
+        let marker = Marker { uuid: self.sr, sr_type: self.sr_type.to_owned(), made_directory, slot, deleting: false };
         let made = dir.create(MARKER, &encode(&SrRecord::Sr(marker)))?;
         if !made {
             // Another call was faster, and may have been killed before its marker was durable.

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::sys::durable::{self, Dir};
 use crate::sys::uses::Uses;
 use crate::sys::{register, run_dir};
-use crate::types::{Done, VdiUuid};
+use crate::types::{Done, NewSr, VdiUuid};
 use crate::vdi::tree::collect::remove_garbage;
 use crate::vdi::tree::next::Failures;
 use crate::vdi::{self, Attachments, layout};
@@ -57,7 +57,7 @@ impl FileSr {
     ///
     /// # Errors
     /// [`Error::SrExists`], [`Error::DeviceInUse`], [`Error::NotEmpty`], [`Error::NoSpace`], [`Error::Io`].
-    pub(super) fn make(&self, size: Option<u64>) -> Result<()> {
+    pub(super) fn make(&self, new: &NewSr) -> Result<()> {
         let mut made_directory = false;
         match self.look()? {
             Found::Sr(dir, marker) if marker.deleting => {
@@ -102,10 +102,10 @@ impl FileSr {
         };
         let fs = dir.statvfs()?;
         let has = fs.blocks() * fs.fragment_size();
-        if let Some(wanted) = size.filter(|wanted| *wanted > has) {
+        if let Some(wanted) = new.size.filter(|wanted| *wanted > has) {
             return undo(Error::NoSpace { sr: self.sr, free: has, wanted });
         }
-        match self.write_marker(&dir, made_directory) {
+        match self.write_marker(&dir, made_directory, new.slot) {
             // After the marker: a journal that holds the one holds the other as well, and this costs nothing more.
             Ok(true) if made_directory => durable::sync_parent(&self.path).or_else(|cause| {
                 let _ = dir.remove(MARKER);
@@ -220,7 +220,7 @@ impl FileSr {
                     "{path} has files, but neither {MARKER} nor disks that are named by UUIDs: <uuid>.vhd, .raw or .qcow2"
                 )));
             }
-            self.write_marker(&dir, false)?;
+            self.write_marker(&dir, false, None)?;
             done = Done::Changed;
         }
         match self.repair() {
@@ -242,7 +242,7 @@ impl FileSr {
             },
             _ => return self.begin(),
         };
-        Ok(if self.write_marker(&dir, false)? { Done::Changed } else { Done::Already })
+        Ok(if self.write_marker(&dir, false, None)? { Done::Changed } else { Done::Already })
     }
 
     /// Refuses to end the availability of an SR whose disks are attached, see [`crate::sr::Sr::detach`].

@@ -23,7 +23,8 @@ pub fn discover(sr_type: &'static str) -> Result<Vec<Found>> {
         let (Ok(Some(marker)), Some(path)) = (marker, mount.path.to_str()) else { continue };
         // A filesystem may be mounted at several places.
         if marker.sr_type == sr_type && !marker.deleting && !found.iter().any(|other| other.sr == marker.uuid) {
-            found.push(Found { sr: marker.uuid, config: DeviceConfig::from([("location", path)]) });
+            let config = DeviceConfig::from([("location", path)]);
+            found.push(Found { sr: marker.uuid, config, slot: marker.slot() });
         }
     }
     Ok(found)
@@ -42,14 +43,16 @@ pub fn probe(path: &Path, sr_type: &'static str, deadline: Deadline) -> Result<V
     })?;
     let mut found = Vec::new();
     if let Some(marker) = read_marker(&dir)?.filter(|m| !m.deleting) {
-        found.push(FileSr::new(marker.uuid, sr_type, path.to_owned(), deadline.clone()).stat_now()?);
+        let info = FileSr::new(marker.uuid, sr_type, path.to_owned(), deadline.clone()).stat_now()?;
+        found.push(SrInfo { slot: marker.slot(), ..info });
     }
     for name in dir.names()? {
         let Ok(Some(below)) = dir.sub_dir(&name) else { continue };
         if let Ok(Some(marker)) = read_marker(&below)
             && !marker.deleting
         {
-            found.push(FileSr::new(marker.uuid, sr_type, path.join(name), deadline.clone()).stat_now()?);
+            let info = FileSr::new(marker.uuid, sr_type, path.join(name), deadline.clone()).stat_now()?;
+            found.push(SrInfo { slot: marker.slot(), ..info });
         }
     }
     Ok(found)

@@ -9,7 +9,7 @@ use super::layout::{CHANGE, DELETING, LOCK, MARKER, PARAMS, beside};
 use crate::error::{Error, Result};
 use crate::sys::durable::Dir;
 use crate::sys::register;
-use crate::types::{Params, SrUuid, VdiUuid};
+use crate::types::{Params, SlotMark, SrUuid, VdiUuid};
 use crate::vdi::Holders;
 use crate::vdi::tree::change::Change;
 
@@ -23,9 +23,19 @@ pub(super) struct Marker {
     /// sr_create made the directory, so sr_delete removes it.
     #[serde(default)]
     pub(super) made_directory: bool,
+    /// The slot of a layout that sr_create made the SR for, as [`SlotMark`] writes it; empty if there is none. A slot of a form that
+    /// this release does not know makes no marker unreadable.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) slot: String,
     /// It was found under [`DELETING`].
     #[serde(skip)]
     pub(super) deleting: bool,
+}
+
+impl Marker {
+    pub(super) fn slot(&self) -> Option<SlotMark> {
+        self.slot.parse().ok()
+    }
 }
 
 /// The record of [`MARKER`] and [`DELETING`].
@@ -152,6 +162,27 @@ mod tests {
     use crate::types::{Format, VdiUuid};
 
     /// The records of earlier releases stay readable: the bytes are part of the format of an SR.
+    #[test]
+    fn a_marker_says_the_slot_of_its_sr_and_those_of_other_releases_are_read() {
+        let marker = |text: &str| match decode(text.as_bytes()) {
+            Some(SrRecord::Sr(marker)) => marker,
+            None => panic!("{text}"),
+        };
+        let sr = "87b8646b-b800-9500-cb7b-af3b74e02f5c";
+        let earlier = format!("(sr (uuid . \"{sr}\") (type . \"file\") (made_directory . #t))\n");
+        assert_eq!(marker(&earlier).slot(), None);
+        assert_eq!(String::from_utf8(encode(&SrRecord::Sr(marker(&earlier)))).unwrap(), earlier);
+        let later = earlier.replace("(made", "(colour (shade . 3)) (made");
+        assert!(marker(&later).made_directory);
+        let slot: SlotMark = "6ba7b810-9dad-11d1-80b4-00c04fd430c8/file/3".parse().unwrap();
+        let marked =
+            String::from_utf8(encode(&SrRecord::Sr(Marker { slot: slot.to_string(), ..marker(&earlier) }))).unwrap();
+        let written = "(slot . \"6ba7b810-9dad-11d1-80b4-00c04fd430c8/file/3\")";
+        assert_eq!(marked, earlier.replace("#t)", &format!("#t) {written}")));
+        assert_eq!(marker(&marked).slot(), Some(slot));
+        assert_eq!(marker(&marked.replace("/file/", "/tape/")).slot(), None);
+    }
+
     #[test]
     fn a_record_is_read_as_it_is_written_and_is_no_other() {
         let vdi: VdiUuid = "98de866e-b035-4b1a-a571-613bff542b89".parse().unwrap();

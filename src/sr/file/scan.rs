@@ -63,6 +63,7 @@ impl FileSr {
             sr_type: self.sr_type.to_owned(),
             location: self.named.as_ref().unwrap_or(&self.path).display().to_string(),
             vdis: Vec::new(),
+            slot: None,
             pool: None,
         })
     }

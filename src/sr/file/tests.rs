@@ -39,7 +39,7 @@ fn new_sr_in(scratch: &tempfile::TempDir) -> FileSr {
 
 fn sr_in(scratch: &tempfile::TempDir) -> FileSr {
     let sr = new_sr_in(scratch);
-    sr.create(None).unwrap();
+    sr.create(&NewSr::default()).unwrap();
     sr
 }
 
@@ -64,7 +64,7 @@ struct Forking {
 
 impl Forking {
     fn begin(sr: FileSr) -> Forking {
-        sr.create(None).unwrap();
+        sr.create(&NewSr::default()).unwrap();
         let [disk, base, dest] = [(); 3].map(|()| VdiUuid::random());
         sr.create_vdi(&vhd(disk)).unwrap();
         let dir = sr.dir().unwrap();
@@ -241,7 +241,7 @@ fn who_scans_during_forks_sees_every_disk_and_no_base() {
 fn one_host_at_a_time_collects() {
     let scratch = tempfile::tempdir().unwrap();
     let sr = FileSr::new(SrUuid::random(), "nfs", scratch.path().join("sr"), deadline()).shared();
-    sr.create(None).unwrap();
+    sr.create(&NewSr::default()).unwrap();
     let context = Context { deadline: Instant::now(), progress: &|_, _| {}, others: None };
     let namespace = SrUuid::random().to_string();
     let other = || {
@@ -290,7 +290,7 @@ fn read(sr: &FileSr, vdi: VdiUuid, at: u64, len: usize) -> Result<Vec<u8>> {
 
 fn two_hosts(path: &Path) -> (FileSr, FileSr) {
     let a = FileSr::new(SrUuid::random(), "nfs", path.to_owned(), deadline()).shared();
-    a.create(None).unwrap();
+    a.create(&NewSr::default()).unwrap();
     let b = FileSr::new(a.sr, "nfs", path.to_owned(), deadline()).shared();
     (a, b)
 }

@@ -6,7 +6,7 @@ use super::{DRIVER, LvmSr, POOL, RAW, SHARED, THICK, THIN, UNFINISHED, VHD, tags
 use crate::error::{Error, Result};
 use crate::sys::blockdev;
 use crate::sys::lvm::{self, Lv, Vg};
-use crate::types::{Format, SrInfo, VdiUuid};
+use crate::types::{Format, SlotMark, SrInfo, VdiUuid};
 
 impl LvmSr {
     /// Says that no volume of the group is the VDI.
@@ -41,6 +41,7 @@ impl LvmSr {
             size: pool.map_or(vg.size, |pool| pool.size),
             sr_type: DRIVER.sr_type.to_owned(),
             location: self.group.location(vg),
+            slot: SlotMark::of_tags(&vg.tags),
             free: match (pool, pool_use) {
                 (None, _) => vg.free,
                 (Some(_), Some(used)) => used.data_size - used.data_used,

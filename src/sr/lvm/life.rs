@@ -7,7 +7,7 @@ use crate::error::{Error, Result, one_line};
 use crate::sr::volume_group::DELETING;
 use crate::sys::lvm::{self, Vg};
 use crate::sys::syslog;
-use crate::types::{Done, Overwrite};
+use crate::types::{Done, NewSr, Overwrite};
 use crate::vdi;
 
 /// The bytes that an SR on devices with so many has.
@@ -20,11 +20,13 @@ impl LvmSr {
         self.group.check(size, over, room)
     }
 
-    pub(super) fn make(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
+    pub(super) fn make(&self, new: &NewSr, over: &Overwrite) -> Result<()> {
         let thin = self.allocation == Some(Allocation::Thin);
         let mut tags = vec![if thin { THIN } else { THICK }];
         tags.extend(self.is_shared.then_some(SHARED));
-        self.group.make(size, over, &tags, room)?;
+        let slot = new.slot.map(|slot| slot.tag());
+        tags.extend(slot.as_deref());
+        self.group.make(new.size, over, &tags, room)?;
         if thin {
             let options =
                 ["-y", "--type", "thin-pool", "-n", POOL, "-l", "100%FREE", "--poolmetadataspare", "y", "-Zy"];

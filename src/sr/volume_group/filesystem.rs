@@ -131,6 +131,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::types::NewSr;
     use crate::types::{NewVdi, Params, VdiUuid};
 
     /// Judges a directory as if it were the top of a filesystem.
@@ -147,7 +148,7 @@ mod tests {
         let deadline = Deadline::from(Instant::now() + Duration::from_secs(20));
         let (uuid, below) = (SrUuid::random(), scratch.path().join("sr"));
         let sr = FileSr::new(uuid, file::DRIVER.sr_type, below.clone(), deadline);
-        sr.create(None).unwrap();
+        sr.create(&NewSr::default()).unwrap();
         let vdi = VdiUuid::random();
         sr.create_vdi(&NewVdi { vdi, virtual_size: 4 << 20, format: None, params: Params::default() }).unwrap();
         assert!(matches!(refused(scratch.path(), &force), Err(Error::HoldsSr { .. })));

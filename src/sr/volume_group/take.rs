@@ -18,7 +18,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::filesystem::refuse_srs;
-use super::{CREATING, DELETING, EXTENT, VolumeGroup};
+use super::{EXTENT, VolumeGroup};
 use crate::error::{Error, HeldSr, Lost, Result};
 use crate::sr::config::device_list;
 use crate::sys::blockdev;
@@ -52,7 +52,7 @@ fn sr_in(vg: &Vg) -> Option<SrUuid> {
 
 /// Whether a killed sr_create or sr_delete left the group: no disk in it is counted on.
 fn is_begun(vg: &Vg) -> bool {
-    sr_of(&vg.name).is_some() && vg.tags.iter().any(|tag| tag == DELETING || tag == CREATING)
+    sr_of(&vg.name).is_some() && super::is_begun(&vg.tags)
 }
 
 fn owner(groups: &[Vg], number: u64) -> Option<&Vg> {
@@ -99,7 +99,7 @@ fn refuse_group(device: &str, vg: &Vg, over: &Overwrite) -> Result<()> {
 fn refuse_unseen(device: &str, node: &Path, over: &Overwrite) -> Result<bool> {
     let (groups, how) = match pvlabel::read(node, &PREFIXES)? {
         None | Some(Metadata::None) => return Ok(false),
-        Some(Metadata::Of(group)) => (vec![group], "which LVM does not show"),
+        Some(Metadata::Of { group, .. }) => (vec![group], "which LVM does not show"),
         Some(Metadata::Damaged(groups)) => (groups, "whose metadata is damaged"),
     };
     for group in &groups {
@@ -264,6 +264,7 @@ impl VolumeGroup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sr::volume_group::{CREATING, DELETING};
     use crate::sys::lvm::Lv;
 
     const UUID: &str = "87b8646b-b800-9500-cb7b-af3b74e02f5c";

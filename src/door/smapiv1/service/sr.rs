@@ -14,7 +14,7 @@ use crate::door::xmlrpc::Value;
 use crate::error::Error;
 use crate::sys::lock::{self, Kind};
 use crate::sys::syslog;
-use crate::types::Overwrite;
+use crate::types::{NewSr, Overwrite};
 
 impl Service<'_> {
     pub(super) fn sr_probe(&self) -> Answer {
@@ -37,9 +37,13 @@ impl Service<'_> {
         // Often 0: whatever there is.
         let size = self.request.size(0)?;
         self.fetch_secrets()?;
-        let created = self
-            .session()
-            .and_then(|session| Ok(session.sr_create((size > 0).then_some(size), &Overwrite::default(), &now())?));
+        let created = self.session().and_then(|session| {
+            Ok(session.sr_create(
+                &NewSr { size: (size > 0).then_some(size), slot: None },
+                &Overwrite::default(),
+                &now(),
+            )?)
+        });
         created.map_err(|failure| self.choices(failure))?;
         for (key, value) in self.session()?.sr_sm_config() {
             let (sr_ref, value) = (self.request.text("sr_ref")?, value.unwrap_or_default());
