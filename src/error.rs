@@ -137,6 +137,23 @@ pub enum Error {
     #[error("no backend is called {}; there are {}", Quoted(name), known.join(", "))]
     NoBackend { name: String, known: Vec<String> },
 
+    /// Another call has the set of disks, or its place in a store. `remedy`: a clause, or nothing.
+    #[error("{what} is locked by {holder}{remedy}")]
+    Locked { what: String, holder: String, remedy: String },
+    /// A set that has no such export in the stores where it was looked for.
+    #[error("no export of {name} is there (looked in {looked}); `sm backup list` lists them by their exact names")]
+    NoExport { name: String, looked: String },
+    /// An export is not what its manifest says.
+    #[error("{}: {what}", path.display())]
+    NotVerified { path: PathBuf, what: String },
+    /// Some disks of a set could not be exported, or the whole could not be published. The export before is as it was.
+    #[error("{set} was not exported: {}", parts_of(failures))]
+    NotExported { set: String, failures: Vec<(String, Error)> },
+    #[error("{} has {} free, and {} are needed", path.display(), Size(*free), Size(*wanted))]
+    StoreFull { path: PathBuf, free: u64, wanted: u64 },
+    #[error("{} is not empty; --yes makes it a store all the same", path.display())]
+    NotAStore { path: PathBuf },
+
     #[error("cannot {op} {}", path.display())]
     Io { op: &'static str, path: PathBuf, source: io::Error },
     /// The process that serves an image refused what it was asked for, or could not do it. `attempt`: what was tried, with
@@ -421,6 +438,12 @@ fn counted(images: usize) -> String {
 /// Each image that could not be merged, with its own reason.
 fn failures_of(failures: &[(VdiUuid, Error)]) -> String {
     let each: Vec<String> = failures.iter().map(|(vdi, error)| format!("{vdi}: {}", one_line(error))).collect();
+    each.join("; ")
+}
+
+/// Each part of a work that failed, with its own reason.
+fn parts_of(failures: &[(String, Error)]) -> String {
+    let each: Vec<String> = failures.iter().map(|(part, error)| format!("{part}: {}", one_line(error))).collect();
     each.join("; ")
 }
 

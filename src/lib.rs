@@ -10,6 +10,8 @@
 //! 6. [`datapath`]: serves an image as a block device.
 //! 7. [`sys`]: the system: loop devices, locks, durable writes, external tools.
 //!
+//! [`backup`] stands beside the doors: it exports sets of VDIs and takes them in again, through sessions alone.
+//!
 //! [`registry`] is what people call things on this host: SRs with a name, which the door for people alone reads, and media with
 //! their owners. [`layout`] is the storage of a host as its operator describes it.
 //!
@@ -20,6 +22,7 @@
     reason = "the order of steps is documented on private modules: `cargo doc --document-private-items` shows them"
 )]
 
+pub mod backup;
 pub mod call;
 pub mod context;
 pub mod datapath;

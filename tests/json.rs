@@ -15,7 +15,7 @@ use std::path::Path;
 
 use scene::{A, B, C, Door, FILE, NONE, SR, Scene};
 use serde_json::Value;
-use xcp_sm::door::time::Utc;
+use xcp_sm::types::Utc;
 use xcp_sm::types::seconds_now;
 
 /// Key and type of each row of the table below a heading.

@@ -12,7 +12,7 @@ use crate::sys::copy::Progress;
 use crate::sys::lock::Lock;
 use crate::sys::watch::Pulse;
 use crate::sys::{run_dir, watch};
-use crate::types::{DeviceConfig, SmConfig, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Format, SmConfig, SrUuid, VdiInfo, VdiUuid};
 
 /// One SR, opened by its driver once for all that a command does with it.
 ///
@@ -41,6 +41,16 @@ impl Session {
     /// The UUID of the SR.
     pub fn sr(&self) -> SrUuid {
         self.sr
+    }
+
+    /// The type of the SR: `file`, `lvm`, …
+    pub fn sr_type(&self) -> &'static str {
+        self.driver.sr_type
+    }
+
+    /// The formats that disks can have here; the first is the usual one.
+    pub fn formats(&self) -> &'static [Format] {
+        self.driver.formats
     }
 
     /// The block devices that device_config names; none for a driver of another substrate.

@@ -6,7 +6,9 @@ use super::Session;
 use super::locks::{Locks, forget_vdis};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::image::disk::Disk;
 use crate::sr::Sr;
+use crate::sys::copy::Progress;
 use crate::types::{Done, Format, Mode, NewVdi, Params, ParamsChange, VdiInfo, VdiUuid, seconds_now};
 use crate::vdi::transfer::{self, Incoming, Stream};
 use crate::vdi::{self, SnapshotSaid, Vdi};
@@ -182,6 +184,46 @@ impl Session {
         self.with_vdi(vdi, context, move |disk, context| {
             refuse_if_written(disk, disk.brief()?.read_only)?;
             disk.read(&mut |bytes| transfer::export(bytes, &to, context.progress))
+        })
+    }
+
+    /// Hands the bytes of a VDI, and its facts, to `reader`.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while it is attached and can be written to; those of `reader`.
+    pub fn vdi_read<T: Send + 'static>(
+        &self,
+        vdi: VdiUuid,
+        context: &Context,
+        reader: impl FnOnce(&VdiInfo, &dyn Disk, Progress) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.with_vdi(vdi, context, move |disk, context| {
+            let info = disk.brief()?;
+            refuse_if_written(disk, info.read_only)?;
+            let (mut reader, mut answer) = (Some(reader), None);
+            disk.read(&mut |bytes| {
+                let reader = reader.take().expect("a disk is read once");
+                answer = Some(reader(&info, bytes, context.progress)?);
+                Ok(())
+            })?;
+            Ok(answer.expect("a disk that was read has an answer"))
+        })
+    }
+
+    /// Makes a VDI with the bytes of `disk`, which is there whole or not at all. `new.virtual_size` is a least size, 0 for
+    /// that of `disk`.
+    ///
+    /// # Errors
+    /// As [`Session::vdi_create`], and what opening and reading `disk` say.
+    pub fn vdi_fill(
+        &self,
+        new: NewVdi,
+        disk: impl FnOnce() -> Result<Box<dyn Disk>> + Send + 'static,
+        context: &Context,
+    ) -> Result<VdiInfo> {
+        let new = made_now(new);
+        self.carry_out(Locks::of_vdis(&[new.vdi]), context, move |storage, context| {
+            storage.import_vdi(&new, Incoming::Disk(disk()?), context.progress)
         })
     }
 

@@ -8,7 +8,6 @@ pub mod size;
 pub mod smapiv1;
 pub mod stream;
 pub mod table;
-pub mod time;
 pub mod v1;
 pub mod xapi;
 pub mod xmlrpc;

@@ -4,10 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::door::size::human;
-use crate::door::time::Utc;
 use crate::door::v1::answer::Reply;
 use crate::door::v1::listing::Listed;
-use crate::types::{Outcome, Space, SrInfo, State, VdiInfo, VdiUuid, printable};
+use crate::types::{Outcome, Space, SrInfo, State, Utc, VdiInfo, VdiUuid, printable};
 
 /// A reply as aligned text.
 pub fn write(reply: &Reply) -> String {

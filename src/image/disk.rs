@@ -217,7 +217,8 @@ pub fn without_zeroes(bytes: &[u8], offset: u64, sink: Sink) -> Result<()> {
     }
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
+/// Whether all bytes are zeroes.
+pub fn is_zero(bytes: &[u8]) -> bool {
     // Compared with itself one byte on, which the library does a vector at a time.
     bytes.first().is_none_or(|first| *first == 0)
         && bytes[1.min(bytes.len())..] == bytes[..bytes.len().saturating_sub(1)]

@@ -340,6 +340,40 @@ impl Dir {
         }
     }
 
+    /// Makes the symbolic link `name` to `to`, or replaces it, durably: readers and a crash see the old or the new link.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the filesystem has no such links, is full or fails.
+    pub fn replace_link(&self, name: &str, to: &str) -> Result<()> {
+        let passing = passing_name(name);
+        self.sweep_link(name)?;
+        nix::unistd::symlinkat(to, &self.fd, passing.as_str()).map_err(Error::sys("link", self.join(name)))?;
+        self.rename(&passing, name)?;
+        self.sync()
+    }
+
+    /// Removes what a killed [`Dir::replace_link`] of `name` left. Not durable before [`Dir::sync`].
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sweep_link(&self, name: &str) -> Result<bool> {
+        self.remove(&passing_name(name))
+    }
+
+    /// Where the symbolic link `name` leads; `None` if there is no such name.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it is no link, or leads to what is no UTF-8; [`Error::Io`].
+    pub fn read_link(&self, name: &str) -> Result<Option<String>> {
+        let no_link = || Error::Damaged { path: self.join(name), what: "is no symbolic link of a store".to_owned() };
+        match nix::fcntl::readlinkat(&self.fd, name) {
+            Ok(to) => to.into_string().map(Some).map_err(|_| no_link()),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(Errno::EINVAL) => Err(no_link()),
+            Err(errno) => Err(Error::sys("read", self.join(name))(errno)),
+        }
+    }
+
     /// Opens a subdirectory; `None` if there is no such name.
     ///
     /// # Errors
@@ -390,6 +424,11 @@ pub fn is_unsupported(error: &io::Error) -> bool {
         error.raw_os_error().map(Errno::from_raw),
         Some(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::EXDEV | Errno::ENOTTY)
     )
+}
+
+/// The name that a new symbolic link has before it takes the place of `name`.
+fn passing_name(name: &str) -> String {
+    format!(".link-{name}")
 }
 
 /// The file name of a path as text.

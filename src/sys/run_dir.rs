@@ -83,6 +83,16 @@ pub fn models() -> PathBuf {
     on_host("/etc/sm/layouts")
 }
 
+/// The stores of `sm backup`: `/etc/sm/stores.conf`.
+pub fn stores() -> PathBuf {
+    on_host("/etc/sm/stores.conf")
+}
+
+/// The sets and the running calls of `sm backup`: `/var/lib/sm/backup`.
+pub fn backup() -> PathBuf {
+    on_host("/var/lib/sm/backup")
+}
+
 /// The programs of the backends `exec:NAME`: `/usr/lib/sm/backends`.
 pub fn backends() -> PathBuf {
     on_host("/usr/lib/sm/backends")

@@ -12,6 +12,7 @@ mod params;
 mod shown;
 mod slot;
 mod state;
+mod time;
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,7 @@ pub use self::params::{Params, ParamsChange, seconds_now};
 pub use self::shown::{Size, acts_on_terminal, printable, secret_part, shown};
 pub use self::slot::{Class, SlotMark};
 pub use self::state::State;
+pub use self::time::Utc;
 
 /// A word of a caller that is not what it has to be; the crate's error has a variant with the same fields.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -288,7 +288,7 @@ impl std::fmt::Display for Outcome {
     }
 }
 
-pub const NUMBERS: [(&str, i32); 15] = [
+pub const NUMBERS: [(&str, i32); 17] = [
     ("EPERM", 1),
     ("EIO", 5),
     ("E2BIG", 7),
@@ -304,6 +304,8 @@ pub const NUMBERS: [(&str, i32); 15] = [
     ("ENOVDI", 101),
     ("ESRBUSY", 102),
     ("EVDIBUSY", 103),
+    ("EEXPORT", 121),
+    ("EVERIFY", 122),
 ];
 
 fn number(name: &str) -> i32 {

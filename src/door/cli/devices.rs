@@ -31,6 +31,7 @@ pub fn carry_out(group: &Group) -> Result<Reply> {
             Backend::selected(&settings)?;
             Ok(Reply::Backends(backend::all(&settings)))
         }
+        Group::Backup { .. } => unreachable!("this command is carried out elsewhere"),
         Group::Devices { list: args, command } => match command {
             None => list(&settings, args),
             Some(DevicesCommand::List(args)) => list(&settings, args),

@@ -2,6 +2,7 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use super::backup::grammar::BackupCommand;
 use crate::door::v1::grammar::OutputFormat;
 use crate::door::v1::manual;
 
@@ -28,6 +29,12 @@ pub enum Group {
     },
     /// List the backends, which say what devices there are, and which of them is selected in /etc/sm/sm.conf.
     Backends,
+    /// Export sets of disks into stores, check the exports, and make disks of them again.
+    #[command(arg_required_else_help = true, disable_help_subcommand = true)]
+    Backup {
+        #[command(subcommand)]
+        command: BackupCommand,
+    },
 }
 
 #[derive(Args, Default)]
@@ -99,6 +106,9 @@ pub struct OwnerArgs {
 impl Group {
     /// The command in words, if it changes something.
     pub fn change(&self) -> Option<String> {
+        if let Group::Backup { command } = self {
+            return command.change();
+        }
         let Group::Devices { command: Some(command), .. } = self else { return None };
         match command {
             DevicesCommand::Claim { identity, .. } => Some(format!("devices claim {identity}")),

@@ -1,13 +1,15 @@
-//! The commands of `sm` that are about media and not about SRs: `devices`, `backends`.
+//! The commands of `sm` that are not about one SR: `devices`, `backends`, `backup`.
 //!
 //! | file | what |
 //! |---|---|
 //! | [`grammar`] | the command lines |
 //! | [`devices`] | what each command does |
 //! | [`shown`] | the answers as tables, s-expressions and JSON |
+//! | [`backup`] | the commands of `sm backup`, with their command lines and answers |
 //!
 //! A line of another command never comes here: the command line of these is built only for their lines.
 
+pub mod backup;
 pub mod devices;
 pub mod grammar;
 pub mod shown;
@@ -22,9 +24,10 @@ use super::v1::log;
 use super::v1::person::{asked_format, chosen_format};
 use crate::error::Result;
 use crate::sys::run_dir;
+use crate::types::printable;
 
 /// The commands of this module.
-pub const GROUPS: [&str; 2] = ["devices", "backends"];
+pub const GROUPS: [&str; 3] = ["devices", "backends", "backup"];
 
 /// Whether a line is one of these commands. Options of `sm` may stand before the command.
 pub fn is_meant(args: &[OsString]) -> bool {
@@ -49,7 +52,11 @@ pub fn serve(args: Vec<OsString>) -> Answer {
         Ok(line) => {
             let format = chosen_format(line.format, OutputFormat::Sexp);
             match carry_out(&line.group) {
-                Ok(reply) => Answer { stdout: shown::write(&reply, format), stderr: String::new(), status: 0 },
+                Ok(reply) => {
+                    let stderr =
+                        reply.warnings().iter().map(|text| format!("warning: {}\n", printable(text))).collect();
+                    Answer { stdout: shown::write(&reply, format), stderr, status: 0 }
+                }
                 Err(e) => failed(&e, Vec::new(), format),
             }
         }
@@ -58,7 +65,10 @@ pub fn serve(args: Vec<OsString>) -> Answer {
 
 fn carry_out(group: &Group) -> Result<shown::Reply> {
     let change = group.change();
-    let result = devices::carry_out(group);
+    let result = match group {
+        Group::Backup { command } => backup::carry_out(command).map(shown::Reply::Backup),
+        group => devices::carry_out(group),
+    };
     if let Some(change) = change {
         log::write(&format!("sm: uid {}: {change}", run_dir::user()), result.as_ref().map(|_| ()));
     }
@@ -72,7 +82,9 @@ mod tests {
     #[test]
     fn the_lines_of_these_commands_are_told_from_those_of_srs() {
         let meant = |line: &str| is_meant(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
-        for line in ["sm devices", "sm devices why /dev/sda", "sm --format json devices", "sm -v backends"] {
+        for line in
+            ["sm devices", "sm devices why /dev/sda", "sm --format json devices", "sm -v backends", "sm backup list"]
+        {
             assert!(meant(line), "{line}");
         }
         for line in ["sm", "sm sr_list", "sm sr_scan devices", "sm --help", "sm --format devices sr_list"] {

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::backup;
 use crate::door::size::human;
 use crate::door::table;
 use crate::door::v1::grammar::OutputFormat;
@@ -27,11 +28,22 @@ pub enum Reply {
         tests: Vec<Test>,
     },
     Backends(Vec<Known>),
+    Backup(backup::shown::Reply),
     /// The changes that were made, or that would be made without `dry_run`.
     Changes {
         lines: Vec<String>,
         dry_run: bool,
     },
+}
+
+impl Reply {
+    /// What did not go as it should, and made nothing fail.
+    pub fn warnings(&self) -> &[String] {
+        match self {
+            Reply::Backup(reply) => &reply.warnings,
+            _ => &[],
+        }
+    }
 }
 
 /// The columns of a table of devices, in the order of the documentation.
@@ -117,12 +129,14 @@ enum Body<'a> {
     Why { device: Device<'a>, tests: Vec<TestOf<'a>> },
     Backends { backends: Vec<BackendOf<'a>> },
     Changes { changes: &'a [String], dry_run: bool },
+    Backup(backup::shown::Body<'a>),
 }
 
 impl<'a> Body<'a> {
     fn of(reply: &'a Reply) -> Option<Body<'a>> {
         Some(match reply {
             Reply::Done => return None,
+            Reply::Backup(reply) => Body::Backup(backup::shown::Body::of(reply)?),
             Reply::Devices { backend, rows, .. } => {
                 Body::Devices { backend, devices: rows.iter().map(Device::from).collect(), total: rows.len() }
             }
@@ -164,6 +178,7 @@ pub fn write(reply: &Reply, format: OutputFormat) -> Vec<u8> {
 fn table_of(reply: &Reply) -> String {
     match reply {
         Reply::Done => String::new(),
+        Reply::Backup(reply) => backup::shown::table_of(reply),
         Reply::Devices { backend, .. } if backend == "none" => {
             "the inventory is off: the backend of /etc/sm/sm.conf is none\n".to_owned()
         }

@@ -242,6 +242,13 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         | Error::StalePlan { .. }
         | Error::NeedsAllow { .. }
         | Error::PartlyApplied { .. } => general,
+        // SMAPIv1 has no backups.
+        Error::Locked { .. }
+        | Error::NoExport { .. }
+        | Error::NotVerified { .. }
+        | Error::NotExported { .. }
+        | Error::StoreFull { .. }
+        | Error::NotAStore { .. } => general,
         Error::Tool { argv, .. } => of_tool(argv.split(' ').next().unwrap_or(""), command).unwrap_or(general),
         Error::Io { .. } | Error::ImageServer { .. } => match error.errno().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Code::SRNoSpace,

@@ -8,11 +8,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::compare::{Difference, compare};
-use crate::door::time::Utc;
 use crate::door::xapi::{ApiError, Record, Xapi, text};
 use crate::door::xmlrpc::Value;
 use crate::sys::syslog;
-use crate::types::{SmConfig, SrInfo, VdiInfo, VdiUuid};
+use crate::types::{SmConfig, SrInfo, Utc, VdiInfo, VdiUuid};
 
 pub const NULL_REF: &str = "OpaqueRef:NULL";
 const EPOCH: &str = "19700101T00:00:00Z";

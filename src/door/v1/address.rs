@@ -122,6 +122,44 @@ fn by_name(word: &str, is_placed: bool) -> Result<Entry> {
     }
 }
 
+/// The VDI of a word such as `fast/web`, and its SR.
+///
+/// # Errors
+/// [`Error::Invalid`] for a word without a `/`; [`Error::UnknownSr`], [`Error::UnknownVdi`]; those of [`resolve_vdis`].
+pub fn vdi(word: &str, context: &Context) -> Result<(SrUuid, VdiUuid)> {
+    let (of, vdi) = word.split_once('/').ok_or_else(|| Error::Invalid {
+        what: "VDI",
+        value: word.to_owned(),
+        expected: "expected SR/VDI: the name or UUID of an SR, and the label or UUID of a disk of it".to_owned(),
+    })?;
+    let sr = sr(of)?;
+    if let Ok(vdi) = vdi.parse() {
+        return Ok((sr, vdi));
+    }
+    let session = session(sr)?;
+    let is_disk = |vdi| session.vdi_get_brief(vdi, context).map_or(true, |info| !info.hidden);
+    Ok((sr, vdi_of(vdi, sr, &session.names(vdi, context)?, is_disk)?))
+}
+
+/// The SR of a name or a UUID.
+///
+/// # Errors
+/// [`Error::UnknownSr`] for a name that no SR has; those of [`registry::find`].
+pub fn sr(word: &str) -> Result<SrUuid> {
+    word.parse::<SrUuid>().or_else(|_| Ok(by_name(word, false)?.sr))
+}
+
+/// An SR that has a name on this host, open.
+///
+/// # Errors
+/// [`Error::UnknownSr`] for one without a name; those of [`place_of`] and [`Session::open`].
+pub fn session(sr: SrUuid) -> Result<Session> {
+    let known = || registry::names().unwrap_or_default();
+    let entry = registry::of_sr(sr)?.ok_or_else(|| Error::UnknownSr { name: sr.to_string(), known: known() })?;
+    let (driver, config) = place_of(&entry)?;
+    Session::open(driver, sr, config)
+}
+
 fn unknown(name: &SrName) -> Error {
     Error::UnknownSr { name: name.to_string(), known: registry::names().unwrap_or_default() }
 }

@@ -7,8 +7,7 @@ use serde::Serialize;
 
 use super::answer::Reply;
 use super::listing::Listed;
-use crate::door::time;
-use crate::types::{Finding, Format, SrInfo, SrUuid, State, VdiInfo, VdiUuid};
+use crate::types::{Finding, Format, SrInfo, SrUuid, State, Utc, VdiInfo, VdiUuid};
 
 /// The number of this form. A key that is added leaves it as it is; one that is removed, or that changes its meaning, does not.
 const SCHEMA: u32 = 1;
@@ -134,7 +133,7 @@ impl<'a> From<&'a VdiInfo> for Vdi<'a> {
             shareable: info.shareable,
             hidden: info.hidden,
             snapshot_of: info.snapshot_of,
-            created: info.created.map(|seconds| time::Utc(seconds).to_string()),
+            created: info.created.map(|seconds| Utc(seconds).to_string()),
         }
     }
 }

@@ -80,6 +80,31 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("devices release", &[("Give it back:", "sm devices release /dev/sdb")]),
     ("devices rebuild", &[("See what would be changed, then change it:", "sm devices rebuild -n; sm devices rebuild")]),
     ("backends", &[("Where devices may come from:", "sm backends")]),
+    (
+        "backup",
+        &[
+            ("Make a set of two disks, and export it:", "sm backup define web --disk fast/web --disk fast/data"),
+            ("", "sm backup export web --to nas --compress zstd"),
+            ("Look whether it is whole, and make disks of it:", "sm backup verify web --deep"),
+            ("", "sm backup import web --from nas --sr slow"),
+        ],
+    ),
+    ("backup define", &[("Two disks that belong together:", "sm backup define web --disk fast/web --disk fast/data")]),
+    ("backup undefine", &[("Forget a set:", "sm backup undefine web")]),
+    (
+        "backup export",
+        &[
+            ("See what would be done, then do it:", "sm backup export -n web --to nas"),
+            ("", "sm backup export web --to nas"),
+            ("Keep seven exports, packed:", "sm backup export web --to nas --keep 7 --compress zstd"),
+        ],
+    ),
+    ("backup import", &[("Disks of the newest export, with new UUIDs:", "sm backup import web --from nas --sr fast")]),
+    ("backup list", &[("Every export as JSON:", "sm backup list --format json")]),
+    ("backup show", &[("The disks of an export:", "sm backup show web")]),
+    ("backup verify", &[("Read all of an export:", "sm backup verify web --deep")]),
+    ("backup remove", &[("Out of all stores:", "sm backup remove web")]),
+    ("backup store-init", &[("After the file system is mounted:", "sm backup store-init nas")]),
 ];
 
 /// The examples of a command as `--help` shows them; `None` if it has none.
@@ -104,7 +129,7 @@ pub const STATUSES: &[(u8, &str, &str)] = &[
     (19, "ENODEV", "There is no such device or server, or the server does not answer."),
     (22, "EINVAL", "A word of the line is not valid, or a word stands for several VDIs."),
     (28, "ENOSPC", "There is not enough space."),
-    (37, "ENOLCK", "The persistent lock was refused."),
+    (37, "ENOLCK", "The persistent lock was refused, or another call has the set of disks."),
     (42, "ENOMSG", "There is no such command."),
     (100, "ENOSR", "There is no such SR."),
     (101, "ENOVDI", "There is no such VDI."),
@@ -112,6 +137,8 @@ pub const STATUSES: &[(u8, &str, &str)] = &[
     (103, "EVDIBUSY", "The VDI is attached or locked."),
     (104, "ENOBACKEND", "There is no such backend."),
     (105, "EMODEL", "A line of a file that a person wrote is not valid."),
+    (121, "EEXPORT", "A disk of a set was not exported, or the export was not completed."),
+    (122, "EVERIFY", "An export is not what its manifest says, or there is no such export."),
 ];
 
 /// Files, and what each is.
@@ -124,6 +151,8 @@ pub const FILES: &[(&str, &str)] = &[
     ("/etc/sm/storage.conf", "The inventory of the backend file: a device a line, CLASS: host=HOST dev=PATH."),
     ("/var/lib/sm/registry/claims.json", "Whose each device is. sm devices rebuild makes it anew."),
     ("/usr/lib/sm/backends", "The programs of backends."),
+    ("/etc/sm/stores.conf", "The stores of sm backup, a line each: store: name=NAME path=DIRECTORY [drained=yes]."),
+    ("/var/lib/sm/backup", "The sets of sm backup, and what its running calls have begun."),
     ("/etc/sm-collect/UUID.conf", "SRs of the timer of earlier releases: TYPE= and DCONF=."),
     ("/run/sr-mount", "Where SRs are mounted that name no mountpoint."),
     ("/var/lock/sm", "Locks between the calls of this host."),

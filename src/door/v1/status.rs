@@ -16,9 +16,11 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         | Error::DiskTooBig { .. }
         | Error::TooManyArguments(_)
         | Error::ChainTooLong { .. } => (7, "E2BIG"),
-        Error::DeviceInUse { .. } | Error::Occupied { .. } | Error::HoldsSr { .. } | Error::NotEmpty { .. } => {
-            (16, "EBUSY")
-        }
+        Error::DeviceInUse { .. }
+        | Error::Occupied { .. }
+        | Error::HoldsSr { .. }
+        | Error::NotEmpty { .. }
+        | Error::NotAStore { .. } => (16, "EBUSY"),
         Error::SrExists { .. } | Error::VdiExists { .. } | Error::NameTaken { .. } => (17, "EEXIST"),
         Error::NoDevice { .. } => (19, "ENODEV"),
         Error::Server { fault, .. } => match fault {
@@ -33,8 +35,8 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         | Error::ExportNotChosen { .. }
         | Error::WouldShrink { .. }
         | Error::Usage(_) => (22, "EINVAL"),
-        Error::NoSpace { .. } | Error::PoolFull { .. } => (28, "ENOSPC"),
-        Error::LockRefused { .. } => (37, "ENOLCK"),
+        Error::NoSpace { .. } | Error::PoolFull { .. } | Error::StoreFull { .. } => (28, "ENOSPC"),
+        Error::LockRefused { .. } | Error::Locked { .. } => (37, "ENOLCK"),
         Error::NoSuchCommand { .. } => (42, "ENOMSG"),
         Error::NoSr { .. } | Error::UnknownSr { .. } => (100, "ENOSR"),
         Error::NoVdi { .. } | Error::UnknownVdi { .. } => (101, "ENOVDI"),
@@ -48,6 +50,8 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::StalePlan { .. } => (109, "ESTALEPLAN"),
         Error::NeedsAllow { .. } => (110, "ENEEDALLOW"),
         Error::PartlyApplied { .. } => (111, "EPARTIAL"),
+        Error::NotExported { .. } => (121, "EEXPORT"),
+        Error::NotVerified { .. } | Error::NoExport { .. } => (122, "EVERIFY"),
         Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => exit_status(cause),
         Error::Damaged { .. } | Error::NotMerged { .. } | Error::NotWhole { .. } | Error::Tool { .. } => (5, "EIO"),
         Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => (13, "EACCES"),

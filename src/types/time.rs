@@ -21,6 +21,13 @@ impl Utc {
         format!("{year:04}{month:02}{day:02}T{hour:02}:{minute:02}:{second:02}Z")
     }
 
+    /// `20261127T010735Z`, for names.
+    pub fn to_basic(self) -> String {
+        let (year, month, day) = self.date();
+        let (hour, minute, second) = self.clock();
+        format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
+    }
+
     fn clock(self) -> (u64, u64, u64) {
         (self.0 / 3600 % 24, self.0 / 60 % 60, self.0 % 60)
     }
@@ -69,6 +76,7 @@ mod tests {
         }
         assert_eq!(Utc(1_795_741_655).to_the_minute(), "2026-11-27 01:07");
         assert_eq!(Utc(1_795_741_655).to_xmlrpc(), "20261127T01:07:35Z");
+        assert_eq!(Utc(1_795_741_655).to_basic(), "20261127T010735Z");
         let _ = Utc(u64::MAX).to_string();
     }
 }

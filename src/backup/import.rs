@@ -1,0 +1,208 @@
+//! `sm backup import`: the disks of an export as VDIs of any SR.
+
+use std::collections::BTreeMap;
+
+use super::manifest::{DiskOf, Manifest};
+use super::name::{RunId, SetName, StoreName};
+use super::read::{Image, Restored};
+use super::record::{self, Begun, Record};
+use super::set::Member;
+use super::shelf::Shelf;
+use super::{BLOCK, Call, store, verify};
+use crate::call::Session;
+use crate::error::{Error, Result, one_line};
+use crate::image::disk::Disk;
+use crate::types::{NewVdi, Params, SrUuid, VdiUuid, seconds_now};
+
+/// The import that is wanted.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub set: SetName,
+    pub store: StoreName,
+    /// The current run if none is named.
+    pub run: Option<RunId>,
+    /// `None`: the SR that has most room, for each disk.
+    pub sr: Option<SrUuid>,
+    /// The SRs of single disks, by their index.
+    pub map: BTreeMap<usize, SrUuid>,
+    /// The sizes of single disks, bytes, by their index.
+    pub sizes: BTreeMap<usize, u64>,
+    /// The new disks have the UUIDs of the old ones.
+    pub keep_uuids: bool,
+}
+
+/// A disk that was imported.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    pub index: usize,
+    /// The disk that was exported.
+    pub from: VdiUuid,
+    pub sr: SrUuid,
+    pub vdi: VdiUuid,
+}
+
+/// A disk to be made.
+struct Target {
+    session: Session,
+    new: NewVdi,
+    image: Image,
+    imported: Imported,
+}
+
+/// Makes VDIs of the disks of an export, of all or of none. Every block is compared with its digest. Answers the disks, and
+/// warnings.
+///
+/// # Errors
+/// [`Error::NoExport`]; [`Error::NotVerified`]; [`Error::Invalid`] for an index or a size; [`Error::VdiExists`];
+/// [`Error::NoSpace`] before anything is made; those of the SRs. No VDI is left then.
+pub fn import(call: &Call, wanted: &Wanted) -> Result<(Vec<Imported>, Vec<String>)> {
+    let store = store::find(&wanted.store)?.open()?;
+    let _set = record::lock(&wanted.set, call.deadline())?;
+    let warnings = record::recover(call, Some(&wanted.set))?;
+    let this = RunId::new(seconds_now().unwrap_or(0));
+    let (run, dir) = Shelf::new(&store, wanted.set.clone()).find(wanted.run.as_ref())?;
+    let (manifest, images) = verify::look(&dir)?;
+    if manifest.name != wanted.set || manifest.run != run {
+        let what = format!("is of set {}, run {}", manifest.name, manifest.run);
+        return Err(Error::NotVerified { path: dir.join(super::manifest::FILE), what });
+    }
+    let targets = targets(call, wanted, &manifest, images)?;
+    let made = targets.iter().map(|it| Member { sr: it.imported.sr, vdi: it.imported.vdi }).collect();
+    let record = Record { run: this, set: wanted.set.clone(), store: None, locks: Vec::new(), made };
+    let begun = Begun::begin(record)?;
+    let mut done = Vec::new();
+    for target in targets {
+        let Target { session, new, image, imported } = target;
+        let open = move || Ok(Box::new(Restored::new(image)) as Box<dyn Disk>);
+        match session.vdi_fill(new, open, &call.context()) {
+            Ok(_) => done.push(imported),
+            Err(error) => return Err(undone(call, error, done, begun)),
+        }
+    }
+    begun.end()?;
+    Ok((done, warnings))
+}
+
+/// Deletes the disks that were made before one failed.
+fn undone(call: &Call, error: Error, made: Vec<Imported>, begun: Begun) -> Error {
+    let gone: Result<Vec<()>> =
+        made.iter().map(|it| record::delete(call, &Member { sr: it.sr, vdi: it.vdi })).collect();
+    match gone {
+        Ok(_) => error.undone(begun.end()),
+        // The record stays: the next call deletes them.
+        Err(undo) => error.undone(Err(undo)),
+    }
+}
+
+/// Decides what is made where, and makes sure that there is room for all of it.
+fn targets(call: &Call, wanted: &Wanted, manifest: &Manifest, images: Vec<Image>) -> Result<Vec<Target>> {
+    for index in wanted.map.keys().chain(wanted.sizes.keys()) {
+        if *index >= images.len() {
+            return Err(Error::Invalid {
+                what: "index of a disk",
+                value: index.to_string(),
+                expected: format!("the export has the disks 0 to {}", images.len() - 1),
+            });
+        }
+    }
+    let mut rooms = Rooms::default();
+    let mut targets = Vec::new();
+    for (disk, image) in manifest.disks.iter().zip(images) {
+        let size = match wanted.sizes.get(&disk.index) {
+            Some(size) if *size < disk.virtual_size => {
+                return Err(Error::Invalid {
+                    what: "--size",
+                    value: size.to_string(),
+                    expected: format!(
+                        "disk {} has {} bytes, and what is beyond the size would be lost",
+                        disk.index, disk.virtual_size
+                    ),
+                });
+            }
+            Some(size) => *size,
+            None => disk.virtual_size,
+        };
+        let needed = image.map.stored().count() as u64 * BLOCK;
+        let sr = match wanted.map.get(&disk.index).copied().or(wanted.sr) {
+            Some(sr) => sr,
+            None => rooms.largest(call, needed)?,
+        };
+        let session = call.host.open(sr)?;
+        rooms.take(call, sr, &session, needed)?;
+        let vdi = if wanted.keep_uuids { disk.uuid } else { VdiUuid::random() };
+        if wanted.keep_uuids {
+            refuse_taken(call, &session, vdi)?;
+        }
+        let imported = Imported { index: disk.index, from: disk.uuid, sr, vdi };
+        targets.push(Target { new: new_vdi(disk, &session, vdi, size), session, image, imported });
+    }
+    Ok(targets)
+}
+
+fn new_vdi(disk: &DiskOf, session: &Session, vdi: VdiUuid, virtual_size: u64) -> NewVdi {
+    let params = Params {
+        read_only: disk.read_only,
+        shareable: disk.shareable,
+        ..session.named(Params::default(), &disk.label, &disk.description)
+    };
+    let format = Some(disk.vdi_type).filter(|format| session.formats().contains(format));
+    NewVdi { vdi, virtual_size, format, params }
+}
+
+fn refuse_taken(call: &Call, session: &Session, vdi: VdiUuid) -> Result<()> {
+    match session.vdi_get_brief(vdi, &call.context()) {
+        Err(Error::NoVdi { .. }) => Ok(()),
+        // One that cannot be read is there as well.
+        _ => Err(Error::VdiExists { vdi, sr: session.sr() }),
+    }
+}
+
+/// The room that SRs have left, with what was promised of it.
+#[derive(Default)]
+struct Rooms(BTreeMap<SrUuid, u64>);
+
+impl Rooms {
+    fn of(&mut self, call: &Call, sr: SrUuid, session: &Session) -> Result<u64> {
+        if let Some(room) = self.0.get(&sr) {
+            return Ok(*room);
+        }
+        let room = session.sr_get_space(&call.context())?.free;
+        self.0.insert(sr, room);
+        Ok(room)
+    }
+
+    fn take(&mut self, call: &Call, sr: SrUuid, session: &Session, needed: u64) -> Result<()> {
+        let free = self.of(call, sr, session)?;
+        let left = free.checked_sub(needed).ok_or(Error::NoSpace { sr, free, wanted: needed })?;
+        self.0.insert(sr, left);
+        Ok(())
+    }
+
+    /// The attached SR for disks that has most room; of several, the first by its UUID.
+    fn largest(&mut self, call: &Call, needed: u64) -> Result<SrUuid> {
+        let (mut best, mut said): (Option<(u64, SrUuid)>, Vec<String>) = (None, Vec::new());
+        for sr in call.host.known()? {
+            let seen = call.host.open(sr).and_then(|session| {
+                let is_fit = session.content_type() == "raw";
+                Ok((is_fit, self.of(call, sr, &session)?))
+            });
+            match seen {
+                Ok((true, room)) if best.is_none_or(|(most, of)| (room, of) > (most, sr)) => best = Some((room, sr)),
+                Ok(_) => {}
+                Err(error) => said.push(format!("SR {sr}: {}", one_line(&error))),
+            }
+        }
+        match best {
+            Some((room, sr)) if room >= needed => Ok(sr),
+            Some((free, sr)) => Err(Error::NoSpace { sr, free, wanted: needed }),
+            None => Err(Error::Invalid {
+                what: "--sr",
+                value: "auto".to_owned(),
+                expected: format!(
+                    "no SR of this host can take a disk{}",
+                    said.iter().map(|why| format!("; {why}")).collect::<String>()
+                ),
+            }),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Backups: the disks of a set are exported into a store, checked there, and made into VDIs again.
+//!
+//! This module uses [`Session`] as a door does, and knows no driver. A [`Host`] finds the SRs for it.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`name`] | the names of sets, stores and runs |
+//! | [`store`] | the stores of this host, their marker, and the lock of a set in a store |
+//! | [`set`] | the sets of this host |
+//! | [`manifest`], [`map`](mod@map) | what an export says of itself, and of each block |
+//! | [`codec`] | how a block is packed |
+//! | [`write`](mod@write) | a disk, block by block, into the files of an export |
+//! | [`read`](mod@read) | the files of an export as a disk |
+//! | [`shelf`] | the runs of one set in one store: published, found, removed |
+//! | [`record`] | what a running call has begun, for whoever comes after a kill |
+//! | [`export`](mod@export), [`import`](mod@import), [`verify`](mod@verify), [`remove`](mod@remove), [`list`](mod@list) | the commands |
+//!
+//! # An export
+//!
+//! 1. A record of the run is made durable: `RUN.json` in `/var/lib/sm/backup`.
+//! 2. Each disk is locked for the user `backup:HOST:RUN`.
+//! 3. The disks, maps, sums and the manifest are written into `STORE/NAME/RUN.new` and made durable.
+//! 4. `RUN.new` becomes `RUN`. From here on the export is there.
+//! 5. The link `current` leads to it. Runs that are not kept are removed.
+//! 6. The disks are unlocked and the record goes.
+//!
+//! A kill before 4 leaves the record, the locks and `RUN.new`. The next call of `sm backup` takes the locks back and removes the
+//! directory ([`record::recover`]). A kill between 4 and 5 leaves an export that the next call about the set makes the current one
+//! ([`shelf::Shelf::repair`]). At no instant is a complete export missing that was there before.
+
+pub mod codec;
+pub mod export;
+pub mod import;
+pub mod list;
+pub mod manifest;
+pub mod map;
+pub mod name;
+pub mod read;
+pub mod record;
+pub mod remove;
+pub mod set;
+pub mod shelf;
+pub mod store;
+pub mod verify;
+pub mod write;
+
+use std::time::{Duration, Instant};
+
+use crate::call::Session;
+use crate::context::{Context, DEFAULT_WAIT};
+use crate::error::Result;
+use crate::sys::copy::Progress;
+use crate::types::SrUuid;
+
+pub use self::name::{RunId, SetName, StoreName};
+
+/// Bytes of a block of an export.
+pub const BLOCK: u64 = 4 << 20;
+
+/// The SRs of this host.
+pub trait Host: Sync {
+    /// Opens an SR that this host has a name for.
+    ///
+    /// # Errors
+    /// [`crate::Error::UnknownSr`]; what is wrong with its place.
+    fn open(&self, sr: SrUuid) -> Result<Session>;
+
+    /// The SRs that have a name.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] if the table of names cannot be read.
+    fn known(&self) -> Result<Vec<SrUuid>>;
+}
+
+/// How a call works with this host.
+pub struct Call<'a> {
+    pub host: &'a dyn Host,
+    /// How long a lock is waited for.
+    pub wait: Duration,
+    /// Told of the bytes that were copied of a disk, and of the bytes that there are.
+    pub progress: Progress<'a>,
+}
+
+impl Call<'_> {
+    /// The circumstances of one operation of a session.
+    fn context(&self) -> Context<'_> {
+        Context { deadline: Instant::now() + DEFAULT_WAIT, progress: self.progress, others: None }
+    }
+
+    /// The end of the wait for a lock that is asked for now.
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.wait
+    }
+}

@@ -1,0 +1,158 @@
+//! The image of an export as a disk. Every block is compared with its digest before anybody gets it.
+//!
+//! An export may come from anywhere: no more is read or unpacked than its map allows.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use super::BLOCK;
+use super::codec::{Compression, unpack};
+use super::map::{Entry, Map, Stored, digest, length_of};
+use crate::error::{Error, Result};
+use crate::image::disk::Disk;
+use crate::sys::threads::in_parts;
+
+/// Blocks that are unpacked at once, on as many threads as there are.
+const AHEAD: usize = 8;
+
+/// The image of one disk, open, with its map.
+#[derive(Debug)]
+pub struct Image {
+    pub file: File,
+    /// The name of the file in errors.
+    pub path: PathBuf,
+    pub compression: Compression,
+    pub map: Map,
+    /// Bytes of the disk.
+    pub size: u64,
+}
+
+impl Image {
+    /// A block of the image, unpacked and compared with its digest.
+    ///
+    /// # Errors
+    /// [`Error::NotVerified`] if it is not the block that the map tells of; [`Error::Io`].
+    pub fn block(&self, stored: &Stored) -> Result<Vec<u8>> {
+        let wrong = |what: String| Error::NotVerified { path: self.path.clone(), what };
+        let mut bytes = vec![0; stored.length as usize];
+        self.file.read_exact_at(&mut bytes, stored.offset).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => wrong(format!("it ends before block {} is complete", stored.index)),
+            _ => Error::io("read", &self.path)(e),
+        })?;
+        let block = unpack(self.compression, bytes, length_of(stored.index, self.size)).map_err(wrong)?;
+        match digest(&block) == stored.digest {
+            true => Ok(block),
+            false => Err(wrong(format!("block {} is not what its digest says", stored.index))),
+        }
+    }
+
+    /// Reads every block and compares it with its digest. `told`: bytes of the disk so far.
+    ///
+    /// # Errors
+    /// Those of [`Image::block`], of the first block that is wrong.
+    pub fn verify(&self, told: &dyn Fn(u64)) -> Result<()> {
+        let stored: Vec<&Stored> = self.map.stored().collect();
+        for part in stored.chunks(AHEAD) {
+            let checked = in_parts(part, AHEAD, |part| part.iter().try_for_each(|stored| self.block(stored).map(drop)));
+            checked.into_iter().collect::<Result<()>>()?;
+            told(part.len() as u64 * BLOCK);
+        }
+        Ok(())
+    }
+}
+
+/// The disk that an image is.
+pub struct Restored {
+    image: Image,
+    /// Blocks that were unpacked and not yet asked for.
+    ready: RefCell<BTreeMap<u64, Vec<u8>>>,
+}
+
+impl Restored {
+    pub fn new(image: Image) -> Restored {
+        Restored { image, ready: RefCell::new(BTreeMap::new()) }
+    }
+
+    /// The first line of the map that is about `index` or a later block.
+    fn from(&self, index: u64) -> &[Entry] {
+        let entries = self.image.map.entries();
+        let at = entries.partition_point(|entry| match entry {
+            Entry::Stored(stored) => stored.index < index,
+            Entry::Zero(_, last) => *last < index,
+        });
+        &entries[at..]
+    }
+
+    /// Unpacks `index` and some of the blocks that follow it.
+    fn fetch(&self, index: u64) -> Result<()> {
+        let next: Vec<&Stored> = self
+            .from(index)
+            .iter()
+            .filter_map(|entry| match entry {
+                Entry::Stored(stored) => Some(stored),
+                Entry::Zero(..) => None,
+            })
+            .take(AHEAD)
+            .collect();
+        let image = &self.image;
+        let parts = in_parts(&next, AHEAD, |part| {
+            part.iter().map(|stored| Ok((stored.index, image.block(stored)?))).collect::<Result<Vec<_>>>()
+        });
+        let mut ready = self.ready.borrow_mut();
+        ready.clear();
+        for part in parts {
+            ready.extend(part?);
+        }
+        Ok(())
+    }
+}
+
+impl Disk for Restored {
+    fn size(&self) -> u64 {
+        self.image.size
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<(u64, u64)>> {
+        let mut found: Option<(u64, u64)> = None;
+        for entry in self.from(from / BLOCK) {
+            let Entry::Stored(stored) = entry else { continue };
+            let start = stored.index * BLOCK;
+            let end = start + length_of(stored.index, self.image.size) as u64;
+            match &mut found {
+                Some((_, last)) if *last == start => *last = end,
+                Some(_) => break,
+                None => found = Some((start.max(from), end)),
+            }
+        }
+        Ok(found.filter(|(start, end)| start < end))
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            let (index, within) = (at / BLOCK, (at % BLOCK) as usize);
+            let part = (buf.len() - done).min(BLOCK as usize - within);
+            let part = &mut buf[done..done + part];
+            done += part.len();
+            match self.from(index).first() {
+                Some(Entry::Stored(stored)) if stored.index == index => {
+                    if !self.ready.borrow().contains_key(&index) {
+                        self.fetch(index)?;
+                    }
+                    let ready = self.ready.borrow();
+                    let block = ready.get(&index).expect("it was just fetched");
+                    // The last sector of a disk whose size is no multiple of a sector.
+                    let there = block.len().saturating_sub(within).min(part.len());
+                    part[..there].copy_from_slice(&block[within..within + there]);
+                    part[there..].fill(0);
+                }
+                _ => part.fill(0),
+            }
+        }
+        Ok(())
+    }
+}

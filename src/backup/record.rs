@@ -1,0 +1,199 @@
+//! What a running call has begun: `/var/lib/sm/backup/RUN.json`, made durable before the first change.
+//!
+//! A call holds the lock of its set on this host as long as it runs. So a record whose set can be locked was left by a kill, and
+//! whoever finds it undoes what it tells of.
+
+use std::time::Instant;
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::name::{RunId, SetName, StoreName};
+use super::set::Member;
+use super::shelf::Shelf;
+use super::{Call, store};
+use crate::call::Unreadable;
+use crate::error::{Error, Result, one_line};
+use crate::sys::durable::{self, Dir};
+use crate::sys::lock::{self, Kind, Lock};
+use crate::sys::{run_dir, syslog};
+
+const EXTENSION: &str = ".json";
+
+/// The changes that a call may have made, and that have to be undone if it is killed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub run: RunId,
+    pub set: SetName,
+    /// Where it writes.
+    pub store: Option<StoreName>,
+    /// The disks that it locks.
+    pub locks: Vec<Member>,
+    /// The disks that it makes, whose UUIDs it chose.
+    pub made: Vec<Member>,
+}
+
+impl Record {
+    /// The user of the persistent locks of a run.
+    pub fn user(&self) -> String {
+        format!("backup:{}:{}", store::host_name(), self.run)
+    }
+}
+
+/// A record on disk. [`Begun::end`] removes it.
+#[derive(Debug)]
+pub struct Begun(Record);
+
+impl Begun {
+    /// Makes a record durable.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn begin(record: Record) -> Result<Begun> {
+        let path = run_dir::backup();
+        durable::make_dirs(&path)?;
+        let dir = Dir::open(&path)?;
+        dir.replace(&file_of(&record.run), &serde_json::to_vec(&record).expect("a record is plain data"))?;
+        Ok(Begun(record))
+    }
+
+    pub fn record(&self) -> &Record {
+        &self.0
+    }
+
+    /// Removes the record: all that it tells of is done or undone.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn end(self) -> Result<()> {
+        forget(&self.0.run)
+    }
+}
+
+fn file_of(run: &RunId) -> String {
+    format!("{run}{EXTENSION}")
+}
+
+fn forget(run: &RunId) -> Result<()> {
+    let dir = Dir::open(&run_dir::backup())?;
+    dir.remove(&file_of(run))?;
+    dir.sync()
+}
+
+/// Takes the lock of a set on this host.
+///
+/// # Errors
+/// [`Error::Locked`] if another call has it until the deadline.
+pub fn lock(set: &SetName, deadline: Instant) -> Result<Lock> {
+    lock::take("backup", set.as_str(), Kind::Exclusive, deadline).map_err(|refused| {
+        refused.or_timed_out(|holder| Error::Locked {
+            what: format!("set {set}"),
+            holder: holder.to_owned(),
+            remedy: "; --lock-timeout gives it longer".to_owned(),
+        })
+    })
+}
+
+/// Undoes what killed calls left. `held`: the set whose lock the caller has. Answers warnings: what cannot be undone yet is tried
+/// again by the next call.
+///
+/// # Errors
+/// [`Error::Io`] if the records cannot be read.
+pub fn recover(call: &Call, held: Option<&SetName>) -> Result<Vec<String>> {
+    let dir = match Dir::open(&run_dir::backup()) {
+        Err(e) if e.errno() == Some(Errno::ENOENT as i32) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut warnings = Vec::new();
+    let mut names = dir.names()?;
+    names.sort();
+    for name in names {
+        dir.sweep_temporary(&name)?;
+        let Some(run) = name.strip_suffix(EXTENSION).and_then(|run| run.parse::<RunId>().ok()) else { continue };
+        let Some(text) = dir.read(&name)? else { continue };
+        let Ok(record) = serde_json::from_slice::<Record>(&text) else {
+            warnings.push(format!(
+                "{} is no record of a run; look what it tells of, and remove it",
+                dir.join(&name).display()
+            ));
+            continue;
+        };
+        let _lock = match held == Some(&record.set) {
+            true => None,
+            false => match lock(&record.set, Instant::now()) {
+                Ok(lock) => Some(lock),
+                // The call still runs.
+                Err(Error::Locked { .. }) => continue,
+                Err(error) => return Err(error),
+            },
+        };
+        // It may have ended before it was locked.
+        if dir.lookup(&name)?.is_none() {
+            continue;
+        }
+        match undo(call, &record) {
+            Ok(()) => {
+                forget(&run)?;
+                syslog::write(&format!("sm backup: run {run} of set {} was killed; it is undone", record.set));
+            }
+            Err(error) => {
+                warnings.push(format!(
+                    "run {run} of set {} was killed and is not undone: {}",
+                    record.set,
+                    one_line(&error)
+                ));
+            }
+        }
+    }
+    Ok(warnings)
+}
+
+fn undo(call: &Call, record: &Record) -> Result<()> {
+    let mut first = None;
+    let mut note = |result: Result<()>| {
+        if let Err(error) = result {
+            first.get_or_insert(error);
+        }
+    };
+    for disk in &record.locks {
+        note(unlock(call, disk, &record.user()));
+    }
+    for disk in &record.made {
+        note(delete(call, disk));
+    }
+    // A store that is away is repaired by the next call that uses it.
+    if let Some(open) = record.store.as_ref().and_then(|name| store::find(name).ok()?.open().ok())
+        && let Ok(_taken) = open.lock(&record.set, &record.run, Instant::now())
+    {
+        note(Shelf::new(&open, record.set.clone()).repair());
+        note(Shelf::new(&open, record.set.clone()).abandon(&record.run));
+    }
+    first.map_or(Ok(()), Err)
+}
+
+/// Gives the persistent lock of a run back. Idempotent.
+///
+/// # Errors
+/// Those of the SR.
+pub fn unlock(call: &Call, disk: &Member, user: &str) -> Result<()> {
+    let session = match call.host.open(disk.sr) {
+        // It has no name on this host any more, so nobody can undo anything.
+        Err(Error::UnknownSr { .. }) => return Ok(()),
+        other => other?,
+    };
+    match session.vdi_unlock(disk.vdi, user, false, &call.context()) {
+        Ok(()) | Err(Error::LockRefused { .. } | Error::NoVdi { .. } | Error::Unsupported { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes a disk that a run made. Idempotent.
+///
+/// # Errors
+/// Those of the SR.
+pub fn delete(call: &Call, disk: &Member) -> Result<()> {
+    match call.host.open(disk.sr) {
+        Err(Error::UnknownSr { .. }) => Ok(()),
+        other => other?.vdi_delete(disk.vdi, Unreadable::Refused, &call.context()),
+    }
+}

@@ -1,0 +1,99 @@
+//! `sm backup remove`: the exports of a set out of stores. The disks need not be there any more.
+
+use super::name::{RunId, SetName, StoreName};
+use super::shelf::Shelf;
+use super::store::{self, Open, Store};
+use super::{Call, record};
+use crate::error::{Error, Result, one_line};
+use crate::types::seconds_now;
+
+/// What became of a removal.
+#[derive(Debug)]
+pub struct Removed {
+    /// The stores that had exports of the set.
+    pub stores: Vec<StoreName>,
+    pub warnings: Vec<String>,
+}
+
+/// Removes a set from one store or from all. `run`: that one alone. A store that fails does not stop the others.
+///
+/// # Errors
+/// [`Error::Invalid`] for a store that there is not; [`Error::Locked`]; of a store that was named, why it failed.
+pub fn remove(call: &Call, set: &SetName, only: Option<&StoreName>, run: Option<&RunId>) -> Result<Removed> {
+    let stores = match only {
+        Some(name) => vec![store::find(name)?],
+        None => store::all()?,
+    };
+    let _set = record::lock(set, call.deadline())?;
+    let mut removed = Removed { stores: Vec::new(), warnings: record::recover(call, Some(set))? };
+    let this = RunId::new(seconds_now().unwrap_or(0));
+    for store in stores {
+        match from(call, &store, set, run, &this) {
+            Ok(true) => removed.stores.push(store.name),
+            Ok(false) => {}
+            Err(error) if only.is_some() => return Err(error),
+            Err(error) => removed.warnings.push(format!("store {}: {}", store.name, one_line(&error))),
+        }
+    }
+    if removed.stores.is_empty() && removed.warnings.is_empty() {
+        removed.warnings.push(format!("no export of {set} is there; `sm backup list` shows the exact names"));
+    }
+    Ok(removed)
+}
+
+fn from(call: &Call, store: &Store, set: &SetName, run: Option<&RunId>, this: &RunId) -> Result<bool> {
+    let open = store.open()?;
+    let _taken = open.lock(set, this, call.deadline())?;
+    let shelf = Shelf::new(&open, set.clone());
+    let Some(run) = run else { return shelf.remove() };
+    shelf.repair()?;
+    let runs = shelf.runs()?;
+    match runs.as_slice() {
+        [only] if only == run => shelf.remove(),
+        runs if runs.contains(run) => {
+            shelf.remove_runs(std::slice::from_ref(run))?;
+            shelf.repair()?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// The stores besides this one that have a directory of their own.
+///
+/// # Errors
+/// Those of [`store::all`].
+pub fn others(this: &Open) -> Result<Vec<StoreName>> {
+    let is_other =
+        |store: &Store| store.name != this.name && !store.open().is_ok_and(|open| open.is(this).unwrap_or(true));
+    Ok(store::all()?.into_iter().filter(is_other).map(|store| store.name).collect())
+}
+
+/// Removes a set from all stores but `this`, which was just written. The caller has the lock of the set. Answers warnings.
+pub(super) fn elsewhere(call: &Call, set: &SetName, this: &Open, run: &RunId) -> Vec<String> {
+    let stores = match store::all() {
+        Ok(stores) => stores,
+        Err(error) => return vec![format!("other stores keep what they have: {}", one_line(&error))],
+    };
+    let mut warnings = Vec::new();
+    for store in stores.into_iter().filter(|store| store.name != this.name) {
+        let cleaned = || {
+            let open = store.open()?;
+            if open.is(this)? {
+                return Ok(false);
+            }
+            if open.dir.lookup(set.as_str())?.is_none() {
+                return Ok(false);
+            }
+            if store.drained {
+                let why = format!("store {} is drained", store.name);
+                return Err(Error::Unsupported { op: "removing an export from this store", why });
+            }
+            from(call, &store, set, None, run)
+        };
+        if let Err(error) = cleaned() {
+            warnings.push(format!("store {} keeps what it has of {set}: {}", store.name, one_line(&error)));
+        }
+    }
+    warnings
+}

@@ -1,0 +1,232 @@
+//! The runs of one set in one store: `STORE/NAME/RUN/…`, and the link `STORE/NAME/current` to the newest.
+//!
+//! A directory whose name is that of a run is a complete export: it got this name when all that is in it was durable.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use super::name::{RunId, SetName, UNFINISHED};
+use super::store::Open;
+use crate::error::{Error, Result};
+use crate::sys::durable::Dir;
+
+const CURRENT: &str = "current";
+/// Before the name of a set whose exports are being removed.
+const REMOVED: &str = ".removed-";
+
+/// The runs of a set in a store. The caller has the lock of both, or only looks.
+#[derive(Debug)]
+pub struct Shelf<'a> {
+    pub store: &'a Open,
+    pub set: SetName,
+}
+
+impl<'a> Shelf<'a> {
+    pub fn new(store: &'a Open, set: SetName) -> Shelf<'a> {
+        Shelf { store, set }
+    }
+
+    fn dir(&self) -> Result<Option<Dir>> {
+        self.store.dir.sub_dir(self.set.as_str())
+    }
+
+    /// The directory of the runs, made if need be.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn made(&self) -> Result<Dir> {
+        if self.store.dir.make_dir(self.set.as_str())? {
+            self.store.dir.sync()?;
+        }
+        self.dir()?.ok_or_else(|| Error::sys("open", self.store.dir.join(self.set.as_str()))(nix::errno::Errno::ENOENT))
+    }
+
+    /// The complete exports, the oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn runs(&self) -> Result<Vec<RunId>> {
+        let Some(dir) = self.dir()? else { return Ok(Vec::new()) };
+        let mut runs: Vec<RunId> = dir.names()?.iter().filter_map(|name| name.parse().ok()).collect();
+        runs.sort();
+        Ok(runs)
+    }
+
+    /// The run that `current` leads to; the newest if the link is missing, as a kill leaves it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn current(&self) -> Result<Option<RunId>> {
+        let runs = self.runs()?;
+        let linked = self.dir()?.map(|dir| dir.read_link(CURRENT)).transpose()?.flatten();
+        let linked = linked.and_then(|run| run.parse::<RunId>().ok()).filter(|run| runs.contains(run));
+        Ok(linked.or_else(|| runs.last().cloned()))
+    }
+
+    /// A run, complete; the current one if none is named.
+    ///
+    /// # Errors
+    /// [`Error::NoExport`] if there is no such run; [`Error::Io`].
+    pub fn find(&self, run: Option<&RunId>) -> Result<(RunId, Dir)> {
+        let run = match run {
+            Some(run) => Some(run.clone()),
+            None => self.current()?,
+        };
+        let found = match (&run, self.dir()?) {
+            (Some(run), Some(dir)) => dir.sub_dir(run.as_str())?,
+            _ => None,
+        };
+        match (run, found) {
+            (Some(run), Some(dir)) => Ok((run, dir)),
+            (run, _) => Err(Error::NoExport {
+                name: run.map_or_else(|| self.set.to_string(), |run| format!("{} of run {run}", self.set)),
+                looked: format!("store {}", self.store.name),
+            }),
+        }
+    }
+
+    /// Removes what killed calls left, and completes what they published. The caller has the lock.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn repair(&self) -> Result<()> {
+        self.sweep_removed()?;
+        let Some(dir) = self.dir()? else { return Ok(()) };
+        dir.sweep_link(CURRENT)?;
+        for name in dir.names()? {
+            if name.strip_suffix(UNFINISHED).is_some_and(|run| run.parse::<RunId>().is_ok()) {
+                dir.discard(&name)?;
+            } else {
+                dir.sweep_temporary(&name)?;
+            }
+        }
+        if let Some(newest) = self.runs()?.last()
+            && dir.read_link(CURRENT)?.as_deref() != Some(newest.as_str())
+        {
+            dir.replace_link(CURRENT, newest.as_str())?;
+        }
+        Ok(())
+    }
+
+    /// Begins a run: its directory, empty.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn begin(&self, run: &RunId) -> Result<Dir> {
+        let (shelf, name) = (self.made()?, run.unfinished());
+        shelf.make_dir(&name)?;
+        shelf.sub_dir(&name)?.ok_or_else(|| Error::sys("open", shelf.join(&name))(nix::errno::Errno::ENOENT))
+    }
+
+    /// Removes what was begun of a run. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn abandon(&self, run: &RunId) -> Result<()> {
+        let Some(dir) = self.dir()? else { return Ok(()) };
+        dir.discard(&run.unfinished())?;
+        dir.sync()?;
+        // Of a set that has no other run.
+        let is_empty = dir.names()?.is_empty();
+        drop(dir);
+        if is_empty {
+            self.store.dir.remove_dir(self.set.as_str())?;
+        }
+        Ok(())
+    }
+
+    /// Makes a run, in which every file is durable, the current export.
+    ///
+    /// # Errors
+    /// [`Error::Io`]. If the last step failed, the run is there and the next call makes it the current one.
+    pub fn publish(&self, run: &RunId, written: &Dir) -> Result<()> {
+        written.sync()?;
+        let dir = self.made()?;
+        dir.rename(&run.unfinished(), run.as_str())?;
+        dir.sync()?;
+        dir.replace_link(CURRENT, run.as_str())
+    }
+
+    /// Removes runs, durably.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn remove_runs(&self, runs: &[RunId]) -> Result<()> {
+        let Some(dir) = self.dir()? else { return Ok(()) };
+        for run in runs {
+            // Half removed, it must not be found as an export.
+            dir.rename(run.as_str(), &run.unfinished())?;
+            dir.sync()?;
+            dir.discard(&run.unfinished())?;
+        }
+        dir.sync()
+    }
+
+    /// Removes the set from the store with all runs, durably. `false`: there was none.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn remove(&self) -> Result<bool> {
+        let (store, aside) = (&self.store.dir, format!("{REMOVED}{}", self.set));
+        self.sweep_removed()?;
+        if store.lookup(self.set.as_str())?.is_none() {
+            store.sync()?;
+            return Ok(false);
+        }
+        store.rename(self.set.as_str(), &aside)?;
+        store.sync()?;
+        self.sweep_removed()?;
+        Ok(true)
+    }
+
+    fn sweep_removed(&self) -> Result<()> {
+        let (store, aside) = (&self.store.dir, format!("{REMOVED}{}", self.set));
+        let Some(dir) = store.sub_dir(&aside)? else { return Ok(()) };
+        for name in dir.names()? {
+            match dir.lookup(&name)? {
+                Some(stat) if stat.is_directory() => dir.discard(&name)?,
+                _ => dir.remove(&name)?,
+            };
+        }
+        drop(dir);
+        store.remove_dir(&aside)?;
+        store.sync()
+    }
+}
+
+/// The sets that a store has exports of.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn sets(store: &Open) -> Result<Vec<SetName>> {
+    let mut found = Vec::new();
+    for name in store.dir.names()? {
+        if let Ok(set) = name.parse::<SetName>()
+            && store.dir.lookup(&name)?.is_some_and(|stat| stat.is_directory())
+        {
+            found.push(set);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Writes a file of an export, durable but for its name.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn put(dir: &Dir, name: &str, bytes: &[u8]) -> Result<()> {
+    let new = dir.new_file()?;
+    let mut file: &File = new.file();
+    file.write_all(bytes).map_err(Error::io("write", dir.join(name)))?;
+    if !new.publish_soon(name)? {
+        return Err(taken(dir.join(name)));
+    }
+    Ok(())
+}
+
+/// Says that a file is there that nobody should have made.
+pub(super) fn taken(path: PathBuf) -> Error {
+    Error::Damaged { path, what: "is there already, and no call should have made it".to_owned() }
+}

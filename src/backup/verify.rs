@@ -1,0 +1,170 @@
+//! `sm backup verify`: whether an export is what its manifest says.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::Path;
+
+use sha2::{Digest as _, Sha256};
+
+use super::manifest::{self, DiskOf, Manifest, image_name, map_name};
+use super::map::{Digest, Map, digest, hex, unhex};
+use super::read::Image;
+use crate::error::{Error, Result};
+use crate::sys::copy::Progress;
+use crate::sys::durable::Dir;
+
+/// Bytes of the longest file of sums.
+const LONGEST: u64 = 1 << 20;
+
+/// What was compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Sizes, maps, manifest and metadata.
+    Look,
+    /// And the digests of the images that are packed.
+    Files,
+    /// And every block.
+    Blocks,
+}
+
+/// Reads the manifest and the maps of an export, and compares them with their digests and the images with their lengths.
+///
+/// # Errors
+/// [`Error::NotVerified`] with the file that is wrong; [`Error::Io`].
+pub fn look(dir: &Dir) -> Result<(Manifest, Vec<Image>)> {
+    let path = dir.join(manifest::FILE);
+    let text = dir.read(manifest::FILE)?.ok_or_else(|| missing(&path))?;
+    let manifest = Manifest::parse(&text, &path)?;
+    let sums = Sums::read(dir)?;
+    sums.compare(dir, manifest::FILE, &digest(&text))?;
+    if let Some(metadata) = &manifest.metadata {
+        let path = dir.join(manifest::METADATA);
+        let sum = sum_of(open(dir, manifest::METADATA)?, &path)?;
+        sums.compare(dir, manifest::METADATA, &sum)?;
+        if unhex(&metadata.sha256) != Some(sum) {
+            return Err(not_verified(&path, "is not the one that the manifest tells of"));
+        }
+    }
+    let images = manifest.disks.iter().map(|disk| image(dir, &manifest, disk, &sums)).collect::<Result<_>>()?;
+    Ok((manifest, images))
+}
+
+/// Compares an export with its manifest.
+///
+/// # Errors
+/// Those of [`look`]; [`Error::NotVerified`] for an image or a block that is wrong.
+pub fn verify(dir: &Dir, depth: Depth, progress: Progress) -> Result<Manifest> {
+    let (manifest, images) = look(dir)?;
+    if depth == Depth::Look {
+        return Ok(manifest);
+    }
+    let sums = Sums::read(dir)?;
+    for image in &images {
+        if depth == Depth::Blocks {
+            let total = image.map.stored().count() as u64 * super::BLOCK;
+            let done = std::cell::Cell::new(0);
+            image.verify(&|bytes| {
+                done.set(done.get() + bytes);
+                progress(done.get().min(total), total);
+            })?;
+        }
+        if image.compression != super::codec::Compression::None {
+            let name = crate::sys::durable::name_of(&image.path);
+            sums.compare(dir, name, &sum_of(&image.file, &image.path)?)?;
+        }
+    }
+    Ok(manifest)
+}
+
+/// Opens an image with its map. The names of both follow from the index; what the manifest says of them is not used.
+fn image(dir: &Dir, manifest: &Manifest, disk: &DiskOf, sums: &Sums) -> Result<Image> {
+    let map_name = map_name(disk.index);
+    let path = dir.join(&map_name);
+    let file = open(dir, &map_name)?;
+    // A line is longer than 70 bytes, and no block has two.
+    let most = (disk.virtual_size.div_ceil(super::BLOCK) + 1) * 160;
+    if file.metadata().map_err(Error::io("examine", &path))?.len() > most {
+        return Err(not_verified(&path, "is longer than a map of this disk can be"));
+    }
+    let sum = sum_of(&file, &path)?;
+    sums.compare(dir, &map_name, &sum)?;
+    if unhex(&disk.map_sha256) != Some(sum) {
+        return Err(not_verified(&path, "is not the one that the manifest tells of"));
+    }
+    let file = open(dir, &map_name)?;
+    let map = Map::parse(BufReader::new(file), disk.virtual_size, true)
+        .map_err(|what| Error::NotVerified { path: path.clone(), what })?;
+    let name = image_name(disk.index, manifest.compression);
+    let (file, path) = (open(dir, &name)?, dir.join(&name));
+    let length = file.metadata().map_err(Error::io("examine", &path))?.len();
+    let (is_right, expected) = match manifest.compression {
+        super::codec::Compression::None => (length == disk.virtual_size, disk.virtual_size),
+        super::codec::Compression::Zstd => {
+            let needed = map.stored().map(|stored| stored.offset + stored.length).max().unwrap_or(0);
+            (length >= needed, needed)
+        }
+    };
+    if !is_right {
+        return Err(not_verified(&path, &format!("has {length} bytes and should have {expected}")));
+    }
+    Ok(Image { file, path, compression: manifest.compression, map, size: disk.virtual_size })
+}
+
+fn open(dir: &Dir, name: &str) -> Result<File> {
+    dir.try_open_record(name)?.ok_or_else(|| missing(&dir.join(name)))
+}
+
+fn missing(path: &Path) -> Error {
+    not_verified(path, "is missing")
+}
+
+fn not_verified(path: &Path, what: &str) -> Error {
+    Error::NotVerified { path: path.to_owned(), what: what.to_owned() }
+}
+
+fn sum_of(mut file: impl Read, path: &Path) -> Result<Digest> {
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(hash.finalize().into()),
+            Ok(n) => hash.update(&buffer[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::io("read", path)(e)),
+        }
+    }
+}
+
+/// The file `SHA256SUMS`, as sha256sum(1) writes and checks it.
+struct Sums(BTreeMap<String, Digest>);
+
+impl Sums {
+    fn read(dir: &Dir) -> Result<Sums> {
+        let path = dir.join(manifest::SUMS);
+        let mut text = String::new();
+        let read = open(dir, manifest::SUMS)?.take(LONGEST + 1).read_to_string(&mut text);
+        match read {
+            Ok(length) if length as u64 <= LONGEST => {}
+            Ok(_) => return Err(not_verified(&path, "is larger than 1 MiB")),
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => return Err(not_verified(&path, "is no list of sums")),
+            Err(e) => return Err(Error::io("read", &path)(e)),
+        }
+        let line = |line: &str| {
+            let (sum, name) = line.split_once("  ")?;
+            Some((name.to_owned(), unhex(sum)?))
+        };
+        let sums = text.lines().map(line).collect::<Option<_>>();
+        sums.map(Sums).ok_or_else(|| not_verified(&path, "is no list of sums"))
+    }
+
+    fn compare(&self, dir: &Dir, name: &str, sum: &Digest) -> Result<()> {
+        match self.0.get(name) {
+            Some(expected) if expected == sum => Ok(()),
+            Some(expected) => Err(not_verified(
+                &dir.join(name),
+                &format!("has the SHA-256 {} and should have {}", hex(sum), hex(expected)),
+            )),
+            None => Err(not_verified(&dir.join(name), &format!("is not in {}", manifest::SUMS))),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The command lines of `sm backup`.
+
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueEnum};
+
+#[derive(Subcommand)]
+pub enum BackupCommand {
+    /// Make a set: a name for disks that belong together. A set of the name is replaced.
+    Define {
+        /// Name of the set.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// A disk: SR/VDI. Repeat the option for more, in the order in which they are to be exported.
+        #[arg(long = "disk", value_name = "SR/VDI", required = true)]
+        disks: Vec<String>,
+        /// A file that each export takes along unread.
+        #[arg(long, value_name = "FILE")]
+        metadata: Option<PathBuf>,
+    },
+    /// Remove a set. Its disks and its exports stay. Succeeds if there is none.
+    Undefine {
+        /// Name of the set.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Export the disks of a set into a store. The export before stays current until the new one is complete.
+    Export {
+        /// Name of the set.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// A disk in place of those of the set: SR/VDI. Repeat the option for more.
+        #[arg(long = "disk", value_name = "SR/VDI")]
+        disks: Vec<String>,
+        /// Store that gets the export.
+        #[arg(long, value_name = "STORE")]
+        to: String,
+        /// How blocks are packed.
+        #[arg(long, value_name = "HOW", default_value = "none")]
+        compress: Compress,
+        /// How many exports of the set stay in the store, the new one among them.
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+        keep: u16,
+        /// Leave the exports of the set in other stores. Without this option they are removed once the new one is complete.
+        #[arg(long)]
+        keep_others: bool,
+        /// Seconds to wait for another call that has the set.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        lock_timeout: u64,
+        /// Change nothing, and print what would be done.
+        #[arg(short = 'n', long)]
+        dry_run: bool,
+    },
+    /// Make disks of an export, of all of them or of none. Every block is compared with its digest.
+    Import {
+        /// Name of the set.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Store that has the export.
+        #[arg(long, value_name = "STORE")]
+        from: String,
+        /// Run to import. Without this option the current one.
+        #[arg(long, value_name = "RUN")]
+        run: Option<String>,
+        /// SR that gets the disks; auto: the one that has most room.
+        #[arg(long, value_name = "SR|auto")]
+        sr: String,
+        /// SR of one disk, by its index in the export.
+        #[arg(long, value_name = "INDEX=SR")]
+        map: Vec<String>,
+        /// Larger size of one disk, by its index in the export.
+        #[arg(long, value_name = "INDEX=SIZE")]
+        size: Vec<String>,
+        /// Give the disks the UUIDs that they had.
+        #[arg(long)]
+        keep_uuids: bool,
+        /// Seconds to wait for another call that has the set.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        lock_timeout: u64,
+    },
+    /// List the exports.
+    List {
+        /// Store to look in. Without this option all of them.
+        #[arg(long = "store", value_name = "STORE")]
+        stores: Vec<String>,
+    },
+    /// Show what an export has, and of a set without exports its disks.
+    Show {
+        /// Name of the set.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Store that has the export. Without this option all of them are looked in.
+        #[arg(long, value_name = "STORE")]
+        store: Option<String>,
+        /// Run to show. Without this option the newest.
+        #[arg(long, value_name = "RUN")]
+        run: Option<String>,
+    },
+    /// Compare an export with its manifest: sizes, and the digests of its files.
+    Verify {
+        /// Name of the set, or the directory of an export: a word with a slash.
+        #[arg(value_name = "NAME|DIRECTORY")]
+        what: String,
+        /// Store that has the export. Without this option all of them are looked in.
+        #[arg(long, value_name = "STORE")]
+        store: Option<String>,
+        /// Run to verify. Without this option the newest.
+        #[arg(long, value_name = "RUN")]
+        run: Option<String>,
+        /// Read every block, and compare it with its digest.
+        #[arg(long)]
+        deep: bool,
+    },
+    /// Remove the exports of a set. Succeeds if there are none.
+    Remove {
+        /// Name of the set.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Store to remove them from. Without this option all of them.
+        #[arg(long, value_name = "STORE")]
+        store: Option<String>,
+        /// Run to remove. Without this option all of them.
+        #[arg(long, value_name = "RUN")]
+        run: Option<String>,
+        /// Seconds to wait for another call that has the set.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        lock_timeout: u64,
+    },
+    /// Make a directory a store, by a marker in it. Do so once what belongs there is mounted.
+    StoreInit {
+        /// Name of the store in /etc/sm/stores.conf.
+        #[arg(value_name = "STORE")]
+        store: String,
+        /// Even if something is in the directory.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// How blocks are packed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Compress {
+    None,
+    Zstd,
+}
+
+impl BackupCommand {
+    /// The command in words, if it changes something.
+    pub fn change(&self) -> Option<String> {
+        match self {
+            BackupCommand::Define { name, .. } => Some(format!("backup define {name}")),
+            BackupCommand::Undefine { name } => Some(format!("backup undefine {name}")),
+            BackupCommand::Export { name, to, dry_run: false, .. } => Some(format!("backup export {name} into {to}")),
+            BackupCommand::Import { name, from, .. } => Some(format!("backup import {name} from {from}")),
+            BackupCommand::Remove { name, .. } => Some(format!("backup remove {name}")),
+            BackupCommand::StoreInit { store, .. } => Some(format!("backup store-init {store}")),
+            BackupCommand::Export { .. }
+            | BackupCommand::List { .. }
+            | BackupCommand::Show { .. }
+            | BackupCommand::Verify { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The work of the commands of `sm backup`.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`grammar`] | the command lines |
+//! | [`shown`] | the answers as tables, s-expressions and JSON |
+
+pub mod grammar;
+pub mod shown;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use self::grammar::{BackupCommand, Compress};
+use self::shown::{Reply, What};
+use crate::backup::codec::Compression;
+use crate::backup::set::{Member, Set};
+use crate::backup::verify::Depth;
+use crate::backup::{Call, Host, SetName, StoreName};
+use crate::backup::{export, import, list, record, remove, set, store, verify};
+use crate::call::Session;
+use crate::context::{Context, DEFAULT_WAIT, LONGEST_WAIT};
+use crate::door::size;
+use crate::door::v1::address;
+use crate::door::v1::progress::ProgressBar;
+use crate::error::{Error, Result};
+use crate::registry;
+use crate::sys::durable::Dir;
+use crate::types::{Misread, SrUuid};
+
+/// The SRs of this host, by the table of names.
+struct Named;
+
+impl Host for Named {
+    fn open(&self, sr: SrUuid) -> Result<Session> {
+        address::session(sr)
+    }
+
+    fn known(&self) -> Result<Vec<SrUuid>> {
+        Ok(registry::all()?.into_iter().filter_map(|(_, entry)| entry.ok().map(|entry| entry.sr)).collect())
+    }
+}
+
+/// Carries one command out.
+///
+/// # Errors
+/// Those of the command.
+pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
+    let bar = ProgressBar::hidden();
+    let wait = match command {
+        BackupCommand::Export { lock_timeout, .. }
+        | BackupCommand::Import { lock_timeout, .. }
+        | BackupCommand::Remove { lock_timeout, .. } => Duration::from_secs(*lock_timeout).min(LONGEST_WAIT),
+        _ => DEFAULT_WAIT,
+    };
+    let call = Call { host: &Named, wait, progress: &|done, total| bar.show(done, total) };
+    match command {
+        BackupCommand::Define { name, disks, metadata } => {
+            let metadata = metadata.as_deref().map(absolute).transpose()?;
+            set::define(&name.parse()?, &Set::new(members(disks)?, metadata)?)?;
+            Ok(Reply::done())
+        }
+        BackupCommand::Undefine { name } => {
+            set::undefine(&name.parse()?)?;
+            Ok(Reply::done())
+        }
+        BackupCommand::Export { name, disks, to, compress, keep, keep_others, dry_run, .. } => {
+            let wanted = export::Wanted {
+                set: name.parse()?,
+                disks: members(disks)?,
+                store: to.parse()?,
+                compression: match compress {
+                    Compress::None => Compression::None,
+                    Compress::Zstd => Compression::Zstd,
+                },
+                keep: usize::from(*keep),
+                keep_others: *keep_others,
+                dry_run: *dry_run,
+            };
+            let done = export::export(&call, &wanted)?;
+            let what = match done.plan {
+                Some(plan) => What::Plan(plan),
+                None => What::Run(done.run),
+            };
+            Ok(Reply { what, warnings: done.warnings })
+        }
+        BackupCommand::Import { name, from, run, sr, map, size, keep_uuids, .. } => {
+            let wanted = import::Wanted {
+                set: name.parse()?,
+                store: from.parse()?,
+                run: run.as_deref().map(str::parse).transpose()?,
+                sr: if sr == "auto" { None } else { Some(address::sr(sr)?) },
+                map: by_index("--map", map, address::sr)?,
+                sizes: by_index("--size", size, size::parse)?,
+                keep_uuids: *keep_uuids,
+            };
+            let (disks, warnings) = import::import(&call, &wanted)?;
+            Ok(Reply { what: What::Imported(disks), warnings })
+        }
+        BackupCommand::List { stores } => {
+            let mut warnings = record::recover(&call, None)?;
+            let stores = stores.iter().map(|store| store.parse()).collect::<Result<Vec<StoreName>, Misread>>()?;
+            let (lines, unseen) = list::list(&stores)?;
+            warnings.extend(unseen);
+            Ok(Reply { what: What::List(lines), warnings })
+        }
+        BackupCommand::Show { name, store, run } => {
+            let warnings = record::recover(&call, None)?;
+            let name: SetName = name.parse()?;
+            let found = find(&name, store.as_deref(), run.as_deref());
+            let what = match (found, set::find(&name)?) {
+                (Ok(found), _) => What::Export(Box::new(list::show(&found)?), found.store),
+                (Err(Error::NoExport { .. }), Some(set)) if store.is_none() && run.is_none() => What::Set(name, set),
+                (Err(error), _) => return Err(error),
+            };
+            Ok(Reply { what, warnings })
+        }
+        BackupCommand::Verify { what, store, run, deep } => {
+            let warnings = record::recover(&call, None)?;
+            let dir = match what.contains('/') {
+                true => Dir::open(Path::new(what))?,
+                false => find(&what.parse()?, store.as_deref(), run.as_deref())?.dir,
+            };
+            let depth = if *deep { Depth::Blocks } else { Depth::Files };
+            let manifest = verify::verify(&dir, depth, call.progress)?;
+            Ok(Reply { what: What::Whole(manifest.name, manifest.run), warnings })
+        }
+        BackupCommand::Remove { name, store, run, .. } => {
+            let store = store.as_deref().map(str::parse).transpose()?;
+            let run = run.as_deref().map(str::parse).transpose()?;
+            let removed = remove::remove(&call, &name.parse()?, store.as_ref(), run.as_ref())?;
+            Ok(Reply { what: What::Removed(removed.stores), warnings: removed.warnings })
+        }
+        BackupCommand::StoreInit { store, yes } => {
+            store::find(&store.parse()?)?.init(*yes)?;
+            Ok(Reply::done())
+        }
+    }
+}
+
+fn find(name: &SetName, store: Option<&str>, run: Option<&str>) -> Result<list::Found> {
+    let store = store.map(str::parse).transpose()?;
+    let run = run.map(str::parse).transpose()?;
+    list::find(name, store.as_ref(), run.as_ref())
+}
+
+/// A path that means the same for a later call, which may be in another directory.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(Error::io("find", path))
+}
+
+/// The disks of words such as `fast/web`.
+fn members(words: &[String]) -> Result<Vec<Member>> {
+    let context = Context { deadline: Instant::now() + DEFAULT_WAIT, progress: &|_, _| {}, others: None };
+    let member = |word: &String| address::vdi(word, &context).map(|(sr, vdi)| Member { sr, vdi });
+    words.iter().map(member).collect()
+}
+
+/// Words such as `0=fast`.
+fn by_index<T>(
+    option: &'static str,
+    words: &[String],
+    value: impl Fn(&str) -> Result<T>,
+) -> Result<BTreeMap<usize, T>> {
+    let mut found = BTreeMap::new();
+    for word in words {
+        let wrong =
+            |expected: &str| Error::Invalid { what: option, value: word.clone(), expected: expected.to_owned() };
+        let (index, text) =
+            word.split_once('=').ok_or_else(|| wrong("expected the index of a disk, =, and its value"))?;
+        let index = index.parse().map_err(|_| wrong("the index of a disk is a number from 0"))?;
+        if found.insert(index, value(text)?).is_some() {
+            return Err(wrong("the disk is named twice"));
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,204 @@
+//! The answers of `sm backup` as tables, and as documents. `docs/json.md` has the keys of JSON.
+
+use serde::Serialize;
+
+use crate::backup::import::Imported;
+use crate::backup::list::Line;
+use crate::backup::manifest::{DiskOf, Manifest};
+use crate::backup::set::{Member, Set};
+use crate::backup::{RunId, SetName, StoreName};
+use crate::door::size::human;
+use crate::door::table;
+use crate::types::{SrUuid, VdiUuid, printable};
+
+/// The answer of a command, and what did not go as it should and made nothing fail.
+pub struct Reply {
+    pub what: What,
+    pub warnings: Vec<String>,
+}
+
+pub enum What {
+    /// Nothing.
+    Done,
+    /// The run that was made.
+    Run(RunId),
+    /// What would be done.
+    Plan(Vec<String>),
+    Imported(Vec<Imported>),
+    List(Vec<Line>),
+    Export(Box<Manifest>, StoreName),
+    /// A set without exports.
+    Set(SetName, Set),
+    /// The export that is what its manifest says.
+    Whole(SetName, RunId),
+    /// The stores that had exports.
+    Removed(Vec<StoreName>),
+}
+
+impl Reply {
+    pub fn done() -> Reply {
+        Reply { what: What::Done, warnings: Vec::new() }
+    }
+}
+
+#[derive(Serialize)]
+pub struct Export<'a> {
+    name: &'a str,
+    store: &'a str,
+    run: &'a str,
+    timestamp: Option<&'a str>,
+    disks: usize,
+    virtual_size: u64,
+    stored: u64,
+    compression: Option<String>,
+    current: bool,
+    fault: &'a str,
+}
+
+impl<'a> From<&'a Line> for Export<'a> {
+    fn from(line: &'a Line) -> Export<'a> {
+        let manifest = line.manifest.as_ref();
+        let disks = manifest.map_or(&[][..], |manifest| &manifest.disks);
+        Export {
+            name: line.set.as_str(),
+            store: line.store.as_str(),
+            run: line.run.as_str(),
+            timestamp: manifest.map(|manifest| manifest.timestamp.as_str()),
+            disks: disks.len(),
+            // A hostile manifest may have any numbers.
+            virtual_size: disks.iter().fold(0, |sum: u64, disk| sum.saturating_add(disk.virtual_size)),
+            stored: line.stored,
+            compression: manifest.map(|manifest| manifest.compression.to_string()),
+            current: line.current,
+            fault: &line.fault,
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub struct Made {
+    index: usize,
+    from: VdiUuid,
+    sr: SrUuid,
+    uuid: VdiUuid,
+}
+
+/// A document; the same for JSON and s-expressions.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum Body<'a> {
+    Run { run: &'a str },
+    Plan { plan: &'a [String] },
+    Imported { disks: Vec<Made> },
+    List { exports: Vec<Export<'a>> },
+    Export { store: &'a str, export: &'a Manifest },
+    Set { name: &'a str, disks: &'a [Member], metadata: Option<&'a std::path::Path> },
+    Whole { name: &'a str, run: &'a str },
+    Removed { stores: &'a [StoreName] },
+}
+
+impl<'a> Body<'a> {
+    /// The document of an answer; `None` if there is nothing to say.
+    pub fn of(reply: &'a Reply) -> Option<Body<'a>> {
+        Some(match &reply.what {
+            What::Done => return None,
+            What::Run(run) => Body::Run { run: run.as_str() },
+            What::Plan(plan) => Body::Plan { plan },
+            What::Imported(disks) => Body::Imported {
+                disks: disks
+                    .iter()
+                    .map(|it| Made { index: it.index, from: it.from, sr: it.sr, uuid: it.vdi })
+                    .collect(),
+            },
+            What::List(lines) => Body::List { exports: lines.iter().map(Export::from).collect() },
+            What::Export(manifest, store) => Body::Export { store: store.as_str(), export: manifest },
+            What::Set(name, set) => {
+                Body::Set { name: name.as_str(), disks: &set.disks, metadata: set.metadata.as_deref() }
+            }
+            What::Whole(name, run) => Body::Whole { name: name.as_str(), run: run.as_str() },
+            What::Removed(stores) => Body::Removed { stores },
+        })
+    }
+}
+
+/// The answer for a person.
+pub fn table_of(reply: &Reply) -> String {
+    let line = |text: &str| format!("{}\n", printable(text));
+    match &reply.what {
+        What::Done => String::new(),
+        What::Run(run) => line(run.as_str()),
+        What::Plan(plan) => plan.iter().map(|text| line(text)).collect(),
+        What::Imported(disks) => {
+            let mut rows = vec![["disk", "from", "SR", "VDI"].map(str::to_owned).to_vec()];
+            rows.extend(
+                disks
+                    .iter()
+                    .map(|it| vec![it.index.to_string(), it.from.to_string(), it.sr.to_string(), it.vdi.to_string()]),
+            );
+            table::aligned(&rows, &[0])
+        }
+        What::List(lines) if lines.is_empty() => "no exports\n".to_owned(),
+        What::List(lines) => list(lines),
+        What::Export(manifest, store) => export(manifest, store),
+        What::Set(name, set) => {
+            let mut text = line(&format!("set {name}, which has no export"));
+            text.extend(set.disks.iter().map(|disk| line(&format!("  VDI {} on SR {}", disk.vdi, disk.sr))));
+            text
+        }
+        What::Whole(name, run) => line(&format!("{name} of run {run} is whole")),
+        What::Removed(stores) => stores.iter().map(|store| line(&format!("removed from store {store}"))).collect(),
+    }
+}
+
+fn list(lines: &[Line]) -> String {
+    let mut rows =
+        vec![["set", "store", "run", "disks", "virtual", "stored", "packed", "state"].map(str::to_owned).to_vec()];
+    rows.extend(lines.iter().map(Export::from).map(|it| {
+        let state = match (it.fault, it.current) {
+            ("", true) => "current",
+            ("", false) => "-",
+            _ => "broken",
+        };
+        vec![
+            it.name.to_owned(),
+            it.store.to_owned(),
+            it.run.to_owned(),
+            it.disks.to_string(),
+            human(it.virtual_size),
+            human(it.stored),
+            it.compression.unwrap_or_else(|| "-".to_owned()),
+            state.to_owned(),
+        ]
+    }));
+    let mut text = table::aligned(&rows, &[3, 4, 5]);
+    for it in lines.iter().filter(|it| !it.fault.is_empty()) {
+        text.push_str(&format!("{}\n", printable(&format!("{} of run {}: {}", it.set, it.run, it.fault))));
+    }
+    text
+}
+
+fn export(manifest: &Manifest, store: &StoreName) -> String {
+    let pairs = [
+        ("set", manifest.name.to_string()),
+        ("store", store.to_string()),
+        ("run", manifest.run.to_string()),
+        ("begun", manifest.timestamp.clone()),
+        ("host", manifest.source_host.clone()),
+        ("packed", manifest.compression.to_string()),
+    ];
+    let mut text: String = pairs.iter().map(|(name, value)| format!("{name:<8}{}\n", printable(value))).collect();
+    let mut rows = vec![["disk", "VDI", "type", "virtual", "used", "label"].map(str::to_owned).to_vec()];
+    rows.extend(manifest.disks.iter().map(|disk: &DiskOf| {
+        vec![
+            disk.index.to_string(),
+            disk.uuid.to_string(),
+            disk.vdi_type.to_string(),
+            human(disk.virtual_size),
+            human(disk.allocated),
+            disk.label.clone(),
+        ]
+    }));
+    text.push('\n');
+    text.push_str(&table::aligned(&rows, &[0, 3, 4]));
+    text
+}

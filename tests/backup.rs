@@ -1,0 +1,570 @@
+//! sm backup: what was exported comes back, byte for byte, and an export is there whole or the one before is.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_types,
+    reason = "a test that cannot go on ends here"
+)]
+
+mod scene;
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use scene::kill::{Act, End, Points, run};
+use scene::{A, B, C, Door, FILE, Outcome, SR, Scene, has, is_root, pattern, skip};
+
+const MIB: u64 = 1 << 20;
+const FORMATS: [&str; 3] = ["raw", "vhd", "qcow2"];
+
+/// A scene with the file SRs `fast` and `slow`, and the stores `nas` and `old`.
+fn scene() -> Scene {
+    let scene = Scene::empty(&FILE, Door::Sm);
+    sm(&scene, &["sr_create", "--name", "fast", "-t", "file", "-d", &scene.dconf(), SR]).done();
+    sm(&scene, &["sr_create", "--name", "slow", "-t", "file", "-d", &path(&scene, "slow")]).done();
+    stores(&scene, &["nas", "old"]);
+    scene
+}
+
+/// Makes stores at directories of their names, and a table that names them.
+fn stores(scene: &Scene, names: &[&str]) {
+    let line = |name: &&str| format!("store: name={name} path={}\n", path(scene, name));
+    fs::write(scene.root.path().join("run/stores.conf"), names.iter().map(line).collect::<String>()).unwrap();
+    for name in names {
+        fs::create_dir(scene.root.path().join(name)).unwrap();
+        sm(scene, &["backup", "store-init", name]).done();
+    }
+}
+
+fn sm(scene: &Scene, words: &[&str]) -> Outcome {
+    scene.bare(words)
+}
+
+fn backup(scene: &Scene, words: &[&str]) -> Outcome {
+    scene.bare([&["backup"], words].concat())
+}
+
+fn path(scene: &Scene, name: &str) -> String {
+    scene.root.path().canonicalize().unwrap().join(name).display().to_string()
+}
+
+/// Makes a disk of `size` bytes in `fast` with these bytes at these places. Answers all of its bytes.
+fn disk(scene: &Scene, vdi: &str, label: &str, format: &str, size: u64, data: &[(u64, Vec<u8>)]) -> Vec<u8> {
+    let source = path(scene, "source.raw");
+    let file = File::create(&source).unwrap();
+    file.set_len(size).unwrap();
+    for (at, bytes) in data {
+        file.write_all_at(bytes, *at).unwrap();
+    }
+    sm(scene, &["vdi_import", "fast", vdi, &source, "--type", format, "--label", label]).done();
+    fs::read(source).unwrap()
+}
+
+/// A, of 50 MiB and a sector with data in three places, the last of them at its end.
+fn web(scene: &Scene, format: &str) -> Vec<u8> {
+    let size = 50 * MIB;
+    let data = [(5 * MIB, pattern(6 * MIB)), (30 * MIB + 512, pattern(700)), (size - 512, pattern(512))];
+    disk(scene, A, "web", format, size, &data)
+}
+
+fn exported(scene: &Scene, vdi: &str) -> Vec<u8> {
+    let file = path(scene, "out.raw");
+    sm(scene, &["vdi_export", "--", vdi, &file]).done();
+    let bytes = fs::read(&file).unwrap();
+    fs::remove_file(file).unwrap();
+    bytes
+}
+
+/// The directory of the current export of a set.
+fn current(scene: &Scene, store: &str, set: &str) -> PathBuf {
+    scene.root.path().join(store).join(set).join("current").canonicalize().unwrap()
+}
+
+/// The names in a directory, sorted.
+fn names(dir: impl AsRef<std::path::Path>) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Imports the current export of `web`, and answers the UUIDs of the new disks.
+fn imported(scene: &Scene, store: &str, set: &str, sr: &str) -> Vec<String> {
+    let answer = backup(scene, &["import", set, "--from", store, "--sr", sr, "--format", "json"]).done();
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    answer["disks"].as_array().unwrap().iter().map(|disk| disk["uuid"].as_str().unwrap().to_owned()).collect()
+}
+
+#[track_caller]
+fn same(found: &[u8], expected: &[u8]) {
+    assert_eq!(found.len(), expected.len());
+    let differs = found.iter().zip(expected).position(|(a, b)| a != b);
+    assert_eq!(differs, None, "the first byte that differs");
+}
+
+#[test]
+fn a_set_of_disks_of_every_format_comes_back_sparse_and_with_its_names() {
+    let scene = scene();
+    let bytes = [
+        web(&scene, "vhd"),
+        disk(&scene, B, "data", "raw", 9 * MIB, &[(8 * MIB, pattern(MIB))]),
+        disk(&scene, C, "empty", "qcow2", 4 * MIB, &[]),
+    ];
+    backup(&scene, &["define", "web", "--disk", "fast/web", "--disk", "fast/data", "--disk", &format!("fast/{C}")])
+        .done();
+    for compress in ["none", "zstd"] {
+        let run = backup(&scene, &["export", "web", "--to", "nas", "--compress", compress, "--format", "table"]).done();
+        let dir = current(&scene, "nas", "web");
+        assert_eq!(dir.file_name().unwrap().to_str().unwrap(), run.trim());
+        let image = |n: usize| dir.join(format!("disk{n}.raw{}", if compress == "zstd" { ".zst" } else { "" }));
+        let size = fs::metadata(image(0)).unwrap();
+        assert!(size.blocks() * 512 < 9 * MIB, "{compress}: {} bytes", size.blocks() * 512);
+        assert!(fs::metadata(image(2)).unwrap().blocks() * 512 <= 64 << 10, "an empty disk takes no room");
+        backup(&scene, &["verify", "web"]).done();
+        backup(&scene, &["verify", "web", "--deep"]).done();
+        backup(&scene, &["verify", &dir.display().to_string()]).done();
+        let new = imported(&scene, "nas", "web", "slow");
+        for ((vdi, bytes), (label, format)) in
+            new.iter().zip(&bytes).zip([("web", "vhd"), ("data", "raw"), ("empty", "qcow2")])
+        {
+            same(&exported(&scene, &format!("slow/{vdi}")), bytes);
+            let info = sm(&scene, &["vdi_get_params", "slow", vdi]).done();
+            assert!(info.contains(&format!("(label . \"{label}\")")), "{info}");
+            assert!(info.contains(&format!("(type . \"{format}\")")), "{info}");
+            let image = fs::metadata(scene.root.path().join(format!("slow/{vdi}.{format}"))).unwrap();
+            assert!(image.blocks() * 512 < 10 * MIB, "{} bytes", image.blocks() * 512);
+        }
+        sm(&scene, &["vdi_delete", "slow", &new[0], &new[1], &new[2]]).done();
+    }
+    // Nobody has a lock of the disks any more, and one run is there.
+    let info = sm(&scene, &["vdi_get_params", "fast/web"]).done();
+    assert!(info.contains("(lock . 0)"), "{info}");
+    assert_eq!(names(scene.root.path().join("nas/web")).len(), 2);
+    assert_eq!(names(scene.root.path().join("nas")), [".sm-store", "web"]);
+}
+
+#[test]
+fn an_export_is_read_without_the_product() {
+    if !has("zstd") {
+        return;
+    }
+    let scene = scene();
+    for format in FORMATS {
+        let bytes = web(&scene, format);
+        for (compress, read) in [("zstd", "zstd -dcq disk0.raw.zst"), ("none", "cat disk0.raw")] {
+            let line = ["export", "web", "--disk", "fast/web", "--to", "nas", "--compress", compress];
+            backup(&scene, &line).done();
+            let dir = current(&scene, "nas", "web");
+            let script = format!(
+                "sha256sum --quiet -c SHA256SUMS && {read} | dd of=../../../back bs=4M conv=sparse status=none"
+            );
+            let done = Command::new("sh").args(["-euc", &script]).current_dir(&dir).status().unwrap();
+            assert!(done.success());
+            let mut back = fs::read(scene.root.path().join("back")).unwrap();
+            // dd leaves zeroes at the end to whoever sets the length.
+            back.resize(bytes.len(), 0);
+            same(&back, &bytes);
+            fs::remove_file(scene.root.path().join("back")).unwrap();
+        }
+        sm(&scene, &["vdi_delete", "fast/web"]).done();
+    }
+}
+
+#[test]
+fn what_an_export_takes_follows_what_is_allocated() {
+    let scene = scene();
+    for format in ["vhd", "qcow2", "raw"] {
+        let size = if format == "vhd" { "2000G" } else { "8T" };
+        sm(&scene, &["vdi_create", "fast", A, size, "--type", format, "--label", "huge"]).done();
+        let line = ["export", "huge", "--disk", "fast/huge", "--to", "nas"];
+        backup(&scene, &line).done();
+        let image = fs::metadata(current(&scene, "nas", "huge").join("disk0.raw")).unwrap();
+        assert!(image.len() >= 2000 << 30 && image.blocks() * 512 < MIB, "{format}: {} bytes", image.blocks() * 512);
+        let new = imported(&scene, "nas", "huge", "slow");
+        sm(&scene, &["vdi_delete", "slow", &new[0]]).done();
+        sm(&scene, &["vdi_delete", "fast/huge"]).done();
+    }
+}
+
+#[test]
+fn a_run_replaces_the_one_before_and_those_that_are_kept_stay() {
+    let scene = scene();
+    web(&scene, "raw");
+    let export = |more: &[&str]| {
+        backup(&scene, &[&["export", "web", "--disk", "fast/web", "--to", "nas", "--format", "table"], more].concat())
+            .done()
+            .trim()
+            .to_owned()
+    };
+    let mut runs = vec![export(&[])];
+    for _ in 0..3 {
+        runs.push(export(&["--keep", "3"]));
+        let kept = runs[runs.len().saturating_sub(3)..].to_vec();
+        assert_eq!(names(scene.root.path().join("nas/web")), [&kept[..], &["current".to_owned()]].concat());
+    }
+    let list = backup(&scene, &["list", "--format", "json"]).done();
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    assert_eq!(list["exports"].as_array().unwrap().len(), 3);
+    assert_eq!(list["exports"][2]["run"].as_str(), Some(runs[3].as_str()));
+    assert_eq!(list["exports"][2]["current"].as_bool(), Some(true));
+    backup(&scene, &["remove", "web", "--run", &runs[3]]).done();
+    assert!(current(&scene, "nas", "web").ends_with(&runs[2]));
+    backup(&scene, &["verify", "web", "--run", &runs[1]]).done();
+    let none = backup(&scene, &["verify", "web", "--run", &runs[3]]).fails("EVERIFY");
+    assert!(none.contains("sm backup list"), "{none}");
+    backup(&scene, &["remove", "web"]).done();
+    assert_eq!(names(scene.root.path().join("nas")), [".sm-store"]);
+    let nothing = backup(&scene, &["remove", "web"]);
+    assert!(nothing.succeeded() && nothing.stderr().contains("exact names"), "{nothing}");
+}
+
+#[test]
+fn other_stores_lose_their_copies_once_the_new_one_is_whole() {
+    let scene = scene();
+    web(&scene, "raw");
+    let export = |store: &str, more: &[&str]| {
+        backup(&scene, &[&["export", "web", "--disk", "fast/web", "--to", store], more].concat())
+    };
+    export("old", &[]).done();
+    export("nas", &["--keep-others"]).done();
+    assert!(scene.root.path().join("old/web/current").exists());
+    // An export that fails removes nothing.
+    fs::write(scene.root.path().join("nas/web/x"), "x").unwrap();
+    export("nas", &["--disk", "fast/none"]).fails("ENOVDI");
+    assert!(scene.root.path().join("old/web/current").exists());
+    export("nas", &[]).done();
+    assert_eq!(names(scene.root.path().join("old")), [".sm-store"]);
+    // A store that is there twice, and one that is away.
+    let conf = scene.root.path().join("run/stores.conf");
+    let twice = format!(
+        "store: name=nas path={}\nstore: name=again path={}\nstore: name=away path=/does/not/exist\n",
+        path(&scene, "nas"),
+        path(&scene, "nas")
+    );
+    fs::write(conf, twice).unwrap();
+    let warned = export("nas", &[]);
+    assert!(warned.succeeded() && warned.stderr().starts_with("warning: store away"), "{warned}");
+    assert_eq!(warned.stderr().lines().count(), 1, "{warned}");
+    backup(&scene, &["verify", "web", "--store", "nas"]).done();
+}
+
+#[test]
+fn what_cannot_be_exported_is_refused_before_anything_is_changed() {
+    let scene = scene();
+    web(&scene, "raw");
+    fs::create_dir(scene.root.path().join("bare")).unwrap();
+    let conf = scene.root.path().join("run/stores.conf");
+    let mut text = fs::read_to_string(&conf).unwrap();
+    text += &format!("store: name=bare path={}\n", path(&scene, "bare"));
+    text += &format!("store: name=dry path={} drained=yes\n", path(&scene, "nas"));
+    fs::write(&conf, text).unwrap();
+    let before = scene.digest();
+    for (words, name) in [
+        (&["export", "web", "--to", "nas"][..], "EINVAL"),
+        (&["export", "../web", "--to", "nas", "--disk", "fast/web"], "EINVAL"),
+        (&["export", "web", "--to", "else", "--disk", "fast/web"], "EINVAL"),
+        (&["export", "web", "--to", "nas", "--disk", "web"], "EINVAL"),
+        (&["export", "web", "--to", "nas", "--disk", "fast/web", "--disk", "fast/web"], "EINVAL"),
+        (&["export", "web", "--to", "nas", "--disk", "none/web"], "ENOSR"),
+        (&["export", "web", "--to", "nas", "--disk", &format!("fast/{B}")], "ENOVDI"),
+        (&["export", "web", "--to", "dry", "--disk", "fast/web"], "EPERM"),
+        // What belongs there is not mounted.
+        (&["export", "web", "--to", "bare", "--disk", "fast/web"], "ENODEV"),
+        (&["import", "web", "--from", "nas", "--sr", "fast"], "EVERIFY"),
+        (&["define", "web", "--disk", "fast/web", "--disk", &format!("fast/{A}")], "EINVAL"),
+    ] {
+        backup(&scene, words).fails(name);
+    }
+    sm(&scene, &["vdi_lock", "fast/web", "FALSE", "vm7"]).done();
+    let used = backup(&scene, &["export", "web", "--to", "nas", "--disk", "fast/web"]).fails("EVDIBUSY");
+    assert!(used.contains("vm7"), "{used}");
+    sm(&scene, &["vdi_unlock", "fast/web", "FALSE", "vm7"]).done();
+    assert_eq!(names(scene.root.path().join("nas")), [".sm-store"]);
+    assert_eq!(names(scene.root.path().join("bare")), [""; 0]);
+    drop(before);
+    let plan =
+        backup(&scene, &["export", "-n", "web", "--to", "nas", "--disk", "fast/web", "--format", "table"]).done();
+    assert!(plan.contains(&format!("export VDI {A} (web)")), "{plan}");
+    assert_eq!(names(scene.root.path().join("nas")), [".sm-store"]);
+    if !is_root() {
+        return skip("a disk that is attached");
+    }
+    sm(&scene, &["vdi_attach", "fast/web"]).done();
+    backup(&scene, &["export", "web", "--to", "nas", "--disk", "fast/web"]).fails("EVDIBUSY");
+    sm(&scene, &["vdi_detach", "fast/web"]).done();
+}
+
+#[test]
+fn a_full_store_keeps_the_export_before_and_nothing_of_the_new_one() {
+    if !is_root() {
+        return;
+    }
+    let scene = scene();
+    let small = scene.root.path().join("small");
+    fs::create_dir(&small).unwrap();
+    let mount = |words: &[&str]| assert!(Command::new("mount").args(words).status().unwrap().success());
+    mount(&["-t", "tmpfs", "-o", "size=24m", "none", small.to_str().unwrap()]);
+    let unmount = Unmount(small.clone());
+    let conf = scene.root.path().join("run/stores.conf");
+    fs::write(&conf, format!("store: name=small path={}\n", path(&scene, "small"))).unwrap();
+    backup(&scene, &["store-init", "small"]).done();
+    web(&scene, "raw");
+    let line = ["export", "web", "--disk", "fast/web", "--to", "small"];
+    backup(&scene, &line).done();
+    let before = current(&scene, "small", "web");
+    // Incompressible, so that what is packed does not fit either.
+    let noise: Vec<u8> =
+        pattern(26 * MIB).iter().zip(pattern(27 * MIB)[7..].iter()).map(|(a, b)| a ^ b.rotate_left(3)).collect();
+    disk(&scene, B, "big", "raw", 40 * MIB, &[(0, noise)]);
+    let line = ["export", "web", "--disk", "fast/web", "--disk", "fast/big", "--to", "small"];
+    backup(&scene, &line).fails("ENOSPC");
+    let failed = backup(&scene, &[&line[..], &["--compress", "zstd"]].concat()).fails("EEXPORT");
+    assert!(failed.contains(&format!("disk 1, VDI {B}")) && failed.contains("No space left"), "{failed}");
+    assert_eq!(current(&scene, "small", "web"), before);
+    backup(&scene, &["verify", "web", "--deep"]).done();
+    assert_eq!(names(small.join("web")).len(), 2, "{:?}", names(small.join("web")));
+    let info = sm(&scene, &["vdi_get_params", "fast/big"]).done();
+    assert!(info.contains("(lock . 0)"), "{info}");
+    drop(unmount);
+}
+
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn an_export_that_was_changed_is_found_and_leaves_no_disk() {
+    let scene = scene();
+    web(&scene, "vhd");
+    for compress in ["none", "zstd"] {
+        let line = ["export", "web", "--disk", "fast/web", "--to", "nas", "--compress", compress];
+        backup(&scene, &line).done();
+        let dir = current(&scene, "nas", "web");
+        let image = if compress == "zstd" { "disk0.raw.zst" } else { "disk0.raw" };
+        let good: Vec<(String, Vec<u8>)> =
+            names(&dir).into_iter().map(|name| (name.clone(), fs::read(dir.join(&name)).unwrap())).collect();
+        let of = |name: &str| good.iter().find(|(it, _)| it == name).unwrap().1.clone();
+        let (manifest, map) = (of("manifest.json"), of("disk0.map"));
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let replaced = |bytes: &[u8], from: &str, to: &str| {
+            let changed = text(bytes).replace(from, to);
+            assert_ne!(changed, text(bytes), "{from}");
+            changed.into_bytes()
+        };
+        let mut flipped = of(image);
+        // In a block that has data, wherever that is in the image.
+        let at = if compress == "zstd" { flipped.len() / 2 } else { 6 * MIB as usize };
+        flipped[at] ^= 1;
+        let cut = of(image)[..of(image).len() - 4096].to_vec();
+        // Whoever changes the manifest can change the sums as well.
+        let resealed = |name: &'static str, bytes: Vec<u8>| {
+            let digest = |bytes: &[u8]| {
+                let mut child = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+                std::io::Write::write_all(&mut child.stdin.take().unwrap(), bytes).unwrap();
+                text(&child.wait_with_output().unwrap().stdout)[..64].to_owned()
+            };
+            let sums = text(&of("SHA256SUMS")).replace(&digest(&of(name)), &digest(&bytes));
+            vec![(name, bytes), ("SHA256SUMS", sums.into_bytes())]
+        };
+        type Case = (&'static str, Vec<(&'static str, Vec<u8>)>);
+        let cases: Vec<Case> = vec![
+            ("a flipped bit", vec![(image, flipped)]),
+            ("a truncated image", vec![(image, cut)]),
+            ("an edited manifest", vec![("manifest.json", replaced(&manifest, "\"web\"", "\"wob\""))]),
+            ("no manifest", vec![("manifest.json", b"x".to_vec())]),
+            ("a path", resealed("manifest.json", replaced(&manifest, "\"name\": \"web\"", "\"name\": \"../web\""))),
+            ("another set", resealed("manifest.json", replaced(&manifest, "\"name\": \"web\"", "\"name\": \"wob\""))),
+            ("another size", resealed("manifest.json", replaced(&manifest, "52428800", "62428672"))),
+            ("a huge size", resealed("manifest.json", replaced(&manifest, "52428800", "9223372036854775296"))),
+            ("another version", resealed("manifest.json", replaced(&manifest, "\"version\": 1", "\"version\": 2"))),
+            ("an edited map", vec![("disk0.map", replaced(&map, "zero", "Zero"))]),
+            ("another map", resealed("disk0.map", b"0-12 zero\n".to_vec())),
+            ("no sums", vec![("SHA256SUMS", Vec::new())]),
+        ];
+        for (case, files) in cases {
+            for (name, bytes) in &files {
+                fs::write(dir.join(name), bytes).unwrap();
+            }
+            if case != "another set" {
+                backup(&scene, &["verify", "web", "--deep"]).fails("EVERIFY");
+            }
+            let images = names(scene.root.path().join("slow"));
+            let refused = backup(&scene, &["import", "web", "--from", "nas", "--sr", "slow"]);
+            refused.fails("EVERIFY");
+            assert_eq!(names(scene.root.path().join("slow")), images, "{compress}: {case}");
+            assert!(records(&scene).is_empty(), "{compress}: {case}");
+            for (name, bytes) in &good {
+                fs::write(dir.join(name), bytes).unwrap();
+            }
+        }
+        // A link that leads out of the store.
+        fs::remove_file(dir.join(image)).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", dir.join(image)).unwrap();
+        backup(&scene, &["import", "web", "--from", "nas", "--sr", "slow"]).fails("EVERIFY|EIO");
+    }
+}
+
+/// The records of runs that have begun and not ended.
+fn records(scene: &Scene) -> Vec<String> {
+    let mut names = names(scene.root.path().join("run/backup"));
+    names.retain(|name| name.ends_with(".json"));
+    names
+}
+
+#[test]
+fn disks_go_where_they_are_wanted_and_no_larger_than_there_is_room() {
+    let scene = scene();
+    let web = web(&scene, "vhd");
+    let data = disk(&scene, B, "data", "raw", 9 * MIB, &[(8 * MIB, pattern(MIB))]);
+    sm(&scene, &["vdi_set", "fast/data", "--read-only"]).done();
+    let line = ["export", "web", "--disk", "fast/web", "--disk", "fast/data", "--to", "nas"];
+    backup(&scene, &line).done();
+    let import =
+        |more: &[&str]| backup(&scene, &[&["import", "web", "--from", "nas", "--format", "json"], more].concat());
+    let refused = import(&["--sr", "fast", "--keep-uuids"]);
+    // Written as an object: the words are looked for in it.
+    assert!(refused.stderr().contains("EEXIST"), "{refused}");
+    let done = import(&["--sr", "slow", "--keep-uuids", "--size", "0=80M", "--map", "1=slow"]).done();
+    assert!(done.contains(A) && done.contains(B), "{done}");
+    let grown = exported(&scene, &format!("slow/{A}"));
+    assert_eq!(grown.len() as u64, 80 * MIB);
+    same(&grown[..web.len()], &web);
+    assert!(grown[web.len()..].iter().all(|byte| *byte == 0));
+    same(&exported(&scene, &format!("slow/{B}")), &data);
+    let info = sm(&scene, &["vdi_get_params", "slow", B]).done();
+    assert!(info.contains("(read_only . 1)"), "{info}");
+    for (words, name) in [
+        (&["--sr", "slow", "--size", "0=1M"][..], "EINVAL"),
+        (&["--sr", "slow", "--size", "2=1G"], "EINVAL"),
+        (&["--sr", "slow", "--map", "0"], "EINVAL"),
+        (&["--sr", "none"], "ENOSR"),
+        (&["--sr", "slow", "--run", "20200101T000000Z-00000000"], "EVERIFY"),
+    ] {
+        let refused = import(words);
+        assert!(refused.stderr().contains(name), "{refused}");
+    }
+    let disks: serde_json::Value = serde_json::from_str(&import(&["--sr", "auto"]).done()).unwrap();
+    assert_eq!(disks["disks"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_set_is_for_one_call_at_a_time_and_a_dead_holder_holds_nothing() {
+    let scene = scene();
+    web(&scene, "raw");
+    backup(&scene, &["define", "web", "--disk", "fast/web"]).done();
+    backup(&scene, &["export", "web", "--to", "nas"]).done();
+    let line = ["export", "web", "--to", "nas", "--lock-timeout", "0"];
+    let lock = scene.root.path().join("nas/.web.lock");
+    let holder =
+        |host: &str| format!(r#"{{"host":"{host}","boot":"x","pid":1,"started":1,"run":"20261127T010735Z-1f2e3d4c"}}"#);
+    fs::write(&lock, holder("another")).unwrap();
+    let refused = backup(&scene, &line).fails("ENOLCK");
+    assert!(refused.contains("process 1 of host another") && refused.contains(".web.lock"), "{refused}");
+    let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
+    fs::write(&lock, holder(&host)).unwrap();
+    backup(&scene, &line).done();
+    assert!(!lock.exists());
+}
+
+#[test]
+fn a_killed_export_leaves_the_old_or_the_new_one_and_the_next_call_nothing_else() {
+    killed(&["export", "web", "--to", "nas"], |scene, at| {
+        // Whatever the next command is, even one that only looks.
+        backup(scene, &["list"]).done();
+        assert!(records(scene).is_empty(), "killed at {at}");
+        let info = sm(scene, &["vdi_get_params", "fast/web"]).done();
+        assert!(info.contains("(lock . 0)"), "killed at {at}: {info}");
+        backup(scene, &["verify", "web", "--deep"]).done();
+        let new = imported(scene, "nas", "web", "slow");
+        let bytes = exported(scene, &format!("slow/{}", new[0]));
+        assert!(bytes[5 * MIB as usize..][..4096] == pattern(4096), "killed at {at}");
+        backup(scene, &["export", "web", "--to", "nas"]).done();
+        assert_eq!(names(scene.root.path().join("nas/web")).len(), 2, "killed at {at}");
+        assert_eq!(names(scene.root.path().join("nas")), [".sm-store", "web"], "killed at {at}");
+    });
+}
+
+#[test]
+fn a_killed_removal_is_completed() {
+    killed(&["remove", "web"], |scene, at| {
+        backup(scene, &["list"]).done();
+        backup(scene, &["remove", "web"]).succeeded();
+        assert_eq!(names(scene.root.path().join("nas")), [".sm-store"], "killed at {at}");
+        assert!(records(scene).is_empty(), "killed at {at}");
+    });
+}
+
+#[test]
+fn a_killed_import_leaves_all_disks_or_the_next_call_none() {
+    killed(&["import", "web", "--from", "nas", "--sr", "slow"], |scene, at| {
+        let images = || names(scene.root.path().join("slow")).into_iter().filter(|name| !name.starts_with('.')).count();
+        let records_left = records(scene).len();
+        backup(scene, &["list"]).done();
+        assert!(records(scene).is_empty(), "killed at {at}");
+        let left = images();
+        assert!(left == 0 || records_left == 0, "killed at {at}: {left} images");
+        backup(scene, &["import", "web", "--from", "nas", "--sr", "slow"]).done();
+        assert!(images() > left, "killed at {at}");
+    });
+}
+
+/// Kills a command before each system call that changes something, each time in a scene with one export of `web`.
+fn killed(words: &[&str], check: impl Fn(&Scene, u64)) {
+    let args: Vec<String> = ["backup"].iter().chain(words).map(|word| (*word).to_owned()).collect();
+    for n in 1.. {
+        let scene = scene();
+        disk(&scene, A, "web", "vhd", 8 * MIB, &[(5 * MIB, pattern(4096))]);
+        backup(&scene, &["define", "web", "--disk", "fast/web"]).done();
+        backup(&scene, &["export", "web", "--to", "nas"]).done();
+        let run_dir = scene.root.path().join("run");
+        let killed = run(n, Points::Changing, Act::Kill, &scene.executable(), &args, &run_dir);
+        if killed.end != End::Killed {
+            assert_eq!(killed.end, End::Status(0), "{}", String::from_utf8_lossy(&killed.stderr));
+            assert!(n > 5, "only {n} points");
+            println!("{words:?}: {n} points");
+            break;
+        }
+        check(&scene, n);
+    }
+}
+
+#[test]
+fn a_failure_at_any_step_is_told_and_the_export_before_stays() {
+    use nix::errno::Errno;
+    use nix::libc::{SYS_fsync, SYS_linkat, SYS_mkdirat, SYS_pwrite64, SYS_renameat, SYS_symlinkat, SYS_write};
+    let steps = Points::Matching(|number, args| {
+        [SYS_fsync, SYS_linkat, SYS_mkdirat, SYS_pwrite64, SYS_renameat, SYS_symlinkat].contains(&number)
+            || number == SYS_write && args[0] > 2
+    });
+    let args: Vec<String> = ["backup", "export", "web", "--to", "nas"].map(str::to_owned).into();
+    for n in 1.. {
+        let scene = scene();
+        disk(&scene, A, "web", "vhd", 8 * MIB, &[(5 * MIB, pattern(4096))]);
+        backup(&scene, &["define", "web", "--disk", "fast/web"]).done();
+        backup(&scene, &["export", "web", "--to", "nas"]).done();
+        let traced = run(n, steps, Act::Fail(Errno::EIO), &scene.executable(), &args, &scene.root.path().join("run"));
+        if traced.call.is_none() {
+            assert!(n > 10, "only {n} points");
+            break;
+        }
+        let said = String::from_utf8_lossy(&traced.stderr).into_owned();
+        let told = traced.end != End::Status(0) || said.contains("warning: ");
+        // A step of the lock in the store, or of the log, may fail without a consequence.
+        assert!(told || said.is_empty(), "failed at {n}: {said}");
+        backup(&scene, &["list"]).done();
+        assert!(records(&scene).is_empty(), "failed at {n}: {said}");
+        backup(&scene, &["verify", "web", "--deep"]).done();
+        let info = sm(&scene, &["vdi_get_params", "fast/web"]).done();
+        assert!(info.contains("(lock . 0)"), "failed at {n}: {said}");
+        backup(&scene, &["export", "web", "--to", "nas"]).done();
+        assert_eq!(names(scene.root.path().join("nas/web")).len(), 2, "failed at {n}: {said}");
+    }
+}
