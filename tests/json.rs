@@ -142,6 +142,17 @@ fn an_sr_has_every_key_at_all_times() {
 }
 
 #[test]
+fn the_space_of_an_sr_has_every_key_at_all_times() {
+    let json = Json::new();
+    let space = json.answer(&["sr_space", SR]);
+    complies(&space, "Space of an SR");
+    let images = space["images"].as_array().unwrap();
+    assert_eq!(images.len(), 4, "{space}");
+    images.iter().for_each(|image| complies(image, "Image of sr_space"));
+    assert_eq!((&images[3]["frees"], &images[3]["disks"]), (&Value::Null, &2.into()), "{space}");
+}
+
+#[test]
 fn a_line_of_the_list_has_every_key_at_all_times() {
     let json = Json::new();
     let table = json.0.root.path().join("run/sr.d");

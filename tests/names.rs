@@ -358,7 +358,9 @@ fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
     sm(&scene, &["vdi_delete", "fast", B]).done();
     let before = scene.digest();
     let said = sm(&scene, &["sr_collect", "-n", "fast"]).done();
-    assert!(said.starts_with(&format!("merge {A}, ")) && said.lines().count() == 1, "{said}");
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].starts_with(&format!("merge {A}, ")) && lines.len() == 2, "{said}");
+    assert!(lines[1].starts_with("in all: 0 removed, 1 merged, about "), "{said}");
     assert_eq!(scene.digest(), before);
     sm(&scene, &["sr_collect", "fast"]).done();
     assert_eq!(sm(&scene, &["sr_collect", "-n", "fast"]).done(), "nothing to collect\n");

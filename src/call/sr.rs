@@ -6,8 +6,8 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::registry::reserve;
 use crate::sr::loss;
-use crate::types::{Done, Finding, NewSr, Overwrite, Space, SrInfo, VdiName};
-use crate::vdi::tree::collect::Planned;
+use crate::types::{Done, Finding, NewSr, Overwrite, Space, SpaceUse, SrInfo, VdiName};
+use crate::vdi::tree::collect::CollectPlan;
 
 impl Session {
     /// Makes the SR. `over`: what may be destroyed for it.
@@ -47,7 +47,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::sr_get_params`].
-    pub fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>> {
+    pub fn plan_collect(&self, context: &Context) -> Result<CollectPlan> {
         self.carry_out(Locks::none(), context, |storage, context| storage.plan_collect(context))
     }
 
@@ -118,6 +118,15 @@ impl Session {
     /// As [`Session::sr_get_params`].
     pub fn sr_scan(&self, context: &Context) -> Result<SrInfo> {
         self.carry_out(Locks::none(), context, |storage, _| storage.scan())
+    }
+
+    /// The SR with the details of every VDI, and for each image the space that it holds and that its deletion would free, in
+    /// one pass. No data is read.
+    ///
+    /// # Errors
+    /// As [`Session::sr_get_params`].
+    pub fn sr_space(&self, context: &Context) -> Result<SpaceUse> {
+        self.carry_out(Locks::none(), context, |storage, _| storage.space_use())
     }
 
     /// Says what is wrong with the SR and its VDIs. `thorough`: every table of every image that no process has open is read.

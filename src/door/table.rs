@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::door::size::human;
 use crate::door::v1::answer::Reply;
 use crate::door::v1::listing::Listed;
-use crate::types::{Outcome, Space, SrInfo, State, Utc, VdiInfo, VdiUuid, printable};
+use crate::types::{Gain, Outcome, Space, SpaceUse, SrInfo, State, Utc, VdiInfo, VdiUuid, printable};
 
 /// A reply as aligned text.
 pub fn write(reply: &Reply) -> String {
@@ -20,6 +20,7 @@ pub fn write(reply: &Reply) -> String {
         Reply::Sr(info) => sr(&mut out, info),
         Reply::Tree(info) => tree(&mut out, info),
         Reply::List(lines) => list(&mut out, lines),
+        Reply::Space(of) => space(&mut out, of),
         Reply::Findings(_, found) if found.is_empty() => out.push_str("nothing is wrong"),
         Reply::Findings(_, found) => {
             for finding in found {
@@ -83,6 +84,53 @@ fn sr(out: &mut String, info: &SrInfo) {
     for v in info.vdis.iter().filter(|v| !v.state.is_healthy()) {
         line(out, &format!("{}: {}", v.uuid, v.state));
     }
+}
+
+fn space(out: &mut String, of: &SpaceUse) {
+    let Gain { bytes, removed, merged } = of.collectable;
+    pairs(
+        out,
+        &[
+            ("SR", of.sr.uuid.to_string()),
+            ("size", human(of.sr.size)),
+            ("free", human(of.sr.free)),
+            ("used by VDIs", human(of.sr.physical_utilisation)),
+            ("virtual", human(of.sr.virtual_allocation)),
+            ("longest chain", of.longest_chain().to_string()),
+            (
+                "sr_collect",
+                match removed + merged {
+                    0 => "frees nothing".to_owned(),
+                    _ => format!("frees about {}: {removed} removed, {merged} merged", human(bytes)),
+                },
+            ),
+        ],
+    );
+    if of.images.is_empty() {
+        return;
+    }
+    let mut rows = vec![["VDI", "type", "holds", "frees", "merge frees", "state", "label"].map(str::to_owned)];
+    for image in &of.images {
+        // What is known to be no more than so much is marked.
+        let limit = |bytes| if image.is_exact { human(bytes) } else { format!("≤ {}", human(bytes)) };
+        let state = match (image.info.hidden, image.disks) {
+            (false, _) => state(&image.info),
+            (true, 0) => "base of nothing".to_owned(),
+            (true, 1) => "base of 1 disk".to_owned(),
+            (true, disks) => format!("base of {disks} disks"),
+        };
+        rows.push([
+            image.info.uuid.to_string(),
+            image.info.format.to_string(),
+            limit(image.holds),
+            image.frees.map_or_else(|| "-".to_owned(), limit),
+            if image.merge_frees == 0 { "-".to_owned() } else { human(image.merge_frees) },
+            state,
+            image.info.label.clone(),
+        ]);
+    }
+    out.push('\n');
+    columns(out, &rows, &[2, 3, 4]);
 }
 
 /// Rows of the same columns, aligned; numbers to the right.
@@ -290,6 +338,7 @@ mod tests {
             (Reply::Tree(sr(planted)), Reply::Tree(sr("x"))),
             (Reply::Srs(vec![sr(planted)]), Reply::Srs(vec![sr("x")])),
             (Reply::Vdi(vdi(planted)), Reply::Vdi(vdi("x"))),
+            (Reply::Space(SpaceUse::of_disks(sr(planted), false)), Reply::Space(SpaceUse::of_disks(sr("x"), false))),
         ] {
             let text = write(&evil);
             assert!(text.contains(r"\u{1b}]0;x\u{7}\u{9b}31m\r\nrow\u{2028}two\u{202e}end"), "{text}");

@@ -7,12 +7,12 @@ use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
 use crate::sys::watch::Pulse;
 use crate::types::{
-    DeviceConfig, Done, Finding, Format, NewSr, NewVdi, Outcome, Overwrite, SlotMark, SmConfig, Space, SrInfo, SrUuid,
-    State, VdiInfo, VdiName, VdiUuid,
+    DeviceConfig, Done, Finding, Format, NewSr, NewVdi, Outcome, Overwrite, SlotMark, SmConfig, Space, SpaceUse,
+    SrInfo, SrUuid, State, VdiInfo, VdiName, VdiUuid,
 };
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
-use crate::vdi::tree::collect::Planned;
+use crate::vdi::tree::collect::CollectPlan;
 
 /// A driver's facts and functions that can be used before any SR exists.
 pub struct Driver {
@@ -214,6 +214,17 @@ pub trait Sr: Send + Sync {
     /// Those of [`Sr::stat`]. A disk that cannot be read is no error: its [`VdiInfo::state`] says why.
     fn scan(&self) -> Result<SrInfo>;
 
+    /// [`Sr::scan`], with the space that each image holds and that its deletion would free, in one pass over the images. No
+    /// data is read.
+    ///
+    /// By default it is not known whether disks share extents, and there are no bases.
+    ///
+    /// # Errors
+    /// Those of [`Sr::scan`].
+    fn space_use(&self) -> Result<SpaceUse> {
+        Ok(SpaceUse::of_disks(self.scan()?, false))
+    }
+
     /// The names that images may be called by, bases among them, without a look at any image where the driver can do
     /// that. An image that is certainly not called `word`, and whose UUID does not begin with `word`, may be left out.
     /// If `word` is empty, no image is left out.
@@ -258,7 +269,7 @@ pub trait Sr: Send + Sync {
     ///
     /// # Errors
     /// Those of [`Sr::stat`]; [`Error::Busy`] while another call changes a tree.
-    fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>>;
+    fn plan_collect(&self, context: &Context) -> Result<CollectPlan>;
 
     /// Refuses what [`Sr::create_over`] would refuse, as far as it can be seen without changing anything.
     ///

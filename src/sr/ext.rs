@@ -40,10 +40,12 @@ use crate::sys::lock::{self, Kind};
 use crate::sys::lvm::{self, Vg};
 use crate::sys::mount::{self, Mount};
 use crate::sys::{blockdev, run_dir};
-use crate::types::{DeviceConfig, Done, Finding, NewSr, NewVdi, Overwrite, Space, SrInfo, VdiInfo, VdiName, VdiUuid};
+use crate::types::{
+    DeviceConfig, Done, Finding, NewSr, NewVdi, Overwrite, Space, SpaceUse, SrInfo, VdiInfo, VdiName, VdiUuid,
+};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
-use crate::vdi::tree::collect::Planned;
+use crate::vdi::tree::collect::CollectPlan;
 
 pub const DRIVER: Driver = Driver {
     sr_type: "ext",
@@ -287,11 +289,16 @@ impl Sr for ExtSr {
         self.files()?.scan().map(|info| self.located(info)).map_err(|e| self.explain(e))
     }
 
+    fn space_use(&self) -> Result<SpaceUse> {
+        let found = self.files()?.space_use().map_err(|e| self.explain(e))?;
+        Ok(SpaceUse { sr: self.located(found.sr), ..found })
+    }
+
     fn names(&self, word: &str) -> Result<Vec<VdiName>> {
         self.files()?.names(word).map_err(|e| self.explain(e))
     }
 
-    fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>> {
+    fn plan_collect(&self, context: &Context) -> Result<CollectPlan> {
         self.files()?.plan_collect(context).map_err(|e| self.explain(e))
     }
 

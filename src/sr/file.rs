@@ -48,6 +48,7 @@
 //! | [`directory`] | which SR a directory is |
 //! | [`life`], [`mod@probe`] | how an SR is made, found, repaired, deleted |
 //! | [`listing`], [`mod@images`], [`scan`] | what is in it: the names; the images; both as an answer |
+//! | [`mod@space`] | what each image takes, and what its deletion would free |
 //! | [`check`] | what is wrong with it, and what of it is mended |
 //! | [`disks`], [`files`], [`place`] | its disks: found and made; their files; what formats do with them |
 //! | [`forest`], [`unborn`], [`recover`] | its trees: how they change; a change that is under way; one that was killed |
@@ -67,6 +68,7 @@ mod probe;
 mod records;
 mod recover;
 mod scan;
+mod space;
 mod unborn;
 
 use std::path::{Path, PathBuf};
@@ -84,10 +86,11 @@ use crate::sr::config::{self, PREFERRED_FORMATS};
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_server, vdi_by_uuid};
 use crate::sys::copy::Progress;
 use crate::types::{
-    DeviceConfig, Done, Finding, Format, NewSr, NewVdi, Overwrite, SmConfig, Space, SrInfo, VdiInfo, VdiName, VdiUuid,
+    DeviceConfig, Done, Finding, Format, NewSr, NewVdi, Overwrite, SmConfig, Space, SpaceUse, SrInfo, VdiInfo, VdiName,
+    VdiUuid,
 };
 use crate::vdi::transfer::Incoming;
-use crate::vdi::tree::collect::{Planned, collect, plan};
+use crate::vdi::tree::collect::{CollectPlan, collect, plan};
 use crate::vdi::{Vdi, layout as layout_of};
 
 pub const DRIVER: Driver = Driver {
@@ -196,6 +199,10 @@ impl Sr for FileSr {
         self.scan_all()
     }
 
+    fn space_use(&self) -> Result<SpaceUse> {
+        self.space_by_image()
+    }
+
     fn names(&self, word: &str) -> Result<Vec<VdiName>> {
         self.names_now(word)
     }
@@ -216,7 +223,7 @@ impl Sr for FileSr {
         collect(&self.forest(self.dir()?), context)
     }
 
-    fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>> {
+    fn plan_collect(&self, context: &Context) -> Result<CollectPlan> {
         plan(&self.forest(self.dir()?), context)
     }
 

@@ -42,7 +42,7 @@ use crate::sys::durable::{self, Dir};
 use crate::sys::loopdev;
 use crate::sys::watch::Pulse;
 use crate::types::{Done, Format, NewSr, NewVdi, SmConfig, SrInfo, SrUuid, VdiInfo, VdiUuid};
-use crate::vdi::tree::collect::Planned;
+use crate::vdi::tree::collect::CollectPlan;
 use crate::vdi::{self, Attachments, Vdi};
 
 use images::{Iso, is_ours_in_the_making, name_of, uuid_of};
@@ -242,8 +242,8 @@ impl Sr for IsoSr {
         Ok(Done::Already)
     }
 
-    fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>> {
-        self.collect(context).map(|_| Vec::new())
+    fn plan_collect(&self, context: &Context) -> Result<CollectPlan> {
+        self.collect(context).map(|_| CollectPlan::default())
     }
 
     fn forget_vdi(&self, _vdi: VdiUuid) -> Result<Done> {

@@ -60,10 +60,10 @@ use crate::error::{Error, Result};
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server, vdi_by_uuid};
 use crate::sr::volume_group::{self, Naming, VolumeGroup};
 use crate::sys::copy::Progress;
-use crate::types::{DeviceConfig, Done, Format, NewSr, NewVdi, Overwrite, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, Format, NewSr, NewVdi, Overwrite, SpaceUse, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
-use crate::vdi::tree::collect::Planned;
+use crate::vdi::tree::collect::CollectPlan;
 
 pub const DRIVER: Driver = Driver {
     sr_type: "lvm",
@@ -208,6 +208,13 @@ impl Sr for LvmSr {
         self.list()
     }
 
+    /// LVM does not tell which chunks of a pool are of one volume alone, so nothing exact is known of thin disks.
+    fn space_use(&self) -> Result<SpaceUse> {
+        let vg = self.listed()?;
+        let thick = vg.lv(POOL).is_none();
+        self.list_of(&vg).map(|sr| SpaceUse::of_disks(sr, thick))
+    }
+
     fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {
         self.find(vdi)
     }
@@ -233,8 +240,8 @@ impl Sr for LvmSr {
         self.listed().map(|_| Done::Already)
     }
 
-    fn plan_collect(&self, _context: &Context) -> Result<Vec<Planned>> {
-        self.listed().map(|_| Vec::new())
+    fn plan_collect(&self, _context: &Context) -> Result<CollectPlan> {
+        self.listed().map(|_| CollectPlan::default())
     }
 
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {

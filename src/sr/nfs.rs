@@ -36,10 +36,12 @@ use crate::sys::mount::{self, Mount};
 use crate::sys::server::is_ipv6;
 use crate::sys::watch;
 use crate::sys::watch::Pulse;
-use crate::types::{DeviceConfig, Done, Finding, NewSr, NewVdi, Space, SrInfo, SrUuid, VdiInfo, VdiName, VdiUuid};
+use crate::types::{
+    DeviceConfig, Done, Finding, NewSr, NewVdi, Space, SpaceUse, SrInfo, SrUuid, VdiInfo, VdiName, VdiUuid,
+};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
-use crate::vdi::tree::collect::Planned;
+use crate::vdi::tree::collect::CollectPlan;
 
 use export::{Export, FS_TYPES, Holds, SILENCE};
 
@@ -303,11 +305,16 @@ impl Sr for NfsSr {
         Some(self.point.path().to_owned())
     }
 
+    fn space_use(&self) -> Result<SpaceUse> {
+        let found = self.files()?.space_use().map_err(|e| self.explain(e))?;
+        Ok(SpaceUse { sr: self.located(found.sr), ..found })
+    }
+
     fn names(&self, word: &str) -> Result<Vec<VdiName>> {
         self.files()?.names(word).map_err(|e| self.explain(e))
     }
 
-    fn plan_collect(&self, context: &Context) -> Result<Vec<Planned>> {
+    fn plan_collect(&self, context: &Context) -> Result<CollectPlan> {
         self.files()?.plan_collect(context).map_err(|e| self.explain(e))
     }
 

@@ -13,6 +13,7 @@ pub mod pvlabel;
 pub mod register;
 pub mod run_dir;
 pub mod server;
+pub mod shared;
 pub mod stdio;
 pub mod sunrpc;
 pub mod syslog;

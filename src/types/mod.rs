@@ -11,6 +11,7 @@ mod nearest;
 mod params;
 mod shown;
 mod slot;
+mod space_use;
 mod state;
 mod time;
 
@@ -24,6 +25,7 @@ pub use self::nearest::nearest;
 pub use self::params::{Params, ParamsChange, seconds_now};
 pub use self::shown::{Size, acts_on_terminal, printable, secret_part, shown};
 pub use self::slot::{Class, SlotMark};
+pub use self::space_use::{Gain, ImageUse, SpaceUse};
 pub use self::state::State;
 pub use self::time::Utc;
 

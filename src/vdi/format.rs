@@ -14,6 +14,7 @@ use crate::image::storage::Storage;
 use crate::sys::copy::Progress;
 use crate::types::{Format, SmConfig};
 use crate::vdi::place::Opened;
+use crate::vdi::tree::extents::Extents;
 
 /// The facts that an image tells of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +128,13 @@ pub trait Layout: Sync {
     /// # Errors
     /// [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
     fn is_blank(&self, image: &Arc<dyn Storage>) -> Result<bool>;
+
+    /// The stretches of the disk that an image holds itself, as its tables tell; no data is read. Stretches that read as
+    /// zeroes and take no space are not among them. Data that a process has not flushed yet is not seen.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
+    fn held(&self, image: &Arc<dyn Storage>) -> Result<Extents>;
 
     /// Marks an image as there for its children only, or no longer so, durably. Idempotent.
     ///

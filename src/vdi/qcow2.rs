@@ -14,6 +14,7 @@ use crate::image::storage::Storage;
 use crate::sys::copy::Progress;
 use crate::types::{Format, Mode, SmConfig};
 use crate::vdi::format::{ImageInfo, Layout, ParentImage, Resolve, WriteImage};
+use crate::vdi::tree::extents::Extents;
 
 /// The [`Layout`] of qcow2 images.
 pub struct Qcow2Layout;
@@ -86,6 +87,19 @@ impl Layout for Qcow2Layout {
 
     fn is_blank(&self, image: &Arc<dyn Storage>) -> Result<bool> {
         Ok(Image::open(image.clone(), Mode::ReadOnly)?.is_blank())
+    }
+
+    fn held(&self, image: &Arc<dyn Storage>) -> Result<Extents> {
+        let image = Image::open(image.clone(), Mode::ReadOnly)?;
+        let (mut held, mut at) = (Extents::default(), 0);
+        while at < image.virtual_size() {
+            let (takes_space, len) = image.takes_space(at, image.virtual_size() - at)?;
+            if takes_space {
+                held.push(at..at + len);
+            }
+            at += len;
+        }
+        Ok(held)
     }
 
     fn set_hidden(&self, image: &dyn Storage, hidden: bool) -> Result<()> {

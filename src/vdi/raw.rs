@@ -22,6 +22,7 @@ use crate::vdi::disk::{
 };
 use crate::vdi::format::{ImageInfo, Layout, Resolve};
 use crate::vdi::place::Place;
+use crate::vdi::tree::extents::Extents;
 use crate::vdi::tree::forest::Forest;
 use crate::vdi::tree::nodes::Node;
 
@@ -81,6 +82,10 @@ impl Layout for RawLayout {
 
     fn is_blank(&self, _image: &Arc<dyn Storage>) -> Result<bool> {
         Ok(false)
+    }
+
+    fn held(&self, image: &Arc<dyn Storage>) -> Result<Extents> {
+        Ok(std::iter::once(0..image.len()?).collect())
     }
 
     fn disk(&self, image: &Arc<dyn Storage>, _resolve: Resolve) -> Result<Box<dyn Disk>> {

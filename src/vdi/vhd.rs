@@ -13,6 +13,7 @@ use crate::image::vhd::{self, Chain, CheckOptions, Image, NewImage, ParentLink};
 use crate::sys::copy::Progress;
 use crate::types::{Format, Mode, SmConfig};
 use crate::vdi::format::{ImageInfo, Layout, ParentImage, Resolve, WriteImage};
+use crate::vdi::tree::extents::Extents;
 
 /// The [`Layout`] of VHDs.
 pub struct VhdLayout;
@@ -89,6 +90,17 @@ impl Layout for VhdLayout {
 
     fn is_blank(&self, image: &Arc<dyn Storage>) -> Result<bool> {
         vhd::is_blank(image)
+    }
+
+    fn held(&self, image: &Arc<dyn Storage>) -> Result<Extents> {
+        let info = vhd::query(&**image)?;
+        if info.kind == vhd::Kind::Fixed {
+            return Ok(std::iter::once(0..info.virtual_size).collect());
+        }
+        let image = Image::open(image.clone(), Mode::ReadOnly)?;
+        let size = image.block_size();
+        let stretch = |block: u32| u64::from(block) * size..((u64::from(block) + 1) * size).min(info.virtual_size);
+        Ok(image.allocated().map(|(block, _)| stretch(block)).collect())
     }
 
     fn set_hidden(&self, image: &dyn Storage, hidden: bool) -> Result<()> {

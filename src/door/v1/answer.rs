@@ -12,7 +12,7 @@ use super::status::{exit_status, remedy};
 use super::wire::Datum;
 use crate::door::{Answer, table};
 use crate::error::{self, Error, Result};
-use crate::types::{Finding, Outcome, SrInfo, SrUuid, VdiInfo, nearest, printable};
+use crate::types::{Finding, Outcome, SpaceUse, SrInfo, SrUuid, VdiInfo, nearest, printable};
 
 /// Where the words of a command are explained.
 const HELP: &str = "`--help` after the command shows what it takes";
@@ -34,6 +34,8 @@ pub enum Reply {
     /// An SR to be drawn as the trees of its images.
     Tree(SrInfo),
     Vdi(VdiInfo),
+    /// The space of an SR, image by image.
+    Space(SpaceUse),
     /// The findings of sr_check on an SR.
     Findings(SrUuid, Vec<Finding>),
 }

@@ -110,6 +110,8 @@ pub enum Verb {
     SrScan(SrArg),
     /// Give space back: merge the images that deleted snapshots and clones left, also below disks in use.
     SrCollect(SrArg),
+    /// Print what each image of an SR holds alone, and what its deletion would free: (space …). Reads no data.
+    SrSpace(SrArg),
     /// Say what is wrong with an SR and its VDIs: images, chains, records of killed calls. Status 5 if anything is wrong that
     /// is not mended.
     SrCheck {
@@ -274,6 +276,7 @@ impl Verb {
             | Verb::SrGetParams(sr)
             | Verb::SrScan(sr)
             | Verb::SrCollect(sr)
+            | Verb::SrSpace(sr)
             | Verb::SrContentType(sr)
             | Verb::VdiTree(sr) => &mut sr.sr,
             Verb::VdiCreate { vdi, .. }
@@ -313,6 +316,7 @@ impl Verb {
             | Verb::SrGetParams(_)
             | Verb::SrScan(_)
             | Verb::SrCollect(_)
+            | Verb::SrSpace(_)
             | Verb::SrContentType(_)
             | Verb::VdiTree(_)
             | Verb::VdiCreate { .. }

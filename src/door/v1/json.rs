@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::answer::Reply;
 use super::listing::Listed;
-use crate::types::{Finding, Format, SrInfo, SrUuid, State, Utc, VdiInfo, VdiUuid};
+use crate::types::{Finding, Format, ImageUse, SpaceUse, SrInfo, SrUuid, State, Utc, VdiInfo, VdiUuid};
 
 /// The number of this form. A key that is added leaves it as it is; one that is removed, or that changes its meaning, does not.
 const SCHEMA: u32 = 1;
@@ -31,6 +31,7 @@ enum Body<'a> {
     Srs { srs: Vec<Sr<'a>> },
     List { srs: Vec<Line<'a>> },
     Vdi(Box<Vdi<'a>>),
+    Space(Box<Space<'a>>),
     Findings { sr: SrUuid, findings: Vec<Found<'a>> },
 }
 
@@ -153,6 +154,72 @@ impl<'a> From<&'a Finding> for Found<'a> {
     }
 }
 
+/// The space of an SR.
+#[derive(Serialize)]
+struct Space<'a> {
+    sr: SrUuid,
+    size: u64,
+    free: u64,
+    physical_utilisation: u64,
+    virtual_allocation: u64,
+    longest_chain: usize,
+    collectable: u64,
+    to_remove: usize,
+    to_merge: usize,
+    images: Vec<ImageSpace<'a>>,
+}
+
+impl<'a> From<&'a SpaceUse> for Space<'a> {
+    fn from(of: &'a SpaceUse) -> Space<'a> {
+        Space {
+            sr: of.sr.uuid,
+            size: of.sr.size,
+            free: of.sr.free,
+            physical_utilisation: of.sr.physical_utilisation,
+            virtual_allocation: of.sr.virtual_allocation,
+            longest_chain: of.longest_chain(),
+            collectable: of.collectable.bytes,
+            to_remove: of.collectable.removed,
+            to_merge: of.collectable.merged,
+            images: of.images.iter().map(ImageSpace::from).collect(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ImageSpace<'a> {
+    uuid: VdiUuid,
+    label: &'a str,
+    #[serde(rename = "type")]
+    format: Format,
+    virtual_size: u64,
+    physical_utilisation: u64,
+    holds: u64,
+    frees: Option<u64>,
+    exact: bool,
+    merge_frees: u64,
+    hidden: bool,
+    disks: usize,
+}
+
+impl<'a> From<&'a ImageUse> for ImageSpace<'a> {
+    fn from(of: &'a ImageUse) -> ImageSpace<'a> {
+        ImageSpace {
+            uuid: of.info.uuid,
+            label: &of.info.label,
+            format: of.info.format,
+            virtual_size: of.info.virtual_size,
+            physical_utilisation: of.info.physical_utilisation,
+            holds: of.holds,
+            frees: of.frees,
+            exact: of.is_exact,
+            merge_frees: of.merge_frees,
+            hidden: of.info.hidden,
+            disks: of.disks,
+        }
+    }
+}
+
 /// An SR in the list of all.
 #[derive(Serialize)]
 struct Line<'a> {
@@ -194,6 +261,7 @@ pub fn write(reply: &Reply) -> Vec<u8> {
         Reply::Srs(found) => Body::Srs { srs: found.iter().map(Sr::from).collect() },
         Reply::List(lines) => Body::List { srs: lines.iter().map(Line::from).collect() },
         Reply::Vdi(info) => Body::Vdi(Box::new(info.into())),
+        Reply::Space(of) => Body::Space(Box::new(of.into())),
         Reply::Findings(sr, found) => Body::Findings { sr: *sr, findings: found.iter().map(Found::from).collect() },
     };
     line(&Document { schema: SCHEMA, of })

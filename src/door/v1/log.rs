@@ -6,8 +6,16 @@ use crate::sr::Driver;
 use crate::sys::{run_dir, syslog};
 
 /// Commands that change nothing. Any other is logged.
-const LOOKING: &[&str] =
-    &["sr_get_params", "sr_scan", "sr_content_type", "sr_probe", "vdi_tree", "vdi_get_params", "vdi_export"];
+const LOOKING: &[&str] = &[
+    "sr_get_params",
+    "sr_scan",
+    "sr_space",
+    "sr_content_type",
+    "sr_probe",
+    "vdi_tree",
+    "vdi_get_params",
+    "vdi_export",
+];
 
 /// A command that changes something, in words; `None` for one that looks.
 pub fn change(name: &str, verb: &mut Verb, driver: &Driver) -> Option<String> {

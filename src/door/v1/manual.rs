@@ -24,6 +24,7 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("sr_get_params", &[("Size and use of an SR as JSON:", "sm sr_get_params fast --format json")]),
     ("sr_scan", &[("The disks of an SR as a table:", "sm sr_scan fast --format table")]),
     ("sr_collect", &[("See what would be merged, then merge it:", "sm sr_collect -n fast; sm sr_collect fast")]),
+    ("sr_space", &[("The disks of an SR, those first that free most:", "sm sr_space fast --format table")]),
     ("sr_check", &[("Read all of an SR, and mend what can be mended:", "sm sr_check --deep --repair fast")]),
     ("sr_content_type", &[("raw or iso:", "sm sr_content_type fast")]),
     ("sr_probe", &[("The SRs on an export:", "sm sr_probe -t nfs -d nfs@filer:/export@/run/sr-mount")]),

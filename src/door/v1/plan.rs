@@ -9,8 +9,8 @@ use crate::context::Context;
 use crate::door::size;
 use crate::error::{Error, Result, one_line};
 use crate::registry;
-use crate::types::{Misread, Overwrite, Params, Size, SrUuid, VdiInfo, VdiUuid, shown};
-use crate::vdi::tree::collect::Planned;
+use crate::types::{Gain, Misread, Overwrite, Params, Size, SrUuid, VdiInfo, VdiUuid, shown};
+use crate::vdi::tree::collect::{CollectPlan, Planned};
 use crate::vdi::{SnapshotSaid, refuse_snapshot_of_another};
 
 /// The things that a command would do.
@@ -37,10 +37,8 @@ pub fn of(verb: &Verb, target: &Target, personal: &Personal, context: &Context) 
         }
         Verb::SrDelete { sr, .. } => deleted_sr(&open(&sr.sr)?, target, context).map(Some),
         Verb::SrCollect(sr) => {
-            let session = open(&sr.sr)?;
-            let disks = session.sr_scan(context)?.vdis;
-            let planned = session.plan_collect(context)?;
-            Ok(Some(Plan { lines: collected(&planned, &disks), destroys: false }))
+            let plan = open(&sr.sr)?.plan_collect(context)?;
+            Ok(Some(Plan { lines: collected(&plan), destroys: false }))
         }
         Verb::VdiDelete { vdi, yes } => deleted_vdi(&open(&vdi.sr.sr)?, vdi.vdi.parse()?, *yes, context).map(Some),
         Verb::VdiRevert { vdi, snapshot } => {
@@ -144,20 +142,19 @@ fn described(vdi: &VdiInfo) -> String {
     format!("VDI {}{label}: {} of {}, {used} used{state}", vdi.uuid, vdi.format, Size(vdi.virtual_size))
 }
 
-fn collected(planned: &[Planned], images: &[VdiInfo]) -> Vec<String> {
-    if planned.is_empty() {
+fn collected(plan: &CollectPlan) -> Vec<String> {
+    if plan.steps.is_empty() {
         return vec!["nothing to collect".to_owned()];
     }
-    let used = |vdi: &VdiUuid| {
-        let found = images.iter().find(|image| image.uuid == *vdi);
-        found.map_or_else(String::new, |image| format!(", {} used", Size(image.physical_utilisation)))
-    };
+    let used = |vdi: &VdiUuid| plan.sizes.get(vdi).map_or_else(String::new, |size| format!(", {} used", Size(*size)));
     let line = |step: &Planned| match step {
         Planned::Remove(base) => format!("remove base {base}{}", used(base)),
         Planned::Merge { image, into } => format!("merge {image}{} into its parent {into}{}", used(image), used(into)),
         Planned::Leave(image, why) => format!("leave {image}: {why}"),
     };
-    planned.iter().map(line).collect()
+    let Gain { bytes, removed, merged } = plan.gain;
+    let total = format!("in all: {removed} removed, {merged} merged, about {} freed", size::human(bytes));
+    plan.steps.iter().map(line).chain((removed + merged > 0).then_some(total)).collect()
 }
 
 #[cfg(test)]
@@ -177,12 +174,20 @@ mod tests {
     #[test]
     fn a_plan_of_the_collector_has_a_line_for_each_image() {
         let (image, into) = (vdi().uuid, VdiUuid::random());
-        let planned =
-            [Planned::Remove(image), Planned::Merge { image, into }, Planned::Leave(into, "it is odd".to_owned())];
-        let lines = collected(&planned, &[vdi()]);
-        assert_eq!(lines[0], format!("remove base {image}, 4KiB used"));
-        assert_eq!(lines[1], format!("merge {image}, 4KiB used into its parent {into}"));
-        assert_eq!(lines[2], format!("leave {into}: it is odd"));
-        assert_eq!(collected(&[], &[]), ["nothing to collect"]);
+        let leave = Planned::Leave(into, "it is odd".to_owned());
+        let steps = vec![Planned::Remove(image), Planned::Merge { image, into }, leave.clone()];
+        let gain = Gain { bytes: 5000, removed: 1, merged: 1 };
+        let lines = collected(&CollectPlan { steps, sizes: [(image, 4096)].into(), gain });
+        assert_eq!(
+            lines,
+            [
+                format!("remove base {image}, 4KiB used"),
+                format!("merge {image}, 4KiB used into its parent {into}"),
+                format!("leave {into}: it is odd"),
+                "in all: 1 removed, 1 merged, about 4.9 KiB freed".to_owned(),
+            ]
+        );
+        assert_eq!(collected(&CollectPlan { steps: vec![leave], ..CollectPlan::default() }).len(), 1);
+        assert_eq!(collected(&CollectPlan::default()), ["nothing to collect"]);
     }
 }

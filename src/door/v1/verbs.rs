@@ -56,6 +56,7 @@ impl Caller<'_> {
             Verb::SrScan(sr) => self.open_named(&sr)?.sr_scan(context).map(without_bases).map(Reply::Sr),
             Verb::VdiTree(sr) => self.open_named(&sr)?.sr_scan(context).map(Reply::Tree),
             Verb::SrCollect(sr) => self.open_named(&sr)?.sr_collect(context).map(nothing),
+            Verb::SrSpace(sr) => self.open_named(&sr)?.sr_space(context).map(Reply::Space),
             Verb::SrCheck { sr, deep, repair } => {
                 let session = self.open_named(&sr)?;
                 session.sr_check(deep, repair, context).map(|found| Reply::Findings(session.sr(), found))

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::Reply;
 use super::listing::Listed;
-use crate::types::{Finding, Format, PoolUse, SrInfo, SrUuid, State, VdiInfo, VdiUuid};
+use crate::types::{Finding, Format, ImageUse, PoolUse, SpaceUse, SrInfo, SrUuid, State, VdiInfo, VdiUuid};
 
 /// One datum, tagged with what it is. An SR or a VDI inside another datum is tagged as it is at top level.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,8 @@ pub enum Datum {
     List(Vec<Line>),
     Tree(Sr),
     Vdi(Vdi),
+    Space(Box<Space>),
+    Image(ImageSpace),
     Findings(Vec<Datum>),
     Finding(Found),
 }
@@ -44,6 +46,85 @@ impl From<&Finding> for Found {
     }
 }
 
+/// The space of an SR as an answer shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    #[serde(rename = "SR")]
+    pub sr: SrUuid,
+    pub size: u64,
+    pub free: u64,
+    pub physical_utilisation: u64,
+    pub virtual_allocation: u64,
+    pub longest_chain: u64,
+    /// Bytes that sr_collect would free, about.
+    pub collectable: u64,
+    /// Bases that sr_collect would remove.
+    pub to_remove: u64,
+    /// Images that sr_collect would merge.
+    pub to_merge: u64,
+    /// Each is a [`Datum::Image`].
+    pub images: Vec<Datum>,
+}
+
+impl From<&SpaceUse> for Space {
+    fn from(of: &SpaceUse) -> Space {
+        Space {
+            sr: of.sr.uuid,
+            size: of.sr.size,
+            free: of.sr.free,
+            physical_utilisation: of.sr.physical_utilisation,
+            virtual_allocation: of.sr.virtual_allocation,
+            longest_chain: of.longest_chain() as u64,
+            collectable: of.collectable.bytes,
+            to_remove: of.collectable.removed as u64,
+            to_merge: of.collectable.merged as u64,
+            images: of.images.iter().map(|image| Datum::Image(image.into())).collect(),
+        }
+    }
+}
+
+/// The space of one image as an answer shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSpace {
+    pub uuid: VdiUuid,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    #[serde(rename = "type")]
+    pub format: Format,
+    pub virtual_size: u64,
+    pub physical_utilisation: u64,
+    /// Bytes that no other image shares.
+    pub holds: u64,
+    /// Bytes that vdi_delete frees. Left out for an image that cannot be deleted by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "bare")]
+    pub frees: Option<u64>,
+    /// `holds` and `frees` are exact, and no upper limits.
+    pub exact: bool,
+    /// Bytes that sr_collect could free after the deletion, about.
+    pub merge_frees: u64,
+    pub hidden: bool,
+    /// The disks that read through a base.
+    pub disks: u64,
+}
+
+impl From<&ImageUse> for ImageSpace {
+    fn from(of: &ImageUse) -> ImageSpace {
+        ImageSpace {
+            uuid: of.info.uuid,
+            label: of.info.label.clone(),
+            format: of.info.format,
+            virtual_size: of.info.virtual_size,
+            physical_utilisation: of.info.physical_utilisation,
+            holds: of.holds,
+            frees: of.frees,
+            exact: of.is_exact,
+            merge_frees: of.merge_frees,
+            hidden: of.info.hidden,
+            disks: of.disks as u64,
+        }
+    }
+}
+
 impl From<&Reply> for Datum {
     fn from(reply: &Reply) -> Datum {
         match reply {
@@ -56,6 +137,7 @@ impl From<&Reply> for Datum {
             Reply::List(lines) => Datum::List(lines.iter().map(|line| Line::Sr(line.into())).collect()),
             Reply::Tree(info) => Datum::Tree(info.into()),
             Reply::Vdi(info) => Datum::Vdi(info.into()),
+            Reply::Space(of) => Datum::Space(Box::new(of.into())),
             Reply::Findings(_, found) => Datum::Findings(found.iter().map(|one| Datum::Finding(one.into())).collect()),
         }
     }
@@ -277,6 +359,13 @@ pub(super) mod tests {
         }
     }
 
+    fn space() -> Reply {
+        let base = VdiInfo { hidden: true, ..vdi() };
+        let mut of = SpaceUse::of_disks(sr(vec![vdi(), base]), true);
+        of.images[1].frees = None;
+        Reply::Space(of)
+    }
+
     fn listed() -> Reply {
         let space = Some(Space { size: 2, free: 1 });
         let line = Listed { name: "fast".to_owned(), uuid: Some(SrUuid::random()), space, ..Listed::default() };
@@ -291,6 +380,7 @@ pub(super) mod tests {
             Reply::Sr(sr(vec![])),
             Reply::Srs(vec![sr(vec![])]),
             listed(),
+            space(),
         ] {
             let datum = Datum::from(&reply);
             let text = serde_lexpr::to_vec(&datum).unwrap();

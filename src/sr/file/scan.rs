@@ -1,6 +1,7 @@
 //! The present state of an SR and its disks, read in one pass over its directory.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use super::directory::{FileSr, Found};
 use super::images::{Image, readers};
@@ -70,7 +71,7 @@ impl FileSr {
 
     /// All that is there. NFS may take away the name of a disk for a moment while its image is replaced: then the change is
     /// waited for, for a disk that a scan leaves out is forgotten.
-    fn settled(&self, dir: &Dir) -> Result<(Listing, Vec<Image>)> {
+    pub(super) fn settled(&self, dir: &Dir) -> Result<(Listing, Vec<Image>)> {
         loop {
             let before = if self.shared { read_change(dir)? } else { None };
             let listing = Listing::read(dir)?;
@@ -143,16 +144,21 @@ impl FileSr {
     pub(super) fn scan_all(&self) -> Result<SrInfo> {
         let dir = self.dir()?;
         let (listing, images) = self.settled(&dir)?;
+        self.described(&dir, &listing, &images)
+    }
+
+    /// The SR with the details of the disks and bases among its images.
+    pub(super) fn described(&self, dir: &Rc<Dir>, listing: &Listing, images: &[Image]) -> Result<SrInfo> {
         let attachments = Attachments::now()?;
         let mut children: HashMap<VdiUuid, Vec<VdiUuid>> = HashMap::new();
-        for image in &images {
+        for image in images {
             if let Some(parent) = image.node.parent {
                 children.entry(parent).or_default().push(image.vdi);
             }
         }
         let mut infos = Vec::with_capacity(images.len());
         let (mut used, mut allocation, mut visible) = (0, 0, Vec::with_capacity(images.len()));
-        let beside = beside(&dir, &listing, &images);
+        let beside = beside(dir, listing, images);
         for (image, (params, holders)) in images.iter().zip(beside) {
             used += image.usage.allocated;
             let children = children.remove(&image.vdi).unwrap_or_default();
@@ -177,8 +183,8 @@ impl FileSr {
             let info = info.with_users(users).with_children(children).with_device(device);
             infos.push(vdi::with_server(info, died));
         }
-        listing.sweep(&dir);
-        Ok(SrInfo { vdis: infos, ..self.summary(&dir, visible, used, allocation)? })
+        listing.sweep(dir);
+        Ok(SrInfo { vdis: infos, ..self.summary(dir, visible, used, allocation)? })
     }
 }
 

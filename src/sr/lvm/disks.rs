@@ -17,11 +17,14 @@ use crate::vdi::{self, Layout, Vdi, raw};
 
 impl LvmSr {
     pub(super) fn list(&self) -> Result<SrInfo> {
-        let vg = self.listed()?;
-        self.refuse_foreign_sr(&vg)?;
+        self.list_of(&self.listed()?)
+    }
+
+    pub(super) fn list_of(&self, vg: &Vg) -> Result<SrInfo> {
+        self.refuse_foreign_sr(vg)?;
         let mut infos = Vec::with_capacity(vg.lvs.len());
-        let group = Group::of(&vg);
-        for (vdi, format, lv) in self.volumes(&vg) {
+        let group = Group::of(vg);
+        for (vdi, format, lv) in self.volumes(vg) {
             let info = LvmPlace::listed(self, &group, vdi, lv).info();
             infos.push(match refuse_foreign(vdi, format) {
                 Ok(()) => info,
@@ -29,7 +32,7 @@ impl LvmSr {
             });
         }
         infos.sort_unstable_by_key(|info| info.uuid);
-        Ok(SrInfo { vdis: infos, ..self.summary(&vg) })
+        Ok(SrInfo { vdis: infos, ..self.summary(vg) })
     }
 
     /// Also of a group that misses a device, and of the images of other storage managers.

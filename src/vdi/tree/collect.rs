@@ -8,9 +8,10 @@ use crate::context::Context;
 use crate::error::{Error, Result, one_line};
 use crate::sys::lock;
 use crate::sys::syslog;
-use crate::types::{Done, VdiUuid};
+use crate::types::{Done, Gain, VdiUuid};
 use crate::vdi::served::refuse_if_held;
 use crate::vdi::tree::forest::Forest;
+use crate::vdi::tree::gain::{held, of_steps};
 use crate::vdi::tree::merge::merge;
 use crate::vdi::tree::next::{Failures, Seen, Step, garbage, next};
 use crate::vdi::tree::nodes::Nodes;
@@ -105,17 +106,41 @@ pub enum Planned {
     Leave(VdiUuid, String),
 }
 
-/// The decisions that [`collect`] would make now, in its order, as far as the trees tell. [`collect`] leaves out an
-/// image that another call uses by then. Changes nothing.
+/// The decisions of the collector, and what they would free.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CollectPlan {
+    /// In the collector's order.
+    pub steps: Vec<Planned>,
+    /// The size of each image that would be removed or merged, in bytes of the SR.
+    pub sizes: BTreeMap<VdiUuid, u64>,
+    pub gain: Gain,
+}
+
+/// The decisions that [`collect`] would make now, as far as the trees tell. [`collect`] leaves out an image that another call
+/// uses by then. Changes nothing.
 ///
 /// # Errors
 /// [`Error::Busy`] if the lock of the trees cannot be had; [`Error::Io`].
-pub fn plan(forest: &dyn Forest, context: &Context) -> Result<Vec<Planned>> {
-    let (mut nodes, mut seen) = (read_locked(forest, context)?, Seen::default());
-    let mut planned = Vec::new();
+pub fn plan(forest: &dyn Forest, context: &Context) -> Result<CollectPlan> {
+    let steps = steps(read_locked(forest, context)?);
+    let images = steps.iter().flat_map(|step| match step {
+        Planned::Remove(base) => vec![*base],
+        Planned::Merge { image, into } => vec![*image, *into],
+        Planned::Leave(..) => Vec::new(),
+    });
+    // An image that is gone since takes nothing.
+    let size = |vdi: VdiUuid| forest.place(vdi).and_then(|place| place.usage()).map_or(0, |usage| usage.allocated);
+    let sizes: BTreeMap<VdiUuid, u64> = images.map(|vdi| (vdi, size(vdi))).collect();
+    let gain = of_steps(&steps, &|vdi| sizes.get(&vdi).copied().unwrap_or(0), &|vdi| held(forest, vdi));
+    Ok(CollectPlan { steps, sizes, gain })
+}
+
+/// The decisions of the collector, in its order, if it began with these trees.
+pub fn steps(mut nodes: Nodes) -> Vec<Planned> {
+    let (mut planned, mut seen) = (Vec::new(), Seen::default());
     loop {
         match next(&nodes, &seen) {
-            Step::End => return Ok(planned),
+            Step::End => return planned,
             Step::RemoveGarbage => {
                 let bases: Vec<VdiUuid> = garbage(&nodes, &seen.failures).collect();
                 for base in bases {

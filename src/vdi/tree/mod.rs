@@ -12,14 +12,17 @@
 //! | [`mod@merge`] | an image goes into its parent |
 //! | [`mod@next`] | what is merged or removed next |
 //! | [`mod@collect`] | the collector: merges and removes until nothing is left to do |
+//! | [`mod@gain`], [`extents`] | the space that a deletion or the collector would free |
 //! | [`mod@lend`] | a disk is read while other hosts are kept from changing it |
 
 pub mod chain;
 pub mod change;
 pub mod claims;
 pub mod collect;
+pub mod extents;
 pub mod forest;
 pub mod fork;
+pub mod gain;
 pub mod lend;
 pub mod merge;
 pub mod next;

@@ -69,6 +69,20 @@ impl Image {
         Ok((what, run.min(len)))
     }
 
+    /// Whether the file has space for the stretch of the disk at `offset`, and its length in bytes, at most `len`. Offset and
+    /// length lie in the disk.
+    ///
+    /// # Errors
+    /// [`crate::Error::Damaged`] for tables that contradict themselves; [`crate::Error::Io`].
+    pub fn takes_space(&self, offset: u64, len: u64) -> Result<(bool, u64)> {
+        let (what, run) = self.look(offset, len)?;
+        let takes_space = match what {
+            What::Absent(host) | What::Zero(host) => host.is_some(),
+            What::Data(..) | What::Compressed(_) => true,
+        };
+        Ok((takes_space, run))
+    }
+
     /// The kind of stretch that a byte of a table's region lies in, from that byte on.
     fn what(&self, table: &Table, at: u64) -> Result<What> {
         let n = (at >> self.bits()) as usize;

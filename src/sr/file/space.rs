@@ -1,0 +1,75 @@
+//! The space of a file SR, image by image: what each holds alone, and what its deletion would free.
+
+use std::collections::{HashMap, HashSet};
+
+use super::directory::FileSr;
+use super::images::{Image, readers};
+use crate::error::Result;
+use crate::sys::durable::Dir;
+use crate::sys::{shared, threads};
+use crate::types::{ImageUse, Params, SpaceUse, VdiInfo, VdiUuid};
+use crate::vdi::tree::collect::steps;
+use crate::vdi::tree::gain::{Freed, held, of_deletions, of_steps};
+use crate::vdi::tree::nodes::Nodes;
+use crate::vdi::{self, layout};
+
+impl FileSr {
+    /// The SR with the space of each image. The images are looked at once; of those that would be merged, the tables are
+    /// read too.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoSr`], [`crate::Error::Io`]; [`crate::Error::Busy`] if a change of a tree goes on past the deadline.
+    pub(super) fn space_by_image(&self) -> Result<SpaceUse> {
+        let dir = self.dir()?;
+        let (listing, images) = self.settled(&dir)?;
+        let sr = self.described(&dir, &listing, &images)?;
+        let of_trees = images.iter().filter(|image| !layout(image.format).is_by_length());
+        let nodes: Nodes = of_trees.map(|image| (image.vdi, image.node.clone())).collect();
+        let nodes = nodes.with_foreign_work(listing.journals);
+        let shared = shared_by_each(&dir, &images);
+        let own = |image: &Image, shared: Option<u64>| image.usage.allocated.saturating_sub(shared.unwrap_or(0));
+        let sizes: HashMap<VdiUuid, u64> =
+            images.iter().zip(&shared).map(|(image, shared)| (image.vdi, own(image, *shared))).collect();
+        let size = |vdi: VdiUuid| sizes.get(&vdi).copied().unwrap_or(0);
+        let forest = self.forest(dir.clone());
+        let held = |vdi: VdiUuid| held(&forest, vdi);
+        let freed = of_deletions(&nodes, &size, &held);
+        let collectable = of_steps(&steps(nodes.clone()), &size, &held);
+        let parents: HashSet<VdiUuid> = images.iter().filter_map(|image| image.node.parent).collect();
+        let mut infos: HashMap<VdiUuid, &VdiInfo> = sr.vdis.iter().map(|info| (info.uuid, info)).collect();
+        let uses = images.iter().zip(&shared).map(|(image, shared)| {
+            let nobodys = || {
+                let place = self.place(dir.clone(), image.vdi, image.format);
+                vdi::describe(&place, &image.node, image.usage.allocated, Params::default())
+            };
+            let holds = size(image.vdi);
+            let is_alone = layout(image.format).is_by_length() && !parents.contains(&image.vdi);
+            let of = freed.get(&image.vdi).copied().or(is_alone.then(Freed::default));
+            let above = if image.node.hidden { nodes.descendants(image.vdi) } else { Vec::new() };
+            ImageUse {
+                info: infos.remove(&image.vdi).map_or_else(nobodys, VdiInfo::clone),
+                holds,
+                frees: of.map(|freed| holds + freed.bases),
+                is_exact: shared.is_some(),
+                merge_frees: of.map_or(0, |freed| freed.merge),
+                disks: above.iter().filter(|vdi| nodes.get(**vdi).is_some_and(|node| !node.hidden)).count(),
+            }
+        });
+        let images: Vec<ImageUse> = uses.collect();
+        Ok(SpaceUse { images, sr, collectable }.ordered())
+    }
+}
+
+/// Bytes that each image shares with other files. `None`: the filesystem may share them, and does not tell.
+fn shared_by_each(dir: &Dir, images: &[Image]) -> Vec<Option<u64>> {
+    if !shared::may_share(dir) {
+        return vec![Some(0); images.len()];
+    }
+    let of = |image: &Image| {
+        let name = super::layout::image_name(image.vdi, image.format);
+        let file = dir.try_open_record(&name).ok().flatten()?;
+        shared::shared_bytes(&file, &dir.join(&name)).ok().flatten()
+    };
+    let parts = threads::in_parts(images, readers(images.len()), |part| part.iter().map(of).collect::<Vec<_>>());
+    parts.into_iter().flatten().collect()
+}
