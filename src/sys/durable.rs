@@ -54,6 +54,10 @@ pub struct Stat {
 }
 
 impl Stat {
+    pub fn is_regular(&self) -> bool {
+        self.mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits()
+    }
+
     pub fn is_directory(&self) -> bool {
         self.mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits()
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use clap::{Arg, Command};
 
 use super::address::{default_sr, is_sr, place_of};
-use super::lines::sm_command;
+use super::lines::{METRICS, sm_command};
 use super::words::SEVERAL;
 use crate::call::Session;
 use crate::context::Context;
@@ -148,6 +148,7 @@ fn of_word(verb: &Command, words: &[&str], current: &str) -> Candidates {
         },
         // The SR of a copy, after `SR VDI`, `SR/VDI`, or a VDI of the default SR.
         ([_] | [_, _], _) if slots.get(2) == Some(&"to") => srs(),
+        _ if verb.get_name() == METRICS => srs(),
         ([first, ..], _) if SEVERAL.contains(&verb.get_name()) => match is_sr(first) {
             true if takes_vdi => vdis(first),
             true => srs(),

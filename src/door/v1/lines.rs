@@ -44,6 +44,24 @@ pub fn brief_command() -> clap::Command {
              that does not answer within 5 s, or what --wait says, is listed as such",
         )
         .arg(from_xapi);
+    let metrics = clap::Command::new(METRICS)
+        .about("Print size, use, chains and states of SRs as OpenMetrics text, for Prometheus")
+        .long_about(
+            "Print size, use, chains and states of SRs as OpenMetrics text, for the textfile collector of node_exporter. An \
+             SR that cannot be read, or that does not answer within 30 s or what --wait says, has sm_sr_up 0",
+        )
+        .arg(
+            Arg::new("sr")
+                .value_name("SR")
+                .num_args(0..)
+                .help("Names or UUIDs of SRs. Without any, all that have a name on this host."),
+        )
+        .arg(
+            Arg::new("output")
+                .long("output")
+                .value_name("FILE")
+                .help("Put the text into this file, which is replaced as a whole, and print nothing."),
+        );
     let dry_run = Arg::new("dry_run").short('n').long("dry-run").action(ArgAction::SetTrue);
     let dry_run = dry_run.help("Change nothing, and print what would be done.");
     let yes = Arg::new("yes_of_person").long("yes").action(ArgAction::SetTrue);
@@ -53,6 +71,7 @@ pub fn brief_command() -> clap::Command {
     SmCommand::command()
         .arg(verbose)
         .subcommand(list)
+        .subcommand(metrics)
         .mut_subcommand("sr_create", |verb| verb.arg(name.clone()).arg(yes))
         .mut_subcommand("sr_attach", |verb| verb.arg(name))
         .mut_subcommands(|verb| if HAS_PLAN.contains(&verb.get_name()) { verb.arg(dry_run.clone()) } else { verb })
@@ -83,7 +102,7 @@ fn as_people_say(arg: Arg, makes: bool) -> Arg {
 
 /// The usage of a command for people, who may leave words out.
 fn usage(verb: &clap::Command) -> String {
-    let several = SEVERAL.contains(&verb.get_name());
+    let several = SEVERAL.contains(&verb.get_name()) || verb.get_name() == METRICS;
     let last = verb.get_positionals().count();
     let words = verb.get_positionals().enumerate().map(|(at, arg)| {
         let name = arg.get_value_names().and_then(|names| names.first()).map_or("", |name| name.as_str());
@@ -132,6 +151,15 @@ pub enum Parsed {
     Verb(Box<SmCommand>, Personal),
     /// `sr_list`. `wait`: the time that the caller gave, seconds.
     List { common: Common, wait: Option<u64>, from_xapi: bool, verbose: bool },
+    /// `sr_metrics`. `wait`: the time that the caller gave, seconds.
+    Metrics {
+        common: Common,
+        sr_type: Option<String>,
+        wait: Option<u64>,
+        srs: Vec<String>,
+        output: Option<String>,
+        verbose: bool,
+    },
 }
 
 /// Parses a line of `sm`.
@@ -150,6 +178,18 @@ pub fn parse(command: clap::Command, args: Vec<OsString>) -> Result<Parsed, clap
             verbose: of_list.get_flag("verbose"),
         });
     }
+    if let Some((METRICS, of_metrics)) = matches.subcommand() {
+        let given = of_metrics.value_source("wait") == Some(ValueSource::CommandLine);
+        let common = Common::from_arg_matches(of_metrics)?;
+        return Ok(Parsed::Metrics {
+            wait: given.then_some(common.wait),
+            common,
+            sr_type: of_metrics.get_one("sr_type").cloned(),
+            srs: of_metrics.get_many("sr").into_iter().flatten().cloned().collect(),
+            output: of_metrics.get_one("output").cloned(),
+            verbose: of_metrics.get_flag("verbose"),
+        });
+    }
     let personal = Personal::of(&matches);
     Ok(Parsed::Verb(Box::new(SmCommand::from_arg_matches(&matches)?), personal))
 }
@@ -157,8 +197,9 @@ pub fn parse(command: clap::Command, args: Vec<OsString>) -> Result<Parsed, clap
 /// Commands that destroy or take long: `--dry-run` says what they would do.
 const HAS_PLAN: [&str; 5] = ["sr_create", "sr_delete", "sr_collect", "vdi_delete", "vdi_revert"];
 
-/// The command of `sm` alone.
+/// The commands of `sm` alone.
 const LIST: &str = "sr_list";
+pub(super) const METRICS: &str = "sr_metrics";
 
 /// The command line of a driver's executable.
 pub fn driver_command(driver: &'static Driver) -> clap::Command {

@@ -44,11 +44,11 @@ pub struct Listed {
 pub const STATES: [&str; 5] = ["available", "unavailable", "missing", "no answer", "failed"];
 
 /// An SR to be asked.
-struct Known {
-    name: String,
-    sr: SrUuid,
-    driver: &'static Driver,
-    config: DeviceConfig,
+pub(super) struct Known {
+    pub name: String,
+    pub sr: SrUuid,
+    pub driver: &'static Driver,
+    pub config: DeviceConfig,
 }
 
 /// An SR that an agent knows.
@@ -171,13 +171,17 @@ fn answers(
     lines
 }
 
-fn placed(entry: &Entry) -> Result<Known> {
+/// The SR of an entry of the table.
+///
+/// # Errors
+/// Those of [`place_of`].
+pub(super) fn placed(entry: &Entry) -> Result<Known> {
     let (driver, config) = place_of(entry)?;
     Ok(Known { name: entry.name.clone(), sr: entry.sr, driver, config })
 }
 
 /// Does the work on a thread of its own. Where the system gives no more threads, nobody answers.
-fn ask<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
+pub(super) fn ask<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
     let (tell, told) = mpsc::channel();
     let _ = thread::Builder::new().spawn(move || tell.send(work()));
     told

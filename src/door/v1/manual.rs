@@ -25,6 +25,16 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("sr_scan", &[("The disks of an SR as a table:", "sm sr_scan fast --format table")]),
     ("sr_collect", &[("See what would be merged, then merge it:", "sm sr_collect -n fast; sm sr_collect fast")]),
     ("sr_space", &[("The disks of an SR, those first that free most:", "sm sr_space fast --format table")]),
+    (
+        "sr_metrics",
+        &[
+            ("All SRs with a name on this host:", "sm sr_metrics"),
+            (
+                "For the textfile collector of node_exporter, as sm-metrics.timer does it:",
+                "sm sr_metrics --output /var/lib/prometheus/node-exporter/sm.prom",
+            ),
+        ],
+    ),
     ("sr_check", &[("Read all of an SR, and mend what can be mended:", "sm sr_check --deep --repair fast")]),
     ("sr_content_type", &[("raw or iso:", "sm sr_content_type fast")]),
     ("sr_probe", &[("The SRs on an export:", "sm sr_probe -t nfs -d nfs@filer:/export@/run/sr-mount")]),

@@ -13,6 +13,7 @@
 //! | [`words`] | what a person may leave out of a line |
 //! | [`address`] | what names, labels and starts of UUIDs stand for |
 //! | [`listing`] | `sm sr_list`: the SRs of this host |
+//! | [`metrics`] | `sm sr_metrics`: the SRs of this host as OpenMetrics text |
 //! | [`plan`] | what a command that destroys would do |
 //! | [`json`] | the form of JSON that `sm` answers |
 //! | [`log`] | the line in the system log for each change |
@@ -30,6 +31,7 @@ pub mod lines;
 pub mod listing;
 pub mod log;
 pub mod manual;
+pub mod metrics;
 pub mod person;
 pub mod plan;
 pub mod progress;

@@ -12,6 +12,7 @@ use super::grammar::{OutputFormat, SmCommand, Verb};
 use super::lines::{self, Parsed, Personal, sm_command};
 use super::listing;
 use super::log;
+use super::metrics::{self, Asked};
 use super::plan::{self, Plan};
 use super::progress::ProgressBar;
 use super::verbs::Caller;
@@ -32,6 +33,15 @@ pub fn serve(command: clap::Command, line: Line) -> Answer {
         Err(e) => not_parsed(e, asked),
         Ok(Parsed::List { common, wait, from_xapi, verbose }) => {
             answer_person(sr_list(wait, from_xapi, verbose), chosen_format(common.format, OutputFormat::Sexp))
+        }
+        Ok(Parsed::Metrics { common, sr_type, wait, srs, output, verbose }) => {
+            let (sr_type, dconf) = (sr_type.as_deref(), common.dconf.as_deref());
+            let patience = wait.map_or(metrics::PATIENCE, Duration::from_secs).min(LONGEST_WAIT);
+            let asked = Asked { srs: &srs, sr_type, dconf, patience };
+            answer_person(
+                sr_metrics(&asked, output.as_deref(), verbose),
+                chosen_format(common.format, OutputFormat::Sexp),
+            )
         }
         Ok(Parsed::Verb(parsed, personal)) => {
             let format = chosen_format(parsed.common.format, parsed.verb.usual_format());
@@ -61,6 +71,19 @@ fn sr_list(wait: Option<u64>, from_xapi: bool, verbose: bool) -> Result<Reply> {
         }
     };
     listing::list(patience, told, &warn).map(Reply::List)
+}
+
+fn sr_metrics(asked: &Asked, output: Option<&str>, verbose: bool) -> Result<Reply> {
+    let warn = |text: &str| {
+        if verbose {
+            say(text)
+        }
+    };
+    let text = metrics::metrics(asked, &warn)?;
+    match output {
+        Some(file) => metrics::put(file, &text).map(|()| Reply::Nothing),
+        None => Ok(Reply::Text(text)),
+    }
 }
 
 /// `made`: the UUID that was chosen for what the line makes, which is the answer.
