@@ -12,7 +12,11 @@
 #   equal GOT WANT          two texts are the same
 #   true_that TEST …        a command that succeeds
 #   false_that TEST …       a command that fails, by itself and not by a signal
-#   field NAME [DATUM]      the value of a field of the last answer (or DATUM), strings without their quotes
+#   field NAME [DATUM]      sets FIELD to a field of the last answer (or DATUM), strings without their quotes
+#   shows NAME VALUE [DATUM]
+#                           that field has that value
+#   has_words NAME N        that field of the last answer has N words
+#   vdi_in_scan UUID        sets FOUND to the (vdi …) of one VDI within the answer of sr_scan
 #   skip REASON             the driver says that it does not do what this claim is about
 #   lacks REASON            this machine cannot show it; a failure where SM_TESTS_SKIP_NOTHING is set
 #   together N VERB …       N calls at once, `@` in an argument is the call's number; sets WON and CODES
@@ -22,7 +26,7 @@
 
 PASSED=0 FAILED=0 SKIPPED=0
 CLAIM='' STATE=none BEGUN=0
-OUT='' SAID='' STATUS=0 SHOWN=''
+OUT='' SAID='' STATUS=0 SHOWN='' FIELD='' FOUND=''
 
 claim() {
     end_claim
@@ -160,23 +164,42 @@ false_that() {
     [ $status -le 128 ] || fail "died of a signal: $*"
 }
 
+# It sets a variable: in a guest, a command substitution costs as much as the start of a program.
 field() {
     local text=${2-$OUT}
+    FIELD=''
     local one="\\($1 \\. (\"(([^\"\\\\]|\\\\.)*)\"|[^ ()\"]+)\\)" list="\\($1(( \"([^\"\\\\]|\\\\.)*\")*)\\)"
     if [[ $text =~ $one ]]; then
-        case ${BASH_REMATCH[1]} in '"'*) printf '%s\n' "${BASH_REMATCH[2]}" ;; *) printf '%s\n' "${BASH_REMATCH[1]}" ;; esac
+        case ${BASH_REMATCH[1]} in '"'*) FIELD=${BASH_REMATCH[2]} ;; *) FIELD=${BASH_REMATCH[1]} ;; esac
     elif [[ $text =~ $list ]]; then
         text=${BASH_REMATCH[1]# }
-        printf '%s\n' "${text//\"/}"
+        FIELD=${text//\"/}
     fi
 }
 
-# The (vdi …) of one VDI within the answer of sr_scan.
+shows() {
+    [ "$STATE" = open ] || return 1
+    field "$1" "${3-$OUT}"
+    [ "$FIELD" = "$2" ] || fail "$1 is '$FIELD' and should be '$2'"
+}
+
+has_words() {
+    [ "$STATE" = open ] || return 1
+    local words
+    field "$1"
+    read -r -a words <<<"$FIELD"
+    [ ${#words[@]} = "$2" ] || fail "$1 should be $2 words and is '$FIELD'"
+}
+
 vdi_in_scan() {
     local rest=${OUT#*"(vdi (uuid . \"$1\")"}
-    [ "$rest" != "$OUT" ] || return 0
-    printf '(vdi (uuid . "%s")%s\n' "$1" "${rest%%'(vdi (uuid'*}"
+    # shellcheck disable=SC2034 # the chapters read it
+    FOUND=''
+    # shellcheck disable=SC2034
+    [ "$rest" = "$OUT" ] || FOUND="(vdi (uuid . \"$1\")${rest%%'(vdi (uuid'*}"
 }
+
+one_line() { [[ $1 == *$'\n' && ${1%$'\n'} != *$'\n'* ]]; }
 
 together() {
     local n=$1 verb=$2 i code pids=()

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The compliance suite of SR API v1.0: whether a driver does what its callers rely on, through `sm` alone.
 #
-#   test1.sh -t TYPE -d DCONF [-f FORMAT] [--chapter NAME] [--quick] [--keep] [-v]
+#   test1.sh -t TYPE -d DCONF [-f FORMAT] [--chapter NAME] [--without NAME] … [--quick] [--keep] [-v]
 #
 #   -t, -d    the driver and the place it may use; the place holds no SR, and holds none afterwards
 #   -f        the format of the VDIs (raw, vhd, qcow2); without it the driver's default
-#   --chapter one chapter alone, a file of tests/sh/test1: birth, vdis, device, copies, resize, transfer, locks, errors,
-#             many or end
+#   --chapter one chapter alone, a file of tests/sh/test1: birth, vdis, device, copies, resize, transfer, locks, words,
+#             errors, many or end
+#   --without a chapter that is left out, of those that leave the SR as they found it: locks, words, errors or many
 #   --quick   little stress
 #   --keep    leave the scene as it is when a claim fails
 #   -v        show every step
@@ -22,8 +23,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$here/lib.sh"
 
-CHAPTERS='birth vdis device copies resize transfer locks errors many end'
-TYPE='' DCONF='' FORMAT='' CHAPTER='' QUICK='' KEEP='' VERBOSE=''
+CHAPTERS='birth vdis device copies resize transfer locks words errors many end'
+TYPE='' DCONF='' FORMAT='' CHAPTER='' WITHOUT='' QUICK='' KEEP='' VERBOSE=''
 refuse() { printf '%s: %s\n' "${0##*/}" "$1" >&2 && exit 2; }
 while [ $# -gt 0 ]; do
     case $1 in
@@ -32,8 +33,12 @@ while [ $# -gt 0 ]; do
         CHAPTER=${2-} && shift
         [[ " $CHAPTERS " == *" ${CHAPTER:-none} "* ]] || refuse "--chapter is one of $CHAPTERS"
         ;;
+    --without)
+        [[ ' locks words errors many ' == *" ${2:-none} "* ]] || refuse '--without is one of locks words errors many'
+        WITHOUT+=" $2 " && shift
+        ;;
     --quick) QUICK=yes ;; --keep) KEEP=yes ;; -v) VERBOSE=yes ;;
-    *) refuse "what is $1? usage: test1.sh -t TYPE -d DCONF [-f FORMAT] [--chapter NAME] [--quick] [--keep] [-v]" ;;
+    *) refuse "what is $1? usage: test1.sh -t TYPE -d DCONF [-f FORMAT] [--chapter NAME] [--without NAME] … [--quick] [--keep] [-v]" ;;
     esac
     shift
 done
@@ -132,8 +137,9 @@ STARTED=yes DEV=''
 tidy() {
     local uuid listed
     exec 9<&-
-    listed=$(field VDIs "$("$SM" sr_get_params -t "$TYPE" -d "$DCONF" $SR 2>/dev/null)")
-    for uuid in $listed; do
+    listed=$("$SM" sr_get_params -t "$TYPE" -d "$DCONF" $SR 2>/dev/null)
+    field VDIs "$listed"
+    for uuid in $FIELD; do
         [ "$EUID" != 0 ] || "$SM" vdi_detach -t "$TYPE" -d "$DCONF" $SR "$uuid"
         "$SM" vdi_unlock -t "$TYPE" -d "$DCONF" $SR "$uuid" TRUE suite
         case $uuid in "$A" | "$B") ;; *) "$SM" vdi_delete -t "$TYPE" -d "$DCONF" $SR "$uuid" ;; esac
@@ -143,12 +149,13 @@ tidy() {
 # ---- Words of this suite, made of those in lib.sh.
 
 create() { must vdi_create "$SR" "$1" "$2" "${@:3}" ${FORMAT:+--type "$FORMAT"}; }
-# A size that was asked for in MB, as it may be after rounding up.
+# of_size MB [DATUM]: the virtual_size that the last answer (or DATUM) tells is what was asked for, as it may be after rounding up.
 of_size() {
     [ "$STATE" = open ] || return 1
-    local wanted=$(($2 * MIB))
-    if [ "$1" -lt $wanted ] || [ "$1" -ge $((wanted + UNIT)) ]; then
-        fail "$1 bytes should be $wanted, rounded up by less than $UNIT"
+    local wanted=$(($1 * MIB))
+    field virtual_size "${2-$OUT}"
+    if [ "${FIELD:-0}" -lt $wanted ] || [ "$FIELD" -ge $((wanted + UNIT)) ]; then
+        fail "virtual_size $FIELD should be $wanted, rounded up by less than $UNIT"
     fi
 }
 needs_root() { [ "$EUID" = 0 ] || lacks 'vdi_attach needs root'; }
@@ -162,16 +169,17 @@ can_import() { ! may_refuse vdi_import || skip 'the driver does not support vdi_
 through_a_pipe() { # SOURCE DEST
     local size
     size=$("$SM" vdi_get_params -t "$TYPE" -d "$DCONF" $SR "$1") || return
+    field virtual_size "$size"
     "$SM" vdi_export -t "$TYPE" -d "$DCONF" $SR "$1" - |
-        "$SM" vdi_import -t "$TYPE" -d "$DCONF" $SR "$2" - --size "$(field virtual_size "$size")B" ${FORMAT:+--type "$FORMAT"}
+        "$SM" vdi_import -t "$TYPE" -d "$DCONF" $SR "$2" - --size "${FIELD}B" ${FORMAT:+--type "$FORMAT"}
     [ "${PIPESTATUS[*]}" = '0 0' ]
 }
 bytes_of() { blockdev --getsize64 "$1" 2>/dev/null; }
 # Patterns: 1 MiB each, no two blocks of them alike.
 for letter in a b c; do yes "pattern $letter of the suite" | nl | head -c $MIB >"$SCRATCH/$letter"; done
 put() { dd if="$SCRATCH/$2" of="$1" bs=$MIB seek="$3" conv=notrunc,fsync status=none; }            # DEV PATTERN AT
-has() { dd if="$1" bs=$MIB skip="$3" count=1 status=none | cmp - "$SCRATCH/$2"; }                  # DEV PATTERN AT
-zeroes() { dd if="$1" bs=$MIB skip="$2" count=1 status=none | cmp -n $MIB - /dev/zero; }           # DEV AT
+has() { cmp -n $MIB -i $(($3 * MIB)):0 "$1" "$SCRATCH/$2"; }                                      # DEV PATTERN AT
+zeroes() { cmp -n $MIB -i $(($2 * MIB)):0 "$1" /dev/zero; }                                        # DEV AT
 absent='ENOSR'
 [ $DETACH_ENDS = no ] || absent='ENOSR|ESRBUSY|ENODEV'
 
@@ -200,7 +208,7 @@ given_disks() { # [PATTERN AT] …: A of 16 MB with these patterns, B of 20 MB
     scene vdi_detach $SR "$A"
 }
 
-is_wanted() { [ -z "$CHAPTER" ] || [ "$CHAPTER" = "$1" ]; }
+is_wanted() { [ "${CHAPTER:-$1}" = "$1" ] && [[ $WITHOUT != *" $1 "* ]]; }
 # shellcheck source-path=SCRIPTDIR source=test1/birth.sh
 if is_wanted birth; then . "$here/test1/birth.sh"; fi
 # shellcheck source-path=SCRIPTDIR source=test1/vdis.sh
@@ -215,6 +223,8 @@ if is_wanted resize; then . "$here/test1/resize.sh"; fi
 if is_wanted transfer; then . "$here/test1/transfer.sh"; fi
 # shellcheck source-path=SCRIPTDIR source=test1/locks.sh
 if is_wanted locks; then . "$here/test1/locks.sh"; fi
+# shellcheck source-path=SCRIPTDIR source=test1/words.sh
+if is_wanted words; then . "$here/test1/words.sh"; fi
 # shellcheck source-path=SCRIPTDIR source=test1/errors.sh
 if is_wanted errors; then . "$here/test1/errors.sh"; fi
 # shellcheck source-path=SCRIPTDIR source=test1/many.sh

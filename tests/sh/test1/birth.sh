@@ -47,20 +47,21 @@ prints ''
 
 claim 'sr_get_params says what a new SR is'
 must sr_get_params $SR
-equal "$(field uuid)" $SR
-equal "$(field type)" "$TYPE"
-equal "$(field VDIs)" ''
-equal "$(field physical_utilisation)" 0
-equal "$(field virtual_allocation)" 0
-true_that [ "$(field size)" -ge $((64 * MIB)) ]
+shows uuid $SR
+shows type "$TYPE"
+shows VDIs ''
+shows physical_utilisation 0
+shows virtual_allocation 0
+field size
+true_that [ "$FIELD" -ge $((64 * MIB)) ]
 
 claim 'an answer is one line'
-true_that [ "$(wc -l <"$SCRATCH/out")" = 1 ]
+true_that one_line "$OUT"
 
 claim 'sr_scan of a new SR has no VDIs'
 must sr_scan $SR
-equal "$(field uuid)" $SR
-equal "$(field VDIs)" ''
+shows uuid $SR
+shows VDIs ''
 
 claim 'sr_content_type is one word'
 must sr_content_type $SR
@@ -74,7 +75,7 @@ claim 'the dconf may be an association list'
 if [ -z "$LIST" ]; then skip 'the row has none'; fi
 place=$DCONF DCONF=$LIST
 must sr_get_params $SR
-equal "$(field uuid)" $SR
+shows uuid $SR
 DCONF=$place
 
 claim 'options may stand anywhere, with or without a space'

@@ -7,9 +7,9 @@ claim 'vdi_clone makes a writable VDI of the same size, and prints nothing'
 must vdi_clone $SR "$A" "$C"
 prints ''
 must vdi_get_params $SR "$C"
-of_size "$(field virtual_size)" 16
-equal "$(field read_only)" 0
-equal "$(field attached)" '#f'
+of_size 16
+shows read_only 0
+shows attached '#f'
 gone "$C"
 
 claim 'a clone has the contents of its source'
@@ -69,8 +69,8 @@ claim 'vdi_snapshot makes a read-only VDI of the same size, and prints nothing'
 must vdi_snapshot $SR "$A" "$C"
 prints ''
 must vdi_get_params $SR "$C"
-equal "$(field read_only)" 1
-of_size "$(field virtual_size)" 16
+shows read_only 1
+of_size 16
 gone "$C"
 
 claim 'a snapshot keeps the contents of its moment, whatever is written to the origin'
@@ -114,7 +114,7 @@ claim 'a clone of a snapshot is writable, and the snapshot stays as it was'
 must vdi_snapshot $SR "$A" "$C"
 must vdi_clone $SR "$C" "$D"
 must vdi_get_params $SR "$D"
-equal "$(field read_only)" 0
+shows read_only 0
 attach "$D"
 true_that has "$DEV" b 0
 true_that put "$DEV" c 0
@@ -150,7 +150,10 @@ fails_with ENOVDI vdi_snapshot $SR "$NONE" "$D"
 claim 'vdi_revert takes a VDI back to a snapshot of it, prints nothing, and again; the snapshot stays as it was'
 must vdi_snapshot $SR "$A" "$C"
 must vdi_get_params $SR "$A"
-before=$(field uuid) size=$(field virtual_size)
+field uuid
+before=$FIELD
+field virtual_size
+size=$FIELD
 attach "$A"
 true_that put "$DEV" a 0
 detach "$A"
@@ -158,9 +161,9 @@ must vdi_revert $SR "$A" "$C"
 prints ''
 must vdi_revert $SR "$A" "$C"
 must vdi_get_params $SR "$A"
-equal "$(field uuid)" "$before"
-equal "$(field virtual_size)" "$size"
-equal "$(field read_only)" 0
+shows uuid "$before"
+shows virtual_size "$size"
+shows read_only 0
 attach "$A"
 true_that has "$DEV" b 0
 true_that has "$DEV" b 15

@@ -11,12 +11,12 @@ true_that [ -b "$DEV" ]
 claim 'the device is as large as the VDI'
 attach "$A"
 must vdi_get_params $SR "$A"
-equal "$(field virtual_size)" "$(bytes_of "$DEV")"
+shows virtual_size "$(bytes_of "$DEV")"
 
 claim 'vdi_get_params says that it is attached'
 attach "$A"
 must vdi_get_params $SR "$A"
-equal "$(field attached)" '#t'
+shows attached '#t'
 
 claim 'a second attach gives the same path'
 attach "$A"
@@ -57,7 +57,7 @@ claim 'sr_delete fails with EVDIBUSY while a VDI is attached, and deletes nothin
 attach "$A"
 fails_with EVDIBUSY sr_delete $SR --yes
 must sr_get_params $SR
-equal "$(field VDIs)" "$A $B"
+shows VDIs "$A $B"
 true_that has "$DEV" a 0
 
 claim 'vdi_detach of a device that is open fails with EVDIBUSY and names the holder'
@@ -81,7 +81,7 @@ prints ''
 detach "$A"
 prints ''
 must vdi_get_params $SR "$A"
-equal "$(field attached)" '#f'
+shows attached '#f'
 
 claim 'vdi_detach of a VDI that was never attached succeeds'
 detach "$B"
@@ -117,7 +117,7 @@ detach "$A"
 claim 'a VDI created read-only is attached read-only'
 create "$C" 4 --read-only
 must vdi_get_params $SR "$C"
-equal "$(field read_only)" 1
+shows read_only 1
 attach "$C"
 false_that put "$DEV" c 0
 detach "$C"

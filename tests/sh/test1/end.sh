@@ -17,9 +17,9 @@ fails_with ESRBUSY vdi_get_params $SR "$A"
 claim 'after sr_attach everything is as it was'
 must sr_attach $SR
 must sr_get_params $SR
-equal "$(field VDIs)" "$A $B"
+shows VDIs "$A $B"
 must vdi_get_params $SR "$A"
-equal "$(field lock)" 0
+shows lock 0
 
 claim 'and the data is there'
 attach "$A"
@@ -31,7 +31,7 @@ claim 'sm deletes no SR with VDIs in it unless told --yes'
 fails_with EINVAL sr_delete $SR
 says --yes
 must sr_get_params $SR
-equal "$(field VDIs)" "$A $B"
+shows VDIs "$A $B"
 
 claim 'sr_delete deletes the SR and its VDIs, and again'
 must sr_delete $SR --yes
@@ -44,7 +44,7 @@ claim 'a deleted SR can be created again, and is empty'
 must sr_create $SR
 must sr_attach $SR
 must sr_get_params $SR
-equal "$(field VDIs)" ''
+shows VDIs ''
 must sr_detach $SR
 must sr_delete $SR
 

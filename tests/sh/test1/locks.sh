@@ -7,10 +7,11 @@ claim 'vdi_lock locks, and vdi_get_params names the holder'
 must vdi_lock $SR "$A" FALSE host1/vm7
 prints ''
 must vdi_get_params $SR "$A"
-equal "$(field lock)" 1
-equal "$(field VBDs)" host1/vm7
+shows lock 1
+shows VBDs host1/vm7
 must sr_scan $SR
-equal "$(field VBDs "$(vdi_in_scan "$A")")" host1/vm7
+vdi_in_scan "$A"
+shows VBDs host1/vm7 "$FOUND"
 
 claim 'a second vdi_lock fails with ENOLCK and names the holder, whoever asks'
 fails_with ENOLCK vdi_lock $SR "$A" FALSE host2/vm8
@@ -27,33 +28,33 @@ fails_with EVDIBUSY vdi_clone $SR "$A" "$C"
 claim 'vdi_unlock by another user fails with ENOLCK'
 fails_with ENOLCK vdi_unlock $SR "$A" FALSE host2/vm8
 must vdi_get_params $SR "$A"
-equal "$(field VBDs)" host1/vm7
+shows VBDs host1/vm7
 
 claim 'vdi_lock with FORCE takes the lock from its holder'
 must vdi_lock $SR "$A" TRUE host2/vm8
 must vdi_get_params $SR "$A"
-equal "$(field VBDs)" host2/vm8
+shows VBDs host2/vm8
 fails_with ENOLCK vdi_unlock $SR "$A" FALSE host1/vm7
 
 claim 'the lock survives sr_detach and sr_attach'
 must sr_detach $SR
 must sr_attach $SR
 must vdi_get_params $SR "$A"
-equal "$(field VBDs)" host2/vm8
+shows VBDs host2/vm8
 
 claim 'vdi_unlock gives the lock back, once'
 must vdi_unlock $SR "$A" FALSE host2/vm8
 prints ''
 must vdi_get_params $SR "$A"
-equal "$(field lock)" 0
-equal "$(field VBDs)" ''
+shows lock 0
+shows VBDs ''
 fails_with ENOLCK vdi_unlock $SR "$A" FALSE host2/vm8
 
 claim 'vdi_unlock with FORCE takes the lock from whoever has it'
 must vdi_lock $SR "$A" FALSE host1/vm7
 must vdi_unlock $SR "$A" TRUE host3/vm9
 must vdi_get_params $SR "$A"
-equal "$(field lock)" 0
+shows lock 0
 
 claim 'vdi_lock and vdi_unlock of a VDI that does not exist fail with ENOVDI'
 fails_with ENOVDI vdi_lock $SR "$NONE" FALSE u
@@ -65,11 +66,11 @@ must vdi_lock $SR "$C" FALSE u1
 must vdi_lock $SR "$C" FALSE u2
 fails_with ENOLCK vdi_lock $SR "$C" FALSE u2
 must vdi_get_params $SR "$C"
-equal "$(field shareable)" '#t'
-equal "$(field VBDs)" 'u1 u2'
+shows shareable '#t'
+shows VBDs 'u1 u2'
 must vdi_unlock $SR "$C" FALSE u1
 must vdi_get_params $SR "$C"
-equal "$(field VBDs)" u2
+shows VBDs u2
 must vdi_unlock $SR "$C" FALSE u2
 gone "$C"
 
@@ -80,5 +81,5 @@ must vdi_unlock $SR "$C" FALSE u1
 gone "$C"
 create "$C" 4
 must vdi_get_params $SR "$C"
-equal "$(field lock)" 0
+shows lock 0
 gone "$C"

@@ -8,7 +8,7 @@ must vdi_resize $SR "$A" 32
 prints ''
 must vdi_resize $SR "$A" 32
 must vdi_get_params $SR "$A"
-of_size "$(field virtual_size)" 32
+of_size 32
 
 claim 'the device is larger then; the old data is there, the new part is zeroes'
 attach "$A"
@@ -54,7 +54,7 @@ if [ $SHRINKS = no ]; then
 fi
 must vdi_resize $SR "$A" 16 --allow-shrink
 must vdi_get_params $SR "$A"
-of_size "$(field virtual_size)" 16
+of_size 16
 
 claim 'what lies below the new end is kept'
 attach "$A"

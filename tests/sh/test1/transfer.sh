@@ -10,8 +10,9 @@ cat "$SCRATCH/b" >>"$SCRATCH/in.raw"
 bring "$C" "$SCRATCH/in.raw"
 prints ''
 must vdi_get_params $SR "$C"
-of_size "$(field virtual_size)" 13
-[ $THIN = no ] || true_that [ "$(field physical_utilisation)" -lt $((8 * MIB)) ]
+of_size 13
+field physical_utilisation
+[ $THIN = no ] || true_that [ "$FIELD" -lt $((8 * MIB)) ]
 attach "$C"
 true_that has "$DEV" a 0
 true_that zeroes "$DEV" 6
@@ -46,11 +47,13 @@ true_that put "$DEV" c 9
 detach "$A"
 gone "$D"
 must sr_get_params $SR
-before=$(field physical_utilisation)
+field physical_utilisation
+before=$FIELD
 must sr_collect $SR
 prints ''
 must sr_get_params $SR
-true_that [ "$(field physical_utilisation)" -le "$before" ]
+field physical_utilisation
+true_that [ "$FIELD" -le "$before" ]
 attach "$A"
 true_that has "$DEV" b 0
 true_that has "$DEV" c 9

@@ -7,7 +7,7 @@ claim 'vdi_create makes a VDI of the size asked for in MB, and prints nothing'
 create "$A" 16
 prints ''
 must vdi_get_params $SR "$A"
-of_size "$(field virtual_size)" 16
+of_size 16
 
 claim 'sr_create --force destroys no SR that has disks'
 if [ $ALONE = no ]; then skip 'a dconf of this type may hold several'; fi
@@ -16,36 +16,40 @@ for options in --force "--force --destroy-sr $OTHER_SR" "--destroy-sr $OTHER_SR"
     fails_with 'EBUSY|EPERM' sr_create $OTHER_SR $options
 done
 must vdi_get_params $SR "$A"
-of_size "$(field virtual_size)" 16
+of_size 16
 
 claim 'vdi_get_params says what a new VDI is'
 must vdi_get_params $SR "$A"
-equal "$(field uuid)" "$A"
-equal "$(field SR)" $SR
-equal "$(field VBDs)" ''
-equal "$(field attached)" '#f'
-equal "$(field lock)" 0
-equal "$(field read_only)" 0
-equal "$(field shareable)" '#f'
-equal "$(field children)" ''
-true_that [ "$(field physical_utilisation)" -ge 0 ]
-true_that [ "$(field sector_size)" -ge 512 ]
-[ -z "$FORMAT" ] || equal "$(field type)" "$FORMAT"
+shows uuid "$A"
+shows SR $SR
+shows VBDs ''
+shows attached '#f'
+shows lock 0
+shows read_only 0
+shows shareable '#f'
+shows children ''
+field physical_utilisation
+true_that [ "$FIELD" -ge 0 ]
+field sector_size
+true_that [ "$FIELD" -ge 512 ]
+[ -z "$FORMAT" ] || shows type "$FORMAT"
 
 claim 'a disk that is not sparse uses its virtual size'
 if [ $THIN = yes ]; then skip 'disks of this driver are sparse'; fi
-equal "$(field physical_utilisation)" "$(field virtual_size)"
+field virtual_size
+shows physical_utilisation "$FIELD"
 
 claim 'a size with a unit is what it says: 20480KiB are 20 MB'
 create "$B" 20480KiB
 must vdi_get_params $SR "$B"
-of_size "$(field virtual_size)" 20
+of_size 20
 
 claim 'a size that fits no sector is rounded up, never down'
 create "$C" $((8 * MIB + 1))B
 must vdi_get_params $SR "$C"
-true_that [ "$(field virtual_size)" -gt $((8 * MIB)) ]
-true_that [ "$(field virtual_size)" -le $((8 * MIB + 1 + UNIT)) ]
+field virtual_size
+true_that [ "$FIELD" -gt $((8 * MIB)) ]
+true_that [ "$FIELD" -le $((8 * MIB + 1 + UNIT)) ]
 gone "$C"
 
 claim 'label and description come back as they were given'
@@ -53,27 +57,31 @@ claim 'label and description come back as they were given'
 shell_words='-dashed; $(echo no) `no`'
 create "$C" 4 --label 'root "disk" \ ü' --description "$shell_words"
 must vdi_get_params $SR "$C"
-equal "$(field label)" 'root \"disk\" \\ ü'
-equal "$(field description)" "$shell_words"
+shows label 'root \"disk\" \\ ü'
+shows description "$shell_words"
 
 claim 'sr_get_params and sr_scan list the VDIs there are, sr_scan with what vdi_get_params says of each'
 must sr_get_params $SR
-equal "$(field VDIs)" "$A $B $C"
+shows VDIs "$A $B $C"
 must vdi_get_params $SR "$B"
 of_b=${OUT%$'\n'}
 must sr_scan $SR
-equal "$(field VDIs)" "$A $B $C"
-equal "$(vdi_in_scan "$B")" "$of_b "
+shows VDIs "$A $B $C"
+vdi_in_scan "$B"
+equal "$FOUND" "$of_b "
 
 claim 'physical_utilisation and virtual_allocation of the SR are the sums over its VDIs'
 used=0 allocation=0
 for uuid in "$A" "$B" "$C"; do
     must vdi_get_params $SR "$uuid"
-    used=$((used + $(field physical_utilisation))) allocation=$((allocation + $(field virtual_size)))
+    field physical_utilisation
+    used=$((used + FIELD))
+    field virtual_size
+    allocation=$((allocation + FIELD))
 done
 must sr_get_params $SR
-equal "$(field physical_utilisation)" $used
-equal "$(field virtual_allocation)" $allocation
+shows physical_utilisation $used
+shows virtual_allocation $allocation
 
 claim 'vdi_create of a UUID that exists fails with EEXIST and changes nothing'
 must vdi_get_params $SR "$A"
@@ -92,7 +100,7 @@ claim 'vdi_create takes the formats that the driver has'
 for format in $FORMATS; do
     must vdi_create $SR "$D" 8 --type "$format"
     must vdi_get_params $SR "$D"
-    equal "$(field type)" "$format"
+    shows type "$format"
     gone "$D"
 done
 
@@ -111,7 +119,7 @@ gone "$C"
 prints ''
 fails_with ENOVDI vdi_get_params $SR "$C"
 must sr_get_params $SR
-equal "$(field VDIs)" "$A $B"
+shows VDIs "$A $B"
 
 claim 'vdi_delete of a VDI that does not exist succeeds'
 gone "$C"
@@ -120,5 +128,5 @@ gone "$NONE"
 claim 'a deleted UUID can be used again and brings nothing of the old one along'
 create "$C" 4
 must vdi_get_params $SR "$C"
-equal "$(field label)" ''
+shows label ''
 gone "$C"
