@@ -19,7 +19,7 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::facts::Facts;
-use super::sysfs::text;
+use super::sysfs::wwid;
 use crate::sys::{blockdev, loopdev};
 
 /// The identity of the device whose directory in sysfs is `dir` and whose node is `node`; `None` if its medium has none.
@@ -65,7 +65,7 @@ fn word(kind: &str, text: &str) -> String {
 /// The WWID of the first path of a map that has one.
 fn below(dir: &Path) -> Option<String> {
     let slaves = fs::read_dir(dir.join("slaves")).ok()?.flatten();
-    slaves.map(|entry| text(&entry.path(), "device/wwid")).find(|wwid| !wwid.is_empty())
+    slaves.map(|entry| wwid(&entry.path())).find(|wwid| !wwid.is_empty())
 }
 
 /// The GUID of a disk; UEFI Specification 2.10, "GPT Header": the second block begins with `EFI PART`, the GUID is at byte 56.
@@ -107,6 +107,10 @@ mod tests {
         let wwid = Facts { wwid: "t10.ATA     QEMU  1".to_owned(), ..serial.clone() };
         assert_eq!(named(&wwid, "").unwrap(), "wwid:t10.ATA_QEMU_1");
         assert_eq!(named(&plain, "mpath-35000").unwrap(), "wwid:naa.5000");
+        // A map over NVMe: the path itself has the attribute, not its controller.
+        tree(sys.path(), &[("nvme-map/slaves/nvme0n1/wwid", "eui.0025385b71b00d4a\n")]);
+        let over_nvme = of(&sys.path().join("nvme-map"), nowhere, &plain, "mpath-eui.0025385b71b00d4a");
+        assert_eq!(over_nvme.unwrap(), "wwid:eui.0025385b71b00d4a");
         assert_eq!(named(&serial, "").unwrap(), "serial:QEMU_HARDDISK/QM_1");
         assert_eq!(named(&Facts { model: String::new(), ..serial }, "").unwrap(), "serial:QM_1");
         assert_eq!(named(&plain, "CRYPT-LUKS2-x").unwrap(), "dm:CRYPT-LUKS2-x");
