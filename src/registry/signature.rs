@@ -7,15 +7,12 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use super::facts::Signature;
 use crate::error::{Error, Result, one_line};
 use crate::sr::volume_group;
 use crate::sys::pvlabel::{self, Metadata};
-use crate::sys::{blockdev, lvm};
+use crate::sys::{blockdev, lvm, threads};
 use crate::types::SlotMark;
 
 /// Where libblkid looks for signatures: the beginning with all labels of ZFS and the block of btrfs, that of VMFS, and the end
@@ -28,22 +25,7 @@ const THREADS: usize = 8;
 
 /// The signatures of devices, in their order.
 pub fn of_all(nodes: &[PathBuf]) -> Vec<Signature> {
-    let found: Mutex<Vec<Signature>> = Mutex::new(vec![Signature::NotRead; nodes.len()]);
-    let next = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        for _ in 0..THREADS.min(nodes.len()) {
-            scope.spawn(|| {
-                while let Some((at, node)) = {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    nodes.get(at).map(|node| (at, node))
-                } {
-                    let signature = of(node).unwrap_or_else(|e| Signature::Unreadable(one_line(&e)));
-                    found.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[at] = signature;
-                }
-            });
-        }
-    });
-    found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+    threads::while_waiting(nodes, THREADS, |node| of(node).unwrap_or_else(|e| Signature::Unreadable(one_line(&e))))
 }
 
 fn of(node: &Path) -> Result<Signature> {

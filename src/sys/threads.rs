@@ -1,6 +1,7 @@
 //! Work on several threads, or on fewer where the system gives no more of them: `std::thread::spawn` panics there.
 
 use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle, available_parallelism, scope};
 
@@ -31,6 +32,28 @@ pub fn in_parts<T: Sync, R: Send>(items: &[T], most: usize, work: impl Fn(&[T]) 
     })
 }
 
+/// Does `work` on each of `items`, `most` at a time however few cores there are, and answers the results in their order. This is
+/// for work that waits for devices: a thread takes the next item when it is done with one, so a slow device holds up no other.
+pub fn while_waiting<T: Sync, R: Send>(items: &[T], most: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let take = || {
+        let mut done = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(at) else { return done };
+            done.push((at, work(item)));
+        }
+    };
+    let mut done = scope(|scope| {
+        let others: Vec<_> = (1..most.min(items.len())).map_while(|_| start(scope, take)).collect();
+        let mut done = take();
+        done.extend(others.into_iter().flat_map(end));
+        done
+    });
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
 fn start<'s, R: Send + 's>(
     scope: &'s Scope<'s, '_>,
     work: impl FnOnce() -> R + Send + 's,
@@ -44,6 +67,8 @@ fn end<R>(started: ScopedJoinHandle<'_, R>) -> R {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
 
     #[test]
@@ -56,5 +81,21 @@ mod tests {
         }
         let mut told = 0;
         assert_eq!((both(|| told += 1, || 2).1, told), (2, 1));
+    }
+
+    #[test]
+    fn work_that_waits_is_done_at_the_same_time_and_answered_in_order() {
+        let items: Vec<usize> = (0..9).collect();
+        // Each of the first three ends when all three have begun.
+        let begun = Barrier::new(3);
+        let work = |item: &usize| {
+            if *item < 3 {
+                begun.wait();
+            }
+            item * 2
+        };
+        assert_eq!(while_waiting(&items, 3, work), (0..9).map(|item| item * 2).collect::<Vec<_>>());
+        assert_eq!(while_waiting(&items, 1, |item| *item), items);
+        assert!(while_waiting(&[] as &[usize], 8, |item| *item).is_empty());
     }
 }
