@@ -180,8 +180,8 @@ pub enum Verb {
         #[command(flatten)]
         names: NameArgs,
     },
-    /// Give a VDI another label or description, or make it read-only or shareable or take that back. What is not given
-    /// stays.
+    /// Give a VDI another label or description, or make it read-only or shareable or take that back. The VDI keeps
+    /// everything that no option names.
     #[command(group = ArgGroup::new("change").args(["label", "description", "read_only", "shareable"]).required(true).multiple(true))]
     VdiSet {
         #[command(flatten)]
@@ -198,7 +198,7 @@ pub enum Verb {
         shareable: Option<bool>,
     },
     /// Take a VDI back to a snapshot of it: the VDI gets the contents and the size of the snapshot, and keeps its UUID and its
-    /// names. What the VDI held is lost; the snapshot stays.
+    /// names. The former contents of the VDI are lost; the snapshot stays.
     VdiRevert {
         #[command(flatten)]
         vdi: VdiArg,
@@ -304,7 +304,7 @@ impl Verb {
         }
     }
 
-    /// The words that name VDIs which there are already. What the command makes has no name yet.
+    /// The words that name existing VDIs. A VDI that the command makes has no name yet.
     pub fn vdi_words(&mut self) -> Vec<&mut String> {
         match self {
             Verb::SrProbe
@@ -368,7 +368,7 @@ pub struct NewArgs {
     pub read_only: bool,
 }
 
-/// What people call a VDI.
+/// The names that people give a VDI.
 #[derive(Args)]
 pub struct NameArgs {
     /// Name of the VDI, for people.

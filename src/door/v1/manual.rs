@@ -15,7 +15,7 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         "sr_create",
         &[
             ("An SR in a directory, which sm calls fast from now on:", "sm sr_create --name fast -t file -d /srv/sr0"),
-            ("What would be lost on a device that is in use:", "sm sr_create -n --force --name big -t lvm -d /dev/sdb"),
+            ("See what would be lost on a device in use:", "sm sr_create -n --force --name big -t lvm -d /dev/sdb"),
         ],
     ),
     ("sr_delete", &[("See what would be deleted, then delete it:", "sm sr_delete -n fast; sm sr_delete --yes fast")]),
