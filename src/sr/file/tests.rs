@@ -10,6 +10,8 @@ use std::sync::Mutex;
 use std::time::Instant;
 use std::{fs, sync};
 
+use tempfile::TempDir;
+
 use super::files::FilePlace;
 use super::layout::{CHANGE, COLLECT_LOCK, TREE_LOCK, image_name};
 use super::records::{encode, read_change};
@@ -33,11 +35,11 @@ fn deadline() -> Deadline {
 }
 
 /// An SR that is still to be created, of this host alone.
-fn new_sr_in(scratch: &tempfile::TempDir) -> FileSr {
+fn new_sr_in(scratch: &TempDir) -> FileSr {
     FileSr::new(SrUuid::random(), "file", scratch.path().join("sr"), deadline())
 }
 
-fn sr_in(scratch: &tempfile::TempDir) -> FileSr {
+fn sr_in(scratch: &TempDir) -> FileSr {
     let sr = new_sr_in(scratch);
     sr.create(&NewSr::default()).unwrap();
     sr
@@ -156,14 +158,11 @@ fn a_disk_that_somebody_made_after_a_killed_fork_is_his() {
 
 #[test]
 fn a_host_that_attaches_the_sr_leaves_the_fork_of_another_alone() {
-    let scratch = tempfile::tempdir().unwrap();
-    let path = scratch.path().join("sr");
-    let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone(), deadline()).shared());
+    let (_scratch, fork, here) = forking();
     let (namespace, lock) = fork.lock_elsewhere();
     let [disk, base, _] = fork.places();
     let mut own = fork.before_the_rename();
 
-    let here = FileSr::new(fork.sr.sr, "nfs", path, deadline()).shared();
     assert_eq!(here.attach().unwrap(), Done::Already);
     own.is_durable();
     own.publish_over(&disk.name()).unwrap();
@@ -179,12 +178,11 @@ fn a_host_that_attaches_the_sr_leaves_the_fork_of_another_alone() {
 #[test]
 fn a_wait_for_the_tree_ends_when_the_call_does() {
     const WAIT: std::time::Duration = std::time::Duration::from_millis(200);
-    let scratch = tempfile::tempdir().unwrap();
-    let path = scratch.path().join("sr");
-    let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone(), deadline()).shared());
+    let (scratch, fork, _) = forking();
     let (namespace, lock) = fork.lock_elsewhere();
     let [disk, base, dest] = fork.places();
     drop(fork.before_the_rename());
+    let path = scratch.path().join("sr");
     let here = |wait| FileSr::new(fork.sr.sr, "nfs", path.clone(), (Instant::now() + wait).into()).shared();
     let in_time = |result: Result<()>| {
         assert!(matches!(result, Err(Error::Busy { .. })), "{result:?}");
@@ -288,11 +286,38 @@ fn read(sr: &FileSr, vdi: VdiUuid, at: u64, len: usize) -> Result<Vec<u8>> {
     Ok(buf)
 }
 
-fn two_hosts(path: &Path) -> (FileSr, FileSr) {
-    let a = FileSr::new(SrUuid::random(), "nfs", path.to_owned(), deadline()).shared();
+/// The SR in a directory, as a host has it that shares it with others.
+fn shared_sr(sr: SrUuid, path: &Path) -> FileSr {
+    FileSr::new(sr, "nfs", path.to_owned(), deadline()).shared()
+}
+
+fn two_hosts_in(path: &Path) -> (FileSr, FileSr) {
+    let a = shared_sr(SrUuid::random(), path);
     a.create(&NewSr::default()).unwrap();
-    let b = FileSr::new(a.sr, "nfs", path.to_owned(), deadline()).shared();
+    let b = shared_sr(a.sr, path);
     (a, b)
+}
+
+/// A new SR as two hosts have it, and the directory that it lasts as long as.
+fn two_hosts() -> (TempDir, FileSr, FileSr) {
+    let scratch = tempfile::tempdir().unwrap();
+    let (a, b) = two_hosts_in(&scratch.path().join("sr"));
+    (scratch, a, b)
+}
+
+/// A fork of one host that does not go on, and the SR as another host has it.
+fn forking() -> (TempDir, Forking, FileSr) {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("sr");
+    let fork = Forking::begin(shared_sr(SrUuid::random(), &path));
+    let there = shared_sr(fork.sr.sr, &path);
+    (scratch, fork, there)
+}
+
+/// The host has the disk open, as its server has it.
+fn open_on(sr: &FileSr, disk: VdiUuid) -> uses::Uses {
+    let dir = sr.dir().unwrap();
+    uses::hold(dir.lock_file(USES).unwrap(), &dir.join(USES), [disk.to_string().as_str()], Instant::now()).unwrap()
 }
 
 /// A disk of sevens whose base is there for it alone.

@@ -7,8 +7,7 @@ use super::*;
 /// steps 1-4; host B attaches the SR and repairs; A goes on with step 5, the rename.
 #[test]
 fn a_host_that_lost_the_trees_lock_in_a_fork_takes_nothing_away() {
-    let scratch = tempfile::tempdir().unwrap();
-    let (a, b) = two_hosts(&scratch.path().join("sr"));
+    let (_scratch, a, b) = two_hosts();
     let [disk, base, dest] = [(); 3].map(|()| VdiUuid::random());
     a.create_vdi(&vhd(disk)).unwrap();
     write(&a, disk, 0, &[7; 4096]);
@@ -27,14 +26,13 @@ fn a_host_that_lost_the_trees_lock_in_a_fork_takes_nothing_away() {
     b.vdi(other).unwrap().snapshot(VdiUuid::random(), &ParamsChange::default(), &ctx()).unwrap();
     // A goes on
     let _ = dir.rename(&tmp, &image_name(disk, Format::Vhd));
-    assert_eq!(read(&b, disk, 0, 4096).map(|b| b[0]).map_err(|e| e.to_string()), Ok(7));
+    assert_eq!(read(&b, disk, 0, 512).unwrap(), [7; 512]);
 }
 
 /// A collapse on host A: A loses the lock before its rename, B repairs, attaches and writes, A renames.
 #[test]
 fn a_host_that_lost_the_trees_lock_in_a_collapse_takes_nothing_away() {
-    let scratch = tempfile::tempdir().unwrap();
-    let (a, b) = two_hosts(&scratch.path().join("sr"));
+    let (_scratch, a, b) = two_hosts();
     let disk = an_only_child(&a);
     let (dir, name) = begin_collapse(&a, disk);
     let passing = format!(".tmp-{}", uuid::Uuid::new_v4());
@@ -42,14 +40,13 @@ fn a_host_that_lost_the_trees_lock_in_a_collapse_takes_nothing_away() {
     b.attach().unwrap();
     write(&b, disk, 8192, &[9; 4096]);
     let _ = dir.rename(&passing, &image_name(disk, Format::Vhd));
-    assert_eq!(read(&b, disk, 8192, 4096).map(|b| b[0]).map_err(|e| e.to_string()), Ok(9));
+    assert_eq!(read(&b, disk, 8192, 512).unwrap(), [9; 512]);
 }
 
 /// B exports a disk (VdiExport: its locks are B's own); meanwhile A collects, then attaches and writes.
 #[test]
 fn an_export_is_of_one_moment_whatever_another_host_does() {
-    let scratch = tempfile::tempdir().unwrap();
-    let (a, b) = two_hosts(&scratch.path().join("sr"));
+    let (_scratch, a, b) = two_hosts();
     let disk = an_only_child(&a);
     let mut seen = vec![0; 8192];
     b.vdi(disk)
@@ -69,13 +66,10 @@ fn an_export_is_of_one_moment_whatever_another_host_does() {
 /// B exports a disk that A has open for writing: refused?
 #[test]
 fn a_disk_that_another_host_has_open_is_not_exported() {
-    let scratch = tempfile::tempdir().unwrap();
-    let (a, b) = two_hosts(&scratch.path().join("sr"));
+    let (_scratch, a, b) = two_hosts();
     let disk = VdiUuid::random();
     a.create_vdi(&vhd(disk)).unwrap();
-    let dir = a.dir().unwrap();
-    let _server =
-        uses::hold(dir.lock_file(USES).unwrap(), &dir.join(USES), [disk.to_string().as_str()], Instant::now()).unwrap();
+    let _server = open_on(&a, disk);
     // The checks that the dispatch of VdiExport makes:
     let there = b.vdi(disk).unwrap();
     let refused = if !there.info().unwrap().read_only { vdi::refuse_if_attached(&*there) } else { Ok(()) };
@@ -88,7 +82,7 @@ fn a_disk_that_another_host_has_open_is_not_exported() {
 fn a_copy_is_not_made_of_a_disk_that_another_host_locked_meanwhile() {
     let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
     let path = scratch.path().join("sr");
-    let (a, b) = two_hosts(&path);
+    let (a, b) = two_hosts_in(&path);
     let [disk, dest] = [(); 2].map(|()| VdiUuid::random());
     a.create_vdi(&NewVdi { format: Some(Format::Raw), virtual_size: 160 << 20, ..vhd(disk) }).unwrap();
     let image = path.join(image_name(disk, Format::Raw));
@@ -112,13 +106,10 @@ fn a_copy_is_not_made_of_a_disk_that_another_host_locked_meanwhile() {
 /// B deletes the SR while A's server has a disk of it open.
 #[test]
 fn an_sr_with_a_disk_open_on_another_host_is_not_deleted() {
-    let scratch = tempfile::tempdir().unwrap();
-    let (a, b) = two_hosts(&scratch.path().join("sr"));
+    let (_scratch, a, b) = two_hosts();
     let disk = VdiUuid::random();
     a.create_vdi(&vhd(disk)).unwrap();
-    let dir = a.dir().unwrap();
-    let _server =
-        uses::hold(dir.lock_file(USES).unwrap(), &dir.join(USES), [disk.to_string().as_str()], Instant::now()).unwrap();
+    let _server = open_on(&a, disk);
     assert!(b.vdi(disk).unwrap().delete(&ctx()).is_err(), "vdi_delete is refused");
     assert!(b.delete().is_err(), "sr_delete is not refused");
 }
@@ -126,13 +117,10 @@ fn an_sr_with_a_disk_open_on_another_host_is_not_deleted() {
 /// A forks; B is asked for vdi_delete, then vdi_create, of the copy's name: under locks of B only.
 #[test]
 fn the_copy_of_a_living_fork_is_left_alone() {
-    let scratch = tempfile::tempdir().unwrap();
-    let path = scratch.path().join("sr");
-    let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone(), deadline()).shared());
+    let (_scratch, fork, here) = forking();
     let (namespace, lock) = fork.lock_elsewhere();
     let [disk, _, dest] = fork.places();
     let mut own = fork.before_the_rename();
-    let here = FileSr::new(fork.sr.sr, "nfs", path, deadline()).shared();
     let copy = dest.vdi;
     std::thread::scope(|scope| {
         let forgetting = scope.spawn(|| here.forget_vdi(copy));
@@ -150,15 +138,12 @@ fn the_copy_of_a_living_fork_is_left_alone() {
 /// A's client renames an open U to .nfs… before it renames the new image over it; power cut between the two.
 #[test]
 fn a_fork_cut_while_the_disk_has_no_name_is_undone() {
-    let scratch = tempfile::tempdir().unwrap();
-    let path = scratch.path().join("sr");
-    let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone(), deadline()).shared());
+    let (_scratch, fork, b) = forking();
     let [disk, base, dest] = fork.places();
     fork.dir.link(&disk.name(), &base.name()).unwrap();
     fork.publish_dest();
     fork.dir.rename(&disk.name(), ".nfs000000000000000f00000002").unwrap();
     fork.dir.remove(".nfs000000000000000f00000002").unwrap();
-    let b = FileSr::new(fork.sr.sr, "nfs", path, deadline()).shared();
     b.attach().unwrap();
     let other = b.create_vdi(&vhd(VdiUuid::random())).unwrap().uuid;
     let snapshot = b
@@ -174,23 +159,19 @@ fn a_fork_cut_while_the_disk_has_no_name_is_undone() {
 
 #[test]
 fn a_collapse_cut_while_the_disk_has_no_name_is_completed() {
-    let scratch = tempfile::tempdir().unwrap();
-    let (a, b) = two_hosts(&scratch.path().join("sr"));
+    let (_scratch, a, b) = two_hosts();
     let disk = an_only_child(&a);
     // Its client renames the open leaf away; power cut.
     let (dir, _) = begin_collapse(&a, disk);
     dir.rename(&image_name(disk, Format::Vhd), ".nfs000000000000000f00000002").unwrap();
     b.attach().unwrap();
-    assert_eq!(read(&b, disk, 0, 4096).map(|b| b[0]).map_err(|e| e.to_string()), Ok(7));
+    assert_eq!(read(&b, disk, 0, 512).unwrap(), [7; 512]);
 }
 
 /// While A's fork has renamed the open U away, B unlocks or deletes it.
 #[test]
 fn a_disk_without_a_name_for_a_moment_keeps_its_lock() {
-    let scratch = tempfile::tempdir().unwrap();
-    let path = scratch.path().join("sr");
-    let fork = Forking::begin(FileSr::new(SrUuid::random(), "nfs", path.clone(), deadline()).shared());
-    let b = FileSr::new(fork.sr.sr, "nfs", path, deadline()).shared();
+    let (_scratch, fork, b) = forking();
     let [disk, base, _] = fork.places();
     b.vdi(disk.vdi).unwrap().lock("vm", false).unwrap();
     fork.dir.link(&disk.name(), &base.name()).unwrap();
@@ -205,8 +186,7 @@ fn a_disk_without_a_name_for_a_moment_keeps_its_lock() {
 /// A host that lost its lock while it made a copy, and another one that removed the base with its last child meanwhile.
 #[test]
 fn a_copy_below_which_the_base_is_gone_is_not_there() {
-    let scratch = tempfile::tempdir().unwrap();
-    let (a, _) = two_hosts(&scratch.path().join("sr"));
+    let (_scratch, a, _) = two_hosts();
     let (disk, copy) = (an_only_child(&a), VdiUuid::random());
     let base = a.vdi(disk).unwrap().info().unwrap().parent.unwrap();
     let forest = a.forest(a.dir().unwrap());
