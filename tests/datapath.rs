@@ -590,11 +590,12 @@ fn killed_anywhere(sr: &Path, what: &str, victim: Victim) {
     };
     fresh();
     let mut kills = 0;
-    // Each takes a second in a guest. KILL_STEP=1 is for who changes the order of steps.
-    let step: usize = std::env::var("KILL_STEP").ok().and_then(|step| step.parse().ok()).unwrap_or(5);
-    let mut n = 0;
-    loop {
-        n += step;
+    // Each takes a second in a guest. KILL_STEP=1 is for who changes the order of steps; with a larger step, another KILL_FIRST
+    // takes other points.
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<usize>().ok());
+    let step = number("KILL_STEP").unwrap_or(5);
+    for (round, n) in (number("KILL_FIRST").unwrap_or(step)..).step_by(step).enumerate() {
+        let is_twentieth = (round + 1) * step % 20 < step;
         // What the disk holds when the victim is killed.
         let page = [n as u8; 4096];
         let write = || {
@@ -660,7 +661,7 @@ fn killed_anywhere(sr: &Path, what: &str, victim: Victim) {
         let mut got = [0; 4096];
         File::open(&found.device).unwrap().read_exact_at(&mut got, 4096).unwrap();
         assert!(got == page, "{at}: what was flushed is lost");
-        let detached = !acted || n % 20 == 0 || what == "attach";
+        let detached = !acted || is_twentieth || what == "attach";
         if detached {
             in_time(&at, "a detach", of(&image, detach));
         }
@@ -669,7 +670,7 @@ fn killed_anywhere(sr: &Path, what: &str, victim: Victim) {
             assert!(Instant::now() < until, "{at}: left: {:?} {:?}", stuck(), server_of(&image));
             std::thread::sleep(Duration::from_millis(1));
         }
-        if n % 20 == 0 {
+        if is_twentieth {
             fresh();
         }
         if !acted {
