@@ -837,6 +837,27 @@ fn a_disk_goes_back_to_its_own_snapshots_alone() {
 }
 
 #[test]
+fn an_sr_attach_that_fails_leaves_no_directory_but_the_one_of_all_mountpoints() {
+    if !scene::is_root() {
+        return scene::skip("mounting");
+    }
+    let scene = Scene::empty(&scene::FILE, Door::Sm);
+    let attach = |base: &Path| {
+        let place = format!("nfs@127.0.0.1:/nowhere@{}", base.display());
+        scene.bare(["sr_attach", "-t", "nfs", "-d", &place, "--wait", "1", SR]).fails_somehow();
+    };
+    attach(&scene.root.path().join("made/for/it"));
+    assert!(!scene.root.path().join("made").exists());
+    let kept = scene.root.path().join("kept");
+    fs::create_dir(&kept).unwrap();
+    attach(&kept.join("for/it"));
+    assert_eq!(fs::read_dir(&kept).unwrap().count(), 0);
+    let common = scene.root.path().join("run/sr-mount");
+    attach(&common);
+    assert_eq!(fs::read_dir(&common).unwrap().count(), 0);
+}
+
+#[test]
 fn an_export_of_a_disk_in_use_says_what_to_do() {
     if !scene::is_root() {
         return scene::skip("attaching");

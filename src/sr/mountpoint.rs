@@ -1,6 +1,7 @@
 //! The place where an SR is mounted, for drivers that have their files on a device or a server.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,7 @@ use nix::errno::Errno;
 
 use crate::error::{Error, Result};
 use crate::sys::mount::{self, Mount, Unmounted};
+use crate::sys::run_dir;
 use crate::sys::syslog;
 use crate::types::SrUuid;
 use crate::vdi::Attachments;
@@ -67,15 +69,25 @@ impl Mountpoint {
         Ok(())
     }
 
-    /// Makes the directory and mounts there by `how`.
+    /// Makes the directory and mounts there by `how`. If that fails, no directory is left that was made for it, except the
+    /// directory in which all SRs have their mountpoints.
     pub fn mount(&self, how: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let missing: Vec<&Path> = self.path.ancestors().skip(1).take_while(|dir| !dir.exists()).collect();
         self.make()?;
-        how(&self.path).inspect_err(|_| self.sweep())
+        how(&self.path).inspect_err(|_| {
+            self.sweep();
+            let common = fs::canonicalize(run_dir::mounts()).ok();
+            let is_common = |dir: &&Path| common.is_some() && fs::canonicalize(dir).ok() == common;
+            // A directory that another call uses meanwhile is not empty.
+            let _ = missing.into_iter().take_while(|dir| !is_common(dir)).try_for_each(fs::remove_dir);
+        })
     }
 
     /// Mode 0700. Idempotent.
     pub fn make(&self) -> Result<()> {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path);
+        let make = || fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path);
+        // A call whose mount failed removes the directory above, which it had made.
+        let made = make().or_else(|e| if e.kind() == io::ErrorKind::NotFound { make() } else { Err(e) });
         made.map_err(Error::io("create the mountpoint", &self.path))
     }
 
