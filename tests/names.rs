@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use assert_cmd::Command;
 use scene::kill::{Act, End, Points, run};
-use scene::{A, B, Door, FILE, Outcome, SR, Scene};
+use scene::{A, B, C, Door, FILE, Outcome, SR, Scene};
 
 fn empty() -> Scene {
     Scene::empty(&FILE, Door::Sm)
@@ -409,6 +409,94 @@ fn a_person_at_a_terminal_is_asked_before_data_is_lost() {
     // There is nothing to be asked about.
     let (shown, status) = at_terminal(&scene, &["sr_delete", "-t", "file", "-d", &scene.dconf(), SR], "");
     assert!(status == 0 && shown.contains("nothing to delete"), "{status}: {shown}");
+}
+
+#[test]
+fn a_person_is_asked_once_about_several_disks() {
+    if !scene::has("script") {
+        return;
+    }
+    let scene = named();
+    for (vdi, label) in [(A, "web"), (B, "db"), (C, "log")] {
+        sm(&scene, &["vdi_create", "fast", vdi, "20", "--label", label]).done();
+    }
+    let before = scene.digest();
+    let (shown, status) = at_terminal(&scene, &["vdi_delete", "fast", "web", "db", "web"], "n\n");
+    assert!(
+        shown.contains(&format!("delete VDI {A} (web)")) && shown.contains(&format!("delete VDI {B} (db)")),
+        "{shown}"
+    );
+    assert_eq!((shown.matches("Go on?").count(), shown.matches("delete VDI").count(), status), (1, 2, 22), "{shown}");
+    assert_eq!(shown.matches("nothing was changed").count(), 1, "{shown}");
+    assert_eq!(scene.digest(), before);
+    // One that is not there is told, and is no reason to leave out the others.
+    let (shown, status) = at_terminal(&scene, &["vdi_delete", "fast", "web", "nothing", "db"], "y\n");
+    assert_eq!((shown.matches("Go on?").count(), status), (1, 101), "{shown}");
+    let left: Vec<String> = scene.names().into_iter().filter(|name| name.ends_with(".vhd")).collect();
+    assert_eq!(left, [format!("{C}.vhd")]);
+    let (shown, status) = at_terminal(&scene, &["vdi_delete", "--yes", "fast", "log", C], "");
+    assert!(status == 0 && !shown.contains("Go on?"), "{status}: {shown}");
+}
+
+#[test]
+fn a_line_with_too_few_words_is_told_which_are_missing_and_no_other() {
+    let scene = named();
+    sm(&scene, &["vdi_create", "fast", A, "1", "--label", "web"]).done();
+    for (line, missing) in [
+        (&["vdi_unlock", "fast/web"][..], "<FORCE> <USER> is missing"),
+        (&["vdi_lock", "fast/web", "FALSE"], "<USER> is missing"),
+        (&["vdi_create", "fast"], "<SIZE> is missing"),
+        (&["vdi_create", "fast/new"], "<SIZE> is missing"),
+        (&["vdi_snapshot", "fast"], "<SOURCE> is missing"),
+        (&["vdi_resize", "fast/web"], "<SIZE> is missing"),
+    ] {
+        let said = sm(&scene, line).fails("EINVAL");
+        assert!(said.starts_with(missing), "{line:?}: {said}");
+    }
+    for (line, missing) in [
+        (&["vdi_unlock", "web"][..], "<FORCE> <USER> is missing"),
+        (&["vdi_delete"], "<VDI> is missing"),
+        (&["vdi_export"], "<VDI> <FILE> is missing"),
+    ] {
+        let said = sm_of(&scene, "fast", line).fails("EINVAL");
+        assert!(said.starts_with(missing), "{line:?}: {said}");
+    }
+}
+
+#[test]
+fn an_sr_gets_another_name_or_none() {
+    let scene = named();
+    let text = fs::read_to_string(entry(&scene, "fast")).unwrap();
+    sm(&scene, &["sr_name", "fast", "quick"]).done();
+    assert!(!entry(&scene, "fast").exists());
+    assert_eq!(fs::read_to_string(entry(&scene, "quick")).unwrap(), text);
+    sm(&scene, &["vdi_create", "quick", A, "1"]).done();
+    sm(&scene, &["sr_name", "fast", "quick"]).fails("ENOSR");
+    // The call was killed between its two steps, and is repeated.
+    fs::hard_link(entry(&scene, "quick"), entry(&scene, "fast")).unwrap();
+    sm(&scene, &["sr_name", "quick", "fast"]).done();
+    assert!(!entry(&scene, "quick").exists() && entry(&scene, "fast").exists());
+    sm(&scene, &["sr_name", "fast", "fast"]).done();
+    sm(&scene, &["sr_name", SR, "quick"]).done();
+    // A name that another SR has; an SR with two names; words that are no names.
+    write_entry(&scene, "other", &text.replace(SR, scene::OTHER_SR), 0o644);
+    let refused = sm(&scene, &["sr_name", "quick", "other"]).fails("EEXIST");
+    assert!(refused.contains(scene::OTHER_SR), "{refused}");
+    write_entry(&scene, "second", &text, 0o644);
+    let refused = sm(&scene, &["sr_name", SR, "third"]).fails("EINVAL");
+    assert!(refused.contains("quick, second"), "{refused}");
+    for bad in ["../x", "a b", scene::OTHER_SR] {
+        sm(&scene, &["sr_name", "quick", bad]).fails("EINVAL");
+    }
+    assert!(sm(&scene, &["sr_name", "quick"]).fails("EINVAL").contains("<NAME> is missing"));
+    sm(&scene, &["sr_name", "quick", "x", "--forget"]).fails("EINVAL");
+    // The name goes, the SR stays. A file that cannot be read is removed by its name as well.
+    sm(&scene, &["sr_name", "quick", "--forget"]).done();
+    sm(&scene, &["sr_name", "quick", "--forget"]).fails("ENOSR");
+    write_entry(&scene, "second", "nonsense", 0o644);
+    sm(&scene, &["sr_name", "second", "--forget"]).done();
+    scene.call(["vdi_get_params", SR, A]).done();
+    assert_eq!(fs::read_dir(entry(&scene, "x").parent().unwrap()).unwrap().count(), 1);
 }
 
 /// What comes to the system log of the scene while `work` is done.

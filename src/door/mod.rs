@@ -26,6 +26,7 @@ use crate::sr::{DRIVERS, Driver};
 use crate::sys::{stdio, syslog};
 
 /// The output and the exit status with which a door ends.
+#[derive(Default)]
 pub struct Answer {
     pub stdout: Vec<u8>,
     pub stderr: String,

@@ -4,6 +4,9 @@ use crate::error::{Error, Result};
 
 const MIB: u64 = 1 << 20;
 
+/// The remedy for a size that begins with a minus.
+pub const NOT_NEGATIVE: &str = "a size cannot be negative: write the whole size that the disk is to have, as 20G";
+
 /// Bytes of a SIZE argument: a bare number is in MiB; `K`, `M`, `G`, `T` and `P`, in either case and also as `KiB` and so on,
 /// are powers of 1,024, and `B` is a byte. A fraction such as `1.5T` is rounded up to a byte.
 ///
@@ -12,6 +15,9 @@ const MIB: u64 = 1 << 20;
 pub fn parse(text: &str) -> Result<u64> {
     let bad = |expected: &str| Error::Invalid { what: "SIZE", value: text.to_owned(), expected: expected.to_owned() };
     let form = "expected MiB as a number, or a number with B, K, M, G, T or P: 512, 20G, 1.5TiB, 21474836480B";
+    if text.starts_with('-') && text[1..].starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(bad(NOT_NEGATIVE));
+    }
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -159,6 +165,13 @@ mod tests {
     fn a_unit_that_may_mean_two_things_is_refused_with_the_right_one() {
         for (text, right) in [("20GB", "20GiB"), ("1.5TB", "1.5TiB"), ("5kb", "5KiB")] {
             assert!(parse(text).unwrap_err().to_string().ends_with(&format!("write {right}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_negative_size_is_told_as_such() {
+        for text in ["-1", "-5G"] {
+            assert!(parse(text).unwrap_err().to_string().ends_with(NOT_NEGATIVE), "{text}");
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::error::Error;
 use crate::types::{DeviceConfig, SrUuid, secret_part};
 
 /// An SR with a name.
@@ -65,6 +66,17 @@ impl Entry {
             None => Place::Keys(DeviceConfig(values)),
         };
         Ok(Entry { name: name.to_owned(), sr, sr_type, place })
+    }
+
+    /// The refusal to give this name to another SR.
+    pub fn taken(&self) -> Error {
+        let place = match &self.place {
+            Place::Dconf(_) if self.place.may_hold_password() => "…".to_owned(),
+            Place::Dconf(dconf) => dconf.clone(),
+            Place::Keys(config) => config.0.keys().cloned().collect::<Vec<_>>().join(" "),
+        };
+        let place = format!("of type {} at {place}", self.sr_type);
+        Error::NameTaken { name: self.name.clone(), sr: self.sr, place }
     }
 }
 

@@ -238,6 +238,51 @@ pub fn remove(sr: SrUuid) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Gives the SR of a name another name, durably: `false` if no SR has the old name. A kill leaves the old name, both, or the
+/// new one; repeated, the call ends with the new one alone.
+///
+/// # Errors
+/// [`Error::NameTaken`] if another SR has the new name; [`Error::Damaged`] and [`Error::Io`] of [`find`].
+pub fn rename(old: &SrName, new: &SrName) -> Result<bool> {
+    let Some(entry) = find(old)? else { return Ok(false) };
+    let Some(dir) = Kind::Named.open()? else { return Ok(false) };
+    if old == new {
+        return Ok(true);
+    }
+    let (from, to) = (format!("{old}{EXTENSION}"), format!("{new}{EXTENSION}"));
+    let linked = match dir.link(&from, &to) {
+        Ok(()) => true,
+        Err(e) if e.errno() == Some(Errno::EEXIST as i32) => {
+            let has = find(new)?.ok_or(e)?;
+            if (has.sr, &has.sr_type, &has.place) != (entry.sr, &entry.sr_type, &entry.place) {
+                return Err(has.taken());
+            }
+            false
+        }
+        Err(e) if e.errno() == Some(Errno::ENOENT as i32) => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    dir.sync()?;
+    let renamed = dir.remove(&from)?;
+    if !renamed && linked {
+        // Another call was faster, and gave or took a name.
+        dir.remove(&to)?;
+    }
+    dir.sync()?;
+    Ok(renamed)
+}
+
+/// Takes a name away, durably: `false` if no SR has it. The file is not read, so a damaged one can be removed as well.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn forget(name: &SrName) -> Result<bool> {
+    let Some(dir) = Kind::Named.open()? else { return Ok(false) };
+    let removed = dir.remove(&format!("{name}{EXTENSION}"))?;
+    dir.sync()?;
+    Ok(removed)
+}
+
 /// The directory of names, made if need be.
 fn made() -> Result<Dir> {
     if let Some(dir) = Kind::Named.open()? {

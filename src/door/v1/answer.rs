@@ -10,7 +10,7 @@ use super::json;
 use super::listing::Listed;
 use super::status::{exit_status, remedy};
 use super::wire::Datum;
-use crate::door::{Answer, table};
+use crate::door::{Answer, size, table};
 use crate::error::{self, Error, Result};
 use crate::types::{Finding, Outcome, SpaceUse, SrInfo, SrUuid, VdiInfo, nearest, printable};
 
@@ -122,6 +122,20 @@ fn written(reply: &Reply, format: OutputFormat) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The refusal of a line of a person: a UUID that is to be made is never missed, because `sm` chooses one.
+pub fn without_optional(mut refused: clap::Error) -> clap::Error {
+    if let Some(ContextValue::Strings(names)) = refused.get(ContextKind::InvalidArg) {
+        let wanted: Vec<String> = names.iter().filter(|name| !NEW_UUIDS.contains(&name.as_str())).cloned().collect();
+        if !wanted.is_empty() {
+            refused.insert(ContextKind::InvalidArg, ContextValue::Strings(wanted));
+        }
+    }
+    refused
+}
+
+/// The words for the UUID of what a command makes. The words for what is there already are others in the lines of people.
+const NEW_UUIDS: [&str; 2] = ["<VDI-UUID>", "<DST-UUID>"];
+
 /// The answer to a command line that the parser refused: by the table of exit statuses. Help and version are answers too.
 ///
 /// `format`: JSON for a person who asked for it; any other form says the same.
@@ -153,6 +167,10 @@ pub fn not_parsed(refused: clap::Error, format: OutputFormat) -> Answer {
             };
             Error::Usage(format!("{missing} is missing; {HELP}"))
         }
+        ErrorKind::UnknownArgument if is_negative_size(&refused, &context(ContextKind::InvalidArg)) => {
+            let given = context(ContextKind::InvalidArg);
+            Error::Usage(format!("SIZE {given}… is not valid: {}; {HELP}", size::NOT_NEGATIVE))
+        }
         ErrorKind::UnknownArgument => {
             let given = context(ContextKind::InvalidArg);
             let meant = suggested(&refused, ContextKind::SuggestedArg, &given);
@@ -162,6 +180,13 @@ pub fn not_parsed(refused: clap::Error, format: OutputFormat) -> Answer {
         _ => Error::Usage(format!("{}; {HELP}", first_line(&refused))),
     };
     answer_person(Err(e), format)
+}
+
+/// Whether the parser took the start of a size for an option: of a command that takes a size, a minus and a digit. No option
+/// is a digit.
+fn is_negative_size(refused: &clap::Error, given: &str) -> bool {
+    let takes_size = refused.get(ContextKind::Usage).is_some_and(|usage| usage.to_string().contains("SIZE"));
+    takes_size && given.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// The names that the parser suggests for a word, as far as the word can have been meant for them.

@@ -62,6 +62,18 @@ pub fn brief_command() -> clap::Command {
                 .value_name("FILE")
                 .help("Put the text into this file, which is replaced as a whole, and print nothing."),
         );
+    let sr = Arg::new("sr").value_name("SR-UUID").required(true).help("The SR.");
+    let new = Arg::new("new").value_name("NAME").required_unless_present("forget").help("The name that the SR gets.");
+    let forget = Arg::new("forget").long("forget").action(ArgAction::SetTrue).conflicts_with("new");
+    let forget = forget.help("Take the name away. The SR stays as it is.");
+    let rename = clap::Command::new(NAME)
+        .about("Give an SR another name on this host, or take its name away")
+        .long_about(
+            "Give an SR another name on this host, or take its name away. The SR itself stays as it is, attached or not. A timer \
+             sm-collect@OLD that is enabled has to be enabled by the new name. sr_attach --name gives a name to an SR that has \
+             none",
+        )
+        .args([sr, new, forget]);
     let dry_run = Arg::new("dry_run").short('n').long("dry-run").action(ArgAction::SetTrue);
     let dry_run = dry_run.help("Change nothing, and print what would be done.");
     let yes = Arg::new("yes_of_person").long("yes").action(ArgAction::SetTrue);
@@ -72,6 +84,7 @@ pub fn brief_command() -> clap::Command {
         .arg(verbose)
         .subcommand(list)
         .subcommand(metrics)
+        .subcommand(rename)
         .mut_subcommand("sr_create", |verb| verb.arg(name.clone()).arg(yes))
         .mut_subcommand("sr_attach", |verb| verb.arg(name))
         .mut_subcommands(|verb| if HAS_PLAN.contains(&verb.get_name()) { verb.arg(dry_run.clone()) } else { verb })
@@ -160,6 +173,8 @@ pub enum Parsed {
         output: Option<String>,
         verbose: bool,
     },
+    /// `sr_name`. `new`: the name that the SR gets; none if its name is taken away.
+    Name { common: Common, sr: String, new: Option<String> },
 }
 
 /// Parses a line of `sm`.
@@ -190,6 +205,11 @@ pub fn parse(command: clap::Command, args: Vec<OsString>) -> Result<Parsed, clap
             verbose: of_metrics.get_flag("verbose"),
         });
     }
+    if let Some((NAME, of_name)) = matches.subcommand() {
+        let word = |id| of_name.get_one::<String>(id).cloned();
+        let common = Common::from_arg_matches(of_name)?;
+        return Ok(Parsed::Name { common, sr: word("sr").unwrap_or_default(), new: word("new") });
+    }
     let personal = Personal::of(&matches);
     Ok(Parsed::Verb(Box::new(SmCommand::from_arg_matches(&matches)?), personal))
 }
@@ -200,6 +220,7 @@ const HAS_PLAN: [&str; 5] = ["sr_create", "sr_delete", "sr_collect", "vdi_delete
 /// The commands of `sm` alone.
 const LIST: &str = "sr_list";
 pub(super) const METRICS: &str = "sr_metrics";
+const NAME: &str = "sr_name";
 
 /// The command line of a driver's executable.
 pub fn driver_command(driver: &'static Driver) -> clap::Command {

@@ -28,6 +28,11 @@ pub fn change(name: &str, verb: &mut Verb, driver: &Driver) -> Option<String> {
     Some(format!("sm: uid {}: {name}{vdis}{made}{sr}, type {}", run_dir::user(), driver.sr_type))
 }
 
+/// A change of the name of an SR, in words.
+pub fn of_name(sr: &str, what: &str) -> String {
+    format!("sm: uid {}: sr_name {what} of SR {sr}", run_dir::user())
+}
+
 /// Writes how a change ended.
 pub fn write(change: &str, result: Result<(), &crate::error::Error>) {
     match result {

@@ -42,6 +42,7 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         "sr_list",
         &[("Every SR of this host:", "sm sr_list"), ("Those that xapi knows as well:", "sm sr_list --from-xapi")],
     ),
+    ("sr_name", &[("Another name:", "sm sr_name fast quick"), ("No name any more:", "sm sr_name quick --forget")]),
     (
         "vdi_create",
         &[

@@ -10,6 +10,8 @@
 //! | [`mod@answer`] | what is answered, and how it is written |
 //! | [`wire`] | the form of data in answers |
 //! | [`person`] | one line of `sm`: names are looked up, what was made is told |
+//! | [`naming`] | commands that change the names of SRs |
+//! | [`question`] | a person is asked before data is lost |
 //! | [`words`] | what a person may leave out of a line |
 //! | [`address`] | what names, labels and starts of UUIDs stand for |
 //! | [`listing`] | `sm sr_list`: the SRs of this host |
@@ -32,9 +34,11 @@ pub mod listing;
 pub mod log;
 pub mod manual;
 pub mod metrics;
+pub mod naming;
 pub mod person;
 pub mod plan;
 pub mod progress;
+pub mod question;
 pub mod request;
 pub mod status;
 pub mod verbs;
@@ -84,9 +88,8 @@ pub fn sm(args: Vec<OsString>) -> Answer {
     }
     let command = brief_command();
     let known = Known { is_sr: &address::is_sr, default_sr: address::default_sr() };
-    let mut lines = words::lines(&command, args, &known).into_iter();
-    let first = lines.next().expect("a line stands for one line at least");
-    lines.fold(person::serve(command, first), |before, line| before.and(person::serve(brief_command(), line)))
+    let lines = words::lines(&command, args, &known);
+    person::serve(command, lines)
 }
 
 /// `sm help [COMMAND]` as `sm [COMMAND] --help`.

@@ -175,7 +175,10 @@ impl Split<'_> {
     }
 
     fn of_several_vdis(&self, known: &Known) -> Option<Vec<Words>> {
-        let (first, others) = self.words.split_first()?;
+        let Some((first, others)) = self.words.split_first() else {
+            // The parser says that the VDI is missing, and not the SR.
+            return known.default_sr.clone().map(|sr| vec![(vec![sr], None)]);
+        };
         let begins_with_sr = self.is_sr(first, known) || known.default_sr.is_none() && !self.is_address(first, known);
         let (sr, vdis) = match begins_with_sr {
             true => (Some(first.clone()), others),
@@ -208,7 +211,9 @@ impl Split<'_> {
             has_sr = true;
         }
         let begins_with_sr = has_sr || words.first().is_some_and(|word| self.is_sr(word, known));
-        let new = slots.iter().position(|slot| *slot == Slot::NewVdi);
+        // `fast/web` names the new VDI as well.
+        let is_unnamed = |at: &usize| !(has_sr && *at == 1);
+        let new = slots.iter().position(|slot| *slot == Slot::NewVdi).filter(is_unnamed);
         let missing = required.checked_sub(words.len()).filter(|missing| *missing > 0 || has_sr)?;
         // The default SR is the first to be left out where the first word is no SR.
         let (default, new) = match (missing, &known.default_sr, new) {
@@ -216,6 +221,9 @@ impl Split<'_> {
             (1, Some(default), _) if !begins_with_sr => (Some(default), None),
             (1, _, Some(at)) => (None, Some(at)),
             (2, Some(default), Some(at)) if !begins_with_sr => (Some(default), Some(at)),
+            // The parser says which words are missing: not those that are known.
+            (_, Some(default), _) if !begins_with_sr => (Some(default), None),
+            _ if has_sr => (None, None),
             _ => return None,
         };
         if let Some(default) = default {
@@ -310,6 +318,13 @@ mod tests {
             ("vdi_resize fast/a/b +10G", None, &["fast a/b +10G"]),
             ("vdi_lock web TRUE -x", Some("fast"), &["fast web TRUE -x"]),
             ("vdi_attach fast/web", None, &["fast web"]),
+            // Words are missing: the parser says which, and not those that are known.
+            ("vdi_unlock fast/web", None, &["fast web"]),
+            ("vdi_create fast/web", None, &["fast web"]),
+            ("vdi_unlock web", Some("fast"), &["fast web"]),
+            ("vdi_resize fast/web", None, &["fast web"]),
+            ("vdi_export", Some("fast"), &["fast"]),
+            ("vdi_delete", Some("fast"), &["fast"]),
             ("vdi_delete web db", Some("fast"), &["fast web", "fast db"]),
             ("vdi_delete slow web db", Some("fast"), &["slow web", "slow db"]),
             ("vdi_delete fast web db slow/x", None, &["fast web", "fast db", "slow x"]),

@@ -1,0 +1,152 @@
+//! The commands of `sm` that change the table of names: they make, attach or delete an SR, or change nothing but its name.
+
+use super::address::Target;
+use super::answer::Reply;
+use super::grammar::Verb;
+use super::verbs::Caller;
+use crate::call::Session;
+use crate::error::{Error, Result};
+use crate::registry::{self, Entry, Place, SrName};
+use crate::types::SrUuid;
+
+/// Carries the command out, and keeps the table of names in step with it.
+///
+/// # Errors
+/// Those of the command; [`Error::NameTaken`] and those of [`registry::add`] and [`registry::remove`].
+pub fn change_names(
+    caller: &Caller,
+    verb: Verb,
+    sr: Option<SrUuid>,
+    made: Option<String>,
+    naming: Option<(&SrName, Option<Entry>)>,
+    dconf: Option<String>,
+    target: &Target,
+) -> Result<Reply> {
+    let reply = match (verb, sr, naming) {
+        (verb @ Verb::SrCreate { .. }, Some(sr), Some((name, own))) => {
+            let dconf = dconf.ok_or_else(|| Error::Usage("-d DCONF is missing".to_owned()))?;
+            return create_named(caller, verb, sr, made, name, own, dconf);
+        }
+        (verb @ Verb::SrAttach(_), Some(sr), Some((name, own))) => {
+            let dconf =
+                dconf.ok_or_else(|| Error::Usage("-d DCONF is missing, which the name is to stand for".to_owned()))?;
+            return attach_named(caller, verb, sr, name, own, Place::Dconf(dconf));
+        }
+        (verb @ Verb::SrDelete { .. }, Some(sr), _) => {
+            let reply = caller.carry_out(verb)?;
+            forget(sr, target)?;
+            reply
+        }
+        (verb, ..) => caller.carry_out(verb)?,
+    };
+    Ok(made.map_or(reply, Reply::Made))
+}
+
+/// Makes an SR that has a name. The name is there first: if the call is killed, the same call goes on with the UUID that the
+/// name has.
+fn create_named(
+    caller: &Caller,
+    mut verb: Verb,
+    sr: SrUuid,
+    made: Option<String>,
+    name: &SrName,
+    own: Option<Entry>,
+    dconf: String,
+) -> Result<Reply> {
+    let place = Place::Dconf(dconf);
+    let sr_type = caller.driver.sr_type;
+    let is_same = |entry: &Entry| entry.sr_type == sr_type && entry.place == place;
+    let sr = match own {
+        Some(entry) if is_same(&entry) && (made.is_some() || entry.sr == sr) => {
+            if let Some(word) = verb.sr_word() {
+                *word = entry.sr.to_string();
+            }
+            caller.carry_out(verb)?;
+            entry.sr
+        }
+        Some(entry) => return Err(entry.taken()),
+        None => {
+            // If the words of -d are wrong, the call fails before anything is written.
+            Session::open(caller.driver, sr, caller.config.clone())?;
+            if !registry::add(name, sr, sr_type, &place)? {
+                return Err(registry::find(name)?
+                    .as_ref()
+                    .map_or_else(|| Error::Usage(format!("try again: {name}")), Entry::taken));
+            }
+            if let Err(error) = caller.carry_out(verb) {
+                // An SR that is there at least in part keeps its name: the same call completes it.
+                return Err(match error {
+                    error @ (Error::Incomplete { .. } | Error::Undo { .. }) => error,
+                    error => error.undone(registry::remove(sr).map(drop)),
+                });
+            }
+            sr
+        }
+    };
+    Ok(made.map_or(Reply::Nothing, |_| Reply::Made(sr.to_string())))
+}
+
+/// Makes an SR available that is there already, and gives it a name. The name comes last: it stands for an SR that was seen.
+fn attach_named(
+    caller: &Caller,
+    verb: Verb,
+    sr: SrUuid,
+    name: &SrName,
+    own: Option<Entry>,
+    place: Place,
+) -> Result<Reply> {
+    let is_same = |entry: &Entry| entry.sr == sr && entry.sr_type == caller.driver.sr_type && entry.place == place;
+    if let Some(entry) = own.filter(|entry| !is_same(entry)) {
+        return Err(entry.taken());
+    }
+    let reply = caller.carry_out(verb)?;
+    if !registry::add(name, sr, caller.driver.sr_type, &place)? {
+        // Another call was faster, or this one is repeated.
+        match registry::find(name)? {
+            Some(entry) if is_same(&entry) => {}
+            Some(entry) => return Err(entry.taken()),
+            None => return Err(Error::Usage(format!("try again: {name}"))),
+        }
+    }
+    Ok(reply)
+}
+
+/// Removes the names of an SR that was deleted. A table that cannot be changed is no failure of a call that did not use it.
+fn forget(sr: SrUuid, target: &Target) -> Result<()> {
+    match registry::remove(sr) {
+        Err(error) if target.entry.is_some() => Err(error.after(format!("SR {sr} is deleted"))),
+        _ => Ok(()),
+    }
+}
+
+/// Gives an SR another name, or takes its name away if `new` is none. `word`: the name, or the UUID of an SR that has one.
+/// What `sm-collect` of earlier releases knows is not changed.
+///
+/// # Errors
+/// [`Error::UnknownSr`] for an SR without a name; [`Error::Usage`] for one with several, if the word does not say which;
+/// [`Error::NameTaken`]; those of [`registry::find`].
+pub fn rename(word: &str, new: Option<&SrName>) -> Result<()> {
+    let unknown = || Error::UnknownSr { name: word.to_owned(), known: registry::names().unwrap_or_default() };
+    let old: SrName = match word.parse::<SrUuid>() {
+        Ok(sr) => {
+            let of_sr =
+                |(name, entry): (String, Result<Entry>)| entry.is_ok_and(|entry| entry.sr == sr).then_some(name);
+            let names: Vec<SrName> =
+                registry::all()?.into_iter().filter_map(of_sr).filter_map(|name| name.parse().ok()).collect();
+            match names.as_slice() {
+                [] => return Err(unknown()),
+                [name] => name.clone(),
+                several => {
+                    let names: Vec<&str> = several.iter().map(SrName::as_str).collect();
+                    return Err(Error::Usage(format!("SR {sr} has the names {}: say one of them", names.join(", "))));
+                }
+            }
+        }
+        Err(_) => word.parse()?,
+    };
+    let found = match new {
+        Some(new) => registry::rename(&old, new)?,
+        None => registry::forget(&old)?,
+    };
+    if found { Ok(()) } else { Err(unknown()) }
+}

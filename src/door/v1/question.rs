@@ -1,0 +1,52 @@
+//! The question at a terminal before data is lost: one, whatever the number of disks.
+
+use std::io::{IsTerminal, Write, stderr, stdin};
+
+use super::grammar::Verb;
+use super::person::Call;
+use super::plan;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::types::printable;
+
+/// Whether there is a person to be asked. A program is not asked.
+pub fn is_possible() -> bool {
+    stdin().is_terminal() && stderr().is_terminal()
+}
+
+/// Asks a person before data is lost, with what all calls together would do. `true`: the person was asked, and agreed.
+///
+/// # Errors
+/// [`Error::Usage`] if the person did not agree.
+pub fn ask(calls: &[&Call]) -> Result<bool> {
+    let mut lines: Vec<String> = Vec::new();
+    for line in calls.iter().flat_map(|call| at_stake(call)) {
+        // A disk may be named twice.
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    if lines.is_empty() {
+        return Ok(false);
+    }
+    let shown: String = lines.iter().map(|line| format!("{}\n", printable(line))).collect();
+    let _ = write!(stderr(), "{shown}Go on? [y/N] ");
+    let mut answer = String::new();
+    let _ = stdin().read_line(&mut answer);
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Ok(true),
+        _ => Err(Error::Usage("it was not confirmed, and nothing was changed".to_owned())),
+    }
+}
+
+/// The lines of the plan of a call that destroys something and that nobody agreed to; none of any other.
+fn at_stake(call: &Call) -> Vec<String> {
+    let overwrites = !matches!(&call.verb, Verb::SrCreate { force: false, destroy_sr, .. } if destroy_sr.is_empty());
+    if call.is_of_api || call.personal.yes || call.personal.dry_run || !overwrites {
+        return Vec::new();
+    }
+    let context = Context { deadline: call.deadline, progress: &|_, _| {}, others: None };
+    // An error of the plan is not told here: the command itself refuses, in its own words.
+    let plan = plan::of(&call.verb, &call.target, &call.personal, &context);
+    plan.ok().flatten().filter(|plan| plan.destroys).map(|plan| plan.lines).unwrap_or_default()
+}
