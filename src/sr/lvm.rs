@@ -42,8 +42,10 @@
 //! | [`disks`], [`fill`] | disks found, made, taken in and removed; a volume that is filled |
 //! | [`place`], [`contents`], [`lost`] | one disk: what formats do with it; zeroing, cutting and growing; without its group |
 //! | [`revert`] | a thin disk goes back to a snapshot |
+//! | [`mod@check`] | what is wrong with the group and its volumes, and what of it is mended |
 //! | [`tags`] | what is stored beside a disk |
 
+mod check;
 mod contents;
 mod disks;
 mod fill;
@@ -60,7 +62,9 @@ use crate::error::{Error, Result};
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server, vdi_by_uuid};
 use crate::sr::volume_group::{self, Naming, VolumeGroup};
 use crate::sys::copy::Progress;
-use crate::types::{DeviceConfig, Done, Format, NewSr, NewVdi, Overwrite, SpaceUse, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{
+    DeviceConfig, Done, Finding, Format, NewSr, NewVdi, Overwrite, SpaceUse, SrInfo, SrUuid, VdiInfo, VdiUuid,
+};
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::CollectPlan;
@@ -181,7 +185,7 @@ impl Sr for LvmSr {
     }
 
     fn check_create(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
-        self.check(size, over)
+        self.group.check(size, over, life::room)
     }
 
     fn disks_at_rest(&self) -> Result<Vec<VdiInfo>> {
@@ -225,6 +229,11 @@ impl Sr for LvmSr {
 
     fn import_vdi(&self, new: &NewVdi, incoming: Incoming, progress: Progress) -> Result<VdiInfo> {
         self.take_in(new, incoming, progress)
+    }
+
+    /// There are no tables to read: a thorough check is the same.
+    fn check(&self, _thorough: bool, repair: bool, _context: &Context) -> Result<Vec<Finding>> {
+        self.check_volumes(repair)
     }
 
     fn can_delete_broken(&self, vdi: VdiUuid, _context: &Context) -> Result<bool> {

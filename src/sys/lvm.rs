@@ -17,7 +17,7 @@ use crate::sys::blockdev;
 use crate::sys::tool::Tool;
 use kernel::dm_devices;
 pub use kernel::{dm_name, kernel_device, kernel_names, node, refuse_without_device_mapper};
-pub use report::{Chunks, UNREADABLE, chunks, extents, parse_extents, parse_report, report};
+pub use report::{Chunks, UNREADABLE, chunks, device_sizes, extents, needs_check, parse_extents, parse_report, report};
 pub use signatures::{parse_signatures, signatures, wipe};
 pub use tag::{LONGEST_TAG, escape, unescape};
 

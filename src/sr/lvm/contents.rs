@@ -34,8 +34,10 @@ impl LvmPlace<'_> {
     /// the group.
     pub(super) fn sweep(&self, may_change: bool) -> Result<()> {
         self.sr.resume(&self.vg, self.vg.lvs.iter().chain([&*self.lv.borrow()]))?;
-        if self.unfinished.as_ref().is_some_and(|tags| may_change || !tags::is_elsewhere(tags)) {
+        let is_left = |tags: &Vec<String>| may_change || !tags::is_elsewhere(tags);
+        if self.unfinished.borrow().as_ref().is_some_and(is_left) {
             self.sr.remove_unfinished(&self.vg, &format!("{UNFINISHED}{}", self.vdi))?;
+            self.unfinished.take();
         }
         self.end_revert()?;
         if self.record().lent {

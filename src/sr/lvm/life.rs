@@ -11,15 +11,11 @@ use crate::types::{Done, NewSr, Overwrite};
 use crate::vdi;
 
 /// The bytes that an SR on devices with so many has.
-fn room(devices: &[u64]) -> u64 {
+pub(super) fn room(devices: &[u64]) -> u64 {
     devices.iter().sum()
 }
 
 impl LvmSr {
-    pub(super) fn check(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
-        self.group.check(size, over, room)
-    }
-
     pub(super) fn make(&self, new: &NewSr, over: &Overwrite) -> Result<()> {
         let thin = self.allocation == Some(Allocation::Thin);
         let mut tags = vec![if thin { THIN } else { THICK }];

@@ -22,8 +22,8 @@ pub struct LvmPlace<'a> {
     pub(super) vdi: VdiUuid,
     pub(super) vg: Rc<Vg>,
     pool_used: Option<u64>,
-    /// The tags of a `NEW-<vdi>`, if there was one.
-    pub(super) unfinished: Option<Vec<String>>,
+    /// The tags of a `NEW-<vdi>`, if there is one.
+    pub(super) unfinished: RefCell<Option<Vec<String>>>,
     /// There was a `REV-<vdi>` beside the disk.
     pub(super) has_reverted: Cell<bool>,
     pub(super) lv: RefCell<Lv>,
@@ -56,7 +56,7 @@ impl Group {
 
 impl<'a> LvmPlace<'a> {
     pub fn new(sr: &'a LvmSr, vg: &Vg, vdi: VdiUuid, lv: &Lv) -> Self {
-        let unfinished = vg.lv(&format!("{UNFINISHED}{vdi}")).map(|lv| lv.tags.clone());
+        let unfinished = RefCell::new(vg.lv(&format!("{UNFINISHED}{vdi}")).map(|lv| lv.tags.clone()));
         let reverted = format!("{REVERTED}{vdi}");
         let has_reverted = Cell::new(lv.name != reverted && vg.lv(&reverted).is_some());
         LvmPlace { unfinished, has_reverted, ..LvmPlace::listed(sr, &Group::of(vg), vdi, lv) }
@@ -70,7 +70,7 @@ impl<'a> LvmPlace<'a> {
             vdi,
             vg,
             pool_used,
-            unfinished: None,
+            unfinished: RefCell::default(),
             has_reverted: Cell::new(false),
             lv: RefCell::new(lv.clone()),
         }

@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 
 use crate::sys::lvm::{LONGEST_TAG, escape, unescape};
-use crate::types::Params;
+use crate::types::{Params, VdiUuid};
 use crate::vdi::Holders;
 
 pub const ZERO: &str = "xcp.zero";
@@ -159,6 +159,22 @@ pub fn lock_state(state: u64) -> String {
     format!("{LOCK}={state}")
 }
 
+/// The tags of the driver's kind that it does not understand: of another release, or damaged. They count for nothing. A cut
+/// that says no size is not among them.
+pub fn odd(tags: &[String]) -> impl Iterator<Item = &str> {
+    tags.iter().map(String::as_str).filter(|tag| {
+        let Some(rest) = tag.strip_prefix("xcp.") else { return false };
+        let (key, value) = tag.split_once('=').map_or((*tag, None), |(key, value)| (key, Some(value)));
+        match (key, value) {
+            (ZERO | LENT | SHAREABLE | READ_ONLY, None) | (CUT | MAKER, Some(_)) => false,
+            (SNAPSHOT_OF, Some(value)) => value.parse::<VdiUuid>().is_err(),
+            (CREATED | LOCK, Some(value)) => value.parse::<u64>().is_err(),
+            (_, Some(_)) => !["label.", "description.", "lock."].iter().any(|text| rest.starts_with(text)),
+            _ => true,
+        }
+    })
+}
+
 /// Whether a tag is part of the lock's record.
 pub fn is_lock(tag: &str) -> bool {
     tag.strip_prefix(LOCK).is_some_and(|rest| rest.starts_with(['=', '.']))
@@ -223,6 +239,20 @@ mod tests {
                 assert_eq!(read(&tags), Record { params: params(new, is), ..before });
             }
         }
+    }
+
+    #[test]
+    fn tags_that_say_nothing_are_odd() {
+        let mut known = of_params(&Params { label: "a b".to_owned(), shareable: true, ..Params::default() });
+        known.push(format!("{SNAPSHOT_OF}={}", VdiUuid::random()));
+        known.extend(
+            [of_time(7), cut(4), lock_state(2), of_maker()].into_iter().chain(of_holders(3, &["x".to_owned()])),
+        );
+        known.extend([ZERO, LENT, "xcp.cut=x", "hidden", "a=b"].map(str::to_owned));
+        assert_eq!(odd(&known).collect::<Vec<_>>(), [] as [&str; 0]);
+        let strange =
+            ["xcp.colour=red", "xcp.zero=1", "xcp.snapshot_of=x", "xcp.created=now", "xcp.lock=x", "xcp.label"];
+        assert_eq!(odd(&strange.map(str::to_owned)).collect::<Vec<_>>(), strange);
     }
 
     #[test]

@@ -228,6 +228,31 @@ pub fn chunks(vg: &str, pool: &str) -> Result<Chunks> {
     }
 }
 
+/// The UUID of each physical volume of the group `vg`, and the size of the device that it is on, bytes; 0 where LVM does not
+/// see the device.
+///
+/// # Errors
+/// [`Error::Tool`] if there is no such group, or LVM fails.
+pub fn device_sizes(vg: &str) -> Result<Vec<(String, u64)>> {
+    let options = ["--noheadings", "--units", "b", "--nosuffix", "-o", "pv_uuid,dev_size", "--"];
+    let out = parsed("vgs").args(options).arg(vg).run()?;
+    let row = |line: &str| {
+        let (uuid, size) = line.trim().split_once(char::is_whitespace)?;
+        Some((uuid.to_owned(), size.trim().parse().ok()?))
+    };
+    Ok(out.stdout.lines().filter_map(row).collect())
+}
+
+/// Whether the kernel marked the metadata of a thin pool as in need of a check.
+///
+/// # Errors
+/// [`Error::Tool`] if there is no such pool, or LVM fails.
+pub fn needs_check(vg: &str, pool: &str) -> Result<bool> {
+    let options = ["--noheadings", "-o", "lv_check_needed", "--"];
+    let out = parsed("lvs").args(options).arg(format!("{vg}/{pool}")).run()?;
+    Ok(out.stdout.trim() == "check needed")
+}
+
 /// Reads what `lvs` writes for [`extents`], words between the lines of its JSON included.
 ///
 /// # Errors
