@@ -148,9 +148,32 @@ fn a_qcow2_whose_counts_are_too_low_is_left_as_it_is() {
     let before = fs::read(&path).unwrap();
     for options in [["--deep"].as_slice(), &["--deep", "--repair"]] {
         let (status, found) = check(&scene, options);
-        assert!(status == 5 && found.len() == 1 && found[0].ends_with("(cannot be mended)"), "{found:?}");
+        assert!(found.iter().all(|line| line.ends_with("(cannot be mended)")), "{found:?}");
+        assert_eq!((status, found.len()), (5, 3), "the image, and the two disks above it: {found:?}");
     }
     assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn the_disks_above_a_damaged_base_are_told_with_it() {
+    let scene = sr();
+    let base = base_of(&scene, VHD);
+    let file = open(&image(&scene, &base, "vhd"));
+    // The BAT begins behind the header, and its first block would lie behind the end of the file.
+    file.write_all_at(&0x7fff_0000u32.to_be_bytes(), 1536).unwrap();
+    assert!(!scene.call(["sr_scan", SR]).done().contains("(state "), "the headers do not tell it");
+    let (status, found) = check(&scene, &[]);
+    assert_eq!((status, found.len()), (5, 3), "{found:?}");
+    for vdi in [VHD, A] {
+        let line =
+            format!("{vdi}.vhd: it reads through {base}, which is damaged, and may have lost data (cannot be mended)");
+        assert!(found.contains(&line), "{found:?}");
+    }
+    // A base whose header is damaged makes its disks unusable, and they say so by their state.
+    file.set_len(100).unwrap();
+    let scan = scene.call(["sr_scan", SR]).done();
+    assert_eq!(scan.matches(&format!("(state . \"broken: the parent {base} cannot be used: ")).count(), 2, "{scan}");
+    assert_eq!(check(&scene, &[]).1.len(), 3);
 }
 
 #[test]

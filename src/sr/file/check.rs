@@ -31,6 +31,8 @@ struct Check<'a> {
     repair: bool,
     context: &'a Context<'a>,
     found: Vec<Finding>,
+    /// The images with faults that cannot be mended, which their headers do not tell.
+    damaged: BTreeSet<VdiUuid>,
 }
 
 impl FileSr {
@@ -39,7 +41,8 @@ impl FileSr {
     /// # Errors
     /// [`Error::NoSr`]; [`Error::Io`] of the directory; [`Error::Busy`] if the lock of the trees cannot be had.
     pub(super) fn check_all(&self, thorough: bool, repair: bool, context: &Context) -> Result<Vec<Finding>> {
-        let mut check = Check { sr: self, dir: self.dir()?, thorough, repair, context, found: Vec::new() };
+        let (found, damaged) = (Vec::new(), BTreeSet::new());
+        let mut check = Check { sr: self, dir: self.dir()?, thorough, repair, context, found, damaged };
         check.changes()?;
         let listing = Listing::read(&check.dir)?;
         check.names(&listing)?;
@@ -49,6 +52,7 @@ impl FileSr {
         for image in &images {
             check.image(image, &nodes, in_use.contains(&image.vdi))?;
         }
+        check.disks_above(&nodes, &images);
         check.trees(&nodes, &images);
         if repair {
             check.dir.sync()?;
@@ -193,6 +197,9 @@ impl Check<'_> {
         for fault in mended {
             self.say(vdi, name.clone(), fault.what, Outcome::Mended);
         }
+        if faults.iter().any(|fault| fault.weight == Weight::Lasting) {
+            self.damaged.insert(image.vdi);
+        }
         for Fault { weight, what } in faults {
             let (what, outcome) = match weight {
                 Weight::Note => (what, Outcome::Note),
@@ -265,6 +272,19 @@ impl Check<'_> {
         }
     }
 
+    /// Names the disks that read through a damaged image. Where a header tells the damage, the state of the disks above does too.
+    fn disks_above(&mut self, nodes: &Nodes, images: &[Image]) {
+        for image in images.iter().filter(|image| !image.node.hidden && image.node.state.is_healthy()) {
+            let below = nodes.chain(image.vdi).into_iter().skip(1).filter(|vdi| self.damaged.contains(vdi));
+            let below: Vec<String> = below.map(|vdi| vdi.to_string()).collect();
+            if !below.is_empty() {
+                let what =
+                    format!("it reads through {}, which is damaged, and may have lost data", below.join(" and "));
+                self.say(Some(image.vdi), super::layout::image_name(image.vdi, image.format), what, Outcome::Lasting);
+            }
+        }
+    }
+
     /// Notes what the trees say of images that are whole.
     fn trees(&mut self, nodes: &Nodes, images: &[Image]) {
         let name = |vdi: VdiUuid| {
@@ -279,7 +299,8 @@ impl Check<'_> {
         }
         for (vdi, node) in nodes.iter() {
             let children = nodes.children(vdi).len();
-            if !node.hidden && children > 0 {
+            // Of an image that cannot be read it is not known whether it is a disk.
+            if !node.hidden && children > 0 && node.state.is_healthy() {
                 let what = format!("it is a disk, and {children} images read through it: nothing may write to it");
                 self.say(Some(vdi), name(vdi), what, Outcome::Note);
             }
