@@ -1,6 +1,7 @@
 //! Merges that were killed, and merges of trees that changed since they were read.
 
 use super::*;
+use crate::vdi::tree::nodes::{Node, Nodes};
 
 /// A merge was killed before its base was removed, and meanwhile a child of the base lost its header.
 #[test]
@@ -129,4 +130,61 @@ fn an_only_child_that_was_copied_since_the_trees_were_read_is_not_merged() {
     write(&sr, disk, 0, &[9; 4096]);
     assert_eq!(merge(&forest, &mut nodes, disk, &ctx()).unwrap(), Done::Already);
     assert_eq!((read(&sr, copy, 0, 512).unwrap(), read(&sr, disk, 0, 512).unwrap()), (vec![7; 512], vec![9; 512]));
+}
+
+fn open(sr: &FileSr, vdi: VdiUuid, format: Format, mode: Mode) -> FileStorage {
+    FileStorage::open(sr.dir().unwrap().join(&image_name(vdi, format)), mode).unwrap()
+}
+
+/// A base whose own parent is a raw image goes: its children become those of the raw image, and keep their format.
+#[test]
+fn the_children_of_a_base_become_children_of_a_raw_image() {
+    use crate::image::vhd::{NewImage, ParentLink, create_child};
+    let scratch = tempfile::tempdir().unwrap();
+    let sr = sr_in(&scratch);
+    let [root, base, disk] = [(); 3].map(|()| VdiUuid::random());
+    sr.create_vdi(&NewVdi { format: Some(Format::Raw), ..vhd(root) }).unwrap();
+    let raw = open(&sr, root, Format::Raw, Mode::ReadWrite);
+    crate::image::storage::Storage::write_at(&raw, &[7; 4096], 0).unwrap();
+    sr.create_vdi(&vhd(base)).unwrap();
+    let link = ParentLink::beside(&image_name(root, Format::Raw), None, 0);
+    create_child(&open(&sr, base, Format::Vhd, Mode::ReadWrite), &NewImage::new(4 << 20), &link).unwrap();
+    sr.vdi(base).unwrap().clone_to(disk, &ParamsChange::default(), &ctx()).unwrap();
+    let (dir, forest) = (sr.dir().unwrap(), sr.forest(sr.dir().unwrap()));
+    layout(Format::Vhd).set_hidden(&open(&sr, base, Format::Vhd, Mode::ReadWrite), true).unwrap();
+    layout(Format::Vhd)
+        .set_parent(&open(&sr, disk, Format::Vhd, Mode::ReadWrite), &forest.parent_image(base, Mode::ReadOnly).unwrap())
+        .unwrap();
+    let nodes = forest.nodes().unwrap();
+    assert_eq!((nodes.get(root), nodes.get(disk).unwrap().parent), (None, Some(base)));
+    assert!(sr.finish_relink(&dir, &nodes, base, root, Format::Vhd).unwrap().is_none());
+    assert!(forest.place(base).is_err());
+    assert_eq!(sr.vdi(disk).unwrap().info().unwrap().parent, Some(root));
+    assert_eq!(read(&sr, disk, 0, 4096).unwrap(), [7; 4096]);
+}
+
+/// An image of another format that names the base is no child of it, and is not taken for one that is gone: the base stays.
+#[test]
+fn a_relink_is_given_up_for_a_child_of_another_format() {
+    let scratch = tempfile::tempdir().unwrap();
+    let sr = sr_in(&scratch);
+    let (disk, other) = (an_only_child(&sr), VdiUuid::random());
+    write(&sr, disk, 0, &[8; 4096]);
+    sr.vdi(disk).unwrap().snapshot(VdiUuid::random(), &ParamsChange::default(), &ctx()).unwrap();
+    let base = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
+    sr.create_vdi(&NewVdi { format: Some(Format::Qcow2), ..vhd(other) }).unwrap();
+    let (dir, forest) = (sr.dir().unwrap(), sr.forest(sr.dir().unwrap()));
+    let nodes = forest.nodes().unwrap();
+    let root = nodes.get(base).unwrap().parent.unwrap();
+    let with_other = |(vdi, node): (VdiUuid, &Node)| match vdi == other {
+        true => (vdi, Node { parent: Some(base), ..node.clone() }),
+        false => (vdi, node.clone()),
+    };
+    let nodes: Nodes = nodes.iter().map(with_other).collect();
+    let before = fs::read(dir.join(&image_name(other, Format::Qcow2))).unwrap();
+    let why = sr.finish_relink(&dir, &nodes, base, root, Format::Vhd).unwrap().expect("it is given up");
+    assert!(why.to_string().contains(&image_name(other, Format::Qcow2)), "{why}");
+    assert!(forest.place(base).is_ok());
+    assert_eq!(fs::read(dir.join(&image_name(other, Format::Qcow2))).unwrap(), before);
+    assert_eq!(read(&sr, disk, 0, 4096).unwrap(), [8; 4096]);
 }
