@@ -121,6 +121,9 @@ pub enum Error {
     /// A change of a layout that cannot be made in place.
     #[error("layout {layout} cannot be changed so: {what}")]
     Frozen { layout: String, what: String },
+    /// The wait for another change of a layout ended.
+    #[error("layout {layout} is locked: {holder} works on it; repeat the call")]
+    LayoutLocked { layout: String, holder: String },
     /// A plan that was made of another state than there is now.
     #[error("the plan for layout {layout} does not fit any more: {why}; make a new one by sm plan")]
     StalePlan { layout: String, why: String },

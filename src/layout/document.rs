@@ -20,6 +20,8 @@ pub struct Document {
     pub name: LayoutName,
     pub uuid: Option<LayoutUuid>,
     pub options: Options,
+    /// The line of each option.
+    pub option_lines: BTreeMap<&'static str, usize>,
     /// Each with its line; so are the next two.
     pub addresses: Vec<(usize, Address)>,
     pub attaches: Vec<(usize, Attach)>,
@@ -103,7 +105,7 @@ impl Document {
     /// The line, and what is wrong with it; line 0 for what concerns none.
     pub fn parse(text: &str) -> Result<Document, Misfit> {
         let mut name = None;
-        let mut found = Lines { uuid: None, options: Options::default(), ..Lines::default() };
+        let mut found = Lines::default();
         for line in line::lines(text)? {
             let bad = |what: String| Misfit::at(line.number, what);
             match line.key.as_str() {
@@ -120,8 +122,8 @@ impl Document {
             }
         }
         let name = name.ok_or_else(|| Misfit::at(0, "it has no line `layout: NAME`"))?;
-        let Lines { uuid, options, addresses, attaches, gateways, srs } = found;
-        Ok(Document { name, uuid, options, addresses, attaches, gateways, srs })
+        let Lines { uuid, options, option_lines, addresses, attaches, gateways, srs } = found;
+        Ok(Document { name, uuid, options, option_lines, addresses, attaches, gateways, srs })
     }
 }
 
@@ -129,6 +131,7 @@ impl Document {
 struct Lines {
     uuid: Option<LayoutUuid>,
     options: Options,
+    option_lines: BTreeMap<&'static str, usize>,
     addresses: Vec<(usize, Address)>,
     attaches: Vec<(usize, Attach)>,
     gateways: Vec<(usize, Gateway)>,
@@ -178,6 +181,7 @@ impl Lines {
                     if !self.options.put(key, value) {
                         return Err(format!("{word} is there twice"));
                     }
+                    self.option_lines.insert(key.name, line.number);
                 }
                 _ => return Err(unknown(word, &names())),
             },

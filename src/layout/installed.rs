@@ -130,7 +130,7 @@ pub fn parse(text: &str, path: &Path) -> Result<Layout> {
 }
 
 fn layout(text: &str) -> Result<Layout, Misfit> {
-    let Document { name, uuid, options, addresses, attaches, gateways, srs } = Document::parse(text)?;
+    let Document { name, uuid, options, addresses, attaches, gateways, srs, .. } = Document::parse(text)?;
     let uuid = uuid.ok_or_else(|| Misfit::at(0, "it has no line `uuid: UUID`"))?;
     let mut layout = Layout {
         name,

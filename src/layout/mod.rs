@@ -9,14 +9,27 @@
 //! | here | the values: a layout, its slots and what stands beside them |
 //! | [`document`], [`fold`], [`text`] | the form of models and installed layouts, read and written; ranges folded |
 //! | [`keys`] | the keys that concern a layout as a whole: their types, and what a change of each means |
+//! | [`model`], [`matching`], [`coherency`], [`support`] | what an operator writes, and the layout that it gives with the media that there are |
+//! | [`compare`], [`steps`] | what differs between two layouts, and the steps that change it |
+//! | [`offers`], [`planning`] | the media of this host, and a plan made of all of this |
+//! | [`config`] | a slot as a driver sees it |
 //! | [`plan`] | actions, and the steps of a plan |
 //! | [`installed`] | the files of installed layouts |
 
+pub mod coherency;
+pub mod compare;
+pub mod config;
 pub mod document;
 pub mod fold;
 pub mod installed;
 pub mod keys;
+pub mod matching;
+pub mod model;
+pub mod offers;
 pub mod plan;
+pub mod planning;
+pub mod steps;
+pub mod support;
 pub mod text;
 
 use std::fmt;

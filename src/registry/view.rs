@@ -1,6 +1,6 @@
 //! The devices that a backend offers, with state and owner.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::backend::Backend;
@@ -161,37 +161,36 @@ impl Host {
         }
     }
 
-    /// The candidates of an inventory, those of this host with what it knows of them.
-    fn inventory(&self, candidates: Vec<Candidate>) -> Vec<Row> {
-        let by_number: BTreeMap<u64, &Facts> = self.facts.iter().map(|facts| (facts.number, facts)).collect();
-        let one = |candidate: Candidate| {
-            let text = |key: &str| candidate.get(key).unwrap_or_default().to_owned();
-            let is_here = candidate.class == Class::Lvm && candidate.host == self.name;
-            let number = if is_here { blockdev::number(Path::new(&candidate.dev)) } else { None };
-            let known = number.and_then(|number| by_number.get(&number)).map(|facts| self.row(facts));
-            match known {
-                Some(row) => Row { dev: candidate.dev.clone(), tag: text("tag"), ..row },
-                None => Row {
-                    class: candidate.class,
-                    host: candidate.host.clone(),
-                    dev: candidate.dev.clone(),
-                    size: candidate.size,
-                    state: is_here.then_some(State::Missing),
-                    owner: self.claims.of(&text("identity")).map(Claim::owner).unwrap_or_default(),
-                    identity: text("identity"),
-                    wwid: text("wwid"),
-                    serial: text("serial"),
-                    model: text("model"),
-                    tag: text("tag"),
-                    block: None,
-                    rotational: None,
-                    slot: None,
-                },
-            }
-        };
-        let mut rows: Vec<Row> = candidates.into_iter().map(one).collect();
-        sort(&mut rows);
-        rows
+    /// A candidate of an inventory; one of this host with what the host knows of it.
+    pub fn of_inventory(&self, candidate: &Candidate) -> Row {
+        let text = |key: &str| candidate.get(key).unwrap_or_default().to_owned();
+        let is_here = candidate.class == Class::Lvm && candidate.host == self.name;
+        let number = if is_here { blockdev::number(Path::new(&candidate.dev)) } else { None };
+        let known = number.and_then(|number| self.facts.iter().find(|facts| facts.number == number));
+        match known.map(|facts| self.row(facts)) {
+            Some(row) => Row { dev: candidate.dev.clone(), tag: text("tag"), ..row },
+            None => Row {
+                class: candidate.class,
+                host: candidate.host.clone(),
+                dev: candidate.dev.clone(),
+                size: candidate.size,
+                state: is_here.then_some(State::Missing),
+                owner: self.claims.of(&text("identity")).map(Claim::owner).unwrap_or_default(),
+                identity: text("identity"),
+                wwid: text("wwid"),
+                serial: text("serial"),
+                model: text("model"),
+                tag: text("tag"),
+                block: None,
+                rotational: None,
+                slot: None,
+            },
+        }
+    }
+
+    /// The claims of the host.
+    pub fn claims(&self) -> &Claims {
+        &self.claims
     }
 }
 
@@ -205,7 +204,10 @@ pub fn rows(backend: &Backend, settings: &Settings, size: fn(&str) -> Result<u64
         Backend::Scan => Ok(Host::look(settings)?.rows()),
         Backend::File(_) | Backend::Exec { .. } => {
             let candidates = backend.inventory(&host_name(), size)?;
-            Ok(Host::look(settings)?.inventory(candidates))
+            let host = Host::look(settings)?;
+            let mut rows: Vec<Row> = candidates.iter().map(|candidate| host.of_inventory(candidate)).collect();
+            sort(&mut rows);
+            Ok(rows)
         }
     }
 }
@@ -278,8 +280,9 @@ mod tests {
     fn an_inventory_tells_nothing_of_the_media_of_other_hosts() {
         let inventory = "lvm: host=node2 dev=/dev/sdx tag=a\nlvm: host=node1 dev=/nowhere\nnfs: host=filer dev=/e\n";
         let candidates = super::super::candidate::parse(inventory, |_| Ok(0)).unwrap();
-        let rows = host(vec![disk("sda")], &[]).inventory(candidates);
+        let host = host(vec![disk("sda")], &[]);
+        let rows: Vec<Row> = candidates.iter().map(|candidate| host.of_inventory(candidate)).collect();
         let states: Vec<_> = rows.iter().map(|row| (row.dev.as_str(), row.state.clone())).collect();
-        assert_eq!(states, [("/nowhere", Some(State::Missing)), ("/dev/sdx", None), ("/e", None)]);
+        assert_eq!(states, [("/dev/sdx", None), ("/nowhere", Some(State::Missing)), ("/e", None)]);
     }
 }

@@ -1,0 +1,121 @@
+//! A plan made of a model, the layout that is installed, and what this host has.
+
+use std::time::{Duration, Instant};
+
+use super::compare::compare;
+use super::matching::{self, Around};
+use super::model::Model;
+use super::offers::{self, Media};
+use super::plan::{Plan, VERSION, digest};
+use super::{Layout, LayoutName, installed, steps, support};
+use crate::error::{Error, Result};
+use crate::registry::backend::Backend;
+use crate::registry::settings::Settings;
+use crate::registry::view::Host;
+use crate::sys::lock::{self, Kind, Lock};
+use crate::types::LayoutUuid;
+
+/// How long a layout may be locked by others.
+const WAIT: Duration = Duration::from_secs(30);
+
+/// The state that a plan is made of, and that it fits as long as it is the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// [`digest`] of the text of the installed layout; empty if none is installed.
+    pub digest: String,
+    /// The generation of the claims.
+    pub generation: u64,
+    /// [`digest`] of the media and their states.
+    pub inventory: String,
+}
+
+impl Base {
+    /// The state now.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] for an installed layout or claims that cannot be read; [`Error::Io`].
+    pub fn now(name: &LayoutName, host: &Host) -> Result<Base> {
+        let text = installed::read(name)?;
+        Ok(Base {
+            digest: text.as_deref().map(digest).unwrap_or_default(),
+            generation: host.claims().generation,
+            inventory: offers::digest(host),
+        })
+    }
+
+    /// Refuses a plan that was made of another state.
+    ///
+    /// # Errors
+    /// [`Error::StalePlan`] with what has changed.
+    pub fn fits(&self, plan: &Plan) -> Result<()> {
+        let why = if self.digest != plan.base_digest {
+            "the installed layout is another"
+        } else if self.generation != plan.registry_generation {
+            "the claims have changed"
+        } else if self.inventory != plan.inventory_digest {
+            "the devices of this host have changed"
+        } else {
+            return Ok(());
+        };
+        Err(Error::StalePlan { layout: plan.layout.clone(), why: why.to_owned() })
+    }
+}
+
+/// A plan, with the two layouts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    pub plan: Plan,
+    pub old: Option<Layout>,
+    pub new: Layout,
+}
+
+/// Locks a layout against changes, or against all others, for at most 30 s.
+///
+/// # Errors
+/// [`Error::LayoutLocked`] with the process that has it; [`Error::Io`].
+pub fn lock(name: &LayoutName, kind: Kind) -> Result<Lock> {
+    lock::take("layout", name.as_str(), kind, Instant::now() + WAIT).map_err(|refused| {
+        refused.or_timed_out(|holder| Error::LayoutLocked { layout: name.to_string(), holder: holder.to_owned() })
+    })
+}
+
+/// Makes a plan. The caller holds the lock of the layout. `size`: reads a size in bytes.
+///
+/// # Errors
+/// Those of the model, of matching and of the comparison; those of what the host cannot tell.
+pub fn plan(model: &Model, settings: &Settings, size: fn(&str) -> Result<u64>) -> Result<Planned> {
+    let backend = Backend::selected(settings)?;
+    let host = Host::look(settings)?;
+    let base = Base::now(&model.name, &host)?;
+    let old = installed::load(&model.name)?;
+    let uuid = uuid(model, old.as_ref(), &host);
+    let media = Media { host: &host, backend: &backend, name: &model.name, uuid, installed: old.as_ref() };
+    let around = Around {
+        installed: old.as_ref(),
+        uuid,
+        reading: &|class| offers::reading(&backend, class),
+        standing: &|offer| media.unseen(offer),
+    };
+    let matched = matching::matched(model, &media.offers(model, size)?, &around)?;
+    support::check(model, &matched, &host.name)?;
+    let changes = compare(old.as_ref(), &matched.layout, &matched.adoptable)?;
+    let target = installed::text_of(&matched.layout)?;
+    let plan = Plan {
+        version: VERSION,
+        layout: model.name.to_string(),
+        base_digest: base.digest,
+        registry_generation: base.generation,
+        inventory_digest: base.inventory,
+        actions: changes.actions(),
+        steps: steps::steps(&changes, old.as_ref(), &matched.layout, &host.name),
+        target,
+    };
+    Ok(Planned { plan, old, new: matched.layout })
+}
+
+/// The UUID of a layout: the one that the model says, that is installed, or that the layout had before it was removed.
+fn uuid(model: &Model, old: Option<&Layout>, host: &Host) -> LayoutUuid {
+    let record = host.claims().layouts.get(model.name.as_str()).and_then(|record| record.uuid.parse().ok());
+    let known = model.uuid.or(old.map(|old| old.uuid)).or(record);
+    known.unwrap_or_else(LayoutUuid::random)
+}
