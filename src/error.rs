@@ -121,9 +121,6 @@ pub enum Error {
     /// A change of a layout that cannot be made in place.
     #[error("layout {layout} cannot be changed so: {what}")]
     Frozen { layout: String, what: String },
-    /// The wait for another change of a layout ended.
-    #[error("layout {layout} is locked: {holder} works on it; repeat the call")]
-    LayoutLocked { layout: String, holder: String },
     /// A plan that was made of another state than there is now.
     #[error("the plan for layout {layout} does not fit any more: {why}; make a new one by sm plan")]
     StalePlan { layout: String, why: String },
@@ -140,7 +137,7 @@ pub enum Error {
     #[error("no backend is called {}; there are {}", Quoted(name), known.join(", "))]
     NoBackend { name: String, known: Vec<String> },
 
-    /// Another call has the set of disks, or its place in a store. `remedy`: a clause, or nothing.
+    /// Another call has the layout, the set of disks, or its place in a store. `remedy`: a clause, or nothing.
     #[error("{what} is locked by {holder}{remedy}")]
     Locked { what: String, holder: String, remedy: String },
     /// A set that has no such export in the stores where it was looked for.

@@ -199,10 +199,16 @@ fn lvm() {
     bounded("lvm");
 }
 
+#[test]
+fn model() {
+    bounded("model");
+}
+
 /// Seeds that are refused at once teach nothing.
 #[test]
 fn seeds_are_sound() {
-    use xcp_sm::door::{sexp, xmlrpc};
+    use xcp_sm::door::{sexp, size, xmlrpc};
+    use xcp_sm::layout::{installed, model::Model};
     use xcp_sm::sys::lvm;
     let seeds = |name: &str| (TARGETS.iter().find(|target| target.name == name).unwrap().seeds)();
     let text = |seed: &[u8]| String::from_utf8(seed.to_vec()).unwrap();
@@ -217,5 +223,11 @@ fn seeds_are_sound() {
             driver.sr_type
         );
     }
+    let is_layout = |s: &[u8]| installed::parse(&text(s), Path::new("x")).is_ok();
+    let is_model = |s: &[u8]| Model::parse(&text(s), Path::new("x"), size::parse).is_ok();
+    assert_eq!(
+        seeds("model").iter().map(|s| (is_model(s), is_layout(s))).collect::<Vec<_>>(),
+        [(true, false), (false, true)]
+    );
     targets::sound_images();
 }

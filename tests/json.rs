@@ -170,6 +170,34 @@ fn a_line_of_the_list_has_every_key_at_all_times() {
 }
 
 #[test]
+fn a_plan_and_a_layout_have_every_key_at_all_times() {
+    let json = Json::new();
+    let layouts = json.0.root.path().join("run/layouts");
+    fs::create_dir_all(&layouts).unwrap();
+    let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
+    let dir = json.0.root.path().join("layout");
+    let model = format!("layout: r\nfile: host={host} dev={}\nfile: host=x dev=/x mode=external\n", dir.display());
+    fs::write(layouts.join("r.model"), model).unwrap();
+    let answer = |words: &[&str]| -> Value {
+        serde_json::from_str(&json.0.bare([words, &["--format", "json"]].concat()).done()).unwrap()
+    };
+    let file = json.0.root.path().join("plan.json");
+    let plan = answer(&["plan", "-m", "r", "-o", file.to_str().unwrap()]);
+    complies(&plan, "Plan");
+    plan["steps"].as_array().unwrap().iter().for_each(|step| complies(step, "Step of a plan"));
+    let written: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    assert_eq!(written["steps"], plan["steps"]);
+    fs::write(layouts.join("r.layout"), written["target"].as_str().unwrap()).unwrap();
+    assert_eq!(answer(&["layout", "list"])["layouts"], serde_json::json!(["r"]));
+    let layout = answer(&["layout", "info", "r"]);
+    complies(&layout, "Layout");
+    let slots = layout["slots"].as_array().unwrap();
+    slots.iter().for_each(|slot| complies(slot, "Slot of a layout"));
+    assert_eq!((&slots[0]["state"], &slots[1]["state"]), (&"missing".into(), &Value::Null), "{layout}");
+    assert_eq!(answer(&["layout", "show", "r"])["text"], written["target"]);
+}
+
+#[test]
 fn what_is_made_and_what_would_be_done_is_told() {
     let json = Json::new();
     let made = json.answer(&["vdi_create", SR, "1M", "--label", "x"]);

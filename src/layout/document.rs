@@ -122,7 +122,7 @@ impl Document {
             }
         }
         let name = name.ok_or_else(|| Misfit::at(0, "it has no line `layout: NAME`"))?;
-        let Lines { uuid, options, option_lines, addresses, attaches, gateways, srs } = found;
+        let Lines { uuid, options, option_lines, addresses, attaches, gateways, srs, .. } = found;
         Ok(Document { name, uuid, options, option_lines, addresses, attaches, gateways, srs })
     }
 }
@@ -136,11 +136,21 @@ struct Lines {
     attaches: Vec<(usize, Attach)>,
     gateways: Vec<(usize, Gateway)>,
     srs: Vec<(usize, Class, Fields)>,
+    /// The line of each address, attach line and gateway.
+    seen: BTreeMap<(&'static str, [String; 3]), usize>,
 }
 
 impl Lines {
     fn count(&self) -> usize {
         self.addresses.len() + self.attaches.len() + self.gateways.len() + self.srs.len()
+    }
+
+    /// Refuses a line for what a line before is for.
+    fn once(&mut self, key: &'static str, of: [&str; 3], line: usize) -> Result<(), String> {
+        match self.seen.insert((key, of.map(str::to_owned)), line) {
+            None => Ok(()),
+            Some(at) => Err(format!("line {at} says this already, of {}", of.join(" ").trim_end())),
+        }
     }
 
     fn add(&mut self, line: &line::Line) -> Result<(), String> {
@@ -154,24 +164,23 @@ impl Lines {
             }
             "addr" => {
                 for fields in list()? {
-                    add(&mut self.addresses, line.number, address(fields)?)?;
+                    let it = address(fields)?;
+                    self.once("addr", [&it.host, &it.address, ""], line.number)?;
+                    self.addresses.push((line.number, it));
                 }
             }
             "attach" => {
                 for fields in list()? {
-                    let attach = attach(fields)?;
-                    let is_same = |it: &(usize, Attach)| {
-                        (&it.1.host, it.1.class, &it.1.path) == (&attach.host, attach.class, &attach.path)
-                    };
-                    if let Some((at, _)) = self.attaches.iter().find(|it| is_same(it)) {
-                        return Err(format!("line {at} attaches this class on this host at this path already"));
-                    }
-                    self.attaches.push((line.number, attach));
+                    let it = attach(fields)?;
+                    self.once("attach", [&it.host, it.class.word(), &it.path], line.number)?;
+                    self.attaches.push((line.number, it));
                 }
             }
             "gateway" => {
                 for fields in list()? {
-                    add(&mut self.gateways, line.number, gateway(fields)?)?;
+                    let it = gateway(fields)?;
+                    self.once("gateway", [&it.host, "", ""], line.number)?;
+                    self.gateways.push((line.number, it));
                 }
             }
             word => match (word.parse::<Class>(), keys::find(word)) {
@@ -188,14 +197,6 @@ impl Lines {
         }
         Ok(())
     }
-}
-
-fn add<T: PartialEq>(to: &mut Vec<(usize, T)>, line: usize, value: T) -> Result<(), String> {
-    if let Some((at, _)) = to.iter().find(|(_, known)| *known == value) {
-        return Err(format!("line {at} says this already"));
-    }
-    to.push((line, value));
-    Ok(())
 }
 
 /// The name of a host.
@@ -280,7 +281,11 @@ mod tests {
             ("layout: a\nattach: host=a class=tape", 2, "no class"),
             ("layout: a\nattach: host=a", 2, "class= is missing"),
             ("layout: a\nattach: host=a class=nfs path=x", 2, "no absolute path"),
-            ("layout: a\nattach: host=a class=nfs\nattach: host=a class=nfs options=ro", 3, "line 2 attaches"),
+            (
+                "layout: a\nattach: host=a class=nfs\nattach: host=a class=nfs options=ro",
+                3,
+                "line 2 says this already, of a nfs",
+            ),
             ("layout: a\nattach: host=a class=nfs colour=red", 2, "there is no key \"colour\""),
             ("layout: a\ngateway: host=a", 2, "fabric= is missing"),
             ("layout: a\nlimit: many", 2, "limit: \"many\" is no whole number"),

@@ -215,7 +215,7 @@ pub fn mode(text: &str) -> Result<Mode, String> {
 /// # Errors
 /// A clause that says what is wrong.
 pub fn active(text: &str) -> Result<Active, String> {
-    let known = Active::WORDS.iter().find(|(word, _)| *word == text).map(|(_, active)| *active);
+    let known = Active::ALL.into_iter().find(|active| active.word() == text);
     match (known, text.is_empty()) {
         (Some(active), _) => Ok(active),
         (None, true) => Ok(Active::Yes),

@@ -76,6 +76,12 @@ struct Found<'m> {
     adoptable: bool,
 }
 
+impl<'m> Found<'m> {
+    fn of(line: &'m SrLine, offers: Vec<Offer>) -> Found<'m> {
+        Found { line, offers, index: None, adoptable: false }
+    }
+}
+
 /// Makes a layout.
 ///
 /// # Errors
@@ -83,6 +89,7 @@ struct Found<'m> {
 /// go together; each with its line.
 pub fn matched(model: &Model, offers: &[Offer], around: &Around) -> Result<Matched> {
     let mut pool = offers.to_vec();
+    let mut unseen = BTreeMap::new();
     pool.sort_by_cached_key(|it| (it.candidate.host.clone(), it.identity.clone(), it.candidate.dev.clone()));
     let mut slots = Vec::new();
     let mut lines = BTreeMap::new();
@@ -92,7 +99,11 @@ pub fn matched(model: &Model, offers: &[Offer], around: &Around) -> Result<Match
         let explicit = explicit(model, &of_class)?;
         let mut found = Vec::new();
         for line in of_class {
-            found.extend(taken(model, line, &mut pool, around)?);
+            found.extend(match (line.mode, (around.reading)(class)) {
+                (Mode::External, _) => vec![Found::of(line, vec![said(model, line)?])],
+                (_, Reading::Unseen) => vec![Found::of(line, vec![once(model, line, &mut unseen, around)?])],
+                (_, reading) => taken(model, line, reading, &mut pool, around)?,
+            });
         }
         give_indexes(model, class, &mut found, explicit, around.installed)?;
         for it in found {
@@ -142,27 +153,26 @@ fn explicit(model: &Model, lines: &[&SrLine]) -> Result<BTreeMap<u16, usize>> {
     Ok(found)
 }
 
-/// Takes the media of a line out of the pool.
-fn taken<'m>(model: &Model, line: &'m SrLine, pool: &mut Vec<Offer>, around: &Around) -> Result<Vec<Found<'m>>> {
-    let one = |offers: Vec<Offer>| Found { line, offers, index: None, adoptable: false };
-    let reading = (around.reading)(line.class);
-    if line.mode == Mode::External || reading == Reading::Unseen {
-        let offer = unseen(model, line)?;
-        if line.mode == Mode::External {
-            return Ok(vec![one(vec![offer])]);
-        }
-        let standing = (around.standing)(&offer)?;
-        if let Standing::Taken(why) = &standing {
-            return Err(no_match(model, line, format!("{} is {why}", offer.candidate.dev)));
-        }
-        if pool.iter().any(|known| known.identity == offer.identity && known.candidate.class == line.class) {
-            return Err(no_match(model, line, format!("a line before has {} already", offer.candidate.dev)));
-        }
-        let offer = Offer { standing, ..offer };
-        // It is in the pool from now on, and taken.
-        pool.push(Offer { standing: Standing::Taken("of another line".to_owned()), ..offer.clone() });
-        return Ok(vec![one(vec![offer])]);
+/// The medium that a line says itself, which no line before has and nobody else. `unseen`: those of the lines before, by identity.
+fn once(model: &Model, line: &SrLine, unseen: &mut BTreeMap<String, usize>, around: &Around) -> Result<Offer> {
+    let offer = said(model, line)?;
+    if let Some(other) = unseen.insert(offer.identity.clone(), line.line) {
+        return Err(no_match(model, line, format!("line {other} has {} already", offer.candidate.dev)));
     }
+    match (around.standing)(&offer)? {
+        Standing::Taken(why) => Err(no_match(model, line, format!("{} is {why}", offer.candidate.dev))),
+        standing => Ok(Offer { standing, ..offer }),
+    }
+}
+
+/// Takes the media of a line out of the pool.
+fn taken<'m>(
+    model: &Model,
+    line: &'m SrLine,
+    reading: Reading,
+    pool: &mut Vec<Offer>,
+    around: &Around,
+) -> Result<Vec<Found<'m>>> {
     let wanted = Wanted::of(model, line, reading)?;
     let (mut fit, mut left) = (Vec::new(), Vec::new());
     for mut offer in std::mem::take(pool) {
@@ -187,7 +197,10 @@ fn taken<'m>(model: &Model, line: &'m SrLine, pool: &mut Vec<Offer>, around: &Ar
             format!("{:?} has characters in its name that no line can have", odd.names[0]),
         ));
     }
-    Ok(if line.spans_all { vec![one(fit)] } else { fit.into_iter().map(|offer| one(vec![offer])).collect() })
+    Ok(match line.spans_all {
+        true => vec![Found::of(line, fit)],
+        false => fit.into_iter().map(|offer| Found::of(line, vec![offer])).collect(),
+    })
 }
 
 fn no_match(model: &Model, line: &SrLine, what: String) -> Error {
@@ -195,7 +208,7 @@ fn no_match(model: &Model, line: &SrLine, what: String) -> Error {
 }
 
 /// The medium that a line says itself.
-fn unseen(model: &Model, line: &SrLine) -> Result<Offer> {
+fn said(model: &Model, line: &SrLine) -> Result<Offer> {
     let bad = |what: String| model.bad(line.line, what);
     let text = |key: &str| line.wanted.get(key).cloned().unwrap_or_default();
     let host = document::host(&text("host")).map_err(bad)?;
@@ -351,29 +364,29 @@ fn give_indexes(
     explicit: BTreeMap<u16, usize>,
     installed: Option<&Layout>,
 ) -> Result<()> {
-    let installed: Vec<&Slot> =
-        installed.map_or(&[][..], |it| &it.slots).iter().filter(|it| it.id.class == class).collect();
-    let had: Vec<Option<u16>> = found.iter().map(|it| index_had(it, &installed)).collect();
+    let installed = installed.into_iter().flat_map(|it| &it.slots).filter(|it| it.id.class == class);
+    let installed: Vec<&Slot> = installed.collect();
+    let of_medium = installed.iter().flat_map(|slot| slot.media.iter().map(|it| (it.identity.as_str(), slot.id.index)));
+    let of_medium: BTreeMap<&str, u16> = of_medium.collect();
+    let had: Vec<Option<u16>> = found.iter().map(|it| index_had(it, &of_medium)).collect();
     let bad = |line: usize, what: String| Error::BadIndex { path: model.path.clone(), line, what };
     let mut used: BTreeMap<u16, usize> = explicit.clone();
     // An index that a line says goes to the medium that has it already, else to the first that has none.
+    let mut of_line: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+    for (at, it) in found.iter().enumerate() {
+        it.line.index.into_iter().for_each(|index| of_line.entry(index).or_default().push(at));
+    }
     for (index, line) in &explicit {
-        let of_line: Vec<usize> = (0..found.len())
-            .filter(|at| found[*at].line.line == *line && found[*at].line.index == Some((*index).into()))
-            .collect();
-        let choice = of_line
-            .iter()
-            .find(|at| had[**at] == Some(*index))
-            .or_else(|| of_line.iter().find(|at| had[**at].is_none()));
-        match (choice, of_line.first()) {
+        let of_line = of_line.get(&u64::from(*index)).map_or(&[][..], Vec::as_slice);
+        let has_it = of_line.iter().find(|at| had[**at] == Some(*index));
+        match (has_it.or_else(|| of_line.iter().find(|at| had[**at].is_none())), of_line.first()) {
             (Some(at), _) => found[*at].index = Some(*index),
             (None, Some(at)) => {
                 let dev = &found[*at].offers[0].names[0];
                 let kept = had[*at].unwrap_or_default();
-                return Err(bad(
-                    *line,
-                    format!("{dev} is {class}/{kept} already and keeps that index; it cannot be {class}/{index}"),
-                ));
+                let what =
+                    format!("{dev} is {class}/{kept} already and keeps that index; it cannot be {class}/{index}");
+                return Err(bad(*line, what));
             }
             (None, None) => {}
         }
@@ -405,17 +418,14 @@ fn give_indexes(
     Ok(())
 }
 
-/// The index that the media of a slot have already.
-fn index_had(found: &Found, installed: &[&Slot]) -> Option<u16> {
-    let of_installed = |offer: &Offer| {
-        let is_it = |slot: &&&Slot| slot.media.iter().any(|medium| medium.identity == offer.identity);
-        installed.iter().find(is_it).map(|slot| slot.id.index)
-    };
+/// The index that the media of a slot have already. `installed`: the indexes of those of the installed layout.
+fn index_had(found: &Found, installed: &BTreeMap<&str, u16>) -> Option<u16> {
     let recorded = |offer: &Offer| match offer.standing {
         Standing::Adoptable(id) | Standing::Ours(id) => Some(id.index),
         Standing::Free | Standing::Taken(_) => None,
     };
-    found.offers.iter().find_map(of_installed).or_else(|| found.offers.iter().find_map(recorded))
+    let of_installed = found.offers.iter().find_map(|offer| installed.get(offer.identity.as_str()).copied());
+    of_installed.or_else(|| found.offers.iter().find_map(recorded))
 }
 
 fn slot(id: SlotId, found: Found, around: &Around) -> Slot {

@@ -137,8 +137,16 @@ pub enum Active {
 }
 
 impl Active {
-    pub const WORDS: [(&'static str, Active); 4] =
-        [("yes", Active::Yes), ("no", Active::No), ("nocreate", Active::NoCreate), ("manual", Active::Manual)];
+    pub const ALL: [Active; 4] = [Active::Yes, Active::No, Active::NoCreate, Active::Manual];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Active::Yes => "yes",
+            Active::No => "no",
+            Active::NoCreate => "nocreate",
+            Active::Manual => "manual",
+        }
+    }
 
     /// Whether the layout brings the SR up.
     pub fn is_up(self) -> bool {
@@ -236,7 +244,7 @@ pub struct Layout {
 
 impl Layout {
     pub fn slot(&self, id: SlotId) -> Option<&Slot> {
-        self.slots.iter().find(|slot| slot.id == id)
+        self.slots.binary_search_by_key(&id, |slot| slot.id).ok().map(|at| &self.slots[at])
     }
 
     /// The name by which the host knows the SR of a slot.

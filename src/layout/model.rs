@@ -159,7 +159,7 @@ pub mod tests {
     use proptest::prelude::*;
 
     /// Reads a model whose sizes are in bytes.
-    pub fn read(text: &str) -> Result<Model> {
+    pub(in crate::layout) fn read(text: &str) -> Result<Model> {
         let size = |text: &str| text.parse().map_err(|_| Error::Usage(format!("{text} is no size")));
         Model::parse(text, Path::new("/m.model"), size)
     }

@@ -72,10 +72,14 @@ pub struct Planned {
 /// Locks a layout against changes, or against all others, for at most 30 s.
 ///
 /// # Errors
-/// [`Error::LayoutLocked`] with the process that has it; [`Error::Io`].
+/// [`Error::Locked`] with the process that has it; [`Error::Io`].
 pub fn lock(name: &LayoutName, kind: Kind) -> Result<Lock> {
     lock::take("layout", name.as_str(), kind, Instant::now() + WAIT).map_err(|refused| {
-        refused.or_timed_out(|holder| Error::LayoutLocked { layout: name.to_string(), holder: holder.to_owned() })
+        refused.or_timed_out(|holder| Error::Locked {
+            what: format!("layout {name}"),
+            holder: holder.to_owned(),
+            remedy: "; repeat the call".to_owned(),
+        })
     })
 }
 

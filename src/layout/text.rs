@@ -63,7 +63,6 @@ fn of_slot(layout: &Layout, slot: &Slot) -> String {
     } else {
         listed(|medium| medium.size.map(|size| format!("{size}B")).unwrap_or_default())
     };
-    let active = Active::WORDS.iter().find(|(_, it)| *it == slot.active).map_or("", |(word, _)| *word);
     line(&[
         ("index", &index),
         ("host", &slot.host),
@@ -73,7 +72,7 @@ fn of_slot(layout: &Layout, slot: &Slot) -> String {
         ("size", &sizes),
         ("uuid", &uuid),
         ("mode", if slot.mode == Mode::External { "external" } else { "" }),
-        ("active", if slot.active == Active::Yes { "" } else { active }),
+        ("active", if slot.active == Active::Yes { "" } else { slot.active.word() }),
         ("publish", if slot.publish { "yes" } else { "" }),
         ("tag", &slot.tag),
         ("group", &slot.group),

@@ -105,7 +105,8 @@ pub fn fields(text: &str) -> Result<Vec<Field>, String> {
     let mut found: Vec<Field> = Vec::new();
     let mut rest = text.trim_start();
     while !rest.is_empty() {
-        let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(rest.len());
+        // Keys of device_config have '-' too.
+        let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || "_-".contains(c))).unwrap_or(rest.len());
         let (key, after) = rest.split_at(end);
         let relations = [("=", Relation::Is), (">=", Relation::AtLeast), ("<=", Relation::AtMost)];
         let relation = relations.iter().find_map(|(sign, relation)| Some((after.strip_prefix(sign)?, *relation)));
@@ -236,9 +237,9 @@ mod tests {
 
     #[test]
     fn fields_are_quoted_and_compared() {
-        let found = fields(" host=node1 size>=100G  tag=\"a b\"c size<=1T x=\"\"").unwrap();
+        let found = fields(" host=node1 a-b=c size>=100G  tag=\"a b\"c size<=1T x=\"\"").unwrap();
         let shown: Vec<String> = found.iter().map(|it| format!("{}{}{}", it.key, it.relation, it.value)).collect();
-        assert_eq!(shown, ["host=node1", "size>=100G", "tag=a bc", "size<=1T", "x="]);
+        assert_eq!(shown, ["host=node1", "a-b=c", "size>=100G", "tag=a bc", "size<=1T", "x="]);
         assert_eq!(fields(&written(&found)).unwrap(), found);
         for bad in ["host", "=x", "a=1 a=2", "a=\"b", "a>1", "a=1 b"] {
             assert!(fields(bad).is_err(), "{bad}");

@@ -18,9 +18,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use xcp_sm::door::{sexp, xmlrpc};
+use xcp_sm::door::{sexp, size, xmlrpc};
 use xcp_sm::image::vhd::{self, NewImage, ParentLink};
 use xcp_sm::image::{qcow2, storage::Storage};
+use xcp_sm::layout::{installed, model::Model};
 use xcp_sm::sr::{DRIVERS, file};
 use xcp_sm::sys::lvm;
 use xcp_sm::types::{DeviceConfig, Mode};
@@ -141,6 +142,16 @@ pub const TARGETS: &[Target] = &[
             "null",
         ],
         bounded: 5000,
+    },
+    Target {
+        name: "model",
+        run: model,
+        seeds: model_seeds,
+        words: &[
+            "layout: ", "uuid: ", "lvm: ", "file: ", "nfs: ", "addr: ", "attach: ", "host=", "dev=", "index=",
+            "size>=", "span=all", "[0-9]", "[00-99]", "[", "]", "\"", ",", "#", "\n", "%2c", "$index", "(a*)*",
+        ],
+        bounded: 3000,
     },
 ];
 
@@ -441,6 +452,27 @@ fn dconf_seeds() -> Vec<Vec<u8>> {
         "((location . \"//server/share\") (type . \"cifs\") (username . \"a\") (cifspassword . \"b\\x41;\"))",
     ];
     (0..DRIVERS.len()).flat_map(|driver| forms.map(|form| [&[driver as u8], form.as_bytes()].concat())).collect()
+}
+
+// ==== Models and installed layouts
+
+/// A layout that is read is written as a text that is read as the same layout, or refused.
+pub fn model(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let _ = Model::parse(&text, Path::new("x.model"), size::parse);
+    if let Ok(layout) = installed::parse(&text, Path::new("x.layout")) {
+        let _ = installed::text_of(&layout);
+    }
+}
+
+fn model_seeds() -> Vec<Vec<u8>> {
+    let model = "layout: rack1 # x\ndescription: a b\naddr: host=f[1-2] addr=10.0.0.[11-12]\nlvm_format: allocation=thin\n\
+                 lvm: host=node1 dev=/dev/disk/by-id/wwn-.* size>=100G span=all index=0 tag=\"a b\"\nfile: host=node1 dev=/srv/sr[00-02]\n\
+                 nfs: host=f1 dev=/e[0-3] index=[4-7] active=no\nattach: host=node1 class=nfs options=ro\ngateway: host=node1 fabric=iscsi\n";
+    let layout = "layout: rack1\nuuid: 87b8646b-b800-9500-cb7b-af3b74e02f5c\nattach_path: /mnt/$layout\n\
+                  lvm: index=0 host=node1 dev=/dev/a,/dev/b identity=wwid:a,wwid:%2cb size=1B,2B\n\
+                  file: index=[0-3] host=node1 dev=/srv/sr[0-3] identity=file:/srv/sr[0-3]\n";
+    [model, layout].map(|text| text.as_bytes().to_vec()).to_vec()
 }
 
 // ==== Records beside the disks of a file SR

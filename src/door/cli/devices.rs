@@ -1,8 +1,9 @@
-//! The work of the commands `sm devices` and `sm backends`.
+//! The work of the commands `sm devices` and `sm backends`; those of `sm layout` and `sm plan` are in [`layouts`].
 
 use std::time::Instant;
 
 use super::grammar::{DevicesCommand, Group, ListArgs, OwnerArgs};
+use super::layouts;
 use super::shown::{COLUMNS, OF_INVENTORY, Reply, USUAL};
 use crate::call::Session;
 use crate::context::{Context, DEFAULT_WAIT};
@@ -32,6 +33,8 @@ pub fn carry_out(group: &Group) -> Result<Reply> {
             Ok(Reply::Backends(backend::all(&settings)))
         }
         Group::Backup { .. } => unreachable!("this command is carried out elsewhere"),
+        Group::Layout { command } => layouts::layout(command),
+        Group::Plan(args) => layouts::plan(&settings, args),
         Group::Devices { list: args, command } => match command {
             None => list(&settings, args),
             Some(DevicesCommand::List(args)) => list(&settings, args),

@@ -35,6 +35,46 @@ pub enum Group {
         #[command(subcommand)]
         command: BackupCommand,
     },
+    /// Show the layouts that are installed: the storage of this host as it was applied last.
+    #[command(disable_help_subcommand = true)]
+    Layout {
+        #[command(subcommand)]
+        command: LayoutCommand,
+    },
+    /// Compare a model of this host's storage with the installed layout, and print the steps that make the difference. Nothing is
+    /// changed.
+    Plan(PlanArgs),
+}
+
+#[derive(Subcommand)]
+pub enum LayoutCommand {
+    /// List the names of the installed layouts.
+    List,
+    /// Print the file of an installed layout.
+    Show {
+        /// Name of the layout.
+        #[arg(value_name = "LAYOUT")]
+        layout: String,
+    },
+    /// Print the paths, options, addresses and SRs of an installed layout, with their UUIDs and states.
+    Info {
+        /// Name of the layout.
+        #[arg(value_name = "LAYOUT")]
+        layout: String,
+    },
+}
+
+#[derive(Args)]
+pub struct PlanArgs {
+    /// Model: a file, or the name of a layout whose model is /etc/sm/layouts/NAME.model.
+    #[arg(short = 'm', long, value_name = "MODEL")]
+    pub model: String,
+    /// Write the plan to this file.
+    #[arg(short = 'o', long, value_name = "FILE")]
+    pub output: Option<String>,
+    /// Exit with status 2 if there is something to do. Without this option, the status is 0 then too.
+    #[arg(long)]
+    pub detailed_exitcode: bool,
 }
 
 #[derive(Args, Default)]

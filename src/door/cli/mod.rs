@@ -1,10 +1,10 @@
-//! The commands of `sm` that are not about one SR: `devices`, `backends`, `backup`.
+//! The commands of `sm` that are not about one SR: `devices`, `backends`, `backup`, `layout`, `plan`.
 //!
 //! | file | what |
 //! |---|---|
 //! | [`grammar`] | the command lines |
-//! | [`devices`] | what each command does |
-//! | [`shown`] | the answers as tables, s-expressions and JSON |
+//! | [`devices`], [`layouts`] | what each command does |
+//! | [`shown`], [`layouts_shown`] | the answers as tables, s-expressions and JSON |
 //! | [`backup`] | the commands of `sm backup`, with their command lines and answers |
 //!
 //! A line of another command never comes here: the command line of these is built only for their lines.
@@ -12,6 +12,8 @@
 pub mod backup;
 pub mod devices;
 pub mod grammar;
+pub mod layouts;
+pub mod layouts_shown;
 pub mod shown;
 
 use std::ffi::OsString;
@@ -27,7 +29,7 @@ use crate::sys::run_dir;
 use crate::types::printable;
 
 /// The commands of this module.
-pub const GROUPS: [&str; 3] = ["devices", "backends", "backup"];
+pub const GROUPS: [&str; 5] = ["devices", "backends", "backup", "layout", "plan"];
 
 /// Whether a line is one of these commands. Options of `sm` may stand before the command.
 pub fn is_meant(args: &[OsString]) -> bool {
@@ -55,7 +57,7 @@ pub fn serve(args: Vec<OsString>) -> Answer {
                 Ok(reply) => {
                     let stderr =
                         reply.warnings().iter().map(|text| format!("warning: {}\n", printable(text))).collect();
-                    Answer { stdout: shown::write(&reply, format), stderr, status: 0 }
+                    Answer { stdout: shown::write(&reply, format), stderr, status: reply.status() }
                 }
                 Err(e) => failed(&e, Vec::new(), format),
             }
@@ -82,9 +84,15 @@ mod tests {
     #[test]
     fn the_lines_of_these_commands_are_told_from_those_of_srs() {
         let meant = |line: &str| is_meant(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
-        for line in
-            ["sm devices", "sm devices why /dev/sda", "sm --format json devices", "sm -v backends", "sm backup list"]
-        {
+        for line in [
+            "sm devices",
+            "sm devices why /dev/sda",
+            "sm --format json devices",
+            "sm -v backends",
+            "sm backup list",
+            "sm plan -m x",
+            "sm layout list",
+        ] {
             assert!(meant(line), "{line}");
         }
         for line in ["sm", "sm sr_list", "sm sr_scan devices", "sm --help", "sm --format devices sr_list"] {

@@ -3,10 +3,12 @@
 use serde::Serialize;
 
 use super::backup;
+use super::layouts_shown::{About, LayoutOf, PlanOf, table_of_layout, table_of_plan};
 use crate::door::size::human;
 use crate::door::table;
 use crate::door::v1::grammar::OutputFormat;
 use crate::door::v1::{answer, json};
+use crate::layout::planning::Planned;
 use crate::registry::backend::Known;
 use crate::registry::facts::Test;
 use crate::registry::view::Row;
@@ -34,6 +36,26 @@ pub enum Reply {
         lines: Vec<String>,
         dry_run: bool,
     },
+    /// A plan; `detailed`: the exit status says whether there is something to do.
+    Plan {
+        planned: Box<Planned>,
+        detailed: bool,
+    },
+    /// The names of the installed layouts.
+    Layouts(Vec<String>),
+    /// The text of a file.
+    Text(String),
+    Layout(Box<About>),
+}
+
+impl Reply {
+    /// The exit status of a command that succeeded.
+    pub fn status(&self) -> u8 {
+        match self {
+            Reply::Plan { planned, detailed: true } if !planned.plan.is_empty() => 2,
+            _ => 0,
+        }
+    }
 }
 
 impl Reply {
@@ -130,6 +152,10 @@ enum Body<'a> {
     Backends { backends: Vec<BackendOf<'a>> },
     Changes { changes: &'a [String], dry_run: bool },
     Backup(backup::shown::Body<'a>),
+    Plan(PlanOf<'a>),
+    Layouts { layouts: &'a [String] },
+    Text { text: &'a str },
+    Layout(LayoutOf<'a>),
 }
 
 impl<'a> Body<'a> {
@@ -156,6 +182,10 @@ impl<'a> Body<'a> {
                     .collect(),
             },
             Reply::Changes { lines, dry_run } => Body::Changes { changes: lines, dry_run: *dry_run },
+            Reply::Plan { planned, .. } => Body::Plan(planned.as_ref().into()),
+            Reply::Layouts(names) => Body::Layouts { layouts: names },
+            Reply::Text(text) => Body::Text { text },
+            Reply::Layout(about) => Body::Layout(about.as_ref().into()),
         })
     }
 }
@@ -212,6 +242,10 @@ fn table_of(reply: &Reply) -> String {
             }));
             table::aligned(&lines, &[])
         }
+        Reply::Plan { planned, .. } => table_of_plan(planned),
+        Reply::Layouts(names) => names.iter().map(|name| format!("{name}\n")).collect(),
+        Reply::Text(text) => text.lines().map(|line| format!("{}\n", printable(line))).collect(),
+        Reply::Layout(about) => table_of_layout(about),
         Reply::Changes { lines, .. } if lines.is_empty() => "nothing to change\n".to_owned(),
         Reply::Changes { lines, .. } => lines.iter().map(|line| format!("{}\n", printable(line))).collect(),
     }

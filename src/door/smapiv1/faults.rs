@@ -239,7 +239,6 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         | Error::NoMatch { .. }
         | Error::BadIndex { .. }
         | Error::Frozen { .. }
-        | Error::LayoutLocked { .. }
         | Error::StalePlan { .. }
         | Error::NeedsAllow { .. }
         | Error::PartlyApplied { .. } => general,

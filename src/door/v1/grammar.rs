@@ -38,7 +38,8 @@ Exit status 0, or a number whose name begins the one line on stderr that says wh
   16 EBUSY device in use       17 EEXIST                 19 ENODEV           22 EINVAL
   28 ENOSPC                    37 ENOLCK                 42 ENOMSG no such command
  100 ENOSR                    101 ENOVDI                102 ESRBUSY         103 EVDIBUSY
- 104 ENOBACKEND               105 EMODEL a line of a settings or inventory file
+ 104 ENOBACKEND               105 EMODEL a line of a file that a person wrote
+ 106 ENOMATCH                 107 EINDEX                108 EFROZEN
  121 EEXPORT a set of disks   122 EVERIFY an export";
 
 /// An SR driver, as an agent calls it.

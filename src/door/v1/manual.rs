@@ -117,6 +117,20 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("backup verify", &[("Read all of an export:", "sm backup verify web --deep")]),
     ("backup remove", &[("Out of all stores:", "sm backup remove web")]),
     ("backup store-init", &[("After the file system is mounted:", "sm backup store-init nas")]),
+    ("layout", &[("What was applied on this host:", "sm layout list")]),
+    ("layout list", &[("The names as JSON:", "sm layout list --format json")]),
+    ("layout show", &[("The layout as a model says it:", "sm layout show rack1")]),
+    ("layout info", &[("Which SR is where:", "sm layout info rack1")]),
+    (
+        "plan",
+        &[
+            ("What would a model change:", "sm plan -m /etc/sm/layouts/rack1.model"),
+            (
+                "Keep the plan, and say by status 2 whether it has steps:",
+                "sm plan -m rack1 -o plan.json --detailed-exitcode",
+            ),
+        ],
+    ),
 ];
 
 /// The examples of a command as `--help` shows them; `None` if it has none.
@@ -132,6 +146,7 @@ pub fn examples(verb: &str) -> Option<String> {
 /// Exit status and name of each failure, in words.
 pub const STATUSES: &[(u8, &str, &str)] = &[
     (0, "", "It is done, or nothing was to be done."),
+    (2, "", "sm plan --detailed-exitcode: there is something to do."),
     (1, "EPERM", "The driver does not support it, or not here."),
     (5, "EIO", "The storage, an image or a tool failed."),
     (7, "E2BIG", "A size, a chain or a line is too big."),
@@ -141,7 +156,7 @@ pub const STATUSES: &[(u8, &str, &str)] = &[
     (19, "ENODEV", "There is no such device or server, or the server does not answer."),
     (22, "EINVAL", "A word of the line is not valid, or a word stands for several VDIs."),
     (28, "ENOSPC", "There is not enough space."),
-    (37, "ENOLCK", "The persistent lock was refused, or another call has the set of disks."),
+    (37, "ENOLCK", "The persistent lock was refused, or another call has the set of disks or the layout."),
     (42, "ENOMSG", "There is no such command."),
     (100, "ENOSR", "There is no such SR."),
     (101, "ENOVDI", "There is no such VDI."),
@@ -149,6 +164,9 @@ pub const STATUSES: &[(u8, &str, &str)] = &[
     (103, "EVDIBUSY", "The VDI is attached or locked."),
     (104, "ENOBACKEND", "There is no such backend."),
     (105, "EMODEL", "A line of a file that a person wrote is not valid."),
+    (106, "ENOMATCH", "No medium fits a line of a model."),
+    (107, "EINDEX", "An index of a model is used twice or out of range."),
+    (108, "EFROZEN", "A layout cannot be changed so."),
     (121, "EEXPORT", "A disk of a set was not exported, or the export was not completed."),
     (122, "EVERIFY", "An export is not what its manifest says, or there is no such export."),
 ];
@@ -161,6 +179,8 @@ pub const FILES: &[(&str, &str)] = &[
     ),
     ("/etc/sm/sm.conf", "Settings of sm devices: backend=, storage_file=, min_size=."),
     ("/etc/sm/storage.conf", "The inventory of the backend file: a device a line, CLASS: host=HOST dev=PATH."),
+    ("/etc/sm/layouts/NAME.model", "Models of layouts that are called by their names."),
+    ("/var/lib/sm/layouts/NAME.layout", "Installed layouts."),
     ("/var/lib/sm/registry/claims.json", "Whose each device is. sm devices rebuild makes it anew."),
     ("/usr/lib/sm/backends", "The programs of backends."),
     ("/etc/sm/stores.conf", "The stores of sm backup, a line each: store: name=NAME path=DIRECTORY [drained=yes]."),

@@ -36,7 +36,7 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         | Error::WouldShrink { .. }
         | Error::Usage(_) => (22, "EINVAL"),
         Error::NoSpace { .. } | Error::PoolFull { .. } | Error::StoreFull { .. } => (28, "ENOSPC"),
-        Error::LockRefused { .. } | Error::Locked { .. } | Error::LayoutLocked { .. } => (37, "ENOLCK"),
+        Error::LockRefused { .. } | Error::Locked { .. } => (37, "ENOLCK"),
         Error::NoSuchCommand { .. } => (42, "ENOMSG"),
         Error::NoSr { .. } | Error::UnknownSr { .. } => (100, "ENOSR"),
         Error::NoVdi { .. } | Error::UnknownVdi { .. } => (101, "ENOVDI"),

@@ -141,7 +141,7 @@ fn each_fault_has_its_code_and_its_line() {
         ("nfs: host=f dev=/e", "EMODEL", "no address for f, check addr lines"),
         ("file: host=n dev=srv", "EMODEL", "no absolute path"),
         ("file: host=n dev=/srv/taken", "ENOMATCH", "claimed by rack2 file/0"),
-        ("file: host=n dev=/srv/a\nfile: host=n dev=/srv//a/", "ENOMATCH", "a line before has /srv/a already"),
+        ("file: host=n dev=/srv/a\nfile: host=n dev=/srv//a/", "ENOMATCH", "line 2 has /srv/a already"),
         ("file: host=n dev=/srv/a size>=1", "EMODEL", "taken as it is"),
         ("file: host=n dev=/srv/$index", "EMODEL", "nothing stands for anything else"),
         ("attach: host=n class=nfs", "EMODEL", "no SR of class nfs to attach"),
