@@ -455,6 +455,34 @@ fn a_base_that_has_two_images_is_told_and_stays() {
     }
 }
 
+/// The Python storage managers collect with journals: `coalesce_…`, `relink_…`, `leaf_…`. During the last, the image that becomes
+/// the disk is hidden and has no child.
+#[test]
+fn what_another_collector_has_begun_is_left_to_it() {
+    for prefix in ["coalesce", "relink", "leaf"] {
+        let scene = healthy(Door::Sm);
+        scene.call(["vdi_delete", SR, C]).done();
+        let base = base(&scene);
+        let journal = scene.place.join(format!("{prefix}_{A}"));
+        fs::write(&journal, "1").unwrap();
+        // As the leaf is called while the base takes its name.
+        let away = scene.place.join(format!("OLD_{A}.vhd"));
+        fs::rename(scene.place.join(format!("{A}.vhd")), &away).unwrap();
+        let digest = scene.digest();
+        for call in [&["sr_collect", SR][..], &["sr_collect", "--dry-run", SR]] {
+            let message = scene.call(call.iter().copied()).fails("ESRBUSY");
+            assert!(message.contains("left a journal"), "{message}");
+        }
+        assert!(scene.call(["sr_check", SR]).done().contains("left a journal"));
+        assert_eq!(scene.digest(), digest, "{prefix}: {base} stays");
+        // It was finished, or undone.
+        fs::rename(&away, scene.place.join(format!("{A}.vhd"))).unwrap();
+        fs::remove_file(&journal).unwrap();
+        scene.call(["sr_collect", SR]).done();
+        assert!(!scene.names().contains(&format!("{base}.vhd")), "{prefix}: {base} was not merged");
+    }
+}
+
 #[test]
 fn the_collector_goes_on_after_a_failure_and_tells_each_once() {
     let scene = healthy(Door::Sm);

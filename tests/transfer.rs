@@ -207,6 +207,38 @@ fn a_snapshot_and_its_origin_export_what_each_holds() {
     }
 }
 
+/// Such a pair is not made here; it is served where somebody put it.
+#[test]
+fn a_qcow2_above_a_raw_disk_goes_out_as_qemu_reads_it() {
+    let scene = Scene::new();
+    let tool = |tool: &str, args: &[&str]| Command::new(tool).args(args).current_dir(scene.path("sr")).assert();
+    let (parent, child) = (format!("{}.raw", vdi(1)), format!("{}.qcow2", vdi(2)));
+    let raw = File::create(scene.path("sr").join(&parent)).unwrap();
+    raw.set_len(8 * MIB).unwrap();
+    // Data that begins and ends within clusters of the child, next to holes.
+    for (sector, seed) in [(0, 1), (3, 2), (1000, 3), (2047, 4), (16383, 5)] {
+        raw.write_all_at(&noise(512, seed), sector * 512).unwrap();
+    }
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", "-b", &parent, "-F", "raw", &child]).success();
+    tool("qemu-io", &["-c", "write -P 7 65536 4096", "-c", "write -z 1M 64k", "-c", "write -P 9 1023k 1k", &child])
+        .success();
+    tool("qemu-img", &["convert", "-O", "raw", &child, "../wanted"]).success();
+    let wanted = fs::read(scene.path("wanted")).unwrap();
+    assert_ne!(wanted, fs::read(scene.path("sr").join(&parent)).unwrap());
+    same_disk(&scene.export(&vdi(2), "raw"), &wanted);
+    for format in ["vhd", "qcow2"] {
+        let out = scene.path(format);
+        fs::write(&out, scene.export(&vdi(2), format)).unwrap();
+        let as_qemu_calls_it = if format == "vhd" { "vpc" } else { format };
+        let out = out.to_str().unwrap();
+        tool("qemu-img", &["convert", "-f", as_qemu_calls_it, "-O", "raw", out, "../got"]).success();
+        same_disk(&fs::read(scene.path("got")).unwrap(), &wanted);
+    }
+    // The parent belongs to the child: it is neither deleted nor taken for a disk of its own that may be written to.
+    scene.sm(&["vdi_delete", SR, &vdi(1), "--yes"]).assert().failure();
+    same_disk(&scene.export(&vdi(2), "raw"), &wanted);
+}
+
 fn export_a_tree(format: &str) {
     let scene = Scene::new();
     let disk = scene.disk();

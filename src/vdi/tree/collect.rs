@@ -31,17 +31,11 @@ pub fn collect(forest: &dyn Forest, context: &Context) -> Result<Done> {
     let mut rounds: BTreeMap<VdiUuid, (u64, u32)> = BTreeMap::new();
     let mut nodes = read_locked(forest, context)?;
     loop {
-        if nodes.is_foreign_work {
-            return Err(Error::SrUnavailable {
-                sr: forest.sr(),
-                why: "the collector of another storage manager left a journal in it and has to finish first".to_owned(),
-            });
-        }
         let vdi = match next(&nodes, &seen) {
             Step::End => break,
             Step::RemoveGarbage => {
                 let _lock = forest.lock(context.deadline)?;
-                nodes = forest.nodes()?;
+                nodes = read(forest)?;
                 remove_garbage(forest, &mut nodes, &mut seen.failures);
                 done = Done::Changed;
                 continue;
@@ -120,7 +114,7 @@ pub struct CollectPlan {
 /// uses by then. Changes nothing.
 ///
 /// # Errors
-/// [`Error::Busy`] if the lock of the trees cannot be had; [`Error::Io`].
+/// [`Error::SrUnavailable`] as [`collect`]; [`Error::Busy`] if the lock of the trees cannot be had; [`Error::Io`].
 pub fn plan(forest: &dyn Forest, context: &Context) -> Result<CollectPlan> {
     let steps = steps(read_locked(forest, context)?);
     let images = steps.iter().flat_map(|step| match step {
@@ -135,9 +129,12 @@ pub fn plan(forest: &dyn Forest, context: &Context) -> Result<CollectPlan> {
     Ok(CollectPlan { steps, sizes, gain })
 }
 
-/// The decisions of the collector, in its order, if it began with these trees.
+/// The decisions of the collector, in its order, if it began with these trees: none while another storage manager changes them.
 pub fn steps(mut nodes: Nodes) -> Vec<Planned> {
     let (mut planned, mut seen) = (Vec::new(), Seen::default());
+    if nodes.is_foreign_work {
+        return planned;
+    }
     loop {
         match next(&nodes, &seen) {
             Step::End => return planned,
@@ -164,7 +161,19 @@ pub fn steps(mut nodes: Nodes) -> Vec<Planned> {
 /// base with one of its two children only, and the data of that one must not go into the base.
 fn read_locked(forest: &dyn Forest, context: &Context) -> Result<Nodes> {
     let _lock = forest.lock(context.deadline)?;
-    forest.nodes()
+    read(forest)
+}
+
+/// The trees, if no other storage manager is at work on them: a base that looks like garbage may be the disk then.
+fn read(forest: &dyn Forest) -> Result<Nodes> {
+    let nodes = forest.nodes()?;
+    match nodes.is_foreign_work {
+        false => Ok(nodes),
+        true => Err(Error::SrUnavailable {
+            sr: forest.sr(),
+            why: "the collector of another storage manager left a journal in it and has to finish first".to_owned(),
+        }),
+    }
 }
 
 /// Merges one image under its lock and that of its parent, which a call that attaches or locks a base waits for. Images that
