@@ -126,7 +126,15 @@ impl Session {
     /// # Errors
     /// As [`Session::sr_get_params`].
     pub fn sr_space(&self, context: &Context) -> Result<SpaceUse> {
-        self.carry_out(Locks::none(), context, |storage, _| storage.space_use())
+        self.carry_out(Locks::none(), context, |storage, _| storage.space_use(true))
+    }
+
+    /// The SR with the details of every VDI, and what [`Session::sr_collect`] would free, in one pass. No data is read.
+    ///
+    /// # Errors
+    /// As [`Session::sr_get_params`].
+    pub fn sr_figures(&self, context: &Context) -> Result<SpaceUse> {
+        self.carry_out(Locks::none(), context, |storage, _| storage.space_use(false))
     }
 
     /// Says what is wrong with the SR and its VDIs. `thorough`: every table of every image that no process has open is read.

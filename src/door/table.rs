@@ -338,7 +338,10 @@ mod tests {
             (Reply::Tree(sr(planted)), Reply::Tree(sr("x"))),
             (Reply::Srs(vec![sr(planted)]), Reply::Srs(vec![sr("x")])),
             (Reply::Vdi(vdi(planted)), Reply::Vdi(vdi("x"))),
-            (Reply::Space(SpaceUse::of_disks(sr(planted), false)), Reply::Space(SpaceUse::of_disks(sr("x"), false))),
+            (
+                Reply::Space(SpaceUse::of_disks(sr(planted), true, false)),
+                Reply::Space(SpaceUse::of_disks(sr("x"), true, false)),
+            ),
         ] {
             let text = write(&evil);
             assert!(text.contains(r"\u{1b}]0;x\u{7}\u{9b}31m\r\nrow\u{2028}two\u{202e}end"), "{text}");

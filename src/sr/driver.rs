@@ -214,15 +214,15 @@ pub trait Sr: Send + Sync {
     /// Those of [`Sr::stat`]. A disk that cannot be read is no error: its [`VdiInfo::state`] says why.
     fn scan(&self) -> Result<SrInfo>;
 
-    /// [`Sr::scan`], with the space that each image holds and that its deletion would free, in one pass over the images. No
-    /// data is read.
+    /// [`Sr::scan`], with the gain of [`Sr::collect`] and, if `each` is set, the space that each image holds and that its
+    /// deletion would free; in one pass over the images. No data is read.
     ///
     /// By default it is not known whether disks share extents, and there are no bases.
     ///
     /// # Errors
     /// Those of [`Sr::scan`].
-    fn space_use(&self) -> Result<SpaceUse> {
-        Ok(SpaceUse::of_disks(self.scan()?, false))
+    fn space_use(&self, each: bool) -> Result<SpaceUse> {
+        Ok(SpaceUse::of_disks(self.scan()?, each, false))
     }
 
     /// The names that images may be called by, bases among them, without a look at any image where the driver can do

@@ -289,8 +289,8 @@ impl Sr for ExtSr {
         self.files()?.scan().map(|info| self.located(info)).map_err(|e| self.explain(e))
     }
 
-    fn space_use(&self) -> Result<SpaceUse> {
-        let found = self.files()?.space_use().map_err(|e| self.explain(e))?;
+    fn space_use(&self, each: bool) -> Result<SpaceUse> {
+        let found = self.files()?.space_use(each).map_err(|e| self.explain(e))?;
         Ok(SpaceUse { sr: self.located(found.sr), ..found })
     }
 

@@ -199,8 +199,8 @@ impl Sr for FileSr {
         self.scan_all()
     }
 
-    fn space_use(&self) -> Result<SpaceUse> {
-        self.space_by_image()
+    fn space_use(&self, each: bool) -> Result<SpaceUse> {
+        self.space_by_image(each)
     }
 
     fn names(&self, word: &str) -> Result<Vec<VdiName>> {

@@ -213,10 +213,10 @@ impl Sr for LvmSr {
     }
 
     /// LVM does not tell which chunks of a pool are of one volume alone, so nothing exact is known of thin disks.
-    fn space_use(&self) -> Result<SpaceUse> {
+    fn space_use(&self, each: bool) -> Result<SpaceUse> {
         let vg = self.listed()?;
         let thick = vg.lv(POOL).is_none();
-        self.list_of(&vg).map(|sr| SpaceUse::of_disks(sr, thick))
+        self.list_of(&vg).map(|sr| SpaceUse::of_disks(sr, each, thick))
     }
 
     fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {

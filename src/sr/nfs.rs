@@ -305,8 +305,8 @@ impl Sr for NfsSr {
         Some(self.point.path().to_owned())
     }
 
-    fn space_use(&self) -> Result<SpaceUse> {
-        let found = self.files()?.space_use().map_err(|e| self.explain(e))?;
+    fn space_use(&self, each: bool) -> Result<SpaceUse> {
+        let found = self.files()?.space_use(each).map_err(|e| self.explain(e))?;
         Ok(SpaceUse { sr: self.located(found.sr), ..found })
     }
 

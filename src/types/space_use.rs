@@ -7,7 +7,7 @@ use super::{SrInfo, VdiInfo, VdiUuid};
 pub struct SpaceUse {
     /// The SR with every VDI's details.
     pub sr: SrInfo,
-    /// Disks first, those before that free more; then bases, and images that nothing needs.
+    /// Empty if nothing was asked of each image. Disks first, those before that free more; then bases, and images that nothing needs.
     pub images: Vec<ImageUse>,
     /// The gain of sr_collect if it ran now.
     pub collectable: Gain,
@@ -43,8 +43,9 @@ pub struct Gain {
 }
 
 impl SpaceUse {
-    /// The space of an SR without trees: each disk is by itself. `is_exact`: no two disks share extents.
-    pub fn of_disks(sr: SrInfo, is_exact: bool) -> SpaceUse {
+    /// The space of an SR without trees: each disk is by itself. `each`: tells of each disk. `is_exact`: no two disks share
+    /// extents.
+    pub fn of_disks(sr: SrInfo, each: bool, is_exact: bool) -> SpaceUse {
         let alone = |info: &VdiInfo| ImageUse {
             holds: info.physical_utilisation,
             frees: Some(info.physical_utilisation),
@@ -53,7 +54,7 @@ impl SpaceUse {
             disks: 0,
             info: info.clone(),
         };
-        let images = sr.vdis.iter().map(alone).collect();
+        let images = sr.vdis.iter().filter(|_| each).map(alone).collect();
         SpaceUse { images, sr, collectable: Gain::default() }.ordered()
     }
 

@@ -155,7 +155,7 @@ fn question(known: Known, deadline: Instant) -> (Metered, Receiver<Result<SpaceU
     let Known { name, sr, driver, config } = known;
     let answer = ask(move || {
         let context = Context { deadline, progress: &|_, _| {}, others: None };
-        Session::open(driver, sr, config)?.sr_space(&context)
+        Session::open(driver, sr, config)?.sr_figures(&context)
     });
     (Metered { name, sr: Some(sr), sr_type: driver.sr_type.to_owned(), found: None }, answer)
 }
@@ -275,7 +275,7 @@ mod tests {
             slot: None,
             vdis: vec![vdi],
         };
-        let text = written(&[metered("thin", Some(SpaceUse::of_disks(sr.clone(), true)))]);
+        let text = written(&[metered("thin", Some(SpaceUse::of_disks(sr.clone(), true, true)))]);
         for (name, value) in [
             ("sm_sr_up", 1),
             ("sm_sr_size_bytes", 100),
@@ -289,7 +289,7 @@ mod tests {
             let found = text.lines().find(|line| line.starts_with(&format!("{name}{{"))).unwrap();
             assert!(found.ends_with(&format!("}} {value}")), "{found}");
         }
-        let thick = SpaceUse::of_disks(crate::types::SrInfo { pool: None, ..sr }, true);
+        let thick = SpaceUse::of_disks(crate::types::SrInfo { pool: None, ..sr }, true, true);
         assert!(!written(&[metered("thick", Some(thick))]).contains("pool"));
     }
 

@@ -361,7 +361,7 @@ pub(super) mod tests {
 
     fn space() -> Reply {
         let base = VdiInfo { hidden: true, ..vdi() };
-        let mut of = SpaceUse::of_disks(sr(vec![vdi(), base]), true);
+        let mut of = SpaceUse::of_disks(sr(vec![vdi(), base]), true, true);
         of.images[1].frees = None;
         Reply::Space(of)
     }

@@ -14,27 +14,30 @@ use crate::vdi::tree::nodes::Nodes;
 use crate::vdi::{self, layout};
 
 impl FileSr {
-    /// The SR with the space of each image. The images are looked at once; of those that would be merged, the tables are
-    /// read too.
+    /// The SR, the gain of the collector and, if `each` is set, the space of each image. The images are looked at once; of
+    /// those that would be merged, now or after a deletion, the tables are read too.
     ///
     /// # Errors
     /// [`crate::Error::NoSr`], [`crate::Error::Io`]; [`crate::Error::Busy`] if a change of a tree goes on past the deadline.
-    pub(super) fn space_by_image(&self) -> Result<SpaceUse> {
+    pub(super) fn space_by_image(&self, each: bool) -> Result<SpaceUse> {
         let dir = self.dir()?;
         let (listing, images) = self.settled(&dir)?;
         let sr = self.described(&dir, &listing, &images)?;
         let of_trees = images.iter().filter(|image| !layout(image.format).is_by_length());
         let nodes: Nodes = of_trees.map(|image| (image.vdi, image.node.clone())).collect();
         let nodes = nodes.with_foreign_work(listing.journals);
-        let shared = shared_by_each(&dir, &images);
+        let shared = if each { shared_by_each(&dir, &images) } else { vec![Some(0); images.len()] };
         let own = |image: &Image, shared: Option<u64>| image.usage.allocated.saturating_sub(shared.unwrap_or(0));
         let sizes: HashMap<VdiUuid, u64> =
             images.iter().zip(&shared).map(|(image, shared)| (image.vdi, own(image, *shared))).collect();
         let size = |vdi: VdiUuid| sizes.get(&vdi).copied().unwrap_or(0);
         let forest = self.forest(dir.clone());
         let held = |vdi: VdiUuid| held(&forest, vdi);
-        let freed = of_deletions(&nodes, &size, &held);
         let collectable = of_steps(&steps(nodes.clone()), &size, &held);
+        if !each {
+            return Ok(SpaceUse { images: Vec::new(), sr, collectable });
+        }
+        let freed = of_deletions(&nodes, &size, &held);
         let parents: HashSet<VdiUuid> = images.iter().filter_map(|image| image.node.parent).collect();
         let mut infos: HashMap<VdiUuid, &VdiInfo> = sr.vdis.iter().map(|info| (info.uuid, info)).collect();
         let uses = images.iter().zip(&shared).map(|(image, shared)| {
