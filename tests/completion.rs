@@ -14,7 +14,7 @@ use std::path::Path;
 use assert_cmd::Command;
 use scene::{A, B, Door, FILE, SR, Scene};
 
-/// An SR `fast` with the disks `root disk` (A), `web` (B), and a base.
+/// An SR `fast` with the disks `root disk` (A), `web` (B), and a base; and the installed layout `rack1`.
 fn scene() -> Scene {
     let scene = Scene::empty(&FILE, Door::Sm);
     scene.bare(["sr_create", "--name", "fast", "-t", "file", "-d", &scene.dconf(), SR]).done();
@@ -22,6 +22,9 @@ fn scene() -> Scene {
     scene.bare(["vdi_clone", "fast", A, B]).done();
     scene.bare(["vdi_delete", "fast", B]).done();
     scene.bare(["vdi_create", "fast", B, "1M", "--label", "web"]).done();
+    let layouts = scene.root.path().join("run/layouts");
+    std::fs::create_dir_all(&layouts).unwrap();
+    std::fs::write(layouts.join("rack1.layout"), "").unwrap();
     assert!(scene.bare(["vdi_tree", "fast"]).done().contains("base"));
     scene
 }
@@ -35,6 +38,9 @@ const OFFERS: &[(&[&str], &[&str])] = &[
     (&["sr_scan", ""], &["fast"]),
     (&["devices", "re"], &["release", "rebuild"]),
     (&["devices", "claim", "--lay"], &["--layout"]),
+    (&["layout", "sh"], &["show"]),
+    (&["layout", "show", ""], &["rack1"]),
+    (&["plan", "--det"], &["--detailed-exitcode"]),
     (&["vdi_get_params", "f"], &["fast"]),
     (&["vdi_get_params", "fast", ""], &["root disk", "web", A, B]),
     (&["vdi_get_params", "fast", "w"], &["web"]),

@@ -123,3 +123,35 @@ fn uuid(model: &Model, old: Option<&Layout>, host: &Host) -> LayoutUuid {
     let known = model.uuid.or(old.map(|old| old.uuid)).or(record);
     known.unwrap_or_else(LayoutUuid::random)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn a_plan_fits_the_state_that_it_was_made_of_and_no_other() {
+        let base = Base { digest: "a".to_owned(), generation: 3, inventory: "b".to_owned() };
+        let plan = Plan {
+            version: VERSION,
+            layout: "rack1".to_owned(),
+            base_digest: "a".to_owned(),
+            registry_generation: 3,
+            inventory_digest: "b".to_owned(),
+            actions: BTreeSet::new(),
+            steps: Vec::new(),
+            target: String::new(),
+        };
+        base.fits(&plan).unwrap();
+        for (other, why) in [
+            (Base { digest: String::new(), ..base.clone() }, "the installed layout is another"),
+            (Base { generation: 4, ..base.clone() }, "the claims have changed"),
+            (Base { inventory: "c".to_owned(), ..base.clone() }, "the devices of this host have changed"),
+        ] {
+            match other.fits(&plan) {
+                Err(error @ Error::StalePlan { .. }) => assert!(error.to_string().contains(why), "{error}"),
+                fits => panic!("{why}: {fits:?}"),
+            }
+        }
+    }
+}

@@ -18,6 +18,7 @@ use super::words::SEVERAL;
 use crate::call::Session;
 use crate::context::Context;
 use crate::door::{Answer, said};
+use crate::layout::installed;
 use crate::registry::{self, SrName};
 use crate::sr::DRIVERS;
 use crate::types::{Format, SrUuid, VdiName, printable};
@@ -126,6 +127,10 @@ fn of_word(verb: &Command, words: &[&str], current: &str) -> Candidates {
     let slots: Vec<&str> = verb.get_positionals().map(|arg| arg.get_id().as_str()).collect();
     let is_vdi = |slot: Option<&&str>| matches!(slot, Some(&"vdi" | &"source" | &"snapshot"));
     let makes = matches!(verb.get_name(), "vdi_create" | "vdi_import");
+    if slots.first() == Some(&"layout") {
+        let names = installed::names().unwrap_or_default();
+        return names.into_iter().map(|name| (name.to_string(), "installed layout".to_owned())).collect();
+    }
     let default = default_sr();
     if slots.first() != Some(&"sr") || verb.get_name() == "sr_create" {
         return Vec::new();
