@@ -6,7 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::sys::limits;
-use crate::types::{Format, Misread, MissingKey, Size, SrUuid, State, VdiUuid, acts_on_terminal, nearest, shown};
+use crate::types::{
+    Format, LostRange, Misread, MissingKey, Size, SrUuid, State, VdiUuid, acts_on_terminal, nearest, shown,
+};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -107,6 +109,9 @@ pub enum Error {
     /// sr_check found so many faults that were not mended.
     #[error("SR {sr} is not whole: {mendable} of its faults can be mended, {lasting} cannot")]
     NotWhole { sr: SrUuid, mendable: usize, lasting: usize },
+    /// vdi_export --rescue left these bytes out.
+    #[error("VDI {vdi} is exported, with zeroes in the place of {} bytes that cannot be read", LostRange::total(lost))]
+    ExportedInPart { vdi: VdiUuid, lost: Vec<LostRange> },
     #[error("{}: {what}", path.display())]
     Damaged { path: PathBuf, what: String },
     /// A line of a file that a person wrote.

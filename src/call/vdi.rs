@@ -6,10 +6,12 @@ use super::Session;
 use super::locks::{Locks, forget_vdis};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::image::Reading;
 use crate::image::disk::Disk;
+use crate::image::rescue::Rescued;
 use crate::sr::Sr;
 use crate::sys::copy::Progress;
-use crate::types::{Done, Format, Mode, NewVdi, Params, ParamsChange, VdiInfo, VdiUuid, seconds_now};
+use crate::types::{Done, Format, LostRange, Mode, NewVdi, Params, ParamsChange, VdiInfo, VdiUuid, seconds_now};
 use crate::vdi::transfer::{self, Incoming, Stream};
 use crate::vdi::{self, SnapshotSaid, Vdi};
 
@@ -183,7 +185,26 @@ impl Session {
         let to = to.clone();
         self.with_vdi(vdi, context, move |disk, context| {
             refuse_if_written(disk, disk.brief()?.read_only)?;
-            disk.read(&mut |bytes| transfer::export(bytes, &to, context.progress))
+            disk.read(Reading::Whole, &mut |bytes| transfer::export(bytes, &to, context.progress))
+        })
+    }
+
+    /// As [`Session::vdi_export`], of a damaged VDI: what cannot be read is zeroes in the export, and is answered.
+    ///
+    /// # Errors
+    /// Those of [`Session::vdi_export`]; what is damaged so that nothing can be read, as a header.
+    pub fn vdi_rescue(&self, vdi: VdiUuid, to: &Stream, context: &Context) -> Result<Vec<LostRange>> {
+        let to = to.clone();
+        self.with_vdi(vdi, context, move |disk, context| {
+            refuse_if_written(disk, disk.brief()?.read_only)?;
+            let mut lost = Vec::new();
+            disk.read(Reading::Rescue, &mut |bytes| {
+                let rescued = Rescued::new(bytes);
+                transfer::export(&rescued, &to, context.progress)?;
+                lost = rescued.lost();
+                Ok(())
+            })?;
+            Ok(lost)
         })
     }
 
@@ -201,7 +222,7 @@ impl Session {
             let info = disk.brief()?;
             refuse_if_written(disk, info.read_only)?;
             let (mut reader, mut answer) = (Some(reader), None);
-            disk.read(&mut |bytes| {
+            disk.read(Reading::Whole, &mut |bytes| {
                 let reader = reader.take().expect("a disk is read once");
                 answer = Some(reader(&info, bytes, context.progress)?);
                 Ok(())
@@ -251,7 +272,7 @@ impl Session {
                 format: copied.format.or(same),
                 params: copied.change.of(names),
             });
-            source.read(&mut |bytes| {
+            source.read(Reading::Whole, &mut |bytes| {
                 let incoming = Incoming::Disk(Box::new(bytes));
                 to.carry_out_within(context, |storage| storage.import_vdi(&new, incoming, context.progress).map(drop))
             })

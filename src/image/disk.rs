@@ -24,6 +24,12 @@ pub trait Disk {
     /// # Errors
     /// [`Error::Io`] if the storage cannot be read; [`Error::Damaged`] if the image contradicts itself there.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Bytes from `offset` on, at most `len`, of which the tables of a damaged image say that all of them are lost. 0: reading them
+    /// tells.
+    fn lost_at(&self, _offset: u64, _len: u64) -> u64 {
+        0
+    }
 }
 
 impl<D: Disk + ?Sized> Disk for &D {
@@ -37,6 +43,10 @@ impl<D: Disk + ?Sized> Disk for &D {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         (**self).read_at(buf, offset)
+    }
+
+    fn lost_at(&self, offset: u64, len: u64) -> u64 {
+        (**self).lost_at(offset, len)
     }
 }
 

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use crate::context::Context;
 use crate::datapath;
 use crate::error::{Error, Result, ended};
+use crate::image::Reading;
 use crate::image::disk::Disk;
 use crate::sys::lock::Lock;
 use crate::types::{Done, Mode, Params, ParamsChange, Size, VdiInfo, VdiUuid};
@@ -149,11 +150,11 @@ impl<P: Place> Vdi for Cow<'_, P> {
         context.others.as_ref().map_or(Ok(()), |others| others.resume())
     }
 
-    fn read(&self, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
+    fn read(&self, reading: Reading, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
         let _lent = lend(&*self.forest, &self.place, self.is_read_only()?)?;
         let image = self.place.open(Mode::ReadOnly)?;
         let ancestors = Ancestors::of(&*self.forest, self.place.path(), self.place.format());
-        let disk = self.layout.disk(&image, &|name| ancestors.find(name));
+        let disk = self.layout.disk(&image, reading, &|name| ancestors.find(name));
         let done = disk.and_then(|disk| reader(&*disk));
         ended(done, image.close())
     }

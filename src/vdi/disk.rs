@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::context::Context;
 use crate::error::{Error, Result, needs_root};
-use crate::image::SECTOR;
 use crate::image::disk::Disk;
+use crate::image::{Reading, SECTOR};
 use crate::sys::blockdev;
 use crate::sys::lock::Lock;
 use crate::types::{Done, Mode, Params, ParamsChange, Size, State, VdiInfo, VdiUuid, seconds_now};
@@ -105,11 +105,12 @@ pub trait Vdi {
         }
     }
 
-    /// Calls `reader` with the bytes of the disk. The caller has seen that nothing writes them.
+    /// Calls `reader` with the bytes of the disk. The caller has seen that nothing writes them. `reading`: whether a damaged chain
+    /// is refused, or read as far as it can be.
     ///
     /// # Errors
     /// Those of `reader`; [`Error::VdiInUse`] while another host may write them.
-    fn read(&self, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()>;
+    fn read(&self, reading: Reading, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()>;
 
     /// Makes the disk `size` bytes long, rounded up as its format wants it. Idempotent.
     ///

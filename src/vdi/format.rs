@@ -7,6 +7,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+use crate::image::Reading;
 use crate::image::disk::{Disk, DiskWriter};
 use crate::image::fault::{Fault, Look};
 use crate::image::name::NamedParent;
@@ -102,11 +103,11 @@ pub trait Layout: Sync {
     /// [`Error::Damaged`], [`Error::Unsupported`] for an image with other faults; [`Error::Io`].
     fn repair(&self, image: &Arc<dyn Storage>) -> Result<()>;
 
-    /// The disk of an image and its parents.
+    /// The disk of an image and its parents. `reading`: whether a damaged chain is refused, or read as far as it can be.
     ///
     /// # Errors
     /// Those of `resolve`; [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
-    fn disk(&self, image: &Arc<dyn Storage>, resolve: Resolve) -> Result<Box<dyn Disk>>;
+    fn disk(&self, image: &Arc<dyn Storage>, reading: Reading, resolve: Resolve) -> Result<Box<dyn Disk>>;
 
     /// Opens a new, empty image to be filled.
     ///

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::image::Reading;
 use crate::image::disk::{Disk, DiskWriter};
 use crate::image::fault::{Fault, Look};
 use crate::image::name::NamedParent;
@@ -67,8 +68,14 @@ impl Layout for Qcow2Layout {
         qcow2::repair(image)
     }
 
-    fn disk(&self, image: &Arc<dyn Storage>, resolve: Resolve) -> Result<Box<dyn Disk>> {
-        Ok(Box::new(chain(Format::Qcow2, image, Mode::ReadOnly, resolve)?))
+    fn disk(&self, image: &Arc<dyn Storage>, reading: Reading, resolve: Resolve) -> Result<Box<dyn Disk>> {
+        Ok(Box::new(match reading {
+            Reading::Whole => chain(Format::Qcow2, image, Mode::ReadOnly, resolve)?,
+            Reading::Rescue => Chain::rescue(Parent::Qcow2(image.clone()), |name| {
+                let (format, image) = resolve(name)?;
+                Ok(layer(format, image))
+            })?,
+        }))
     }
 
     fn writer(&self, image: Arc<dyn Storage>) -> Result<Box<dyn DiskWriter>> {
@@ -135,9 +142,12 @@ impl Layout for Qcow2Layout {
     }
 }
 
+fn layer(format: Format, image: Arc<dyn Storage>) -> Parent {
+    if format == Format::Raw { Parent::Raw(image) } else { Parent::Qcow2(image) }
+}
+
 /// The disk of an image of `format` and its parents; the image itself is open in `mode`.
 fn chain(format: Format, image: &Arc<dyn Storage>, mode: Mode, resolve: Resolve) -> Result<Chain> {
-    let layer = |format, image| if format == Format::Raw { Parent::Raw(image) } else { Parent::Qcow2(image) };
     Chain::open(layer(format, image.clone()), mode, |name| {
         let (format, image) = resolve(name)?;
         Ok(layer(format, image))

@@ -8,11 +8,11 @@ use nix::errno::Errno;
 
 use crate::context::Context;
 use crate::error::{Error, Result, ended};
-use crate::image::SECTOR;
 use crate::image::disk::{Disk, DiskWriter, RawImage};
 use crate::image::fault::{Fault, Look};
 use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
+use crate::image::{Reading, SECTOR};
 use crate::sys::limits;
 use crate::sys::lock::Lock;
 use crate::types::{Done, Format, Mode, Params, ParamsChange, SmConfig, VdiInfo, VdiUuid};
@@ -88,7 +88,7 @@ impl Layout for RawLayout {
         Ok(std::iter::once(0..image.len()?).collect())
     }
 
-    fn disk(&self, image: &Arc<dyn Storage>, _resolve: Resolve) -> Result<Box<dyn Disk>> {
+    fn disk(&self, image: &Arc<dyn Storage>, _reading: Reading, _resolve: Resolve) -> Result<Box<dyn Disk>> {
         Ok(Box::new(RawImage::new(image.clone())?))
     }
 
@@ -198,7 +198,7 @@ impl<P: Place> Vdi for Raw<'_, P> {
         self.place.take_over(snapshot, &accept, context.progress)
     }
 
-    fn read(&self, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
+    fn read(&self, _reading: Reading, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
         let image = self.place.open(Mode::ReadOnly)?;
         let done = RawImage::new(image.clone()).and_then(|disk| reader(&disk));
         ended(done, image.close())

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Result;
+use crate::image::Reading;
 use crate::image::disk::{Disk, DiskWriter};
 use crate::image::fault::{Fault, Look};
 use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
-use crate::image::vhd::{self, Chain, CheckOptions, Image, NewImage, ParentLink};
+use crate::image::vhd::{self, Chain, CheckOptions, Image, NewImage, ParentInfo, ParentLink};
 use crate::sys::copy::Progress;
 use crate::types::{Format, Mode, SmConfig};
 use crate::vdi::format::{ImageInfo, Layout, ParentImage, Resolve, WriteImage};
@@ -70,12 +71,16 @@ impl Layout for VhdLayout {
         vhd::repair(image)
     }
 
-    fn disk(&self, image: &Arc<dyn Storage>, resolve: Resolve) -> Result<Box<dyn Disk>> {
-        let chain = Chain::open(image.clone(), Mode::ReadOnly, |link| {
+    fn disk(&self, image: &Arc<dyn Storage>, reading: Reading, resolve: Resolve) -> Result<Box<dyn Disk>> {
+        let found = |link: &ParentInfo| {
             let (format, image) = resolve(&link.name)?;
             Ok(parent_of(format, image))
-        })?;
-        Ok(Box::new(VhdDisk(chain)))
+        };
+        let chain = match reading {
+            Reading::Whole => Chain::open(image.clone(), Mode::ReadOnly, found),
+            Reading::Rescue => Chain::rescue(image.clone(), found),
+        };
+        Ok(Box::new(VhdDisk(chain?)))
     }
 
     fn writer(&self, image: Arc<dyn Storage>) -> Result<Box<dyn DiskWriter>> {
@@ -182,6 +187,10 @@ impl Disk for VhdDisk {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.0.read_at(buf, offset)
+    }
+
+    fn lost_at(&self, offset: u64, len: u64) -> u64 {
+        self.0.lost_at(offset, len)
     }
 }
 

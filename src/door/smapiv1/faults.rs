@@ -234,7 +234,8 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         Error::Damaged { .. } if general == Code::VDIUnavailable => Code::VDILoad,
         Error::Damaged { .. } | Error::NotMerged { .. } | Error::NotWhole { .. } | Error::NotPaused { .. } => general,
         // Of people's commands.
-        Error::BadLine { .. }
+        Error::ExportedInPart { .. }
+        | Error::BadLine { .. }
         | Error::NoBackend { .. }
         | Error::NoMatch { .. }
         | Error::BadIndex { .. }

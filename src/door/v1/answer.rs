@@ -12,7 +12,7 @@ use super::status::{exit_status, remedy};
 use super::wire::Datum;
 use crate::door::{Answer, size, table};
 use crate::error::{self, Error, Result};
-use crate::types::{Finding, Outcome, SpaceUse, SrInfo, SrUuid, VdiInfo, nearest, printable};
+use crate::types::{Finding, LostRange, Outcome, SpaceUse, SrInfo, SrUuid, VdiInfo, VdiUuid, nearest, printable};
 
 /// Where the words of a command are explained.
 const HELP: &str = "`--help` after the command shows what it takes";
@@ -66,11 +66,22 @@ pub fn answer(result: Result<Reply>, format: OutputFormat) -> Answer {
 pub fn failed(failure: &Error, stdout: Vec<u8>, format: OutputFormat) -> Answer {
     let (status, name) = exit_status(failure);
     let message = format!("{}{}", error::one_line(failure), remedy(failure));
-    let stderr = match format {
+    let mut stderr = match format {
         OutputFormat::Json => String::from_utf8_lossy(&json::failure(name, status, &message)).into_owned(),
         _ => format!("{name}: {message}\n"),
     };
+    if let Error::ExportedInPart { vdi, lost } = failure {
+        stderr.push_str(&listed(*vdi, lost, format));
+    }
     Answer { stdout, stderr, status }
+}
+
+/// The bytes that an export left out: a line for each stretch, below that of the failure.
+fn listed(vdi: VdiUuid, lost: &[LostRange], format: OutputFormat) -> String {
+    match format {
+        OutputFormat::Json => String::from_utf8_lossy(&json::lost(vdi, lost)).into_owned(),
+        _ => lost.iter().map(|lost| format!("bytes {} to {}: {}\n", lost.start, lost.end - 1, lost.why)).collect(),
+    }
 }
 
 /// Plain data as an s-expression of one line.

@@ -233,6 +233,10 @@ pub enum Verb {
         /// Format of the file: raw, vhd or qcow2. Without this option the file's extension decides, else raw.
         #[arg(long = "type", value_name = "FORMAT")]
         image: Option<String>,
+        /// Export what can be read of a damaged VDI. What cannot be read becomes zeroes; stderr lists these bytes, and the status
+        /// is 5.
+        #[arg(long)]
+        rescue: bool,
     },
     /// Make a VDI of the contents of a file or a pipe.
     VdiImport {

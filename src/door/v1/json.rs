@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::answer::Reply;
 use super::listing::Listed;
-use crate::types::{Finding, Format, ImageUse, SpaceUse, SrInfo, SrUuid, State, Utc, VdiInfo, VdiUuid};
+use crate::types::{Finding, Format, ImageUse, LostRange, SpaceUse, SrInfo, SrUuid, State, Utc, VdiInfo, VdiUuid};
 
 /// The number of this form. A key that is added leaves it as it is; one that is removed, or that changes its meaning, does not.
 const SCHEMA: u32 = 1;
@@ -33,6 +33,12 @@ enum Body<'a> {
     Vdi(Box<Vdi<'a>>),
     Space(Box<Space<'a>>),
     Findings { sr: SrUuid, findings: Vec<Found<'a>> },
+}
+
+#[derive(Serialize)]
+struct Left<'a> {
+    vdi: VdiUuid,
+    lost: &'a [LostRange],
 }
 
 #[derive(Serialize)]
@@ -270,6 +276,11 @@ pub fn write(reply: &Reply) -> Vec<u8> {
 /// A failure as one line. `error`: its name, of which `status` is the number.
 pub fn failure(error: &str, status: u8, message: &str) -> Vec<u8> {
     line(&Document { schema: SCHEMA, of: Failure { error, status, message } })
+}
+
+/// The stretches of a VDI that an export left out, as one line.
+pub fn lost(vdi: VdiUuid, lost: &[LostRange]) -> Vec<u8> {
+    line(&Document { schema: SCHEMA, of: Left { vdi, lost } })
 }
 
 /// A document of another command as one line.

@@ -72,7 +72,13 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("vdi_lock", &[("Record that host1 uses the disk:", "sm vdi_lock fast/web FALSE host1/vm7")]),
     ("vdi_unlock", &[("Give the lock back:", "sm vdi_unlock fast/web FALSE host1/vm7")]),
     ("vdi_get_params", &[("A disk by the start of its UUID:", "sm vdi_get_params fast 98de866e")]),
-    ("vdi_export", &[("A disk as a VHD:", "sm vdi_export fast/web web.vhd")]),
+    (
+        "vdi_export",
+        &[
+            ("A disk as a VHD:", "sm vdi_export fast/web web.vhd"),
+            ("What can be read of a damaged disk:", "sm vdi_export --rescue fast/web web.qcow2"),
+        ],
+    ),
     ("vdi_import", &[("A disk of an image:", "sm vdi_import fast debian.qcow2 --label debian")]),
     ("vdi_tree", &[("Which disk was made from which:", "sm vdi_tree fast")]),
     (

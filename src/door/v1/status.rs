@@ -53,7 +53,11 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::NotExported { .. } => (121, "EEXPORT"),
         Error::NotVerified { .. } | Error::NoExport { .. } => (122, "EVERIFY"),
         Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => exit_status(cause),
-        Error::Damaged { .. } | Error::NotMerged { .. } | Error::NotWhole { .. } | Error::Tool { .. } => (5, "EIO"),
+        Error::Damaged { .. }
+        | Error::ExportedInPart { .. }
+        | Error::NotMerged { .. }
+        | Error::NotWhole { .. }
+        | Error::Tool { .. } => (5, "EIO"),
         Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => (13, "EACCES"),
         Error::Io { .. } | Error::ImageServer { .. } => match e.errno().map(Errno::from_raw) {
             Some(Errno::EACCES | Errno::EPERM | Errno::EROFS) => (13, "EACCES"),

@@ -151,11 +151,19 @@ impl Caller<'_> {
                 let (sr, vdi) = request::vdi(&arg)?;
                 self.open(sr)?.vdi_get_params(vdi, context).map(Reply::Vdi)
             }
-            Verb::VdiExport { vdi: arg, file, image } => {
+            Verb::VdiExport { vdi: arg, file, image, rescue } => {
                 let (sr, vdi) = request::vdi(&arg)?;
                 let to = stream::to(&file, export_format(&file, image.as_deref())?)?;
-                let exported = self.open(sr).and_then(|session| session.vdi_export(vdi, &to, context));
-                publish(&to, exported)
+                let session = self.open(sr);
+                if rescue {
+                    let lost = publish(&to, session.and_then(|session| session.vdi_rescue(vdi, &to, context)))?;
+                    return if lost.is_empty() { Ok(Reply::Nothing) } else { Err(Error::ExportedInPart { vdi, lost }) };
+                }
+                let exported = publish(&to, session.and_then(|session| session.vdi_export(vdi, &to, context)));
+                exported.map(|()| Reply::Nothing).map_err(|error| match error {
+                    Error::Damaged { .. } => with_hint(error, "vdi_export --rescue exports what can be read"),
+                    error => error,
+                })
             }
             Verb::VdiImport { vdi: arg, file, file_type, size: text, new } => {
                 let (sr, vdi) = request::vdi(&arg)?;
@@ -209,9 +217,9 @@ fn without_bases(mut info: SrInfo) -> SrInfo {
 }
 
 /// Gives an export its name, or removes what a failed one wrote.
-fn publish(to: &Stream, exported: Result<()>) -> Result<Reply> {
+fn publish<T>(to: &Stream, exported: Result<T>) -> Result<T> {
     match exported {
-        Ok(()) => stream::publish(to).map(|()| Reply::Nothing),
+        Ok(done) => stream::publish(to).map(|()| done),
         Err(e) => {
             stream::discard(to);
             Err(e)

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::image::{Image, What};
-use super::{SECTOR, Storage};
-use crate::error::{Error, Result};
-use crate::image::MAX_DEPTH;
+use super::{CLUSTER, SECTOR, Storage};
+use crate::error::{Error, Result, one_line};
 use crate::image::disk::{Disk, DiskWriter, Served};
+use crate::image::{MAX_DEPTH, Reading};
 use crate::types::Mode;
 
 /// A parent, as a caller's resolver finds it.
@@ -33,6 +33,7 @@ impl Parent {
 pub struct Chain {
     layers: Vec<Layer>,
     size: u64,
+    reading: Reading,
 }
 
 #[derive(Debug)]
@@ -40,6 +41,8 @@ enum Layer {
     Image(Box<Image>),
     /// Of so many bytes.
     Raw(Arc<dyn Storage>, u64),
+    /// A parent that cannot be opened, and why: its child stands for it. Of a chain that is open to be rescued.
+    Lost(Arc<dyn Storage>, String),
 }
 
 impl Layer {
@@ -47,6 +50,7 @@ impl Layer {
         match self {
             Layer::Image(image) => image.virtual_size(),
             Layer::Raw(_, size) => *size,
+            Layer::Lost(..) => u64::MAX / SECTOR * SECTOR,
         }
     }
 
@@ -58,14 +62,72 @@ impl Layer {
             _ if here == 0 => Ok((What::Zero(None), len)),
             Layer::Image(image) => image.look(offset, here),
             Layer::Raw(..) => Ok((What::Data(offset, true), here)),
+            Layer::Lost(child, why) => Err(lost(child, why)),
         }
     }
 
     fn place(&self) -> &dyn Storage {
         match self {
             Layer::Image(image) => &**image.place(),
-            Layer::Raw(place, _) => &**place,
+            Layer::Raw(place, _) | Layer::Lost(place, _) => &**place,
         }
+    }
+}
+
+/// The refusal to read what only a parent that cannot be opened may hold.
+fn lost(child: &Arc<dyn Storage>, why: &str) -> Error {
+    child.damaged(format!("its parent is lost: {why}"))
+}
+
+/// A chain that is being opened.
+struct Opening {
+    layers: Vec<Layer>,
+    names: Vec<String>,
+    reading: Reading,
+}
+
+impl Opening {
+    /// Adds an image, and finds the parent that it names.
+    fn add(
+        &mut self,
+        found: Parent,
+        mode: Mode,
+        resolve: &mut dyn FnMut(&str) -> Result<Parent>,
+    ) -> Result<Option<Parent>> {
+        let place = match &found {
+            Parent::Raw(place) | Parent::Qcow2(place) => place,
+        };
+        for layer in &self.layers {
+            if Layer::place(layer).is_same(&**place)? {
+                return Err(place.damaged("its chain of parents meets itself"));
+            }
+        }
+        let place = match found {
+            Parent::Raw(place) => {
+                let size = place.len()?;
+                self.layers.push(Layer::Raw(place, size));
+                return Ok(None);
+            }
+            Parent::Qcow2(place) => place,
+        };
+        let image = Image::open_as(place, mode, self.reading)?;
+        let parent = self.parent_of(&image, resolve);
+        // What an image holds is there also if its parent is not.
+        let parent = if self.reading == Reading::Whole { Ok(parent?) } else { parent };
+        self.layers.push(Layer::Image(Box::new(image)));
+        parent
+    }
+
+    fn parent_of(&mut self, image: &Image, resolve: &mut dyn FnMut(&str) -> Result<Parent>) -> Result<Option<Parent>> {
+        let place = &**image.place();
+        let Some(name) = image.header().parent(place)? else { return Ok(None) };
+        if self.names.iter().any(|before| before == name) || self.names.len() >= MAX_DEPTH {
+            return Err(place.damaged("its chain of parents meets itself or is too long"));
+        }
+        let found = resolve(name)?;
+        image.header().refuse_parent(place, name, found.format())?;
+        self.names.push(name.to_owned());
+        Ok(Some(found))
     }
 }
 
@@ -76,44 +138,40 @@ impl Chain {
     /// # Errors
     /// Those of `resolve`, [`Header::parent`](super::Header::parent) and [`Image::open`]; [`Error::Damaged`] if the chain
     /// meets itself or is too long, or if a child says that its parent is of another format.
-    pub fn open(leaf: Parent, mode: Mode, mut resolve: impl FnMut(&str) -> Result<Parent>) -> Result<Self> {
-        let mut layers: Vec<Layer> = Vec::new();
-        let mut names: Vec<String> = Vec::new();
+    pub fn open(leaf: Parent, mode: Mode, resolve: impl FnMut(&str) -> Result<Parent>) -> Result<Self> {
+        Self::open_as(leaf, mode, Reading::Whole, resolve)
+    }
+
+    /// Opens a chain for reading, whatever can be read of it: see [`Reading::Rescue`].
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Unsupported`] and [`Error::Io`] of the leaf's header and L1 table.
+    pub fn rescue(leaf: Parent, resolve: impl FnMut(&str) -> Result<Parent>) -> Result<Self> {
+        Self::open_as(leaf, Mode::ReadOnly, Reading::Rescue, resolve)
+    }
+
+    fn open_as(
+        leaf: Parent,
+        mode: Mode,
+        reading: Reading,
+        mut resolve: impl FnMut(&str) -> Result<Parent>,
+    ) -> Result<Self> {
+        let mut opening = Opening { layers: Vec::new(), names: Vec::new(), reading };
         let mut next = Some(leaf);
         let mut mode = mode;
-        while let Some(parent) = next.take() {
-            let place = match &parent {
-                Parent::Raw(place) | Parent::Qcow2(place) => place,
+        while let Some(found) = next.take() {
+            next = match (opening.add(found, mode, &mut resolve), opening.layers.last()) {
+                (Err(why), Some(Layer::Image(child))) if reading == Reading::Rescue => {
+                    let child = child.place().clone();
+                    opening.layers.push(Layer::Lost(child, one_line(&why)));
+                    None
+                }
+                (parent, _) => parent?,
             };
-            for layer in &layers {
-                if Layer::place(layer).is_same(&**place)? {
-                    return Err(place.damaged("its chain of parents meets itself"));
-                }
-            }
-            match parent {
-                Parent::Raw(place) => {
-                    let size = place.len()?;
-                    layers.push(Layer::Raw(place, size));
-                }
-                Parent::Qcow2(place) => {
-                    let image = Image::open(place, mode)?;
-                    let place = &**image.place();
-                    if let Some(name) = image.header().parent(place)? {
-                        if names.iter().any(|before| before == name) || names.len() >= MAX_DEPTH {
-                            return Err(place.damaged("its chain of parents meets itself or is too long"));
-                        }
-                        let found = resolve(name)?;
-                        image.header().refuse_parent(place, name, found.format())?;
-                        names.push(name.to_owned());
-                        next = Some(found);
-                    }
-                    layers.push(Layer::Image(Box::new(image)));
-                }
-            }
             mode = Mode::ReadOnly;
         }
-        let size = layers.first().map_or(0, Layer::size);
-        Ok(Chain { layers, size })
+        let size = opening.layers.first().map_or(0, Layer::size);
+        Ok(Chain { layers: opening.layers, size, reading })
     }
 
     /// Opens an image that has no parent.
@@ -137,7 +195,7 @@ impl Chain {
         let chain = Self::open_single(place, Mode::ReadOnly)?;
         match &chain.layers[0] {
             Layer::Image(image) => image.refuse_overlaps()?,
-            Layer::Raw(..) => {}
+            Layer::Raw(..) | Layer::Lost(..) => {}
         }
         Ok(chain)
     }
@@ -170,7 +228,7 @@ impl Chain {
                 What::Data(host, _) => match this {
                     // No entry leads to a cluster before the file is so long: it was cut off.
                     Layer::Image(_) => this.place().get_exact(part, host, "a cluster")?,
-                    Layer::Raw(..) => this.place().get(part, host)?,
+                    Layer::Raw(..) | Layer::Lost(..) => this.place().get(part, host)?,
                 },
                 What::Compressed(entry) => {
                     let Layer::Image(image) = this else { unreachable!("a raw layer has no entries") };
@@ -186,7 +244,17 @@ impl Chain {
     /// Whether any layer from `layer` on holds data at `offset`, and for how many bytes that is so, at most `len`.
     fn has_data(&self, layer: usize, offset: u64, len: u64) -> Result<(bool, u64)> {
         let Some(this) = self.layers.get(layer) else { return Ok((false, len)) };
-        let (what, run) = this.look(offset, len)?;
+        let (what, run) = match this.look(offset, len) {
+            // One that cannot be read is data, which reading then refuses. Its neighbours are not.
+            Err(_) if self.reading == Reading::Rescue => {
+                let step = (CLUSTER - offset % CLUSTER).min(len);
+                match this.look(offset, step) {
+                    Ok(found) => found,
+                    Err(_) => return Ok((true, step)),
+                }
+            }
+            found => found?,
+        };
         match (what, this) {
             (What::Absent(_), _) => self.has_data(layer + 1, offset, run),
             (What::Zero(_), _) => Ok((false, run)),
@@ -226,6 +294,7 @@ impl Served for Chain {
         self.check(offset, bytes.len() as u64)?;
         match &self.layers[0] {
             Layer::Raw(place, _) => place.put(bytes, offset),
+            Layer::Lost(child, why) => Err(lost(child, why)),
             Layer::Image(image) => image.write(bytes, offset, &|buf, at| self.read_from(1, buf, at)),
         }
     }
@@ -238,6 +307,7 @@ impl Served for Chain {
             match &self.layers[0] {
                 _ if !data => {}
                 Layer::Raw(place, _) => place.zero(at, run)?,
+                Layer::Lost(child, why) => return Err(lost(child, why)),
                 Layer::Image(image) => image.zero(at, run, &|buf, at| self.read_from(1, buf, at))?,
             }
             at += run;
@@ -248,6 +318,7 @@ impl Served for Chain {
     fn flush(&self) -> Result<()> {
         match &self.layers[0] {
             Layer::Raw(place, _) => place.flush(),
+            Layer::Lost(child, why) => Err(lost(child, why)),
             Layer::Image(image) => image.flush(),
         }
     }
@@ -256,7 +327,7 @@ impl Served for Chain {
         self.flush()?;
         match &self.layers[0] {
             Layer::Image(image) => image.reclaim(),
-            Layer::Raw(..) => Ok(()),
+            Layer::Raw(..) | Layer::Lost(..) => Ok(()),
         }
     }
 }
@@ -280,6 +351,24 @@ impl Disk for Chain {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         Served::read_at(self, buf, offset)
+    }
+
+    fn lost_at(&self, offset: u64, len: u64) -> u64 {
+        let mut len = len;
+        for layer in &self.layers {
+            let image = match layer {
+                Layer::Lost(..) => return len,
+                Layer::Image(image) if offset < image.virtual_size() => image,
+                _ => return 0,
+            };
+            len = len.min(image.told_by_one_entry(offset));
+            match image.look(offset, len) {
+                Err(_) => return len,
+                Ok((What::Absent(_), run)) => len = len.min(run),
+                Ok(_) => return 0,
+            }
+        }
+        0
     }
 }
 

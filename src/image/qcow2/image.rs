@@ -27,6 +27,7 @@ use super::header::{Header, field};
 use super::refcounts::Refcounts;
 use super::{Storage, read_table};
 use crate::error::{Error, Result};
+use crate::image::Reading;
 use crate::types::{Mode, Size};
 pub(crate) use look::What;
 pub(super) use table::Table;
@@ -72,6 +73,8 @@ pub struct Image {
     /// Clusters that nothing leads to any more.
     unused: Mutex<Vec<u64>>,
     failed: AtomicBool,
+    /// Where L2 tables lie by the L1 table and cannot, or where several lie: of an image that is open to be rescued.
+    lost: HashSet<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -93,7 +96,13 @@ impl Image {
     /// # Errors
     /// [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
     pub fn open(place: Arc<dyn Storage>, mode: Mode) -> Result<Self> {
+        Self::open_as(place, mode, Reading::Whole)
+    }
+
+    /// [`Image::open`]; with [`Reading::Rescue`], for reading.
+    pub(super) fn open_as(place: Arc<dyn Storage>, mode: Mode, reading: Reading) -> Result<Self> {
         let p = &*place;
+        let refuse = reading == Reading::Whole;
         let mut header = Header::read(p)?;
         if mode == Mode::ReadWrite {
             header.refuse_unwritable(p)?;
@@ -103,11 +112,14 @@ impl Image {
         let mut tables = vec![0];
         let l1_at = header.l1_offset / cluster;
         tables.extend(l1_at..l1_at + (u64::from(header.l1_size) * 8).div_ceil(cluster));
+        let mut lost = HashSet::new();
         for entry in l1.iter().map(|entry| entry & OFFSET).filter(|entry| *entry != 0) {
-            if !entry.is_multiple_of(cluster) || entry + cluster > size.next_multiple_of(cluster) {
-                return Err(p.damaged(format!("an L2 table cannot lie at {entry}")));
+            let is_possible = entry.is_multiple_of(cluster) && entry + cluster <= size.next_multiple_of(cluster);
+            match is_possible {
+                true => tables.push(entry / cluster),
+                false if refuse => return Err(p.damaged(format!("an L2 table cannot lie at {entry}"))),
+                false => drop(lost.insert(entry)),
             }
-            tables.push(entry / cluster);
         }
         let (mut refcounts, mut end, mut limit) = (None, 0, 0);
         if mode == Mode::ReadWrite {
@@ -121,8 +133,11 @@ impl Image {
             refcounts = Some(counts);
         }
         tables.sort_unstable();
-        if let Some(twice) = tables.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(p.damaged(format!("two of its tables lie at {}", twice[0] * cluster)));
+        for twice in tables.windows(2).filter(|pair| pair[0] == pair[1]) {
+            if refuse {
+                return Err(p.damaged(format!("two of its tables lie at {}", twice[0] * cluster)));
+            }
+            lost.insert(twice[0] * cluster);
         }
         if mode == Mode::ReadWrite && header.autoclear != 0 {
             // Bitmaps and the like, which are wrong as soon as something is written.
@@ -143,6 +158,7 @@ impl Image {
             refcounts: Mutex::new(refcounts),
             unused: Mutex::default(),
             failed: AtomicBool::new(false),
+            lost,
             header,
             place,
         })

@@ -4,13 +4,12 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use uuid::Uuid;
-
 use super::image::{Image, Lookup};
-use super::query::{Info, Meta, ParentInfo, query};
-use super::{BLOCK, Kind, SECTOR, Storage};
+use super::opening::Opening;
+use super::query::{Info, Meta, ParentInfo};
+use super::{BLOCK, SECTOR, Storage};
 use crate::error::{Error, Result};
-use crate::image::MAX_DEPTH;
+use crate::image::Reading;
 use crate::image::disk::Served;
 use crate::types::Mode;
 
@@ -28,13 +27,16 @@ pub enum Parent {
 pub struct Chain {
     layers: Vec<Layer>,
     size: u64,
+    reading: Reading,
 }
 
 #[derive(Debug)]
-enum Layer {
+pub(super) enum Layer {
     Sparse(Box<Image>),
     /// A raw image, or the data of a fixed one, of so many bytes.
     Flat(Arc<dyn Storage>, u64),
+    /// A parent that cannot be opened, and why: its child stands for it. Of a chain that is open to be rescued.
+    Lost(Arc<dyn Storage>, String),
 }
 
 impl Layer {
@@ -42,13 +44,14 @@ impl Layer {
         match self {
             Layer::Sparse(image) => image.virtual_size(),
             Layer::Flat(_, size) => *size,
+            Layer::Lost(..) => u64::MAX / SECTOR * SECTOR,
         }
     }
 
-    fn place(&self) -> &dyn Storage {
+    pub(super) fn place(&self) -> &dyn Storage {
         match self {
             Layer::Sparse(image) => &**image.place(),
-            Layer::Flat(place, _) => &**place,
+            Layer::Flat(place, _) | Layer::Lost(place, _) => &**place,
         }
     }
 }
@@ -72,52 +75,40 @@ impl Chain {
     pub fn open(
         leaf: Arc<dyn Storage>,
         mode: Mode,
+        resolve: impl FnMut(&ParentInfo) -> Result<Parent>,
+    ) -> Result<Self> {
+        Self::open_as(leaf, mode, Reading::Whole, resolve)
+    }
+
+    /// Opens a chain for reading, whatever can be read of it: see [`Reading::Rescue`].
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Unsupported`] and [`Error::Io`] of the leaf's headers.
+    pub fn rescue(leaf: Arc<dyn Storage>, resolve: impl FnMut(&ParentInfo) -> Result<Parent>) -> Result<Self> {
+        Self::open_as(leaf, Mode::ReadOnly, Reading::Rescue, resolve)
+    }
+
+    fn open_as(
+        leaf: Arc<dyn Storage>,
+        mode: Mode,
+        reading: Reading,
         mut resolve: impl FnMut(&ParentInfo) -> Result<Parent>,
     ) -> Result<Self> {
-        let mut layers: Vec<Layer> = Vec::new();
-        let mut seen: Vec<Uuid> = Vec::new();
-        let mut child: Option<(Arc<dyn Storage>, Info)> = None;
+        let mut opening = Opening::new(reading);
         let mut next = Some(Parent::Vhd(leaf));
         let mut mode = mode;
         while let Some(found) = next.take() {
-            let place = match found {
-                Parent::Raw(place) => {
-                    if let Some((child, info)) = &child {
-                        check_link(&**child, info, &*place, None)?;
-                    }
-                    for layer in &layers {
-                        if layer.place().is_same(&*place)? {
-                            return Err(place.damaged("its chain of parents meets itself"));
-                        }
-                    }
-                    let size = place.len()?;
-                    layers.push(Layer::Flat(place, size));
-                    break;
+            next = match opening.add(found, mode, &mut resolve) {
+                Err(why) if reading == Reading::Rescue && !opening.layers.is_empty() => {
+                    opening.lose(&why);
+                    None
                 }
-                Parent::Vhd(place) => place,
+                parent => parent?,
             };
-            let meta = Meta::read(&*place)?;
-            let info = meta.info();
-            if let Some((child, link)) = &child {
-                check_link(&**child, link, &*place, Some(&info))?;
-            }
-            if seen.contains(&info.uuid) || layers.len() >= MAX_DEPTH {
-                return Err(place.damaged("its chain of parents meets itself or is too long"));
-            }
-            seen.push(info.uuid);
-            next = info.parent.as_ref().map(&mut resolve).transpose()?;
-            layers.push(match info.kind {
-                Kind::Fixed => {
-                    meta.check(place.path())?;
-                    Layer::Flat(place.clone(), fixed_size(&*place, &info)?)
-                }
-                _ => Layer::Sparse(Box::new(Image::with(place.clone(), mode, meta)?)),
-            });
-            child = Some((place, info));
             mode = Mode::ReadOnly;
         }
-        let size = layers.first().map_or(0, Layer::size);
-        Ok(Chain { layers, size })
+        let size = opening.layers.first().map_or(0, Layer::size);
+        Ok(Chain { layers: opening.layers, size, reading })
     }
 
     /// Opens an image that has no parent, or whose parent does not matter.
@@ -156,6 +147,7 @@ impl Chain {
         match &self.layers[0] {
             Layer::Sparse(image) => Ok(image.info()),
             Layer::Flat(place, _) => Meta::read(&**place).map(|meta| meta.info()),
+            Layer::Lost(child, why) => Err(lost(child, why)),
         }
     }
 
@@ -189,8 +181,9 @@ impl Chain {
         let (buf, beyond) = buf.split_at_mut(here);
         beyond.fill(0);
         let image = match layer {
-            Layer::Flat(..) if buf.is_empty() => return Ok(()),
+            _ if buf.is_empty() => return Ok(()),
             Layer::Flat(place, _) => return place.get(buf, at),
+            Layer::Lost(child, why) => return Err(lost(child, why)),
             Layer::Sparse(image) => image,
         };
         for (block, sectors, part) in pieces(at, here as u64, image.block_size()) {
@@ -215,6 +208,33 @@ impl Chain {
         Ok(())
     }
 
+    /// Bytes from `offset` on, at most `len`, of which the tables of the chain say that they are lost.
+    pub fn lost_at(&self, offset: u64, len: u64) -> u64 {
+        let mut len = len;
+        for layer in &self.layers {
+            let image = match layer {
+                Layer::Lost(..) => return len,
+                Layer::Sparse(image) if offset < image.virtual_size() => image,
+                _ => return 0,
+            };
+            let (block, start) = ((offset / image.block_size()) as u32, offset % image.block_size());
+            len = len.min(image.block_size() - start);
+            match image.lookup(block) {
+                Err(_) => return len,
+                Ok(Lookup::Full(_)) => return 0,
+                Ok(Lookup::Absent) => {}
+                Ok(Lookup::Mixed(_, map)) => {
+                    let first = (start / SECTOR) as u32;
+                    match map.runs(first..first + len.div_ceil(SECTOR) as u32).next() {
+                        Some((run, false)) => len = len.min(u64::from(run.end - run.start) * SECTOR),
+                        _ => return 0,
+                    }
+                }
+            }
+        }
+        0
+    }
+
     /// Writes to the leaf. The data survives a crash after the next [`Chain::flush`].
     ///
     /// # Errors
@@ -223,6 +243,7 @@ impl Chain {
         self.check(offset, bytes.len() as u64)?;
         match &self.layers[0] {
             Layer::Flat(place, _) => place.put(bytes, offset),
+            Layer::Lost(child, why) => Err(lost(child, why)),
             Layer::Sparse(image) => {
                 for (block, sectors, part) in pieces(offset, bytes.len() as u64, image.block_size()) {
                     image.write_block(block, sectors.start, &bytes[part])?;
@@ -244,6 +265,7 @@ impl Chain {
             if extent.data {
                 match &self.layers[0] {
                     Layer::Flat(place, _) => place.zero(extent.offset, extent.len)?,
+                    Layer::Lost(child, why) => return Err(lost(child, why)),
                     Layer::Sparse(image) => {
                         for (block, sectors, _) in pieces(extent.offset, extent.len, image.block_size()) {
                             image.zero_block(block, sectors)?;
@@ -264,6 +286,7 @@ impl Chain {
     pub fn flush(&self) -> Result<()> {
         match &self.layers[0] {
             Layer::Flat(place, _) => place.flush(),
+            Layer::Lost(child, why) => Err(lost(child, why)),
             Layer::Sparse(image) => image.flush(),
         }
     }
@@ -275,6 +298,7 @@ impl Chain {
     pub fn close(mut self) -> Result<()> {
         match self.layers.swap_remove(0) {
             Layer::Flat(place, _) => place.flush(),
+            Layer::Lost(child, why) => Err(lost(&child, &why)),
             Layer::Sparse(image) => image.close(),
         }
     }
@@ -317,6 +341,11 @@ impl Chain {
         })
     }
 
+    /// Where a block is, as far as its stretches are concerned: one that cannot be read is data, which reading then refuses.
+    fn found(&self, image: &Image, block: u32) -> Result<Lookup> {
+        image.lookup(block).or_else(|e| if self.reading == Reading::Rescue { Ok(Lookup::Full(0)) } else { Err(e) })
+    }
+
     /// Lengths of the stretches of a range in order, bytes, and whether they are data.
     fn runs(&self, layer: usize, depth: usize, range: Range<u64>, out: &mut Vec<(u64, bool)>) -> Result<()> {
         let Some(this) = self.layers.get(layer).filter(|_| layer < depth) else {
@@ -326,11 +355,12 @@ impl Chain {
         let stop = range.end.min(this.size().next_multiple_of(SECTOR)).max(range.start);
         match this {
             Layer::Flat(place, size) => flat_runs(&**place, *size, range.start..stop, out)?,
+            Layer::Lost(..) => out.push((stop - range.start, true)),
             Layer::Sparse(image) => {
                 for (block, sectors, part) in pieces(range.start, stop - range.start, image.block_size()) {
                     let at = range.start + part.start as u64;
                     let first = sectors.start;
-                    match image.lookup(block)? {
+                    match self.found(image, block)? {
                         Lookup::Absent => self.runs(layer + 1, depth, at..at + part.len() as u64, out)?,
                         Lookup::Full(_) => out.push((part.len() as u64, true)),
                         Lookup::Mixed(_, map) => {
@@ -355,51 +385,9 @@ impl Chain {
     }
 }
 
-/// Bytes of the disk that a fixed image holds from its first byte on.
-///
-/// # Errors
-/// [`Error::Damaged`] if its footer says more than there is.
-pub(super) fn fixed_size(place: &dyn Storage, info: &Info) -> Result<u64> {
-    match place.len()?.saturating_sub(SECTOR - 1) {
-        room if info.virtual_size > room => Err(place.damaged("it is shorter than its virtual size")),
-        _ => Ok(info.virtual_size),
-    }
-}
-
-/// Refuses a parent that is not the image that `child` names. Any code that reads or writes a parent for a child asks
-/// this first: a file of the right name may hold another image, and merging a child into that one destroys both.
-///
-/// A differencing image names the UUID in its parent's footer, or none if the parent is raw. The parent's modification
-/// time, which it holds as well, is nobody's business: a copy changes it, and other tools do not look at it either.
-///
-/// # Errors
-/// [`Error::Damaged`] if the UUID is another one, a raw file was found for a VHD or a VHD for a raw file, the child is
-/// its own parent, or it has none; [`Error::Io`].
-pub fn check_parent(child: &dyn Storage, parent: &Parent) -> Result<()> {
-    let info = query(child)?;
-    match parent {
-        Parent::Vhd(place) => check_link(child, &info, &**place, Some(&query(&**place)?)),
-        Parent::Raw(place) => check_link(child, &info, &**place, None),
-    }
-}
-
-/// [`check_parent`] of images whose headers were read: `is` is what a parent that is a VHD says of itself.
-pub(super) fn check_link(child: &dyn Storage, info: &Info, parent: &dyn Storage, is: Option<&Info>) -> Result<()> {
-    let Some(link) = &info.parent else {
-        return Err(child.damaged(format!("it names no parent, and {} was taken for it", parent.path().display())));
-    };
-    let itself = || Err(child.damaged("it names itself as its parent: its chain meets itself"));
-    let found = parent.path().display();
-    match (link.uuid, is) {
-        (Some(uuid), _) if uuid == info.uuid => itself(),
-        (Some(uuid), Some(is)) if uuid == is.uuid => Ok(()),
-        (Some(uuid), Some(is)) => Err(child
-            .damaged(format!("it names the VHD of UUID {uuid} as its parent, and {found} has the UUID {}", is.uuid))),
-        (Some(_), None) => Err(child.damaged(format!("it names a VHD as its parent, and {found} is a raw disk"))),
-        (None, Some(_)) => Err(child.damaged(format!("it names a raw disk as its parent, and {found} is a VHD"))),
-        (None, None) if child.is_same(parent)? => itself(),
-        (None, None) => Ok(()),
-    }
+/// The refusal to read what only a parent that cannot be opened may hold.
+fn lost(child: &Arc<dyn Storage>, why: &str) -> Error {
+    child.damaged(format!("its parent is lost: {why}"))
 }
 
 impl Served for Chain {

@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use super::bitmap::Bitmap;
-use super::chain::{check_link, fixed_size, pieces};
+use super::chain::pieces;
 use super::image::{Image, Lookup};
+use super::opening::{check_link, fixed_size};
 use super::query::query;
 use super::{Kind, SECTOR, Storage};
 use crate::error::{Error, Result};

@@ -30,6 +30,7 @@ use super::header::{HEADER, Header};
 use super::query::{Info, Meta, blocks, last_footer, refuse_encrypted};
 use super::{BLOCK, SECTOR, Storage, be32};
 use crate::error::{Error, Result};
+use crate::image::Reading;
 use crate::types::Mode;
 
 /// BAT entry of a block that is not there.
@@ -64,6 +65,8 @@ pub struct Image {
     pub(super) flushing: Mutex<()>,
     pub(super) written: AtomicBool,
     pub(super) failed: AtomicBool,
+    /// Blocks whose entries are wrong, of an image that is open to be rescued.
+    lost: BTreeSet<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -123,11 +126,11 @@ impl Image {
     /// blocks of more than 2 MiB and versions newer than we know; [`Error::Io`].
     pub fn open(place: Arc<dyn Storage>, mode: Mode) -> Result<Self> {
         let meta = Meta::read(&*place)?;
-        Self::with(place, mode, meta)
+        Self::with(place, mode, Reading::Whole, meta)
     }
 
     /// [`Image::open`] of an image whose headers were read.
-    pub(super) fn with(place: Arc<dyn Storage>, mode: Mode, meta: Meta) -> Result<Self> {
+    pub(super) fn with(place: Arc<dyn Storage>, mode: Mode, reading: Reading, meta: Meta) -> Result<Self> {
         let p = &*place;
         meta.check(p.path())?;
         let Some(header) = meta.header.clone() else {
@@ -145,11 +148,15 @@ impl Image {
 
         let size = p.len()?;
         let bat_offset = header.table_offset();
-        if bat_offset + u64::from(header.max_bat_size()) * 4 > size {
+        let refuse = reading == Reading::Whole;
+        if refuse && bat_offset + u64::from(header.max_bat_size()) * 4 > size {
             return Err(p.damaged("the BAT is cut off"));
         }
         let mut raw = vec![0; count as usize * 4];
-        p.get_exact(&mut raw, bat_offset, "the BAT")?;
+        // An entry that is not there reads as 0, where no block can lie.
+        let get =
+            |raw: &mut [u8]| if refuse { p.get_exact(raw, bat_offset, "the BAT") } else { p.get(raw, bat_offset) };
+        get(&mut raw)?;
 
         let batmap = read_batmap_header(p, footer, &header)?;
         refuse_encrypted(batmap.as_ref(), p.path())?;
@@ -161,7 +168,7 @@ impl Image {
             None => None,
         };
         let stale = batmap.is_some() && map.is_none();
-        if headers_end > size {
+        if refuse && headers_end > size {
             return Err(p.damaged("the headers are cut off"));
         }
 
@@ -173,11 +180,16 @@ impl Image {
         // Data of a block that a crash of another tool cut off reads as zeros; the block's bitmap must be there.
         let limit = if mode == Mode::ReadWrite && p.is_device() { size } else { size.saturating_add(block_size) };
         let (mut in_order, mut free) = (true, 0);
+        let mut lost = BTreeSet::new();
         for (block, entry) in allocated(&bat) {
             let first = u64::from(entry) * SECTOR;
             let last = first + SECTOR + block_size;
             if first < headers_end || last > limit || first + SECTOR > size {
-                return Err(p.damaged(format!("block {block} lies at byte {first}, outside the data")));
+                if refuse {
+                    return Err(p.damaged(format!("block {block} lies at byte {first}, outside the data")));
+                }
+                lost.insert(block);
+                continue;
             }
             end = end.max(last / SECTOR);
             in_order &= first >= free;
@@ -186,9 +198,14 @@ impl Image {
             full[block as usize / 64].fetch_or(u64::from(bit) << (block % 64), Relaxed);
         }
         if !in_order {
-            let mut entries: Vec<(u32, u32)> = allocated(&bat).map(|(block, entry)| (entry, block)).collect();
+            let inside = allocated(&bat).filter(|(block, _)| !lost.contains(block));
+            let mut entries: Vec<(u32, u32)> = inside.map(|(block, entry)| (entry, block)).collect();
             entries.sort_unstable();
-            refuse_overlap(&entries, block_size, p.path())?;
+            match refuse {
+                true => refuse_overlap(&entries, block_size, p.path())?,
+                // One of the two is right, and nothing says which.
+                false => lost.extend(overlapping(&entries, block_size).flat_map(|(one, other)| [one, other])),
+            }
         }
         if meta.torn && mode == Mode::ReadWrite {
             p.put(&header.0, footer.data_offset())?;
@@ -209,6 +226,7 @@ impl Image {
             flushing: Mutex::new(()),
             written: AtomicBool::new(false),
             failed: AtomicBool::new(false),
+            lost,
             meta,
             place,
         })
@@ -302,6 +320,10 @@ impl Image {
 
     pub(crate) fn lookup(&self, block: u32) -> Result<Lookup> {
         let Some(entry) = self.entry(block) else { return Ok(Lookup::Absent) };
+        if self.lost.contains(&block) {
+            let first = u64::from(entry) * SECTOR;
+            return Err(self.place.damaged(format!("block {block} cannot lie at byte {first}")));
+        }
         let data = data_offset(entry);
         if self.is_full(block) {
             return Ok(Lookup::Full(data));
@@ -432,14 +454,18 @@ pub(crate) fn data_offset(entry: u32) -> u64 {
 /// # Errors
 /// [`Error::Damaged`].
 pub(super) fn refuse_overlap(entries: &[(u32, u32)], block_size: u64, path: &Path) -> Result<()> {
-    let step = 1 + (block_size / SECTOR) as u32;
-    match entries.windows(2).find(|pair| pair[1].0 - pair[0].0 < step) {
-        Some(pair) => Err(Error::Damaged {
-            path: path.to_owned(),
-            what: format!("blocks {} and {} overlap", pair[0].1, pair[1].1),
-        }),
+    match overlapping(entries, block_size).next() {
+        Some((one, other)) => {
+            Err(Error::Damaged { path: path.to_owned(), what: format!("blocks {one} and {other} overlap") })
+        }
         None => Ok(()),
     }
+}
+
+/// The pairs of blocks that [`refuse_overlap`] finds.
+fn overlapping(entries: &[(u32, u32)], block_size: u64) -> impl Iterator<Item = (u32, u32)> {
+    let step = 1 + (block_size / SECTOR) as u32;
+    entries.windows(2).filter(move |pair| pair[1].0 - pair[0].0 < step).map(|pair| (pair[0].1, pair[1].1))
 }
 
 /// The batmap header, `None` where there is none or it is not sound.

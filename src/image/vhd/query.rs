@@ -17,6 +17,7 @@ use super::header::{HEADER, Header};
 use super::image::{Image, headers_end, read_batmap_header};
 use super::{BLOCK, MAX_BLOCKS, MAX_READ_SIZE, SECTOR, Storage, intent};
 use crate::error::{Error, Result};
+use crate::image::Reading;
 use crate::image::name::NamedParent;
 use crate::types::Mode;
 
@@ -293,7 +294,7 @@ pub fn is_blank(place: &Arc<dyn Storage>) -> Result<bool> {
         let end = headers_end(place.path(), &meta.footer, header, batmap.as_ref())?;
         return Ok(place.len()? <= end + SECTOR);
     }
-    Ok(Image::with(place.clone(), Mode::ReadOnly, meta)?.allocated().next().is_none())
+    Ok(Image::with(place.clone(), Mode::ReadOnly, Reading::Whole, meta)?.allocated().next().is_none())
 }
 
 pub(super) fn refuse_encrypted(batmap: Option<&BatmapHeader>, path: &Path) -> Result<()> {

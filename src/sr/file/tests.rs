@@ -19,6 +19,7 @@ use super::*;
 use crate::context::Deadline;
 use crate::datapath::USES;
 use crate::error::Error;
+use crate::image::Reading;
 use crate::image::storage::FileStorage;
 use crate::sys::durable::{Dir, NewFile};
 use crate::sys::lock::{self, Lock};
@@ -282,7 +283,7 @@ fn write(sr: &FileSr, vdi: VdiUuid, at: u64, bytes: &[u8]) {
 
 fn read(sr: &FileSr, vdi: VdiUuid, at: u64, len: usize) -> Result<Vec<u8>> {
     let mut buf = vec![0; len];
-    sr.vdi(vdi)?.read(&mut |disk| disk.read_at(&mut buf, at))?;
+    sr.vdi(vdi)?.read(Reading::Whole, &mut |disk| disk.read_at(&mut buf, at))?;
     Ok(buf)
 }
 

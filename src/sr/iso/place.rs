@@ -12,6 +12,7 @@ use super::images::{Iso, leads_out, made, uuid_of};
 use super::{IsoSr, sync};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::image::Reading;
 use crate::image::disk::Disk;
 use crate::image::storage::FileStorage;
 use crate::sys::copy::Progress;
@@ -54,7 +55,7 @@ impl Vdi for IsoVdi<'_> {
         self.0.remove()
     }
 
-    fn read(&self, _reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
+    fn read(&self, _reading: Reading, _reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
         self.0.sr.refuse("vdi_export")
     }
 

@@ -41,6 +41,10 @@ impl Image {
             let until = (region + none) as u64 * self.region();
             return Ok((What::Absent(None), len.min(until - offset)));
         }
+        let at = self.l1[region].load(Acquire) & OFFSET;
+        if self.lost.contains(&at) {
+            return Err(self.place.damaged(format!("an L2 table cannot lie at {at}")));
+        }
         let mut shard = self.shard(region);
         let table = self.table(&mut shard, region)?;
         let (cluster, unit) = (self.header.cluster(), self.unit());
@@ -81,6 +85,14 @@ impl Image {
             What::Data(..) | What::Compressed(_) => true,
         };
         Ok((takes_space, run))
+    }
+
+    /// Bytes from `offset` on that one entry leads to: of the L1 table if that is wrong.
+    pub(crate) fn told_by_one_entry(&self, offset: u64) -> u64 {
+        let region = (offset / self.region()) as usize;
+        let is_lost = self.lost.contains(&(self.l1[region].load(Relaxed) & OFFSET));
+        let step = if is_lost { self.region() } else { self.unit() };
+        step - offset % step
     }
 
     /// The kind of stretch that a byte of a table's region lies in, from that byte on.

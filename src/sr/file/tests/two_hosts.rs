@@ -51,7 +51,7 @@ fn an_export_is_of_one_moment_whatever_another_host_does() {
     let mut seen = vec![0; 8192];
     b.vdi(disk)
         .unwrap()
-        .read(&mut |bytes| {
+        .read(Reading::Whole, &mut |bytes| {
             bytes.read_at(&mut seen[4096..], 4096)?;
             let _ = a.collect(&ctx());
             write(&a, disk, 0, &[9; 8192]);
@@ -73,7 +73,7 @@ fn a_disk_that_another_host_has_open_is_not_exported() {
     // The checks that the dispatch of VdiExport makes:
     let there = b.vdi(disk).unwrap();
     let refused = if !there.info().unwrap().read_only { vdi::refuse_if_attached(&*there) } else { Ok(()) };
-    let refused = refused.and_then(|()| there.read(&mut |_| Ok(())));
+    let refused = refused.and_then(|()| there.read(Reading::Whole, &mut |_| Ok(())));
     assert!(refused.is_err(), "the export of a disk in use elsewhere is not refused");
 }
 
