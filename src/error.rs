@@ -1,6 +1,9 @@
 //! The one error type. Variants are named after what happened to the user's thing and carry it; each
 //! door maps them to its own numbers, once.
 
+mod held;
+mod server;
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,6 +12,9 @@ use crate::sys::limits;
 use crate::types::{
     Format, LostRange, Misread, MissingKey, Size, SrUuid, State, VdiUuid, acts_on_terminal, nearest, shown,
 };
+
+pub use self::held::{HeldSr, Lost};
+pub use self::server::{Exported, Protocol, ServerFault};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -158,6 +164,23 @@ pub enum Error {
     StoreFull { path: PathBuf, free: u64, wanted: u64 },
     #[error("{} is not empty; --yes makes it a store all the same", path.display())]
     NotAStore { path: PathBuf },
+    /// This host cannot publish disks in that way.
+    #[error("this host cannot publish disks: {why}")]
+    NoTarget { why: String },
+    /// An object of the kernel's target that is not of this product, or not as it made it.
+    #[error("the target's object {object} is not what sm made: {why}")]
+    ForeignTarget { object: String, why: String },
+    /// Initiators would take two VDIs for one disk.
+    #[error(
+        "VDI {vdi} on SR {sr} would have the same world-wide name as VDI {other}, which this host publishes; publish a copy of it"
+    )]
+    WwnClash { vdi: VdiUuid, sr: SrUuid, other: VdiUuid },
+    /// A VDI is published in another way than asked for.
+    #[error("VDI {vdi} is published already, {what}; unpublish it first, to change that")]
+    Published { vdi: VdiUuid, what: String },
+    /// So many publications are not what their records say.
+    #[error("{}", drifted(*count))]
+    Drift { count: usize },
 
     #[error("cannot {op} {}", path.display())]
     Io { op: &'static str, path: PathBuf, source: io::Error },
@@ -172,97 +195,6 @@ pub enum Error {
     Incomplete { done: String, cause: Box<Error> },
     #[error("{cause}; undoing it failed as well: {undo}")]
     Undo { cause: Box<Error>, undo: Box<Error> },
-}
-
-/// An SR that is found on a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeldSr {
-    pub sr: SrUuid,
-    /// The volume group that it is, in words.
-    pub group: String,
-    /// The devices of the SR that are here.
-    pub on: Vec<PathBuf>,
-    pub lost: Lost,
-}
-
-impl fmt::Display for HeldSr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SR {} ({}){}", self.sr, self.group, self.lost)
-    }
-}
-
-/// The disks that would be lost with an SR.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Lost {
-    /// The disks were not listed yet.
-    NotListed,
-    /// It has no disks.
-    Nothing,
-    /// Its disks, in words.
-    Disks(String),
-    /// Its disks cannot be listed, and why.
-    Unknown(String),
-}
-
-impl fmt::Display for Lost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Lost::NotListed => Ok(()),
-            Lost::Nothing => f.write_str(", which has no disks"),
-            Lost::Disks(words) => write!(f, " with {words}, which would be lost"),
-            Lost::Unknown(why) => write!(f, ", and its disks cannot be listed: {why}"),
-        }
-    }
-}
-
-/// The protocol that a server speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    Nfs,
-    Smb,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Protocol::Nfs => "NFS",
-            Protocol::Smb => "SMB",
-        })
-    }
-}
-
-/// The fault of a server, or of the request that the server got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ServerFault {
-    UnknownName,
-    /// No answer comes, or that of another service.
-    NoAnswer,
-    Version,
-    NoExport,
-    Denied,
-    /// It answers and does not refuse; mounting failed all the same.
-    Mount,
-}
-
-impl fmt::Display for ServerFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            ServerFault::UnknownName => "its name is not known",
-            ServerFault::NoAnswer => "it does not answer",
-            ServerFault::Version => "it does not speak the version asked for",
-            ServerFault::NoExport => "it has no such path, or does not export it",
-            ServerFault::Denied => "it refuses this host or user",
-            ServerFault::Mount => "cannot mount from it",
-        })
-    }
-}
-
-/// A directory that a server offers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exported {
-    pub path: String,
-    /// To whom, in the server's words; `*` if it does not say.
-    pub access: String,
 }
 
 impl From<Misread> for Error {
@@ -433,6 +365,14 @@ fn missing(key: &str, given: &str) -> String {
     match given.split(' ').any(|is| is == key) {
         true => format!("the key {key} of device_config has an empty value"),
         false => format!("device_config lacks the key {key}; it has {}", if given.is_empty() { "none" } else { given }),
+    }
+}
+
+fn drifted(count: usize) -> String {
+    if count == 1 {
+        "1 publication is not as its record says".to_owned()
+    } else {
+        format!("{count} publications are not as their records say")
     }
 }
 

@@ -13,7 +13,8 @@
 //! [`backup`] stands beside the doors: it exports sets of VDIs and takes them in again, through sessions alone.
 //!
 //! [`registry`] is what people call things on this host: SRs with a name, which the door for people alone reads, and media with
-//! their owners. [`layout`] is the storage of a host as its operator describes it.
+//! their owners. [`layout`] is the storage of a host as its operator describes it. [`target`] is the disks that this host
+//! publishes.
 //!
 //! [`context`] holds what a call hands down through the layers: its deadline, its progress, the other hosts.
 
@@ -33,6 +34,7 @@ pub mod layout;
 pub mod registry;
 pub mod sr;
 pub mod sys;
+pub mod target;
 pub mod types;
 pub mod vdi;
 

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::sys::run_dir;
 
+const KEYS: [&str; 5] = ["backend", "storage_file", "min_size", "target_iqn_prefix", "target_portals"];
+
 /// Bytes; the least that a device must have unless the settings say otherwise.
 const MIN_SIZE: u64 = 1 << 30;
 
-/// The settings of the device registry.
+/// The settings of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// `scan`, `file`, `none` or `exec:NAME`.
@@ -19,11 +21,21 @@ pub struct Settings {
     pub storage_file: PathBuf,
     /// Bytes of the smallest device that is of use.
     pub min_size: u64,
+    /// The start of the names of targets; none: one made of the host's name.
+    pub target_prefix: Option<String>,
+    /// The addresses at which targets listen, with commas between; empty: none.
+    pub target_portals: String,
 }
 
 impl Settings {
     fn usual() -> Settings {
-        Settings { backend: "scan".to_owned(), storage_file: run_dir::inventory(), min_size: MIN_SIZE }
+        Settings {
+            backend: "scan".to_owned(),
+            storage_file: run_dir::inventory(),
+            min_size: MIN_SIZE,
+            target_prefix: None,
+            target_portals: String::new(),
+        }
     }
 
     /// The settings of this host; the defaults where there is no file. `size`: reads a size in bytes.
@@ -55,8 +67,10 @@ fn parse(text: &str, path: &Path, size: fn(&str) -> Result<u64>) -> Result<Setti
             "storage_file" if value.starts_with('/') => settings.storage_file = value.into(),
             "storage_file" => return Err(bad("storage_file is an absolute path".to_owned())),
             "min_size" => settings.min_size = size(value).map_err(|e| bad(e.to_string()))?,
+            "target_iqn_prefix" => settings.target_prefix = Some(value.to_owned()),
+            "target_portals" => settings.target_portals = value.to_owned(),
             key => {
-                return Err(bad(format!("there is no setting {key:?}; there are backend, storage_file and min_size")));
+                return Err(bad(format!("there is no setting {key:?}; there are {}", KEYS.join(", "))));
             }
         }
     }
@@ -77,7 +91,12 @@ mod tests {
         let read_all = read("backend = file\nstorage_file=/srv/inventory\nmin_size=4096\n").unwrap();
         assert_eq!(
             read_all,
-            Settings { backend: "file".to_owned(), storage_file: "/srv/inventory".into(), min_size: 4096 }
+            Settings {
+                backend: "file".to_owned(),
+                storage_file: "/srv/inventory".into(),
+                min_size: 4096,
+                ..Settings::usual()
+            }
         );
         for (bad, line) in
             [("colour=red", 1), ("backend=scan\n\nnonsense", 3), ("storage_file=x", 1), ("min_size=big", 1)]

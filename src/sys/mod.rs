@@ -5,6 +5,7 @@ pub mod blockdev;
 pub mod copy;
 pub mod durable;
 pub mod limits;
+pub mod lio;
 pub mod lock;
 pub mod loopdev;
 pub mod lvm;

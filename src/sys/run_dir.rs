@@ -62,6 +62,11 @@ pub fn registry() -> PathBuf {
     on_host("/var/lib/sm/registry")
 }
 
+/// The disks that this host publishes: `/var/lib/sm/targets`.
+pub fn targets() -> PathBuf {
+    on_host("/var/lib/sm/targets")
+}
+
 /// The settings of the device registry: `/etc/sm/sm.conf`.
 pub fn settings() -> PathBuf {
     on_host("/etc/sm/sm.conf")

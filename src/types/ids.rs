@@ -78,6 +78,11 @@ impl VdiUuid {
     pub fn of_name(sr: SrUuid, name: &str) -> Self {
         VdiUuid(Uuid::new_v5(&sr.0, name.as_bytes()))
     }
+
+    /// A UUID (version 5), as text, that is always the same for the same disk and word.
+    pub fn derived(self, word: &str) -> String {
+        Uuid::new_v5(&self.0, word.as_bytes()).to_string()
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
-//! The work of the commands `sm devices` and `sm backends`; those of `sm layout` and `sm plan` are in [`layouts`].
+//! The work of the commands `sm devices` and `sm backends`.
 
 use std::time::Instant;
 
-use super::grammar::{DevicesCommand, Group, ListArgs, OwnerArgs};
-use super::layouts;
+use super::grammar::{DevicesCommand, ListArgs, OwnerArgs};
 use super::shown::{COLUMNS, OF_INVENTORY, Reply, USUAL};
 use crate::call::Session;
 use crate::context::{Context, DEFAULT_WAIT};
@@ -20,29 +19,30 @@ use crate::registry::{identity, ledger};
 use crate::sr::{DRIVERS, Driver};
 use crate::types::{DeviceConfig, LayoutUuid, SrUuid, seconds_now};
 
-/// Carries one command out.
+/// The backends that there are.
+///
+/// # Errors
+/// [`Error::NoBackend`], [`Error::BadLine`] for settings.
+pub fn backends() -> Result<Reply> {
+    let settings = Settings::read(size::parse)?;
+    Backend::selected(&settings)?;
+    Ok(Reply::Backends(backend::all(&settings)))
+}
+
+/// Carries one command of `sm devices` out. `args`: of the list, without a command.
 ///
 /// # Errors
 /// [`Error::NoBackend`], [`Error::BadLine`] for settings and inventories; [`Error::Damaged`] for claims that cannot be read; those
 /// of the command.
-pub fn carry_out(group: &Group) -> Result<Reply> {
+pub fn carry_out(args: &ListArgs, command: Option<&DevicesCommand>) -> Result<Reply> {
     let settings = Settings::read(size::parse)?;
-    match group {
-        Group::Backends => {
-            Backend::selected(&settings)?;
-            Ok(Reply::Backends(backend::all(&settings)))
-        }
-        Group::Backup { .. } => unreachable!("this command is carried out elsewhere"),
-        Group::Layout { command } => layouts::layout(command),
-        Group::Plan(args) => layouts::plan(&settings, args),
-        Group::Devices { list: args, command } => match command {
-            None => list(&settings, args),
-            Some(DevicesCommand::List(args)) => list(&settings, args),
-            Some(DevicesCommand::Why { device }) => why(&settings, device),
-            Some(DevicesCommand::Claim { identity, owner }) => claim(&settings, identity, owner),
-            Some(DevicesCommand::Release { identity }) => release(&settings, identity),
-            Some(DevicesCommand::Rebuild { dry_run }) => rebuild(*dry_run),
-        },
+    match command {
+        None => list(&settings, args),
+        Some(DevicesCommand::List(args)) => list(&settings, args),
+        Some(DevicesCommand::Why { device }) => why(&settings, device),
+        Some(DevicesCommand::Claim { identity, owner }) => claim(&settings, identity, owner),
+        Some(DevicesCommand::Release { identity }) => release(&settings, identity),
+        Some(DevicesCommand::Rebuild { dry_run }) => rebuild(*dry_run),
     }
 }
 

@@ -3,6 +3,7 @@
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::backup::grammar::BackupCommand;
+use super::target::grammar::TargetCommand;
 use crate::door::v1::grammar::OutputFormat;
 use crate::door::v1::manual;
 
@@ -34,6 +35,12 @@ pub enum Group {
     Backup {
         #[command(subcommand)]
         command: BackupCommand,
+    },
+    /// Publish disks to other hosts by iSCSI, or to this host as SCSI disks, through the kernel's target.
+    #[command(arg_required_else_help = true, disable_help_subcommand = true)]
+    Target {
+        #[command(subcommand)]
+        command: TargetCommand,
     },
     /// Show the layouts that are installed: the storage of this host as it was applied last.
     #[command(disable_help_subcommand = true)]
@@ -147,6 +154,9 @@ impl Group {
     /// The command in words, if it changes something.
     pub fn change(&self) -> Option<String> {
         if let Group::Backup { command } = self {
+            return command.change();
+        }
+        if let Group::Target { command } = self {
             return command.change();
         }
         let Group::Devices { command: Some(command), .. } = self else { return None };

@@ -20,10 +20,11 @@ use crate::sys::lock::Kind;
 ///
 /// # Errors
 /// Those of [`planning::plan`]; [`Error::Io`] for the file.
-pub fn plan(settings: &Settings, args: &PlanArgs) -> Result<Reply> {
+pub fn plan(args: &PlanArgs) -> Result<Reply> {
+    let settings = Settings::read(size::parse)?;
     let model = Model::read(&args.model, size::parse)?;
     let _lock = planning::lock(&model.name, Kind::Shared)?;
-    let planned = planning::plan(&model, settings, size::parse)?;
+    let planned = planning::plan(&model, &settings, size::parse)?;
     if let Some(output) = &args.output {
         write(output, &planned)?;
     }

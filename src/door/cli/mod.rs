@@ -15,6 +15,7 @@ pub mod grammar;
 pub mod layouts;
 pub mod layouts_shown;
 pub mod shown;
+pub mod target;
 
 use std::ffi::OsString;
 
@@ -29,7 +30,7 @@ use crate::sys::run_dir;
 use crate::types::printable;
 
 /// The commands of this module.
-pub const GROUPS: [&str; 5] = ["devices", "backends", "backup", "layout", "plan"];
+pub const GROUPS: [&str; 6] = ["devices", "backends", "backup", "target", "layout", "plan"];
 
 /// Whether a line is one of these commands. Options of `sm` may stand before the command.
 pub fn is_meant(args: &[OsString]) -> bool {
@@ -55,9 +56,14 @@ pub fn serve(args: Vec<OsString>) -> Answer {
             let format = chosen_format(line.format, OutputFormat::Sexp);
             match carry_out(&line.group) {
                 Ok(reply) => {
-                    let stderr =
+                    let stdout = shown::write(&reply, format);
+                    let warned: String =
                         reply.warnings().iter().map(|text| format!("warning: {}\n", printable(text))).collect();
-                    Answer { stdout: shown::write(&reply, format), stderr, status: reply.status() }
+                    let answer = match reply.failure() {
+                        Some(failure) => failed(&failure, stdout, format),
+                        None => Answer { stdout, stderr: String::new(), status: reply.status() },
+                    };
+                    Answer { stderr: warned + &answer.stderr, ..answer }
                 }
                 Err(e) => failed(&e, Vec::new(), format),
             }
@@ -69,7 +75,11 @@ fn carry_out(group: &Group) -> Result<shown::Reply> {
     let change = group.change();
     let result = match group {
         Group::Backup { command } => backup::carry_out(command).map(shown::Reply::Backup),
-        group => devices::carry_out(group),
+        Group::Target { command } => target::carry_out(command).map(shown::Reply::Target),
+        Group::Devices { list, command } => devices::carry_out(list, command.as_ref()),
+        Group::Backends => devices::backends(),
+        Group::Layout { command } => layouts::layout(command),
+        Group::Plan(args) => layouts::plan(args),
     };
     if let Some(change) = change {
         log::write(&format!("sm: uid {}: {change}", run_dir::user()), result.as_ref().map(|_| ()));

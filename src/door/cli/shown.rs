@@ -4,10 +4,12 @@ use serde::Serialize;
 
 use super::backup;
 use super::layouts_shown::{About, LayoutOf, PlanOf, table_of_layout, table_of_plan};
+use super::target;
 use crate::door::size::human;
 use crate::door::table;
 use crate::door::v1::grammar::OutputFormat;
 use crate::door::v1::{answer, json};
+use crate::error::Error;
 use crate::layout::planning::Planned;
 use crate::registry::backend::Known;
 use crate::registry::facts::Test;
@@ -31,6 +33,7 @@ pub enum Reply {
     },
     Backends(Vec<Known>),
     Backup(backup::shown::Reply),
+    Target(target::shown::Reply),
     /// The changes that were made, or that would be made without `dry_run`.
     Changes {
         lines: Vec<String>,
@@ -64,6 +67,14 @@ impl Reply {
         match self {
             Reply::Backup(reply) => &reply.warnings,
             _ => &[],
+        }
+    }
+
+    /// The failure that an answer tells of, if it is one.
+    pub fn failure(&self) -> Option<Error> {
+        match self {
+            Reply::Target(reply) => reply.failure(),
+            _ => None,
         }
     }
 }
@@ -156,6 +167,7 @@ enum Body<'a> {
     Layouts { layouts: &'a [String] },
     Text { text: &'a str },
     Layout(LayoutOf<'a>),
+    Target(target::shown::Body<'a>),
 }
 
 impl<'a> Body<'a> {
@@ -163,6 +175,7 @@ impl<'a> Body<'a> {
         Some(match reply {
             Reply::Done => return None,
             Reply::Backup(reply) => Body::Backup(backup::shown::Body::of(reply)?),
+            Reply::Target(reply) => Body::Target(target::shown::Body::of(reply)?),
             Reply::Devices { backend, rows, .. } => {
                 Body::Devices { backend, devices: rows.iter().map(Device::from).collect(), total: rows.len() }
             }
@@ -196,6 +209,8 @@ pub fn write(reply: &Reply, format: OutputFormat) -> Vec<u8> {
     let mut bytes = match format {
         OutputFormat::Table => table_of(reply).into_bytes(),
         OutputFormat::Json => return json::document(&body),
+        // As vdi_attach answers: one word.
+        _ if matches!(reply, Reply::Target(target::shown::Reply::Published(_))) => table_of(reply).into_bytes(),
         OutputFormat::Sexp => answer::sexp(&body),
         OutputFormat::Lisp => answer::lisp(&body),
     };
@@ -209,6 +224,7 @@ fn table_of(reply: &Reply) -> String {
     match reply {
         Reply::Done => String::new(),
         Reply::Backup(reply) => backup::shown::table_of(reply),
+        Reply::Target(reply) => target::shown::table_of(reply),
         Reply::Devices { backend, .. } if backend == "none" => {
             "the inventory is off: the backend of /etc/sm/sm.conf is none\n".to_owned()
         }

@@ -250,6 +250,12 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         | Error::NotExported { .. }
         | Error::StoreFull { .. }
         | Error::NotAStore { .. } => general,
+        // Nor targets.
+        Error::NoTarget { .. }
+        | Error::ForeignTarget { .. }
+        | Error::WwnClash { .. }
+        | Error::Published { .. }
+        | Error::Drift { .. } => general,
         Error::Tool { argv, .. } => of_tool(argv.split(' ').next().unwrap_or(""), command).unwrap_or(general),
         Error::Io { .. } | Error::ImageServer { .. } => match error.errno().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Code::SRNoSpace,

@@ -137,6 +137,31 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ),
         ],
     ),
+    (
+        "target",
+        &[
+            (
+                "Give a disk to another host by iSCSI:",
+                "sm target publish fast/web --to iqn.1993-08.org.debian:01:c0ffee --portal 10.0.0.1 --auth /root/host1.auth",
+            ),
+            ("See what is published:", "sm target list"),
+        ],
+    ),
+    (
+        "target publish",
+        &[
+            ("A disk of this host, as a SCSI disk:", "sm target publish fast/web --fabric loopback"),
+            (
+                "A second reader:",
+                "sm target publish fast/iso --to iqn.1993-08.org.debian:01:beef --read-only --auth /root/host2.auth",
+            ),
+        ],
+    ),
+    ("target unpublish", &[("Also from a host that uses it:", "sm target unpublish fast/web --force")]),
+    ("target list", &[("As JSON:", "sm target list --format json")]),
+    ("target show", &[("One publication:", "sm target show fast/web")]),
+    ("target check", &[("What is not as it should be:", "sm target check")]),
+    ("target restore", &[("After a reboot:", "sm target restore")]),
 ];
 
 /// The examples of a command as `--help` shows them; `None` if it has none.
@@ -175,6 +200,10 @@ pub const STATUSES: &[(u8, &str, &str)] = &[
     (108, "EFROZEN", "A layout cannot be changed so."),
     (121, "EEXPORT", "A disk of a set was not exported, or the export was not completed."),
     (122, "EVERIFY", "An export is not what its manifest says, or there is no such export."),
+    (113, "ENOLIO", "The kernel of this host has no SCSI target."),
+    (114, "EFOREIGN", "An object of the kernel's target is not one that sm made."),
+    (115, "EWWNCLASH", "Two VDIs would have one world-wide name."),
+    (116, "EDRIFT", "A publication is not as its record says."),
 ];
 
 /// Files, and what each is.
@@ -183,7 +212,10 @@ pub const FILES: &[(&str, &str)] = &[
         "/etc/sm/sr.d/NAME.conf",
         "The SR that has this name on this host: UUID=, TYPE= and DCONF=, or keys of device_config.",
     ),
-    ("/etc/sm/sm.conf", "Settings of sm devices: backend=, storage_file=, min_size=."),
+    (
+        "/etc/sm/sm.conf",
+        "Settings of sm devices (backend=, storage_file=, min_size=) and of sm target (target_iqn_prefix=, target_portals=).",
+    ),
     ("/etc/sm/storage.conf", "The inventory of the backend file: a device a line, CLASS: host=HOST dev=PATH."),
     ("/etc/sm/layouts/NAME.model", "Models of layouts that are called by their names."),
     ("/var/lib/sm/layouts/NAME.layout", "Installed layouts."),
@@ -191,6 +223,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("/usr/lib/sm/backends", "The programs of backends."),
     ("/etc/sm/stores.conf", "The stores of sm backup, a line each: store: name=NAME path=DIRECTORY [drained=yes]."),
     ("/var/lib/sm/backup", "The sets of sm backup, and what its running calls have begun."),
+    ("/var/lib/sm/targets", "What this host publishes, and the secrets of initiators."),
     ("/etc/sm-collect/UUID.conf", "SRs of the timer of earlier releases: TYPE= and DCONF=."),
     ("/run/sr-mount", "Where SRs are mounted that name no mountpoint."),
     ("/var/lock/sm", "Locks between the calls of this host."),

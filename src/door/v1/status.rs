@@ -21,7 +21,9 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         | Error::HoldsSr { .. }
         | Error::NotEmpty { .. }
         | Error::NotAStore { .. } => (16, "EBUSY"),
-        Error::SrExists { .. } | Error::VdiExists { .. } | Error::NameTaken { .. } => (17, "EEXIST"),
+        Error::SrExists { .. } | Error::VdiExists { .. } | Error::NameTaken { .. } | Error::Published { .. } => {
+            (17, "EEXIST")
+        }
         Error::NoDevice { .. } => (19, "ENODEV"),
         Error::Server { fault, .. } => match fault {
             ServerFault::UnknownName | ServerFault::NoAnswer | ServerFault::Version | ServerFault::NoExport => {
@@ -52,6 +54,10 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::PartlyApplied { .. } => (111, "EPARTIAL"),
         Error::NotExported { .. } => (121, "EEXPORT"),
         Error::NotVerified { .. } | Error::NoExport { .. } => (122, "EVERIFY"),
+        Error::NoTarget { .. } => (113, "ENOLIO"),
+        Error::ForeignTarget { .. } => (114, "EFOREIGN"),
+        Error::WwnClash { .. } => (115, "EWWNCLASH"),
+        Error::Drift { .. } => (116, "EDRIFT"),
         Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => exit_status(cause),
         Error::Damaged { .. }
         | Error::ExportedInPart { .. }

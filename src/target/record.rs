@@ -1,0 +1,246 @@
+//! What is meant to be published: one record a VDI in `/var/lib/sm/targets`, of root alone.
+//!
+//! The kernel says what is published now, and forgets it in a reboot. A record is written before the first change of the kernel
+//! and removed after the last, so a killed call leaves a record whose `stage` says in which direction to go on.
+
+use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::chap::Chap;
+use super::name::{IscsiName, Portal};
+use crate::error::{Error, Result};
+use crate::sys::durable::{self, Dir};
+use crate::sys::lock::{self, Kind, Lock};
+use crate::sys::run_dir;
+use crate::types::{SrUuid, VdiUuid};
+
+const VERSION: u32 = 1;
+
+/// The way by which a consumer reaches a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fabric {
+    /// Other hosts, by TCP.
+    Iscsi,
+    /// This host, as a SCSI disk.
+    Loopback,
+}
+
+impl Fabric {
+    pub fn word(self) -> &'static str {
+        match self {
+            Fabric::Iscsi => "iscsi",
+            Fabric::Loopback => "loopback",
+        }
+    }
+}
+
+/// How far a publication is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Begun, and to be completed.
+    Creating,
+    Published,
+    /// Its removal has begun, and is to be completed.
+    Removing,
+}
+
+/// An initiator that may use a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Initiator {
+    pub name: IscsiName,
+    pub read_only: bool,
+}
+
+/// A publication.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    version: u32,
+    pub sr: SrUuid,
+    pub vdi: VdiUuid,
+    pub fabric: Fabric,
+    pub stage: Stage,
+    /// The disk is attached read-only.
+    pub read_only: bool,
+    /// Several initiators may write.
+    pub shared: bool,
+    /// Initiators prove by CHAP who they are.
+    pub authenticated: bool,
+    /// The IQN of the target, or the NAA of the loopback fabric: it stays, whatever the host is called later.
+    pub target: String,
+    /// Number of the backstore in the kernel, chosen before it is made: so it is found again after a kill.
+    pub backstore: u32,
+    pub portals: Vec<Portal>,
+    /// None for the loopback fabric.
+    pub initiators: Vec<Initiator>,
+    /// Seconds since 1970.
+    pub created: u64,
+}
+
+impl Record {
+    /// A publication that is begun, without initiators.
+    pub fn new(sr: SrUuid, vdi: VdiUuid, fabric: Fabric, target: String, created: u64) -> Record {
+        Record {
+            version: VERSION,
+            sr,
+            vdi,
+            fabric,
+            stage: Stage::Creating,
+            read_only: false,
+            shared: false,
+            authenticated: false,
+            target,
+            backstore: 0,
+            portals: Vec::new(),
+            initiators: Vec::new(),
+            created,
+        }
+    }
+}
+
+/// The secrets of one publication, by initiator.
+pub type Secrets = BTreeMap<IscsiName, Chap>;
+
+fn file_of(vdi: VdiUuid) -> String {
+    format!("{vdi}.json")
+}
+
+fn secrets_of(vdi: VdiUuid) -> String {
+    format!("{vdi}.secrets")
+}
+
+/// The lock of a publication. Calls on other publications go on meanwhile.
+///
+/// # Errors
+/// [`Error::VdiInUse`] if another call has it until the deadline.
+pub fn lock(sr: SrUuid, vdi: VdiUuid, deadline: Instant) -> Result<Lock> {
+    lock::take("targets", &vdi.to_string(), Kind::Exclusive, deadline).map_err(|refused| {
+        refused.or_timed_out(|holder| Error::VdiInUse {
+            vdi,
+            sr,
+            holder: format!("{holder}, which works on its publication; repeat the call"),
+        })
+    })
+}
+
+/// Removes the lock of a publication that is gone. The caller has the lock.
+pub fn forget_lock(vdi: VdiUuid) {
+    lock::forget("targets", &vdi.to_string());
+}
+
+fn open() -> Result<Option<Dir>> {
+    match Dir::open(&run_dir::targets()) {
+        Err(e) if e.errno() == Some(Errno::ENOENT as i32) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+fn made() -> Result<Dir> {
+    if let Some(dir) = open()? {
+        return Ok(dir);
+    }
+    let path = run_dir::targets();
+    durable::make_dirs(&path)?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(Error::io("set the mode of", &path))?;
+    open()?.ok_or_else(|| Error::sys("open the directory", &path)(Errno::ENOENT))
+}
+
+/// The record of a VDI.
+///
+/// # Errors
+/// [`Error::Damaged`] for a record that is not whole; [`Error::Io`].
+pub fn of(vdi: VdiUuid) -> Result<Option<Record>> {
+    match open()? {
+        Some(dir) => read(&dir, &file_of(vdi)),
+        None => Ok(None),
+    }
+}
+
+/// Every record, by VDI. One that cannot be read is told of and keeps no other from being read.
+///
+/// # Errors
+/// [`Error::Io`] if the directory cannot be listed.
+pub fn all() -> Result<Vec<(VdiUuid, Result<Record>)>> {
+    let Some(dir) = open()? else { return Ok(Vec::new()) };
+    let mut names = dir.names()?;
+    names.sort_unstable();
+    let vdis = names.iter().filter_map(|name| name.strip_suffix(".json")?.parse::<VdiUuid>().ok());
+    Ok(vdis.filter_map(|vdi| Some((vdi, read(&dir, &file_of(vdi)).transpose()?))).collect())
+}
+
+fn read(dir: &Dir, name: &str) -> Result<Option<Record>> {
+    let Some(bytes) = dir.read(name)? else { return Ok(None) };
+    let damaged = |what: String| Error::Damaged { path: dir.join(name), what };
+    let record: Record = serde_json::from_slice(&bytes).map_err(|e| damaged(format!("it is no record: {e}")))?;
+    match record.version {
+        VERSION => Ok(Some(record)),
+        other => Err(damaged(format!("it is of version {other}, and this sm knows version {VERSION}"))),
+    }
+}
+
+/// Writes a record, durably, over the one that the VDI has.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn put(record: &Record) -> Result<()> {
+    let text = serde_json::to_vec_pretty(record).expect("a record is plain data");
+    replace(&file_of(record.vdi), &text)
+}
+
+/// Writes the secrets of a publication, durably; none removes them.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn put_secrets(vdi: VdiUuid, secrets: &Secrets) -> Result<()> {
+    if secrets.is_empty() {
+        return remove(&secrets_of(vdi));
+    }
+    let text = serde_json::to_vec(secrets).expect("secrets are plain data");
+    replace(&secrets_of(vdi), &text)
+}
+
+/// The secrets of a publication; none if there is no file.
+///
+/// # Errors
+/// [`Error::Damaged`], without a secret; [`Error::Io`].
+pub fn secrets(vdi: VdiUuid) -> Result<Secrets> {
+    let Some(dir) = open()? else { return Ok(Secrets::new()) };
+    let name = secrets_of(vdi);
+    let Some(bytes) = dir.read(&name)? else { return Ok(Secrets::new()) };
+    let damaged = |_| Error::Damaged {
+        path: dir.join(&name),
+        what: "it is no file of secrets; unpublish the VDI and publish it again".to_owned(),
+    };
+    serde_json::from_slice(&bytes).map_err(damaged)
+}
+
+/// Removes the record of a VDI and its secrets, durably. Idempotent.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn forget(vdi: VdiUuid) -> Result<()> {
+    remove(&secrets_of(vdi))?;
+    remove(&file_of(vdi))
+}
+
+fn replace(name: &str, text: &[u8]) -> Result<()> {
+    let dir = made()?;
+    let mut new = dir.new_record(text)?;
+    let mode = Permissions::from_mode(0o600);
+    new.file().set_permissions(mode).map_err(Error::io("set the mode of a file in", dir.path()))?;
+    new.sync()?;
+    new.publish_over(name)
+}
+
+fn remove(name: &str) -> Result<()> {
+    let Some(dir) = open()? else { return Ok(()) };
+    dir.remove(name)?;
+    // Also if it was gone: a killed call may have removed it without the sync.
+    dir.sync()
+}
