@@ -37,6 +37,15 @@ pub fn steps(changes: &Changes, old: Option<&Layout>, new: &Layout, here: &str) 
             _ => add(action, allow),
         }
     }
+    for id in &touched {
+        // The mark says that the SR is on these media now.
+        if let (Some(before), Some(after)) = (old.and_then(|old| old.slot(*id)), new.slot(*id))
+            && identities(before) != identities(after)
+        {
+            found.push((Action::Release, Object::Slot(*id), None));
+            found.push((Action::Claim, Object::Slot(*id), None));
+        }
+    }
     found.extend(touched.into_iter().map(|id| (Action::Check, Object::Slot(id), None)));
     found.sort();
     let step = |(at, (action, object, allow)): (usize, (Action, Object, Option<Allow>))| {
@@ -63,6 +72,10 @@ pub fn steps(changes: &Changes, old: Option<&Layout>, new: &Layout, here: &str) 
     found.into_iter().enumerate().map(step).collect()
 }
 
+fn identities(slot: &Slot) -> BTreeSet<&str> {
+    slot.media.iter().map(|medium| medium.identity.as_str()).collect()
+}
+
 /// A step in words.
 fn words(action: Action, slot: Option<&Slot>, old: Option<&Layout>, new: &Layout) -> String {
     let Some(slot) = slot else {
@@ -85,7 +98,10 @@ fn words(action: Action, slot: Option<&Slot>, old: Option<&Layout>, new: &Layout
         Action::Stop => format!("bring SR {sr} down, {id}"),
         Action::Wipe => format!("delete SR {sr} with its VDIs, {id} on {at}"),
         Action::Drop => format!("remove the name {}", new.sr_name(id)),
-        Action::Release => format!("release {at}, which keeps its data"),
+        Action::Release => {
+            let slot = before.unwrap_or(slot);
+            format!("release {}, which keeps its data", slot.devs())
+        }
         Action::Claim => format!("claim {at} for {id}"),
         Action::Create => format!("make SR {sr} on {at} as {id}"),
         Action::Adopt => format!("take SR {sr} over, which is on {at}, as {id}"),
@@ -104,5 +120,80 @@ fn words(action: Action, slot: Option<&Slot>, old: Option<&Layout>, new: &Layout
         Action::Save | Action::CopyConf | Action::Remove | Action::Publish | Action::Unpublish => {
             format!("{action} {id}")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Attach;
+    use crate::layout::compare::compare;
+    use crate::layout::installed::tests::sample;
+
+    fn planned(old: Option<&Layout>, new: &Layout, adoptable: &[SlotId]) -> Vec<String> {
+        let changes = compare(old, new, &adoptable.iter().copied().collect()).unwrap();
+        let steps = steps(&changes, old, new, "node1");
+        assert!(steps.iter().zip(1..).all(|(step, n)| step.n == n && !step.done && step.host == "node1"), "{steps:?}");
+        assert!(steps.iter().all(|step| step.destructive == matches!(step.allow, Some(Allow::Wipe | Allow::Reformat))));
+        steps.iter().map(|step| format!("{} {}", step.action, step.object)).collect()
+    }
+
+    fn base() -> Layout {
+        let mut layout = sample();
+        layout.slots.truncate(3);
+        layout.gateways.clear();
+        layout
+    }
+
+    #[test]
+    fn what_goes_is_ended_before_the_layout_is_saved_and_what_comes_is_begun_after_it() {
+        let old = base();
+        let mut new = base();
+        new.slots.remove(1);
+        let mut slot = new.slots[0].clone();
+        slot.id.index = 1;
+        new.slots.insert(1, slot);
+        new.attaches = vec![Attach { options: "ro".to_owned(), ..old.attaches[0].clone() }];
+        assert_eq!(
+            planned(Some(&old), &new, &[]),
+            [
+                "check lvm/1",
+                "check file/0",
+                "check nfs/4",
+                "detach nfs/4",
+                "stop file/0",
+                "wipe file/0",
+                "drop file/0",
+                "release file/0",
+                "save layout",
+                "claim lvm/1",
+                "copyconf layout",
+                "create lvm/1",
+                "start lvm/1",
+                "attach nfs/4",
+            ]
+        );
+        assert_eq!(planned(Some(&old), &old, &[]), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn a_slot_whose_sr_is_found_on_another_medium_claims_that_instead() {
+        let old = base();
+        let mut new = base();
+        new.slots[0].media[0].identity = "wwid:other".to_owned();
+        new.slots[0].media[0].dev = "/dev/other".to_owned();
+        let steps = planned(Some(&old), &new, &[new.slots[0].id]);
+        assert_eq!(
+            steps,
+            [
+                "check lvm/0",
+                "stop lvm/0",
+                "release lvm/0",
+                "save layout",
+                "claim lvm/0",
+                "copyconf layout",
+                "start lvm/0"
+            ]
+        );
     }
 }
