@@ -17,16 +17,6 @@ read -r ONE TWO THREE FOUR <<< "$DISKS"
 NEW=7e57ab1e-0000-4000-8000-0000000000fe
 # as TYPE DEVICES VERB …: a call on other devices than DCONF's
 as() { "$BIN/sm" "$3" -t "$1" -d "$2" "${@:4}"; }
-# What the disks were told to write, which is less work than to read them, and also tells of what was written as it was.
-# Requests are not counted: one that only flushes, as the unmount of an XFS sends, changes nothing.
-written() {
-  local disk sectors discards
-  sync
-  for disk in $DISKS; do
-    read -r _ _ _ _ _ _ sectors _ _ _ _ discards _ < "/sys/block/${disk##*/}/stat"
-    echo "$disk: $sectors sectors written, $discards discarded"
-  done
-}
 groups() { vgs --noheadings -o vg_name 2> /dev/null | tr -d ' ' | sort | tr '\n' ' '; }
 # The type of the new SR, and how it is forced: each of both here, each pair with LONG=y.
 attempts=("lvm" "lvm --force --destroy-sr $NEW" "ext --force")
@@ -34,7 +24,7 @@ attempts=("lvm" "lvm --force --destroy-sr $NEW" "ext --force")
 # refused TEXT…: sr_create of either type, forced or not, says each TEXT, and changes no byte
 refused() {
   local before after attempt type text option out status
-  before=$(written)
+  before=$(written $DISKS)
   for attempt in "${attempts[@]}"; do
     type=${attempt%% *} option=${attempt#"${attempt%% *}"}
     status=0
@@ -44,7 +34,7 @@ refused() {
     case $out in *'--force overwrites'*) fail "$type $option: --force is recommended" ;; esac
   done
   echo "ok   $out"
-  after=$(written)
+  after=$(written $DISKS)
   is 'what was written to the disks' "$after" "$before"
 }
 
@@ -136,9 +126,9 @@ refused LINSTOR
 lvremove -qq -y linstor_group/xcp-volume-${B}_00000 > /dev/null
 fails_with EBUSY "VHD-$A 12MiB" as ext "$ONE" sr_create $NEW
 fails_with EBUSY 'vgremove linstor_group' as ext "$ONE" sr_create $NEW
-before=$(written)
+before=$(written $DISKS)
 fails_with EBUSY 'vgremove linstor_group' as ext "$ONE" sr_create $NEW --force
-is 'what is on the disks' "$(written)" "$before"
+is 'what is on the disks' "$(written $DISKS)" "$before"
 vgremove -qq -y linstor_group > /dev/null
 must as ext "$ONE" sr_create $NEW --force
 must as ext "$ONE" sr_delete --yes $NEW

@@ -41,8 +41,11 @@ losetup /dev/loop2 "$SCRATCH/98de866e-b035-4b1a-a571-613bff542b89.raw"
 
 states() {
   local dev want
+  local -A listed
+  sm devices --format table -o dev,state > "$SCRATCH/states" || return
+  while read -r dev want _; do listed[${dev:-none}]=$want; done < "$SCRATCH/states"
   while read -r dev want; do
-    is "$(state "/dev/$dev")" "$want" || { echo "of $dev"; return 1; }
+    is "${listed[/dev/$dev]-}" "$want" || { echo "of $dev"; return 1; }
   done << END
 sda signature:LVM2_member
 sdb busy

@@ -14,15 +14,14 @@ set -u
 modprobe -a dm_thin_pool dm_flakey dm_delay
 read -r ONE TWO THREE <<< "$DISKS"
 C=7e57ab1e-0000-4000-8000-00000000000c
-sum() { sha256sum "$1" | cut -d ' ' -f 1; }
-untouched() { # DISK SUM
-  is "the contents of $1" "$(sum "$1")" "$2"
+untouched() { # DISK WRITTEN-BEFORE
+  is "what was written to $1" "$(written "$1")" "$2"
 }
 
 echo "== sr_create takes nobody else's devices"
 DCONF=$ONE
 mkfs.ext2 -q -L 'old data' "$ONE"
-before=$(sum "$ONE")
+before=$(written "$ONE")
 fails_with EBUSY 'ext2 "old\x20data"' sm sr_create $SR
 fails_with EBUSY ext2 sm sr_probe
 untouched "$ONE" "$before"
@@ -49,7 +48,7 @@ DCONF=$TWO fails_with EBUSY 'data 8MiB' sm sr_create $SR --force
 DCONF=$TWO fails_with EBUSY 'which is no SR' sm sr_probe
 is 'their volumes' "$(volumes theirs)" 'data '
 vgchange -qan theirs > /dev/null
-before=$(sum "$TWO")
+before=$(written "$TWO")
 DCONF=$TWO fails_with EBUSY 'vgremove theirs' sm sr_create $SR --force
 untouched "$TWO" "$before"
 vgremove -qq -y theirs > /dev/null
