@@ -13,8 +13,8 @@
 //! [`backup`] stands beside the doors: it exports sets of VDIs and takes them in again, through sessions alone.
 //!
 //! [`registry`] is what people call things on this host: SRs with a name, which the door for people alone reads, and media with
-//! their owners. [`layout`] is the storage of a host as its operator describes it. [`target`] is the disks that this host
-//! publishes.
+//! their owners. [`layout`] is the storage of a host as its operator describes it, and [`apply`] makes it so. [`target`] is the disks
+//! that this host publishes.
 //!
 //! [`context`] holds what a call hands down through the layers: its deadline, its progress, the other hosts.
 
@@ -23,6 +23,7 @@
     reason = "the order of steps is documented on private modules: `cargo doc --document-private-items` shows them"
 )]
 
+pub mod apply;
 pub mod backup;
 pub mod call;
 pub mod context;

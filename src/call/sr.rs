@@ -87,6 +87,14 @@ impl Session {
         self.carry_out(Locks::of_sr(), context, |storage, _| storage.adopt())
     }
 
+    /// Lets the SR use what its devices have become larger by. Idempotent.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::Error::Unsupported) by drivers without devices; [`NoSr`](crate::Error::NoSr).
+    pub fn sr_grow(&self, context: &Context) -> Result<Done> {
+        self.carry_out(Locks::of_sr(), context, |storage, _| storage.grow())
+    }
+
     /// Ends the availability on this host. Idempotent.
     ///
     /// # Errors

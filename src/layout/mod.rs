@@ -36,6 +36,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::registry::candidate::Class;
+use crate::registry::claims::Claim;
 use crate::types::{LayoutUuid, Misread, SrUuid};
 
 /// The name of a layout. It is the name of a file, the namespace of a lock and part of the names of SRs.
@@ -252,6 +253,26 @@ impl Layout {
         // A name begins with a letter.
         let head = if self.name.as_str().starts_with(|c: char| c.is_ascii_digit()) { "layout-" } else { "" };
         format!("{head}{}-{}-{}", self.name, id.class, id.index)
+    }
+
+    /// The claims of the media of its slots. `now`: seconds since 1970.
+    pub fn claims(&self, now: u64) -> impl Iterator<Item = Claim> {
+        let managed = self.slots.iter().filter(|slot| slot.mode == Mode::Managed);
+        managed.flat_map(move |slot| slot.media.iter().map(move |medium| self.claim(slot, medium, now)))
+    }
+
+    /// The claim of a medium of a slot. `now`: seconds since 1970.
+    pub fn claim(&self, slot: &Slot, medium: &Medium, now: u64) -> Claim {
+        Claim {
+            identity: medium.identity.clone(),
+            host: slot.host.clone(),
+            dev: medium.dev.clone(),
+            layout: self.name.to_string(),
+            class: slot.id.class.word().to_owned(),
+            index: Some(slot.id.index),
+            sr_uuid: Some(slot.uuid),
+            since: now,
+        }
     }
 
     /// The address of a host: the first that the layout says.

@@ -132,12 +132,6 @@ impl Claims {
         known.map_or(uuid.clone(), |(name, _)| name.clone())
     }
 
-    /// The layouts that are not removed, by UUID.
-    pub fn installed(&self) -> BTreeMap<LayoutUuid, String> {
-        let there = self.layouts.iter().filter(|(_, record)| !record.removed);
-        there.filter_map(|(name, record)| Some((record.uuid.parse().ok()?, name.clone()))).collect()
-    }
-
     /// The claims of a medium, of its partitions, and of the disk that it is a partition of.
     pub fn overlapping<'a>(&'a self, identity: &str) -> impl Iterator<Item = &'a Claim> + use<'a> {
         let identity = identity.to_owned();

@@ -53,7 +53,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
-use crate::sys::durable::{self, Dir};
+use crate::sys::durable::{self, Dir, NewFile};
 use crate::sys::run_dir;
 use crate::types::SrUuid;
 
@@ -212,12 +212,44 @@ fn not_trusted(path: &Path, why: &str) -> Error {
 /// [`Error::Io`] if the directory cannot be made or written to.
 pub fn add(name: &SrName, sr: SrUuid, sr_type: &str, place: &Place) -> Result<bool> {
     let dir = made()?;
+    in_the_making(&dir, sr, sr_type, place)?.publish(&format!("{name}{EXTENSION}"))
+}
+
+/// Writes an entry, durably, in the place of the one that the name has. An entry that says the same stays.
+///
+/// # Errors
+/// [`Error::Io`] if the directory cannot be made or written to.
+pub fn put(name: &SrName, sr: SrUuid, sr_type: &str, place: &Place) -> Result<()> {
+    let entry = Entry { name: name.to_string(), sr, sr_type: sr_type.to_owned(), place: place.clone() };
+    let dir = made()?;
+    if let Ok(Some(known)) = read(&dir, Kind::Named, name.as_str())
+        && known == entry
+    {
+        // The call that wrote it may have been killed before it was durable.
+        return dir.sync();
+    }
+    in_the_making(&dir, sr, sr_type, place)?.publish_over(&format!("{name}{EXTENSION}"))
+}
+
+fn in_the_making<'d>(dir: &'d Dir, sr: SrUuid, sr_type: &str, place: &Place) -> Result<NewFile<'d>> {
     let new = dir.new_record(entry::text(sr, sr_type, place).as_bytes())?;
     if !place.may_hold_password() {
         let permissions = Permissions::from_mode(0o644);
         new.file().set_permissions(permissions).map_err(Error::io("set the mode of a file in", dir.path()))?;
     }
-    new.publish(&format!("{name}{EXTENSION}"))
+    Ok(new)
+}
+
+/// Removes the entry of a name, durably, if it is one of this SR. Idempotent.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Damaged`] for a file that is no entry.
+pub fn remove_name(name: &SrName, sr: SrUuid) -> Result<()> {
+    let Some(dir) = Kind::Named.open()? else { return Ok(()) };
+    if read(&dir, Kind::Named, name.as_str())?.is_some_and(|entry| entry.sr == sr) {
+        dir.remove(&format!("{name}{EXTENSION}"))?;
+    }
+    dir.sync()
 }
 
 /// Removes every entry of an SR, durably, and says which. Idempotent. The files of `/etc/sm-collect` stay: the administrator

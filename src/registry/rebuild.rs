@@ -18,7 +18,7 @@ pub struct Found {
 
 /// The claims that follow from the media, and what was changed, a line for each.
 ///
-/// `installed`: the names of the installed layouts. An SR that was made for a slot of one of them is claimed for that slot. If its
+/// `reserved`: the claims of the slots of installed layouts, as long as no medium says otherwise. `installed`: the names of these. An SR that was made for a slot of one of them is claimed for that slot. If its
 /// layout is not installed, it is left as it is: a layout that is removed keeps its SRs, and takes them again when it is applied.
 ///
 /// `before`: the claims that there were; `None` if they cannot be read. A claim of a medium that is absent, and a reservation
@@ -27,6 +27,7 @@ pub fn rebuilt(
     before: Option<&Claims>,
     found: &[Found],
     present: &[String],
+    reserved: &[Claim],
     installed: &BTreeMap<LayoutUuid, String>,
     host: &str,
     now: u64,
@@ -81,6 +82,12 @@ pub fn rebuilt(
             }
         }
     }
+    for claim in reserved {
+        if claims.overlapping(&claim.identity).next().is_none() {
+            said.push(format!("claim {} for {} ({})", claim.identity, claim.owner(), claim.dev));
+            claims.put(claim.clone());
+        }
+    }
     (claims, said)
 }
 
@@ -95,7 +102,7 @@ mod tests {
     }
 
     fn rebuilt(before: Option<&Claims>, found: &[Found], present: &[String]) -> (Claims, Vec<String>) {
-        super::rebuilt(before, found, present, &BTreeMap::new(), "node1", 1)
+        super::rebuilt(before, found, present, &[], &BTreeMap::new(), "node1", 1)
     }
 
     const SR: &str = "87b8646b-b800-9500-cb7b-af3b74e02f5c";
@@ -135,18 +142,32 @@ mod tests {
         let installed = BTreeMap::from([(slot.layout, "rack1".to_owned())]);
         let media = [Found { slot: Some(slot), ..found("held", SR) }];
         let present = ["held".to_owned()];
-        let (after, said) = super::rebuilt(None, &media, &present, &installed, "node1", 1);
+        let (after, said) = super::rebuilt(None, &media, &present, &[], &installed, "node1", 1);
         let claim = after.of("held").unwrap();
         assert_eq!((claim.layout.as_str(), claim.index, claim.sr_uuid), ("rack1", Some(7), SR.parse().ok()));
         assert_eq!(after.layouts["rack1"].uuid, slot.layout.to_string());
         assert_eq!(said.len(), 2, "{said:?}");
-        assert_eq!(super::rebuilt(Some(&after), &media, &present, &installed, "node1", 2), (after.clone(), vec![]));
+        assert_eq!(
+            super::rebuilt(Some(&after), &media, &present, &[], &installed, "node1", 2),
+            (after.clone(), vec![])
+        );
         // The medium says which slot it is of, so a claim of another slot is wrong.
         let mut wrong = after.clone();
         wrong.put(Claim { index: Some(1), ..claim.clone() });
-        let (again, said) = super::rebuilt(Some(&wrong), &media, &present, &installed, "node1", 2);
+        let (again, said) = super::rebuilt(Some(&wrong), &media, &present, &[], &installed, "node1", 2);
         assert_eq!(again.of("held").unwrap().index, Some(7));
         assert!(said[0].starts_with("conflict: held is claimed by rack1 lvm/1"), "{said:?}");
+    }
+
+    #[test]
+    fn a_slot_of_an_installed_layout_is_reserved_again_unless_its_medium_says_otherwise() {
+        let reserved = [claim("free", "rack1"), claim("held", "rack1")];
+        let present = ["free", "held"].map(str::to_owned);
+        let media = [found("held", OTHER)];
+        let (after, said) = super::rebuilt(None, &media, &present, &reserved, &BTreeMap::new(), "node1", 1);
+        assert_eq!(after.of("free"), Some(&reserved[0]));
+        assert_eq!(after.of("held").unwrap().layout, BY_HAND);
+        assert_eq!(said.len(), 2, "{said:?}");
     }
 
     #[test]

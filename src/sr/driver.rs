@@ -181,6 +181,14 @@ pub trait Sr: Send + Sync {
         Err(Error::Unsupported { op: "taking an SR over", why: "this driver finds its SRs without".to_owned() })
     }
 
+    /// Lets the SR use what its devices have become larger by. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the driver has no devices of its own that could grow.
+    fn grow(&self) -> Result<Done> {
+        Err(Error::Unsupported { op: "growing an SR", why: "an SR of this type has the size of its place".to_owned() })
+    }
+
     /// The directory in which its disks are files, if they are, for the programs of a host that expect an SR
     /// at a path of its own.
     fn local_path(&self) -> Option<PathBuf> {

@@ -16,6 +16,8 @@
 //! - **sr_delete**: 1. tag the group `xcp.deleting`: from here on there is no such SR; 2. `vgremove`;
 //!   3. `pvremove`. After 1: sr_delete and sr_create finish. After 2: devices with an empty LVM label, which
 //!   sr_create takes.
+//! - **growing the SR**: 1. `pvresize` of each device that is larger than its physical volume; 2. of a thin SR, extend the pool by
+//!   what is free. After 1 or in it: the same call again does the rest.
 //! - **vdi_create, vdi_clone, vdi_snapshot**: one `lvcreate`. **vdi_delete**: one `lvremove`. **vdi_lock,
 //!   vdi_unlock**: one `lvchange`.
 //! - **vdi_attach** of a new disk on a thick SR: 1. activate; 2. zero; 3. remove the tag `xcp.zero`. After 1 or 2: the
@@ -198,6 +200,10 @@ impl Sr for LvmSr {
 
     fn attach(&self) -> Result<Done> {
         self.make_available()
+    }
+
+    fn grow(&self) -> Result<Done> {
+        self.use_all_of_devices()
     }
 
     fn detach(&self) -> Result<Done> {

@@ -103,6 +103,11 @@ pub fn backends() -> PathBuf {
     on_host("/usr/lib/sm/backends")
 }
 
+/// The file in which XenServer and XCP-ng keep the UUID of the host: `/etc/xensource-inventory`.
+pub fn host_inventory() -> PathBuf {
+    on_host("/etc/xensource-inventory")
+}
+
 /// The socket of xapi.
 pub fn xapi() -> PathBuf {
     on_host("/var/lib/xcp/xapi")

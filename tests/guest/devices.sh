@@ -189,14 +189,9 @@ damaged() {
 }
 claim 'claims that cannot be read are an error, and are made anew from the media' damaged
 
-# layout NAME UUID: the claims say that this layout is installed
+# layout NAME UUID: this layout is installed, without slots
 layout() {
-  python3 - $CLAIMS "$@" << 'END'
-import json, sys
-claims = json.load(open(sys.argv[1]))
-claims["layouts"][sys.argv[2]] = {"uuid": sys.argv[3], "since": 1, "removed": False}
-json.dump(claims, open(sys.argv[1], "w"))
-END
+  mkdir -p /var/lib/sm/layouts && printf 'layout: %s\nuuid: %s\n' "$@" > "/var/lib/sm/layouts/$1.layout"
 }
 adoptable() {
   local rack=6ba7b810-9dad-11d1-80b4-00c04fd430c8
@@ -206,11 +201,11 @@ adoptable() {
     sm devices why /dev/sdg --format table | grep -q "FAILED (adoptable) .*, made for lvm/7 of layout $rack" &&
     fails_with EBUSY sm devices claim /dev/sdg --layout rack1 --class lvm --index 6 && grep -q "made for $rack lvm/7" "$SCRATCH/stderr" || return
   # Of an installed layout, it gets its claim again.
-  sm devices claim /dev/sdh && layout rack1 $rack && is "$(owner /dev/sdg)" 'rack1 lvm/7' && sm devices rebuild --format table &&
+  sm devices claim /dev/sdh && layout rack1 $rack && is "$(owner /dev/sdg)" "$rack lvm/7" && sm devices rebuild --format table &&
     is "$(state /dev/sdg)" claimed && is "$(owner /dev/sdg)" "rack1 lvm/7, SR $SR" && is "$(sm devices rebuild --format table)" 'nothing to change' || return
   # sr_delete by hand leaves what a layout reserved.
   fails_with EBUSY sm devices release /dev/sdg && sm sr_delete -t lvm -d /dev/sdg $SR && is "$(owner /dev/sdg)" "rack1 lvm/7, SR $SR" &&
-    sm devices release /dev/sdg && is "$(state /dev/sdg)" free && sm devices release /dev/sdh && rm $CLAIMS
+    sm devices release /dev/sdg && is "$(state /dev/sdg)" free && sm devices release /dev/sdh && rm $CLAIMS /var/lib/sm/layouts/rack1.layout
 }
 claim 'an SR of a slot is adoptable without a claim, and gets the claim of an installed layout again' adoptable
 

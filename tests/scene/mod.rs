@@ -288,7 +288,7 @@ impl std::fmt::Display for Outcome {
     }
 }
 
-pub const NUMBERS: [(&str, i32); 17] = [
+pub const NUMBERS: [(&str, i32); 24] = [
     ("EPERM", 1),
     ("EIO", 5),
     ("E2BIG", 7),
@@ -304,6 +304,13 @@ pub const NUMBERS: [(&str, i32); 17] = [
     ("ENOVDI", 101),
     ("ESRBUSY", 102),
     ("EVDIBUSY", 103),
+    ("ENOBACKEND", 104),
+    ("EMODEL", 105),
+    ("ENOMATCH", 106),
+    ("EINDEX", 107),
+    ("EFROZEN", 108),
+    ("ESTALEPLAN", 109),
+    ("EPARTIAL", 111),
     ("EEXPORT", 121),
     ("EVERIFY", 122),
 ];

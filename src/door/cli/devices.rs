@@ -1,5 +1,6 @@
 //! The work of the commands `sm devices` and `sm backends`.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::grammar::{DevicesCommand, ListArgs, OwnerArgs};
@@ -8,6 +9,7 @@ use crate::call::Session;
 use crate::context::{Context, DEFAULT_WAIT};
 use crate::door::size;
 use crate::error::{Error, Result};
+use crate::layout;
 use crate::registry::backend::{self, Backend};
 use crate::registry::candidate::Class;
 use crate::registry::claims::{BY_HAND, Claim, Claims};
@@ -195,9 +197,15 @@ fn rebuild(dry_run: bool) -> Result<Reply> {
         }
     }
     let present = Host::identities()?;
+    let now = seconds_now().unwrap_or_default();
+    let (mut reserved, mut installed) = (Vec::new(), BTreeMap::new());
+    for name in layout::installed::names()? {
+        let Some(layout) = layout::installed::load(&name)? else { continue };
+        installed.insert(layout.uuid, name.to_string());
+        reserved.extend(layout.claims(now));
+    }
     let make = |before: Option<&Claims>| {
-        let installed = before.map(Claims::installed).unwrap_or_default();
-        rebuild::rebuilt(before, &found, &present, &installed, &view::host_name(), seconds_now().unwrap_or_default())
+        rebuild::rebuilt(before, &found, &present, &reserved, &installed, &view::host_name(), now)
     };
     let lines = match dry_run {
         true => make(ledger::read().ok().as_ref()).1,

@@ -51,6 +51,9 @@ pub enum Group {
     /// Compare a model of this host's storage with the installed layout, and print the steps that make the difference. Nothing is
     /// changed.
     Plan(PlanArgs),
+    /// Make the storage of this host what a model or a plan says. Shows the steps and asks, unless --yes is given. Steps that lose
+    /// data or take SRs down for a while are left out unless they are allowed.
+    Apply(ApplyArgs),
 }
 
 #[derive(Subcommand)]
@@ -63,12 +66,52 @@ pub enum LayoutCommand {
         #[arg(value_name = "LAYOUT")]
         layout: String,
     },
+    /// Remove an installed layout: its SRs go down, their names and claims go. The data stay unless wiping is allowed.
+    Remove(RemoveArgs),
     /// Print the paths, options, addresses and SRs of an installed layout, with their UUIDs and states.
     Info {
         /// Name of the layout.
         #[arg(value_name = "LAYOUT")]
         layout: String,
     },
+}
+
+#[derive(Args)]
+pub struct RemoveArgs {
+    /// Name of the layout.
+    #[arg(value_name = "LAYOUT")]
+    pub layout: String,
+    /// wipe: delete the SRs with their VDIs. Without this option, the data stay, and the layout takes the SRs again if it is applied.
+    #[arg(long, value_name = "WHAT,…", value_delimiter = ',')]
+    pub allow: Vec<String>,
+    /// Do not ask.
+    #[arg(short = 'y', long)]
+    pub yes: bool,
+    /// Change nothing, and print what would be done.
+    #[arg(short = 'n', long = "dry-run")]
+    pub dry_run: bool,
+}
+
+#[derive(Args)]
+pub struct ApplyArgs {
+    /// Plan that `sm plan -o` wrote. With --resume, the name of a layout; no word is needed if one layout alone is applied in part.
+    #[arg(value_name = "PLAN", conflicts_with = "model")]
+    pub plan: Option<String>,
+    /// Model: a file, or the name of a layout whose model is /etc/sm/layouts/NAME.model.
+    #[arg(short = 'm', long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Steps to carry out that are left out otherwise, with commas between them: reformat, retune, rewire, restart, wipe.
+    #[arg(long, value_name = "WHAT,…", value_delimiter = ',')]
+    pub allow: Vec<String>,
+    /// Do not ask.
+    #[arg(short = 'y', long)]
+    pub yes: bool,
+    /// Change nothing, and print what would be done.
+    #[arg(short = 'n', long = "dry-run")]
+    pub dry_run: bool,
+    /// Go on with a run that was killed or failed.
+    #[arg(long)]
+    pub resume: bool,
 }
 
 #[derive(Args)]
@@ -153,13 +196,19 @@ pub struct OwnerArgs {
 impl Group {
     /// The command in words, if it changes something.
     pub fn change(&self) -> Option<String> {
-        if let Group::Backup { command } = self {
-            return command.change();
-        }
-        if let Group::Target { command } = self {
-            return command.change();
-        }
-        let Group::Devices { command: Some(command), .. } = self else { return None };
+        let command = match self {
+            Group::Backup { command } => return command.change(),
+            Group::Target { command } => return command.change(),
+            Group::Devices { command: Some(command), .. } => command,
+            Group::Layout { command: LayoutCommand::Remove(args) } if !args.dry_run => {
+                return Some(format!("layout remove {}", args.layout));
+            }
+            Group::Apply(args) if !args.dry_run => {
+                let of = args.plan.as_ref().or(args.model.as_ref()).map(|word| format!(" {word}")).unwrap_or_default();
+                return Some(format!("apply{of}{}", if args.resume { " --resume" } else { "" }));
+            }
+            _ => return None,
+        };
         match command {
             DevicesCommand::Claim { identity, .. } => Some(format!("devices claim {identity}")),
             DevicesCommand::Release { identity } => Some(format!("devices release {identity}")),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::apply;
 use super::grammar::{LayoutCommand, PlanArgs};
 use super::layouts_shown::{About, Status};
 use super::shown::Reply;
@@ -51,6 +52,7 @@ fn write(output: &str, planned: &Planned) -> Result<()> {
 /// [`Error::Invalid`] for a name that none has; [`Error::Damaged`] for a layout that cannot be read.
 pub fn layout(command: &LayoutCommand) -> Result<Reply> {
     match command {
+        LayoutCommand::Remove(args) => apply::remove(args),
         LayoutCommand::List => Ok(Reply::Layouts(installed::names()?.iter().map(ToString::to_string).collect())),
         LayoutCommand::Show { layout } => {
             let name: LayoutName = layout.parse()?;
@@ -65,7 +67,8 @@ pub fn layout(command: &LayoutCommand) -> Result<Reply> {
     }
 }
 
-fn no_layout(name: &LayoutName) -> Error {
+/// The refusal of a name that no installed layout has.
+pub fn no_layout(name: &LayoutName) -> Error {
     let known = installed::names().unwrap_or_default();
     let known: Vec<&str> = known.iter().map(LayoutName::as_str).collect();
     let there_are = if known.is_empty() { "none is".to_owned() } else { format!("there are {}", known.join(", ")) };

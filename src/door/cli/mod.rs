@@ -9,6 +9,7 @@
 //!
 //! A line of another command never comes here: the command line of these is built only for their lines.
 
+pub mod apply;
 pub mod backup;
 pub mod devices;
 pub mod grammar;
@@ -30,7 +31,7 @@ use crate::sys::run_dir;
 use crate::types::printable;
 
 /// The commands of this module.
-pub const GROUPS: [&str; 6] = ["devices", "backends", "backup", "target", "layout", "plan"];
+pub const GROUPS: [&str; 7] = ["devices", "backends", "backup", "target", "layout", "plan", "apply"];
 
 /// Whether a line is one of these commands. Options of `sm` may stand before the command.
 pub fn is_meant(args: &[OsString]) -> bool {
@@ -80,6 +81,7 @@ fn carry_out(group: &Group) -> Result<shown::Reply> {
         Group::Backends => devices::backends(),
         Group::Layout { command } => layouts::layout(command),
         Group::Plan(args) => layouts::plan(args),
+        Group::Apply(args) => apply::apply(args),
     };
     if let Some(change) = change {
         log::write(&format!("sm: uid {}: {change}", run_dir::user()), result.as_ref().map(|_| ()));

@@ -39,6 +39,12 @@ pub enum Reply {
         lines: Vec<String>,
         dry_run: bool,
     },
+    /// The steps of a run, and the commands that do what is left.
+    Applied {
+        lines: Vec<String>,
+        next: Vec<String>,
+        dry_run: bool,
+    },
     /// A plan; `detailed`: the exit status says whether there is something to do.
     Plan {
         planned: Box<Planned>,
@@ -161,6 +167,7 @@ enum Body<'a> {
     Devices { backend: &'a str, devices: Vec<Device<'a>>, total: usize },
     Why { device: Device<'a>, tests: Vec<TestOf<'a>> },
     Backends { backends: Vec<BackendOf<'a>> },
+    Applied { steps: &'a [String], next: &'a [String], dry_run: bool },
     Changes { changes: &'a [String], dry_run: bool },
     Backup(backup::shown::Body<'a>),
     Plan(PlanOf<'a>),
@@ -195,6 +202,7 @@ impl<'a> Body<'a> {
                     .collect(),
             },
             Reply::Changes { lines, dry_run } => Body::Changes { changes: lines, dry_run: *dry_run },
+            Reply::Applied { lines, next, dry_run } => Body::Applied { steps: lines, next, dry_run: *dry_run },
             Reply::Plan { planned, .. } => Body::Plan(planned.as_ref().into()),
             Reply::Layouts(names) => Body::Layouts { layouts: names },
             Reply::Text(text) => Body::Text { text },
@@ -257,6 +265,15 @@ fn table_of(reply: &Reply) -> String {
                 vec![it.name.clone(), if it.selected { "yes" } else { "-" }.to_owned(), it.description.to_owned()]
             }));
             table::aligned(&lines, &[])
+        }
+        Reply::Applied { lines, next, .. } if lines.is_empty() && next.is_empty() => "nothing to do\n".to_owned(),
+        Reply::Applied { lines, next, .. } => {
+            let mut text: String = lines.iter().map(|line| format!("{}\n", printable(line))).collect();
+            if !next.is_empty() {
+                text.push_str("next steps:\n");
+                next.iter().for_each(|line| text.push_str(&format!("  {}\n", printable(line))));
+            }
+            text
         }
         Reply::Plan { planned, .. } => table_of_plan(planned),
         Reply::Layouts(names) => names.iter().map(|name| format!("{name}\n")).collect(),

@@ -33,6 +33,11 @@ pub fn of_name(sr: &str, what: &str) -> String {
     format!("sm: uid {}: sr_name {what} of SR {sr}", run_dir::user())
 }
 
+/// Writes what is being done.
+pub fn note(text: &str) {
+    syslog::write(&format!("sm: uid {}: {text}", run_dir::user()));
+}
+
 /// Writes how a change ended.
 pub fn write(change: &str, result: Result<(), &crate::error::Error>) {
     match result {

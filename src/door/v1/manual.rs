@@ -125,8 +125,23 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("backup store-init", &[("After the file system is mounted:", "sm backup store-init nas")]),
     ("layout", &[("What was applied on this host:", "sm layout list")]),
     ("layout list", &[("The names as JSON:", "sm layout list --format json")]),
+    (
+        "layout remove",
+        &[
+            ("Take the SRs of a layout down and keep their data:", "sm layout remove rack1"),
+            ("Delete the data as well:", "sm layout remove rack1 --allow wipe"),
+        ],
+    ),
     ("layout show", &[("The layout as a model says it:", "sm layout show rack1")]),
     ("layout info", &[("Which SR is where:", "sm layout info rack1")]),
+    (
+        "apply",
+        &[
+            ("Make the storage of this host what the model says:", "sm apply -m rack1"),
+            ("Carry out a plan that was looked at before:", "sm apply plan.json --yes"),
+            ("Go on after a failure or a kill:", "sm apply --resume"),
+        ],
+    ),
     (
         "plan",
         &[
@@ -219,6 +234,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("/etc/sm/storage.conf", "The inventory of the backend file: a device a line, CLASS: host=HOST dev=PATH."),
     ("/etc/sm/layouts/NAME.model", "Models of layouts that are called by their names."),
     ("/var/lib/sm/layouts/NAME.layout", "Installed layouts."),
+    ("/var/lib/sm/layouts/NAME.journal", "The run of a layout that is not finished."),
     ("/var/lib/sm/registry/claims.json", "Whose each device is. sm devices rebuild makes it anew."),
     ("/usr/lib/sm/backends", "The programs of backends."),
     ("/etc/sm/stores.conf", "The stores of sm backup, a line each: store: name=NAME path=DIRECTORY [drained=yes]."),

@@ -29,12 +29,20 @@ pub fn ask(calls: &[&Call]) -> Result<bool> {
     if lines.is_empty() {
         return Ok(false);
     }
+    go_on(&lines).map(|()| true)
+}
+
+/// Asks a person whether to go on with what the lines say.
+///
+/// # Errors
+/// [`Error::Usage`] if the person did not agree.
+pub fn go_on(lines: &[String]) -> Result<()> {
     let shown: String = lines.iter().map(|line| format!("{}\n", printable(line))).collect();
     let _ = write!(stderr(), "{shown}Go on? [y/N] ");
     let mut answer = String::new();
     let _ = stdin().read_line(&mut answer);
     match answer.trim().to_ascii_lowercase().as_str() {
-        "y" | "yes" => Ok(true),
+        "y" | "yes" => Ok(()),
         _ => Err(Error::Usage("it was not confirmed, and nothing was changed".to_owned())),
     }
 }

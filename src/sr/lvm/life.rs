@@ -5,7 +5,7 @@ use super::place::{Group, LvmPlace};
 use super::{Allocation, LvmSr, POOL, SHARED, THICK, THIN};
 use crate::error::{Error, Result, one_line};
 use crate::sr::volume_group::DELETING;
-use crate::sys::lvm::{self, Vg};
+use crate::sys::lvm::{self, Lv, Vg};
 use crate::sys::syslog;
 use crate::types::{Done, NewSr, Overwrite};
 use crate::vdi;
@@ -86,6 +86,22 @@ impl LvmSr {
             Some(pool) if !pool.active => lvm::activate(&vg.name, POOL).map(|()| Done::Changed),
             _ => Ok(Done::Already),
         }
+    }
+
+    /// See [`crate::sr::Sr::grow`]. The spare of the pool's metadata keeps its extents.
+    pub(super) fn use_all_of_devices(&self) -> Result<Done> {
+        let before = self.group.whole()?;
+        self.resume(&before, &before.lvs)?;
+        for pv in &before.pvs {
+            self.group.change(&before, "pvresize", &["-y"], &[&pv.name.display().to_string()])?;
+        }
+        let after = self.group.whole()?;
+        if after.lv(POOL).is_some_and(Lv::is_thin_pool) && after.free >= after.extent_size {
+            let pool = format!("{}/{POOL}", after.name);
+            self.group.change(&after, "lvextend", &["-y", "-l", "+100%FREE"], &[&pool])?;
+            return Ok(Done::Changed);
+        }
+        Ok(if after.size > before.size { Done::Changed } else { Done::Already })
     }
 
     pub(super) fn end_availability(&self) -> Result<Done> {

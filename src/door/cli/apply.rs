@@ -1,0 +1,213 @@
+//! The work of the commands `sm apply` and `sm layout remove`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use super::grammar::{ApplyArgs, RemoveArgs};
+use super::layouts::no_layout;
+use super::shown::Reply;
+use crate::apply::{self, Job, Run, journal, removal, words};
+use crate::door::size;
+use crate::door::v1::{log, question};
+use crate::error::{Error, Result};
+use crate::layout::model::Model;
+use crate::layout::plan::{Allow, Plan, Step};
+use crate::layout::planning::{self, Base};
+use crate::layout::{LayoutName, installed};
+use crate::registry::settings::Settings;
+use crate::registry::view::Host;
+use crate::sys::lock::{Kind, Lock};
+use crate::sys::run_dir;
+
+/// The file in which a host of XenServer and XCP-ng keeps its UUID.
+const INVENTORY_KEY: &str = "INSTALLATION_UUID=";
+
+/// Carries a plan out, or goes on with one.
+///
+/// # Errors
+/// Those of making a plan, of [`apply::prepare`], of [`apply::Prepared::begin`] and of [`Run::go`]; [`Error::Usage`] if nobody confirmed it.
+pub fn apply(args: &ApplyArgs) -> Result<Reply> {
+    let settings = Settings::read(size::parse)?;
+    let allow = allowed(&args.allow)?;
+    let kind = if args.dry_run { Kind::Shared } else { Kind::Exclusive };
+    if args.resume {
+        let Some(name) = resumed(args)? else { return Ok(nothing(args.dry_run)) };
+        let lock = planning::lock(&name, kind)?;
+        return match apply::resume(&name, allow, lock)? {
+            None => Ok(nothing(args.dry_run)),
+            Some(run) => confirmed(run, args.yes, args.dry_run),
+        };
+    }
+    let (plan, base, lock) = made(&settings, args, kind)?;
+    begun(plan, &base, allow, lock, args.yes, args.dry_run)
+}
+
+/// Removes an installed layout.
+///
+/// # Errors
+/// [`Error::Invalid`] for a name that none has; those of [`apply::prepare`], of [`apply::Prepared::begin`] and of [`Run::go`].
+pub fn remove(args: &RemoveArgs) -> Result<Reply> {
+    let settings = Settings::read(size::parse)?;
+    let allow = allowed(&args.allow)?;
+    if let Some(other) = allow.iter().find(|allow| **allow != Allow::Wipe) {
+        return Err(Error::Invalid {
+            what: "--allow",
+            value: other.word().to_owned(),
+            expected: "expected wipe, which is all that removing a layout may need".to_owned(),
+        });
+    }
+    let name: LayoutName = args.layout.parse()?;
+    let lock = planning::lock(&name, if args.dry_run { Kind::Shared } else { Kind::Exclusive })?;
+    let layout = installed::load(&name)?.ok_or_else(|| no_layout(&name))?;
+    let host = Host::look(&settings)?;
+    let base = Base::now(&name, &host)?;
+    let plan = removal::plan(&layout, base.clone(), &host.name)?;
+    begun(plan, &base, allow, lock, args.yes, args.dry_run)
+}
+
+fn nothing(dry_run: bool) -> Reply {
+    Reply::Applied { lines: Vec::new(), next: Vec::new(), dry_run }
+}
+
+fn allowed(words: &[String]) -> Result<BTreeSet<Allow>> {
+    let one = |word: &String| {
+        let found = Allow::ALL.into_iter().find(|allow| allow.word() == word);
+        let known = Allow::ALL.map(Allow::word).join(", ");
+        found.ok_or_else(|| Error::Invalid {
+            what: "--allow",
+            value: word.clone(),
+            expected: format!("expected some of {known}"),
+        })
+    };
+    words.iter().map(one).collect()
+}
+
+/// The layout whose run is to go on; `None` if no run is unfinished.
+fn resumed(args: &ApplyArgs) -> Result<Option<LayoutName>> {
+    if let Some(word) = &args.plan {
+        return match word.parse() {
+            Ok(name) => Ok(Some(name)),
+            Err(_) => read_plan(word)?.layout.parse().map(Some).map_err(Error::from),
+        };
+    }
+    if let Some(model) = &args.model {
+        return Ok(Some(Model::read(model, size::parse)?.name));
+    }
+    let mut names = journal::names()?;
+    if names.len() > 1 {
+        let names: Vec<&str> = names.iter().map(LayoutName::as_str).collect();
+        return Err(Error::Usage(format!(
+            "several layouts are applied in part; name one of them: {}",
+            names.join(", ")
+        )));
+    }
+    Ok(names.pop())
+}
+
+fn read_plan(file: &str) -> Result<Plan> {
+    let path = Path::new(file);
+    let text = fs::read(path).map_err(Error::io("read the plan", path))?;
+    Plan::parse(&text).map_err(|what| Error::Damaged { path: path.to_owned(), what })
+}
+
+/// The plan of a line, and the state of the host that it has to fit.
+fn made(settings: &Settings, args: &ApplyArgs, kind: Kind) -> Result<(Plan, Base, Lock)> {
+    match (&args.plan, &args.model) {
+        (Some(file), None) => {
+            let plan = read_plan(file)?;
+            let name: LayoutName = plan.layout.parse()?;
+            let lock = planning::lock(&name, kind)?;
+            let base = Base::now(&name, &Host::look(settings)?)?;
+            Ok((plan, base, lock))
+        }
+        (None, Some(model)) => {
+            let model = Model::read(model, size::parse)?;
+            let lock = planning::lock(&model.name, kind)?;
+            let plan = planning::plan(&model, settings, size::parse)?.plan;
+            let base = Base {
+                digest: plan.base_digest.clone(),
+                generation: plan.registry_generation,
+                inventory: plan.inventory_digest.clone(),
+            };
+            Ok((plan, base, lock))
+        }
+        _ => Err(Error::Usage("expected the file of a plan, or -m MODEL".to_owned())),
+    }
+}
+
+fn begun(plan: Plan, base: &Base, allow: BTreeSet<Allow>, lock: Lock, yes: bool, dry_run: bool) -> Result<Reply> {
+    if run_dir::xapi().exists() {
+        base.fits(&plan)?;
+        return by_agent(plan);
+    }
+    let prepared = apply::prepare(plan, base, allow)?;
+    let (steps, left) = prepared.pending();
+    if steps.is_empty() && left.is_empty() {
+        return Ok(nothing(dry_run));
+    }
+    let lines = lines(&steps, &left);
+    if dry_run {
+        return Ok(Reply::Applied { lines, next: Vec::new(), dry_run });
+    }
+    if !steps.is_empty() {
+        agreed(&lines, yes)?;
+    }
+    done(prepared.begin(lock, &told)?)
+}
+
+fn confirmed(run: Run, yes: bool, dry_run: bool) -> Result<Reply> {
+    let (steps, left) = run.pending();
+    let lines = lines(&steps, &left);
+    if dry_run {
+        return Ok(Reply::Applied { lines, next: Vec::new(), dry_run });
+    }
+    if !steps.is_empty() {
+        agreed(&lines, yes)?;
+    }
+    done(run)
+}
+
+/// The steps in words: those that are done, and those that are not.
+fn lines(steps: &[&Step], left: &[&Step]) -> Vec<String> {
+    let needs = |step: &&Step| {
+        let allow = step.allow.map(Allow::word).unwrap_or_default();
+        format!("not done without --allow {allow}: {}", step.what)
+    };
+    steps.iter().map(|step| step.what.clone()).chain(left.iter().map(needs)).collect()
+}
+
+/// Asks a person at a terminal; a program has to say that it means it.
+fn agreed(lines: &[String], yes: bool) -> Result<()> {
+    if yes {
+        return Ok(());
+    }
+    match question::is_possible() {
+        true => question::go_on(lines),
+        false => Err(Error::Usage("nobody can be asked without a terminal; --yes carries the plan out".to_owned())),
+    }
+}
+
+fn told(step: &Step) {
+    log::note(&format!("layout step {} begins: {}", step.n, step.what));
+}
+
+fn done(run: Run) -> Result<Reply> {
+    let outcome = run.go(&told)?;
+    let next = words::next_steps(&outcome);
+    let lines = outcome.done.iter().filter(|step| step.done).map(|step| step.what.clone()).collect();
+    Ok(Reply::Applied { lines, next, dry_run: false })
+}
+
+/// On a host with xapi, the agent's database owns the SRs: an SR that was made behind it would be none that it knows.
+fn by_agent(plan: Plan) -> Result<Reply> {
+    let name: LayoutName = plan.layout.parse()?;
+    let job = Job::new(plan, &installed::read(&name)?.unwrap_or_default())?;
+    let inventory = fs::read_to_string(run_dir::host_inventory()).unwrap_or_default();
+    let uuid = inventory.lines().find_map(|line| line.strip_prefix(INVENTORY_KEY)).unwrap_or_default();
+    let host = match uuid.trim_matches(['\'', '"']) {
+        "" => "HOST-UUID",
+        uuid => uuid,
+    };
+    Ok(Reply::Applied { lines: Vec::new(), next: words::xe(&job, host), dry_run: true })
+}

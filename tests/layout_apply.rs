@@ -1,0 +1,479 @@
+//! `sm apply` and `sm layout remove` on SRs in directories: what they make, what they leave, and what a kill leaves.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends here"
+)]
+
+mod scene;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use scene::kill::{Act, End, Points, run};
+use scene::{A, Door, FILE, OTHER_SR, Outcome, Scene};
+
+const LAYOUT: &str = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
+
+/// A place for layouts, with a model of two SRs.
+struct Bench {
+    scene: Scene,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let scene = Scene::empty(&FILE, Door::Sm);
+        fs::create_dir_all(&scene.place).unwrap();
+        let bench = Bench { scene };
+        bench.model("");
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.scene.root.path().join(name)
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.path("run")
+    }
+
+    /// Writes the model of two SRs, with further lines.
+    fn model(&self, more: &str) {
+        let dev = self.scene.place.join("s[0-1]");
+        self.model_of(&format!("file: host={} dev={} index=[0-1]\n{more}", host(), dev.display()));
+    }
+
+    fn model_of(&self, lines: &str) {
+        fs::write(self.path("rack1.model"), format!("layout: rack1\nuuid: {LAYOUT}\n{lines}")).unwrap();
+    }
+
+    fn sm(&self, words: &[&str]) -> Outcome {
+        self.scene.bare(words)
+    }
+
+    fn words(&self, words: &[&str]) -> Vec<String> {
+        let model = self.path("rack1.model").display().to_string();
+        words.iter().map(|word| if *word == "MODEL" { model.clone() } else { (*word).to_owned() }).collect()
+    }
+
+    /// `sm` with the model in the place of the word MODEL.
+    fn with_model(&self, words: &[&str]) -> Outcome {
+        self.scene.bare(self.words(words))
+    }
+
+    fn apply(&self) -> Outcome {
+        self.with_model(&["apply", "-m", "MODEL", "--yes"])
+    }
+
+    fn kill(&self, n: u64, words: &[&str]) -> End {
+        run(n, Points::Changing, Act::Kill, &self.scene.executable(), &self.words(words), &self.run_dir()).end
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.run_dir().join("layouts/rack1.journal")
+    }
+
+    fn claims(&self) -> serde_json::Value {
+        let text = fs::read(self.run_dir().join("registry/claims.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    }
+
+    /// All that a run writes, without times, and without the place of this scene.
+    fn state(&self) -> BTreeMap<String, String> {
+        let root = self.scene.root.path().display().to_string();
+        let mut found = BTreeMap::new();
+        let mut add = |path: &Path, text: String| {
+            let name = path.strip_prefix(self.scene.root.path()).unwrap().display().to_string();
+            found.insert(name, text.replace(&root, "ROOT"));
+        };
+        for dir in ["run/sr.d", "run/layouts", "sr", "sr/s0", "sr/s1", "other"] {
+            for entry in fs::read_dir(self.path(dir)).into_iter().flatten().flatten() {
+                let is_file = entry.file_type().unwrap().is_file();
+                let text = if is_file {
+                    String::from_utf8_lossy(&fs::read(entry.path()).unwrap()).into_owned()
+                } else {
+                    "/".to_owned()
+                };
+                add(&entry.path(), text);
+            }
+        }
+        if self.run_dir().join("registry/claims.json").exists() {
+            let mut claims = self.claims();
+            claims["generation"] = 0.into();
+            claims["layouts"]["rack1"]["since"] = 0.into();
+            for claim in claims["claims"].as_array_mut().unwrap() {
+                claim["since"] = 0.into();
+            }
+            add(&self.path("run/registry/claims.json"), claims.to_string());
+        }
+        found
+    }
+
+    /// The disk in the SR that no layout knows of.
+    fn image(&self) -> Vec<u8> {
+        fs::read(self.path("other").join(format!("{A}.vhd"))).unwrap()
+    }
+
+    /// An SR that no layout knows of.
+    fn with_outsider(self) -> Bench {
+        let other = self.path("other").display().to_string();
+        self.sm(&["sr_create", "--name", "other", "-t", "file", "-d", &other, OTHER_SR]).done();
+        self.sm(&["vdi_create", "other", A, "4M"]).done();
+        self
+    }
+}
+
+fn host() -> String {
+    nix::unistd::gethostname().unwrap().into_string().unwrap()
+}
+
+fn sr_of(slot: &str) -> String {
+    uuid::Uuid::new_v5(&LAYOUT.parse().unwrap(), slot.as_bytes()).to_string()
+}
+
+#[test]
+fn a_layout_is_applied_and_a_second_plan_is_empty() {
+    let bench = Bench::new();
+    let said = bench.apply().done();
+    assert!(said.contains(&sr_of("file/0")) && said.contains(&sr_of("file/1")), "{said}");
+    assert_eq!(bench.with_model(&["plan", "-m", "MODEL", "--detailed-exitcode"]).status(), 0);
+    assert_eq!(bench.with_model(&["apply", "-m", "MODEL", "--format", "table"]).done(), "nothing to do\n");
+    assert!(!bench.journal().exists());
+    for (at, slot) in ["file/0", "file/1"].iter().enumerate() {
+        let marker = fs::read_to_string(bench.scene.place.join(format!("s{at}/.sm-sr"))).unwrap();
+        assert!(marker.contains(&sr_of(slot)) && marker.contains(&format!("(slot . \"{LAYOUT}/{slot}\")")), "{marker}");
+        let claim = &bench.claims()["claims"][at];
+        assert_eq!((&claim["layout"], &claim["index"]), (&"rack1".into(), &at.into()), "{claim}");
+        assert_eq!(claim["sr_uuid"], sr_of(slot));
+        // The name leads to the SR.
+        bench.sm(&["vdi_create", &format!("rack1-file-{at}"), A, "4M"]).done();
+        bench.sm(&["vdi_delete", &format!("rack1-file-{at}"), A]).done();
+    }
+}
+
+#[test]
+fn nothing_is_done_without_a_terminal_unless_yes_is_given_or_for_a_plan() {
+    let bench = Bench::new();
+    let refusal = bench.with_model(&["apply", "-m", "MODEL"]).fails("EINVAL");
+    assert!(refusal.contains("--yes"), "{refusal}");
+    let said = bench.with_model(&["apply", "-m", "MODEL", "--dry-run", "--format", "table"]).done();
+    assert!(said.contains(&format!("make SR {}", sr_of("file/0"))), "{said}");
+    bench.sm(&["apply"]).fails("EINVAL");
+    bench.with_model(&["apply", "-m", "MODEL", "--allow", "colour"]).fails("EINVAL");
+    assert!(!bench.scene.place.join("s0").exists() && !bench.journal().exists());
+    assert!(!bench.run_dir().join("sr.d").exists() && !bench.run_dir().join("registry").exists());
+}
+
+/// Kills at every system call that changes something; `--resume`, or the same call if nothing was begun, leads to the end of an
+/// uninterrupted run.
+fn killed_everywhere(prepared: fn() -> Bench, words: &[&str], expected: &BTreeMap<String, String>) -> u64 {
+    let mut journals = 0;
+    for n in 1.. {
+        let bench = prepared();
+        let image = bench.image();
+        let end = bench.kill(n, words);
+        if end != End::Killed {
+            assert_eq!(end, End::Status(0));
+            assert!(n > 20, "only {n} points");
+            return journals;
+        }
+        if bench.journal().exists() {
+            journals += 1;
+            bench.sm(&["apply", "--resume", "--yes"]).done();
+            let again = bench.sm(&["apply", "--resume", "--format", "table"]);
+            assert_eq!(again.done(), "nothing to do\n", "killed at {n}");
+        } else {
+            let again = bench.with_model(words);
+            // The last step was the removal of the layout.
+            assert!(again.succeeded() || words.contains(&"remove") && again.status() == 22, "killed at {n}: {again}");
+        }
+        assert_eq!(bench.image(), image, "killed at {n}");
+        let state = without_images(bench.state());
+        let differs = |key: &&String| state.get(*key) != expected.get(*key);
+        let keys: Vec<&String> = state.keys().chain(expected.keys()).filter(differs).collect();
+        assert!(keys.is_empty(), "killed at {n}: {keys:?}\n{state:#?}");
+    }
+    unreachable!("the loop ends when nothing is killed")
+}
+
+const APPLY: &[&str] = &["apply", "-m", "MODEL", "--yes"];
+const REMOVE: &[&str] = &["layout", "remove", "rack1", "--yes"];
+const WIPE: &[&str] = &["layout", "remove", "rack1", "--yes", "--allow", "wipe"];
+
+#[test]
+fn a_killed_run_goes_on_to_the_end_of_one_that_was_not_killed() {
+    let prepared = || Bench::new().with_outsider();
+    let bench = prepared();
+    bench.apply().done();
+    let journals = killed_everywhere(prepared, APPLY, &without_images(bench.state()));
+    assert!(journals > 30, "only {journals} kills after the journal was begun");
+}
+
+fn applied() -> Bench {
+    let bench = Bench::new().with_outsider();
+    bench.apply().done();
+    bench.sm(&["vdi_create", "rack1-file-0", A, "4M"]).done();
+    bench
+}
+
+/// VHDs have times and identities of their own; of VDIs only that they are there is compared. A killed sr_delete may leave its empty
+/// directory, which sr_create takes. The directory that a killed sr_create made is none that the next one made.
+fn without_images(mut state: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    state.iter_mut().filter(|(name, _)| name.ends_with(".vhd")).for_each(|(_, text)| text.clear());
+    for text in state.iter_mut().filter(|(name, _)| name.ends_with(".sm-sr")).map(|(_, text)| text) {
+        *text = text.replace("(made_directory . #f)", "(made_directory . #t)");
+    }
+    for dir in ["sr/s0", "sr/s1"] {
+        if !state.contains_key(&format!("{dir}/.sm-sr")) {
+            state.remove(dir);
+        }
+    }
+    state
+}
+
+#[test]
+fn a_removed_layout_keeps_data_and_uuids_and_takes_its_srs_again() {
+    let bench = applied();
+    let before = bench.scene.digest();
+    let said = bench.with_model(&["layout", "remove", "rack1", "--yes", "--format", "table"]).done();
+    assert!(said.contains("sm sr_delete --yes -t file -d"), "{said}");
+    assert_eq!(bench.scene.digest(), before);
+    assert_eq!(bench.claims()["claims"].as_array().unwrap().len(), 0);
+    assert_eq!(bench.claims()["layouts"]["rack1"]["removed"], true);
+    assert_eq!(bench.sm(&["layout", "list"]).done().trim(), "((layouts))");
+    let names: Vec<_> = fs::read_dir(bench.run_dir().join("sr.d")).unwrap().map(|it| it.unwrap().file_name()).collect();
+    assert_eq!(names, ["other.conf"]);
+    // Without a UUID in the model: the claims know it.
+    let model = fs::read_to_string(bench.path("rack1.model")).unwrap();
+    fs::write(bench.path("rack1.model"), model.replace(&format!("uuid: {LAYOUT}\n"), "")).unwrap();
+    let said = bench.apply().done();
+    assert!(said.contains("take SR") && !said.contains("make SR"), "{said}");
+    assert_eq!(bench.scene.digest(), before);
+    bench.sm(&["vdi_get_params", "rack1-file-0", A]).done();
+    bench.with_model(WIPE).done();
+    assert!(!bench.scene.place.join("s0").exists() && !bench.scene.place.join("s1").exists());
+    bench.sm(&["vdi_get_params", "other", A]).done();
+    bench.with_model(REMOVE).fails("EINVAL");
+}
+
+fn killed_removal(words: &[&str]) {
+    let outcome = applied();
+    outcome.with_model(words).done();
+    let expected = without_images(outcome.state());
+    for n in 1.. {
+        let bench = applied();
+        let end = bench.kill(n, words);
+        if end != End::Killed {
+            assert!(n > 20, "only {n} points");
+            return;
+        }
+        match bench.journal().exists() {
+            true => drop(bench.sm(&["apply", "--resume", "--yes"]).done()),
+            false => {
+                let again = bench.with_model(words);
+                assert!(again.succeeded() || again.status() == 22, "killed at {n}: {again}");
+            }
+        }
+        assert_eq!(without_images(bench.state()), expected, "killed at {n}");
+    }
+}
+
+#[test]
+fn a_killed_removal_goes_on() {
+    killed_removal(REMOVE);
+}
+
+#[test]
+fn a_killed_removal_with_its_data_goes_on() {
+    killed_removal(WIPE);
+}
+
+#[test]
+fn an_unfinished_run_is_resumed_or_taken_back_and_nothing_else_begins() {
+    let unfinished = || {
+        for n in 1.. {
+            let bench = Bench::new();
+            assert_eq!(bench.kill(n, APPLY), End::Killed);
+            let made = bench.scene.place.join("s0/.sm-sr").exists();
+            if made && bench.journal().exists() {
+                return bench;
+            }
+        }
+        unreachable!("one of the points is after the first SR was made")
+    };
+    let bench = unfinished();
+    let refusal = bench.apply().fails("EPARTIAL");
+    assert!(refusal.contains("sm apply --resume rack1"), "{refusal}");
+    // A line that a kill tore counts for nothing.
+    let mut text = fs::read_to_string(bench.journal()).unwrap();
+    text.push_str("{\"step\":{\"n\":");
+    fs::write(bench.journal(), &text).unwrap();
+    bench.sm(&["apply", "--resume", "rack1", "--yes"]).done();
+    assert!(bench.scene.place.join("s1/.sm-sr").exists());
+    let bench = unfinished();
+    fs::write(bench.journal(), fs::read_to_string(bench.journal()).unwrap().replacen("\"n\":", "\"m\":", 1)).unwrap();
+    bench.sm(&["apply", "--resume", "rack1", "--yes"]).fails("EIO");
+    let bench = unfinished();
+    bench.with_model(REMOVE).done();
+    assert!(!bench.journal().exists());
+    assert_eq!(bench.claims()["claims"].as_array().unwrap().len(), 0);
+    assert!(bench.apply().done().contains("take SR"));
+}
+
+#[test]
+fn a_run_ends_at_the_first_failure_and_goes_on_when_the_cause_is_gone() {
+    for n in 1.. {
+        let bench = Bench::new();
+        // The directories of SRs and of locks are made with the mode 0700.
+        let steps = Points::Matching(|number, args| number == libc::SYS_mkdir && args[1] == 0o700);
+        let fail = Act::Fail(nix::errno::Errno::EIO);
+        let failed = run(n, steps, fail, &bench.scene.executable(), &bench.words(APPLY), &bench.run_dir());
+        assert_ne!(failed.end, End::Status(0), "no failure was after the first SR");
+        let (first, second) = (bench.scene.place.join("s0/.sm-sr"), bench.scene.place.join("s1/.sm-sr"));
+        if !first.exists() {
+            continue;
+        }
+        let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+        assert_eq!(failed.end, End::Status(111), "{said}");
+        assert!(said.starts_with("EPARTIAL: ") && said.contains("--resume"), "{said}");
+        assert!(!second.exists());
+        bench.sm(&["apply", "--resume", "--yes"]).done();
+        assert!(second.exists() && !bench.journal().exists());
+        return;
+    }
+}
+
+#[test]
+fn a_slot_is_not_led_to_a_directory_that_is_not_its_own() {
+    let bench = applied();
+    let (other, empty) = (bench.path("other"), bench.path("empty"));
+    fs::create_dir(&empty).unwrap();
+    for place in [&other, &empty] {
+        let first = bench.scene.place.join("s0");
+        bench.model_of(&format!(
+            "file: host={host} dev={} index=0\nfile: host={host} dev={} index=1\n",
+            first.display(),
+            place.display(),
+            host = host()
+        ));
+        let before = bench.state();
+        bench.apply().fails("ENODEV|EBUSY|ENOMATCH");
+        assert_eq!(bench.state(), before, "{}", place.display());
+        assert!(fs::read_dir(&empty).unwrap().next().is_none());
+    }
+}
+
+#[test]
+fn a_plan_does_not_fit_any_more_after_the_claims_or_the_layout_have_changed() {
+    let bench = Bench::new();
+    let plan = bench.path("plan.json").display().to_string();
+    bench.with_model(&["plan", "-m", "MODEL", "-o", &plan]).done();
+    bench.apply().done();
+    let refusal = bench.sm(&["apply", &plan, "--yes"]).fails("ESTALEPLAN");
+    assert!(refusal.contains("the installed layout is another"), "{refusal}");
+    fs::write(&plan, "{}").unwrap();
+    bench.sm(&["apply", &plan, "--yes"]).fails("EIO");
+}
+
+#[test]
+fn of_two_runs_one_waits_and_is_told_who_the_other_is() {
+    let bench = Bench::new();
+    let lock = bench.run_dir().join("lock/layout/rack1");
+    bench.with_model(&["plan", "-m", "MODEL"]).done();
+    let file = fs::OpenOptions::new().read(true).write(true).open(lock).unwrap();
+    let mut request = libc::flock { l_type: libc::F_WRLCK as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&request)).unwrap();
+    let start = Instant::now();
+    let refusal = bench.apply().fails("ENOLCK");
+    assert!(
+        start.elapsed() >= Duration::from_secs(29) && refusal.contains(&format!("process {}", std::process::id())),
+        "{refusal}"
+    );
+    assert!(!bench.scene.place.join("s0").exists());
+    let waiting = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(1));
+        request.l_type = libc::F_UNLCK as i16;
+        nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&request)).unwrap();
+    });
+    bench.apply().done();
+    waiting.join().unwrap();
+}
+
+fn reformatted(bench: &Bench) {
+    bench.model("file_format: preferred-image-formats=qcow2\n");
+}
+
+#[test]
+fn what_loses_data_is_left_out_until_it_is_allowed() {
+    let bench = applied();
+    reformatted(&bench);
+    let before = bench.scene.digest();
+    let said = bench.with_model(&["apply", "-m", "MODEL", "--yes", "--format", "table"]).done();
+    assert!(said.contains("next steps:\n  sm apply --resume --allow reformat rack1\n"), "{said}");
+    assert_eq!(bench.scene.digest(), before);
+    // It stays to be done, whatever is applied meanwhile.
+    bench.model("file_format: preferred-image-formats=qcow2\ndescription: a rack\n");
+    bench.apply().done();
+    assert_eq!(bench.scene.digest(), before);
+    let words = ["apply", "--resume", "--allow", "reformat", "rack1"];
+    let journal = fs::read(bench.journal()).unwrap();
+    bench.sm(&[&words[..], &["--dry-run"]].concat()).done();
+    bench.sm(&words).fails("EINVAL");
+    assert_eq!(fs::read(bench.journal()).unwrap(), journal);
+    assert_eq!(bench.scene.digest(), before);
+    bench.sm(&[&words[..], &["--yes"]].concat()).done();
+    bench.sm(&["vdi_get_params", "rack1-file-0", A]).fails("ENOVDI");
+    assert!(!bench.journal().exists());
+    let entry = fs::read_to_string(bench.run_dir().join("sr.d/rack1-file-0.conf")).unwrap();
+    assert!(entry.contains("preferred-image-formats=qcow2"), "{entry}");
+}
+
+/// A disk that is made in the new SR, between the kill of a run and its end, is not lost.
+#[test]
+fn a_killed_reformat_deletes_what_was_there_before_and_nothing_else() {
+    const NEW: &str = "98de866e-b035-4b1a-a571-00000000000d";
+    let words = ["apply", "-m", "MODEL", "--yes", "--allow", "reformat"];
+    let mut kept = 0;
+    for n in 1.. {
+        let bench = applied();
+        reformatted(&bench);
+        let end = bench.kill(n, &words);
+        if end != End::Killed {
+            assert_eq!(end, End::Status(0));
+            break;
+        }
+        let is_old = bench.sm(&["vdi_get_params", "rack1-file-0", A]).succeeded();
+        let is_new = !is_old && bench.sm(&["vdi_create", "rack1-file-0", NEW, "4M"]).succeeded();
+        match bench.journal().exists() {
+            true => drop(bench.sm(&["apply", "--resume", "--yes"]).done()),
+            false => drop(bench.with_model(&words).done()),
+        }
+        bench.sm(&["vdi_get_params", "rack1-file-0", A]).fails("ENOVDI");
+        if is_new {
+            bench.sm(&["vdi_get_params", "rack1-file-0", NEW]).done();
+            kept += 1;
+        }
+        bench.sm(&["vdi_get_params", "other", A]).done();
+    }
+    assert!(kept > 3, "only {kept} kills while the new SR was there");
+}
+
+#[test]
+fn on_a_host_with_xapi_the_calls_of_the_agent_are_printed_and_nothing_is_done() {
+    let bench = Bench::new();
+    fs::create_dir_all(bench.run_dir()).unwrap();
+    fs::write(bench.run_dir().join("xapi"), "").unwrap();
+    fs::write(bench.run_dir().join("xensource-inventory"), "PRODUCT='x'\nINSTALLATION_UUID='host-1'\n").unwrap();
+    let said = bench.with_model(&["apply", "-m", "MODEL", "--yes", "--format", "table"]).done();
+    let place = bench.scene.place.join("s0").display().to_string();
+    let line = format!(
+        "  xe sr-create host-uuid=host-1 name-label=rack1-file-0 type=file shared=false content-type=user device-config:location={place}\n"
+    );
+    assert!(said.contains(&line), "{said}");
+    assert!(!bench.scene.place.join("s0").exists() && !bench.run_dir().join("layouts").exists());
+}
