@@ -160,6 +160,9 @@ pub enum Error {
     /// Some disks of a set could not be exported, or the whole could not be published. The export before is as it was.
     #[error("{set} was not exported: {}", parts_of(failures))]
     NotExported { set: String, failures: Vec<(String, Error)> },
+    /// Not all disks of a set could be snapshotted, so none was.
+    #[error("no snapshot of {set} was made: {}", parts_of(failures))]
+    NoSnapshots { set: String, failures: Vec<(String, Error)> },
     #[error("{} has {} free, and {} are needed", path.display(), Size(*free), Size(*wanted))]
     StoreFull { path: PathBuf, free: u64, wanted: u64 },
     #[error("{} is not empty; --yes makes it a store all the same", path.display())]

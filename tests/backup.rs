@@ -15,6 +15,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use proptest::prelude::*;
 use scene::kill::{Act, End, Points, run};
 use scene::{A, B, C, Door, FILE, Outcome, SR, Scene, has, is_root, pattern, skip};
 
@@ -567,4 +568,238 @@ fn a_failure_at_any_step_is_told_and_the_export_before_stays() {
         backup(&scene, &["export", "web", "--to", "nas"]).done();
         assert_eq!(names(scene.root.path().join("nas/web")).len(), 2, "failed at {n}: {said}");
     }
+}
+
+/// What happens to a disk between exports.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Writes bytes made of a number, or zeroes for 0: at a sector, so many sectors.
+    Write(u64, u64, u8),
+    Snapshot,
+    /// More MiB.
+    Grow(u64),
+    /// To one of the snapshots, by its number modulo how many there are.
+    Revert(usize),
+    Export,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..30_000u64, 1..3000u64, 0..4u8).prop_map(|(at, sectors, byte)| Step::Write(at, sectors, byte)),
+        1 => Just(Step::Snapshot),
+        1 => (1..7u64).prop_map(Step::Grow),
+        1 => any::<usize>().prop_map(Step::Revert),
+        3 => Just(Step::Export),
+    ]
+}
+
+/// Writes to a disk that no process has open.
+fn write(scene: &Scene, format: &str, at: u64, bytes: &[u8]) {
+    match scene::operations::chains::open(&scene.place, A, xcp_sm::types::Mode::ReadWrite) {
+        Some(disk) => {
+            disk.write_at(bytes, at).unwrap();
+            disk.close().unwrap();
+        }
+        None => {
+            let path = scene.place.join(format!("{A}.{format}"));
+            File::options().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
+        }
+    }
+}
+
+/// Exports what the steps leave, and compares what comes back of each run with what the disk was.
+fn increments(format: &str, steps: &[Step], packed: bool) {
+    let scene = scene();
+    let mut bytes = disk(&scene, A, "web", format, 10 * MIB, &[(MIB, pattern(MIB))]);
+    let (mut snapshots, mut runs) = (Vec::new(), Vec::new());
+    for step in steps.iter().chain([&Step::Export, &Step::Export]) {
+        match step {
+            Step::Write(at, sectors, byte) => {
+                let at = at * 512 % bytes.len() as u64;
+                let length = (sectors * 512).min(bytes.len() as u64 - at);
+                let new: Vec<u8> = (0..length).map(|n| if *byte == 0 { 0 } else { (n / 512) as u8 ^ byte }).collect();
+                write(&scene, format, at, &new);
+                bytes[at as usize..][..new.len()].copy_from_slice(&new);
+            }
+            Step::Snapshot => {
+                let snapshot = sm(&scene, &["vdi_snapshot", "fast", A]).done().trim().to_owned();
+                snapshots.push((snapshot, bytes.clone()));
+            }
+            Step::Grow(mib) => {
+                sm(&scene, &["vdi_resize", "fast", A, &format!("+{mib}M")]).done();
+                let info = sm(&scene, &["vdi_get_params", "fast", A, "--format", "json"]).done();
+                let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+                bytes.resize(info["virtual_size"].as_u64().unwrap() as usize, 0);
+            }
+            Step::Revert(_) if snapshots.is_empty() => {}
+            Step::Revert(to) => {
+                let (snapshot, held) = &snapshots[to % snapshots.len()];
+                sm(&scene, &["vdi_revert", "fast", A, snapshot]).done();
+                bytes = held.clone();
+            }
+            Step::Export => {
+                let packing = if packed && runs.len() % 2 == 0 { "zstd" } else { "none" };
+                let line = ["export", "web", "--disk", &format!("fast/{A}"), "--to", "nas", "--since", "last"];
+                let more = ["--compress", packing, "--keep", "100", "--format", "table"];
+                let run = backup(&scene, &[&line[..], &more].concat()).done().trim().to_owned();
+                runs.push((run, bytes.clone()));
+            }
+        }
+    }
+    // Nothing changed between the last two.
+    let map = fs::read_to_string(current(&scene, "nas", "web").join("disk0.map")).unwrap();
+    assert_eq!(map, "", "the increment of an unchanged disk has blocks");
+    let whole = backup(&scene, &["consolidate", "web", "--store", "nas", "--format", "table"]).done().trim().to_owned();
+    runs.push((whole.clone(), bytes));
+    // Chains that end in the middle are cut by nothing: the runs that are left stand on what they need.
+    for keep in [100, 2] {
+        for (run, expected) in runs.iter().rev().take(keep) {
+            backup(&scene, &["verify", "web", "--run", run, "--deep"]).done();
+            let line = ["import", "web", "--from", "nas", "--sr", "slow", "--run", run, "--format", "json"];
+            let made: serde_json::Value = serde_json::from_str(&backup(&scene, &line).done()).unwrap();
+            let vdi = made["disks"][0]["uuid"].as_str().unwrap().to_owned();
+            same(&exported(&scene, &format!("slow/{vdi}")), expected);
+            sm(&scene, &["vdi_delete", "slow", &vdi]).done();
+        }
+        // The whole one stands alone; the next increment on it leaves it and itself.
+        let line = ["export", "web", "--disk", &format!("fast/{A}"), "--to", "nas", "--since", "last", "--keep", "2"];
+        backup(&scene, &line).done();
+        let left = names(scene.root.path().join("nas/web"));
+        assert!(left.contains(&whole), "{left:?}");
+        runs.retain(|(run, _)| left.contains(run));
+    }
+    // One snapshot of ours is left, and none after the set is gone.
+    let ours = || sm(&scene, &["sr_scan", "fast"]).done().matches("backup:web:").count();
+    assert_eq!(ours(), usize::from(format != "raw"));
+    backup(&scene, &["undefine", "web"]).done();
+    assert_eq!(ours(), 0);
+}
+
+#[test]
+fn an_increment_tells_of_what_a_revert_took_back_and_of_what_was_grown() {
+    let write = |mib: u64| Step::Write(mib * 2048, 2048, 3);
+    for format in ["vhd", "qcow2"] {
+        let reverted = [Step::Snapshot, write(6), Step::Export, Step::Revert(0), Step::Export];
+        let grown = [Step::Export, Step::Grow(5), Step::Export, write(13), Step::Export, Step::Write(2048, 2048, 0)];
+        let both =
+            [Step::Snapshot, Step::Grow(6), write(12), Step::Export, Step::Revert(0), Step::Export, Step::Grow(6)];
+        for steps in [&reverted[..], &grown, &both] {
+            increments(format, steps, true);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4, max_shrink_iters: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn each_increment_of_a_vhd_comes_back_as_the_disk_was(steps in proptest::collection::vec(step(), 4..11), packed: bool) {
+        increments("vhd", &steps, packed);
+    }
+
+    #[test]
+    fn each_increment_of_a_qcow2_comes_back_as_the_disk_was(steps in proptest::collection::vec(step(), 4..11), packed: bool) {
+        increments("qcow2", &steps, packed);
+    }
+
+    #[test]
+    fn each_increment_of_a_raw_disk_comes_back_as_the_disk_was(steps in proptest::collection::vec(step(), 4..11), packed: bool) {
+        increments("raw", &steps, packed);
+    }
+}
+
+#[test]
+fn an_increment_reads_what_changed_and_a_broken_chain_is_named() {
+    let scene = scene();
+    for format in ["vhd", "qcow2"] {
+        let size = 200 * MIB;
+        disk(&scene, A, "web", format, size, &[(0, pattern(64 * MIB)), (100 * MIB, pattern(64 * MIB))]);
+        let line = ["export", "web", "--disk", "fast/web", "--to", "nas", "--since", "last", "--keep", "9"];
+        backup(&scene, &line).done();
+        write(&scene, format, 102 * MIB, &[7; 4096]);
+        let words: Vec<String> = [&["backup"][..], &line].concat().iter().map(|word| (*word).to_owned()).collect();
+        let trace = path(&scene, "trace");
+        if has("strace") {
+            let under = format!("strace -f -qq -o {trace} -e trace=pread64,read");
+            scene.under(&under, &words).done();
+            let read: u64 = fs::read_to_string(&trace)
+                .unwrap()
+                .lines()
+                .filter_map(|line| line.rsplit_once(" = ")?.1.trim().parse::<u64>().ok())
+                .sum();
+            // One block of 128 MiB, and the tables.
+            assert!(read < 8 * MIB, "{format}: {read} bytes were read");
+        } else {
+            scene.bare(&words).done();
+        }
+        let dir = current(&scene, "nas", "web");
+        let map = fs::read_to_string(dir.join("disk0.map")).unwrap();
+        assert_eq!(map.lines().count(), 1, "{map}");
+        let first = names(scene.root.path().join("nas/web")).remove(0);
+        let refused = backup(&scene, &["remove", "web", "--run", &first]).fails("EPERM");
+        assert!(refused.contains("consolidate"), "{refused}");
+        fs::rename(scene.root.path().join("nas/web").join(&first), scene.root.path().join("aside")).unwrap();
+        for words in [
+            &["verify", "web"][..],
+            &["import", "web", "--from", "nas", "--sr", "slow"],
+            &line,
+            &["consolidate", "web", "--store", "nas"],
+        ] {
+            let missing = backup(&scene, words).fails("EVERIFY");
+            assert!(missing.contains(&first) && missing.contains("is missing"), "{missing}");
+        }
+        backup(&scene, &["export", "web", "--disk", "fast/web", "--to", "nas", "--since", "none"]).done();
+        backup(&scene, &["verify", "web", "--deep"]).done();
+        fs::remove_dir_all(scene.root.path().join("aside")).unwrap();
+        backup(&scene, &["remove", "web"]).done();
+        backup(&scene, &["undefine", "web"]).done();
+        sm(&scene, &["vdi_delete", "fast/web"]).done();
+    }
+}
+
+#[test]
+fn a_killed_increment_leaves_no_snapshot_but_that_of_the_next() {
+    killed(&["export", "web", "--to", "nas", "--since", "last", "--keep", "5"], |scene, at| {
+        backup(scene, &["list"]).done();
+        assert!(records(scene).is_empty(), "killed at {at}");
+        backup(scene, &["verify", "web", "--deep"]).done();
+        write(scene, "vhd", 3 * MIB, &[9; 512]);
+        backup(scene, &["export", "web", "--to", "nas", "--since", "last", "--keep", "5"]).done();
+        let ours = sm(scene, &["sr_scan", "fast"]).done().matches("backup:web:").count();
+        assert_eq!(ours, 1, "killed at {at}");
+        let new = imported(scene, "nas", "web", "slow");
+        let bytes = exported(scene, &format!("slow/{}", new[0]));
+        assert!(bytes[5 * MIB as usize..][..4096] == pattern(4096) && bytes[3 * MIB as usize] == 9, "killed at {at}");
+    });
+}
+
+#[test]
+fn a_disk_in_use_is_exported_live_or_not_at_all() {
+    if !is_root() {
+        return;
+    }
+    let scene = scene();
+    let bytes = web(&scene, "vhd");
+    disk(&scene, B, "data", "raw", 9 * MIB, &[(8 * MIB, pattern(MIB))]);
+    let line = ["export", "web", "--disk", "fast/web", "--to", "nas", "--live"];
+    sm(&scene, &["vdi_lock", "fast/web", "FALSE", "vm7"]).done();
+    backup(&scene, &line[..6]).fails("EVDIBUSY");
+    backup(&scene, &line).done();
+    let manifest = fs::read_to_string(current(&scene, "nas", "web").join("manifest.json")).unwrap();
+    assert!(manifest.contains("\"consistency\": \"live-per-disk\""), "{manifest}");
+    let new = imported(&scene, "nas", "web", "slow");
+    same(&exported(&scene, &format!("slow/{}", new[0])), &bytes);
+    let scan = || sm(&scene, &["sr_scan", "fast"]).done();
+    assert!(!scan().contains("backup:web:"), "{}", scan());
+    // The user has its lock as before.
+    let info = sm(&scene, &["vdi_get_params", "fast/web"]).done();
+    assert!(info.contains("vm7"), "{info}");
+    // No snapshot of a raw disk that is attached can be made on this filesystem: none of the other stays.
+    sm(&scene, &["vdi_attach", "fast/data"]).done();
+    let before = current(&scene, "nas", "web");
+    let refused = backup(&scene, &[&line[..], &["--disk", "fast/data"]].concat()).fails("ENOSNAP");
+    assert!(refused.contains(&format!("disk 1, VDI {B}")), "{refused}");
+    sm(&scene, &["vdi_detach", "fast/data"]).done();
+    assert!(!scan().contains("backup:web:"), "{}", scan());
+    assert_eq!(current(&scene, "nas", "web"), before);
+    assert!(records(&scene).is_empty());
 }

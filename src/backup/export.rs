@@ -4,20 +4,24 @@ use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 
+use super::assemble::{self, Names, Sums};
+use super::chain;
 use super::codec::Compression;
-use super::manifest::{self, DiskOf, Manifest, Metadata, image_name, map_name};
+use super::list::manifest_of;
+use super::manifest::{self, DiskOf, Manifest, ParentRun};
 use super::map::{digest, hex};
 use super::name::{RunId, SetName, StoreName};
 use super::record::{self, Begun, Record};
+use super::retain::{self, Keep};
 use super::set::{self, Member, Set};
-use super::shelf::{Shelf, put, taken};
+use super::shelf::Shelf;
+use super::source::{self, Hold, Source};
 use super::store::{self, Open};
-use super::write::{self, Written};
-use super::{Call, remove, verify};
-use crate::call::Session;
+use super::write::{self, From, Since, Written};
+use super::{Call, bases, remove};
 use crate::error::{Error, Result, one_line};
 use crate::sys::durable::Dir;
-use crate::types::{Size, Utc, VdiInfo, seconds_now};
+use crate::types::{Size, Utc, VdiInfo, VdiUuid, seconds_now};
 
 /// Bytes of the longest opaque file.
 const LONGEST_METADATA: u64 = 16 << 20;
@@ -30,12 +34,25 @@ pub struct Wanted {
     pub disks: Vec<Member>,
     pub store: StoreName,
     pub compression: Compression,
-    /// Runs that stay, this one among them; 1 at least.
-    pub keep: usize,
+    /// Disks in use are snapshotted and the snapshots are read.
+    pub live: bool,
+    /// What the export leaves out, and that the next one may leave out what this one has.
+    pub since: Option<SinceRun>,
+    pub keep: Keep,
     /// Leaves what other stores have of the set.
     pub keep_others: bool,
     /// Changes nothing.
     pub dry_run: bool,
+}
+
+/// The run that an increment is made on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SinceRun {
+    /// The current one; without one, every block is stored.
+    Last,
+    Run(RunId),
+    /// Every block is stored.
+    None,
 }
 
 /// What was exported.
@@ -48,56 +65,59 @@ pub struct Exported {
     pub plan: Option<Vec<String>>,
 }
 
-/// A disk of the run, seen before anything is changed.
-struct Source {
-    member: Member,
-    session: Session,
-    info: VdiInfo,
-}
-
 /// Exports a set. The export before stays current until this one is complete and was looked at.
 ///
 /// # Errors
 /// [`Error::VdiInUse`], [`Error::NoVdi`], [`Error::UnknownSr`] for a disk; [`Error::Invalid`], [`Error::Unsupported`],
-/// [`Error::NoDevice`], [`Error::StoreFull`] for the store; [`Error::Locked`]. Then nothing was changed.
+/// [`Error::NoDevice`], [`Error::StoreFull`] for the store; [`Error::NotVerified`], [`Error::NoExport`] for the run that the
+/// increment is to be made on; [`Error::Locked`]; [`Error::NoSnapshots`]. Then nothing was changed.
 /// [`Error::NotExported`] with each disk that failed.
 pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let set = members(wanted)?;
     let opaque = set.metadata.as_deref().map(metadata).transpose()?;
-    let sources = sources(call, &set)?;
+    let mut sources = source::sources(call, &set)?;
+    let how = match (source::is_used(&sources, wanted.live)?, &wanted.since) {
+        (true, _) => Hold::Snapshots,
+        (false, Some(_)) => Hold::LocksOrSnapshots,
+        (false, None) => Hold::Locks,
+    };
     let store = open_store(&wanted.store)?;
-    if wanted.compression == Compression::None {
+    if wanted.compression == Compression::None && wanted.since.is_none() {
         store.refuse_if_full(sources.iter().map(|it| it.info.physical_utilisation.min(it.info.virtual_size)).sum())?;
     }
     let now = seconds_now().unwrap_or(0);
-    let run = RunId::new(now);
     if wanted.dry_run {
         let plan = plan(wanted, &sources, &store)?;
-        return Ok(Exported { run, disks: Vec::new(), warnings: Vec::new(), plan: Some(plan) });
+        return Ok(Exported { run: RunId::new(now), disks: Vec::new(), warnings: Vec::new(), plan: Some(plan) });
     }
     let _set = record::lock(&wanted.set, call.deadline())?;
     let mut warnings = record::recover(call, Some(&wanted.set))?;
-    let _taken = store.lock(&wanted.set, &run, call.deadline())?;
+    let _taken = store.lock(&wanted.set, &RunId::new(now), call.deadline())?;
     let shelf = Shelf::new(&store, wanted.set.clone());
     shelf.repair()?;
     let run = RunId::after(now, shelf.runs()?.last());
+    let parent = parent(&shelf, wanted.since.as_ref())?;
+    let (parent, since) = match parent {
+        Some((parent, chain)) => (Some(parent), Some(source::since(call, &mut sources, chain)?)),
+        None => (None, None),
+    };
+    let made = match how.makes_snapshots() {
+        true => set.disks.iter().map(|disk| Member { sr: disk.sr, vdi: VdiUuid::random() }).collect(),
+        false => Vec::new(),
+    };
     let begun = Begun::begin(Record {
         run: run.clone(),
         set: wanted.set.clone(),
         store: Some(store.name.clone()),
         locks: set.disks.clone(),
-        made: Vec::new(),
+        made,
     })?;
-    let user = begun.record().user();
-    let done = locked(call, &sources, &user)
-        .and_then(|()| run_locked(call, wanted, &sources, &shelf, &run, opaque.as_deref()));
-    let mut undone = Vec::new();
-    for source in &sources {
-        undone.extend(record::unlock(call, &source.member, &user).err());
-    }
-    if done.is_err() {
-        undone.extend(shelf.abandon(&run).err());
-    }
+    let record = begun.record();
+    let (user, label) = (record.user(), format!("backup:{}:{run}", wanted.set));
+    let held = source::hold(call, &wanted.set, &mut sources, how, &user, &record.made, &label);
+    let run_held = Running { call, wanted, sources: &sources, shelf: &shelf, run: &run, since };
+    let done = held.and_then(|()| run_held.write(how, parent, opaque.as_deref()));
+    let undone = run_held.end(&begun, &user, done.is_ok());
     warnings.extend(undone.iter().map(|error| format!("undone by the next call: {}", one_line(error))));
     if undone.is_empty() {
         begun.end()?;
@@ -106,8 +126,9 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
         Ok(disks) => disks,
         Err(error) => return Err(undone.into_iter().fold(error, |error, undo| error.undone(Err(undo)))),
     };
-    warnings
-        .extend(remove_old(&shelf, wanted.keep).err().map(|error| format!("older runs stay: {}", one_line(&error))));
+    warnings.extend(bases::sweep(call, &wanted.set));
+    let pruned = retain::prune(&shelf, &wanted.keep);
+    warnings.extend(pruned.err().map(|error| format!("older runs stay: {}", one_line(&error))));
     if !wanted.keep_others {
         warnings.extend(remove::elsewhere(call, &wanted.set, &store, &run));
     }
@@ -141,27 +162,31 @@ fn metadata(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// Looks at each disk, which nobody may use.
-fn sources(call: &Call, set: &Set) -> Result<Vec<Source>> {
-    let look = |member: &Member| {
-        let session = call.host.open(member.sr)?;
-        let info = session.vdi_get_params(member.vdi, &call.context())?;
-        let holder = match (&info.device, info.vbds.as_slice()) {
-            (Some(device), _) => format!("this host, which has it attached as {}; detach it", device.display()),
-            (None, []) => return Ok(Source { member: *member, session, info }),
-            (None, users) => format!("{}, who locked it (vdi_unlock gives it back)", users.join(", ")),
-        };
-        Err(Error::VdiInUse { vdi: member.vdi, sr: member.sr, holder })
-    };
-    set.disks.iter().map(look).collect()
-}
-
 fn open_store(name: &StoreName) -> Result<Open> {
     let store = store::find(name)?;
     match store.drained {
         true => Err(Error::Unsupported { op: "an export into this store", why: format!("store {name} is drained") }),
         false => store.open(),
     }
+}
+
+/// The run that an increment is made on, looked at with its chain.
+fn parent(shelf: &Shelf, since: Option<&SinceRun>) -> Result<Option<(ParentRun, Vec<chain::Link>)>> {
+    let run = match since {
+        None | Some(SinceRun::None) => return Ok(None),
+        Some(SinceRun::Run(run)) => Some(run),
+        Some(SinceRun::Last) if shelf.current()?.is_none() => return Ok(None),
+        Some(SinceRun::Last) => None,
+    };
+    let (run, dir) = shelf.find(run)?;
+    let text = dir.read(manifest::FILE)?.unwrap_or_default();
+    let chain = chain::open(dir).map_err(|error| match error {
+        Error::NotVerified { path, what } => {
+            Error::NotVerified { path, what: format!("{what}; --since none makes a whole export") }
+        }
+        other => other,
+    })?;
+    Ok(Some((ParentRun { run, manifest_sha256: hex(&digest(&text)) }, chain)))
 }
 
 fn plan(wanted: &Wanted, sources: &[Source], store: &Open) -> Result<Vec<String>> {
@@ -174,118 +199,114 @@ fn plan(wanted: &Wanted, sources: &[Source], store: &Open) -> Result<Vec<String>
         })
         .collect();
     lines.push(format!("into {}", store.dir.join(wanted.set.as_str()).display()));
-    let runs = shelf.runs()?;
-    let old = runs.len().saturating_sub(wanted.keep.max(1) - 1);
-    lines.extend(runs[..old].iter().map(|run| format!("remove run {run}")));
+    if let Some((parent, _)) = parent(&shelf, wanted.since.as_ref())? {
+        lines.push(format!("leave out what run {} has", parent.run));
+    } else {
+        // The new run is one of those that stay.
+        let keep = Keep { newest: wanted.keep.newest.max(1) - 1, ..wanted.keep };
+        let is_alone = keep == Keep { newest: 0, daily: 0, weekly: 0 };
+        let old = if is_alone { shelf.runs()? } else { retain::old(&shelf, &keep)? };
+        lines.extend(old.iter().map(|run| format!("remove run {run}")));
+    }
     if !wanted.keep_others {
-        lines.extend(
-            remove::others(store)?.into_iter().map(|other| format!("remove {} from store {other}", wanted.set)),
-        );
+        lines.extend(remove::others(store)?.into_iter().map(|it| format!("remove {} from store {it}", wanted.set)));
     }
     Ok(lines)
 }
 
-/// Takes the persistent lock of each disk. An SR without locks has none that others could take either.
-fn locked(call: &Call, sources: &[Source], user: &str) -> Result<()> {
-    for source in sources {
-        match source.session.vdi_lock(source.member.vdi, user, false, &call.context()) {
-            Ok(()) | Err(Error::Unsupported { .. }) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+/// A run whose disks are held.
+struct Running<'a> {
+    call: &'a Call<'a>,
+    wanted: &'a Wanted,
+    sources: &'a [Source],
+    shelf: &'a Shelf<'a>,
+    run: &'a RunId,
+    /// What the parent run has of each disk.
+    since: Option<Vec<Since>>,
 }
 
-fn run_locked(
-    call: &Call,
-    wanted: &Wanted,
-    sources: &[Source],
-    shelf: &Shelf,
-    run: &RunId,
-    opaque: Option<&[u8]>,
-) -> Result<Vec<DiskOf>> {
-    let dir = shelf.begin(run)?;
-    let begun = Utc(seconds_now().unwrap_or(0)).to_string();
-    let mut manifest = Manifest::new(wanted.set.clone(), run.clone(), begun, wanted.compression, store::host_name());
-    let (mut sums, mut failures) = (Vec::new(), Vec::new());
-    for (index, source) in sources.iter().enumerate() {
-        match one(call, wanted, index, source, &dir) {
-            Ok((disk, image, map)) => {
-                sums.extend(image.map(|image| (disk.file.clone(), image)));
-                sums.push((disk.map.clone(), map));
-                manifest.disks.push(disk);
+impl Running<'_> {
+    fn write(&self, how: Hold, parent: Option<ParentRun>, opaque: Option<&[u8]>) -> Result<Vec<DiskOf>> {
+        let dir = self.shelf.begin(self.run)?;
+        let begun = Utc(seconds_now().unwrap_or(0)).to_string();
+        let (set, compression) = (self.wanted.set.clone(), self.wanted.compression);
+        let mut manifest = Manifest::new(set, self.run.clone(), begun, compression, store::host_name());
+        (manifest.consistency, manifest.parent) = (how.consistency(), parent);
+        let (mut sums, mut failures) = (Sums::new(), Vec::new());
+        for (index, source) in self.sources.iter().enumerate() {
+            match self.one(index, source, &dir, &mut sums) {
+                Ok(disk) => manifest.disks.push(disk),
+                Err(error) => failures.push((format!("disk {index}, VDI {}", source.member.vdi), error)),
             }
-            Err(error) => failures.push((format!("disk {index}, VDI {}", source.member.vdi), error)),
         }
+        if failures.is_empty() {
+            match assemble::finish(self.shelf, self.run, &dir, manifest, sums, opaque) {
+                Ok(disks) => return Ok(disks),
+                Err(error) => failures.push(("the completion".to_owned(), error)),
+            }
+        }
+        Err(Error::NotExported { set: self.wanted.set.to_string(), failures })
     }
-    let finished = || {
-        if let Some(bytes) = opaque {
-            put(&dir, manifest::METADATA, bytes)?;
-            let sha256 = hex(&digest(bytes));
-            sums.push((manifest::METADATA.to_owned(), sha256.clone()));
-            manifest.metadata = Some(Metadata { file: manifest::METADATA.to_owned(), sha256 });
-        }
-        let text = manifest.text();
-        put(&dir, manifest::FILE, &text)?;
-        sums.push((manifest::FILE.to_owned(), hex(&digest(&text))));
-        sums.sort();
-        let sums: String = sums.iter().map(|(file, sum)| format!("{sum}  {file}\n")).collect();
-        put(&dir, manifest::SUMS, sums.as_bytes())?;
-        verify::look(&dir)?;
-        shelf.publish(run, &dir)?;
-        Ok(manifest.disks)
-    };
-    if failures.is_empty() {
-        match finished() {
-            Ok(disks) => return Ok(disks),
-            Err(error) => failures.push(("the completion".to_owned(), error)),
-        }
-    }
-    Err(Error::NotExported { set: wanted.set.to_string(), failures })
-}
 
-/// Writes the image and the map of a disk. Answers the digests of both; of the image if it is packed.
-fn one(
-    call: &Call,
-    wanted: &Wanted,
-    index: usize,
-    source: &Source,
-    dir: &Dir,
-) -> Result<(DiskOf, Option<String>, String)> {
-    let compression = wanted.compression;
-    let (file, map) = (image_name(index, compression), map_name(index));
-    let (new, path) = (dir.new_file()?, dir.join(&file));
-    let to = new.file().try_clone().map_err(Error::io("duplicate", &path))?;
-    let (info, written) =
-        source.session.vdi_read(source.member.vdi, &call.context(), move |info, disk, progress| {
-            let total = info.physical_utilisation.min(info.virtual_size);
-            write::write(disk, compression, &to, &path, total, progress).map(|written| (info.clone(), written))
+    /// Writes the image and the map of a disk.
+    fn one(&self, index: usize, source: &Source, dir: &Dir, sums: &mut Sums) -> Result<DiskOf> {
+        let compression = self.wanted.compression;
+        let since = self.since.as_ref().map(|since| since[index].clone());
+        let vdi = source.snapshot.unwrap_or(source.member.vdi);
+        let total = source.info.physical_utilisation.min(source.info.virtual_size);
+        let ((), written, names) = assemble::put_disk(dir, index, compression, sums, |to, path| {
+            let path = path.to_owned();
+            let read =
+                source.session.vdi_read(vdi, source.base, &self.call.context(), move |_, disk, changed, told| {
+                    let from = From { disk, since: since.as_ref(), changed, total };
+                    write::write(&from, compression, &to, &path, told)
+                });
+            read.map(|written| ((), written))
         })?;
-    if !new.publish_soon(&file)? {
-        return Err(taken(dir.join(&file)));
+        if let Some(snapshot) = source.snapshot.filter(|_| !self.is_kept(source)) {
+            // It was needed for this run alone. If it stays, the record tells the next call.
+            let _ = record::delete(self.call, &Member { sr: source.member.sr, vdi: snapshot });
+        }
+        Ok(described(index, names, source, &written))
     }
-    let text = written.map.text();
-    put(dir, &map, text.as_bytes())?;
-    let sum = hex(&digest(text.as_bytes()));
-    let image = written.image.as_ref().map(hex);
-    let disk = described(index, file, map, &sum, &info, source, &written);
-    Ok((disk, image, sum))
+
+    /// Whether the snapshot of a disk stays for the next increment.
+    fn is_kept(&self, source: &Source) -> bool {
+        self.wanted.since.is_some() && source.has_maps()
+    }
+
+    /// Undoes what was done for this run alone. Answers what could not be undone.
+    fn end(&self, begun: &Begun, user: &str, is_done: bool) -> Vec<Error> {
+        let (mut undone, mut made) = (Vec::new(), begun.record().made.iter().collect::<Vec<_>>());
+        for source in self.sources {
+            undone.extend(record::unlock(self.call, &source.member, user).err());
+        }
+        if is_done && self.wanted.since.is_some() {
+            let kept = self.sources.iter().filter(|source| self.is_kept(source));
+            let kept: Vec<Member> =
+                kept.filter_map(|it| it.snapshot.map(|vdi| Member { sr: it.member.sr, vdi })).collect();
+            match bases::keep(&self.wanted.set, kept.clone()) {
+                Ok(()) => made.retain(|it| !kept.contains(*it)),
+                Err(error) => undone.push(error),
+            }
+        }
+        for snapshot in made {
+            undone.extend(record::delete(self.call, snapshot).err());
+        }
+        if !is_done {
+            undone.extend(self.shelf.abandon(self.run).err());
+        }
+        undone
+    }
 }
 
-fn described(
-    index: usize,
-    file: String,
-    map: String,
-    map_sha256: &str,
-    info: &VdiInfo,
-    source: &Source,
-    written: &Written,
-) -> DiskOf {
+fn described(index: usize, names: Names, source: &Source, written: &Written) -> DiskOf {
+    let info: &VdiInfo = &source.info;
     DiskOf {
         index,
-        file,
-        map,
-        map_sha256: map_sha256.to_owned(),
+        file: names.file,
+        map: names.map,
+        map_sha256: names.map_sha256,
         uuid: info.uuid,
         sr_uuid: info.sr,
         sr_type: source.session.sr_type().to_owned(),
@@ -298,13 +319,49 @@ fn described(
         allocated: info.physical_utilisation,
         sector_size: info.sector_size,
         parent: info.parent,
-        snapshot: None,
+        snapshot: source.snapshot,
     }
 }
 
-/// Removes the runs that are not kept.
-fn remove_old(shelf: &Shelf, keep: usize) -> Result<()> {
-    let runs = shelf.runs()?;
-    let old = runs.len().saturating_sub(keep.max(1));
-    shelf.remove_runs(&runs[..old])
+/// Makes the newest export of a set whole: a run that has every block, without reading the disks. Answers the run, or `None` if
+/// the newest is whole already.
+///
+/// # Errors
+/// [`Error::NoExport`]; [`Error::NotVerified`] for a block that is not what it should be; [`Error::Locked`]; [`Error::Io`].
+pub fn consolidate(call: &Call, set: &SetName, store: &StoreName) -> Result<(Option<RunId>, Vec<String>)> {
+    let store = open_store(store)?;
+    let _set = record::lock(set, call.deadline())?;
+    let warnings = record::recover(call, Some(set))?;
+    let now = seconds_now().unwrap_or(0);
+    let _taken = store.lock(set, &RunId::new(now), call.deadline())?;
+    let shelf = Shelf::new(&store, set.clone());
+    shelf.repair()?;
+    let (old, dir) = shelf.find(None)?;
+    let before = manifest_of(&dir)?;
+    if before.parent.is_none() {
+        return Ok((None, warnings));
+    }
+    let opaque = before.metadata.is_some().then(|| metadata(&dir.join(manifest::METADATA))).transpose()?;
+    let chain = chain::open(dir)?;
+    let run = RunId::after(now, Some(&old));
+    let new = shelf.begin(&run)?;
+    let mut manifest = Manifest { run: run.clone(), parent: None, disks: Vec::new(), ..before.clone() };
+    let mut sums = Sums::new();
+    let done = || {
+        for (index, (disk, images)) in before.disks.iter().zip(chain::images(chain)).enumerate() {
+            let restored = super::read::Restored::new(images)?;
+            let total = restored.data();
+            let from = From { disk: &restored, since: None, changed: None, total };
+            let ((), _, names) = assemble::put_disk(&new, index, before.compression, &mut sums, |to, path| {
+                write::write(&from, before.compression, &to, path, call.progress).map(|written| ((), written))
+            })?;
+            let Names { file, map, map_sha256 } = names;
+            manifest.disks.push(DiskOf { file, map, map_sha256, ..disk.clone() });
+        }
+        assemble::finish(&shelf, &run, &new, manifest, sums, opaque.as_deref())
+    };
+    match done() {
+        Ok(_) => Ok((Some(run), warnings)),
+        Err(error) => Err(error.undone(shelf.abandon(&run))),
+    }
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use super::manifest::{DiskOf, Manifest};
 use super::name::{RunId, SetName, StoreName};
-use super::read::{Image, Restored};
+use super::read::Restored;
 use super::record::{self, Begun, Record};
 use super::set::Member;
 use super::shelf::Shelf;
-use super::{BLOCK, Call, store, verify};
+use super::{Call, chain, store};
 use crate::call::Session;
 use crate::error::{Error, Result, one_line};
 use crate::image::disk::Disk;
@@ -45,7 +45,7 @@ pub struct Imported {
 struct Target {
     session: Session,
     new: NewVdi,
-    image: Image,
+    restored: Restored,
     imported: Imported,
 }
 
@@ -61,19 +61,22 @@ pub fn import(call: &Call, wanted: &Wanted) -> Result<(Vec<Imported>, Vec<String
     let warnings = record::recover(call, Some(&wanted.set))?;
     let this = RunId::new(seconds_now().unwrap_or(0));
     let (run, dir) = Shelf::new(&store, wanted.set.clone()).find(wanted.run.as_ref())?;
-    let (manifest, images) = verify::look(&dir)?;
+    let path = dir.join(super::manifest::FILE);
+    let chain = chain::open(dir)?;
+    let manifest = chain[0].manifest.clone();
     if manifest.name != wanted.set || manifest.run != run {
         let what = format!("is of set {}, run {}", manifest.name, manifest.run);
-        return Err(Error::NotVerified { path: dir.join(super::manifest::FILE), what });
+        return Err(Error::NotVerified { path, what });
     }
-    let targets = targets(call, wanted, &manifest, images)?;
+    let disks = chain::images(chain).into_iter().map(Restored::new).collect::<Result<_>>()?;
+    let targets = targets(call, wanted, &manifest, disks)?;
     let made = targets.iter().map(|it| Member { sr: it.imported.sr, vdi: it.imported.vdi }).collect();
     let record = Record { run: this, set: wanted.set.clone(), store: None, locks: Vec::new(), made };
     let begun = Begun::begin(record)?;
     let mut done = Vec::new();
     for target in targets {
-        let Target { session, new, image, imported } = target;
-        let open = move || Ok(Box::new(Restored::new(image)) as Box<dyn Disk>);
+        let Target { session, new, restored, imported } = target;
+        let open = move || Ok(Box::new(restored) as Box<dyn Disk>);
         match session.vdi_fill(new, open, &call.context()) {
             Ok(_) => done.push(imported),
             Err(error) => return Err(undone(call, error, done, begun)),
@@ -95,19 +98,19 @@ fn undone(call: &Call, error: Error, made: Vec<Imported>, begun: Begun) -> Error
 }
 
 /// Decides what is made where, and makes sure that there is room for all of it.
-fn targets(call: &Call, wanted: &Wanted, manifest: &Manifest, images: Vec<Image>) -> Result<Vec<Target>> {
+fn targets(call: &Call, wanted: &Wanted, manifest: &Manifest, disks: Vec<Restored>) -> Result<Vec<Target>> {
     for index in wanted.map.keys().chain(wanted.sizes.keys()) {
-        if *index >= images.len() {
+        if *index >= disks.len() {
             return Err(Error::Invalid {
                 what: "index of a disk",
                 value: index.to_string(),
-                expected: format!("the export has the disks 0 to {}", images.len() - 1),
+                expected: format!("the export has the disks 0 to {}", disks.len() - 1),
             });
         }
     }
     let mut rooms = Rooms::default();
     let mut targets = Vec::new();
-    for (disk, image) in manifest.disks.iter().zip(images) {
+    for (disk, restored) in manifest.disks.iter().zip(disks) {
         let size = match wanted.sizes.get(&disk.index) {
             Some(size) if *size < disk.virtual_size => {
                 return Err(Error::Invalid {
@@ -122,7 +125,7 @@ fn targets(call: &Call, wanted: &Wanted, manifest: &Manifest, images: Vec<Image>
             Some(size) => *size,
             None => disk.virtual_size,
         };
-        let needed = image.map.stored().count() as u64 * BLOCK;
+        let needed = restored.data();
         let sr = match wanted.map.get(&disk.index).copied().or(wanted.sr) {
             Some(sr) => sr,
             None => rooms.largest(call, needed)?,
@@ -134,7 +137,7 @@ fn targets(call: &Call, wanted: &Wanted, manifest: &Manifest, images: Vec<Image>
             refuse_taken(call, &session, vdi)?;
         }
         let imported = Imported { index: disk.index, from: disk.uuid, sr, vdi };
-        targets.push(Target { new: new_vdi(disk, &session, vdi, size), session, image, imported });
+        targets.push(Target { new: new_vdi(disk, &session, vdi, size), session, restored, imported });
     }
     Ok(targets)
 }

@@ -63,7 +63,11 @@ fn of_store(store: &Store) -> Result<Vec<Line>> {
     Ok(lines)
 }
 
-fn manifest_of(dir: &Dir) -> Result<Manifest> {
+/// The manifest of an export.
+///
+/// # Errors
+/// [`Error::NotVerified`]; [`Error::Io`].
+pub(super) fn manifest_of(dir: &Dir) -> Result<Manifest> {
     let path = dir.join(manifest::FILE);
     let text = dir.read(manifest::FILE)?;
     let text = text.ok_or_else(|| Error::NotVerified { path: path.clone(), what: "is missing".to_owned() })?;

@@ -25,8 +25,8 @@ pub const MOST_DISKS: usize = 1024;
 /// An export. Fields that are not known are ignored; another version is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    format: String,
-    version: u32,
+    pub(super) format: String,
+    pub(super) version: u32,
     pub name: SetName,
     pub run: RunId,
     /// When the run began, RFC 3339.
@@ -34,15 +34,18 @@ pub struct Manifest {
     pub source_host: String,
     pub product_version: String,
     pub compression: Compression,
-    block_size: u64,
+    pub(super) block_size: u64,
     pub consistency: Consistency,
-    mode: String,
-    zeroed: bool,
+    pub(super) mode: String,
+    pub(super) zeroed: bool,
     pub warnings: Vec<String>,
     pub disks: Vec<DiskOf>,
     pub metadata: Option<Metadata>,
+    /// Of an increment: the run that has what it leaves out.
+    #[serde(default)]
+    pub parent: Option<ParentRun>,
     /// Signed exports name their way of signing here. None is made yet.
-    hmac: Option<serde_json::Value>,
+    pub(super) hmac: Option<serde_json::Value>,
 }
 
 /// How the disks of an export belong together.
@@ -51,6 +54,15 @@ pub struct Manifest {
 pub enum Consistency {
     /// No process used them.
     Offline,
+    /// Each is what it was at one instant of its own.
+    LivePerDisk,
+}
+
+/// The export that an increment is made on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParentRun {
+    pub run: RunId,
+    pub manifest_sha256: String,
 }
 
 /// A disk of an export.
@@ -115,6 +127,7 @@ impl Manifest {
             warnings: Vec::new(),
             disks: Vec::new(),
             metadata: None,
+            parent: None,
             hmac: None,
         }
     }

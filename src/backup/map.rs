@@ -65,14 +65,14 @@ pub struct Stored {
 }
 
 impl Entry {
-    fn first(&self) -> u64 {
+    pub fn first(&self) -> u64 {
         match self {
             Entry::Stored(stored) => stored.index,
             Entry::Zero(first, _) => *first,
         }
     }
 
-    fn last(&self) -> u64 {
+    pub fn last(&self) -> u64 {
         match self {
             Entry::Stored(stored) => stored.index,
             Entry::Zero(_, last) => *last,

@@ -11,6 +11,11 @@
 //! | [`codec`] | how a block is packed |
 //! | [`write`](mod@write) | a disk, block by block, into the files of an export |
 //! | [`read`](mod@read) | the files of an export as a disk |
+//! | [`chain`] | an export with those that it is an increment on |
+//! | [`source`] | the disks of a run, locked or snapshotted |
+//! | [`bases`] | the snapshots that the next increment is made on |
+//! | [`assemble`] | the files of an export that tell of the others |
+//! | [`retain`] | which runs stay |
 //! | [`shelf`] | the runs of one set in one store: published, found, removed |
 //! | [`record`] | what a running call has begun, for whoever comes after a kill |
 //! | [`export`](mod@export), [`import`](mod@import), [`verify`](mod@verify), [`remove`](mod@remove), [`list`](mod@list) | the commands |
@@ -18,16 +23,21 @@
 //! # An export
 //!
 //! 1. A record of the run is made durable: `RUN.json` in `/var/lib/sm/backup`.
-//! 2. Each disk is locked for the user `backup:HOST:RUN`.
+//! 2. Each disk is locked for the user `backup:HOST:RUN`. Disks in use are snapshotted, and disks of which the next export is to be
+//!    an increment. A disk that was snapshotted is unlocked again.
 //! 3. The disks, maps, sums and the manifest are written into `STORE/NAME/RUN.new` and made durable.
 //! 4. `RUN.new` becomes `RUN`. From here on the export is there.
 //! 5. The link `current` leads to it. Runs that are not kept are removed.
-//! 6. The disks are unlocked and the record goes.
+//! 6. The disks are unlocked. The snapshots become those of the next increment by one step ([`bases`]), or are deleted. The record
+//!    goes.
 //!
-//! A kill before 4 leaves the record, the locks and `RUN.new`. The next call of `sm backup` takes the locks back and removes the
-//! directory ([`record::recover`]). A kill between 4 and 5 leaves an export that the next call about the set makes the current one
+//! A kill before 4 leaves the record, the locks and `RUN.new`. The next call of `sm backup` takes the locks back, deletes
+//! the snapshots and removes the directory ([`record::recover`]). A kill between 4 and 5 leaves an export that the next call about the set makes the current one
 //! ([`shelf::Shelf::repair`]). At no instant is a complete export missing that was there before.
 
+pub mod assemble;
+pub mod bases;
+pub mod chain;
 pub mod codec;
 pub mod export;
 pub mod import;
@@ -38,8 +48,10 @@ pub mod name;
 pub mod read;
 pub mod record;
 pub mod remove;
+pub mod retain;
 pub mod set;
 pub mod shelf;
+pub mod source;
 pub mod store;
 pub mod verify;
 pub mod write;

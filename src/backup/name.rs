@@ -113,6 +113,18 @@ impl RunId {
         }
     }
 
+    /// The day of the run, counted from 1970-01-01.
+    pub fn day(&self) -> u64 {
+        let number = |at: std::ops::Range<usize>| self.0[at].parse().unwrap_or(1);
+        Utc::of_date(number(0..4), number(4..6), number(6..8)).0 / 86_400
+    }
+
+    /// The week of the run, counted from Monday, 1969-12-29.
+    pub fn week(&self) -> u64 {
+        // 1970-01-01 was a Thursday.
+        (self.day() + 3) / 7
+    }
+
     /// The name of the directory of the run while it is written.
     pub fn unfinished(&self) -> String {
         format!("{self}{UNFINISHED}")

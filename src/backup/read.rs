@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::BLOCK;
+use super::chain::{Placed, blocks};
 use super::codec::{Compression, unpack};
 use super::map::{Entry, Map, Stored, digest, length_of};
 use crate::error::{Error, Result};
@@ -64,42 +65,53 @@ impl Image {
     }
 }
 
-/// The disk that an image is.
+/// The disk that the images of a chain are.
 pub struct Restored {
-    image: Image,
+    /// The newest first.
+    images: Vec<Image>,
+    /// Every block of the disk, with the image that has it.
+    blocks: Vec<Placed>,
+    size: u64,
     /// Blocks that were unpacked and not yet asked for.
     ready: RefCell<BTreeMap<u64, Vec<u8>>>,
 }
 
 impl Restored {
-    pub fn new(image: Image) -> Restored {
-        Restored { image, ready: RefCell::new(BTreeMap::new()) }
+    /// The disk of these images, the newest first.
+    ///
+    /// # Errors
+    /// [`Error::NotVerified`] for a block that none of them has.
+    pub fn new(images: Vec<Image>) -> Result<Restored> {
+        let blocks = blocks(&images)?;
+        let size = images.first().map_or(0, |image| image.size);
+        Ok(Restored { images, blocks, size, ready: RefCell::new(BTreeMap::new()) })
     }
 
-    /// The first line of the map that is about `index` or a later block.
-    fn from(&self, index: u64) -> &[Entry] {
-        let entries = self.image.map.entries();
-        let at = entries.partition_point(|entry| match entry {
-            Entry::Stored(stored) => stored.index < index,
-            Entry::Zero(_, last) => *last < index,
-        });
-        &entries[at..]
+    /// Bytes of the blocks that are not zeroes.
+    pub fn data(&self) -> u64 {
+        self.blocks.iter().filter(|(_, entry)| matches!(entry, Entry::Stored(_))).count() as u64 * BLOCK
+    }
+
+    /// The lines that are about `index` and later blocks.
+    fn from(&self, index: u64) -> &[Placed] {
+        &self.blocks[self.blocks.partition_point(|(_, entry)| entry.last() < index)..]
     }
 
     /// Unpacks `index` and some of the blocks that follow it.
     fn fetch(&self, index: u64) -> Result<()> {
-        let next: Vec<&Stored> = self
+        let next: Vec<(usize, &Stored)> = self
             .from(index)
             .iter()
-            .filter_map(|entry| match entry {
-                Entry::Stored(stored) => Some(stored),
+            .filter_map(|(at, entry)| match entry {
+                Entry::Stored(stored) => Some((*at, stored)),
                 Entry::Zero(..) => None,
             })
             .take(AHEAD)
             .collect();
-        let image = &self.image;
+        let images = &self.images;
         let parts = in_parts(&next, AHEAD, |part| {
-            part.iter().map(|stored| Ok((stored.index, image.block(stored)?))).collect::<Result<Vec<_>>>()
+            let block = |(at, stored): &(usize, &Stored)| Ok((stored.index, images[*at].block(stored)?));
+            part.iter().map(block).collect::<Result<Vec<_>>>()
         });
         let mut ready = self.ready.borrow_mut();
         ready.clear();
@@ -112,15 +124,15 @@ impl Restored {
 
 impl Disk for Restored {
     fn size(&self) -> u64 {
-        self.image.size
+        self.size
     }
 
     fn next_data(&self, from: u64) -> Result<Option<(u64, u64)>> {
         let mut found: Option<(u64, u64)> = None;
-        for entry in self.from(from / BLOCK) {
+        for (_, entry) in self.from(from / BLOCK) {
             let Entry::Stored(stored) = entry else { continue };
             let start = stored.index * BLOCK;
-            let end = start + length_of(stored.index, self.image.size) as u64;
+            let end = start + length_of(stored.index, self.size) as u64;
             match &mut found {
                 Some((_, last)) if *last == start => *last = end,
                 Some(_) => break,
@@ -139,16 +151,13 @@ impl Disk for Restored {
             let part = &mut buf[done..done + part];
             done += part.len();
             match self.from(index).first() {
-                Some(Entry::Stored(stored)) if stored.index == index => {
+                Some((_, Entry::Stored(stored))) if stored.index == index => {
                     if !self.ready.borrow().contains_key(&index) {
                         self.fetch(index)?;
                     }
                     let ready = self.ready.borrow();
                     let block = ready.get(&index).expect("it was just fetched");
-                    // The last sector of a disk whose size is no multiple of a sector.
-                    let there = block.len().saturating_sub(within).min(part.len());
-                    part[..there].copy_from_slice(&block[within..within + there]);
-                    part[there..].fill(0);
+                    part.copy_from_slice(&block[within..within + part.len()]);
                 }
                 _ => part.fill(0),
             }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::name::{RunId, SetName, StoreName};
 use super::set::Member;
 use super::shelf::Shelf;
-use super::{Call, store};
+use super::{Call, bases, store};
 use crate::call::Unreadable;
 use crate::error::{Error, Result, one_line};
 use crate::sys::durable::{self, Dir};
@@ -29,7 +29,7 @@ pub struct Record {
     pub store: Option<StoreName>,
     /// The disks that it locks.
     pub locks: Vec<Member>,
-    /// The disks that it makes, whose UUIDs it chose.
+    /// The disks and snapshots that it makes, whose UUIDs it chose.
     pub made: Vec<Member>,
 }
 
@@ -159,7 +159,11 @@ fn undo(call: &Call, record: &Record) -> Result<()> {
         note(unlock(call, disk, &record.user()));
     }
     for disk in &record.made {
-        note(delete(call, disk));
+        match bases::is_kept(&record.set, disk) {
+            Ok(true) => {}
+            Ok(false) => note(delete(call, disk)),
+            Err(error) => note(Err(error)),
+        }
     }
     // A store that is away is repaired by the next call that uses it.
     if let Some(open) = record.store.as_ref().and_then(|name| store::find(name).ok()?.open().ok())

@@ -3,7 +3,7 @@
 use super::name::{RunId, SetName, StoreName};
 use super::shelf::Shelf;
 use super::store::{self, Open, Store};
-use super::{Call, record};
+use super::{Call, list, record};
 use crate::error::{Error, Result, one_line};
 use crate::types::seconds_now;
 
@@ -18,7 +18,8 @@ pub struct Removed {
 /// Removes a set from one store or from all. `run`: that one alone. A store that fails does not stop the others.
 ///
 /// # Errors
-/// [`Error::Invalid`] for a store that there is not; [`Error::Locked`]; of a store that was named, why it failed.
+/// [`Error::Invalid`] for a store that there is not; [`Error::Locked`]; [`Error::Unsupported`] for a run that another is an
+/// increment on; of a store that was named, why it failed.
 pub fn remove(call: &Call, set: &SetName, only: Option<&StoreName>, run: Option<&RunId>) -> Result<Removed> {
     let stores = match only {
         Some(name) => vec![store::find(name)?],
@@ -31,7 +32,8 @@ pub fn remove(call: &Call, set: &SetName, only: Option<&StoreName>, run: Option<
         match from(call, &store, set, run, &this) {
             Ok(true) => removed.stores.push(store.name),
             Ok(false) => {}
-            Err(error) if only.is_some() => return Err(error),
+            // A store that was named, or a run that another needs.
+            Err(error) if only.is_some() || matches!(error, Error::Unsupported { .. }) => return Err(error),
             Err(error) => removed.warnings.push(format!("store {}: {}", store.name, one_line(&error))),
         }
     }
@@ -51,12 +53,28 @@ fn from(call: &Call, store: &Store, set: &SetName, run: Option<&RunId>, this: &R
     match runs.as_slice() {
         [only] if only == run => shelf.remove(),
         runs if runs.contains(run) => {
+            refuse_if_parent(&shelf, runs, run)?;
             shelf.remove_runs(std::slice::from_ref(run))?;
             shelf.repair()?;
             Ok(true)
         }
         _ => Ok(false),
     }
+}
+
+/// Refuses to remove a run that another is an increment on.
+fn refuse_if_parent(shelf: &Shelf, runs: &[RunId], run: &RunId) -> Result<()> {
+    for child in runs.iter().filter(|child| *child > run) {
+        let parent = list::manifest_of(&shelf.find(Some(child))?.1)?.parent;
+        if parent.is_some_and(|parent| parent.run == *run) {
+            let why = format!(
+                "run {child} is an increment on it; `sm backup consolidate {} --store {}` makes the newest whole",
+                shelf.set, shelf.store.name
+            );
+            return Err(Error::Unsupported { op: "removing this run", why });
+        }
+    }
+    Ok(())
 }
 
 /// The stores besides this one that have a directory of their own.

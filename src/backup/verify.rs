@@ -7,6 +7,7 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
+use super::chain::{self, Link};
 use super::manifest::{self, DiskOf, Manifest, image_name, map_name};
 use super::map::{Digest, Map, digest, hex, unhex};
 use super::read::Image;
@@ -20,9 +21,7 @@ const LONGEST: u64 = 1 << 20;
 /// What was compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// Sizes, maps, manifest and metadata.
-    Look,
-    /// And the digests of the images that are packed.
+    /// Sizes, maps, manifest and metadata, and the digests of the images that are packed.
     Files,
     /// And every block.
     Blocks,
@@ -50,17 +49,25 @@ pub fn look(dir: &Dir) -> Result<(Manifest, Vec<Image>)> {
     Ok((manifest, images))
 }
 
-/// Compares an export with its manifest.
+/// Compares an export, and those that it is made on, with their manifests.
 ///
 /// # Errors
-/// Those of [`look`]; [`Error::NotVerified`] for an image or a block that is wrong.
-pub fn verify(dir: &Dir, depth: Depth, progress: Progress) -> Result<Manifest> {
-    let (manifest, images) = look(dir)?;
-    if depth == Depth::Look {
-        return Ok(manifest);
+/// Those of [`look`] and [`chain::open`]; [`Error::NotVerified`] for an image or a block that is wrong.
+pub fn verify(dir: Dir, depth: Depth, progress: Progress) -> Result<Manifest> {
+    let chain = chain::open(dir)?;
+    for link in &chain {
+        verify_one(link, depth, progress)?;
     }
-    let sums = Sums::read(dir)?;
-    for image in &images {
+    let manifest = chain[0].manifest.clone();
+    for images in chain::images(chain) {
+        chain::blocks(&images)?;
+    }
+    Ok(manifest)
+}
+
+fn verify_one(link: &Link, depth: Depth, progress: Progress) -> Result<()> {
+    let sums = Sums::read(&link.dir)?;
+    for image in &link.images {
         if depth == Depth::Blocks {
             let total = image.map.stored().count() as u64 * super::BLOCK;
             let done = std::cell::Cell::new(0);
@@ -71,10 +78,10 @@ pub fn verify(dir: &Dir, depth: Depth, progress: Progress) -> Result<Manifest> {
         }
         if image.compression != super::codec::Compression::None {
             let name = crate::sys::durable::name_of(&image.path);
-            sums.compare(dir, name, &sum_of(&image.file, &image.path)?)?;
+            sums.compare(&link.dir, name, &sum_of(&image.file, &image.path)?)?;
         }
     }
-    Ok(manifest)
+    Ok(())
 }
 
 /// Opens an image with its map. The names of both follow from the index; what the manifest says of them is not used.
@@ -93,7 +100,7 @@ fn image(dir: &Dir, manifest: &Manifest, disk: &DiskOf, sums: &Sums) -> Result<I
         return Err(not_verified(&path, "is not the one that the manifest tells of"));
     }
     let file = open(dir, &map_name)?;
-    let map = Map::parse(BufReader::new(file), disk.virtual_size, true)
+    let map = Map::parse(BufReader::new(file), disk.virtual_size, manifest.parent.is_none())
         .map_err(|what| Error::NotVerified { path: path.clone(), what })?;
     let name = image_name(disk.index, manifest.compression);
     let (file, path) = (open(dir, &name)?, dir.join(&name));

@@ -1,5 +1,7 @@
 //! A disk into the image of an export: one thread reads blocks, the others digest, pack and write them.
 //!
+//! An increment leaves out the blocks whose digests its parent has. Where the images tell what may have changed, nothing else is read.
+//!
 //! Only what the disk has allocated is read. Blocks are written in the order of the disk where they are packed, so that the image
 //! is a stream, and wherever they belong where they are not.
 
@@ -16,6 +18,7 @@ use std::thread::{Builder, available_parallelism, scope};
 use sha2::{Digest as _, Sha256};
 
 use super::BLOCK;
+use super::chain::Placed;
 use super::codec::{Compression, Packer};
 use super::map::{Digest, Entry, Map, Stored, digest, length_of};
 use crate::error::{Error, Result};
@@ -35,33 +38,66 @@ pub struct Written {
     pub image: Option<Digest>,
 }
 
-/// Writes a disk into the empty file `to`, not durably. `path`: the name of the file in errors. `total`: bytes that the disk has
-/// allocated, for `progress`.
+/// What is known of a disk from an earlier export.
+#[derive(Clone, Debug)]
+pub struct Since {
+    /// What each block was, in order.
+    pub blocks: Vec<Placed>,
+    /// Bytes that the disk had.
+    pub size: u64,
+}
+
+impl Since {
+    /// What a block was; `None` if the disk did not have it, or not all of it.
+    fn block(&self, index: u64, size: u64) -> Option<&Entry> {
+        let at = self.blocks.partition_point(|(_, entry)| entry.last() < index);
+        let known = self.blocks.get(at).map(|(_, entry)| entry)?;
+        let same = index < self.size.div_ceil(BLOCK) && length_of(index, self.size) == length_of(index, size);
+        same.then_some(known)
+    }
+}
+
+/// The source of an image.
+pub struct From<'a> {
+    pub disk: &'a dyn Disk,
+    /// Of an increment.
+    pub since: Option<&'a Since>,
+    /// The stretches outside of which the disk is what it was at [`Since`], in order. `None`: that is not known.
+    pub changed: Option<&'a [(u64, u64)]>,
+    /// Bytes that the disk has allocated, for `progress`.
+    pub total: u64,
+}
+
+/// Writes a disk into the empty file `to`, not durably. `path`: the name of the file in errors.
 ///
 /// # Errors
 /// Those of reading the disk; [`Error::Io`] of the file.
-pub fn write(
-    disk: &dyn Disk,
-    compression: Compression,
-    to: &File,
-    path: &Path,
-    total: u64,
-    progress: Progress,
-) -> Result<Written> {
-    let size = disk.size();
-    let out = Out::new(to, path, compression, size)?;
+pub fn write(from: &From, compression: Compression, to: &File, path: &Path, progress: Progress) -> Result<Written> {
+    let size = from.disk.size();
+    let out = Out::new(to, path, compression, size, from)?;
     let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
     // Blocks that are read and not yet written; each holds 4 MiB.
     let most = threads * 2 + 2;
     let (give, taken) = sync_channel::<Job>(most);
     let taken = Mutex::new(taken);
     let (begin, end) = sync_channel::<()>(most);
-    let shared = Shared { to, path, out: Mutex::new(out), end: Mutex::new(end), failed: AtomicBool::new(false) };
+    let shared = Shared {
+        to,
+        path,
+        size,
+        since: from.since,
+        out: Mutex::new(out),
+        end: Mutex::new(end),
+        failed: AtomicBool::new(false),
+    };
     let done = scope(|scope| {
         let work = || shared.work(&taken, compression);
         let started = (0..threads).filter(|_| Builder::new().spawn_scoped(scope, work).is_ok()).count();
         let give = Giver { shared: &shared, give, begin, inline: started == 0, compression };
-        read(disk, total, progress, &give)
+        match (from.since, from.changed) {
+            (Some(since), Some(changed)) => read_changed(from, since, changed, progress, &give),
+            _ => read(from, 0, size, progress, &give, &mut Counts::default()).map(drop),
+        }
     });
     let out = shared.out.into_inner().unwrap_or_else(PoisonError::into_inner);
     out.finish(done)
@@ -72,12 +108,15 @@ struct Job {
     /// Its place in the order in which blocks were read.
     number: u64,
     index: u64,
+    /// Empty for a block of which nothing is allocated.
     block: Vec<u8>,
 }
 
 struct Shared<'a> {
     to: &'a File,
     path: &'a Path,
+    size: u64,
+    since: Option<&'a Since>,
     out: Mutex<Out<'a>>,
     /// Taken from for each block that is through.
     end: Mutex<Receiver<()>>,
@@ -98,7 +137,7 @@ impl Shared<'_> {
     fn one(&self, job: Job, compression: Compression, packer: &mut Option<Packer>) {
         let made = match self.failed.load(Relaxed) {
             true => Ok(Made::Zero),
-            false => make(&job, compression, packer, self.to, self.path),
+            false => self.make(&job, compression, packer),
         };
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         let through = out.take(job.number, job.index, made);
@@ -136,27 +175,77 @@ impl Giver<'_, '_> {
     }
 }
 
-/// Reads all blocks of which the disk has something allocated.
-fn read(disk: &dyn Disk, total: u64, progress: Progress, to: &Giver) -> Result<()> {
-    let (size, mut done, mut number) = (disk.size(), 0, 0);
-    let mut extent = disk.next_data(0)?;
+/// How far reading has come.
+#[derive(Default)]
+struct Counts {
+    number: u64,
+    done: u64,
+}
+
+/// Reads all blocks from a byte to before another of which the disk has something allocated; the first byte is that of a block.
+/// `false`: a block failed.
+fn read(from: &From, first: u64, stop: u64, progress: Progress, to: &Giver, counts: &mut Counts) -> Result<bool> {
+    let (disk, size) = (from.disk, from.disk.size());
+    let next = |at: u64| -> Result<Option<(u64, u64)>> {
+        if at >= stop {
+            return Ok(None);
+        }
+        Ok(disk.next_data(at)?.map(|(start, end)| (start, end.min(stop))).filter(|(start, _)| *start < stop))
+    };
+    let mut extent = next(first)?;
     while let Some((start, _)) = extent {
         let index = start / BLOCK;
-        let (from, length) = (index * BLOCK, length_of(index, size));
-        let end = from + length as u64;
+        let (begin, length) = (index * BLOCK, length_of(index, size));
+        let end = begin + length as u64;
         // Zeroes of the allocator: what no extent covers need not be cleared.
         let mut block = vec![0; length];
-        while let Some((start, stop)) = extent.filter(|(start, _)| *start < end) {
-            let (first, last) = (start.max(from) / 512 * 512, stop.next_multiple_of(512).min(end));
-            disk.read_at(&mut block[(first - from) as usize..(last - from) as usize], first)?;
-            done += last - first;
-            extent = if stop > end { Some((end, stop)) } else { disk.next_data(stop)? };
+        while let Some((start, until)) = extent.filter(|(start, _)| *start < end) {
+            let (low, high) = (start.max(begin) / 512 * 512, until.next_multiple_of(512).min(end));
+            disk.read_at(&mut block[(low - begin) as usize..(high - begin) as usize], low)?;
+            counts.done += high - low;
+            extent = if until > end { Some((end, until)) } else { next(until)? };
         }
-        if !to.hand_over(Job { number, index, block }) {
-            return Ok(());
+        if !to.hand_over(Job { number: counts.number, index, block }) {
+            return Ok(false);
         }
-        number += 1;
-        progress(done, total.max(done));
+        counts.number += 1;
+        progress(counts.done, from.total.max(counts.done));
+    }
+    Ok(true)
+}
+
+/// Reads the blocks that may have changed, those that the disk did not have before among them.
+fn read_changed(from: &From, since: &Since, changed: &[(u64, u64)], progress: Progress, to: &Giver) -> Result<()> {
+    let size = from.disk.size();
+    let count = size.div_ceil(BLOCK);
+    // The last block of a disk that has another size now, and all behind it.
+    let resized = (since.size != size).then_some((since.size.min(size) / BLOCK, count));
+    let mut runs: Vec<(u64, u64)> =
+        changed.iter().map(|(low, high)| (low / BLOCK, high.div_ceil(BLOCK))).chain(resized).collect();
+    runs.sort_unstable();
+    let (mut counts, mut next) = (Counts::default(), 0);
+    for (first, last) in runs {
+        let (first, last) = (first.max(next), last.min(count));
+        next = next.max(last);
+        let mut index = first;
+        while index < last {
+            // A block with nothing in it is told of as well: it may have had something.
+            let data = from.disk.next_data(index * BLOCK)?.map_or(last, |(start, _)| (start / BLOCK).min(last));
+            for empty in index..data {
+                if !to.hand_over(Job { number: counts.number, index: empty, block: Vec::new() }) {
+                    return Ok(());
+                }
+                counts.number += 1;
+            }
+            if data == last {
+                break;
+            }
+            let end = ((data + 1) * BLOCK).min(size);
+            if !read(from, data * BLOCK, end, progress, to, &mut counts)? {
+                return Ok(());
+            }
+            index = data + 1;
+        }
     }
     Ok(())
 }
@@ -164,29 +253,38 @@ fn read(disk: &dyn Disk, total: u64, progress: Progress, to: &Giver) -> Result<(
 /// What was made of a block.
 enum Made {
     Zero,
+    /// The parent has it.
+    Same,
     /// Its bytes are in the image.
     Written(Digest),
     /// Its bytes are to follow those of the blocks before.
     Packed(Digest, Vec<u8>),
 }
 
-fn make(job: &Job, compression: Compression, packer: &mut Option<Packer>, to: &File, path: &Path) -> Result<Made> {
-    if is_zero(&job.block) {
-        return Ok(Made::Zero);
+impl Shared<'_> {
+    fn make(&self, job: &Job, compression: Compression, packer: &mut Option<Packer>) -> Result<Made> {
+        if is_zero(&job.block) {
+            return Ok(Made::Zero);
+        }
+        let digest = digest(&job.block);
+        if let Some(Entry::Stored(stored)) = self.since.and_then(|since| since.block(job.index, self.size))
+            && stored.digest == digest
+        {
+            return Ok(Made::Same);
+        }
+        let failed = || Error::io("write", self.path);
+        if compression == Compression::None {
+            without_zeroes(&job.block, job.index * BLOCK, &mut |offset, bytes| {
+                self.to.write_all_at(bytes, offset).map_err(failed())
+            })?;
+            return Ok(Made::Written(digest));
+        }
+        if packer.is_none() {
+            *packer = Some(Packer::new(compression).map_err(failed())?);
+        }
+        let packer = packer.as_mut().expect("it was just made");
+        Ok(Made::Packed(digest, packer.pack(&job.block).map_err(failed())?))
     }
-    let digest = digest(&job.block);
-    let failed = || Error::io("write", path);
-    if compression == Compression::None {
-        without_zeroes(&job.block, job.index * BLOCK, &mut |offset, bytes| {
-            to.write_all_at(bytes, offset).map_err(failed())
-        })?;
-        return Ok(Made::Written(digest));
-    }
-    if packer.is_none() {
-        *packer = Some(Packer::new(compression).map_err(failed())?);
-    }
-    let packer = packer.as_mut().expect("it was just made");
-    Ok(Made::Packed(digest, packer.pack(&job.block).map_err(failed())?))
 }
 
 /// The image, and what is known of it.
@@ -195,6 +293,9 @@ struct Out<'a> {
     path: PathBuf,
     size: u64,
     compression: Compression,
+    since: Option<&'a Since>,
+    /// Blocks that were not read are zeroes; else they are what they were.
+    gaps_are_zeroes: bool,
     map: Map,
     /// Of the bytes of a packed image.
     image: Sha256,
@@ -211,12 +312,14 @@ struct Out<'a> {
 }
 
 impl<'a> Out<'a> {
-    fn new(to: &'a File, path: &Path, compression: Compression, size: u64) -> Result<Out<'a>> {
+    fn new(to: &'a File, path: &Path, compression: Compression, size: u64, from: &From<'a>) -> Result<Out<'a>> {
         let mut out = Out {
             to,
             path: path.to_owned(),
             size,
             compression,
+            since: from.since,
+            gaps_are_zeroes: from.since.is_none() || from.changed.is_none(),
             map: Map::default(),
             image: Sha256::new(),
             offset: 0,
@@ -226,7 +329,7 @@ impl<'a> Out<'a> {
             zeroes: Vec::new(),
             error: None,
         };
-        if compression != Compression::None {
+        if compression != Compression::None && from.since.is_none() {
             out.zeroes = out.packed_zeroes(BLOCK as usize)?;
         }
         Ok(out)
@@ -252,48 +355,76 @@ impl<'a> Out<'a> {
     }
 
     fn put(&mut self, index: u64, made: Made) -> Result<()> {
-        if matches!(made, Made::Zero) {
-            return Ok(());
+        match (self.gaps_are_zeroes, &made) {
+            // It is one of the gap that ends with the next block that is something.
+            (true, Made::Zero) => return Ok(()),
+            (true, _) => self.zeroes_until(index)?,
+            (false, _) => self.next_index = index,
         }
-        self.zeroes_until(index)?;
         let stored = match made {
-            Made::Zero => return Ok(()),
+            Made::Zero => return self.zeroes_until(index + 1),
+            Made::Same => None,
             Made::Written(digest) => {
-                Stored { index, offset: index * BLOCK, length: length_of(index, self.size) as u64, digest }
+                Some(Stored { index, offset: index * BLOCK, length: length_of(index, self.size) as u64, digest })
             }
             Made::Packed(digest, bytes) => {
                 let offset = self.offset;
                 self.append(&bytes)?;
-                Stored { index, offset, length: bytes.len() as u64, digest }
+                Some(Stored { index, offset, length: bytes.len() as u64, digest })
             }
         };
-        self.map.push(Entry::Stored(stored));
+        if let Some(stored) = stored {
+            self.map.push(Entry::Stored(stored));
+        }
         self.next_index = index + 1;
         Ok(())
     }
 
-    /// Says that all blocks before `index` that are not there are zeroes.
+    /// Says that the blocks from the next to before `index` are zeroes.
     fn zeroes_until(&mut self, index: u64) -> Result<()> {
-        if self.next_index == index {
+        let first = std::mem::replace(&mut self.next_index, index);
+        match self.since {
+            _ if first == index => Ok(()),
+            Some(since) => {
+                self.zeroes_since(since, first, index);
+                Ok(())
+            }
+            None => self.zeroes_of_all(first, index),
+        }
+    }
+
+    /// Tells of the blocks of zeroes that were something else, or were not there.
+    fn zeroes_since(&mut self, since: &Since, first: u64, end: u64) {
+        let mut index = first;
+        while index < end {
+            match since.block(index, self.size) {
+                Some(Entry::Zero(_, last)) => index = last + 1,
+                _ => {
+                    self.map.push(Entry::Zero(index, index));
+                    index += 1;
+                }
+            }
+        }
+    }
+
+    fn zeroes_of_all(&mut self, first: u64, index: u64) -> Result<()> {
+        self.map.push(Entry::Zero(first, index - 1));
+        if self.compression == Compression::None {
             return Ok(());
         }
-        self.map.push(Entry::Zero(self.next_index, index - 1));
-        if self.compression != Compression::None {
-            let cut = length_of(index - 1, self.size);
-            let whole = index - self.next_index - u64::from(cut < BLOCK as usize);
-            const AT_ONCE: u64 = 4096;
-            let many = self.zeroes.repeat(whole.min(AT_ONCE) as usize);
-            let mut left = whole;
-            while left > 0 {
-                let now = left.min(AT_ONCE);
-                self.append(&many[..now as usize * self.zeroes.len()])?;
-                left -= now;
-            }
-            if cut < BLOCK as usize {
-                self.append(&self.packed_zeroes(cut)?)?;
-            }
+        let cut = length_of(index - 1, self.size);
+        let whole = index - first - u64::from(cut < BLOCK as usize);
+        const AT_ONCE: u64 = 4096;
+        let many = self.zeroes.repeat(whole.min(AT_ONCE) as usize);
+        let mut left = whole;
+        while left > 0 {
+            let now = left.min(AT_ONCE);
+            self.append(&many[..now as usize * self.zeroes.len()])?;
+            left -= now;
         }
-        self.next_index = index;
+        if cut < BLOCK as usize {
+            self.append(&self.packed_zeroes(cut)?)?;
+        }
         Ok(())
     }
 
@@ -310,7 +441,9 @@ impl<'a> Out<'a> {
             return Err(error);
         }
         read?;
-        self.zeroes_until(self.size.div_ceil(BLOCK))?;
+        if self.gaps_are_zeroes {
+            self.zeroes_until(self.size.div_ceil(BLOCK))?;
+        }
         let image = match self.compression {
             Compression::None => {
                 self.to.set_len(self.size).map_err(Error::io("write", &self.path))?;

@@ -208,25 +208,33 @@ impl Session {
         })
     }
 
-    /// Hands the bytes of a VDI, and its facts, to `reader`.
+    /// Hands the bytes of a VDI, and its facts, to `reader`. With `base`, `reader` is told as well which stretches of the disk may
+    /// differ from that VDI, as far as the images tell, see [`Vdi::read_since`].
     ///
     /// # Errors
     /// [`Error::VdiInUse`] while it is attached and can be written to; those of `reader`.
     pub fn vdi_read<T: Send + 'static>(
         &self,
         vdi: VdiUuid,
+        base: Option<VdiUuid>,
         context: &Context,
-        reader: impl FnOnce(&VdiInfo, &dyn Disk, Progress) -> Result<T> + Send + 'static,
+        reader: impl FnOnce(&VdiInfo, &dyn Disk, Option<&[(u64, u64)]>, Progress) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.with_vdi(vdi, context, move |disk, context| {
+        let locks = Locks::of_vdis(&[Some(vdi), base].into_iter().flatten().collect::<Vec<_>>());
+        self.carry_out(locks, context, move |storage, context| {
+            let disk = storage.vdi(vdi)?;
             let info = disk.brief()?;
-            refuse_if_written(disk, info.read_only)?;
+            refuse_if_written(&*disk, info.read_only)?;
             let (mut reader, mut answer) = (Some(reader), None);
-            disk.read(Reading::Whole, &mut |bytes| {
+            let mut once = |bytes: &dyn Disk, changed: Option<&[(u64, u64)]>| {
                 let reader = reader.take().expect("a disk is read once");
-                answer = Some(reader(&info, bytes, context.progress)?);
+                answer = Some(reader(&info, bytes, changed, context.progress)?);
                 Ok(())
-            })?;
+            };
+            match base {
+                Some(base) => disk.read_since(base, &mut once)?,
+                None => disk.read(Reading::Whole, &mut |bytes| once(bytes, None))?,
+            }
             Ok(answer.expect("a disk that was read has an answer"))
         })
     }

@@ -28,6 +28,14 @@ impl Utc {
         format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
     }
 
+    /// The first second of a day of the Gregorian calendar; of a year before 1970, 1970-01-01. A year begins in March here, as in
+    /// [`Utc::date`].
+    pub fn of_date(year: u64, month: u64, day: u64) -> Utc {
+        let (year, month) = if month > 2 { (year, month - 3) } else { (year.saturating_sub(1), month + 9) };
+        let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day.saturating_sub(1);
+        Utc(days.saturating_sub(719_468) * 86_400)
+    }
+
     fn clock(self) -> (u64, u64, u64) {
         (self.0 / 3600 % 24, self.0 / 60 % 60, self.0 % 60)
     }
@@ -73,6 +81,9 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00Z"),
         ] {
             assert_eq!(Utc(seconds).to_string(), shown, "{seconds}");
+            let number = |at: std::ops::Range<usize>| shown[at].parse().unwrap();
+            let midnight = Utc::of_date(number(0..4), number(5..7), number(8..10));
+            assert_eq!(midnight.0, seconds / 86_400 * 86_400, "{seconds}");
         }
         assert_eq!(Utc(1_795_741_655).to_the_minute(), "2026-11-27 01:07");
         assert_eq!(Utc(1_795_741_655).to_xmlrpc(), "20261127T01:07:35Z");

@@ -18,14 +18,15 @@ use crate::image::disk::Disk;
 use crate::sys::lock::Lock;
 use crate::types::{Done, Mode, Params, ParamsChange, Size, VdiInfo, VdiUuid};
 use crate::vdi::disk::{
-    SnapshotSaid, Vdi, describe, has_now, of_clone, of_snapshot, refuse_change_in_use, refuse_if_read_only,
-    refuse_if_used, with_server,
+    SinceReader, SnapshotSaid, Vdi, describe, has_now, of_clone, of_snapshot, refuse_change_in_use,
+    refuse_if_read_only, refuse_if_used, with_server,
 };
 use crate::vdi::format::Layout;
 use crate::vdi::formats::layout;
 use crate::vdi::place::Place;
 use crate::vdi::served;
 use crate::vdi::tree::chain::{Ancestors, look, parent_of};
+use crate::vdi::tree::changed::changed_since;
 use crate::vdi::tree::collect::remove_unneeded;
 use crate::vdi::tree::forest::{Forest, Kept};
 use crate::vdi::tree::fork::fork;
@@ -47,6 +48,15 @@ struct Cow<'a, P> {
 impl<P: Place> Cow<'_, P> {
     fn node(&self) -> Result<Node> {
         look(&*self.forest, &self.place)
+    }
+
+    /// Hands the bytes of the disk over, whose images stay as they are meanwhile.
+    fn read_lent(&self, reading: Reading, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
+        let image = self.place.open(Mode::ReadOnly)?;
+        let ancestors = Ancestors::of(&*self.forest, self.place.path(), self.place.format());
+        let disk = self.layout.disk(&image, reading, &|name| ancestors.find(name));
+        let done = disk.and_then(|disk| reader(&*disk));
+        ended(done, image.close())
     }
 
     fn describe(&self, node: &Node) -> Result<VdiInfo> {
@@ -152,11 +162,13 @@ impl<P: Place> Vdi for Cow<'_, P> {
 
     fn read(&self, reading: Reading, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
         let _lent = lend(&*self.forest, &self.place, self.is_read_only()?)?;
-        let image = self.place.open(Mode::ReadOnly)?;
-        let ancestors = Ancestors::of(&*self.forest, self.place.path(), self.place.format());
-        let disk = self.layout.disk(&image, reading, &|name| ancestors.find(name));
-        let done = disk.and_then(|disk| reader(&*disk));
-        ended(done, image.close())
+        self.read_lent(reading, reader)
+    }
+
+    fn read_since(&self, base: VdiUuid, reader: SinceReader) -> Result<()> {
+        let _lent = lend(&*self.forest, &self.place, self.is_read_only()?)?;
+        let changed = changed_since(&*self.forest, &self.place, base)?;
+        self.read_lent(Reading::Whole, &mut |disk| reader(disk, changed.as_deref()))
     }
 
     fn resize(&self, size: u64, _allow_shrink: bool, context: &Context) -> Result<Done> {

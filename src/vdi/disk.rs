@@ -112,6 +112,15 @@ pub trait Vdi {
     /// Those of `reader`; [`Error::VdiInUse`] while another host may write them.
     fn read(&self, reading: Reading, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()>;
 
+    /// As [`Vdi::read`]. `reader` is told as well which stretches of the disk, from a byte to before another and in order, may
+    /// differ from what the VDI `base` holds; `None` if the images do not tell. The caller has the locks of both.
+    ///
+    /// # Errors
+    /// Those of [`Vdi::read`].
+    fn read_since(&self, _base: VdiUuid, reader: SinceReader) -> Result<()> {
+        self.read(Reading::Whole, &mut |disk| reader(disk, None))
+    }
+
     /// Makes the disk `size` bytes long, rounded up as its format wants it. Idempotent.
     ///
     /// # Errors
@@ -166,6 +175,9 @@ pub trait Vdi {
         holders::unlock(self.place(), user, force)
     }
 }
+
+/// Takes the bytes of a disk, and the stretches that may differ from those of another.
+pub type SinceReader<'r> = &'r mut dyn FnMut(&dyn Disk, Option<&[(u64, u64)]>) -> Result<()>;
 
 /// Attaches a disk, or finds it attached. A disk that can't be written is attached read-only whatever was asked. Any
 /// other disk stays in the mode it has until it is detached, or a reader would hold a device that writes. `lock`: see

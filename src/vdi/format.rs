@@ -137,6 +137,14 @@ pub trait Layout: Sync {
     /// [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
     fn held(&self, image: &Arc<dyn Storage>) -> Result<Extents>;
 
+    /// The stretches in which an image hides what its parents hold: what it holds itself, and zeroes that take no space.
+    ///
+    /// # Errors
+    /// As [`Layout::held`].
+    fn hides(&self, image: &Arc<dyn Storage>) -> Result<Extents> {
+        self.held(image)
+    }
+
     /// Marks an image as there for its children only, or no longer so, durably. Idempotent.
     ///
     /// # Errors

@@ -109,6 +109,12 @@ impl Layout for Qcow2Layout {
         Ok(held)
     }
 
+    fn hides(&self, image: &Arc<dyn Storage>) -> Result<Extents> {
+        let (image, mut hidden) = (Image::open(image.clone(), Mode::ReadOnly)?, Extents::default());
+        qcow2::own(&image, &mut |from, to| hidden.push(from..to))?;
+        Ok(hidden)
+    }
+
     fn set_hidden(&self, image: &dyn Storage, hidden: bool) -> Result<()> {
         qcow2::set_hidden(image, hidden)
     }

@@ -2,7 +2,7 @@
 //! the middle.
 
 #[path = "../chains/mod.rs"]
-mod chains;
+pub mod chains;
 
 use std::fs;
 use std::io::Write;

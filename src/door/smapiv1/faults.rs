@@ -248,6 +248,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         | Error::NoExport { .. }
         | Error::NotVerified { .. }
         | Error::NotExported { .. }
+        | Error::NoSnapshots { .. }
         | Error::StoreFull { .. }
         | Error::NotAStore { .. } => general,
         // Nor targets.

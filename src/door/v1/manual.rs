@@ -114,8 +114,16 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         &[
             ("See what would be done, then do it:", "sm backup export -n web --to nas"),
             ("", "sm backup export web --to nas"),
+            (
+                "Every night the blocks that changed, for a week:",
+                "sm backup export web --to nas --live --since last --keep 7",
+            ),
             ("Keep seven exports, packed:", "sm backup export web --to nas --keep 7 --compress zstd"),
         ],
+    ),
+    (
+        "backup consolidate",
+        &[("Before the first of many increments is removed:", "sm backup consolidate web --store nas")],
     ),
     ("backup import", &[("Disks of the newest export, with new UUIDs:", "sm backup import web --from nas --sr fast")]),
     ("backup list", &[("Every export as JSON:", "sm backup list --format json")]),
@@ -213,6 +221,7 @@ pub const STATUSES: &[(u8, &str, &str)] = &[
     (106, "ENOMATCH", "No medium fits a line of a model."),
     (107, "EINDEX", "An index of a model is used twice or out of range."),
     (108, "EFROZEN", "A layout cannot be changed so."),
+    (120, "ENOSNAP", "A disk of a set could not be snapshotted."),
     (121, "EEXPORT", "A disk of a set was not exported, or the export was not completed."),
     (122, "EVERIFY", "An export is not what its manifest says, or there is no such export."),
     (113, "ENOLIO", "The kernel of this host has no SCSI target."),

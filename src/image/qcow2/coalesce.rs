@@ -56,3 +56,20 @@ pub fn coalesce(child: &Image, parent: &Chain, progress: Progress) -> Result<()>
     }
     parent.flush()
 }
+
+/// Tells the stretches of the disk, from a byte to before another, that an image itself holds: data, and zeroes that hide what
+/// its parents hold.
+///
+/// # Errors
+/// [`crate::Error::Io`], [`crate::Error::Damaged`] for a table that cannot be read.
+pub fn own(image: &Image, tell: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    let (size, mut at) = (image.virtual_size(), 0);
+    while at < size {
+        let (what, run) = image.look(at, size - at)?;
+        if !matches!(what, What::Absent(_)) {
+            tell(at, at + run);
+        }
+        at += run;
+    }
+    Ok(())
+}

@@ -16,6 +16,11 @@ impl Extents {
         }
     }
 
+    /// The stretches.
+    pub fn stretches(&self) -> &[Range<u64>] {
+        &self.0
+    }
+
     /// Bytes in all stretches.
     pub fn total(&self) -> u64 {
         self.0.iter().map(|stretch| stretch.end - stretch.start).sum()

@@ -7,6 +7,7 @@
 //! | [`claims`] | images that may be needed by one that is not among their children |
 //! | [`change`] | the intents that are recorded |
 //! | [`chain`] | one chain, header by header |
+//! | [`changed`] | what differs between two disks of one tree |
 //! | [`mod@fork`] | snapshot and clone |
 //! | [`mod@revert`] | a disk goes back to a snapshot |
 //! | [`mod@merge`] | an image goes into its parent |
@@ -17,6 +18,7 @@
 
 pub mod chain;
 pub mod change;
+pub mod changed;
 pub mod claims;
 pub mod collect;
 pub mod extents;

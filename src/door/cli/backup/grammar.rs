@@ -38,9 +38,23 @@ pub enum BackupCommand {
         /// How blocks are packed.
         #[arg(long, value_name = "HOW", default_value = "none")]
         compress: Compress,
-        /// How many exports of the set stay in the store, the new one among them.
+        /// Export disks in use as well: all disks are snapshotted, and the snapshots are read. Each disk is what a power cut
+        /// would leave on it.
+        #[arg(long)]
+        live: bool,
+        /// Store only the blocks that changed since a run: last, for the current one, or its name. none: store every block. With this
+        /// option the disks are snapshotted where their SRs can do that, and the snapshots stay for the next increment.
+        #[arg(long, value_name = "last|RUN|none")]
+        since: Option<String>,
+        /// How many exports of the set stay in the store, the new one among them. What an increment is made on stays as well.
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
         keep: u16,
+        /// Keep the newest export of each of so many days besides.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        keep_daily: u16,
+        /// Keep the newest export of each of so many weeks besides.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        keep_weekly: u16,
         /// Leave the exports of the set in other stores. Without this option they are removed once the new one is complete.
         #[arg(long)]
         keep_others: bool,
@@ -50,6 +64,18 @@ pub enum BackupCommand {
         /// Change nothing, and print what would be done.
         #[arg(short = 'n', long)]
         dry_run: bool,
+    },
+    /// Make the newest export of a set whole, without reading the disks. Succeeds if it is whole.
+    Consolidate {
+        /// Name of the set.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Store that has the export.
+        #[arg(long, value_name = "STORE")]
+        store: String,
+        /// Seconds to wait for another call that has the set.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        lock_timeout: u64,
     },
     /// Make disks of an export, of all of them or of none. Every block is compared with its digest.
     Import {
@@ -151,6 +177,7 @@ impl BackupCommand {
             BackupCommand::Define { name, .. } => Some(format!("backup define {name}")),
             BackupCommand::Undefine { name } => Some(format!("backup undefine {name}")),
             BackupCommand::Export { name, to, dry_run: false, .. } => Some(format!("backup export {name} into {to}")),
+            BackupCommand::Consolidate { name, .. } => Some(format!("backup consolidate {name}")),
             BackupCommand::Import { name, from, .. } => Some(format!("backup import {name} from {from}")),
             BackupCommand::Remove { name, .. } => Some(format!("backup remove {name}")),
             BackupCommand::StoreInit { store, .. } => Some(format!("backup store-init {store}")),

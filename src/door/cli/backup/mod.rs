@@ -9,16 +9,19 @@ pub mod grammar;
 pub mod shown;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use self::grammar::{BackupCommand, Compress};
 use self::shown::{Reply, What};
 use crate::backup::codec::Compression;
+use crate::backup::export::SinceRun;
+use crate::backup::retain::Keep;
 use crate::backup::set::{Member, Set};
 use crate::backup::verify::Depth;
 use crate::backup::{Call, Host, SetName, StoreName};
-use crate::backup::{export, import, list, record, remove, set, store, verify};
+use crate::backup::{bases, export, import, list, record, remove, set, store, verify};
 use crate::call::Session;
 use crate::context::{Context, DEFAULT_WAIT, LONGEST_WAIT};
 use crate::door::size;
@@ -51,6 +54,7 @@ pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
     let wait = match command {
         BackupCommand::Export { lock_timeout, .. }
         | BackupCommand::Import { lock_timeout, .. }
+        | BackupCommand::Consolidate { lock_timeout, .. }
         | BackupCommand::Remove { lock_timeout, .. } => Duration::from_secs(*lock_timeout).min(LONGEST_WAIT),
         _ => DEFAULT_WAIT,
     };
@@ -62,10 +66,30 @@ pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
             Ok(Reply::done())
         }
         BackupCommand::Undefine { name } => {
-            set::undefine(&name.parse()?)?;
-            Ok(Reply::done())
+            let name = name.parse()?;
+            let _lock = record::lock(&name, Instant::now() + call.wait)?;
+            set::undefine(&name)?;
+            bases::keep(&name, Vec::new())?;
+            Ok(Reply { what: What::Done, warnings: bases::sweep(&call, &name) })
         }
-        BackupCommand::Export { name, disks, to, compress, keep, keep_others, dry_run, .. } => {
+        BackupCommand::Consolidate { name, store, .. } => {
+            let (run, warnings) = export::consolidate(&call, &name.parse()?, &store.parse()?)?;
+            Ok(Reply { what: run.map_or(What::Done, What::Run), warnings })
+        }
+        BackupCommand::Export {
+            name,
+            disks,
+            to,
+            compress,
+            live,
+            since,
+            keep,
+            keep_daily,
+            keep_weekly,
+            keep_others,
+            dry_run,
+            ..
+        } => {
             let wanted = export::Wanted {
                 set: name.parse()?,
                 disks: members(disks)?,
@@ -74,7 +98,13 @@ pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
                     Compress::None => Compression::None,
                     Compress::Zstd => Compression::Zstd,
                 },
-                keep: usize::from(*keep),
+                live: *live,
+                since: since.as_deref().map(since_run).transpose()?,
+                keep: Keep {
+                    newest: usize::from(*keep),
+                    daily: usize::from(*keep_daily),
+                    weekly: usize::from(*keep_weekly),
+                },
                 keep_others: *keep_others,
                 dry_run: *dry_run,
             };
@@ -119,11 +149,11 @@ pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
         BackupCommand::Verify { what, store, run, deep } => {
             let warnings = record::recover(&call, None)?;
             let dir = match what.contains('/') {
-                true => Dir::open(Path::new(what))?,
+                true => Dir::open(&fs::canonicalize(what).map_err(Error::io("find", what))?)?,
                 false => find(&what.parse()?, store.as_deref(), run.as_deref())?.dir,
             };
             let depth = if *deep { Depth::Blocks } else { Depth::Files };
-            let manifest = verify::verify(&dir, depth, call.progress)?;
+            let manifest = verify::verify(dir, depth, call.progress)?;
             Ok(Reply { what: What::Whole(manifest.name, manifest.run), warnings })
         }
         BackupCommand::Remove { name, store, run, .. } => {
@@ -136,6 +166,14 @@ pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
             store::find(&store.parse()?)?.init(*yes)?;
             Ok(Reply::done())
         }
+    }
+}
+
+fn since_run(word: &str) -> Result<SinceRun> {
+    match word {
+        "last" => Ok(SinceRun::Last),
+        "none" => Ok(SinceRun::None),
+        run => Ok(SinceRun::Run(run.parse()?)),
     }
 }
 

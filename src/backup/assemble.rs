@@ -1,0 +1,80 @@
+//! The files of an export that tell of the others: written last, and looked at before it is published.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::codec::Compression;
+use super::manifest::{self, DiskOf, Manifest, Metadata, image_name, map_name};
+use super::map::{digest, hex};
+use super::name::RunId;
+use super::shelf::{Shelf, put, taken};
+use super::verify;
+use super::write::Written;
+use crate::error::{Error, Result};
+use crate::sys::durable::Dir;
+
+/// The files of an export and their digests.
+pub type Sums = Vec<(String, String)>;
+
+/// Writes the image and the map of a disk: `write` is given the open file and its path. Answers what `write` answered; the names
+/// of the files and the digest of the map go into `disk`.
+///
+/// # Errors
+/// Those of `write`; [`Error::Io`].
+pub fn put_disk<T>(
+    dir: &Dir,
+    index: usize,
+    compression: Compression,
+    sums: &mut Sums,
+    write: impl FnOnce(Arc<std::fs::File>, &Path) -> Result<(T, Written)>,
+) -> Result<(T, Written, Names)> {
+    let (file, map) = (image_name(index, compression), map_name(index));
+    let (new, path) = (dir.new_file()?, dir.join(&file));
+    let to = Arc::new(new.file().try_clone().map_err(Error::io("duplicate", &path))?);
+    let (answer, written) = write(to, &path)?;
+    if !new.publish_soon(&file)? {
+        return Err(taken(path));
+    }
+    let text = written.map.text();
+    put(dir, &map, text.as_bytes())?;
+    let map_sha256 = hex(&digest(text.as_bytes()));
+    sums.push((map.clone(), map_sha256.clone()));
+    sums.extend(written.image.as_ref().map(|image| (file.clone(), hex(image))));
+    Ok((answer, written, Names { file, map, map_sha256 }))
+}
+
+/// The files of a disk.
+pub struct Names {
+    pub file: String,
+    pub map: String,
+    pub map_sha256: String,
+}
+
+/// Completes an export, looks at it, and makes it the current one. `opaque`: the file of an agent.
+///
+/// # Errors
+/// [`Error::NotVerified`] if what was written is not read back; [`Error::Io`].
+pub fn finish(
+    shelf: &Shelf,
+    run: &RunId,
+    dir: &Dir,
+    mut manifest: Manifest,
+    mut sums: Sums,
+    opaque: Option<&[u8]>,
+) -> Result<Vec<DiskOf>> {
+    if let Some(bytes) = opaque {
+        put(dir, manifest::METADATA, bytes)?;
+        let sha256 = hex(&digest(bytes));
+        sums.push((manifest::METADATA.to_owned(), sha256.clone()));
+        manifest.metadata = Some(Metadata { file: manifest::METADATA.to_owned(), sha256 });
+    }
+    let text = manifest.text();
+    put(dir, manifest::FILE, &text)?;
+    sums.push((manifest::FILE.to_owned(), hex(&digest(&text))));
+    sums.sort();
+    let sums: String = sums.iter().map(|(file, sum)| format!("{sum}  {file}\n")).collect();
+    put(dir, manifest::SUMS, sums.as_bytes())?;
+    verify::look(dir)?;
+    shelf.publish(run, dir)?;
+    Ok(manifest.disks)
+}

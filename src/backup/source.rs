@@ -1,0 +1,169 @@
+//! The disks of a run: looked at before anything is changed, then locked or snapshotted.
+
+use super::Call;
+use super::chain::{self, Link};
+use super::manifest::Consistency;
+use super::name::SetName;
+use super::record;
+use super::set::{Member, Set};
+use super::write::Since;
+use crate::call::Session;
+use crate::error::{Error, Result};
+use crate::types::{Format, ParamsChange, VdiInfo, VdiUuid};
+
+/// A disk of a run.
+pub struct Source {
+    pub member: Member,
+    pub session: Session,
+    pub info: VdiInfo,
+    /// The user of the disk, in words.
+    used: Option<String>,
+    /// The snapshot that is read in place of the disk.
+    pub snapshot: Option<VdiUuid>,
+    /// The snapshot that the parent run read, if it still holds what that run has.
+    pub base: Option<VdiUuid>,
+}
+
+impl Source {
+    /// Whether the images of the disk tell what differs between two snapshots. Where they do not, a snapshot is of no use for the
+    /// next increment, and may be a copy of the whole disk.
+    pub fn has_maps(&self) -> bool {
+        self.info.format != Format::Raw
+    }
+}
+
+/// Looks at each disk of a set. Changes nothing.
+///
+/// # Errors
+/// [`Error::UnknownSr`], [`Error::NoVdi`]; those of the SRs.
+pub fn sources(call: &Call, set: &Set) -> Result<Vec<Source>> {
+    let look = |member: &Member| {
+        let session = call.host.open(member.sr)?;
+        let info = session.vdi_get_params(member.vdi, &call.context())?;
+        let used = match (&info.device, info.vbds.as_slice()) {
+            (Some(device), _) => Some(format!("this host, which has it attached as {}", device.display())),
+            (None, []) => None,
+            (None, users) => Some(format!("{}, who locked it", users.join(", "))),
+        };
+        Ok(Source { member: *member, session, info, used, snapshot: None, base: None })
+    };
+    set.disks.iter().map(look).collect()
+}
+
+/// Whether a process or a user has one of the disks. Without `live` that is refused.
+///
+/// # Errors
+/// [`Error::VdiInUse`].
+pub fn is_used(sources: &[Source], live: bool) -> Result<bool> {
+    let used = sources.iter().find_map(|source| Some((source.member, source.used.as_ref()?)));
+    match used {
+        Some((Member { sr, vdi }, holder)) if !live => {
+            let holder = format!("{holder}; detach and unlock it, or use --live, which reads a snapshot");
+            Err(Error::VdiInUse { vdi, sr, holder })
+        }
+        used => Ok(used.is_some()),
+    }
+}
+
+/// How the disks of a run are kept as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// No process uses them, and each is locked while it is read.
+    Locks,
+    /// No process uses them. Each is snapshotted where that helps the next increment, and else locked while it is read.
+    LocksOrSnapshots,
+    /// Some are used. All are snapshotted, or none.
+    Snapshots,
+}
+
+impl Hold {
+    pub fn consistency(self) -> Consistency {
+        match self {
+            Hold::Locks | Hold::LocksOrSnapshots => Consistency::Offline,
+            Hold::Snapshots => Consistency::LivePerDisk,
+        }
+    }
+
+    pub fn makes_snapshots(self) -> bool {
+        self != Hold::Locks
+    }
+}
+
+/// Locks or snapshots the disks. `user`: of the persistent locks. `snapshots`: the UUIDs of those that may be made, which the
+/// record of the run has. `label`: theirs.
+///
+/// # Errors
+/// [`Error::LockRefused`]; [`Error::NoSnapshots`] if a disk in use has no snapshot. What was made is undone by the caller.
+pub fn hold(
+    call: &Call,
+    set: &SetName,
+    sources: &mut [Source],
+    hold: Hold,
+    user: &str,
+    snapshots: &[Member],
+    label: &str,
+) -> Result<()> {
+    for source in sources.iter().filter(|source| source.used.is_none()) {
+        match source.session.vdi_lock(source.member.vdi, user, false, &call.context()) {
+            // An SR without locks has none that others could take either.
+            Ok(()) | Err(Error::Unsupported { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if !hold.makes_snapshots() {
+        return Ok(());
+    }
+    let mut failures = Vec::new();
+    for (at, (source, snapshot)) in sources.iter_mut().zip(snapshots).enumerate() {
+        if hold == Hold::LocksOrSnapshots && !source.has_maps() {
+            continue;
+        }
+        let change = ParamsChange { label: Some(label.to_owned()), ..ParamsChange::default() };
+        match source.session.vdi_snapshot(source.member.vdi, snapshot.vdi, change, &call.context()) {
+            Ok(_) => source.snapshot = Some(snapshot.vdi),
+            Err(_) if hold == Hold::LocksOrSnapshots => {
+                // What is there of it must not be taken for a snapshot.
+                record::delete(call, snapshot)?;
+            }
+            Err(error) => failures.push((format!("disk {at}, VDI {}", source.member.vdi), error)),
+        }
+    }
+    if !failures.is_empty() {
+        return Err(Error::NoSnapshots { set: set.to_string(), failures });
+    }
+    // A disk that was snapshotted may be used again.
+    for source in sources.iter().filter(|source| source.snapshot.is_some()) {
+        record::unlock(call, &source.member, user)?;
+    }
+    Ok(())
+}
+
+/// What the chain of a parent run has of each disk. Notes the snapshots that the parent was read from, as far as they still hold
+/// what it has.
+///
+/// # Errors
+/// [`Error::NotVerified`] if the chain has not every block, or is not of these disks.
+pub fn since(call: &Call, sources: &mut [Source], parent: Vec<Link>) -> Result<Vec<Since>> {
+    let newest = &parent[0].manifest;
+    let (had, has): (Vec<_>, Vec<_>) =
+        (newest.disks.iter().map(|disk| disk.uuid).collect(), sources.iter().map(|it| it.member.vdi).collect());
+    if had != has {
+        return Err(Error::NotVerified {
+            path: parent[0].dir.join(super::manifest::FILE),
+            what: "is not of the disks of this set; --since none makes a whole export".to_owned(),
+        });
+    }
+    for (source, disk) in sources.iter_mut().zip(&newest.disks) {
+        source.base = disk.snapshot.filter(|snapshot| {
+            // A snapshot that was made writable in between is one no more.
+            let is_same = |info: VdiInfo| info.read_only && info.snapshot_of == Some(source.member.vdi);
+            disk.sr_uuid == source.member.sr
+                && source.session.vdi_get_brief(*snapshot, &call.context()).is_ok_and(is_same)
+        });
+    }
+    let disks = chain::images(parent);
+    disks
+        .iter()
+        .map(|images| Ok(Since { blocks: chain::blocks(images)?, size: images.first().map_or(0, |image| image.size) }))
+        .collect()
+}
