@@ -160,6 +160,9 @@ pub enum Error {
     /// Some disks of a set could not be exported, or the whole could not be published. The export before is as it was.
     #[error("{set} was not exported: {}", parts_of(failures))]
     NotExported { set: String, failures: Vec<(String, Error)> },
+    /// A hook did not let a command begin.
+    #[error("a hook denied {op} of {set}: {}", one_line(cause))]
+    HookDenied { op: &'static str, set: String, cause: Box<Error> },
     /// Not all disks of a set could be snapshotted, so none was.
     #[error("no snapshot of {set} was made: {}", parts_of(failures))]
     NoSnapshots { set: String, failures: Vec<(String, Error)> },

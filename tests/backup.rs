@@ -415,7 +415,11 @@ fn an_export_that_was_changed_is_found_and_leaves_no_disk() {
 
 /// The records of runs that have begun and not ended.
 fn records(scene: &Scene) -> Vec<String> {
-    let mut names = names(scene.root.path().join("run/backup"));
+    let dir = scene.root.path().join("run/backup");
+    if !dir.exists() {
+        return Vec::new();
+    }
+    let mut names = names(dir);
     names.retain(|name| name.ends_with(".json"));
     names
 }
@@ -802,4 +806,154 @@ fn a_disk_in_use_is_exported_live_or_not_at_all() {
     assert!(!scan().contains("backup:web:"), "{}", scan());
     assert_eq!(current(&scene, "nas", "web"), before);
     assert!(records(&scene).is_empty());
+}
+
+/// Makes a hook of this name that runs a script, in which `log` is a file.
+fn hook(scene: &Scene, directory: &str, name: &str, script: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = scene.root.path().join("run/hooks").join(directory);
+    fs::create_dir_all(&dir).unwrap();
+    let file = dir.join(name);
+    fs::write(&file, format!("#!/bin/sh\nlog={}\n{script}\n", path(scene, "log"))).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn log(scene: &Scene) -> String {
+    fs::read_to_string(scene.root.path().join("log")).unwrap_or_default()
+}
+
+#[test]
+fn hooks_have_their_variables_and_may_deny() {
+    let scene = scene();
+    web(&scene, "vhd");
+    let line = ["export", "web", "--disk", "fast/web", "--to", "nas"];
+    hook(&scene, "backup-export-pre.d", "b", "echo b >> $log");
+    hook(&scene, "backup-export-pre.d", "a", "env > $log.env; echo a $# $(cat | wc -c) >> $log");
+    hook(&scene, "backup-export-pre.d", "x.sh", "echo ignored >> $log");
+    hook(&scene, "backup-export-post.d", "fails", "env > $log.post; echo sorry >&2; exit 3");
+    let warned = backup(&scene, &line);
+    assert!(
+        warned.succeeded() && warned.stderr().contains("a hook failed: ") && warned.stderr().contains("sorry"),
+        "{warned}"
+    );
+    assert_eq!(log(&scene), "a 0 0\nb\n");
+    let variables = |file: &str| -> Vec<String> {
+        let text = fs::read_to_string(scene.root.path().join(file)).unwrap();
+        let mut lines: Vec<String> = text
+            .lines()
+            .filter(|line| !["PWD=", "_=", "SHLVL="].iter().any(|it| line.starts_with(it)))
+            .map(str::to_owned)
+            .collect();
+        lines.sort();
+        lines
+    };
+    let (env, run) = (variables("log.env"), current(&scene, "nas", "web"));
+    let run = run.file_name().unwrap().to_str().unwrap();
+    let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
+    let mut expected = vec![
+        "PATH=/sbin:/bin:/usr/sbin:/usr/bin".to_owned(),
+        "SM_HOOKS_VERSION=1".to_owned(),
+        "SM_HOOKS_PHASE=pre".to_owned(),
+        format!("SM_HOOKS_PATH={}/run/hooks", scene.root.path().display()),
+        "SM_OP_CODE=BACKUP_EXPORT".to_owned(),
+        "SM_OBJECT_TYPE=DISKSET".to_owned(),
+        format!("SM_HOST={host}"),
+        format!("SM_DATA_DIR={}/run/backup", scene.root.path().display()),
+        format!("SM_RUN_ID={run}"),
+        "SM_EXPORT_MODE=local".to_owned(),
+        "SM_EXPORT_STORE=nas".to_owned(),
+        "SM_EXPORT_DO_PAUSE=False".to_owned(),
+        "SM_PAUSE_TIMEOUT=0".to_owned(),
+        "SM_REMOVE_SOURCE=False".to_owned(),
+        "SM_SET_NAME=web".to_owned(),
+        "SM_SET_DISK_COUNT=1".to_owned(),
+        format!("SM_SET_DISK0_UUID={A}"),
+        format!("SM_SET_DISK0_SR={SR}"),
+        "SM_SET_DISK0_NAME=web".to_owned(),
+        format!("SM_SET_DISK0_SIZE={}", 50 * MIB),
+        "SM_SET_DISK0_MODE=rw".to_owned(),
+        "SM_SET_DISK0_TYPE=vhd".to_owned(),
+    ];
+    expected.sort();
+    assert_eq!(env, expected);
+    let post = variables("log.post");
+    for line in ["SM_HOOKS_PHASE=post", "SM_POST_RESULT=True", "SM_POST_DISK0_OK=True", "SM_POST_SET_DISK0_MODE=rw"] {
+        assert!(post.iter().any(|it| it == line), "{line}: {post:?}");
+    }
+    hook(&scene, "backup-export-pre.d", "c", "echo not today >&2; exit 1");
+    let before = current(&scene, "nas", "web");
+    let denied = backup(&scene, &line).fails("EHOOKDENY");
+    assert!(denied.contains("not today"), "{denied}");
+    assert_eq!(current(&scene, "nas", "web"), before);
+    assert_eq!(names(scene.root.path().join("nas")), [".sm-store", "web"]);
+    assert!(records(&scene).is_empty());
+    hook(&scene, "backup-import-pre.d", "no", "env | grep -q SM_IMPORT_STORE=nas && exit 1");
+    backup(&scene, &["import", "web", "--from", "nas", "--sr", "slow"]).fails("EHOOKDENY");
+    assert_eq!(names(scene.root.path().join("slow")).iter().filter(|name| !name.starts_with('.')).count(), 0);
+}
+
+#[test]
+fn what_uses_the_disks_is_paused_until_the_snapshots_are_there_and_resumed_once() {
+    let scene = scene();
+    web(&scene, "vhd");
+    sm(&scene, &["vdi_lock", "fast/web", "FALSE", "vm7"]).done();
+    let line = ["export", "web", "--disk", "fast/web", "--to", "nas", "--pause"];
+    // The snapshot is there when the user goes on, and nothing was copied yet.
+    let count = format!("snapshots=$(ls {} | grep -c 'vhd$')", scene.dconf());
+    hook(&scene, "backup-pause.d", "vm", &format!("{count}; echo pause $snapshots >> $log"));
+    hook(
+        &scene,
+        "backup-resume.d",
+        "vm",
+        &format!("{count}; echo resume $snapshots $(ls {}/web/*.new | wc -l) >> $log", path(&scene, "nas")),
+    );
+    backup(&scene, &line).done();
+    assert_eq!(log(&scene), "pause 1\nresume 3 0\n");
+    let manifest = fs::read_to_string(current(&scene, "nas", "web").join("manifest.json")).unwrap();
+    assert!(manifest.contains("\"consistency\": \"paused\""), "{manifest}");
+    // Also if the pause fails.
+    fs::write(scene.root.path().join("log"), "").unwrap();
+    hook(&scene, "backup-pause.d", "vm", "echo pause >> $log; exit 1");
+    backup(&scene, &line).fails("EHOOKDENY");
+    assert_eq!(log(&scene).lines().map(|line| &line[..5]).collect::<Vec<_>>(), ["pause", "resum"]);
+    // A resume that fails is tried again by the next call.
+    hook(&scene, "backup-pause.d", "vm", "echo pause >> $log");
+    hook(&scene, "backup-resume.d", "vm", "exit 1");
+    backup(&scene, &line).fails("EIO");
+    assert_eq!(records(&scene).len(), 1);
+    hook(&scene, "backup-resume.d", "vm", "echo again >> $log");
+    backup(&scene, &["list"]).done();
+    assert!(log(&scene).ends_with("again\n"), "{}", log(&scene));
+    assert!(records(&scene).is_empty());
+    backup(&scene, &["verify", "web", "--deep"]).done();
+    assert!(!sm(&scene, &["sr_scan", "fast"]).done().contains("backup:web:"));
+}
+
+#[test]
+fn a_killed_pause_is_ended_by_the_next_call() {
+    let args: Vec<String> =
+        ["backup", "export", "web", "--disk", "fast/web", "--to", "nas", "--pause"].map(str::to_owned).into();
+    for n in 1.. {
+        let scene = scene();
+        disk(&scene, A, "web", "vhd", 8 * MIB, &[(5 * MIB, pattern(4096))]);
+        sm(&scene, &["vdi_lock", "fast/web", "FALSE", "vm7"]).done();
+        hook(&scene, "backup-pause.d", "vm", "echo pause >> $log");
+        hook(&scene, "backup-resume.d", "vm", "echo resume >> $log");
+        let killed = run(n, Points::Changing, Act::Kill, &scene.executable(), &args, &scene.root.path().join("run"));
+        if killed.end != End::Killed {
+            assert_eq!(killed.end, End::Status(0), "{}", String::from_utf8_lossy(&killed.stderr));
+            assert!(n > 20, "only {n} points");
+            break;
+        }
+        // The hook that ran when its caller was killed ends by itself.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        backup(&scene, &["list"]).done();
+        let log = log(&scene);
+        assert!(log.is_empty() || log.ends_with("resume\n"), "killed at {n}: {log}");
+        assert!(log.matches("pause").count() <= 1, "killed at {n}: {log}");
+        assert!(records(&scene).is_empty(), "killed at {n}");
+        let info = sm(&scene, &["vdi_get_params", "fast/web"]).done();
+        assert!(info.contains("vm7"), "killed at {n}: {info}");
+        assert!(!sm(&scene, &["sr_scan", "fast"]).done().contains("backup:web:"), "killed at {n}");
+    }
 }

@@ -3,10 +3,12 @@
 use std::fs;
 use std::io::Read as _;
 use std::path::Path;
+use std::time::Duration;
 
 use super::assemble::{self, Names, Sums};
 use super::chain;
 use super::codec::Compression;
+use super::hooks::{self, Point, Variables};
 use super::list::manifest_of;
 use super::manifest::{self, DiskOf, Manifest, ParentRun};
 use super::map::{digest, hex};
@@ -19,7 +21,7 @@ use super::source::{self, Hold, Source};
 use super::store::{self, Open};
 use super::write::{self, From, Since, Written};
 use super::{Call, bases, remove};
-use crate::error::{Error, Result, one_line};
+use crate::error::{Error, Result, ended, one_line};
 use crate::sys::durable::Dir;
 use crate::types::{Size, Utc, VdiInfo, VdiUuid, seconds_now};
 
@@ -36,6 +38,10 @@ pub struct Wanted {
     pub compression: Compression,
     /// Disks in use are snapshotted and the snapshots are read.
     pub live: bool,
+    /// As `live`, and what uses the disks is paused by hooks until all snapshots are there. How long each may take.
+    pub pause: Option<Duration>,
+    /// Bytes a second that are read at most.
+    pub rate: Option<u64>,
     /// What the export leaves out, and that the next one may leave out what this one has.
     pub since: Option<SinceRun>,
     pub keep: Keep,
@@ -76,7 +82,8 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let set = members(wanted)?;
     let opaque = set.metadata.as_deref().map(metadata).transpose()?;
     let mut sources = source::sources(call, &set)?;
-    let how = match (source::is_used(&sources, wanted.live)?, &wanted.since) {
+    let how = match (source::is_used(&sources, wanted.live || wanted.pause.is_some())?, &wanted.since) {
+        (true, _) if wanted.pause.is_some() => Hold::PausedSnapshots,
         (true, _) => Hold::Snapshots,
         (false, Some(_)) => Hold::LocksOrSnapshots,
         (false, None) => Hold::Locks,
@@ -105,23 +112,27 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
         true => set.disks.iter().map(|disk| Member { sr: disk.sr, vdi: VdiUuid::random() }).collect(),
         false => Vec::new(),
     };
-    let begun = Begun::begin(Record {
+    let variables = variables(wanted, &sources, &run);
+    let denied = |cause| Error::HookDenied { op: "the export", set: wanted.set.to_string(), cause: Box::new(cause) };
+    hooks::run(Point::BeforeExport, &variables, hooks::PATIENCE).map_err(denied)?;
+    let mut begun = Begun::begin(Record {
         run: run.clone(),
         set: wanted.set.clone(),
         store: Some(store.name.clone()),
         locks: set.disks.clone(),
+        paused: None,
         made,
     })?;
-    let record = begun.record();
-    let (user, label) = (record.user(), format!("backup:{}:{run}", wanted.set));
-    let held = source::hold(call, &wanted.set, &mut sources, how, &user, &record.made, &label);
+    let held = held(call, wanted, &mut sources, how, &mut begun, &variables);
+    let user = begun.record().user();
     let run_held = Running { call, wanted, sources: &sources, shelf: &shelf, run: &run, since };
     let done = held.and_then(|()| run_held.write(how, parent, opaque.as_deref()));
     let undone = run_held.end(&begun, &user, done.is_ok());
     warnings.extend(undone.iter().map(|error| format!("undone by the next call: {}", one_line(error))));
-    if undone.is_empty() {
+    if undone.is_empty() && begun.record().paused.is_none() {
         begun.end()?;
     }
+    warnings.extend(after(&variables, &done).err().map(|error| format!("a hook failed: {}", one_line(&error))));
     let disks = match done {
         Ok(disks) => disks,
         Err(error) => return Err(undone.into_iter().fold(error, |error, undo| error.undone(Err(undo)))),
@@ -133,6 +144,75 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
         warnings.extend(remove::elsewhere(call, &wanted.set, &store, &run));
     }
     Ok(Exported { run, disks, warnings, plan: None })
+}
+
+/// Locks or snapshots the disks, within a pause if one is wanted. What was paused goes on afterwards in any case.
+fn held(
+    call: &Call,
+    wanted: &Wanted,
+    sources: &mut [Source],
+    how: Hold,
+    begun: &mut Begun,
+    variables: &Variables,
+) -> Result<()> {
+    let pause = wanted.pause.filter(|_| how == Hold::PausedSnapshots);
+    let paused = match pause {
+        None => Ok(()),
+        Some(patience) => {
+            begun.note_paused(Some(variables.clone()))?;
+            hooks::run(Point::Pause, variables, patience).map_err(|cause| Error::HookDenied {
+                op: "the pause",
+                set: wanted.set.to_string(),
+                cause: Box::new(cause),
+            })
+        }
+    };
+    let record = begun.record();
+    let (user, label, made) = (record.user(), format!("backup:{}:{}", wanted.set, record.run), record.made.clone());
+    let held = paused.and_then(|()| source::hold(call, &wanted.set, sources, how, &user, &made, &label));
+    if pause.is_none() {
+        return held;
+    }
+    // If it fails, the record stays, and the next call tries again.
+    let resumed = hooks::run(Point::Resume, variables, hooks::PATIENCE).and_then(|()| begun.note_paused(None));
+    ended(held, resumed)
+}
+
+/// The variables of the hooks of an export.
+fn variables(wanted: &Wanted, sources: &[Source], run: &RunId) -> Variables {
+    let mut variables = hooks::common("BACKUP_EXPORT", &wanted.set, run);
+    let pause = wanted.pause.map_or(0, |pause| pause.as_secs());
+    for (name, value) in [
+        ("SM_EXPORT_MODE", "local".to_owned()),
+        ("SM_EXPORT_STORE", wanted.store.to_string()),
+        ("SM_EXPORT_DO_PAUSE", hooks::boolean(wanted.pause.is_some())),
+        ("SM_PAUSE_TIMEOUT", pause.to_string()),
+        ("SM_REMOVE_SOURCE", hooks::boolean(false)),
+    ] {
+        variables.insert(name.to_owned(), value);
+    }
+    hooks::add_disks(&mut variables, sources.iter().map(|source| (&source.member, &source.info)));
+    variables
+}
+
+/// Runs the hooks after an export, which are told how it ended.
+fn after(before: &Variables, done: &Result<Vec<DiskOf>>) -> Result<()> {
+    let mut variables = before.clone();
+    let is_done = hooks::boolean(done.is_ok());
+    for (name, value) in before {
+        match name.strip_prefix("SM_SET_") {
+            Some(rest) => variables.insert(format!("SM_POST_SET_{rest}"), value.clone()),
+            None => continue,
+        };
+        if let Some(n) = name.strip_prefix("SM_SET_DISK").and_then(|rest| rest.strip_suffix("_UUID")) {
+            let failed = matches!(done, Err(Error::NotExported { failures, .. })
+                if failures.iter().any(|(part, _)| part.starts_with(&format!("disk {n},"))));
+            let ok = hooks::boolean(done.is_ok() || matches!(done, Err(Error::NotExported { .. })) && !failed);
+            variables.insert(format!("SM_POST_DISK{n}_OK"), ok);
+        }
+    }
+    variables.insert("SM_POST_RESULT".to_owned(), is_done);
+    hooks::run(Point::AfterExport, &variables, hooks::PATIENCE)
 }
 
 fn members(wanted: &Wanted) -> Result<Set> {
@@ -253,12 +333,13 @@ impl Running<'_> {
         let compression = self.wanted.compression;
         let since = self.since.as_ref().map(|since| since[index].clone());
         let vdi = source.snapshot.unwrap_or(source.member.vdi);
+        let rate = self.wanted.rate;
         let total = source.info.physical_utilisation.min(source.info.virtual_size);
         let ((), written, names) = assemble::put_disk(dir, index, compression, sums, |to, path| {
             let path = path.to_owned();
             let read =
                 source.session.vdi_read(vdi, source.base, &self.call.context(), move |_, disk, changed, told| {
-                    let from = From { disk, since: since.as_ref(), changed, total };
+                    let from = From { disk, since: since.as_ref(), changed, total, rate };
                     write::write(&from, compression, &to, &path, told)
                 });
             read.map(|written| ((), written))
@@ -351,7 +432,7 @@ pub fn consolidate(call: &Call, set: &SetName, store: &StoreName) -> Result<(Opt
         for (index, (disk, images)) in before.disks.iter().zip(chain::images(chain)).enumerate() {
             let restored = super::read::Restored::new(images)?;
             let total = restored.data();
-            let from = From { disk: &restored, since: None, changed: None, total };
+            let from = From { disk: &restored, since: None, changed: None, total, rate: None };
             let ((), _, names) = assemble::put_disk(&new, index, before.compression, &mut sums, |to, path| {
                 write::write(&from, before.compression, &to, path, call.progress).map(|written| ((), written))
             })?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::hooks::{self, Point};
 use super::manifest::{DiskOf, Manifest};
 use super::name::{RunId, SetName, StoreName};
 use super::read::Restored;
@@ -58,7 +59,7 @@ struct Target {
 pub fn import(call: &Call, wanted: &Wanted) -> Result<(Vec<Imported>, Vec<String>)> {
     let store = store::find(&wanted.store)?.open()?;
     let _set = record::lock(&wanted.set, call.deadline())?;
-    let warnings = record::recover(call, Some(&wanted.set))?;
+    let mut warnings = record::recover(call, Some(&wanted.set))?;
     let this = RunId::new(seconds_now().unwrap_or(0));
     let (run, dir) = Shelf::new(&store, wanted.set.clone()).find(wanted.run.as_ref())?;
     let path = dir.join(super::manifest::FILE);
@@ -70,8 +71,29 @@ pub fn import(call: &Call, wanted: &Wanted) -> Result<(Vec<Imported>, Vec<String
     }
     let disks = chain::images(chain).into_iter().map(Restored::new).collect::<Result<_>>()?;
     let targets = targets(call, wanted, &manifest, disks)?;
+    let mut variables = hooks::common("BACKUP_IMPORT", &wanted.set, &this);
+    variables.insert("SM_IMPORT_STORE".to_owned(), wanted.store.to_string());
+    variables.insert("SM_IMPORT_RUN".to_owned(), run.to_string());
+    for it in targets.iter().map(|target| &target.imported) {
+        variables.insert(format!("SM_SET_DISK{}_UUID", it.index), it.vdi.to_string());
+        variables.insert(format!("SM_SET_DISK{}_SR", it.index), it.sr.to_string());
+    }
+    hooks::run(Point::BeforeImport, &variables, hooks::PATIENCE).map_err(|cause| Error::HookDenied {
+        op: "the import",
+        set: wanted.set.to_string(),
+        cause: Box::new(cause),
+    })?;
+    let done = make(call, wanted, this, targets);
+    variables.insert("SM_POST_RESULT".to_owned(), hooks::boolean(done.is_ok()));
+    let failed = hooks::run(Point::AfterImport, &variables, hooks::PATIENCE).err();
+    warnings.extend(failed.map(|error| format!("a hook failed: {}", one_line(&error))));
+    Ok((done?, warnings))
+}
+
+/// Makes all disks or none.
+fn make(call: &Call, wanted: &Wanted, this: RunId, targets: Vec<Target>) -> Result<Vec<Imported>> {
     let made = targets.iter().map(|it| Member { sr: it.imported.sr, vdi: it.imported.vdi }).collect();
-    let record = Record { run: this, set: wanted.set.clone(), store: None, locks: Vec::new(), made };
+    let record = Record { run: this, set: wanted.set.clone(), store: None, locks: Vec::new(), paused: None, made };
     let begun = Begun::begin(record)?;
     let mut done = Vec::new();
     for target in targets {
@@ -83,7 +105,7 @@ pub fn import(call: &Call, wanted: &Wanted) -> Result<(Vec<Imported>, Vec<String
         }
     }
     begun.end()?;
-    Ok((done, warnings))
+    Ok(done)
 }
 
 /// Deletes the disks that were made before one failed.

@@ -54,6 +54,8 @@ pub struct Manifest {
 pub enum Consistency {
     /// No process used them.
     Offline,
+    /// Each is what it was at one instant, within one pause of all that uses them.
+    Paused,
     /// Each is what it was at one instant of its own.
     LivePerDisk,
 }

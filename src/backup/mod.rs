@@ -14,6 +14,7 @@
 //! | [`chain`] | an export with those that it is an increment on |
 //! | [`source`] | the disks of a run, locked or snapshotted |
 //! | [`bases`] | the snapshots that the next increment is made on |
+//! | [`hooks`] | programs of the administrator around a run |
 //! | [`assemble`] | the files of an export that tell of the others |
 //! | [`retain`] | which runs stay |
 //! | [`shelf`] | the runs of one set in one store: published, found, removed |
@@ -23,16 +24,17 @@
 //! # An export
 //!
 //! 1. A record of the run is made durable: `RUN.json` in `/var/lib/sm/backup`.
-//! 2. Each disk is locked for the user `backup:HOST:RUN`. Disks in use are snapshotted, and disks of which the next export is to be
+//! 2. The hooks may deny the run. With `--pause` they pause what uses the disks; the record says so before, until it is resumed.
+//! 3. Each disk is locked for the user `backup:HOST:RUN`. Disks in use are snapshotted, and disks of which the next export is to be
 //!    an increment. A disk that was snapshotted is unlocked again.
-//! 3. The disks, maps, sums and the manifest are written into `STORE/NAME/RUN.new` and made durable.
-//! 4. `RUN.new` becomes `RUN`. From here on the export is there.
-//! 5. The link `current` leads to it. Runs that are not kept are removed.
-//! 6. The disks are unlocked. The snapshots become those of the next increment by one step ([`bases`]), or are deleted. The record
+//! 4. The disks, maps, sums and the manifest are written into `STORE/NAME/RUN.new` and made durable.
+//! 5. `RUN.new` becomes `RUN`. From here on the export is there.
+//! 6. The link `current` leads to it. Runs that are not kept are removed.
+//! 7. The disks are unlocked. The snapshots become those of the next increment by one step ([`bases`]), or are deleted. The record
 //!    goes.
 //!
-//! A kill before 4 leaves the record, the locks and `RUN.new`. The next call of `sm backup` takes the locks back, deletes
-//! the snapshots and removes the directory ([`record::recover`]). A kill between 4 and 5 leaves an export that the next call about the set makes the current one
+//! A kill before 5 leaves the record, the locks and `RUN.new`. The next call of `sm backup` takes the locks back, deletes
+//! the snapshots and removes the directory ([`record::recover`]). A kill between 5 and 6 leaves an export that the next call about the set makes the current one
 //! ([`shelf::Shelf::repair`]). At no instant is a complete export missing that was there before.
 
 pub mod assemble;
@@ -40,6 +42,7 @@ pub mod bases;
 pub mod chain;
 pub mod codec;
 pub mod export;
+pub mod hooks;
 pub mod import;
 pub mod list;
 pub mod manifest;

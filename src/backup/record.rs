@@ -8,6 +8,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::hooks::{self, Point, Variables};
 use super::name::{RunId, SetName, StoreName};
 use super::set::Member;
 use super::shelf::Shelf;
@@ -29,6 +30,9 @@ pub struct Record {
     pub store: Option<StoreName>,
     /// The disks that it locks.
     pub locks: Vec<Member>,
+    /// What uses the disks is paused, or may be: the variables of the hooks that resume it.
+    #[serde(default)]
+    pub paused: Option<Variables>,
     /// The disks and snapshots that it makes, whose UUIDs it chose.
     pub made: Vec<Member>,
 }
@@ -50,15 +54,22 @@ impl Begun {
     /// # Errors
     /// [`Error::Io`].
     pub fn begin(record: Record) -> Result<Begun> {
-        let path = run_dir::backup();
-        durable::make_dirs(&path)?;
-        let dir = Dir::open(&path)?;
-        dir.replace(&file_of(&record.run), &serde_json::to_vec(&record).expect("a record is plain data"))?;
+        durable::make_dirs(&run_dir::backup())?;
+        write(&record)?;
         Ok(Begun(record))
     }
 
     pub fn record(&self) -> &Record {
         &self.0
+    }
+
+    /// Notes durably that what uses the disks is about to be paused, or that it goes on.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn note_paused(&mut self, paused: Option<Variables>) -> Result<()> {
+        self.0.paused = paused;
+        write(&self.0)
     }
 
     /// Removes the record: all that it tells of is done or undone.
@@ -72,6 +83,11 @@ impl Begun {
 
 fn file_of(run: &RunId) -> String {
     format!("{run}{EXTENSION}")
+}
+
+fn write(record: &Record) -> Result<()> {
+    let dir = Dir::open(&run_dir::backup())?;
+    dir.replace(&file_of(&record.run), &serde_json::to_vec(record).expect("a record is plain data"))
 }
 
 fn forget(run: &RunId) -> Result<()> {
@@ -155,6 +171,10 @@ fn undo(call: &Call, record: &Record) -> Result<()> {
             first.get_or_insert(error);
         }
     };
+    if let Some(variables) = &record.paused {
+        // The first thing: it waits.
+        note(hooks::run(Point::Resume, variables, hooks::PATIENCE));
+    }
     for disk in &record.locks {
         note(unlock(call, disk, &record.user()));
     }

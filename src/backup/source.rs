@@ -50,15 +50,15 @@ pub fn sources(call: &Call, set: &Set) -> Result<Vec<Source>> {
     set.disks.iter().map(look).collect()
 }
 
-/// Whether a process or a user has one of the disks. Without `live` that is refused.
+/// Whether a process or a user has one of the disks. Without `allowed` that is refused.
 ///
 /// # Errors
 /// [`Error::VdiInUse`].
-pub fn is_used(sources: &[Source], live: bool) -> Result<bool> {
+pub fn is_used(sources: &[Source], allowed: bool) -> Result<bool> {
     let used = sources.iter().find_map(|source| Some((source.member, source.used.as_ref()?)));
     match used {
-        Some((Member { sr, vdi }, holder)) if !live => {
-            let holder = format!("{holder}; detach and unlock it, or use --live, which reads a snapshot");
+        Some((Member { sr, vdi }, holder)) if !allowed => {
+            let holder = format!("{holder}; detach and unlock it, or use --live or --pause, which read snapshots");
             Err(Error::VdiInUse { vdi, sr, holder })
         }
         used => Ok(used.is_some()),
@@ -74,6 +74,8 @@ pub enum Hold {
     LocksOrSnapshots,
     /// Some are used. All are snapshotted, or none.
     Snapshots,
+    /// As [`Hold::Snapshots`], while what uses the disks is paused.
+    PausedSnapshots,
 }
 
 impl Hold {
@@ -81,6 +83,7 @@ impl Hold {
         match self {
             Hold::Locks | Hold::LocksOrSnapshots => Consistency::Offline,
             Hold::Snapshots => Consistency::LivePerDisk,
+            Hold::PausedSnapshots => Consistency::Paused,
         }
     }
 

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, available_parallelism, scope};
+use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
@@ -66,6 +67,8 @@ pub struct From<'a> {
     pub changed: Option<&'a [(u64, u64)]>,
     /// Bytes that the disk has allocated, for `progress`.
     pub total: u64,
+    /// Bytes a second that are read at most.
+    pub rate: Option<u64>,
 }
 
 /// Writes a disk into the empty file `to`, not durably. `path`: the name of the file in errors.
@@ -96,7 +99,7 @@ pub fn write(from: &From, compression: Compression, to: &File, path: &Path, prog
         let give = Giver { shared: &shared, give, begin, inline: started == 0, compression };
         match (from.since, from.changed) {
             (Some(since), Some(changed)) => read_changed(from, since, changed, progress, &give),
-            _ => read(from, 0, size, progress, &give, &mut Counts::default()).map(drop),
+            _ => read(from, 0, size, progress, &give, &mut Counts::now()).map(drop),
         }
     });
     let out = shared.out.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -176,10 +179,16 @@ impl Giver<'_, '_> {
 }
 
 /// How far reading has come.
-#[derive(Default)]
 struct Counts {
+    begun: Instant,
     number: u64,
     done: u64,
+}
+
+impl Counts {
+    fn now() -> Counts {
+        Counts { begun: Instant::now(), number: 0, done: 0 }
+    }
 }
 
 /// Reads all blocks from a byte to before another of which the disk has something allocated; the first byte is that of a block.
@@ -210,6 +219,10 @@ fn read(from: &From, first: u64, stop: u64, progress: Progress, to: &Giver, coun
         }
         counts.number += 1;
         progress(counts.done, from.total.max(counts.done));
+        if let Some(rate) = from.rate {
+            let due = Duration::from_secs_f64(counts.done as f64 / rate.max(1) as f64);
+            std::thread::sleep(due.saturating_sub(counts.begun.elapsed()));
+        }
     }
     Ok(true)
 }
@@ -223,7 +236,7 @@ fn read_changed(from: &From, since: &Since, changed: &[(u64, u64)], progress: Pr
     let mut runs: Vec<(u64, u64)> =
         changed.iter().map(|(low, high)| (low / BLOCK, high.div_ceil(BLOCK))).chain(resized).collect();
     runs.sort_unstable();
-    let (mut counts, mut next) = (Counts::default(), 0);
+    let (mut counts, mut next) = (Counts::now(), 0);
     for (first, last) in runs {
         let (first, last) = (first.max(next), last.min(count));
         next = next.max(last);

@@ -93,6 +93,11 @@ pub fn stores() -> PathBuf {
     on_host("/etc/sm/stores.conf")
 }
 
+/// The directories of hooks: `/etc/sm/hooks`.
+pub fn hooks() -> PathBuf {
+    on_host("/etc/sm/hooks")
+}
+
 /// The sets and the running calls of `sm backup`: `/var/lib/sm/backup`.
 pub fn backup() -> PathBuf {
     on_host("/var/lib/sm/backup")

@@ -72,6 +72,12 @@ impl Tool {
         self
     }
 
+    /// Takes all variables away, those of this process and LC_ALL.
+    pub fn without_environment(mut self) -> Tool {
+        self.command.env_clear();
+        self
+    }
+
     /// The way for passwords: no error shows it, and only root can read it of a process.
     pub fn env(mut self, key: &str, value: &str) -> Tool {
         self.command.env(key, value);

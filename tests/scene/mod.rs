@@ -288,7 +288,7 @@ impl std::fmt::Display for Outcome {
     }
 }
 
-pub const NUMBERS: [(&str, i32); 25] = [
+pub const NUMBERS: [(&str, i32); 26] = [
     ("EPERM", 1),
     ("EIO", 5),
     ("E2BIG", 7),
@@ -311,6 +311,7 @@ pub const NUMBERS: [(&str, i32); 25] = [
     ("EFROZEN", 108),
     ("ESTALEPLAN", 109),
     ("EPARTIAL", 111),
+    ("EHOOKDENY", 119),
     ("ENOSNAP", 120),
     ("EEXPORT", 121),
     ("EVERIFY", 122),

@@ -38,7 +38,8 @@ for stock in 'the stock plug-in' 'a newer one'; do
     echo 'a newer one' > "$plugin"
 done
 support/stand-in put /usr/sbin/sm "$plugin"
-for unit in 'sm-collect@.service' 'sm-collect@.timer' sm-metrics.service sm-metrics.timer; do
+for unit in 'sm-collect@.service' 'sm-collect@.timer' sm-metrics.service sm-metrics.timer \
+    'sm-backup@.service' 'sm-backup@.timer'; do
     [ -s "$root/usr/lib/systemd/system/$unit" ] || wrong "$unit is not installed"
 done
 grep -q '^ExecStart=/usr/sbin/sm sr_collect ' "$root/usr/lib/systemd/system/sm-collect@.service" || wrong 'the unit starts something else'

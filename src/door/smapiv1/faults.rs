@@ -249,6 +249,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         | Error::NotVerified { .. }
         | Error::NotExported { .. }
         | Error::NoSnapshots { .. }
+        | Error::HookDenied { .. }
         | Error::StoreFull { .. }
         | Error::NotAStore { .. } => general,
         // Nor targets.

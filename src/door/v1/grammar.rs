@@ -41,7 +41,8 @@ Exit status 0, or a number whose name begins the one line on stderr that says wh
  104 ENOBACKEND               105 EMODEL a line of a file that a person wrote
  106 ENOMATCH                 107 EINDEX                108 EFROZEN
  113 ENOLIO no SCSI target    114 EFOREIGN              115 EWWNCLASH       116 EDRIFT
- 120 ENOSNAP                  121 EEXPORT a set of disks 122 EVERIFY an export";
+ 119 EHOOKDENY by a hook      120 ENOSNAP               121 EEXPORT a set of disks
+ 122 EVERIFY an export";
 
 /// An SR driver, as an agent calls it.
 #[derive(Parser)]

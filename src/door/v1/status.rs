@@ -52,6 +52,7 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::StalePlan { .. } => (109, "ESTALEPLAN"),
         Error::NeedsAllow { .. } => (110, "ENEEDALLOW"),
         Error::PartlyApplied { .. } => (111, "EPARTIAL"),
+        Error::HookDenied { .. } => (119, "EHOOKDENY"),
         Error::NoSnapshots { .. } => (120, "ENOSNAP"),
         Error::NotExported { .. } => (121, "EEXPORT"),
         Error::NotVerified { .. } | Error::NoExport { .. } => (122, "EVERIFY"),

@@ -42,6 +42,16 @@ pub enum BackupCommand {
         /// would leave on it.
         #[arg(long)]
         live: bool,
+        /// Export disks in use as --live does, and pause what uses them until all snapshots are there: the programs in
+        /// /etc/sm/hooks/backup-pause.d do that, and those in backup-resume.d end it.
+        #[arg(long, conflicts_with = "live")]
+        pause: bool,
+        /// Seconds that a program in backup-pause.d may take.
+        #[arg(long, value_name = "SECONDS", default_value_t = 120, requires = "pause")]
+        pause_timeout: u64,
+        /// Read no more than this in a second: 50M, 1G.
+        #[arg(long, value_name = "SIZE")]
+        rate: Option<String>,
         /// Store only the blocks that changed since a run: last, for the current one, or its name. none: store every block. With this
         /// option the disks are snapshotted where their SRs can do that, and the snapshots stay for the next increment.
         #[arg(long, value_name = "last|RUN|none")]

@@ -82,6 +82,9 @@ pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
             to,
             compress,
             live,
+            pause,
+            pause_timeout,
+            rate,
             since,
             keep,
             keep_daily,
@@ -99,6 +102,8 @@ pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
                     Compress::Zstd => Compression::Zstd,
                 },
                 live: *live,
+                pause: pause.then(|| Duration::from_secs(*pause_timeout)),
+                rate: rate.as_deref().map(size::parse).transpose()?,
                 since: since.as_deref().map(since_run).transpose()?,
                 keep: Keep {
                     newest: usize::from(*keep),
