@@ -60,6 +60,7 @@ lint:
 	tests/msrv
 
 bench: deps release
+	@tests/deps bench
 	benches/run
 
 torture: deps release
