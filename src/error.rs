@@ -135,9 +135,6 @@ pub enum Error {
     /// A plan that was made of another state than there is now.
     #[error("the plan for layout {layout} does not fit any more: {why}; make a new one by sm plan")]
     StalePlan { layout: String, why: String },
-    /// A step that is done only if the caller allows it.
-    #[error("{step} is refused: {why}; --allow {allow} allows it")]
-    NeedsAllow { step: String, why: String, allow: &'static str },
     /// Some steps of a plan were done, and then one failed.
     #[error(
         "{done} of {of} steps of layout {layout} are done; step {step} failed: {}; sm apply --resume goes on",

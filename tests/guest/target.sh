@@ -6,6 +6,8 @@
 # disks: 200M
 # takes: 110
 # tools: iscsiadm iscsid lvcreate mkfs.ext4 strace
+# Names have no blanks; a command before && fails only where the claim has failed.
+# shellcheck disable=SC2015,SC2086,SC2231,SC2012
 set -u
 # shellcheck source-path=SCRIPTDIR source=claims.inc
 . "$ROOT/tests/guest/claims.inc"
@@ -185,7 +187,7 @@ proves 'a reader that is cut off gets an error' forced
 
 # reboot: the kernel and /run forget, the records stay.
 forget() {
-  local dir link
+  local dir
   for dir in $C/iscsi/*/tpgt_1/acls/*/lun_*; do [ -d "$dir" ] || continue; find "$dir" -maxdepth 1 -type l -delete; rmdir "$dir"; done
   for dir in $C/iscsi/*/tpgt_1/acls/*/ $C/loopback/*/tpgt_1/lun/lun_* $C/iscsi/*/tpgt_1/lun/lun_* $C/iscsi/*/tpgt_1/np/*/; do
     [ -d "$dir" ] || continue; find "$dir" -maxdepth 1 -type l -delete; rmdir "$dir"; done

@@ -241,7 +241,6 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         | Error::BadIndex { .. }
         | Error::Frozen { .. }
         | Error::StalePlan { .. }
-        | Error::NeedsAllow { .. }
         | Error::PartlyApplied { .. } => general,
         // SMAPIv1 has no backups.
         Error::Locked { .. }

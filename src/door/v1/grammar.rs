@@ -39,9 +39,9 @@ Exit status 0, or a number whose name begins the one line on stderr that says wh
   28 ENOSPC                    37 ENOLCK                 42 ENOMSG no such command
  100 ENOSR                    101 ENOVDI                102 ESRBUSY         103 EVDIBUSY
  104 ENOBACKEND               105 EMODEL a line of a file that a person wrote
- 106 ENOMATCH                 107 EINDEX                108 EFROZEN
- 113 ENOLIO no SCSI target    114 EFOREIGN              115 EWWNCLASH       116 EDRIFT
- 119 EHOOKDENY by a hook      120 ENOSNAP               121 EEXPORT a set of disks
+ 106 ENOMATCH                 107 EINDEX                108 EFROZEN         109 ESTALEPLAN
+ 111 EPARTIAL                 113 ENOLIO no SCSI target 114 EFOREIGN        115 EWWNCLASH
+ 116 EDRIFT publications      119 EHOOKDENY by a hook   120 ENOSNAP         121 EEXPORT
  122 EVERIFY an export";
 
 /// An SR driver, as an agent calls it.

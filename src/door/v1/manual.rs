@@ -221,14 +221,16 @@ pub const STATUSES: &[(u8, &str, &str)] = &[
     (106, "ENOMATCH", "No medium fits a line of a model."),
     (107, "EINDEX", "An index of a model is used twice or out of range."),
     (108, "EFROZEN", "A layout cannot be changed so."),
-    (119, "EHOOKDENY", "A hook of the administrator did not let a command begin."),
-    (120, "ENOSNAP", "A disk of a set could not be snapshotted."),
-    (121, "EEXPORT", "A disk of a set was not exported, or the export was not completed."),
-    (122, "EVERIFY", "An export is not what its manifest says, or there is no such export."),
+    (109, "ESTALEPLAN", "A plan does not fit any more: make a new one."),
+    (111, "EPARTIAL", "A layout was applied in part: sm apply --resume goes on."),
     (113, "ENOLIO", "The kernel of this host has no SCSI target."),
     (114, "EFOREIGN", "An object of the kernel's target is not one that sm made."),
     (115, "EWWNCLASH", "Two VDIs would have one world-wide name."),
     (116, "EDRIFT", "A publication is not as its record says."),
+    (119, "EHOOKDENY", "A hook of the administrator did not let a command begin."),
+    (120, "ENOSNAP", "A disk of a set could not be snapshotted."),
+    (121, "EEXPORT", "A disk of a set was not exported, or the export was not completed."),
+    (122, "EVERIFY", "An export is not what its manifest says, or there is no such export."),
 ];
 
 /// Files, and what each is.

@@ -50,7 +50,6 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::BadIndex { .. } => (107, "EINDEX"),
         Error::Frozen { .. } => (108, "EFROZEN"),
         Error::StalePlan { .. } => (109, "ESTALEPLAN"),
-        Error::NeedsAllow { .. } => (110, "ENEEDALLOW"),
         Error::PartlyApplied { .. } => (111, "EPARTIAL"),
         Error::HookDenied { .. } => (119, "EHOOKDENY"),
         Error::NoSnapshots { .. } => (120, "ENOSNAP"),
