@@ -71,7 +71,7 @@ impl Chain {
     ///
     /// # Errors
     /// Those of `resolve` and [`Image::open`]; [`Error::Damaged`] if a parent is not the image that its child
-    /// names, or the chain meets itself or is longer than [`MAX_DEPTH`].
+    /// names, or the chain meets itself or is longer than [`MAX_DEPTH`](crate::image::MAX_DEPTH).
     pub fn open(
         leaf: Arc<dyn Storage>,
         mode: Mode,
