@@ -34,8 +34,11 @@ units = {f.name: f.unit for f in strict.text_string_to_metric_families(text)}
 print(json.dumps({"samples": one, "units": units}))
 "#;
 
+/// That of the distribution, whose modules its packages bring: another `python3` in PATH does not have them.
+const PYTHON: &str = "/usr/bin/python3";
+
 fn has_reader() -> bool {
-    let done = Command::new("python3").args(["-c", "import prometheus_client.openmetrics.parser"]).output();
+    let done = Command::new(PYTHON).args(["-c", "import prometheus_client.openmetrics.parser"]).output();
     let has = done.is_ok_and(|done| done.status.success());
     if !has {
         scene::skip("python3-prometheus-client is not installed");
@@ -46,7 +49,7 @@ fn has_reader() -> bool {
 /// The samples that the parsers find in a text, and the unit of each family.
 fn read(text: &str) -> Value {
     let mut python =
-        Command::new("python3").args(["-c", READER]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        Command::new(PYTHON).args(["-c", READER]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     python.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let done = python.wait_with_output().unwrap();
     assert!(done.status.success(), "the parsers refuse or differ:\n{text}");
