@@ -409,7 +409,7 @@ fn sm_says_at_a_terminal_that_there_is_nothing_to_delete_and_a_driver_does_not()
             (&["vdi_delete", SR, NONE], format!("no VDI {NONE} on SR {SR} (looked in {place})")),
         ];
         for (call, note) in notes {
-            let line = format!("{} {}", scene.executable().display(), scene.line(call).join(" "));
+            let line = format!("'{}' {}", scene.executable().display(), scene.line(call).join(" "));
             let mut command = assert_cmd::Command::new("script");
             command.args(["-qec", &line, "/dev/null"]).env("XCP_SM_RUN_DIR", scene.root.path().join("run"));
             let printed = String::from_utf8(command.assert().success().get_output().stdout.clone()).unwrap();

@@ -106,7 +106,7 @@ fn fish_offers_names_and_labels() {
     }
     let scene = scene();
     for (typed, offered) in OFFERS {
-        let ask = format!("source {}; complete -C 'sm {}'", script("sm.fish"), typed.join(" "));
+        let ask = format!("source '{}'; complete -C 'sm {}'", script("sm.fish"), typed.join(" "));
         let output = program(&scene, "fish").args(["-N", "-c", &ask]).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let words: Vec<String> =
@@ -126,7 +126,7 @@ fn zsh_completes_at_a_terminal() {
         "zmodload zsh/zpty; zpty -b z zsh -f -i
          settle() {{ local got; while zpty -r -t z got; do print -rn -- $got; done; }}
          type() {{ zpty -w -n z \"$1\"; sleep ${{2:-0.5}}; settle }}
-         type $'PS1=\"> \"; autoload -U compinit; compinit -u -D; source {}\\n' 2
+         type $'PS1=\"> \"; autoload -U compinit; compinit -u -D; source \\'{}\\'\\n' 2
          type $'show() {{{{ print -r -- \"[$BUFFER]\"; BUFFER= }}}}; zle -N show; bindkey ^X show\\n'
          for line in 'vdi_sn' 'vdi_get_params fa' 'vdi_get_params fast w' 'vdi_get_params fast ro' 'vdi_attach fast/w'; do
              type \"sm $line\"; type $'\\t' 1.5; type $'\\x18'

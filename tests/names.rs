@@ -368,7 +368,7 @@ fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
 
 /// One line of `sm` at a terminal, with what is typed; all that the terminal shows, and the status.
 fn at_terminal(scene: &Scene, words: &[&str], typed: &str) -> (String, i32) {
-    let line = format!("{} {}", scene.executable().display(), words.join(" "));
+    let line = format!("'{}' {}", scene.executable().display(), words.join(" "));
     let mut command = Command::new("script");
     command.args(["-qec", &line, "/dev/null"]).env("XCP_SM_RUN_DIR", run_dir(scene)).write_stdin(typed);
     let output = command.output().unwrap();

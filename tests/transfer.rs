@@ -119,7 +119,7 @@ fn what_a_caller_has_in_the_file_that_he_redirects_to_stays() {
     same_disk(&whole, &disk);
     let program = assert_cmd::cargo::cargo_bin("sm");
     let (program, sr) = (program.display(), scene.path("sr"));
-    let export = format!("{program} -t file -d {} vdi_export {SR} {} - --type raw", sr.display(), vdi(1));
+    let export = format!("'{program}' -t file -d {} vdi_export {SR} {} - --type raw", sr.display(), vdi(1));
     for script in [
         format!("printf head > out; {export} >> out"),
         format!("{{ printf head; {export}; }} > out"),
