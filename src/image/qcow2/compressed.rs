@@ -3,6 +3,7 @@
 //! Packed clusters lie one behind the other and share clusters of the file; each counts as a reference to all that it
 //! touches.
 
+use std::io::Read;
 use std::ops::Range;
 
 use super::Storage;
@@ -64,27 +65,11 @@ fn inflate(packed: &[u8], bytes: &mut [u8]) -> bool {
 }
 
 /// One frame may end before the cluster does; another follows then.
-fn unzstd(mut packed: &[u8], bytes: &mut [u8]) -> bool {
-    use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
-    let mut decoder = FrameDecoder::new();
-    decoder.set_max_window_size(ZSTD_WINDOW);
-    let mut done = 0;
-    while done < bytes.len() {
-        if decoder.reset(&mut packed).is_err() {
-            return false;
-        }
-        loop {
-            let ended = decoder.is_finished();
-            let room = &mut bytes[done..];
-            let Ok(got) = ruzstd::io::Read::read(&mut decoder, room) else { return false };
-            done += got;
-            if done == bytes.len() || (ended && got == 0) {
-                break;
-            }
-            if !ended && decoder.decode_blocks(&mut packed, BlockDecodingStrategy::UptoBytes(128 << 10)).is_err() {
-                return false;
-            }
-        }
-    }
-    true
+fn unzstd(packed: &[u8], bytes: &mut [u8]) -> bool {
+    let unpack = |bytes: &mut [u8]| {
+        let mut decoder = zstd::stream::read::Decoder::with_buffer(packed)?;
+        decoder.window_log_max(ZSTD_WINDOW.ilog2())?;
+        decoder.read_exact(bytes)
+    };
+    unpack(bytes).is_ok()
 }
