@@ -62,7 +62,9 @@ pub enum Error {
     #[error("no SR has the name {name} on this host; {}", names(name, known))]
     UnknownSr { name: String, known: Vec<String> },
     /// A name that another SR has on this host.
-    #[error("the name {name} is that of SR {sr}, {place}; choose another, or delete that SR by sr_delete")]
+    #[error(
+        "the name {name} is that of SR {sr}, {place}; choose another, or take it from that SR by `sm sr_name {name} --forget`"
+    )]
     NameTaken { name: String, sr: SrUuid, place: String },
     #[error("SR {sr} exists already ({found})")]
     SrExists { sr: SrUuid, found: String },

@@ -588,7 +588,7 @@ fn a_disk_goes_back_to_a_snapshot_that_has_a_label_of_its_own() {
     assert!(plan.contains(&format!("VDI {web} (web)")) && plan.contains(&format!("VDI {before} (before)")), "{plan}");
     sm(&scene, &["vdi_revert", "fast", "web", "before"]).done();
     // The snapshot with its SR as well, and never of another SR.
-    sm(&scene, &["vdi_revert", "fast/web", "fast/before"]).done();
+    sm(&scene, &["vdi_revert", "--yes", "fast/web", "fast/before"]).done();
     sm(&scene, &["vdi_revert", "fast/web", &format!("{SR}/before")]).done();
     sm(&scene, &["vdi_revert", "fast/web", "slow/before"]).fails("ENOVDI");
     for options in [&["-n"][..], &[]] {
@@ -674,6 +674,13 @@ fn an_sr_that_is_there_gets_a_name_when_it_is_attached() {
             format!("UUID={SR}\nTYPE=file\nDCONF={moved}\n")
         );
     }
+    sm(&scene, &["vdi_get_params", "quick/web"]).done();
+    // An SR that has a name already, and is in another place now, keeps the name.
+    let again = scene.root.path().join("again").display().to_string();
+    sm(&scene, &["sr_attach", "--name", "quick", "-t", "file", "-d", &again, SR]).fails("ENOSR");
+    sm(&scene, &["vdi_get_params", "quick/web"]).done();
+    fs::rename(&moved, &again).unwrap();
+    sm(&scene, &["sr_attach", "--name", "quick", "-t", "file", "-d", &again, SR]).done();
     sm(&scene, &["vdi_get_params", "quick/web"]).done();
     // The name of another SR stays what it is.
     let other = scene.root.path().join("other").display().to_string();

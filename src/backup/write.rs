@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, available_parallelism, scope};
 use std::time::{Duration, Instant};
 
@@ -92,6 +92,7 @@ pub fn write(from: &From, compression: Compression, to: &File, path: &Path, prog
         out: Mutex::new(out),
         end: Mutex::new(end),
         failed: AtomicBool::new(false),
+        spare: Mutex::new(Vec::new()),
     };
     let done = scope(|scope| {
         let work = || shared.work(&taken, compression);
@@ -124,9 +125,27 @@ struct Shared<'a> {
     /// Taken from for each block that is through.
     end: Mutex<Receiver<()>>,
     failed: AtomicBool,
+    /// Buffers of whole blocks that were used: memory that the kernel has given already.
+    spare: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Shared<'_> {
+    /// A buffer for a block, and whether it holds an earlier one instead of zeroes.
+    fn buffer(&self, length: usize) -> (Vec<u8>, bool) {
+        let spare = if length == BLOCK as usize { self.spare().pop() } else { None };
+        spare.map_or_else(|| (vec![0; length], false), |buffer| (buffer, true))
+    }
+
+    fn give_back(&self, buffer: Vec<u8>) {
+        if buffer.len() == BLOCK as usize {
+            self.spare().push(buffer);
+        }
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Works on blocks until there are no more.
     fn work(&self, taken: &Mutex<Receiver<Job>>, compression: Compression) {
         let mut packer = None;
@@ -142,6 +161,7 @@ impl Shared<'_> {
             true => Ok(Made::Zero),
             false => self.make(&job, compression, packer),
         };
+        self.give_back(job.block);
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         let through = out.take(job.number, job.index, made);
         if out.error.is_some() {
@@ -206,13 +226,21 @@ fn read(from: &From, first: u64, stop: u64, progress: Progress, to: &Giver, coun
         let index = start / BLOCK;
         let (begin, length) = (index * BLOCK, length_of(index, size));
         let end = begin + length as u64;
-        // Zeroes of the allocator: what no extent covers need not be cleared.
-        let mut block = vec![0; length];
+        let (mut block, used) = to.shared.buffer(length);
+        // A buffer of the allocator is zeroes: what no extent covers need not be cleared.
+        let mut filled = begin;
         while let Some((start, until)) = extent.filter(|(start, _)| *start < end) {
             let (low, high) = (start.max(begin) / 512 * 512, until.next_multiple_of(512).min(end));
+            if used && low > filled {
+                block[(filled - begin) as usize..(low - begin) as usize].fill(0);
+            }
             disk.read_at(&mut block[(low - begin) as usize..(high - begin) as usize], low)?;
+            filled = high;
             counts.done += high - low;
             extent = if until > end { Some((end, until)) } else { next(until)? };
+        }
+        if used {
+            block[(filled - begin) as usize..].fill(0);
         }
         if !to.hand_over(Job { number: counts.number, index, block }) {
             return Ok(false);

@@ -77,6 +77,7 @@ pub fn brief_command() -> clap::Command {
     let dry_run = Arg::new("dry_run").short('n').long("dry-run").action(ArgAction::SetTrue);
     let dry_run = dry_run.help("Change nothing, and print what would be done.");
     let yes = Arg::new("yes_of_person").long("yes").action(ArgAction::SetTrue);
+    let yes_revert = yes.clone().help("Lose the disk's own contents without a question at a terminal.");
     let yes = yes.help("Overwrite what --force or --destroy-sr allows without a question at a terminal.");
     let verbose = Arg::new("verbose").short('v').long("verbose").action(ArgAction::SetTrue).global(true);
     let verbose = verbose.help("Say on stderr what names stand for, and how long the command took.");
@@ -87,6 +88,7 @@ pub fn brief_command() -> clap::Command {
         .subcommand(rename)
         .mut_subcommand("sr_create", |verb| verb.arg(name.clone()).arg(yes))
         .mut_subcommand("sr_attach", |verb| verb.arg(name))
+        .mut_subcommand("vdi_revert", |verb| verb.arg(yes_revert))
         .mut_subcommands(|verb| if HAS_PLAN.contains(&verb.get_name()) { verb.arg(dry_run.clone()) } else { verb })
 }
 

@@ -86,7 +86,8 @@ fn create_named(
     Ok(made.map_or(Reply::Nothing, |_| Reply::Made(sr.to_string())))
 }
 
-/// Makes an SR available that is there already, and gives it a name. The name comes last: it stands for an SR that was seen.
+/// Makes an SR available that is there already, and gives it a name. The name comes last: it stands for an SR that was seen. The
+/// entry of an SR that is in another place now is replaced.
 fn attach_named(
     caller: &Caller,
     verb: Verb,
@@ -95,11 +96,17 @@ fn attach_named(
     own: Option<Entry>,
     place: Place,
 ) -> Result<Reply> {
-    let is_same = |entry: &Entry| entry.sr == sr && entry.sr_type == caller.driver.sr_type && entry.place == place;
-    if let Some(entry) = own.filter(|entry| !is_same(entry)) {
+    let is_own = |entry: &Entry| entry.sr == sr && entry.sr_type == caller.driver.sr_type;
+    let is_same = |entry: &Entry| is_own(entry) && entry.place == place;
+    if let Some(entry) = own.as_ref().filter(|entry| !is_own(entry)) {
         return Err(entry.taken());
     }
+    let moved = own.is_some_and(|entry| entry.place != place);
     let reply = caller.carry_out(verb)?;
+    if moved {
+        registry::put(name, sr, caller.driver.sr_type, &place)?;
+        return Ok(reply);
+    }
     if !registry::add(name, sr, caller.driver.sr_type, &place)? {
         // Another call was faster, or this one is repeated.
         match registry::find(name)? {
