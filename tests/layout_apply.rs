@@ -433,6 +433,29 @@ fn what_loses_data_is_left_out_until_it_is_allowed() {
     assert!(entry.contains("preferred-image-formats=qcow2"), "{entry}");
 }
 
+#[test]
+fn a_plan_that_says_that_a_loss_needs_no_leave_is_not_believed() {
+    let bench = applied();
+    reformatted(&bench);
+    let plan = bench.path("plan.json").display().to_string();
+    bench.with_model(&["plan", "-m", "MODEL", "-o", &plan]).done();
+    let text = fs::read_to_string(&plan).unwrap();
+    let mut edited: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for step in edited["steps"].as_array_mut().unwrap() {
+        step["allow"] = serde_json::Value::Null;
+        step["destructive"] = false.into();
+    }
+    fs::write(&plan, edited.to_string()).unwrap();
+    let before = bench.scene.digest();
+    bench.sm(&["apply", &plan, "--yes"]).done();
+    assert_eq!(bench.scene.digest(), before);
+    // Nor does a plan take the place of anything but a file.
+    let link = bench.path("link");
+    std::os::unix::fs::symlink(&plan, &link).unwrap();
+    bench.with_model(&["plan", "-m", "MODEL", "-o", &link.display().to_string()]).fails("EINVAL");
+    assert!(link.is_symlink());
+}
+
 /// A disk that is made in the new SR, between the kill of a run and its end, is not lost.
 #[test]
 fn a_killed_reformat_deletes_what_was_there_before_and_nothing_else() {

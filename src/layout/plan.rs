@@ -64,6 +64,15 @@ pub enum Action {
 }
 
 impl Action {
+    /// What has to be allowed for an action that destroys data, whatever a plan says.
+    pub fn destroys(self) -> Option<Allow> {
+        match self {
+            Action::Wipe => Some(Allow::Wipe),
+            Action::Reformat => Some(Allow::Reformat),
+            _ => None,
+        }
+    }
+
     pub fn word(self) -> &'static str {
         match self {
             Action::Check => "check",

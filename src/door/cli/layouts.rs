@@ -35,14 +35,14 @@ pub fn plan(args: &PlanArgs) -> Result<Reply> {
 /// The file is there whole or not at all.
 fn write(output: &str, planned: &Planned) -> Result<()> {
     let path = Path::new(output);
-    let bad = || Error::Invalid {
-        what: "--output",
-        value: output.to_owned(),
-        expected: "expected the name of a file".to_owned(),
-    };
-    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(bad)?;
+    let bad =
+        |expected: &str| Error::Invalid { what: "--output", value: output.to_owned(), expected: expected.to_owned() };
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| bad("expected the name of a file"))?;
     let above = path.parent().filter(|above| !above.as_os_str().is_empty());
     let dir = Dir::open(above.unwrap_or(Path::new(".")))?;
+    if dir.lookup(name)?.is_some_and(|stat| !stat.is_regular()) {
+        return Err(bad("it is there and is no regular file"));
+    }
     dir.new_record(planned.plan.text().as_bytes())?.publish_over(name)
 }
 
