@@ -261,11 +261,16 @@ pub fn unpublish(
     needs_root("unpublish by", ROOT)?;
     let sr = session.sr();
     let _lock = record::lock(sr, vdi, context.deadline)?;
-    let Some(mut record) = record::of(vdi)?.filter(|record| record.sr == sr) else {
-        // Also the end of a call that was killed is durable.
-        record::forget(vdi)?;
-        record::forget_lock(vdi);
-        return session.vdi_get_brief(vdi, context).map(drop);
+    let mut record = match record::of(vdi)? {
+        Some(record) if record.sr == sr => record,
+        // The VDI of another SR that has this UUID is published, and this one is not.
+        Some(_) => return session.vdi_get_brief(vdi, context).map(drop),
+        None => {
+            // Also the end of a call that was killed is durable.
+            record::forget(vdi)?;
+            record::forget_lock(vdi);
+            return session.vdi_get_brief(vdi, context).map(drop);
+        }
     };
     let in_use = |holder: String| Err(Error::VdiInUse { vdi, sr, holder });
     if let Some(initiator) = initiator {
