@@ -149,6 +149,23 @@ fn a_set_of_disks_of_every_format_comes_back_sparse_and_with_its_names() {
 }
 
 #[test]
+fn a_block_has_nothing_of_the_blocks_before_it() {
+    let scene = scene();
+    // Full blocks, then more blocks than are on their way at once, each with a sector somewhere.
+    let mut data = vec![(0, pattern(40 * MIB))];
+    data.extend((10..70).map(|block| (block * 4 * MIB + block * 40_960, pattern(512))));
+    for (vdi, format) in [(A, "raw"), (B, "qcow2")] {
+        let bytes = disk(&scene, vdi, format, format, 280 * MIB, &data);
+        for compress in ["none", "zstd"] {
+            let disk = format!("fast/{format}");
+            backup(&scene, &["export", format, "--disk", &disk, "--to", "nas", "--compress", compress]).done();
+            let new = imported(&scene, "nas", format, "slow");
+            same(&exported(&scene, &format!("slow/{}", new[0])), &bytes);
+        }
+    }
+}
+
+#[test]
 fn an_export_is_read_without_the_product() {
     if !has("zstd") {
         return;
@@ -237,7 +254,8 @@ fn other_stores_lose_their_copies_once_the_new_one_is_whole() {
     fs::write(scene.root.path().join("nas/web/x"), "x").unwrap();
     export("nas", &["--disk", "fast/none"]).fails("ENOVDI");
     assert!(scene.root.path().join("old/web/current").exists());
-    export("nas", &[]).done();
+    let told = export("nas", &[]);
+    assert!(told.succeeded() && told.stderr().contains("in store old were removed"), "{told}");
     assert_eq!(names(scene.root.path().join("old")), [".sm-store"]);
     // A store that is there twice, and one that is away.
     let conf = scene.root.path().join("run/stores.conf");
@@ -458,6 +476,40 @@ fn disks_go_where_they_are_wanted_and_no_larger_than_there_is_room() {
     }
     let disks: serde_json::Value = serde_json::from_str(&import(&["--sr", "auto"]).done()).unwrap();
     assert_eq!(disks["disks"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn an_export_waits_for_another_of_the_set() {
+    let scene = scene();
+    web(&scene, "raw");
+    let line = ["export", "web", "--disk", "fast/web", "--to", "nas"];
+    // The first export has the disk locked while its hook waits for the second to have begun.
+    hook(&scene, "backup-export-post.d", "wait", "sleep 0.5");
+    std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..3).map(|_| scope.spawn(|| backup(&scene, &line))).collect();
+        for call in calls {
+            let done = call.join().unwrap();
+            assert!(done.succeeded(), "{done}");
+        }
+    });
+}
+
+#[test]
+fn a_directory_that_is_no_export_is_not_removed() {
+    let scene = scene();
+    web(&scene, "raw");
+    for (store, set) in [("nas", "Photos"), ("old", "web")] {
+        let dir = scene.root.path().join(store).join(set);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("precious"), "x").unwrap();
+    }
+    let refused = backup(&scene, &["remove", "Photos"]).fails("EPERM");
+    assert!(refused.contains("nas/Photos/precious is no part of an export"), "{refused}");
+    let warned = backup(&scene, &["export", "web", "--disk", "fast/web", "--to", "nas"]);
+    assert!(warned.succeeded() && warned.stderr().contains("store old keeps what it has"), "{warned}");
+    for kept in ["nas/Photos/precious", "old/web/precious"] {
+        assert!(scene.root.path().join(kept).exists(), "{kept}");
+    }
 }
 
 #[test]
@@ -880,10 +932,10 @@ fn hooks_have_their_variables_and_may_deny() {
     for line in ["SM_HOOKS_PHASE=post", "SM_POST_RESULT=True", "SM_POST_DISK0_OK=True", "SM_POST_SET_DISK0_MODE=rw"] {
         assert!(post.iter().any(|it| it == line), "{line}: {post:?}");
     }
-    hook(&scene, "backup-export-pre.d", "c", "echo not today >&2; exit 1");
+    hook(&scene, "backup-export-pre.d", "c", "echo not; echo today >&2; exit 1");
     let before = current(&scene, "nas", "web");
     let denied = backup(&scene, &line).fails("EHOOKDENY");
-    assert!(denied.contains("not today"), "{denied}");
+    assert!(denied.contains("not; today"), "{denied}");
     assert_eq!(current(&scene, "nas", "web"), before);
     assert_eq!(names(scene.root.path().join("nas")), [".sm-store", "web"]);
     assert!(records(&scene).is_empty());
@@ -927,6 +979,10 @@ fn what_uses_the_disks_is_paused_until_the_snapshots_are_there_and_resumed_once(
     assert!(records(&scene).is_empty());
     backup(&scene, &["verify", "web", "--deep"]).done();
     assert!(!sm(&scene, &["sr_scan", "fast"]).done().contains("backup:web:"));
+    // Without such programs nothing is paused, and the call says so.
+    fs::remove_dir_all(scene.root.path().join("run/hooks")).unwrap();
+    let warned = backup(&scene, &line);
+    assert!(warned.succeeded() && warned.stderr().contains("backup-pause.d: nothing was paused"), "{warned}");
 }
 
 #[test]

@@ -23,6 +23,7 @@ use super::write::{self, From, Since, Written};
 use super::{Call, bases, remove};
 use crate::error::{Error, Result, ended, one_line};
 use crate::sys::durable::Dir;
+use crate::sys::run_dir;
 use crate::types::{Size, Utc, VdiInfo, VdiUuid, seconds_now};
 
 /// Bytes of the longest opaque file.
@@ -79,6 +80,12 @@ pub struct Exported {
 /// increment is to be made on; [`Error::Locked`]; [`Error::NoSnapshots`]. Then nothing was changed.
 /// [`Error::NotExported`] with each disk that failed.
 pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
+    // Another export of the set has the locks of the disks: it is waited for before they are looked at.
+    let lock = if wanted.dry_run { None } else { Some(record::lock(&wanted.set, call.deadline())?) };
+    let mut warnings = match &lock {
+        Some(_) => record::recover(call, Some(&wanted.set))?,
+        None => Vec::new(),
+    };
     let set = members(wanted)?;
     let opaque = set.metadata.as_deref().map(metadata).transpose()?;
     let mut sources = source::sources(call, &set)?;
@@ -97,8 +104,10 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
         let plan = plan(wanted, &sources, &store)?;
         return Ok(Exported { run: RunId::new(now), disks: Vec::new(), warnings: Vec::new(), plan: Some(plan) });
     }
-    let _set = record::lock(&wanted.set, call.deadline())?;
-    let mut warnings = record::recover(call, Some(&wanted.set))?;
+    if wanted.pause.is_some() && hooks::is_empty(Point::Pause)? {
+        let where_to = run_dir::hooks().join(Point::Pause.directory());
+        warnings.push(format!("no program is in {}: nothing was paused", where_to.display()));
+    }
     let _taken = store.lock(&wanted.set, &RunId::new(now), call.deadline())?;
     let shelf = Shelf::new(&store, wanted.set.clone());
     shelf.repair()?;

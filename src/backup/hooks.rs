@@ -39,7 +39,7 @@ pub enum Point {
 }
 
 impl Point {
-    fn directory(self) -> &'static str {
+    pub fn directory(self) -> &'static str {
         match self {
             Point::BeforeExport => "backup-export-pre.d",
             Point::AfterExport => "backup-export-post.d",
@@ -107,9 +107,17 @@ pub fn run(point: Point, variables: &Variables, patience: Duration) -> Result<()
         let tool = Tool::new(&hook.display().to_string()).without_environment().env("PATH", PATH);
         let tool = tool.env("SM_HOOKS_PHASE", point.phase());
         let tool = variables.iter().fold(tool, |tool, (name, value)| tool.env(name, value));
-        tool.deadline(patience).run()?;
+        tool.deadline(patience).with_all_output().run()?;
     }
     Ok(())
+}
+
+/// Whether a point has no hooks.
+///
+/// # Errors
+/// Those of [`run`] but for what a hook says.
+pub fn is_empty(point: Point) -> Result<bool> {
+    Ok(hooks(&run_dir::hooks().join(point.directory()))?.is_empty())
 }
 
 fn hooks(path: &Path) -> Result<Vec<PathBuf>> {

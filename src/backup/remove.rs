@@ -109,8 +109,13 @@ pub(super) fn elsewhere(call: &Call, set: &SetName, this: &Open, run: &RunId) ->
             }
             from(call, &store, set, None, run)
         };
-        if let Err(error) = cleaned() {
-            warnings.push(format!("store {} keeps what it has of {set}: {}", store.name, one_line(&error)));
+        match cleaned() {
+            Ok(false) => {}
+            Ok(true) => warnings.push(format!(
+                "the exports of {set} in store {} were removed, since the new one is in store {}; --keep-others keeps them",
+                store.name, this.name
+            )),
+            Err(error) => warnings.push(format!("store {} keeps what it has of {set}: {}", store.name, one_line(&error))),
         }
     }
     warnings

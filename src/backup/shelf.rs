@@ -174,10 +174,27 @@ impl<'a> Shelf<'a> {
             store.sync()?;
             return Ok(false);
         }
+        self.refuse_foreign()?;
         store.rename(self.set.as_str(), &aside)?;
         store.sync()?;
         self.sweep_removed()?;
         Ok(true)
+    }
+
+    /// Refuses a directory with something in it that no export has: somebody put it there.
+    fn refuse_foreign(&self) -> Result<()> {
+        let Some(dir) = self.dir()? else { return Ok(()) };
+        let is_ours = |name: &String| {
+            let run = name.strip_suffix(UNFINISHED).unwrap_or(name);
+            name == CURRENT || name.starts_with('.') || run.parse::<RunId>().is_ok()
+        };
+        match dir.names()?.into_iter().find(|name| !is_ours(name)) {
+            None => Ok(()),
+            Some(name) => Err(Error::Unsupported {
+                op: "removing the exports",
+                why: format!("{} is no part of an export; move it away", dir.join(&name).display()),
+            }),
+        }
     }
 
     fn sweep_removed(&self) -> Result<()> {

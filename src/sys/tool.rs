@@ -35,6 +35,8 @@ pub struct Tool {
     deadline: Duration,
     /// A status besides 0 that is no failure.
     good: Option<i32>,
+    /// An error shows the standard output as well.
+    shows_stdout: bool,
 }
 
 /// The output that a tool wrote before it ended with status 0.
@@ -52,7 +54,7 @@ impl Tool {
         if std::env::var_os("PATH").is_none() {
             command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         }
-        Tool { command, shown: program.to_owned(), deadline: DEADLINE, good: None }
+        Tool { command, shown: program.to_owned(), deadline: DEADLINE, good: None, shows_stdout: false }
     }
 
     pub fn arg(mut self, arg: impl AsRef<str>) -> Tool {
@@ -107,6 +109,12 @@ impl Tool {
         self
     }
 
+    /// An error shows what the program wrote on its standard output as well: a person's script may say why there.
+    pub fn with_all_output(mut self) -> Tool {
+        self.shows_stdout = true;
+        self
+    }
+
     /// Runs the program to its end.
     ///
     /// # Errors
@@ -140,6 +148,7 @@ impl Tool {
         };
         match describe(status).filter(|_| self.good.is_none() || status.code() != self.good) {
             None => Ok(Output { stdout: text(&mut out), stderr: text(&mut err) }),
+            Some(how) if self.shows_stdout => Err(failed(how, text(&mut out) + &text(&mut err))),
             Some(how) => Err(failed(how, text(&mut err))),
         }
     }
