@@ -131,6 +131,8 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
         locks: set.disks.clone(),
         paused: None,
         made,
+        labels: Vec::new(),
+        complete: false,
     })?;
     let held = held(call, wanted, &mut sources, how, &mut begun, &variables);
     let user = begun.record().user();

@@ -87,36 +87,59 @@ pub fn import(call: &Call, wanted: &Wanted) -> Result<(Vec<Imported>, Vec<String
     variables.insert("SM_POST_RESULT".to_owned(), hooks::boolean(done.is_ok()));
     let failed = hooks::run(Point::AfterImport, &variables, hooks::PATIENCE).err();
     warnings.extend(failed.map(|error| format!("a hook failed: {}", one_line(&error))));
-    Ok((done?, warnings))
+    let (disks, said) = done?;
+    warnings.extend(said);
+    Ok((disks, warnings))
 }
 
-/// Makes all disks or none.
-fn make(call: &Call, wanted: &Wanted, this: RunId, targets: Vec<Target>) -> Result<Vec<Imported>> {
+/// Makes all disks or none. Answers the disks, and warnings.
+fn make(call: &Call, wanted: &Wanted, this: RunId, targets: Vec<Target>) -> Result<(Vec<Imported>, Vec<String>)> {
     let made = targets.iter().map(|it| Member { sr: it.imported.sr, vdi: it.imported.vdi }).collect();
-    let record = Record { run: this, set: wanted.set.clone(), store: None, locks: Vec::new(), paused: None, made };
-    let begun = Begun::begin(record)?;
+    let labels = match wanted.keep_uuids {
+        true => targets.iter().map(|it| it.new.params.label.clone()).collect(),
+        // Nobody else knows the UUIDs that were chosen here.
+        false => Vec::new(),
+    };
+    let mut begun = Begun::begin(Record {
+        run: this,
+        set: wanted.set.clone(),
+        store: None,
+        locks: Vec::new(),
+        paused: None,
+        made,
+        labels,
+        complete: false,
+    })?;
     let mut done = Vec::new();
     for target in targets {
-        let Target { session, new, restored, imported } = target;
+        let Target { session, mut new, restored, imported } = target;
+        if wanted.keep_uuids {
+            new.params.label = begun.record().mark();
+        }
         let open = move || Ok(Box::new(restored) as Box<dyn Disk>);
         match session.vdi_fill(new, open, &call.context()) {
             Ok(_) => done.push(imported),
-            Err(error) => return Err(undone(call, error, done, begun)),
+            Err(error) => return Err(undone(call, error, begun)),
         }
     }
-    begun.end()?;
-    Ok(done)
+    if !wanted.keep_uuids {
+        begun.end()?;
+        return Ok((done, Vec::new()));
+    }
+    if let Err(error) = begun.note_complete() {
+        return Err(undone(call, error, begun));
+    }
+    match begun.record().label_made(call) {
+        Ok(()) => begun.end().map(|()| (done, Vec::new())),
+        // The record stays.
+        Err(error) => Ok((done, vec![format!("the next call gives the disks their labels: {}", one_line(&error))])),
+    }
 }
 
-/// Deletes the disks that were made before one failed.
-fn undone(call: &Call, error: Error, made: Vec<Imported>, begun: Begun) -> Error {
-    let gone: Result<Vec<()>> =
-        made.iter().map(|it| record::delete(call, &Member { sr: it.sr, vdi: it.vdi })).collect();
-    match gone {
-        Ok(_) => error.undone(begun.end()),
-        // The record stays: the next call deletes them.
-        Err(undo) => error.undone(Err(undo)),
-    }
+/// Deletes what was made before something failed. If that fails, the record stays, and the next call tries again.
+fn undone(call: &Call, error: Error, begun: Begun) -> Error {
+    let gone = begun.record().delete_made(call);
+    error.undone(gone.and_then(|()| begun.end()))
 }
 
 /// Decides what is made where, and makes sure that there is room for all of it.

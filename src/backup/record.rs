@@ -33,14 +33,55 @@ pub struct Record {
     /// What uses the disks is paused, or may be: the variables of the hooks that resume it.
     #[serde(default)]
     pub paused: Option<Variables>,
-    /// The disks and snapshots that it makes, whose UUIDs it chose.
+    /// The disks and snapshots that it makes.
     pub made: Vec<Member>,
+    /// Of an import whose disks get UUIDs that it did not choose, in the order of `made`: the labels of the disks once all of them
+    /// are there. Until then each has the label [`Record::mark`], by which it is told from another disk of its UUID. Else empty.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// All disks of such an import are there. It is completed, not undone.
+    #[serde(default)]
+    pub complete: bool,
 }
 
 impl Record {
     /// The user of the persistent locks of a run.
     pub fn user(&self) -> String {
         format!("backup:{}:{}", store::host_name(), self.run)
+    }
+
+    /// The label of the disks of an import that is not complete.
+    pub fn mark(&self) -> String {
+        format!("import:{}:{}", self.set, self.run)
+    }
+
+    /// Deletes what the run made, and no other disk. Idempotent.
+    ///
+    /// # Errors
+    /// Those of the SR, the first of several.
+    pub fn delete_made(&self, call: &Call) -> Result<()> {
+        let delete = |disk: &Member| match bases::is_kept(&self.set, disk)? {
+            true => Ok(()),
+            false if self.labels.is_empty() => delete(call, disk),
+            // Another disk can have the UUID: one that was made after the run was killed, or a moment before the run made its own.
+            false => match call.host.open(disk.sr) {
+                Err(Error::UnknownSr { .. }) => Ok(()),
+                other => other?.vdi_delete_labelled(disk.vdi, &self.mark(), &call.context()),
+            },
+        };
+        self.made.iter().map(delete).fold(Ok(()), Result::and)
+    }
+
+    /// Gives the disks of a complete import their labels. Idempotent.
+    ///
+    /// # Errors
+    /// Those of the SR, the first of several.
+    pub fn label_made(&self, call: &Call) -> Result<()> {
+        let label = |(disk, label): (&Member, &String)| match call.host.open(disk.sr) {
+            Err(Error::UnknownSr { .. }) => Ok(()),
+            other => other?.vdi_relabel(disk.vdi, &self.mark(), label, &call.context()),
+        };
+        self.made.iter().zip(&self.labels).map(label).fold(Ok(()), Result::and)
     }
 }
 
@@ -69,6 +110,15 @@ impl Begun {
     /// [`Error::Io`].
     pub fn note_paused(&mut self, paused: Option<Variables>) -> Result<()> {
         self.0.paused = paused;
+        write(&self.0)
+    }
+
+    /// Notes durably that all disks of an import are there.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn note_complete(&mut self) -> Result<()> {
+        self.0.complete = true;
         write(&self.0)
     }
 
@@ -150,7 +200,11 @@ pub fn recover(call: &Call, held: Option<&SetName>) -> Result<Vec<String>> {
         match undo(call, &record) {
             Ok(()) => {
                 forget(&run)?;
-                syslog::write(&format!("sm backup: run {run} of set {} was killed; it is undone", record.set));
+                syslog::write(&format!(
+                    "sm backup: run {run} of set {} was killed; it is {}",
+                    record.set,
+                    if record.complete { "completed" } else { "undone" }
+                ));
             }
             Err(error) => {
                 warnings.push(format!(
@@ -178,14 +232,7 @@ fn undo(call: &Call, record: &Record) -> Result<()> {
     for disk in &record.locks {
         note(unlock(call, disk, &record.user()));
     }
-    for disk in &record.made {
-        match bases::is_kept(&record.set, disk) {
-            Ok(true) => {}
-            Ok(false) => note(delete(call, disk)),
-            Err(error) => note(Err(error)),
-        }
-    }
-    // A store that is away is repaired by the next call that uses it.
+    note(if record.complete { record.label_made(call) } else { record.delete_made(call) });
     if let Some(open) = record.store.as_ref().and_then(|name| store::find(name).ok()?.open().ok())
         && let Ok(_taken) = open.lock(&record.set, &record.run, Instant::now())
     {

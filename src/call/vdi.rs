@@ -48,6 +48,41 @@ impl Session {
         })
     }
 
+    /// Deletes a VDI that has this label. Any other VDI of the UUID stays. Idempotent.
+    ///
+    /// # Errors
+    /// Those of [`Session::vdi_delete`]; what keeps the label from being read.
+    pub fn vdi_delete_labelled(&self, vdi: VdiUuid, label: &str, context: &Context) -> Result<()> {
+        let label = label.to_owned();
+        self.carry_out(Locks::of_vdis(&[vdi]), context, move |storage, context| {
+            match storage.vdi(vdi).and_then(|disk| disk.place().params()) {
+                Ok(params) if params.label != label => return Ok(()),
+                // What a killed call left of one goes too.
+                Ok(_) | Err(Error::NoVdi { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            delete(storage, vdi, Unreadable::Refused, context)?;
+            forget_vdis(&[vdi]);
+            Ok(())
+        })
+    }
+
+    /// Gives a VDI that has the label `from` the label `to`. Any other VDI of the UUID stays as it is. Idempotent.
+    ///
+    /// # Errors
+    /// Those of [`Session::vdi_set`]. A VDI that is not there is none.
+    pub fn vdi_relabel(&self, vdi: VdiUuid, from: &str, to: &str, context: &Context) -> Result<()> {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        let renamed = self.with_vdi(vdi, context, move |disk, _| match disk.place().params()?.label == from {
+            true => disk.set(&ParamsChange { label: Some(to), ..ParamsChange::default() }).map(drop),
+            false => Ok(()),
+        });
+        match renamed {
+            Err(Error::NoVdi { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Whether [`Session::vdi_delete`] would delete a VDI that cannot be read if it was told to. Changes nothing.
     pub fn is_deletable_unread(&self, vdi: VdiUuid, context: &Context) -> bool {
         let look = self.carry_out(Locks::of_vdis(&[vdi]), context, move |storage, context| {

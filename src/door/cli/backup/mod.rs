@@ -45,7 +45,8 @@ impl Host for Named {
     }
 }
 
-/// Carries one command out.
+/// Carries one command out. First, what killed calls left is undone, whatever the command is and also if it fails: what uses the
+/// disks may still be paused.
 ///
 /// # Errors
 /// Those of the command.
@@ -59,6 +60,17 @@ pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
         _ => DEFAULT_WAIT,
     };
     let call = Call { host: &Named, wait, progress: &|done, total| bar.show(done, total) };
+    let is_dry = matches!(command, BackupCommand::Export { dry_run: true, .. });
+    let mut warnings = if is_dry { Vec::new() } else { record::recover(&call, None)? };
+    let reply = perform(&call, command)?;
+    // A command that has the lock of its set looks again.
+    warnings.extend(reply.warnings);
+    warnings.sort();
+    warnings.dedup();
+    Ok(Reply { what: reply.what, warnings })
+}
+
+fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
     match command {
         BackupCommand::Define { name, disks, metadata } => {
             let metadata = metadata.as_deref().map(absolute).transpose()?;
@@ -70,10 +82,10 @@ pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
             let _lock = record::lock(&name, Instant::now() + call.wait)?;
             set::undefine(&name)?;
             bases::keep(&name, Vec::new())?;
-            Ok(Reply { what: What::Done, warnings: bases::sweep(&call, &name) })
+            Ok(Reply { what: What::Done, warnings: bases::sweep(call, &name) })
         }
         BackupCommand::Consolidate { name, store, .. } => {
-            let (run, warnings) = export::consolidate(&call, &name.parse()?, &store.parse()?)?;
+            let (run, warnings) = export::consolidate(call, &name.parse()?, &store.parse()?)?;
             Ok(Reply { what: run.map_or(What::Done, What::Run), warnings })
         }
         BackupCommand::Export {
@@ -113,7 +125,7 @@ pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
                 keep_others: *keep_others,
                 dry_run: *dry_run,
             };
-            let done = export::export(&call, &wanted)?;
+            let done = export::export(call, &wanted)?;
             let what = match done.plan {
                 Some(plan) => What::Plan(plan),
                 None => What::Run(done.run),
@@ -130,18 +142,15 @@ pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
                 sizes: by_index("--size", size, size::parse)?,
                 keep_uuids: *keep_uuids,
             };
-            let (disks, warnings) = import::import(&call, &wanted)?;
+            let (disks, warnings) = import::import(call, &wanted)?;
             Ok(Reply { what: What::Imported(disks), warnings })
         }
         BackupCommand::List { stores } => {
-            let mut warnings = record::recover(&call, None)?;
             let stores = stores.iter().map(|store| store.parse()).collect::<Result<Vec<StoreName>, Misread>>()?;
-            let (lines, unseen) = list::list(&stores)?;
-            warnings.extend(unseen);
+            let (lines, warnings) = list::list(&stores)?;
             Ok(Reply { what: What::List(lines), warnings })
         }
         BackupCommand::Show { name, store, run } => {
-            let warnings = record::recover(&call, None)?;
             let name: SetName = name.parse()?;
             let found = find(&name, store.as_deref(), run.as_deref());
             let what = match (found, set::find(&name)?) {
@@ -149,22 +158,21 @@ pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
                 (Err(Error::NoExport { .. }), Some(set)) if store.is_none() && run.is_none() => What::Set(name, set),
                 (Err(error), _) => return Err(error),
             };
-            Ok(Reply { what, warnings })
+            Ok(Reply { what, warnings: Vec::new() })
         }
         BackupCommand::Verify { what, store, run, deep } => {
-            let warnings = record::recover(&call, None)?;
             let dir = match what.contains('/') {
                 true => Dir::open(&fs::canonicalize(what).map_err(Error::io("find", what))?)?,
                 false => find(&what.parse()?, store.as_deref(), run.as_deref())?.dir,
             };
             let depth = if *deep { Depth::Blocks } else { Depth::Files };
             let manifest = verify::verify(dir, depth, call.progress)?;
-            Ok(Reply { what: What::Whole(manifest.name, manifest.run), warnings })
+            Ok(Reply { what: What::Whole(manifest.name, manifest.run), warnings: Vec::new() })
         }
         BackupCommand::Remove { name, store, run, .. } => {
             let store = store.as_deref().map(str::parse).transpose()?;
             let run = run.as_deref().map(str::parse).transpose()?;
-            let removed = remove::remove(&call, &name.parse()?, store.as_ref(), run.as_ref())?;
+            let removed = remove::remove(call, &name.parse()?, store.as_ref(), run.as_ref())?;
             Ok(Reply { what: What::Removed(removed.stores), warnings: removed.warnings })
         }
         BackupCommand::StoreInit { store, yes } => {
