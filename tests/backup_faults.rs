@@ -12,7 +12,10 @@
 mod scene;
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use scene::kill::{Act, End, Points, run};
 use scene::{A, B, Door, FILE, MIB, Outcome, SR, Scene, pattern};
@@ -111,15 +114,23 @@ fn a_disk_of_a_person_outlives_a_killed_import_that_wanted_its_uuid() {
     assert!(completed > 0 && undone > 0, "{completed} completed, {undone} undone");
 }
 
+/// Makes a hook of a script, in which `$log` is the file `log` of the scene.
+fn hook(scene: &Scene, point: &str, script: &str) {
+    let hooks = scene.root.path().join("run/hooks").join(point);
+    fs::create_dir_all(&hooks).unwrap();
+    fs::write(hooks.join("vm"), format!("#!/bin/sh\nlog={}\n{script}\n", path(scene, "log"))).unwrap();
+    fs::set_permissions(hooks.join("vm"), PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+fn log(scene: &Scene) -> String {
+    fs::read_to_string(path(scene, "log")).unwrap_or_default()
+}
+
 #[test]
 fn every_command_ends_the_pause_of_a_killed_export() {
     let scene = scene();
     exported(&scene);
-    let hooks = scene.root.path().join("run/hooks/backup-resume.d");
-    fs::create_dir_all(&hooks).unwrap();
-    let program = format!("#!/bin/sh\necho resumed >> {}\n", path(&scene, "log"));
-    fs::write(hooks.join("vm"), program).unwrap();
-    fs::set_permissions(hooks.join("vm"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    hook(&scene, "backup-resume.d", "echo resumed >> $log");
     let run = "20261127T010735Z-1f2e3d4c";
     let record =
         format!(r#"{{"run":"{run}","set":"web","store":null,"locks":[],"paused":{{"SM_SET_NAME":"web"}},"made":[]}}"#);
@@ -139,7 +150,84 @@ fn every_command_ends_the_pause_of_a_killed_export() {
         fs::write(scene.root.path().join("run/backup").join(format!("{run}.json")), &record).unwrap();
         fs::write(path(&scene, "log"), "").unwrap();
         let _ = backup(&scene, words);
-        assert_eq!(fs::read_to_string(path(&scene, "log")).unwrap(), "resumed\n", "{words:?}");
+        assert_eq!(log(&scene), "resumed\n", "{words:?}");
         assert!(records(&scene).is_empty(), "{words:?}");
     }
+}
+
+/// The processes of hooks of this scene.
+fn hooks_of(scene: &Scene) -> Vec<String> {
+    let ours = format!("SM_DATA_DIR={}/run/backup", scene.root.path().display());
+    let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    let is_ours = |path: &PathBuf| {
+        fs::read(path.join("environ")).unwrap_or_default().split(|byte| *byte == 0).any(|it| it == ours.as_bytes())
+    };
+    processes.filter(is_ours).map(|path| fs::read_to_string(path.join("comm")).unwrap_or_default()).collect()
+}
+
+/// Starts a command, and kills it once the hook says that it has begun.
+fn killed_in_a_hook(scene: &Scene, words: &[&str]) {
+    let mut child = Command::new(scene.executable())
+        .arg("backup")
+        .args(words)
+        .env("XCP_SM_RUN_DIR", scene.root.path().join("run"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while !log(scene).contains("begun") {
+        assert!(begun.elapsed() < Duration::from_secs(120), "the hook did not begin: {}", log(scene));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_pause_does_not_go_on_when_its_caller_was_killed() {
+    let scene = scene();
+    exported(&scene);
+    sm(&scene, &["vdi_lock", "fast/web", "FALSE", "vm7"]).done();
+    // The shell waits for a program of its own, which goes on when the shell is killed.
+    hook(&scene, "backup-pause.d", "(echo begun >> $log; sleep 60; echo paused >> $log) & wait; true");
+    hook(&scene, "backup-resume.d", "echo resumed >> $log");
+    killed_in_a_hook(&scene, &["export", "web", "--to", "nas", "--pause"]);
+    backup(&scene, &["list"]).done();
+    assert_eq!(hooks_of(&scene), [""; 0]);
+    assert_eq!(log(&scene), "begun\nresumed\n");
+}
+
+#[test]
+fn a_hook_dies_with_its_caller_but_a_resume_ends_what_it_does() {
+    let scene = scene();
+    exported(&scene);
+    hook(&scene, "backup-export-pre.d", "echo begun >> $log; exec sleep 60");
+    killed_in_a_hook(&scene, &["export", "web", "--to", "nas"]);
+    let begun = Instant::now();
+    while !hooks_of(&scene).is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?} outlives its caller", hooks_of(&scene));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    fs::remove_dir_all(scene.root.path().join("run/hooks")).unwrap();
+    sm(&scene, &["vdi_lock", "fast/web", "FALSE", "vm7"]).done();
+    fs::write(path(&scene, "log"), "").unwrap();
+    hook(&scene, "backup-resume.d", "echo begun >> $log; sleep 1; echo resumed >> $log");
+    killed_in_a_hook(&scene, &["export", "web", "--to", "nas", "--pause"]);
+    let begun = Instant::now();
+    while !log(&scene).contains("resumed") {
+        assert!(begun.elapsed() < Duration::from_secs(120), "the resume was cut short");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_hook_that_writes_without_end_takes_no_memory_and_says_its_last_words() {
+    let scene = scene();
+    exported(&scene);
+    hook(&scene, "backup-export-pre.d", "head -c 300000000 /dev/zero | tr '\\0' x; echo sorry; exit 3");
+    let words = ["backup", "export", "web", "--to", "nas"].map(str::to_owned);
+    // 300 MB of output do not fit into the memory that the call may take.
+    let denied = scene.under("prlimit --as=250000000", words);
+    assert!(denied.stderr().ends_with("xxxsorry\n"), "{denied}");
+    denied.fails("EHOOKDENY");
 }

@@ -17,12 +17,17 @@ use super::{SetName, store};
 use crate::error::{Error, Result};
 use crate::sys::durable::Dir;
 use crate::sys::run_dir;
-use crate::sys::tool::Tool;
+use crate::sys::tool::{self, Tool};
 use crate::types::{Format, VdiInfo};
 
 /// How long a hook may take that is not told otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(300);
+/// Bytes of each output of a hook that are kept: both fit into the line of an error.
+const MOST_OUTPUT: usize = 1 << 10;
 const PATH: &str = "/sbin:/bin:/usr/sbin:/usr/bin";
+
+/// The variable that tells hooks of different runs apart.
+const RUN: &str = "SM_RUN_ID";
 
 /// The variables of hooks.
 pub type Variables = BTreeMap<String, String>;
@@ -67,7 +72,7 @@ pub fn common(code: &str, set: &SetName, run: &RunId) -> Variables {
         ("SM_OBJECT_TYPE", "DISKSET".to_owned()),
         ("SM_HOST", store::host_name()),
         ("SM_DATA_DIR", run_dir::backup().display().to_string()),
-        ("SM_RUN_ID", run.to_string()),
+        (RUN, run.to_string()),
         ("SM_SET_NAME", set.to_string()),
     ];
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
@@ -107,9 +112,18 @@ pub fn run(point: Point, variables: &Variables, patience: Duration) -> Result<()
         let tool = Tool::new(&hook.display().to_string()).without_environment().env("PATH", PATH);
         let tool = tool.env("SM_HOOKS_PHASE", point.phase());
         let tool = variables.iter().fold(tool, |tool, (name, value)| tool.env(name, value));
-        tool.deadline(patience).with_all_output().run()?;
+        let tool = tool.deadline(patience).of_a_person(MOST_OUTPUT);
+        // A pause that went on after its caller was killed would come after the resume that ends it. A resume goes on: whoever
+        // waits for it is paused.
+        let tool = if point == Point::Resume { tool } else { tool.dies_with_us() };
+        tool.run()?;
     }
     Ok(())
+}
+
+/// Kills what is left of the hooks of a run that was killed.
+pub fn end_those_of(run: &RunId) {
+    tool::end_group_of(RUN, run.as_str());
 }
 
 /// Whether a point has no hooks.

@@ -225,6 +225,7 @@ fn undo(call: &Call, record: &Record) -> Result<()> {
             first.get_or_insert(error);
         }
     };
+    hooks::end_those_of(&record.run);
     if let Some(variables) = &record.paused {
         // The first thing: it waits.
         note(hooks::run(Point::Resume, variables, hooks::PATIENCE));

@@ -2,9 +2,15 @@
 //!
 //! No shell, stdin empty, `LC_ALL=C`, a process group of its own, no inherited descriptors, a deadline.
 //! Output goes to two memfds, not pipes: there is nothing to read while the tool runs, and a daemon that
-//! it leaves behind can neither hang us nor swallow the output.
+//! it leaves behind can neither hang us nor swallow the output. A program that somebody else wrote may write without end:
+//! of the output of a [`Tool::of_a_person`], a thread keeps the last part.
+//!
+//! A tool outlives this process if this process is killed. `lvm`, `mkfs` and `mount` must end what they have begun: half of it
+//! would be left, and the next call finds what they did.
 
 #![allow(clippy::disallowed_types, reason = "this is the one place")]
+
+mod tail;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,11 +21,11 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Once, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
@@ -37,6 +43,8 @@ pub struct Tool {
     good: Option<i32>,
     /// An error shows the standard output as well.
     shows_stdout: bool,
+    /// Bytes that are kept of each output; the last ones.
+    most: Option<usize>,
 }
 
 /// The output that a tool wrote before it ended with status 0.
@@ -54,7 +62,7 @@ impl Tool {
         if std::env::var_os("PATH").is_none() {
             command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         }
-        Tool { command, shown: program.to_owned(), deadline: DEADLINE, good: None, shows_stdout: false }
+        Tool { command, shown: program.to_owned(), deadline: DEADLINE, good: None, shows_stdout: false, most: None }
     }
 
     pub fn arg(mut self, arg: impl AsRef<str>) -> Tool {
@@ -109,9 +117,28 @@ impl Tool {
         self
     }
 
-    /// An error shows what the program wrote on its standard output as well: a person's script may say why there.
-    pub fn with_all_output(mut self) -> Tool {
+    /// A program that a person wrote. An error shows what it wrote on its standard output as well: a script may say why there. Of
+    /// each output, the last `most` bytes are kept, however much it writes.
+    pub fn of_a_person(mut self, most: usize) -> Tool {
         self.shows_stdout = true;
+        self.most = Some(most);
+        self
+    }
+
+    /// The program is killed when this process is. What it started itself goes on: [`end_group_of`] ends that.
+    pub fn dies_with_us(mut self) -> Tool {
+        let us = nix::unistd::getpid();
+        let ask = move || {
+            // The signal comes when the thread ends that started the program; `run` waits in that thread.
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+            match nix::unistd::getppid() == us {
+                true => Ok(()),
+                // It ended before it could be asked for.
+                false => Err(io::Error::from(io::ErrorKind::Interrupted)),
+            }
+        };
+        // SAFETY: the closure makes two system calls and allocates nothing.
+        unsafe { self.command.pre_exec(ask) };
         self
     }
 
@@ -123,15 +150,12 @@ impl Tool {
     pub fn run(mut self) -> Result<Output> {
         keep_descriptors_to_ourselves();
         let failed = |how: String, stderr: String| Error::Tool { argv: self.shown.clone(), how, stderr };
-        let open = || memfd_create("output", MFdFlags::MFD_CLOEXEC).map(File::from);
-        let (mut out, mut err) = open()
-            .and_then(|out| Ok((out, open()?)))
-            .map_err(|e| failed(format!("was not started: {e}"), String::new()))?;
-        let share = |file: &File| file.try_clone().map(Stdio::from);
-        let child = share(&out)
-            .and_then(|stdout| Ok((stdout, share(&err)?)))
-            .and_then(|(stdout, stderr)| self.command.stdout(stdout).stderr(stderr).spawn());
-        let mut child = child.map_err(|e| failed(format!("was not started: {e}"), String::new()))?;
+        let unstarted = |e: io::Error| failed(format!("was not started: {e}"), String::new());
+        let made = || Ok((Sink::new(self.most)?, Sink::new(self.most)?));
+        let ((out, stdout), (err, stderr)) = made().map_err(unstarted)?;
+        let mut child = self.command.stdout(stdout).stderr(stderr).spawn().map_err(unstarted)?;
+        // A pipe ends when nobody has it open for writing.
+        self.command.stdout(Stdio::null()).stderr(Stdio::null());
         let group = Pid::from_raw(child.id() as i32);
         let (tell, told) = mpsc::channel();
         std::thread::spawn(move || {
@@ -143,14 +167,82 @@ impl Tool {
                 let _ = killpg(group, Signal::SIGKILL);
                 // A process that waits for dead storage can't be killed: it is left to the kernel.
                 let _ = told.recv_timeout(Duration::from_secs(1));
-                return Err(failed(format!("did not end within {} s", self.deadline.as_secs()), text(&mut err)));
+                return Err(failed(format!("did not end within {} s", self.deadline.as_secs()), err.text()));
             }
         };
+        let (stdout, stderr) = (out.text(), err.text());
         match describe(status).filter(|_| self.good.is_none() || status.code() != self.good) {
-            None => Ok(Output { stdout: text(&mut out), stderr: text(&mut err) }),
-            Some(how) if self.shows_stdout => Err(failed(how, text(&mut out) + &text(&mut err))),
-            Some(how) => Err(failed(how, text(&mut err))),
+            None => Ok(Output { stdout, stderr }),
+            Some(how) if self.shows_stdout => Err(failed(how, stdout + &stderr)),
+            Some(how) => Err(failed(how, stderr)),
         }
+    }
+}
+
+/// Where one output of a program goes.
+enum Sink {
+    All(File),
+    Last(tail::Reader),
+}
+
+impl Sink {
+    /// A sink, and the end of it that the program gets.
+    fn new(most: Option<usize>) -> io::Result<(Sink, Stdio)> {
+        match most {
+            None => {
+                let file = memfd_create("output", MFdFlags::MFD_CLOEXEC).map(File::from)?;
+                let theirs = file.try_clone()?;
+                Ok((Sink::All(file), Stdio::from(theirs)))
+            }
+            Some(most) => {
+                let (reader, theirs) = tail::Reader::begin(most)?;
+                Ok((Sink::Last(reader), Stdio::from(theirs)))
+            }
+        }
+    }
+
+    /// What the program wrote, which has ended.
+    fn text(self) -> String {
+        match self {
+            Sink::All(mut file) => text(&mut file),
+            Sink::Last(reader) => reader.end(),
+        }
+    }
+}
+
+/// Kills what is left of programs that were started with this variable by a process that was killed since, and what they
+/// started. A daemon, which has a session of its own, is none of them. One that waits for dead storage does nothing more when it
+/// comes back, so its end is not waited for long.
+pub fn end_group_of(variable: &str, value: &str) {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const BEAT: Duration = Duration::from_millis(10);
+    let wanted = format!("{variable}={value}");
+    let is_of_it = |pid: i32| -> bool {
+        let entry = |name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        if !entry("environ").split(|byte| *byte == 0).any(|it| it == wanted.as_bytes()) {
+            return false;
+        }
+        // proc(5), /proc/PID/stat: the group is field 5 and the session field 6; field 2 is a name in parentheses.
+        let stat = String::from_utf8_lossy(&entry("stat")).into_owned();
+        let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+        fields.get(2) != fields.get(3)
+    };
+    let us = std::process::id() as i32;
+    let left = || -> Vec<i32> {
+        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.filter(|pid| *pid != us && is_of_it(*pid)).collect()
+    };
+    let begun = Instant::now();
+    loop {
+        let found = left();
+        for pid in &found {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        if found.is_empty() || begun.elapsed() > PATIENCE {
+            return;
+        }
+        std::thread::sleep(BEAT);
     }
 }
 
@@ -218,7 +310,6 @@ fn keep_descriptors_to_ourselves() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
 
     #[test]
     fn the_error_quotes_the_command_and_its_words_and_no_secret() {
@@ -244,9 +335,25 @@ mod tests {
     }
 
     #[test]
+    fn of_a_program_that_writes_without_end_the_last_is_kept() {
+        let script = "head -c 30000000 /dev/zero | tr '\\0' x; echo; echo last; echo worse >&2; exit 3";
+        let tool = || Tool::new("sh").args(["-c", script]).of_a_person(4096);
+        let Err(Error::Tool { stderr, how, .. }) = tool().run() else { panic!("status 3 is a failure") };
+        assert_eq!(how, "failed with status 3");
+        assert!(
+            stderr.len() < 4200 && stderr.starts_with("[...] xxx") && stderr.ends_with("x\nlast\nworse\n"),
+            "{stderr}"
+        );
+        let short = tool().or_status(3).run().unwrap();
+        assert_eq!((short.stdout.len(), short.stderr.as_str()), (4096 + 6, "worse\n"));
+    }
+
+    #[test]
     fn what_a_tool_leaves_running_does_not_hang_us() {
         let start = Instant::now();
         assert_eq!(Tool::new("sh").args(["-c", "sleep 5 & echo ready"]).run().unwrap().stdout, "ready\n");
+        let person = Tool::new("sh").args(["-c", "(sleep 5; echo late) & echo ready"]).of_a_person(4096);
+        assert_eq!(person.run().unwrap().stdout, "ready\n");
         assert!(start.elapsed() < Duration::from_secs(4));
     }
 }
