@@ -29,7 +29,7 @@ pub enum Error {
     Usage(String),
     #[error("{0}")]
     TooManyArguments(String),
-    /// `similar`: the commands that may have been meant, the likeliest last.
+    /// `similar`: the commands that may have been meant, the likeliest first.
     #[error("no such command {}; {}`--help` lists them", Quoted(name), meant(similar))]
     NoSuchCommand { name: String, similar: Vec<String> },
     #[error("{op} is not supported: {why}")]
@@ -110,6 +110,9 @@ pub enum Error {
     NotEmpty { path: PathBuf },
     #[error("SR {sr} has {} free, and {} are needed", Size(*free), Size(*wanted))]
     NoSpace { sr: SrUuid, free: u64, wanted: u64 },
+    /// The place of a new SR.
+    #[error("SR {sr} would have {} at most, used or not, and {} are asked for", Size(*size), Size(*wanted))]
+    PlaceTooSmall { sr: SrUuid, size: u64, wanted: u64 },
     #[error("the thin pool of SR {sr} is nearly full: {used}; add space or delete VDIs")]
     PoolFull { sr: SrUuid, used: String },
     #[error("{} could not be merged on SR {sr}: {}", counted(failures.len()), failures_of(failures))]
@@ -353,7 +356,7 @@ fn at_line(path: &Path, line: usize) -> String {
 }
 
 fn meant(similar: &[String]) -> String {
-    similar.last().map(|name| format!("did you mean {name}? ")).unwrap_or_default()
+    if similar.is_empty() { String::new() } else { format!("did you mean {}? ", similar.join(" or ")) }
 }
 
 /// The advice for a `name` that no SR has. `known`: the names that SRs have.

@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use xcp_sm::door::cli;
-use xcp_sm::door::v1::{self, manual};
+use xcp_sm::door::v1::{self, manual, overview};
 use xcp_sm::sr::DRIVERS;
 
 /// Name in the tree and contents of everything that is generated.
@@ -83,6 +83,19 @@ fn see_also(pages: &[&str]) -> String {
     section("SEE ALSO", &format!("{}\n", pages.join(",\n")))
 }
 
+/// The commands in their groups, with the pages that explain them.
+fn commands(sm: &clap::Command) -> String {
+    let mut text = String::new();
+    for (title, names) in overview::GROUPS {
+        text.push_str(&format!(".SS \"{title}\"\n"));
+        for verb in names.iter().map(|name| sm.find_subcommand(name).unwrap()) {
+            let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
+            text.push_str(&format!(".TP\nsm\\-{}(8)\n{}\n", plain(verb.get_name()), plain(&about)));
+        }
+    }
+    text
+}
+
 fn page_of_sm(sm: &clap::Command, drivers: &[&str]) -> Vec<u8> {
     let man = clap_mangen::Man::new(sm.clone()).section("8");
     let mut page = Vec::new();
@@ -91,7 +104,7 @@ fn page_of_sm(sm: &clap::Command, drivers: &[&str]) -> Vec<u8> {
     man.render_synopsis_section(&mut page).unwrap();
     man.render_description_section(&mut page).unwrap();
     man.render_options_section(&mut page).unwrap();
-    man.render_subcommands_section(&mut page).unwrap();
+    page.extend(section("COMMANDS", &commands(sm)).into_bytes());
     let statuses =
         manual::STATUSES.iter().map(|(number, name, text)| (format!("{number} {name}").trim().to_owned(), *text));
     let named = |rows: &'static [(&str, &'static str)]| rows.iter().map(|(term, text)| ((*term).to_owned(), *text));

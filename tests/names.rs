@@ -96,6 +96,50 @@ fn an_sr_with_a_name_is_called_by_it() {
 }
 
 #[test]
+fn a_word_for_something_new_is_what_it_is_called() {
+    let scene = empty();
+    let place = ["-t", "file", "-d", &scene.dconf()].map(str::to_owned);
+    let place: Vec<&str> = place.iter().map(String::as_str).collect();
+    let sr = uuid(sm(&scene, &[&["sr_create", "fast"], &place[..]].concat()).done());
+    assert!(fs::read_to_string(entry(&scene, "fast")).unwrap().contains(&sr));
+    for (line, label) in [
+        (&["vdi_create", "fast", "web", "1M"][..], "web"),
+        (&["vdi_create", "fast/db", "1M"], "db"),
+        (&["vdi_snapshot", "fast/web", "before"], "before"),
+        (&["vdi_clone", "fast", "web", "copy"], "copy"),
+        (&["vdi_copy", "fast/db", "fast/moved"], "moved"),
+    ] {
+        let vdi = uuid(sm(&scene, line).done());
+        let info = sm(&scene, &["vdi_get_params", &format!("fast/{label}")]).done();
+        assert!(info.contains(&vdi) && info.contains(&format!("(label . \"{label}\")")), "{line:?}: {info}");
+    }
+    // A UUID that lacks a digit is no label, and a place is no name.
+    let refused = sm(&scene, &["vdi_create", "fast", &A[..35], "1M"]).fails("EINVAL");
+    assert!(refused.contains("expected a UUID such as"), "{refused}");
+    let refused = sm(&scene, &["sr_create", "-t", "file", &scene.dconf()]).fails("EINVAL");
+    assert!(refused.ends_with("the place of an SR is said by -d"), "{refused}");
+}
+
+#[test]
+fn a_word_of_another_tool_is_answered_with_that_of_sm() {
+    let scene = named();
+    for (line, name, hint) in [
+        (&["vdi_list", "fast"][..], "ENOMSG", "did you mean sr_scan?"),
+        (&["ls"], "ENOMSG", "did you mean sr_scan or sr_list?"),
+        (&["devices", "/dev/sda"], "ENOMSG", "did you mean why /dev/sda?"),
+        (&["vdi_create", "fast", "1M", "--name", "web"], "EINVAL", "--label gives a VDI its name"),
+        (&["vdi_create", "fast", "1M", "--format", "qcow2"], "EINVAL", "--type is the format of a disk"),
+        (&["vdi_create", "fast", "1M", "-t", "qcow2"], "EINVAL", "the format of a disk is said by --type"),
+        (&["vdi_create", "fast", "--size", "1M"], "EINVAL", "SIZE is a word"),
+        (&["sr_create", "--label", "x"], "EINVAL", "--name gives an SR its name"),
+        (&["vdi_attach", "web"], "EINVAL", "a disk is said with its SR, as in fast/web"),
+    ] {
+        let refused = sm(&scene, line).fails(name);
+        assert!(refused.contains(hint), "{line:?}: {refused}");
+    }
+}
+
+#[test]
 fn calls_with_every_uuid_answer_as_they_always_did() {
     let scene = named();
     let place = scene.dconf();
@@ -412,6 +456,20 @@ fn a_person_at_a_terminal_is_asked_before_data_is_lost() {
 }
 
 #[test]
+fn a_person_at_a_terminal_is_told_how_a_disk_gets_a_label() {
+    if !scene::has("script") {
+        return scene::skip("script");
+    }
+    let scene = named();
+    let (said, status) = at_terminal(&scene, &["vdi_create", "fast", "1M"], "");
+    assert!(said.contains("it has no label; sm vdi_set ") && status == 0, "{said}");
+    let (said, _) = at_terminal(&scene, &["vdi_create", "fast/web", "1M"], "");
+    assert!(!said.contains("no label"), "{said}");
+    let (said, _) = at_terminal(&scene, &["vdi_create", "fast", B, "1M"], "");
+    assert!(!said.contains("no label"), "{said}");
+}
+
+#[test]
 fn a_person_is_asked_once_about_several_disks() {
     if !scene::has("script") {
         return;
@@ -491,7 +549,9 @@ fn an_sr_gets_another_name_or_none() {
     assert!(sm(&scene, &["sr_name", "quick"]).fails("EINVAL").contains("<NAME> is missing"));
     sm(&scene, &["sr_name", "quick", "x", "--forget"]).fails("EINVAL");
     // The name goes, the SR stays. A file that cannot be read is removed by its name as well.
-    sm(&scene, &["sr_name", "quick", "--forget"]).done();
+    let said = sm(&scene, &["sr_name", "quick", "--forget"]).done();
+    let again = format!("`sm sr_attach --name NAME {SR} -t file -d {}` gives it a name", scene.dconf());
+    assert!(said.starts_with(&format!("SR {SR} stays")) && said.contains(&again), "{said}");
     sm(&scene, &["sr_name", "quick", "--forget"]).fails("ENOSR");
     write_entry(&scene, "second", "nonsense", 0o644);
     sm(&scene, &["sr_name", "second", "--forget"]).done();

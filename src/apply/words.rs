@@ -45,7 +45,7 @@ fn deletion(old: Option<&Layout>, step: &Step) -> Option<String> {
 }
 
 /// A device_config as `-d` takes it.
-fn dconf(config: &DeviceConfig) -> String {
+pub fn dconf(config: &DeviceConfig) -> String {
     let escaped = |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"");
     let pairs: Vec<String> = config.0.iter().map(|(key, value)| format!("({key} . \"{}\")", escaped(value))).collect();
     format!("({})", pairs.join(" "))

@@ -135,14 +135,20 @@ pub struct Test {
     pub name: &'static str,
     /// The finding, in words.
     pub found: String,
-    /// The state of a device that fails the test; `None`: it passed.
+    /// The state of a device that fails the test; `None`: it passed, or the test was not made.
     pub fails: Option<State>,
+    /// `false`: the test was not made, because another failed.
+    pub is_made: bool,
 }
 
 /// Every test of a device, in the order in which the first failure decides on the state.
 pub fn tests(facts: &Facts, around: &Around) -> Vec<Test> {
-    let test =
-        |name, is_well: bool, fails: State, found: String| Test { name, found, fails: (!is_well).then_some(fails) };
+    let test = |name, is_well: bool, fails: State, found: String| Test {
+        name,
+        found,
+        fails: (!is_well).then_some(fails),
+        is_made: true,
+    };
     let yes = |text: &Option<String>, none: &str| text.clone().unwrap_or_else(|| none.to_owned());
     let holders = facts.holders.iter().map(|it| it.shown.as_str()).collect::<Vec<_>>().join(", ");
     let path_of = facts.holders.iter().find(|it| it.is_multipath);
@@ -221,7 +227,7 @@ pub fn tests(facts: &Facts, around: &Around) -> Vec<Test> {
 fn of_signature(signature: &Signature) -> Test {
     let (fails, found) = match signature {
         Signature::None => (None, "none".to_owned()),
-        Signature::NotRead => (None, "not read: another test failed".to_owned()),
+        Signature::NotRead => (None, "the device was not read, because another test failed".to_owned()),
         Signature::Unreadable(why) => (Some(State::Unreadable), why.clone()),
         Signature::Found { kind, group, slot } => {
             let state = match kind.as_str() {
@@ -236,7 +242,7 @@ fn of_signature(signature: &Signature) -> Test {
             (Some(state), format!("{kind}{of_group}{of_slot}"))
         }
     };
-    Test { name: "no signature", found, fails }
+    Test { name: "no signature", found, fails, is_made: *signature != Signature::NotRead }
 }
 
 /// The state that the tests give.

@@ -52,7 +52,7 @@ pub fn serve(args: Vec<OsString>) -> Answer {
     let asked = asked_format(&args);
     let parsed = grammar::command().try_get_matches_from(args).and_then(|matches| SmLine::from_arg_matches(&matches));
     match parsed {
-        Err(e) => not_parsed(e, asked),
+        Err(e) => not_parsed(e, asked, Some(&grammar::command())),
         Ok(line) => {
             let format = chosen_format(line.format, OutputFormat::Sexp);
             match carry_out(&line.group) {

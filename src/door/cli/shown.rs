@@ -148,7 +148,7 @@ impl<'a> From<&'a Row> for Device<'a> {
 #[derive(Serialize)]
 struct TestOf<'a> {
     test: &'a str,
-    passed: bool,
+    passed: Option<bool>,
     found: &'a str,
     state: Option<String>,
 }
@@ -189,7 +189,7 @@ impl<'a> Body<'a> {
             Reply::Why { row, tests } => {
                 let one = |test: &'a Test| TestOf {
                     test: test.name,
-                    passed: test.fails.is_none(),
+                    passed: test.is_made.then_some(test.fails.is_none()),
                     found: &test.found,
                     state: test.fails.as_ref().map(ToString::to_string),
                 };
@@ -251,8 +251,11 @@ fn table_of(reply: &Reply) -> String {
             let lines: Vec<Vec<String>> = tests
                 .iter()
                 .map(|test| {
-                    let outcome =
-                        test.fails.as_ref().map_or_else(|| "passed".to_owned(), |state| format!("FAILED ({state})"));
+                    let outcome = match &test.fails {
+                        Some(state) => format!("FAILED ({state})"),
+                        None if test.is_made => "passed".to_owned(),
+                        None => "not made".to_owned(),
+                    };
                     vec![test.name.to_owned(), outcome, test.found.clone()]
                 })
                 .collect();
@@ -332,7 +335,7 @@ mod tests {
     #[test]
     fn what_a_disk_says_of_itself_neither_forges_rows_nor_acts_on_the_terminal() {
         let planted = "\u{1b}[31m\nrow\u{202e}";
-        let test = |text: &str| Test { name: "t", found: text.to_owned(), fails: None };
+        let test = |text: &str| Test { name: "t", found: text.to_owned(), fails: None, is_made: true };
         let list = |text: &str| Reply::Devices {
             backend: "scan".to_owned(),
             rows: vec![row(text)],

@@ -230,7 +230,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
             Substrate::CdLibrary if attempt.ends_the_sr() => Code::ISOUnmountFailure,
             _ => Code::SRInUse,
         },
-        Error::NoSpace { .. } | Error::PoolFull { .. } => Code::SRNoSpace,
+        Error::NoSpace { .. } | Error::PlaceTooSmall { .. } | Error::PoolFull { .. } => Code::SRNoSpace,
         Error::Damaged { .. } if general == Code::VDIUnavailable => Code::VDILoad,
         Error::Damaged { .. } | Error::NotMerged { .. } | Error::NotWhole { .. } | Error::NotPaused { .. } => general,
         // Of people's commands.

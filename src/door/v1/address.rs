@@ -113,7 +113,12 @@ fn by_name(word: &str, is_placed: bool) -> Result<Entry> {
     let no_uuid = || word.parse::<SrUuid>().err().map(Error::from);
     let name: SrName = match word.parse() {
         Ok(name) => name,
-        Err(misread) => return Err(no_uuid().filter(|_| is_placed).unwrap_or_else(|| misread.into())),
+        Err(mut misread) => {
+            if word.starts_with('/') {
+                misread.expected += "; the place of an SR is said by -d";
+            }
+            return Err(no_uuid().filter(|_| is_placed).unwrap_or_else(|| misread.into()));
+        }
     };
     match registry::find(&name) {
         Ok(Some(entry)) => Ok(entry),

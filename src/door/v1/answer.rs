@@ -7,7 +7,9 @@ use serde::Serialize;
 
 use super::grammar::OutputFormat;
 use super::json;
+use super::lines::NEW_VDI;
 use super::listing::Listed;
+use super::natural;
 use super::status::{exit_status, remedy};
 use super::wire::Datum;
 use crate::door::{Answer, size, table};
@@ -136,7 +138,8 @@ fn written(reply: &Reply, format: OutputFormat) -> Result<Vec<u8>> {
 /// The refusal of a line of a person: a UUID that is to be made is never missed, because `sm` chooses one.
 pub fn without_optional(mut refused: clap::Error) -> clap::Error {
     if let Some(ContextValue::Strings(names)) = refused.get(ContextKind::InvalidArg) {
-        let wanted: Vec<String> = names.iter().filter(|name| !NEW_UUIDS.contains(&name.as_str())).cloned().collect();
+        let is_new = |name: &String| name.trim_matches(['<', '>']) == NEW_VDI;
+        let wanted: Vec<String> = names.iter().filter(|name| !is_new(name)).cloned().collect();
         if !wanted.is_empty() {
             refused.insert(ContextKind::InvalidArg, ContextValue::Strings(wanted));
         }
@@ -144,13 +147,11 @@ pub fn without_optional(mut refused: clap::Error) -> clap::Error {
     refused
 }
 
-/// The words for the UUID of what a command makes. The words for what is there already are others in the lines of people.
-const NEW_UUIDS: [&str; 2] = ["<VDI-UUID>", "<DST-UUID>"];
-
 /// The answer to a command line that the parser refused: by the table of exit statuses. Help and version are answers too.
 ///
-/// `format`: JSON for a person who asked for it; any other form says the same.
-pub fn not_parsed(refused: clap::Error, format: OutputFormat) -> Answer {
+/// `format`: JSON for a person who asked for it; any other form says the same. `people`: the command line of a person, who is told
+/// what may have been meant by a word of other tools.
+pub fn not_parsed(refused: clap::Error, format: OutputFormat, people: Option<&clap::Command>) -> Answer {
     let context = |kind| match refused.get(kind) {
         Some(ContextValue::String(text)) => text.clone(),
         _ => String::new(),
@@ -159,16 +160,22 @@ pub fn not_parsed(refused: clap::Error, format: OutputFormat) -> Answer {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             return Answer { stdout: refused.to_string().into_bytes(), stderr: String::new(), status: 0 };
         }
-        ErrorKind::InvalidSubcommand => Error::NoSuchCommand {
-            name: context(ContextKind::InvalidSubcommand),
-            similar: suggested(&refused, ContextKind::SuggestedSubcommand, &context(ContextKind::InvalidSubcommand)),
-        },
+        ErrorKind::InvalidSubcommand => {
+            let name = context(ContextKind::InvalidSubcommand);
+            let similar = match people {
+                Some(root) => natural::commands(natural::of_usage(root, &usage_of(&refused)), &name),
+                None => suggested(&refused, ContextKind::SuggestedSubcommand, &name).pop().into_iter().collect(),
+            };
+            Error::NoSuchCommand { name, similar }
+        }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Error::Usage("no command was given; `--help` lists them".to_owned())
         }
         ErrorKind::UnknownArgument if !context(ContextKind::InvalidArg).starts_with('-') => {
-            let usage = refused.get(ContextKind::Usage).map(|usage| format!("; {usage}")).unwrap_or_default();
-            let usage = usage.replace("Usage:", "usage:").replace('\n', " ");
+            let usage = match usage_of(&refused) {
+                usage if usage.is_empty() => usage,
+                usage => format!("; usage: {usage}"),
+            };
             Error::TooManyArguments(format!("argument '{}' is one too many{usage}", context(ContextKind::InvalidArg)))
         }
         ErrorKind::MissingRequiredArgument => {
@@ -176,7 +183,8 @@ pub fn not_parsed(refused: clap::Error, format: OutputFormat) -> Answer {
                 Some(ContextValue::Strings(names)) => names.join(" "),
                 _ => context(ContextKind::InvalidArg),
             };
-            Error::Usage(format!("{missing} is missing; {HELP}"))
+            let hint = people.map_or("", |_| natural::missing(&missing));
+            Error::Usage(format!("{missing} is missing; {hint}{HELP}"))
         }
         ErrorKind::UnknownArgument if is_negative_size(&refused, &context(ContextKind::InvalidArg)) => {
             let given = context(ContextKind::InvalidArg);
@@ -185,8 +193,14 @@ pub fn not_parsed(refused: clap::Error, format: OutputFormat) -> Answer {
         ErrorKind::UnknownArgument => {
             let given = context(ContextKind::InvalidArg);
             let meant = suggested(&refused, ContextKind::SuggestedArg, &given);
-            let meant = meant.last().map(|name| format!("did you mean {name}? ")).unwrap_or_default();
+            let natural = || natural::option(people?, &usage_of(&refused), &given).map(|hint| format!("{hint}; "));
+            let meant = meant.last().map(|name| format!("did you mean {name}? ")).or_else(natural).unwrap_or_default();
             Error::Usage(format!("there is no option '{given}'; {meant}{HELP}"))
+        }
+        ErrorKind::InvalidValue if people.is_some() => {
+            let hint = natural::value(&context(ContextKind::InvalidArg), &context(ContextKind::InvalidValue));
+            let hint = hint.map(|hint| format!("{hint}; ")).unwrap_or_default();
+            Error::Usage(format!("{}; {hint}{HELP}", first_line(&refused)))
         }
         _ => Error::Usage(format!("{}; {HELP}", first_line(&refused))),
     };
@@ -208,6 +222,13 @@ fn suggested(refused: &clap::Error, kind: ContextKind, word: &str) -> Vec<String
         _ => Vec::new(),
     };
     names.into_iter().filter(|name| nearest(word, [name.as_str()]).is_some()).collect()
+}
+
+/// How the command is called, on one line.
+fn usage_of(refused: &clap::Error) -> String {
+    let usage = refused.get(ContextKind::Usage).map(ContextValue::to_string).unwrap_or_default();
+    let words: Vec<&str> = usage.trim_start_matches("Usage:").split_whitespace().collect();
+    words.join(" ")
 }
 
 fn first_line(refused: &clap::Error) -> String {

@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches};
 
 use super::grammar::{Common, DriverCommand, SmCommand};
 use super::manual;
+use super::overview;
 use super::words::SEVERAL;
 use crate::door::cli;
 use crate::sr::{self, Driver};
@@ -22,12 +23,17 @@ pub fn sm_command() -> clap::Command {
         ))
     });
     let of_srs = with_place.mut_subcommands(|verb| {
-        let makes = matches!(verb.get_name(), "vdi_create" | "vdi_import");
-        let verb = verb.mut_args(|arg| as_people_say(arg, makes));
+        let name = verb.get_name().to_owned();
+        let verb = verb.mut_args(|arg| as_people_say(arg, &name));
         let (usage, examples) = (usage(&verb), manual::examples(verb.get_name()).unwrap_or_default());
         verb.override_usage(usage).after_help(examples)
     });
-    of_srs.subcommands(cli::grammar::groups())
+    let all = of_srs.subcommands(cli::grammar::groups());
+    let template = format!(
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{}Options:\n{{options}}{{after-help}}",
+        overview::listed(&all)
+    );
+    all.help_template(template)
 }
 
 /// The command line of `sm` without the texts that only help and errors show: each call starts with it.
@@ -92,22 +98,34 @@ pub fn brief_command() -> clap::Command {
         .mut_subcommands(|verb| if HAS_PLAN.contains(&verb.get_name()) { verb.arg(dry_run.clone()) } else { verb })
 }
 
-/// The words of SR API v1.0, as people may say them. `makes`: the VDI of the command is a new one.
-fn as_people_say(arg: Arg, makes: bool) -> Arg {
-    const NEW: &str = "UUID of the new VDI. Without it, a new one is chosen and printed.";
+/// The word for a VDI that a command makes.
+pub(super) const NEW_VDI: &str = "LABEL|UUID";
+
+/// The words of SR API v1.0, as people may say them.
+fn as_people_say(arg: Arg, verb: &str) -> Arg {
+    let makes = matches!(verb, "vdi_create" | "vdi_import");
+    let as_new = |arg: Arg| {
+        arg.value_name(NEW_VDI)
+            .help("Label of the new VDI, or its UUID. A UUID that is not given is chosen and printed.")
+    };
     match arg.get_value_names().and_then(|names| names.first()).map(|name| name.as_str()) {
+        Some("SR-UUID") if verb == "sr_create" => arg
+            .value_name("NAME|UUID")
+            .help("Name of the new SR on this host, as --name gives it, or its UUID. A UUID that is not given is chosen and printed."),
         Some("SR-UUID") if arg.is_positional() => {
             arg.value_name("SR").help("Name or UUID of the SR. Without it, the SR of the variable XCP_SM_SR.")
         }
-        Some("VDI-UUID") if makes => arg.help(NEW),
+        Some("VDI-UUID") if makes => as_new(arg),
         Some("VDI-UUID") => {
             arg.value_name("VDI").help("UUID of the VDI, the start of it, or the label. SR/VDI says both.")
         }
         Some("SRC-UUID") => arg
             .value_name("SOURCE")
             .help("The VDI to copy: its UUID, the start of it, or its label. SR/SOURCE says both."),
-        Some("DST-UUID") => arg.help(NEW),
-        Some("DST-SR-UUID") => arg.value_name("DST-SR").help("Name or UUID of the SR that gets the copy."),
+        Some("DST-UUID") => as_new(arg),
+        Some("DST-SR-UUID") => {
+            arg.value_name("DST-SR").help("Name or UUID of the SR that gets the copy. DST-SR/LABEL says the label too.")
+        }
         Some("SNAPSHOT-UUID") => {
             arg.value_name("SNAPSHOT").help("The snapshot: its UUID, the start of it, or its label.")
         }
@@ -123,7 +141,7 @@ fn usage(verb: &clap::Command) -> String {
         let name = arg.get_value_names().and_then(|names| names.first()).map_or("", |name| name.as_str());
         let more = if several && at + 1 == last { "…" } else { "" };
         match name {
-            "SR" | "SR-UUID" | "VDI-UUID" | "DST-UUID" => format!(" [{name}]{more}"),
+            "SR" | "SR-UUID" | "NAME|UUID" | NEW_VDI => format!(" [{name}]{more}"),
             _ if arg.is_required_set() => format!(" <{name}>{more}"),
             _ => format!(" [{name}]"),
         }

@@ -11,6 +11,7 @@
 //! | [`wire`] | the form of data in answers |
 //! | [`person`] | one line of `sm`: names are looked up, what was made is told |
 //! | [`naming`] | commands that change the names of SRs |
+//! | [`natural`] | what a person means by a word of other tools |
 //! | [`question`] | a person is asked before data is lost |
 //! | [`words`] | what a person may leave out of a line |
 //! | [`address`] | what names, labels and starts of UUIDs stand for |
@@ -20,6 +21,7 @@
 //! | [`json`] | the form of JSON that `sm` answers |
 //! | [`log`] | the line in the system log for each change |
 //! | [`complete`] | what may stand where a person's cursor is, for shells |
+//! | [`overview`] | the commands of `sm` in groups |
 //! | [`manual`] | examples, files and variables, for `--help` and the man pages |
 //! | [`status`] | the exit status of each failure |
 //! | [`progress`] | how far a copy has come, for a person |
@@ -35,6 +37,8 @@ pub mod log;
 pub mod manual;
 pub mod metrics;
 pub mod naming;
+pub mod natural;
+pub mod overview;
 pub mod person;
 pub mod plan;
 pub mod progress;
@@ -73,7 +77,7 @@ pub fn driver(driver: &'static Driver, args: Vec<OsString>) -> Answer {
             let format = command.common.format.unwrap_or(command.verb.usual_format());
             answer(serve(driver, &command.common, command.verb), format)
         }
-        Err(e) => not_parsed(e, OutputFormat::Sexp),
+        Err(e) => not_parsed(e, OutputFormat::Sexp, None),
     }
 }
 

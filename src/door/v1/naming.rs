@@ -4,6 +4,7 @@ use super::address::Target;
 use super::answer::Reply;
 use super::grammar::Verb;
 use super::verbs::Caller;
+use crate::apply::words;
 use crate::call::Session;
 use crate::error::{Error, Result};
 use crate::registry::{self, Entry, Place, SrName};
@@ -127,12 +128,13 @@ fn forget(sr: SrUuid, target: &Target) -> Result<()> {
 }
 
 /// Gives an SR another name, or takes its name away if `new` is none. `word`: the name, or the UUID of an SR that has one.
-/// What `sm-collect` of earlier releases knows is not changed.
+/// What `sm-collect` of earlier releases knows is not changed. The answer to a name that was taken away says how the SR is found
+/// again.
 ///
 /// # Errors
 /// [`Error::UnknownSr`] for an SR without a name; [`Error::Usage`] for one with several, if the word does not say which;
 /// [`Error::NameTaken`]; those of [`registry::find`].
-pub fn rename(word: &str, new: Option<&SrName>) -> Result<()> {
+pub fn rename(word: &str, new: Option<&SrName>) -> Result<Reply> {
     let unknown = || Error::UnknownSr { name: word.to_owned(), known: registry::names().unwrap_or_default() };
     let old: SrName = match word.parse::<SrUuid>() {
         Ok(sr) => {
@@ -151,9 +153,26 @@ pub fn rename(word: &str, new: Option<&SrName>) -> Result<()> {
         }
         Err(_) => word.parse()?,
     };
-    let found = match new {
-        Some(new) => registry::rename(&old, new)?,
-        None => registry::forget(&old)?,
+    let (found, reply) = match new {
+        Some(new) => (registry::rename(&old, new)?, Reply::Nothing),
+        None => {
+            let reply = registry::find(&old).ok().flatten().map_or(Reply::Nothing, |entry| found_again(&entry));
+            (registry::forget(&old)?, reply)
+        }
     };
-    if found { Ok(()) } else { Err(unknown()) }
+    if found { Ok(reply) } else { Err(unknown()) }
+}
+
+/// How an SR without a name is found again.
+fn found_again(entry: &Entry) -> Reply {
+    let dconf = match &entry.place {
+        place if place.may_hold_password() => "DCONF".to_owned(),
+        Place::Dconf(dconf) => dconf.clone(),
+        Place::Keys(config) => words::dconf(config),
+    };
+    let sr = entry.sr.to_string();
+    let of_place = ["-t", &entry.sr_type, "-d", &dconf];
+    let line = |words: &[&str]| words::shell(&[words, &of_place].concat());
+    let (attach, probe) = (line(&["sm", "sr_attach", "--name", "NAME", &sr]), line(&["sm", "sr_probe"]));
+    Reply::Text(format!("SR {sr} stays as it is. `{attach}` gives it a name, `{probe}` finds it."))
 }

@@ -64,7 +64,7 @@ fn prepare(command: clap::Command, line: Line) -> Result<Call, Answer> {
     // Help and the words of an error come from the whole definition.
     let parsed = lines::parse(command, line.args.clone()).or_else(|_| lines::parse(sm_command(), line.args));
     match parsed {
-        Err(e) => Err(not_parsed(without_optional(e), asked)),
+        Err(e) => Err(not_parsed(without_optional(e), asked, Some(&sm_command()))),
         Ok(Parsed::List { common, wait, from_xapi, verbose }) => {
             Err(answer_person(sr_list(wait, from_xapi, verbose), chosen_format(common.format, OutputFormat::Sexp)))
         }
@@ -127,7 +127,7 @@ fn sr_name(sr: &str, new: Option<&str>) -> Result<Reply> {
     let what = new.as_ref().map_or_else(|| "--forget".to_owned(), SrName::to_string);
     let renamed = naming::rename(sr, new.as_ref());
     log::write(&log::of_name(sr, &what), renamed.as_ref().map(|_| ()));
-    renamed.map(|()| Reply::Nothing)
+    renamed
 }
 
 /// A line whose words are looked up.
@@ -184,6 +184,7 @@ impl Call {
             *yes |= confirmed;
         }
         let bare = bare_size(&verb).map(str::to_owned);
+        let nameless = if self.is_of_api || made.is_none() { None } else { nameless(&verb, sr, name.is_some()) };
         let change = log::change(&personal.verb, &mut verb, target.driver);
         let began = Instant::now();
         let config = target.config.clone();
@@ -199,6 +200,9 @@ impl Call {
         let reply = result?;
         if let Some(bare) = bare {
             say_unit(&bare);
+        }
+        if let Some(hint) = nameless.filter(|_| stderr().is_terminal()) {
+            say(&hint);
         }
         Ok(reply)
     }
@@ -231,6 +235,19 @@ fn bare_size(verb: &Verb) -> Option<&str> {
         _ => None,
     };
     size.map(String::as_str).filter(|size| size::is_bare(size))
+}
+
+/// The way to a name for what a command makes, if it gets none.
+fn nameless(verb: &Verb, sr: Option<SrUuid>, has_name: bool) -> Option<String> {
+    match verb {
+        Verb::VdiCreate { vdi, new, .. } if new.names.label.is_none() => {
+            Some(format!("it has no label; sm vdi_set {}/{} --label TEXT gives it one", sr?, vdi.vdi))
+        }
+        Verb::SrCreate { .. } if !has_name => {
+            Some(format!("it has no name on this host; sm sr_attach --name NAME, -t, -d and {} give it one", sr?))
+        }
+        _ => None,
+    }
 }
 
 /// Says at a terminal what a number without a unit was taken for.

@@ -1,6 +1,9 @@
 //! The exit status of each failure; SR API v1.0, "Results".
 
+use std::path::Path;
+
 use crate::error::{Error, Lost, ServerFault};
+use crate::sys::run_dir;
 use crate::types::{Format, Size};
 use crate::vdi;
 
@@ -37,7 +40,9 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         | Error::ExportNotChosen { .. }
         | Error::WouldShrink { .. }
         | Error::Usage(_) => (22, "EINVAL"),
-        Error::NoSpace { .. } | Error::PoolFull { .. } | Error::StoreFull { .. } => (28, "ENOSPC"),
+        Error::NoSpace { .. } | Error::PlaceTooSmall { .. } | Error::PoolFull { .. } | Error::StoreFull { .. } => {
+            (28, "ENOSPC")
+        }
         Error::LockRefused { .. } | Error::Locked { .. } => (37, "ENOLCK"),
         Error::NoSuchCommand { .. } => (42, "ENOMSG"),
         Error::NoSr { .. } | Error::UnknownSr { .. } => (100, "ENOSR"),
@@ -86,6 +91,24 @@ pub fn remedy(e: &Error) -> String {
         Error::DiskTooBig { format: Format::Vhd, .. } => {
             format!("; one made with --type qcow2 holds {}", Size(vdi::layout(Format::Qcow2).largest()))
         }
+        Error::Invalid { what: "type", value, .. } if value.parse::<Format>().is_ok() => {
+            "; the format of a disk is said by --type".to_owned()
+        }
+        Error::Io { path, source, .. }
+            if source.kind() == std::io::ErrorKind::PermissionDenied
+                && is_of_root(path)
+                && !run_dir::user().is_root() =>
+        {
+            format!(
+                "; what this host knows by names belongs to root: run sm as root, or set {} to a directory of your own",
+                run_dir::VARIABLE
+            )
+        }
         _ => String::new(),
     }
+}
+
+/// Whether a file is one of those that only root writes.
+fn is_of_root(path: &Path) -> bool {
+    ["/etc/sm", "/var/lib/sm"].iter().any(|dir| path.starts_with(dir))
 }

@@ -2,17 +2,19 @@
 //! line of `sm` becomes lines of SR API v1.0.
 //!
 //! - The SR is left out where `XCP_SM_SR` names one, or where it stands in the word of the VDI: `fast/web`.
-//! - The UUID of what is made is left out; a new one is chosen, and the answer tells it.
+//! - The UUID of what is made is left out; a new one is chosen, and the answer tells it. A word in its place that is no UUID is the
+//!   label of a new VDI, or the name of a new SR: the word by which it is called from then on.
 //! - Commands of one SR or VDI take several: each is a line of its own.
 //!
 //! Words are only put in their places here. The SR or VDI that a word stands for is looked up later
 //! ([`address`](super::address)), after the parser has accepted the line. A line that has every word that SR API v1.0
-//! wants is not touched.
+//! wants is not touched, if the UUID of what it makes is one.
 
 use std::ffi::OsString;
 
 use clap::{Arg, Command};
 
+use crate::registry::SrName;
 use crate::types::{SrUuid, VdiUuid};
 
 /// Commands that are carried out for each of several SRs or VDIs.
@@ -42,8 +44,8 @@ pub fn lines(command: &Command, args: Vec<OsString>, known: &Known) -> Vec<Line>
     match arranged {
         Some((Some(lines), rest)) => lines
             .into_iter()
-            .map(|(words, made)| {
-                let words = std::iter::once("--".to_owned()).chain(words).map(OsString::from);
+            .map(|Words { words, made, option }| {
+                let words = option.into_iter().chain(["--".to_owned()]).chain(words).map(OsString::from);
                 Line { args: rest.iter().cloned().chain(words).collect(), made }
             })
             .collect(),
@@ -59,6 +61,8 @@ struct Split<'c> {
     words: Vec<String>,
     /// `-d` was given.
     has_place: bool,
+    /// `--label` or `--name` was given.
+    is_named: bool,
 }
 
 /// The kind of object that a word stands for.
@@ -68,12 +72,20 @@ enum Slot {
     NewSr,
     Vdi,
     NewVdi,
+    /// The SR that gets a copy.
+    ToSr,
     Other,
 }
 
 /// Takes a line apart as the parser will. `None` for a line that it will refuse, or answer with help.
 fn split<'c>(command: &'c Command, args: &[OsString]) -> Option<Split<'c>> {
-    let mut split = Split { verb: command, rest: vec![args.first()?.clone()], words: Vec::new(), has_place: false };
+    let mut split = Split {
+        verb: command,
+        rest: vec![args.first()?.clone()],
+        words: Vec::new(),
+        has_place: false,
+        is_named: false,
+    };
     let mut verb = None;
     let mut words = args[1..].iter();
     while let Some(arg) = words.next() {
@@ -85,6 +97,7 @@ fn split<'c>(command: &'c Command, args: &[OsString]) -> Option<Split<'c>> {
         } else if word.starts_with('-') && word.len() > 1 {
             let (option, has_value) = option(verb.unwrap_or(command), command, word)?;
             split.has_place |= option.get_id() == "dconf";
+            split.is_named |= matches!(option.get_id().as_str(), "label" | "name");
             split.rest.push(arg.clone());
             if !has_value {
                 split.rest.push(words.next()?.clone());
@@ -121,7 +134,25 @@ fn option<'c>(verb: &'c Command, command: &'c Command, word: &str) -> Option<(&'
     found
 }
 
-type Words = (Vec<String>, Option<String>);
+/// The words of one line.
+struct Words {
+    words: Vec<String>,
+    /// The UUID that was chosen for what the line makes.
+    made: Option<String>,
+    /// The option that gives a name to what the line makes.
+    option: Option<String>,
+}
+
+impl From<Vec<String>> for Words {
+    fn from(words: Vec<String>) -> Words {
+        Words { words, made: None, option: None }
+    }
+}
+
+/// Whether a word was to be a UUID and lacks something.
+fn is_like_uuid(word: &str) -> bool {
+    word.len() >= 8 && word.chars().all(|c| c.is_ascii_hexdigit() || c == '-')
+}
 
 impl Split<'_> {
     /// The kind of object that each word of the command stands for, and how many words may be left out at the end.
@@ -132,6 +163,7 @@ impl Split<'_> {
             "sr" => Slot::Sr,
             "vdi" if makes => Slot::NewVdi,
             "dest" => Slot::NewVdi,
+            "to" => Slot::ToSr,
             "vdi" | "source" | "snapshot" => Slot::Vdi,
             _ => Slot::Other,
         };
@@ -144,40 +176,45 @@ impl Split<'_> {
         let (slots, optional) = self.slots();
         let required = slots.len() - optional;
         match (slots.as_slice(), SEVERAL.contains(&self.verb.get_name())) {
-            ([Slot::NewSr, ..], _) => self.with_new_sr(),
+            ([Slot::NewSr, ..], _) => self.with_new_sr(known).map(|line| vec![line]),
             ([Slot::Sr], true) => self.of_several_srs(known),
             ([Slot::Sr, Slot::Vdi], true) => self.of_several_vdis(known),
-            ([Slot::Sr, ..], _) => self.completed(&slots, required, known).map(|line| vec![line]),
+            ([Slot::Sr, ..], _) => self.with_new_vdi(&slots, required, known).map(|line| vec![line]),
             _ => None,
         }
     }
 
-    fn with_new_sr(&self) -> Option<Vec<Words>> {
-        let is_uuid = |word: &String| word.parse::<SrUuid>().is_ok();
-        let is_size = |word: &String| word.starts_with(|c: char| c.is_ascii_digit()) && !is_uuid(word);
-        let is_left_out = match self.words.as_slice() {
-            [] => true,
-            [word] => is_size(word) && word.len() < 36,
-            _ => false,
+    fn with_new_sr(&self, known: &Known) -> Option<Words> {
+        let is_uuid = |word: &str| word.parse::<SrUuid>().is_ok();
+        let is_size = |word: &str| word.starts_with(|c: char| c.is_ascii_digit()) && !is_uuid(word) && word.len() < 36;
+        let is_name = |word: &str| word.parse::<SrName>().is_ok() && !is_like_uuid(word) && !(known.is_sr)(word);
+        let sr = SrUuid::random().to_string();
+        let (name, size) = match self.words.as_slice() {
+            [] => (None, None),
+            [size] if is_size(size) => (None, Some(size)),
+            [name] if is_name(name) && !self.is_named => (Some(name), None),
+            [name, size] if is_name(name) && !self.is_named => (Some(name), Some(size)),
+            _ => return None,
         };
-        is_left_out.then(|| {
-            let sr = SrUuid::random().to_string();
-            vec![(std::iter::once(sr.clone()).chain(self.words.iter().cloned()).collect(), Some(sr))]
+        Some(Words {
+            words: [sr.clone()].into_iter().chain(size.cloned()).collect(),
+            made: Some(sr),
+            option: name.map(|name| format!("--name={name}")),
         })
     }
 
     fn of_several_srs(&self, known: &Known) -> Option<Vec<Words>> {
         match self.words.as_slice() {
-            [] => known.default_sr.clone().map(|sr| vec![(vec![sr], None)]),
+            [] => known.default_sr.clone().map(|sr| vec![vec![sr].into()]),
             [_] => None,
-            words => Some(words.iter().map(|sr| (vec![sr.clone()], None)).collect()),
+            words => Some(words.iter().map(|sr| vec![sr.clone()].into()).collect()),
         }
     }
 
     fn of_several_vdis(&self, known: &Known) -> Option<Vec<Words>> {
         let Some((first, others)) = self.words.split_first() else {
             // The parser says that the VDI is missing, and not the SR.
-            return known.default_sr.clone().map(|sr| vec![(vec![sr], None)]);
+            return known.default_sr.clone().map(|sr| vec![vec![sr].into()]);
         };
         let begins_with_sr = self.is_sr(first, known) || known.default_sr.is_none() && !self.is_address(first, known);
         let (sr, vdis) = match begins_with_sr {
@@ -189,13 +226,45 @@ impl Split<'_> {
                 Some((sr, vdi)) => (Some(sr.to_owned()), vdi),
                 None => (sr.clone(), vdi.as_str()),
             };
-            Some((vec![of_sr?, vdi.to_owned()], None))
+            Some(vec![of_sr?, vdi.to_owned()].into())
         };
         match vdis {
             [] => None,
             // As SR API v1.0 has it.
             [vdi] if begins_with_sr && !self.is_address(vdi, known) => None,
             vdis => vdis.iter().map(line).collect(),
+        }
+    }
+
+    /// The words with those that were left out, and with a UUID in the place of a label of what is made.
+    fn with_new_vdi(&self, slots: &[Slot], required: usize, known: &Known) -> Option<Words> {
+        let completed = self.completed(slots, required, known);
+        let Some(at) = slots.iter().position(|slot| *slot == Slot::NewVdi).filter(|_| !self.has_place) else {
+            return completed;
+        };
+        let mut line = match completed {
+            Some(line) => line,
+            None => self.words.clone().into(),
+        };
+        let is_whole = line.words.len() >= required && line.made.is_none();
+        let label = line.words.get(at).map(|word| self.within(word, &line.words, known)).filter(|_| is_whole);
+        match label.filter(|label| label.parse::<VdiUuid>().is_err() && !is_like_uuid(label) && !self.is_named) {
+            Some(label) => {
+                let uuid = VdiUuid::random().to_string();
+                line.option = Some(format!("--label={label}"));
+                line.words[at] = uuid.clone();
+                line.made = Some(uuid);
+                Some(line)
+            }
+            None => (line.words != self.words).then_some(line),
+        }
+    }
+
+    /// A word for a new VDI, without the SR of the line before it.
+    fn within(&self, word: &str, words: &[String], known: &Known) -> String {
+        match self.address(word, known).filter(|(sr, _)| words.first().is_some_and(|first| first == sr)) {
+            Some((_, vdi)) => vdi.to_owned(),
+            None => word.to_owned(),
         }
     }
 
@@ -210,11 +279,21 @@ impl Split<'_> {
             words.splice(0..1, pair);
             has_sr = true;
         }
+        // `slow/copy` names the copy as well.
+        let mut has_copy = false;
+        if slots.contains(&Slot::ToSr)
+            && words.len() > 1
+            && let Some((sr, vdi)) = words.last().and_then(|word| self.address(word, known))
+        {
+            let pair = [sr.to_owned(), vdi.to_owned()];
+            words.splice(words.len() - 1.., pair);
+            has_copy = true;
+        }
         let begins_with_sr = has_sr || words.first().is_some_and(|word| self.is_sr(word, known));
         // `fast/web` names the new VDI as well.
-        let is_unnamed = |at: &usize| !(has_sr && *at == 1);
+        let is_unnamed = |at: &usize| !(has_sr && *at == 1 || has_copy);
         let new = slots.iter().position(|slot| *slot == Slot::NewVdi).filter(is_unnamed);
-        let missing = required.checked_sub(words.len()).filter(|missing| *missing > 0 || has_sr)?;
+        let missing = required.checked_sub(words.len()).filter(|missing| *missing > 0 || has_sr || has_copy)?;
         // The default SR is the first to be left out where the first word is no SR.
         let (default, new) = match (missing, &known.default_sr, new) {
             (0, _, _) => (None, None),
@@ -234,7 +313,7 @@ impl Split<'_> {
             words.insert(at, vdi.clone());
             vdi
         });
-        Some((words, made))
+        Some(Words { words, made, option: None })
     }
 
     fn is_sr(&self, word: &str, known: &Known) -> bool {
@@ -271,10 +350,12 @@ mod tests {
         }
         let shown = |line: &Line| {
             let mut words = line.args.iter().map(|word| word.to_str().unwrap().to_owned());
-            words.by_ref().find(|word| word == "--").unwrap();
-            let words: Vec<String> =
-                words.map(|word| if Some(&word) == line.made.as_ref() { "NEW".to_owned() } else { word }).collect();
-            words.join(" ")
+            let before: Vec<String> = words.by_ref().take_while(|word| word != "--").collect();
+            // What the line had is told by the line.
+            let option = before.last().filter(|word| word.starts_with("--label=") || word.starts_with("--name="));
+            let option = option.filter(|word| !args.iter().any(|arg| arg == word.as_str())).cloned();
+            let words = words.map(|word| if Some(&word) == line.made.as_ref() { "NEW".to_owned() } else { word });
+            option.into_iter().chain(words).collect::<Vec<_>>().join(" ")
         };
         Some(lines.iter().map(shown).collect())
     }
@@ -285,6 +366,11 @@ mod tests {
             format!("vdi_create -t file -d /a {SR} {VDI} 4"),
             format!("vdi_delete -t file -d /a {SR} {VDI}"),
             format!("sr_create {SR} 20GiB -t file -d /a"),
+            "sr_create fast -t file -d /a".to_owned(),
+            "sr_create cafe646b-b800-9500 -t file -d /a".to_owned(),
+            "sr_create big -t file -d /a --name other".to_owned(),
+            format!("vdi_create -t file -d /a {SR} web 4"),
+            "vdi_create fast 98de866e 20G".to_owned(),
             format!("vdi_lock -tfile -d /a {SR} {VDI} FALSE -x"),
             "vdi_export fast web web.qcow2".to_owned(),
             "sr_scan fast".to_owned(),
@@ -305,11 +391,9 @@ mod tests {
             ("vdi_create fast 20G --label web", None, &["fast NEW 20G"][..]),
             ("vdi_create --label=web 20G", Some("fast"), &["fast NEW 20G"]),
             ("vdi_create slow 20G", Some("fast"), &["slow NEW 20G"]),
-            ("vdi_create fast/web 20G", None, &["fast web 20G"]),
             ("vdi_clone fast web", None, &["fast web NEW"]),
             ("vdi_clone fast/web", None, &["fast web NEW"]),
             ("vdi_clone web", Some("fast"), &["fast web NEW"]),
-            ("vdi_clone web copy", Some("fast"), &["fast web copy"]),
             ("vdi_clone slow web", Some("fast"), &["slow web NEW"]),
             ("vdi_import fast a/b.raw", None, &["fast NEW a/b.raw"]),
             ("vdi_import a/b.raw", Some("fast"), &["fast NEW a/b.raw"]),
@@ -337,6 +421,30 @@ mod tests {
             ("sr_attach fast slow", None, &["fast", "slow"]),
             ("sr_create --name fast -t file -d /a", None, &["NEW"]),
             ("sr_create 20GiB -t file -d /a", None, &["NEW 20GiB"]),
+            // A word for something new that is no UUID is what it is called.
+            ("sr_create big -t file -d /a", None, &["--name=big NEW"]),
+            ("sr_create big 20GiB -t file -d /a", None, &["--name=big NEW 20GiB"]),
+            ("vdi_create fast web 20G", None, &["--label=web fast NEW 20G"]),
+            ("vdi_create fast/web 20G", None, &["--label=web fast NEW 20G"]),
+            ("vdi_create web 20G", Some("fast"), &["--label=web fast NEW 20G"]),
+            ("vdi_create fast -- -x 20G", None, &["--label=-x fast NEW 20G"]),
+            ("vdi_clone web copy", Some("fast"), &["--label=copy fast web NEW"]),
+            ("vdi_snapshot fast/web before", None, &["--label=before fast web NEW"]),
+            ("vdi_snapshot fast/web fast/before", None, &["--label=before fast web NEW"]),
+            ("vdi_snapshot fast web slow/before", None, &["--label=slow/before fast web NEW"]),
+            ("vdi_import fast/new a/b.raw", None, &["--label=new fast NEW a/b.raw"]),
+            ("vdi_copy fast/web slow", None, &["fast web slow NEW"]),
+            ("vdi_copy fast/web slow/copy", None, &["--label=copy fast web slow NEW"]),
+            ("vdi_copy fast web slow/copy", None, &["--label=copy fast web slow NEW"]),
+            ("vdi_copy web slow/copy", Some("fast"), &["--label=copy fast web slow NEW"]),
+            ("vdi_copy fast/web slow copy", None, &["--label=copy fast web slow NEW"]),
+            // A UUID that lacks a digit, a second label, the name of an SR that is there.
+            (
+                "vdi_create fast/98de866e-b035-4b1a-a571-00000000000 20G",
+                None,
+                &["fast 98de866e-b035-4b1a-a571-00000000000 20G"],
+            ),
+            ("vdi_create fast/web 20G --label db", None, &["fast web 20G"]),
         ] {
             let found = arranged(line, default);
             // An option that the parser does not know leaves the line to the parser.

@@ -103,7 +103,7 @@ impl FileSr {
         let fs = dir.statvfs()?;
         let has = fs.blocks() * fs.fragment_size();
         if let Some(wanted) = new.size.filter(|wanted| *wanted > has) {
-            return undo(Error::NoSpace { sr: self.sr, free: has, wanted });
+            return undo(Error::PlaceTooSmall { sr: self.sr, size: has, wanted });
         }
         match self.write_marker(&dir, made_directory, new.slot) {
             // After the marker: a journal that holds the one holds the other as well, and this costs nothing more.

@@ -201,8 +201,8 @@ impl VolumeGroup {
         let Some(wanted) = size else { return Ok(()) };
         let each =
             self.devices.iter().map(|device| Ok(blockdev::size(device)?.saturating_sub(DATA_BEGINS) / EXTENT * EXTENT));
-        let free = room(&each.collect::<Result<Vec<u64>>>()?);
-        if wanted > free { Err(Error::NoSpace { sr: self.sr, free, wanted }) } else { Ok(()) }
+        let size = room(&each.collect::<Result<Vec<u64>>>()?);
+        if wanted > size { Err(Error::PlaceTooSmall { sr: self.sr, size, wanted }) } else { Ok(()) }
     }
 
     /// Makes the group with tags. One that was not finished is removed first.
