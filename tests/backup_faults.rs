@@ -14,7 +14,7 @@ mod scene;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use scene::kill::{Act, End, Points, run};
@@ -167,20 +167,9 @@ fn hooks_of(scene: &Scene) -> Vec<String> {
 
 /// Starts a command, and kills it once the hook says that it has begun.
 fn killed_in_a_hook(scene: &Scene, words: &[&str]) {
-    let mut child = Command::new(scene.executable())
-        .arg("backup")
-        .args(words)
-        .env("XCP_SM_RUN_DIR", scene.root.path().join("run"))
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let begun = Instant::now();
-    while !log(scene).contains("begun") {
-        assert!(begun.elapsed() < Duration::from_secs(120), "the hook did not begin: {}", log(scene));
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let call = started(scene, words);
+    until("the hook has begun", || log(scene).contains("begun"));
+    drop(call);
 }
 
 #[test]
@@ -203,21 +192,13 @@ fn a_hook_dies_with_its_caller_but_a_resume_ends_what_it_does() {
     exported(&scene);
     hook(&scene, "backup-export-pre.d", "echo begun >> $log; exec sleep 60");
     killed_in_a_hook(&scene, &["export", "web", "--to", "nas"]);
-    let begun = Instant::now();
-    while !hooks_of(&scene).is_empty() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "{:?} outlives its caller", hooks_of(&scene));
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until("the hook dies", || hooks_of(&scene).is_empty());
     fs::remove_dir_all(scene.root.path().join("run/hooks")).unwrap();
     sm(&scene, &["vdi_lock", "fast/web", "FALSE", "vm7"]).done();
     fs::write(path(&scene, "log"), "").unwrap();
     hook(&scene, "backup-resume.d", "echo begun >> $log; sleep 1; echo resumed >> $log");
     killed_in_a_hook(&scene, &["export", "web", "--to", "nas", "--pause"]);
-    let begun = Instant::now();
-    while !log(&scene).contains("resumed") {
-        assert!(begun.elapsed() < Duration::from_secs(120), "the resume was cut short");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    until("the resume is done", || log(&scene).contains("resumed"));
 }
 
 #[test]
@@ -230,4 +211,54 @@ fn a_hook_that_writes_without_end_takes_no_memory_and_says_its_last_words() {
     let denied = scene.under("prlimit --as=250000000", words);
     assert!(denied.stderr().ends_with("xxxsorry\n"), "{denied}");
     denied.fails("EHOOKDENY");
+}
+
+/// A command that runs until it is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn started(scene: &Scene, words: &[&str]) -> Running {
+    let mut command = Command::new(scene.executable());
+    command.arg("backup").args(words).env("XCP_SM_RUN_DIR", scene.root.path().join("run"));
+    Running(command.stdout(Stdio::null()).spawn().unwrap())
+}
+
+/// Waits until something is so.
+#[track_caller]
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "it did not come to that: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn no_disk_of_a_set_is_attached_or_changed_while_another_is_read() {
+    let scene = scene();
+    // The first disk takes minutes at this rate, and the other has its turn after it.
+    disk(&scene, A, "web", "vhd", 64 * MIB, 0, &pattern(64 * MIB));
+    disk(&scene, B, "data", "raw", 8 * MIB, MIB, &pattern(4096));
+    backup(&scene, &["define", "web", "--disk", "fast/web", "--disk", "fast/data"]).done();
+    let export = started(&scene, &["export", "web", "--to", "nas", "--rate", "100K"]);
+    until("the export reads the first disk", || {
+        let runs = fs::read_dir(path(&scene, "nas/web"));
+        runs.is_ok_and(|mut runs| runs.any(|run| run.unwrap().file_name().to_str().unwrap().ends_with(".new")))
+    });
+    for words in [&["vdi_resize", "fast/data", "16M"][..], &["vdi_attach", "fast/data"], &["vdi_attach", "fast/web"]] {
+        let refused = sm(&scene, &[words, &["--wait", "0"]].concat());
+        // Without the change, this is what is left attached.
+        let _ = sm(&scene, &["vdi_detach", "fast/data", "--wait", "0"]);
+        assert!(!refused.succeeded(), "{refused}");
+        refused.fails("ESRBUSY|EBUSY|EVDIBUSY");
+    }
+    drop(export);
+    backup(&scene, &["list"]).done();
+    sm(&scene, &["vdi_resize", "fast/data", "16M"]).done();
 }

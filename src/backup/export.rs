@@ -21,6 +21,7 @@ use super::source::{self, Hold, Source};
 use super::store::{self, Open};
 use super::write::{self, From, Since, Written};
 use super::{Call, bases, remove};
+use crate::call::Held;
 use crate::error::{Error, Result, ended, one_line};
 use crate::sys::durable::Dir;
 use crate::sys::run_dir;
@@ -137,7 +138,8 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let held = held(call, wanted, &mut sources, how, &mut begun, &variables);
     let user = begun.record().user();
     let run_held = Running { call, wanted, sources: &sources, shelf: &shelf, run: &run, since };
-    let done = held.and_then(|()| run_held.write(how, parent, opaque.as_deref()));
+    // What keeps the disks goes before their persistent locks are given back.
+    let done = held.and_then(|held| run_held.write(how, &held, parent, opaque.as_deref()));
     let undone = run_held.end(&begun, &user, done.is_ok());
     warnings.extend(undone.iter().map(|error| format!("undone by the next call: {}", one_line(error))));
     if undone.is_empty() && begun.record().paused.is_none() {
@@ -165,7 +167,7 @@ fn held(
     how: Hold,
     begun: &mut Begun,
     variables: &Variables,
-) -> Result<()> {
+) -> Result<Vec<Held>> {
     let pause = wanted.pause.filter(|_| how == Hold::PausedSnapshots);
     let paused = match pause {
         None => Ok(()),
@@ -317,7 +319,7 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
-    fn write(&self, how: Hold, parent: Option<ParentRun>, opaque: Option<&[u8]>) -> Result<Vec<DiskOf>> {
+    fn write(&self, how: Hold, held: &[Held], parent: Option<ParentRun>, opaque: Option<&[u8]>) -> Result<Vec<DiskOf>> {
         let dir = self.shelf.begin(self.run)?;
         let begun = Utc(seconds_now().unwrap_or(0)).to_string();
         let (set, compression) = (self.wanted.set.clone(), self.wanted.compression);
@@ -325,7 +327,7 @@ impl Running<'_> {
         (manifest.consistency, manifest.parent) = (how.consistency(), parent);
         let (mut sums, mut failures) = (Sums::new(), Vec::new());
         for (index, source) in self.sources.iter().enumerate() {
-            match self.one(index, source, &dir, &mut sums) {
+            match self.one(index, source, held, &dir, &mut sums) {
                 Ok(disk) => manifest.disks.push(disk),
                 Err(error) => failures.push((format!("disk {index}, VDI {}", source.member.vdi), error)),
             }
@@ -340,7 +342,7 @@ impl Running<'_> {
     }
 
     /// Writes the image and the map of a disk.
-    fn one(&self, index: usize, source: &Source, dir: &Dir, sums: &mut Sums) -> Result<DiskOf> {
+    fn one(&self, index: usize, source: &Source, held: &[Held], dir: &Dir, sums: &mut Sums) -> Result<DiskOf> {
         let compression = self.wanted.compression;
         let since = self.since.as_ref().map(|since| since[index].clone());
         let vdi = source.snapshot.unwrap_or(source.member.vdi);
@@ -349,7 +351,7 @@ impl Running<'_> {
         let ((), written, names) = assemble::put_disk(dir, index, compression, sums, |to, path| {
             let path = path.to_owned();
             let read =
-                source.session.vdi_read(vdi, source.base, &self.call.context(), move |_, disk, changed, told| {
+                source.session.vdi_read(vdi, source.base, held, &self.call.context(), move |_, disk, changed, told| {
                     let from = From { disk, since: since.as_ref(), changed, total, rate };
                     write::write(&from, compression, &to, &path, told)
                 });

@@ -7,7 +7,7 @@ use super::name::SetName;
 use super::record;
 use super::set::{Member, Set};
 use super::write::Since;
-use crate::call::Session;
+use crate::call::{Held, Session};
 use crate::error::{Error, Result};
 use crate::types::{Format, ParamsChange, VdiInfo, VdiUuid};
 
@@ -93,10 +93,10 @@ impl Hold {
 }
 
 /// Locks or snapshots the disks. `user`: of the persistent locks. `snapshots`: the UUIDs of those that may be made, which the
-/// record of the run has. `label`: theirs.
+/// record of the run has. `label`: theirs. Answers what keeps the disks that are read themselves.
 ///
 /// # Errors
-/// [`Error::LockRefused`]; [`Error::NoSnapshots`] if a disk in use has no snapshot. What was made is undone by the caller.
+/// [`Error::LockRefused`]; [`Error::VdiInUse`], [`Error::Busy`] for a disk that was attached meanwhile, or that another call has; [`Error::NoSnapshots`] if a disk in use has no snapshot. What was made is undone by the caller.
 pub fn hold(
     call: &Call,
     set: &SetName,
@@ -105,7 +105,7 @@ pub fn hold(
     user: &str,
     snapshots: &[Member],
     label: &str,
-) -> Result<()> {
+) -> Result<Vec<Held>> {
     for source in sources.iter().filter(|source| source.used.is_none()) {
         match source.session.vdi_lock(source.member.vdi, user, false, &call.context()) {
             // An SR without locks has none that others could take either.
@@ -114,7 +114,7 @@ pub fn hold(
         }
     }
     if !hold.makes_snapshots() {
-        return Ok(());
+        return kept(call, sources);
     }
     let mut failures = Vec::new();
     for (at, (source, snapshot)) in sources.iter_mut().zip(snapshots).enumerate() {
@@ -138,7 +138,28 @@ pub fn hold(
     for source in sources.iter().filter(|source| source.snapshot.is_some()) {
         record::unlock(call, &source.member, user)?;
     }
-    Ok(())
+    kept(call, sources)
+}
+
+/// Keeps the disks that are read themselves from being attached for as long as the run takes, not only while each is read: the
+/// disks of a set belong together. The persistent lock does not do that, since whoever has it may attach the disk.
+fn kept(call: &Call, sources: &mut [Source]) -> Result<Vec<Held>> {
+    let mut read: Vec<&mut Source> = sources.iter_mut().filter(|source| source.snapshot.is_none()).collect();
+    read.sort_by_key(|source| source.member.vdi);
+    let hold = |source: &mut &mut Source| {
+        let held = source.session.vdi_hold(source.member.vdi, &call.context())?;
+        // It may have been attached or grown since it was looked at.
+        let now = source.session.vdi_get_params(source.member.vdi, &call.context())?;
+        if let Some(device) = &now.device
+            && !now.read_only
+        {
+            let holder = format!("this host, which has it attached as {}", device.display());
+            return Err(Error::VdiInUse { vdi: source.member.vdi, sr: source.member.sr, holder });
+        }
+        source.info = now;
+        Ok(held)
+    };
+    read.iter_mut().map(hold).collect()
 }
 
 /// What the chain of a parent run has of each disk. Notes the snapshots that the parent was read from, as far as they still hold

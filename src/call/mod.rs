@@ -16,4 +16,4 @@ mod sr;
 mod vdi;
 
 pub use self::session::Session;
-pub use self::vdi::{Copied, Unreadable};
+pub use self::vdi::{Copied, Held, Unreadable};

@@ -11,6 +11,7 @@ use crate::image::disk::Disk;
 use crate::image::rescue::Rescued;
 use crate::sr::Sr;
 use crate::sys::copy::Progress;
+use crate::sys::lock::Lock;
 use crate::types::{Done, Format, LostRange, Mode, NewVdi, Params, ParamsChange, VdiInfo, VdiUuid, seconds_now};
 use crate::vdi::transfer::{self, Incoming, Stream};
 use crate::vdi::{self, SnapshotSaid, Vdi};
@@ -243,7 +244,17 @@ impl Session {
         })
     }
 
-    /// Hands the bytes of a VDI, and its facts, to `reader`. With `base`, `reader` is told as well which stretches of the disk may
+    /// Keeps every other call of this host from attaching, changing or deleting a VDI until the answer is dropped. Readers are not
+    /// kept from anything. [`Session::vdi_read`] reads a VDI that is held; every other verb of this process waits in vain.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while another call has it until the deadline.
+    pub fn vdi_hold(&self, vdi: VdiUuid, context: &Context) -> Result<Held> {
+        let locks = Locks::of_vdis(&[vdi]).take(self.sr, context.deadline)?;
+        Ok(Held { vdi, _locks: locks })
+    }
+
+    /// Hands the bytes of a VDI, and its facts, to `reader`. `held`: what the caller holds, among it this VDI if it likes. With `base`, `reader` is told as well which stretches of the disk may
     /// differ from that VDI, as far as the images tell, see [`Vdi::read_since`].
     ///
     /// # Errors
@@ -252,10 +263,12 @@ impl Session {
         &self,
         vdi: VdiUuid,
         base: Option<VdiUuid>,
+        held: &[Held],
         context: &Context,
         reader: impl FnOnce(&VdiInfo, &dyn Disk, Option<&[(u64, u64)]>, Progress) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let locks = Locks::of_vdis(&[Some(vdi), base].into_iter().flatten().collect::<Vec<_>>());
+        let wanted = [Some(vdi), base].into_iter().flatten().filter(|it| held.iter().all(|held| held.vdi != *it));
+        let locks = Locks::of_vdis(&wanted.collect::<Vec<_>>());
         self.carry_out(locks, context, move |storage, context| {
             let disk = storage.vdi(vdi)?;
             let info = disk.brief()?;
@@ -335,6 +348,13 @@ impl Session {
             storage.import_vdi(&new, Incoming::open(&from, known)?, context.progress)
         })
     }
+}
+
+/// A VDI that no other call of this host attaches, changes or deletes until it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    vdi: VdiUuid,
+    _locks: Vec<Lock>,
 }
 
 /// The VDI that [`Session::vdi_copy`] makes.
