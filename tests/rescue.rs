@@ -14,7 +14,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use scene::{A, B, Door, FILE, SR, Scene, pattern};
+use scene::{A, B, Door, FILE, SR, Scene, is_root, pattern};
 
 const MIB: u64 = 1 << 20;
 const CLUSTER: u64 = 64 << 10;
@@ -135,6 +135,52 @@ fn a_vhd_with_a_bad_entry_loses_that_block_alone() {
         is_refused(&scene, A);
         is_rescued(&scene, A, &bytes, &[(4 * MIB, 6 * MIB)]);
     }
+}
+
+#[test]
+fn a_damaged_vhd_is_neither_copied_nor_attached_and_a_person_is_told_of_the_rescue() {
+    let hint = "vdi_export --rescue exports what can be read";
+    for door in [Door::Sm, Door::Driver] {
+        let (scene, _) = disk_through(door, "vhd");
+        let path = image(&scene, A, "vhd");
+        let sound = fs::read(&path).unwrap();
+        put(&path, &1u32.to_be_bytes(), bat(&path, 2));
+        let damaged = fs::read(&path).unwrap();
+        for line in [
+            &["vdi_clone", SR, A, B][..],
+            &["vdi_snapshot", SR, A, B],
+            &["vdi_resize", SR, A, "64"],
+            &["vdi_copy", SR, A, SR, B],
+            &["vdi_attach", SR, A],
+        ] {
+            if line[0] == "vdi_attach" && !is_root() {
+                continue;
+            }
+            let refused = scene.call(line).fails("EIO");
+            assert!(refused.contains("block 2 lies at byte 512, outside the data"), "{line:?}: {refused}");
+            assert_eq!(refused.contains(hint), door == Door::Sm, "{line:?}: {refused}");
+        }
+        assert!(fs::read(&path).unwrap() == damaged && !image(&scene, B, "vhd").exists());
+        put(&path, &sound[..], 0);
+        scene.call(["vdi_snapshot", SR, A, B]).done();
+    }
+}
+
+#[test]
+fn a_damaged_base_that_would_be_merged_counts_as_broken() {
+    let (scene, _) = disk_through(Door::Sm, "vhd");
+    scene.call(["vdi_snapshot", SR, A, B]).done();
+    let known = scene.call(["vdi_get_params", SR, A]).done();
+    let base = known.split_once("(parent . \"").unwrap().1[..36].to_owned();
+    scene.call(["vdi_delete", SR, B, "--yes"]).done();
+    let broken = || {
+        let text = scene.call(["sr_metrics", SR]).done();
+        text.lines().any(|line| line.starts_with("sm_sr_vdis_broken{") && line.ends_with(" 1"))
+    };
+    assert!(!broken());
+    let path = image(&scene, &base, "vhd");
+    put(&path, &1u32.to_be_bytes(), bat(&path, 2));
+    assert!(broken());
 }
 
 #[test]

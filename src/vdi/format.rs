@@ -123,6 +123,15 @@ pub trait Layout: Sync {
         Err(no_tree(self.format(), "a child"))
     }
 
+    /// Refuses an image whose tables cannot be used, as far as one read of the first of them tells: a copy would be as damaged.
+    /// No process writes into the image.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
+    fn refuse_damaged(&self, _image: &Arc<dyn Storage>) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether an image holds nothing of its own, so that its disk shows what its parent shows, as far as its length goes.
     /// Data that a process has not flushed yet is not seen.
     ///

@@ -93,6 +93,13 @@ impl Layout for VhdLayout {
         Ok(Box::new(move |image| vhd::create_child(image, &NewImage::new(info.virtual_size), &link).map(drop)))
     }
 
+    fn refuse_damaged(&self, image: &Arc<dyn Storage>) -> Result<()> {
+        if vhd::query(&**image)?.kind == vhd::Kind::Fixed {
+            return Ok(());
+        }
+        Image::open(image.clone(), Mode::ReadOnly).map(drop)
+    }
+
     fn is_blank(&self, image: &Arc<dyn Storage>) -> Result<bool> {
         vhd::is_blank(image)
     }

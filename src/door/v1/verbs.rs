@@ -9,6 +9,7 @@ use crate::call::{Copied, Session, Unreadable};
 use crate::context::Context;
 use crate::door::{size, stream};
 use crate::error::{self, Error, Result};
+use crate::image::name::ImageName;
 use crate::sr::Driver;
 use crate::types::{DeviceConfig, Misread, Mode, NewSr, Overwrite, ParamsChange, SrInfo, SrUuid, VdiInfo};
 use crate::vdi::SnapshotSaid;
@@ -39,6 +40,25 @@ impl Caller<'_> {
     /// # Errors
     /// [`Error::Invalid`] and [`Error::Usage`] for its words; what the SR says.
     pub fn carry_out(&self, verb: Verb) -> Result<Reply> {
+        let reads = matches!(
+            verb,
+            Verb::VdiAttach { .. }
+                | Verb::VdiClone(_)
+                | Verb::VdiSnapshot(_)
+                | Verb::VdiCopy { .. }
+                | Verb::VdiResize { .. }
+        );
+        self.done(verb).map_err(|error| match error {
+            Error::Damaged { ref path, .. } if self.person && reads && ImageName::format_of(path).is_some() => {
+                with_hint(error, RESCUE)
+            }
+            // Of an image that cannot be served, the server says why.
+            Error::ImageServer { errno: None, .. } if self.person && reads => with_hint(error, RESCUE),
+            error => error,
+        })
+    }
+
+    fn done(&self, verb: Verb) -> Result<Reply> {
         let context = self.context;
         let nothing = |_| Reply::Nothing;
         match verb {
@@ -161,7 +181,7 @@ impl Caller<'_> {
                 }
                 let exported = publish(&to, session.and_then(|session| session.vdi_export(vdi, &to, context)));
                 exported.map(|()| Reply::Nothing).map_err(|error| match error {
-                    Error::Damaged { .. } => with_hint(error, "vdi_export --rescue exports what can be read"),
+                    Error::Damaged { .. } => with_hint(error, RESCUE),
                     error => error,
                 })
             }
@@ -227,11 +247,17 @@ fn publish<T>(to: &Stream, exported: Result<T>) -> Result<T> {
     }
 }
 
+/// The way to the data of an image that cannot be used.
+const RESCUE: &str = "vdi_export --rescue exports what can be read";
+
 /// An error of an image that cannot be read, with what can be done about it.
 fn with_hint(error: Error, hint: &str) -> Error {
     match error {
         Error::Damaged { path, what } => Error::Damaged { path, what: format!("{what}; {hint}") },
         Error::Unsupported { op, why } => Error::Unsupported { op, why: format!("{why}; {hint}") },
+        Error::ImageServer { attempt, errno, why } => {
+            Error::ImageServer { attempt, errno, why: format!("{why}; {hint}") }
+        }
         other => other,
     }
 }

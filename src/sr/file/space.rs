@@ -1,6 +1,6 @@
 //! The space of a file SR, image by image: what each holds alone, and what its deletion would free.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::directory::FileSr;
 use super::images::{Image, readers};
@@ -9,7 +9,7 @@ use crate::sys::durable::Dir;
 use crate::sys::{shared, threads};
 use crate::types::{ImageUse, Params, SpaceUse, VdiInfo, VdiUuid};
 use crate::vdi::tree::collect::steps;
-use crate::vdi::tree::gain::{Freed, held, of_deletions, of_steps};
+use crate::vdi::tree::gain::{Freed, Tables, of_deletions, of_steps};
 use crate::vdi::tree::nodes::Nodes;
 use crate::vdi::{self, layout};
 
@@ -22,7 +22,7 @@ impl FileSr {
     pub(super) fn space_by_image(&self, each: bool) -> Result<SpaceUse> {
         let dir = self.dir()?;
         let (listing, images) = self.settled(&dir)?;
-        let sr = self.described(&dir, &listing, &images)?;
+        let mut sr = self.described(&dir, &listing, &images)?;
         let of_trees = images.iter().filter(|image| !layout(image.format).is_by_length());
         let nodes: Nodes = of_trees.map(|image| (image.vdi, image.node.clone())).collect();
         let nodes = nodes.with_foreign_work(listing.journals);
@@ -32,12 +32,17 @@ impl FileSr {
             images.iter().zip(&shared).map(|(image, shared)| (image.vdi, own(image, *shared))).collect();
         let size = |vdi: VdiUuid| sizes.get(&vdi).copied().unwrap_or(0);
         let forest = self.forest(dir.clone());
-        let held = |vdi: VdiUuid| held(&forest, vdi);
+        let tables = Tables::of(&forest);
+        let held = |vdi: VdiUuid| tables.held(vdi);
         let collectable = of_steps(&steps(nodes.clone()), &size, &held);
+        let freed = if each { of_deletions(&nodes, &size, &held) } else { BTreeMap::new() };
+        let damaged = tables.damaged();
+        for info in sr.vdis.iter_mut().filter(|info| info.state.is_healthy()) {
+            info.state = damaged.get(&info.uuid).cloned().unwrap_or_default();
+        }
         if !each {
             return Ok(SpaceUse { images: Vec::new(), sr, collectable });
         }
-        let freed = of_deletions(&nodes, &size, &held);
         let parents: HashSet<VdiUuid> = images.iter().filter_map(|image| image.node.parent).collect();
         let mut infos: HashMap<VdiUuid, &VdiInfo> = sr.vdis.iter().map(|info| (info.uuid, info)).collect();
         let uses = images.iter().zip(&shared).map(|(image, shared)| {

@@ -11,7 +11,7 @@ use crate::sys::syslog;
 use crate::types::{Done, Gain, VdiUuid};
 use crate::vdi::served::refuse_if_held;
 use crate::vdi::tree::forest::Forest;
-use crate::vdi::tree::gain::{held, of_steps};
+use crate::vdi::tree::gain::{Tables, of_steps};
 use crate::vdi::tree::merge::merge;
 use crate::vdi::tree::next::{Failures, Seen, Step, garbage, next};
 use crate::vdi::tree::nodes::Nodes;
@@ -125,7 +125,8 @@ pub fn plan(forest: &dyn Forest, context: &Context) -> Result<CollectPlan> {
     // An image that is gone since takes nothing.
     let size = |vdi: VdiUuid| forest.place(vdi).and_then(|place| place.usage()).map_or(0, |usage| usage.allocated);
     let sizes: BTreeMap<VdiUuid, u64> = images.map(|vdi| (vdi, size(vdi))).collect();
-    let gain = of_steps(&steps, &|vdi| sizes.get(&vdi).copied().unwrap_or(0), &|vdi| held(forest, vdi));
+    let tables = Tables::of(forest);
+    let gain = of_steps(&steps, &|vdi| sizes.get(&vdi).copied().unwrap_or(0), &|vdi| tables.held(vdi));
     Ok(CollectPlan { steps, sizes, gain })
 }
 

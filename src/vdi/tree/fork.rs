@@ -16,7 +16,7 @@ use crate::vdi::tree::nodes::Node;
 /// gets a sibling instead, so that any number of copies of a template have one base.
 ///
 /// # Errors
-/// [`Error::IsBase`], [`Error::ChainTooLong`], [`Error::VdiExists`], [`Error::NoSpace`]; [`Error::VdiInUse`] while a server
+/// [`Error::Damaged`] for an image whose tables cannot be used; [`Error::IsBase`], [`Error::ChainTooLong`], [`Error::VdiExists`], [`Error::NoSpace`]; [`Error::VdiInUse`] while a server
 /// on whatever host does not let go of the image.
 pub fn fork(
     forest: &dyn Forest,
@@ -33,7 +33,7 @@ pub fn fork(
         return Err(Error::IsBase { op: "vdi_clone and vdi_snapshot", vdi: place.vdi() });
     }
     let _elsewhere = PausedElsewhere::begin(context)?;
-    let _here = pause_here(place)?;
+    let here = pause_here(place)?;
     let _alone = forest.alone(&[place.vdi()], place.vdi())?;
     let base = match twin(forest, place)? {
         Some(base) => {
@@ -44,6 +44,11 @@ pub fn fork(
             let depth = depth(forest, place, &node)?;
             if depth >= LONGEST_CHAIN {
                 return Err(Error::ChainTooLong { vdi: place.vdi(), sr: place.sr(), depth, longest: LONGEST_CHAIN });
+            }
+            if here.is_none() {
+                // A server has looked at it when it was attached.
+                let image = place.open(Mode::ReadOnly)?;
+                layout(node.format).refuse_damaged(&image)?;
             }
             let base = VdiUuid::random();
             forest.fork(&Fork { vdi: place.vdi(), base, dest: Some((dest, params)) })?;

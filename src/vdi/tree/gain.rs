@@ -1,9 +1,11 @@
 //! The space that deleting a disk would free, and the space that the collector would free. Removals are counted exactly; the
 //! gain of a merge is estimated by the tables of its images, and no data is read.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use crate::types::{Gain, Mode, VdiUuid};
+use crate::error::{Error, Result};
+use crate::types::{Gain, Mode, State, VdiUuid};
 use crate::vdi::formats::layout;
 use crate::vdi::tree::collect::Planned;
 use crate::vdi::tree::extents::Extents;
@@ -16,11 +18,40 @@ pub type Sizes<'a> = &'a dyn Fn(VdiUuid) -> u64;
 /// The stretches of its disk that an image holds; `None` for an image whose tables cannot be read.
 pub type HeldBy<'a> = &'a dyn Fn(VdiUuid) -> Option<Extents>;
 
-/// The stretches of its disk that an image of the forest holds; `None` for an image whose tables cannot be read.
-pub fn held(forest: &dyn Forest, vdi: VdiUuid) -> Option<Extents> {
-    let place = forest.place(vdi).ok()?;
-    let image = place.open(Mode::ReadOnly).ok()?;
-    layout(place.format()).held(&image).ok()
+/// The tables of the images of a forest, and which of them turned out to be damaged.
+pub struct Tables<'f> {
+    forest: &'f dyn Forest,
+    damaged: RefCell<BTreeMap<VdiUuid, State>>,
+}
+
+impl<'f> Tables<'f> {
+    pub fn of(forest: &'f dyn Forest) -> Tables<'f> {
+        Tables { forest, damaged: RefCell::default() }
+    }
+
+    /// The stretches of its disk that an image holds; `None` for an image whose tables cannot be read.
+    pub fn held(&self, vdi: VdiUuid) -> Option<Extents> {
+        // A server may be writing them: what is damaged is so at a second look as well.
+        match self.read(vdi).or_else(|_| self.read(vdi)) {
+            Ok(held) => Some(held),
+            Err(error @ Error::Damaged { .. }) => {
+                self.damaged.borrow_mut().insert(vdi, State::of(&error));
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    fn read(&self, vdi: VdiUuid) -> Result<Extents> {
+        let place = self.forest.place(vdi)?;
+        let image = place.open(Mode::ReadOnly)?;
+        layout(place.format()).held(&image)
+    }
+
+    /// The images whose tables were read and are damaged.
+    pub fn damaged(self) -> BTreeMap<VdiUuid, State> {
+        self.damaged.into_inner()
+    }
 }
 
 /// The space that the deletion of a disk frees besides the disk's own image. Bytes.
