@@ -159,6 +159,9 @@ pub enum Error {
     /// An export is not what its manifest says.
     #[error("{}: {what}", path.display())]
     NotVerified { path: PathBuf, what: String },
+    /// An export that is encrypted, and none of the keys that it is for is there.
+    #[error("{} is encrypted {why}", path.display())]
+    Encrypted { path: PathBuf, why: String },
     /// Some disks of a set could not be exported, or the whole could not be published. The export before is as it was.
     #[error("{set} was not exported: {}", parts_of(failures))]
     NotExported { set: String, failures: Vec<(String, Error)> },

@@ -9,6 +9,8 @@
 )]
 
 mod scene;
+#[path = "backup/sealed.rs"]
+mod sealed;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -385,12 +387,7 @@ fn an_export_that_was_changed_is_found_and_leaves_no_disk() {
         let cut = of(image)[..of(image).len() - 4096].to_vec();
         // Whoever changes the manifest can change the sums as well.
         let resealed = |name: &'static str, bytes: Vec<u8>| {
-            let digest = |bytes: &[u8]| {
-                let mut child = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-                std::io::Write::write_all(&mut child.stdin.take().unwrap(), bytes).unwrap();
-                text(&child.wait_with_output().unwrap().stdout)[..64].to_owned()
-            };
-            let sums = text(&of("SHA256SUMS")).replace(&digest(&of(name)), &digest(&bytes));
+            let sums = text(&of("SHA256SUMS")).replace(&sums_of(&of(name)), &sums_of(&bytes));
             vec![(name, bytes), ("SHA256SUMS", sums.into_bytes())]
         };
         type Case = (&'static str, Vec<(&'static str, Vec<u8>)>);
@@ -429,6 +426,13 @@ fn an_export_that_was_changed_is_found_and_leaves_no_disk() {
         std::os::unix::fs::symlink("/etc/passwd", dir.join(image)).unwrap();
         backup(&scene, &["import", "web", "--from", "nas", "--sr", "slow"]).fails("EVERIFY|EIO");
     }
+}
+
+/// The SHA-256 of bytes, by another program.
+fn sums_of(bytes: &[u8]) -> String {
+    let mut child = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), bytes).unwrap();
+    String::from_utf8_lossy(&child.wait_with_output().unwrap().stdout)[..64].to_owned()
 }
 
 /// The records of runs that have begun and not ended.
@@ -639,6 +643,18 @@ enum Step {
     Export,
 }
 
+/// How the runs are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Packed {
+    Never,
+    Sometimes,
+    Encrypted,
+}
+
+fn packed() -> impl Strategy<Value = Packed> {
+    prop_oneof![Just(Packed::Never), Just(Packed::Sometimes), Just(Packed::Encrypted)]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0..30_000u64, 1..3000u64, 0..4u8).prop_map(|(at, sectors, byte)| Step::Write(at, sectors, byte)),
@@ -664,8 +680,12 @@ fn write(scene: &Scene, format: &str, at: u64, bytes: &[u8]) {
 }
 
 /// Exports what the steps leave, and compares what comes back of each run with what the disk was.
-fn increments(format: &str, steps: &[Step], packed: bool) {
+fn increments(format: &str, steps: &[Step], packed: Packed) {
     let scene = scene();
+    if packed == Packed::Encrypted {
+        let (public, secret) = sealed::keys(&scene);
+        sealed::stores_with(&scene, &format!(" recipient={public} identity={secret}"));
+    }
     let mut bytes = disk(&scene, A, "web", format, 10 * MIB, &[(MIB, pattern(MIB))]);
     let (mut snapshots, mut runs) = (Vec::new(), Vec::new());
     for step in steps.iter().chain([&Step::Export, &Step::Export]) {
@@ -694,7 +714,8 @@ fn increments(format: &str, steps: &[Step], packed: bool) {
                 bytes = held.clone();
             }
             Step::Export => {
-                let packing = if packed && runs.len() % 2 == 0 { "zstd" } else { "none" };
+                let is_packed = packed == Packed::Encrypted || packed == Packed::Sometimes && runs.len() % 2 == 0;
+                let packing = if is_packed { "zstd" } else { "none" };
                 let line = ["export", "web", "--disk", &format!("fast/{A}"), "--to", "nas", "--since", "last"];
                 let more = ["--compress", packing, "--keep", "100", "--format", "table"];
                 let run = backup(&scene, &[&line[..], &more].concat()).done().trim().to_owned();
@@ -740,7 +761,7 @@ fn an_increment_tells_of_what_a_revert_took_back_and_of_what_was_grown() {
         let both =
             [Step::Snapshot, Step::Grow(6), write(12), Step::Export, Step::Revert(0), Step::Export, Step::Grow(6)];
         for steps in [&reverted[..], &grown, &both] {
-            increments(format, steps, true);
+            increments(format, steps, Packed::Sometimes);
         }
     }
 }
@@ -748,17 +769,17 @@ fn an_increment_tells_of_what_a_revert_took_back_and_of_what_was_grown() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4, max_shrink_iters: 40, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn each_increment_of_a_vhd_comes_back_as_the_disk_was(steps in proptest::collection::vec(step(), 4..11), packed: bool) {
+    fn each_increment_of_a_vhd_comes_back_as_the_disk_was(steps in proptest::collection::vec(step(), 4..11), packed in packed()) {
         increments("vhd", &steps, packed);
     }
 
     #[test]
-    fn each_increment_of_a_qcow2_comes_back_as_the_disk_was(steps in proptest::collection::vec(step(), 4..11), packed: bool) {
+    fn each_increment_of_a_qcow2_comes_back_as_the_disk_was(steps in proptest::collection::vec(step(), 4..11), packed in packed()) {
         increments("qcow2", &steps, packed);
     }
 
     #[test]
-    fn each_increment_of_a_raw_disk_comes_back_as_the_disk_was(steps in proptest::collection::vec(step(), 4..11), packed: bool) {
+    fn each_increment_of_a_raw_disk_comes_back_as_the_disk_was(steps in proptest::collection::vec(step(), 4..11), packed in packed()) {
         increments("raw", &steps, packed);
     }
 }

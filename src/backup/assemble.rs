@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::codec::Compression;
+use super::codec::Packing;
 use super::manifest::{self, DiskOf, Manifest, Metadata, image_name, map_name};
 use super::map::{digest, hex};
 use super::name::RunId;
+use super::seal::Seal;
 use super::shelf::{Shelf, put, taken};
 use super::verify;
 use super::write::Written;
@@ -24,11 +25,11 @@ pub type Sums = Vec<(String, String)>;
 pub fn put_disk<T>(
     dir: &Dir,
     index: usize,
-    compression: Compression,
+    packing: &Packing,
     sums: &mut Sums,
     write: impl FnOnce(Arc<std::fs::File>, &Path) -> Result<(T, Written)>,
 ) -> Result<(T, Written, Names)> {
-    let (file, map) = (image_name(index, compression), map_name(index));
+    let (file, map) = (image_name(index, packing.compression, packing.seal.is_some()), map_name(index));
     let (new, path) = (dir.new_file()?, dir.join(&file));
     let to = Arc::new(new.file().try_clone().map_err(Error::io("duplicate", &path))?);
     let (answer, written) = write(to, &path)?;
@@ -59,14 +60,28 @@ pub fn finish(
     run: &RunId,
     dir: &Dir,
     mut manifest: Manifest,
+    packing: &Packing,
     mut sums: Sums,
     opaque: Option<&[u8]>,
 ) -> Result<Vec<DiskOf>> {
-    if let Some(bytes) = opaque {
-        put(dir, manifest::METADATA, bytes)?;
+    manifest.compression = packing.compression;
+    manifest.encryption = packing.seal.as_ref().map(Seal::told);
+    let mut add = |name: &str, bytes: &[u8]| -> Result<String> {
+        put(dir, name, bytes)?;
         let sha256 = hex(&digest(bytes));
-        sums.push((manifest::METADATA.to_owned(), sha256.clone()));
-        manifest.metadata = Some(Metadata { file: manifest::METADATA.to_owned(), sha256 });
+        sums.push((name.to_owned(), sha256.clone()));
+        Ok(sha256)
+    };
+    if let Some(seal) = &packing.seal {
+        add(manifest::DIGEST_KEY, &seal.digest_key(&dir.join(manifest::DIGEST_KEY))?)?;
+    }
+    if let Some(bytes) = opaque {
+        let name = manifest.metadata_name();
+        let sha256 = match &packing.seal {
+            None => add(name, bytes)?,
+            Some(seal) => add(name, &seal.sealed(bytes, &dir.join(name))?)?,
+        };
+        manifest.metadata = Some(Metadata { file: name.to_owned(), sha256 });
     }
     let text = manifest.text();
     put(dir, manifest::FILE, &text)?;

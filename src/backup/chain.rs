@@ -2,11 +2,13 @@
 //! has every block.
 
 use std::collections::VecDeque;
+use std::path::Path;
 
 use super::BLOCK;
 use super::manifest::{self, Manifest, ParentRun};
 use super::map::{Entry, digest, hex, length_of};
 use super::read::Image;
+use super::seal::{self, Keys};
 use super::verify;
 use crate::error::{Error, Result};
 use crate::sys::durable::Dir;
@@ -39,6 +41,23 @@ pub fn open(dir: Dir) -> Result<Vec<Link>> {
         chain.push(link);
     }
     Ok(chain)
+}
+
+/// Opens the images of a chain that are encrypted, with the keys of a file that is read if it is needed.
+///
+/// # Errors
+/// [`Error::Encrypted`] if none of the keys is for an export of it, or no file is named; [`Error::NotVerified`]; those of the file.
+pub fn unlock(chain: &mut [Link], identity: Option<&Path>) -> Result<()> {
+    let Some(sealed) = chain.iter().find(|link| link.manifest.encryption.is_some()) else { return Ok(()) };
+    let of = sealed.manifest.encryption.as_ref().expect("it was just looked at");
+    let keys = Keys::read(identity.ok_or_else(|| seal::no_key(sealed.dir.path(), of))?)?;
+    for link in chain {
+        let Some(of) = &link.manifest.encryption else { continue };
+        let path = link.dir.join(manifest::DIGEST_KEY);
+        let digests = keys.digest_key(&link.dir.read(manifest::DIGEST_KEY)?.unwrap_or_default(), &path, of)?;
+        link.images.iter_mut().try_for_each(|image| image.unlock(&keys, &digests, of))?;
+    }
+    Ok(())
 }
 
 fn wrong(dir: &Dir, what: &str) -> Error {

@@ -1,9 +1,13 @@
 //! How a block is packed: on its own, so that blocks are packed and unpacked in parallel, and found without reading others.
+//! What is packed may then be encrypted ([`super::seal`]).
 
 use std::fmt;
 use std::io::{self, Read};
 
 use serde::{Deserialize, Serialize};
+
+use super::map::{Digest, digest};
+use super::seal::Seal;
 
 /// How the blocks of an export are packed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +36,24 @@ impl fmt::Display for Compression {
             Compression::None => "none",
             Compression::Zstd => "zstd",
         })
+    }
+}
+
+/// How the blocks of an export are written.
+#[derive(Debug, Default)]
+pub struct Packing {
+    pub compression: Compression,
+    /// Of an encrypted export.
+    pub seal: Option<Seal>,
+}
+
+impl Packing {
+    /// The digest of a block of the disk, as the map has it.
+    pub fn digest(&self, index: u64, block: &[u8]) -> Digest {
+        match &self.seal {
+            None => digest(block),
+            Some(seal) => seal.digests.digest(index, block),
+        }
     }
 }
 

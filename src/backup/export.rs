@@ -2,23 +2,25 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::age::key::{self, Recipient};
 use super::assemble::{self, Names, Sums};
 use super::chain;
-use super::codec::Compression;
+use super::codec::{Compression, Packing};
 use super::hooks::{self, Point, Variables};
-use super::list::manifest_of;
 use super::manifest::{self, DiskOf, Manifest, ParentRun};
 use super::map::{digest, hex};
 use super::name::{RunId, SetName, StoreName};
 use super::record::{self, Begun, Record};
 use super::retain::{self, Keep};
+use super::seal::{self, DigestKey, Seal};
 use super::set::{self, Member, Set};
 use super::shelf::Shelf;
 use super::source::{self, Hold, Source};
-use super::store::{self, Open};
+use super::store::{self, Open, Store};
 use super::write::{self, From, Since, Written};
 use super::{Call, bases, remove};
 use crate::call::Held;
@@ -37,7 +39,10 @@ pub struct Wanted {
     /// In place of those of the set, if any is named.
     pub disks: Vec<Member>,
     pub store: StoreName,
-    pub compression: Compression,
+    /// `None`: not at all; of an encrypted export, zstd.
+    pub compression: Option<Compression>,
+    /// The file of those that the export is encrypted for, in place of that of the set or the store.
+    pub recipient: Option<PathBuf>,
     /// Disks in use are snapshotted and the snapshots are read.
     pub live: bool,
     /// As `live`, and what uses the disks is paused by hooks until all snapshots are there. How long each may take.
@@ -77,7 +82,7 @@ pub struct Exported {
 ///
 /// # Errors
 /// [`Error::VdiInUse`], [`Error::NoVdi`], [`Error::UnknownSr`] for a disk; [`Error::Invalid`], [`Error::Unsupported`],
-/// [`Error::NoDevice`], [`Error::StoreFull`] for the store; [`Error::NotVerified`], [`Error::NoExport`] for the run that the
+/// [`Error::NoDevice`], [`Error::StoreFull`] for the store; [`Error::BadLine`] for a file of keys; [`Error::NotVerified`], [`Error::NoExport`] for the run that the
 /// increment is to be made on; [`Error::Locked`]; [`Error::NoSnapshots`]. Then nothing was changed.
 /// [`Error::NotExported`] with each disk that failed.
 pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
@@ -96,8 +101,10 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
         (false, Some(_)) => Hold::LocksOrSnapshots,
         (false, None) => Hold::Locks,
     };
-    let store = open_store(&wanted.store)?;
-    if wanted.compression == Compression::None && wanted.since.is_none() {
+    let place = place_of(&wanted.store)?;
+    let (compression, recipients) = packing(wanted, &set, &place)?;
+    let store = place.open()?;
+    if compression == Compression::None && wanted.since.is_none() {
         store.refuse_if_full(sources.iter().map(|it| it.info.physical_utilisation.min(it.info.virtual_size)).sum())?;
     }
     let now = seconds_now().unwrap_or(0);
@@ -113,7 +120,13 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let shelf = Shelf::new(&store, wanted.set.clone());
     shelf.repair()?;
     let run = RunId::after(now, shelf.runs()?.last());
+    let digests = recipients.is_some().then(|| DigestKey::of(&wanted.set)).transpose()?;
+    let seal = recipients.zip(digests).map(|(recipients, digests)| Seal { recipients, digests });
+    let packing = Arc::new(Packing { compression, seal });
     let parent = parent(&shelf, wanted.since.as_ref())?;
+    if let Some((parent, chain)) = &parent {
+        refuse_mixed(&parent.run, &chain[0], packing.seal.as_ref())?;
+    }
     let (parent, since) = match parent {
         Some((parent, chain)) => (Some(parent), Some(source::since(call, &mut sources, chain)?)),
         None => (None, None),
@@ -137,7 +150,7 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     })?;
     let held = held(call, wanted, &mut sources, how, &mut begun, &variables);
     let user = begun.record().user();
-    let run_held = Running { call, wanted, sources: &sources, shelf: &shelf, run: &run, since };
+    let run_held = Running { call, wanted, sources: &sources, shelf: &shelf, run: &run, since, packing };
     // What keeps the disks goes before their persistent locks are given back.
     let done = held.and_then(|held| run_held.write(how, &held, parent, opaque.as_deref()));
     let undone = run_held.end(&begun, &user, done.is_ok());
@@ -237,11 +250,16 @@ fn members(wanted: &Wanted) -> Result<Set> {
             value: wanted.set.to_string(),
             expected: "no set has this name; `sm backup define` makes one, or --disk names the disks".to_owned(),
         }),
-        (false, known) => Set::new(wanted.disks.clone(), known.and_then(|set| set.metadata)),
+        (false, known) => {
+            let known = known.as_ref();
+            let mut set = Set::new(wanted.disks.clone(), known.and_then(|set| set.metadata.clone()))?;
+            set.recipient = known.and_then(|set| set.recipient.clone());
+            Ok(set)
+        }
     }
 }
 
-fn metadata(path: &Path) -> Result<Vec<u8>> {
+pub(super) fn metadata(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = fs::File::open(path).map_err(Error::io("open", path))?;
     file.take(LONGEST_METADATA + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
@@ -255,12 +273,41 @@ fn metadata(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-fn open_store(name: &StoreName) -> Result<Open> {
+/// The store, which may be exported into.
+pub(super) fn place_of(name: &StoreName) -> Result<Store> {
     let store = store::find(name)?;
     match store.drained {
         true => Err(Error::Unsupported { op: "an export into this store", why: format!("store {name} is drained") }),
-        false => store.open(),
+        false => Ok(store),
     }
+}
+
+/// How the blocks are packed, and those that they are encrypted for.
+fn packing(wanted: &Wanted, set: &Set, store: &Store) -> Result<(Compression, Option<Vec<Recipient>>)> {
+    let Some(path) = seal::recipient(wanted.recipient.as_ref(), Some(set), store) else {
+        return Ok((wanted.compression.unwrap_or_default(), None));
+    };
+    match wanted.compression.unwrap_or(Compression::Zstd) {
+        Compression::None => Err(Error::Invalid {
+            what: "--compress",
+            value: "none".to_owned(),
+            expected: format!("an export that is encrypted (for {}) is packed", path.display()),
+        }),
+        compression => Ok((compression, Some(key::recipients(&path)?))),
+    }
+}
+
+/// Refuses an increment whose digests cannot be compared with those of its parent.
+fn refuse_mixed(run: &RunId, parent: &chain::Link, seal: Option<&Seal>) -> Result<()> {
+    let what = match (&parent.manifest.encryption, seal) {
+        (None, None) => return Ok(()),
+        (Some(of), Some(seal)) if of.digest_key == seal.digests.id() => return Ok(()),
+        (Some(_), Some(_)) => "is encrypted with digests of another key than this host has for the set",
+        (Some(_), None) => "is encrypted, and this export would not be",
+        (None, Some(_)) => "is not encrypted, and this export would be",
+    };
+    let what = format!("run {run} {what}; --since none makes a whole export");
+    Err(Error::NotVerified { path: parent.dir.join(manifest::FILE), what })
 }
 
 /// The run that an increment is made on, looked at with its chain.
@@ -316,13 +363,14 @@ struct Running<'a> {
     run: &'a RunId,
     /// What the parent run has of each disk.
     since: Option<Vec<Since>>,
+    packing: Arc<Packing>,
 }
 
 impl Running<'_> {
     fn write(&self, how: Hold, held: &[Held], parent: Option<ParentRun>, opaque: Option<&[u8]>) -> Result<Vec<DiskOf>> {
         let dir = self.shelf.begin(self.run)?;
         let begun = Utc(seconds_now().unwrap_or(0)).to_string();
-        let (set, compression) = (self.wanted.set.clone(), self.wanted.compression);
+        let (set, compression) = (self.wanted.set.clone(), self.packing.compression);
         let mut manifest = Manifest::new(set, self.run.clone(), begun, compression, store::host_name());
         (manifest.consistency, manifest.parent) = (how.consistency(), parent);
         let (mut sums, mut failures) = (Sums::new(), Vec::new());
@@ -333,7 +381,7 @@ impl Running<'_> {
             }
         }
         if failures.is_empty() {
-            match assemble::finish(self.shelf, self.run, &dir, manifest, sums, opaque) {
+            match assemble::finish(self.shelf, self.run, &dir, manifest, &self.packing, sums, opaque) {
                 Ok(disks) => return Ok(disks),
                 Err(error) => failures.push(("the completion".to_owned(), error)),
             }
@@ -343,17 +391,17 @@ impl Running<'_> {
 
     /// Writes the image and the map of a disk.
     fn one(&self, index: usize, source: &Source, held: &[Held], dir: &Dir, sums: &mut Sums) -> Result<DiskOf> {
-        let compression = self.wanted.compression;
+        let packing = self.packing.clone();
         let since = self.since.as_ref().map(|since| since[index].clone());
         let vdi = source.snapshot.unwrap_or(source.member.vdi);
         let rate = self.wanted.rate;
         let total = source.info.physical_utilisation.min(source.info.virtual_size);
-        let ((), written, names) = assemble::put_disk(dir, index, compression, sums, |to, path| {
+        let ((), written, names) = assemble::put_disk(dir, index, &self.packing, sums, |to, path| {
             let path = path.to_owned();
             let read =
                 source.session.vdi_read(vdi, source.base, held, &self.call.context(), move |_, disk, changed, told| {
                     let from = From { disk, since: since.as_ref(), changed, total, rate };
-                    write::write(&from, compression, &to, &path, told)
+                    write::write(&from, &packing, &to, &path, told)
                 });
             read.map(|written| ((), written))
         })?;
@@ -414,48 +462,5 @@ fn described(index: usize, names: Names, source: &Source, written: &Written) -> 
         sector_size: info.sector_size,
         parent: info.parent,
         snapshot: source.snapshot,
-    }
-}
-
-/// Makes the newest export of a set whole: a run that has every block, without reading the disks. Answers the run, or `None` if
-/// the newest is whole already.
-///
-/// # Errors
-/// [`Error::NoExport`]; [`Error::NotVerified`] for a block that is not what it should be; [`Error::Locked`]; [`Error::Io`].
-pub fn consolidate(call: &Call, set: &SetName, store: &StoreName) -> Result<(Option<RunId>, Vec<String>)> {
-    let store = open_store(store)?;
-    let _set = record::lock(set, call.deadline())?;
-    let warnings = record::recover(call, Some(set))?;
-    let now = seconds_now().unwrap_or(0);
-    let _taken = store.lock(set, &RunId::new(now), call.deadline())?;
-    let shelf = Shelf::new(&store, set.clone());
-    shelf.repair()?;
-    let (old, dir) = shelf.find(None)?;
-    let before = manifest_of(&dir)?;
-    if before.parent.is_none() {
-        return Ok((None, warnings));
-    }
-    let opaque = before.metadata.is_some().then(|| metadata(&dir.join(manifest::METADATA))).transpose()?;
-    let chain = chain::open(dir)?;
-    let run = RunId::after(now, Some(&old));
-    let new = shelf.begin(&run)?;
-    let mut manifest = Manifest { run: run.clone(), parent: None, disks: Vec::new(), ..before.clone() };
-    let mut sums = Sums::new();
-    let done = || {
-        for (index, (disk, images)) in before.disks.iter().zip(chain::images(chain)).enumerate() {
-            let restored = super::read::Restored::new(images)?;
-            let total = restored.data();
-            let from = From { disk: &restored, since: None, changed: None, total, rate: None };
-            let ((), _, names) = assemble::put_disk(&new, index, before.compression, &mut sums, |to, path| {
-                write::write(&from, before.compression, &to, path, call.progress).map(|written| ((), written))
-            })?;
-            let Names { file, map, map_sha256 } = names;
-            manifest.disks.push(DiskOf { file, map, map_sha256, ..disk.clone() });
-        }
-        assemble::finish(&shelf, &run, &new, manifest, sums, opaque.as_deref())
-    };
-    match done() {
-        Ok(_) => Ok((Some(run), warnings)),
-        Err(error) => Err(error.undone(shelf.abandon(&run))),
     }
 }

@@ -1,6 +1,7 @@
 //! `sm backup import`: the disks of an export as VDIs of any SR.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::hooks::{self, Point};
 use super::manifest::{DiskOf, Manifest};
@@ -9,7 +10,7 @@ use super::read::Restored;
 use super::record::{self, Begun, Record};
 use super::set::Member;
 use super::shelf::Shelf;
-use super::{Call, chain, store};
+use super::{Call, chain, seal, set, store};
 use crate::call::Session;
 use crate::error::{Error, Result, one_line};
 use crate::image::disk::Disk;
@@ -30,6 +31,8 @@ pub struct Wanted {
     pub sizes: BTreeMap<usize, u64>,
     /// The new disks have the UUIDs of the old ones.
     pub keep_uuids: bool,
+    /// The file of the keys of encrypted exports.
+    pub identity: Option<PathBuf>,
 }
 
 /// A disk that was imported.
@@ -54,21 +57,24 @@ struct Target {
 /// warnings.
 ///
 /// # Errors
-/// [`Error::NoExport`]; [`Error::NotVerified`]; [`Error::Invalid`] for an index or a size; [`Error::VdiExists`];
+/// [`Error::NoExport`]; [`Error::NotVerified`]; [`Error::Encrypted`]; [`Error::Invalid`] for an index or a size; [`Error::VdiExists`];
 /// [`Error::NoSpace`] before anything is made; those of the SRs. No VDI is left then.
 pub fn import(call: &Call, wanted: &Wanted) -> Result<(Vec<Imported>, Vec<String>)> {
-    let store = store::find(&wanted.store)?.open()?;
+    let place = store::find(&wanted.store)?;
+    let store = place.open()?;
     let _set = record::lock(&wanted.set, call.deadline())?;
     let mut warnings = record::recover(call, Some(&wanted.set))?;
     let this = RunId::new(seconds_now().unwrap_or(0));
     let (run, dir) = Shelf::new(&store, wanted.set.clone()).find(wanted.run.as_ref())?;
     let path = dir.join(super::manifest::FILE);
-    let chain = chain::open(dir)?;
+    let mut chain = chain::open(dir)?;
     let manifest = chain[0].manifest.clone();
     if manifest.name != wanted.set || manifest.run != run {
         let what = format!("is of set {}, run {}", manifest.name, manifest.run);
         return Err(Error::NotVerified { path, what });
     }
+    let identity = seal::identity(wanted.identity.as_ref(), set::find(&wanted.set)?.as_ref(), Some(&place));
+    chain::unlock(&mut chain, identity.as_deref())?;
     let disks = chain::images(chain).into_iter().map(Restored::new).collect::<Result<_>>()?;
     let targets = targets(call, wanted, &manifest, disks)?;
     let mut variables = hooks::common("BACKUP_IMPORT", &wanted.set, &this);

@@ -16,6 +16,12 @@ pub const FILE: &str = "manifest.json";
 pub const SUMS: &str = "SHA256SUMS";
 /// The name of the opaque file of an agent.
 pub const METADATA: &str = "metadata";
+/// The name of that file where it is encrypted.
+pub const SEALED_METADATA: &str = "metadata.age";
+/// The name of the encrypted file with the key of the digests.
+pub const DIGEST_KEY: &str = "digests.key.age";
+/// What exports are encrypted by.
+pub const AGE: &str = "age";
 
 const FORMAT: &str = "sm-export";
 const VERSION: u32 = 1;
@@ -44,6 +50,9 @@ pub struct Manifest {
     /// Of an increment: the run that has what it leaves out.
     #[serde(default)]
     pub parent: Option<ParentRun>,
+    /// Of an encrypted export.
+    #[serde(default)]
+    pub encryption: Option<Encryption>,
     /// Signed exports name their way of signing here. None is made yet.
     pub(super) hmac: Option<serde_json::Value>,
 }
@@ -65,6 +74,17 @@ pub enum Consistency {
 pub struct ParentRun {
     pub run: RunId,
     pub manifest_sha256: String,
+}
+
+/// How an export is encrypted. No key can be told by it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encryption {
+    /// [`AGE`].
+    pub algorithm: String,
+    /// The names of the keys that can read it, each the start of a SHA-256 of a public key.
+    pub keys: Vec<String>,
+    /// The name of the key of the digests in its maps.
+    pub digest_key: String,
 }
 
 /// A disk of an export.
@@ -101,8 +121,8 @@ pub struct Metadata {
 }
 
 /// The name of the image of a disk.
-pub fn image_name(index: usize, compression: Compression) -> String {
-    format!("disk{index}.raw{}", compression.suffix())
+pub fn image_name(index: usize, compression: Compression, is_sealed: bool) -> String {
+    format!("disk{index}.raw{}{}", compression.suffix(), if is_sealed { ".age" } else { "" })
 }
 
 /// The name of the map of a disk.
@@ -130,6 +150,7 @@ impl Manifest {
             disks: Vec::new(),
             metadata: None,
             parent: None,
+            encryption: None,
             hmac: None,
         }
     }
@@ -152,6 +173,15 @@ impl Manifest {
         if manifest.disks.is_empty() || manifest.disks.len() > MOST_DISKS {
             return Err(wrong(format!("it tells of {} disks", manifest.disks.len())));
         }
+        if let Some(encryption) = &manifest.encryption {
+            let is_name = |key: &String| key.len() == 16 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if encryption.algorithm != AGE || !encryption.keys.iter().all(is_name) {
+                return Err(wrong(format!("it is not encrypted by {AGE}, as an export that can be read is")));
+            }
+            if manifest.compression == Compression::None {
+                return Err(wrong("it is encrypted and not packed, which no export is".to_owned()));
+            }
+        }
         for (at, disk) in manifest.disks.iter().enumerate() {
             if disk.index != at {
                 return Err(wrong(format!("its disk {at} has the index {}", disk.index)));
@@ -161,6 +191,11 @@ impl Manifest {
             }
         }
         Ok(manifest)
+    }
+
+    /// The name of the opaque file of an agent.
+    pub fn metadata_name(&self) -> &'static str {
+        if self.encryption.is_some() { SEALED_METADATA } else { METADATA }
     }
 
     /// The file.

@@ -9,7 +9,8 @@
 //! | [`set`] | the sets of this host |
 //! | [`manifest`], [`map`](mod@map) | what an export says of itself, and of each block |
 //! | [`codec`] | how a block is packed |
-//! | [`write`](mod@write) | a disk, block by block, into the files of an export |
+//! | [`seal`], [`age`] | how an export is encrypted |
+//! | [`write`](mod@write), [`out`] | a disk, block by block, into the files of an export |
 //! | [`read`](mod@read) | the files of an export as a disk |
 //! | [`chain`] | an export with those that it is an increment on |
 //! | [`source`] | the disks of a run, locked or snapshotted |
@@ -19,7 +20,7 @@
 //! | [`retain`] | which runs stay |
 //! | [`shelf`] | the runs of one set in one store: published, found, removed |
 //! | [`record`] | what a running call has begun, for whoever comes after a kill |
-//! | [`export`](mod@export), [`import`](mod@import), [`verify`](mod@verify), [`remove`](mod@remove), [`list`](mod@list) | the commands |
+//! | [`export`](mod@export), [`consolidate`](mod@consolidate), [`import`](mod@import), [`verify`](mod@verify), [`remove`](mod@remove), [`list`](mod@list) | the commands |
 //!
 //! # An export
 //!
@@ -37,10 +38,12 @@
 //! the snapshots and removes the directory ([`record::recover`]). A kill between 5 and 6 leaves an export that the next call about the set makes the current one
 //! ([`shelf::Shelf::repair`]). At no instant is a complete export missing that was there before.
 
+pub mod age;
 pub mod assemble;
 pub mod bases;
 pub mod chain;
 pub mod codec;
+pub mod consolidate;
 pub mod export;
 pub mod hooks;
 pub mod import;
@@ -48,10 +51,12 @@ pub mod list;
 pub mod manifest;
 pub mod map;
 pub mod name;
+pub mod out;
 pub mod read;
 pub mod record;
 pub mod remove;
 pub mod retain;
+pub mod seal;
 pub mod set;
 pub mod shelf;
 pub mod source;

@@ -5,13 +5,18 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::BLOCK;
+use super::age::header;
+use super::age::payload::NONCE;
 use super::chain::{Placed, blocks};
 use super::codec::{Compression, unpack};
-use super::map::{Entry, Map, Stored, digest, length_of};
+use super::manifest::Encryption;
+use super::map::{Digest, Entry, Map, Stored, digest, length_of};
+use super::seal::{DigestKey, Keys, Sealed};
 use crate::error::{Error, Result};
 use crate::image::disk::Disk;
 use crate::sys::threads::in_parts;
@@ -26,12 +31,70 @@ pub struct Image {
     /// The name of the file in errors.
     pub path: PathBuf,
     pub compression: Compression,
+    /// Of an encrypted image.
+    pub sealed: Option<Sealed>,
     pub map: Map,
     /// Bytes of the disk.
     pub size: u64,
 }
 
+/// The fault of a file, or of what it holds.
+enum Fault {
+    Io(io::Error),
+    Contents(String),
+}
+
+impl From<String> for Fault {
+    fn from(what: String) -> Fault {
+        Fault::Contents(what)
+    }
+}
+
+/// The first bytes of a file: more than the longest header that is read.
+///
+/// # Errors
+/// The system's error.
+pub fn beginning(file: &File) -> io::Result<Vec<u8>> {
+    let mut begin = vec![0; header::LONGEST + NONCE];
+    let mut length = 0;
+    while length < begin.len() {
+        match file.read_at(&mut begin[length..], length as u64) {
+            Ok(0) => break,
+            Ok(n) => length += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    begin.truncate(length);
+    Ok(begin)
+}
+
 impl Image {
+    /// Opens the image if it is encrypted.
+    ///
+    /// # Errors
+    /// [`Error::Encrypted`] if none of the keys is for it; [`Error::NotVerified`]; [`Error::Io`].
+    pub fn unlock(&mut self, keys: &Keys, digests: &DigestKey, of: &Encryption) -> Result<()> {
+        let Some(sealed) = &mut self.sealed else { return Ok(()) };
+        let begin = beginning(&self.file).map_err(Error::io("read", &self.path))?;
+        let length = self.file.metadata().map_err(Error::io("examine", &self.path))?.len();
+        sealed.unlock((&begin, length), &self.path, (keys, digests, of))
+    }
+
+    /// Bytes as they were before the image was encrypted.
+    fn bytes(&self, buf: &mut [u8], offset: u64) -> Result<(), Fault> {
+        let Some(sealed) = &self.sealed else { return self.file.read_exact_at(buf, offset).map_err(Fault::Io) };
+        let (opener, _) = sealed.open().ok_or_else(|| "it is encrypted, and was not opened".to_owned())?;
+        opener.read_at(buf, offset, |part, at| self.file.read_exact_at(part, opener.start() + at).map_err(Fault::Io))
+    }
+
+    fn digest(&self, index: u64, block: &[u8]) -> Digest {
+        match self.sealed.as_ref().and_then(Sealed::open) {
+            Some((_, digests)) => digests.digest(index, block),
+            None => digest(block),
+        }
+    }
+
     /// A block of the image, unpacked and compared with its digest.
     ///
     /// # Errors
@@ -39,12 +102,15 @@ impl Image {
     pub fn block(&self, stored: &Stored) -> Result<Vec<u8>> {
         let wrong = |what: String| Error::NotVerified { path: self.path.clone(), what };
         let mut bytes = vec![0; stored.length as usize];
-        self.file.read_exact_at(&mut bytes, stored.offset).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => wrong(format!("it ends before block {} is complete", stored.index)),
-            _ => Error::io("read", &self.path)(e),
+        self.bytes(&mut bytes, stored.offset).map_err(|fault| match fault {
+            Fault::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                wrong(format!("it ends before block {} is complete", stored.index))
+            }
+            Fault::Io(e) => Error::io("read", &self.path)(e),
+            Fault::Contents(what) => wrong(format!("block {} cannot be decrypted: {what}", stored.index)),
         })?;
         let block = unpack(self.compression, bytes, length_of(stored.index, self.size)).map_err(wrong)?;
-        match digest(&block) == stored.digest {
+        match self.digest(stored.index, &block) == stored.digest {
             true => Ok(block),
             false => Err(wrong(format!("block {} is not what its digest says", stored.index))),
         }

@@ -29,6 +29,12 @@ pub struct Set {
     pub disks: Vec<Member>,
     /// A file of an agent that every export takes along unread.
     pub metadata: Option<PathBuf>,
+    /// The file of those that its exports are encrypted for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipient: Option<PathBuf>,
+    /// The file of the keys that its encrypted exports are read with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<PathBuf>,
 }
 
 impl Set {
@@ -45,7 +51,7 @@ impl Set {
         if disks.is_empty() || disks.len() > MOST_DISKS {
             return Err(invalid(disks.len().to_string(), &format!("a set has 1 to {MOST_DISKS} disks")));
         }
-        Ok(Set { version: VERSION, disks, metadata })
+        Ok(Set { version: VERSION, disks, metadata, recipient: None, identity: None })
     }
 }
 

@@ -29,6 +29,10 @@ pub struct Store {
     pub path: PathBuf,
     /// Nothing is exported into it any more.
     pub drained: bool,
+    /// The file of those that the exports in it are encrypted for.
+    pub recipient: Option<PathBuf>,
+    /// The file of the keys that encrypted exports are read with.
+    pub identity: Option<PathBuf>,
 }
 
 /// The stores of this host; none where there is no file.
@@ -55,15 +59,20 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Store>> {
             return Err(bad(format!("expected store: name=NAME path=DIRECTORY, not {:?}", line.key)));
         }
         let (mut name, mut directory, mut drained) = (None, None, false);
+        let (mut recipient, mut identity) = (None, None);
         for field in line::fields(&line.value).map_err(bad)? {
             match (field.key.as_str(), field.relation, field.value.as_str()) {
                 ("name", Relation::Is, value) => name = Some(value.parse().map_err(|e| bad(format!("{e}")))?),
                 ("path", Relation::Is, value) if value.starts_with('/') => directory = Some(PathBuf::from(value)),
-                ("path", ..) => return Err(bad("path is an absolute path".to_owned())),
+                ("recipient", Relation::Is, value) if value.starts_with('/') => recipient = Some(PathBuf::from(value)),
+                ("identity", Relation::Is, value) if value.starts_with('/') => identity = Some(PathBuf::from(value)),
+                (key @ ("path" | "recipient" | "identity"), ..) => {
+                    return Err(bad(format!("{key} is an absolute path")));
+                }
                 ("drained", Relation::Is, "yes") => drained = true,
                 ("drained", Relation::Is, "no") => drained = false,
                 (key, ..) => {
-                    return Err(bad(format!("{key} is not name=, path= or drained=yes")));
+                    return Err(bad(format!("{key} is not name=, path=, drained=yes, recipient= or identity=")));
                 }
             }
         }
@@ -73,7 +82,7 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Store>> {
         if stores.iter().any(|store| store.name == name) {
             return Err(bad(format!("{name} is there twice")));
         }
-        stores.push(Store { name, path, drained });
+        stores.push(Store { name, path, drained, recipient, identity });
     }
     Ok(stores)
 }
@@ -295,7 +304,7 @@ mod tests {
     use super::*;
 
     fn store(path: &Path) -> Store {
-        Store { name: "nas".parse().unwrap(), path: path.to_owned(), drained: false }
+        Store { name: "nas".parse().unwrap(), path: path.to_owned(), drained: false, recipient: None, identity: None }
     }
 
     #[test]
@@ -313,6 +322,8 @@ mod tests {
             "store: name=../a path=/a",
             "store: name=a path=/a colour=red",
             "store: name=a path=/a drained=maybe",
+            "store: name=a path=/a recipient=keys",
+            "store: name=a path=/a identity=keys",
             "store: name=a path=/a\nstore: name=a path=/b",
         ] {
             assert!(matches!(parse(bad, path), Err(Error::BadLine { line: 1.., .. })), "{bad}");

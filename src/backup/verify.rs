@@ -10,7 +10,8 @@ use sha2::{Digest as _, Sha256};
 use super::chain::{self, Link};
 use super::manifest::{self, DiskOf, Manifest, image_name, map_name};
 use super::map::{Digest, Map, digest, hex, unhex};
-use super::read::Image;
+use super::read::{Image, beginning};
+use super::seal::Sealed;
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
 use crate::sys::durable::Dir;
@@ -38,23 +39,32 @@ pub fn look(dir: &Dir) -> Result<(Manifest, Vec<Image>)> {
     let sums = Sums::read(dir)?;
     sums.compare(dir, manifest::FILE, &digest(&text))?;
     if let Some(metadata) = &manifest.metadata {
-        let path = dir.join(manifest::METADATA);
-        let sum = sum_of(open(dir, manifest::METADATA)?, &path)?;
-        sums.compare(dir, manifest::METADATA, &sum)?;
+        let name = manifest.metadata_name();
+        let path = dir.join(name);
+        let sum = sum_of(open(dir, name)?, &path)?;
+        sums.compare(dir, name, &sum)?;
         if unhex(&metadata.sha256) != Some(sum) {
             return Err(not_verified(&path, "is not the one that the manifest tells of"));
         }
+    }
+    if manifest.encryption.is_some() {
+        let sum = sum_of(open(dir, manifest::DIGEST_KEY)?.take(LONGEST), &dir.join(manifest::DIGEST_KEY))?;
+        sums.compare(dir, manifest::DIGEST_KEY, &sum)?;
     }
     let images = manifest.disks.iter().map(|disk| image(dir, &manifest, disk, &sums)).collect::<Result<_>>()?;
     Ok((manifest, images))
 }
 
-/// Compares an export, and those that it is made on, with their manifests.
+/// Compares an export, and those that it is made on, with their manifests. `identity`: the file of the keys, which are needed for
+/// the blocks of encrypted exports.
 ///
 /// # Errors
-/// Those of [`look`] and [`chain::open`]; [`Error::NotVerified`] for an image or a block that is wrong.
-pub fn verify(dir: Dir, depth: Depth, progress: Progress) -> Result<Manifest> {
-    let chain = chain::open(dir)?;
+/// Those of [`look`], [`chain::open`] and [`chain::unlock`]; [`Error::NotVerified`] for an image or a block that is wrong.
+pub fn verify(dir: Dir, depth: Depth, identity: Option<&Path>, progress: Progress) -> Result<Manifest> {
+    let mut chain = chain::open(dir)?;
+    if depth == Depth::Blocks {
+        chain::unlock(&mut chain, identity)?;
+    }
     for link in &chain {
         verify_one(link, depth, progress)?;
     }
@@ -102,9 +112,17 @@ fn image(dir: &Dir, manifest: &Manifest, disk: &DiskOf, sums: &Sums) -> Result<I
     let file = open(dir, &map_name)?;
     let map = Map::parse(BufReader::new(file), disk.virtual_size, manifest.parent.is_none())
         .map_err(|what| Error::NotVerified { path: path.clone(), what })?;
-    let name = image_name(disk.index, manifest.compression);
+    let name = image_name(disk.index, manifest.compression, manifest.encryption.is_some());
     let (file, path) = (open(dir, &name)?, dir.join(&name));
     let length = file.metadata().map_err(Error::io("examine", &path))?.len();
+    let sealed = match manifest.encryption {
+        None => None,
+        Some(_) => {
+            let begin = beginning(&file).map_err(Error::io("read", &path))?;
+            Some(Sealed::look(&begin, length).map_err(|what| not_verified(&path, &what))?)
+        }
+    };
+    let length = sealed.as_ref().map_or(length, |sealed| sealed.length);
     let (is_right, expected) = match manifest.compression {
         super::codec::Compression::None => (length == disk.virtual_size, disk.virtual_size),
         super::codec::Compression::Zstd => {
@@ -115,7 +133,7 @@ fn image(dir: &Dir, manifest: &Manifest, disk: &DiskOf, sums: &Sums) -> Result<I
     if !is_right {
         return Err(not_verified(&path, &format!("has {length} bytes and should have {expected}")));
     }
-    Ok(Image { file, path, compression: manifest.compression, map, size: disk.virtual_size })
+    Ok(Image { file, path, compression: manifest.compression, sealed, map, size: disk.virtual_size })
 }
 
 fn open(dir: &Dir, name: &str) -> Result<File> {

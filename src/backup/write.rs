@@ -5,23 +5,20 @@
 //! Only what the disk has allocated is read. Blocks are written in the order of the disk where they are packed, so that the image
 //! is a stream, and wherever they belong where they are not.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write as _;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, available_parallelism, scope};
 use std::time::{Duration, Instant};
 
-use sha2::{Digest as _, Sha256};
-
 use super::BLOCK;
 use super::chain::Placed;
-use super::codec::{Compression, Packer};
-use super::map::{Digest, Entry, Map, Stored, digest, length_of};
+use super::codec::{Compression, Packer, Packing};
+use super::map::{Digest, Entry, Map, length_of};
+use super::out::{Made, Out};
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, is_zero, without_zeroes};
 use crate::sys::copy::Progress;
@@ -50,7 +47,7 @@ pub struct Since {
 
 impl Since {
     /// What a block was; `None` if the disk did not have it, or not all of it.
-    fn block(&self, index: u64, size: u64) -> Option<&Entry> {
+    pub(super) fn block(&self, index: u64, size: u64) -> Option<&Entry> {
         let at = self.blocks.partition_point(|(_, entry)| entry.last() < index);
         let known = self.blocks.get(at).map(|(_, entry)| entry)?;
         let same = index < self.size.div_ceil(BLOCK) && length_of(index, self.size) == length_of(index, size);
@@ -75,9 +72,9 @@ pub struct From<'a> {
 ///
 /// # Errors
 /// Those of reading the disk; [`Error::Io`] of the file.
-pub fn write(from: &From, compression: Compression, to: &File, path: &Path, progress: Progress) -> Result<Written> {
+pub fn write(from: &From, packing: &Packing, to: &File, path: &Path, progress: Progress) -> Result<Written> {
     let size = from.disk.size();
-    let out = Out::new(to, path, compression, size, from)?;
+    let out = Out::new(to, path, packing, size, from)?;
     let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
     // Blocks that are read and not yet written; each holds 4 MiB.
     let most = threads * 2 + 2;
@@ -88,6 +85,7 @@ pub fn write(from: &From, compression: Compression, to: &File, path: &Path, prog
         to,
         path,
         size,
+        packing,
         since: from.since,
         out: Mutex::new(out),
         end: Mutex::new(end),
@@ -95,9 +93,9 @@ pub fn write(from: &From, compression: Compression, to: &File, path: &Path, prog
         spare: Mutex::new(Vec::new()),
     };
     let done = scope(|scope| {
-        let work = || shared.work(&taken, compression);
+        let work = || shared.work(&taken);
         let started = (0..threads).filter(|_| Builder::new().spawn_scoped(scope, work).is_ok()).count();
-        let give = Giver { shared: &shared, give, begin, inline: started == 0, compression };
+        let give = Giver { shared: &shared, give, begin, inline: started == 0 };
         match (from.since, from.changed) {
             (Some(since), Some(changed)) => read_changed(from, since, changed, progress, &give),
             _ => read(from, 0, size, progress, &give, &mut Counts::now()).map(drop),
@@ -120,6 +118,7 @@ struct Shared<'a> {
     to: &'a File,
     path: &'a Path,
     size: u64,
+    packing: &'a Packing,
     since: Option<&'a Since>,
     out: Mutex<Out<'a>>,
     /// Taken from for each block that is through.
@@ -147,19 +146,19 @@ impl Shared<'_> {
     }
 
     /// Works on blocks until there are no more.
-    fn work(&self, taken: &Mutex<Receiver<Job>>, compression: Compression) {
+    fn work(&self, taken: &Mutex<Receiver<Job>>) {
         let mut packer = None;
         loop {
             let job = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(job) = job else { return };
-            self.one(job, compression, &mut packer);
+            self.one(job, &mut packer);
         }
     }
 
-    fn one(&self, job: Job, compression: Compression, packer: &mut Option<Packer>) {
+    fn one(&self, job: Job, packer: &mut Option<Packer>) {
         let made = match self.failed.load(Relaxed) {
             true => Ok(Made::Zero),
-            false => self.make(&job, compression, packer),
+            false => self.make(&job, packer),
         };
         self.give_back(job.block);
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
@@ -182,7 +181,6 @@ struct Giver<'s, 'a> {
     begin: SyncSender<()>,
     /// No thread could be started.
     inline: bool,
-    compression: Compression,
 }
 
 impl Giver<'_, '_> {
@@ -190,7 +188,7 @@ impl Giver<'_, '_> {
     fn hand_over(&self, job: Job) -> bool {
         let _ = self.begin.send(());
         if self.inline {
-            self.shared.one(job, self.compression, &mut None);
+            self.shared.one(job, &mut None);
         } else if self.give.send(job).is_err() {
             return false;
         }
@@ -291,23 +289,12 @@ fn read_changed(from: &From, since: &Since, changed: &[(u64, u64)], progress: Pr
     Ok(())
 }
 
-/// What was made of a block.
-enum Made {
-    Zero,
-    /// The parent has it.
-    Same,
-    /// Its bytes are in the image.
-    Written(Digest),
-    /// Its bytes are to follow those of the blocks before.
-    Packed(Digest, Vec<u8>),
-}
-
 impl Shared<'_> {
-    fn make(&self, job: &Job, compression: Compression, packer: &mut Option<Packer>) -> Result<Made> {
+    fn make(&self, job: &Job, packer: &mut Option<Packer>) -> Result<Made> {
         if is_zero(&job.block) {
             return Ok(Made::Zero);
         }
-        let digest = digest(&job.block);
+        let (digest, compression) = (self.packing.digest(job.index, &job.block), self.packing.compression);
         if let Some(Entry::Stored(stored)) = self.since.and_then(|since| since.block(job.index, self.size))
             && stored.digest == digest
         {
@@ -325,173 +312,5 @@ impl Shared<'_> {
         }
         let packer = packer.as_mut().expect("it was just made");
         Ok(Made::Packed(digest, packer.pack(&job.block).map_err(failed())?))
-    }
-}
-
-/// The image, and what is known of it.
-struct Out<'a> {
-    to: &'a File,
-    path: PathBuf,
-    size: u64,
-    compression: Compression,
-    since: Option<&'a Since>,
-    /// Blocks that were not read are zeroes; else they are what they were.
-    gaps_are_zeroes: bool,
-    map: Map,
-    /// Of the bytes of a packed image.
-    image: Sha256,
-    /// Bytes of a packed image so far.
-    offset: u64,
-    /// The block that comes next in the image.
-    next_index: u64,
-    /// The block that is next in the order of reading.
-    next_number: u64,
-    waiting: BTreeMap<u64, (u64, Result<Made>)>,
-    /// A packed block of zeroes.
-    zeroes: Vec<u8>,
-    error: Option<Error>,
-}
-
-impl<'a> Out<'a> {
-    fn new(to: &'a File, path: &Path, compression: Compression, size: u64, from: &From<'a>) -> Result<Out<'a>> {
-        let mut out = Out {
-            to,
-            path: path.to_owned(),
-            size,
-            compression,
-            since: from.since,
-            gaps_are_zeroes: from.since.is_none() || from.changed.is_none(),
-            map: Map::default(),
-            image: Sha256::new(),
-            offset: 0,
-            next_index: 0,
-            next_number: 0,
-            waiting: BTreeMap::new(),
-            zeroes: Vec::new(),
-            error: None,
-        };
-        if compression != Compression::None && from.since.is_none() {
-            out.zeroes = out.packed_zeroes(BLOCK as usize)?;
-        }
-        Ok(out)
-    }
-
-    fn packed_zeroes(&self, length: usize) -> Result<Vec<u8>> {
-        let packed = Packer::new(self.compression).and_then(|mut packer| packer.pack(&vec![0; length]));
-        packed.map_err(Error::io("write", &self.path))
-    }
-
-    /// Takes what was made of a block, and puts down all that is next. Answers how many blocks are through.
-    fn take(&mut self, number: u64, index: u64, made: Result<Made>) -> usize {
-        self.waiting.insert(number, (index, made));
-        let mut through = 0;
-        while let Some((index, made)) = self.waiting.remove(&self.next_number) {
-            self.next_number += 1;
-            through += 1;
-            if self.error.is_none() {
-                self.error = made.and_then(|made| self.put(index, made)).err();
-            }
-        }
-        through
-    }
-
-    fn put(&mut self, index: u64, made: Made) -> Result<()> {
-        match (self.gaps_are_zeroes, &made) {
-            // It is one of the gap that ends with the next block that is something.
-            (true, Made::Zero) => return Ok(()),
-            (true, _) => self.zeroes_until(index)?,
-            (false, _) => self.next_index = index,
-        }
-        let stored = match made {
-            Made::Zero => return self.zeroes_until(index + 1),
-            Made::Same => None,
-            Made::Written(digest) => {
-                Some(Stored { index, offset: index * BLOCK, length: length_of(index, self.size) as u64, digest })
-            }
-            Made::Packed(digest, bytes) => {
-                let offset = self.offset;
-                self.append(&bytes)?;
-                Some(Stored { index, offset, length: bytes.len() as u64, digest })
-            }
-        };
-        if let Some(stored) = stored {
-            self.map.push(Entry::Stored(stored));
-        }
-        self.next_index = index + 1;
-        Ok(())
-    }
-
-    /// Says that the blocks from the next to before `index` are zeroes.
-    fn zeroes_until(&mut self, index: u64) -> Result<()> {
-        let first = std::mem::replace(&mut self.next_index, index);
-        match self.since {
-            _ if first == index => Ok(()),
-            Some(since) => {
-                self.zeroes_since(since, first, index);
-                Ok(())
-            }
-            None => self.zeroes_of_all(first, index),
-        }
-    }
-
-    /// Tells of the blocks of zeroes that were something else, or were not there.
-    fn zeroes_since(&mut self, since: &Since, first: u64, end: u64) {
-        let mut index = first;
-        while index < end {
-            match since.block(index, self.size) {
-                Some(Entry::Zero(_, last)) => index = last + 1,
-                _ => {
-                    self.map.push(Entry::Zero(index, index));
-                    index += 1;
-                }
-            }
-        }
-    }
-
-    fn zeroes_of_all(&mut self, first: u64, index: u64) -> Result<()> {
-        self.map.push(Entry::Zero(first, index - 1));
-        if self.compression == Compression::None {
-            return Ok(());
-        }
-        let cut = length_of(index - 1, self.size);
-        let whole = index - first - u64::from(cut < BLOCK as usize);
-        const AT_ONCE: u64 = 4096;
-        let many = self.zeroes.repeat(whole.min(AT_ONCE) as usize);
-        let mut left = whole;
-        while left > 0 {
-            let now = left.min(AT_ONCE);
-            self.append(&many[..now as usize * self.zeroes.len()])?;
-            left -= now;
-        }
-        if cut < BLOCK as usize {
-            self.append(&self.packed_zeroes(cut)?)?;
-        }
-        Ok(())
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        let mut to = self.to;
-        to.write_all(bytes).map_err(Error::io("write", &self.path))?;
-        self.image.update(bytes);
-        self.offset += bytes.len() as u64;
-        Ok(())
-    }
-
-    fn finish(mut self, read: Result<()>) -> Result<Written> {
-        if let Some(error) = self.error.take() {
-            return Err(error);
-        }
-        read?;
-        if self.gaps_are_zeroes {
-            self.zeroes_until(self.size.div_ceil(BLOCK))?;
-        }
-        let image = match self.compression {
-            Compression::None => {
-                self.to.set_len(self.size).map_err(Error::io("write", &self.path))?;
-                None
-            }
-            Compression::Zstd => Some(self.image.finalize().into()),
-        };
-        Ok(Written { size: self.size, map: self.map, image })
     }
 }

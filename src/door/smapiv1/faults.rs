@@ -246,6 +246,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         Error::Locked { .. }
         | Error::NoExport { .. }
         | Error::NotVerified { .. }
+        | Error::Encrypted { .. }
         | Error::NotExported { .. }
         | Error::NoSnapshots { .. }
         | Error::HookDenied { .. }

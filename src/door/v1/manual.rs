@@ -119,6 +119,7 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
                 "sm backup export web --to nas --live --since last --keep 7",
             ),
             ("Keep seven exports, packed:", "sm backup export web --to nas --keep 7 --compress zstd"),
+            ("Only the owner of the key can read it:", "sm backup export web --to nas --recipient /etc/sm/backup.pub"),
         ],
     ),
     (

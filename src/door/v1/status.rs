@@ -35,6 +35,7 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
             ServerFault::Denied => (13, "EACCES"),
             ServerFault::Mount => (5, "EIO"),
         },
+        Error::Encrypted { .. } => (13, "EACCES"),
         Error::Invalid { .. }
         | Error::MissingKey { .. }
         | Error::ExportNotChosen { .. }

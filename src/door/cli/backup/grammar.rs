@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
 
+use crate::backup::codec::Compression;
+
 #[derive(Subcommand)]
 pub enum BackupCommand {
     /// Make a set: a name for disks that belong together. A set of the name is replaced.
@@ -17,6 +19,12 @@ pub enum BackupCommand {
         /// A file that each export takes along unread.
         #[arg(long, value_name = "FILE")]
         metadata: Option<PathBuf>,
+        /// A file of public keys of age, one a line: exports of the set are encrypted for them.
+        #[arg(long, value_name = "FILE")]
+        recipient: Option<PathBuf>,
+        /// A file of secret keys of age, with which encrypted exports of the set are read.
+        #[arg(long, value_name = "FILE")]
+        identity: Option<PathBuf>,
     },
     /// Remove a set. Its disks and its exports stay. Succeeds if there is none.
     Undefine {
@@ -35,9 +43,13 @@ pub enum BackupCommand {
         /// Store that gets the export.
         #[arg(long, value_name = "STORE")]
         to: String,
-        /// How blocks are packed.
-        #[arg(long, value_name = "HOW", default_value = "none")]
-        compress: Compress,
+        /// How blocks are packed. Without this option not at all; zstd, if the export is encrypted.
+        #[arg(long, value_name = "HOW")]
+        compress: Option<Compress>,
+        /// A file of public keys of age, one a line, for which the export is encrypted. Without this option that of the set or of
+        /// the store; if neither has one, the export is not encrypted.
+        #[arg(long, value_name = "FILE")]
+        recipient: Option<PathBuf>,
         /// Export disks in use as well: all disks are snapshotted, and the snapshots are read. Each disk is what a power cut
         /// would leave on it.
         #[arg(long)]
@@ -83,6 +95,14 @@ pub enum BackupCommand {
         /// Store that has the export.
         #[arg(long, value_name = "STORE")]
         store: String,
+        /// A file of public keys of age, one a line, for which an encrypted export is encrypted again. Without this option that of
+        /// the set or of the store.
+        #[arg(long, value_name = "FILE")]
+        recipient: Option<PathBuf>,
+        /// A file of secret keys of age, with which an encrypted export is read. Without this option that of the set or of the
+        /// store.
+        #[arg(long, value_name = "FILE")]
+        identity: Option<PathBuf>,
         /// Seconds to wait for another call that has the set.
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         lock_timeout: u64,
@@ -110,6 +130,10 @@ pub enum BackupCommand {
         /// Give the disks the UUIDs that they had.
         #[arg(long)]
         keep_uuids: bool,
+        /// A file of secret keys of age, with which an encrypted export is read. Without this option that of the set or of the
+        /// store.
+        #[arg(long, value_name = "FILE")]
+        identity: Option<PathBuf>,
         /// Seconds to wait for another call that has the set.
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         lock_timeout: u64,
@@ -146,6 +170,10 @@ pub enum BackupCommand {
         /// Read every block, and compare it with its digest.
         #[arg(long)]
         deep: bool,
+        /// A file of secret keys of age, which --deep needs of an encrypted export. Without this option that of the set or of the
+        /// store.
+        #[arg(long, value_name = "FILE")]
+        identity: Option<PathBuf>,
     },
     /// Remove the exports of a set. Succeeds if there are none.
     Remove {
@@ -178,6 +206,15 @@ pub enum BackupCommand {
 pub enum Compress {
     None,
     Zstd,
+}
+
+impl From<Compress> for Compression {
+    fn from(how: Compress) -> Compression {
+        match how {
+            Compress::None => Compression::None,
+            Compress::Zstd => Compression::Zstd,
+        }
+    }
 }
 
 impl BackupCommand {

@@ -13,15 +13,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use self::grammar::{BackupCommand, Compress};
+use self::grammar::BackupCommand;
 use self::shown::{Reply, What};
+use crate::backup::age::key;
 use crate::backup::codec::Compression;
 use crate::backup::export::SinceRun;
 use crate::backup::retain::Keep;
+use crate::backup::seal::{self, DigestKey};
 use crate::backup::set::{Member, Set};
 use crate::backup::verify::Depth;
 use crate::backup::{Call, Host, SetName, StoreName};
-use crate::backup::{bases, export, import, list, record, remove, set, store, verify};
+use crate::backup::{bases, consolidate, export, import, list, record, remove, set, store, verify};
 use crate::call::Session;
 use crate::context::{Context, DEFAULT_WAIT, LONGEST_WAIT};
 use crate::door::size;
@@ -72,20 +74,32 @@ pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
 
 fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
     match command {
-        BackupCommand::Define { name, disks, metadata } => {
-            let metadata = metadata.as_deref().map(absolute).transpose()?;
-            set::define(&name.parse()?, &Set::new(members(disks)?, metadata)?)?;
+        BackupCommand::Define { name, disks, metadata, recipient, identity } => {
+            let file = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
+            let mut set = Set::new(members(disks)?, file(metadata)?)?;
+            (set.recipient, set.identity) = (file(recipient)?, file(identity)?);
+            if let Some(path) = &set.recipient {
+                key::recipients(path)?;
+            }
+            set::define(&name.parse()?, &set)?;
             Ok(Reply::done())
         }
         BackupCommand::Undefine { name } => {
             let name = name.parse()?;
             let _lock = record::lock(&name, Instant::now() + call.wait)?;
             set::undefine(&name)?;
+            DigestKey::forget(&name)?;
             bases::keep(&name, Vec::new())?;
             Ok(Reply { what: What::Done, warnings: bases::sweep(call, &name) })
         }
-        BackupCommand::Consolidate { name, store, .. } => {
-            let (run, warnings) = export::consolidate(call, &name.parse()?, &store.parse()?)?;
+        BackupCommand::Consolidate { name, store, recipient, identity, .. } => {
+            let wanted = consolidate::Wanted {
+                set: name.parse()?,
+                store: store.parse()?,
+                recipient: recipient.clone(),
+                identity: identity.clone(),
+            };
+            let (run, warnings) = consolidate::consolidate(call, &wanted)?;
             Ok(Reply { what: run.map_or(What::Done, What::Run), warnings })
         }
         BackupCommand::Export {
@@ -93,6 +107,7 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             disks,
             to,
             compress,
+            recipient,
             live,
             pause,
             pause_timeout,
@@ -109,10 +124,8 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
                 set: name.parse()?,
                 disks: members(disks)?,
                 store: to.parse()?,
-                compression: match compress {
-                    Compress::None => Compression::None,
-                    Compress::Zstd => Compression::Zstd,
-                },
+                compression: compress.map(Compression::from),
+                recipient: recipient.clone(),
                 live: *live,
                 pause: pause.then(|| Duration::from_secs(*pause_timeout)),
                 rate: rate.as_deref().map(size::parse).transpose()?,
@@ -132,7 +145,7 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             };
             Ok(Reply { what, warnings: done.warnings })
         }
-        BackupCommand::Import { name, from, run, sr, map, size, keep_uuids, .. } => {
+        BackupCommand::Import { name, from, run, sr, map, size, keep_uuids, identity, .. } => {
             let wanted = import::Wanted {
                 set: name.parse()?,
                 store: from.parse()?,
@@ -141,6 +154,7 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
                 map: by_index("--map", map, address::sr)?,
                 sizes: by_index("--size", size, size::parse)?,
                 keep_uuids: *keep_uuids,
+                identity: identity.clone(),
             };
             let (disks, warnings) = import::import(call, &wanted)?;
             Ok(Reply { what: What::Imported(disks), warnings })
@@ -160,13 +174,18 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             };
             Ok(Reply { what, warnings: Vec::new() })
         }
-        BackupCommand::Verify { what, store, run, deep } => {
-            let dir = match what.contains('/') {
-                true => Dir::open(&fs::canonicalize(what).map_err(Error::io("find", what))?)?,
-                false => find(&what.parse()?, store.as_deref(), run.as_deref())?.dir,
+        BackupCommand::Verify { what, store, run, deep, identity } => {
+            let (dir, identity) = match what.contains('/') {
+                true => (Dir::open(&fs::canonicalize(what).map_err(Error::io("find", what))?)?, identity.clone()),
+                false => {
+                    let name = what.parse()?;
+                    let found = find(&name, store.as_deref(), run.as_deref())?;
+                    let (set, store) = (set::find(&name)?, store::find(&found.store)?);
+                    (found.dir, seal::identity(identity.as_ref(), set.as_ref(), Some(&store)))
+                }
             };
             let depth = if *deep { Depth::Blocks } else { Depth::Files };
-            let manifest = verify::verify(dir, depth, call.progress)?;
+            let manifest = verify::verify(dir, depth, identity.as_deref(), call.progress)?;
             Ok(Reply { what: What::Whole(manifest.name, manifest.run), warnings: Vec::new() })
         }
         BackupCommand::Remove { name, store, run, .. } => {

@@ -51,6 +51,7 @@ pub struct Export<'a> {
     virtual_size: u64,
     stored: u64,
     compression: Option<String>,
+    encryption: Option<&'a str>,
     current: bool,
     fault: &'a str,
 }
@@ -69,10 +70,16 @@ impl<'a> From<&'a Line> for Export<'a> {
             virtual_size: disks.iter().fold(0, |sum: u64, disk| sum.saturating_add(disk.virtual_size)),
             stored: line.stored,
             compression: manifest.map(|manifest| manifest.compression.to_string()),
+            encryption: encryption(manifest),
             current: line.current,
             fault: &line.fault,
         }
     }
+}
+
+/// What an export is encrypted by.
+fn encryption(manifest: Option<&Manifest>) -> Option<&str> {
+    manifest?.encryption.as_ref().map(|encryption| encryption.algorithm.as_str())
 }
 
 #[derive(Serialize)]
@@ -166,7 +173,10 @@ fn list(lines: &[Line]) -> String {
             it.disks.to_string(),
             human(it.virtual_size),
             human(it.stored),
-            it.compression.unwrap_or_else(|| "-".to_owned()),
+            match (it.compression, it.encryption) {
+                (Some(packed), Some(by)) => format!("{packed}, {by}"),
+                (packed, _) => packed.unwrap_or_else(|| "-".to_owned()),
+            },
             state.to_owned(),
         ]
     }));
