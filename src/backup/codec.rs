@@ -2,8 +2,10 @@
 //! What is packed may then be encrypted ([`super::seal`]).
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 
+use flate2::bufread::GzDecoder;
+use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
 
 use super::map::{Digest, digest};
@@ -16,6 +18,8 @@ pub enum Compression {
     /// Not at all. The image is a raw file that keeps its holes.
     #[default]
     None,
+    /// A gzip member a block, one after the other in the order of the disk, those of zeroes too: `gzip -dc` gives the disk.
+    Gzip,
     /// A zstd frame a block, one after the other in the order of the disk, those of zeroes too: `zstd -dc` gives the disk.
     Zstd,
 }
@@ -25,6 +29,7 @@ impl Compression {
     pub fn suffix(self) -> &'static str {
         match self {
             Compression::None => "",
+            Compression::Gzip => ".gz",
             Compression::Zstd => ".zst",
         }
     }
@@ -34,6 +39,7 @@ impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Compression::None => "none",
+            Compression::Gzip => "gzip",
             Compression::Zstd => "zstd",
         })
     }
@@ -60,9 +66,13 @@ impl Packing {
 /// Level 3 packs as fast as disks are read, and has most of what higher levels have.
 const LEVEL: i32 = 3;
 
+/// What higher levels of deflate pack besides is little, for several times the work.
+const GZIP_LEVEL: u32 = 3;
+
 /// Packs the blocks of one thread.
 pub enum Packer {
     None,
+    Gzip,
     Zstd(Box<zstd::bulk::Compressor<'static>>),
 }
 
@@ -72,6 +82,7 @@ impl Packer {
     pub fn new(compression: Compression) -> io::Result<Packer> {
         Ok(match compression {
             Compression::None => Packer::None,
+            Compression::Gzip => Packer::Gzip,
             Compression::Zstd => {
                 let mut packer = zstd::bulk::Compressor::new(LEVEL)?;
                 // The public tool finds a flipped bit by it.
@@ -88,6 +99,12 @@ impl Packer {
     pub fn pack(&mut self, block: &[u8]) -> io::Result<Vec<u8>> {
         match self {
             Packer::None => Ok(block.to_vec()),
+            Packer::Gzip => {
+                let mut packer =
+                    GzEncoder::new(Vec::with_capacity(block.len() / 2), flate2::Compression::new(GZIP_LEVEL));
+                packer.write_all(block)?;
+                packer.finish()
+            }
             Packer::Zstd(packer) => packer.compress(block),
         }
     }
@@ -98,16 +115,17 @@ impl Packer {
 /// # Errors
 /// An error in words if it is no packed block, or one of another length.
 pub fn unpack(compression: Compression, packed: Vec<u8>, length: usize) -> Result<Vec<u8>, String> {
+    let read = |from: &mut dyn Read| {
+        let mut block = Vec::with_capacity(length + 1);
+        let read = from.take(length as u64 + 1).read_to_end(&mut block);
+        read.map(|_| block).map_err(|e| format!("a block cannot be unpacked: {e}"))
+    };
     let block = match compression {
         Compression::None => packed,
+        Compression::Gzip => read(&mut GzDecoder::new(packed.as_slice()))?,
         Compression::Zstd => {
-            let mut block = Vec::with_capacity(length + 1);
-            let decoder = zstd::stream::read::Decoder::with_buffer(packed.as_slice()).map_err(|e| e.to_string())?;
-            decoder
-                .take(length as u64 + 1)
-                .read_to_end(&mut block)
-                .map_err(|e| format!("a block cannot be unpacked: {e}"))?;
-            block
+            let decoder = zstd::stream::read::Decoder::with_buffer(packed.as_slice());
+            read(&mut decoder.map_err(|e| e.to_string())?)?
         }
     };
     match block.len() == length {
@@ -123,13 +141,15 @@ mod tests {
     #[test]
     fn what_was_packed_comes_back_and_no_more_than_was_asked_for() {
         let block: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
-        for compression in [Compression::None, Compression::Zstd] {
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             let packed = Packer::new(compression).unwrap().pack(&block).unwrap();
             assert!(unpack(compression, packed.clone(), block.len()).unwrap() == block, "{compression}");
             for wrong in [0, 1, block.len() - 1, block.len() + 1] {
                 assert!(unpack(compression, packed.clone(), wrong).is_err(), "{compression} {wrong}");
             }
         }
-        assert!(unpack(Compression::Zstd, b"no frame".to_vec(), 8).is_err());
+        for compression in [Compression::Gzip, Compression::Zstd] {
+            assert!(unpack(compression, b"no frame".to_vec(), 8).is_err());
+        }
     }
 }

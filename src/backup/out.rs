@@ -212,7 +212,7 @@ impl<'a> Out<'a> {
                 self.to.set_len(self.size).map_err(Error::io("write", &self.path))?;
                 None
             }
-            Compression::Zstd => Some(self.image.finalize().into()),
+            Compression::Gzip | Compression::Zstd => Some(self.image.finalize().into()),
         };
         Ok(Written { size: self.size, map: self.map, image })
     }

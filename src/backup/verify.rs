@@ -125,7 +125,7 @@ fn image(dir: &Dir, manifest: &Manifest, disk: &DiskOf, sums: &Sums) -> Result<I
     let length = sealed.as_ref().map_or(length, |sealed| sealed.length);
     let (is_right, expected) = match manifest.compression {
         super::codec::Compression::None => (length == disk.virtual_size, disk.virtual_size),
-        super::codec::Compression::Zstd => {
+        super::codec::Compression::Gzip | super::codec::Compression::Zstd => {
             let needed = map.stored().map(|stored| stored.offset + stored.length).max().unwrap_or(0);
             (length >= needed, needed)
         }

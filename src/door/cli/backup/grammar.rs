@@ -205,6 +205,7 @@ pub enum BackupCommand {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Compress {
     None,
+    Gzip,
     Zstd,
 }
 
@@ -212,6 +213,7 @@ impl From<Compress> for Compression {
     fn from(how: Compress) -> Compression {
         match how {
             Compress::None => Compression::None,
+            Compress::Gzip => Compression::Gzip,
             Compress::Zstd => Compression::Zstd,
         }
     }
