@@ -39,6 +39,11 @@ pub enum Error {
         "{op} on this host is refused: SRmaster in device_config is false, so another host is the SR's master; ask that"
     )]
     NotMaster { op: &'static str },
+    /// A change of an SR of other storage managers, which is read only. `served`: what may be asked of it.
+    #[error(
+        "{op} is refused: SR {sr} is LVHD, made by other storage managers, and nothing in it is changed; served are {served}"
+    )]
+    ReadOnlySr { op: &'static str, sr: SrUuid, served: &'static str },
     /// An SR whose disks this package does not serve, and which it therefore leaves as it is.
     #[error("an SR with such VDIs is not supported: {why}")]
     Foreign { why: String },

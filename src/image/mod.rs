@@ -7,6 +7,7 @@ pub mod qcow2;
 pub mod rescue;
 pub mod storage;
 pub mod vhd;
+pub mod volume;
 
 /// Bytes of a sector. A disk is a whole number of them.
 pub const SECTOR: u64 = 512;

@@ -37,7 +37,7 @@ use crate::sr::mountpoint::Mountpoint;
 use crate::sr::volume_group::{self, CREATING, DELETING, Naming, VolumeGroup};
 use crate::sys::copy::Progress;
 use crate::sys::lock::{self, Kind};
-use crate::sys::lvm::{self, Vg};
+use crate::sys::lvm::{self, Unmapped, Vg};
 use crate::sys::mount::{self, Mount};
 use crate::sys::{blockdev, run_dir};
 use crate::types::{
@@ -74,7 +74,7 @@ pub const DRIVER: Driver = Driver {
     },
 };
 
-const NAMING: Naming = Naming { prefix: "XSLocalEXT-", is_half_made };
+const NAMING: Naming = Naming { prefix: "XSLocalEXT-", is_half_made, unmapped: Unmapped::All };
 
 /// A filesystem that finds an error in itself takes no more writes, which could make it worse.
 const OPTIONS: &str = "errors=remount-ro";

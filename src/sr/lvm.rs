@@ -61,11 +61,14 @@ pub mod tags;
 
 use crate::context::{Context, Deadline};
 use crate::error::{Error, Result};
+use crate::image::volume::GROUP;
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server, vdi_by_uuid};
+use crate::sr::lvhd::{self, Lvhd};
 use crate::sr::volume_group::{self, Naming, VolumeGroup};
 use crate::sys::copy::Progress;
+use crate::sys::lvm::{Unmapped, Vg};
 use crate::types::{
-    DeviceConfig, Done, Finding, Format, NewSr, NewVdi, Overwrite, SpaceUse, SrInfo, SrUuid, VdiInfo, VdiUuid,
+    DeviceConfig, Done, Finding, Format, NewSr, NewVdi, Overwrite, SmConfig, SpaceUse, SrInfo, SrUuid, VdiInfo, VdiUuid,
 };
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
@@ -104,8 +107,7 @@ pub const DRIVER: Driver = Driver {
         ],
         vdi_at: vdi_by_uuid,
         keeps_names: true,
-        // The keys that the Python LVM driver keeps of a raw volume; XCP-ng 8.3, "Records and sm_config".
-        sm_config: |vdi| vec![("image-format", Some(vdi.format.to_string())), ("vdi_type", Some("aio".to_owned()))],
+        sm_config,
         substrate: Substrate::BlockDevices,
         images: no_images,
         looks_at_every_disk: false,
@@ -113,7 +115,7 @@ pub const DRIVER: Driver = Driver {
     },
 };
 
-const NAMING: Naming = Naming { prefix: "VG_XenStorage-", is_half_made: life::is_half_made };
+const NAMING: Naming = Naming { prefix: GROUP, is_half_made: life::is_half_made, unmapped: Unmapped::Tagged(OWN) };
 const RAW: &str = "LV-";
 const VHD: &str = "VHD-";
 const UNFINISHED: &str = "NEW-";
@@ -121,6 +123,8 @@ const REVERTED: &str = "REV-";
 const POOL: &str = "POOL";
 const THIN: &str = "xcp.allocation=thin";
 const THICK: &str = "xcp.allocation=thick";
+/// The tags of the groups that this driver makes: each has one.
+const OWN: &[&str] = &[THIN, THICK];
 /// Other hosts have the group as well.
 const SHARED: &str = "xcp.shared";
 const DATA_GONE: &str = "a device of its group is missing or failed";
@@ -211,7 +215,10 @@ impl Sr for LvmSr {
     }
 
     fn stat(&self) -> Result<SrInfo> {
-        self.listed().map(|vg| self.summary(&vg))
+        Ok(match self.kind(self.listed()?) {
+            Kind::Own(vg) => self.summary(&vg),
+            Kind::Lvhd(theirs) => self.settled(theirs)?.stat(DRIVER.sr_type),
+        })
     }
 
     fn scan(&self) -> Result<SrInfo> {
@@ -220,9 +227,16 @@ impl Sr for LvmSr {
 
     /// LVM does not tell which chunks of a pool are of one volume alone, so nothing exact is known of thin disks.
     fn space_use(&self, each: bool) -> Result<SpaceUse> {
-        let vg = self.listed()?;
-        let thick = vg.lv(POOL).is_none();
-        self.list_of(&vg).map(|sr| SpaceUse::of_disks(sr, each, thick))
+        match self.kind(self.listed()?) {
+            Kind::Own(vg) => {
+                let thick = vg.lv(POOL).is_none();
+                self.list_of(&vg).map(|sr| SpaceUse::of_disks(sr, each, thick))
+            }
+            Kind::Lvhd(theirs) => {
+                let listed = self.settled(theirs)?.scan(DRIVER.sr_type)?;
+                Ok(SpaceUse::of_disks(listed, each, true))
+            }
+        }
     }
 
     fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {
@@ -237,13 +251,15 @@ impl Sr for LvmSr {
         self.take_in(new, incoming, progress)
     }
 
-    /// There are no tables to read: a thorough check is the same.
-    fn check(&self, _thorough: bool, repair: bool, _context: &Context) -> Result<Vec<Finding>> {
-        self.check_volumes(repair)
+    /// There are no tables to read in raw volumes: a thorough check of these is the same.
+    fn check(&self, thorough: bool, repair: bool, _context: &Context) -> Result<Vec<Finding>> {
+        self.check_volumes(thorough, repair)
     }
 
     fn can_delete_broken(&self, vdi: VdiUuid, _context: &Context) -> Result<bool> {
-        self.damaged(&self.group.whole()?, vdi).map(|place| place.is_some())
+        let vg = self.group.whole()?;
+        self.refuse_lvhd("vdi_delete", &vg)?;
+        self.damaged(&vg, vdi).map(|place| place.is_some())
     }
 
     fn delete_broken(&self, vdi: VdiUuid, _context: &Context) -> Result<bool> {
@@ -252,11 +268,11 @@ impl Sr for LvmSr {
 
     /// An SR on logical volumes keeps no trees of images, so there is nothing to merge.
     fn collect(&self, _context: &Context) -> Result<Done> {
-        self.listed().map(|_| Done::Already)
+        self.refuse_lvhd("sr_collect", &self.listed()?).map(|()| Done::Already)
     }
 
     fn plan_collect(&self, _context: &Context) -> Result<CollectPlan> {
-        self.listed().map(|_| CollectPlan::default())
+        self.refuse_lvhd("sr_collect", &self.listed()?).map(|()| CollectPlan::default())
     }
 
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {
@@ -277,8 +293,45 @@ impl Sr for LvmSr {
 /// Which SRs lie on the devices.
 fn probe(config: &DeviceConfig, deadline: Deadline) -> Result<Vec<SrInfo>> {
     volume_group::probe(config, &NAMING, deadline, |group, vg| {
-        Ok(LvmSr { group, allocation: None, is_shared: false, is_slave: false }.summary(vg))
+        let sr = LvmSr { group, allocation: None, is_shared: false, is_slave: false };
+        // The report of all groups does not say where the volumes are.
+        if lvhd::is_lvhd(vg, OWN) { sr.stat() } else { Ok(sr.summary(vg)) }
     })
+}
+
+/// The keys that the Python LVM driver keeps of a volume; XCP-ng 8.3, "Records and sm_config". `vhd-parent` is the parent of a
+/// qcow2 too.
+fn sm_config(vdi: &VdiInfo) -> SmConfig {
+    let kind = if vdi.format == Format::Raw { "aio".to_owned() } else { vdi.format.to_string() };
+    let mut keys = vec![("image-format", Some(vdi.format.to_string())), ("vdi_type", Some(kind))];
+    keys.extend(vdi.parent.map(|parent| ("vhd-parent", Some(parent.to_string()))));
+    keys
+}
+
+/// The makers of a group.
+enum Kind<'a> {
+    /// This driver, or nobody who keeps more than raw volumes in it: they are served, and changed.
+    Own(Vg),
+    Lvhd(Lvhd<'a>),
+}
+
+impl LvmSr {
+    /// Whose group a report shows: see [`lvhd::is_lvhd`].
+    fn kind(&self, vg: Vg) -> Kind<'_> {
+        match lvhd::is_lvhd(&vg, OWN) {
+            true => Kind::Lvhd(Lvhd::of(lvhd::Group::read(&self.group, vg))),
+            false => Kind::Own(vg),
+        }
+    }
+
+    fn settled<'a>(&'a self, theirs: Lvhd<'a>) -> Result<Lvhd<'a>> {
+        theirs.settled(|| self.listed())
+    }
+
+    /// Refuses to change an LVHD SR.
+    fn refuse_lvhd(&self, op: &'static str, vg: &Vg) -> Result<()> {
+        if lvhd::is_lvhd(vg, OWN) { Err(lvhd::refused(op, self.group.sr)) } else { Ok(()) }
+    }
 }
 
 #[cfg(test)]

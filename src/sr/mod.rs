@@ -9,6 +9,7 @@ pub mod ext;
 pub mod file;
 pub mod iso;
 pub mod loss;
+mod lvhd;
 pub mod lvm;
 mod mountpoint;
 pub mod nfs;

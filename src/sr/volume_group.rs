@@ -13,7 +13,7 @@ use crate::context::Deadline;
 use crate::error::{Error, Result};
 use crate::sr::config::{absolute_path, device_list};
 use crate::sr::driver::Found;
-use crate::sys::lvm::{self, Deactivated, Vg};
+use crate::sys::lvm::{self, Deactivated, Unmapped, Vg};
 use crate::sys::{blockdev, syslog};
 use crate::types::{DeviceConfig, SlotMark, SrInfo, SrUuid};
 
@@ -36,6 +36,8 @@ pub struct Naming {
     pub prefix: &'static str,
     /// Whether sr_create was killed before it had made everything that the SR needs.
     pub is_half_made: fn(&Vg) -> bool,
+    /// The groups of whose volumes the driver need not know where they are.
+    pub unmapped: Unmapped,
 }
 
 /// The group of an SR, and the devices on which device_config says it is. The group is found by its name, which LVM reads
@@ -82,7 +84,7 @@ impl VolumeGroup {
     }
 
     fn find(&self) -> Result<Option<Vg>> {
-        match lvm::report(Some(&self.name())) {
+        match lvm::report(Some(&self.name()), self.naming.unmapped) {
             Ok(groups) => Ok(groups.into_iter().find(|vg| vg.name == self.name())),
             Err(failed) => Err(self.why_unseen(Some(failed))),
         }
@@ -109,7 +111,7 @@ impl VolumeGroup {
         if let Some(missing) = self.missing_device() {
             return missing;
         }
-        let groups = match lvm::report(None) {
+        let groups = match lvm::report(None, Unmapped::All) {
             Ok(groups) => groups,
             Err(error) => return failed.unwrap_or(error),
         };
@@ -308,7 +310,7 @@ pub fn probe(
         }
         blockdev::first_bytes(device)?;
     }
-    let groups = lvm::report(None)?;
+    let groups = lvm::report(None, Unmapped::All)?;
     let mut found: Vec<SrInfo> = Vec::new();
     for device in &devices {
         let number = blockdev::number(device);
@@ -353,7 +355,7 @@ pub fn probe(
 /// The error that LVM reports.
 pub fn discover(naming: &'static Naming) -> Result<Vec<Found>> {
     let is_unfinished = |vg: &Vg| vg.tags.iter().any(|t| t == DELETING) || (naming.is_half_made)(vg);
-    let found = lvm::report(None)?.into_iter().filter(|vg| !is_unfinished(vg)).filter_map(|vg| {
+    let found = lvm::report(None, Unmapped::All)?.into_iter().filter(|vg| !is_unfinished(vg)).filter_map(|vg| {
         let sr = vg.name.strip_prefix(naming.prefix)?.parse().ok()?;
         let devices = device_list(vg.pvs.iter().filter(|pv| !pv.missing).map(|pv| pv.name.as_path()));
         Some(Found {

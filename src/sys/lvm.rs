@@ -50,6 +50,8 @@ pub struct Pv {
     pub missing: bool,
     /// Another device that claims to be the same.
     pub duplicate: Option<String>,
+    /// Where the first extent begins on the device.
+    pub first_extent: u64,
 }
 
 /// A logical volume. Sizes are bytes.
@@ -62,6 +64,8 @@ pub struct Lv {
     /// The kernel has the device, but its I/O waits or it has no table yet: an LVM command was killed between two steps.
     pub stuck: bool,
     pub read_only: bool,
+    /// A process or the kernel has its device open on this host.
+    pub open: bool,
     /// LVM's words: `linear`, `thin,sparse`, `thin,pool`.
     pub layout: Vec<String>,
     /// LVM's word: empty, `partial` (a physical volume is missing), `failed`, …
@@ -72,6 +76,28 @@ pub struct Lv {
     pub metadata_size: u64,
     /// When the volume was made, in seconds since 1970-01-01 UTC. `None`: LVM does not say it, or not so.
     pub created: Option<u64>,
+    /// Where its bytes are, in their order; see [`report()`] for whose are asked for.
+    pub segments: Vec<Segment>,
+}
+
+/// A stretch of a logical volume, in extents of its group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// LVM's word: `linear`, `striped`, `raid1`, …
+    pub kind: String,
+    /// The first extent of the volume that it has, and how many.
+    pub start: u64,
+    pub count: u64,
+    /// Of a linear one: the physical volume, and the first extent there. `None`: LVM says something else.
+    pub on: Option<(PathBuf, u64)>,
+}
+
+/// The groups of which a report does not tell the segments of the volumes.
+#[derive(Clone, Copy, Debug)]
+pub enum Unmapped {
+    All,
+    /// Those that have one of these tags.
+    Tagged(&'static [&'static str]),
 }
 
 impl Vg {

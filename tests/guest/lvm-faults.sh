@@ -279,10 +279,13 @@ must sm vdi_delete $SR $D
 is 'the volumes' "$(volumes $VG)" "LV-$A MGT VHD-$C "
 must sm vdi_delete $SR $A --yes
 is 'the volumes' "$(volumes $VG)" "MGT VHD-$C "
-# Without the tag that an SR of ours has, the group is another storage manager's.
+# Without the tag that an SR of ours has, the group is another storage manager's: read, and not changed.
 vgchange -qq --deltag xcp.allocation=thick $VG > /dev/null
-fails_with EPERM LVHD sm sr_scan $SR
-fails_with EPERM LVHD sm sr_attach $SR
+must sm sr_attach $SR
+must sm sr_scan $SR > "$SCRATCH/scan"
+is 'the state of the LVHD volume' "$(grep -o 'broken: [^"]*there is no valid VHD footer' "$SCRATCH/scan" | wc -l)" 1
 fails_with EPERM LVHD sm vdi_create $SR $D 8
+fails_with EPERM LVHD sm sr_delete --yes $SR
+vgchange -qq --addtag xcp.allocation=thick $VG > /dev/null
 must sm sr_delete --yes $SR
 finish

@@ -11,9 +11,11 @@ use crate::vdi;
 pub fn exit_status(e: &Error) -> (u8, &'static str) {
     use nix::errno::Errno;
     match e {
-        Error::Unsupported { .. } | Error::Foreign { .. } | Error::NotMaster { .. } | Error::IsBase { .. } => {
-            (1, "EPERM")
-        }
+        Error::Unsupported { .. }
+        | Error::ReadOnlySr { .. }
+        | Error::Foreign { .. }
+        | Error::NotMaster { .. }
+        | Error::IsBase { .. } => (1, "EPERM"),
         Error::TooBig { .. }
         | Error::Oversized { .. }
         | Error::DiskTooBig { .. }

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use crate::error::{Error, Result};
 use crate::sr::volume_group::{CREATING, VolumeGroup};
-use crate::sys::lvm::{self, Deactivated};
+use crate::sys::lvm::{self, Deactivated, Unmapped};
 use crate::sys::tool::Tool;
 use crate::sys::{blockdev, mount};
 use crate::types::Done;
@@ -127,7 +127,7 @@ impl Volume {
 
     pub(super) fn make_filesystem(&self) -> Result<()> {
         let (group, volume) = (self.group.name(), self.name());
-        let vg = lvm::report(Some(&group))?.into_iter().find(|vg| vg.name == group);
+        let vg = lvm::report(Some(&group), Unmapped::All)?.into_iter().find(|vg| vg.name == group);
         let vg = vg.ok_or_else(|| self.group.no_sr("its volume group is gone".to_owned()))?;
         let each: Vec<u64> = vg.pvs.iter().map(|pv| pv.size / vg.extent_size).collect();
         let (extents, stripes) = (striped(&each).to_string(), each.len().to_string());

@@ -9,9 +9,10 @@ use std::time::Instant;
 use super::group::{refuse_foreign, vdi_of};
 use super::place::{Group, LvmPlace};
 use super::revert::reverted;
-use super::{LvmSr, POOL, POOL_DATA_FULL, POOL_METADATA_FULL, RAW, THICK, THIN, UNFINISHED, VHD, tags};
+use super::{Kind, LvmSr, POOL, POOL_DATA_FULL, POOL_METADATA_FULL, RAW, THICK, THIN, UNFINISHED, VHD, tags};
 use crate::error::{Error, Result, one_line};
 use crate::sr::driver::finding_of_state;
+use crate::sr::lvhd::{self, Lvhd};
 use crate::sys::lvm::{self, Lv, Vg};
 use crate::sys::{blockdev, lock};
 use crate::types::{Finding, Format, Outcome, Size, State, VdiUuid};
@@ -31,9 +32,11 @@ impl LvmSr {
     ///
     /// # Errors
     /// Those of [`crate::sr::Sr::scan`], but for a device that is there twice, which is a finding.
-    pub(super) fn check_volumes(&self, repair: bool) -> Result<Vec<Finding>> {
-        let vg = self.group.look()?;
-        self.refuse_foreign_sr(&vg)?;
+    pub(super) fn check_volumes(&self, thorough: bool, repair: bool) -> Result<Vec<Finding>> {
+        let vg = match self.kind(self.group.look()?) {
+            Kind::Own(vg) => vg,
+            Kind::Lvhd(theirs) => return self.check_theirs(theirs, thorough, repair),
+        };
         let mut found = of_group(&vg);
         found.extend(self.of_devices(&vg)?);
         if let Some(pool) = vg.lv(POOL) {
@@ -46,6 +49,17 @@ impl LvmSr {
                 false => found.extend(of_vdi),
             }
         }
+        found.sort_by(|a, b| a.object.cmp(&b.object));
+        Ok(found)
+    }
+
+    fn check_theirs(&self, theirs: Lvhd, thorough: bool, repair: bool) -> Result<Vec<Finding>> {
+        if repair {
+            return Err(lvhd::refused("sr_check --repair", self.group.sr));
+        }
+        let theirs = theirs.settled(|| self.group.look())?;
+        let mut found = self.of_devices(theirs.vg())?;
+        found.extend(theirs.check(thorough)?);
         found.sort_by(|a, b| a.object.cmp(&b.object));
         Ok(found)
     }

@@ -6,7 +6,7 @@ use super::fill::Fill;
 use super::group::refuse_foreign;
 use super::lost::Lost;
 use super::place::{Group, LvmPlace};
-use super::{DRIVER, LvmSr, POOL, RAW, UNFINISHED, tags};
+use super::{DRIVER, Kind, LvmSr, POOL, RAW, UNFINISHED, tags};
 use crate::error::{Error, Result};
 use crate::image::disk::DiskWriter;
 use crate::sys::copy::Progress;
@@ -17,11 +17,13 @@ use crate::vdi::{self, Layout, Vdi, raw};
 
 impl LvmSr {
     pub(super) fn list(&self) -> Result<SrInfo> {
-        self.list_of(&self.listed()?)
+        match self.kind(self.listed()?) {
+            Kind::Own(vg) => self.list_of(&vg),
+            Kind::Lvhd(theirs) => self.settled(theirs)?.scan(DRIVER.sr_type),
+        }
     }
 
     pub(super) fn list_of(&self, vg: &Vg) -> Result<SrInfo> {
-        self.refuse_foreign_sr(vg)?;
         let mut infos = Vec::with_capacity(vg.lvs.len());
         let group = Group::of(vg);
         for (vdi, format, lv) in self.volumes(vg) {
@@ -37,7 +39,20 @@ impl LvmSr {
 
     /// Also of a group that misses a device, and of the images of other storage managers.
     pub(super) fn list_at_rest(&self) -> Result<Vec<VdiInfo>> {
-        let vg = self.group.look()?;
+        let vg = match self.kind(self.group.look()?) {
+            Kind::Own(vg) => vg,
+            Kind::Lvhd(theirs) => {
+                // Of an image that cannot be read, the size of its volume is all that is known.
+                let size = |disk: &VdiInfo| {
+                    disk.virtual_size.max(if disk.state.is_healthy() { 0 } else { disk.physical_utilisation })
+                };
+                return Ok(theirs
+                    .disks()?
+                    .into_iter()
+                    .map(|disk| VdiInfo { virtual_size: size(&disk), ..disk })
+                    .collect());
+            }
+        };
         let group = Group::of(&vg);
         let mut disks: Vec<VdiInfo> =
             self.volumes(&vg).map(|(vdi, _, lv)| LvmPlace::listed(self, &group, vdi, lv).info()).collect();
@@ -47,13 +62,17 @@ impl LvmSr {
 
     pub(super) fn find(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {
         let found = self.group.look().and_then(|vg| {
+            let vg = match self.kind(vg) {
+                Kind::Own(vg) => vg,
+                Kind::Lvhd(theirs) => return theirs.vdi(vdi),
+            };
             let found = self.volumes(&vg).find(|(found, ..)| *found == vdi);
             let (_, format, lv) = found.ok_or_else(|| self.no_vdi(vdi, &vg))?;
             refuse_foreign(vdi, format)?;
-            Ok(LvmPlace::new(self, &vg, vdi, lv))
+            Ok(raw::open(LvmPlace::new(self, &vg, vdi, lv), None))
         });
         match found {
-            Ok(place) => Ok(raw::open(place, None)),
+            Ok(disk) => Ok(disk),
             // Its group went away while it was attached: it can still be detached.
             Err(unseen) => match lvm::kernel_device(&self.group.name(), &format!("{RAW}{vdi}")) {
                 Some(_) => Ok(raw::open(Lost { sr: self, vdi, why: unseen.to_string() }, None)),
@@ -82,7 +101,7 @@ impl LvmSr {
             return Err(Error::Unsupported { op: "a disk of this format", why });
         }
         let mut vg = self.group.whole()?;
-        self.refuse_foreign_sr(&vg)?;
+        self.refuse_lvhd("vdi_create", &vg)?;
         self.resume(&vg, vg.lv(POOL))?;
         if self.volumes(&vg).any(|(vdi, ..)| vdi == new.vdi) {
             self.group.flush(&vg)?;
@@ -169,7 +188,9 @@ impl LvmSr {
     }
 
     pub(super) fn remove_broken(&self, vdi: VdiUuid) -> Result<bool> {
-        match self.damaged(&self.group.whole()?, vdi)? {
+        let vg = self.group.whole()?;
+        self.refuse_lvhd("vdi_delete", &vg)?;
+        match self.damaged(&vg, vdi)? {
             Some(place) => place.remove_damaged().map(|()| true),
             None => Ok(false),
         }

@@ -2,7 +2,7 @@
 
 use super::revert::reverted;
 use super::space::pool_use;
-use super::{DRIVER, LvmSr, POOL, RAW, SHARED, THICK, THIN, UNFINISHED, VHD, tags};
+use super::{DRIVER, LvmSr, POOL, RAW, SHARED, UNFINISHED, VHD, tags};
 use crate::error::{Error, Result};
 use crate::sys::blockdev;
 use crate::sys::lvm::{self, Lv, Vg};
@@ -57,14 +57,6 @@ impl LvmSr {
         let vg = self.group.look()?;
         self.group.refuse_duplicates(&vg)?;
         Ok(vg)
-    }
-
-    /// Refuses an SR that another storage manager made. A volume of another one in an SR of ours concerns nothing else.
-    pub(super) fn refuse_foreign_sr(&self, vg: &Vg) -> Result<()> {
-        if vg.tags.iter().any(|tag| tag == THIN || tag == THICK) {
-            return Ok(());
-        }
-        self.volumes(vg).try_for_each(|(vdi, format, _)| refuse_foreign(vdi, format))
     }
 
     pub(super) fn refuse_attached(&self, vg: &Vg) -> Result<()> {

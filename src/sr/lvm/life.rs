@@ -2,7 +2,7 @@
 
 use super::group::{is_gone, vdi_of};
 use super::place::{Group, LvmPlace};
-use super::{Allocation, LvmSr, POOL, SHARED, THICK, THIN};
+use super::{Allocation, Kind, LvmSr, POOL, SHARED, THICK, THIN};
 use crate::error::{Error, Result, one_line};
 use crate::sr::volume_group::DELETING;
 use crate::sys::lvm::{self, Lv, Vg};
@@ -35,6 +35,7 @@ impl LvmSr {
         let Some(vg) = self.group.look_for_any()? else {
             return self.group.flush_devices().map(|()| Done::Already);
         };
+        self.refuse_lvhd("sr_delete", &vg)?;
         self.group.refuse_incomplete(&vg)?;
         if !vg.tags.iter().any(|t| t == DELETING) {
             self.refuse_attached(&vg)?;
@@ -50,9 +51,11 @@ impl LvmSr {
 
     /// With a device missing, the disks that are whole are served, if there is one. Nothing is changed then.
     pub(super) fn make_available(&self) -> Result<Done> {
-        let vg = self.listed()?;
+        let vg = match self.kind(self.listed()?) {
+            Kind::Own(vg) => vg,
+            Kind::Lvhd(theirs) => return theirs.attach(),
+        };
         let incomplete = self.group.refuse_incomplete(&vg).err();
-        self.refuse_foreign_sr(&vg)?;
         let pool = vg.lv(POOL).filter(|pool| pool.is_thin_pool());
         if pool.is_none() && vg.tags.iter().any(|t| t == THIN) {
             let why = format!("it was created thin, and its group {} has no pool {POOL}", vg.name);
@@ -91,6 +94,7 @@ impl LvmSr {
     /// See [`crate::sr::Sr::grow`]. The spare of the pool's metadata keeps its extents.
     pub(super) fn use_all_of_devices(&self) -> Result<Done> {
         let before = self.group.whole()?;
+        self.refuse_lvhd("sr_grow", &before)?;
         self.resume(&before, &before.lvs)?;
         for pv in &before.pvs {
             self.group.change(&before, "pvresize", &["-y"], &[&pv.name.display().to_string()])?;
@@ -108,6 +112,10 @@ impl LvmSr {
         let vg = match self.group.look() {
             Ok(vg) => vg,
             Err(unseen) => return self.detach_unseen(unseen),
+        };
+        let vg = match self.kind(vg) {
+            Kind::Own(vg) => vg,
+            Kind::Lvhd(theirs) => return theirs.detach(),
         };
         self.resume(&vg, &vg.lvs)?;
         self.refuse_attached(&vg)?;

@@ -22,7 +22,7 @@ use super::{EXTENT, VolumeGroup};
 use crate::error::{Error, HeldSr, Lost, Result};
 use crate::sr::config::device_list;
 use crate::sys::blockdev;
-use crate::sys::lvm::{self, Vg};
+use crate::sys::lvm::{self, Unmapped, Vg};
 use crate::sys::pvlabel::{self, Metadata};
 use crate::types::{Overwrite, Size, SrUuid};
 
@@ -184,7 +184,7 @@ impl VolumeGroup {
         if let Some(missing) = self.missing_device() {
             return Err(missing);
         }
-        let groups = lvm::report(None)?;
+        let groups = lvm::report(None, Unmapped::All)?;
         if let Some(vg) = groups.iter().find(|vg| vg.name == self.name() && !self.is_unfinished(vg)) {
             return Err(self.exists(vg));
         }
@@ -217,14 +217,14 @@ impl VolumeGroup {
         if let Some(missing) = self.missing_device() {
             return Err(missing);
         }
-        let mut groups = lvm::report(None)?;
+        let mut groups = lvm::report(None, Unmapped::All)?;
         if let Some(vg) = groups.iter().find(|vg| vg.name == self.name()) {
             if !self.is_unfinished(vg) {
                 self.flush(vg)?;
                 return Err(self.exists(vg));
             }
             self.remove(vg)?;
-            groups = lvm::report(None)?;
+            groups = lvm::report(None, Unmapped::All)?;
         }
         self.refuse_used_devices(&groups, over)?;
         self.refuse_too_small(size, room)?;

@@ -4,11 +4,12 @@
 //! volumes, however many; the columns are named, never counted.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{CONFIG, DEADLINE, Lv, Pv, Vg};
+use super::{CONFIG, DEADLINE, Lv, Pv, Segment, Unmapped, Vg};
 use crate::error::{Error, Result, needs_root};
 use crate::sys::tool::Tool;
 
@@ -28,11 +29,19 @@ const PARSED: &str = "report{binary_values_as_numeric=0 compact_output=0 prefixe
 /// The facts that LVM knows of one volume group, or of all of them, those of other hosts included. Physical volumes
 /// that belong to no group come in a group without a name.
 ///
+/// The segments of volumes are told only of a group that has none of the tags `unmapped`: of 500 volumes they make the report
+/// longer by a half.
+///
 /// # Errors
 /// [`Error::Io`] if the caller is not root; [`Error::Tool`] if there is no such group, or LVM fails
 /// or takes longer than 120 s; [`Error::Damaged`] if its report cannot be read.
-pub fn report(vg: Option<&str>) -> Result<Vec<Vg>> {
+pub fn report(vg: Option<&str>, unmapped: Unmapped) -> Result<Vec<Vg>> {
     needs_root("ask LVM through", "/dev/mapper/control")?;
+    // A kind of report can't be left out, but it can be made to have no rows.
+    let segments = match unmapped {
+        Unmapped::Tagged(tags) => tags.iter().map(|tag| format!(" && vg_tags!={{\"{tag}\"}}")).collect(),
+        Unmapped::All => " && seg_size=0".to_owned(),
+    };
     let mut tool = Tool::new("lvm")
         .deadline(DEADLINE)
         .arg("fullreport")
@@ -46,11 +55,11 @@ pub fn report(vg: Option<&str>) -> Result<Vec<Vg>> {
             "--nosuffix",
         ])
         .usual_args(["--configreport", "vg", "-o", "vg_name,vg_size,vg_free,vg_extent_size,vg_tags,vg_systemid"])
-        .usual_args(["--configreport", "pv", "-o", "pv_name,pv_uuid,pv_size,pv_missing"])
+        .usual_args(["--configreport", "pv", "-o", "pv_name,pv_uuid,pv_size,pv_missing,pe_start"])
         .usual_args(["--configreport", "lv", "-o", LV_COLUMNS])
-        // These two can't be left out, but they can be made to have no rows.
         .usual_args(["--configreport", "pvseg", "-o", "pvseg_start", "-S", "pvseg_size=0"])
-        .usual_args(["--configreport", "seg", "-o", "seg_start", "-S", "seg_size=0"]);
+        .usual_args(["--configreport", "seg", "-o", "lv_name,segtype,seg_start_pe,seg_size_pe,seg_pe_ranges"])
+        .usual_args(["-S", &format!("seg_size>0{segments}")]);
     tool = match vg {
         Some(name) => tool.usual_args(["--"]).arg(name),
         None => tool.arg("--foreign"),
@@ -103,6 +112,8 @@ pub fn parse_report(out: &str) -> Result<Vec<Vg>> {
         pv: Vec<PvRow<'a>>,
         #[serde(borrow, default)]
         lv: Vec<LvRow<'a>>,
+        #[serde(borrow, default)]
+        seg: Vec<SegRow<'a>>,
     }
     #[derive(Deserialize)]
     struct VgRow<'a> {
@@ -119,6 +130,8 @@ pub fn parse_report(out: &str) -> Result<Vec<Vg>> {
         pv_uuid: &'a str,
         pv_size: &'a str,
         pv_missing: &'a str,
+        #[serde(default)]
+        pe_start: &'a str,
     }
     #[derive(Deserialize)]
     struct LvRow<'a> {
@@ -133,6 +146,15 @@ pub fn parse_report(out: &str) -> Result<Vec<Vg>> {
         lv_metadata_size: &'a str,
         #[serde(default)]
         lv_time: &'a str,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct SegRow<'a> {
+        lv_name: &'a str,
+        segtype: &'a str,
+        seg_start_pe: &'a str,
+        seg_size_pe: &'a str,
+        seg_pe_ranges: Cow<'a, str>,
     }
     let damaged = |what: String| Error::Damaged { path: PathBuf::from("lvm fullreport"), what };
     let document: Document =
@@ -158,10 +180,11 @@ pub fn parse_report(out: &str) -> Result<Vec<Vg>> {
                 size: number(row.pv_size)?,
                 missing: !row.pv_missing.is_empty(),
                 duplicate: None,
+                first_extent: row.pe_start.parse().unwrap_or(0),
             });
         }
         for row in &group.lv {
-            // Characters 2 and 5 of lv_attr: lvs(8), "Lv Attributes".
+            // Characters 2, 5 and 6 of lv_attr: lvs(8), "Lv Attributes".
             let attribute = |n: usize| row.lv_attr.as_bytes().get(n).copied().unwrap_or(b'-');
             // One volume of which LVM tells no size does not hide the others.
             let size = number(row.lv_size);
@@ -173,17 +196,38 @@ pub fn parse_report(out: &str) -> Result<Vec<Vg>> {
                 stuck: matches!(attribute(4), b's' | b'S' | b'M' | b'C' | b'd' | b'i'),
                 // `R` is a writable volume whose device is read-only just now: what it is attached as, not what it is.
                 read_only: attribute(1) == b'r',
+                open: attribute(5) == b'o',
                 layout: list(row.lv_layout),
                 health: if size.is_ok() { row.lv_health_status } else { UNREADABLE }.to_owned(),
                 data_used: parse_percent(row.data_percent),
                 metadata_used: parse_percent(row.metadata_percent),
                 metadata_size: number(row.lv_metadata_size).unwrap_or(0),
                 created: row.lv_time.parse().ok().filter(|seconds| *seconds > 0),
+                segments: Vec::new(),
             });
         }
+        let at: HashMap<String, usize> = vg.lvs.iter().enumerate().map(|(n, lv)| (lv.name.clone(), n)).collect();
+        for row in &group.seg {
+            let (Some(lv), Ok(start), Ok(count)) =
+                (at.get(row.lv_name), row.seg_start_pe.parse(), row.seg_size_pe.parse())
+            else {
+                continue;
+            };
+            let on = (row.segtype == "linear").then(|| one_range(&row.seg_pe_ranges, count)).flatten();
+            vg.lvs[*lv].segments.push(Segment { kind: row.segtype.to_owned(), start, count, on });
+        }
+        vg.lvs.iter_mut().for_each(|lv| lv.segments.sort_unstable_by_key(|segment| segment.start));
         groups.push(vg);
     }
     Ok(groups)
+}
+
+/// `/dev/sdb:3-5`, a range of `count` extents, as the device and its first extent.
+fn one_range(words: &str, count: u64) -> Option<(PathBuf, u64)> {
+    let (device, range) = words.rsplit_once(':')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?);
+    (last.checked_sub(first)?.checked_add(1)? == count).then(|| (PathBuf::from(device), first))
 }
 
 /// `4.28` as 428. Nothing for what is not active.
@@ -378,6 +422,49 @@ mod tests {
             );
             assert_eq!(parse_report(&row).unwrap()[0].lvs[0].stuck, stuck, "{attributes}");
         }
+    }
+
+    #[test]
+    fn the_segments_of_volumes_are_put_in_order() {
+        let lv = |name: &str| {
+            format!(
+                r#"{{"lv_name":"{name}","lv_size":"1","lv_tags":"","lv_attr":"-wi-------","lv_layout":"linear",
+                "lv_health_status":"","data_percent":"","metadata_percent":"","lv_metadata_size":""}}"#
+            )
+        };
+        let seg = |name: &str, kind: &str, start: u64, count: u64, on: &str| {
+            format!(
+                r#"{{"lv_name":"{name}","segtype":"{kind}","seg_start_pe":"{start}","seg_size_pe":"{count}","seg_pe_ranges":"{on}"}}"#
+            )
+        };
+        let segs = [
+            seg("a", "linear", 2, 3, "/dev/mapper/b:1:7-9"),
+            seg("a", "linear", 0, 2, "/dev/sda:0-1"),
+            seg("b", "raid1", 0, 2, "b_rimage_0:0-1 b_rimage_1:0-1"),
+            seg("c", "linear", 0, 2, "/dev/sda:5-5"),
+            seg("gone", "linear", 0, 1, "/dev/sda:5-5"),
+        ];
+        let report = format!(
+            r#"{{"report":[{{"pv":[{{"pv_name":"/dev/sda","pv_uuid":"u","pv_size":"9","pv_missing":"","pe_start":"1048576"}}],
+            "lv":[{},{},{}],"seg":[{}]}}]}}"#,
+            lv("a"),
+            lv("b"),
+            lv("c"),
+            segs.join(",")
+        );
+        let groups = parse_report(&report).unwrap();
+        assert_eq!(groups[0].pvs[0].first_extent, 1 << 20);
+        let segments = |name: &str| {
+            let lv = groups[0].lv(name).unwrap();
+            lv.segments.iter().map(|s| (s.start, s.count, s.on.clone())).collect::<Vec<_>>()
+        };
+        let on = |device: &str, first| Some((PathBuf::from(device), first));
+        assert_eq!(segments("a"), [(0, 2, on("/dev/sda", 0)), (2, 3, on("/dev/mapper/b:1", 7))]);
+        assert_eq!(
+            (segments("b"), groups[0].lv("b").unwrap().segments[0].kind.as_str()),
+            (vec![(0, 2, None)], "raid1")
+        );
+        assert_eq!(segments("c"), [(0, 2, None)], "two extents are not one");
     }
 
     #[test]

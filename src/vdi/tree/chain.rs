@@ -110,7 +110,7 @@ impl<'f> Ancestors<'f> {
         let vdi = self.forest.named(name, self.format);
         let vdi = vdi.ok_or_else(|| damaged(format!("names {name:?} as its parent, which is no VDI of this SR")))?;
         let parent = self.forest.parent_image(vdi, Mode::ReadOnly)?;
-        if parent.name != name {
+        if !self.forest.is_called(&parent, name) {
             return Err(damaged(format!("its parent is {name:?}, and the SR has {:?}", parent.name)));
         }
         let found = (parent.format, parent.image.clone());

@@ -52,6 +52,12 @@ pub trait Forest {
     /// The VDI that an image of format `child` names as its parent. `None`: it is no name of a possible parent in this SR.
     fn named(&self, name: &str, child: Format) -> Option<VdiUuid>;
 
+    /// Whether a child that names its parent so means this one, which [`Forest::named`] and [`Forest::parent_image`] found by
+    /// that name.
+    fn is_called(&self, parent: &ParentImage, name: &str) -> bool {
+        parent.name == name
+    }
+
     /// Keeps all hosts from opening these images as long as the answer lives.
     ///
     /// # Errors

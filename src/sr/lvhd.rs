@@ -1,0 +1,167 @@
+//! LVHD: the volume groups of the SR types `lvm`, `lvmoiscsi` and `lvmohba` of XCP-ng and XenServer, read and never changed.
+//!
+//! | volume | what |
+//! |---|---|
+//! | `VHD-<vdi>`, `QCOW2-<vdi>` | an image; its header says whether it is hidden, and which volume is its parent |
+//! | `LV-<vdi>` | a raw disk, or a raw base with the tag `hidden` |
+//! | `VHD-OLD_<vdi>` | a leaf whose parent takes its place, or has taken it |
+//! | `MGT` | names and origin of each VDI: [`mgt`] |
+//! | `<type>_<vdi>_<value>`, `jvhd_<vdi>` | a change that was begun: [`journal`] |
+//! | `<vdi>.cbtlog`, `<sr>_trim_lv` | which blocks were changed; free space while it is discarded |
+//!
+//! A group is LVHD if it says so itself: [`is_lvhd`]. The driver of the groups, [`lvm`](super::lvm), asks that of each group that
+//! it looks at. docs/lvhd.md has what is served.
+//!
+//! One report of LVM tells all volumes and where their bytes are. Headers, `MGT` and the records of journals are read from the
+//! physical volumes ([`map`]), so nothing is activated for them and no more LVM commands are run, however many volumes there are.
+//!
+//! A change that the SR's master began and did not end is understood as its recovery would end it ([`Group`]): the disk is found
+//! in the volume that has its data, and a clone that was not completed is no VDI.
+//!
+//! | file | content |
+//! |---|---|
+//! | [`mgt`], [`journal`] | what stands in the small volumes |
+//! | [`map`] | the bytes of a volume |
+//! | [`group`] | which volume has which image |
+//! | [`listing`] | the SR and its disks as an answer |
+//! | [`place`], [`forest`], [`disk`] | one disk: its bytes, its parents, and what is refused |
+//! | [`mod@check`] | what is wrong |
+
+mod check;
+mod disk;
+mod forest;
+mod group;
+pub mod journal;
+mod listing;
+pub mod map;
+pub mod mgt;
+mod place;
+
+use std::rc::Rc;
+
+pub use group::Group;
+
+use crate::error::{Error, Result, one_line};
+use crate::image::volume::VolumeName;
+use crate::sys::lvm::{self, Vg};
+use crate::sys::syslog;
+use crate::types::{Done, Format, SrUuid};
+
+/// The volume with the names.
+const MGT: &str = "MGT";
+/// The tag of a raw volume that is there for its children only.
+const HIDDEN: &str = "hidden";
+
+/// Whether a group is LVHD. It is if it has no tag of `own`, those of the groups that this package makes, and a volume `MGT` or one
+/// with a VHD or a qcow2. A group of raw volumes alone, as releases before LVHD made it, is none.
+pub fn is_lvhd(vg: &Vg, own: &[&str]) -> bool {
+    let is_image = |name: &str| VolumeName::parse(name).is_some_and(|name| name.format != Format::Raw);
+    !vg.tags.iter().any(|tag| own.contains(&tag.as_str()))
+        && vg.lvs.iter().any(|lv| lv.name == MGT || is_image(&lv.name))
+}
+
+/// The verbs that an LVHD SR answers.
+const SERVED: &str = "sr_probe, sr_attach, sr_scan, sr_check, vdi_get_params, vdi_export and vdi_copy into another SR";
+
+/// Says that nothing is changed in such an SR.
+pub fn refused(op: &'static str, sr: SrUuid) -> Error {
+    Error::ReadOnlySr { op, sr, served: SERVED }
+}
+
+/// An LVHD SR as one report of LVM shows it.
+pub struct Lvhd<'a> {
+    group: Rc<Group<'a>>,
+}
+
+impl<'a> Lvhd<'a> {
+    /// The SR with its images read. A group that changes meanwhile is looked at `again`.
+    ///
+    /// # Errors
+    /// Those of `again`. What is wrong with one volume is told of its VDI.
+    pub fn settled(self, again: impl Fn() -> Result<Vg>) -> Result<Lvhd<'a>> {
+        /// A group that is never at rest is told as it is.
+        const TRIES: usize = 5;
+        let mut found = self;
+        for _ in 0..TRIES {
+            if found.group.is_whole() {
+                break;
+            }
+            let now = again()?;
+            if now == *found.group.vg() {
+                break;
+            }
+            found = Lvhd::of(found.group.anew(now));
+        }
+        Ok(found)
+    }
+
+    pub fn vg(&self) -> &Vg {
+        self.group.vg()
+    }
+
+    /// Looks whether the SR is there. Nothing has to be done to read it: what a change has left is its master's to end.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] if no image is whole because a device is missing.
+    pub fn attach(&self) -> Result<Done> {
+        let (own, vg) = (self.group.own(), self.group.vg());
+        let incomplete = own.refuse_incomplete(vg).err();
+        let is_gone = |volume: &group::Volume| volume.lv.health == "partial";
+        match incomplete {
+            Some(missing) if self.group.volumes().values().all(is_gone) => return Err(missing),
+            Some(missing) => {
+                syslog::write(&format!("SR {}: only some of its VDIs: {}", own.sr, one_line(&missing)));
+            }
+            None => {}
+        }
+        own.note_strangers(vg);
+        Ok(Done::Already)
+    }
+
+    /// Looks whether this host uses a disk of the SR. What other storage managers have activated is left to them.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`].
+    pub fn detach(&self) -> Result<Done> {
+        let vg = self.group.vg();
+        match self.group.volumes().iter().find(|(_, volume)| volume.lv.open) {
+            None => Ok(Done::Already),
+            Some((vdi, volume)) => Err(Error::VdiInUse {
+                vdi: *vdi,
+                sr: self.group.own().sr,
+                holder: format!(
+                    "this host, which has its volume {} open",
+                    lvm::node(&vg.name, &volume.lv.name).display()
+                ),
+            }),
+        }
+    }
+
+    /// The SR in a group. Its images are read when they are asked for.
+    pub fn of(group: Group<'a>) -> Lvhd<'a> {
+        Lvhd { group: Rc::new(group) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::lvm::Lv;
+
+    #[test]
+    fn a_group_says_itself_whether_it_is_lvhd() {
+        const VDI: &str = "98de866e-b035-4b1a-a571-613bff542b89";
+        let group = |tags: &[&str], lvs: &[&str]| Vg {
+            tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+            lvs: lvs.iter().map(|name| Lv { name: name.replace('*', VDI), ..Lv::default() }).collect(),
+            ..Vg::default()
+        };
+        for lvs in [&["MGT"][..], &["VHD-*"], &["LV-*", "QCOW2-*"], &["VHD-OLD_*"]] {
+            assert!(is_lvhd(&group(&[], lvs), &["ours"]), "{lvs:?}");
+            assert!(!is_lvhd(&group(&["ours"], lvs), &["ours"]), "{lvs:?}");
+        }
+        for lvs in [&[][..], &["LV-*"], &["LV-*", "VHD-x", "home", "inflate_*_1"]] {
+            assert!(!is_lvhd(&group(&[], lvs), &["ours"]), "{lvs:?}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What is wrong with an LVHD SR. Nothing is mended: that is its master's to do.
+
+use std::sync::Arc;
+
+use super::group::Volume;
+use super::journal::Change;
+use super::{Lvhd, MGT};
+use crate::error::{Error, Result, one_line};
+use crate::image::fault::{Look, Weight};
+use crate::image::storage::Storage;
+use crate::image::volume::VolumeName;
+use crate::sr::driver::finding_of_state;
+use crate::types::{Finding, Format, Outcome, State, VdiUuid};
+use crate::vdi::layout;
+use crate::vdi::tree::nodes::Node;
+
+/// Who mends what is found.
+const BY_MASTER: &str = "the SR's master mends it at its next sr_scan";
+
+fn finding(vdi: Option<VdiUuid>, object: &str, outcome: Outcome, what: impl Into<String>) -> Finding {
+    Finding { vdi, object: object.to_owned(), what: what.into(), outcome }
+}
+
+/// The word that the Python drivers have for a format.
+fn vdi_type(format: Format) -> &'static str {
+    if format == Format::Raw { "aio" } else { format.word() }
+}
+
+impl Lvhd<'_> {
+    /// Looks at the volumes, `MGT` and each image, see [`crate::sr::Sr::check`].
+    ///
+    /// # Errors
+    /// None because of one volume.
+    pub fn check(&self, thorough: bool) -> Result<Vec<Finding>> {
+        let mut found = self.of_journals();
+        found.extend(self.of_names());
+        found.extend(self.of_records());
+        for (vdi, node) in self.group.nodes() {
+            found.extend(self.of_image(*vdi, node, self.group.volume(*vdi)?, thorough)?);
+        }
+        Ok(found)
+    }
+
+    fn of_journals(&self) -> Vec<Finding> {
+        let say = |(name, journal): &(String, super::journal::Journal)| {
+            let outcome = match journal.change {
+                Change::Clone(None) | Change::Leaf(None) => Outcome::Lasting,
+                _ => Outcome::Note,
+            };
+            finding(Some(journal.vdi), name, outcome, format!("{}; {}", journal.what(), "the SR's master ends that"))
+        };
+        self.group.journals().iter().map(say).collect()
+    }
+
+    fn of_names(&self) -> Vec<Finding> {
+        let left = self.group.left().iter().map(|name| {
+            let what = format!("a change that was begun, or ended, left it; {BY_MASTER}");
+            finding(VolumeName::parse(name).map(|name| name.vdi), name, Outcome::Note, what)
+        });
+        let sr = self.group.own().sr;
+        let is_known = |name: &str| {
+            let of_vdi = |end: &str| name.strip_suffix(end).is_some_and(|uuid| uuid.parse::<VdiUuid>().is_ok());
+            name == MGT
+                || VolumeName::parse(name).is_some()
+                || self.group.journals().iter().any(|(journal, _)| journal == name)
+                || of_vdi(".cbtlog")
+                || name == format!("{sr}_trim_lv")
+        };
+        let unknown = self
+            .group
+            .vg()
+            .lvs
+            .iter()
+            .filter(|lv| !is_known(&lv.name))
+            .map(|lv| finding(None, &lv.name, Outcome::Note, "no volume of an SR has such a name"));
+        left.chain(unknown).collect()
+    }
+
+    fn of_records(&self) -> Vec<Finding> {
+        let records = match self.group.records() {
+            Ok(records) => records,
+            Err(why) => return vec![finding(None, MGT, Outcome::Lasting, format!("the names cannot be read: {why}"))],
+        };
+        let mut found = Vec::new();
+        if records.unreadable > 0 {
+            let what = format!("{} of its records cannot be read", records.unreadable);
+            found.push(finding(None, MGT, Outcome::Lasting, what));
+        }
+        for (vdi, record) in &records.vdis {
+            match self.group.volumes().get(vdi) {
+                None => {
+                    found.push(finding(Some(*vdi), MGT, Outcome::Note, "it has a record of a VDI without a volume"))
+                }
+                Some(volume) if record.vdi_type != vdi_type(volume.format) => {
+                    let what = format!("it says {:?} for the format of a {} volume", record.vdi_type, volume.format);
+                    found.push(finding(Some(*vdi), MGT, Outcome::Note, what));
+                }
+                Some(_) => {}
+            }
+        }
+        found
+    }
+
+    fn of_image(&self, vdi: VdiUuid, node: &Node, volume: &Volume, thorough: bool) -> Result<Vec<Finding>> {
+        let name = &volume.lv.name;
+        let mut found = Vec::new();
+        if volume.is_elsewhere {
+            let what = format!("it has the data of VDI {vdi}, of which a change was begun; {BY_MASTER}");
+            found.push(finding(Some(vdi), name, Outcome::Note, what));
+        }
+        if !node.state.is_healthy() {
+            found.push(finding_of_state(vdi, name.clone(), &node.state));
+        }
+        if matches!(node.state, State::Broken(_) | State::Unsupported(_)) {
+            return Ok(found);
+        }
+        if node.hidden && self.group.trees().children(vdi).len() == 0 {
+            found.push(finding(
+                Some(vdi),
+                name,
+                Outcome::Note,
+                "it is a base without children; the SR's master removes it",
+            ));
+        }
+        let image: Arc<dyn Storage> = Arc::new(self.group.image(volume)?);
+        match layout(volume.format).check(&image, Look { in_use: volume.lv.open, deep: thorough }) {
+            Ok(faults) => found.extend(faults.into_iter().map(|fault| {
+                let (outcome, what) = match fault.weight {
+                    Weight::Note => (Outcome::Note, fault.what),
+                    Weight::Mendable => {
+                        (Outcome::Mendable, format!("{}; {BY_MASTER}, or vhd-util or qemu-img", fault.what))
+                    }
+                    Weight::Lasting => (Outcome::Lasting, fault.what),
+                };
+                finding(Some(vdi), name, outcome, what)
+            })),
+            Err(error @ Error::Io { .. }) => {
+                found.push(finding(Some(vdi), name, Outcome::Lasting, one_line(&error)));
+            }
+            Err(other) => return Err(other),
+        }
+        Ok(found)
+    }
+}

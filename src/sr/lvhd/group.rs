@@ -1,0 +1,341 @@
+//! The volumes of a group: which has the image of which VDI, also in the middle of a change.
+//!
+//! The changes that the Python drivers record before they begin them, and what is understood of one that was begun:
+//!
+//! | journal | what is there | understood as |
+//! |---|---|---|
+//! | `clone` of U, with the base B and the copy D | no image of U that can be read | B has the data of U; there is no D |
+//! | | U, and no D that can be read, though one was to be | B is a base; there is no D |
+//! | | U, and D or none was to be | B is a base |
+//! | `leaf` of U, with the parent P | U and P | P is a base |
+//! | | `OLD_U` and P | `OLD_U` has the data of U; P is a base |
+//! | | `OLD_U` and U | U has the data; `OLD_U` is no more than left |
+//! | `zero` of a raw R, from a byte on | R | R ends at that byte |
+//! | `inflate`, `jvhd`, `coalesce`, `relink` | | what the images say: a VHD has its footer at its start as well, and is marked while it is resized |
+
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::journal::{Change, Cloned, Journal, RECORD};
+use super::map::{Devices, Mapped};
+use super::mgt::{self, Records};
+use super::{HIDDEN, MGT};
+use crate::error::{Error, Result, one_line};
+use crate::image::storage::Storage;
+use crate::image::volume::VolumeName;
+use crate::sr::volume_group::VolumeGroup;
+use crate::sys::lvm::{self, Lv, Segment, Vg};
+use crate::types::{Format, Params, State, VdiUuid};
+use crate::vdi::layout;
+use crate::vdi::tree::nodes::{Node, Nodes, judge};
+
+/// The volume with the image of a VDI.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    pub lv: Lv,
+    pub format: Format,
+    /// Another volume that is named as the same VDI.
+    pub double: Option<String>,
+    /// Its name is that of a base or of an old leaf: a change of the VDI was begun.
+    pub is_elsewhere: bool,
+}
+
+/// A group, read from one report of LVM.
+pub struct Group<'a> {
+    own: &'a VolumeGroup,
+    vg: Vg,
+    devices: Devices,
+    journals: Vec<(String, Journal)>,
+    volumes: BTreeMap<VdiUuid, Volume>,
+    /// Images that are bases, or will be, whatever they say of themselves.
+    bases: BTreeSet<VdiUuid>,
+    /// Volumes of images that nobody needs any more, or that are no VDIs yet.
+    left: Vec<String>,
+    records: OnceCell<Result<Records, String>>,
+    nodes: OnceCell<Vec<(VdiUuid, Node)>>,
+}
+
+impl<'a> Group<'a> {
+    /// Reads the journals of a group, and finds its images.
+    pub fn read(own: &'a VolumeGroup, vg: Vg) -> Group<'a> {
+        let mut group = Group {
+            devices: Devices::of(&vg),
+            own,
+            vg,
+            journals: Vec::new(),
+            volumes: BTreeMap::new(),
+            bases: BTreeSet::new(),
+            left: Vec::new(),
+            records: OnceCell::new(),
+            nodes: OnceCell::new(),
+        };
+        let journal = |lv: &Lv| Some((lv.name.clone(), Journal::parse(&lv.name, || group.record_of(lv))?));
+        group.journals = group.vg.lvs.iter().filter_map(journal).collect();
+        group.find_images();
+        group.understand_changes();
+        group
+    }
+
+    /// The same SR in another report.
+    pub fn anew(&self, vg: Vg) -> Group<'a> {
+        Group::read(self.own, vg)
+    }
+
+    pub fn own(&self) -> &'a VolumeGroup {
+        self.own
+    }
+
+    pub fn vg(&self) -> &Vg {
+        &self.vg
+    }
+
+    /// The changes that were begun, each with the name of its volume.
+    pub fn journals(&self) -> &[(String, Journal)] {
+        &self.journals
+    }
+
+    pub fn volumes(&self) -> &BTreeMap<VdiUuid, Volume> {
+        &self.volumes
+    }
+
+    /// The volumes of images that are no VDIs: what a change has left, or has not completed.
+    pub fn left(&self) -> &[String] {
+        &self.left
+    }
+
+    fn record_of(&self, lv: &Lv) -> Option<[u8; RECORD]> {
+        let mut record = [0; RECORD];
+        let volume = self.devices.volume(&self.vg, lv).ok()?;
+        (volume.read_at(&mut record, 0).ok()? == RECORD).then_some(record)
+    }
+
+    fn find_images(&mut self) {
+        let mut old = Vec::new();
+        for lv in &self.vg.lvs {
+            let Some(name) = VolumeName::parse(&lv.name) else { continue };
+            if name.old {
+                old.push((name, lv));
+                continue;
+            }
+            let volume = Volume { lv: lv.clone(), format: name.format, double: None, is_elsewhere: false };
+            match self.volumes.get_mut(&name.vdi) {
+                Some(first) => first.double = Some(lv.name.clone()),
+                None => drop(self.volumes.insert(name.vdi, volume)),
+            }
+        }
+        for (name, lv) in old {
+            if self.volumes.contains_key(&name.vdi) {
+                self.left.push(lv.name.clone());
+                continue;
+            }
+            let volume = Volume { lv: lv.clone(), format: name.format, double: None, is_elsewhere: true };
+            self.volumes.insert(name.vdi, volume);
+        }
+    }
+
+    fn understand_changes(&mut self) {
+        for (_, journal) in self.journals.clone() {
+            match journal.change {
+                Change::Clone(Some(cloned)) => self.understand_clone(journal.vdi, cloned),
+                // A journal that was not written yet may hold the record of an older one.
+                Change::Leaf(Some(parent))
+                    if self.look(journal.vdi).is_some_and(|node| node.parent == Some(parent)) =>
+                {
+                    self.bases.insert(parent);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn understand_clone(&mut self, disk: VdiUuid, Cloned { base, copy }: Cloned) {
+        if !self.volumes.contains_key(&base) {
+            return;
+        }
+        // The leaves are written in this order. One that was not written whole is removed by the recovery.
+        let is_undone = self.is_unwritten(disk) || copy.is_some_and(|copy| self.is_unwritten(copy));
+        if let Some(copy) = copy.filter(|_| is_undone)
+            && let Some(unborn) = self.volumes.remove(&copy)
+        {
+            self.left.push(unborn.lv.name);
+        }
+        if !self.is_unwritten(disk) {
+            // The children of a base that holds nothing get its parent.
+            let parent_of = |vdi| self.look(vdi).map(|node| node.parent);
+            let named = parent_of(disk);
+            if named == Some(Some(base)) || (named.is_some() && named == parent_of(base)) {
+                self.bases.insert(base);
+            }
+        } else if let Some(volume) = self.volumes.remove(&base) {
+            let unborn = self.volumes.insert(disk, Volume { is_elsewhere: true, ..volume });
+            self.left.extend(unborn.map(|volume| volume.lv.name));
+        }
+    }
+
+    /// Whether a VDI has no volume, or one in which there is no image yet. Of a volume that cannot be read that is not known.
+    fn is_unwritten(&self, vdi: VdiUuid) -> bool {
+        let Some(volume) = self.volumes.get(&vdi) else { return true };
+        let query = |image: Mapped| layout(volume.format).query(&image);
+        self.image(volume).is_ok_and(|image| matches!(query(image), Err(Error::Damaged { .. })))
+    }
+
+    /// The image of a VDI, as it says itself. `None`: it cannot be read.
+    fn look(&self, vdi: VdiUuid) -> Option<Node> {
+        self.volumes.get(&vdi).and_then(|volume| self.query(vdi, volume).ok())
+    }
+
+    fn query(&self, vdi: VdiUuid, volume: &Volume) -> Result<Node> {
+        let image = self.image(volume)?;
+        let info = layout(volume.format).query(&image)?;
+        let mut node = Node::of(vdi, volume.format, info, image.path(), |name| possible_parent(name, volume.format))?;
+        node.hidden = node.hidden || self.hides(vdi, volume);
+        Ok(node)
+    }
+
+    /// Whether something else than the image says that it is there for its children only.
+    fn hides(&self, vdi: VdiUuid, volume: &Volume) -> bool {
+        let is_tagged = volume.format == Format::Raw && volume.lv.tags.iter().any(|tag| tag == HIDDEN);
+        is_tagged || self.bases.contains(&vdi)
+    }
+
+    /// As [`Group::hides`], of the image of a VDI.
+    pub fn is_base(&self, vdi: VdiUuid) -> bool {
+        self.volumes.get(&vdi).is_some_and(|volume| self.hides(vdi, volume))
+    }
+
+    /// The bytes of an image.
+    ///
+    /// # Errors
+    /// Those of [`Devices::volume`].
+    pub fn image(&self, volume: &Volume) -> Result<Mapped> {
+        let mapped = self.devices.volume(&self.vg, &volume.lv)?;
+        let zeroed = |(_, journal): &(String, Journal)| match journal.change {
+            Change::Zero(from) if volume.lv.name == format!("LV-{}", journal.vdi) => Some(from),
+            _ => None,
+        };
+        Ok(match self.journals.iter().find_map(zeroed) {
+            Some(from) => mapped.cut_to(from),
+            None => mapped,
+        })
+    }
+
+    /// The volume with the image of a VDI.
+    ///
+    /// # Errors
+    /// [`Error::NoVdi`].
+    pub fn volume(&self, vdi: VdiUuid) -> Result<&Volume> {
+        self.volumes.get(&vdi).ok_or_else(|| Error::NoVdi { vdi, sr: self.own.sr, looked: self.vg.name.clone() })
+    }
+
+    /// Refuses a VDI that two volumes are named as.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`].
+    pub fn refuse_double(&self, vdi: VdiUuid) -> Result<()> {
+        let Some(volume) = self.volumes.get(&vdi) else { return Ok(()) };
+        match &volume.double {
+            None => Ok(()),
+            Some(double) => Err(Error::Damaged {
+                path: lvm::node(&self.vg.name, &volume.lv.name),
+                what: format!("the volume {double} is named as the same VDI"),
+            }),
+        }
+    }
+
+    /// What `MGT` says.
+    ///
+    /// # Errors
+    /// Why it cannot be read, as a clause.
+    pub fn records(&self) -> Result<&Records, &str> {
+        self.records.get_or_init(|| self.read_records()).as_ref().map_err(String::as_str)
+    }
+
+    fn read_records(&self) -> Result<Records, String> {
+        let lv = self.vg.lv(MGT).ok_or_else(|| "there is none".to_owned())?;
+        let volume = self.devices.volume(&self.vg, lv).map_err(|error| one_line(&error))?;
+        let failed = |error: std::io::Error| format!("cannot read it: {error}");
+        let mut first = [0; mgt::SECTOR];
+        volume.read_at(&mut first, 0).map_err(failed)?;
+        let length = mgt::in_use(&first).ok_or_else(|| "its first sector makes no sense".to_owned())?;
+        let mut bytes = vec![0; length.min(lv.size).min(mgt::LONGEST) as usize];
+        volume.read_at(&mut bytes, 0).map_err(failed)?;
+        Ok(Records::parse(&bytes))
+    }
+
+    /// The names and the origin of a VDI. Where `MGT` does not tell, the time is that of a volume that never was another's.
+    pub fn params(&self, vdi: VdiUuid) -> Params {
+        let volume = self.volumes.get(&vdi);
+        let kept = self.records().ok().and_then(|records| records.vdis.get(&vdi)).map(|record| record.params.clone());
+        let is_read_only = volume.is_some_and(|volume| volume.lv.read_only);
+        let params = kept.unwrap_or_default();
+        let created = params.created.or_else(|| volume?.lv.created.filter(|_| volume.is_some_and(is_alone)));
+        Params { read_only: params.read_only || is_read_only, created, ..params }
+    }
+
+    /// Every image, with its state. Each header is read once.
+    pub fn nodes(&self) -> &[(VdiUuid, Node)] {
+        self.nodes.get_or_init(|| {
+            let mut nodes: Vec<(VdiUuid, Node)> =
+                self.volumes.iter().map(|(vdi, volume)| (*vdi, self.node(*vdi, volume))).collect();
+            judge(&mut nodes.iter_mut().map(|(vdi, node)| (*vdi, node)).collect::<Vec<_>>(), &|_| None);
+            nodes
+        })
+    }
+
+    /// All images as trees.
+    pub fn trees(&self) -> Nodes {
+        self.nodes().iter().cloned().collect()
+    }
+
+    /// An image, with a state if it cannot be read. The parent that a damaged one names is told as far as it can be read.
+    fn node(&self, vdi: VdiUuid, volume: &Volume) -> Node {
+        self.refuse_double(vdi).and_then(|()| self.query(vdi, volume)).unwrap_or_else(|error| {
+            let named = self.image(volume).ok().map(|image| layout(volume.format).named_parent(&image));
+            let parent = named.and_then(|named| possible_parent(&named.name?, volume.format));
+            let unread = Vec::from_iter(parent.is_none().then_some(volume.format));
+            let hidden = self.hides(vdi, volume);
+            Node { state: State::of(&error), parent, unread, hidden, ..Node::alone(volume.format, 0) }
+        })
+    }
+
+    /// Whether every image can be used.
+    pub fn is_whole(&self) -> bool {
+        self.nodes().iter().all(|(_, node)| node.state.is_healthy())
+    }
+
+    /// Whether the volumes with the images of these VDIs are in `now` what they are here: nothing was made smaller, removed, or put
+    /// elsewhere. A volume may have become larger.
+    pub fn keeps(&self, vdis: &[VdiUuid], now: &Vg) -> bool {
+        vdis.iter().filter_map(|vdi| self.volumes.get(vdi)).all(|volume| {
+            let lv = now.lv(&volume.lv.name);
+            lv.is_some_and(|lv| volume.lv.segments.iter().all(|segment| is_within(segment, &lv.segments)))
+        })
+    }
+}
+
+/// Whether the extents of `segment` are still where they were.
+fn is_within(segment: &Segment, now: &[Segment]) -> bool {
+    let mut at = segment.start;
+    while at < segment.start + segment.count {
+        let Some(found) = now.iter().find(|found| (found.start..found.start + found.count).contains(&at)) else {
+            return false;
+        };
+        let place = |of: &Segment| of.on.as_ref().map(|(device, first)| (device.clone(), first + (at - of.start)));
+        if place(segment) != place(found) {
+            return false;
+        }
+        at = found.start + found.count;
+    }
+    true
+}
+
+/// Whether a volume is as it was made for its VDI: a leaf of a tree is made anew by each snapshot.
+fn is_alone(volume: &Volume) -> bool {
+    volume.format == Format::Raw && !volume.lv.read_only
+}
+
+/// The VDI that an image of format `child` calls by a name. `None`: such an image is no parent of this one.
+pub fn possible_parent(name: &str, child: Format) -> Option<VdiUuid> {
+    let is_fit = |parent: &VolumeName| child != Format::Raw && [child, Format::Raw].contains(&parent.format);
+    VolumeName::of_path(name).filter(is_fit).map(|parent| parent.vdi)
+}

@@ -1,0 +1,69 @@
+//! The SR and its disks as an answer.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use super::Lvhd;
+use super::place::LvhdPlace;
+use crate::error::Result;
+use crate::types::{SrInfo, VdiInfo, VdiUuid};
+use crate::vdi;
+use crate::vdi::tree::nodes::Node;
+
+impl Lvhd<'_> {
+    /// The SR without the details of its disks.
+    pub fn stat(&self, sr_type: &str) -> SrInfo {
+        let (own, vg) = (self.group.own(), self.group.vg());
+        let visible = || self.group.nodes().iter().filter(|(_, node)| !node.hidden);
+        SrInfo {
+            uuid: own.sr,
+            vdi_uuids: visible().map(|(vdi, _)| *vdi).collect(),
+            physical_utilisation: self.group.volumes().values().map(|volume| volume.lv.size).sum(),
+            virtual_allocation: visible().map(|(_, node)| node.virtual_size).sum(),
+            size: vg.size,
+            free: vg.free,
+            sr_type: sr_type.to_owned(),
+            location: own.location(vg),
+            slot: None,
+            pool: None,
+            vdis: Vec::new(),
+        }
+    }
+
+    /// The SR with every disk's details. A base without children is left out: the SR's master removes it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] if the kernel's list of devices cannot be read.
+    pub fn scan(&self, sr_type: &str) -> Result<SrInfo> {
+        let vdis = self.disks()?;
+        Ok(SrInfo { vdis, ..self.stat(sr_type) })
+    }
+
+    /// Every disk, and every base that has a child.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] if the kernel's list of devices cannot be read.
+    pub fn disks(&self) -> Result<Vec<VdiInfo>> {
+        let mut children: HashMap<VdiUuid, Vec<VdiUuid>> = HashMap::new();
+        for (vdi, node) in self.group.nodes() {
+            if let Some(parent) = node.parent {
+                children.entry(parent).or_default().push(*vdi);
+            }
+        }
+        let mut disks = Vec::with_capacity(self.group.nodes().len());
+        for (vdi, node) in self.group.nodes() {
+            let children = children.remove(vdi).unwrap_or_default();
+            if node.hidden && children.is_empty() {
+                continue;
+            }
+            disks.push(self.describe(*vdi, node, children)?);
+        }
+        Ok(disks)
+    }
+
+    fn describe(&self, vdi: VdiUuid, node: &Node, children: Vec<VdiUuid>) -> Result<VdiInfo> {
+        let place = LvhdPlace::of(self.group.clone(), vdi)?;
+        let info = vdi::describe(&place, node, place.size(), self.group.params(vdi));
+        Ok(info.with_children(children).with_device(None::<PathBuf>))
+    }
+}

@@ -1,0 +1,260 @@
+//! The bytes of a volume, read from its physical volumes by the group's map: nothing is activated, and no LVM command is run.
+//!
+//! The devices are read past the page cache, in whole pages of the device: what the cache holds of a physical volume does not
+//! follow what is written through the devices of volumes.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::libc;
+
+use crate::error::{Error, Result};
+use crate::image::storage::Storage;
+use crate::sys::lvm::{self, Lv, Vg};
+
+/// What reads past the page cache are a multiple of, at their offset, length and address: no device has larger sectors.
+const PAGE: u64 = 4096;
+
+/// The physical volumes of a group, open for reading.
+pub struct Devices {
+    open: Vec<(PathBuf, Result<Arc<File>, String>)>,
+}
+
+impl Devices {
+    /// Opens what is there.
+    pub fn of(vg: &Vg) -> Devices {
+        let open = |path: &PathBuf| {
+            let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path);
+            (path.clone(), file.map(Arc::new).map_err(|error| format!("cannot open {}: {error}", path.display())))
+        };
+        Devices { open: vg.pvs.iter().filter(|pv| !pv.missing).map(|pv| open(&pv.name)).collect() }
+    }
+
+    /// The bytes of a volume.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a volume that is anything else than stretches of physical volumes; [`Error::NoDevice`] if one of
+    /// these is missing or cannot be opened.
+    pub fn volume(&self, vg: &Vg, lv: &Lv) -> Result<Mapped> {
+        let path = lvm::node(&vg.name, &lv.name);
+        let (mut pieces, mut next) = (Vec::with_capacity(lv.segments.len()), 0);
+        for segment in &lv.segments {
+            let Some((device, first)) = &segment.on else {
+                if segment.kind == "linear" {
+                    let why = "a physical volume of it is missing".to_owned();
+                    return Err(Error::NoDevice { device: path.display().to_string(), why });
+                }
+                let why = format!("{} is {}, and only linear volumes are served", path.display(), segment.kind);
+                return Err(Error::Unsupported { op: "reading a volume", why });
+            };
+            if segment.start != next {
+                break;
+            }
+            next += segment.count;
+            let missing = || format!("{} is missing", device.display());
+            let open = self.open.iter().find(|(name, _)| name == device);
+            let file = match open.map(|(_, file)| file) {
+                Some(Ok(file)) => file.clone(),
+                other => {
+                    let why = other.map_or_else(missing, |file| file.as_ref().err().cloned().unwrap_or_default());
+                    return Err(Error::NoDevice { device: path.display().to_string(), why });
+                }
+            };
+            let begins = vg.pvs.iter().find(|pv| pv.name == *device).map_or(0, |pv| pv.first_extent);
+            pieces.push(Piece { at: segment.start * vg.extent_size, from: begins + first * vg.extent_size, file });
+        }
+        let size = next * vg.extent_size;
+        if size != lv.size || size == 0 {
+            let what = format!("LVM says that it has {} bytes, and where {size} of them are", lv.size);
+            return Err(Error::Damaged { path, what });
+        }
+        Ok(Mapped { path, size, pieces })
+    }
+}
+
+/// A stretch of a volume, up to the next one.
+#[derive(Clone, Debug)]
+struct Piece {
+    /// The first byte in the volume.
+    at: u64,
+    /// That byte on the device.
+    from: u64,
+    file: Arc<File>,
+}
+
+/// The bytes of a volume, to be read only.
+#[derive(Clone, Debug)]
+pub struct Mapped {
+    path: PathBuf,
+    size: u64,
+    /// In the order of the volume, the first at 0.
+    pieces: Vec<Piece>,
+}
+
+impl Mapped {
+    /// The first bytes only; behind them there are zeroes, which no reader asks for.
+    pub fn cut_to(self, size: u64) -> Mapped {
+        Mapped { size: self.size.min(size), ..self }
+    }
+}
+
+impl Storage for Mapped {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.size)
+    }
+
+    fn is_device(&self) -> bool {
+        true
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let wanted = (buf.len() as u64).min(self.size.saturating_sub(offset)) as usize;
+        let mut done = 0;
+        while done < wanted {
+            let at = offset + done as u64;
+            let n = self.pieces.partition_point(|piece| piece.at <= at) - 1;
+            let ends = self.pieces.get(n + 1).map_or(self.size, |next| next.at).min(self.size);
+            let len = ((ends - at) as usize).min(wanted - done);
+            let piece = &self.pieces[n];
+            read_aligned(&piece.file, &mut buf[done..done + len], piece.from + (at - piece.at))?;
+            done += len;
+        }
+        Ok(wanted)
+    }
+
+    fn write_at(&self, _bytes: &[u8], _offset: u64) -> io::Result<()> {
+        Err(read_only())
+    }
+
+    fn set_size(&self, _size: u64) -> io::Result<()> {
+        Err(read_only())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn punch(&self, _offset: u64, _len: u64) -> io::Result<bool> {
+        Err(read_only())
+    }
+}
+
+fn read_only() -> io::Error {
+    io::Error::from(io::ErrorKind::ReadOnlyFilesystem)
+}
+
+/// Fills `buf` from a byte of a device that is open for reads past the page cache.
+fn read_aligned(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    let before = (offset % PAGE) as usize;
+    let len = (before + buf.len()).next_multiple_of(PAGE as usize);
+    let mut bytes = vec![0; len + PAGE as usize];
+    let start = bytes.as_ptr().align_offset(PAGE as usize);
+    let aligned = &mut bytes[start..start + len];
+    let (mut done, wanted) = (0, before + buf.len());
+    while done < wanted {
+        match file.read_at(&mut aligned[done..], offset - before as u64 + done as u64) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            // A device may give less; what follows a whole sector only can be asked for again.
+            Ok(n) => done += if done + n < wanted { n / SECTOR * SECTOR } else { n },
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    buf.copy_from_slice(&aligned[before..wanted]);
+    Ok(())
+}
+
+/// Bytes of the smallest sector of a device.
+const SECTOR: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::lvm::{Pv, Segment};
+
+    const EXTENT: u64 = 4096;
+
+    /// Two devices, files here, of which each byte says its extent, and a group on them.
+    fn group(dir: &Path) -> Vg {
+        let pv = |name: &str, first_extent: u64, mark: u8| {
+            let path = dir.join(name);
+            let mut bytes = vec![0xff; first_extent as usize];
+            (0..8).for_each(|extent| bytes.extend([mark + extent; EXTENT as usize]));
+            std::fs::write(&path, bytes).unwrap();
+            Pv { name: path, first_extent, ..Pv::default() }
+        };
+        let pvs = vec![pv("a", 512, 0), pv("b", 8192, 100)];
+        Vg { name: "vg".to_owned(), extent_size: EXTENT, pvs, ..Vg::default() }
+    }
+
+    fn volume(vg: &Vg, segments: &[(u64, u64, usize, u64)]) -> Lv {
+        let segments: Vec<Segment> = segments
+            .iter()
+            .map(|(start, count, pv, first)| Segment {
+                kind: "linear".to_owned(),
+                start: *start,
+                count: *count,
+                on: Some((vg.pvs[*pv].name.clone(), *first)),
+            })
+            .collect();
+        let size = segments.iter().map(|segment| segment.count * EXTENT).sum();
+        Lv { name: "lv".to_owned(), size, segments, ..Lv::default() }
+    }
+
+    /// A scratch directory on a filesystem that can be read past the page cache.
+    fn scratch() -> tempfile::TempDir {
+        tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_volume_is_read_from_where_its_map_says() {
+        let dir = scratch();
+        let vg = group(dir.path());
+        let lv = volume(&vg, &[(0, 2, 0, 3), (2, 1, 1, 7), (3, 1, 0, 0)]);
+        let mapped = Devices::of(&vg).volume(&vg, &lv).unwrap();
+        let mut bytes = vec![0; 5 * EXTENT as usize];
+        assert_eq!(mapped.read_at(&mut bytes, 0).unwrap() as u64, 4 * EXTENT);
+        let extents: Vec<u8> = bytes.chunks(EXTENT as usize).map(|extent| extent[7]).collect();
+        assert_eq!(extents, [3, 4, 107, 0, 0]);
+        for (offset, len) in [(EXTENT - 1, 2), (2 * EXTENT - 3, EXTENT + 6), (1, 1), (4 * EXTENT - 1, 1), (511, 514)] {
+            let mut part = vec![0; len as usize];
+            assert_eq!(mapped.read_at(&mut part, offset).unwrap() as u64, len);
+            assert_eq!(part, bytes[offset as usize..(offset + len) as usize], "{offset} {len}");
+        }
+        assert_eq!(mapped.read_at(&mut [0; 8], 4 * EXTENT).unwrap(), 0);
+        assert_eq!(mapped.read_at(&mut [0; 8], u64::MAX).unwrap(), 0);
+        let cut = mapped.clone().cut_to(EXTENT + 1);
+        assert_eq!((cut.size().unwrap(), cut.read_at(&mut bytes, EXTENT).unwrap()), (EXTENT + 1, 1));
+        assert!(mapped.write_at(&[0], 0).is_err() && mapped.set_size(1).is_err() && mapped.punch(0, 1).is_err());
+    }
+
+    #[test]
+    fn a_map_that_is_not_whole_is_refused() {
+        let dir = scratch();
+        let vg = group(dir.path());
+        let devices = Devices::of(&vg);
+        let refused = |lv: &Lv| devices.volume(&vg, lv).unwrap_err().to_string();
+        let whole = volume(&vg, &[(0, 2, 0, 3), (2, 1, 1, 7)]);
+        devices.volume(&vg, &whole).unwrap();
+        let hole = Lv { segments: whole.segments[1..].to_vec(), ..whole.clone() };
+        assert!(refused(&hole).contains("and where 0 of them are"), "{}", refused(&hole));
+        let short = Lv { segments: whole.segments[..1].to_vec(), ..whole.clone() };
+        assert!(refused(&short).contains("LVM says"), "{}", refused(&short));
+        assert!(refused(&Lv { segments: Vec::new(), size: 0, ..whole.clone() }).contains("LVM says"));
+        for (kind, wanted) in [("raid1", "only linear volumes"), ("linear", "is missing")] {
+            let mut other = whole.clone();
+            other.segments[0] = Segment { kind: kind.to_owned(), on: None, ..other.segments[0].clone() };
+            assert!(refused(&other).contains(wanted), "{}", refused(&other));
+        }
+        let mut gone = whole.clone();
+        gone.segments[0].on = Some((dir.path().join("c"), 0));
+        assert!(refused(&gone).contains("c is missing"), "{}", refused(&gone));
+    }
+}

@@ -1,0 +1,122 @@
+#!/bin/bash
+# LVHD, the groups of XCP-ng and XenServer, as lvhd.py makes them: trees of VHDs and qcow2s in volumes that are as small as they can
+# be, raw bases, names in MGT, changes that were begun. All of it is listed and read, also without device-mapper's help, and
+# nothing on the disks changes.
+# guest: uml
+# bins: sm
+# memory: 512
+# disks: 140M 140M
+# takes: 60
+# tools: lvcreate wipefs dmsetup qemu-img qemu-io strace python3
+# UUIDs have no spaces.
+# shellcheck disable=SC2086,SC2119
+set -u
+# shellcheck source-path=SCRIPTDIR source=lvm.inc
+. "$ROOT/tests/guest/lvm.inc"
+read -r ONE _ <<< "$DISKS"
+vdi() { echo "7e57ab1e-0000-4000-8000-0000000000$1"; }
+/usr/bin/python3 "$ROOT/tests/guest/lvhd.py" $VG $DISKS > "$SCRATCH/expected" || fail 'lvhd.py'
+list_volumes -a $VG
+before=$VOLUMES
+digest() { cat $DISKS | sha256sum; }
+sync
+digest=$(digest) seqno=$(vgs --noheadings -o vg_seqno $VG)
+# of VERB…: sets OUT to its answer, as JSON
+of() { OUT=$(sm "$@" --format json 2> "$SCRATCH/err") || fail "$*: $(cat "$SCRATCH/err")"; }
+
+echo '== the SR is found, and attached without a change'
+case $(sm sr_probe 2>&1) in *"$SR"*) ;; *) fail "sr_probe: $(sm sr_probe 2>&1)" ;; esac
+must sm sr_attach $SR
+DCONF=$ONE must sm sr_attach $SR
+
+echo '== a scan runs one LVM command, and activates nothing'
+strace -f -qq -e trace=execve -o "$SCRATCH/trace" "$BIN/sm" sr_scan -t lvm -d "$DCONF" $SR --format json > "$SCRATCH/scan" || fail sr_scan
+# One image cannot be used, so the group is looked at once more.
+is 'the programs that a scan runs, itself among them' "$(grep -c 'execve.*= 0$' "$SCRATCH/trace")" 3
+mapped
+is 'what is active' "$MAPPED" ''
+
+echo '== every disk and base is listed, with its size, format, parent and names'
+must sm vdi_tree $SR --format json > "$SCRATCH/tree"
+/usr/bin/python3 - "$SCRATCH/scan" "$SCRATCH/tree" "$SCRATCH/expected" << 'END' || fail 'the listing'
+import json, sys
+
+def images(part):
+    """Every image in a listing, however it is nested."""
+    if isinstance(part, dict):
+        if "virtual_size" in part and "hidden" in part:
+            yield part
+        part = list(part.values())
+    if isinstance(part, list):
+        for inner in part:
+            yield from images(inner)
+
+found = {v["uuid"]: v for v in images(json.load(open(sys.argv[2])))}
+every = list(found.values())
+listed = {v["uuid"] for v in images(json.load(open(sys.argv[1])))}
+wanted = [line.split() for line in open(sys.argv[3])]
+bad = []
+for vdi, _, size, form, parent, hidden in wanted:
+    v = found.pop(vdi, None)
+    is_ = v and (v["virtual_size"], v["type"], v["parent"] or "-", v["hidden"], v["state"], vdi in listed)
+    if is_ != (int(size), form, parent, hidden == "1", "healthy", hidden == "0"):
+        bad.append((vdi, is_))
+poisoned = found.pop("7e57ab1e-0000-4000-8000-000000000017", {})
+if poisoned.get("state") != "unsupported" or "revert" not in poisoned["reason"]:
+    bad.append(poisoned)
+names = {v["uuid"][-2:]: (v["label"], v["description"], v["read_only"]) for v in every}
+for end, said in (("02", ("web & <db>", "about web & <db>", False)), ("03", ("monday", "about monday", True)),
+                  ("04", ("cut within &am", "about cut within &am", False)), ("11", ("being cloned", "about being cloned", False)),
+                  ("01", ("base copy", "about base copy", True))):
+    if names[end] != said:
+        bad.append((end, names[end]))
+monday = next(v for v in every if v["label"] == "monday")
+if (monday["snapshot_of"][-2:], monday["created"]) != ("02", "2020-01-01T00:00:00Z"):
+    bad.append(monday)
+print(*bad, *found, sep="\n")
+sys.exit(bool(bad or found))
+END
+
+echo '== every disk holds what it should, with its parents, also in the middle of a change'
+while read -r disk wanted _; do
+  sm vdi_export $SR $disk - 2> "$SCRATCH/err" > "$SCRATCH/disk" || fail "vdi_export $disk: $(cat "$SCRATCH/err")"
+  is "the digest of $disk" "$(sha256sum < "$SCRATCH/disk" | cut -d' ' -f1)" "$wanted"
+done < "$SCRATCH/expected"
+mapped
+is 'what is active' "$MAPPED" ''
+of vdi_get_params $SR web\ \&\ \<db\>
+case $OUT in *"\"parent\":\"$(vdi 01)\""*) ;; *) fail "vdi_get_params: $OUT" ;; esac
+fails_with EPERM 'vhd-util revert' sm vdi_export $SR "$(vdi 17)" -
+fails_with ENOVDI 'no VDI' sm vdi_get_params $SR "$(vdi 31)"
+
+echo '== whatever would change it is refused in one line'
+A=$(vdi 02) B=$(vdi 0a)
+for call in "sr_delete --yes" "sr_collect" "sr_collect --dry-run" "sr_check --repair" "vdi_create $B 8" "vdi_delete $A --yes" "vdi_clone $A $B" \
+  "vdi_snapshot $A $B" "vdi_revert $A $(vdi 03) --yes" "vdi_resize $A 32" "vdi_lock $A FALSE me" "vdi_unlock $A FALSE me" \
+  "vdi_set $A --label x"; do
+  read -r verb rest <<< "$call"
+  fails_with EPERM "SR $SR is LVHD" sm $verb $SR $rest
+done
+is 'the lines of a refusal' "$(sm vdi_resize $SR $A 32 2>&1 | wc -l)" 1
+fails_with EEXIST "$SR" sm sr_create $SR
+
+echo '== sr_check says what was begun, and what cannot be used'
+status=0
+sm sr_check $SR --deep --format table > "$SCRATCH/check" 2> /dev/null || status=$?
+is 'the status of sr_check' $status 5
+for words in "clone_$(vdi 11)_1: it is being cloned as VDI $(vdi 31)" "VHD-$(vdi 21): it has the data of VDI $(vdi 11)" \
+  "leaf_$(vdi 13)_1: it is being merged into its parent $(vdi 23)" "VHD-OLD_$(vdi 14): a change that was begun, or ended, left it" \
+  "inflate_$(vdi 10)_8388608" "jvhd_$(vdi 17): the size of its VHD" "zero_$(vdi 15)_4194304" "VHD-$(vdi 17): unsupported" \
+  "MGT: it has a record of a VDI without a volume"; do
+  grep -qF "$words" "$SCRATCH/check" || fail "sr_check should say '$words': $(cat "$SCRATCH/check")"
+done
+is 'lasting faults' "$(grep -c '(cannot be mended)' "$SCRATCH/check")" 1
+
+echo '== nothing changed'
+must sm sr_detach $SR
+sync
+list_volumes -a $VG
+is 'the volumes' "$VOLUMES" "$before"
+is 'the number of changes of the group' "$(vgs --noheadings -o vg_seqno $VG)" "$seqno"
+is 'the digest of the disks' "$(digest)" "$digest"
+finish
