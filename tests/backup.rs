@@ -11,6 +11,8 @@
 mod scene;
 #[path = "backup/sealed.rs"]
 mod sealed;
+#[path = "backup/streams.rs"]
+mod streams;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};

@@ -121,6 +121,13 @@ impl Image {
     /// # Errors
     /// Those of [`Image::block`], of the first block that is wrong.
     pub fn verify(&self, told: &dyn Fn(u64)) -> Result<()> {
+        if self.sealed.is_some() {
+            // The last chunk, which says that none is missing, may hold no block that is stored.
+            self.bytes(&mut [], 0).map_err(|fault| match fault {
+                Fault::Io(e) => Error::io("read", &self.path)(e),
+                Fault::Contents(what) => Error::NotVerified { path: self.path.clone(), what },
+            })?;
+        }
         let stored: Vec<&Stored> = self.map.stored().collect();
         for part in stored.chunks(AHEAD) {
             let checked = in_parts(part, AHEAD, |part| part.iter().try_for_each(|stored| self.block(stored).map(drop)));

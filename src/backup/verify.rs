@@ -76,42 +76,58 @@ pub fn verify(dir: Dir, depth: Depth, identity: Option<&Path>, progress: Progres
 }
 
 fn verify_one(link: &Link, depth: Depth, progress: Progress) -> Result<()> {
+    for image in link.images.iter().filter(|_| depth == Depth::Blocks) {
+        let total = image.map.stored().count() as u64 * super::BLOCK;
+        let done = std::cell::Cell::new(0);
+        image.verify(&|bytes| {
+            done.set(done.get() + bytes);
+            progress(done.get().min(total), total);
+        })?;
+    }
+    files(link)
+}
+
+/// Compares the images of an export that are packed with the sums. What [`look`] compares was compared.
+///
+/// # Errors
+/// [`Error::NotVerified`]; [`Error::Io`].
+pub fn files(link: &Link) -> Result<()> {
     let sums = Sums::read(&link.dir)?;
-    for image in &link.images {
-        if depth == Depth::Blocks {
-            let total = image.map.stored().count() as u64 * super::BLOCK;
-            let done = std::cell::Cell::new(0);
-            image.verify(&|bytes| {
-                done.set(done.get() + bytes);
-                progress(done.get().min(total), total);
-            })?;
-        }
-        if image.compression != super::codec::Compression::None {
-            let name = crate::sys::durable::name_of(&image.path);
-            sums.compare(&link.dir, name, &sum_of(&image.file, &image.path)?)?;
-        }
+    for image in link.images.iter().filter(|image| image.compression != super::codec::Compression::None) {
+        let name = crate::sys::durable::name_of(&image.path);
+        sums.compare(&link.dir, name, &sum_of(&image.file, &image.path)?)?;
     }
     Ok(())
 }
 
-/// Opens an image with its map. The names of both follow from the index; what the manifest says of them is not used.
-fn image(dir: &Dir, manifest: &Manifest, disk: &DiskOf, sums: &Sums) -> Result<Image> {
-    let map_name = map_name(disk.index);
-    let path = dir.join(&map_name);
-    let file = open(dir, &map_name)?;
-    // A line is longer than 70 bytes, and no block has two.
-    let most = (disk.virtual_size.div_ceil(super::BLOCK) + 1) * 160;
-    if file.metadata().map_err(Error::io("examine", &path))?.len() > most {
+/// Bytes of the longest map that a disk of `size` bytes has: a line is longer than 70 bytes, and no block has two.
+pub fn longest_map(size: u64) -> u64 {
+    (size.div_ceil(super::BLOCK) + 1).saturating_mul(160)
+}
+
+/// The map of a disk, compared with what the manifest says of it.
+///
+/// # Errors
+/// [`Error::NotVerified`]; [`Error::Io`].
+pub fn map(dir: &Dir, manifest: &Manifest, disk: &DiskOf) -> Result<Map> {
+    let name = map_name(disk.index);
+    let (file, path) = (open(dir, &name)?, dir.join(&name));
+    if file.metadata().map_err(Error::io("examine", &path))?.len() > longest_map(disk.virtual_size) {
         return Err(not_verified(&path, "is longer than a map of this disk can be"));
     }
-    let sum = sum_of(&file, &path)?;
-    sums.compare(dir, &map_name, &sum)?;
-    if unhex(&disk.map_sha256) != Some(sum) {
+    if unhex(&disk.map_sha256) != Some(sum_of(&file, &path)?) {
         return Err(not_verified(&path, "is not the one that the manifest tells of"));
     }
-    let file = open(dir, &map_name)?;
-    let map = Map::parse(BufReader::new(file), disk.virtual_size, manifest.parent.is_none())
-        .map_err(|what| Error::NotVerified { path: path.clone(), what })?;
+    Map::parse(BufReader::new(open(dir, &name)?), disk.virtual_size, manifest.parent.is_none())
+        .map_err(|what| Error::NotVerified { path, what })
+}
+
+/// Opens an image with its map. The names of both follow from the index; what the manifest says of them is not used.
+fn image(dir: &Dir, manifest: &Manifest, disk: &DiskOf, sums: &Sums) -> Result<Image> {
+    let map = map(dir, manifest, disk)?;
+    let name = map_name(disk.index);
+    // The manifest tells its digest, and so do the sums.
+    sums.compare(dir, &name, &unhex(&disk.map_sha256).unwrap_or_default())?;
     let name = image_name(disk.index, manifest.compression, manifest.encryption.is_some());
     let (file, path) = (open(dir, &name)?, dir.join(&name));
     let length = file.metadata().map_err(Error::io("examine", &path))?.len();

@@ -248,6 +248,15 @@ impl Dir {
         if regular { Ok(Some((file, stat.into()))) } else { Err(not_regular()) }
     }
 
+    /// Opens a file for reading and writing, and makes it if need be, with mode 0600.
+    ///
+    /// # Errors
+    /// [`Error::Io`], with `ELOOP` if the name is that of a symbolic link; [`Error::Damaged`] if it is not a regular file.
+    pub fn make_file(&self, name: &str) -> Result<File> {
+        drop(self.lock_file(name)?);
+        self.open_file(name, true)
+    }
+
     /// Opens an empty file that is there to be locked, and makes it if need be.
     ///
     /// # Errors

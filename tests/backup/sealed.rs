@@ -102,7 +102,7 @@ pub fn stores_with(scene: &Scene, more: &str) {
 #[test]
 fn an_encrypted_export_that_was_changed_is_found_and_leaves_no_disk() {
     let scene = scene();
-    web(&scene, "raw");
+    disk(&scene, A, "web", "raw", 50 * MIB, &[(5 * MIB, pattern(6 * MIB))]);
     let (public, secret) = keys(&scene);
     backup(&scene, &["export", "web", "--disk", "fast/web", "--to", "nas", "--recipient", &public]).done();
     let dir = current(&scene, "nas", "web");

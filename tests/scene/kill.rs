@@ -144,9 +144,22 @@ pub struct Traced {
 
 /// Runs `program` and acts on its `n`-th counted system call, 1 being the first, or on [`ALL`].
 pub fn run(n: u64, points: Points, act: Act, program: &Path, args: &[String], run_dir: &Path) -> Traced {
+    run_on(Stdio::null(), n, points, act, program, args, run_dir)
+}
+
+/// As [`run`], of a program that reads `input`.
+pub fn run_on(
+    input: Stdio,
+    n: u64,
+    points: Points,
+    act: Act,
+    program: &Path,
+    args: &[String],
+    run_dir: &Path,
+) -> Traced {
     let mut command = Command::new(program);
     command.args(args).env("XCP_SM_RUN_DIR", run_dir).env_remove("LD_LIBRARY_PATH");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
     let options = ptrace::Options::PTRACE_O_EXITKILL | ptrace::Options::PTRACE_O_TRACECLONE;
     let (mut child, tracees) = Tracees::of(&mut command, options);
     let (end, call) = trace(tracees, Pid::from_raw(child.id() as i32), n, points, act);

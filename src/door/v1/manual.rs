@@ -127,6 +127,18 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         &[("Before the first of many increments is removed:", "sm backup consolidate web --store nas")],
     ),
     ("backup import", &[("Disks of the newest export, with new UUIDs:", "sm backup import web --from nas --sr fast")]),
+    (
+        "backup send",
+        &[
+            ("To a store of another host:", "sm backup send web | ssh host sm backup receive --to nas"),
+            (
+                "Only what that store has not:",
+                "sm backup send web --from \"$(ssh host sm backup receive --to nas --resume web)\" |",
+            ),
+            ("", "  ssh host sm backup receive --to nas"),
+        ],
+    ),
+    ("backup receive", &[("From a store of this host:", "ssh host sm backup send web | sm backup receive --to nas")]),
     ("backup list", &[("Every export as JSON:", "sm backup list --format json")]),
     ("backup show", &[("The disks of an export:", "sm backup show web")]),
     ("backup verify", &[("Read all of an export:", "sm backup verify web --deep")]),

@@ -138,6 +138,44 @@ pub enum BackupCommand {
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         lock_timeout: u64,
     },
+    /// Write a run of a store, with all that it is an increment on, to standard output, for `sm backup receive` on another host:
+    /// sm backup send web | ssh host sm backup receive --to nas
+    Send {
+        /// Name of the set.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Store that has the run. Without this option all of them are looked in.
+        #[arg(long, value_name = "STORE")]
+        store: Option<String>,
+        /// Run to send. Without this option the newest.
+        #[arg(long, value_name = "RUN")]
+        run: Option<String>,
+        /// Send only what is an increment on this run, which the receiver has.
+        #[arg(long, value_name = "RUN")]
+        since: Option<String>,
+        /// Send only what the receiver has not: the word that `sm backup receive --resume` printed there.
+        #[arg(long, value_name = "WORD", conflicts_with = "since")]
+        from: Option<String>,
+    },
+    /// Take runs from standard input into a store, as `sm backup send` writes them. If it is cut off, --resume tells how to go on.
+    Receive {
+        /// Store that gets the runs.
+        #[arg(long, value_name = "STORE")]
+        to: String,
+        /// Receive nothing, and print what the store has of a set, for `sm backup send --from`.
+        #[arg(long, value_name = "NAME")]
+        resume: Option<String>,
+        /// How many exports of the set stay in the store, the newest among them. What an increment is made on stays as well.
+        /// Without this option all stay.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+        keep: Option<u16>,
+        /// Give up after so many seconds in which nothing came.
+        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+        timeout: u64,
+        /// Seconds to wait for another call that has the set.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        lock_timeout: u64,
+    },
     /// List the exports.
     List {
         /// Store to look in. Without this option all of them.
@@ -228,9 +266,12 @@ impl BackupCommand {
             BackupCommand::Export { name, to, dry_run: false, .. } => Some(format!("backup export {name} into {to}")),
             BackupCommand::Consolidate { name, .. } => Some(format!("backup consolidate {name}")),
             BackupCommand::Import { name, from, .. } => Some(format!("backup import {name} from {from}")),
+            BackupCommand::Receive { to, resume: None, .. } => Some(format!("backup receive into {to}")),
             BackupCommand::Remove { name, .. } => Some(format!("backup remove {name}")),
             BackupCommand::StoreInit { store, .. } => Some(format!("backup store-init {store}")),
             BackupCommand::Export { .. }
+            | BackupCommand::Send { .. }
+            | BackupCommand::Receive { .. }
             | BackupCommand::List { .. }
             | BackupCommand::Show { .. }
             | BackupCommand::Verify { .. } => None,

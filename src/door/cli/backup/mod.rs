@@ -3,9 +3,11 @@
 //! | file | what |
 //! |---|---|
 //! | [`grammar`] | the command lines |
+//! | [`pipe`] | standard input and output as the pipes of runs |
 //! | [`shown`] | the answers as tables, s-expressions and JSON |
 
 pub mod grammar;
+pub mod pipe;
 pub mod shown;
 
 use std::collections::BTreeMap;
@@ -21,6 +23,8 @@ use crate::backup::export::SinceRun;
 use crate::backup::retain::Keep;
 use crate::backup::seal::{self, DigestKey};
 use crate::backup::set::{Member, Set};
+use crate::backup::stream::send::Start;
+use crate::backup::stream::{receive, send};
 use crate::backup::verify::Depth;
 use crate::backup::{Call, Host, SetName, StoreName};
 use crate::backup::{bases, consolidate, export, import, list, record, remove, set, store, verify};
@@ -58,6 +62,7 @@ pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
         BackupCommand::Export { lock_timeout, .. }
         | BackupCommand::Import { lock_timeout, .. }
         | BackupCommand::Consolidate { lock_timeout, .. }
+        | BackupCommand::Receive { lock_timeout, .. }
         | BackupCommand::Remove { lock_timeout, .. } => Duration::from_secs(*lock_timeout).min(LONGEST_WAIT),
         _ => DEFAULT_WAIT,
     };
@@ -158,6 +163,29 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             };
             let (disks, warnings) = import::import(call, &wanted)?;
             Ok(Reply { what: What::Imported(disks), warnings })
+        }
+        BackupCommand::Send { name, store, run, since, from } => {
+            let start = match (since, from) {
+                (Some(run), _) => Start::After(run.parse()?),
+                (None, Some(have)) => Start::Without(have.parse()?),
+                (None, None) => Start::First,
+            };
+            let store = store.as_deref().map(str::parse).transpose()?;
+            let run = run.as_deref().map(str::parse).transpose()?;
+            let wanted = send::Wanted { set: name.parse()?, store, run, start };
+            pipe::output(|to, name| send::send(&wanted, to, name, call.progress))?;
+            Ok(Reply::done())
+        }
+        BackupCommand::Receive { to, resume: Some(set), .. } => {
+            let have = receive::have(call, &to.parse()?, &set.parse()?)?;
+            Ok(Reply { what: What::Have(have.to_string()), warnings: Vec::new() })
+        }
+        BackupCommand::Receive { to, resume: None, keep, timeout, .. } => {
+            let keep = keep.map(|keep| Keep { newest: usize::from(keep), daily: 0, weekly: 0 });
+            let wanted = receive::Wanted { store: to.parse()?, keep };
+            let patience = Duration::from_secs(*timeout);
+            let done = pipe::input(patience, |from, name| receive::receive(call, &wanted, from, name))?;
+            Ok(Reply { what: What::Received(done.runs), warnings: done.warnings })
         }
         BackupCommand::List { stores } => {
             let stores = stores.iter().map(|store| store.parse()).collect::<Result<Vec<StoreName>, Misread>>()?;

@@ -22,6 +22,10 @@ pub enum What {
     Done,
     /// The run that was made.
     Run(RunId),
+    /// The runs that came.
+    Received(Vec<RunId>),
+    /// What a receiver has, in a word for the sender.
+    Have(String),
     /// What would be done.
     Plan(Vec<String>),
     Imported(Vec<Imported>),
@@ -95,6 +99,8 @@ pub struct Made {
 #[serde(untagged)]
 pub enum Body<'a> {
     Run { run: &'a str },
+    Received { runs: &'a [RunId] },
+    Have { have: &'a str },
     Plan { plan: &'a [String] },
     Imported { disks: Vec<Made> },
     List { exports: Vec<Export<'a>> },
@@ -110,6 +116,8 @@ impl<'a> Body<'a> {
         Some(match &reply.what {
             What::Done => return None,
             What::Run(run) => Body::Run { run: run.as_str() },
+            What::Received(runs) => Body::Received { runs },
+            What::Have(have) => Body::Have { have },
             What::Plan(plan) => Body::Plan { plan },
             What::Imported(disks) => Body::Imported {
                 disks: disks
@@ -134,6 +142,8 @@ pub fn table_of(reply: &Reply) -> String {
     match &reply.what {
         What::Done => String::new(),
         What::Run(run) => line(run.as_str()),
+        What::Received(runs) => runs.iter().map(|run| line(run.as_str())).collect(),
+        What::Have(have) => line(have),
         What::Plan(plan) => plan.iter().map(|text| line(text)).collect(),
         What::Imported(disks) => {
             let mut rows = vec![["disk", "from", "SR", "VDI"].map(str::to_owned).to_vec()];
