@@ -500,3 +500,71 @@ fn on_a_host_with_xapi_the_calls_of_the_agent_are_printed_and_nothing_is_done() 
     assert!(said.contains(&line), "{said}");
     assert!(!bench.scene.place.join("s0").exists() && !bench.run_dir().join("layouts").exists());
 }
+
+#[test]
+fn a_medium_that_does_not_hold_the_sr_of_its_slot_is_not_said_to_be_wiped() {
+    for words in [WIPE, &["apply", "-m", "MODEL", "--yes", "--allow", "reformat"]] {
+        let bench = applied();
+        reformatted(&bench);
+        // The SR was moved away, and another is in its place.
+        let (s0, aside) = (bench.scene.place.join("s0"), bench.path("aside"));
+        bench.sm(&["sr_detach", "rack1-file-0"]).done();
+        fs::rename(&s0, &aside).unwrap();
+        bench.sm(&["sr_create", "-t", "file", "-d", &s0.display().to_string(), OTHER_SR]).done();
+        let (before, state) = (bench.scene.digest(), bench.state());
+        let refused = bench.with_model(words).fails("ENODEV");
+        let expected = format!("it does not hold SR {}", sr_of("file/0"));
+        assert!(refused.contains(&expected), "{refused}");
+        assert_eq!((bench.scene.digest(), bench.state()), (before, state), "{words:?}");
+        // Also a step that was left to be done.
+        if words != WIPE {
+            bench.with_model(&["apply", "-m", "MODEL", "--yes"]).done();
+            let refused = bench.sm(&["apply", "--resume", "--allow", "reformat", "rack1", "--yes"]).fails("EPARTIAL");
+            assert!(refused.contains(&expected), "{refused}");
+            assert!(s0.join(".sm-sr").exists());
+        }
+    }
+}
+
+#[test]
+fn a_release_after_a_wipe_keeps_no_data_and_says_so() {
+    let bench = applied();
+    let said = bench.with_model(&[WIPE, &["--format", "table"]].concat()).done();
+    assert!(said.contains("\nrelease ") && !said.contains("keeps its data"), "{said}");
+    let bench = applied();
+    let said = bench.with_model(&[REMOVE, &["--format", "table"]].concat()).done();
+    assert!(said.contains("keeps its data"), "{said}");
+}
+
+#[test]
+fn a_device_that_no_line_fits_comes_and_goes_without_making_a_plan_stale() {
+    if !scene::is_root() {
+        return scene::skip("a loop device");
+    }
+    let bench = Bench::new().with_outsider();
+    let plan = bench.path("plan.json").display().to_string();
+    bench.with_model(&["plan", "-m", "MODEL", "-o", &plan]).done();
+    bench.sm(&["vdi_create", "other", scene::B, "4M", "--type", "raw"]).done();
+    bench.sm(&["vdi_attach", "other", scene::B]).done();
+    let applied = bench.sm(&["apply", &plan, "--yes"]);
+    bench.sm(&["vdi_detach", "other", scene::B]).done();
+    assert!(applied.succeeded(), "{applied}");
+}
+
+#[test]
+fn a_journal_whose_steps_are_not_numbered_is_refused() {
+    let bench = applied();
+    reformatted(&bench);
+    bench.with_model(&["apply", "-m", "MODEL", "--yes"]).done();
+    let journal = fs::read_to_string(bench.journal()).unwrap();
+    let (head, rest) = journal.split_once('\n').unwrap();
+    let mut head: serde_json::Value = serde_json::from_str(head).unwrap();
+    for step in head["plan"]["steps"].as_array_mut().unwrap() {
+        step["n"] = 0.into();
+    }
+    fs::write(bench.journal(), format!("{head}\n{rest}")).unwrap();
+    let refused = bench.sm(&["apply", "--resume", "rack1", "--yes"]).fails("EIO");
+    assert!(refused.contains("has the number 0"), "{refused}");
+    bench.model("file_format: preferred-image-formats=qcow2\ndescription: a rack\n");
+    bench.apply().fails("EIO");
+}

@@ -241,6 +241,7 @@ fn parse(text: &str) -> Result<(Head, BTreeMap<u32, Mark>, usize), String> {
     if head.version != VERSION {
         return Err(format!("it has version {}, and this release reads version {VERSION}", head.version));
     }
+    head.plan.is_numbered()?;
     let mut marks = BTreeMap::new();
     for step in head.plan.steps.iter().filter(|step| step.action == crate::layout::plan::Action::Check) {
         marks.insert(step.n, Mark::Done);

@@ -264,7 +264,11 @@ impl Run {
                 continue;
             }
             told(step);
-            let outcome = self.journal.write(step, Mark::Open).and_then(|()| {
+            let may_begin = match self.journal.mark(step) {
+                Mark::Waiting | Mark::Left => step::may_begin(&self.job, step),
+                Mark::Open | Mark::Erased | Mark::Done => Ok(()),
+            };
+            let outcome = may_begin.and_then(|()| self.journal.write(step, Mark::Open)).and_then(|()| {
                 step::carry_out(&self.job, step, &mut self.journal)?;
                 self.journal.write(step, Mark::Done)
             });

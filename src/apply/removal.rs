@@ -41,6 +41,7 @@ pub fn plan(layout: &Layout, base: Base, here: &str) -> Result<Plan> {
         base_digest: base.digest,
         registry_generation: base.generation,
         inventory_digest: base.inventory,
+        watched: Vec::new(),
         actions: changes.actions(),
         steps,
         target: String::new(),

@@ -99,7 +99,7 @@ pub fn check(job: &Job, step: &Step, allow: &BTreeSet<Allow>) -> Result<()> {
         refuse_attached(job, step)?;
     }
     if has(&[Action::Wipe, Action::Reformat]) {
-        media::identify(before(job, step)?.1)?;
+        loses(job, step)?;
     }
     let (layout, slot) = after(job, step)?;
     let moved = before(job, step)?.1.devs() != slot.devs();
@@ -119,6 +119,25 @@ pub fn check(job: &Job, step: &Step, allow: &BTreeSet<Allow>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses to begin a step that would destroy another SR than that of its slot, or none, and would call that done. A step that was
+/// begun finds what it left.
+///
+/// # Errors
+/// [`Error::NoDevice`] with what the medium holds; what the driver says of it.
+pub fn may_begin(job: &Job, step: &Step) -> Result<()> {
+    match step.action.destroys() {
+        Some(_) => loses(job, step),
+        None => Ok(()),
+    }
+}
+
+/// Refuses media that do not hold the SR of the slot, which would be deleted.
+fn loses(job: &Job, step: &Step) -> Result<()> {
+    let (layout, slot) = before(job, step)?;
+    media::identify(slot)?;
+    media::must_hold(layout, slot)
 }
 
 /// Refuses to bring an SR down while disks of it are attached on this host.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Job, Outcome};
 use crate::layout::plan::{Action, Allow, Step};
-use crate::layout::{Layout, Slot, SlotId, config};
+use crate::layout::{Layout, Slot, SlotId, config, steps};
 use crate::types::DeviceConfig;
 
 /// A command line for a shell: words that it would not take as they are, in quotes.
@@ -17,6 +17,15 @@ pub fn shell(words: &[&str]) -> String {
         }
     };
     words.iter().map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+/// A step in words. A release keeps no data where the same run deletes them: `with` are the steps that it does.
+pub fn of_step_among<'s>(step: &Step, with: impl IntoIterator<Item = &'s Step>) -> String {
+    let wipes = |it: &Step| it.action == Action::Wipe && it.object == step.object;
+    match step.what.strip_suffix(steps::KEEPS) {
+        Some(what) if step.action == Action::Release && with.into_iter().any(wipes) => what.to_owned(),
+        _ => step.what.clone(),
+    }
 }
 
 /// The commands that do what a run left out.

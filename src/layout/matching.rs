@@ -153,6 +153,16 @@ fn explicit(model: &Model, lines: &[&SrLine]) -> Result<BTreeMap<u16, usize>> {
     Ok(found)
 }
 
+/// The patterns of a model for the paths of devices.
+pub fn patterns(model: &Model, reading: impl Fn(Class) -> Reading) -> Vec<String> {
+    let lines = model.srs.iter().filter(|line| line.class == Class::Lvm);
+    let devs = lines.filter_map(|line| line.wanted.get("dev")).map(|dev| match reading(Class::Lvm) {
+        Reading::Patterns => dev.clone(),
+        Reading::Literal | Reading::Unseen => regex_lite::escape(dev),
+    });
+    devs.collect()
+}
+
 /// The medium that a line says itself, which no line before has and nobody else. `unseen`: those of the lines before, by identity.
 fn once(model: &Model, line: &SrLine, unseen: &mut BTreeMap<String, usize>, around: &Around) -> Result<Offer> {
     let offer = said(model, line)?;
@@ -337,7 +347,10 @@ impl<'m> Wanted<'m> {
 }
 
 /// A pattern that has to fit all of a text. It takes time in proportion to the text, whatever it says.
-fn pattern(text: &str) -> Result<Regex, String> {
+///
+/// # Errors
+/// A clause for a text that is no pattern.
+pub fn pattern(text: &str) -> Result<Regex, String> {
     Regex::new(&format!("^(?:{text})$")).map_err(|e| e.to_string())
 }
 

@@ -1,9 +1,11 @@
 //! The media that this host has for the slots of a layout.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
+
+use regex_lite::Regex;
 
 use super::matching::{self, Offer, Reading, Standing};
 use super::model::Model;
@@ -39,14 +41,43 @@ pub fn reading(backend: &Backend, class: Class) -> Reading {
     }
 }
 
-/// [`plan::digest`] of the media and their states. Names that the kernel gives do not count.
-pub fn digest(host: &Host) -> String {
+/// The media that may change a plan.
+pub struct Watched {
+    patterns: Vec<Regex>,
+    /// The identities of those that layouts have.
+    identities: BTreeSet<String>,
+}
+
+impl Watched {
+    /// `patterns`: of paths of devices. A text that is no pattern watches nothing.
+    pub fn of<'l>(patterns: Vec<String>, layouts: impl IntoIterator<Item = &'l Layout>) -> Watched {
+        let media = layouts.into_iter().flat_map(|layout| &layout.slots).flat_map(|slot| &slot.media);
+        Watched {
+            patterns: patterns.iter().filter_map(|text| matching::pattern(text).ok()).collect(),
+            identities: media.map(|medium| medium.identity.clone()).collect(),
+        }
+    }
+
+    fn has(&self, row: &Row, links: &Links) -> bool {
+        let number = blockdev::number(Path::new(&row.dev));
+        let names = number.and_then(|number| links.get(&number)).into_iter().flatten();
+        let mut names = names.chain([&row.dev]);
+        self.identities.contains(&row.identity)
+            || names.any(|name| self.patterns.iter().any(|pattern| pattern.is_match(name)))
+    }
+}
+
+/// [`plan::digest`] of the media that may change a plan, and of their states. Names that the kernel gives do not count, nor does any
+/// other device of the host that comes or goes.
+pub fn digest(host: &Host, watched: &Watched) -> String {
+    let links = links();
     let one = |row: Row| {
         let name = if row.identity.is_empty() { row.dev } else { row.identity };
         let state = row.state.map(|state| state.to_string()).unwrap_or_default();
         format!("{name} {} {state}\n", row.size.unwrap_or_default())
     };
-    plan::digest(&host.rows().into_iter().map(one).collect::<String>())
+    let rows = host.rows().into_iter().filter(|row| watched.has(row, &links));
+    plan::digest(&rows.map(one).collect::<String>())
 }
 
 impl Media<'_> {

@@ -166,8 +166,11 @@ pub struct Plan {
     pub base_digest: String,
     /// The generation of the claims.
     pub registry_generation: u64,
-    /// [`digest`] of the media and their states.
+    /// [`digest`] of the media that may change the plan, and of their states.
     pub inventory_digest: String,
+    /// The patterns of the model for paths of devices: a device that none of them fits, and that no layout has, changes no plan.
+    #[serde(default)]
+    pub watched: Vec<String>,
     /// The differences, as actions.
     pub actions: BTreeSet<Action>,
     pub steps: Vec<Step>,
@@ -185,9 +188,18 @@ impl Plan {
         if plan.version != VERSION {
             return Err(format!("the plan has version {}, and this release reads version {VERSION}", plan.version));
         }
-        match plan.steps.iter().zip(1..).find(|(step, n)| step.n != *n) {
+        plan.is_numbered()?;
+        Ok(plan)
+    }
+
+    /// Refuses steps whose numbers are not 1, 2, 3 and so on.
+    ///
+    /// # Errors
+    /// A clause with the first of them.
+    pub fn is_numbered(&self) -> Result<(), String> {
+        match self.steps.iter().zip(1..).find(|(step, n)| step.n != *n) {
             Some((step, n)) => Err(format!("step {n} of the plan has the number {}", step.n)),
-            None => Ok(plan),
+            None => Ok(()),
         }
     }
 
@@ -196,12 +208,13 @@ impl Plan {
         let steps: Vec<String> = self.steps.iter().map(|step| format!("\n{}", json(step))).collect();
         format!(
             "{{\"version\":{},\"layout\":{},\"base_digest\":{},\"registry_generation\":{},\"inventory_digest\":{},\n\
-             \"actions\":{},\n\"steps\":[{}\n],\n\"target\":{}}}\n",
+             \"watched\":{},\n\"actions\":{},\n\"steps\":[{}\n],\n\"target\":{}}}\n",
             self.version,
             json(&self.layout),
             json(&self.base_digest),
             self.registry_generation,
             json(&self.inventory_digest),
+            json(&self.watched),
             json(&self.actions),
             steps.join(","),
             json(&self.target)
@@ -244,6 +257,7 @@ pub mod tests {
             base_digest: String::new(),
             registry_generation: 3,
             inventory_digest: digest("x"),
+            watched: Vec::new(),
             actions: BTreeSet::from([Action::Reformat, Action::CopyConf]),
             steps: vec![step(1, Action::Save, WHOLE, None), step(2, Action::Reformat, "lvm/0", Some(Allow::Reformat))],
             target: "layout: rack1\n".to_owned(),

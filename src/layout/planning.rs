@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::compare::compare;
 use super::matching::{self, Around};
 use super::model::Model;
-use super::offers::{self, Media};
+use super::offers::{self, Media, Watched};
 use super::plan::{Plan, VERSION, digest};
 use super::{Layout, LayoutName, installed, steps, support};
 use crate::error::{Error, Result};
@@ -25,7 +25,7 @@ pub struct Base {
     pub digest: String,
     /// The generation of the claims.
     pub generation: u64,
-    /// [`digest`] of the media and their states.
+    /// [`digest`] of the media that may change the plan, and of their states.
     pub inventory: String,
 }
 
@@ -34,12 +34,12 @@ impl Base {
     ///
     /// # Errors
     /// [`Error::Damaged`] for an installed layout or claims that cannot be read; [`Error::Io`].
-    pub fn now(name: &LayoutName, host: &Host) -> Result<Base> {
+    pub fn now(name: &LayoutName, host: &Host, watched: &Watched) -> Result<Base> {
         let text = installed::read(name)?;
         Ok(Base {
             digest: text.as_deref().map(digest).unwrap_or_default(),
             generation: host.claims().generation,
-            inventory: offers::digest(host),
+            inventory: offers::digest(host, watched),
         })
     }
 
@@ -90,7 +90,6 @@ pub fn lock(name: &LayoutName, kind: Kind) -> Result<Lock> {
 pub fn plan(model: &Model, settings: &Settings, size: fn(&str) -> Result<u64>) -> Result<Planned> {
     let backend = Backend::selected(settings)?;
     let host = Host::look(settings)?;
-    let base = Base::now(&model.name, &host)?;
     let old = installed::load(&model.name)?;
     let uuid = uuid(model, old.as_ref(), &host);
     let media = Media { host: &host, backend: &backend, name: &model.name, uuid, installed: old.as_ref() };
@@ -102,6 +101,9 @@ pub fn plan(model: &Model, settings: &Settings, size: fn(&str) -> Result<u64>) -
     };
     let matched = matching::matched(model, &media.offers(model, size)?, &around)?;
     support::check(model, &matched, &host.name)?;
+    let patterns = matching::patterns(model, |class| offers::reading(&backend, class));
+    let watched = Watched::of(patterns.clone(), old.iter().chain([&matched.layout]));
+    let base = Base::now(&model.name, &host, &watched)?;
     let changes = compare(old.as_ref(), &matched.layout, &matched.adoptable)?;
     let target = installed::text_of(&matched.layout)?;
     let plan = Plan {
@@ -110,6 +112,7 @@ pub fn plan(model: &Model, settings: &Settings, size: fn(&str) -> Result<u64>) -
         base_digest: base.digest,
         registry_generation: base.generation,
         inventory_digest: base.inventory,
+        watched: patterns,
         actions: changes.actions(),
         steps: steps::steps(&changes, old.as_ref(), &matched.layout, &host.name),
         target,
@@ -138,6 +141,7 @@ mod tests {
             base_digest: "a".to_owned(),
             registry_generation: 3,
             inventory_digest: "b".to_owned(),
+            watched: Vec::new(),
             actions: BTreeSet::new(),
             steps: Vec::new(),
             target: String::new(),

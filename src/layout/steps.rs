@@ -9,6 +9,9 @@ use super::{Layout, Slot, SlotId};
 use crate::registry::candidate::Class;
 use crate::types::Size;
 
+/// The end of the words of a release.
+pub const KEEPS: &str = ", which keeps its data";
+
 /// The steps of changes. `old`: none if nothing is installed. `here`: the host that acts on what has no host of its own.
 pub fn steps(changes: &Changes, old: Option<&Layout>, new: &Layout, here: &str) -> Vec<Step> {
     if changes.is_empty() {
@@ -100,7 +103,7 @@ fn words(action: Action, slot: Option<&Slot>, old: Option<&Layout>, new: &Layout
         Action::Drop => format!("remove the name {}", new.sr_name(id)),
         Action::Release => {
             let slot = before.unwrap_or(slot);
-            format!("release {}, which keeps its data", slot.devs())
+            format!("release {}{KEEPS}", slot.devs())
         }
         Action::Claim => format!("claim {at} for {id}"),
         Action::Create => format!("make SR {sr} on {at} as {id}"),

@@ -87,22 +87,24 @@ renamed() {
   ln -sf ../../sdg /dev/disk/by-id/wwn-0xdef
   local before
   before=$(sha256sum < /dev/sdg)
-  fails_with ENODEV sm apply "$SCRATCH/plan.json" --yes && is "$(sha256sum < /dev/sdg)" "$before" && is "$(state /dev/sdf)" free || return
+  fails_with ESTALEPLAN sm apply "$SCRATCH/plan.json" --yes && is "$(sha256sum < /dev/sdg)" "$before" && is "$(state /dev/sdf)" free || return
   ln -sf ../../sdf /dev/disk/by-id/wwn-0xdef
   sm apply "$SCRATCH/plan.json" --yes && is "$(owner /dev/sdf)" "rack1 lvm/4, SR $(uuid rack1-lvm-4)" && fails_with ESTALEPLAN sm apply "$SCRATCH/plan.json" --yes
 }
 claim 'a device that is not the planned medium any more is refused' renamed
 
 stale() {
-  model "lvm: host=$HOST dev=/dev/sd[abc]" "lvm: host=$HOST dev=/dev/sd[de] span=all" "lvm: host=$HOST dev=/dev/disk/by-id/wwn-0xdef" "lvm: host=$HOST dev=/dev/sdg"
+  model "lvm: host=$HOST dev=/dev/sd[abc]" "lvm: host=$HOST dev=/dev/sd[de] span=all" "lvm: host=$HOST dev=/dev/disk/by-id/wwn-0xdef" "lvm: host=$HOST dev=/dev/sdg|/dev/loop1"
   sm plan -m "$MODEL" -o "$SCRATCH/plan.json" || return
-  truncate -s 20M "$SCRATCH/disk" && losetup /dev/loop0 "$SCRATCH/disk" || return
+  # No line fits the first; one fits the second.
+  truncate -s 20M "$SCRATCH/disk" && losetup /dev/loop0 "$SCRATCH/disk" && sm apply "$SCRATCH/plan.json" --dry-run && losetup -d /dev/loop0 &&
+    losetup /dev/loop1 "$SCRATCH/disk" || return
   fails_with ESTALEPLAN sm apply "$SCRATCH/plan.json" --yes && grep -q 'devices of this host have changed' "$SCRATCH/stderr" && is "$(state /dev/sdg)" free &&
-    losetup -d /dev/loop0 || return
+    losetup -d /dev/loop1 || return
   sm devices claim /dev/sdh && sm devices release /dev/sdh &&
     fails_with ESTALEPLAN sm apply "$SCRATCH/plan.json" --yes && grep -q 'claims have changed' "$SCRATCH/stderr" && is "$(state /dev/sdg)" free
 }
-claim 'a plan is refused after a disk came or the claims changed' stale
+claim 'a plan is refused after a disk came that a line fits, or the claims changed' stale
 
 removed() {
   local first last before

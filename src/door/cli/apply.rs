@@ -12,6 +12,7 @@ use crate::door::size;
 use crate::door::v1::{log, question};
 use crate::error::{Error, Result};
 use crate::layout::model::Model;
+use crate::layout::offers::Watched;
 use crate::layout::plan::{Allow, Plan, Step};
 use crate::layout::planning::{self, Base};
 use crate::layout::{LayoutName, installed};
@@ -61,7 +62,7 @@ pub fn remove(args: &RemoveArgs) -> Result<Reply> {
     let lock = planning::lock(&name, if args.dry_run { Kind::Shared } else { Kind::Exclusive })?;
     let layout = installed::load(&name)?.ok_or_else(|| no_layout(&name))?;
     let host = Host::look(&settings)?;
-    let base = Base::now(&name, &host)?;
+    let base = Base::now(&name, &host, &Watched::of(Vec::new(), [&layout]))?;
     let plan = removal::plan(&layout, base.clone(), &host.name)?;
     begun(plan, &base, allow, lock, args.yes, args.dry_run)
 }
@@ -118,7 +119,7 @@ fn made(settings: &Settings, args: &ApplyArgs, kind: Kind) -> Result<(Plan, Base
             let plan = read_plan(file)?;
             let name: LayoutName = plan.layout.parse()?;
             let lock = planning::lock(&name, kind)?;
-            let base = Base::now(&name, &Host::look(settings)?)?;
+            let base = Base::now(&name, &Host::look(settings)?, &watched(&name, &plan)?)?;
             Ok((plan, base, lock))
         }
         (None, Some(model)) => {
@@ -134,6 +135,14 @@ fn made(settings: &Settings, args: &ApplyArgs, kind: Kind) -> Result<(Plan, Base
         }
         _ => Err(Error::Usage("expected the file of a plan, or -m MODEL".to_owned())),
     }
+}
+
+/// The media that may change a plan: those of the layouts that it leads from and to, and those that its model may match.
+fn watched(name: &LayoutName, plan: &Plan) -> Result<Watched> {
+    let target = Some(plan.target.as_str()).filter(|text| !text.is_empty());
+    let target = target.map(|text| installed::parse(text, &installed::path(name))).transpose()?;
+    let old = installed::load(name)?;
+    Ok(Watched::of(plan.watched.clone(), old.iter().chain(&target)))
 }
 
 fn begun(plan: Plan, base: &Base, allow: BTreeSet<Allow>, lock: Lock, yes: bool, dry_run: bool) -> Result<Reply> {
@@ -174,7 +183,8 @@ fn lines(steps: &[&Step], left: &[&Step]) -> Vec<String> {
         let allow = step.allow.map(Allow::word).unwrap_or_default();
         format!("not done without --allow {allow}: {}", step.what)
     };
-    steps.iter().map(|step| step.what.clone()).chain(left.iter().map(needs)).collect()
+    let done = steps.iter().map(|step| words::of_step_among(step, steps.iter().copied()));
+    done.chain(left.iter().map(needs)).collect()
 }
 
 /// Asks a person at a terminal; a program has to say that it means it.
@@ -195,7 +205,8 @@ fn told(step: &Step) {
 fn done(run: Run) -> Result<Reply> {
     let outcome = run.go(&told)?;
     let next = words::next_steps(&outcome);
-    let lines = outcome.done.iter().filter(|step| step.done).map(|step| step.what.clone()).collect();
+    let lines = outcome.done.iter().filter(|step| step.done);
+    let lines = lines.map(|step| words::of_step_among(step, &outcome.done)).collect();
     Ok(Reply::Applied { lines, next, dry_run: false })
 }
 
