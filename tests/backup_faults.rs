@@ -262,3 +262,65 @@ fn no_disk_of_a_set_is_attached_or_changed_while_another_is_read() {
     backup(&scene, &["list"]).done();
     sm(&scene, &["vdi_resize", "fast/data", "16M"]).done();
 }
+
+/// The directory of the current export of `web` in a store.
+fn current(scene: &Scene, store: &str) -> PathBuf {
+    scene.root.path().join(store).join("web/current").canonicalize().unwrap()
+}
+
+#[test]
+fn two_hosts_with_a_set_of_one_name_do_not_remove_the_exports_of_each_other() {
+    let scene = scene();
+    let conf = scene.root.path().join("run/stores.conf");
+    let more = fs::read_to_string(&conf).unwrap() + &format!("store: name=old path={}\n", path(&scene, "old"));
+    fs::write(conf, more).unwrap();
+    fs::create_dir(path(&scene, "old")).unwrap();
+    backup(&scene, &["store-init", "old"]).done();
+    exported(&scene);
+    let of_another = |store: &str| {
+        let file = current(&scene, store).join("manifest.json");
+        let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        manifest["source_host"] = "alpha".into();
+        manifest["source_machine"] = "0".repeat(32).into();
+        fs::write(file, manifest.to_string()).unwrap();
+    };
+    of_another("nas");
+    let before = current(&scene, "nas");
+    for line in [&["export", "web", "--to", "nas"][..], &["export", "web", "--to", "nas", "-n"]] {
+        let refused = backup(&scene, line).fails("EPERM");
+        assert!(refused.contains("host alpha made the exports of set web in store nas"), "{refused}");
+    }
+    // Nor does an export into another store, or a removal that names no store.
+    let kept = "store nas keeps what host alpha exported of web; sm backup remove web --store nas removes it";
+    let told = backup(&scene, &["export", "web", "--to", "old"]);
+    assert!(told.succeeded() && told.stderr().contains(kept), "{told}");
+    let told = backup(&scene, &["remove", "web"]);
+    assert!(told.succeeded() && told.stderr().contains(kept), "{told}");
+    assert_eq!(current(&scene, "nas"), before);
+    assert!(!scene.root.path().join("old/web").exists());
+    // A person who says so takes them over.
+    backup(&scene, &["export", "web", "--to", "nas", "--take-over"]).done();
+    assert_ne!(current(&scene, "nas"), before);
+    backup(&scene, &["export", "web", "--to", "nas"]).done();
+    of_another("nas");
+    backup(&scene, &["remove", "web", "--store", "nas"]).done();
+    assert!(!scene.root.path().join("nas/web").exists());
+}
+
+#[test]
+fn damage_where_a_raw_image_has_zeroes_is_found_and_verify_says_what_it_read() {
+    let scene = scene();
+    exported(&scene);
+    let said = backup(&scene, &["verify", "web", "--format", "table"]).done();
+    assert!(said.contains("is complete") && said.contains("no raw image was read"), "{said}");
+    let said = backup(&scene, &["verify", "web", "--deep", "--format", "table"]).done();
+    assert!(said.contains("is whole: every block was read"), "{said}");
+    // The last byte of the block before the only one that has data.
+    let image = File::options().write(true).open(current(&scene, "nas").join("disk0.raw")).unwrap();
+    image.write_all_at(b"x", 4 * MIB - 1).unwrap();
+    let damaged = backup(&scene, &["verify", "web", "--deep"]).fails("EVERIFY");
+    assert!(damaged.contains("disk0.raw") && damaged.contains("block 0 has data"), "{damaged}");
+    backup(&scene, &["export", "web", "--to", "nas", "--compress", "zstd"]).done();
+    let said = backup(&scene, &["verify", "web", "--format", "table"]).done();
+    assert!(said.contains("is whole") && said.contains("packed images were read"), "{said}");
+}

@@ -52,6 +52,8 @@ pub struct Wanted {
     /// What the export leaves out, and that the next one may leave out what this one has.
     pub since: Option<SinceRun>,
     pub keep: Keep,
+    /// Also if another host made the exports of the set that the store has.
+    pub take_over: bool,
     /// Leaves what other stores have of the set.
     pub keep_others: bool,
     /// Changes nothing.
@@ -119,6 +121,7 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let _taken = store.lock(&wanted.set, &RunId::new(now), call.deadline())?;
     let shelf = Shelf::new(&store, wanted.set.clone());
     shelf.repair()?;
+    refuse_of_another_host(&shelf, wanted)?;
     let run = RunId::after(now, shelf.runs()?.last());
     let digests = recipients.is_some().then(|| DigestKey::of(&wanted.set)).transpose()?;
     let seal = recipients.zip(digests).map(|(recipients, digests)| Seal { recipients, digests });
@@ -329,8 +332,24 @@ fn parent(shelf: &Shelf, since: Option<&SinceRun>) -> Result<Option<(ParentRun, 
     Ok(Some((ParentRun { run, manifest_sha256: hex(&digest(&text)) }, chain)))
 }
 
+/// Refuses a shelf of another host: two hosts can have sets of one name, and each would remove the older runs of the other.
+fn refuse_of_another_host(shelf: &Shelf, wanted: &Wanted) -> Result<()> {
+    match shelf.other_host()?.filter(|_| !wanted.take_over) {
+        None => Ok(()),
+        Some(host) => Err(Error::Unsupported {
+            op: "an export over those of another host",
+            why: format!(
+                "host {host} made the exports of set {} in store {}; export a set of another name, or give --take-over if the \
+                 set has moved to this host",
+                wanted.set, shelf.store.name
+            ),
+        }),
+    }
+}
+
 fn plan(wanted: &Wanted, sources: &[Source], store: &Open) -> Result<Vec<String>> {
     let shelf = Shelf::new(store, wanted.set.clone());
+    refuse_of_another_host(&shelf, wanted)?;
     let mut lines: Vec<String> = sources
         .iter()
         .map(|it| {
@@ -371,7 +390,7 @@ impl Running<'_> {
         let dir = self.shelf.begin(self.run)?;
         let begun = Utc(seconds_now().unwrap_or(0)).to_string();
         let (set, compression) = (self.wanted.set.clone(), self.packing.compression);
-        let mut manifest = Manifest::new(set, self.run.clone(), begun, compression, store::host_name());
+        let mut manifest = Manifest::new(set, self.run.clone(), begun, compression, store::Identity::here());
         (manifest.consistency, manifest.parent) = (how.consistency(), parent);
         let (mut sums, mut failures) = (Sums::new(), Vec::new());
         for (index, source) in self.sources.iter().enumerate() {

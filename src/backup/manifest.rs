@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::BLOCK;
 use super::codec::Compression;
 use super::name::{RunId, SetName};
+use super::store::Identity;
 use crate::error::{Error, Result};
 use crate::types::{Format, SrUuid, VdiUuid};
 
@@ -38,6 +39,9 @@ pub struct Manifest {
     /// When the run began, RFC 3339.
     pub timestamp: String,
     pub source_host: String,
+    /// [`Identity::machine`] of that host.
+    #[serde(default)]
+    pub source_machine: Option<String>,
     pub product_version: String,
     pub compression: Compression,
     pub(super) block_size: u64,
@@ -132,14 +136,15 @@ pub fn map_name(index: usize) -> String {
 
 impl Manifest {
     /// The manifest of an export that is made now.
-    pub fn new(name: SetName, run: RunId, timestamp: String, compression: Compression, host: String) -> Manifest {
+    pub fn new(name: SetName, run: RunId, timestamp: String, compression: Compression, host: Identity) -> Manifest {
         Manifest {
             format: FORMAT.to_owned(),
             version: VERSION,
             name,
             run,
             timestamp,
-            source_host: host,
+            source_host: host.name,
+            source_machine: host.machine,
             product_version: env!("CARGO_PKG_VERSION").to_owned(),
             compression,
             block_size: BLOCK,
@@ -153,6 +158,11 @@ impl Manifest {
             encryption: None,
             hmac: None,
         }
+    }
+
+    /// Whether this host made the export.
+    pub fn is_of_this_host(&self) -> bool {
+        Identity { name: self.source_host.clone(), machine: self.source_machine.clone() }.is_this_host()
     }
 
     /// Reads a manifest, which may come from anywhere.

@@ -19,6 +19,7 @@ use super::map::{Digest, Entry, Map, Stored, digest, length_of};
 use super::seal::{DigestKey, Keys, Sealed};
 use crate::error::{Error, Result};
 use crate::image::disk::Disk;
+use crate::sys::copy::next_data;
 use crate::sys::threads::in_parts;
 
 /// Blocks that are unpacked at once, on as many threads as there are.
@@ -116,7 +117,8 @@ impl Image {
         }
     }
 
-    /// Reads every block and compares it with its digest. `told`: bytes of the disk so far.
+    /// Reads every block and compares it with its digest; of an image that is not packed, also that all else is zeroes, which a
+    /// plain copy of the file would take for data. `told`: bytes of the disk so far.
     ///
     /// # Errors
     /// Those of [`Image::block`], of the first block that is wrong.
@@ -133,6 +135,39 @@ impl Image {
             let checked = in_parts(part, AHEAD, |part| part.iter().try_for_each(|stored| self.block(stored).map(drop)));
             checked.into_iter().collect::<Result<()>>()?;
             told(part.len() as u64 * BLOCK);
+        }
+        if self.compression != Compression::None || self.sealed.is_some() {
+            return Ok(());
+        }
+        let ends = self.map.stored().map(|stored| (stored.offset, stored.offset + stored.length));
+        let mut from = 0;
+        for (begin, end) in ends.chain([(self.size, self.size)]) {
+            self.refuse_data(from, begin)?;
+            from = end;
+        }
+        Ok(())
+    }
+
+    /// Refuses anything but zeroes from a byte to before another. Holes are not read.
+    fn refuse_data(&self, from: u64, end: u64) -> Result<()> {
+        let mut buffer = vec![0; BLOCK as usize];
+        let mut at = from;
+        while at < end {
+            let Some((start, stop)) = next_data(&self.file, at, end).map_err(Error::io("read", &self.path))? else {
+                return Ok(());
+            };
+            at = stop;
+            let mut offset = start;
+            while offset < stop {
+                let part = &mut buffer[..(stop - offset).min(BLOCK) as usize];
+                self.file.read_exact_at(part, offset).map_err(Error::io("read", &self.path))?;
+                if let Some(found) = part.iter().position(|byte| *byte != 0) {
+                    let index = (offset + found as u64) / BLOCK;
+                    let what = format!("block {index} has data, and its map says that it has none");
+                    return Err(Error::NotVerified { path: self.path.clone(), what });
+                }
+                offset += part.len() as u64;
+            }
         }
         Ok(())
     }

@@ -29,6 +29,12 @@ pub fn remove(call: &Call, set: &SetName, only: Option<&StoreName>, run: Option<
     let mut removed = Removed { stores: Vec::new(), warnings: record::recover(call, Some(set))? };
     let this = RunId::new(seconds_now().unwrap_or(0));
     for store in stores {
+        // Who names the store means what is in it.
+        let foreign = if only.is_none() { other_host(&store, set) } else { None };
+        if let Some(host) = foreign {
+            removed.warnings.push(stays(&store, set, &host));
+            continue;
+        }
         match from(call, &store, set, run, &this) {
             Ok(true) => removed.stores.push(store.name),
             Ok(false) => {}
@@ -41,6 +47,17 @@ pub fn remove(call: &Call, set: &SetName, only: Option<&StoreName>, run: Option<
         removed.warnings.push(format!("no export of {set} is there; `sm backup list` shows the exact names"));
     }
     Ok(removed)
+}
+
+/// The other host that made what a store has of a set.
+fn other_host(store: &Store, set: &SetName) -> Option<String> {
+    let open = store.open().ok()?;
+    Shelf::new(&open, set.clone()).other_host().ok()?
+}
+
+fn stays(store: &Store, set: &SetName, host: &str) -> String {
+    let name = &store.name;
+    format!("store {name} keeps what host {host} exported of {set}; sm backup remove {set} --store {name} removes it")
 }
 
 fn from(call: &Call, store: &Store, set: &SetName, run: Option<&RunId>, this: &RunId) -> Result<bool> {
@@ -98,24 +115,31 @@ pub(super) fn elsewhere(call: &Call, set: &SetName, this: &Open, run: &RunId) ->
         let cleaned = || {
             let open = store.open()?;
             if open.is(this)? {
-                return Ok(false);
+                return Ok(None);
             }
             if open.dir.lookup(set.as_str())?.is_none() {
-                return Ok(false);
+                return Ok(None);
+            }
+            if let Some(host) = Shelf::new(&open, set.clone()).other_host()? {
+                return Ok(Some(stays(&store, set, &host)));
             }
             if store.drained {
                 let why = format!("store {} is drained", store.name);
                 return Err(Error::Unsupported { op: "removing an export from this store", why });
             }
-            from(call, &store, set, None, run)
+            let gone = || {
+                let (old, new) = (&store.name, &this.name);
+                format!(
+                    "the exports of {set} in store {old} were removed, since the new one is in store {new}; --keep-others keeps them"
+                )
+            };
+            Ok(from(call, &store, set, None, run)?.then(gone))
         };
         match cleaned() {
-            Ok(false) => {}
-            Ok(true) => warnings.push(format!(
-                "the exports of {set} in store {} were removed, since the new one is in store {}; --keep-others keeps them",
-                store.name, this.name
-            )),
-            Err(error) => warnings.push(format!("store {} keeps what it has of {set}: {}", store.name, one_line(&error))),
+            Ok(said) => warnings.extend(said),
+            Err(error) => {
+                warnings.push(format!("store {} keeps what it has of {set}: {}", store.name, one_line(&error)))
+            }
         }
     }
     warnings

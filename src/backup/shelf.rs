@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
 
+use super::list::manifest_of;
 use super::name::{RunId, SetName, UNFINISHED};
 use super::store::Open;
 use crate::error::{Error, Result};
@@ -84,6 +85,17 @@ impl<'a> Shelf<'a> {
                 looked: format!("store {}", self.store.name),
             }),
         }
+    }
+
+    /// The name of the other host that made the newest export; `None` if this host did, if there is no export, and if its manifest
+    /// cannot be read.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn other_host(&self) -> Result<Option<String>> {
+        let Some(newest) = self.runs()?.pop() else { return Ok(None) };
+        let manifest = self.find(Some(&newest)).and_then(|(_, dir)| manifest_of(&dir));
+        Ok(manifest.ok().filter(|manifest| !manifest.is_of_this_host()).map(|manifest| manifest.source_host))
     }
 
     /// Removes what killed calls left, and completes what they published. The caller has the lock.

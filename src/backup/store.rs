@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::map::{digest, hex};
 use super::name::{RunId, SetName, StoreName};
 use crate::error::{Error, Result};
 use crate::registry::line::{self, Relation};
@@ -252,10 +253,42 @@ impl Drop for Taken<'_> {
     }
 }
 
+/// A host, as others know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub name: String,
+    /// Digits that no other host has, made of its machine-id(5), which is not told itself. `None` where there is none.
+    pub machine: Option<String>,
+}
+
+impl Identity {
+    /// This host.
+    pub fn here() -> Identity {
+        Identity { name: host_name(), machine: machine() }
+    }
+
+    /// Two hosts can have one name, and a host can get another name.
+    pub fn is_this_host(&self) -> bool {
+        let here = Identity::here();
+        match (&self.machine, &here.machine) {
+            (Some(one), Some(other)) => one == other,
+            _ => self.name == here.name,
+        }
+    }
+}
+
+fn machine() -> Option<String> {
+    let id = fs::read_to_string("/etc/machine-id").ok()?;
+    let id = Some(id.trim()).filter(|id| id.len() == 32 && id.chars().all(|c| c.is_ascii_hexdigit()))?;
+    Some(hex(&digest(format!("sm backup {id}").as_bytes()))[..32].to_owned())
+}
+
 /// A process of some host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     host: String,
+    #[serde(default)]
+    machine: Option<String>,
     /// Of the host's present start.
     boot: String,
     pid: u32,
@@ -268,12 +301,14 @@ impl Holder {
     /// This process.
     pub fn this(run: &RunId) -> Holder {
         let pid = std::process::id();
-        Holder { host: host_name(), boot: boot(), pid, started: started(pid).unwrap_or(0), run: run.clone() }
+        let Identity { name: host, machine } = Identity::here();
+        Holder { host, machine, boot: boot(), pid, started: started(pid).unwrap_or(0), run: run.clone() }
     }
 
     /// Whether it is a process of this host that has ended.
     pub fn is_dead(&self) -> bool {
-        self.host == host_name() && (self.boot != boot() || started(self.pid) != Some(self.started))
+        let of = Identity { name: self.host.clone(), machine: self.machine.clone() };
+        of.is_this_host() && (self.boot != boot() || started(self.pid) != Some(self.started))
     }
 }
 
@@ -371,7 +406,13 @@ mod tests {
             left(&dead);
             drop(open.lock(&set, &run, Instant::now()).unwrap());
         }
-        for alive in [this.clone(), Holder { host: "other".to_owned(), boot: "another".to_owned(), ..this }] {
+        let other = Holder { boot: "another".to_owned(), ..this.clone() };
+        for alive in [
+            this.clone(),
+            Holder { host: "other".to_owned(), machine: None, ..other.clone() },
+            // Another host that has the name of this one.
+            Holder { machine: Some("0".repeat(32)), ..other },
+        ] {
             left(&alive);
             assert!(open.lock(&set, &run, Instant::now()).is_err());
         }

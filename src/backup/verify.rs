@@ -55,12 +55,20 @@ pub fn look(dir: &Dir) -> Result<(Manifest, Vec<Image>)> {
     Ok((manifest, images))
 }
 
+/// What was compared of an export that is as it should be.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    pub manifest: Manifest,
+    /// The images were read to their ends. Of raw ones, only [`Depth::Blocks`] does that.
+    pub is_read: bool,
+}
+
 /// Compares an export, and those that it is made on, with their manifests. `identity`: the file of the keys, which are needed for
 /// the blocks of encrypted exports.
 ///
 /// # Errors
 /// Those of [`look`], [`chain::open`] and [`chain::unlock`]; [`Error::NotVerified`] for an image or a block that is wrong.
-pub fn verify(dir: Dir, depth: Depth, identity: Option<&Path>, progress: Progress) -> Result<Manifest> {
+pub fn verify(dir: Dir, depth: Depth, identity: Option<&Path>, progress: Progress) -> Result<Verified> {
     let mut chain = chain::open(dir)?;
     if depth == Depth::Blocks {
         chain::unlock(&mut chain, identity)?;
@@ -69,10 +77,12 @@ pub fn verify(dir: Dir, depth: Depth, identity: Option<&Path>, progress: Progres
         verify_one(link, depth, progress)?;
     }
     let manifest = chain[0].manifest.clone();
+    let is_packed = |link: &Link| link.manifest.compression != super::codec::Compression::None;
+    let is_read = depth == Depth::Blocks || chain.iter().all(is_packed);
     for images in chain::images(chain) {
         chain::blocks(&images)?;
     }
-    Ok(manifest)
+    Ok(Verified { manifest, is_read })
 }
 
 fn verify_one(link: &Link, depth: Depth, progress: Progress) -> Result<()> {

@@ -77,6 +77,9 @@ pub enum BackupCommand {
         /// Keep the newest export of each of so many weeks besides.
         #[arg(long, value_name = "N", default_value_t = 0)]
         keep_weekly: u16,
+        /// Also if another host made the exports of the set that are in the store: the set has moved to this host.
+        #[arg(long)]
+        take_over: bool,
         /// Leave the exports of the set in other stores. Without this option they are removed once the new one is complete.
         #[arg(long)]
         keep_others: bool,

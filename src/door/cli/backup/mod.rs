@@ -121,6 +121,7 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             keep,
             keep_daily,
             keep_weekly,
+            take_over,
             keep_others,
             dry_run,
             ..
@@ -140,6 +141,7 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
                     daily: usize::from(*keep_daily),
                     weekly: usize::from(*keep_weekly),
                 },
+                take_over: *take_over,
                 keep_others: *keep_others,
                 dry_run: *dry_run,
             };
@@ -213,8 +215,8 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
                 }
             };
             let depth = if *deep { Depth::Blocks } else { Depth::Files };
-            let manifest = verify::verify(dir, depth, identity.as_deref(), call.progress)?;
-            Ok(Reply { what: What::Whole(manifest.name, manifest.run), warnings: Vec::new() })
+            let verified = verify::verify(dir, depth, identity.as_deref(), call.progress)?;
+            Ok(Reply { what: What::Whole(Box::new(verified), depth), warnings: Vec::new() })
         }
         BackupCommand::Remove { name, store, run, .. } => {
             let store = store.as_deref().map(str::parse).transpose()?;

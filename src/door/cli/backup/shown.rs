@@ -6,6 +6,7 @@ use crate::backup::import::Imported;
 use crate::backup::list::Line;
 use crate::backup::manifest::{DiskOf, Manifest};
 use crate::backup::set::{Member, Set};
+use crate::backup::verify::{Depth, Verified};
 use crate::backup::{RunId, SetName, StoreName};
 use crate::door::size::human;
 use crate::door::table;
@@ -33,8 +34,8 @@ pub enum What {
     Export(Box<Manifest>, StoreName),
     /// A set without exports.
     Set(SetName, Set),
-    /// The export that is what its manifest says.
-    Whole(SetName, RunId),
+    /// The export that is what its manifest says, as far as it was looked at.
+    Whole(Box<Verified>, Depth),
     /// The stores that had exports.
     Removed(Vec<StoreName>),
 }
@@ -106,7 +107,7 @@ pub enum Body<'a> {
     List { exports: Vec<Export<'a>> },
     Export { store: &'a str, export: &'a Manifest },
     Set { name: &'a str, disks: &'a [Member], metadata: Option<&'a std::path::Path> },
-    Whole { name: &'a str, run: &'a str },
+    Whole { name: &'a str, run: &'a str, deep: bool },
     Removed { stores: &'a [StoreName] },
 }
 
@@ -130,7 +131,10 @@ impl<'a> Body<'a> {
             What::Set(name, set) => {
                 Body::Set { name: name.as_str(), disks: &set.disks, metadata: set.metadata.as_deref() }
             }
-            What::Whole(name, run) => Body::Whole { name: name.as_str(), run: run.as_str() },
+            What::Whole(verified, depth) => {
+                let Manifest { name, run, .. } = &verified.manifest;
+                Body::Whole { name: name.as_str(), run: run.as_str(), deep: *depth == Depth::Blocks }
+            }
             What::Removed(stores) => Body::Removed { stores },
         })
     }
@@ -162,7 +166,19 @@ pub fn table_of(reply: &Reply) -> String {
             text.extend(set.disks.iter().map(|disk| line(&format!("  VDI {} on SR {}", disk.vdi, disk.sr))));
             text
         }
-        What::Whole(name, run) => line(&format!("{name} of run {run} is whole")),
+        What::Whole(verified, depth) => {
+            let Verified { manifest, is_read } = &**verified;
+            let found = match (depth, is_read) {
+                (Depth::Blocks, _) => "is whole: every block was read",
+                (Depth::Files, true) => {
+                    "is whole: manifest, maps and sizes were looked at, and the packed images were read"
+                }
+                (Depth::Files, false) => {
+                    "is complete: manifest, maps and sizes were looked at, and no raw image was read; --deep reads every block"
+                }
+            };
+            line(&format!("{} of run {} {found}", manifest.name, manifest.run))
+        }
         What::Removed(stores) => stores.iter().map(|store| line(&format!("removed from store {store}"))).collect(),
     }
 }
