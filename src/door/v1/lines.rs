@@ -109,7 +109,7 @@ fn as_people_say(arg: Arg, verb: &str) -> Arg {
             .help("Label of the new VDI, or its UUID. A UUID that is not given is chosen and printed.")
     };
     match arg.get_value_names().and_then(|names| names.first()).map(|name| name.as_str()) {
-        Some("SR-UUID") if verb == "sr_create" => arg
+        Some("SR-UUID") if verb == "sr_create" && arg.is_positional() => arg
             .value_name("NAME|UUID")
             .help("Name of the new SR on this host, as --name gives it, or its UUID. A UUID that is not given is chosen and printed."),
         Some("SR-UUID") if arg.is_positional() => {
