@@ -29,42 +29,42 @@ refused() {
     type=${attempt%% *} option=${attempt#"${attempt%% *}"}
     status=0
     out=$(as $type "$ONE" sr_create $NEW $option 2>&1) || status=$?
-    is "the status of $type $option" $status 16
+    is $status 16 "the status of $type $option"
     for text; do case $out in *"$text"*) ;; *) fail "$type $option should say '$text': $out" ;; esac; done
     case $out in *'--force overwrites'*) fail "$type $option: --force is recommended" ;; esac
   done
-  echo "ok   $out"
+
   after=$(written $DISKS)
-  is 'what was written to the disks' "$after" "$before"
+  is "$after" "$before" 'what was written to the disks'
 }
 
 for held in lvm thin ext; do
-  echo "== $held"
+  claim "$held"
   TYPE=${held/thin/lvm}
   DCONF=$ONE,$TWO
   [ $held != thin ] || DCONF="((device . \"$DCONF\") (allocation . \"thin\"))"
   must sm sr_create $SR
   # Without disks there is nothing to lose.
-  fails_with EBUSY '--force overwrites it' as ext "$ONE" sr_create $NEW
+  fails_with EBUSY as ext "$ONE" sr_create $NEW && says '--force overwrites it'
   must sm sr_attach $SR
   must sm vdi_create $SR $A 8 --label 'root disk'
   must sm vdi_create $SR $B 12
   must sm vdi_lock $SR $A FALSE vm7
   if [ $held = ext ]; then
-    fails_with EBUSY 'XSLocalEXT' as ext "$ONE" sr_create $NEW --force
-    fails_with EBUSY 'is active' as ext "$ONE" sr_create $NEW --force --destroy-sr $SR
+    fails_with EBUSY as ext "$ONE" sr_create $NEW --force && says 'XSLocalEXT'
+    fails_with EBUSY as ext "$ONE" sr_create $NEW --force --destroy-sr $SR && says 'is active'
     must sm sr_detach $SR
   else
     d=$(sm vdi_attach $SR $B)
-    fails_with EBUSY 'is active' as ext "$ONE" sr_create $NEW --destroy-sr $SR
-    is 'the device is there' "$(blockdev --getsize64 $d)" $((12 << 20))
+    fails_with EBUSY as ext "$ONE" sr_create $NEW --destroy-sr $SR && says 'is active'
+    is "$(blockdev --getsize64 $d)" $((12 << 20)) 'the device is there'
     must sm vdi_detach $SR $B
     [ $held != thin ] || must sm sr_detach $SR
   fi
   refused "$SR" '2 disks' '"root disk" 8MiB locked by vm7' "$B 12MiB" "--destroy-sr $SR"
-  is 'what is active' "$(dmsetup ls)" 'No devices found'
+  is "$(dmsetup ls)" 'No devices found' 'what is active'
 
-  echo '-- a device of it is missing'
+  claim "$held: a device of it is missing"
   mv "$TWO" "$SCRATCH/away"
   case $TYPE in
   lvm) DISKS="$ONE $THREE" refused "$SR" '2 disks' "$B 12MiB" ;;
@@ -72,13 +72,13 @@ for held in lvm thin ext; do
   esac
   mv "$SCRATCH/away" "$TWO"
 
-  echo '-- LVM is told not to look at it'
+  claim "$held: LVM is told not to look at it"
   mkdir -p /etc/lvm
   printf 'devices { global_filter=[ "r|%s|", "r|%s|" ] }\n' "$ONE" "$TWO" > /etc/lvm/lvmlocal.conf
   refused "$SR" 'LVM does not show'
   rm /etc/lvm/lvmlocal.conf
 
-  echo '-- its metadata is damaged'
+  claim "$held: its metadata is damaged"
   for disk in $ONE $TWO; do
     dd if="$disk" of="$SCRATCH/${disk##*/}" bs=1M count=11 status=none
     dd if=/dev/zero of="$disk" bs=512 seek=8 count=1 conv=notrunc,fsync status=none
@@ -86,32 +86,32 @@ for held in lvm thin ext; do
   refused "$SR" damaged
   # Not even a name is left of it.
   for disk in $ONE $TWO; do dd if=/dev/zero of="$disk" bs=4096 seek=1 count=200 conv=notrunc,fsync status=none; done
-  fails_with EBUSY 'a volume group whose metadata is damaged' as lvm "$ONE" sr_create $NEW
+  fails_with EBUSY as lvm "$ONE" sr_create $NEW && says 'a volume group whose metadata is damaged'
   for disk in $ONE $TWO; do dd if="$SCRATCH/${disk##*/}" of="$disk" bs=1M conv=notrunc,fsync status=none; done
   must sm sr_attach $SR
   must sm sr_detach $SR
 
-  echo '-- it is named'
+  claim "$held: it is named"
   must as lvm "$ONE" sr_create $NEW --destroy-sr $SR
-  is 'the groups' "$(groups)" "VG_XenStorage-$NEW "
-  is "what is on $TWO" "$(wipefs --noheadings "$TWO")" ''
+  is "$(groups)" "VG_XenStorage-$NEW " 'the groups'
+  is "$(wipefs --noheadings "$TWO")" '' "what is on $TWO"
   must as lvm "$ONE" sr_delete $NEW
   # A program may say it again.
   must as lvm "$ONE" sr_create $NEW --destroy-sr $SR
   must as lvm "$ONE" sr_delete $NEW
 done
 
-echo '== an SR without disks goes with --force'
+claim 'an SR without disks goes with --force'
 for TYPE in lvm ext; do
   DCONF=$ONE,$TWO
   must sm sr_create $SR
   must as lvm "$ONE" sr_create $NEW --force
-  is 'the groups' "$(groups)" "VG_XenStorage-$NEW "
+  is "$(groups)" "VG_XenStorage-$NEW " 'the groups'
   must as lvm "$ONE" sr_delete $NEW
-  is "what is on $TWO" "$(wipefs --noheadings "$TWO")" ''
+  is "$(wipefs --noheadings "$TWO")" '' "what is on $TWO"
 done
 
-echo '== LVHD, and filesystems of other storage managers'
+claim 'LVHD, and filesystems of other storage managers'
 VG=VG_XenStorage-$SR
 vgcreate -qq --metadatasize 10M $VG "$ONE" > /dev/null
 lvcreate -qq -y -an -Zn -Wn -l 1 -n MGT $VG > /dev/null
@@ -124,16 +124,16 @@ vgrename -qq XSLocalXFS-$SR linstor_group > /dev/null
 lvrename -qq linstor_group LV-$B xcp-volume-${B}_00000 > /dev/null
 refused LINSTOR
 lvremove -qq -y linstor_group/xcp-volume-${B}_00000 > /dev/null
-fails_with EBUSY "VHD-$A 12MiB" as ext "$ONE" sr_create $NEW
-fails_with EBUSY 'vgremove linstor_group' as ext "$ONE" sr_create $NEW
+fails_with EBUSY as ext "$ONE" sr_create $NEW && says "VHD-$A 12MiB"
+fails_with EBUSY as ext "$ONE" sr_create $NEW && says 'vgremove linstor_group'
 before=$(written $DISKS)
-fails_with EBUSY 'vgremove linstor_group' as ext "$ONE" sr_create $NEW --force
-is 'what is on the disks' "$(written $DISKS)" "$before"
+fails_with EBUSY as ext "$ONE" sr_create $NEW --force && says 'vgremove linstor_group'
+is "$(written $DISKS)" "$before" 'what is on the disks'
 vgremove -qq -y linstor_group > /dev/null
 must as ext "$ONE" sr_create $NEW --force
 must as ext "$ONE" sr_delete --yes $NEW
 
-echo '== file SRs in filesystems that are not mounted'
+claim 'file SRs in filesystems that are not mounted'
 mkdir -p "$SCRATCH/fs"
 for below in '' /storage; do
   mkfs.ext4 -q -F "$ONE"
@@ -145,11 +145,11 @@ for below in '' /storage; do
   must sm vdi_create $SR $A 8 --label 'in a file'
   umount "$SCRATCH/fs"
   refused "$SR" "a file SR in its ext4" '1 disk' '"in a file" 8MiB' "--destroy-sr $SR"
-  is 'whether the device takes writes' "$(blockdev --getro "$ONE")" 0
+  is "$(blockdev --getro "$ONE")" 0 'whether the device takes writes'
   mount "$ONE" "$SCRATCH/fs"
   must sm vdi_delete $SR $A
   umount "$SCRATCH/fs"
-  fails_with EBUSY '--force overwrites it' as ext "$ONE" sr_create $NEW
+  fails_with EBUSY as ext "$ONE" sr_create $NEW && says '--force overwrites it'
   mount "$ONE" "$SCRATCH/fs"
   must sm vdi_create $SR $B 8
   # Images of another storage manager.
@@ -165,7 +165,7 @@ for below in '' /storage; do
   must as ext "$ONE" sr_delete --yes $NEW
 done
 
-echo '== and in those of other kinds'
+claim 'and in those of other kinds'
 modprobe -a xfs btrfs 2> /dev/null
 for kind in xfs btrfs; do
   must "mkfs.$kind" -q -f "$FOUR"
@@ -178,12 +178,12 @@ for kind in xfs btrfs; do
   must mount -t $kind "$FOUR" "$SCRATCH/fs"
   must sm vdi_delete $SR $A
   umount "$SCRATCH/fs"
-  fails_with EBUSY '--force overwrites it' as lvm "$FOUR" sr_create $NEW
+  fails_with EBUSY as lvm "$FOUR" sr_create $NEW && says '--force overwrites it'
   must as lvm "$FOUR" sr_create $NEW --force
   must as lvm "$FOUR" sr_delete $NEW
 done
 
-echo '== an SR on a partition'
+claim 'an SR on a partition'
 # One partition for LVM, of 160000 sectors from sector 2048.
 printf '\0\0\2\0\216\0\0\0\0\10\0\0\0\161\2\0' | dd of="$THREE" bs=1 seek=446 conv=notrunc status=none
 printf '\125\252' | dd of="$THREE" bs=1 seek=510 conv=notrunc,fsync status=none
@@ -198,4 +198,4 @@ if [ -b "${THREE}1" ]; then
 else
   fail 'no partition'
 fi
-finish
+summary

@@ -37,7 +37,7 @@ logger=$!
 wait_until 'the log is there' test -S /dev/log || exit
 
 for TYPE in lvm ext; do
-  echo "== $TYPE"
+  claim "$TYPE"
   : > "$SCRATCH/syslog"
   for file in "${files[@]}"; do rm -f "$file"; truncate -s 100M "$file"; done
   attach "${files[@]}"
@@ -49,38 +49,38 @@ for TYPE in lvm ext; do
   d=$(sm vdi_attach $SR $A)
   echo content | dd of="$d" conv=fsync,notrunc status=none
   must sm vdi_detach $SR $A
-  is 'where it is' "$(where)" "$DCONF"
+  is "$(where)" "$DCONF" 'where it is'
   must sm sr_detach $SR
   grep -q "SR $SR is on" "$SCRATCH/syslog" && fail 'a word where nothing moved'
 
-  echo '-- names change places; one leads to the disk of another SR'
+  claim "$TYPE: names change places; one leads to the disk of another SR"
   detach
   attach "${files[2]}" "${files[1]}" "${files[0]}"
   must sm sr_attach $SR
-  is 'the disks' "$(vdis)" 1
-  is 'where it is' "$(where | tr , '\n' | sort | tr '\n' ' ')" '/dev/loop11 /dev/loop12 '
+  is "$(vdis)" 1 'the disks'
+  is "$(where | tr , '\n' | sort | tr '\n' ' ')" '/dev/loop11 /dev/loop12 ' 'where it is'
   d=$(sm vdi_attach $SR $A)
-  is 'the contents' "$(head -c 7 "$d")" content
+  is "$(head -c 7 "$d")" content 'the contents'
   must sm vdi_detach $SR $A
   must sm vdi_create $SR $B 8
   must sm vdi_delete $SR $B
   must sm sr_detach $SR
   grep -q "SR $SR is on .*/dev/loop10 holds no part of it" "$SCRATCH/syslog" || fail "the log: $(cat "$SCRATCH/syslog")"
-  fails_with EEXIST $SR sm sr_create $SR
-  DCONF=/dev/loop10 fails_with EBUSY $OTHER sm sr_create 7e57ab1e-0000-4000-8000-0000000000fd
+  fails_with EEXIST sm sr_create $SR && says $SR
+  DCONF=/dev/loop10 fails_with EBUSY sm sr_create 7e57ab1e-0000-4000-8000-0000000000fd && says $OTHER
 
-  echo '-- names are gone'
+  claim "$TYPE: names are gone"
   detach
   for n in 13 14; do mknod /dev/loop$n b 7 $n 2> /dev/null; done
   losetup /dev/loop13 "${files[0]}"
   losetup /dev/loop14 "${files[1]}"
   mv /dev/loop10 /dev/loop11 "$SCRATCH"
   must sm sr_attach $SR
-  is 'the disks' "$(vdis)" 1
+  is "$(vdis)" 1 'the disks'
   must sm sr_detach $SR
   mv "$SCRATCH"/loop1? /dev
 
-  echo '-- a disk is missing'
+  claim "$TYPE: a disk is missing"
   uuid=$(pvs --noheadings -o pv_uuid /dev/loop14 2> /dev/null | tr -d ' ')
   detach
   attach "${files[0]}"
@@ -89,27 +89,27 @@ for TYPE in lvm ext; do
   # Each disk counts for itself: this one lies on the device that is there.
   lvm)
     must sm sr_attach $SR
-    is 'the disks' "$(vdis)" 1
+    is "$(vdis)" 1 'the disks'
     must sm sr_detach $SR ;;
   # A filesystem needs all of its devices.
-  *) fails_with ENODEV "physical volume $uuid of SR $SR is missing" sm sr_attach $SR ;;
+  *) fails_with ENODEV sm sr_attach $SR && says "physical volume $uuid of SR $SR is missing" ;;
   esac
 
-  echo '-- a copy of a disk is here as well'
+  claim "$TYPE: a copy of a disk is here as well"
   detach
   cp "${files[1]}" "$SCRATCH/copy"
   attach "${files[0]}" "${files[1]}" "$SCRATCH/copy"
-  fails_with EBUSY '/dev/loop11' sm sr_attach $SR
-  fails_with EBUSY '/dev/loop12' sm sr_attach $SR
-  fails_with EBUSY "$SR" env DCONF=/dev/loop12 "$BIN/sm" sr_create -t $TYPE -d /dev/loop12 --force $OTHER
+  fails_with EBUSY sm sr_attach $SR && says '/dev/loop11'
+  fails_with EBUSY sm sr_attach $SR && says '/dev/loop12'
+  fails_with EBUSY env DCONF=/dev/loop12 "$BIN/sm" sr_create -t $TYPE -d /dev/loop12 --force $OTHER && says "$SR"
   detach
   attach "${files[0]}" "${files[1]}"
   must sm sr_attach $SR
-  is 'the disks' "$(vdis)" 1
+  is "$(vdis)" 1 'the disks'
   DCONF=/dev/loop15
   must sm sr_delete --yes $SR
-  is 'the groups' "$(vgs --noheadings 2> /dev/null)" ''
+  is "$(vgs --noheadings 2> /dev/null)" '' 'the groups'
   detach
 done
 kill $logger
-finish
+summary

@@ -20,35 +20,35 @@ server() { # VDI: the process that serves it
     sed -n "s|^/sm-datapath/\([0-9]*\)/.*/$1\..*|\1|p" "$backing" 2> /dev/null
   done
 }
-says() { # WORDS COMMAND…: the command fails and says them
-  local words=$1
+refuses() { # TEXT COMMAND…: the command fails and says it
+  local text=$1
   shift
   "$@" > "$SCRATCH/out" 2> "$SCRATCH/err" && { echo "it worked"; return 1; }
-  grep -q -- "$words" "$SCRATCH/err" || { cat "$SCRATCH/err"; return 1; }
+  grep -q -- "$text" "$SCRATCH/err" || { cat "$SCRATCH/err"; return 1; }
 }
-shows() { sm vdi_get_params "$1" | grep -q -- "$2"; }
+reports() { sm vdi_get_params "$1" | grep -q -- "$2"; }
 
 sm sr_create && sm vdi_create "$A" 16 && sm vdi_create "$B" 16 && sm vdi_create "$RAW" 4 --type raw || exit
 
-died() {
+killed() {
   local device pid
   device=$(sm vdi_attach "$A") && echo hello | dd of="$device" bs=512 conv=sync,fsync status=none && pid=$(server "$A") || return
-  shows "$A" '(attached . #t)' && ! shows "$A" 'server died' || return
+  reports "$A" '(attached . #t)' && ! reports "$A" 'server died' || return
   kill -9 "$pid"
   wait_until 'the server is gone' eval "! grep -q serve-image /proc/$pid/cmdline" || return
-  shows "$A" '(attached . #t).*(state . "server died")' && sm sr_scan | grep -q "$A.*server died" &&
+  reports "$A" '(attached . #t).*(state . "server died")' && sm sr_scan | grep -q "$A.*server died" &&
     sm sr_scan --format table | grep -q "$A.*server died" || return
-  device=$(sm vdi_attach "$A") && ! shows "$A" 'server died' && [ "$(head -c 5 "$device")" = hello ] && sm vdi_detach "$A"
+  device=$(sm vdi_attach "$A") && ! reports "$A" 'server died' && [ "$(head -c 5 "$device")" = hello ] && sm vdi_detach "$A"
 }
-claim 'a disk whose server was killed says so, and the next attach serves it again' died
+claim 'a disk whose server was killed says so, and the next attach serves it again' killed
 
 # A stopped server stands for one that hangs in its storage.
 hung() {
   local pid
   sm vdi_attach "$A" > /dev/null && sm vdi_attach "$B" > /dev/null && pid=$(server "$A") || return
   kill -STOP "$pid"
-  within 8 says "process $pid, which has not answered for 3 s (it is stopped; kill -CONT $pid" sm vdi_snapshot "$A" "$(vdi 11)" --wait 3 &&
-    within 8 says "process $pid" sm vdi_detach "$A" --wait 3 && within 8 says "process $pid" sm vdi_resize "$A" 32 --wait 3 || return
+  within 8 refuses "process $pid, which has not answered for 3 s (it is stopped; kill -CONT $pid" sm vdi_snapshot "$A" "$(vdi 11)" --wait 3 &&
+    within 8 refuses "process $pid" sm vdi_detach "$A" --wait 3 && within 8 refuses "process $pid" sm vdi_resize "$A" 32 --wait 3 || return
   within 3 sm vdi_get_params "$A" --wait 1 > /dev/null && within 3 sm sr_scan --wait 1 > /dev/null || return
   # Another disk's tree is not waited for.
   sm vdi_snapshot "$A" "$(vdi 12)" --wait 90 2> /dev/null &

@@ -16,8 +16,8 @@ set -u
 . "$ROOT/tests/guest/kill.inc"
 interpose lvm lvchange lvcreate lvremove lvs vgchange vgcreate vgremove pvremove wipefs dmsetup mkfs.ext4 e2fsck
 
-detached() { ! mounted && mapped && is 'what device-mapper has' "$MAPPED" '' && [ ! -e "$MNT" ]; }
-gone() { is 'the group' "$(vgs --noheadings -o vg_name 2> /dev/null)" '' && detached; }
+detached() { ! mounted && mapped && is "$MAPPED" '' 'what device-mapper has' && [ ! -e "$MNT" ]; }
+gone() { is "$(vgs --noheadings -o vg_name 2> /dev/null)" '' 'the group' && detached; }
 content() { local line; mounted && read -r line < "$MNT/$A.raw" && [ "$line" = content ]; }
 
 boundaries sr_create : "sm sr_delete --yes $SR" "detached && sm sr_attach $SR && mounted" 17 sr_create $SR
@@ -40,4 +40,4 @@ must sm sr_attach $SR
 content || fail 'sr_attach takes what a killed one made'
 boundaries 'sr_delete, attached' "sm sr_create $SR 2> /dev/null; sm sr_attach $SR" : gone '' sr_delete --yes $SR
 boundaries 'sr_delete, not attached' "sm sr_create $SR" : gone '' sr_delete --yes $SR
-finish
+summary

@@ -37,23 +37,23 @@ must sm sr_detach $SR
 dmsetup remove cut
 losetup -d \$loop
 [ "\$used" = "\$wrote" ] || { echo "FAIL sr_probe wrote: \$used, \$wrote"; exit 1; }
-says() { case \$vdis in *"\$1"*) ;; *) return 1 ;; esac; }
+tells() { case \$vdis in *"\$1"*) ;; *) return 1 ;; esac; }
 promised() { # NUMBER
   case \$1 in
-  0 | 11) says 'none: ENOSR' ;;
-  1 | 2 | 10) says '(sr (uuid' && ! says '$A' && ! says '$B' ;;
-  3) says '(uuid . "$A") (label . "a b")' && says 'virtual_size . 1048576' ;;
-  4 | 5) says '(uuid . "$A")' && [ "\$content" = content ] ;;
-  6) says '(VBDs "me")' && ! says '$B' && [ "\$content" = content ] ;;
-  7) says '(VBDs "me")' && says '(uuid . "$B")' && [ "\$content" = content ] ;;
-  8) ! says '(VBDs "me")' && says '(uuid . "$B")' && [ "\$content" = content ] ;;
-  9) says '(uuid . "$B")' && ! says '$A' ;;
+  0 | 11) tells 'none: ENOSR' ;;
+  1 | 2 | 10) tells '(sr (uuid' && ! tells '$A' && ! tells '$B' ;;
+  3) tells '(uuid . "$A") (label . "a b")' && tells 'virtual_size . 1048576' ;;
+  4 | 5) tells '(uuid . "$A")' && [ "\$content" = content ] ;;
+  6) tells '(VBDs "me")' && ! tells '$B' && [ "\$content" = content ] ;;
+  7) tells '(VBDs "me")' && tells '(uuid . "$B")' && [ "\$content" = content ] ;;
+  8) ! tells '(VBDs "me")' && tells '(uuid . "$B")' && [ "\$content" = content ] ;;
+  9) tells '(uuid . "$B")' && ! tells '$A' ;;
   esac
 }
 last=\${MARKS##*-}
 last=\${last:-0}
-promised \$last || { [ "\$AT" = write ] && promised \$((last + 1)); } ||
-  { echo "FAIL at a \$AT after '\$MARKS': \$vdis"; exit 1; }
+promised \$last || { [ "\$CUT" = write ] && promised \$((last + 1)); } ||
+  { echo "FAIL at a \$CUT after '\$MARKS': \$vdis"; exit 1; }
 EOF
 record
 call sr_create $SR
@@ -71,4 +71,4 @@ call vdi_delete $SR $B
 call sr_delete --yes $SR
 stop_recording
 replay "bash $SCRATCH/check" || fail 'a state is neither'
-finish
+summary

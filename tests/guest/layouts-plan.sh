@@ -18,7 +18,6 @@ sm() { "$BIN/sm" "$@"; }
 mkdir -p /etc/sm/layouts /var/lib/sm/layouts /dev/disk/by-id
 echo min_size=8M > /etc/sm/sm.conf
 for n in {1..100}; do [ -b /dev/sdl ] && break; sleep 0.1; done
-is() { [ "$1" = "$2" ] || { printf 'it is\n%s\nnot\n%s\n' "$1" "$2"; return 1; }; }
 
 # The names that udev would give, in the order of identities: disk01 to disk12.
 n=0

@@ -24,7 +24,6 @@ for n in {1..100}; do [ -b /dev/sdl ] && break; sleep 0.1; done
 state() { sm devices --format table -o dev,state | awk -v dev="$1" '$1 == dev { print $2 }'; }
 owner() { sm devices --format table -o dev,owner | sed -n "s|^$1  *||p"; }
 identity() { sm devices --format table -o dev,identity | awk -v dev="$1" '$1 == dev { print $2 }'; }
-is() { [ "$1" = "$2" ] || { echo "it is $1, not $2"; return 1; }; }
 # model LINE…
 model() { printf '%s\n' 'layout: rack1' "$@" > "$MODEL"; }
 apply() { sm apply -m "$MODEL" --yes "$@"; }

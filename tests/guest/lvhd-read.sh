@@ -24,20 +24,20 @@ digest=$(digest) seqno=$(vgs --noheadings -o vg_seqno $VG)
 # of VERB…: sets OUT to its answer, as JSON
 of() { OUT=$(sm "$@" --format json 2> "$SCRATCH/err") || fail "$*: $(cat "$SCRATCH/err")"; }
 
-echo '== the SR is found, and attached without a change'
+claim 'the SR is found, and attached without a change'
 case $(sm sr_probe 2>&1) in *"$SR"*) ;; *) fail "sr_probe: $(sm sr_probe 2>&1)" ;; esac
 must sm sr_attach $SR
 DCONF=$ONE must sm sr_attach $SR
 
-echo '== a scan runs one LVM command, and activates nothing'
+claim 'a scan runs one LVM command, and activates nothing'
 strace -f -qq -e trace=execve -o "$SCRATCH/trace" "$BIN/sm" sr_scan -t lvm -d "$DCONF" $SR --format json > "$SCRATCH/scan" || fail sr_scan
 # One image cannot be used, so the group is looked at once more.
-is 'the programs that a scan runs, itself among them' "$(grep -c 'execve.*= 0$' "$SCRATCH/trace")" 3
+is "$(grep -c 'execve.*= 0$' "$SCRATCH/trace")" 3 'the programs that a scan runs, itself among them'
 mapped
-is 'what is active' "$MAPPED" ''
+is "$MAPPED" '' 'what is active'
 
-echo '== every disk and base is listed, with its size, format, parent and names'
-must sm vdi_tree $SR --format json > "$SCRATCH/tree"
+claim 'every disk and base is listed, with its size, format, parent and names'
+must sm vdi_tree $SR --format json && cp "$SCRATCH/stdout" "$SCRATCH/tree"
 /usr/bin/python3 - "$SCRATCH/scan" "$SCRATCH/tree" "$SCRATCH/expected" << 'END' || fail 'the listing'
 import json, sys
 
@@ -77,46 +77,46 @@ print(*bad, *found, sep="\n")
 sys.exit(bool(bad or found))
 END
 
-echo '== every disk holds what it should, with its parents, also in the middle of a change'
+claim 'every disk holds what it should, with its parents, also in the middle of a change'
 while read -r disk wanted _; do
   sm vdi_export $SR $disk - 2> "$SCRATCH/err" > "$SCRATCH/disk" || fail "vdi_export $disk: $(cat "$SCRATCH/err")"
-  is "the digest of $disk" "$(sha256sum < "$SCRATCH/disk" | cut -d' ' -f1)" "$wanted"
+  is "$(sha256sum < "$SCRATCH/disk" | cut -d' ' -f1)" "$wanted" "the digest of $disk"
 done < "$SCRATCH/expected"
 mapped
-is 'what is active' "$MAPPED" ''
+is "$MAPPED" '' 'what is active'
 of vdi_get_params $SR web\ \&\ \<db\>
 case $OUT in *"\"parent\":\"$(vdi 01)\""*) ;; *) fail "vdi_get_params: $OUT" ;; esac
-fails_with EPERM 'vhd-util revert' sm vdi_export $SR "$(vdi 17)" -
-fails_with ENOVDI 'no VDI' sm vdi_get_params $SR "$(vdi 31)"
+fails_with EPERM sm vdi_export $SR "$(vdi 17)" - && says 'vhd-util revert'
+fails_with ENOVDI sm vdi_get_params $SR "$(vdi 31)" && says 'no VDI'
 
-echo '== whatever would change it is refused in one line'
+claim 'whatever would change it is refused in one line'
 A=$(vdi 02) B=$(vdi 0a)
 for call in "sr_delete --yes" "sr_collect" "sr_collect --dry-run" "sr_check --repair" "vdi_create $B 8" "vdi_delete $A --yes" "vdi_clone $A $B" \
   "vdi_snapshot $A $B" "vdi_revert $A $(vdi 03) --yes" "vdi_resize $A 32" "vdi_lock $A FALSE me" "vdi_unlock $A FALSE me" \
   "vdi_set $A --label x"; do
   read -r verb rest <<< "$call"
-  fails_with EPERM "SR $SR is LVHD" sm $verb $SR $rest
+  fails_with EPERM sm $verb $SR $rest && says "SR $SR is LVHD"
 done
-is 'the lines of a refusal' "$(sm vdi_resize $SR $A 32 2>&1 | wc -l)" 1
-fails_with EEXIST "$SR" sm sr_create $SR
+is "$(sm vdi_resize $SR $A 32 2>&1 | wc -l)" 1 'the lines of a refusal'
+fails_with EEXIST sm sr_create $SR && says "$SR"
 
-echo '== sr_check says what was begun, and what cannot be used'
+claim 'sr_check says what was begun, and what cannot be used'
 status=0
 sm sr_check $SR --deep --format table > "$SCRATCH/check" 2> /dev/null || status=$?
-is 'the status of sr_check' $status 5
+is $status 5 'the status of sr_check'
 for words in "clone_$(vdi 11)_1: it is being cloned as VDI $(vdi 31)" "VHD-$(vdi 21): it has the data of VDI $(vdi 11)" \
   "leaf_$(vdi 13)_1: it is being merged into its parent $(vdi 23)" "VHD-OLD_$(vdi 14): a change that was begun, or ended, left it" \
   "inflate_$(vdi 10)_8388608" "jvhd_$(vdi 17): the size of its VHD" "zero_$(vdi 15)_4194304" "VHD-$(vdi 17): unsupported" \
   "MGT: it has a record of a VDI without a volume"; do
   grep -qF "$words" "$SCRATCH/check" || fail "sr_check should say '$words': $(cat "$SCRATCH/check")"
 done
-is 'lasting faults' "$(grep -c '(cannot be mended)' "$SCRATCH/check")" 1
+is "$(grep -c '(cannot be mended)' "$SCRATCH/check")" 1 'lasting faults'
 
-echo '== nothing changed'
+claim 'nothing changed'
 must sm sr_detach $SR
 sync
 list_volumes -a $VG
-is 'the volumes' "$VOLUMES" "$before"
-is 'the number of changes of the group' "$(vgs --noheadings -o vg_seqno $VG)" "$seqno"
-is 'the digest of the disks' "$(digest)" "$digest"
-finish
+is "$VOLUMES" "$before" 'the volumes'
+is "$(vgs --noheadings -o vg_seqno $VG)" "$seqno" 'the number of changes of the group'
+is "$(digest)" "$digest" 'the digest of the disks'
+summary

@@ -15,58 +15,58 @@ modprobe -a dm_thin_pool dm_flakey dm_delay
 read -r ONE TWO THREE <<< "$DISKS"
 C=7e57ab1e-0000-4000-8000-00000000000c
 untouched() { # DISK WRITTEN-BEFORE
-  is "what was written to $1" "$(written "$1")" "$2"
+  is "$(written "$1")" "$2" "what was written to $1"
 }
 
-echo "== sr_create takes nobody else's devices"
+claim "sr_create takes nobody else's devices"
 DCONF=$ONE
 mkfs.ext2 -q -L 'old data' "$ONE"
 before=$(written "$ONE")
-fails_with EBUSY 'ext2 "old\x20data"' sm sr_create $SR
-fails_with EBUSY ext2 sm sr_probe
+fails_with EBUSY sm sr_create $SR && says 'ext2 "old\x20data"'
+fails_with EBUSY sm sr_probe && says ext2
 untouched "$ONE" "$before"
 mkdir -p "$SCRATCH/mnt"
 mount "$ONE" "$SCRATCH/mnt"
-fails_with EBUSY "the mount on $SCRATCH/mnt" sm sr_create $SR
-fails_with EBUSY "the mount on $SCRATCH/mnt" sm sr_create $SR --force
+fails_with EBUSY sm sr_create $SR && says "the mount on $SCRATCH/mnt"
+fails_with EBUSY sm sr_create $SR --force && says "the mount on $SCRATCH/mnt"
 umount "$SCRATCH/mnt"
 # A partition table: one Linux partition of 4096 sectors from sector 2048.
 printf '\0\0\2\0\203\0\0\0\0\10\0\0\0\20\0\0' | dd of="$TWO" bs=1 seek=446 conv=notrunc status=none
 printf '\125\252' | dd of="$TWO" bs=1 seek=510 conv=notrunc status=none
-DCONF=$TWO fails_with EBUSY dos sm sr_create $SR
+DCONF=$TWO fails_with EBUSY sm sr_create $SR && says dos
 mkswap -q "$THREE" 2> /dev/null || mkswap "$THREE" > /dev/null
-DCONF=$THREE fails_with EBUSY swap sm sr_create $SR
+DCONF=$THREE fails_with EBUSY sm sr_create $SR && says swap
 swapon "$THREE"
-DCONF=$THREE fails_with EBUSY 'swap has it' sm sr_create $SR --force
+DCONF=$THREE fails_with EBUSY sm sr_create $SR --force && says 'swap has it'
 swapoff "$THREE"
 wipefs -qa "$TWO" "$THREE"
 vgcreate -q -y theirs "$TWO" > /dev/null
 lvcreate -q -y -L 8m -n data theirs > /dev/null
-DCONF=$TWO fails_with EBUSY 'the volume group theirs' sm sr_create $SR
-DCONF=$ONE,$TWO fails_with EBUSY ext2 sm sr_create $SR
-DCONF=$TWO fails_with EBUSY 'data 8MiB' sm sr_create $SR --force
-DCONF=$TWO fails_with EBUSY 'which is no SR' sm sr_probe
-is 'their volumes' "$(volumes theirs)" 'data '
+DCONF=$TWO fails_with EBUSY sm sr_create $SR && says 'the volume group theirs'
+DCONF=$ONE,$TWO fails_with EBUSY sm sr_create $SR && says ext2
+DCONF=$TWO fails_with EBUSY sm sr_create $SR --force && says 'data 8MiB'
+DCONF=$TWO fails_with EBUSY sm sr_probe && says 'which is no SR'
+is "$(volumes theirs)" 'data ' 'their volumes'
 vgchange -qan theirs > /dev/null
 before=$(written "$TWO")
-DCONF=$TWO fails_with EBUSY 'vgremove theirs' sm sr_create $SR --force
+DCONF=$TWO fails_with EBUSY sm sr_create $SR --force && says 'vgremove theirs'
 untouched "$TWO" "$before"
 vgremove -qq -y theirs > /dev/null
 vgcreate -q -y theirs "$TWO" > /dev/null
 DCONF=$TWO must sm sr_create $SR --force
-is 'their group' "$(vgs --noheadings -o vg_name theirs 2> /dev/null)" ''
+is "$(vgs --noheadings -o vg_name theirs 2> /dev/null)" '' 'their group'
 DCONF=$TWO must sm sr_delete $SR
 DCONF=$ONE must sm sr_create $SR --force
 must sm sr_delete $SR
-DCONF=/dev/nonexistent fails_with ENODEV /dev/nonexistent sm sr_create $SR
-DCONF=/dev/null fails_with ENODEV 'not a block device' sm sr_create $SR
-DCONF=$ONE,$ONE fails_with EINVAL different sm sr_create $SR
+DCONF=/dev/nonexistent fails_with ENODEV sm sr_create $SR && says /dev/nonexistent
+DCONF=/dev/null fails_with ENODEV sm sr_create $SR && says 'not a block device'
+DCONF=$ONE,$ONE fails_with EINVAL sm sr_create $SR && says different
 ln -s "$ONE" "$SCRATCH/alias"
-DCONF=$ONE,$SCRATCH/alias fails_with EBUSY 'named twice' sm sr_create $SR
-fails_with ENOSPC needed sm sr_create $SR 10GiB
-is 'sr_probe of a blank device' "$(sm sr_probe)" '(srs)'
+DCONF=$ONE,$SCRATCH/alias fails_with EBUSY sm sr_create $SR && says 'named twice'
+fails_with ENOSPC sm sr_create $SR 10GiB && says "10GiB are asked for"
+is "$(sm sr_probe)" '(srs)' 'sr_probe of a blank device'
 
-echo "== devices that are not the SR's"
+claim "devices that are not the SR's"
 DCONF=$ONE,$TWO
 must sm sr_create $SR
 must sm vdi_create $SR $A 8 --label one
@@ -75,60 +75,60 @@ must sm vdi_create $SR $C 8
 must sm vdi_attach $SR $A > /dev/null
 must sm vdi_detach $SR $A
 sm sr_probe | grep -q "$SR.*size . 394264576" || fail "sr_probe: $(sm sr_probe)"
-fails_with EEXIST "$ONE,$TWO" sm sr_create $SR
+fails_with EEXIST sm sr_create $SR && says "$ONE,$TWO"
 DCONF=$THREE must sm sr_attach $SR
-is 'where it is' "$(DCONF=$THREE sm sr_get_params $SR | grep -o "$ONE,$TWO")" "$ONE,$TWO"
+is "$(DCONF=$THREE sm sr_get_params $SR | grep -o "$ONE,$TWO")" "$ONE,$TWO" 'where it is'
 
-echo '== a physical volume is missing'
+claim 'a physical volume is missing'
 mv "$TWO" "$SCRATCH/away"
 listing=$(sm sr_scan $SR)
-is 'the VDIs in the listing' "$(grep -o 'vdi (uuid' <<< "$listing" | wc -l)" 3
-is 'the broken ones' "$(grep -o 'broken: LVM says that it is partial' <<< "$listing" | wc -l)" 1
-is 'the state of the broken one alone' "$(sm vdi_get_params $SR $B | grep -o 'broken: LVM says that it is partial' | wc -l)" 1
+is "$(grep -o 'vdi (uuid' <<< "$listing" | wc -l)" 3 'the VDIs in the listing'
+is "$(grep -o 'broken: LVM says that it is partial' <<< "$listing" | wc -l)" 1 'the broken ones'
+is "$(sm vdi_get_params $SR $B | grep -o 'broken: LVM says that it is partial' | wc -l)" 1 'the state of the broken one alone'
 must sm sr_detach $SR
 must sm sr_attach $SR
 D=7e57ab1e-0000-4000-8000-00000000000d
-fails_with ENODEV "$TWO" sm vdi_create $SR $D 8
-fails_with ENODEV "$TWO" sm vdi_lock $SR $A FALSE me
-fails_with ENODEV "$TWO" sm vdi_delete $SR $C
-fails_with ENODEV "$TWO" sm sr_delete --yes $SR
-fails_with ENODEV partial sm vdi_attach $SR $B
-DCONF=$ONE fails_with ENODEV missing sm sr_probe
+fails_with ENODEV sm vdi_create $SR $D 8 && says "$TWO"
+fails_with ENODEV sm vdi_lock $SR $A FALSE me && says "$TWO"
+fails_with ENODEV sm vdi_delete $SR $C && says "$TWO"
+fails_with ENODEV sm sr_delete --yes $SR && says "$TWO"
+fails_with ENODEV sm vdi_attach $SR $B && says partial
+DCONF=$ONE fails_with ENODEV sm sr_probe && says missing
 d=$(sm vdi_attach $SR $A) || fail 'a VDI that is whole can be attached'
 zeroes "$d" || fail 'and it is zeroed'
 must sm vdi_detach $SR $A
 # To attach a new VDI changes metadata, which the missing device would not get.
-fails_with ENODEV "$TWO" sm vdi_attach $SR $C
+fails_with ENODEV sm vdi_attach $SR $C && says "$TWO"
 must sm vdi_detach $SR $C
 mv "$SCRATCH/away" "$TWO"
-is 'all volumes are there again' "$(sm sr_scan $SR | grep -o 'vdi (uuid' | wc -l)" 3
+is "$(sm sr_scan $SR | grep -o 'vdi (uuid' | wc -l)" 3 'all volumes are there again'
 must sm vdi_delete $SR $B
 must sm vdi_delete $SR $C
 
-echo '== a physical volume is seen twice'
+claim 'a physical volume is seen twice'
 modprobe loop
 dd if="$ONE" of=/tmp/copy bs=1M status=none
 loop=$(losetup -f --show /tmp/copy)
-fails_with EBUSY 'is seen on' sm sr_attach $SR
-fails_with EBUSY 'is seen on' sm vdi_create $SR $C 8
+fails_with EBUSY sm sr_attach $SR && says 'is seen on'
+fails_with EBUSY sm vdi_create $SR $C 8 && says 'is seen on'
 losetup -d "$loop"
 rm /tmp/copy
 must sm sr_attach $SR
 
-echo '== the group belongs to another host'
+claim 'the group belongs to another host'
 vgchange -y -q --config 'local{system_id="elsewhere" extra_system_ids=["elsewhere"]} global{system_id_source="lvmlocal"}' \
   --systemid elsewhere $VG > /dev/null 2>&1 || fail 'vgchange --systemid'
-fails_with ESRBUSY elsewhere sm sr_attach $SR
-fails_with ESRBUSY elsewhere sm vdi_create $SR $C 8
-fails_with ESRBUSY elsewhere sm sr_delete --yes $SR
-fails_with EEXIST "$ONE" sm sr_create $SR
+fails_with ESRBUSY sm sr_attach $SR && says elsewhere
+fails_with ESRBUSY sm vdi_create $SR $C 8 && says elsewhere
+fails_with ESRBUSY sm sr_delete --yes $SR && says elsewhere
+fails_with EEXIST sm sr_create $SR && says "$ONE"
 vgchange -y -q --config 'local{system_id="elsewhere"} global{system_id_source="lvmlocal"}' --systemid '' $VG > /dev/null 2>&1 ||
   fail 'vgchange --systemid back'
 must sm sr_attach $SR
-is 'its VDIs' "$(volumes $VG)" "LV-$A "
+is "$(volumes $VG)" "LV-$A " 'its VDIs'
 must sm sr_delete --yes $SR
 
-echo '== a device vanishes, fails, comes back'
+claim 'a device vanishes, fails, comes back'
 begin_shaky "$THREE"
 must sm sr_create $SR
 must sm vdi_create $SR $A 8
@@ -136,46 +136,46 @@ d=$(sm vdi_attach $SR $A)
 echo content | dd of="$d" conv=fsync,notrunc status=none
 swap "0 $sectors error"
 echo 3 > /proc/sys/vm/drop_caches
-fails_with EIO '' sm sr_scan $SR
-fails_with EIO '' sm sr_attach $SR
-fails_with EIO '' sm vdi_create $SR $B 8
-fails_with EIO '' sm sr_delete --yes $SR
+fails_with EIO sm sr_scan $SR
+fails_with EIO sm sr_attach $SR
+fails_with EIO sm vdi_create $SR $B 8
+fails_with EIO sm sr_delete --yes $SR
 must sm vdi_detach $SR $A
 [ ! -e "$d" ] || fail "$d is still there"
 must sm sr_detach $SR
-is 'devices' "$(dmsetup ls | cut -f 1)" shaky
+is "$(dmsetup ls | cut -f 1)" shaky 'devices'
 swap "$good"
-is 'the VDIs' "$(sm sr_scan $SR | grep -o 'vdi (uuid' | wc -l)" 1
+is "$(sm sr_scan $SR | grep -o 'vdi (uuid' | wc -l)" 1 'the VDIs'
 d=$(sm vdi_attach $SR $A)
-is 'the contents' "$(head -c 7 "$d")" content
+is "$(head -c 7 "$d")" content 'the contents'
 tail -f /dev/null 9< "$d" &
-fails_with EVDIBUSY tail sm vdi_detach $SR $A
-fails_with EVDIBUSY "$d" sm sr_detach $SR
-fails_with EVDIBUSY "$d" sm sr_delete --yes $SR
+fails_with EVDIBUSY sm vdi_detach $SR $A && says tail
+fails_with EVDIBUSY sm sr_detach $SR && says "$d"
+fails_with EVDIBUSY sm sr_delete --yes $SR && says "$d"
 kill $!
 wait $! 2> /dev/null
 must sm vdi_detach $SR $A
 # Writes fail, reads do not: an operation that could not be made durable says so.
 swap "0 $sectors flakey $THREE 0 0 1800 1 error_writes"
-fails_with EIO '' sm vdi_create $SR $B 8
-fails_with EIO '' sm vdi_lock $SR $A FALSE me
+fails_with EIO sm vdi_create $SR $B 8
+fails_with EIO sm vdi_lock $SR $A FALSE me
 swap "$good"
-is 'the VDIs' "$(volumes $VG)" "LV-$A "
+is "$(volumes $VG)" "LV-$A " 'the VDIs'
 must sm vdi_create $SR $B 8
 must sm vdi_lock $SR $A FALSE me
-fails_with EVDIBUSY me sm sr_delete --yes $SR
+fails_with EVDIBUSY sm sr_delete --yes $SR && says me
 must sm vdi_unlock $SR $A TRUE you
 must sm sr_delete --yes $SR
 end_shaky
 
-echo '== no space'
+claim 'no space'
 DCONF=$ONE
 must sm sr_create $SR
-fails_with ENOSPC needed sm vdi_create $SR $A 1000
-fails_with E2BIG '' sm vdi_create $SR $A 8388607TiB
+fails_with ENOSPC sm vdi_create $SR $A 1000 && says needed
+fails_with E2BIG sm vdi_create $SR $A 8388607TiB
 must sm vdi_create $SR $A 100
-fails_with ENOSPC needed sm vdi_resize $SR $A 1000
-is 'the volumes' "$(volumes $VG)" "LV-$A "
+fails_with ENOSPC sm vdi_resize $SR $A 1000 && says needed
+is "$(volumes $VG)" "LV-$A " 'the volumes'
 must sm sr_delete --yes $SR
 DCONF="((device . \"$ONE\") (allocation . \"thin\"))"
 must sm sr_create $SR
@@ -183,29 +183,29 @@ must sm vdi_create $SR $A 1000
 d=$(sm vdi_attach $SR $A)
 must sm vdi_detach $SR $A
 head -c 190000000 /dev/urandom > /tmp/large
-fails_with ENOSPC 'nearly full' sm vdi_import $SR $B - --size 190000000B < /tmp/large
-fails_with ENOSPC 'nearly full' sm vdi_import $SR $B /tmp/large
+fails_with ENOSPC sm vdi_import $SR $B - --size 190000000B < /tmp/large && says 'nearly full'
+fails_with ENOSPC sm vdi_import $SR $B /tmp/large && says 'nearly full'
 rm /tmp/large
-is 'what is left of it' "$(volumes $VG)" "LV-$A POOL "
+is "$(volumes $VG)" "LV-$A POOL " 'what is left of it'
 d=$(sm vdi_attach $SR $A)
 dd if=/dev/urandom of="$d" bs=1M count=176 conv=fsync,notrunc status=none
 before=$(head -c 184549376 "$d" | sha256sum)
 sm sr_get_params $SR | grep -o '(pool .*))'
-fails_with ENOSPC 'nearly full' sm vdi_create $SR $B 8
-fails_with ENOSPC 'nearly full' sm vdi_snapshot $SR $A $B
-fails_with ENOSPC 'nearly full' sm vdi_resize $SR $A 2000
-DCONF="((device . \"$ONE\") (allocation . \"thick\"))" fails_with EINVAL 'created thin' sm sr_attach $SR
+fails_with ENOSPC sm vdi_create $SR $B 8 && says 'nearly full'
+fails_with ENOSPC sm vdi_snapshot $SR $A $B && says 'nearly full'
+fails_with ENOSPC sm vdi_resize $SR $A 2000 && says 'nearly full'
+DCONF="((device . \"$ONE\") (allocation . \"thick\"))" fails_with EINVAL sm sr_attach $SR && says 'created thin'
 must sm vdi_detach $SR $A
 must sm sr_detach $SR
 must sm sr_attach $SR
 d=$(sm vdi_attach $SR $A)
-is 'the contents' "$(head -c 184549376 "$d" | sha256sum)" "$before"
+is "$(head -c 184549376 "$d" | sha256sum)" "$before" 'the contents'
 must sm vdi_detach $SR $A
 must sm vdi_delete $SR $A
 must sm vdi_create $SR $B 8
 must sm sr_delete --yes $SR
 
-echo '== nobody sees what the disk held before, whether or not the device makes zeroes by itself'
+claim 'nobody sees what the disk held before, whether or not the device makes zeroes by itself'
 for table in linear delay; do
   DISKS=$ONE dirty
   DCONF=/dev/mapper/stale
@@ -218,13 +218,13 @@ for table in linear delay; do
   echo "write_zeroes_max_bytes of $table: $(cat "/sys/block/$number/queue/write_zeroes_max_bytes")"
   must sm sr_create $SR --force
   must sm vdi_create $SR $A 8
-  is "new disks still to be zeroed on $table" "$(lvs --noheadings -o lv_tags $VG/LV-$A | grep -c xcp.zero)" "$([ $table = linear ] && echo 1 || echo 0)"
+  is "$(lvs --noheadings -o lv_tags $VG/LV-$A | grep -c xcp.zero)" "$([ $table = linear ] && echo 1 || echo 0)" "new disks still to be zeroed on $table"
   must sm vdi_resize $SR $A 16
   d=$(sm vdi_attach $SR $A)
   zeroes "$d" || fail "a new disk on $table is not zeroes"
-  fails_with EVDIBUSY "$d" sm vdi_export $SR $A /tmp/out.raw
+  fails_with EVDIBUSY sm vdi_export $SR $A /tmp/out.raw && says "$d"
   printf '%s\n' content | sm vdi_import $SR $B - --size 8 2> /dev/null && fail 'a pipe that ends early'
-  is 'what is left of it' "$(volumes $VG)" "LV-$A "
+  is "$(volumes $VG)" "LV-$A " 'what is left of it'
   { head -c 3000000 /dev/zero; echo content; head -c 5388600 /dev/zero; } > /tmp/in.raw
   must sm vdi_import $SR $B /tmp/in.raw --size 12
   must sm vdi_create $SR $C 8
@@ -237,8 +237,8 @@ for table in linear delay; do
   must sm vdi_delete $SR $B
   must sm vdi_import $SR $B /tmp/new.qcow2
   cmp -n 8388608 <(sm vdi_export $SR $B -) /dev/zero || fail "a new disk on $table went out as something"
-  fails_with EPERM 'give the file' sm vdi_import $SR 7e57ab1e-0000-4000-8000-00000000000d - --file-type qcow2 < <(cat /tmp/new.qcow2)
-  is 'active volumes' "$(dmsetup ls | grep -c LV--)" 1
+  fails_with EPERM sm vdi_import $SR 7e57ab1e-0000-4000-8000-00000000000d - --file-type qcow2 < <(cat /tmp/new.qcow2) && says 'give the file'
+  is "$(dmsetup ls | grep -c LV--)" 1 'active volumes'
   must sm vdi_delete $SR $B
   must sm vdi_delete $SR $C
   rm -f /tmp/in.raw /tmp/out.vhd /tmp/new.qcow2 /tmp/out.raw
@@ -250,14 +250,14 @@ for table in linear delay; do
   rm /etc/lvm/lvmlocal.conf
 done
 
-echo "== any text survives; other storage managers' volumes are left alone"
+claim "any text survives; other storage managers' volumes are left alone"
 DCONF=$ONE
 must sm sr_create $SR
 label='a "b" \ ,;@$(reboot) ü 😀 --addtag'
 must sm vdi_create $SR $A 8 --label "$label" --description "$(printf 'é%.0s' {1..30000})x"
 sm vdi_get_params $SR $A --format json | grep -qF "$(printf %s "$label" | sed 's/[\\"]/\\&/g')" || fail "label: $(sm vdi_get_params $SR $A | head -c 300)"
 must sm vdi_lock $SR $A FALSE "$label"
-fails_with ENOLCK 'locked' sm vdi_lock $SR $A FALSE other
+fails_with ENOLCK sm vdi_lock $SR $A FALSE other && says 'locked'
 must sm vdi_unlock $SR $A FALSE "$label"
 lvcreate -qq -y -an -Zn -Wn -l 1 -n "VHD-$C" $VG > /dev/null 2>&1
 lvcreate -qq -y -an -Zn -Wn -l 1 -n MGT $VG > /dev/null 2>&1
@@ -266,26 +266,26 @@ must sm vdi_create $SR $D 8
 must sm sr_detach $SR
 must sm sr_attach $SR
 listing=$(sm sr_scan $SR)
-is 'the VDIs in the listing' "$(grep -o 'vdi (uuid' <<< "$listing" | wc -l)" 3
-is 'the state of the LVHD volume' "$(grep -o "unsupported: VDI $C is a vhd image in a volume" <<< "$listing" | wc -l)" 1
-is 'the state of the one with a damaged tag' "$(grep -o 'broken: [^"]*xcp.cut=oops' <<< "$listing" | wc -l)" 1
-fails_with EPERM LVHD sm vdi_attach $SR $C
-fails_with EPERM LVHD sm vdi_delete $SR $C --yes
-fails_with EIO 'lvchange --deltag xcp.cut=oops' sm vdi_attach $SR $A
-fails_with EIO 'xcp.cut=oops' sm vdi_delete $SR $A
+is "$(grep -o 'vdi (uuid' <<< "$listing" | wc -l)" 3 'the VDIs in the listing'
+is "$(grep -o "unsupported: VDI $C is a vhd image in a volume" <<< "$listing" | wc -l)" 1 'the state of the LVHD volume'
+is "$(grep -o 'broken: [^"]*xcp.cut=oops' <<< "$listing" | wc -l)" 1 'the state of the one with a damaged tag'
+fails_with EPERM sm vdi_attach $SR $C && says LVHD
+fails_with EPERM sm vdi_delete $SR $C --yes && says LVHD
+fails_with EIO sm vdi_attach $SR $A && says 'lvchange --deltag xcp.cut=oops'
+fails_with EIO sm vdi_delete $SR $A && says 'xcp.cut=oops'
 must sm vdi_attach $SR $D > /dev/null
 must sm vdi_detach $SR $D
 must sm vdi_delete $SR $D
-is 'the volumes' "$(volumes $VG)" "LV-$A MGT VHD-$C "
+is "$(volumes $VG)" "LV-$A MGT VHD-$C " 'the volumes'
 must sm vdi_delete $SR $A --yes
-is 'the volumes' "$(volumes $VG)" "MGT VHD-$C "
+is "$(volumes $VG)" "MGT VHD-$C " 'the volumes'
 # Without the tag that an SR of ours has, the group is another storage manager's: read, and not changed.
 vgchange -qq --deltag xcp.allocation=thick $VG > /dev/null
 must sm sr_attach $SR
-must sm sr_scan $SR > "$SCRATCH/scan"
-is 'the state of the LVHD volume' "$(grep -o 'broken: [^"]*there is no valid VHD footer' "$SCRATCH/scan" | wc -l)" 1
-fails_with EPERM LVHD sm vdi_create $SR $D 8
-fails_with EPERM LVHD sm sr_delete --yes $SR
+must sm sr_scan $SR
+is "$(grep -o 'broken: [^"]*there is no valid VHD footer' "$SCRATCH/stdout" | wc -l)" 1 'the state of the LVHD volume'
+fails_with EPERM sm vdi_create $SR $D 8 && says LVHD
+fails_with EPERM sm sr_delete --yes $SR && says LVHD
 vgchange -qq --addtag xcp.allocation=thick $VG > /dev/null
 must sm sr_delete --yes $SR
-finish
+summary

@@ -20,9 +20,9 @@ suspended() { cat /sys/block/dm-*/dm/suspended 2> /dev/null | grep -c 1; }
 in_time() { timeout 100 "$@" > "$SCRATCH/out" 2> "$SCRATCH/err" || fail "in time: $*: $? $(cat "$SCRATCH/err")"; }
 tags() { lvs --noheadings -o lv_tags "$VG/LV-$1" 2> /dev/null | tr -d ' '; }
 pattern() { local d; d=$(sm vdi_attach $SR $A) && echo content | dd of="$d" conv=fsync,notrunc status=none && sm vdi_detach $SR $A; }
-content() { is "the contents of $A" "$(head -c 7 "$(device $A)")" content; }
+content() { is "$(head -c 7 "$(device $A)")" content "the contents of $A"; }
 
-echo '== suspended: a killed command had loaded a larger table of extents that the volume never got'
+claim 'suspended: a killed command had loaded a larger table of extents that the volume never got'
 DCONF=$ONE
 must sm sr_create $SR
 must sm vdi_create $SR $A 8
@@ -35,23 +35,23 @@ in_the_middle() {
   dmsetup load "$(dm LV-$A)" --table "$table
 $((8 << 11)) 8192 linear $ONE 200000"
   dmsetup suspend --noflush --nolockfs "$(dm LV-$A)"
-  is 'what is suspended' "$(suspended)" 1
+  is "$(suspended)" 1 'what is suspended'
 }
 for call in "vdi_attach $SR $A" "vdi_resize $SR $A 12" "vdi_detach $SR $A" "sr_attach $SR"; do
   in_the_middle
   in_time "$BIN/sm" ${call%% *} -t lvm -d "$DCONF" ${call#* }
-  is "what is suspended after $call" "$(suspended)" 0
+  is "$(suspended)" 0 "what is suspended after $call"
   d=$(sm vdi_attach $SR $A)
-  is "the size after $call" "$(blockdev --getsize64 "$d")" "$(size $A)"
+  is "$(blockdev --getsize64 "$d")" "$(size $A)" "the size after $call"
   content
   must sm vdi_detach $SR $A
   must sm vdi_resize $SR $A 8 --allow-shrink
 done
 in_the_middle
-is 'a listing' "$(timeout 60 "$BIN/sm" sr_scan -t lvm -d "$DCONF" $SR | grep -o '(vdi (uuid' | wc -l)" 2
+is "$(timeout 60 "$BIN/sm" sr_scan -t lvm -d "$DCONF" $SR | grep -o '(vdi (uuid' | wc -l)" 2 'a listing'
 in_time "$BIN/sm" vdi_get_params -t lvm -d "$DCONF" $SR $A
 in_time "$BIN/sm" vdi_detach -t lvm -d "$DCONF" $SR $A
-echo '-- and one that has no table at all'
+claim 'and one that has no table at all'
 id=$(lvs --noheadings -o vg_uuid,lv_uuid $VG/LV-$A | tr -d ' -')
 dmsetup create "$(dm LV-$A)" --uuid "LVM-$id" --notable
 d=$(timeout 100 "$BIN/sm" vdi_attach -t lvm -d "$DCONF" $SR $A) || fail 'vdi_attach'
@@ -59,7 +59,7 @@ content
 must sm vdi_detach $SR $A
 must sm sr_delete --yes $SR
 
-echo '== suspended: a thin pool and its disk; an ext SR'
+claim 'suspended: a thin pool and its disk; an ext SR'
 DCONF="((device . \"$ONE\") (allocation . \"thin\"))"
 must sm sr_create $SR
 must sm vdi_create $SR $A 8
@@ -68,7 +68,7 @@ sm vdi_attach $SR $A > /dev/null
 dmsetup suspend --noflush --nolockfs "$(dm LV-$A)"
 dmsetup suspend --noflush --nolockfs "$(dm POOL)-tpool"
 in_time "$BIN/sm" vdi_snapshot -t lvm -d "$DCONF" $SR $A $B
-is 'what is suspended' "$(suspended)" 0
+is "$(suspended)" 0 'what is suspended'
 content
 must sm vdi_detach $SR $A
 must sm sr_delete --yes $SR
@@ -81,16 +81,16 @@ dmsetup suspend --noflush --nolockfs XSLocalEXT--${SR//-/--}-${SR//-/--}
 in_time "$BIN/sm" sr_detach -t ext -d "$DCONF" $SR
 TYPE=ext must sm sr_delete --yes $SR
 
-echo '== a pool does not promise what no pool can hold'
+claim 'a pool does not promise what no pool can hold'
 DCONF="((device . \"$ONE\") (allocation . \"thin\"))"
 must sm sr_create $SR
-fails_with E2BIG '1024 times' sm vdi_create $SR $A 10240TiB
+fails_with E2BIG sm vdi_create $SR $A 10240TiB && says '1024 times'
 must sm vdi_create $SR $A 100GiB
-fails_with E2BIG '1024 times' sm vdi_resize $SR $A 1024TiB
-is 'the volumes' "$(volumes $VG)" "LV-$A POOL "
+fails_with E2BIG sm vdi_resize $SR $A 1024TiB && says '1024 times'
+is "$(volumes $VG)" "LV-$A POOL " 'the volumes'
 must sm sr_delete --yes $SR
 
-echo '== issue_discards: what was zeroed for a disk to grow by is not discarded before the disk has it'
+claim 'issue_discards: what was zeroed for a disk to grow by is not discarded before the disk has it'
 # After a discard a loop device reads as zeroes, and others need not: so the trace tells.
 mkdir -p /etc/lvm
 printf 'devices { issue_discards=1 }\n' > /etc/lvm/lvmlocal.conf
@@ -110,7 +110,7 @@ must sm sr_delete --yes $SR
 losetup -d "$loop"
 rm /etc/lvm/lvmlocal.conf
 
-echo '== other hosts have the group: a new disk is zeroed by the host that makes it'
+claim 'other hosts have the group: a new disk is zeroed by the host that makes it'
 dirty
 DCONF="((device . \"$ONE\") (shared . \"true\"))"
 must sm sr_create $SR
@@ -122,28 +122,28 @@ before=$(vgs --noheadings -o vg_seqno $VG)
 d=$(sm vdi_attach $SR $A) || fail 'vdi_attach on another host'
 zeroes "$d" || fail 'a new disk is not zeroes'
 must sm vdi_detach $SR $A
-is 'the number of changes of the group' "$(vgs --noheadings -o vg_seqno $VG)" "$before"
+is "$(vgs --noheadings -o vg_seqno $VG)" "$before" 'the number of changes of the group'
 DCONF=$ONE
 must sm sr_delete --yes $SR
 must sm sr_create $SR
 must sm vdi_create $SR $A 8
-DCONF="((device . \"$ONE\") (SRmaster . \"false\"))" fails_with ESRBUSY 'attach it there once' sm vdi_attach $SR $A
-is 'what is active' "$(dmsetup ls)" 'No devices found'
+DCONF="((device . \"$ONE\") (SRmaster . \"false\"))" fails_with ESRBUSY sm vdi_attach $SR $A && says 'attach it there once'
+is "$(dmsetup ls)" 'No devices found' 'what is active'
 must sm vdi_attach $SR $A > /dev/null
 must sm vdi_detach $SR $A
 DCONF="((device . \"$ONE\") (SRmaster . \"false\"))" must sm vdi_attach $SR $A > /dev/null
 must sm vdi_detach $SR $A
-fails_with EINVAL 'true or false' env "$BIN/sm" sr_attach -t lvm -d "((device . \"$ONE\") (shared . \"maybe\"))" $SR
+fails_with EINVAL env "$BIN/sm" sr_attach -t lvm -d "((device . \"$ONE\") (shared . \"maybe\"))" $SR && says 'true or false'
 must sm sr_delete --yes $SR
 
-echo '== what a killed call left in a disk'\''s cache is flushed before it is said to be there'
+claim 'what a killed call left in a disk'\''s cache is flushed before it is said to be there'
 DCONF=$ONE
 must sm sr_create $SR
 must sm vdi_create $SR $A 8
 flushed() { # NAME STATUS VERB …: the call fails so, or succeeds with 0, and syncs the device
   local status=0
   strace -f -qq -y -e trace=fsync,fdatasync -o "$SCRATCH/trace" "$BIN/sm" "$3" -t lvm -d "$DCONF" "${@:4}" > /dev/null 2>&1 || status=$?
-  is "the status of $1" $status "$2"
+  is $status "$2" "the status of $1"
   grep -q "fsync([0-9]*<$ONE" "$SCRATCH/trace" || fail "$1 does not flush $ONE"
 }
 flushed 'sr_create of what exists' 17 sr_create $SR
@@ -152,4 +152,4 @@ flushed 'vdi_delete of what is gone' 0 vdi_delete $SR $B
 flushed 'vdi_resize to the size that it has' 0 vdi_resize $SR $A 8
 must sm sr_delete --yes $SR
 flushed 'sr_delete of what is gone' 0 sr_delete --yes $SR
-finish
+summary

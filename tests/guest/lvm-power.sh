@@ -21,22 +21,22 @@ cat > "$SCRATCH/check" << EOF
 . '$ROOT/tests/guest/lvm.inc'
 DCONF=$REPLAY
 vdis=\$(sm sr_scan $SR 2> $SCRATCH/err) || vdis="none: \$(cat $SCRATCH/err)"
-says() { case \$vdis in *"\$1"*) ;; *) return 1 ;; esac; }
+tells() { case \$vdis in *"\$1"*) ;; *) return 1 ;; esac; }
 promised() { # NUMBER
   case \$1 in
-  0 | 10) says 'none: ENOSR' ;;
-  1) says '(sr (uuid' && ! says '$A' ;;
-  2 | 3) says '(uuid . "$A") (label . "a b")' && says 'virtual_size . 8388608' ;;
-  4 | 6 | 7) says 'virtual_size . 16777216' && says '(VBDs)' ;;
-  5) says 'virtual_size . 16777216' && says '(VBDs "me")' ;;
-  8) says '$A' && says '$B' ;;
-  9) ! says '$A' && says '$B' ;;
+  0 | 10) tells 'none: ENOSR' ;;
+  1) tells '(sr (uuid' && ! tells '$A' ;;
+  2 | 3) tells '(uuid . "$A") (label . "a b")' && tells 'virtual_size . 8388608' ;;
+  4 | 6 | 7) tells 'virtual_size . 16777216' && tells '(VBDs)' ;;
+  5) tells 'virtual_size . 16777216' && tells '(VBDs "me")' ;;
+  8) tells '$A' && tells '$B' ;;
+  9) ! tells '$A' && tells '$B' ;;
   esac
 }
 last=\${MARKS##*-}
 last=\${last:-0}
-promised \$last || { [ "\$AT" = write ] && promised \$((last + 1)); } ||
-  { echo "FAIL at a \$AT after '\$MARKS': \$vdis"; exit 1; }
+promised \$last || { [ "\$CUT" = write ] && promised \$((last + 1)); } ||
+  { echo "FAIL at a \$CUT after '\$MARKS': \$vdis"; exit 1; }
 EOF
 record
 call sr_create $SR
@@ -51,4 +51,4 @@ call vdi_delete $SR $A
 call sr_delete --yes $SR
 stop_recording
 replay "bash $SCRATCH/check" || fail 'a state is neither'
-finish
+summary

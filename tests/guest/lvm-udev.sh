@@ -47,11 +47,11 @@ for allocation in thick thin; do
     pids[n]=$!
   done
   for n in $lives; do wait "${pids[n]}" || fail "$allocation, VDI $n: $(cat "$SCRATCH/life$n")"; done
-  echo "ok   $allocation"
+  claim "$allocation: nothing is left"
   must sm sr_detach $SR
   udevadm settle
-  is "the devices of a detached $allocation SR" "$(dmsetup ls)" 'No devices found'
+  is "$(dmsetup ls)" 'No devices found' "the devices of a detached $allocation SR"
   must sm sr_attach $SR
   must sm sr_delete --yes $SR
 done
-finish
+summary

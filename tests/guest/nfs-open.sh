@@ -52,7 +52,7 @@ one_version() { # version path
   claim '  leaving nothing' sh -c "! ls $SRV | grep -v lost+found"
 
   run sr_create && run sr_attach
-  together() {
+  four() {
     local i n failed=0 pids=()
     (while :; do run sr_scan; run sr_get_params; done > "$SCRATCH/scan" 2>&1) &
     local scans=$!
@@ -71,7 +71,7 @@ one_version() { # version path
     wait $scans
     return $failed
   }
-  claim "$((4 * ROUNDS)) times create, lock, unlock, delete while others list" together
+  claim "$((4 * ROUNDS)) times create, lock, unlock, delete while others list" four
   claim '  no call was told of an error' sh -c "! grep -i 'EIO\|EBUSY\|ESTALE' $SCRATCH/scan"
   run sr_attach
   claim '  nothing is left' empty

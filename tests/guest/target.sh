@@ -18,7 +18,6 @@ ME=iqn.2003-01.org.example:host1 OTHER=iqn.2003-01.org.example:host2
 # Initiators tell disks by their first 25 digits.
 RAW=1a11866e-b035-4b1a-a571-000000000001 VHD=2a11866e-b035-4b1a-a571-000000000002 LVM=3a11866e-b035-4b1a-a571-000000000003
 sm() { "$BIN/sm" "$@"; }
-is() { [ "$1" = "$2" ] || { echo "it is $1, not $2"; return 1; }; }
 truncate -s 1G /srv/fs.img && mkfs.ext4 -q /srv/fs.img && mount -o loop /srv/fs.img /srv/fs
 sm sr_create --name fast -t file -d /srv/fs/sr "$SR" || exit 1
 sm vdi_create fast "$RAW" 32M --type raw --label raw
@@ -203,7 +202,7 @@ reboots() {
     sm target publish vg/lv --fabric loopback > /dev/null && sm target check || return
   tree > "$SCRATCH/before"
   forget
-  fails_with EDRIFT sm target check > /dev/null || sm target check 2>&1 | grep -q EDRIFT || return
+  sm target check 2>&1 | grep -q EDRIFT || return
   sm target restore && sm target check || return
   tree > "$SCRATCH/after"
   diff "$SCRATCH/before" "$SCRATCH/after" || return

@@ -1,15 +1,21 @@
 # shellcheck shell=bash
-# The verbs of the compliance suite. Needs bash and coreutils; whoever sources it has set SM (the path of
-# `sm`), TYPE, DCONF and SR.
+# The words of every suite of the shell: of the compliance suite and of those that run in guests. Needs bash and coreutils;
+# whoever sources it has set SCRATCH, a directory, and, for calls that begin with a verb, SM (the path of `sm`), TYPE, DCONF and SR.
 #
 #   claim 'text'            what the following steps are to show; ends the claim before it
-#   must VERB ARG …         one call of sm that succeeds and prints nothing on stderr
-#   may_be NAME VERB ARG …  one that succeeds, or fails as fails_with says; true if it succeeded
+#   claim 'text' COMMAND …  a claim that is this one command, with steps in it or none; what it prints is shown if it fails
+#   summary                 ends the last claim and counts them; true if none failed
+#   fail TEXT               the claim is not so
+#
+# A CALL is a verb and its arguments, for one call of sm on the suite's TYPE and DCONF, or any other command.
+#
+#   must CALL               it succeeds; a verb prints nothing on stderr
+#   may_be NAME CALL        it succeeds, or fails as fails_with says; true if it succeeded
 #   may_refuse VERB         true if the driver's row lets it answer EPERM
-#   fails_with NAME VERB …  one that fails as the table says: status, nothing on stdout, one line on stderr
+#   fails_with NAME CALL    it fails as the table says: status, nothing on stdout, one line on stderr
 #   says TEXT               the message of the failed call has TEXT in it
 #   prints TEXT             the last call printed exactly TEXT and a newline, or nothing if TEXT is empty
-#   equal GOT WANT          two texts are the same
+#   is GOT WANT [OF]        two texts are the same; OF what, if the claim does not tell
 #   true_that TEST …        a command that succeeds
 #   false_that TEST …       a command that fails, by itself and not by a signal
 #   field NAME [DATUM]      sets FIELD to a field of the last answer (or DATUM), strings without their quotes
@@ -22,23 +28,48 @@
 #   together N VERB …       N calls at once, `@` in an argument is the call's number; sets WON and CODES
 #
 # After the first step that fails or skips, the rest of the claim's steps do nothing, and `tidy`, which whoever
-# sources this defines, puts the scene in order before the next claim.
+# sources this may define, puts the scene in order before the next claim. A claim without steps is not told.
 
 PASSED=0 FAILED=0 SKIPPED=0
-CLAIM='' STATE=none BEGUN=0
+CLAIM='' STATE=none BEGUN=0 STEPS=0
 OUT='' SAID='' STATUS=0 SHOWN='' FIELD='' FOUND=''
 
 claim() {
+    local said
     end_claim
-    CLAIM=$1 STATE=open BEGUN=$SECONDS
-    # Told by tests/guest/suites if this never comes to its end.
-    printf '%s\n' "$CLAIM" >"${AT:-/dev/null}"
+    CLAIM=$1 STATE=open BEGUN=$SECONDS STEPS=0 SHOWN=''
+    at "$CLAIM"
     [ -z "${VERBOSE-}" ] || printf '# %s\n' "$CLAIM"
+    [ $# -gt 1 ] || return 0
+    shift
+    STEPS=1
+    # A process of its own: what the command sets or changes to is no matter of the next claim.
+    said=$("$@" 2>&1) || fail "this should be so: $*"$'\n'"     ${said//$'\n'/$'\n'     }" || :
+    end_claim
+}
+
+# at TEXT: what comes now. tests/guest/suites tells it if the suite never comes to its end.
+at() { printf '%s\n' "$1" >"${AT:-/dev/null}"; }
+
+# Each step asks whether it stands in a claim that is neither failed nor skipped.
+in_claim() {
+    STEPS=$((STEPS + 1))
+    [ "$STATE" != open ] || return 0
+    [ "$STATE" != none ] || { FAILED=$((FAILED + 1)) && printf 'FAIL a step stands in no claim: %s\n' "$*"; }
+    return 1
+}
+
+tidy() { :; }
+
+summary() {
+    end_claim
+    printf '%d passed, %d failed, %d skipped\n' $PASSED $FAILED $SKIPPED
+    [ $FAILED = 0 ]
 }
 
 end_claim() {
     case $STATE in
-    open) PASSED=$((PASSED + 1)) && printf 'PASS %s%s\n' "$CLAIM" "$(took)" ;;
+    open) [ $STEPS = 0 ] || { PASSED=$((PASSED + 1)) && printf 'PASS %s%s\n' "$CLAIM" "$(took)"; } ;;
     failed) FAILED=$((FAILED + 1)) && tidy ;;
     skipped) SKIPPED=$((SKIPPED + 1)) && tidy ;;
     esac
@@ -50,7 +81,7 @@ took() { # how long the claim took, if that is worth a word
 }
 
 fail() { # what was seen; the last call is shown below it
-    [ "$STATE" = open ] || return 1
+    in_claim fail "$1" || return 1
     STATE=failed
     printf 'FAIL %s: %s\n' "$CLAIM" "$1"
     [ -z "$SHOWN" ] || printf '     $ %s\n     status %s, stdout %q, stderr %q\n' "$SHOWN" "$STATUS" "$OUT" "$SAID"
@@ -58,7 +89,7 @@ fail() { # what was seen; the last call is shown below it
 }
 
 skip() {
-    [ "$STATE" = open ] || return 1
+    in_claim skip "$1" || return 1
     STATE=skipped
     printf 'SKIP %s: %s\n' "$CLAIM" "$1"
     return 1
@@ -68,15 +99,20 @@ lacks() {
     if [ -n "${SM_TESTS_SKIP_NOTHING-}" ]; then fail "$1"; else skip "$1"; fi
 }
 
-# One call. Standard input is empty, and descriptor 9, which holds devices open, is not passed on.
-run() {
-    local verb=$1
-    shift
-    SHOWN="sm $verb -t $TYPE -d $DCONF $*"
-    "$SM" "$verb" -t "$TYPE" -d "$DCONF" "$@" </dev/null >"$SCRATCH/out" 2>"$SCRATCH/err" 9<&-
-    STATUS=$?
-    IFS= read -r -d '' OUT <"$SCRATCH/out"
-    IFS= read -r -d '' SAID <"$SCRATCH/err"
+is_verb() { [[ $1 == sr_* || $1 == vdi_* ]] && [ "$(type -t "$1")" != function ]; }
+
+# One call. A verb has no standard input, and descriptor 9, which holds devices open, is not passed on to it.
+perform() {
+    STATUS=0
+    if is_verb "$1"; then
+        SHOWN="sm $1 -t $TYPE -d $DCONF ${*:2}"
+        "$SM" "$1" -t "$TYPE" -d "$DCONF" "${@:2}" </dev/null >"$SCRATCH/stdout" 2>"$SCRATCH/stderr" 9<&- || STATUS=$?
+    else
+        SHOWN=$*
+        "$@" >"$SCRATCH/stdout" 2>"$SCRATCH/stderr" || STATUS=$?
+    fi
+    IFS= read -r -d '' OUT <"$SCRATCH/stdout" || :
+    IFS= read -r -d '' SAID <"$SCRATCH/stderr" || :
     [ -z "${VERBOSE-}" ] || printf '  $ %s\n%s%s' "$SHOWN" "${OUT:+    $OUT}" "${SAID:+    $SAID}"
     died "$STATUS" "$SAID"
 }
@@ -88,21 +124,21 @@ died() {
     [ "$STATE" = open ]
 }
 
-may_refuse() { [[ " $MAY_REFUSE " == *" $1 "* ]]; }
+may_refuse() { [[ " ${MAY_REFUSE-} " == *" $1 "* ]]; }
 
 must() {
-    [ "$STATE" = open ] || return 1
-    run "$@" || return 1
+    in_claim must "$@" || return 1
+    perform "$@" || return 1
     if [ "$STATUS" = 1 ] && may_refuse "$1"; then
         skip "the driver does not support $1 (EPERM)" || return 1
     fi
     [ "$STATUS" = 0 ] || fail 'it should succeed' || return 1
-    [ -z "$SAID" ] || fail 'it succeeded with words on stderr'
+    [ -z "$SAID" ] || ! is_verb "$1" || fail 'it succeeded with words on stderr'
 }
 
 may_be() {
-    [ "$STATE" = open ] || return 1
-    run "${@:2}" || return 1
+    in_claim may_be "$@" || return 1
+    perform "${@:2}" || return 1
     if [ "$STATUS" = 0 ]; then return 0; fi
     failed_with "$1" "$2"
     return 1
@@ -110,53 +146,54 @@ may_be() {
 
 # NAME may be several, A|B, where the specification leaves the choice.
 fails_with() {
-    [ "$STATE" = open ] || return 1
-    run "${@:2}" && failed_with "$1" "$2"
+    in_claim fails_with "$@" || return 1
+    perform "${@:2}" && failed_with "$1" "$2"
 }
 
 failed_with() { # NAME VERB: how the last call did
-    local names=$1 verb=$2 name=${SAID%%:*} want
+    local names=$1 verb=$2 name=${SAID%%:*}
+    [ "$STATUS" != 0 ] || fail "it should fail with $names" || return 1
     if [ "$name" = EPERM ] && [ "$names" != EPERM ] && may_refuse "$verb"; then
         skip "the driver does not support $verb (EPERM)" || return 1
     fi
     case "|$names|" in *"|$name|"*) ;; *) fail "it should fail with $names" || return 1 ;; esac
-    want=$(number "$name")
-    [ "$STATUS" = "$want" ] || fail "the status of $name is $want" || return 1
+    number "$name"
+    [ "$STATUS" = "${NUMBER:-$STATUS}" ] || fail "the status of $name is $NUMBER" || return 1
     [ -z "$OUT" ] || fail 'a failure prints nothing on stdout' || return 1
     case ${SAID%$'\n'} in *$'\n'*) fail 'a failure is one line on stderr' || return 1 ;; esac
     [ "${SAID%$'\n'}" != "$SAID" ] || fail 'the line on stderr has no end'
 }
 
-number() { # of an error; SR API v1.0, "Results"
+number() { # sets NUMBER to that of an error of a verb; SR API v1.0, "Results"
     case $1 in
-    EPERM) echo 1 ;; EIO) echo 5 ;; E2BIG) echo 7 ;; EACCES) echo 13 ;; EBUSY) echo 16 ;; EEXIST) echo 17 ;;
-    ENODEV) echo 19 ;; EINVAL) echo 22 ;; ENOSPC) echo 28 ;; ENOLCK) echo 37 ;; ENOMSG) echo 42 ;;
-    ENOSR) echo 100 ;; ENOVDI) echo 101 ;; ESRBUSY) echo 102 ;; EVDIBUSY) echo 103 ;; *) echo none ;;
+    EPERM) NUMBER=1 ;; EIO) NUMBER=5 ;; E2BIG) NUMBER=7 ;; EACCES) NUMBER=13 ;; EBUSY) NUMBER=16 ;; EEXIST) NUMBER=17 ;;
+    ENODEV) NUMBER=19 ;; EINVAL) NUMBER=22 ;; ENOSPC) NUMBER=28 ;; ENOLCK) NUMBER=37 ;; ENOMSG) NUMBER=42 ;;
+    ENOSR) NUMBER=100 ;; ENOVDI) NUMBER=101 ;; ESRBUSY) NUMBER=102 ;; EVDIBUSY) NUMBER=103 ;; *) NUMBER='' ;;
     esac
 }
 
 says() {
-    [ "$STATE" = open ] || return 1
+    in_claim says "$@" || return 1
     case $SAID in *"$1"*) ;; *) fail "the message should have '$1' in it" ;; esac
 }
 
 prints() {
-    [ "$STATE" = open ] || return 1
+    in_claim prints "$@" || return 1
     [ "$OUT" = "${1:+$1$'\n'}" ] || fail "it should print exactly '$1'"
 }
 
-equal() {
-    [ "$STATE" = open ] || return 1
-    [ "$1" = "$2" ] || fail "'$1' should be '$2'"
+is() {
+    in_claim is "$@" || return 1
+    [ "$1" = "$2" ] || fail "${3-}${3:+: }'$1' should be '$2'"
 }
 
 true_that() {
-    [ "$STATE" = open ] || return 1
+    in_claim true_that "$@" || return 1
     "$@" >"$SCRATCH/test" 2>&1 || fail "this should be so: $*"
 }
 
 false_that() {
-    [ "$STATE" = open ] || return 1
+    in_claim false_that "$@" || return 1
     local status
     "$@" >"$SCRATCH/test" 2>&1
     status=$?
@@ -178,13 +215,13 @@ field() {
 }
 
 shows() {
-    [ "$STATE" = open ] || return 1
+    in_claim shows "$@" || return 1
     field "$1" "${3-$OUT}"
     [ "$FIELD" = "$2" ] || fail "$1 is '$FIELD' and should be '$2'"
 }
 
 has_words() {
-    [ "$STATE" = open ] || return 1
+    in_claim has_words "$@" || return 1
     local words
     field "$1"
     read -r -a words <<<"$FIELD"
@@ -205,7 +242,7 @@ together() {
     local n=$1 verb=$2 i code pids=()
     shift 2
     WON=0 CODES=''
-    [ "$STATE" = open ] || return 1
+    in_claim together "$@" || return 1
     SHOWN="$n times at once: sm $verb -t $TYPE -d $DCONF $*"
     for ((i = 1; i <= n; i++)); do
         "$SM" "$verb" -t "$TYPE" -d "$DCONF" "${@//@/$i}" </dev/null >"$SCRATCH/out.$i" 2>"$SCRATCH/err.$i" &

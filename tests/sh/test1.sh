@@ -151,7 +151,7 @@ tidy() {
 create() { must vdi_create "$SR" "$1" "$2" "${@:3}" ${FORMAT:+--type "$FORMAT"}; }
 # of_size MB [DATUM]: the virtual_size that the last answer (or DATUM) tells is what was asked for, as it may be after rounding up.
 of_size() {
-    [ "$STATE" = open ] || return 1
+    in_claim of_size "$@" || return 1
     local wanted=$(($1 * MIB))
     field virtual_size "${2-$OUT}"
     if [ "${FIELD:-0}" -lt $wanted ] || [ "$FIELD" -ge $((wanted + UNIT)) ]; then
@@ -186,7 +186,7 @@ absent='ENOSR'
 # ---- The scene of a chapter that is run alone. In a whole run the chapters before it have left it so.
 
 scene() { # VERB [ARG …]: a call that the scene needs
-    "$SM" "$1" -t "$TYPE" -d "$DCONF" "${@:2}" </dev/null >"$SCRATCH/out" || refuse "the scene of $CHAPTER cannot be made"
+    "$SM" "$1" -t "$TYPE" -d "$DCONF" "${@:2}" </dev/null >"$SCRATCH/stdout" || refuse "the scene of $CHAPTER cannot be made"
 }
 given_sr() {
     [ -n "$CHAPTER" ] || return 0
@@ -200,7 +200,7 @@ given_disks() { # [PATTERN AT] …: A of 16 MB with these patterns, B of 20 MB
     scene vdi_create $SR "$B" 20 ${FORMAT:+--type "$FORMAT"}
     [ $# != 0 ] && [ "$EUID" = 0 ] || return 0
     scene vdi_attach $SR "$A"
-    IFS= read -r DEV <"$SCRATCH/out"
+    IFS= read -r DEV <"$SCRATCH/stdout"
     while [ $# -gt 1 ]; do
         put "$DEV" "$1" "$2" || refuse "$DEV cannot be written to"
         shift 2
@@ -232,6 +232,4 @@ if is_wanted many; then . "$here/test1/many.sh"; fi
 # shellcheck source-path=SCRIPTDIR source=test1/end.sh
 if is_wanted end; then . "$here/test1/end.sh"; fi
 
-end_claim
-printf '%d passed, %d failed, %d skipped\n' $PASSED $FAILED $SKIPPED
-[ $FAILED -eq 0 ]
+summary

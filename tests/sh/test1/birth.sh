@@ -65,7 +65,7 @@ shows VDIs ''
 
 claim 'sr_content_type is one word'
 must sr_content_type $SR
-true_that grep -qxE '[a-z0-9]+' "$SCRATCH/out"
+true_that grep -qxE '[a-z0-9]+' "$SCRATCH/stdout"
 
 claim 'sr_probe finds the SR by its place'
 SHOWN="sm sr_probe -t $TYPE -d $DCONF"

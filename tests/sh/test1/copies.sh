@@ -107,7 +107,7 @@ before=$OUT
 fails_with EPERM vdi_resize $SR "$D" 32
 fails_with EPERM vdi_resize $SR "$D" 8 --allow-shrink
 must vdi_get_params $SR "$D"
-equal "$OUT" "$before"
+is "$OUT" "$before"
 gone "$D"
 
 claim 'a clone of a snapshot is writable, and the snapshot stays as it was'

@@ -8,24 +8,24 @@ many=8
 
 claim 'of many that create one VDI at once, one does, and the others hear EEXIST'
 together $many vdi_create $SR "$D" 4
-equal "$WON $CODES" '1 EEXIST'
+is "$WON $CODES" '1 EEXIST'
 gone "$D"
 
 claim 'many that create a VDI each at once all do'
 together $many vdi_create $SR "7e57ab1e-0000-4000-8000-00000000010@" 4
-equal "$WON" $many
+is "$WON" $many
 must sr_get_params $SR
 has_words VDIs $((many + 2))
 
 claim 'many that delete them at once, listing meanwhile, all do'
 together $many vdi_delete $SR "7e57ab1e-0000-4000-8000-00000000010@"
-equal "$WON" $many
+is "$WON" $many
 must sr_get_params $SR
 shows VDIs "$A $B"
 
 claim 'of many that lock one VDI at once, one does, and it is the holder'
 together $many vdi_lock $SR "$A" FALSE user-@
-equal "$WON $CODES" '1 ENOLCK'
+is "$WON $CODES" '1 ENOLCK'
 must vdi_get_params $SR "$A"
 has_words VBDs 1
 must vdi_unlock $SR "$A" TRUE suite
@@ -42,19 +42,19 @@ must vdi_unlock $SR "$A" TRUE suite
 claim 'of many that attach one VDI at once, all get the same device'
 needs_root
 together $many vdi_attach $SR "$A"
-equal "$WON" $many
+is "$WON" $many
 true_that [ "$(cat "$SCRATCH"/out.[0-9] | sort -u | wc -l)" = 1 ]
 IFS= read -r DEV <"$SCRATCH/out.1"
 true_that has "$DEV" b 15
 together $many vdi_detach $SR "$A"
-equal "$WON" $many
+is "$WON" $many
 must vdi_get_params $SR "$A"
 shows attached '#f'
 
 claim 'of many that clone to one UUID at once, one does'
 may_refuse vdi_clone && skip "the driver does not support vdi_clone (EPERM)"
 together 4 vdi_clone $SR "$B" "$D"
-equal "$WON $CODES" '1 EEXIST'
+is "$WON $CODES" '1 EEXIST'
 gone "$D"
 
 claim 'stress: create, resize, lock, clone, snapshot, delete, round and round, and the list is right each time'
@@ -82,7 +82,7 @@ rounds=3 many=6
 if [ -n "$QUICK" ]; then rounds=1 many=4; fi
 for ((round = 1; round <= rounds; round++)); do
     together $many vdi_create $SR "7e57ab1e-0000-4000-8000-00000000040@" 4
-    equal "$WON" $many
+    is "$WON" $many
     pids=()
     for ((i = 1; i <= many; i++)); do
         uuid=$(vdi 40$i)

@@ -45,7 +45,7 @@ else
     fails_with EPERM vdi_resize $SR "$A" 8
 fi
 must vdi_get_params $SR "$A"
-equal "$OUT" "$before"
+is "$OUT" "$before"
 
 claim 'vdi_resize --allow-shrink makes it smaller'
 if [ $SHRINKS = no ]; then

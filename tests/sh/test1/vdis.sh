@@ -68,7 +68,7 @@ of_b=${OUT%$'\n'}
 must sr_scan $SR
 shows VDIs "$A $B $C"
 vdi_in_scan "$B"
-equal "$FOUND" "$of_b "
+is "$FOUND" "$of_b "
 
 claim 'physical_utilisation and virtual_allocation of the SR are the sums over its VDIs'
 used=0 allocation=0
@@ -89,7 +89,7 @@ before=$OUT
 fails_with EEXIST vdi_create $SR "$A" 99
 says "$A"
 must vdi_get_params $SR "$A"
-equal "$OUT" "$before"
+is "$OUT" "$before"
 
 claim 'vdi_create of more than there is fails with ENOSPC and leaves nothing'
 if [ $THIN = yes ]; then skip 'disks of this driver take space when they are written to'; fi
