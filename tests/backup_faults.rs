@@ -13,7 +13,7 @@ mod scene;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -323,4 +323,86 @@ fn damage_where_a_raw_image_has_zeroes_is_found_and_verify_says_what_it_read() {
     backup(&scene, &["export", "web", "--to", "nas", "--compress", "zstd"]).done();
     let said = backup(&scene, &["verify", "web", "--format", "table"]).done();
     assert!(said.contains("is whole") && said.contains("packed images were read"), "{said}");
+}
+
+/// Puts a pipe without a writer in the place of a file.
+fn pipe(path: &Path) {
+    let _ = fs::remove_file(path);
+    nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRUSR).unwrap();
+}
+
+#[test]
+fn a_pipe_or_a_device_in_the_place_of_a_file_is_refused_and_not_waited_for() {
+    let scene = scene();
+    exported(&scene);
+    let soon = |words: &[&str]| scene.under("timeout 60", [&["backup"], words].concat());
+    for file in ["manifest.json", "SHA256SUMS", "disk0.map", "disk0.raw"] {
+        let (path, aside) = (current(&scene, "nas").join(file), scene.root.path().join("aside"));
+        fs::rename(&path, &aside).unwrap();
+        pipe(&path);
+        let refused = soon(&["verify", "web"]).fails("EVERIFY");
+        assert!(refused.contains(file) && refused.contains("is not a regular file"), "{refused}");
+        soon(&["import", "web", "--from", "nas", "--sr", "slow"]).fails("EVERIFY");
+        fs::rename(&aside, &path).unwrap();
+    }
+    let odd = scene.root.path().join("odd");
+    pipe(&odd);
+    for path in [odd.to_str().unwrap(), "/dev/zero"] {
+        backup(&scene, &["define", "odd", "--disk", "fast/web", "--metadata", path]).done();
+        let refused = soon(&["export", "odd", "--to", "nas"]).fails("EIO");
+        assert!(refused.contains("it is no regular file"), "{refused}");
+        let secrets = scene.under("timeout 60", ["apply", path, "--yes"]).fails("EIO");
+        assert!(secrets.contains("it is no regular file"), "{secrets}");
+    }
+    pipe(&scene.root.path().join("run/stores.conf"));
+    soon(&["list"]).fails("EIO");
+}
+
+#[test]
+fn what_somebody_put_into_a_store_concerns_itself_alone() {
+    let scene = scene();
+    exported(&scene);
+    let shelf = scene.root.path().join("nas/web");
+    let run = current(&scene, "nas");
+    // A link that has the name of a later run.
+    std::os::unix::fs::symlink(&run, shelf.join("20991231T000000Z-00000000")).unwrap();
+    let list = backup(&scene, &["list", "--format", "table"]).done();
+    assert!(!list.contains("20991231"), "{list}");
+    let none = backup(&scene, &["verify", "web", "--run", "20991231T000000Z-00000000"]).fails("EVERIFY");
+    assert!(none.contains("is no directory"), "{none}");
+    fs::remove_file(shelf.join("20991231T000000Z-00000000")).unwrap();
+    // A directory in the place of the link to the newest run.
+    fs::remove_file(shelf.join("current")).unwrap();
+    fs::create_dir(shelf.join("current")).unwrap();
+    let list = backup(&scene, &["list", "--format", "table"]).done();
+    assert!(list.contains(run.file_name().unwrap().to_str().unwrap()), "{list}");
+    backup(&scene, &["verify", "web", "--deep"]).done();
+    let refused = backup(&scene, &["export", "web", "--to", "nas"]).fails("EVERIFY");
+    assert!(refused.contains("nas/web/current"), "{refused}");
+    assert!(run.exists() && records(&scene).is_empty());
+    // A set that is a link.
+    std::os::unix::fs::symlink(&run, scene.root.path().join("nas/other")).unwrap();
+    backup(&scene, &["verify", "other"]).fails("EVERIFY");
+}
+
+#[test]
+fn a_hook_that_others_can_exchange_is_not_run_and_a_rate_of_nothing_is_refused() {
+    let scene = scene();
+    exported(&scene);
+    let open = scene.root.path().join("open");
+    fs::create_dir_all(open.join("in")).unwrap();
+    hook(&scene, "backup-export-pre.d", "echo ran >> $log");
+    let (hook, real) = (scene.root.path().join("run/hooks/backup-export-pre.d/vm"), open.join("in/vm"));
+    fs::rename(&hook, &real).unwrap();
+    std::os::unix::fs::symlink(&real, &hook).unwrap();
+    backup(&scene, &["export", "web", "--to", "nas"]).done();
+    assert_eq!(log(&scene), "ran\n");
+    fs::set_permissions(&open, PermissionsExt::from_mode(0o777)).unwrap();
+    let refused = backup(&scene, &["export", "web", "--to", "nas"]).fails("EHOOKDENY");
+    assert!(refused.contains("others can write to it") && log(&scene) == "ran\n", "{refused}");
+    fs::set_permissions(&open, PermissionsExt::from_mode(0o755)).unwrap();
+    for (rate, said) in [("0", "--rate"), ("x", "--rate")] {
+        let refused = backup(&scene, &["export", "web", "--to", "nas", "--rate", rate]).fails("EINVAL");
+        assert!(refused.contains(said), "{refused}");
+    }
 }

@@ -182,6 +182,12 @@ fn each_fault_of_a_model_has_its_code_and_its_line_and_nothing_is_written() {
             107,
             "line 3: index 1 of class file is used twice: by lines 2 and 3",
         ),
+        (
+            "file: host=HOST dev=.*/sr0 uuid=87b8646b-b800-9500-cb7b-af3b74e02f5c\n\
+             file: host=HOST dev=.*/sr1 uuid=87b8646b-b800-9500-cb7b-af3b74e02f5c",
+            105,
+            "line 3: SR 87b8646b-b800-9500-cb7b-af3b74e02f5c is that of file/0 already",
+        ),
         ("file: host=HOST dev=.* index=65535", 107, "line 2: index 65535 of class file is out of range"),
         ("file: host=HOST dev=SRV/(", 105, "line 2: the pattern of dev is not valid"),
         ("file: host=a[0-1] dev=/b[0-2]", 105, "line 2: the range [0-2] has 3 members"),
@@ -242,6 +248,25 @@ fn each_fault_of_a_model_has_its_code_and_its_line_and_nothing_is_written() {
         refused.status() == 105 && refused.stderr().contains("/nowhere/x.model: the model cannot be read"),
         "{refused}"
     );
+}
+
+#[test]
+fn a_directory_is_no_two_media_and_a_model_is_a_file() {
+    let host = Host::new();
+    fs::create_dir_all(PathBuf::from(host.srv()).join("sr0")).unwrap();
+    std::os::unix::fs::symlink("sr0", PathBuf::from(host.srv()).join("sr1")).unwrap();
+    host.inventory("file: host=HOST dev=SRV/sr[0-1]\n");
+    host.model("file: host=HOST dev=.*");
+    let refused = host.sm(&["plan", "-m", "r"]);
+    assert_eq!(refused.status(), 105, "{refused}");
+    let said = host.text("SRV/sr1 is the directory of file/0 already, by another name");
+    assert!(refused.stderr().contains(&said), "{refused}");
+    let pipe = host.run().join("layouts/p.model");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    for odd in ["p", "/dev/zero"] {
+        let refused = host.0.under("timeout 60", ["plan", "-m", odd]);
+        assert!(refused.status() == 105 && refused.stderr().contains("it is no regular file"), "{refused}");
+    }
 }
 
 #[test]

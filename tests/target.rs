@@ -71,4 +71,12 @@ fn a_record_that_cannot_be_read_is_told_and_hides_no_other() {
     let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(said.contains(vdi) && said.contains("it is no record"), "{said}");
     assert!(error.starts_with("EDRIFT: 1 publication"), "{error}");
+    // Nor is one of another VDI.
+    let record = r#"{"version":1,"sr":"87b8646b-b800-9500-cb7b-af3b74e02f5c","vdi":"98de866e-b035-4b1a-a571-00000000000b",
+        "fabric":"loopback","stage":"removing","read_only":false,"shared":false,"authenticated":false,"target":"naa.6001405",
+        "backstore":0,"portals":[],"initiators":[],"created":0}"#;
+    std::fs::write(targets.join(format!("{vdi}.json")), record).unwrap();
+    let list = sm(&scratch, "target list --format table").assert().code(116);
+    let said = String::from_utf8_lossy(&list.get_output().stdout).into_owned();
+    assert!(said.contains("it is the record of VDI 98de866e-b035-4b1a-a571-00000000000b"), "{said}");
 }

@@ -9,7 +9,7 @@ use super::manifest::{self, Manifest, ParentRun};
 use super::map::{Entry, digest, hex, length_of};
 use super::read::Image;
 use super::seal::{self, Keys};
-use super::verify;
+use super::verify::{self, as_export};
 use crate::error::{Error, Result};
 use crate::sys::durable::Dir;
 
@@ -54,7 +54,8 @@ pub fn unlock(chain: &mut [Link], identity: Option<&Path>) -> Result<()> {
     for link in chain {
         let Some(of) = &link.manifest.encryption else { continue };
         let path = link.dir.join(manifest::DIGEST_KEY);
-        let digests = keys.digest_key(&link.dir.read(manifest::DIGEST_KEY)?.unwrap_or_default(), &path, of)?;
+        let digests =
+            keys.digest_key(&link.dir.read(manifest::DIGEST_KEY).map_err(as_export)?.unwrap_or_default(), &path, of)?;
         link.images.iter_mut().try_for_each(|image| image.unlock(&keys, &digests, of))?;
     }
     Ok(())
@@ -77,7 +78,7 @@ fn parent_of(child: &Link, parent: &ParentRun) -> Result<Link> {
         },
         _ => error,
     })?;
-    let text = dir.read(manifest::FILE)?.unwrap_or_default();
+    let text = dir.read(manifest::FILE).map_err(as_export)?.unwrap_or_default();
     if hex(&digest(&text)) != parent.manifest_sha256 {
         return Err(wrong(&dir, &format!("is not the one that run {} was made on", child.manifest.run)));
     }

@@ -15,6 +15,7 @@ use super::seal::{self, Keys, Seal};
 use super::set;
 use super::shelf::Shelf;
 use super::store::Store;
+use super::verify::as_export;
 use super::write::{self, From};
 use super::{Call, record};
 use crate::error::{Error, Result};
@@ -93,7 +94,7 @@ fn packing(wanted: &Wanted, place: &Store, chain: &mut [Link]) -> Result<(Packin
         expected: format!("{} is encrypted, and so would be the whole export: name those that it is for", wanted.set),
     })?;
     let keys = Keys::read(&identity)?;
-    let sealed = dir.read(manifest::DIGEST_KEY)?.unwrap_or_default();
+    let sealed = dir.read(manifest::DIGEST_KEY).map_err(as_export)?.unwrap_or_default();
     let digests = keys.digest_key(&sealed, &dir.join(manifest::DIGEST_KEY), of)?;
     let opaque = opaque.map(|sealed| keys.opened(&sealed, &path, of)).transpose()?;
     let seal = Seal { recipients: key::recipients(&recipient)?, digests };

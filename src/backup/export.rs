@@ -1,7 +1,5 @@
 //! `sm backup export`: the disks of a set into a store.
 
-use std::fs;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,12 +19,13 @@ use super::set::{self, Member, Set};
 use super::shelf::Shelf;
 use super::source::{self, Hold, Source};
 use super::store::{self, Open, Store};
+use super::verify::as_export;
 use super::write::{self, From, Since, Written};
 use super::{Call, bases, remove};
 use crate::call::Held;
 use crate::error::{Error, Result, ended, one_line};
 use crate::sys::durable::Dir;
-use crate::sys::run_dir;
+use crate::sys::{run_dir, small};
 use crate::types::{Size, Utc, VdiInfo, VdiUuid, seconds_now};
 
 /// Bytes of the longest opaque file.
@@ -263,17 +262,7 @@ fn members(wanted: &Wanted) -> Result<Set> {
 }
 
 pub(super) fn metadata(path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(Error::io("open", path))?;
-    file.take(LONGEST_METADATA + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
-    match bytes.len() as u64 > LONGEST_METADATA {
-        true => Err(Error::TooBig {
-            what: "a metadata file",
-            bytes: bytes.len() as u64,
-            limit: format!("{} are the limit", Size(LONGEST_METADATA)),
-        }),
-        false => Ok(bytes),
-    }
+    small::read(path, LONGEST_METADATA).map_err(Error::io("read", path))
 }
 
 /// The store, which may be exported into.
@@ -322,7 +311,7 @@ fn parent(shelf: &Shelf, since: Option<&SinceRun>) -> Result<Option<(ParentRun, 
         Some(SinceRun::Last) => None,
     };
     let (run, dir) = shelf.find(run)?;
-    let text = dir.read(manifest::FILE)?.unwrap_or_default();
+    let text = dir.read(manifest::FILE).map_err(as_export)?.unwrap_or_default();
     let chain = chain::open(dir).map_err(|error| match error {
         Error::NotVerified { path, what } => {
             Error::NotVerified { path, what: format!("{what}; --since none makes a whole export") }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::libc;
 
 use super::name::RunId;
 use super::set::Member;
@@ -152,10 +153,23 @@ fn hooks(path: &Path) -> Result<Vec<PathBuf>> {
         let meta = std::fs::metadata(&hook).map_err(Error::io("examine", &hook))?;
         if meta.is_file() && meta.permissions().mode() & 0o111 != 0 {
             refuse_of_others(&hook, meta.uid(), meta.mode())?;
+            trusted_way(&hook)?;
             found.push(hook);
         }
     }
     Ok(found)
+}
+
+/// Refuses a program that a link leads to, if another user can exchange it or a directory on the way. In a directory with the sticky
+/// bit, others exchange only what is theirs.
+fn trusted_way(hook: &Path) -> Result<()> {
+    let real = std::fs::canonicalize(hook).map_err(Error::io("find", hook))?;
+    for dir in real.ancestors().skip(1) {
+        let meta = std::fs::metadata(dir).map_err(Error::io("examine", dir))?;
+        let mode = if meta.mode() & libc::S_ISVTX == 0 { meta.mode() } else { 0 };
+        refuse_of_others(dir, meta.uid(), mode)?;
+    }
+    Ok(())
 }
 
 /// Refuses what a user may have written who is neither root nor this one: it would be run as this one.

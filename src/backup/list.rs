@@ -4,6 +4,7 @@ use super::manifest::{self, Manifest};
 use super::name::{RunId, SetName, StoreName};
 use super::shelf::{self, Shelf};
 use super::store::{self, Store};
+use super::verify::as_export;
 use crate::error::{Error, Result, one_line};
 use crate::sys::durable::Dir;
 
@@ -69,7 +70,7 @@ fn of_store(store: &Store) -> Result<Vec<Line>> {
 /// [`Error::NotVerified`]; [`Error::Io`].
 pub(super) fn manifest_of(dir: &Dir) -> Result<Manifest> {
     let path = dir.join(manifest::FILE);
-    let text = dir.read(manifest::FILE)?;
+    let text = dir.read(manifest::FILE).map_err(as_export)?;
     let text = text.ok_or_else(|| Error::NotVerified { path: path.clone(), what: "is missing".to_owned() })?;
     Manifest::parse(&text, &path)
 }

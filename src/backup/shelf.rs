@@ -6,9 +6,12 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
 
+use nix::libc;
+
 use super::list::manifest_of;
 use super::name::{RunId, SetName, UNFINISHED};
 use super::store::Open;
+use super::verify::as_export;
 use crate::error::{Error, Result};
 use crate::sys::durable::Dir;
 
@@ -29,7 +32,7 @@ impl<'a> Shelf<'a> {
     }
 
     fn dir(&self) -> Result<Option<Dir>> {
-        self.store.dir.sub_dir(self.set.as_str())
+        sub_dir(&self.store.dir, self.set.as_str())
     }
 
     /// The directory of the runs, made if need be.
@@ -49,18 +52,29 @@ impl<'a> Shelf<'a> {
     /// [`Error::Io`].
     pub fn runs(&self) -> Result<Vec<RunId>> {
         let Some(dir) = self.dir()? else { return Ok(Vec::new()) };
-        let mut runs: Vec<RunId> = dir.names()?.iter().filter_map(|name| name.parse().ok()).collect();
+        let mut runs = Vec::new();
+        for name in dir.names()? {
+            // A link or a file of such a name is no export.
+            if let Ok(run) = name.parse::<RunId>()
+                && dir.lookup(&name)?.is_some_and(|stat| stat.is_directory())
+            {
+                runs.push(run);
+            }
+        }
         runs.sort();
         Ok(runs)
     }
 
-    /// The run that `current` leads to; the newest if the link is missing, as a kill leaves it.
+    /// The run that `current` leads to; the newest if the link is missing, as a kill leaves it, or is no link.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn current(&self) -> Result<Option<RunId>> {
         let runs = self.runs()?;
-        let linked = self.dir()?.map(|dir| dir.read_link(CURRENT)).transpose()?.flatten();
+        let linked = match self.dir()?.map(|dir| dir.read_link(CURRENT)).transpose() {
+            Err(Error::Damaged { .. }) => None,
+            linked => linked?.flatten(),
+        };
         let linked = linked.and_then(|run| run.parse::<RunId>().ok()).filter(|run| runs.contains(run));
         Ok(linked.or_else(|| runs.last().cloned()))
     }
@@ -75,7 +89,7 @@ impl<'a> Shelf<'a> {
             None => self.current()?,
         };
         let found = match (&run, self.dir()?) {
-            (Some(run), Some(dir)) => dir.sub_dir(run.as_str())?,
+            (Some(run), Some(dir)) => sub_dir(&dir, run.as_str())?,
             _ => None,
         };
         match (run, found) {
@@ -113,8 +127,9 @@ impl<'a> Shelf<'a> {
                 dir.sweep_temporary(&name)?;
             }
         }
+        let linked = dir.read_link(CURRENT).map_err(as_export)?;
         if let Some(newest) = self.runs()?.last()
-            && dir.read_link(CURRENT)?.as_deref() != Some(newest.as_str())
+            && linked.as_deref() != Some(newest.as_str())
         {
             dir.replace_link(CURRENT, newest.as_str())?;
         }
@@ -222,6 +237,16 @@ impl<'a> Shelf<'a> {
         store.remove_dir(&aside)?;
         store.sync()
     }
+}
+
+/// A directory of a store. A link would lead out of it.
+fn sub_dir(dir: &Dir, name: &str) -> Result<Option<Dir>> {
+    dir.sub_dir(name).map_err(|error| match error.errno() {
+        Some(libc::ENOTDIR | libc::ELOOP) => {
+            Error::NotVerified { path: dir.join(name), what: "is no directory; move it away".to_owned() }
+        }
+        _ => error,
+    })
 }
 
 /// The sets that a store has exports of.

@@ -13,7 +13,7 @@ use super::name::{RunId, SetName, StoreName};
 use crate::error::{Error, Result};
 use crate::registry::line::{self, Relation};
 use crate::sys::durable::Dir;
-use crate::sys::run_dir;
+use crate::sys::{run_dir, small};
 use crate::types::Done;
 
 const MARKER: &str = ".sm-store";
@@ -42,9 +42,8 @@ pub struct Store {
 /// [`Error::BadLine`] with the line; [`Error::Io`] if the file cannot be read.
 pub fn all() -> Result<Vec<Store>> {
     let path = run_dir::stores();
-    let text = match fs::read_to_string(&path) {
-        Ok(text) if text.len() as u64 <= LONGEST => text,
-        Ok(_) => return Err(Error::Damaged { path, what: "larger than 1 MiB".to_owned() }),
+    let text = match small::read_text(&path, LONGEST) {
+        Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(Error::io("read", &path)(e)),
     };

@@ -34,7 +34,7 @@ pub enum Depth {
 /// [`Error::NotVerified`] with the file that is wrong; [`Error::Io`].
 pub fn look(dir: &Dir) -> Result<(Manifest, Vec<Image>)> {
     let path = dir.join(manifest::FILE);
-    let text = dir.read(manifest::FILE)?.ok_or_else(|| missing(&path))?;
+    let text = dir.read(manifest::FILE).map_err(as_export)?.ok_or_else(|| missing(&path))?;
     let manifest = Manifest::parse(&text, &path)?;
     let sums = Sums::read(dir)?;
     sums.compare(dir, manifest::FILE, &digest(&text))?;
@@ -53,6 +53,14 @@ pub fn look(dir: &Dir) -> Result<(Manifest, Vec<Image>)> {
     }
     let images = manifest.disks.iter().map(|disk| image(dir, &manifest, disk, &sums)).collect::<Result<_>>()?;
     Ok((manifest, images))
+}
+
+/// An error about a file of an export: one that is no regular file, or that is too long, is not what the manifest says.
+pub(super) fn as_export(error: Error) -> Error {
+    match error {
+        Error::Damaged { path, what } => Error::NotVerified { path, what },
+        other => other,
+    }
 }
 
 /// What was compared of an export that is as it should be.
@@ -163,7 +171,7 @@ fn image(dir: &Dir, manifest: &Manifest, disk: &DiskOf, sums: &Sums) -> Result<I
 }
 
 fn open(dir: &Dir, name: &str) -> Result<File> {
-    dir.try_open_record(name)?.ok_or_else(|| missing(&dir.join(name)))
+    dir.try_open_record(name).map_err(as_export)?.ok_or_else(|| missing(&dir.join(name)))
 }
 
 fn missing(path: &Path) -> Error {

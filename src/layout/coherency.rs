@@ -1,10 +1,15 @@
 //! What has to go together in a layout, looked at when everything is matched.
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
 use super::matching::{Matched, Offer};
 use super::model::Model;
 use super::{Mode, Slot};
 use crate::error::Result;
 use crate::registry::candidate::Class;
+use crate::registry::view;
 
 /// Refuses a layout whose parts do not go together.
 ///
@@ -27,8 +32,21 @@ pub fn check(model: &Model, matched: &Matched, offers: &[Offer]) -> Result<()> {
         }
         _ => {}
     }
+    let (mut srs, mut directories) = (BTreeMap::new(), BTreeMap::new());
     for slot in slots {
         let line = matched.lines[&slot.id];
+        if let Some(other) = srs.insert(slot.uuid, slot.id) {
+            return Err(
+                model.bad(line, format!("SR {} is that of {other} already, and {} cannot have it", slot.uuid, slot.id))
+            );
+        }
+        for medium in slot.media.iter().filter(|_| slot.id.class == Class::File && slot.mode != Mode::External) {
+            if let Some(other) = directories.insert((&slot.host, directory(slot, &medium.dev)), slot.id) {
+                return Err(
+                    model.bad(line, format!("{} is the directory of {other} already, by another name", medium.dev))
+                );
+            }
+        }
         if slot.id.class == Class::Nfs && matched.layout.address(&slot.host).is_none() {
             return Err(model.bad(line, format!("no address for {}, check addr lines", slot.host)));
         }
@@ -37,6 +55,14 @@ pub fn check(model: &Model, matched: &Matched, offers: &[Offer]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The directory that a path leads to, as far as this host can tell.
+fn directory(slot: &Slot, path: &str) -> PathBuf {
+    match slot.host == view::host_name() {
+        true => fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path)),
+        false => PathBuf::from(path),
+    }
 }
 
 /// A host that shall take over and does not see a medium, and the medium.

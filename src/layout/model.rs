@@ -1,7 +1,6 @@
 //! Models: what an operator writes of a layout. [`matching`](super::matching) makes a layout of a model and the media that there are.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::document::{Document, Fields};
@@ -10,7 +9,7 @@ use super::{Active, Address, Attach, Gateway, LayoutName, Mode, installed};
 use crate::error::{Error, Result};
 use crate::registry::candidate::Class;
 use crate::registry::line::{Misfit, Relation};
-use crate::sys::run_dir;
+use crate::sys::{run_dir, small};
 use crate::types::{LayoutUuid, SrUuid};
 
 /// Bytes of the longest pattern.
@@ -77,11 +76,7 @@ impl Model {
             Err(_) => PathBuf::from(word),
         };
         let whole = |what: String| Error::BadLine { path: path.clone(), line: 0, what };
-        let length = fs::metadata(&path).map_err(|e| whole(format!("the model cannot be read: {e}")))?.len();
-        if length > LONGEST {
-            return Err(whole(format!("the model has {length} bytes, and {LONGEST} are the most")));
-        }
-        let text = fs::read_to_string(&path).map_err(|e| whole(format!("the model cannot be read: {e}")))?;
+        let text = small::read_text(&path, LONGEST).map_err(|e| whole(format!("the model cannot be read: {e}")))?;
         Model::parse(&text, &path, size)
     }
 

@@ -22,10 +22,12 @@ use super::candidate::{self, Candidate};
 use super::refuse_untrusted;
 use super::settings::Settings;
 use crate::error::{Error, Result};
-use crate::sys::run_dir;
 use crate::sys::tool::Tool;
+use crate::sys::{run_dir, small};
 
 /// How long a program may take.
+/// Bytes of the longest inventory.
+const LONGEST_INVENTORY: u64 = 16 << 20;
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A source of candidates.
@@ -87,7 +89,7 @@ impl Backend {
         match self {
             Backend::Scan | Backend::None => Ok(Vec::new()),
             Backend::File(path) => {
-                let text = fs::read_to_string(path).map_err(Error::io("read the inventory", path))?;
+                let text = small::read_text(path, LONGEST_INVENTORY).map_err(Error::io("read the inventory", path))?;
                 candidate::parse(&text, size).map_err(|misfit| Error::BadLine {
                     path: path.clone(),
                     line: misfit.line,

@@ -1,11 +1,10 @@
 //! `/etc/sm/sm.conf`: `KEY=VALUE`, `#` comments. Every key has a default; a key that is not known is an error.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::sys::run_dir;
+use crate::sys::{run_dir, small};
 
 const KEYS: [&str; 5] = ["backend", "storage_file", "min_size", "target_iqn_prefix", "target_portals"];
 
@@ -27,6 +26,9 @@ pub struct Settings {
     pub target_portals: String,
 }
 
+/// Bytes of the longest file of settings.
+const LONGEST: u64 = 1 << 20;
+
 impl Settings {
     fn usual() -> Settings {
         Settings {
@@ -44,7 +46,7 @@ impl Settings {
     /// [`Error::BadLine`] with the line; [`Error::Io`] if the file cannot be read.
     pub fn read(size: fn(&str) -> Result<u64>) -> Result<Settings> {
         let path = run_dir::settings();
-        match fs::read_to_string(&path) {
+        match small::read_text(&path, LONGEST) {
             Ok(text) => parse(&text, &path, size),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Settings::usual()),
             Err(e) => Err(Error::io("read", &path)(e)),

@@ -15,6 +15,7 @@ pub mod register;
 pub mod run_dir;
 pub mod server;
 pub mod shared;
+pub mod small;
 pub mod stdio;
 pub mod sunrpc;
 pub mod syslog;

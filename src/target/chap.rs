@@ -3,7 +3,6 @@
 //! They are read from a file or from standard input, never from a command line, and kept in a file of root alone.
 
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -11,6 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::sys::small;
 
 /// The secrets for one initiator. Shown, they are `***`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +80,7 @@ impl Chap {
             io::stdin().take(MOST).read_to_string(&mut text).map_err(Error::io("read the secrets from", "stdin"))?;
         } else {
             let path = Path::new(file);
-            let open = File::open(path).map_err(Error::io("open", path))?;
+            let open = small::open(path).map_err(Error::io("open", path))?;
             let meta = open.metadata().map_err(Error::io("examine", path))?;
             if meta.mode() & 0o077 != 0 {
                 let why =

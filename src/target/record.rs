@@ -157,7 +157,7 @@ fn made() -> Result<Dir> {
 /// [`Error::Damaged`] for a record that is not whole; [`Error::Io`].
 pub fn of(vdi: VdiUuid) -> Result<Option<Record>> {
     match open()? {
-        Some(dir) => read(&dir, &file_of(vdi)),
+        Some(dir) => read(&dir, vdi),
         None => Ok(None),
     }
 }
@@ -171,14 +171,17 @@ pub fn all() -> Result<Vec<(VdiUuid, Result<Record>)>> {
     let mut names = dir.names()?;
     names.sort_unstable();
     let vdis = names.iter().filter_map(|name| name.strip_suffix(".json")?.parse::<VdiUuid>().ok());
-    Ok(vdis.filter_map(|vdi| Some((vdi, read(&dir, &file_of(vdi)).transpose()?))).collect())
+    Ok(vdis.filter_map(|vdi| Some((vdi, read(&dir, vdi).transpose()?))).collect())
 }
 
-fn read(dir: &Dir, name: &str) -> Result<Option<Record>> {
-    let Some(bytes) = dir.read(name)? else { return Ok(None) };
-    let damaged = |what: String| Error::Damaged { path: dir.join(name), what };
+fn read(dir: &Dir, vdi: VdiUuid) -> Result<Option<Record>> {
+    let name = file_of(vdi);
+    let Some(bytes) = dir.read(&name)? else { return Ok(None) };
+    let damaged = |what: String| Error::Damaged { path: dir.join(&name), what };
     let record: Record = serde_json::from_slice(&bytes).map_err(|e| damaged(format!("it is no record: {e}")))?;
     match record.version {
+        // Under its own name, the VDI may have another record, or none.
+        VERSION if record.vdi != vdi => Err(damaged(format!("it is the record of VDI {}", record.vdi))),
         VERSION => Ok(Some(record)),
         other => Err(damaged(format!("it is of version {other}, and this sm knows version {VERSION}"))),
     }

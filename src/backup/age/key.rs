@@ -3,7 +3,6 @@
 //! A file has one key a line, as age-keygen(1) writes it. Blank lines, and lines that begin with `#`, are left out.
 
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -14,7 +13,7 @@ use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::random;
 use crate::error::{Error, Result};
-use crate::sys::run_dir;
+use crate::sys::{run_dir, small};
 
 /// How a recipient begins, before the `1`.
 const RECIPIENT: &str = "age";
@@ -111,7 +110,7 @@ pub fn identities(path: &Path) -> Result<Vec<Identity>> {
 }
 
 fn keys<K>(path: &Path, others: u32, can: &str, kind: &str, parse: impl Fn(&str) -> Option<K>) -> Result<Vec<K>> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
+    let file = small::open(path).map_err(Error::io("open", path))?;
     let meta = file.metadata().map_err(Error::io("examine", path))?;
     let is_ours = meta.uid() == 0 || meta.uid() == run_dir::user().as_raw();
     if !is_ours || meta.mode() & others != 0 {

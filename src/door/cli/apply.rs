@@ -1,7 +1,6 @@
 //! The work of the commands `sm apply` and `sm layout remove`.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 
 use super::grammar::{ApplyArgs, RemoveArgs};
@@ -19,8 +18,10 @@ use crate::layout::{LayoutName, installed};
 use crate::registry::settings::Settings;
 use crate::registry::view::Host;
 use crate::sys::lock::{Kind, Lock};
-use crate::sys::run_dir;
+use crate::sys::{run_dir, small};
 
+/// Bytes of the longest plan that is read.
+const LONGEST_PLAN: u64 = 64 << 20;
 /// The file in which a host of XenServer and XCP-ng keeps its UUID.
 const INVENTORY_KEY: &str = "INSTALLATION_UUID=";
 
@@ -108,7 +109,7 @@ fn resumed(args: &ApplyArgs) -> Result<Option<LayoutName>> {
 
 fn read_plan(file: &str) -> Result<Plan> {
     let path = Path::new(file);
-    let text = fs::read(path).map_err(Error::io("read the plan", path))?;
+    let text = small::read(path, LONGEST_PLAN).map_err(Error::io("read the plan", path))?;
     Plan::parse(&text).map_err(|what| Error::Damaged { path: path.to_owned(), what })
 }
 
@@ -214,7 +215,7 @@ fn done(run: Run) -> Result<Reply> {
 fn by_agent(plan: Plan) -> Result<Reply> {
     let name: LayoutName = plan.layout.parse()?;
     let job = Job::new(plan, &installed::read(&name)?.unwrap_or_default())?;
-    let inventory = fs::read_to_string(run_dir::host_inventory()).unwrap_or_default();
+    let inventory = small::read_text(&run_dir::host_inventory(), 1 << 20).unwrap_or_default();
     let uuid = inventory.lines().find_map(|line| line.strip_prefix(INVENTORY_KEY)).unwrap_or_default();
     let host = match uuid.trim_matches(['\'', '"']) {
         "" => "HOST-UUID",

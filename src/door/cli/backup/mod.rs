@@ -134,7 +134,7 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
                 recipient: recipient.clone(),
                 live: *live,
                 pause: pause.then(|| Duration::from_secs(*pause_timeout)),
-                rate: rate.as_deref().map(size::parse).transpose()?,
+                rate: rate.as_deref().map(rate_of).transpose()?,
                 since: since.as_deref().map(since_run).transpose()?,
                 keep: Keep {
                     newest: usize::from(*keep),
@@ -228,6 +228,20 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             store::find(&store.parse()?)?.init(*yes)?;
             Ok(Reply::done())
         }
+    }
+}
+
+/// Bytes a second.
+fn rate_of(word: &str) -> Result<u64> {
+    match size::parse_or_zero(word) {
+        Ok(Some(rate)) => Ok(rate),
+        Ok(None) => Err(Error::Invalid {
+            what: "--rate",
+            value: word.to_owned(),
+            expected: "nothing would be read; without --rate, as much is read as can be".to_owned(),
+        }),
+        Err(Error::Invalid { value, expected, .. }) => Err(Error::Invalid { what: "--rate", value, expected }),
+        Err(other) => Err(other),
     }
 }
 
