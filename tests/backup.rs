@@ -230,6 +230,15 @@ fn a_run_replaces_the_one_before_and_those_that_are_kept_stay() {
         let kept = runs[runs.len().saturating_sub(3)..].to_vec();
         assert_eq!(names(scene.root.path().join("nas/web")), [&kept[..], &["current".to_owned()]].concat());
     }
+    // As many stay as the last export was to leave, unless one says otherwise.
+    let plan =
+        backup(&scene, &["export", "web", "--disk", "fast/web", "--to", "nas", "-n", "--format", "table"]).done();
+    assert_eq!(plan.lines().filter(|line| line.starts_with("remove run")).count(), 1, "{plan}");
+    runs.push(export(&[]));
+    assert_eq!(names(scene.root.path().join("nas/web")), [&runs[2..], &["current".to_owned()]].concat());
+    let shown = backup(&scene, &["show", "web", "--format", "table"]).done();
+    assert!(shown.contains("kind    full\n") && shown.contains("kept    the newest 3 runs\n"), "{shown}");
+    runs.remove(0);
     let list = backup(&scene, &["list", "--format", "json"]).done();
     let list: serde_json::Value = serde_json::from_str(&list).unwrap();
     assert_eq!(list["exports"].as_array().unwrap().len(), 3);
@@ -240,6 +249,8 @@ fn a_run_replaces_the_one_before_and_those_that_are_kept_stay() {
     backup(&scene, &["verify", "web", "--run", &runs[1]]).done();
     let none = backup(&scene, &["verify", "web", "--run", &runs[3]]).fails("EVERIFY");
     assert!(none.contains("sm backup list"), "{none}");
+    let last = export(&["--keep", "1"]);
+    assert_eq!(names(scene.root.path().join("nas/web")), [last, "current".to_owned()]);
     backup(&scene, &["remove", "web"]).done();
     assert_eq!(names(scene.root.path().join("nas")), [".sm-store"]);
     let nothing = backup(&scene, &["remove", "web"]);
@@ -734,7 +745,7 @@ fn increments(format: &str, steps: &[Step], packed: Packed) {
     // Nothing changed between the last two.
     let map = fs::read_to_string(current(&scene, "nas", "web").join("disk0.map")).unwrap();
     assert_eq!(map, "", "the increment of an unchanged disk has blocks");
-    let whole = backup(&scene, &["consolidate", "web", "--store", "nas", "--format", "table"]).done().trim().to_owned();
+    let whole = backup(&scene, &["consolidate", "web", "--format", "table"]).done().trim().to_owned();
     runs.push((whole.clone(), bytes));
     // Chains that end in the middle are cut by nothing: the runs that are left stand on what they need.
     for keep in [100, 2] {

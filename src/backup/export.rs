@@ -50,7 +50,8 @@ pub struct Wanted {
     pub rate: Option<u64>,
     /// What the export leaves out, and that the next one may leave out what this one has.
     pub since: Option<SinceRun>,
-    pub keep: Keep,
+    /// Nothing is said: as many as the newest run was to leave.
+    pub keep: Option<Keep>,
     /// Also if another host made the exports of the set that the store has.
     pub take_over: bool,
     /// Leaves what other stores have of the set.
@@ -166,7 +167,7 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
         Err(error) => return Err(undone.into_iter().fold(error, |error, undo| error.undone(Err(undo)))),
     };
     warnings.extend(bases::sweep(call, &wanted.set));
-    let pruned = retain::prune(&shelf, &wanted.keep);
+    let pruned = retain::keep(&shelf, wanted.keep).and_then(|keep| retain::prune(&shelf, &keep));
     warnings.extend(pruned.err().map(|error| format!("older runs stay: {}", one_line(&error))));
     if !wanted.keep_others {
         warnings.extend(remove::elsewhere(call, &wanted.set, &store, &run));
@@ -351,7 +352,8 @@ fn plan(wanted: &Wanted, sources: &[Source], store: &Open) -> Result<Vec<String>
         lines.push(format!("leave out what run {} has", parent.run));
     } else {
         // The new run is one of those that stay.
-        let keep = Keep { newest: wanted.keep.newest.max(1) - 1, ..wanted.keep };
+        let keep = retain::keep(&shelf, wanted.keep)?;
+        let keep = Keep { newest: keep.newest.max(1) - 1, ..keep };
         let is_alone = keep == Keep { newest: 0, daily: 0, weekly: 0 };
         let old = if is_alone { shelf.runs()? } else { retain::old(&shelf, &keep)? };
         lines.extend(old.iter().map(|run| format!("remove run {run}")));
@@ -376,11 +378,12 @@ struct Running<'a> {
 
 impl Running<'_> {
     fn write(&self, how: Hold, held: &[Held], parent: Option<ParentRun>, opaque: Option<&[u8]>) -> Result<Vec<DiskOf>> {
+        let keep = retain::keep(self.shelf, self.wanted.keep)?;
         let dir = self.shelf.begin(self.run)?;
         let begun = Utc(seconds_now().unwrap_or(0)).to_string();
         let (set, compression) = (self.wanted.set.clone(), self.packing.compression);
         let mut manifest = Manifest::new(set, self.run.clone(), begun, compression, store::Identity::here());
-        (manifest.consistency, manifest.parent) = (how.consistency(), parent);
+        (manifest.consistency, manifest.parent, manifest.keep) = (how.consistency(), parent, keep);
         let (mut sums, mut failures) = (Sums::new(), Vec::new());
         for (index, source) in self.sources.iter().enumerate() {
             match self.one(index, source, held, &dir, &mut sums) {

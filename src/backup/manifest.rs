@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::BLOCK;
 use super::codec::Compression;
 use super::name::{RunId, SetName};
+use super::retain::Keep;
 use super::store::Identity;
 use crate::error::{Error, Result};
 use crate::types::{Format, SrUuid, VdiUuid};
@@ -57,6 +58,9 @@ pub struct Manifest {
     /// Of an encrypted export.
     #[serde(default)]
     pub encryption: Option<Encryption>,
+    /// How many runs stay; the next export that does not say otherwise keeps as many.
+    #[serde(default)]
+    pub keep: Keep,
     /// Signed exports name their way of signing here. None is made yet.
     pub(super) hmac: Option<serde_json::Value>,
 }
@@ -156,6 +160,7 @@ impl Manifest {
             metadata: None,
             parent: None,
             encryption: None,
+            keep: Keep::default(),
             hmac: None,
         }
     }

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use super::list::manifest_of;
 use super::name::RunId;
 use super::shelf::Shelf;
 use crate::error::Result;
 
 /// How many runs stay. A run that another is an increment on stays as long as that one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keep {
     /// The newest runs; 1 at least stays.
     pub newest: usize,
@@ -16,6 +18,24 @@ pub struct Keep {
     pub daily: usize,
     /// The newest run of each of so many weeks, from Monday on, that have one.
     pub weekly: usize,
+}
+
+impl Default for Keep {
+    fn default() -> Keep {
+        Keep { newest: 1, daily: 0, weekly: 0 }
+    }
+}
+
+/// How many runs of a shelf stay: as many as `said`; if nothing is said, as many as the newest run that can be read was to leave.
+///
+/// # Errors
+/// [`crate::Error::Io`].
+pub fn keep(shelf: &Shelf, said: Option<Keep>) -> Result<Keep> {
+    if let Some(said) = said {
+        return Ok(said);
+    }
+    let readable = |run: &RunId| shelf.find(Some(run)).and_then(|(_, dir)| manifest_of(&dir)).ok();
+    Ok(shelf.runs()?.iter().rev().find_map(readable).map(|manifest| manifest.keep).unwrap_or_default())
 }
 
 /// Removes the runs that do not stay, durably.

@@ -122,10 +122,7 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ("Only the owner of the key can read it:", "sm backup export web --to nas --recipient /etc/sm/backup.pub"),
         ],
     ),
-    (
-        "backup consolidate",
-        &[("Before the first of many increments is removed:", "sm backup consolidate web --store nas")],
-    ),
+    ("backup consolidate", &[("Before the first of many increments is removed:", "sm backup consolidate web")]),
     ("backup import", &[("Disks of the newest export, with new UUIDs:", "sm backup import web --from nas --sr fast")]),
     (
         "backup send",

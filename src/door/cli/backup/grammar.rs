@@ -68,15 +68,16 @@ pub enum BackupCommand {
         /// option the disks are snapshotted where their SRs can do that, and the snapshots stay for the next increment.
         #[arg(long, value_name = "last|RUN|none")]
         since: Option<String>,
-        /// How many exports of the set stay in the store, the new one among them. What an increment is made on stays as well.
-        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-        keep: u16,
+        /// How many exports of the set stay in the store, the new one among them. What an increment is made on stays as well. Without
+        /// this option and the next two, as many stay as the export before was to leave; of the first one, 1.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+        keep: Option<u16>,
         /// Keep the newest export of each of so many days besides.
-        #[arg(long, value_name = "N", default_value_t = 0)]
-        keep_daily: u16,
+        #[arg(long, value_name = "N")]
+        keep_daily: Option<u16>,
         /// Keep the newest export of each of so many weeks besides.
-        #[arg(long, value_name = "N", default_value_t = 0)]
-        keep_weekly: u16,
+        #[arg(long, value_name = "N")]
+        keep_weekly: Option<u16>,
         /// Also if another host made the exports of the set that are in the store: the set has moved to this host.
         #[arg(long)]
         take_over: bool,
@@ -95,9 +96,9 @@ pub enum BackupCommand {
         /// Name of the set.
         #[arg(value_name = "NAME")]
         name: String,
-        /// Store that has the export.
+        /// Store that has the export. Without this option the one that has the newest.
         #[arg(long, value_name = "STORE")]
-        store: String,
+        store: Option<String>,
         /// A file of public keys of age, one a line, for which an encrypted export is encrypted again. Without this option that of
         /// the set or of the store.
         #[arg(long, value_name = "FILE")]

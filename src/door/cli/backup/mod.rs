@@ -98,12 +98,12 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             Ok(Reply { what: What::Done, warnings: bases::sweep(call, &name) })
         }
         BackupCommand::Consolidate { name, store, recipient, identity, .. } => {
-            let wanted = consolidate::Wanted {
-                set: name.parse()?,
-                store: store.parse()?,
-                recipient: recipient.clone(),
-                identity: identity.clone(),
+            let set: SetName = name.parse()?;
+            let store = match store {
+                Some(store) => store.parse()?,
+                None => list::find(&set, None, None)?.store,
             };
+            let wanted = consolidate::Wanted { set, store, recipient: recipient.clone(), identity: identity.clone() };
             let (run, warnings) = consolidate::consolidate(call, &wanted)?;
             Ok(Reply { what: run.map_or(What::Done, What::Run), warnings })
         }
@@ -136,11 +136,7 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
                 pause: pause.then(|| Duration::from_secs(*pause_timeout)),
                 rate: rate.as_deref().map(rate_of).transpose()?,
                 since: since.as_deref().map(since_run).transpose()?,
-                keep: Keep {
-                    newest: usize::from(*keep),
-                    daily: usize::from(*keep_daily),
-                    weekly: usize::from(*keep_weekly),
-                },
+                keep: keep_of(*keep, *keep_daily, *keep_weekly),
                 take_over: *take_over,
                 keep_others: *keep_others,
                 dry_run: *dry_run,
@@ -243,6 +239,13 @@ fn rate_of(word: &str) -> Result<u64> {
         Err(Error::Invalid { value, expected, .. }) => Err(Error::Invalid { what: "--rate", value, expected }),
         Err(other) => Err(other),
     }
+}
+
+/// The runs that shall stay; `None` if no option says it.
+fn keep_of(newest: Option<u16>, daily: Option<u16>, weekly: Option<u16>) -> Option<Keep> {
+    let count = |said: Option<u16>, unsaid| usize::from(said.unwrap_or(unsaid));
+    let is_said = newest.is_some() || daily.is_some() || weekly.is_some();
+    is_said.then(|| Keep { newest: count(newest, 1), daily: count(daily, 0), weekly: count(weekly, 0) })
 }
 
 fn since_run(word: &str) -> Result<SinceRun> {

@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::backup::import::Imported;
 use crate::backup::list::Line;
 use crate::backup::manifest::{DiskOf, Manifest};
+use crate::backup::retain::Keep;
 use crate::backup::set::{Member, Set};
 use crate::backup::verify::{Depth, Verified};
 use crate::backup::{RunId, SetName, StoreName};
@@ -57,6 +58,8 @@ pub struct Export<'a> {
     stored: u64,
     compression: Option<String>,
     encryption: Option<&'a str>,
+    /// The run that the export is an increment on.
+    parent: Option<&'a str>,
     current: bool,
     fault: &'a str,
 }
@@ -76,6 +79,7 @@ impl<'a> From<&'a Line> for Export<'a> {
             stored: line.stored,
             compression: manifest.map(|manifest| manifest.compression.to_string()),
             encryption: encryption(manifest),
+            parent: manifest.and_then(|manifest| manifest.parent.as_ref()).map(|parent| parent.run.as_str()),
             current: line.current,
             fault: &line.fault,
         }
@@ -184,8 +188,9 @@ pub fn table_of(reply: &Reply) -> String {
 }
 
 fn list(lines: &[Line]) -> String {
-    let mut rows =
-        vec![["set", "store", "run", "disks", "virtual", "stored", "packed", "state"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["set", "store", "run", "disks", "virtual", "stored", "packed", "kind", "state"].map(str::to_owned).to_vec(),
+    ];
     rows.extend(lines.iter().map(Export::from).map(|it| {
         let state = match (it.fault, it.current) {
             ("", true) => "current",
@@ -199,10 +204,16 @@ fn list(lines: &[Line]) -> String {
             it.disks.to_string(),
             human(it.virtual_size),
             human(it.stored),
-            match (it.compression, it.encryption) {
+            match (it.compression.clone(), it.encryption) {
                 (Some(packed), Some(by)) => format!("{packed}, {by}"),
                 (packed, _) => packed.unwrap_or_else(|| "-".to_owned()),
             },
+            match (&it.compression, it.parent) {
+                (None, _) => "-",
+                (Some(_), Some(_)) => "increment",
+                (Some(_), None) => "full",
+            }
+            .to_owned(),
             state.to_owned(),
         ]
     }));
@@ -213,6 +224,16 @@ fn list(lines: &[Line]) -> String {
     text
 }
 
+/// How many runs stay, in words.
+fn kept(keep: &Keep) -> String {
+    let runs = if keep.newest == 1 { "the newest run".to_owned() } else { format!("the newest {} runs", keep.newest) };
+    let of = |count: usize, period: &str| match count {
+        0 => String::new(),
+        count => format!(", the newest of each of {count} {period}"),
+    };
+    runs + &of(keep.daily, "days") + &of(keep.weekly, "weeks")
+}
+
 fn export(manifest: &Manifest, store: &StoreName) -> String {
     let pairs = [
         ("set", manifest.name.to_string()),
@@ -221,6 +242,11 @@ fn export(manifest: &Manifest, store: &StoreName) -> String {
         ("begun", manifest.timestamp.clone()),
         ("host", manifest.source_host.clone()),
         ("packed", manifest.compression.to_string()),
+        (
+            "kind",
+            manifest.parent.as_ref().map_or_else(|| "full".to_owned(), |of| format!("increment on run {}", of.run)),
+        ),
+        ("kept", kept(&manifest.keep)),
     ];
     let mut text: String = pairs.iter().map(|(name, value)| format!("{name:<8}{}\n", printable(value))).collect();
     let mut rows = vec![["disk", "VDI", "type", "virtual", "used", "label"].map(str::to_owned).to_vec()];
