@@ -25,8 +25,10 @@
 //! | [`group`] | which volume has which image |
 //! | [`listing`] | the SR and its disks as an answer |
 //! | [`place`], [`forest`], [`disk`] | one disk: its bytes, its parents, and what is refused |
+//! | [`activation`] | the volumes that are active while a disk is attached |
 //! | [`mod@check`] | what is wrong |
 
+mod activation;
 mod check;
 mod disk;
 mod forest;
@@ -61,7 +63,7 @@ pub fn is_lvhd(vg: &Vg, own: &[&str]) -> bool {
 }
 
 /// The verbs that an LVHD SR answers.
-const SERVED: &str = "sr_probe, sr_attach, sr_scan, sr_check, vdi_get_params, vdi_export and vdi_copy into another SR";
+const SERVED: &str = "sr_probe, sr_attach, sr_scan, sr_check, vdi_get_params, vdi_attach --read-only, vdi_export and vdi_copy into another SR";
 
 /// Says that nothing is changed in such an SR.
 pub fn refused(op: &'static str, sr: SrUuid) -> Error {

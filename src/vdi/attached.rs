@@ -39,8 +39,13 @@ impl Attachments {
     pub fn find(&self, format: Format, image: &Path, id: loopdev::FileId) -> Option<PathBuf> {
         match format {
             Format::Raw => loopdev::find(&self.loops, image, id),
-            _ => datapath::find_in(&self.served, image).map(|attached| attached.device.clone()),
+            _ => self.served(image),
         }
+    }
+
+    /// The block device that a server makes of an image, of any format but raw.
+    pub fn served(&self, image: &Path) -> Option<PathBuf> {
+        datapath::find_in(&self.served, image).map(|attached| attached.device.clone())
     }
 
     /// Whether an image is attached and its server is dead.

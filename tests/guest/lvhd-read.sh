@@ -89,6 +89,53 @@ case $OUT in *"\"parent\":\"$(vdi 01)\""*) ;; *) fail "vdi_get_params: $OUT" ;; 
 fails_with EPERM sm vdi_export $SR "$(vdi 17)" - && says 'vhd-util revert'
 fails_with ENOVDI sm vdi_get_params $SR "$(vdi 31)" && says 'no VDI'
 
+claim 'disks are attached read-only: the volumes of their chains are active, and counted as the Python drivers count them'
+counts() { (cd "/run/sm/refcount/lvm-$SR" 2> /dev/null && grep . -- *) | sed 's/.*\(..:\)/\1/' | tr '\n' ' '; }
+attached() { # END: the disk is attached, and holds what it should
+  local disk=$1 device
+  device=$(sm vdi_attach $SR "$(vdi $disk)" --read-only 2> "$SCRATCH/err") || fail "vdi_attach $disk: $(cat "$SCRATCH/err")"
+  is "$(blockdev --getro "$device")" 1 "whether $disk takes writes"
+  is "$(sha256sum < "$device" | cut -d' ' -f1)" "$(sed -n "s/^$(vdi $disk) \([0-9a-f]*\).*/\1/p" "$SCRATCH/expected")" "the digest of the device of $disk"
+}
+attached 02
+is "$(counts)" '01:1 0 02:0 1 ' 'the counts'
+attached 02
+attached 03
+is "$(counts)" '01:2 0 02:0 1 03:0 1 ' 'the counts of a base with two'
+must sm sr_scan $SR --format json && cp "$SCRATCH/stdout" "$SCRATCH/scan"
+is "$(grep -o '"attached":true' "$SCRATCH/scan" | wc -l)" 2 'the disks that a listing shows as attached'
+fails_with EVDIBUSY sm sr_detach $SR && says 'this host'
+must sm vdi_detach $SR "$(vdi 02)"
+is "$(counts)" '01:1 0 03:0 1 ' 'the counts after one is detached'
+mapped
+is "$(wc -w <<< "$MAPPED")" 2 'how many volumes are active'
+must sm vdi_detach $SR "$(vdi 03)"
+for disk in 06 08 04; do
+  attached $disk
+  must sm vdi_detach $SR "$(vdi $disk)"
+done
+fails_with EPERM sm vdi_attach $SR "$(vdi 02)" && says "SR $SR is LVHD"
+for disk in 10 11 13 14 16; do
+  fails_with ESRBUSY sm vdi_attach $SR "$(vdi $disk)" --read-only && says 'a change was begun'
+done
+mapped
+is "$MAPPED" '' 'what is active when all is detached'
+is "$(counts; ls /run/sm/refcount)" '' 'the counts when all is detached'
+claim 'a killed vdi_attach leaves a count with which the next goes on; a volume that another program has open is refused'
+lvchange -qq -ay $VG/VHD-"$(vdi 02)" $VG/VHD-"$(vdi 01)"
+mkdir -p "/run/sm/refcount/lvm-$SR"
+echo 1 0 > "/run/sm/refcount/lvm-$SR/$(vdi 01)"
+echo 0 1 > "/run/sm/refcount/lvm-$SR/$(vdi 02)"
+exec 7< /dev/$VG/VHD-"$(vdi 02)"
+fails_with EVDIBUSY sm vdi_attach $SR "$(vdi 02)" --read-only && says 'open'
+fails_with EVDIBUSY sm vdi_export $SR "$(vdi 02)" - && says 'open'
+exec 7<&-
+attached 02
+is "$(counts)" '01:1 0 02:0 1 ' 'the counts'
+must sm vdi_detach $SR "$(vdi 02)"
+mapped
+is "$MAPPED" '' 'what is active at the end'
+
 claim 'whatever would change it is refused in one line'
 A=$(vdi 02) B=$(vdi 0a)
 for call in "sr_delete --yes" "sr_collect" "sr_collect --dry-run" "sr_check --repair" "vdi_create $B 8" "vdi_delete $A --yes" "vdi_clone $A $B" \
@@ -119,4 +166,19 @@ list_volumes -a $VG
 is "$VOLUMES" "$before" 'the volumes'
 is "$(vgs --noheadings -o vg_seqno $VG)" "$seqno" 'the number of changes of the group'
 is "$(digest)" "$digest" 'the digest of the disks'
+
+claim 'what is read while a volume of the chain goes away is not taken for the disk'
+mkfifo "$SCRATCH/pipe"
+"$BIN/sm" vdi_export -t lvm -d "$DCONF" $SR "$(vdi 02)" - > "$SCRATCH/pipe" 2> "$SCRATCH/err" &
+exporter=$!
+exec 7< "$SCRATCH/pipe"
+head -c 1 <&7 > /dev/null
+lvremove -qq -y $VG/VHD-"$(vdi 01)" > /dev/null
+cat <&7 > /dev/null
+status=0
+wait $exporter || status=$?
+case $(cat "$SCRATCH/err") in
+'ESRBUSY: '*'while it was read'*) ;;
+*) fail "an export of what changed: $status $(cat "$SCRATCH/err")" ;;
+esac
 summary

@@ -236,9 +236,12 @@ class OfThePythonDriver(Case):
         self.assertEqual(self.xapi.vdis[record], known)
         self.assertEqual({vdi["uuid"] for vdi in self.xapi.vdis.values()}, {disk, raw})
         records = dict(self.xapi.vdis)
+        whole = next(ref for ref, vdi in self.xapi.vdis.items() if vdi["uuid"] == raw)
         for command, code, args, vdi in (
-                ("sr_delete", 39, [], None), ("vdi_attach", 46, ["true"], record), ("vdi_resize", 47, [str(32 * MiB)], record),
-                ("vdi_delete", 47, [], record), ("vdi_snapshot", 47, [], record), ("vdi_clone", 47, [], record)):
+                ("sr_delete", 39, [], None), ("vdi_attach", 65, ["true"], record), ("vdi_resize", 110, [str(32 * MiB)], record),
+                ("vdi_delete", 47, [], record), ("vdi_snapshot", 47, [], record), ("vdi_clone", 47, [], record),
+                ("vdi_activate", 47, ["true"], whole), ("vdi_resize", 47, [str(32 * MiB)], whole),
+                ("vdi_delete", 47, [], whole), ("vdi_snapshot", 47, [], whole)):
             with self.subTest(command):
                 more = {"driver_params": {}} if command in ("vdi_snapshot", "vdi_clone") else {}
                 text = self.fails(code, self.agent.call, command, *args, vdi=vdi, **more)

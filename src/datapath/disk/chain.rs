@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::image::disk::Served;
 use crate::image::name::ImageName;
 use crate::image::storage::FileStorage;
+use crate::image::volume::VolumeName;
 use crate::image::{qcow2, vhd};
 use crate::types::{Format, Mode};
 
@@ -21,7 +22,7 @@ pub(super) fn open(source: &Source) -> Result<Box<dyn Served>> {
     let place = |path: &Path, mode: Mode| -> Result<Arc<Patient>> {
         Ok(Arc::new(Patient(FileStorage::new(open_image(path, mode)?, path)?)))
     };
-    let is_raw = |name: &str| ImageName::format_of(name) == Some(Format::Raw);
+    let is_raw = |name: &str| ImageName::format_of(name).or_else(|| VolumeName::format_of(name)) == Some(Format::Raw);
     let leaf = place(&source.path, mode)?;
     match source.format {
         Format::Vhd => {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::forest::LvhdForest;
+use super::journal::{Change, Journal};
 use super::place::LvhdPlace;
 use super::{Group, Lvhd, refused};
 use crate::context::Context;
@@ -66,6 +67,27 @@ impl LvhdDisk<'_> {
         }
     }
 
+    /// Refuses a disk of which a change was begun: its volume may get another name while it is attached.
+    fn refuse_begun(&self, chain: &[VdiUuid]) -> Result<()> {
+        let concerns = |journal: &Journal| match journal.change {
+            Change::Zero(_) => chain.contains(&journal.vdi),
+            _ => journal.vdi == self.vdi,
+        };
+        let is_elsewhere = self.group.volume(self.vdi)?.is_elsewhere;
+        match self.group.journals().iter().find(|(_, journal)| concerns(journal)) {
+            None if !is_elsewhere => Ok(()),
+            found => {
+                let what =
+                    found.map_or_else(|| "its volume is to get another name".to_owned(), |(_, journal)| journal.what());
+                let why = format!(
+                    "of VDI {} a change was begun: {what}; sr_scan on the SR's master ends that. vdi_export is served meanwhile",
+                    self.vdi
+                );
+                Err(Error::SrUnavailable { sr: self.group.own().sr, why })
+            }
+        }
+    }
+
     fn refuse_if_open(&self) -> Result<()> {
         let volume = self.group.volume(self.vdi)?;
         if !volume.lv.open || self.is_read_only()? {
@@ -96,7 +118,8 @@ impl LvhdDisk<'_> {
 struct Watched<'d> {
     disk: &'d dyn Disk,
     still: &'d dyn Fn() -> Result<()>,
-    is_read: Cell<bool>,
+    /// Something was read since the last look.
+    is_read: &'d Cell<bool>,
 }
 
 impl Disk for Watched<'_> {
@@ -146,8 +169,18 @@ impl Vdi for LvhdDisk<'_> {
         self.inner.device()
     }
 
-    fn attach(&self, _mode: Mode, _lock: Option<&Lock>) -> Result<PathBuf> {
-        self.refused("vdi_attach")
+    /// The volumes of the chain are active as long as the disk is attached.
+    fn attach(&self, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf> {
+        if mode == Mode::ReadWrite {
+            return self.refused("vdi_attach of a disk that could be written to");
+        }
+        let chain = self.chain(Reading::Whole)?;
+        self.refuse_begun(&chain)?;
+        if self.inner.device()?.is_some() {
+            return self.inner.attach(mode, lock);
+        }
+        self.group.activate(&chain)?;
+        self.inner.attach(mode, lock).map_err(|cause| cause.undone(self.group.deactivate(&chain).map(drop)))
     }
 
     fn is_read_only(&self) -> Result<bool> {
@@ -155,7 +188,10 @@ impl Vdi for LvhdDisk<'_> {
     }
 
     fn detach(&self) -> Result<Done> {
-        self.inner.detach()
+        let detached = self.inner.detach()?;
+        // Also what a killed call left.
+        let released = self.group.deactivate(&self.chain(Reading::Rescue)?)?;
+        Ok(if released { Done::Changed } else { detached })
     }
 
     fn delete(&self, _context: &Context) -> Result<()> {
@@ -177,19 +213,18 @@ impl Vdi for LvhdDisk<'_> {
     fn read(&self, reading: Reading, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
         self.refuse_if_open()?;
         let chain = self.chain(reading)?;
-        let still = || self.refuse_changed(&chain);
-        self.inner.read(reading, &mut |disk| reader(&Watched { disk, still: &still, is_read: Cell::new(false) }))
+        let (still, is_read) = (|| self.refuse_changed(&chain), &Cell::new(false));
+        self.inner.read(reading, &mut |disk| reader(&Watched { disk, still: &still, is_read }))?;
+        // Not every reader asks where the data ends after it has read it.
+        if is_read.get() { still() } else { Ok(()) }
     }
 
     fn read_since(&self, base: VdiUuid, reader: SinceReader) -> Result<()> {
         self.refuse_if_open()?;
         let chain = self.chain(Reading::Whole)?;
-        let still = || self.refuse_changed(&chain);
-        self.inner.read_since(base, &mut |disk, changed| {
-            reader(&Watched { disk, still: &still, is_read: Cell::new(false) }, changed)
-        })?;
-        // Whoever reads the changed stretches alone need not ask where the data ends.
-        still()
+        let (still, is_read) = (|| self.refuse_changed(&chain), &Cell::new(false));
+        self.inner.read_since(base, &mut |disk, changed| reader(&Watched { disk, still: &still, is_read }, changed))?;
+        if is_read.get() { still() } else { Ok(()) }
     }
 
     fn resize(&self, _size: u64, _allow_shrink: bool, _context: &Context) -> Result<Done> {

@@ -1,14 +1,13 @@
 //! The SR and its disks as an answer.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 
 use super::Lvhd;
 use super::place::LvhdPlace;
 use crate::error::Result;
-use crate::types::{SrInfo, VdiInfo, VdiUuid};
-use crate::vdi;
+use crate::types::{Format, SrInfo, VdiInfo, VdiUuid};
 use crate::vdi::tree::nodes::Node;
+use crate::vdi::{self, Attachments, Place};
 
 impl Lvhd<'_> {
     /// The SR without the details of its disks.
@@ -50,20 +49,38 @@ impl Lvhd<'_> {
                 children.entry(parent).or_default().push(*vdi);
             }
         }
+        let attachments = Attachments::now()?;
         let mut disks = Vec::with_capacity(self.group.nodes().len());
         for (vdi, node) in self.group.nodes() {
             let children = children.remove(vdi).unwrap_or_default();
             if node.hidden && children.is_empty() {
                 continue;
             }
-            disks.push(self.describe(*vdi, node, children)?);
+            disks.push(self.describe(*vdi, node, children, &attachments)?);
         }
         Ok(disks)
     }
 
-    fn describe(&self, vdi: VdiUuid, node: &Node, children: Vec<VdiUuid>) -> Result<VdiInfo> {
+    fn describe(
+        &self,
+        vdi: VdiUuid,
+        node: &Node,
+        children: Vec<VdiUuid>,
+        attachments: &Attachments,
+    ) -> Result<VdiInfo> {
         let place = LvhdPlace::of(self.group.clone(), vdi)?;
+        let device = match node.format {
+            Format::Raw => {
+                if self.group.volume(vdi)?.lv.open {
+                    place.device()?
+                } else {
+                    None
+                }
+            }
+            _ => attachments.served(&place.path()),
+        };
         let info = vdi::describe(&place, node, place.size(), self.group.params(vdi));
-        Ok(info.with_children(children).with_device(None::<PathBuf>))
+        let died = attachments.server_died(node.format, &place.path());
+        Ok(vdi::with_server(info.with_children(children).with_device(device), died))
     }
 }

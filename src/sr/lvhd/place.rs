@@ -1,15 +1,16 @@
 //! One disk of an LVHD SR: the volume with its image.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
 use super::{Group, refused};
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
-use crate::sys::lvm;
+use crate::sys::loopdev::{self, Backing, Detached};
+use crate::sys::{blockdev, lvm};
 use crate::types::{Done, Format, Mode, Params, SrUuid, State, VdiInfo, VdiUuid};
-use crate::vdi::{Holders, Opened, Place, Usage};
+use crate::vdi::{Holders, Opened, Place, Usage, in_use};
 
 /// The volume of a VDI, as one report showed it.
 pub struct LvhdPlace<'a> {
@@ -58,8 +59,13 @@ impl Place for LvhdPlace<'_> {
         self.group.own().deadline.end()
     }
 
+    /// A VHD names the device of its parent, so the server of a VHD opens it by that name as well.
     fn path(&self) -> PathBuf {
-        lvm::node(&self.group.vg().name, &self.name)
+        let vg = &self.group.vg().name;
+        match self.format {
+            Format::Vhd => Path::new("/dev/mapper").join(lvm::dm_name(vg, &self.name)),
+            _ => lvm::node(vg, &self.name),
+        }
     }
 
     /// The bytes are read by the group's map, and nothing is activated.
@@ -110,16 +116,34 @@ impl Place for LvhdPlace<'_> {
         false
     }
 
+    /// Of a raw disk: a loop device over its volume, so that it is told from a volume that another program has activated.
     fn device(&self) -> Result<Option<PathBuf>> {
-        Ok(None)
+        let Ok(volume) = self.path().canonicalize() else { return Ok(None) };
+        let loops = loopdev::attached()?;
+        let names = loops.get(&volume).into_iter().flatten();
+        Ok(names.map(|name| Path::new("/dev").join(name)).find(|device| blockdev::is_read_only(device)))
     }
 
-    fn attach(&self, _mode: Mode) -> Result<PathBuf> {
-        self.refused("vdi_attach")
+    fn attach(&self, mode: Mode) -> Result<PathBuf> {
+        if mode == Mode::ReadWrite {
+            return self.refused("vdi_attach of a disk that could be written to");
+        }
+        match self.device()? {
+            Some(device) => Ok(device),
+            None => {
+                let path = self.path().canonicalize().map_err(Error::io("find", self.path()))?;
+                loopdev::attach(&blockdev::open(&path, false)?, &path, true)
+            }
+        }
     }
 
     fn detach(&self) -> Result<Done> {
-        Ok(Done::Already)
+        let Some(device) = self.device()? else { return Ok(Done::Already) };
+        let path = self.path().canonicalize().map_err(Error::io("find", self.path()))?;
+        match loopdev::detach(&device, Backing::Path(&path))? {
+            Detached::Done(done) => Ok(done),
+            Detached::Busy(who) => Err(in_use(self, format!("{who}, through {}", device.display()))),
+        }
     }
 
     fn round_up(&self, bytes: u64) -> u64 {
