@@ -298,10 +298,41 @@ fn two_hosts_with_a_set_of_one_name_do_not_remove_the_exports_of_each_other() {
     assert!(told.succeeded() && told.stderr().contains(kept), "{told}");
     assert_eq!(current(&scene, "nas"), before);
     assert!(!scene.root.path().join("old/web").exists());
+    // Nor do exports come from elsewhere in between.
+    let sent = |more: &[&str]| {
+        let file = scene.root.path().join("sent");
+        backup(&scene, &["export", "web", "--to", "old", "--keep-others"]).done();
+        let words =
+            |words: &[&str]| [&["backup"], words].concat().iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
+        let run = |words: Vec<String>, from: Stdio, to: Stdio| {
+            let mut command = Command::new(scene.executable());
+            command
+                .args(words)
+                .env("XCP_SM_RUN_DIR", scene.root.path().join("run"))
+                .stdin(from)
+                .stdout(to)
+                .output()
+                .unwrap()
+        };
+        let to = File::create(&file).unwrap();
+        assert!(run(words(&["send", "web", "--store", "old"]), Stdio::null(), to.into()).status.success());
+        let from = File::open(&file).unwrap();
+        run(words(&[&["receive", "--to", "nas"], more].concat()), from.into(), Stdio::null())
+    };
+    let refused = sent(&["--keep", "1"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && said.contains("host alpha made the exports of set web"), "{said}");
+    assert_eq!(current(&scene, "nas"), before);
+    let runs = || fs::read_dir(path(&scene, "nas/web")).unwrap().count();
+    let had = runs();
+    assert!(sent(&["--take-over"]).status.success());
+    assert_eq!(runs(), had + 1);
+    of_another("nas");
+    let before = current(&scene, "nas");
     // A person who says so takes them over.
-    backup(&scene, &["export", "web", "--to", "nas", "--take-over"]).done();
+    backup(&scene, &["export", "web", "--to", "nas", "--take-over", "--keep-others"]).done();
     assert_ne!(current(&scene, "nas"), before);
-    backup(&scene, &["export", "web", "--to", "nas"]).done();
+    backup(&scene, &["export", "web", "--to", "nas", "--keep-others"]).done();
     of_another("nas");
     backup(&scene, &["remove", "web", "--store", "nas"]).done();
     assert!(!scene.root.path().join("nas/web").exists());

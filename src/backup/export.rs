@@ -324,7 +324,7 @@ fn parent(shelf: &Shelf, since: Option<&SinceRun>) -> Result<Option<(ParentRun, 
 
 /// Refuses a shelf of another host: two hosts can have sets of one name, and each would remove the older runs of the other.
 fn refuse_of_another_host(shelf: &Shelf, wanted: &Wanted) -> Result<()> {
-    match shelf.other_host()?.filter(|_| !wanted.take_over) {
+    match shelf.other_host(&store::Identity::here())?.filter(|_| !wanted.take_over) {
         None => Ok(()),
         Some(host) => Err(Error::Unsupported {
             op: "an export over those of another host",

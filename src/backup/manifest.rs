@@ -165,9 +165,9 @@ impl Manifest {
         }
     }
 
-    /// Whether this host made the export.
-    pub fn is_of_this_host(&self) -> bool {
-        Identity { name: self.source_host.clone(), machine: self.source_machine.clone() }.is_this_host()
+    /// The host that made the export.
+    pub fn source(&self) -> Identity {
+        Identity { name: self.source_host.clone(), machine: self.source_machine.clone() }
     }
 
     /// Reads a manifest, which may come from anywhere.

@@ -52,7 +52,7 @@ pub fn remove(call: &Call, set: &SetName, only: Option<&StoreName>, run: Option<
 /// The other host that made what a store has of a set.
 fn other_host(store: &Store, set: &SetName) -> Option<String> {
     let open = store.open().ok()?;
-    Shelf::new(&open, set.clone()).other_host().ok()?
+    Shelf::new(&open, set.clone()).other_host(&store::Identity::here()).ok()?
 }
 
 fn stays(store: &Store, set: &SetName, host: &str) -> String {
@@ -120,7 +120,7 @@ pub(super) fn elsewhere(call: &Call, set: &SetName, this: &Open, run: &RunId) ->
             if open.dir.lookup(set.as_str())?.is_none() {
                 return Ok(None);
             }
-            if let Some(host) = Shelf::new(&open, set.clone()).other_host()? {
+            if let Some(host) = Shelf::new(&open, set.clone()).other_host(&store::Identity::here())? {
                 return Ok(Some(stays(&store, set, &host)));
             }
             if store.drained {

@@ -10,7 +10,7 @@ use nix::libc;
 
 use super::list::manifest_of;
 use super::name::{RunId, SetName, UNFINISHED};
-use super::store::Open;
+use super::store::{Identity, Open};
 use super::verify::as_export;
 use crate::error::{Error, Result};
 use crate::sys::durable::Dir;
@@ -101,15 +101,15 @@ impl<'a> Shelf<'a> {
         }
     }
 
-    /// The name of the other host that made the newest export; `None` if this host did, if there is no export, and if its manifest
-    /// cannot be read.
+    /// The name of the host that made the newest export, if it is not `host`; `None` as well if there is no export, and if its
+    /// manifest cannot be read.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn other_host(&self) -> Result<Option<String>> {
+    pub fn other_host(&self, host: &Identity) -> Result<Option<String>> {
         let Some(newest) = self.runs()?.pop() else { return Ok(None) };
         let manifest = self.find(Some(&newest)).and_then(|(_, dir)| manifest_of(&dir));
-        Ok(manifest.ok().filter(|manifest| !manifest.is_of_this_host()).map(|manifest| manifest.source_host))
+        Ok(manifest.ok().map(|manifest| manifest.source()).filter(|source| !source.is(host)).map(|source| source.name))
     }
 
     /// Removes what killed calls left, and completes what they published. The caller has the lock.

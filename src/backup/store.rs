@@ -266,12 +266,11 @@ impl Identity {
         Identity { name: host_name(), machine: machine() }
     }
 
-    /// Two hosts can have one name, and a host can get another name.
-    pub fn is_this_host(&self) -> bool {
-        let here = Identity::here();
-        match (&self.machine, &here.machine) {
+    /// Whether both are one host. Two hosts can have one name, and a host can get another name.
+    pub fn is(&self, other: &Identity) -> bool {
+        match (&self.machine, &other.machine) {
             (Some(one), Some(other)) => one == other,
-            _ => self.name == here.name,
+            _ => self.name == other.name,
         }
     }
 }
@@ -307,7 +306,7 @@ impl Holder {
     /// Whether it is a process of this host that has ended.
     pub fn is_dead(&self) -> bool {
         let of = Identity { name: self.host.clone(), machine: self.machine.clone() };
-        of.is_this_host() && (self.boot != boot() || started(self.pid) != Some(self.started))
+        of.is(&Identity::here()) && (self.boot != boot() || started(self.pid) != Some(self.started))
     }
 }
 

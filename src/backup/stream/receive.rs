@@ -45,6 +45,8 @@ pub struct Wanted {
     pub store: StoreName,
     /// The runs that stay. `None`: all.
     pub keep: Option<Keep>,
+    /// Also if another host made the exports of the set that the store has.
+    pub take_over: bool,
 }
 
 /// What was received.
@@ -99,7 +101,7 @@ pub fn receive(call: &Call, wanted: &Wanted, from: &mut dyn Read, name: &str) ->
                     return Err(stream.wrong("has a line about a run that cannot be read"));
                 };
                 let head = Head { run, sha256, from, bytes };
-                if one(call, &store, &shelf, &head, &mut stream)? {
+                if one(call, &store, &shelf, &head, wanted.take_over, &mut stream)? {
                     received.runs.push(head.run);
                 }
             }
@@ -156,7 +158,7 @@ struct Head {
 }
 
 /// Receives one run. `false`: it is here already, and was passed over.
-fn one(call: &Call, store: &Open, shelf: &Shelf, head: &Head, stream: &mut Stream) -> Result<bool> {
+fn one(call: &Call, store: &Open, shelf: &Shelf, head: &Head, take_over: bool, stream: &mut Stream) -> Result<bool> {
     if shelf.runs()?.contains(&head.run) {
         let (_, dir) = shelf.find(Some(&head.run))?;
         if digest(&dir.read(manifest::FILE)?.unwrap_or_default()) != head.sha256 {
@@ -166,7 +168,7 @@ fn one(call: &Call, store: &Open, shelf: &Shelf, head: &Head, stream: &mut Strea
         return Ok(false);
     }
     let mut landing = match head.from {
-        0 => begun(store, shelf, head, stream)?,
+        0 => begun(store, shelf, head, take_over, stream)?,
         _ => resumed(store, shelf, head, stream)?,
     };
     let came = landing.blocks(call, head.bytes, stream);
@@ -186,12 +188,20 @@ fn one(call: &Call, store: &Open, shelf: &Shelf, head: &Head, stream: &mut Strea
 }
 
 /// Begins a run: its manifest is read and looked at before a directory is made.
-fn begun(store: &Open, shelf: &Shelf, head: &Head, stream: &mut Stream) -> Result<Landing> {
+fn begun(store: &Open, shelf: &Shelf, head: &Head, take_over: bool, stream: &mut Stream) -> Result<Landing> {
     let text = match stream.block(head.bytes)? {
         Some(text) if (text.len() as u64) < BLOCK => text.to_vec(),
         _ => return Err(stream.wrong("does not begin with a manifest")),
     };
     let manifest = checked(&text, shelf, head, stream)?;
+    if let Some(host) = shelf.other_host(&manifest.source())?.filter(|_| !take_over) {
+        let (set, name, source) = (&shelf.set, &store.name, &manifest.source_host);
+        let why = format!(
+            "host {host} made the exports of set {set} in store {name}, and host {source} those that came; give --take-over if the \
+             set has moved there"
+        );
+        return Err(Error::Unsupported { op: "receiving exports over those of another host", why });
+    }
     store.refuse_if_full(head.bytes)?;
     shelf.abandon(&head.run)?;
     let dir = shelf.begin(&head.run)?;

@@ -173,6 +173,9 @@ pub enum BackupCommand {
         /// Without this option all stay.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
         keep: Option<u16>,
+        /// Also if another host made the exports of the set that are in the store: the set has moved.
+        #[arg(long)]
+        take_over: bool,
         /// Give up after so many seconds in which nothing came.
         #[arg(long, value_name = "SECONDS", default_value_t = 600)]
         timeout: u64,

@@ -178,9 +178,9 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             let have = receive::have(call, &to.parse()?, &set.parse()?)?;
             Ok(Reply { what: What::Have(have.to_string()), warnings: Vec::new() })
         }
-        BackupCommand::Receive { to, resume: None, keep, timeout, .. } => {
+        BackupCommand::Receive { to, resume: None, keep, take_over, timeout, .. } => {
             let keep = keep.map(|keep| Keep { newest: usize::from(keep), daily: 0, weekly: 0 });
-            let wanted = receive::Wanted { store: to.parse()?, keep };
+            let wanted = receive::Wanted { store: to.parse()?, keep, take_over: *take_over };
             let patience = Duration::from_secs(*timeout);
             let done = pipe::input(patience, |from, name| receive::receive(call, &wanted, from, name))?;
             Ok(Reply { what: What::Received(done.runs), warnings: done.warnings })
