@@ -14,7 +14,7 @@ use std::path::Path;
 use assert_cmd::Command;
 use scene::{A, B, Door, FILE, SR, Scene};
 
-/// An SR `fast` with the disks `root disk` (A), `web` (B), and a base; and the installed layout `rack1`.
+/// An SR `fast` with the disks `root disk` (A), `web` (B), and a base; the installed layout `rack1`, the set `nightly`, and the store `nas`.
 fn scene() -> Scene {
     let scene = Scene::empty(&FILE, Door::Sm);
     scene.bare(["sr_create", "--name", "fast", "-t", "file", "-d", &scene.dconf(), SR]).done();
@@ -25,6 +25,8 @@ fn scene() -> Scene {
     let layouts = scene.root.path().join("run/layouts");
     std::fs::create_dir_all(&layouts).unwrap();
     std::fs::write(layouts.join("rack1.layout"), "").unwrap();
+    std::fs::write(scene.root.path().join("run/stores.conf"), "store: name=nas path=/mnt/nas\n").unwrap();
+    scene.bare(["backup", "define", "nightly", "--disk", "fast/web"]).done();
     assert!(scene.bare(["vdi_tree", "fast"]).done().contains("base"));
     scene
 }
@@ -40,6 +42,11 @@ const OFFERS: &[(&[&str], &[&str])] = &[
     (&["devices", "claim", "--lay"], &["--layout"]),
     (&["layout", "sh"], &["show"]),
     (&["layout", "show", ""], &["rack1"]),
+    (&["layout", "info", ""], &["rack1"]),
+    (&["backup", "show", ""], &["nightly"]),
+    (&["backup", "export", "nightly", "--to", ""], &["nas"]),
+    (&["backup", "define", "x", "--disk", "fast/w"], &["fast/web"]),
+    (&["target", "publish", "fast/w"], &["fast/web"]),
     (&["plan", "--det"], &["--detailed-exitcode"]),
     (&["vdi_get_params", "f"], &["fast"]),
     (&["vdi_get_params", "fast", ""], &["root disk", "web", A, B]),

@@ -87,7 +87,7 @@ pub struct SlotId {
 
 impl SlotId {
     /// The largest index.
-    pub const LAST: u16 = 65534;
+    pub const LAST: u16 = crate::types::SlotMark::LAST;
 
     /// The UUID of the SR of the slot, unless the model says another.
     pub fn sr(self, layout: LayoutUuid) -> SrUuid {

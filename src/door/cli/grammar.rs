@@ -6,6 +6,7 @@ use super::backup::grammar::BackupCommand;
 use super::target::grammar::TargetCommand;
 use crate::door::v1::grammar::OutputFormat;
 use crate::door::v1::manual;
+use crate::types::SlotMark;
 
 /// Storage repositories (SR) and the virtual disks (VDI) in them, for people.
 #[derive(Parser)]
@@ -189,7 +190,7 @@ pub struct OwnerArgs {
     #[arg(long, value_name = "CLASS", requires = "layout")]
     pub class: Option<String>,
     /// Index of the slot.
-    #[arg(long, value_name = "N", requires = "layout", value_parser = clap::value_parser!(u16).range(0..=65534))]
+    #[arg(long, value_name = "N", requires = "layout", value_parser = clap::value_parser!(u16).range(0..=i64::from(SlotMark::LAST)))]
     pub index: Option<u16>,
 }
 

@@ -15,13 +15,15 @@ use clap::{Arg, Command};
 use super::address::{default_sr, is_sr, place_of};
 use super::lines::{METRICS, sm_command};
 use super::words::SEVERAL;
+use crate::backup::{set, store};
 use crate::call::Session;
 use crate::context::Context;
-use crate::door::{Answer, said};
+use crate::door::{Answer, said, size};
 use crate::layout::installed;
-use crate::registry::{self, SrName};
+use crate::registry::settings::Settings;
+use crate::registry::{self, SrName, view};
 use crate::sr::DRIVERS;
-use crate::types::{Format, SrUuid, VdiName, printable};
+use crate::types::{Class, Format, SrUuid, VdiName, printable};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -69,7 +71,7 @@ fn candidates(command: &Command, before: &[String], current: &str) -> Candidates
             };
             let has_value = word.contains('=') || !word.starts_with("--") && word.len() > 2;
             if !has_value && rest.next().is_none() {
-                return values(option);
+                return values(option, current);
             }
         } else if verb.is_none() {
             let Some(found) = command.find_subcommand(word) else { return Vec::new() };
@@ -110,11 +112,17 @@ fn about(text: Option<&clap::builder::StyledStr>) -> String {
 }
 
 /// The values to which an option can be completed, each with its help.
-fn values(option: &Arg) -> Candidates {
+fn values(option: &Arg, current: &str) -> Candidates {
     let of_formats = || Format::ALL.iter().map(|format| (format.to_string(), "format of disks".to_owned())).collect();
     match option.get_id().as_str() {
         "sr_type" => DRIVERS.iter().map(|driver| (driver.sr_type.to_owned(), driver.description.to_owned())).collect(),
         "image" | "file_type" => of_formats(),
+        "disks" => addresses(current),
+        "to" | "from" | "store" | "stores" if option.get_value_names().is_some_and(|names| names == ["STORE"]) => {
+            stores()
+        }
+        "model" => layouts(),
+        "class" => Class::ALL.iter().map(|class| (class.to_string(), "class of media".to_owned())).collect(),
         _ => {
             let possible = option.get_possible_values();
             possible.iter().map(|value| (value.get_name().to_owned(), about(value.get_help()))).collect()
@@ -127,9 +135,14 @@ fn of_word(verb: &Command, words: &[&str], current: &str) -> Candidates {
     let slots: Vec<&str> = verb.get_positionals().map(|arg| arg.get_id().as_str()).collect();
     let is_vdi = |slot: Option<&&str>| matches!(slot, Some(&"vdi" | &"source" | &"snapshot"));
     let makes = matches!(verb.get_name(), "vdi_create" | "vdi_import");
-    if slots.first() == Some(&"layout") {
-        let names = installed::names().unwrap_or_default();
-        return names.into_iter().map(|name| (name.to_string(), "installed layout".to_owned())).collect();
+    match slots.first() {
+        Some(&"layout") if words.is_empty() => return layouts(),
+        Some(&"device" | &"identity") if words.is_empty() => return devices(),
+        // Of `sm target`: SR/VDI.
+        Some(&"vdi") if words.is_empty() => return addresses(current),
+        Some(&"name") if words.is_empty() && is_of_backup(verb) => return sets(),
+        Some(&"store") if words.is_empty() => return stores(),
+        _ => {}
     }
     let default = default_sr();
     if slots.first() != Some(&"sr") || verb.get_name() == "sr_create" {
@@ -167,6 +180,54 @@ fn of_word(verb: &Command, words: &[&str], current: &str) -> Candidates {
         },
         _ => Vec::new(),
     }
+}
+
+/// Words such as `fast/web`: VDIs where one SR alone is meant, else SRs.
+fn addresses(current: &str) -> Candidates {
+    let within = |sr: &str| vdis(sr).into_iter().map(|(vdi, help)| (format!("{sr}/{vdi}"), help)).collect();
+    if let Some((sr, _)) = current.split_once('/') {
+        return within(sr);
+    }
+    let srs: Candidates = srs().into_iter().filter(|(name, _)| name.starts_with(current)).collect();
+    match srs.as_slice() {
+        [(sr, _)] => within(sr),
+        several => several.iter().map(|(name, help)| (format!("{name}/"), help.clone())).collect(),
+    }
+}
+
+/// Whether a command takes the name of a set, and no other name.
+fn is_of_backup(verb: &Command) -> bool {
+    verb.get_positionals()
+        .next()
+        .and_then(|arg| arg.get_help())
+        .is_some_and(|help| help.to_string() == "Name of the set")
+}
+
+fn layouts() -> Candidates {
+    let names = installed::names().unwrap_or_default();
+    names.into_iter().map(|name| (name.to_string(), "installed layout".to_owned())).collect()
+}
+
+fn stores() -> Candidates {
+    let stores = store::all().unwrap_or_default();
+    stores.into_iter().map(|it| (it.name.to_string(), format!("store at {}", it.path.display()))).collect()
+}
+
+fn sets() -> Candidates {
+    set::names().unwrap_or_default().into_iter().map(|name| (name.to_string(), "set of disks".to_owned())).collect()
+}
+
+/// The devices that an SR may be made on, as `sm devices` lists them.
+fn devices() -> Candidates {
+    let (tell, told) = mpsc::channel();
+    let ask = move || {
+        let rows = Settings::read(size::parse).and_then(|settings| view::Host::look(&settings)).map(|host| host.rows());
+        let _ = tell.send(rows);
+    };
+    let rows = thread::Builder::new().spawn(ask).ok().and_then(|_| told.recv_timeout(PATIENCE).ok());
+    let rows = rows.and_then(Result::ok).unwrap_or_default();
+    let about = |row: &view::Row| row.state.as_ref().map(ToString::to_string).unwrap_or_default();
+    rows.into_iter().map(|row| (row.dev.clone(), about(&row))).collect()
 }
 
 fn srs() -> Candidates {
