@@ -186,6 +186,9 @@ pub enum Error {
     /// An object of the kernel's target that is not of this product, or not as it made it.
     #[error("the target's object {object} is not what sm made: {why}")]
     ForeignTarget { object: String, why: String },
+    /// An object of the kernel's target that was to be made anew.
+    #[error("the target's object {object} exists already")]
+    TargetExists { object: String },
     /// Initiators would take two VDIs for one disk.
     #[error(
         "VDI {vdi} on SR {sr} would have the same world-wide name as VDI {other}, which this host publishes; publish a copy of it"

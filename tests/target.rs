@@ -37,6 +37,7 @@ fn a_host_that_publishes_nothing_says_so() {
 fn a_line_that_cannot_be_meant_changes_nothing() {
     let scratch = scene();
     let me = "iqn.2003-01.org.example:host1";
+    let host = "nqn.2014-08.org.nvmexpress:uuid:98de866e-b035-4b1a-a571-613bff542b89";
     let secrets = scratch.path().join("secrets");
     std::fs::write(&secrets, "userid=host1\npassword=hunter2-hunter2\n").unwrap();
     let auth = secrets.display();
@@ -46,7 +47,11 @@ fn a_line_that_cannot_be_meant_changes_nothing() {
         (format!("target publish fast/web --to {me} --portal nowhere --no-auth"), 22, "portal"),
         (format!("target publish fast/web --to {me} --portal 0.0.0.0 --no-auth"), 22, "portal"),
         (format!("target publish fast/web --to {me} --portal 127.0.0.1 --auth {auth}"), 22, "chmod 600"),
-        (format!("target publish fast/web --to {me} --fabric loopback"), 22, "--to is of the fabric iscsi"),
+        (format!("target publish fast/web --to {me} --fabric loopback"), 22, "--to is of the fabrics between hosts"),
+        (format!("target publish fast/web --to {me} --fabric nvme-tcp --portal 127.0.0.1 --no-auth"), 22, "NVMe name"),
+        (format!("target publish fast/web --to {host} --portal 127.0.0.1 --no-auth"), 22, "iSCSI name"),
+        (format!("target publish fast/web --to {host} --fabric nvme-tcp --portal 127.0.0.1"), 22, "--no-auth"),
+        (format!("target publish fast/web --to {host} --fabric nvme-tcp --auth {auth}"), 22, "has no secrets"),
         ("target publish fast/nobody --fabric loopback".to_owned(), 101, "nobody"),
         ("target publish nowhere/web --fabric loopback".to_owned(), 100, "nowhere"),
         ("target publish web --fabric loopback".to_owned(), 22, "SR/VDI"),
@@ -79,4 +84,38 @@ fn a_record_that_cannot_be_read_is_told_and_hides_no_other() {
     let list = sm(&scratch, "target list --format table").assert().code(116);
     let said = String::from_utf8_lossy(&list.get_output().stdout).into_owned();
     assert!(said.contains("it is the record of VDI 98de866e-b035-4b1a-a571-00000000000b"), "{said}");
+}
+
+#[test]
+fn records_of_the_first_release_are_read_and_those_of_later_ones_are_refused() {
+    let scratch = scene();
+    let targets = scratch.path().join("run/targets");
+    std::fs::create_dir(&targets).unwrap();
+    let vdi = "98de866e-b035-4b1a-a571-613bff542b89";
+    let first = |version: u32, sr: &str| {
+        format!(
+            r#"{{"version": {version}, {sr} "vdi": "{vdi}", "fabric": "iscsi", "stage": "published", "read_only": false,
+            "shared": false, "authenticated": true, "target": "iqn.2003-01.org.example:{vdi}", "backstore": 3,
+            "portals": ["10.0.0.1:3260"], "initiators": [{{"name": "iqn.2003-01.org.example:host1", "read_only": true}}],
+            "created": 7}}"#
+        )
+    };
+    let put = |text: String| std::fs::write(targets.join(format!("{vdi}.json")), text).unwrap();
+    let sr = format!(r#""sr": "{SR}","#);
+    put(first(1, &sr));
+    let list = sm(&scratch, "target list --format json").assert().success();
+    let answer: serde_json::Value = serde_json::from_slice(&list.get_output().stdout).unwrap();
+    let it = &answer["publications"][0];
+    assert_eq!((&it["sr"], &it["fabric"], &it["state"]), (&SR.into(), &"iscsi".into(), &"down".into()), "{answer}");
+    assert_eq!((&it["hctl"], &it["initiators"][0]["logged_in"]), (&serde_json::Value::Null, &false.into()), "{answer}");
+    for (text, words) in [
+        (first(3, &sr), "it is of version 3"),
+        (first(1, ""), "neither an SR nor a device"),
+        (first(2, &sr), "neither an SR nor a device"),
+    ] {
+        put(text);
+        let list = sm(&scratch, "target list --format table").assert().code(116);
+        let said = String::from_utf8_lossy(&list.get_output().stdout).into_owned();
+        assert!(said.contains(words), "{said}");
+    }
 }

@@ -12,7 +12,7 @@ use nix::libc;
 
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
-use crate::sys::lio;
+use crate::sys::{lio, nvmet};
 
 nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
 nix::ioctl_write_ptr_bad!(blkroset, 0x125d, i32);
@@ -93,7 +93,7 @@ pub fn with_partitions(device: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// The part of the kernel that holds the device or a partition of it: a mount, swap, another device on top, or the SCSI target.
+/// The part of the kernel that holds the device or a partition of it: a mount, swap, another device on top, or a target.
 pub fn claimed(device: &Path) -> Option<String> {
     let rdev = number(device)?;
     claimed_itself(rdev).or_else(|| {
@@ -119,7 +119,7 @@ fn claimed_itself(rdev: u64) -> Option<String> {
     if swaps.lines().filter_map(|line| line.split_whitespace().next()).any(|p| number(Path::new(p)) == Some(rdev)) {
         return Some("swap".to_owned());
     }
-    if let Some(target) = lio::user_of(rdev) {
+    if let Some(target) = lio::user_of(rdev).or_else(|| nvmet::user_of(rdev)) {
         return Some(target);
     }
     let above = fs::read_dir(sysfs(rdev).join("holders")).ok()?;

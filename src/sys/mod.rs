@@ -2,6 +2,7 @@
 
 pub mod bind;
 pub mod blockdev;
+pub mod configfs;
 pub mod copy;
 pub mod durable;
 pub mod limits;
@@ -10,12 +11,15 @@ pub mod lock;
 pub mod loopdev;
 pub mod lvm;
 pub mod mount;
+pub mod nvmet;
 pub mod pvlabel;
 pub mod register;
 pub mod run_dir;
+pub mod scsidev;
 pub mod server;
 pub mod shared;
 pub mod small;
+pub mod sockets;
 pub mod stdio;
 pub mod sunrpc;
 pub mod syslog;

@@ -3,21 +3,24 @@
 use std::path::PathBuf;
 
 use super::chap::Chap;
-use super::kernel::{self, Shown};
-use super::name::{IscsiName, Portal, loopback_name, wwn_part};
+use super::fabric::{self, Parts, Shown};
+use super::name::{Name, Portal};
 use super::record::{self, Fabric, Initiator, Record, Secrets, Stage};
+use super::settings;
+use super::source::Source;
 use crate::call::Session;
 use crate::context::Context;
 use crate::error::{Error, Result, needs_root, one_line};
-use crate::sys::lio::{self, ROOT};
-use crate::types::{Mode, SrUuid, VdiInfo, VdiUuid, seconds_now};
+use crate::sys::configfs;
+use crate::sys::lock::Lock;
+use crate::types::{SrUuid, VdiUuid, seconds_now};
 
 /// What a caller asks for when a VDI is published.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     pub fabric: Fabric,
     /// The initiator that gets the disk; none for the loopback fabric.
-    pub initiator: Option<IscsiName>,
+    pub initiator: Option<Name>,
     pub read_only: bool,
     /// Several initiators may write.
     pub shared: bool,
@@ -41,12 +44,6 @@ pub struct Publication {
 /// Opens the SR of a publication.
 pub type Opener<'a> = &'a dyn Fn(SrUuid) -> Result<Session>;
 
-/// The user name under which a publication holds the persistent lock of its VDI. Other hosts see it.
-fn lock_user(vdi: VdiUuid) -> String {
-    let host = nix::unistd::gethostname().unwrap_or_default();
-    format!("target:{}:{vdi}", host.to_string_lossy())
-}
-
 /// Publishes a VDI, or gives one that is published to one more initiator. Idempotent.
 ///
 /// Order: the record; the persistent lock of the VDI; its block device; the kernel's objects; the record once more. Before the
@@ -55,120 +52,103 @@ fn lock_user(vdi: VdiUuid) -> String {
 /// # Errors
 /// [`Error::NoTarget`] if the kernel has no such target; [`Error::VdiInUse`] for a VDI that is attached, locked or published to
 /// others; [`Error::Published`] for what a publication cannot change; [`Error::WwnClash`]; [`Error::Invalid`] for the words.
-pub fn publish(session: &Session, vdi: VdiUuid, wanted: &Wanted, context: &Context) -> Result<Publication> {
-    needs_root("publish by", ROOT)?;
-    let sr = session.sr();
+pub fn publish(source: &Source, wanted: &Wanted, context: &Context) -> Result<Publication> {
+    needs_root("publish by", configfs::ROOT)?;
     for portal in &wanted.portals {
         if !portal.is_of_this_host() {
             let expected = "it is no address of this host".to_owned();
             return Err(Error::Invalid { what: "portal", value: portal.to_string(), expected });
         }
     }
-    kernel::prepare(wanted.fabric)?;
-    let lock = record::lock(sr, vdi, context.deadline)?;
-    let published = publish_locked(session, vdi, wanted, context);
-    // A VDI that has no record has no lock file either.
-    if published.is_err() && record::of(vdi).is_ok_and(|record| record.is_none()) {
-        record::forget_lock(vdi);
+    wanted.fabric.kind().prepare()?;
+    let lock = locked(source, context)?;
+    let published = publish_locked(source, wanted, context);
+    // What has no record has no lock file either.
+    if published.is_err() && record::of(source.id()).is_ok_and(|record| record.is_none()) {
+        record::forget_lock(source.id());
     }
     drop(lock);
     published
 }
 
-fn publish_locked(session: &Session, vdi: VdiUuid, wanted: &Wanted, context: &Context) -> Result<Publication> {
-    let sr = session.sr();
-    let before = match record::of(vdi)? {
-        Some(record) if record.sr != sr => return Err(Error::WwnClash { vdi, sr: record.sr, other: vdi }),
+fn locked(source: &Source, context: &Context) -> Result<Lock> {
+    record::lock(source.id(), context.deadline, |holder| source.in_use(holder))
+}
+
+fn publish_locked(source: &Source, wanted: &Wanted, context: &Context) -> Result<Publication> {
+    let id = source.id();
+    let before = match record::of(id)? {
+        Some(record) if !source.is_of(&record) => {
+            let sr = source.sr().or(record.sr).unwrap_or_else(SrUuid::random);
+            return Err(Error::WwnClash { vdi: id, sr, other: id });
+        }
         Some(record) if record.stage == Stage::Removing => {
-            remove(session, &record, context)?;
+            remove(source, &record, context)?;
             None
         }
         before => before,
     };
-    let info = session.vdi_get_params(vdi, context)?;
-    if before.is_none() {
-        refuse_in_use(&info)?;
-        refuse_clash(sr, vdi)?;
+    let is_read_only = source.examine(before.is_none(), context)?;
+    if let (Some(why), true) = (wanted.fabric.kind().facts().writable_only, wanted.read_only || is_read_only) {
+        return Err(Error::Unsupported {
+            op: "target publish of a disk that is not to be written",
+            why: why.to_owned(),
+        });
     }
-    let mut secrets = record::secrets(vdi)?;
-    let mut record = changed(before.as_ref(), sr, vdi, &info, wanted, &secrets)?;
+    let mut secrets = record::secrets(id)?;
+    let mut record = changed(before.as_ref(), source, is_read_only, wanted, &secrets)?;
     if let (Some(initiator), Some(chap)) = (&wanted.initiator, &wanted.chap) {
         secrets.insert(initiator.clone(), chap.clone());
     }
     // The secrets first: a record that wants some has them.
-    record::put_secrets(vdi, &secrets)?;
+    record::put_secrets(id, &secrets)?;
     if before.as_ref() != Some(&record) {
         record::put(&record)?;
     }
-    if let Err(error) = lock_vdi(session, vdi, context) {
+    if let Err(error) = source.take(context) {
         // The VDI is not attached yet: whoever has it now is left alone.
-        let undo = if before.is_none() { record::forget(vdi) } else { Ok(()) };
+        let undo = if before.is_none() { record::forget(id) } else { Ok(()) };
         return Err(error.undone(undo));
     }
-    let device = match bring_up(session, &mut record, before.is_some(), &secrets, context) {
+    let device = match bring_up(source, &mut record, before.is_some(), &secrets, context) {
         Ok(device) => device,
-        Err(error) if before.is_none() => return Err(error.undone(remove(session, &record, context))),
+        Err(error) if before.is_none() => return Err(error.undone(remove(source, &record, context))),
         Err(error) => return Err(error),
     };
     if record.stage != Stage::Published {
         record.stage = Stage::Published;
         record::put(&record)?;
     }
-    let shown = Shown { device, ..kernel::look(&record) };
+    let shown = Shown { device, ..record.fabric.kind().look(&record) };
     Ok(Publication { record, shown })
-}
-
-/// Refuses a VDI that somebody uses. What this host's publication of it left after a kill is no use.
-fn refuse_in_use(info: &VdiInfo) -> Result<()> {
-    let in_use = |holder: String| Err(Error::VdiInUse { vdi: info.uuid, sr: info.sr, holder });
-    if info.hidden {
-        return Err(Error::IsBase { op: "target publish", vdi: info.uuid });
-    }
-    match &info.device {
-        Some(device) => in_use(format!("this host, which has it attached as {}; detach it first", device.display())),
-        None if info.attached => in_use("this host, which has it attached; detach it first".to_owned()),
-        None => Ok(()),
-    }
-}
-
-/// Refuses a VDI that an initiator would take for another that this host publishes.
-fn refuse_clash(sr: SrUuid, vdi: VdiUuid) -> Result<()> {
-    let part = wwn_part(vdi);
-    for (other, _) in record::all()? {
-        if other != vdi && wwn_part(other) == part {
-            return Err(Error::WwnClash { vdi, sr, other });
-        }
-    }
-    Ok(())
 }
 
 /// The record after a call: the one from before with one more initiator.
 fn changed(
     before: Option<&Record>,
-    sr: SrUuid,
-    vdi: VdiUuid,
-    info: &VdiInfo,
+    source: &Source,
+    is_read_only: bool,
     wanted: &Wanted,
     secrets: &Secrets,
 ) -> Result<Record> {
     let mut record = match before {
         Some(record) => record.clone(),
         None => {
-            let target = match wanted.fabric {
-                Fabric::Iscsi => IscsiName::of_target(&wanted.prefix, vdi)?.to_string(),
-                Fabric::Loopback => loopback_name(vdi, "target"),
-            };
-            let mut record = Record::new(sr, vdi, wanted.fabric, target, seconds_now().unwrap_or_default());
+            let target = wanted.fabric.kind().target_name(&wanted.prefix, source.id())?;
+            let mut record = Record::new(source, wanted.fabric, target, seconds_now().unwrap_or_default());
             // The device is opened for writing if any initiator may ever write.
-            record.read_only = info.read_only || wanted.read_only;
+            record.read_only = is_read_only || wanted.read_only;
             record.shared = wanted.shared;
             record.authenticated = !wanted.no_auth;
             record.portals = wanted.portals.clone();
-            record.backstore = kernel::free_backstore()?;
+            record.backstore = wanted.fabric.kind().number(&record)?;
             record
         }
     };
-    let refused = |what: String| Err(Error::Published { vdi, what });
+    let refused = |what: String| Err(Error::Published { vdi: source.id(), what });
+    if record.physical.as_ref().map(|it| it.hba) != source.hba() {
+        return refused("in another mode of the HBA".to_owned());
+    }
     if record.fabric != wanted.fabric {
         return refused(format!("by {}", record.fabric.word()));
     }
@@ -176,11 +156,11 @@ fn changed(
         let portals: Vec<String> = record.portals.iter().map(ToString::to_string).collect();
         return refused(format!("at {}", portals.join(", ")));
     }
-    if record.read_only && !wanted.read_only && !info.read_only {
+    if record.read_only && !wanted.read_only && !is_read_only {
         return refused("read-only".to_owned());
     }
     let Some(initiator) = &wanted.initiator else {
-        return match record.read_only == (info.read_only || wanted.read_only) {
+        return match record.read_only == (is_read_only || wanted.read_only) {
             true => Ok(record),
             false => refused("writable".to_owned()),
         };
@@ -194,7 +174,7 @@ fn changed(
             "the secrets of {initiator} are missing: --auth FILE names them, and --no-auth goes without"
         )));
     }
-    let read_only = wanted.read_only || info.read_only;
+    let read_only = wanted.read_only || is_read_only;
     match record.initiators.iter().find(|it| it.name == *initiator) {
         Some(it) if it.read_only == read_only => {}
         Some(it) => {
@@ -205,112 +185,119 @@ fn changed(
             let others: Vec<&Initiator> = record.initiators.iter().collect();
             let may_share = record.shared || (read_only && others.iter().all(|it| it.read_only));
             if let (Some(other), false) = (others.first(), may_share) {
-                let holder = format!("initiator {}; --shared allows several writers from the start", other.name);
-                return Err(Error::VdiInUse { vdi, sr, holder });
+                let consumer = record.fabric.kind().facts().network.as_ref().map_or("consumer", |it| it.consumer);
+                let holder = format!("{consumer} {}; --shared allows several writers from the start", other.name);
+                return Err(source.in_use(holder));
             }
-            record.initiators.push(Initiator { name: initiator.clone(), read_only });
+            let foreign = record.fabric.kind().has_foreign(initiator)?;
+            record.initiators.push(Initiator { name: initiator.clone(), read_only, foreign });
         }
     }
     Ok(record)
 }
 
-/// Brings a publication up from its record. The VDI is locked. Idempotent.
+/// Brings a publication up from its record. Its source is taken. Idempotent.
 /// `inherited`: an earlier call has begun it.
 fn bring_up(
-    session: &Session,
+    source: &Source,
     record: &mut Record,
     inherited: bool,
     secrets: &Secrets,
     context: &Context,
 ) -> Result<Option<PathBuf>> {
-    let mode = if record.read_only { Mode::ReadOnly } else { Mode::ReadWrite };
-    let device = session.vdi_attach(record.vdi, mode, context)?;
-    kernel::make_backstore(record, inherited, record::put)?;
-    kernel::publish(record, secrets, &device)
+    let device = source.open(record, context)?;
+    let parts = Parts { secrets, device: &device, inherited, deadline: context.deadline };
+    let disk = record.fabric.kind().publish(record, &parts)?;
+    if !record.leaving.is_empty() {
+        record.leaving.clear();
+        record::put(record)?;
+    }
+    settings::apply(record)?;
+    Ok(disk)
 }
 
-/// Takes the persistent lock of the VDI, which is how other hosts see the publication. An SR without such locks has none.
-fn lock_vdi(session: &Session, vdi: VdiUuid, context: &Context) -> Result<()> {
-    let user = lock_user(vdi);
-    match session.vdi_lock(vdi, &user, false, context) {
-        Err(Error::Unsupported { .. }) => Ok(()),
-        Err(Error::LockRefused { .. }) if session.vdi_get_params(vdi, context)?.vbds.contains(&user) => Ok(()),
-        other => other,
+/// Gives an initiator of a publication other secrets, from its next login on. Idempotent.
+///
+/// Order: the file of secrets, the kernel. A kill between leaves the old secrets in the kernel until the same call or [`restore`].
+///
+/// # Errors
+/// [`Error::Published`] for a publication without secrets; [`Error::Usage`] for a VDI that is not published, or not to this
+/// initiator.
+pub fn set_secrets(source: &Source, initiator: &Name, chap: Chap, context: &Context) -> Result<()> {
+    needs_root("publish by", configfs::ROOT)?;
+    let id = source.id();
+    let _lock = locked(source, context)?;
+    let record = record::of(id)?.filter(|record| source.is_of(record) && record.stage != Stage::Removing);
+    let mut record = record.ok_or_else(|| source.not_published())?;
+    if !record.authenticated || record.fabric.kind().facts().network.as_ref().is_none_or(|it| !it.has_secrets) {
+        return Err(Error::Published { vdi: id, what: "without secrets".to_owned() });
     }
-}
-
-fn unlock_vdi(session: &Session, vdi: VdiUuid, context: &Context) -> Result<()> {
-    match session.vdi_unlock(vdi, &lock_user(vdi), false, context) {
-        // Not locked, or by others: then there is nothing of ours to give back.
-        Ok(()) | Err(Error::Unsupported { .. } | Error::LockRefused { .. } | Error::NoVdi { .. }) => Ok(()),
-        other => other,
+    if record.initiators.iter().all(|it| it.name != *initiator) {
+        return Err(Error::Usage(format!("{id} is not published to {initiator}")));
     }
+    let mut secrets = record::secrets(id)?;
+    secrets.insert(initiator.clone(), chap);
+    record::put_secrets(id, &secrets)?;
+    record.fabric.kind().prepare()?;
+    source.take(context)?;
+    bring_up(source, &mut record, true, &secrets, context).map(drop)
 }
 
 /// Ends a publication, or that to one initiator. Idempotent. `force`: consumers lose the disk.
 ///
 /// # Errors
 /// [`Error::VdiInUse`] while a consumer uses the disk, unless `force`; what the kernel and the SR say.
-pub fn unpublish(
-    session: &Session,
-    vdi: VdiUuid,
-    initiator: Option<&IscsiName>,
-    force: bool,
-    context: &Context,
-) -> Result<()> {
-    needs_root("unpublish by", ROOT)?;
-    let sr = session.sr();
-    let _lock = record::lock(sr, vdi, context.deadline)?;
-    let mut record = match record::of(vdi)? {
-        Some(record) if record.sr == sr => record,
+pub fn unpublish(source: &Source, initiator: Option<&Name>, force: bool, context: &Context) -> Result<()> {
+    needs_root("unpublish by", configfs::ROOT)?;
+    let id = source.id();
+    let _lock = locked(source, context)?;
+    let mut record = match record::of(id)? {
+        Some(record) if source.is_of(&record) => record,
         // The VDI of another SR that has this UUID is published, and this one is not.
-        Some(_) => return session.vdi_get_brief(vdi, context).map(drop),
+        Some(_) => return source.exists(context),
         None => {
             // Also the end of a call that was killed is durable.
-            record::forget(vdi)?;
-            record::forget_lock(vdi);
-            return session.vdi_get_brief(vdi, context).map(drop);
+            record::forget(id)?;
+            record::forget_lock(id);
+            return source.exists(context);
         }
     };
-    let in_use = |holder: String| Err(Error::VdiInUse { vdi, sr, holder });
+    let in_use = |holder: String| Err(source.in_use(holder));
     if let Some(initiator) = initiator {
         if record.initiators.iter().all(|it| it.name != *initiator) {
             return Ok(());
         }
-        if !force && kernel::is_logged_in(&record, initiator.as_str()) {
-            return in_use(format!("initiator {initiator}, who is logged in; --force cuts it off"));
+        if !force && let Some(user) = record.fabric.kind().consumer(&record, Some(initiator)) {
+            return in_use(format!("{user}; --force cuts it off"));
         }
-        record.initiators.retain(|it| it.name != *initiator);
+        let (leaving, staying) = record.initiators.drain(..).partition(|it| it.name == *initiator);
+        record.initiators = staying;
+        record.leaving = leaving;
         if !record.initiators.is_empty() {
-            let mut secrets = record::secrets(vdi)?;
+            let mut secrets = record::secrets(id)?;
             secrets.remove(initiator);
             record::put(&record)?;
-            record::put_secrets(vdi, &secrets)?;
-            return bring_up(session, &mut record, true, &secrets, context).map(drop);
+            record::put_secrets(id, &secrets)?;
+            return bring_up(source, &mut record, true, &secrets, context).map(drop);
         }
     }
-    if !force && let Some(user) = kernel::consumer(&record) {
+    if !force && let Some(user) = record.fabric.kind().consumer(&record, None) {
         return in_use(format!("{user}; --force cuts it off"));
     }
-    remove(session, &record, context)
+    remove(source, &record, context)
 }
 
 /// Removes a publication: the record says so first, and goes last.
-fn remove(session: &Session, record: &Record, context: &Context) -> Result<()> {
-    let vdi = record.vdi;
+fn remove(source: &Source, record: &Record, context: &Context) -> Result<()> {
     if record.stage != Stage::Removing {
         let mut leaving = record.clone();
         leaving.stage = Stage::Removing;
         record::put(&leaving)?;
     }
-    kernel::remove(record)?;
-    match session.vdi_detach(vdi, context) {
-        Ok(_) | Err(Error::NoVdi { .. }) => {}
-        Err(error) => return Err(error),
-    }
-    unlock_vdi(session, vdi, context)?;
-    record::forget(vdi)?;
-    record::forget_lock(vdi);
+    record.fabric.kind().remove(record, context.deadline)?;
+    source.give_back(context)?;
+    record::forget(record.vdi)?;
+    record::forget_lock(record.vdi);
     Ok(())
 }
 
@@ -327,10 +314,10 @@ pub struct Problem {
 /// # Errors
 /// [`Error::Io`] if the records cannot be listed.
 pub fn restore(open: Opener, context: &dyn Fn() -> Context<'static>) -> Result<Vec<Problem>> {
-    needs_root("publish by", ROOT)?;
+    needs_root("publish by", configfs::ROOT)?;
     let mut problems = Vec::new();
     for (vdi, read) in record::all()? {
-        let restored = read.and_then(|record| restore_one(open, record.sr, vdi, &context()));
+        let restored = read.and_then(|record| restore_one(open, &record, &context()));
         if let Err(error) = restored {
             problems.push(Problem { vdi, what: one_line(&error) });
         }
@@ -338,18 +325,26 @@ pub fn restore(open: Opener, context: &dyn Fn() -> Context<'static>) -> Result<V
     Ok(problems)
 }
 
-fn restore_one(open: Opener, sr: SrUuid, vdi: VdiUuid, context: &Context) -> Result<()> {
-    let session = open(sr)?;
-    let _lock = record::lock(sr, vdi, context.deadline)?;
+fn restore_one(open: Opener, record: &Record, context: &Context) -> Result<()> {
+    let session = record.sr.map(open).transpose()?;
+    let source = match (&session, &record.physical) {
+        (Some(session), _) => Source::Vdi(session, record.vdi),
+        (None, Some(device)) => Source::Device(device),
+        (None, None) => return Err(Error::Usage(format!("the record of {} names no disk", record.vdi))),
+    };
+    let _lock = locked(&source, context)?;
     // Another call may have ended it meanwhile.
-    let Some(mut record) = record::of(vdi)? else { return Ok(()) };
-    session.sr_attach(context)?;
-    if record.stage == Stage::Removing {
-        return remove(&session, &record, context);
+    let Some(mut record) = record::of(record.vdi)? else { return Ok(()) };
+    if let Some(session) = &session {
+        session.sr_attach(context)?;
     }
-    kernel::prepare(record.fabric)?;
-    lock_vdi(&session, vdi, context)?;
-    bring_up(&session, &mut record, true, &record::secrets(vdi)?, context)?;
+    if record.stage == Stage::Removing {
+        return remove(&source, &record, context);
+    }
+    record.fabric.kind().prepare()?;
+    source.take(context)?;
+    let secrets = record::secrets(record.vdi)?;
+    bring_up(&source, &mut record, true, &secrets, context)?;
     if record.stage != Stage::Published {
         record.stage = Stage::Published;
         record::put(&record)?;
@@ -365,20 +360,32 @@ pub fn list() -> Result<(Vec<Publication>, Vec<Problem>)> {
     let (mut found, mut problems) = (Vec::new(), Vec::new());
     for (vdi, read) in record::all()? {
         match read {
-            Ok(record) => found.push(Publication { shown: kernel::look(&record), record }),
+            Ok(record) => found.push(Publication { shown: record.fabric.kind().look(&record), record }),
             Err(error) => problems.push(Problem { vdi, what: one_line(&error) }),
         }
     }
     Ok((found, problems))
 }
 
-/// The publication of one VDI.
+/// The publication of one VDI, or of the device with the UUID `vdi`, which has no SR.
 ///
 /// # Errors
 /// Those of [`record::of`].
-pub fn of(sr: SrUuid, vdi: VdiUuid) -> Result<Option<Publication>> {
+pub fn of(sr: Option<SrUuid>, vdi: VdiUuid) -> Result<Option<Publication>> {
     let record = record::of(vdi)?.filter(|record| record.sr == sr);
-    Ok(record.map(|record| Publication { shown: kernel::look(&record), record }))
+    Ok(record.map(|record| Publication { shown: record.fabric.kind().look(&record), record }))
+}
+
+/// Tells the consumers of a VDI that it has another size; nothing if it is not published. Idempotent.
+///
+/// # Errors
+/// [`Error::Io`] if the kernel refuses that.
+pub fn tell_size(sr: SrUuid, vdi: VdiUuid) -> Result<()> {
+    match record::of(vdi) {
+        Ok(Some(record)) if record.sr == Some(sr) => record.fabric.kind().tell_size(&record),
+        // A record that cannot be read keeps no disk from growing.
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// Compares the records with the kernel. Changes nothing.
@@ -396,10 +403,9 @@ pub fn check() -> Result<Vec<Problem>> {
         };
         problems.push(Problem { vdi: it.record.vdi, what: what.to_owned() });
     }
-    for object in lio::objects()? {
-        let Some(vdi) = kernel::published_by_us(&object) else { continue };
+    for (vdi, object) in fabric::objects_of_ours()? {
         if found.iter().all(|it| it.record.vdi != vdi) && problems.iter().all(|it| it.vdi != vdi) {
-            let what = format!("the kernel has its object {}, and no record tells of it", object.shown());
+            let what = format!("the kernel has its object {object}, and no record tells of it");
             problems.push(Problem { vdi, what });
         }
     }

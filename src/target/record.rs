@@ -12,7 +12,9 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::chap::Chap;
-use super::name::{IscsiName, Portal};
+use super::name::{Name, Portal};
+use super::physical::Physical;
+use super::source::Source;
 use crate::error::{Error, Result};
 use crate::sys::durable::{self, Dir};
 use crate::sys::lock::{self, Kind, Lock};
@@ -20,22 +22,26 @@ use crate::sys::run_dir;
 use crate::types::{SrUuid, VdiUuid};
 
 const VERSION: u32 = 1;
+/// The version of a record of a device. A release that knows version 1 alone refuses it: it would take the device for a VDI.
+const WITH_DEVICE: u32 = 2;
 
-/// The way by which a consumer reaches a disk.
+/// The way by which a consumer reaches a disk: [`super::fabric`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Fabric {
-    /// Other hosts, by TCP.
     Iscsi,
-    /// This host, as a SCSI disk.
     Loopback,
+    NvmeTcp,
 }
 
 impl Fabric {
+    pub const ALL: [Fabric; 3] = [Fabric::Iscsi, Fabric::Loopback, Fabric::NvmeTcp];
+
     pub fn word(self) -> &'static str {
         match self {
             Fabric::Iscsi => "iscsi",
             Fabric::Loopback => "loopback",
+            Fabric::NvmeTcp => "nvme-tcp",
         }
     }
 }
@@ -54,16 +60,25 @@ pub enum Stage {
 /// An initiator that may use a disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Initiator {
-    pub name: IscsiName,
+    pub name: Name,
     pub read_only: bool,
+    /// The kernel has an object for the initiator that another program made. The object stays when the publication ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub foreign: bool,
 }
 
 /// A publication.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     version: u32,
-    pub sr: SrUuid,
+    /// The SR of the VDI; none for a device that is passed through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sr: Option<SrUuid>,
+    /// The VDI, or the UUID that is made of the identity of the device.
     pub vdi: VdiUuid,
+    /// The device that is passed through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub physical: Option<Physical>,
     pub fabric: Fabric,
     pub stage: Stage,
     /// The disk is attached read-only.
@@ -72,24 +87,38 @@ pub struct Record {
     pub shared: bool,
     /// Initiators prove by CHAP who they are.
     pub authenticated: bool,
-    /// The IQN of the target, or the NAA of the loopback fabric: it stays, whatever the host is called later.
+    /// The IQN or NQN of the target, or the NAA of the loopback fabric: it stays, whatever the host is called later.
     pub target: String,
     /// Number of the backstore in the kernel, chosen before it is made: so it is found again after a kill.
     pub backstore: u32,
     pub portals: Vec<Portal>,
     /// None for the loopback fabric.
     pub initiators: Vec<Initiator>,
+    /// Initiators that lose the disk; the kernel may still have their objects.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaving: Vec<Initiator>,
+    /// Attributes of the disk that were changed: [`super::settings`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attributes: BTreeMap<String, String>,
+    /// Parameters of the target that were changed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parameters: BTreeMap<String, String>,
     /// Seconds since 1970.
     pub created: u64,
 }
 
 impl Record {
     /// A publication that is begun, without initiators.
-    pub fn new(sr: SrUuid, vdi: VdiUuid, fabric: Fabric, target: String, created: u64) -> Record {
+    pub fn new(source: &Source, fabric: Fabric, target: String, created: u64) -> Record {
+        let physical = match source {
+            Source::Vdi(..) => None,
+            Source::Device(device) => Some((*device).clone()),
+        };
         Record {
-            version: VERSION,
-            sr,
-            vdi,
+            version: if physical.is_some() { WITH_DEVICE } else { VERSION },
+            sr: source.sr(),
+            vdi: source.id(),
+            physical,
             fabric,
             stage: Stage::Creating,
             read_only: false,
@@ -99,13 +128,29 @@ impl Record {
             backstore: 0,
             portals: Vec::new(),
             initiators: Vec::new(),
+            leaving: Vec::new(),
+            attributes: BTreeMap::new(),
+            parameters: BTreeMap::new(),
             created,
         }
     }
 }
 
+impl Record {
+    /// That what it shows is in use.
+    pub fn in_use(&self, holder: String) -> Error {
+        match (self.sr, &self.physical) {
+            (Some(sr), _) => Error::VdiInUse { vdi: self.vdi, sr, holder },
+            (None, device) => {
+                let device = device.as_ref().map(|it| it.address.to_string()).unwrap_or_default();
+                Error::DeviceInUse { device, holder }
+            }
+        }
+    }
+}
+
 /// The secrets of one publication, by initiator.
-pub type Secrets = BTreeMap<IscsiName, Chap>;
+pub type Secrets = BTreeMap<Name, Chap>;
 
 fn file_of(vdi: VdiUuid) -> String {
     format!("{vdi}.json")
@@ -118,14 +163,10 @@ fn secrets_of(vdi: VdiUuid) -> String {
 /// The lock of a publication. Calls on other publications go on meanwhile.
 ///
 /// # Errors
-/// [`Error::VdiInUse`] if another call has it until the deadline.
-pub fn lock(sr: SrUuid, vdi: VdiUuid, deadline: Instant) -> Result<Lock> {
-    lock::take("targets", &vdi.to_string(), Kind::Exclusive, deadline).map_err(|refused| {
-        refused.or_timed_out(|holder| Error::VdiInUse {
-            vdi,
-            sr,
-            holder: format!("{holder}, which works on its publication; repeat the call"),
-        })
+/// The error that `in_use` makes of the holder, if another call has it until the deadline.
+pub fn lock(id: VdiUuid, deadline: Instant, in_use: impl FnOnce(String) -> Error) -> Result<Lock> {
+    lock::take("targets", &id.to_string(), Kind::Exclusive, deadline).map_err(|refused| {
+        refused.or_timed_out(|holder| in_use(format!("{holder}, which works on its publication; repeat the call")))
     })
 }
 
@@ -181,9 +222,11 @@ fn read(dir: &Dir, vdi: VdiUuid) -> Result<Option<Record>> {
     let record: Record = serde_json::from_slice(&bytes).map_err(|e| damaged(format!("it is no record: {e}")))?;
     match record.version {
         // Under its own name, the VDI may have another record, or none.
-        VERSION if record.vdi != vdi => Err(damaged(format!("it is the record of VDI {}", record.vdi))),
-        VERSION => Ok(Some(record)),
-        other => Err(damaged(format!("it is of version {other}, and this sm knows version {VERSION}"))),
+        VERSION | WITH_DEVICE if record.vdi != vdi => Err(damaged(format!("it is the record of VDI {}", record.vdi))),
+        VERSION if record.sr.is_some() => Ok(Some(record)),
+        WITH_DEVICE if record.physical.is_some() => Ok(Some(record)),
+        VERSION | WITH_DEVICE => Err(damaged("it names neither an SR nor a device".to_owned())),
+        other => Err(damaged(format!("it is of version {other}, and this sm knows {VERSION} and {WITH_DEVICE}"))),
     }
 }
 

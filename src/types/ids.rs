@@ -79,6 +79,13 @@ impl VdiUuid {
         VdiUuid(Uuid::new_v5(&sr.0, name.as_bytes()))
     }
 
+    /// The UUID (version 5) by which a device of this host is known that is no disk of an SR: always the same for the same
+    /// identity of the device.
+    pub fn of_device(identity: &str) -> Self {
+        const DEVICES: Uuid = Uuid::from_u128(0x6f1d_2b0c_53a7_4e0a_9d0e_7c1b_5e42_90d4);
+        VdiUuid(Uuid::new_v5(&DEVICES, identity.as_bytes()))
+    }
+
     /// A UUID (version 5), as text, that is always the same for the same disk and word.
     pub fn derived(self, word: &str) -> String {
         Uuid::new_v5(&self.0, word.as_bytes()).to_string()

@@ -11,19 +11,19 @@
 set -u
 # shellcheck source-path=SCRIPTDIR source=claims.inc
 . "$ROOT/tests/guest/claims.inc"
+# shellcheck source-path=SCRIPTDIR source=target.inc
+. "$ROOT/tests/guest/target.inc"
 modprobe -a loop fuse dm_mod sd_mod iscsi_tcp
-mkdir -p /run/lock/iscsi /srv/sr0 /srv/fs
-C=/sys/kernel/config/target
-ME=iqn.2003-01.org.example:host1 OTHER=iqn.2003-01.org.example:host2
+mkdir -p /srv/sr0 /srv/fs
 # Initiators tell disks by their first 25 digits.
 RAW=1a11866e-b035-4b1a-a571-000000000001 VHD=2a11866e-b035-4b1a-a571-000000000002 LVM=3a11866e-b035-4b1a-a571-000000000003
-sm() { "$BIN/sm" "$@"; }
 truncate -s 1G /srv/fs.img && mkfs.ext4 -q /srv/fs.img && mount -o loop /srv/fs.img /srv/fs
 sm sr_create --name fast -t file -d /srv/fs/sr "$SR" || exit 1
 sm vdi_create fast "$RAW" 32M --type raw --label raw
 sm vdi_create fast "$VHD" 32M --label vhd
 sm sr_create --name vg -t lvm -d "$DISKS" 7e57ab1e-0000-4000-8000-0000000000fe || exit 1
 sm vdi_create vg "$LVM" 32M --label lv
+VDIS="fast/raw fast/vhd vg/lv"
 umask 077
 printf 'userid=host1\npassword=secret-of-host1\nmutual_userid=target\nmutual_password=secret-of-store\n' > /root/auth
 umask 022
@@ -77,7 +77,7 @@ in_use() {
   fails_with EPERM sm vdi_resize fast/vhd 16M --allow-shrink || return
   sm vdi_get_params fast/vhd | grep -q '(VBDs "target:' || return
   sm vdi_snapshot fast/vhd "$(vdi 9)" --label before || return
-  sm vdi_resize fast/vhd 48M && echo 1 > "/sys/block/${disk#/dev/}/device/rescan" && sleep 0.2
+  sm vdi_resize fast/vhd 48M || return
   is "$(blockdev --getsize64 "$disk")" $((48 << 20)) || return
   fails_with EEXIST sm target publish fast/vhd --to $ME --portal 127.0.0.1 --no-auth || return
   sm target unpublish fast/vhd && sm target unpublish fast/vhd && sm vdi_delete --yes fast "$(vdi 9)" || return
@@ -85,17 +85,6 @@ in_use() {
 }
 proves 'a published disk is in use for every other command, can be snapshot and grown' in_use
 
-initiator() { # NAME SECRET-LINES…: iscsid anew, under this name
-  pkill -x iscsid
-  echo "InitiatorName=$1" > /etc/iscsi/initiatorname.iscsi
-  shift
-  { echo 'iscsid.startup = /bin/true'; printf '%s\n' node.session.timeo.replacement_timeout=3 node.conn[0].timeo.noop_out_interval=1 \
-    node.conn[0].timeo.noop_out_timeout=1 node.conn[0].timeo.login_timeout=5 node.session.initial_login_retry_max=1 "$@" | sed 's/=/ = /'; } > /etc/iscsi/iscsid.conf
-  rm -rf /etc/iscsi/nodes /etc/iscsi/send_targets
-  iscsid
-}
-CHAP=(node.session.auth.authmethod=CHAP node.session.auth.username=host1 node.session.auth.password=secret-of-host1
-  node.session.auth.username_in=target node.session.auth.password_in=secret-of-store)
 scsi_of() { # VDI: the disk that the initiator has
   local n
   for n in {1..100}; do
@@ -106,12 +95,6 @@ scsi_of() { # VDI: the disk that the initiator has
   done
   return 1
 }
-login() { # VDI [ADDRESS]
-  iscsiadm -m node -o new -T "$(target_of "$1")" -p "${2:-127.0.0.1}:3260" > /dev/null && iscsiadm -m node -T "$(target_of "$1")" -p "${2:-127.0.0.1}:3260" --login > /dev/null
-}
-logout() { iscsiadm -m node -T "$(target_of "$1")" --logout > /dev/null; iscsiadm -m node -T "$(target_of "$1")" -o delete > /dev/null; }
-target_of() { sm target list --format json | sed -n "s/.*\"target\": *\"\(iqn[^\"]*:$1\)\".*/\1/p" | head -n 1; }
-
 three() {
   local vdi name disk
   for name in fast/raw fast/vhd vg/lv; do
@@ -121,6 +104,8 @@ three() {
   for vdi in "$RAW" "$VHD" "$LVM"; do
     login "$vdi" && disk=$(scsi_of "$vdi") || { echo "no disk of $vdi"; return 1; }
     echo "written to $vdi" | dd of="$disk" bs=4k seek=100 conv=fsync,sync status=none || return
+    if [ "$vdi" = "$LVM" ]; then sm vdi_resize vg/lv 48M; else sm vdi_resize "fast/$vdi" 48M; fi || return
+    iscsiadm -m session --rescan > /dev/null && is "$(blockdev --getsize64 "$disk")" $((48 << 20)) || return
     sm target list --format table | grep -q "$vdi.*(logged in)" || return
   done
   fails_with EVDIBUSY sm target unpublish fast/raw && grep -q "$ME, who are logged in" "$SCRATCH/stderr" || return
@@ -184,18 +169,6 @@ forced() {
 }
 proves 'a reader that is cut off gets an error' forced
 
-# reboot: the kernel and /run forget, the records stay.
-forget() {
-  local dir
-  for dir in $C/iscsi/*/tpgt_1/acls/*/lun_*; do [ -d "$dir" ] || continue; find "$dir" -maxdepth 1 -type l -delete; rmdir "$dir"; done
-  for dir in $C/iscsi/*/tpgt_1/acls/*/ $C/loopback/*/tpgt_1/lun/lun_* $C/iscsi/*/tpgt_1/lun/lun_* $C/iscsi/*/tpgt_1/np/*/; do
-    [ -d "$dir" ] || continue; find "$dir" -maxdepth 1 -type l -delete; rmdir "$dir"; done
-  for dir in $C/loopback/*/tpgt_1; do [ -d "$dir" ] && echo NULL > "$dir/nexus"; done 2> /dev/null
-  for dir in $C/iscsi/iqn*/tpgt_1 $C/iscsi/iqn* $C/loopback/naa*/tpgt_1 $C/loopback/naa* $C/core/*_*/*/ $C/core/*_*/; do
-    [ ! -d "$dir" ] || rmdir "$dir"; done
-  for dir in fast/raw fast/vhd vg/lv; do sm vdi_detach $dir; done
-}
-tree() { (cd $C && find . -maxdepth 7 \( -type l -o -type d \) ! -path '*/statistics*' ! -path './core/alua*' | sort; cat core/*/*/alias core/*/*/wwn/vpd_unit_serial; cat iscsi/iqn*/tpgt_1/attrib/* iscsi/iqn*/tpgt_1/enable); }
 reboots() {
   local before
   sm target publish fast/vhd --to $ME --portal 127.0.0.1 --auth /root/auth > /dev/null &&
@@ -219,6 +192,33 @@ reboots() {
 }
 proves 'a reboot: restore makes the same tree, and a missing SR keeps no other disk away' reboots
 
+settings() {
+  sm target publish fast/raw --to $ME --portal 127.0.0.1 --auth /root/auth > /dev/null || return
+  fails_with EINVAL sm target attr fast/raw ../../../iblock_0 || return
+  fails_with EINVAL sm target attr fast/raw alua_support/../block_size 4096 || return
+  fails_with EINVAL sm target attr fast/raw emulate_3pc maybe || return
+  fails_with EACCES sm target attr fast/raw hw_block_size 4096 || return
+  fails_with EACCES sm target param fast/raw AuthMethod None || return
+  fails_with EINVAL sm target param fast/raw MaxBurstLength '1
+2' || return
+  sm target attr fast/raw emulate_3pc 0 && sm target param fast/raw MaxBurstLength 65536 && is "$(sm target attr fast/raw emulate_3pc --format table)" 0 || return
+  sm target attr fast/raw --format table | grep -q '^hw_block_size *512 *no' || { sm target attr fast/raw --format table; return 1; }
+  sed 's/secret-of-host1/other-of-host1/' < /root/auth > /root/auth2 && chmod 600 /root/auth2
+  sm target auth fast/raw --to $ME --auth /root/auth2 || return
+  fails_with EINVAL sm target auth fast/raw --to $OTHER --auth /root/auth2 || return
+  forget
+  sm target restore && sm target check && is "$(sm target attr fast/raw emulate_3pc --format table)" 0 && is "$(sm target param fast/raw MaxBurstLength --format table)" 65536 || return
+  initiator $ME "${CHAP[@]}"
+  ! login "$RAW" 2> /dev/null || { echo 'the old secret is good yet'; return 1; }
+  initiator $ME "${CHAP[@]}" node.session.auth.password=other-of-host1
+  login "$RAW" && scsi_of "$RAW" || return
+  logout "$RAW"
+  sm target unpublish fast/raw && fails_with EINVAL sm target attr fast/raw || return
+  sm target publish fast/raw --fabric loopback > /dev/null && fails_with EPERM sm target param fast/raw || return
+  sm target unpublish fast/raw && nothing_left
+}
+proves 'attributes, parameters and secrets are changed, checked, and come back' settings
+
 foreign() {
   mkdir -p $C/core/iblock_0/theirs $C/loopback/naa.5001405000000001/tpgt_1
   local before
@@ -237,6 +237,9 @@ refused() {
   fails_with EINVAL sm target publish fast/raw --to $ME --no-auth || return
   fails_with EINVAL sm target publish fast/raw --to $ME --portal 127.0.0.1 || return
   fails_with ENOVDI sm target publish fast/nobody --fabric loopback || return
+  # This kernel has no NVMe target.
+  fails_with ENOLIO sm target publish fast/raw --fabric nvme-tcp --to nqn.2014-08.org.example:a --portal 127.0.0.1 --no-auth || return
+  grep -q 'no module nvmet' "$SCRATCH/stderr" || return
   fails_with ENOSR sm target publish nowhere/raw --fabric loopback || return
   chmod 644 /root/auth
   fails_with EINVAL sm target publish fast/raw --to $ME --portal 127.0.0.1 --auth /root/auth || return

@@ -37,7 +37,7 @@ pub enum Group {
         #[command(subcommand)]
         command: BackupCommand,
     },
-    /// Publish disks to other hosts by iSCSI, or to this host as SCSI disks, through the kernel's target.
+    /// Publish disks to other hosts by iSCSI or NVMe over TCP, or to this host as SCSI disks, through the kernel's targets.
     #[command(arg_required_else_help = true, disable_help_subcommand = true)]
     Target {
         #[command(subcommand)]

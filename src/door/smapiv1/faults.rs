@@ -257,6 +257,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         | Error::ForeignTarget { .. }
         | Error::WwnClash { .. }
         | Error::Published { .. }
+        | Error::TargetExists { .. }
         | Error::Drift { .. } => general,
         Error::Tool { argv, .. } => of_tool(argv.split(' ').next().unwrap_or(""), command).unwrap_or(general),
         Error::Io { .. } | Error::ImageServer { .. } => match error.errno().map(Errno::from_raw) {

@@ -188,8 +188,49 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
                 "A second reader:",
                 "sm target publish fast/iso --to iqn.1993-08.org.debian:01:beef --read-only --auth /root/host2.auth",
             ),
+            (
+                "By NVMe over TCP:",
+                "sm target publish fast/web --fabric nvme-tcp --no-auth --to \
+                 nqn.2014-08.org.nvmexpress:uuid:1a11866e-b035-4b1a-a571-0000000000aa",
+            ),
         ],
     ),
+    (
+        "target passthrough",
+        &[(
+            "A tape of this host:",
+            "sm target passthrough --dev /dev/nst0 --to iqn.1993-08.org.debian:01:c0ffee --auth /root/host1.auth \
+             --allow-raw-scsi",
+        )],
+    ),
+    (
+        "target attr",
+        &[
+            ("All attributes:", "sm target attr fast/web"),
+            ("Change one:", "sm target attr fast/web emulate_write_cache 1"),
+        ],
+    ),
+    ("target param", &[("For logins to come:", "sm target param fast/web DataDigest CRC32C,None")]),
+    (
+        "target auth",
+        &[("Other secrets:", "sm target auth fast/web --to iqn.1993-08.org.debian:01:c0ffee --auth /root/host1.new")],
+    ),
+    ("target backstore", &[("What the kernel has:", "sm target backstore list")]),
+    (
+        "target backstore any",
+        &[(
+            "A disk below its SCSI host:",
+            "sm target backstore any pscsi --index 2 --hba physical --name disk --dev 2:0:0:0",
+        )],
+    ),
+    ("target backstore lookup", &[("Is it there?", "sm target backstore lookup pscsi --index 2 --name disk")]),
+    (
+        "target backstore create",
+        &[("With a free number:", "sm target backstore create pscsi --name tape --dev /dev/nst0")],
+    ),
+    ("target backstore list", &[("As JSON:", "sm target backstore list --format json")]),
+    ("target backstore show", &[("One storage object:", "sm target backstore show pscsi_2/disk")]),
+    ("target backstore delete", &[("With its storage objects:", "sm target backstore delete pscsi_2 --recursive")]),
     ("target unpublish", &[("Also from a host that uses it:", "sm target unpublish fast/web --force")]),
     ("target list", &[("As JSON:", "sm target list --format json")]),
     ("target show", &[("One publication:", "sm target show fast/web")]),

@@ -26,9 +26,11 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         | Error::HoldsSr { .. }
         | Error::NotEmpty { .. }
         | Error::NotAStore { .. } => (16, "EBUSY"),
-        Error::SrExists { .. } | Error::VdiExists { .. } | Error::NameTaken { .. } | Error::Published { .. } => {
-            (17, "EEXIST")
-        }
+        Error::SrExists { .. }
+        | Error::VdiExists { .. }
+        | Error::NameTaken { .. }
+        | Error::Published { .. }
+        | Error::TargetExists { .. } => (17, "EEXIST"),
         Error::NoDevice { .. } => (19, "ENODEV"),
         Error::Server { fault, .. } => match fault {
             ServerFault::UnknownName | ServerFault::NoAnswer | ServerFault::Version | ServerFault::NoExport => {

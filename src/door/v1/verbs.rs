@@ -11,6 +11,7 @@ use crate::door::{size, stream};
 use crate::error::{self, Error, Result};
 use crate::image::name::ImageName;
 use crate::sr::Driver;
+use crate::target::publication;
 use crate::types::{DeviceConfig, Misread, Mode, NewSr, Overwrite, ParamsChange, SrInfo, SrUuid, VdiInfo};
 use crate::vdi::SnapshotSaid;
 use crate::vdi::transfer::Stream;
@@ -155,7 +156,9 @@ impl Caller<'_> {
                 let now = || session.vdi_get_brief(vdi, context).map(|info| info.virtual_size);
                 let bytes = size::parse_change(&size, now)?;
                 let resized = session.vdi_resize(vdi, bytes, allow_shrink, context);
-                resized.map(nothing).map_err(|e| of_size(e, &size))
+                resized.map_err(|e| of_size(e, &size))?;
+                publication::tell_size(sr, vdi)?;
+                Ok(Reply::Nothing)
             }
             Verb::VdiLock(args) => {
                 let words = request::lock(&args)?;

@@ -4,8 +4,12 @@ use serde::Serialize;
 
 use crate::door::table;
 use crate::error::Error;
+use crate::target::backstore::{self, Backstore};
+use crate::target::fabric::Network;
+use crate::target::physical::Hba;
 use crate::target::publication::{Problem, Publication};
-use crate::target::record::{Fabric, Initiator, Stage};
+use crate::target::record::{Initiator, Record, Stage};
+use crate::target::settings::Setting;
 use crate::types::printable;
 
 /// The answer of a command.
@@ -17,6 +21,9 @@ pub enum Reply {
     One(Box<Publication>),
     List(Vec<Publication>, Vec<Problem>),
     Problems(Vec<Problem>),
+    Setting(Setting),
+    Settings(Vec<Setting>),
+    Backstores(Vec<Backstore>),
 }
 
 impl Reply {
@@ -34,13 +41,16 @@ impl Reply {
 struct InitiatorOf<'a> {
     initiator: &'a str,
     read_only: bool,
-    logged_in: bool,
+    /// None: the fabric does not tell.
+    logged_in: Option<bool>,
 }
 
 #[derive(Serialize)]
 struct Of<'a> {
-    sr: String,
+    sr: Option<String>,
     vdi: String,
+    hctl: Option<String>,
+    hba: Option<&'static str>,
     fabric: &'static str,
     target: &'a str,
     state: &'static str,
@@ -59,11 +69,15 @@ impl<'a> From<&'a Publication> for Of<'a> {
         let one = |initiator: &'a Initiator| InitiatorOf {
             initiator: initiator.name.as_str(),
             read_only: initiator.read_only,
-            logged_in: it.shown.sessions.iter().any(|name| name == initiator.name.as_str()),
+            logged_in: network(record)
+                .is_some_and(|network| network.tells_sessions)
+                .then(|| it.shown.sessions.iter().any(|name| name == initiator.name.as_str())),
         };
         Of {
-            sr: record.sr.to_string(),
+            sr: record.sr.map(|sr| sr.to_string()),
             vdi: record.vdi.to_string(),
+            hctl: record.physical.as_ref().map(|it| it.address.to_string()),
+            hba: record.physical.as_ref().map(|it| it.hba.word()),
             fabric: record.fabric.word(),
             target: &record.target,
             state: state(it),
@@ -76,6 +90,10 @@ impl<'a> From<&'a Publication> for Of<'a> {
             created: record.created,
         }
     }
+}
+
+fn network(record: &Record) -> Option<&'static Network> {
+    record.fabric.kind().facts().network.as_ref()
 }
 
 fn state(it: &Publication) -> &'static str {
@@ -93,6 +111,19 @@ struct ProblemOf<'a> {
     what: &'a str,
 }
 
+#[derive(Serialize)]
+struct SettingOf<'a> {
+    name: &'a str,
+    value: &'a str,
+    writable: bool,
+}
+
+impl<'a> From<&'a Setting> for SettingOf<'a> {
+    fn from(it: &'a Setting) -> SettingOf<'a> {
+        SettingOf { name: &it.name, value: &it.value, writable: it.writable }
+    }
+}
+
 /// A document; the same for JSON and s-expressions.
 #[derive(Serialize)]
 #[serde(untagged)]
@@ -100,6 +131,59 @@ pub enum Body<'a> {
     One(Box<OneOf<'a>>),
     List(ListOf<'a>),
     Problems(ProblemsOf<'a>),
+    Settings(SettingsOf<'a>),
+    Backstores(BackstoresOf<'a>),
+}
+
+#[derive(Serialize)]
+pub struct BackstoresOf<'a> {
+    backstores: Vec<BackstoreOf<'a>>,
+}
+
+#[derive(Serialize)]
+struct BackstoreOf<'a> {
+    path: String,
+    plugin: &'a str,
+    index: u32,
+    hba: Option<&'static str>,
+    version: &'a str,
+    fresh: bool,
+    objects: Vec<ObjectOf<'a>>,
+}
+
+#[derive(Serialize)]
+struct ObjectOf<'a> {
+    name: &'a str,
+    alias: &'a str,
+    enabled: bool,
+    luns: usize,
+    info: &'a str,
+}
+
+impl<'a> From<&'a Backstore> for BackstoreOf<'a> {
+    fn from(it: &'a Backstore) -> BackstoreOf<'a> {
+        let object = |it: &'a backstore::Shown| ObjectOf {
+            name: &it.name,
+            alias: &it.alias,
+            enabled: it.is_enabled,
+            luns: it.luns,
+            info: &it.info,
+        };
+        BackstoreOf {
+            path: it.path.display().to_string(),
+            plugin: &it.plugin,
+            index: it.index,
+            hba: it.hba.map(Hba::word),
+            version: &it.version,
+            fresh: it.is_fresh,
+            objects: it.objects.iter().map(object).collect(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub struct SettingsOf<'a> {
+    settings: Vec<SettingOf<'a>>,
 }
 
 #[derive(Serialize)]
@@ -131,6 +215,11 @@ impl<'a> Body<'a> {
                 Body::List(ListOf { publications: found.iter().map(Of::from).collect(), problems: problems(bad) })
             }
             Reply::Problems(found) => Body::Problems(ProblemsOf { problems: problems(found) }),
+            Reply::Backstores(all) => {
+                Body::Backstores(BackstoresOf { backstores: all.iter().map(BackstoreOf::from).collect() })
+            }
+            Reply::Setting(it) => Body::Settings(SettingsOf { settings: vec![it.into()] }),
+            Reply::Settings(all) => Body::Settings(SettingsOf { settings: all.iter().map(SettingOf::from).collect() }),
         })
     }
 }
@@ -159,6 +248,31 @@ pub fn table_of(reply: &Reply) -> String {
             table::aligned(&lines, &[]) + &lines_of(bad)
         }
         Reply::Problems(found) => lines_of(found),
+        Reply::Backstores(all) => {
+            let head = ["backstore", "HBA", "version", "object", "alias", "LUNs", "info"].map(str::to_owned).to_vec();
+            let rows = all.iter().flat_map(|it| {
+                let own = move || {
+                    let hba = it.hba.map_or("-", Hba::word).to_owned();
+                    vec![format!("{}_{}", it.plugin, it.index), hba, it.version.clone()]
+                };
+                let dashes = |count| vec!["-".to_owned(); count];
+                let empty = it.objects.is_empty().then(|| [own(), dashes(4)].concat());
+                let objects = it.objects.iter().map(move |object| {
+                    let text = |text: &str| if text.is_empty() { "-".to_owned() } else { printable(text).to_string() };
+                    let words = [&object.name, &object.alias].map(|word| text(word));
+                    [own(), words.to_vec(), vec![object.luns.to_string(), text(&object.info)]].concat()
+                });
+                objects.chain(empty)
+            });
+            table::aligned(&std::iter::once(head).chain(rows).collect::<Vec<_>>(), &[])
+        }
+        Reply::Setting(it) => format!("{}\n", printable(&it.value)),
+        Reply::Settings(all) => {
+            let head = ["name", "value", "writable"].map(str::to_owned).to_vec();
+            let yes = |it: &Setting| if it.writable { "yes" } else { "no" }.to_owned();
+            let rows = all.iter().map(|it| vec![it.name.clone(), printable(&it.value).to_string(), yes(it)]);
+            table::aligned(&std::iter::once(head).chain(rows).collect::<Vec<_>>(), &[])
+        }
     }
 }
 
@@ -181,16 +295,22 @@ fn one(it: &Publication) -> String {
     let record = &it.record;
     let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
     let portals: Vec<String> = record.portals.iter().map(ToString::to_string).collect();
-    let mut lines = vec![
-        ("SR", record.sr.to_string()),
-        ("VDI", record.vdi.to_string()),
+    let mut lines = match (&record.sr, &record.physical) {
+        (_, Some(device)) => vec![
+            ("UUID", record.vdi.to_string()),
+            ("device", device.address.to_string()),
+            ("HBA", device.hba.word().to_owned()),
+        ],
+        (sr, None) => vec![("SR", sr.map(|sr| sr.to_string()).unwrap_or_default()), ("VDI", record.vdi.to_string())],
+    };
+    lines.extend([
         ("fabric", record.fabric.word().to_owned()),
         ("state", state(it).to_owned()),
         ("target", record.target.clone()),
-    ];
-    match record.fabric {
-        Fabric::Loopback => lines.push(("device", consumers(it))),
-        Fabric::Iscsi => {
+    ]);
+    match network(record) {
+        None => lines.push(("device", consumers(it))),
+        Some(_) => {
             lines.push(("portals", portals.join(", ")));
             lines.extend(record.initiators.iter().map(|initiator| ("to", shown_initiator(it, initiator))));
             lines.push(("secrets", yes(record.authenticated)));
@@ -209,15 +329,19 @@ fn lines_of(found: &[Problem]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::kernel::Shown;
-    use crate::target::record::Record;
-    use crate::types::{SrUuid, VdiUuid};
+    use crate::target::fabric::Shown;
+    use crate::target::physical::Physical;
+    use crate::target::record::Fabric;
+    use crate::target::source::Source;
+    use crate::types::VdiUuid;
 
     fn publication() -> Publication {
         let target = "iqn.2003-01.org.example:x".to_owned();
-        let mut record = Record::new(SrUuid::random(), VdiUuid::random(), Fabric::Iscsi, target, 7);
+        let device =
+            Physical { address: "2:0:0:0".parse().unwrap(), wwid: "naa.5".to_owned(), hba: Hba::Virtual, index: None };
+        let mut record = Record::new(&Source::Device(&device), Fabric::Iscsi, target, 7);
         let name = "iqn.2003-01.org.example:host1".parse().unwrap();
-        record.initiators.push(Initiator { name, read_only: true });
+        record.initiators.push(Initiator { name, read_only: true, foreign: false });
         record.stage = Stage::Published;
         let sessions = vec!["iqn.2003-01.org.example:host1".to_owned()];
         Publication { record, shown: Shown { is_published: true, device: None, sessions } }

@@ -1,0 +1,122 @@
+#!/bin/bash
+# sm target passthrough and sm target backstore: SCSI devices of the host, disks and tapes, passed through as they are.
+# guest: uml
+# bins: sm
+# memory: 512
+# takes: 30
+# tools: iscsiadm iscsid mkfs.ext4 wipefs
+# Names have no blanks; a command before && fails only where the claim has failed.
+# shellcheck disable=SC2015,SC2012
+set -u
+# shellcheck source-path=SCRIPTDIR source=claims.inc
+. "$ROOT/tests/guest/claims.inc"
+# shellcheck source-path=SCRIPTDIR source=target.inc
+. "$ROOT/tests/guest/target.inc"
+modprobe -a sd_mod sg st iscsi_tcp
+nothing_left() {
+  local left
+  left=$(ls -d $C/core/*_*/ $C/iscsi/iqn*/ /var/lib/sm/targets/* /var/lock/sm/targets/* 2> /dev/null)
+  is "$left" ''
+}
+
+# The module is loaded once: UML does not survive that a host of it goes.
+D=/sys/bus/pseudo/drivers/scsi_debug
+devices() { # COUNT: waits for them
+  local n it
+  for n in {1..100}; do
+    ALL=()
+    for it in /sys/bus/scsi/devices/*:*:*:*; do
+      ! grep -qs scsi_debug "$it/model" || [ ! -e "$it/scsi_generic" ] || ALL+=("${it##*/}")
+    done
+    [ ${#ALL[@]} != "$1" ] || return 0
+    sleep 0.1
+  done
+  echo "not $1 devices: ${ALL[*]}"
+  return 1
+}
+modprobe scsi_debug dev_size_mb=16 max_luns=2 num_tgts=1 add_host=2 && devices 4 || exit 1
+
+backstores() {
+  local host one other
+  one=${ALL[0]} other=${ALL[2]} host=${ALL[0]%%:*}
+  b() { sm target backstore "$@"; }
+  fails_with ENODEV b lookup pscsi --index "$host" || return
+  fails_with ENODEV b create pscsi --index 99 --hba physical && [ ! -e $C/core/pscsi_99 ] || return
+  b create pscsi --index "$host" --hba physical --format json | grep -q '"hba":"physical".*"fresh":true' || return
+  # An empty backstore is used again.
+  b create pscsi --index "$host" --hba physical > /dev/null || return
+  fails_with EINVAL b any pscsi --index "$host" --hba virtual || return
+  fails_with EINVAL b any pscsi --index "$host" --name a --dev "$other" || return
+  fails_with EINVAL b any pscsi --index "$host" --name ../a --dev "$one" || return
+  b any pscsi --index "$host" --name a --dev "$one" --format json | grep -q '"fresh":true' || return
+  b any pscsi --index "$host" --name a --dev "$one" --format json | grep -q '"fresh":false' || return
+  b lookup pscsi --index "$host" --name a > /dev/null && fails_with ENODEV b lookup pscsi --index "$host" --name b || return
+  fails_with EEXIST b create pscsi --index "$host" || return
+  fails_with EINVAL b any pscsi --index "$host" --name a --dev "${ALL[1]}" || return
+  # What cannot be made leaves nothing.
+  fails_with EBUSY b create pscsi --index 50 --name a --dev "$one" && [ ! -e $C/core/pscsi_50 ] || return
+  b list --format table | grep -q "^pscsi_$host *physical *v[0-9.]* *a *sm *0 " || { b list --format table; return 1; }
+  fails_with EBUSY b delete "pscsi_$host" || return
+  mkdir "$C/core/pscsi_$host/theirs" && echo theirs > "$C/core/pscsi_$host/theirs/alias" && fails_with EFOREIGN b delete "pscsi_$host" --recursive || return
+  rmdir "$C/core/pscsi_$host/theirs"
+  b delete "pscsi_$host/a" && b delete "pscsi_$host/a" && b any pscsi --index "$host" --name c --dev "$one" > /dev/null && b delete "pscsi_$host" --recursive && nothing_left
+}
+claim 'backstores: any, lookup, create, delete, of a virtual and a physical HBA' backstores
+twin_of() { # ADDRESS: the disk of the initiator with the wwid of that
+  local n it
+  for n in {1..50}; do
+    for it in /sys/block/sd*; do
+      [ "$(realpath "$it/device")" != "$(realpath "/sys/bus/scsi/devices/$1")" ] && [ -b "/dev/${it##*/}" ] &&
+        [ "$(cat "$it/device/wwid")" = "$(cat "/sys/bus/scsi/devices/$1/wwid")" ] && echo "/dev/${it##*/}" && return
+    done
+    sleep 0.1
+  done
+  return 1
+}
+passthrough() {
+  local one other disk id target n it
+  one=${ALL[0]} other=${ALL[2]}
+  disk=/dev/$(ls "/sys/bus/scsi/devices/$one/block")
+  fails_with EINVAL sm target passthrough --dev "$disk" --to $ME --portal 127.0.0.1 --no-auth || return
+  fails_with EINVAL sm target passthrough --dev /dev/null --to $ME --portal 127.0.0.1 --no-auth --allow-raw-scsi || return
+  fails_with ENODEV sm target passthrough --hctl 99:0:0:0 --to $ME --portal 127.0.0.1 --no-auth --allow-raw-scsi || return
+  pass() { sm target passthrough --to $ME --portal 127.0.0.1 --no-auth --allow-raw-scsi --format table "$@"; }
+  mkfs.ext4 -q "$disk" && mkdir -p /mnt/t && mount "$disk" /mnt/t && fails_with EBUSY pass --dev "$disk" || return
+  umount /mnt/t
+  sm devices claim "$disk" && fails_with EBUSY pass --dev "$disk" && sm devices release "$disk" || return
+  target=$(pass --dev "$disk") && is "$(pass --hctl "$one")" "$target" || return
+  id=${target##*:}
+  fails_with EEXIST pass --dev "$disk" --hba physical || return
+  sm devices --format table | grep "^$disk " | grep -q 'claimed .*sm target' || { sm devices --format table; return 1; }
+  fails_with EBUSY sm sr_create -t lvm -d "$disk" "$(vdi 77)" || return
+  initiator $ME
+  login "$id" && disk=$(twin_of "$one") || { echo 'no disk at the initiator'; return 1; }
+  echo 'as it is' | dd of="$disk" bs=4k seek=9 conv=fsync,sync status=none || return
+  fails_with EBUSY sm target unpublish "$id" || return
+  sm target show "$id" --format table | grep -q "device *$one" || return
+  logout "$id"
+  tree > "$SCRATCH/before"
+  forget
+  sm target restore && sm target check || return
+  tree > "$SCRATCH/after"
+  diff "$SCRATCH/before" "$SCRATCH/after" || return
+  sm target unpublish "$id" && sm target unpublish "$id" && nothing_left || return
+  sm devices --format table | grep -q 'sm target' && { echo 'it is claimed yet'; return 1; }
+  is "$(dd if="/dev/$(ls "/sys/bus/scsi/devices/$one/block")" bs=4k skip=9 count=1 status=none | head -c 8)" 'as it is' || return
+  # The HBA is the SCSI host.
+  fails_with ENODEV pass --hctl "$one" --hba physical --index 99 || return
+  fails_with EINVAL pass --hctl "$one" --hba physical --index "${other%%:*}" || return
+  target=$(pass --hctl "$other" --hba physical) && [ -d "$C/core/pscsi_${other%%:*}/${target##*:}" ] && is "$(cat "$C/core/pscsi_${other%%:*}/hba_mode")" 1 || return
+  sm target unpublish "${target##*:}" && nothing_left || return
+  # New hosts have tapes.
+  echo 1 > $D/ptype && echo 1 > $D/add_host && devices 6 || return
+  one=${ALL[4]}
+  target=$(pass --hctl "$one") || return
+  login "${target##*:}" || return
+  for n in {1..50}; do [ ! -e /sys/class/scsi_tape/st2 ] || break; sleep 0.1; done
+  is "$(cat /sys/class/scsi_tape/st2/device/wwid)" "$(cat "/sys/bus/scsi/devices/$one/wwid")" || return
+  logout "${target##*:}"
+  sm target unpublish "${target##*:}" && nothing_left
+}
+claim 'a SCSI device is passed through: disk and tape, virtual and physical HBA' passthrough
+summary
