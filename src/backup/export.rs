@@ -425,7 +425,7 @@ impl Running<'_> {
 
     /// Whether the snapshot of a disk stays for the next increment.
     fn is_kept(&self, source: &Source) -> bool {
-        self.wanted.since.is_some() && source.has_maps()
+        self.wanted.since.is_some() && source.has_maps
     }
 
     /// Undoes what was done for this run alone. Answers what could not be undone.

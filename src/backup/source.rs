@@ -9,27 +9,22 @@ use super::set::{Member, Set};
 use super::write::Since;
 use crate::call::{Held, Session};
 use crate::error::{Error, Result};
-use crate::types::{Format, ParamsChange, VdiInfo, VdiUuid};
+use crate::types::{ParamsChange, VdiInfo, VdiUuid};
 
 /// A disk of a run.
 pub struct Source {
     pub member: Member,
     pub session: Session,
     pub info: VdiInfo,
+    /// Whether the SR tells what differs between two snapshots. Where it does not, a snapshot is of no use for the next increment,
+    /// and may be a copy of the whole disk.
+    pub has_maps: bool,
     /// The user of the disk, in words.
     used: Option<String>,
     /// The snapshot that is read in place of the disk.
     pub snapshot: Option<VdiUuid>,
     /// The snapshot that the parent run read, if it still holds what that run has.
     pub base: Option<VdiUuid>,
-}
-
-impl Source {
-    /// Whether the images of the disk tell what differs between two snapshots. Where they do not, a snapshot is of no use for the
-    /// next increment, and may be a copy of the whole disk.
-    pub fn has_maps(&self) -> bool {
-        self.info.format != Format::Raw
-    }
 }
 
 /// Looks at each disk of a set. Changes nothing.
@@ -40,12 +35,13 @@ pub fn sources(call: &Call, set: &Set) -> Result<Vec<Source>> {
     let look = |member: &Member| {
         let session = call.host.open(member.sr)?;
         let info = session.vdi_get_params(member.vdi, &call.context())?;
+        let has_maps = session.vdi_tells_changes(member.vdi, &call.context())?;
         let used = match (&info.device, info.vbds.as_slice()) {
             (Some(device), _) => Some(format!("this host, which has it attached as {}", device.display())),
             (None, []) => None,
             (None, users) => Some(format!("{}, who locked it", users.join(", "))),
         };
-        Ok(Source { member: *member, session, info, used, snapshot: None, base: None })
+        Ok(Source { member: *member, session, info, has_maps, used, snapshot: None, base: None })
     };
     set.disks.iter().map(look).collect()
 }
@@ -118,7 +114,7 @@ pub fn hold(
     }
     let mut failures = Vec::new();
     for (at, (source, snapshot)) in sources.iter_mut().zip(snapshots).enumerate() {
-        if hold == Hold::LocksOrSnapshots && !source.has_maps() {
+        if hold == Hold::LocksOrSnapshots && !source.has_maps {
             continue;
         }
         let change = ParamsChange { label: Some(label.to_owned()), ..ParamsChange::default() };

@@ -254,6 +254,14 @@ impl Session {
         Ok(Held { vdi, _locks: locks })
     }
 
+    /// Whether a read of a VDI with a base tells what changed, see [`Vdi::tells_changes`].
+    ///
+    /// # Errors
+    /// [`Error::NoVdi`].
+    pub fn vdi_tells_changes(&self, vdi: VdiUuid, context: &Context) -> Result<bool> {
+        self.carry_out(Locks::none(), context, move |storage, _| Ok(storage.vdi(vdi)?.tells_changes()))
+    }
+
     /// Hands the bytes of a VDI, and its facts, to `reader`. `held`: what the caller holds, among it this VDI if it likes. With `base`, `reader` is told as well which stretches of the disk may
     /// differ from that VDI, as far as the images tell, see [`Vdi::read_since`].
     ///

@@ -44,11 +44,13 @@
 //! | [`disks`], [`fill`] | disks found, made, taken in and removed; a volume that is filled |
 //! | [`place`], [`contents`], [`lost`] | one disk: what formats do with it; zeroing, cutting and growing; without its group |
 //! | [`revert`] | a thin disk goes back to a snapshot |
+//! | [`delta`] | what differs between two thin disks |
 //! | [`mod@check`] | what is wrong with the group and its volumes, and what of it is mended |
 //! | [`tags`] | what is stored beside a disk |
 
 mod check;
 mod contents;
+mod delta;
 mod disks;
 mod fill;
 mod group;

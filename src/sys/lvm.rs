@@ -3,6 +3,7 @@
 //! Every command has a fixed locale, a deadline, and its stderr in the error ([`tool`](crate::sys::tool)); none goes
 //! through a shell.
 
+mod delta;
 mod kernel;
 mod report;
 mod signatures;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use crate::error::Result;
 use crate::sys::blockdev;
 use crate::sys::tool::Tool;
+pub use delta::{can_tell, differences};
 use kernel::dm_devices;
 pub use kernel::{dm_name, kernel_device, kernel_names, node, refuse_without_device_mapper};
 pub use report::{Chunks, UNREADABLE, chunks, device_sizes, extents, needs_check, parse_extents, parse_report, report};

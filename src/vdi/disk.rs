@@ -8,7 +8,7 @@ use crate::image::disk::Disk;
 use crate::image::{Reading, SECTOR};
 use crate::sys::blockdev;
 use crate::sys::lock::Lock;
-use crate::types::{Done, Mode, Params, ParamsChange, Size, State, VdiInfo, VdiUuid, seconds_now};
+use crate::types::{Done, Format, Mode, Params, ParamsChange, Size, State, VdiInfo, VdiUuid, seconds_now};
 use crate::vdi::holders::{self, refuse_if_locked};
 use crate::vdi::place::{Place, in_use, refuse_device};
 use crate::vdi::tree::forest::Kept;
@@ -111,6 +111,11 @@ pub trait Vdi {
     /// # Errors
     /// Those of `reader`; [`Error::VdiInUse`] while another host may write them.
     fn read(&self, reading: Reading, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()>;
+
+    /// Whether [`Vdi::read_since`] tells what changed since a snapshot, and a snapshot is cheap.
+    fn tells_changes(&self) -> bool {
+        self.place().format() != Format::Raw
+    }
 
     /// As [`Vdi::read`]. `reader` is told as well which stretches of the disk, from a byte to before another and in order, may
     /// differ from what the VDI `base` holds; `None` if the images do not tell. The caller has the locks of both.

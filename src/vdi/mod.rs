@@ -35,7 +35,7 @@ pub use disk::{
 pub use format::Layout;
 pub use formats::layout;
 pub use holders::{DELETING, refuse_if_locked};
-pub use place::{Accept, Holders, Opened, Place, Usage, in_use, refuse_device};
+pub use place::{Accept, Changed, Holders, Opened, Place, Usage, in_use, refuse_device};
 
 use crate::types::Format;
 use tree::forest::Forest;

@@ -119,6 +119,19 @@ pub trait Place {
     /// substrate has no instant copy; [`Error::Unsupported`].
     fn copy_to(&self, dest: VdiUuid, params: &Params, progress: Progress) -> Result<VdiInfo>;
 
+    /// Whether [`Place::changed_since`] has an answer, as far as can be seen without asking.
+    fn tells_changes(&self) -> bool {
+        false
+    }
+
+    /// The stretches in which the bytes of the place, which is open, differ from those of the VDI `base` of the SR.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] while another call asks the same of what both are on.
+    fn changed_since(&self, _base: VdiUuid) -> Result<Changed> {
+        Ok(None)
+    }
+
     /// Gives the place the bytes and the length of the VDI `source` of the SR, by one step that a kill cannot halve; what is
     /// stored beside the disk stays. `accept` is told the format and the params of the source before anything changes.
     /// The caller has checked that the disk is unused. Idempotent.
@@ -136,6 +149,9 @@ pub trait Place {
     /// [`Error::VdiInUse`] if another host locked it meanwhile; [`Error::Io`].
     fn remove(&self) -> Result<()>;
 }
+
+/// Stretches from a byte to before another, in order; `None` where the substrate does not tell.
+pub type Changed = Option<Vec<(u64, u64)>>;
 
 /// Whether the bytes of a VDI of this format and with these params may be taken, see [`Place::take_over`].
 pub type Accept<'a> = &'a dyn Fn(Format, &Params) -> Result<()>;

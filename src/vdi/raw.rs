@@ -17,8 +17,8 @@ use crate::sys::limits;
 use crate::sys::lock::Lock;
 use crate::types::{Done, Format, Mode, Params, ParamsChange, SmConfig, VdiInfo, VdiUuid};
 use crate::vdi::disk::{
-    SnapshotSaid, Vdi, describe, of_clone, of_snapshot, refuse_if_elsewhere, refuse_if_read_only, refuse_if_used,
-    refuse_snapshot_of_another,
+    SinceReader, SnapshotSaid, Vdi, describe, of_clone, of_snapshot, refuse_if_elsewhere, refuse_if_read_only,
+    refuse_if_used, refuse_snapshot_of_another,
 };
 use crate::vdi::format::{ImageInfo, Layout, Resolve};
 use crate::vdi::place::Place;
@@ -201,6 +201,19 @@ impl<P: Place> Vdi for Raw<'_, P> {
     fn read(&self, _reading: Reading, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
         let image = self.place.open(Mode::ReadOnly)?;
         let done = RawImage::new(image.clone()).and_then(|disk| reader(&disk));
+        ended(done, image.close())
+    }
+
+    fn tells_changes(&self) -> bool {
+        self.place.tells_changes()
+    }
+
+    fn read_since(&self, base: VdiUuid, reader: SinceReader) -> Result<()> {
+        let image = self.place.open(Mode::ReadOnly)?;
+        let done = self.place.changed_since(base).and_then(|changed| {
+            let disk = RawImage::new(image.clone())?;
+            reader(&disk, changed.as_deref())
+        });
         ended(done, image.close())
     }
 

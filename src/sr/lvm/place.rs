@@ -14,7 +14,7 @@ use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Deactivated, Lv, UNREADABLE, Vg};
 use crate::types::{Done, Format, Mode, Params, SrUuid, State, VdiInfo, VdiUuid};
 use crate::vdi::tree::nodes::Node;
-use crate::vdi::{self, Accept, Holders, Opened, Place, Usage, raw};
+use crate::vdi::{self, Accept, Changed, Holders, Opened, Place, Usage, raw};
 
 /// A disk as one report showed it; asked again only after a change.
 pub struct LvmPlace<'a> {
@@ -476,6 +476,14 @@ impl Place for LvmPlace<'_> {
         let lv = Lv { name, tags, active: false, created: params.created, ..self.lv.borrow().clone() };
         let target = LvmPlace::new(self.sr, &vg, dest, &lv);
         raw::open(target, None).info()
+    }
+
+    fn tells_changes(&self) -> bool {
+        self.has_delta()
+    }
+
+    fn changed_since(&self, base: VdiUuid) -> Result<Changed> {
+        self.delta_since(base)
     }
 
     fn take_over(&self, source: VdiUuid, accept: Accept, _progress: Progress) -> Result<()> {

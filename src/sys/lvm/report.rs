@@ -330,7 +330,7 @@ pub fn parse_extents(out: &str) -> Result<Vec<String>> {
 }
 
 /// One whose words are read.
-fn parsed(program: &str) -> Tool {
+pub(super) fn parsed(program: &str) -> Tool {
     Tool::new(program).usual_args(["--config", &format!("{CONFIG} {PARSED}")]).deadline(DEADLINE)
 }
 

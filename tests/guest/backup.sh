@@ -1,0 +1,124 @@
+#!/bin/bash
+# sm backup of disks on logical volumes, thick and thin, and on NFS: exported, imported into SRs of other kinds, and live from
+# snapshots of a thin pool. An increment of a thin disk reads what the metadata of the pool tells.
+# guest: uml
+# needs: nfsd nfs loop ext4
+# tools: rpc.nfsd rpc.mountd rpcbind mount.nfs mkfs.ext4 lvcreate dmsetup thin_delta strace
+# bins: sm
+# memory: 1024
+# disks: 200M 300M 100M
+# takes: 70
+set -u
+# shellcheck source=/dev/null
+. "$ROOT/tests/guest/nfs.inc"
+export PATH=$PATH:/usr/sbin:/sbin XCP_SM_RUN_DIR=$SCRATCH/run
+modprobe -a dm_mod dm_thin_pool 2> /dev/null || :
+# shellcheck disable=SC2153 # the suite is given them
+read -r _ THIN THICK <<< "$DISKS"
+serve
+mkdir -m 700 "$SCRATCH/run" "$SCRATCH/store"
+echo "store: name=nas path=$SCRATCH/store" > "$SCRATCH/run/stores.conf"
+# The disks have UUIDs: an import into their own SR has their labels too.
+WEB=thin/$(vdi 1) DATA=thick/$(vdi 2) MAIL=nfs/$(vdi 3)
+sr() { printf '7e57ab1e-0000-4000-8000-%012d' "$1"; }
+# sum DISK: the digest of its bytes; of an attached thin one, by its device
+sum() {
+  local device
+  device=/dev/VG_XenStorage-$(sr 1)/LV-${1#thin/}
+  if [ -b "$device" ]; then sha256sum < "$device"; else sm vdi_export "$1" "$SCRATCH/raw" --type raw && sha256sum < "$SCRATCH/raw" && rm "$SCRATCH/raw"; fi
+}
+# put DISK MIB COUNT: random bytes at a place of an attached disk
+put() { dd if=/dev/urandom of="$(sm vdi_attach "$1")" bs=1M seek="$2" count="$3" conv=notrunc,fsync status=none; }
+export_of() { sm backup export "$@" --to nas --since last --keep 9 --format table > "$SCRATCH/run-of" || return; }
+# comes_back SET SR… DISK…: each disk of the newest export of a set has in another SR the bytes that the disks named after it have
+comes_back() {
+  local set=$1 new disks came srs=() maps=()
+  shift
+  while [[ $1 != */* ]]; do maps+=(--map "${#srs[@]}=$1") srs+=("$1"); shift; done
+  sm backup import "$set" --from nas --sr "${srs[0]}" "${maps[@]}" --format json > "$SCRATCH/new" || return
+  mapfile -t disks < <(grep -o '"uuid":"[^"]*"' "$SCRATCH/new" | cut -d '"' -f 4)
+  [ ${#disks[@]} = $# ] || { echo "${#disks[@]} disks: $(< "$SCRATCH/new")"; return 1; }
+  for new in "${!disks[@]}"; do
+    came=$(sum "${srs[new]}/${disks[new]}") || return
+    [ "$(sum "$1")" = "$came" ] || { echo "$1 differs"; return 1; }
+    sm vdi_delete "${srs[new]}/${disks[new]}" || return
+    shift
+  done
+}
+# reads LEAST MOST COMMAND…: so many MiB of devices of volumes
+reads() {
+  local least=$1 most=$2 bytes
+  shift 2
+  strace -f -qq -y -e trace=read,pread64 -o "$SCRATCH/trace" "$@" > /dev/null || return
+  bytes=$(awk '/<\/dev\/(dm-|mapper\/|VG)/ { sum += $NF } END { print sum + 0 }' "$SCRATCH/trace")
+  echo "$bytes bytes"
+  [ "$bytes" -ge $((least << 20)) ] && [ "$bytes" -le $((most << 20)) ]
+}
+live=(sm backup export web --to nas --live --since last --keep 9)
+# stored COUNT: the newest export has so many lines in its map
+stored() { [ "$(wc -l < "$SCRATCH/store/web/current/disk0.map")" = "$1" ]; }
+# steps LINE…: all of them
+steps() {
+  local line
+  # shellcheck disable=SC2086 # the words of a line
+  for line; do $line || return; done
+}
+ours() { [ "$(sm sr_scan thin --format json | grep -o "backup:$1:" | wc -l)" = "$2" ]; }
+
+echo '# SRs of three kinds'
+claim 'a thin one' sm sr_create --name thin -t lvm -d "((device . \"$THIN\") (allocation . \"thin\"))" "$(sr 1)"
+claim 'a thick one' sm sr_create --name thick -t lvm -d "$THICK" "$(sr 2)"
+claim 'one on NFS' sm sr_create --name nfs -t nfs -d "nfs@127.0.0.1:/@$SCRATCH/mnt" "$(sr 3)"
+claim '  attached' sm sr_attach nfs
+claim 'a store' sm backup store-init nas
+claim 'disks' steps "sm vdi_create $WEB 120M" "sm vdi_create $DATA 16M" "sm vdi_create $MAIL 24M --type vhd"
+claim '  with data' steps "put $WEB 0 30" "put $WEB 100 1" "put $DATA 3 5" "put $MAIL 9 2"
+claim '  detached' steps "sm vdi_detach $WEB" "sm vdi_detach $DATA" "sm vdi_detach $MAIL"
+
+echo '# each kind into each other'
+claim 'exported' export_of all --disk "$WEB" --disk "$DATA" --disk "$MAIL"
+claim '  each comes back in an SR of another kind' comes_back all nfs thin thick "$WEB" "$DATA" "$MAIL"
+claim 'the thin disk has one snapshot' ours all 1
+claim '  and none without its set' steps "sm backup undefine all" "ours all 0"
+
+echo '# increments of a thin disk that is in use'
+claim 'a set' sm backup define web --disk "$WEB"
+claim 'attached' sm vdi_attach "$WEB"
+claim 'in use without --live: EVDIBUSY' fails_with EVDIBUSY sm backup export web --to nas
+claim 'a whole export reads all of it' reads 100 121 "${live[@]}"
+put "$WEB" 50 1
+claim 'after 1 MiB: no more than two blocks are read' reads 1 8 "${live[@]}"
+claim '  and one is stored' stored 1
+claim '  the disk comes back' comes_back web nfs "$WEB"
+blkdiscard -o 0 -l $((8 << 20)) "$(sm vdi_attach "$WEB")"
+claim 'after a discard' reads 0 8 "${live[@]}"
+claim '  it is told as zeroes' grep -q zero "$SCRATCH/store/web/current/disk0.map"
+claim 'one snapshot is kept' ours web 1
+dmsetup message "VG_XenStorage--$(sr 1 | sed 's/-/--/g')-POOL-tpool" 0 reserve_metadata_snap
+put "$WEB" 20 1
+claim 'a killed call left a snapshot of the metadata' reads 1 8 "${live[@]}"
+claim '  the disk comes back' comes_back web nfs "$WEB"
+touch "$SCRATCH/writing"
+while [ -e "$SCRATCH/writing" ]; do put "$WEB" 70 1; done &
+claim 'live under a writer' "${live[@]}"
+rm "$SCRATCH/writing"
+wait
+claim '  verified' sm backup verify web
+
+echo '# reverted, and without the program'
+claim 'a snapshot of the user' sm vdi_snapshot "$WEB" "$(vdi 7)"
+put "$WEB" 90 2
+claim 'an increment' "${live[@]}"
+claim 'detached and reverted' steps "sm vdi_detach $WEB" "sm vdi_revert $WEB $(vdi 7)"
+claim 'an increment of what went back' reads 1 12 sm backup export web --to nas --since last --keep 9
+claim '  the disk comes back' comes_back web nfs "$WEB"
+printf '#!/bin/sh\nexit 1\n' > "$SCRATCH/bin/thin_delta"
+chmod +x "$SCRATCH/bin/thin_delta"
+dd if=/dev/urandom of="$(sm vdi_attach "$WEB")" bs=1M seek=33 count=1 conv=notrunc,fsync status=none
+sm vdi_detach "$WEB"
+claim 'a program that fails: digests are compared' sm backup export web --to nas --since last --keep 9
+claim '  and one block is stored' stored 1
+claim 'without its set no snapshot is left' steps "sm backup undefine web" "ours web 0"
+sm sr_detach nfs
+stop_serving
+summary
