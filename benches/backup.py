@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What `sm backup` costs, beside what one would use instead, in the same run.
+"""What `sm backup` and `sm vdi_copy` cost, beside what one would use instead, in the same run.
 
 BIN is the directory of the release executables; BENCH_DIR a directory on the filesystem to measure; MIB the data of the disk.
 Every row runs all commands in turn, several times, and prints medians: figures of one machine at one time compare.
@@ -156,6 +156,31 @@ def increments(scene, source):
     bytes_read(scene, ours)
 
 
+def copies(scene, source):
+    """A copy of a disk in each format. What the others made is on the disk when they end, as ours is."""
+    scene.sm("vdi_import", "fast", source, "--type", "raw", "--label", "web")
+    image, out = scene.image(), scene.path("out/copy")
+
+    def remove():
+        subprocess.run([os.path.join(BIN, "sm"), "vdi_delete", "fast/copy", "--yes"], **QUIET, check=False)
+
+    def copied(kind):
+        run("qemu-img", "convert", "-t", "writeback", "-f", "raw", "-O", kind, image, out)
+
+    def cp():
+        run("cp", "--sparse=always", "--reflink=never", image, out)
+        run("sync", out)
+
+    for kind, name in (("raw", "raw"), ("vhd", "vpc"), ("qcow2", "qcow2")):
+        others = [("cp --sparse=always, sync", scene.clear, cp)] if kind == "raw" else []
+        row(f"copy of a raw disk as {kind}", (f"qemu-img convert to {name}", scene.clear, lambda name=name: copied(name)), [
+            ("sm vdi_copy", remove, lambda kind=kind: scene.sm("vdi_copy", "fast/web", "fast/copy", "--type", kind)),
+            *others,
+        ])
+        remove()
+    scene.sm("vdi_delete", "fast/web", "--yes")
+
+
 def main():
     with tempfile.TemporaryDirectory(prefix="sm-bench.", dir=os.environ.get("BENCH_DIR")) as root:
         scene = Scene(root)
@@ -181,6 +206,7 @@ def main():
             scene.sm("backup", "remove", "web")
             scene.sm("backup", "undefine", "web")
             scene.sm("vdi_delete", "fast/web")
+        copies(scene, scene.path("source"))
         if shutil.which("qemu-io"):
             increments(scene, scene.path("source"))
 
