@@ -121,7 +121,7 @@ fn what_cannot_be_copied_is_refused_and_nothing_is_left() {
         (&["vdi_copy", "fast/web", "nowhere"][..], "ENOSR"),
         (&["vdi_copy", "fast/other", "slow"], "ENOVDI"),
         (&["vdi_copy", "fast/web", "slow", "--type", "vmdk"], "EINVAL"),
-        (&["vdi_copy", "fast", "web", "slow", "no-uuid"], "EINVAL"),
+        (&["vdi_copy", "fast", "web", "slow", "98de866e-b035"], "EINVAL"),
         (&["vdi_copy", "fast", "web", "fast", A], "EEXIST"),
     ] {
         sm(&scene, words).fails(status);

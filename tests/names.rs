@@ -11,7 +11,7 @@ mod scene;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use scene::kill::{Act, End, Points, run};
@@ -113,11 +113,68 @@ fn a_word_for_something_new_is_what_it_is_called() {
         let info = sm(&scene, &["vdi_get_params", &format!("fast/{label}")]).done();
         assert!(info.contains(&vdi) && info.contains(&format!("(label . \"{label}\")")), "{line:?}: {info}");
     }
-    // A UUID that lacks a digit is no label, and a place is no name.
-    let refused = sm(&scene, &["vdi_create", "fast", &A[..35], "1M"]).fails("EINVAL");
-    assert!(refused.contains("expected a UUID such as"), "{refused}");
+    // A UUID with a digit that is missing or wrong is no label, nor is nothing or an address in another SR; a place is no name.
+    for word in [&A[..35], &format!("{}g", &A[..35]), &A.replace('-', "_"), &format!("{{{A}}}"), "", "slow/web"] {
+        let refused = sm(&scene, &["vdi_create", "fast", word, "1M"]).fails("EINVAL");
+        assert!(refused.contains("expected a UUID such as"), "{word}: {refused}");
+    }
     let refused = sm(&scene, &["sr_create", "-t", "file", &scene.dconf()]).fails("EINVAL");
     assert!(refused.ends_with("the place of an SR is said by -d"), "{refused}");
+}
+
+/// A name that an SR has never stands for another place, whatever the line says of one.
+#[test]
+fn a_name_stays_with_the_place_that_it_leads_to() {
+    let scene = named();
+    sm(&scene, &["vdi_create", "fast", A, "1M", "--label", "web"]).done();
+    let other = scene.root.path().join("other").display().to_string();
+    let refused = sm(&scene, &["sr_create", "fast", "-t", "file", "-d", &other]).fails("EEXIST");
+    assert!(refused.contains("sm sr_name fast --forget") && !Path::new(&other).exists(), "{refused}");
+    // A copy of the SR, as a restored backup is one: what is done there leaves the name alone.
+    fs::create_dir(&other).unwrap();
+    for file in fs::read_dir(&scene.place).unwrap() {
+        let file = file.unwrap().path();
+        if file.is_file() {
+            fs::copy(&file, Path::new(&other).join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    let attached = sm(&scene, &["sr_attach", "fast", "-d", &other]);
+    let said = String::from_utf8(attached.output.stderr).unwrap();
+    assert!(said.contains(&format!("the name fast still leads to {}", scene.dconf())), "{said}");
+    sm(&scene, &["sr_delete", "fast", "-t", "file", "-d", &other, "--yes"]).done();
+    sm(&scene, &["vdi_get_params", "fast/web"]).done();
+    // By another spelling of its own place it is deleted, and its name with it.
+    let spelling = format!("{}/.", scene.dconf());
+    sm(&scene, &["sr_delete", "fast", "-t", "file", "-d", &spelling, "--yes"]).done();
+    assert!(!entry(&scene, "fast").exists());
+}
+
+#[test]
+fn a_disk_of_another_sr_than_the_line_names_is_never_deleted() {
+    let scene = named();
+    let slow = scene.root.path().join("slow").display().to_string();
+    sm(&scene, &["sr_create", "--name", "slow", "-t", "file", "-d", &slow]).done();
+    let in_both = || {
+        for sr in ["fast", "slow"] {
+            sm(&scene, &["vdi_get_params", sr, "web"]).done();
+        }
+    };
+    for sr in ["fast", "slow"] {
+        sm(&scene, &["vdi_create", sr, "1M", "--label", "web"]).done();
+    }
+    sm(&scene, &["vdi_delete", "fast", "slow/web"]).fails("ENOVDI");
+    sm(&scene, &["vdi_delete", SR, "slow/web"]).fails("ENOVDI");
+    sm(&scene, &["vdi_delete", "slwo", "fast/web"]).fails("ENOSR");
+    in_both();
+    // The first word may be a mistyped SR: nothing is done in the default one.
+    let refused = sm_of(&scene, "fast", &["vdi_delete", "slwo", "web"]).fails("ENOVDI");
+    assert!(refused.contains("slwo"), "{refused}");
+    in_both();
+    // A label with a slash is one of its own SR.
+    sm(&scene, &["vdi_create", "fast", "1M", "--label", "slow/web"]).done();
+    sm(&scene, &["vdi_delete", "fast", "slow/web"]).done();
+    in_both();
+    sm(&scene, &["vdi_delete", "fast/web", "slow/web"]).done();
 }
 
 #[test]

@@ -70,13 +70,17 @@ impl Entry {
 
     /// The refusal to give this name to another SR.
     pub fn taken(&self) -> Error {
-        let place = match &self.place {
+        let place = format!("of type {} at {}", self.sr_type, self.shown_place());
+        Error::NameTaken { name: self.name.clone(), sr: self.sr, place }
+    }
+
+    /// The place for a person to read, without values that may be secret.
+    pub fn shown_place(&self) -> String {
+        match &self.place {
             Place::Dconf(_) if self.place.may_hold_password() => "…".to_owned(),
             Place::Dconf(dconf) => dconf.clone(),
             Place::Keys(config) => config.0.keys().cloned().collect::<Vec<_>>().join(" "),
-        };
-        let place = format!("of type {} at {place}", self.sr_type);
-        Error::NameTaken { name: self.name.clone(), sr: self.sr, place }
+        }
     }
 }
 

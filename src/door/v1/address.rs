@@ -39,6 +39,13 @@ pub struct Target {
     pub entry: Option<Entry>,
 }
 
+impl Target {
+    /// Whether an entry leads to another place than the line is about.
+    pub fn is_not_of(&self, entry: &Entry) -> bool {
+        place_of(entry).map_or(true, |(driver, config)| driver.sr_type != self.driver.sr_type || config != self.config)
+    }
+}
+
 /// Where the SR of a command is, by `-t`, `-d` and the table; its name becomes its UUID.
 ///
 /// # Errors

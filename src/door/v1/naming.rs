@@ -1,6 +1,8 @@
 //! The commands of `sm` that change the table of names: they make, attach or delete an SR, or change nothing but its name.
 
-use super::address::Target;
+use std::time::Instant;
+
+use super::address::{self, Target};
 use super::answer::Reply;
 use super::grammar::Verb;
 use super::verbs::Caller;
@@ -35,7 +37,7 @@ pub fn change_names(
         }
         (verb @ Verb::SrDelete { .. }, Some(sr), _) => {
             let reply = caller.carry_out(verb)?;
-            forget(sr, target)?;
+            forget(sr, target, caller.context.deadline)?;
             reply
         }
         (verb, ..) => caller.carry_out(verb)?,
@@ -119,8 +121,16 @@ fn attach_named(
     Ok(reply)
 }
 
-/// Removes the names of an SR that was deleted. A table that cannot be changed is no failure of a call that did not use it.
-fn forget(sr: SrUuid, target: &Target) -> Result<()> {
+/// Removes the names of an SR that was deleted, unless the name leads to another place where the SR still is. A table that cannot
+/// be changed is no failure of a call that did not use it.
+fn forget(sr: SrUuid, target: &Target, deadline: Instant) -> Result<()> {
+    let entry = target.entry.clone().or_else(|| registry::of_sr(sr).ok().flatten());
+    if let Some(entry) = entry.filter(|entry| target.is_not_of(entry)) {
+        let found = address::place_of(&entry).and_then(|(driver, config)| (driver.probe)(&config, deadline.into()));
+        if found.is_ok_and(|found| found.iter().any(|info| info.uuid == sr)) {
+            return Ok(());
+        }
+    }
     match registry::remove(sr) {
         Err(error) if target.entry.is_some() => Err(error.after(format!("SR {sr} is deleted"))),
         _ => Ok(()),

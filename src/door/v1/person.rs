@@ -38,11 +38,20 @@ pub fn serve(command: clap::Command, lines: Vec<Line>) -> Answer {
         let format = call.format;
         answer_person(call.carry_out(confirmed), format)
     };
+    let mut lines = lines.into_iter();
+    let Some(line) = lines.next() else { return Answer::default() };
+    let is_guessed = line.is_guessed;
+    let first = match prepared(line) {
+        // It may be a mistyped SR: what is called alike in another SR is not touched.
+        Err(answer) if is_guessed => return answer,
+        first => first,
+    };
     if !question::is_possible() {
-        let each = lines.into_iter().map(|line| prepared(line).map_or_else(|answer| answer, |call| done(call, false)));
-        return each.reduce(Answer::and).unwrap_or_default();
+        let finish = |call: Result<Call, Answer>| call.map_or_else(|answer| answer, |call| done(call, false));
+        let answer = finish(first);
+        return lines.map(|line| finish(prepared(line))).fold(answer, Answer::and);
     }
-    let calls: Vec<Result<Call, Answer>> = lines.into_iter().map(prepared).collect();
+    let calls: Vec<Result<Call, Answer>> = [first].into_iter().chain(lines.map(prepared)).collect();
     let asked = question::ask(&calls.iter().filter_map(|call| call.as_ref().ok()).collect::<Vec<_>>());
     let mut refused = None;
     let each = calls.into_iter().filter_map(|call| match (call, &asked) {
@@ -184,6 +193,11 @@ impl Call {
             *yes |= confirmed;
         }
         let bare = bare_size(&verb).map(str::to_owned);
+        // Attached by another place than the name has.
+        let elsewhere = match (&verb, &target.entry) {
+            (Verb::SrAttach(_), Some(entry)) if name.is_none() => target.is_not_of(entry).then(|| entry.clone()),
+            _ => None,
+        };
         let nameless = if self.is_of_api || made.is_none() { None } else { nameless(&verb, sr, name.is_some()) };
         let change = log::change(&personal.verb, &mut verb, target.driver);
         let began = Instant::now();
@@ -198,6 +212,13 @@ impl Call {
             say(&format!("{} took {} ms", personal.verb, began.elapsed().as_millis()));
         }
         let reply = result?;
+        if let Some(entry) = &elsewhere {
+            say(&format!(
+                "the name {0} still leads to {1}; `--name {0}` with the UUID changes it",
+                entry.name,
+                entry.shown_place()
+            ));
+        }
         if let Some(bare) = bare {
             say_unit(&bare);
         }

@@ -34,6 +34,8 @@ pub struct Line {
     pub args: Vec<OsString>,
     /// The UUID that was chosen for what the line makes.
     pub made: Option<String>,
+    /// One of several lines of the default SR, the first of which was to name a VDI and may be a mistyped SR.
+    pub is_guessed: bool,
 }
 
 /// The lines that the words of a person stand for. A line that the parser will refuse is given back as it is.
@@ -44,12 +46,12 @@ pub fn lines(command: &Command, args: Vec<OsString>, known: &Known) -> Vec<Line>
     match arranged {
         Some((Some(lines), rest)) => lines
             .into_iter()
-            .map(|Words { words, made, option }| {
+            .map(|Words { words, made, option, is_guessed }| {
                 let words = option.into_iter().chain(["--".to_owned()]).chain(words).map(OsString::from);
-                Line { args: rest.iter().cloned().chain(words).collect(), made }
+                Line { args: rest.iter().cloned().chain(words).collect(), made, is_guessed }
             })
             .collect(),
-        _ => vec![Line { args, made: None }],
+        _ => vec![Line { args, made: None, is_guessed: false }],
     }
 }
 
@@ -141,17 +143,21 @@ struct Words {
     made: Option<String>,
     /// The option that gives a name to what the line makes.
     option: Option<String>,
+    /// [`Line::is_guessed`].
+    is_guessed: bool,
 }
 
 impl From<Vec<String>> for Words {
     fn from(words: Vec<String>) -> Words {
-        Words { words, made: None, option: None }
+        Words { words, made: None, option: None, is_guessed: false }
     }
 }
 
-/// Whether a word was to be a UUID and lacks something.
+/// Whether a word was to be a UUID and lacks something, or has something that does not belong there.
 fn is_like_uuid(word: &str) -> bool {
+    let digits = word.chars().filter(char::is_ascii_hexdigit).count();
     word.len() >= 8 && word.chars().all(|c| c.is_ascii_hexdigit() || c == '-')
+        || (32..=40).contains(&word.len()) && digits >= 28
 }
 
 impl Split<'_> {
@@ -187,7 +193,9 @@ impl Split<'_> {
     fn with_new_sr(&self, known: &Known) -> Option<Words> {
         let is_uuid = |word: &str| word.parse::<SrUuid>().is_ok();
         let is_size = |word: &str| word.starts_with(|c: char| c.is_ascii_digit()) && !is_uuid(word) && word.len() < 36;
-        let is_name = |word: &str| word.parse::<SrName>().is_ok() && !is_like_uuid(word) && !(known.is_sr)(word);
+        // Without -d, a name that an SR has stands for the place in the table.
+        let is_free = |word: &str| self.has_place || !(known.is_sr)(word);
+        let is_name = |word: &str| word.parse::<SrName>().is_ok() && !is_like_uuid(word) && is_free(word);
         let sr = SrUuid::random().to_string();
         let (name, size) = match self.words.as_slice() {
             [] => (None, None),
@@ -200,6 +208,7 @@ impl Split<'_> {
             words: [sr.clone()].into_iter().chain(size.cloned()).collect(),
             made: Some(sr),
             option: name.map(|name| format!("--name={name}")),
+            is_guessed: false,
         })
     }
 
@@ -221,17 +230,19 @@ impl Split<'_> {
             true => (Some(first.clone()), others),
             false => (known.default_sr.clone(), &self.words[..]),
         };
+        let is_guessed = !begins_with_sr && !self.is_address(first, known) && vdis.len() > 1;
         let line = |vdi: &String| {
-            let (of_sr, vdi) = match self.address(vdi, known) {
+            // The SR that the line begins with is meant, also for a label with a `/`.
+            let (of_sr, vdi) = match self.address(vdi, known).filter(|_| !begins_with_sr) {
                 Some((sr, vdi)) => (Some(sr.to_owned()), vdi),
                 None => (sr.clone(), vdi.as_str()),
             };
-            Some(vec![of_sr?, vdi.to_owned()].into())
+            Some(Words { is_guessed, ..vec![of_sr?, vdi.to_owned()].into() })
         };
         match vdis {
             [] => None,
             // As SR API v1.0 has it.
-            [vdi] if begins_with_sr && !self.is_address(vdi, known) => None,
+            [_] if begins_with_sr => None,
             vdis => vdis.iter().map(line).collect(),
         }
     }
@@ -248,7 +259,11 @@ impl Split<'_> {
         };
         let is_whole = line.words.len() >= required && line.made.is_none();
         let label = line.words.get(at).map(|word| self.within(word, &line.words, known)).filter(|_| is_whole);
-        match label.filter(|label| label.parse::<VdiUuid>().is_err() && !is_like_uuid(label) && !self.is_named) {
+        // A word with a `/` that is left names another SR than the line does.
+        let is_label = |word: &str| {
+            word.parse::<VdiUuid>().is_err() && !is_like_uuid(word) && !word.is_empty() && !word.contains('/')
+        };
+        match label.filter(|label| is_label(label) && !self.is_named) {
             Some(label) => {
                 let uuid = VdiUuid::random().to_string();
                 line.option = Some(format!("--label={label}"));
@@ -313,7 +328,7 @@ impl Split<'_> {
             words.insert(at, vdi.clone());
             vdi
         });
-        Some(Words { words, made, option: None })
+        Some(Words { made, ..words.into() })
     }
 
     fn is_sr(&self, word: &str, known: &Known) -> bool {
