@@ -339,6 +339,54 @@ fn two_hosts_with_a_set_of_one_name_do_not_remove_the_exports_of_each_other() {
 }
 
 #[test]
+fn a_run_whose_manifest_cannot_be_read_is_not_removed_as_if_it_were_of_this_host() {
+    let scene = scene();
+    let conf = scene.root.path().join("run/stores.conf");
+    let more = fs::read_to_string(&conf).unwrap() + &format!("store: name=old path={}\n", path(&scene, "old"));
+    fs::write(conf, more).unwrap();
+    fs::create_dir(path(&scene, "old")).unwrap();
+    backup(&scene, &["store-init", "old"]).done();
+    exported(&scene);
+    let other = current(&scene, "nas").join("manifest.json");
+    backup(&scene, &["export", "web", "--to", "nas", "--keep", "5"]).done();
+    let newest = current(&scene, "nas").join("manifest.json");
+    let runs = || fs::read_dir(path(&scene, "nas/web")).unwrap().count();
+    // The run before the newest is of a later version, or the newest has a flipped bit.
+    for file in [&other, &newest] {
+        let good = fs::read(file).unwrap();
+        let text = String::from_utf8(good.clone()).unwrap();
+        let bad =
+            if file == &other { text.replace("\"version\": 1", "\"version\": 2") } else { text.replacen('{', "[", 1) };
+        assert_ne!(text, bad);
+        fs::write(file, bad).unwrap();
+        let run = file.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+        for line in [&["export", "web", "--to", "nas"][..], &["export", "web", "--to", "nas", "-n"]] {
+            let refused = backup(&scene, line).fails("EPERM");
+            assert!(
+                refused.contains(&format!("may have made run {run}")) && refused.contains("--take-over"),
+                "{refused}"
+            );
+        }
+        for line in [&["export", "web", "--to", "old"][..], &["remove", "web"]] {
+            let told = backup(&scene, line);
+            let kept = format!("store nas keeps what it has of web, as another host may have made run {run}");
+            assert!(told.succeeded() && told.stderr().contains(&kept), "{told}");
+        }
+        assert_eq!(runs(), 3);
+        fs::write(file, good).unwrap();
+    }
+    fs::write(&other, "{}").unwrap();
+    // A person may say that it is of no use: of all runs, or of this one.
+    let run = other.parent().unwrap().file_name().unwrap().to_str().unwrap();
+    backup(&scene, &["remove", "web", "--store", "nas", "--run", run]).done();
+    fs::write(&newest, "{}").unwrap();
+    backup(&scene, &["export", "web", "--to", "nas", "--take-over", "--keep", "1"]).done();
+    assert_eq!(runs(), 2);
+    backup(&scene, &["remove", "web"]).done();
+    assert!(!scene.root.path().join("nas/web").exists());
+}
+
+#[test]
 fn damage_where_a_raw_image_has_zeroes_is_found_and_verify_says_what_it_read() {
     let scene = scene();
     exported(&scene);

@@ -16,7 +16,7 @@ use super::record::{self, Begun, Record};
 use super::retain::{self, Keep};
 use super::seal::{self, DigestKey, Seal};
 use super::set::{self, Member, Set};
-use super::shelf::Shelf;
+use super::shelf::{Foreign, Shelf};
 use super::source::{self, Hold, Source};
 use super::store::{self, Open, Store};
 use super::verify::as_export;
@@ -324,17 +324,19 @@ fn parent(shelf: &Shelf, since: Option<&SinceRun>) -> Result<Option<(ParentRun, 
 
 /// Refuses a shelf of another host: two hosts can have sets of one name, and each would remove the older runs of the other.
 fn refuse_of_another_host(shelf: &Shelf, wanted: &Wanted) -> Result<()> {
-    match shelf.other_host(&store::Identity::here())?.filter(|_| !wanted.take_over) {
-        None => Ok(()),
-        Some(host) => Err(Error::Unsupported {
-            op: "an export over those of another host",
-            why: format!(
-                "host {host} made the exports of set {} in store {}; export a set of another name, or give --take-over if the \
-                 set has moved to this host",
-                wanted.set, shelf.store.name
-            ),
-        }),
-    }
+    let (set, store) = (&wanted.set, &shelf.store.name);
+    let why = match shelf.foreign(&store::Identity::here())?.filter(|_| !wanted.take_over) {
+        None => return Ok(()),
+        Some(Foreign::Host(host)) => format!(
+            "host {host} made the exports of set {set} in store {store}; export a set of another name, or give --take-over if the \
+             set has moved to this host"
+        ),
+        Some(Foreign::Unreadable { run, why }) => format!(
+            "another host may have made run {run} of set {set} in store {store}, whose manifest cannot be read ({why}); \
+             `sm backup remove {set} --store {store} --run {run}` removes it, or give --take-over"
+        ),
+    };
+    Err(Error::Unsupported { op: "an export over those of another host", why })
 }
 
 fn plan(wanted: &Wanted, sources: &[Source], store: &Open) -> Result<Vec<String>> {

@@ -1,7 +1,7 @@
 //! `sm backup remove`: the exports of a set out of stores. The disks need not be there any more.
 
 use super::name::{RunId, SetName, StoreName};
-use super::shelf::Shelf;
+use super::shelf::{Foreign, Shelf};
 use super::store::{self, Open, Store};
 use super::{Call, list, record};
 use crate::error::{Error, Result, one_line};
@@ -30,14 +30,10 @@ pub fn remove(call: &Call, set: &SetName, only: Option<&StoreName>, run: Option<
     let this = RunId::new(seconds_now().unwrap_or(0));
     for store in stores {
         // Who names the store means what is in it.
-        let foreign = if only.is_none() { other_host(&store, set) } else { None };
-        if let Some(host) = foreign {
-            removed.warnings.push(stays(&store, set, &host));
-            continue;
-        }
-        match from(call, &store, set, run, &this) {
-            Ok(true) => removed.stores.push(store.name),
-            Ok(false) => {}
+        match from(call, &store, set, run, &this, only.is_some()) {
+            Ok(Became::Removed) => removed.stores.push(store.name),
+            Ok(Became::Stays(why)) => removed.warnings.push(why),
+            Ok(Became::Nothing) => {}
             // A store that was named, or a run that another needs.
             Err(error) if only.is_some() || matches!(error, Error::Unsupported { .. }) => return Err(error),
             Err(error) => removed.warnings.push(format!("store {}: {}", store.name, one_line(&error))),
@@ -49,33 +45,61 @@ pub fn remove(call: &Call, set: &SetName, only: Option<&StoreName>, run: Option<
     Ok(removed)
 }
 
-/// The other host that made what a store has of a set.
-fn other_host(store: &Store, set: &SetName) -> Option<String> {
-    let open = store.open().ok()?;
-    Shelf::new(&open, set.clone()).other_host(&store::Identity::here()).ok()?
+/// What became of a set in a store.
+enum Became {
+    Removed,
+    /// There was nothing of it.
+    Nothing,
+    /// A warning.
+    Stays(String),
 }
 
-fn stays(store: &Store, set: &SetName, host: &str) -> String {
-    let name = &store.name;
-    format!("store {name} keeps what host {host} exported of {set}; sm backup remove {set} --store {name} removes it")
+/// Says that exports stay which may be those of another host.
+fn stays(shelf: &Shelf) -> Result<Option<String>> {
+    let (set, name) = (&shelf.set, &shelf.store.name);
+    let by_hand = format!("sm backup remove {set} --store {name} removes it");
+    Ok(shelf.foreign(&store::Identity::here())?.map(|foreign| match foreign {
+        Foreign::Host(host) => format!("store {name} keeps what host {host} exported of {set}; {by_hand}"),
+        Foreign::Unreadable { run, why } => format!(
+            "store {name} keeps what it has of {set}, as another host may have made run {run}, whose manifest cannot be read \
+             ({why}); {by_hand}"
+        ),
+    }))
 }
 
-fn from(call: &Call, store: &Store, set: &SetName, run: Option<&RunId>, this: &RunId) -> Result<bool> {
+/// Removes a set, or a run of it, from a store. `any_host`: also what another host made.
+fn from(
+    call: &Call,
+    store: &Store,
+    set: &SetName,
+    run: Option<&RunId>,
+    this: &RunId,
+    any_host: bool,
+) -> Result<Became> {
     let open = store.open()?;
-    let _taken = open.lock(set, this, call.deadline())?;
     let shelf = Shelf::new(&open, set.clone());
-    let Some(run) = run else { return shelf.remove() };
+    let stays = || if any_host { Ok(None) } else { stays(&shelf) };
+    // Before the lock, which the other host may have; and again, as it may have had it.
+    if let Some(why) = stays()? {
+        return Ok(Became::Stays(why));
+    }
+    let _taken = open.lock(set, this, call.deadline())?;
+    if let Some(why) = stays()? {
+        return Ok(Became::Stays(why));
+    }
+    let became = |is_removed| if is_removed { Became::Removed } else { Became::Nothing };
+    let Some(run) = run else { return shelf.remove().map(became) };
     shelf.repair()?;
     let runs = shelf.runs()?;
     match runs.as_slice() {
-        [only] if only == run => shelf.remove(),
+        [only] if only == run => shelf.remove().map(became),
         runs if runs.contains(run) => {
             refuse_if_parent(&shelf, runs, run)?;
             shelf.remove_runs(std::slice::from_ref(run))?;
             shelf.repair()?;
-            Ok(true)
+            Ok(Became::Removed)
         }
-        _ => Ok(false),
+        _ => Ok(Became::Nothing),
     }
 }
 
@@ -120,8 +144,8 @@ pub(super) fn elsewhere(call: &Call, set: &SetName, this: &Open, run: &RunId) ->
             if open.dir.lookup(set.as_str())?.is_none() {
                 return Ok(None);
             }
-            if let Some(host) = Shelf::new(&open, set.clone()).other_host(&store::Identity::here())? {
-                return Ok(Some(stays(&store, set, &host)));
+            if let Some(why) = stays(&Shelf::new(&open, set.clone()))? {
+                return Ok(Some(why));
             }
             if store.drained {
                 let why = format!("store {} is drained", store.name);
@@ -133,7 +157,11 @@ pub(super) fn elsewhere(call: &Call, set: &SetName, this: &Open, run: &RunId) ->
                     "the exports of {set} in store {old} were removed, since the new one is in store {new}; --keep-others keeps them"
                 )
             };
-            Ok(from(call, &store, set, None, run)?.then(gone))
+            Ok(match from(call, &store, set, None, run, false)? {
+                Became::Removed => Some(gone()),
+                Became::Stays(why) => Some(why),
+                Became::Nothing => None,
+            })
         };
         match cleaned() {
             Ok(said) => warnings.extend(said),

@@ -12,12 +12,21 @@ use super::list::manifest_of;
 use super::name::{RunId, SetName, UNFINISHED};
 use super::store::{Identity, Open};
 use super::verify::as_export;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::sys::durable::Dir;
 
 const CURRENT: &str = "current";
 /// Before the name of a set whose exports are being removed.
 const REMOVED: &str = ".removed-";
+
+/// Why the exports of a shelf are not those of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Foreign {
+    /// The name of the host that made them.
+    Host(String),
+    /// The manifest of a run cannot be read.
+    Unreadable { run: RunId, why: String },
+}
 
 /// The runs of a set in a store. The caller has the lock of both, or only looks.
 #[derive(Debug)]
@@ -101,15 +110,22 @@ impl<'a> Shelf<'a> {
         }
     }
 
-    /// The name of the host that made the newest export, if it is not `host`; `None` as well if there is no export, and if its
-    /// manifest cannot be read.
+    /// Why the exports are not those of `host`; `None` if they are, or if there is none. The newest export tells the host: an older
+    /// one of another was taken over. An export whose manifest cannot be read may be of any host.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn other_host(&self, host: &Identity) -> Result<Option<String>> {
-        let Some(newest) = self.runs()?.pop() else { return Ok(None) };
-        let manifest = self.find(Some(&newest)).and_then(|(_, dir)| manifest_of(&dir));
-        Ok(manifest.ok().map(|manifest| manifest.source()).filter(|source| !source.is(host)).map(|source| source.name))
+    pub fn foreign(&self, host: &Identity) -> Result<Option<Foreign>> {
+        let mut owner = None;
+        for run in self.runs()?.into_iter().rev() {
+            match self.find(Some(&run)).and_then(|(_, dir)| manifest_of(&dir)) {
+                Ok(manifest) => owner = owner.or_else(|| Some(manifest.source())),
+                // It was removed just now.
+                Err(Error::NoExport { .. }) => {}
+                Err(error) => return Ok(Some(Foreign::Unreadable { run, why: one_line(&error) })),
+            }
+        }
+        Ok(owner.filter(|owner| !owner.is(host)).map(|owner| Foreign::Host(owner.name)))
     }
 
     /// Removes what killed calls left, and completes what they published. The caller has the lock.

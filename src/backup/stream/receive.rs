@@ -22,7 +22,7 @@ use super::super::manifest::{self, Manifest, ParentRun};
 use super::super::map::{Digest, Map, Stored, digest, hex, length_of, unhex};
 use super::super::name::{RunId, SetName, StoreName, UNFINISHED};
 use super::super::retain::{self, Keep};
-use super::super::shelf::Shelf;
+use super::super::shelf::{Foreign, Shelf};
 use super::super::store::{self, Open};
 use super::super::verify;
 use super::super::{BLOCK, Call, record};
@@ -194,12 +194,18 @@ fn begun(store: &Open, shelf: &Shelf, head: &Head, take_over: bool, stream: &mut
         _ => return Err(stream.wrong("does not begin with a manifest")),
     };
     let manifest = checked(&text, shelf, head, stream)?;
-    if let Some(host) = shelf.other_host(&manifest.source())?.filter(|_| !take_over) {
+    if let Some(foreign) = shelf.foreign(&manifest.source())?.filter(|_| !take_over) {
         let (set, name, source) = (&shelf.set, &store.name, &manifest.source_host);
-        let why = format!(
-            "host {host} made the exports of set {set} in store {name}, and host {source} those that came; give --take-over if the \
-             set has moved there"
-        );
+        let why = match foreign {
+            Foreign::Host(host) => format!(
+                "host {host} made the exports of set {set} in store {name}, and host {source} those that came; give --take-over if the \
+                 set has moved there"
+            ),
+            Foreign::Unreadable { run, why } => format!(
+                "another host than {source} may have made run {run} of set {set} in store {name}, whose manifest cannot be read \
+                 ({why}); `sm backup remove {set} --store {name} --run {run}` removes it, or give --take-over"
+            ),
+        };
         return Err(Error::Unsupported { op: "receiving exports over those of another host", why });
     }
     store.refuse_if_full(head.bytes)?;
