@@ -88,6 +88,11 @@ fn parent_of(child: &Link, parent: &ParentRun) -> Result<Link> {
     {
         return Err(wrong(&dir, &format!("is not of the disks of run {}", child.manifest.run)));
     }
+    // Whoever writes to a store could put an increment of their own on an encrypted run.
+    let key = |of: &Manifest| of.encryption.as_ref().map(|of| of.digest_key.clone());
+    if key(&manifest) != key(&child.manifest) {
+        return Err(wrong(&child.dir, &format!("is an increment on run {}, and not encrypted as that is", parent.run)));
+    }
     Ok(Link { dir, manifest, images })
 }
 

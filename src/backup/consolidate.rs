@@ -37,6 +37,7 @@ pub struct Wanted {
 ///
 /// # Errors
 /// [`Error::NoExport`]; [`Error::NotVerified`] for a block that is not what it should be; [`Error::Encrypted`];
+/// [`Error::Unsupported`] for an export that is not encrypted, and should be;
 /// [`Error::Locked`]; [`Error::Io`].
 pub fn consolidate(call: &Call, wanted: &Wanted) -> Result<(Option<RunId>, Vec<String>)> {
     let place = place_of(&wanted.store)?;
@@ -85,10 +86,24 @@ fn packing(wanted: &Wanted, place: &Store, chain: &mut [Link]) -> Result<(Packin
     let (dir, manifest) = (&chain[0].dir, &chain[0].manifest);
     let path = dir.join(manifest.metadata_name());
     let opaque = manifest.metadata.is_some().then(|| metadata(&path)).transpose()?;
+    let recipient = seal::recipient(wanted.recipient.as_ref(), set.as_ref(), place);
     let (Some(of), Some(identity)) = (&manifest.encryption, identity) else {
-        return Ok((Packing { compression: manifest.compression, seal: None }, opaque));
+        // A run that somebody put there must not have the set written in clear.
+        return match recipient {
+            None => Ok((Packing { compression: manifest.compression, seal: None }, opaque)),
+            Some(path) => Err(Error::Unsupported {
+                op: "making this export whole",
+                why: format!(
+                    "run {} of set {} is not encrypted, and what is written is to be encrypted for {}; an export with --since none \
+                     makes a whole run that is",
+                    manifest.run,
+                    wanted.set,
+                    path.display()
+                ),
+            }),
+        };
     };
-    let recipient = seal::recipient(wanted.recipient.as_ref(), set.as_ref(), place).ok_or_else(|| Error::Invalid {
+    let recipient = recipient.ok_or_else(|| Error::Invalid {
         what: "--recipient",
         value: String::new(),
         expected: format!("{} is encrypted, and so would be the whole export: name those that it is for", wanted.set),

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::scene::{A, B, Scene, has, pattern};
@@ -197,6 +197,84 @@ fn refused(scene: &Scene, secret: &str, case: &str) {
     assert!(said.stderr().contains("EVERIFY"), "{case}: {said}");
     assert_eq!(names(scene.root.path().join("slow")), images, "{case}");
     assert!(records(scene).is_empty(), "{case}");
+}
+
+/// Puts the current export of a set in `old` into `nas`, as an increment on the only run of `web`.
+fn forged(scene: &Scene, set: &str) -> PathBuf {
+    let shelf = scene.root.path().join("nas/web");
+    let parent = shelf.join(&names(&shelf)[0]);
+    let (time, number) = parent.file_name().unwrap().to_str().unwrap().split_at(17);
+    let run = format!("{time}{:08x}", u32::from_str_radix(number, 16).unwrap() + 1);
+    let (from, to) = (current(scene, "old", set), parent.with_file_name(&run));
+    fs::create_dir(&to).unwrap();
+    for name in names(&from) {
+        fs::copy(from.join(&name), to.join(&name)).unwrap();
+    }
+    let text = fs::read(from.join("manifest.json")).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    manifest["name"] = "web".into();
+    manifest["run"] = run.into();
+    manifest["parent"] = serde_json::json!({
+        "run": format!("{time}{number}"),
+        "manifest_sha256": sums_of(&fs::read(parent.join("manifest.json")).unwrap()),
+    });
+    let forged = manifest.to_string();
+    fs::write(to.join("manifest.json"), &forged).unwrap();
+    let sums = fs::read_to_string(to.join("SHA256SUMS")).unwrap();
+    fs::write(to.join("SHA256SUMS"), sums.replace(&sums_of(&text), &sums_of(forged.as_bytes()))).unwrap();
+    let _ = fs::remove_file(shelf.join("current"));
+    to
+}
+
+#[test]
+fn an_increment_that_somebody_put_on_an_encrypted_run_is_refused() {
+    let scene = scene();
+    let bytes = disk(&scene, A, "web", "raw", 9 * MIB, &[(5 * MIB, pattern(MIB))]);
+    let (public, secret) = keys(&scene);
+    let export = |set: &str, store: &str, more: &[&str]| {
+        let line = ["export", set, "--disk", "fast/web", "--to", store, "--keep-others"];
+        backup(&scene, &[&line[..], more].concat()).done();
+    };
+    export("web", "nas", &["--recipient", &public]);
+    export("clear", "old", &["--compress", "zstd"]);
+    export("other", "old", &["--recipient", &public]);
+    let runs = || names(scene.root.path().join("nas/web"));
+    // In clear, and with a key of the digests that somebody else made.
+    for set in ["clear", "other"] {
+        let forged = forged(&scene, set);
+        let before: Vec<String> = runs();
+        for line in [
+            &["consolidate", "web", "--store", "nas", "--identity", &secret, "--recipient", &public][..],
+            &["consolidate", "web", "--store", "nas", "--identity", &secret],
+            &["import", "web", "--from", "nas", "--sr", "slow", "--identity", &secret],
+            &["verify", "web"],
+        ] {
+            let refused = backup(&scene, line).fails("EVERIFY");
+            assert!(refused.contains("not encrypted as that is"), "{refused}");
+        }
+        assert_eq!(runs().into_iter().filter(|name| name != "current").collect::<Vec<_>>(), before);
+        fs::remove_dir_all(forged).unwrap();
+    }
+    let line = ["import", "web", "--from", "nas", "--sr", "slow", "--identity", &secret, "--format", "json"];
+    let new: serde_json::Value = serde_json::from_str(&backup(&scene, &line).done()).unwrap();
+    same(&exported(&scene, &format!("slow/{}", new["disks"][0]["uuid"].as_str().unwrap())), &bytes);
+}
+
+#[test]
+fn what_is_to_be_encrypted_is_not_made_whole_in_clear() {
+    let scene = scene();
+    disk(&scene, A, "web", "raw", 9 * MIB, &[(5 * MIB, pattern(MIB))]);
+    let (public, _) = keys(&scene);
+    for _ in 0..2 {
+        backup(&scene, &["export", "web", "--disk", "fast/web", "--to", "nas", "--since", "last"]).done();
+    }
+    let (line, runs) = (["consolidate", "web", "--store", "nas"], || names(scene.root.path().join("nas/web")));
+    let before = runs();
+    let refused = backup(&scene, &[&line[..], &["--recipient", &public]].concat()).fails("EPERM");
+    assert!(refused.contains("is not encrypted") && refused.contains("--since none"), "{refused}");
+    stores_with(&scene, &format!(" recipient={public}"));
+    backup(&scene, &line).fails("EPERM");
+    assert_eq!(runs(), before);
 }
 
 #[test]
