@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::map::{Digest, digest};
 use super::seal::Seal;
+use crate::types::VdiUuid;
 
 /// How the blocks of an export are packed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,10 +56,10 @@ pub struct Packing {
 
 impl Packing {
     /// The digest of a block of the disk, as the map has it.
-    pub fn digest(&self, index: u64, block: &[u8]) -> Digest {
+    pub fn digest(&self, disk: VdiUuid, index: u64, block: &[u8]) -> Digest {
         match &self.seal {
             None => digest(block),
-            Some(seal) => seal.digests.digest(index, block),
+            Some(seal) => seal.digests.digest(disk, index, block),
         }
     }
 }

@@ -63,7 +63,7 @@ pub fn consolidate(call: &Call, wanted: &Wanted) -> Result<(Option<RunId>, Vec<S
         for (index, (disk, images)) in before.disks.iter().zip(chain::images(chain)).enumerate() {
             let restored = Restored::new(images)?;
             let total = restored.data();
-            let from = From { disk: &restored, since: None, changed: None, total, rate: None };
+            let from = From { disk: &restored, uuid: disk.uuid, since: None, changed: None, total, rate: None };
             let ((), _, names) = assemble::put_disk(&new, index, &packing, &mut sums, |to, path| {
                 write::write(&from, &packing, &to, path, call.progress).map(|written| ((), written))
             })?;

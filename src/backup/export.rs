@@ -407,13 +407,13 @@ impl Running<'_> {
         let packing = self.packing.clone();
         let since = self.since.as_ref().map(|since| since[index].clone());
         let vdi = source.snapshot.unwrap_or(source.member.vdi);
-        let rate = self.wanted.rate;
+        let (rate, uuid) = (self.wanted.rate, source.info.uuid);
         let total = source.info.physical_utilisation.min(source.info.virtual_size);
         let ((), written, names) = assemble::put_disk(dir, index, &self.packing, sums, |to, path| {
             let path = path.to_owned();
             let read =
                 source.session.vdi_read(vdi, source.base, held, &self.call.context(), move |_, disk, changed, told| {
-                    let from = From { disk, since: since.as_ref(), changed, total, rate };
+                    let from = From { disk, uuid, since: since.as_ref(), changed, total, rate };
                     write::write(&from, &packing, &to, &path, told)
                 });
             read.map(|written| ((), written))

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::image::disk::Disk;
 use crate::sys::copy::next_data;
 use crate::sys::threads::in_parts;
+use crate::types::VdiUuid;
 
 /// Blocks that are unpacked at once, on as many threads as there are.
 const AHEAD: usize = 8;
@@ -37,6 +38,8 @@ pub struct Image {
     pub map: Map,
     /// Bytes of the disk.
     pub size: u64,
+    /// The disk that was exported.
+    pub uuid: VdiUuid,
 }
 
 /// The fault of a file, or of what it holds.
@@ -91,7 +94,7 @@ impl Image {
 
     fn digest(&self, index: u64, block: &[u8]) -> Digest {
         match self.sealed.as_ref().and_then(Sealed::open) {
-            Some((_, digests)) => digests.digest(index, block),
+            Some((_, digests)) => digests.digest(self.uuid, index, block),
             None => digest(block),
         }
     }

@@ -2,9 +2,10 @@
 //! maps and the sums are not encrypted: they tell the names and sizes of the disks, which blocks are zeroes, and how far each block
 //! could be packed.
 //!
-//! The maps have no digests of blocks that anybody could compare with those of known data. A digest is the HMAC-SHA256 of the number
-//! of the block (8 bytes, the lowest first) and its bytes, with a random key. So equal blocks at different places have different
-//! digests. The key is one for all runs of a set on this host, `/var/lib/sm/backup/digests/NAME.key`, so that an increment needs no
+//! The maps have no digests of blocks that anybody could compare with those of known data. A digest is the HMAC-SHA256 of the UUID of
+//! the disk that was exported (16 bytes), the number of the block (8 bytes, the lowest first) and its bytes, with a random key. So
+//! equal blocks at different places or of different disks have different digests, and no disk can be put in the place of another.
+//! The key is one for all runs of a set on this host, `/var/lib/sm/backup/digests/NAME.key`, so that an increment needs no
 //! key of a reader. Each run has it as well, encrypted for its readers.
 
 use std::fmt;
@@ -26,6 +27,7 @@ use super::store::Store;
 use crate::error::{Error, Result};
 use crate::sys::durable::{self, Dir};
 use crate::sys::run_dir;
+use crate::types::VdiUuid;
 
 /// The key of the digests of a set.
 #[derive(Clone, PartialEq, Eq)]
@@ -75,20 +77,20 @@ impl DigestKey {
         format!("{}\n", hex(&self.0))
     }
 
-    fn mac(&self, parts: [&[u8]; 2]) -> Digest {
+    fn mac(&self, parts: &[&[u8]]) -> Digest {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("a key may have any length");
         parts.iter().for_each(|part| mac.update(part));
         mac.finalize().into_bytes().into()
     }
 
     /// The digest of a block of a disk.
-    pub fn digest(&self, index: u64, block: &[u8]) -> Digest {
-        self.mac([&index.to_le_bytes(), block])
+    pub fn digest(&self, disk: VdiUuid, index: u64, block: &[u8]) -> Digest {
+        self.mac(&[disk.as_bytes(), &index.to_le_bytes(), block])
     }
 
     /// The name of the key, which does not tell the key.
     pub fn id(&self) -> String {
-        hex(&self.mac([b"the name of this key", b""]))[..16].to_owned()
+        hex(&self.mac(&[b"the name of this key"]))[..16].to_owned()
     }
 }
 
@@ -239,15 +241,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_digest_depends_on_the_key_and_on_the_place() {
+    fn a_digest_depends_on_the_key_on_the_disk_and_on_the_place() {
         let (one, other) = (DigestKey([1; 32]), DigestKey([2; 32]));
-        let digests = [one.digest(0, b"x"), one.digest(1, b"x"), one.digest(0, b"y"), other.digest(0, b"x")];
+        let (a, b) = ("11111111-1111-1111-1111-111111111111", "22222222-2222-2222-2222-222222222222");
+        let [a, b]: [VdiUuid; 2] = [a, b].map(|uuid| uuid.parse().unwrap());
+        let digests = [
+            one.digest(a, 0, b"x"),
+            one.digest(b, 0, b"x"),
+            one.digest(a, 1, b"x"),
+            one.digest(a, 0, b"y"),
+            other.digest(a, 0, b"x"),
+        ];
         for (at, digest) in digests.iter().enumerate() {
             assert!(!digests[..at].contains(digest), "{at}");
             assert_ne!(*digest, super::super::map::digest(b"x"));
         }
-        // RFC 2104 by another program: printf '\5\0\0\0\0\0\0\0abc' | openssl dgst -sha256 -mac HMAC -macopt hexkey:0101…
-        assert_eq!(hex(&one.digest(5, b"abc")), "69c41607600a582c15331c357263c4c2b02969837185b42da09a78749d30391e");
+        // RFC 2104 by another program: 16 times \21, then printf '\5\0\0\0\0\0\0\0abc' | openssl dgst -sha256 -mac HMAC -macopt hexkey:0101…
+        assert_eq!(hex(&one.digest(a, 5, b"abc")), "68b4aa9498db0d91596b5826f5a6f917fb2b79c9e86b43470ded648d70732e0b");
         assert_ne!(one.id(), other.id());
         assert!(!format!("{one:?}").contains("0101"));
     }

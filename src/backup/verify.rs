@@ -167,7 +167,7 @@ fn image(dir: &Dir, manifest: &Manifest, disk: &DiskOf, sums: &Sums) -> Result<I
     if !is_right {
         return Err(not_verified(&path, &format!("has {length} bytes and should have {expected}")));
     }
-    Ok(Image { file, path, compression: manifest.compression, sealed, map, size: disk.virtual_size })
+    Ok(Image { file, path, compression: manifest.compression, sealed, map, size: disk.virtual_size, uuid: disk.uuid })
 }
 
 fn open(dir: &Dir, name: &str) -> Result<File> {

@@ -22,6 +22,7 @@ use super::out::{Made, Out};
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, is_zero, without_zeroes};
 use crate::sys::copy::Progress;
+use crate::types::VdiUuid;
 
 /// Threads that pack blocks, at most.
 const MOST_THREADS: usize = 8;
@@ -58,6 +59,8 @@ impl Since {
 /// The source of an image.
 pub struct From<'a> {
     pub disk: &'a dyn Disk,
+    /// Of the disk that is exported, also where its snapshot is read.
+    pub uuid: VdiUuid,
     /// Of an increment.
     pub since: Option<&'a Since>,
     /// The stretches outside of which the disk is what it was at [`Since`], in order. `None`: that is not known.
@@ -86,6 +89,7 @@ pub fn write(from: &From, packing: &Packing, to: &File, path: &Path, progress: P
         path,
         size,
         packing,
+        uuid: from.uuid,
         since: from.since,
         out: Mutex::new(out),
         end: Mutex::new(end),
@@ -119,6 +123,7 @@ struct Shared<'a> {
     path: &'a Path,
     size: u64,
     packing: &'a Packing,
+    uuid: VdiUuid,
     since: Option<&'a Since>,
     out: Mutex<Out<'a>>,
     /// Taken from for each block that is through.
@@ -294,7 +299,7 @@ impl Shared<'_> {
         if is_zero(&job.block) {
             return Ok(Made::Zero);
         }
-        let (digest, compression) = (self.packing.digest(job.index, &job.block), self.packing.compression);
+        let (digest, compression) = (self.packing.digest(self.uuid, job.index, &job.block), self.packing.compression);
         if let Some(Entry::Stored(stored)) = self.since.and_then(|since| since.block(job.index, self.size))
             && stored.digest == digest
         {

@@ -20,6 +20,11 @@ macro_rules! uuid_type {
             pub fn random() -> Self {
                 $name(Uuid::new_v4())
             }
+
+            /// Its bytes, in the order of its text.
+            pub fn as_bytes(&self) -> &[u8; 16] {
+                self.0.as_bytes()
+            }
         }
 
         impl FromStr for $name {

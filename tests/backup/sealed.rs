@@ -261,6 +261,39 @@ fn an_increment_that_somebody_put_on_an_encrypted_run_is_refused() {
 }
 
 #[test]
+fn no_disk_of_an_encrypted_set_takes_the_place_of_another() {
+    let scene = scene();
+    disk(&scene, A, "web", "raw", 9 * MIB, &[(5 * MIB, pattern(MIB))]);
+    disk(&scene, B, "data", "raw", 9 * MIB, &[(5 * MIB, vec![7; MIB as usize])]);
+    let (public, secret) = keys(&scene);
+    let line = ["export", "web", "--disk", "fast/web", "--disk", "fast/data", "--to", "nas", "--recipient", &public];
+    backup(&scene, &line).done();
+    let dir = current(&scene, "nas", "web");
+    let deep = ["verify", "web", "--deep", "--identity", &secret];
+    backup(&scene, &deep).done();
+    let swap = |text: &str, a: &str, b: &str| text.replace(a, "\n").replace(b, a).replace('\n', b);
+    let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
+    let (old, maps) = (read("manifest.json"), ["disk0.map", "disk1.map"].map(|name| sums_of(read(name).as_bytes())));
+    for name in ["map", "raw.zst.age"] {
+        let [a, b] = [0, 1].map(|n| dir.join(format!("disk{n}.{name}")));
+        fs::rename(&a, dir.join("aside")).unwrap();
+        fs::rename(&b, &a).unwrap();
+        fs::rename(dir.join("aside"), &b).unwrap();
+    }
+    let compact = serde_json::from_str::<serde_json::Value>(&old).unwrap().to_string();
+    let new = swap(&compact, &maps[0], &maps[1]);
+    fs::write(dir.join("manifest.json"), &new).unwrap();
+    let sums = read("SHA256SUMS").replace(&sums_of(old.as_bytes()), &sums_of(new.as_bytes()));
+    let sums: String = sums.lines().map(|line| swap(line, "  disk0.", "  disk1.") + "\n").collect();
+    fs::write(dir.join("SHA256SUMS"), sums).unwrap();
+    // Its files are in order, and its blocks are those of another disk.
+    backup(&scene, &["verify", "web"]).done();
+    let said = backup(&scene, &deep).fails("EVERIFY");
+    assert!(said.contains("is not what its digest says"), "{said}");
+    refused(&scene, &secret, "disks that were exchanged");
+}
+
+#[test]
 fn what_is_to_be_encrypted_is_not_made_whole_in_clear() {
     let scene = scene();
     disk(&scene, A, "web", "raw", 9 * MIB, &[(5 * MIB, pattern(MIB))]);
