@@ -65,6 +65,7 @@ bench: deps release
 
 torture: deps release
 	cargo test --locked --release --test '*' -- --ignored
+	LONG=y cargo test --locked --release --test backup --test backup_faults --test layout_apply -- killed failure
 	tests/guest/suites --long
 	fuzz/run 60
 

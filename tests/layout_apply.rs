@@ -173,7 +173,7 @@ fn nothing_is_done_without_a_terminal_unless_yes_is_given_or_for_a_plan() {
 /// uninterrupted run.
 fn killed_everywhere(prepared: fn() -> Bench, words: &[&str], expected: &BTreeMap<String, String>) -> u64 {
     let mut journals = 0;
-    for n in 1.. {
+    for n in scene::sampled() {
         let bench = prepared();
         let image = bench.image();
         let end = bench.kill(n, words);
@@ -265,7 +265,7 @@ fn killed_removal(words: &[&str]) {
     let outcome = applied();
     outcome.with_model(words).done();
     let expected = without_images(outcome.state());
-    for n in 1.. {
+    for n in scene::sampled() {
         let bench = applied();
         let end = bench.kill(n, words);
         if end != End::Killed {

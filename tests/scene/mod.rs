@@ -321,6 +321,16 @@ fn number(name: &str) -> i32 {
     NUMBERS.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("{name} is no name of the table")).1
 }
 
+/// The numbers of the points at which a call is killed or fails, without an end: every third, and other ones each day, so that
+/// three days take them all. With LONG in the environment, all of them.
+pub fn sampled() -> impl Iterator<Item = u64> {
+    let day = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() / 86_400;
+    match std::env::var_os("LONG") {
+        Some(_) => (1..).step_by(1),
+        None => (day % 3 + 1..).step_by(3),
+    }
+}
+
 /// Says that a test is skipped, and why; fails where the environment is said to be complete.
 pub fn skip(why: &str) {
     eprintln!("SKIP {}: {why}", std::thread::current().name().unwrap_or("?"));
