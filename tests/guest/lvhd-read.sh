@@ -159,6 +159,21 @@ for words in "clone_$(vdi 11)_1: it is being cloned as VDI $(vdi 31)" "VHD-$(vdi
 done
 is "$(grep -c '(cannot be mended)' "$SCRATCH/check")" 1 'lasting faults'
 
+claim 'of a physical volume that is seen twice nothing is read: LVM may have chosen the copy'
+must sm vdi_attach $SR "$(vdi 02)" --read-only
+modprobe loop
+dd if="$ONE" of=/tmp/copy bs=1M status=none
+loop=$(losetup -f --show /tmp/copy)
+fails_with EBUSY sm vdi_export $SR "$(vdi 03)" - && says 'is seen on'
+fails_with EBUSY sm vdi_attach $SR "$(vdi 03)" --read-only && says 'is seen on'
+must sm vdi_detach $SR "$(vdi 02)"
+losetup -d "$loop"
+rm /tmp/copy
+mapped
+is "$MAPPED" '' 'what is active beside the copy'
+attached 03
+must sm vdi_detach $SR "$(vdi 03)"
+
 claim 'nothing changed'
 must sm sr_detach $SR
 sync

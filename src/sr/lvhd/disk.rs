@@ -100,9 +100,15 @@ impl LvhdDisk<'_> {
         Err(in_use(self.inner.place(), holder))
     }
 
-    /// Refuses what was read if the volumes of `chain` are not where they were.
+    /// Refuses a group of which LVM chose one of two copies: the bytes of the disk may be those of either.
+    fn refuse_duplicates(&self) -> Result<()> {
+        self.group.own().refuse_duplicates(self.group.vg())
+    }
+
+    /// Refuses what was read if the volumes of `chain` are not where they were, or if a copy of a device has appeared.
     fn refuse_changed(&self, chain: &[VdiUuid]) -> Result<()> {
         let (own, now) = (self.group.own(), self.group.own().look()?);
+        own.refuse_duplicates(&now)?;
         if self.group.keeps(chain, &now) {
             return Ok(());
         }
@@ -174,6 +180,7 @@ impl Vdi for LvhdDisk<'_> {
         if mode == Mode::ReadWrite {
             return self.refused("vdi_attach of a disk that could be written to");
         }
+        self.refuse_duplicates()?;
         let chain = self.chain(Reading::Whole)?;
         self.refuse_begun(&chain)?;
         if self.inner.device()?.is_some() {
@@ -211,6 +218,7 @@ impl Vdi for LvhdDisk<'_> {
     }
 
     fn read(&self, reading: Reading, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
+        self.refuse_duplicates()?;
         self.refuse_if_open()?;
         let chain = self.chain(reading)?;
         let (still, is_read) = (|| self.refuse_changed(&chain), &Cell::new(false));
@@ -220,6 +228,7 @@ impl Vdi for LvhdDisk<'_> {
     }
 
     fn read_since(&self, base: VdiUuid, reader: SinceReader) -> Result<()> {
+        self.refuse_duplicates()?;
         self.refuse_if_open()?;
         let chain = self.chain(Reading::Whole)?;
         let (still, is_read) = (|| self.refuse_changed(&chain), &Cell::new(false));
