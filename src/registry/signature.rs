@@ -28,6 +28,20 @@ pub fn of_all(nodes: &[PathBuf]) -> Vec<Signature> {
     threads::while_waiting(nodes, THREADS, |node| of(node).unwrap_or_else(|e| Signature::Unreadable(one_line(&e))))
 }
 
+/// What a device holds, as a clause; none if it holds nothing.
+pub fn holds(node: &Path) -> Option<String> {
+    words(&of(node).unwrap_or_else(|e| Signature::Unreadable(one_line(&e))))
+}
+
+fn words(signature: &Signature) -> Option<String> {
+    match signature {
+        Signature::None | Signature::NotRead => None,
+        Signature::Found { group: Some(group), .. } => Some(format!("it belongs to the volume group {group}")),
+        Signature::Found { kind, .. } => Some(format!("it holds {kind}")),
+        Signature::Unreadable(why) => Some(format!("it cannot be told what it holds ({why})")),
+    }
+}
+
 fn of(node: &Path) -> Result<Signature> {
     let file = blockdev::open(node, false)?;
     if is_blank(&file, blockdev::size(node)?).map_err(Error::io("read", node))? {
@@ -84,6 +98,18 @@ mod tests {
                 file.write_all_at(&[0], at).unwrap();
             }
         }
+    }
+
+    #[test]
+    fn what_a_device_holds_is_a_clause_and_one_that_cannot_be_read_is_not_empty() {
+        let found = |group: Option<&str>| {
+            let group = group.map(str::to_owned);
+            words(&Signature::Found { kind: "LVM2_member".to_owned(), group, slot: None })
+        };
+        assert_eq!(found(Some("VG_XenStorage-x")).unwrap(), "it belongs to the volume group VG_XenStorage-x");
+        assert_eq!(found(None).unwrap(), "it holds LVM2_member");
+        assert_eq!(words(&Signature::None), None);
+        assert!(holds(Path::new("/nowhere/a")).unwrap().starts_with("it cannot be told"));
     }
 
     #[test]

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use super::physical::{Hba, no_host, on_host};
+use super::physical::{Hba, no_host, on_host, refuse_in_use};
 use super::scsi::{self, PASS_THROUGH};
 use crate::error::{Error, Result, needs_root};
-use crate::sys::configfs::{self, dirs, get, make, remove, set};
+use crate::sys::configfs::{self, dirs, get, make, remove, remove_if_empty, set};
 use crate::sys::lio::{self, Object, ROOT};
 use crate::sys::scsidev::{self, Address, Device};
 
@@ -33,6 +33,8 @@ pub struct WantedObject {
     pub name: String,
     /// None: it is only looked for.
     pub device: Option<Device>,
+    /// A disk is shown whatever it holds.
+    pub force: bool,
 }
 
 /// A storage object.
@@ -80,33 +82,58 @@ fn named(plugin: &str, index: u32) -> String {
     format!("{plugin}_{index}")
 }
 
-/// Finds or makes a backstore of pass-through, and a storage object in it. If the object cannot be made, the backstore that was made
-/// for it is removed.
+/// Finds or makes a backstore of pass-through, and a storage object in it. If the object cannot be made, the backstore is as it was
+/// before.
 ///
 /// # Errors
 /// [`Error::NoDevice`] for what is looked for and is not there, and for an index that is no SCSI host; [`Error::TargetExists`] for
 /// what is to be made and is there; [`Error::Invalid`] for a mode of the HBA that the backstore does not have, and for a device of
-/// another host; [`Error::ForeignTarget`]; [`Error::Io`].
+/// another host; [`Error::ForeignTarget`]; [`Error::DeviceInUse`]; [`Error::Io`].
 pub fn backstore(mode: Mode, index: Option<u32>, hba: Option<Hba>, wanted: Option<&WantedObject>) -> Result<Backstore> {
     needs_root("change", configfs::ROOT)?;
     if let Some(wanted) = wanted {
         checked(&wanted.name)?;
     }
     lio::prepare(&["target_core_pscsi"])?;
-    let (index, is_fresh) = find_or_make(mode, index, hba)?;
+    let (index, done) = find_or_make(mode, index, hba)?;
     let dir = lio::backstore(PASS_THROUGH, index);
     let made = match wanted {
         Some(wanted) => object(mode, &dir, index, wanted),
-        None => Ok(is_fresh),
+        None => Ok(done != Step::Found),
     };
     match made {
         Ok(is_fresh) => look(&dir, is_fresh),
-        Err(error) if is_fresh => Err(error.undone(remove(&dir))),
-        Err(error) => Err(error),
+        Err(error) => Err(error.undone(done.undo(&dir))),
     }
 }
 
-fn find_or_make(mode: Mode, index: Option<u32>, hba: Option<Hba>) -> Result<(u32, bool)> {
+/// What a call did to a backstore.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    Found,
+    Made,
+    /// It was there, and empty. The mode of its HBA before.
+    Reused(String),
+}
+
+impl Step {
+    /// Undoes it, and nothing that others did.
+    fn undo(&self, dir: &Path) -> Result<()> {
+        match self {
+            Step::Found => Ok(()),
+            Step::Made => remove_if_empty(dir),
+            Step::Reused(mode) => set_mode(dir, mode),
+        }
+    }
+}
+
+/// Sets the mode of the HBA of an empty backstore.
+fn set_mode(dir: &Path, mode: &str) -> Result<()> {
+    let file = dir.join("hba_mode");
+    if get(&file) == mode { Ok(()) } else { set(&file, mode) }
+}
+
+fn find_or_make(mode: Mode, index: Option<u32>, hba: Option<Hba>) -> Result<(u32, Step)> {
     let index = match (index, mode, hba) {
         (Some(index), ..) => index,
         (None, Mode::Lookup, _) | (None, _, Some(Hba::Physical)) => {
@@ -125,13 +152,15 @@ fn find_or_make(mode: Mode, index: Option<u32>, hba: Option<Hba>) -> Result<(u32
         }
         let has = mode_of(&dir).unwrap_or(Hba::Virtual);
         if is_stale {
-            let wanted = if hba == Some(Hba::Physical) { "1" } else { "0" };
-            set(&dir.join("hba_mode"), wanted)?;
-        } else if let Some(wanted) = hba.filter(|wanted| *wanted != has) {
+            let had = get(&dir.join("hba_mode"));
+            set_mode(&dir, if hba == Some(Hba::Physical) { "1" } else { "0" })?;
+            return Ok((index, Step::Reused(had)));
+        }
+        if let Some(wanted) = hba.filter(|wanted| *wanted != has) {
             let expected = format!("{} has a {} HBA", named(PASS_THROUGH, index), has.word());
             return Err(Error::Invalid { what: "--hba", value: wanted.word().to_owned(), expected });
         }
-        return Ok((index, is_stale));
+        return Ok((index, Step::Found));
     }
     if mode == Mode::Lookup {
         return Err(absent(named(PASS_THROUGH, index)));
@@ -140,7 +169,12 @@ fn find_or_make(mode: Mode, index: Option<u32>, hba: Option<Hba>) -> Result<(u32
         Some(Hba::Physical) => scsi::physical_backstore(index)?,
         _ => make(&dir)?,
     };
-    Ok((index, is_fresh))
+    match (is_fresh, mode) {
+        (true, _) => Ok((index, Step::Made)),
+        // Another program was faster.
+        (false, Mode::Create) => Err(Error::TargetExists { object: named(PASS_THROUGH, index) }),
+        (false, _) => Ok((index, Step::Found)),
+    }
 }
 
 fn mode_of(dir: &Path) -> Option<Hba> {
@@ -175,9 +209,23 @@ fn object(mode: Mode, backstore: &Path, index: u32, wanted: &WantedObject) -> Re
     if mode == Mode::Lookup {
         return Err(absent(object.shown()));
     }
-    make(&object.path)?;
-    configure(&object, device.address, device, hba).map_err(|error| error.undone(remove(&object.path)))?;
-    Ok(true)
+    refuse_in_use(device, wanted.force)?;
+    let is_fresh = make(&object.path)?;
+    if !is_fresh && object.alias() != ALIAS {
+        let why = match object.alias().as_str() {
+            "" => format!(
+                "another program or a killed command made it, and has not configured it; sm target backstore delete {} removes it",
+                object.shown()
+            ),
+            _ => "another program made it".to_owned(),
+        };
+        return Err(Error::ForeignTarget { object: object.shown(), why });
+    }
+    match configure(&object, device.address, device, hba) {
+        Ok(()) => Ok(true),
+        Err(error) if is_fresh => Err(error.undone(remove(&object.path))),
+        Err(error) => Err(error),
+    }
 }
 
 fn configure(object: &Object, address: Address, device: &Device, hba: Hba) -> Result<()> {
@@ -297,7 +345,56 @@ fn luns_of(object: &Object) -> Result<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    fn tape() -> WantedObject {
+        let device = Device {
+            address: "9:0:0:0".parse().unwrap(),
+            wwid: String::new(),
+            node: "/dev/null".into(),
+            is_disk: false,
+        };
+        WantedObject { name: "a".to_owned(), device: Some(device), force: false }
+    }
+
+    #[test]
+    fn what_another_program_made_is_neither_taken_nor_removed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("a");
+        let done = |mode| object(mode, scratch.path(), 0, &tape());
+        // In place of the kernel, a directory: no attribute can be set, so each attempt fails.
+        assert!(matches!(done(Mode::Create), Err(Error::Io { .. })));
+        assert!(!path.exists());
+        fs::create_dir(&path).unwrap();
+        for alias in ["", "theirs"] {
+            fs::write(path.join("alias"), alias).unwrap();
+            for mode in [Mode::Any, Mode::Create] {
+                assert!(matches!(done(mode), Err(Error::ForeignTarget { .. })), "{alias}");
+                assert_eq!(get(&path.join("alias")), alias);
+            }
+        }
+        // Left by a killed call of ours: it is completed, and stays if that fails.
+        fs::write(path.join("alias"), ALIAS).unwrap();
+        assert!(matches!(done(Mode::Any), Err(Error::Io { .. })));
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn of_a_backstore_only_what_the_call_did_is_undone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("pscsi_0");
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("hba_mode"), "1").unwrap();
+        for (step, mode) in [(Step::Found, "1"), (Step::Reused("0".to_owned()), "0"), (Step::Made, "0")] {
+            step.undo(&dir).unwrap();
+            assert_eq!(get(&dir.join("hba_mode")), mode);
+        }
+        fs::remove_file(dir.join("hba_mode")).unwrap();
+        Step::Made.undo(&dir).unwrap();
+        assert!(!dir.exists());
+    }
 
     #[test]
     fn a_name_is_no_path() {

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::record;
 use crate::error::{Error, Result};
-use crate::registry::claims::Claim;
-use crate::registry::{identity, ledger, view};
+use crate::registry::claims::{Claim, Claims};
+use crate::registry::{identity, ledger, signature, view};
 use crate::sys::blockdev;
 use crate::sys::scsidev::{self, Address, Device};
 use crate::types::{VdiUuid, seconds_now};
@@ -77,32 +77,6 @@ impl Physical {
         scsidev::find(&self.wwid, self.address)
     }
 
-    /// Refuses a device that somebody uses or has claimed.
-    ///
-    /// # Errors
-    /// [`Error::DeviceInUse`]; [`Error::NoDevice`].
-    pub fn refuse_in_use(&self) -> Result<()> {
-        let device = self.find()?;
-        let in_use = |holder: String| Err(Error::DeviceInUse { device: device.node.display().to_string(), holder });
-        if record::all()?.into_iter().filter_map(|(_, read)| read.ok()?.physical).any(|it| it.address == self.address) {
-            return in_use("it is passed through already".to_owned());
-        }
-        if !device.is_disk {
-            return Ok(());
-        }
-        if let Some(holder) = blockdev::exclusive_holder(&device.node)?.or_else(|| blockdev::openers(&device.node)) {
-            return in_use(holder);
-        }
-        let Some(identity) = identity::of_path(&device.node) else { return Ok(()) };
-        if !ledger::is_kept()? {
-            return Ok(());
-        }
-        match ledger::read()?.overlapping(&identity).next() {
-            Some(claim) if claim.layout != CLAIMED_BY => in_use(format!("it is claimed: {}", claim.owner())),
-            _ => Ok(()),
-        }
-    }
-
     /// Claims it, so that no SR is made on it. A tape has no identity that could be claimed. Idempotent.
     ///
     /// # Errors
@@ -120,16 +94,9 @@ impl Physical {
             sr_uuid: None,
             since: seconds_now().unwrap_or_default(),
         };
-        ledger::change(deadline, |claims| {
-            let other = claims.overlapping(&identity).next().map(|other| (other.layout == CLAIMED_BY, other.owner()));
-            match other {
-                Some((true, _)) => Ok((false, ())),
-                Some((false, owner)) => {
-                    let holder = format!("it is claimed: {owner}");
-                    Err(Error::DeviceInUse { device: device.node.display().to_string(), holder })
-                }
-                None => Ok((claims.put(claim), ())),
-            }
+        ledger::change(deadline, |claims| match claim_of_others(claims, &identity) {
+            Some(holder) => Err(Error::DeviceInUse { device: device.node.display().to_string(), holder }),
+            None => Ok((claims.put(claim), ())),
         })
     }
 
@@ -148,6 +115,40 @@ impl Physical {
         let goes = |claim: &Claim| claim.layout == CLAIMED_BY && Some(&claim.identity) == identity.as_ref();
         ledger::change(deadline, |claims| Ok((!claims.release(goes).is_empty(), ())))
     }
+}
+
+/// Refuses a device that somebody uses or has claimed, and a disk that holds something: a filesystem, or an SR whose volumes are
+/// not active, has no user that the kernel knows of. `force`: whatever it holds.
+///
+/// # Errors
+/// [`Error::DeviceInUse`]; [`Error::Io`].
+pub fn refuse_in_use(device: &Device, force: bool) -> Result<()> {
+    let in_use = |holder: String| Err(Error::DeviceInUse { device: device.node.display().to_string(), holder });
+    if record::all()?.into_iter().filter_map(|(_, read)| read.ok()?.physical).any(|it| it.address == device.address) {
+        return in_use("it is passed through already".to_owned());
+    }
+    if !device.is_disk {
+        return Ok(());
+    }
+    if let Some(holder) = blockdev::exclusive_holder(&device.node)?.or_else(|| blockdev::openers(&device.node)) {
+        return in_use(holder);
+    }
+    if let Some(identity) = identity::of_path(&device.node)
+        && ledger::is_kept()?
+        && let Some(holder) = claim_of_others(&ledger::read()?, &identity)
+    {
+        return in_use(holder);
+    }
+    match signature::holds(&device.node) {
+        Some(what) if !force => in_use(format!("{what}; --force passes it through with all that it holds")),
+        _ => Ok(()),
+    }
+}
+
+/// The claim of a medium, or of a part of it, that is no claim of a device that is passed through: as a clause.
+fn claim_of_others(claims: &Claims, identity: &str) -> Option<String> {
+    let other = claims.overlapping(identity).find(|claim| claim.layout != CLAIMED_BY)?;
+    Some(format!("it is claimed: {}", other.owner()))
 }
 
 /// Refuses a device that is not on the SCSI host with the number of its backstore.
@@ -173,6 +174,25 @@ pub fn no_host(host: u32) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_claim_of_others_is_found_behind_one_of_ours() {
+        let claim = |identity: &str, layout: &str| Claim {
+            identity: identity.to_owned(),
+            host: String::new(),
+            dev: String::new(),
+            layout: layout.to_owned(),
+            class: String::new(),
+            index: None,
+            sr_uuid: None,
+            since: 0,
+        };
+        let mut claims = Claims::default();
+        claims.put(claim("scsi-1", CLAIMED_BY));
+        assert_eq!(claim_of_others(&claims, "scsi-1"), None);
+        claims.put(claim("scsi-1-part2", "fast"));
+        assert_eq!(claim_of_others(&claims, "scsi-1").unwrap(), "it is claimed: fast");
+    }
 
     #[test]
     fn a_device_is_known_by_its_wwid_wherever_it_is() {

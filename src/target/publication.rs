@@ -32,6 +32,8 @@ pub struct Wanted {
     pub portals: Vec<Portal>,
     /// The start of the names of targets.
     pub prefix: String,
+    /// A SCSI disk is passed through whatever it holds.
+    pub force: bool,
 }
 
 /// A publication as it is now.
@@ -88,7 +90,7 @@ fn publish_locked(source: &Source, wanted: &Wanted, context: &Context) -> Result
         }
         before => before,
     };
-    let is_read_only = source.examine(before.is_none(), context)?;
+    let is_read_only = source.examine(before.is_none(), wanted.force, context)?;
     if let (Some(why), true) = (wanted.fabric.kind().facts().writable_only, wanted.read_only || is_read_only) {
         return Err(Error::Unsupported {
             op: "target publish of a disk that is not to be written",

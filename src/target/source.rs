@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::name::wwn_part;
-use super::physical::{Hba, Physical};
+use super::physical::{self, Hba, Physical};
 use super::record::{self, Record};
 use crate::call::Session;
 use crate::context::Context;
@@ -57,11 +57,12 @@ impl Source<'_> {
         }
     }
 
-    /// Whether it is read-only. Refuses what cannot be published. `is_new`: nothing of the publication is there yet.
+    /// Whether it is read-only. Refuses what cannot be published. `is_new`: nothing of the publication is there yet. `force`: a
+    /// device is published whatever it holds.
     ///
     /// # Errors
     /// [`Error::VdiInUse`], [`Error::DeviceInUse`]; [`Error::WwnClash`]; [`Error::NoVdi`], [`Error::NoDevice`].
-    pub fn examine(&self, is_new: bool, context: &Context) -> Result<bool> {
+    pub fn examine(&self, is_new: bool, force: bool, context: &Context) -> Result<bool> {
         match self {
             Source::Vdi(session, vdi) => {
                 let info = session.vdi_get_params(*vdi, context)?;
@@ -73,7 +74,7 @@ impl Source<'_> {
             }
             Source::Device(device) => {
                 if is_new {
-                    device.refuse_in_use()?;
+                    physical::refuse_in_use(&device.find()?, force)?;
                 }
                 Ok(false)
             }

@@ -4,7 +4,7 @@
 # bins: sm
 # memory: 512
 # takes: 30
-# tools: iscsiadm iscsid mkfs.ext4 wipefs
+# tools: iscsiadm iscsid mkfs.ext4 wipefs vgcreate
 # Names have no blanks; a command before && fails only where the claim has failed.
 # shellcheck disable=SC2015,SC2012
 set -u
@@ -37,8 +37,9 @@ devices() { # COUNT: waits for them
 modprobe scsi_debug dev_size_mb=16 max_luns=2 num_tgts=1 add_host=2 && devices 4 || exit 1
 
 backstores() {
-  local host one other
+  local host one other disk
   one=${ALL[0]} other=${ALL[2]} host=${ALL[0]%%:*}
+  disk=/dev/$(ls "/sys/bus/scsi/devices/$one/block")
   b() { sm target backstore "$@"; }
   fails_with ENODEV b lookup pscsi --index "$host" || return
   fails_with ENODEV b create pscsi --index 99 --hba physical && [ ! -e $C/core/pscsi_99 ] || return
@@ -58,8 +59,15 @@ backstores() {
   b list --format table | grep -q "^pscsi_$host *physical *v[0-9.]* *a *sm *0 " || { b list --format table; return 1; }
   fails_with EBUSY b delete "pscsi_$host" || return
   mkdir "$C/core/pscsi_$host/theirs" && echo theirs > "$C/core/pscsi_$host/theirs/alias" && fails_with EFOREIGN b delete "pscsi_$host" --recursive || return
+  # An object that another program has not configured yet is neither taken nor removed.
+  fails_with EFOREIGN b any pscsi --index "$host" --name theirs --dev "${ALL[1]}" && is "$(cat "$C/core/pscsi_$host/theirs/alias")" theirs || return
   rmdir "$C/core/pscsi_$host/theirs"
-  b delete "pscsi_$host/a" && b delete "pscsi_$host/a" && b any pscsi --index "$host" --name c --dev "$one" > /dev/null && b delete "pscsi_$host" --recursive && nothing_left
+  b delete "pscsi_$host/a" && b delete "pscsi_$host/a" && b any pscsi --index "$host" --name c --dev "$one" > /dev/null && b delete "pscsi_$host" --recursive && nothing_left || return
+  # An empty backstore of others stays, as it was.
+  mkdir "$C/core/pscsi_60" && mkfs.ext4 -q "$disk" || return
+  fails_with EBUSY b create pscsi --index 60 --name d --dev "$one" && grep -q 'it holds ext4' "$SCRATCH/stderr" && [ -d "$C/core/pscsi_60" ] || return
+  fails_with EBUSY b any pscsi --index 61 --name d --dev "$one" && [ ! -e "$C/core/pscsi_61" ] || return
+  b any pscsi --index 60 --name d --dev "$one" --force > /dev/null && b delete pscsi_60 --recursive && wipefs -qa "$disk" && nothing_left
 }
 claim 'backstores: any, lookup, create, delete, of a virtual and a physical HBA' backstores
 twin_of() { # ADDRESS: the disk of the initiator with the wwid of that
@@ -83,6 +91,12 @@ passthrough() {
   pass() { sm target passthrough --to $ME --portal 127.0.0.1 --no-auth --allow-raw-scsi --format table "$@"; }
   mkfs.ext4 -q "$disk" && mkdir -p /mnt/t && mount "$disk" /mnt/t && fails_with EBUSY pass --dev "$disk" || return
   umount /mnt/t
+  # Nothing uses it now, and yet it is not empty.
+  fails_with EBUSY pass --dev "$disk" && grep -q 'it holds ext4' "$SCRATCH/stderr" && wipefs -qa "$disk" || return
+  # All devices of scsi_debug show one medium.
+  vgcreate -qq --config "devices { global_filter=[ \"a|^$disk\$|\", \"r|.*|\" ] }" group "$disk" || return
+  fails_with EBUSY pass --dev "$disk" && grep -q 'the volume group group;' "$SCRATCH/stderr" || return
+  nothing_left && target=$(pass --dev "$disk" --force) && sm target unpublish "${target##*:}" && wipefs -qaf "$disk" || return
   sm devices claim "$disk" && fails_with EBUSY pass --dev "$disk" && sm devices release "$disk" || return
   target=$(pass --dev "$disk") && is "$(pass --hctl "$one")" "$target" || return
   id=${target##*:}

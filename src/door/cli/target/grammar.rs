@@ -124,6 +124,9 @@ pub struct PassArgs {
     /// The initiator may send every SCSI command to the device, such as one that replaces its firmware.
     #[arg(long, required = true)]
     pub allow_raw_scsi: bool,
+    /// Also a disk that holds something, as a filesystem or a volume group.
+    #[arg(long)]
+    pub force: bool,
     /// How the kernel takes the device from its SCSI host.
     #[arg(long, value_name = "MODE", default_value = "virtual", value_parser = hba())]
     pub hba: Hba,
@@ -176,6 +179,13 @@ pub struct BackstoreArgs {
     /// The device that the storage object shows: a node, or H:C:T:L. Without it, the storage object is only looked for.
     #[arg(long, value_name = "DEVICE", requires = "name")]
     pub dev: Option<String>,
+    /// Also a disk that holds something, as a filesystem or a volume group.
+    #[arg(long, requires = "dev")]
+    pub force: bool,
+}
+
+fn forced(force: bool) -> &'static str {
+    if force { " --force" } else { "" }
 }
 
 impl BackstoreCommand {
@@ -183,7 +193,7 @@ impl BackstoreCommand {
         let words = |verb: &str, args: &BackstoreArgs| {
             let index = args.index.map(|index| format!(" --index {index}")).unwrap_or_default();
             let name = args.name.as_ref().map(|name| format!(" --name {name}")).unwrap_or_default();
-            Some(format!("target backstore {verb} {}{index}{name}", args.plugin))
+            Some(format!("target backstore {verb} {}{index}{name}{}", args.plugin, forced(args.force)))
         };
         match self {
             BackstoreCommand::Any(args) => words("any", args),
@@ -223,10 +233,10 @@ impl TargetCommand {
             TargetCommand::Passthrough(args) => {
                 let device = args.dev.as_ref().map(|dev| dev.display().to_string());
                 let device = device.or_else(|| args.hctl.clone()).unwrap_or_default();
-                Some(format!("target passthrough {device}{}", to(&args.consumer.to)))
+                Some(format!("target passthrough {device}{}{}", to(&args.consumer.to), forced(args.force)))
             }
             TargetCommand::Unpublish { vdi, to: from, force } => {
-                Some(format!("target unpublish {vdi}{}{}", to(from), if *force { " --force" } else { "" }))
+                Some(format!("target unpublish {vdi}{}{}", to(from), forced(*force)))
             }
             TargetCommand::Backstore { command } => command.change(),
             TargetCommand::Attr(args) => args.change("attr"),

@@ -148,7 +148,7 @@ fn pass_through(args: &PassArgs) -> Result<Reply> {
     };
     let device = Physical::new(&device, args.hba, args.index)?;
     let is_new = publication::of(None, device.id())?.is_none();
-    let wanted = wanted(fabric, consumer, settings, portals, is_new)?;
+    let wanted = Wanted { force: args.force, ..wanted(fabric, consumer, settings, portals, is_new)? };
     let published = publication::publish(&Source::Device(&device), &wanted, &context())?;
     Ok(Reply::Published(Box::new(published)))
 }
@@ -160,7 +160,7 @@ fn backstore(command: &BackstoreCommand) -> Result<Reply> {
             false => scsidev::at(word.parse()?),
         };
         let device = args.dev.as_ref().map(device).transpose()?;
-        let wanted = args.name.clone().map(|name| WantedObject { name, device });
+        let wanted = args.name.clone().map(|name| WantedObject { name, device, force: args.force });
         Ok(Reply::Backstores(vec![backstore::backstore(mode, args.index, args.hba, wanted.as_ref())?]))
     };
     match command {
@@ -238,6 +238,7 @@ fn wanted(
         // What the settings say is of new publications alone.
         portals: if is_new || !args.portal.is_empty() { portals } else { Vec::new() },
         prefix: settings.target_prefix.unwrap_or_else(publication::usual_prefix),
+        force: false,
     })
 }
 
