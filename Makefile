@@ -3,7 +3,7 @@
 # make check     every test; installs what it needs
 # make bench     figures, as ratios against what one would use instead
 # make install   DESTDIR= PREFIX=/usr/local; SMDIR=/opt/xensource/sm puts DRIVERS where xapi looks, and
-#                PLUGINDIR=/etc/xapi.d/plugins the plug-in by which other hosts pause a disk
+#                PLUGINDIR=/etc/xapi.d/plugins the plug-ins by which other hosts pause a disk and users merge images
 # make uninstall the same variables; takes away what install put there, and gives back what stood there
 # make deb       a Debian package of what install puts there, in target/package
 # make rpm       two packages for hosts with rpm: the same, and one that gives xapi the drivers (docs/install.md)
@@ -16,8 +16,9 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 # Where xapi looks for drivers. Empty: xapi is left alone.
 SMDIR ?=
-# Where xapi looks for host plug-ins. The one that is there is kept as tapdisk-pause.stock.
+# Where xapi looks for host plug-ins. Those that are there are kept as tapdisk-pause.stock and coalesce-leaf.stock.
 PLUGINDIR ?=
+PLUGINS := tapdisk-pause coalesce-leaf
 # Where zsh looks for completions, below PREFIX/share: Debian's zsh takes those of packages from zsh/vendor-completions.
 ZSHDIR ?= zsh/site-functions
 # Which of them xapi gets. Not LVMSR: the usual local SRs of XCP-ng (type lvm) are LVHD, VHDs on logical volumes, which the
@@ -97,7 +98,7 @@ install: release
 	[ -z "$(SMDIR)" ] || support/observer-entry $(DESTDIR)$(PREFIX)/sbin/sm
 	[ -z "$(SMDIR)" ] || support/stand-in put $(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(SMDIR)/,$(DRIVERS))
 	[ -z "$(PLUGINDIR)" ] || install -d $(DESTDIR)$(PLUGINDIR)
-	[ -z "$(PLUGINDIR)" ] || support/stand-in put $(PREFIX)/sbin/sm $(DESTDIR)$(PLUGINDIR)/tapdisk-pause
+	[ -z "$(PLUGINDIR)" ] || support/stand-in put $(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(PLUGINDIR)/,$(PLUGINS))
 	install -m 644 man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -d $(DESTDIR)$(UNITS)
 	for u in $(notdir $(wildcard support/systemd/*)); do \
@@ -110,7 +111,7 @@ install: release
 # Files that are there and not ours stay.
 uninstall:
 	[ -z "$(SMDIR)" ] || support/stand-in give-back $(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(SMDIR)/,$(ALL_DRIVERS))
-	[ -z "$(PLUGINDIR)" ] || support/stand-in give-back $(PREFIX)/sbin/sm $(DESTDIR)$(PLUGINDIR)/tapdisk-pause
+	[ -z "$(PLUGINDIR)" ] || support/stand-in give-back $(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(PLUGINDIR)/,$(PLUGINS))
 	rm -f $(DESTDIR)$(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(PREFIX)/sbin/,$(ALL_DRIVERS))
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/man/man8/,$(notdir $(wildcard man/*.8)))
 	rm -f $(addprefix $(DESTDIR)$(UNITS)/,$(notdir $(wildcard support/systemd/*)))

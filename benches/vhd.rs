@@ -1,5 +1,6 @@
 //! The VHD library beside vhd-util, cp and plain reads, in turn in the same run; medians, and the ratio of each pair.
-//! Without vhd-util on PATH its rows are left out. `BENCH_DIR` is a directory on the file system to measure.
+//! Without vhd-util on PATH its rows are left out. `BENCH_DIR` is a directory on the file system to measure. `cargo test`
+//! runs each row once, with fewer blocks: that shows whether the benchmark works, and measures nothing.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark that cannot go on ends here")]
 #![allow(clippy::disallowed_types, reason = "a benchmark runs commands")]
@@ -17,7 +18,11 @@ use xcp_sm::image::vhd::{self, BLOCK, Chain, FileStorage, Image, NewImage, Paren
 use xcp_sm::types::Mode;
 
 const MIB: u64 = 1 << 20;
-const ROUNDS: usize = 7;
+
+/// Whether this run measures: `cargo bench` says `--bench`, `cargo test` does not.
+fn measures() -> bool {
+    std::env::args().any(|arg| arg == "--bench")
+}
 
 fn main() {
     let base = std::env::var_os("BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
@@ -49,7 +54,7 @@ fn row(name: &str, before: &dyn Fn(), ours: &dyn Fn(), other: Option<&dyn Fn()>)
         start.elapsed().as_secs_f64() * 1e3
     };
     let (mut a, mut b, mut ratios) = (vec![], vec![], vec![]);
-    for _ in 0..ROUNDS {
+    for _ in 0..if measures() { 7 } else { 1 } {
         a.push(time(ours));
         if let Some(other) = other {
             b.push(time(other));
@@ -220,17 +225,20 @@ fn coalesce_runs(dir: &Path) {
 
 /// 1 GiB of full blocks beside `cp` of the child.
 fn coalesce_full(dir: &Path) {
-    let (parent, leaf, copy) = (dir.join("p.vhd"), dir.join("c.vhd"), dir.join("copy"));
+    let (parent, leaf, start, copy) = (dir.join("p.vhd"), dir.join("c.vhd"), dir.join("start"), dir.join("copy"));
+    let size = if measures() { 1024 * MIB } else { 16 * MIB };
     vhd::create(&fresh(&parent), &NewImage::new(4 << 30)).unwrap();
+    fs::copy(&parent, &start).unwrap();
     child(&leaf, &parent);
     let chain = open(&leaf, Mode::ReadWrite);
     let block: Vec<u8> = (0..BLOCK as usize).map(|i| (i / 7) as u8).collect();
-    for at in (0..1024 * MIB).step_by(BLOCK as usize) {
+    for at in (0..size).step_by(BLOCK as usize) {
         chain.write_at(&block, at).unwrap();
     }
     chain.close().unwrap();
     let before = || {
-        vhd::create(&fresh(&parent), &NewImage::new(4 << 30)).unwrap();
+        // A copy, because the child knows its parent by its UUID.
+        fs::copy(&start, &parent).unwrap();
         let _ = fs::remove_file(&copy);
     };
     let cp = || {
@@ -244,15 +252,15 @@ fn coalesce_full(dir: &Path) {
 /// Reading a chain of three in order, beside reading as many allocated bytes of a file.
 fn export(dir: &Path) {
     let layers: Vec<PathBuf> = (0..3).map(|i| dir.join(format!("e{i}.vhd"))).collect();
-    let mut allocated = 0;
+    let (mut allocated, size) = (0, if measures() { 8192 * MIB } else { 96 * MIB });
     for (i, path) in layers.iter().enumerate() {
         match i {
-            0 => drop(vhd::create(&fresh(path), &NewImage::new(8 << 30)).unwrap()),
+            0 => drop(vhd::create(&fresh(path), &NewImage::new(size)).unwrap()),
             _ => child(path, &layers[i - 1]),
         }
         let chain = open(path, Mode::ReadWrite);
         // Different blocks and, from the second layer on, pieces of 64 KiB in those below.
-        for at in (0..8192 * MIB).step_by(24 << 20) {
+        for at in (0..size).step_by(24 << 20) {
             chain.write_at(&vec![i as u8 + 1; BLOCK as usize], at + i as u64 * BLOCK).unwrap();
             allocated += BLOCK;
             if i > 0 {

@@ -41,7 +41,7 @@ pub enum Error {
     NotMaster { op: &'static str },
     /// A change of an SR of other storage managers, which is read only. `served`: what may be asked of it.
     #[error(
-        "{op} is refused: SR {sr} is LVHD, made by other storage managers, and nothing in it is changed; served are {served}"
+        "{op} is refused: SR {sr} is LVHD, made by other storage managers, and this is not served in it; served are {served}"
     )]
     ReadOnlySr { op: &'static str, sr: SrUuid, served: &'static str },
     /// An SR whose disks this package does not serve, and which it therefore leaves as it is.
@@ -63,8 +63,8 @@ pub enum Error {
 
     #[error("no SR {sr} ({looked})")]
     NoSr { sr: SrUuid, looked: String },
-    /// A name that no SR has on this host. `known`: the names that there are.
-    #[error("no SR has the name {name} on this host; {}", names(name, known))]
+    /// A name that no SR has on this host, or the UUID of an SR without a name. `known`: the names that there are.
+    #[error("{}", unknown_sr(name, known))]
     UnknownSr { name: String, known: Vec<String> },
     /// A name that another SR has on this host.
     #[error(
@@ -145,12 +145,12 @@ pub enum Error {
     /// A plan that was made of another state than there is now.
     #[error("the plan for layout {layout} does not fit any more: {why}; make a new one by sm plan")]
     StalePlan { layout: String, why: String },
-    /// Some steps of a plan were done, and then one failed.
+    /// Some steps of a plan were done, and then one failed. `again`: the line that goes on.
     #[error(
-        "{done} of {of} steps of layout {layout} are done; step {step} failed: {}; sm apply --resume goes on",
+        "{done} of {of} steps of layout {layout} are done; step {step} failed: {}; {again} goes on",
         one_line(cause)
     )]
-    PartlyApplied { layout: String, done: usize, of: usize, step: String, cause: Box<Error> },
+    PartlyApplied { layout: String, done: usize, of: usize, step: String, cause: Box<Error>, again: String },
     /// A source of devices that there is not. `known`: those that there are.
     #[error("no backend is called {}; there are {}", Quoted(name), known.join(", "))]
     NoBackend { name: String, known: Vec<String> },
@@ -370,13 +370,31 @@ fn meant(similar: &[String]) -> String {
     if similar.is_empty() { String::new() } else { format!("did you mean {}? ", similar.join(" or ")) }
 }
 
-/// The advice for a `name` that no SR has. `known`: the names that SRs have.
-fn names(name: &str, known: &[String]) -> String {
-    if known.is_empty() {
-        return "no SR has one; `sm sr_create --name` gives it".to_owned();
+/// `known`: the names that SRs have.
+fn unknown_sr(name: &str, known: &[String]) -> String {
+    if name.parse::<SrUuid>().is_ok() {
+        return format!(
+            "no SR {name} is known on this host: -t and -d say where it is, and `sm sr_attach --name NAME -d DCONF {name}` gives it a \
+             name; {}",
+            known_srs(known)
+        );
     }
-    let meant = nearest(name, known.iter().map(String::as_str)).map(|known| format!("did you mean {known}? "));
-    format!("{}`sm sr_list` lists them", meant.unwrap_or_default())
+    let meant = nearest(name, known.iter().map(String::as_str));
+    let advice =
+        meant.map_or_else(|| known_srs(known), |known| format!("did you mean {known}? `sm sr_list` lists them"));
+    format!("no SR has the name {name} on this host; {advice}")
+}
+
+/// The names that SRs have on this host, for a person who lacks one.
+pub fn known_srs(known: &[String]) -> String {
+    /// How many names a line shows.
+    const MOST: usize = 8;
+    match known {
+        [] => "no SR has one; `sm sr_create NAME` makes an SR, and `sm sr_attach --name NAME` gives a name to one that is there"
+            .to_owned(),
+        few if few.len() <= MOST => format!("SRs with a name are {}; `sm sr_list` lists all", few.join(", ")),
+        _ => "`sm sr_list` lists SRs".to_owned(),
+    }
 }
 
 /// `given`: the keys that there are, with spaces between.

@@ -20,53 +20,16 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use proptest::prelude::*;
+use scene::backups::{backup, disk, path, sm, with_stores};
 use scene::kill::{Act, End, Points, run};
-use scene::{A, B, C, Door, FILE, Outcome, SR, Scene, has, is_root, pattern, skip};
+use scene::{A, B, C, SR, Scene, has, is_root, pattern, skip};
 
 const MIB: u64 = 1 << 20;
 const FORMATS: [&str; 3] = ["raw", "vhd", "qcow2"];
 
 /// A scene with the file SRs `fast` and `slow`, and the stores `nas` and `old`.
 fn scene() -> Scene {
-    let scene = Scene::empty(&FILE, Door::Sm);
-    sm(&scene, &["sr_create", "--name", "fast", "-t", "file", "-d", &scene.dconf(), SR]).done();
-    sm(&scene, &["sr_create", "--name", "slow", "-t", "file", "-d", &path(&scene, "slow")]).done();
-    stores(&scene, &["nas", "old"]);
-    scene
-}
-
-/// Makes stores at directories of their names, and a table that names them.
-fn stores(scene: &Scene, names: &[&str]) {
-    let line = |name: &&str| format!("store: name={name} path={}\n", path(scene, name));
-    fs::write(scene.root.path().join("run/stores.conf"), names.iter().map(line).collect::<String>()).unwrap();
-    for name in names {
-        fs::create_dir(scene.root.path().join(name)).unwrap();
-        sm(scene, &["backup", "store-init", name]).done();
-    }
-}
-
-fn sm(scene: &Scene, words: &[&str]) -> Outcome {
-    scene.bare(words)
-}
-
-fn backup(scene: &Scene, words: &[&str]) -> Outcome {
-    scene.bare([&["backup"], words].concat())
-}
-
-fn path(scene: &Scene, name: &str) -> String {
-    scene.root.path().canonicalize().unwrap().join(name).display().to_string()
-}
-
-/// Makes a disk of `size` bytes in `fast` with these bytes at these places. Answers all of its bytes.
-fn disk(scene: &Scene, vdi: &str, label: &str, format: &str, size: u64, data: &[(u64, Vec<u8>)]) -> Vec<u8> {
-    let source = path(scene, "source.raw");
-    let file = File::create(&source).unwrap();
-    file.set_len(size).unwrap();
-    for (at, bytes) in data {
-        file.write_all_at(bytes, *at).unwrap();
-    }
-    sm(scene, &["vdi_import", "fast", vdi, &source, "--type", format, "--label", label]).done();
-    fs::read(source).unwrap()
+    with_stores(&["nas", "old"])
 }
 
 /// A, of 50 MiB and a sector with data in three places, the last of them at its end.
@@ -107,8 +70,10 @@ fn imported(scene: &Scene, store: &str, set: &str, sr: &str) -> Vec<String> {
 #[track_caller]
 fn same(found: &[u8], expected: &[u8]) {
     assert_eq!(found.len(), expected.len());
-    let differs = found.iter().zip(expected).position(|(a, b)| a != b);
-    assert_eq!(differs, None, "the first byte that differs");
+    if found != expected {
+        let differs = found.iter().zip(expected).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "the first byte that differs");
+    }
 }
 
 #[test]
@@ -240,6 +205,10 @@ fn a_run_replaces_the_one_before_and_those_that_are_kept_stay() {
     let list = backup(&scene, &["list", "--format", "json"]).done();
     let list: serde_json::Value = serde_json::from_str(&list).unwrap();
     assert_eq!(list["exports"].as_array().unwrap().len(), 3);
+    let of_web: serde_json::Value =
+        serde_json::from_str(&backup(&scene, &["list", "web", "--format", "json"]).done()).unwrap();
+    assert_eq!(of_web, list);
+    assert_eq!(backup(&scene, &["list", "we", "--format", "json"]).done(), "{\"schema\":1,\"exports\":[]}\n");
     assert_eq!(list["exports"][2]["run"].as_str(), Some(runs[3].as_str()));
     assert_eq!(list["exports"][2]["current"].as_bool(), Some(true));
     backup(&scene, &["remove", "web", "--run", &runs[3]]).done();
@@ -495,8 +464,79 @@ fn disks_go_where_they_are_wanted_and_no_larger_than_there_is_room() {
         let refused = import(words);
         assert!(refused.stderr().contains(name), "{refused}");
     }
-    let disks: serde_json::Value = serde_json::from_str(&import(&["--sr", "auto"]).done()).unwrap();
-    assert_eq!(disks["disks"].as_array().unwrap().len(), 2);
+    let made = |words: &[&str]| {
+        let disks: serde_json::Value = serde_json::from_str(&import(words).done()).unwrap();
+        let of =
+            |disk: &serde_json::Value| (disk["index"].as_u64().unwrap(), disk["uuid"].as_str().unwrap().to_owned());
+        disks["disks"].as_array().unwrap().iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(made(&["--sr", "auto"]).len(), 2);
+    // Some of the disks.
+    for word in ["1", "data", B] {
+        let disks = made(&["--sr", "slow", "--disk", word]);
+        assert!(disks.len() == 1 && disks[0].0 == 1, "{word}: {disks:?}");
+        same(&exported(&scene, &format!("slow/{}", disks[0].1)), &data);
+    }
+    assert_eq!(made(&["--sr", "slow", "--disk", "data", "--disk", "0"]).len(), 2);
+    for (words, what) in [
+        (&["--disk", "db"][..], "expected the index, the label or the UUID of a disk: 0 (web), 1 (data)"),
+        (&["--disk", "2"], "expected the index"),
+        (&["--disk", ""], "expected the index"),
+        (&["--disk", "web", "--map", "1=fast"], "--disk leaves this disk out"),
+    ] {
+        let refused = import(&[&["--sr", "slow"], words].concat());
+        assert!(refused.stderr().contains("EINVAL") && refused.stderr().contains(what), "{words:?}: {refused}");
+    }
+    // A store is no word of a receiver.
+    for word in ["old", "old:1", "20260101T000000Z-00000000:x"] {
+        let refused = backup(&scene, &["send", "web", "--from", word]).fails("EINVAL");
+        assert!(refused.contains("`sm backup receive --to STORE --resume NAME` prints"), "{refused}");
+        assert!(refused.contains("--store says"), "{refused}");
+    }
+}
+
+/// A dry run names the runs and the stores that the run then removes from, and no others.
+#[test]
+fn a_dry_run_names_the_removals_that_happen() {
+    let scene = scene();
+    web(&scene, "vhd");
+    let line = ["export", "web", "--disk", "fast/web", "--to", "nas", "--format", "table"];
+    let shelf = scene.root.path().join("nas/web");
+    let kept = || if shelf.exists() { names(&shelf) } else { Vec::new() };
+    // A store with nothing of the set, and one that is drained: both keep what they have.
+    let conf = scene.root.path().join("run/stores.conf");
+    let stores = fs::read_to_string(&conf).unwrap();
+    backup(&scene, &["export", "web", "--disk", "fast/web", "--to", "old"]).done();
+    fs::write(
+        &conf,
+        stores.replace(&format!("path={}", path(&scene, "old")), &format!("path={} drained=yes", path(&scene, "old"))),
+    )
+    .unwrap();
+    for (more, removed) in [
+        (&["--since", "last", "--keep", "2"][..], 0),
+        (&["--since", "last", "--keep", "2"], 0),
+        // Increments need the runs before them.
+        (&["--since", "last"], 0),
+        (&["--since", "none", "--keep", "2", "--keep-daily", "1"], 0),
+        (&["--keep", "2"], 3),
+        (&["--since", "last", "--keep", "1"], 1),
+        (&["--keep", "1"], 2),
+    ] {
+        let before = kept();
+        let plan = backup(&scene, &[&line, more, &["-n"]].concat()).done();
+        let mut planned: Vec<String> =
+            plan.lines().filter_map(|line| line.strip_prefix("remove run ")).map(str::to_owned).collect();
+        planned.sort();
+        assert!(!plan.contains("from store"), "{plan}");
+        assert_eq!(kept(), before);
+        assert!(backup(&scene, &[&line, more].concat()).succeeded());
+        let after = kept();
+        let gone: Vec<String> = before.into_iter().filter(|run| !after.contains(run)).collect();
+        assert_eq!((&planned, planned.len()), (&gone, removed), "{more:?}: {plan}");
+    }
+    fs::write(&conf, stores).unwrap();
+    let plan = backup(&scene, &[&line[..], &["-n"]].concat()).done();
+    assert!(plan.contains("remove web from store old\n"), "{plan}");
 }
 
 #[test]

@@ -17,46 +17,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use scene::backups::{backup, disk, path, sm, with_stores};
 use scene::kill::{Act, End, Points, run};
-use scene::{A, B, Door, FILE, MIB, Outcome, SR, Scene, pattern};
+use scene::{A, B, MIB, Scene, pattern};
+use sha2::Digest as _;
 
 /// A scene with the file SRs `fast` and `slow`, and the store `nas`.
 fn scene() -> Scene {
-    let scene = Scene::empty(&FILE, Door::Sm);
-    sm(&scene, &["sr_create", "--name", "fast", "-t", "file", "-d", &scene.dconf(), SR]).done();
-    sm(&scene, &["sr_create", "--name", "slow", "-t", "file", "-d", &path(&scene, "slow")]).done();
-    fs::write(scene.root.path().join("run/stores.conf"), format!("store: name=nas path={}\n", path(&scene, "nas")))
-        .unwrap();
-    fs::create_dir(scene.root.path().join("nas")).unwrap();
-    backup(&scene, &["store-init", "nas"]).done();
-    scene
-}
-
-fn sm(scene: &Scene, words: &[&str]) -> Outcome {
-    scene.bare(words)
-}
-
-fn backup(scene: &Scene, words: &[&str]) -> Outcome {
-    scene.bare([&["backup"], words].concat())
-}
-
-fn path(scene: &Scene, name: &str) -> String {
-    scene.root.path().canonicalize().unwrap().join(name).display().to_string()
-}
-
-/// Makes a disk in `fast` with these bytes at this place.
-fn disk(scene: &Scene, vdi: &str, label: &str, format: &str, size: u64, at: u64, bytes: &[u8]) {
-    let source = path(scene, "source.raw");
-    let file = File::create(&source).unwrap();
-    file.set_len(size).unwrap();
-    file.write_all_at(bytes, at).unwrap();
-    sm(scene, &["vdi_import", "fast", vdi, &source, "--type", format, "--label", label]).done();
+    with_stores(&["nas"])
 }
 
 /// The set `web` of two disks, and an export of it.
 fn exported(scene: &Scene) {
-    disk(scene, A, "web", "vhd", 8 * MIB, 5 * MIB, &pattern(4096));
-    disk(scene, B, "data", "raw", 8 * MIB, MIB, &pattern(4096));
+    disk(scene, A, "web", "vhd", 8 * MIB, &[(5 * MIB, pattern(4096))]);
+    disk(scene, B, "data", "raw", 8 * MIB, &[(MIB, pattern(4096))]);
     backup(scene, &["define", "web", "--disk", "fast/web", "--disk", "fast/data"]).done();
     backup(scene, &["export", "web", "--to", "nas"]).done();
 }
@@ -243,8 +217,8 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 fn no_disk_of_a_set_is_attached_or_changed_while_another_is_read() {
     let scene = scene();
     // The first disk takes minutes at this rate, and the other has its turn after it.
-    disk(&scene, A, "web", "vhd", 64 * MIB, 0, &pattern(64 * MIB));
-    disk(&scene, B, "data", "raw", 8 * MIB, MIB, &pattern(4096));
+    disk(&scene, A, "web", "vhd", 64 * MIB, &[(0, pattern(64 * MIB))]);
+    disk(&scene, B, "data", "raw", 8 * MIB, &[(MIB, pattern(4096))]);
     backup(&scene, &["define", "web", "--disk", "fast/web", "--disk", "fast/data"]).done();
     let export = started(&scene, &["export", "web", "--to", "nas", "--rate", "100K"]);
     until("the export reads the first disk", || {
@@ -270,12 +244,7 @@ fn current(scene: &Scene, store: &str) -> PathBuf {
 
 #[test]
 fn two_hosts_with_a_set_of_one_name_do_not_remove_the_exports_of_each_other() {
-    let scene = scene();
-    let conf = scene.root.path().join("run/stores.conf");
-    let more = fs::read_to_string(&conf).unwrap() + &format!("store: name=old path={}\n", path(&scene, "old"));
-    fs::write(conf, more).unwrap();
-    fs::create_dir(path(&scene, "old")).unwrap();
-    backup(&scene, &["store-init", "old"]).done();
+    let scene = with_stores(&["nas", "old"]);
     exported(&scene);
     let of_another = |store: &str| {
         let file = current(&scene, store).join("manifest.json");
@@ -340,12 +309,7 @@ fn two_hosts_with_a_set_of_one_name_do_not_remove_the_exports_of_each_other() {
 
 #[test]
 fn a_run_whose_manifest_cannot_be_read_is_not_removed_as_if_it_were_of_this_host() {
-    let scene = scene();
-    let conf = scene.root.path().join("run/stores.conf");
-    let more = fs::read_to_string(&conf).unwrap() + &format!("store: name=old path={}\n", path(&scene, "old"));
-    fs::write(conf, more).unwrap();
-    fs::create_dir(path(&scene, "old")).unwrap();
-    backup(&scene, &["store-init", "old"]).done();
+    let scene = with_stores(&["nas", "old"]);
     exported(&scene);
     let other = current(&scene, "nas").join("manifest.json");
     backup(&scene, &["export", "web", "--to", "nas", "--keep", "5"]).done();
@@ -462,6 +426,131 @@ fn what_somebody_put_into_a_store_concerns_itself_alone() {
     // A set that is a link.
     std::os::unix::fs::symlink(&run, scene.root.path().join("nas/other")).unwrap();
     backup(&scene, &["verify", "other"]).fails("EVERIFY");
+}
+
+/// Gives the current run of `web` in `nas` another name, as a host with a wrong clock would have named it.
+fn renamed(scene: &Scene, run: &str, timestamp: &str) {
+    let (old, shelf) = (current(scene, "nas"), scene.root.path().join("nas/web"));
+    let (text, sums) = (old.join("manifest.json"), old.join("SHA256SUMS"));
+    let before = fs::read(&text).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&before).unwrap();
+    (manifest["run"], manifest["timestamp"]) = (run.into(), timestamp.into());
+    let after = manifest.to_string();
+    let sum = |bytes: &[u8]| sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    fs::write(&text, &after).unwrap();
+    let told = fs::read_to_string(&sums).unwrap();
+    fs::write(&sums, told.replace(&sum(&before), &sum(after.as_bytes()))).unwrap();
+    fs::rename(&old, shelf.join(run)).unwrap();
+    fs::remove_file(shelf.join("current")).unwrap();
+    std::os::unix::fs::symlink(run, shelf.join("current")).unwrap();
+}
+
+#[test]
+fn a_run_from_the_future_stops_no_export_and_no_retention_and_no_host_receives_it() {
+    let scene = with_stores(&["nas", "old"]);
+    exported(&scene);
+    let shelf = scene.root.path().join("nas/web");
+    // What no calendar shows is no run.
+    fs::create_dir(shelf.join("99999999T999999Z-ffffffff")).unwrap();
+    let list = backup(&scene, &["list", "--format", "table"]).done();
+    assert!(!list.contains("99999999T"), "{list}");
+    backup(&scene, &["export", "web", "--to", "nas", "--since", "last"]).done();
+    fs::remove_dir(shelf.join("99999999T999999Z-ffffffff")).unwrap();
+    backup(&scene, &["export", "web", "--to", "nas", "--since", "none", "--keep", "1"]).done();
+    // A clock was ahead for one run, whose name is the last one of its second.
+    renamed(&scene, "20991231T235959Z-ffffffff", "2099-12-31T23:59:59Z");
+    let export = |more: &[&str]| {
+        let line = ["export", "web", "--to", "nas", "--keep-others", "--format", "table"];
+        let said = backup(&scene, &[&line[..], more].concat());
+        assert!(said.succeeded() && said.stderr().contains("ahead of this host's clock"), "{said}");
+        assert!(!said.stderr().contains("  "), "{said}");
+        said.stdout().trim().to_owned()
+    };
+    let second = export(&["--since", "last", "--keep", "9"]);
+    assert_eq!(second, "21000101T000000Z-00000000");
+    // It is read by all that an increment is on, and a run stays as long as another needs it.
+    backup(&scene, &["verify", "web", "--deep"]).done();
+    let third = export(&["--since", "last", "--keep", "1"]);
+    assert_eq!(fs::read_dir(&shelf).unwrap().count(), 4, "three runs and the link");
+    backup(&scene, &["verify", "web", "--run", &third, "--deep"]).done();
+    // The second and the third run began on one day: the second goes, whatever the day in their names is.
+    let whole = export(&["--since", "none", "--keep", "1", "--keep-daily", "2"]);
+    let left = |run: &str| shelf.join(run).exists();
+    assert!(left(&whole) && left("20991231T235959Z-ffffffff") && !left(&second) && !left(&third));
+    export(&["--since", "none", "--keep", "1", "--keep-daily", "1"]);
+    assert_eq!(fs::read_dir(&shelf).unwrap().count(), 2, "one run and the link");
+    // Another host takes none of them.
+    let file = scene.root.path().join("sent");
+    let run = |words: &[&str], from: Stdio, to: Stdio| {
+        let mut command = Command::new(scene.executable());
+        command.arg("backup").args(words).env("XCP_SM_RUN_DIR", scene.root.path().join("run")).stdin(from).stdout(to);
+        command.output().unwrap()
+    };
+    let to = File::create(&file).unwrap();
+    assert!(run(&["send", "web", "--store", "nas"], Stdio::null(), to.into()).status.success());
+    let refused = run(&["receive", "--to", "old"], File::open(&file).unwrap().into(), Stdio::null());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && said.contains("more than a day ahead of the clock"), "{said}");
+    assert!(!said.contains("  "), "{said}");
+    assert!(!scene.root.path().join("old/web").exists());
+    // No name sorts after the last one that there is: a person is told what to do.
+    renamed(&scene, "99991231T235959Z-ffffffff", "2026-11-27T01:07:35Z");
+    let refused = backup(&scene, &["export", "web", "--to", "nas"]).fails("EINVAL");
+    assert!(refused.contains("99991231T235959Z-ffffffff") && refused.contains("sm backup remove web"), "{refused}");
+    assert!(records(&scene).is_empty());
+    backup(&scene, &["remove", "web", "--store", "nas"]).done();
+    backup(&scene, &["export", "web", "--to", "nas"]).done();
+}
+
+#[test]
+fn a_map_without_lines_takes_no_memory_and_is_named() {
+    let scene = scene();
+    exported(&scene);
+    let map = current(&scene, "nas").join("disk0.map");
+    let file = File::options().write(true).open(&map).unwrap();
+    // As long as the map of a disk of its size may be.
+    for (length, says) in
+        [(170, "cannot be read: it is too long"), (1 << 40, "is longer than a map of this disk can be")]
+    {
+        file.set_len(0).unwrap();
+        file.set_len(length).unwrap();
+        let said = backup(&scene, &["verify", "web"]).fails("EVERIFY");
+        assert!(said.contains("disk0.map") && said.contains(says), "{said}");
+    }
+}
+
+#[test]
+fn a_host_takes_no_lock_of_a_copy_of_itself() {
+    let scene = scene();
+    exported(&scene);
+    let lock = scene.root.path().join("nas/.web.lock");
+    // The digits of this machine, as its exports tell them.
+    let text = fs::read(current(&scene, "nas").join("manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let (host, machine) = (manifest["source_host"].clone(), manifest["source_machine"].clone());
+    let (other, zeroes) = (serde_json::json!("copy"), serde_json::json!("0".repeat(32)));
+    let holder = |host: &serde_json::Value, machine: &serde_json::Value, taken: u64| {
+        serde_json::json!({"host": host, "machine": machine, "boot": "x", "pid": 1, "started": 1, "taken": taken,
+            "run": "20261127T010735Z-1f2e3d4c"})
+    };
+    let mut holders = vec![holder(&host, &zeroes, 1), holder(&host, &machine, u64::MAX)];
+    if machine.is_string() {
+        holders.push(holder(&other, &machine, 1));
+    }
+    for alive in holders {
+        fs::write(&lock, alive.to_string()).unwrap();
+        let line = ["export", "web", "--to", "nas", "--lock-timeout", "0"];
+        let refused = backup(&scene, &line);
+        // Without a machine-id(5), the name alone tells a host.
+        if machine.is_string() || alive["taken"] == u64::MAX {
+            assert!(refused.fails("ENOLCK").contains("remove "), "{alive}");
+            assert!(lock.exists(), "{alive}");
+        }
+    }
+    // This host before its present start.
+    fs::write(&lock, holder(&host, &machine, 1).to_string()).unwrap();
+    backup(&scene, &["export", "web", "--to", "nas", "--lock-timeout", "0"]).done();
+    assert!(!lock.exists());
 }
 
 #[test]

@@ -157,6 +157,8 @@ fn a_qcow2_whose_counts_are_too_low_is_left_as_it_is() {
 #[test]
 fn the_disks_above_a_damaged_base_are_told_with_it() {
     let scene = sr();
+    scene.call(["vdi_set", SR, VHD, "--label", "web"]).done();
+    scene.call(["vdi_set", SR, A, "--label", ""]).done();
     let base = base_of(&scene, VHD);
     let file = open(&image(&scene, &base, "vhd"));
     // The BAT begins behind the header, and its first block would lie behind the end of the file.
@@ -164,11 +166,14 @@ fn the_disks_above_a_damaged_base_are_told_with_it() {
     assert!(!scene.call(["sr_scan", SR]).done().contains("(state "), "the headers do not tell it");
     let (status, found) = check(&scene, &[]);
     assert_eq!((status, found.len()), (5, 3), "{found:?}");
-    for vdi in [VHD, A] {
-        let line =
-            format!("{vdi}.vhd: it reads through {base}, which is damaged, and may have lost data (cannot be mended)");
+    for (vdi, label) in [(VHD, " (web)"), (A, "")] {
+        let line = format!(
+            "{vdi}.vhd{label}: it reads through {base}, which is damaged, and may have lost data (cannot be mended)"
+        );
         assert!(found.contains(&line), "{found:?}");
     }
+    let said = scene.call(["sr_check", SR]).stderr();
+    assert!(said.ends_with("cannot; vdi_export --rescue exports what can be read of a damaged disk\n"), "{said}");
     // A base whose header is damaged makes its disks unusable, and they say so by their state.
     file.set_len(100).unwrap();
     let scan = scene.call(["sr_scan", SR]).done();

@@ -170,7 +170,7 @@ const REFUSALS: &[(&[&str], &str, &str)] = &[
     (&["sr_create", OTHER_SR], "EBUSY", SR),
     (&["vdi_create", SR, A, "1"], "EEXIST", A),
     (&["vdi_clone", SR, B, A], "EEXIST", A),
-    (&["vdi_lock", SR, A], "EINVAL", "<FORCE> <USER> is missing"),
+    (&["vdi_lock", SR, A], "EINVAL", "<USER> is missing"),
     (&["sr_attach", "../../etc"], "EINVAL", "SR-UUID \"../../etc\" is not valid"),
     (&["vdi_create", SR, C, "--", "-1"], "EINVAL", "SIZE \"-1\" is not valid: a size cannot be negative"),
     (&["vdi_create", SR, C, "-5G"], "EINVAL", "SIZE -5… is not valid: a size cannot be negative"),
@@ -223,6 +223,8 @@ const REFUSALS_OF_AGENTS: &[(&[&str], &str, &str)] = &[
     (&["vdi_get_params", SR, "not-a-uuid"], "EINVAL", "VDI-UUID \"not-a-uuid\" is not valid"),
     (&["vdi_create", SR, "1"], "EINVAL", "<SIZE> is missing"),
     (&["sr_attach"], "EINVAL", "<SR-UUID> is missing"),
+    (&["vdi_lock", SR, A], "EINVAL", "<FORCE> <USER> is missing"),
+    (&["vdi_lock", SR, B, "u"], "EINVAL", "<USER> is missing"),
     (&["sr_create", SR, "--name", "fast"], "EINVAL", "no option '--name'"),
     (&["sr_list"], "ENOMSG", "no such command \"sr_list\""),
 ];
@@ -707,6 +709,39 @@ fn vdi_set_makes_a_vdi_read_only_and_shareable_and_takes_it_back() {
         scene.call(["vdi_resize", SR, A, "8"]).done();
         scene.call(["vdi_delete", SR, A]).done();
     }
+}
+
+#[test]
+fn the_process_that_has_a_disk_open_is_named() {
+    if !scene::is_root() {
+        return;
+    }
+    let scene = with_sr(&FILE, Door::Sm);
+    scene.call(["vdi_create", SR, A, "4"]).done();
+    let device = scene.loop_device(&scene.call(["vdi_attach", SR, A]).done());
+    let shown = |format: &str| scene.call(["vdi_get_params", SR, A, "--format", format]).done();
+    assert_eq!(scene.call(["vdi_detach", "-n", SR, A]).done(), format!("detach VDI {A} from {}\n", device.display()));
+    let unopened = format!("in use by this host, which has it attached as {}", device.display());
+    assert!(scene.call(["vdi_delete", SR, A]).fails("EVDIBUSY").ends_with(&unopened));
+    assert!(shown("json").contains("\"opened_by\":null") && !shown("table").contains("opened by"));
+
+    let file = fs::File::open(&device).unwrap();
+    let comm = fs::read_to_string("/proc/self/comm").unwrap();
+    let who = format!("process {} ({})", std::process::id(), comm.trim());
+    for line in [&["vdi_delete", SR, A][..], &["vdi_delete", "-n", SR, A], &["sr_delete", "-n", SR]] {
+        let said = scene.call(line).fails("EVDIBUSY");
+        assert!(said.ends_with(&format!("attached as {}, which {who} has open", device.display())), "{line:?}: {said}");
+    }
+    for options in [&["-n"][..], &[]] {
+        let said = scene.call([&["vdi_detach", SR, A], options].concat()).fails("EVDIBUSY");
+        assert!(said.ends_with(&format!("in use by {who}, through {}", device.display())), "{said}");
+    }
+    assert!(shown("json").contains(&format!("\"opened_by\":\"{who}\"")), "{}", shown("json"));
+    assert!(shown("table").contains(&format!("opened by     {who}\n")), "{}", shown("table"));
+    assert!(!shown("sexp").contains("process"));
+    drop(file);
+    scene.call(["vdi_detach", SR, A]).done();
+    assert!(scene.call(["vdi_detach", "-n", SR, A]).done().starts_with("nothing to detach"));
 }
 
 #[test]

@@ -8,6 +8,7 @@
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::print_stderr,
+    clippy::disallowed_types,
     reason = "a test that cannot go on ends here"
 )]
 
@@ -204,6 +205,32 @@ fn model() {
     bounded("model");
 }
 
+#[test]
+fn age() {
+    bounded("age");
+}
+
+/// Where the state of the host is, a variable tells: it is set for a process of its own.
+#[test]
+fn stream() {
+    let dir = tempfile::Builder::new().prefix("sm-fuzz-").tempdir_in(targets::memory()).unwrap();
+    let this = std::env::current_exe().unwrap();
+    let status = std::process::Command::new(this)
+        .args(["--ignored", "--exact", "stream_alone"])
+        .env(xcp_sm::sys::run_dir::VARIABLE, dir.path())
+        .status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
+#[ignore = "the test `stream` runs it"]
+fn stream_alone() {
+    if std::env::var_os(xcp_sm::sys::run_dir::VARIABLE).is_some() {
+        targets::backups::sound_streams();
+        bounded("stream");
+    }
+}
+
 /// Seeds that are refused at once teach nothing.
 #[test]
 fn seeds_are_sound() {
@@ -224,10 +251,11 @@ fn seeds_are_sound() {
         );
     }
     let is_layout = |s: &[u8]| installed::parse(&text(s), Path::new("x")).is_ok();
-    let is_model = |s: &[u8]| Model::parse(&text(s), Path::new("x"), size::parse).is_ok();
+    let is_model = |s: &[u8]| Model::parse(&text(s), Path::new("x"), "node1", size::parse).is_ok();
     assert_eq!(
         seeds("model").iter().map(|s| (is_model(s), is_layout(s))).collect::<Vec<_>>(),
         [(true, false), (false, true)]
     );
     targets::sound_images();
+    targets::backups::sound_age();
 }

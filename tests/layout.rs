@@ -153,6 +153,35 @@ fn a_plan_changes_nothing_and_the_plan_after_it_is_empty() {
 }
 
 #[test]
+fn a_line_without_a_host_is_for_this_host() {
+    let host = Host::new();
+    let uuid = "uuid: 87b8646b-b800-9500-cb7b-af3b74e02f5c";
+    host.model(&format!("{uuid}\nfile: host=HOST dev=SRV/sr[0-1]"));
+    let plan = host.plan();
+    host.model(&format!("{uuid}\nfile: dev=SRV/sr[0-1]"));
+    assert_eq!(host.plan(), plan);
+    host.model(&format!("{uuid}\nnfs: dev=/export"));
+    let refused = host.sm(&["plan", "-m", "r"]).fails("EMODEL");
+    assert!(refused.contains("line 3: host= is missing, which names the server"), "{refused}");
+}
+
+#[test]
+fn what_a_plan_says_is_true_of_the_directory_of_this_run() {
+    let host = Host::new();
+    host.model("file: dev=SRV/sr0");
+    let names = host.run().join("sr.d").display().to_string();
+    let plan = host.sm(&["plan", "-m", "r", "--format", "table"]).done();
+    assert!(plan.contains(&format!("write the names of the SRs of layout r to {names}")), "{plan}");
+    fs::write(host.run().join("sm.conf"), "backend=none\n").unwrap();
+    let off = host.sm(&["devices", "--format", "table"]).done();
+    assert_eq!(off, format!("the inventory is off: the backend of {} is none\n", host.run().join("sm.conf").display()));
+    fs::create_dir(host.run().join("backends")).unwrap();
+    fs::write(host.run().join("backends/db"), "").unwrap();
+    let known = host.sm(&["backends", "--format", "table"]).done();
+    assert!(known.contains(&format!("a program in {}", host.run().join("backends").display())), "{known}");
+}
+
+#[test]
 fn a_pattern_takes_the_indexes_that_are_left_in_an_order_that_no_inventory_decides() {
     let host = Host::new();
     let lines = ["sr0", "sr1", "sr2", "db"].map(|name| format!("file: host=HOST dev=SRV/{name} tag={}\n", &name[..2]));

@@ -74,6 +74,11 @@ impl Bench {
         run(n, Points::Changing, Act::Kill, &self.scene.executable(), &self.words(words), &self.run_dir()).end
     }
 
+    /// A line for a shell that calls `sm`, and finds what is here.
+    fn call(&self, words: &str) -> String {
+        format!("env XCP_SM_RUN_DIR={} sm {words}", self.run_dir().display())
+    }
+
     fn journal(&self) -> PathBuf {
         self.run_dir().join("layouts/rack1.journal")
     }
@@ -241,7 +246,9 @@ fn a_removed_layout_keeps_data_and_uuids_and_takes_its_srs_again() {
     let bench = applied();
     let before = bench.scene.digest();
     let said = bench.with_model(&["layout", "remove", "rack1", "--yes", "--format", "table"]).done();
-    assert!(said.contains("sm sr_delete --yes -t file -d"), "{said}");
+    let deletions: Vec<&str> = said.lines().filter(|line| line.contains(" sr_delete ")).map(str::trim).collect();
+    let [deletion, _] = deletions.as_slice() else { panic!("{said}") };
+    assert!(deletion.starts_with(&bench.call("sr_delete --yes -t file -d ")), "{deletion}");
     assert_eq!(bench.scene.digest(), before);
     assert_eq!(bench.claims()["claims"].as_array().unwrap().len(), 0);
     assert_eq!(bench.claims()["layouts"]["rack1"]["removed"], true);
@@ -255,6 +262,14 @@ fn a_removed_layout_keeps_data_and_uuids_and_takes_its_srs_again() {
     assert!(said.contains("take SR") && !said.contains("make SR"), "{said}");
     assert_eq!(bench.scene.digest(), before);
     bench.sm(&["vdi_get_params", "rack1-file-0", A]).done();
+    // What is told to be done works as it stands.
+    bench.with_model(REMOVE).done();
+    let path = format!("{}:/usr/bin:/bin", bench.scene.executable().parent().unwrap().display());
+    let mut shell = assert_cmd::Command::new("sh");
+    shell.args(["-ec", deletion]).env_remove("XCP_SM_RUN_DIR").env("PATH", path);
+    let status = shell.output().unwrap().status;
+    assert!(status.success() && !bench.scene.place.join("s0/.sm-sr").exists(), "{deletion}: {status}");
+    bench.apply().done();
     bench.with_model(WIPE).done();
     assert!(!bench.scene.place.join("s0").exists() && !bench.scene.place.join("s1").exists());
     bench.sm(&["vdi_get_params", "other", A]).done();
@@ -308,7 +323,14 @@ fn an_unfinished_run_is_resumed_or_taken_back_and_nothing_else_begins() {
     };
     let bench = unfinished();
     let refusal = bench.apply().fails("EPARTIAL");
-    assert!(refusal.contains("sm apply --resume rack1"), "{refusal}");
+    assert!(
+        refusal.contains(&format!(
+            "{} gives it up; {} goes on",
+            bench.call("layout remove rack1"),
+            bench.call("apply --resume rack1")
+        )),
+        "{refusal}"
+    );
     // A line that a kill tore counts for nothing.
     let mut text = fs::read_to_string(bench.journal()).unwrap();
     text.push_str("{\"step\":{\"n\":");
@@ -404,6 +426,41 @@ fn of_two_runs_one_waits_and_is_told_who_the_other_is() {
     waiting.join().unwrap();
 }
 
+/// Every change that runs without leave keeps what the disks hold.
+#[test]
+fn what_runs_at_once_keeps_what_the_disks_hold() {
+    let bench = applied();
+    let (s0, s1) = (bench.scene.place.join("s0"), bench.scene.place.join("s1"));
+    let image = || fs::read(s0.join(format!("{A}.vhd"))).unwrap();
+    let before = image();
+    let line = |place: &Path, rest: &str| format!("file: dev={} {rest}\n", place.display());
+    let both = |first: &str| line(&s0, &format!("index=0 {first}")) + &line(&s1, "index=1");
+    let third = line(&bench.scene.place.join("s2"), "index=2");
+    for (lines, actions) in [
+        (both("") + "description: a rack\n", &["save", "copyconf"][..]),
+        (both("group=g") + "description: a rack\n", &["save", "copyconf"]),
+        (both("group=g active=no"), &["check", "save", "copyconf", "tune"]),
+        (both("active=manual"), &["check", "save", "copyconf", "tune"]),
+        (both(""), &["check", "save", "copyconf", "tune"]),
+        (both("") + "addr: host=filer addr=10.0.0.1\n", &["save", "copyconf"]),
+        (both("") + &third, &["check", "save", "claim", "copyconf", "create", "start"]),
+        (line(&s0, "index=0"), &["check", "stop", "wipe", "drop", "release", "save", "copyconf"]),
+        (both(""), &["check", "save", "claim", "copyconf", "adopt", "start"]),
+    ] {
+        bench.model_of(&lines);
+        let plan = bench.with_model(&["plan", "-m", "MODEL", "--format", "json"]).done();
+        let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+        let mut found: Vec<&str> =
+            plan["steps"].as_array().unwrap().iter().map(|step| step["action"].as_str().unwrap()).collect();
+        found.dedup();
+        assert_eq!(found, actions, "{lines}");
+        bench.apply().done();
+        assert_eq!(bench.with_model(&["plan", "-m", "MODEL", "--detailed-exitcode"]).status(), 0, "{lines}");
+        assert!(image() == before, "{lines}");
+        bench.sm(&["vdi_get_params", "rack1-file-0", A]).done();
+    }
+}
+
 fn reformatted(bench: &Bench) {
     bench.model("file_format: preferred-image-formats=qcow2\n");
 }
@@ -414,7 +471,8 @@ fn what_loses_data_is_left_out_until_it_is_allowed() {
     reformatted(&bench);
     let before = bench.scene.digest();
     let said = bench.with_model(&["apply", "-m", "MODEL", "--yes", "--format", "table"]).done();
-    assert!(said.contains("next steps:\n  sm apply --resume --allow reformat rack1\n"), "{said}");
+    let next = bench.call("apply --resume --allow reformat rack1");
+    assert!(said.contains(&format!("next steps:\n  {next}\n")), "{said}");
     assert_eq!(bench.scene.digest(), before);
     // It stays to be done, whatever is applied meanwhile.
     bench.model("file_format: preferred-image-formats=qcow2\ndescription: a rack\n");
@@ -487,21 +545,6 @@ fn a_killed_reformat_deletes_what_was_there_before_and_nothing_else() {
 }
 
 #[test]
-fn on_a_host_with_xapi_the_calls_of_the_agent_are_printed_and_nothing_is_done() {
-    let bench = Bench::new();
-    fs::create_dir_all(bench.run_dir()).unwrap();
-    fs::write(bench.run_dir().join("xapi"), "").unwrap();
-    fs::write(bench.run_dir().join("xensource-inventory"), "PRODUCT='x'\nINSTALLATION_UUID='host-1'\n").unwrap();
-    let said = bench.with_model(&["apply", "-m", "MODEL", "--yes", "--format", "table"]).done();
-    let place = bench.scene.place.join("s0").display().to_string();
-    let line = format!(
-        "  xe sr-create host-uuid=host-1 name-label=rack1-file-0 type=file shared=false content-type=user device-config:location={place}\n"
-    );
-    assert!(said.contains(&line), "{said}");
-    assert!(!bench.scene.place.join("s0").exists() && !bench.run_dir().join("layouts").exists());
-}
-
-#[test]
 fn a_medium_that_does_not_hold_the_sr_of_its_slot_is_not_said_to_be_wiped() {
     for words in [WIPE, &["apply", "-m", "MODEL", "--yes", "--allow", "reformat"]] {
         let bench = applied();
@@ -567,4 +610,92 @@ fn a_journal_whose_steps_are_not_numbered_is_refused() {
     assert!(refused.contains("has the number 0"), "{refused}");
     bench.model("file_format: preferred-image-formats=qcow2\ndescription: a rack\n");
     bench.apply().fails("EIO");
+}
+
+/// Puts a hook of `layout-apply-PHASE.d` that appends its variables to the file `PHASE`, but for run and directories, and then does
+/// `body`.
+fn hook(bench: &Bench, phase: &str, body: &str) {
+    let dir = bench.run_dir().join(format!("hooks/layout-apply-{phase}.d"));
+    fs::create_dir_all(&dir).unwrap();
+    let told = bench.path(phase);
+    let text = format!(
+        "#!/bin/sh\nenv | grep ^SM_ | sort | grep -v -e SM_RUN_ID=rack1. -e SM_HOST= -e SM_DATA_DIR= -e SM_HOOKS_PATH= | tr '\\n' ' ' \
+         >> {0}\necho >> {0}\n{body}\n",
+        told.display()
+    );
+    fs::write(dir.join("10-tell"), text).unwrap();
+    fs::set_permissions(dir.join("10-tell"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// What the hooks of a phase were told since the last call of this.
+fn told(bench: &Bench, phase: &str) -> Vec<String> {
+    let text = fs::read_to_string(bench.path(phase)).unwrap_or_default();
+    let _ = fs::remove_file(bench.path(phase));
+    text.lines().map(|line| line.trim().to_owned()).collect()
+}
+
+fn variables(code: &str, phase: &str, actions: &str, allow: &str) -> String {
+    format!(
+        "SM_ACTIONS={actions} SM_ALLOW={allow} SM_HOOKS_PHASE={phase} SM_HOOKS_VERSION=1 SM_LAYOUT=rack1 SM_OBJECT_TYPE=LAYOUT \
+         SM_OP_CODE={code}"
+    )
+}
+
+#[test]
+fn hooks_run_around_a_change_and_may_deny_it() {
+    let bench = Bench::new();
+    hook(&bench, "pre", "echo not today; exit 3");
+    hook(&bench, "post", "");
+    let before = bench.state();
+    let refused = bench.apply().fails("EHOOKDENY");
+    assert!(
+        refused.contains("a hook denied the change of layout rack1: ") && refused.contains("not today"),
+        "{refused}"
+    );
+    assert_eq!((bench.state(), bench.journal().exists()), (before, false));
+    let actions = "save,claim,copyconf,create,start";
+    assert_eq!(told(&bench, "pre"), [variables("LAYOUT_APPLY", "pre", actions, "")]);
+    assert!(told(&bench, "post").is_empty());
+    hook(&bench, "pre", "");
+    bench.with_model(&["apply", "-m", "MODEL", "--dry-run"]).done();
+    assert!(told(&bench, "pre").is_empty());
+    bench.apply().done();
+    assert_eq!(told(&bench, "pre"), [variables("LAYOUT_APPLY", "pre", actions, "")]);
+    let post =
+        |code, actions, result, allow| variables(code, "post", actions, allow) + &format!(" SM_POST_RESULT={result}");
+    assert_eq!(told(&bench, "post"), [post("LAYOUT_APPLY", actions, "True", "")]);
+    // Nothing to do is no change.
+    bench.apply().done();
+    assert!(told(&bench, "pre").is_empty());
+    hook(&bench, "post", "echo too late >&2; exit 1");
+    let removed = bench.with_model(WIPE);
+    assert_eq!(removed.status(), 0, "{removed}");
+    assert!(removed.stderr().starts_with("warning: a hook after the change failed: "), "{removed}");
+    assert!(removed.stderr().contains("too late"), "{removed}");
+    let actions = "stop,wipe,drop,release,save";
+    assert_eq!(told(&bench, "post"), [post("LAYOUT_REMOVE", actions, "True", "wipe")]);
+}
+
+#[test]
+fn hooks_run_around_the_rest_of_a_run_that_failed() {
+    let bench = Bench::new();
+    hook(&bench, "post", "");
+    // The directory of the second SR is taken after all was looked at.
+    let wall = bench.scene.place.join("s1");
+    hook(&bench, "pre", &format!("mkdir -p {0}; touch {0}/.sm-sr", wall.display()));
+    let failed = bench.apply().fails("EPARTIAL");
+    assert!(failed.contains("step make SR"), "{failed}");
+    let actions = "save,claim,copyconf,create,start";
+    let ended = format!("{} SM_POST_RESULT=False", variables("LAYOUT_APPLY", "post", actions, ""));
+    assert_eq!((told(&bench, "pre").len(), told(&bench, "post")), (1, vec![ended]));
+    fs::remove_dir_all(&wall).unwrap();
+    hook(&bench, "pre", "exit 1");
+    let journal = fs::read(bench.journal()).unwrap();
+    bench.sm(&["apply", "--resume", "--yes"]).fails("EHOOKDENY");
+    assert_eq!(fs::read(bench.journal()).unwrap(), journal);
+    assert_eq!(told(&bench, "pre"), [variables("LAYOUT_APPLY", "pre", "create,start", "")]);
+    hook(&bench, "pre", "");
+    bench.sm(&["apply", "--resume", "--yes"]).done();
+    let ended = format!("{} SM_POST_RESULT=True", variables("LAYOUT_APPLY", "post", "create,start", ""));
+    assert_eq!(told(&bench, "post"), [ended]);
 }

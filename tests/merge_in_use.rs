@@ -1,5 +1,5 @@
-//! sr_collect merges the images of a disk while its guest writes to it; the guest notices nothing, and a kill of
-//! the collector at any moment loses nothing.
+//! sr_collect merges the images of a disk while its guest writes to it; the guest notices nothing, and the end of
+//! the collector at any moment, by a kill or by sr_detach, loses nothing.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,6 +10,7 @@
 #![allow(clippy::disallowed_types, reason = "the rule is for what we ship")]
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -147,11 +148,32 @@ fn merged_while_it_is_written_to(format: &str) {
                 std::thread::sleep(Duration::from_micros(300));
             }
         });
+        // So slow that it is in the middle of the first merge.
+        let slow = ["sr_collect", SR, "--rate", "1MiB", "--progress"];
+        let mut collector = scene.command(&slow).stderr(Stdio::piped()).spawn().unwrap();
+        let mut steps = BufReader::new(collector.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(steps.any(|step| step.contains("\"event\":\"merging\"")));
+        assert!(scene.sm(&["sr_collect", SR, "-n"]).contains("collects it now"));
+        scene.sm(&["sr_collect", SR, "--stop"]);
+        let last = steps.last().unwrap();
+        assert!(last.contains("ended the collector"), "{last}");
+        assert_eq!(collector.wait().unwrap().code(), Some(102));
+        assert!(scene.sm(&["sr_collect", SR, "-n", "--stop"]).contains("no collector is at work"));
         for n in 0..24u64 {
-            let mut collector = scene.command(&["sr_collect", SR]).stdout(Stdio::null()).spawn().unwrap();
+            let mut collector = scene.command(&["sr_collect", SR]).stderr(Stdio::piped()).spawn().unwrap();
             std::thread::sleep(Duration::from_millis(3 + 9 * n));
-            let _ = collector.kill();
-            let _ = collector.wait();
+            if n % 2 == 0 {
+                let _ = collector.kill();
+                let _ = collector.wait();
+                continue;
+            }
+            // The disk is in use, so the SR stays; the collector ends all the same, at once.
+            let refused = scene.command(&["sr_detach", SR]).output().unwrap();
+            let (refused, said) = (String::from_utf8_lossy(&refused.stderr).into_owned(), collector.wait_with_output());
+            assert!(refused.starts_with("EVDIBUSY"), "{refused}");
+            let said = said.unwrap();
+            let why = String::from_utf8_lossy(&said.stderr);
+            assert!(said.status.success() || why.contains("ended the collector"), "{why}");
         }
         let finished = scene.command(&["sr_collect", SR]).output().unwrap();
         stop.store(true, Relaxed);

@@ -12,11 +12,13 @@ mod scene;
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::process::{Command, Stdio};
 
 use scene::{A, B, C, Door, FILE, OTHER_SR, SR, Scene};
 use serde_json::Value;
+
+const D: &str = "98de866e-b035-4b1a-a571-00000000000d";
 
 /// Reads the text by the strict parser of OpenMetrics, and by that of the older form that the textfile collector reads. Prints
 /// what both found.
@@ -62,7 +64,7 @@ fn value(read: &Value, name: &str, sr: &str) -> Option<f64> {
     found[2].as_f64()
 }
 
-/// The SR `fast` with a snapshot, a disk that cannot be read and a base with one child; a name of an SR that is gone; a
+/// The SR `fast` with a snapshot, two disks that cannot be read and a base with one child; a name of an SR that is gone; a
 /// file of the table that cannot be read.
 fn scene() -> Scene {
     let scene = Scene::empty(&FILE, Door::Sm);
@@ -72,6 +74,10 @@ fn scene() -> Scene {
     scene.bare(["vdi_delete", "fast", B]).done();
     scene.bare(["vdi_create", "fast", C, "4"]).done();
     fs::write(scene.place.join(format!("{C}.vhd")), vec![1; 4096]).unwrap();
+    // Of a disk that nothing merges, the table of blocks alone is damaged: it begins behind the header.
+    scene.bare(["vdi_create", "fast", D, "4"]).done();
+    let image = fs::File::options().write(true).open(scene.place.join(format!("{D}.vhd"))).unwrap();
+    image.write_all_at(&0x7fff_0000u32.to_be_bytes(), 1536).unwrap();
     let table = scene.root.path().join("run/sr.d");
     fs::write(table.join("gone.conf"), format!("UUID={OTHER_SR}\nTYPE=file\nDCONF=/nowhere\n")).unwrap();
     fs::write(table.join("torn.conf"), "UUID=").unwrap();
@@ -92,12 +98,12 @@ fn a_parser_reads_the_metrics_of_all_srs_and_one_that_is_gone_does_not_end_them(
         ("sm_sr_up", Some(1.0)),
         ("sm_sr_size_bytes", space["size"].as_f64()),
         ("sm_sr_used_bytes", space["physical_utilisation"].as_f64()),
-        ("sm_sr_virtual_size_bytes", Some((4 << 20) as f64)),
+        ("sm_sr_virtual_size_bytes", Some((8 << 20) as f64)),
         ("sm_sr_collectable_bytes", space["collectable"].as_f64()),
         ("sm_sr_longest_chain", Some(2.0)),
-        ("sm_sr_vdis", Some(2.0)),
+        ("sm_sr_vdis", Some(3.0)),
         ("sm_sr_vdis_attached", Some(0.0)),
-        ("sm_sr_vdis_broken", Some(1.0)),
+        ("sm_sr_vdis_broken", Some(2.0)),
         ("sm_sr_pool_data_used_bytes", None),
     ] {
         assert_eq!(value(&found, name, "fast"), expected, "{name}: {text}");

@@ -221,7 +221,10 @@ fn a_word_that_may_be_one_of_two_vdis_is_refused_with_both() {
     let before = scene.digest();
     for word in ["web", "98de", &A[..35]] {
         let message = sm(&scene, &["vdi_delete", "fast", word]).fails("EINVAL");
-        assert!(message.contains(&format!("2 VDIs have it: {A} (web), {B} (web); use a UUID")), "{message}");
+        assert!(
+            message.contains(&format!("2 VDIs have it: {A} (web), {B} (web); use a UUID or the start of one")),
+            "{message}"
+        );
     }
     for word in ["98d", "we", "WEB", ""] {
         sm(&scene, &["vdi_delete", "fast", word]).fails("ENOVDI|EINVAL");
@@ -239,8 +242,21 @@ fn a_name_that_no_sr_has_is_told_with_the_nearest() {
     let scene = named();
     let message = sm(&scene, &["sr_scan", "fats"]).fails("ENOSR");
     assert_eq!(message, "no SR has the name fats on this host; did you mean fast? `sm sr_list` lists them");
-    let message = sm(&scene, &["sr_scan", "87b8646b-b800-9500-cb7b-af3b74e02f5d"]).fails("EINVAL");
-    assert!(message.contains("-t TYPE is missing") && message.contains("has no name on this host"), "{message}");
+    let message = sm(&scene, &["sr_scan", "slow"]).fails("ENOSR");
+    assert_eq!(message, "no SR has the name slow on this host; SRs with a name are fast; `sm sr_list` lists all");
+    // A UUID of no SR is told as such, and how an SR of that UUID gets a name.
+    for line in [&["sr_scan", scene::OTHER_SR][..], &["vdi_copy", "fast/x", scene::OTHER_SR, A]] {
+        let message = sm(&scene, line).fails("ENOSR|ENOVDI");
+        if line.len() == 2 {
+            assert!(message.starts_with(&format!("no SR {} is known on this host", scene::OTHER_SR)), "{message}");
+            assert!(
+                message.contains("sm sr_attach --name NAME -d DCONF 87b8") && message.contains("fast"),
+                "{message}"
+            );
+        }
+    }
+    let message = sm(&scene, &["sr_scan"]).fails("EINVAL");
+    assert!(message.starts_with("<SR> is missing; SRs with a name are fast; "), "{message}");
     for bad in ["../fast", "fast/", "-", "a b"] {
         let message = sm(&scene, &["sr_scan", "--", bad]).fails("EINVAL");
         assert!(message.contains("expected a UUID, or a name"), "{message}");
@@ -273,6 +289,14 @@ fn the_type_is_told_by_the_marker() {
     fs::remove_file(entry(&scene, "fast")).unwrap();
     let expected = scene.call(["sr_scan", SR]).done();
     assert_eq!(scene.bare(["sr_scan", "-d", &scene.dconf(), SR]).done(), expected);
+    // The marker tells the SR as well.
+    assert_eq!(scene.bare(["sr_scan", "-d", &scene.dconf()]).done(), expected);
+    scene.bare(["sr_scan", "-t", "file", "-d", &scene.dconf()]).fails("EINVAL");
+    let nothing = scene.root.path().display().to_string();
+    let message = scene.bare(["sr_scan", "-d", &nothing]).fails("EINVAL");
+    assert!(message.starts_with("the SR is missing, and none is seen there"), "{message}");
+    // What is lost is named.
+    scene.bare(["sr_delete", "--yes", "-d", &scene.dconf()]).fails("EINVAL");
     let message = scene.bare(["sr_scan", "-d", &scene.dconf(), scene::OTHER_SR]).fails("EINVAL");
     assert!(message.contains("-t TYPE is missing") && message.contains("no SR 87b8"), "{message}");
 }
@@ -443,7 +467,12 @@ fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
     assert_eq!(sm(&scene, &["sr_collect", "-n", "fast"]).done(), "nothing to collect\n");
     let other = scene.root.path().join("other");
     let said = sm(&scene, &["sr_create", "-n", "--name", "slow", "-t", "file", "-d", other.to_str().unwrap()]).done();
-    assert!(said.contains(" with the name slow of type file at location="), "{said}");
+    // The UUID is chosen when the SR is made.
+    assert_eq!(said, format!("make an SR with the name slow of type file at location={}\n", other.display()));
+    let said = sm(&scene, &["sr_create", "-n", "-t", "file", "-d", other.to_str().unwrap(), scene::OTHER_SR]).done();
+    assert!(said.starts_with(&format!("make SR {} of type file", scene::OTHER_SR)), "{said}");
+    let said = sm(&scene, &["sr_create", "-n", "fast", "-t", "file", "-d", other.to_str().unwrap()]).fails("EEXIST");
+    assert!(said.contains("the name fast is that of SR"), "{said}");
     assert!(!other.exists() && !entry(&scene, "slow").exists());
     sm(&scene, &["sr_create", "-n", "-t", "file", "-d", &scene.dconf()]).fails("EBUSY");
     assert_eq!(scene.digest(), before);
@@ -558,7 +587,7 @@ fn a_line_with_too_few_words_is_told_which_are_missing_and_no_other() {
     let scene = named();
     sm(&scene, &["vdi_create", "fast", A, "1", "--label", "web"]).done();
     for (line, missing) in [
-        (&["vdi_unlock", "fast/web"][..], "<FORCE> <USER> is missing"),
+        (&["vdi_unlock", "fast/web"][..], "<USER> is missing; USER is any text that says who has the disk"),
         (&["vdi_lock", "fast/web", "FALSE"], "<USER> is missing"),
         (&["vdi_create", "fast"], "<SIZE> is missing"),
         (&["vdi_create", "fast/new"], "<SIZE> is missing"),
@@ -568,14 +597,108 @@ fn a_line_with_too_few_words_is_told_which_are_missing_and_no_other() {
         let said = sm(&scene, line).fails("EINVAL");
         assert!(said.starts_with(missing), "{line:?}: {said}");
     }
+    for (line, said) in [
+        (&["sr_create", "slow"][..], "-t TYPE is missing, which says of what type the new SR is to be"),
+        (&["sr_create", "slow", "-d", "/nowhere"], "-t TYPE is missing, which says of what type the new SR is to be"),
+        (&["sr_create", "slow", "file", "/nowhere"], "argument '/nowhere' is one too many; -t says the type of the SR"),
+        (&["vdi_set", "fast/web", "www"], "argument 'www' is one too many; --label and --description say"),
+        (&["vdi_copy", "fast/web", "/nowhere/x.vhd"], "SR \"/nowhere/x.vhd\" is not valid: "),
+        (
+            &["backup", "define", "web", "fast/web"],
+            "argument 'fast/web' is one too many; a disk is said by an option: --disk fast/web",
+        ),
+        (&["backup", "export", "web"], "--to <STORE> is missing; "),
+        (&["backup", "export", "web", "--incremental"], "there is no option '--incremental'; --since last stores only"),
+        (&["backup", "store-init", "nas"], "STORE \"nas\" is not valid: "),
+    ] {
+        let refused = sm(&scene, line).fails("EINVAL|E2BIG");
+        assert!(refused.starts_with(said), "{line:?}: {refused}");
+        assert!(!refused.contains("no SR "), "an invented UUID: {refused}");
+    }
+    let refused = sm(&scene, &["backup", "store-init", "nas"]).fails("EINVAL");
+    assert!(refused.contains("the line `store: name=nas path=/DIRECTORY` in it"), "{refused}");
+    let refused = sm(&scene, &["vdi_copy", "fast/web", "/nowhere/x.vhd"]).fails("EINVAL");
+    assert!(refused.ends_with("vdi_export writes a file"), "{refused}");
     for (line, missing) in [
-        (&["vdi_unlock", "web"][..], "<FORCE> <USER> is missing"),
+        (&["vdi_unlock", "web"][..], "<USER> is missing"),
         (&["vdi_delete"], "<VDI> is missing"),
         (&["vdi_export"], "<VDI> <FILE> is missing"),
+        (&["vdi_export", "web"], "<FILE> is missing; - is standard output"),
     ] {
         let said = sm_of(&scene, "fast", line).fails("EINVAL");
         assert!(said.starts_with(missing), "{line:?}: {said}");
     }
+}
+
+#[test]
+fn a_lock_is_taken_by_a_line_of_two_words_and_from_its_holder_by_force_alone() {
+    let scene = named();
+    sm(&scene, &["vdi_create", "fast", A, "1", "--label", "web"]).done();
+    let holders = || sm(&scene, &["vdi_get_params", "fast/web"]).done();
+    sm(&scene, &["vdi_lock", "fast/web", "host1/vm7"]).done();
+    assert!(holders().contains("(VBDs \"host1/vm7\")"), "{}", holders());
+    let refused = sm(&scene, &["vdi_lock", "fast", "web", "host2"]).fails("ENOLCK");
+    assert!(refused.contains("host1/vm7") && refused.contains("FORCE TRUE"), "{refused}");
+    let refused = sm(&scene, &["vdi_lock", "fast/web", "--force", "host2"]).fails("EINVAL");
+    assert!(
+        refused.contains("FORCE is the word TRUE before USER: sm vdi_lock [OPTIONS] [SR] <VDI> [FORCE] <USER>"),
+        "{refused}"
+    );
+    let refused = sm(&scene, &["vdi_lock", "fast/web", "yes", "host2"]).fails("EINVAL");
+    assert!(refused.contains("expected TRUE or FALSE"), "{refused}");
+    sm(&scene, &["vdi_lock", "fast/web", "TRUE", "host2"]).done();
+    sm_of(&scene, "fast", &["vdi_unlock", "web", "host2"]).done();
+    assert!(holders().contains("(VBDs)"), "{}", holders());
+}
+
+#[test]
+fn an_export_goes_into_the_file_that_standard_output_was_redirected_to() {
+    let scene = named();
+    sm(&scene, &["vdi_create", "fast", A, "1M", "--label", "web", "--type", "raw"]).done();
+    fs::write(scene.image(A), scene::pattern(1 << 20)).unwrap();
+    let export = |file: &Path, words: &[&str]| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "file=$1; shift; exec \"$@\" >> \"$file\"", "sh"]).arg(file);
+        command.arg(scene.executable()).args(words).env("XCP_SM_RUN_DIR", run_dir(&scene));
+        Outcome { line: words.join(" "), output: command.output().unwrap() }
+    };
+    let file = |name: &str| scene.root.path().join(name);
+    export(&file("web.raw"), &["vdi_export", "fast/web"]).done();
+    assert!(fs::read(file("web.raw")).unwrap() == scene::pattern(1 << 20));
+    // The extension says the format, as in a line that has the name.
+    export(&file("web.vhd"), &["vdi_export", "fast", "web"]).done();
+    let read = |file: &Path| {
+        sm(&scene, &["vdi_import", "fast", file.to_str().unwrap(), "--type", "raw", "--size", "1M"]).done()
+    };
+    let copy = uuid(read(&file("web.vhd")));
+    assert!(fs::read(scene.image(&copy)).unwrap() == scene::pattern(1 << 20));
+    // No format that cannot be written, nothing into what has contents, nothing into a pipe.
+    export(&file("web.vmdk"), &["vdi_export", "fast/web"]).fails("EINVAL");
+    export(&file("web.raw"), &["vdi_export", "fast/web"]).fails("EINVAL");
+    let refused = sm(&scene, &["vdi_export", "fast/web"]).fails("EINVAL");
+    assert!(refused.starts_with("<FILE> is missing; - is standard output"), "{refused}");
+    assert_eq!(fs::metadata(file("web.raw")).unwrap().len(), 1 << 20);
+    assert_eq!(fs::metadata(file("web.vmdk")).unwrap().len(), 0);
+}
+
+#[test]
+fn the_tree_of_one_disk_is_drawn_alone() {
+    let scene = named();
+    for (vdi, label) in [(A, "web"), (B, "db")] {
+        sm(&scene, &["vdi_create", "fast", vdi, "1M", "--label", label]).done();
+    }
+    let before = uuid(sm(&scene, &["vdi_snapshot", "fast/web", "before"]).done());
+    let all = sm(&scene, &["vdi_tree", "fast"]).done();
+    assert!(all.contains(A) && all.contains(B) && all.contains(&before), "{all}");
+    for (sr, words) in [("", &["fast/web"][..]), ("", &["fast", "web"]), ("fast", &["web"]), ("", &["fast/before"])] {
+        let line = [&["vdi_tree"], words].concat();
+        let tree = if sr.is_empty() { sm(&scene, &line) } else { sm_of(&scene, sr, &line) }.done();
+        assert!(tree.contains(A) && tree.contains(&before) && !tree.contains(B), "{words:?}: {tree}");
+        assert_eq!(tree.lines().count(), 4, "{tree}");
+    }
+    assert_eq!(sm(&scene, &["vdi_tree", "fast/db"]).done().lines().count(), 2);
+    sm(&scene, &["vdi_tree", "fast/none"]).fails("ENOVDI");
+    sm(&scene, &["vdi_tree", "fast", scene::NONE]).fails("ENOVDI");
 }
 
 #[test]
@@ -715,7 +838,7 @@ fn a_disk_goes_back_to_a_snapshot_that_has_a_label_of_its_own() {
     let shown = sm(&scene, &["vdi_get_params", "fast", "before", "--format", "table"]).done();
     assert!(shown.contains(&format!("snapshot of   {web}\n")) && shown.contains("\ncreated       20"), "{shown}");
     let table = sm(&scene, &["sr_scan", "fast", "--format", "table"]).done();
-    assert!(table.contains("  used  created           state      label\n"), "{table}");
+    assert!(table.contains("  used  created           state      snapshot of  label\n"), "{table}");
 }
 
 #[test]
@@ -782,8 +905,14 @@ fn an_sr_that_is_there_gets_a_name_when_it_is_attached() {
     // An SR that is not there gets no name.
     let nowhere = scene.root.path().join("nowhere").display().to_string();
     sm(&scene, &["sr_attach", "--name", "quick", "-t", "file", "-d", &nowhere, SR]).fails("ENOSR");
-    sm(&scene, &["sr_attach", "--name", "quick", SR]).fails("EINVAL");
+    sm(&scene, &["sr_attach", "--name", "quick", SR]).fails("ENOSR");
+    let refused = sm(&scene, &["sr_attach", "quick", "-d", &moved]).fails("EINVAL");
+    assert!(refused.contains("`--name quick` in its place gives the name to the SR that is there"), "{refused}");
     assert!(!entry(&scene, "quick").exists());
+    // The marker tells the UUID, also where another SR is the default.
+    sm_of(&scene, scene::OTHER_SR, &["sr_attach", "--name", "found", "-d", &moved]).done();
+    assert_eq!(sm(&scene, &["sr_scan", "found"]).done(), sm(&scene, &["sr_scan", "-d", &moved]).done());
+    sm(&scene, &["sr_name", "found", "--forget"]).done();
     for _ in 0..2 {
         sm(&scene, &["sr_attach", "--name", "quick", "-d", &moved, SR]).done();
         assert_eq!(

@@ -238,8 +238,10 @@ fn images_of_qemu_are_read_and_written_as_qemu_does() {
         check(&leaf);
         assert!(read_all(&open(&leaf, Mode::ReadOnly)) == model, "{options}: written on by qemu");
         // The parent, whose clusters are compressed, takes all of it.
-        qcow2::coalesce(&Image::open(place(&leaf), Mode::ReadOnly).unwrap(), &open(&base, Mode::ReadWrite), &|_, _| {})
-            .unwrap();
+        qcow2::coalesce(&Image::open(place(&leaf), Mode::ReadOnly).unwrap(), &open(&base, Mode::ReadWrite), &|_, _| {
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
         check(&base);
         assert!(by_qemu(&base).unwrap() == model, "{options}: coalesced");
         // It grows, beyond its L1 table.
@@ -641,7 +643,8 @@ impl World {
                 let grown: Arc<dyn Storage> = place(&parent);
                 qcow2::resize(&grown, size).unwrap();
                 let image = Image::open(place(&child), Mode::ReadOnly).unwrap();
-                qcow2::coalesce(&image, &open(&parent, Mode::ReadWrite), &|_, _| {}).unwrap();
+                qcow2::coalesce(&image, &open(&parent, Mode::ReadWrite), &|_, _| std::ops::ControlFlow::Continue(()))
+                    .unwrap();
                 self.layers.push((parent, model));
                 self.open();
             }

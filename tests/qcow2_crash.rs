@@ -316,7 +316,7 @@ fn coalescing_cut_off_leaves_every_disk_as_it_was_and_can_be_done_again() {
     let merge = |parent: Arc<Recorder>| {
         let target = chain(parent, base.clone(), Mode::ReadWrite);
         let child = Image::open(leaf.clone(), Mode::ReadOnly).unwrap();
-        qcow2::coalesce(&child, &target, &|_, _| {}).unwrap();
+        qcow2::coalesce(&child, &target, &|_, _| std::ops::ControlFlow::Continue(())).unwrap();
     };
     let merged = Recorder::new(start.clone());
     merge(merged.clone());

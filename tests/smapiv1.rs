@@ -48,3 +48,13 @@ fn xapi_with_an_nfs_sr_and_no_server() {
 fn a_disk_that_another_host_asks_to_pause() {
     battery("test_plugin");
 }
+
+#[test]
+fn plans_on_a_host_with_xapi() {
+    battery("test_plans");
+}
+
+#[test]
+fn xapi_with_a_collector() {
+    battery("test_collector");
+}

@@ -27,6 +27,7 @@ use xcp_sm::types::{
     DeviceConfig, Format, Mode, NewSr, NewVdi, Overwrite, Params, ParamsChange, SrUuid, VdiInfo, VdiUuid,
 };
 use xcp_sm::vdi::SnapshotSaid::{ByAgent, BySr};
+use xcp_sm::vdi::tree::run::Collecting;
 
 const MIB: usize = 1 << 20;
 
@@ -115,7 +116,7 @@ impl Model {
     }
 
     fn collect(&self) {
-        self.run(|session, context| session.sr_collect(context));
+        self.run(|session, context| session.sr_collect(&Collecting::default(), context));
     }
 
     fn delete(&self, vdi: VdiUuid) {
@@ -420,7 +421,7 @@ fn a_base_that_is_locked_is_neither_merged_nor_removed() {
             model.delete(vdi);
         }
         let path = model.dir().join(format!("{last}.{format}"));
-        let told = model.attempt(|session, context| session.sr_collect(context)).unwrap_err();
+        let told = model.attempt(|session, context| session.sr_collect(&Collecting::default(), context)).unwrap_err();
         assert!(matches!(told, xcp_sm::Error::NotMerged { .. }), "{told}");
         model.run(|session, context| session.sr_attach(context));
         assert!(path.exists(), "the locked base is gone");
@@ -528,7 +529,7 @@ fn nothing_is_merged_into_an_image_that_only_has_the_name_of_the_parent() {
         let base = model.scan().iter().find(|vdi| vdi.hidden).unwrap().uuid;
         replace_with_another_image(&model.dir().join(format!("{base}.vhd")), fixed);
         let before = files(&model.dir());
-        let _ = model.attempt(|session, context| session.sr_collect(context));
+        let _ = model.attempt(|session, context| session.sr_collect(&Collecting::default(), context));
         assert!(files(&model.dir()) == before, "an image was changed");
 
         // A base between two others: its children would be given to the wrong one.
@@ -537,7 +538,7 @@ fn nothing_is_merged_into_an_image_that_only_has_the_name_of_the_parent() {
         let root = infos.iter().find(|vdi| vdi.hidden && vdi.parent.is_none()).unwrap().uuid;
         replace_with_another_image(&model.dir().join(format!("{root}.vhd")), fixed);
         let before = files(&model.dir());
-        let _ = model.attempt(|session, context| session.sr_collect(context));
+        let _ = model.attempt(|session, context| session.sr_collect(&Collecting::default(), context));
         assert!(files(&model.dir()) == before, "an image was changed");
     }
 }
@@ -552,7 +553,7 @@ fn a_disk_that_names_another_image_by_a_merged_ones_name_is_not_given_to_its_par
     let stranger = vhd::ParentLink { path: format!("./{middle}.vhd"), uuid: Some(uuid::Uuid::new_v4()), timestamp: 0 };
     vhd::set_parent(&place, &stranger).unwrap();
     let before = fs::read(&path).unwrap();
-    let _ = model.attempt(|session, context| session.sr_collect(context));
+    let _ = model.attempt(|session, context| session.sr_collect(&Collecting::default(), context));
     assert!(fs::read(&path).unwrap() == before, "it has another parent now");
     let mut got = vec![0; 4 * MIB];
     model.open(disk, Mode::ReadOnly).read_at(&mut got, 0).unwrap();
@@ -572,7 +573,7 @@ fn an_image_that_is_its_own_ancestor_ends_no_call_and_no_other_disk() {
         let link = vhd::ParentLink { path, uuid: uuid.then_some(new.uuid), timestamp: 0 };
         vhd::create_child(&FileStorage::new(file, "self").unwrap(), &new, &link).unwrap();
         let before = files(&model.dir());
-        let _ = model.attempt(|session, context| session.sr_collect(context));
+        let _ = model.attempt(|session, context| session.sr_collect(&Collecting::default(), context));
         let _ = model.attempt(|session, context| session.sr_scan(context));
         assert!(files(&model.dir()) == before);
     }
@@ -589,5 +590,57 @@ proptest! {
     #[test]
     fn every_qcow2_holds_what_was_written_to_it(ops in prop::collection::vec(op(), 1..40)) {
         every_disk_holds_what_was_written_to_it(Format::Qcow2, &ops);
+    }
+}
+
+/// A chain that is full of bases that nothing needs apart gets room by itself; one that is full of snapshots does not.
+#[test]
+fn a_snapshot_fails_only_if_no_image_of_the_chain_can_be_merged() {
+    for format in [Format::Vhd, Format::Qcow2] {
+        let mut model = Model::new(format);
+        let disk = model.pick(0).unwrap();
+        for round in 0..33 {
+            model.apply(&Op::Write { disk: 0, at: round * 4096, len: 700, seed: round as u8 });
+            let snapshot = model.new_uuid();
+            model.snapshot(disk, snapshot);
+            model.delete(snapshot);
+        }
+        // The disk and its bases.
+        assert_eq!(model.scan().len(), 30);
+        model.check();
+        // Another call merges already: there is room once it has.
+        let busy = lock::take(&model.sr.to_string(), "gc_active", lock::Kind::Exclusive, Instant::now()).unwrap();
+        let (dest, wait) = (model.new_uuid(), Duration::from_millis(300));
+        let copied = model.attempt(|session, context| {
+            let context = Context { deadline: Instant::now() + wait, progress: context.progress, others: None };
+            session.vdi_clone(disk, dest, ParamsChange::default(), &context)
+        });
+        // An empty disk is copied as a sibling, which needs no room.
+        copied.unwrap();
+        model.delete(dest);
+        model.apply(&Op::Write { disk: 0, at: 0, len: 700, seed: 99 });
+        let full = model.attempt(|session, context| {
+            let context = Context { deadline: Instant::now() + wait, progress: context.progress, others: None };
+            session.vdi_clone(disk, dest, ParamsChange::default(), &context)
+        });
+        assert!(matches!(full, Err(xcp_sm::Error::ChainTooLong { .. })), "{full:?}");
+        drop(busy);
+        model.snapshot(disk, dest);
+        model.delete(dest);
+        model.check();
+
+        // Each base has two children now.
+        let mut model = Model::new(format);
+        let disk = model.pick(0).unwrap();
+        for round in 0..29 {
+            model.apply(&Op::Write { disk: 0, at: round * 4096, len: 700, seed: round as u8 });
+            let snapshot = model.new_uuid();
+            model.snapshot(disk, snapshot);
+        }
+        model.apply(&Op::Write { disk: 0, at: 0, len: 700, seed: 99 });
+        let full = model.attempt(|session, context| {
+            session.vdi_snapshot(disk, VdiUuid::random(), ParamsChange::default(), context)
+        });
+        assert!(matches!(full, Err(xcp_sm::Error::ChainTooLong { .. })), "{full:?}");
     }
 }

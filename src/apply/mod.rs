@@ -6,15 +6,17 @@
 //! | [`journal`] | the file of a run, by which a run that was killed goes on |
 //! | [`step`](mod@step) | one step: the call of the SR that it makes, or the table that it writes |
 //! | [`media`] | whether a slot stands on the medium that the plan was made for |
+//! | [`hooks`] | programs of the administrator around a run |
 //! | [`removal`] | the plan that removes a layout |
-//! | [`words`] | lines for a shell: what follows a run, and the calls for a host with xapi |
+//! | [`words`] | lines for a shell: what follows a run |
+//! | [`agent`] | the calls of `xe` that a plan is on a host with xapi, printed or run |
 //!
 //! Order of a run, and what the next call finds after a kill:
 //!
 //! 1. Take the lock of the layout; refuse a plan that does not fit, and a run that is not finished.
-//! 2. Look at all that will be touched (the steps `check`). A failure here changes nothing.
+//! 2. Look at all that will be touched (the steps `check`), and run the hooks `layout-apply-pre.d`. A failure here changes nothing.
 //! 3. Write the journal. 4. Each step in the order of the plan: a record before it, the step, a record after it. 5. Remove the
-//!    journal, unless steps are left that were not allowed.
+//!    journal, unless steps are left that were not allowed. 6. Run the hooks `layout-apply-post.d`, also after a failure.
 //!
 //! Before 3, nothing has happened. After it, the journal has the plan, the layout that was installed before, and how far the run came.
 //! [`resume`] repeats the step that is open and goes on. Every step is idempotent, so it does not matter whether a kill came before,
@@ -22,6 +24,8 @@
 //!
 //! SRs are made, brought up, brought down and deleted by the calls of [`Session`](crate::call::Session) that every agent makes.
 
+pub mod agent;
+mod hooks;
 pub mod journal;
 mod media;
 pub mod removal;
@@ -30,6 +34,7 @@ pub mod words;
 
 use std::collections::BTreeSet;
 
+use self::hooks::Hooks;
 use self::journal::{Journal, Mark};
 use crate::error::{Error, Result};
 use crate::layout::plan::{Action, Allow, Plan, Step};
@@ -50,6 +55,8 @@ pub struct Outcome {
     /// The layouts before and after the plan; none where there is no such layout.
     pub old: Option<Layout>,
     pub new: Option<Layout>,
+    /// What the hooks after the run say.
+    pub warnings: Vec<String>,
 }
 
 /// A plan with the layouts that its steps speak of.
@@ -113,6 +120,8 @@ pub struct Run {
     journal: Journal,
     /// Of a run that goes on: what it may do besides what it was allowed before.
     more: Option<BTreeSet<Allow>>,
+    /// Of a run that begins, whose hooks have not denied it.
+    hooks: Option<Hooks>,
     _lock: Lock,
 }
 
@@ -147,18 +156,21 @@ impl Prepared {
         self.job.plan.steps.iter().partition(|step| Job::is_allowed(step, &self.allow))
     }
 
-    /// Looks at all that will be touched, and writes the journal. `told`: called with each step before it is done.
+    /// Looks at all that will be touched, runs the hooks before it, and writes the journal. `told`: called with each step before it
+    /// is done.
     ///
     /// # Errors
-    /// What the check of a slot says; then nothing was changed.
+    /// What the check of a slot says, and [`Error::HookDenied`]; then nothing was changed.
     pub fn begin(self, lock: Lock, told: &dyn Fn(&Step)) -> Result<Run> {
+        let steps: Vec<Step> = self.pending().0.into_iter().cloned().collect();
         let Prepared { job, before, allow } = self;
         for step in job.plan.steps.iter().filter(|step| step.action == Action::Check) {
             told(step);
             step::check(&job, step, &allow)?;
         }
+        let hooks = Hooks::begin(&job.name, job.new.is_none(), &steps.iter().collect::<Vec<_>>(), &allow)?;
         let journal = Journal::begin(&job.name, &job.plan, &before, allow)?;
-        Ok(Run { job, journal, more: None, _lock: lock })
+        Ok(Run { job, journal, more: None, hooks: Some(hooks), _lock: lock })
     }
 }
 
@@ -170,7 +182,12 @@ pub fn resume(name: &LayoutName, more: BTreeSet<Allow>, lock: Lock) -> Result<Op
     let Some(journal) = Journal::open(name)? else { return Ok(None) };
     let job = Job::new(journal.plan().clone(), journal.before())?;
     refuse_unsupported(&job)?;
-    Ok(Some(Run { job, journal, more: Some(more), _lock: lock }))
+    Ok(Some(Run { job, journal, more: Some(more), hooks: None, _lock: lock }))
+}
+
+/// The line that goes on with a run.
+fn go_on(layout: &str) -> String {
+    run_dir::sm(&["apply", "--resume", layout])
 }
 
 /// Refuses to begin a plan while an earlier one is not finished. Steps that were left out for want of leave are carried over.
@@ -180,10 +197,11 @@ fn with_left(mut plan: Plan, journal: &Journal) -> Result<Plan> {
         && !plan.target.is_empty()
     {
         let (of, layout) = (journal.plan().steps.len(), plan.layout);
-        let why =
-            format!("its run did not end; sm apply --resume {layout} ends it, sm layout remove {layout} gives it up");
+        let give_up = run_dir::sm(&["layout", "remove", &layout]);
+        let why = format!("its run did not end; {give_up} gives it up");
+        let again = go_on(&layout);
         let (done, step) = (step.n as usize - 1, step.what.clone());
-        return Err(Error::PartlyApplied { layout, done, of, step, cause: Box::new(Error::Usage(why)) });
+        return Err(Error::PartlyApplied { layout, done, of, step, cause: Box::new(Error::Usage(why)), again });
     }
     if plan.target.is_empty() {
         return Ok(plan);
@@ -243,11 +261,29 @@ impl Run {
         open.partition(|step| Job::is_allowed(step, &allow))
     }
 
-    /// Carries the steps out. `told`: called with each step before it is done.
+    /// Carries the steps out, and runs the hooks around it. `told`: called with each step before it is done; `warn`: with what the
+    /// hooks after a run that failed say.
     ///
     /// # Errors
-    /// [`Error::PartlyApplied`] with the step that failed; [`resume`] goes on.
-    pub fn go(mut self, told: &dyn Fn(&Step)) -> Result<Outcome> {
+    /// [`Error::PartlyApplied`] with the step that failed; [`resume`] goes on. [`Error::HookDenied`] of a run that goes on.
+    pub fn go(mut self, told: &dyn Fn(&Step), warn: &dyn Fn(&str)) -> Result<Outcome> {
+        let hooks = match self.hooks.take() {
+            Some(hooks) => hooks,
+            None => {
+                let allow = self.journal.allow() | &self.more.clone().unwrap_or_default();
+                Hooks::begin(&self.job.name, self.job.new.is_none(), &self.pending().0, &allow)?
+            }
+        };
+        let mut done = self.carried_out(told);
+        let warning = hooks.end(done.is_ok());
+        match &mut done {
+            Ok(outcome) => outcome.warnings.extend(warning),
+            Err(_) => warning.iter().for_each(|text| warn(text)),
+        }
+        done
+    }
+
+    fn carried_out(mut self, told: &dyn Fn(&Step)) -> Result<Outcome> {
         sweep();
         if let Some(more) = self.more.take() {
             self.journal.go_on(&more)?;
@@ -275,7 +311,8 @@ impl Run {
             if let Err(cause) = outcome {
                 let (layout, of) = (self.job.plan.layout.clone(), self.job.plan.steps.len());
                 let (done, step) = (done.len(), step.what.clone());
-                return Err(Error::PartlyApplied { layout, done, of, step, cause: Box::new(cause) });
+                let again = go_on(&layout);
+                return Err(Error::PartlyApplied { layout, done, of, step, cause: Box::new(cause), again });
             }
             done.push(Step { done: true, ..step.clone() });
         }
@@ -284,6 +321,6 @@ impl Run {
             self.journal.remove()?;
         }
         let Job { name, old, new, .. } = self.job;
-        Ok(Outcome { layout: name, done, left, old, new })
+        Ok(Outcome { layout: name, done, left, old, new, warnings: Vec::new() })
     }
 }

@@ -12,6 +12,7 @@ use crate::layout::plan::{Action, Allow, Step};
 use crate::layout::{Active, Layout, Mode, Slot, config, installed};
 use crate::registry::claims::{Claim, LayoutRecord};
 use crate::registry::{self, Entry, Place, SrName, ledger};
+use crate::sys::run_dir;
 use crate::types::{DeviceConfig, Misread, NewSr, Overwrite, seconds_now};
 
 /// Whether this release carries such a step out.
@@ -167,7 +168,11 @@ fn refuse_claim_of_others(claims: &registry::claims::Claims, job: &Job, slot: &S
         None => Ok(()),
         Some(claim) => Err(Error::DeviceInUse {
             device: slot.devs(),
-            holder: format!("it is claimed: {}; sm devices release {} ends that", claim.owner(), claim.identity),
+            holder: format!(
+                "it is claimed: {}; {} ends that",
+                claim.owner(),
+                run_dir::sm(&["devices", "release", &claim.identity])
+            ),
         }),
     }
 }
@@ -207,7 +212,7 @@ pub fn carry_out(job: &Job, step: &Step, journal: &mut Journal) -> Result<()> {
             media::must_hold(layout, slot)
         }
         Action::Rewire | Action::Restart => {
-            session_now(job, step)?.sr_detach(&context())?;
+            all_down(job, step, journal)?;
             put_name(after(job, step)?)?;
             start_if_up(after(job, step)?)
         }
@@ -226,6 +231,16 @@ pub fn carry_out(job: &Job, step: &Step, journal: &mut Journal) -> Result<()> {
             Err(Error::Unsupported { op: step.action.word(), why: "this release has no such step".to_owned() })
         }
     }
+}
+
+/// Brings down the SR of a step, and those of all steps of its kind that are still to be done. Linux takes two addresses of an NFS
+/// server for one as long as an export is mounted by the first, so none may be mounted any more when one is by the second.
+fn all_down(job: &Job, step: &Step, journal: &Journal) -> Result<()> {
+    let of_kind = job.plan.steps.iter().filter(|it| it.action == step.action);
+    for it in of_kind.filter(|it| it.n == step.n || !matches!(journal.mark(it), Mark::Done)) {
+        session_now(job, it)?.sr_detach(&context())?;
+    }
+    Ok(())
 }
 
 /// Deletes the SR of a slot with its disks. The medium has to be the slot's still, and nobody may have it.

@@ -26,6 +26,11 @@ pub enum Compression {
 }
 
 impl Compression {
+    /// Whether blocks are packed at all: if not, the image has each at its place in the disk.
+    pub fn is_packed(self) -> bool {
+        self != Compression::None
+    }
+
     /// The end of the name of an image.
     pub fn suffix(self) -> &'static str {
         match self {

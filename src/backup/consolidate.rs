@@ -48,14 +48,14 @@ pub fn consolidate(call: &Call, wanted: &Wanted) -> Result<(Option<RunId>, Vec<S
     let _taken = store.lock(&wanted.set, &RunId::new(now), call.deadline())?;
     let shelf = Shelf::new(&store, wanted.set.clone());
     shelf.repair()?;
-    let (old, dir) = shelf.find(None)?;
+    let (_, dir) = shelf.find(None)?;
     if manifest_of(&dir)?.parent.is_none() {
         return Ok((None, warnings));
     }
     let mut chain = chain::open(dir)?;
     let (packing, opaque) = packing(wanted, &place, &mut chain)?;
     let before = chain[0].manifest.clone();
-    let run = RunId::after(now, Some(&old));
+    let run = shelf.next_run(now)?;
     let new = shelf.begin(&run)?;
     let mut manifest = Manifest { run: run.clone(), parent: None, disks: Vec::new(), ..before.clone() };
     let mut sums = Sums::new();

@@ -13,7 +13,7 @@ use super::manifest::{self, DiskOf, Manifest, ParentRun};
 use super::map::{digest, hex};
 use super::name::{RunId, SetName, StoreName};
 use super::record::{self, Begun, Record};
-use super::retain::{self, Keep};
+use super::retain::{self, Coming, Keep};
 use super::seal::{self, DigestKey, Seal};
 use super::set::{self, Member, Set};
 use super::shelf::{Foreign, Shelf};
@@ -106,12 +106,12 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let place = place_of(&wanted.store)?;
     let (compression, recipients) = packing(wanted, &set, &place)?;
     let store = place.open()?;
-    if compression == Compression::None && wanted.since.is_none() {
+    if !compression.is_packed() && wanted.since.is_none() {
         store.refuse_if_full(sources.iter().map(|it| it.info.physical_utilisation.min(it.info.virtual_size)).sum())?;
     }
     let now = seconds_now().unwrap_or(0);
     if wanted.dry_run {
-        let plan = plan(wanted, &sources, &store)?;
+        let plan = plan(wanted, &sources, &store, now)?;
         return Ok(Exported { run: RunId::new(now), disks: Vec::new(), warnings: Vec::new(), plan: Some(plan) });
     }
     if wanted.pause.is_some() && hooks::is_empty(Point::Pause)? {
@@ -122,7 +122,8 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let shelf = Shelf::new(&store, wanted.set.clone());
     shelf.repair()?;
     refuse_of_another_host(&shelf, wanted)?;
-    let run = RunId::after(now, shelf.runs()?.last());
+    let run = shelf.next_run(now)?;
+    warnings.extend(shelf.ahead(&run, now));
     let digests = recipients.is_some().then(|| DigestKey::of(&wanted.set)).transpose()?;
     let seal = recipients.zip(digests).map(|(recipients, digests)| Seal { recipients, digests });
     let packing = Arc::new(Packing { compression, seal });
@@ -339,7 +340,7 @@ fn refuse_of_another_host(shelf: &Shelf, wanted: &Wanted) -> Result<()> {
     Err(Error::Unsupported { op: "an export over those of another host", why })
 }
 
-fn plan(wanted: &Wanted, sources: &[Source], store: &Open) -> Result<Vec<String>> {
+fn plan(wanted: &Wanted, sources: &[Source], store: &Open, now: u64) -> Result<Vec<String>> {
     let shelf = Shelf::new(store, wanted.set.clone());
     refuse_of_another_host(&shelf, wanted)?;
     let mut lines: Vec<String> = sources
@@ -350,18 +351,16 @@ fn plan(wanted: &Wanted, sources: &[Source], store: &Open) -> Result<Vec<String>
         })
         .collect();
     lines.push(format!("into {}", store.dir.join(wanted.set.as_str()).display()));
-    if let Some((parent, _)) = parent(&shelf, wanted.since.as_ref())? {
-        lines.push(format!("leave out what run {} has", parent.run));
-    } else {
-        // The new run is one of those that stay.
-        let keep = retain::keep(&shelf, wanted.keep)?;
-        let keep = Keep { newest: keep.newest.max(1) - 1, ..keep };
-        let is_alone = keep == Keep { newest: 0, daily: 0, weekly: 0 };
-        let old = if is_alone { shelf.runs()? } else { retain::old(&shelf, &keep)? };
-        lines.extend(old.iter().map(|run| format!("remove run {run}")));
+    let parent = parent(&shelf, wanted.since.as_ref())?.map(|(parent, _)| parent.run);
+    lines.extend(parent.iter().map(|run| format!("leave out what run {run} has")));
+    let coming = Coming { run: shelf.next_run(now)?, began: now, parent };
+    match retain::keep(&shelf, wanted.keep).and_then(|keep| retain::old(&shelf, &keep, Some(&coming))) {
+        Ok(old) => lines.extend(old.iter().map(|run| format!("remove run {run}"))),
+        Err(error) => lines.push(format!("older runs stay: {}", one_line(&error))),
     }
     if !wanted.keep_others {
-        lines.extend(remove::others(store)?.into_iter().map(|it| format!("remove {} from store {it}", wanted.set)));
+        let losing = remove::losing(&wanted.set, store)?;
+        lines.extend(losing.into_iter().map(|it| format!("remove {} from store {it}", wanted.set)));
     }
     Ok(lines)
 }

@@ -1,6 +1,6 @@
 //! `sm backup import`: the disks of an export as VDIs of any SR.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::hooks::{self, Point};
@@ -23,6 +23,8 @@ pub struct Wanted {
     pub store: StoreName,
     /// The current run if none is named.
     pub run: Option<RunId>,
+    /// The disks to make, by index, label or UUID; all if none is named.
+    pub disks: Vec<String>,
     /// `None`: the SR that has most room, for each disk.
     pub sr: Option<SrUuid>,
     /// The SRs of single disks, by their index.
@@ -159,9 +161,17 @@ fn targets(call: &Call, wanted: &Wanted, manifest: &Manifest, disks: Vec<Restore
             });
         }
     }
+    let chosen = chosen(&wanted.disks, manifest)?;
+    if let Some(index) = wanted.map.keys().chain(wanted.sizes.keys()).find(|index| !chosen.contains(index)) {
+        return Err(Error::Invalid {
+            what: "index of a disk",
+            value: index.to_string(),
+            expected: "--disk leaves this disk out".to_owned(),
+        });
+    }
     let mut rooms = Rooms::default();
     let mut targets = Vec::new();
-    for (disk, restored) in manifest.disks.iter().zip(disks) {
+    for (disk, restored) in manifest.disks.iter().zip(disks).filter(|(disk, _)| chosen.contains(&disk.index)) {
         let size = match wanted.sizes.get(&disk.index) {
             Some(size) if *size < disk.virtual_size => {
                 return Err(Error::Invalid {
@@ -191,6 +201,37 @@ fn targets(call: &Call, wanted: &Wanted, manifest: &Manifest, disks: Vec<Restore
         targets.push(Target { new: new_vdi(disk, &session, vdi, size), session, restored, imported });
     }
     Ok(targets)
+}
+
+/// The indices of the disks that words name: an index, a label, or the UUID that the disk had. All if there is no word.
+fn chosen(words: &[String], manifest: &Manifest) -> Result<BTreeSet<usize>> {
+    if words.is_empty() {
+        return Ok(manifest.disks.iter().map(|disk| disk.index).collect());
+    }
+    let one = |word: &String| {
+        let has = |disk: &&DiskOf| disk.label == *word || disk.uuid.to_string() == word.to_ascii_lowercase();
+        let named: Vec<&DiskOf> = manifest.disks.iter().filter(has).filter(|_| !word.is_empty()).collect();
+        let by_index = manifest.disks.iter().find(|disk| disk.index.to_string() == *word);
+        let said = |disk: &DiskOf| match disk.label.as_str() {
+            "" => disk.index.to_string(),
+            label => format!("{} ({label})", disk.index),
+        };
+        let wrong = |expected: String| Error::Invalid { what: "--disk", value: word.clone(), expected };
+        match (by_index, named.as_slice()) {
+            (Some(disk), []) => Ok(disk.index),
+            (None, [disk]) => Ok(disk.index),
+            (Some(at), [disk]) if at.index == disk.index => Ok(disk.index),
+            (None, []) => {
+                let all: Vec<String> = manifest.disks.iter().map(said).collect();
+                Err(wrong(format!("expected the index, the label or the UUID of a disk: {}", all.join(", "))))
+            }
+            (at, several) => {
+                let several: Vec<String> = at.into_iter().chain(several.iter().copied()).map(said).collect();
+                Err(wrong(format!("several disks have it: {}; use the UUID", several.join(", "))))
+            }
+        }
+    };
+    words.iter().map(one).collect()
 }
 
 fn new_vdi(disk: &DiskOf, session: &Session, vdi: VdiUuid, virtual_size: u64) -> NewVdi {

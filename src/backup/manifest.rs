@@ -193,7 +193,7 @@ impl Manifest {
             if encryption.algorithm != AGE || !encryption.keys.iter().all(is_name) {
                 return Err(wrong(format!("it is not encrypted by {AGE}, as an export that can be read is")));
             }
-            if manifest.compression == Compression::None {
+            if !manifest.compression.is_packed() {
                 return Err(wrong("it is encrypted and not packed, which no export is".to_owned()));
             }
         }

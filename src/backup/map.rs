@@ -9,7 +9,7 @@
 //! SHA-256 of the block before it was packed.
 
 use std::fmt::Write as _;
-use std::io::BufRead;
+use std::io::{self, BufRead, Read as _};
 
 use sha2::{Digest as _, Sha256};
 
@@ -80,6 +80,9 @@ impl Entry {
     }
 }
 
+/// Bytes of the longest line: three numbers of 20 digits at most, and a digest.
+const LONGEST_LINE: u64 = 3 * 21 + 64;
+
 /// The lines of a map, in the order of the disk. No block is there twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Map(Vec<Entry>);
@@ -126,11 +129,12 @@ impl Map {
     ///
     /// # Errors
     /// A clause with the line that is wrong.
-    pub fn parse(text: impl BufRead, size: u64, is_whole: bool) -> Result<Map, String> {
+    pub fn parse(mut text: impl BufRead, size: u64, is_whole: bool) -> Result<Map, String> {
         let (blocks, mut next, mut map) = (size.div_ceil(BLOCK), 0, Map::default());
-        for (at, line) in text.lines().enumerate() {
-            let wrong = |what: &str| format!("line {} of the map {what}", at + 1);
-            let line = line.map_err(|e| wrong(&format!("cannot be read: {e}")))?;
+        for number in 1.. {
+            let wrong = |what: &str| format!("line {number} of the map {what}");
+            let line = line(&mut text).map_err(|e| wrong(&format!("cannot be read: {e}")))?;
+            let Some(line) = line else { break };
             let entry = entry(&line).ok_or_else(|| wrong("is no line of a map"))?;
             let (first, last) = (entry.first(), entry.last());
             if first > last || last >= blocks {
@@ -145,13 +149,29 @@ impl Map {
                 return Err(wrong("has a length that no block has"));
             }
             next = last + 1;
-            map.0.push(entry);
+            map.push(entry);
         }
         match is_whole && next < blocks {
             true => Err(format!("the map ends before block {next} of {blocks}")),
             false => Ok(map),
         }
     }
+}
+
+/// The next line, without its end. `None`: there is no more. Of a line that is too long, no more is taken than tells that.
+fn line(text: &mut impl BufRead) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    text.take(LONGEST_LINE + 1).read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    if line.last() == Some(&b'\n') {
+        line.pop();
+    }
+    if line.len() as u64 > LONGEST_LINE {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too long"));
+    }
+    String::from_utf8(line).map(Some).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no text"))
 }
 
 fn entry(line: &str) -> Option<Entry> {
@@ -218,7 +238,28 @@ mod tests {
         ] {
             assert!(Map::parse(bad.as_bytes(), 10 * BLOCK, true).is_err(), "{bad}");
         }
+        // The longest line that there can be.
+        let longest = format!("{} {} {} {digest}", u64::MAX, u64::MAX, u64::MAX);
+        assert_eq!(longest.len() as u64, LONGEST_LINE);
         // Of an increment, blocks may be left out.
         Map::parse("0-4 zero\n6-9 zero".as_bytes(), 10 * BLOCK, false).unwrap();
+    }
+
+    #[test]
+    fn a_line_without_end_takes_no_memory() {
+        // It is read no further than its length is wrong; a reader that is read on does not end.
+        struct Endless;
+        impl io::Read for Endless {
+            fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+                to.fill(b'1');
+                Ok(to.len())
+            }
+        }
+        let said = Map::parse(io::BufReader::new(Endless), BLOCK, true).unwrap_err();
+        assert_eq!(said, "line 1 of the map cannot be read: it is too long");
+        let said = Map::parse(&b"0-0 zero\n\xff"[..], 2 * BLOCK, true).unwrap_err();
+        assert_eq!(said, "line 2 of the map cannot be read: it is no text");
+        let many: String = (0..10).map(|at| format!("{at}-{at} zero\n")).collect();
+        assert_eq!(Map::parse(many.as_bytes(), 10 * BLOCK, true).unwrap().entries(), [Entry::Zero(0, 9)]);
     }
 }

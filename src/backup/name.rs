@@ -18,16 +18,16 @@ fn is_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
 }
 
-/// `20261127T010735Z-1f2e3d4c`, by its form.
+/// `20261127T010735Z-1f2e3d4c`: a time that a calendar shows, and a number of 8 digits.
 fn is_run(text: &str) -> bool {
-    let form = "00000000T000000Z-00000000";
-    text.len() == form.len()
-        && text.chars().zip(form.chars()).enumerate().all(|(at, (c, of))| match of {
-            '0' if at < 16 => c.is_ascii_digit(),
-            '0' => c.is_ascii_digit() || ('a'..='f').contains(&c),
-            of => c == of,
-        })
+    let is_digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+    text.split_once('-').is_some_and(|(time, number)| {
+        time.len() == TIME && Utc::parse(time).is_some() && number.len() == 8 && number.chars().all(is_digit)
+    })
 }
+
+/// Characters of the time in the name of a run.
+const TIME: usize = "20261127T010735Z".len();
 
 macro_rules! name_type {
     ($name:ident, $what:literal, $is:ident, $expected:literal, $doc:literal) => {
@@ -94,45 +94,52 @@ name_type!(
 );
 
 impl RunId {
+    /// The last second that a name can tell of: that of the year 9999.
+    const LAST: u64 = 253_402_300_799;
+
     /// The name of a run that begins now. `seconds`: since 1970-01-01 UTC.
     pub fn new(seconds: u64) -> RunId {
         let random = Uuid::new_v4().simple().to_string();
-        RunId(format!("{}-{}", Utc(seconds).to_basic(), &random[..8]))
+        RunId(format!("{}-{}", Utc(seconds.min(RunId::LAST)).to_basic(), &random[..8]))
     }
 
-    /// The name of a run that begins now and sorts after `last`, also in the same second and if the clock was set back.
-    pub fn after(seconds: u64, last: Option<&RunId>) -> RunId {
+    /// The name of a run that begins now and sorts after `last`, also in the same second and if the clock was set back. `None`: no
+    /// name sorts after `last`.
+    pub fn after(seconds: u64, last: Option<&RunId>) -> Option<RunId> {
         let run = RunId::new(seconds);
-        match last {
-            Some(last) if *last >= run => {
-                let (time, number) = last.0.split_at(last.0.len() - 8);
-                let number = u32::from_str_radix(number, 16).unwrap_or(0).saturating_add(1);
-                RunId(format!("{time}{number:08x}"))
-            }
-            _ => run,
-        }
+        let Some(last) = last.filter(|last| **last >= run) else { return Some(run) };
+        let number = u32::from_str_radix(&last.0[TIME + 1..], 16).ok()?;
+        let (time, number) = match number.checked_add(1) {
+            Some(number) => (last.seconds(), number),
+            None => (last.seconds() + 1, 0),
+        };
+        (time <= RunId::LAST).then(|| RunId(format!("{}-{number:08x}", Utc(time).to_basic())))
     }
 
-    /// The day of the run, counted from 1970-01-01.
-    pub fn day(&self) -> u64 {
-        let number = |at: std::ops::Range<usize>| self.0[at].parse().unwrap_or(1);
-        Utc::of_date(number(0..4), number(4..6), number(6..8)).0 / 86_400
+    /// The time in the name, in seconds since 1970-01-01 UTC. It is that at which the run began, or a later one: a run is never named
+    /// before one that was there.
+    pub fn seconds(&self) -> u64 {
+        Utc::parse(&self.0[..TIME]).map_or(0, |utc| utc.0)
     }
 
-    /// The week of the run, counted from Monday, 1969-12-29.
-    pub fn week(&self) -> u64 {
-        // 1970-01-01 was a Thursday.
-        (self.day() + 3) / 7
+    /// Whether the run is named more than a day after `now`, in seconds since 1970-01-01 UTC: one of two clocks is wrong.
+    pub fn is_ahead(&self, now: u64) -> bool {
+        self.seconds() > now.saturating_add(86_400)
     }
 
     /// The name of the directory of the run while it is written.
     pub fn unfinished(&self) -> String {
         format!("{self}{UNFINISHED}")
     }
+
+    /// The run that is written in a directory of this name.
+    pub fn of_unfinished(name: &str) -> Option<RunId> {
+        name.strip_suffix(UNFINISHED)?.parse().ok()
+    }
 }
 
 /// The end of the name of a directory that is not yet an export.
-pub const UNFINISHED: &str = ".new";
+const UNFINISHED: &str = ".new";
 
 #[cfg(test)]
 mod tests {
@@ -153,10 +160,39 @@ mod tests {
         let (early, late) = (RunId::new(0), RunId::new(1_795_741_655));
         assert!(early < late && late.as_str().starts_with("20261127T010735Z-"), "{late}");
         assert_eq!(late.as_str().parse::<RunId>().unwrap(), late);
-        assert!(RunId::after(0, Some(&late)) > late && RunId::after(1_795_741_656, Some(&late)) > late);
-        assert!(RunId::after(0, Some(&late)).as_str().parse::<RunId>().is_ok());
-        for bad in ["", "20261127T010735Z", "20261127T010735Z-1F2E3D4C", "current", "20261127T010735Z-1f2e3d4c.new"] {
+        assert_eq!((early.seconds(), late.seconds()), (0, 1_795_741_655));
+        for bad in [
+            "",
+            "20261127T010735Z",
+            "20261127T010735Z-1F2E3D4C",
+            "current",
+            "20261127T010735Z-1f2e3d4c.new",
+            "2026-11-27T01:07:35Z-1f2e3d4c",
+            "20261127T010735Z-1f2e3d4",
+            "99999999T999999Z-1f2e3d4c",
+            "20260230T010735Z-1f2e3d4c",
+        ] {
             assert!(bad.parse::<RunId>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_run_sorts_after_any_other_as_long_as_there_are_names() {
+        let run = |text: &str| text.parse::<RunId>().unwrap();
+        let now = 1_795_741_655;
+        for (last, next) in [
+            ("20261127T010735Z-00000009", Some("20261127T010735Z-0000000a")),
+            ("20991231T235959Z-ffffffff", Some("21000101T000000Z-00000000")),
+            ("99991231T235959Z-fffffffe", Some("99991231T235959Z-ffffffff")),
+            ("99991231T235959Z-ffffffff", None),
+        ] {
+            let (last, next) = (run(last), next.map(run));
+            assert_eq!(RunId::after(0, Some(&last)), next, "{last}");
+            assert!(next.is_none_or(|next| next > last));
+        }
+        let before = run("20261126T235959Z-ffffffff");
+        assert_eq!(RunId::after(now, Some(&before)).unwrap().seconds(), now);
+        assert_eq!(RunId::after(now, None).unwrap().seconds(), now);
+        run(RunId::new(u64::MAX).as_str());
     }
 }

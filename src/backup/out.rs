@@ -11,10 +11,11 @@ use sha2::{Digest as _, Sha256};
 use super::BLOCK;
 use super::age::header::seal;
 use super::age::payload::Sealer;
-use super::codec::{Compression, Packer, Packing};
+use super::codec::{Packer, Packing};
 use super::map::{Digest, Entry, Map, Stored, length_of};
 use super::write::{From, Since, Written};
 use crate::error::{Error, Result};
+use crate::sys::writeback::Writeback;
 
 /// What was made of a block.
 pub(super) enum Made {
@@ -30,6 +31,10 @@ pub(super) enum Made {
 /// The image, and what is known of it.
 pub(super) struct Out<'a> {
     to: &'a File,
+    writeback: &'a Writeback<'a>,
+    /// Bytes of a packed image that are in the file, and how many of them `writeback` knows of.
+    written: u64,
+    told: u64,
     path: PathBuf,
     size: u64,
     packing: &'a Packing,
@@ -54,9 +59,19 @@ pub(super) struct Out<'a> {
 }
 
 impl<'a> Out<'a> {
-    pub(super) fn new(to: &'a File, path: &Path, packing: &'a Packing, size: u64, from: &From<'a>) -> Result<Out<'a>> {
+    pub(super) fn new(
+        to: &'a File,
+        writeback: &'a Writeback<'a>,
+        path: &Path,
+        packing: &'a Packing,
+        size: u64,
+        from: &From<'a>,
+    ) -> Result<Out<'a>> {
         let mut out = Out {
             to,
+            writeback,
+            written: 0,
+            told: 0,
             path: path.to_owned(),
             size,
             packing,
@@ -78,7 +93,7 @@ impl<'a> Out<'a> {
             out.sealer = Some(Sealer::begin(&key, &mut begin).map_err(failed())?);
             out.put_down(&begin)?;
         }
-        if packing.compression != Compression::None && from.since.is_none() {
+        if packing.compression.is_packed() && from.since.is_none() {
             out.zeroes = out.packed_zeroes(BLOCK as usize)?;
         }
         Ok(out)
@@ -158,7 +173,7 @@ impl<'a> Out<'a> {
 
     fn zeroes_of_all(&mut self, first: u64, index: u64) -> Result<()> {
         self.map.push(Entry::Zero(first, index - 1));
-        if self.packing.compression == Compression::None {
+        if !self.packing.compression.is_packed() {
             return Ok(());
         }
         let cut = length_of(index - 1, self.size);
@@ -188,9 +203,14 @@ impl<'a> Out<'a> {
 
     /// Adds bytes to the file.
     fn put_down(&mut self, bytes: &[u8]) -> Result<()> {
-        let mut to = self.to;
-        to.write_all(bytes).map_err(Error::io("write", &self.path))?;
+        let (mut to, failed) = (self.to, || Error::io("write", &self.path));
+        to.write_all(bytes).map_err(failed())?;
         self.image.update(bytes);
+        self.written += bytes.len() as u64;
+        if self.written - self.told >= BLOCK {
+            self.writeback.wrote(self.told, self.written - self.told).map_err(failed())?;
+            self.told = self.written;
+        }
         Ok(())
     }
 
@@ -207,12 +227,12 @@ impl<'a> Out<'a> {
             sealer.finish(&mut sealed);
             self.put_down(&sealed)?;
         }
-        let image = match self.packing.compression {
-            Compression::None => {
+        let image = match self.packing.compression.is_packed() {
+            false => {
                 self.to.set_len(self.size).map_err(Error::io("write", &self.path))?;
                 None
             }
-            Compression::Gzip | Compression::Zstd => Some(self.image.finalize().into()),
+            true => Some(self.image.finalize().into()),
         };
         Ok(Written { size: self.size, map: self.map, image })
     }

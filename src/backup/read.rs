@@ -139,7 +139,7 @@ impl Image {
             checked.into_iter().collect::<Result<()>>()?;
             told(part.len() as u64 * BLOCK);
         }
-        if self.compression != Compression::None || self.sealed.is_some() {
+        if self.compression.is_packed() || self.sealed.is_some() {
             return Ok(());
         }
         let ends = self.map.stored().map(|stored| (stored.offset, stored.offset + stored.length));

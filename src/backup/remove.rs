@@ -118,14 +118,21 @@ fn refuse_if_parent(shelf: &Shelf, runs: &[RunId], run: &RunId) -> Result<()> {
     Ok(())
 }
 
-/// The stores besides this one that have a directory of their own.
+/// The stores from which [`elsewhere`] would remove a set. What cannot be looked at stays.
 ///
 /// # Errors
 /// Those of [`store::all`].
-pub fn others(this: &Open) -> Result<Vec<StoreName>> {
-    let is_other =
-        |store: &Store| store.name != this.name && !store.open().is_ok_and(|open| open.is(this).unwrap_or(true));
-    Ok(store::all()?.into_iter().filter(is_other).map(|store| store.name).collect())
+pub fn losing(set: &SetName, this: &Open) -> Result<Vec<StoreName>> {
+    let loses = |store: &Store| -> Result<bool> {
+        let open = store.open()?;
+        if store.drained || open.is(this)? || open.dir.lookup(set.as_str())?.is_none() {
+            return Ok(false);
+        }
+        let shelf = Shelf::new(&open, set.clone());
+        Ok(stays(&shelf)?.is_none() && shelf.refuse_foreign().is_ok())
+    };
+    let others = store::all()?.into_iter().filter(|store| store.name != this.name);
+    Ok(others.filter(|store| loses(store).unwrap_or(false)).map(|store| store.name).collect())
 }
 
 /// Removes a set from all stores but `this`, which was just written. The caller has the lock of the set. Answers warnings.

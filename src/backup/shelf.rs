@@ -9,11 +9,12 @@ use std::path::PathBuf;
 use nix::libc;
 
 use super::list::manifest_of;
-use super::name::{RunId, SetName, UNFINISHED};
+use super::name::{RunId, SetName};
 use super::store::{Identity, Open};
 use super::verify::as_export;
 use crate::error::{Error, Result, one_line};
 use crate::sys::durable::Dir;
+use crate::types::Utc;
 
 const CURRENT: &str = "current";
 /// Before the name of a set whose exports are being removed.
@@ -72,6 +73,33 @@ impl<'a> Shelf<'a> {
         }
         runs.sort();
         Ok(runs)
+    }
+
+    /// The name of a run that begins now: it sorts after all that are here. `seconds`: since 1970-01-01 UTC.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if no name sorts after that of the last run; [`Error::Io`].
+    pub fn next_run(&self, seconds: u64) -> Result<RunId> {
+        let last = self.runs()?.pop();
+        RunId::after(seconds, last.as_ref()).ok_or_else(|| Error::Invalid {
+            what: "RUN",
+            value: last.map(|run| run.to_string()).unwrap_or_default(),
+            expected: format!(
+                "no run can be named after it; `sm backup remove {} --store {} --run RUN` removes it",
+                self.set, self.store.name
+            ),
+        })
+    }
+
+    /// A warning for a new run whose name is ahead of the clock, as it has to sort after that of a run that is.
+    pub fn ahead(&self, run: &RunId, now: u64) -> Option<String> {
+        let (set, store, now) = (&self.set, &self.store.name, Utc(now));
+        run.is_ahead(now.0).then(|| {
+            format!(
+                "run {run} is named after a run of store {store} that is ahead of this host's clock ({now}), and no other host receives \
+                 it; if the clock is right, keep what you need elsewhere, and begin anew after `sm backup remove {set} --store {store}`"
+            )
+        })
     }
 
     /// The run that `current` leads to; the newest if the link is missing, as a kill leaves it, or is no link.
@@ -137,7 +165,7 @@ impl<'a> Shelf<'a> {
         let Some(dir) = self.dir()? else { return Ok(()) };
         dir.sweep_link(CURRENT)?;
         for name in dir.names()? {
-            if name.strip_suffix(UNFINISHED).is_some_and(|run| run.parse::<RunId>().is_ok()) {
+            if RunId::of_unfinished(&name).is_some() {
                 dir.discard(&name)?;
             } else {
                 dir.sweep_temporary(&name)?;
@@ -159,7 +187,26 @@ impl<'a> Shelf<'a> {
     pub fn begin(&self, run: &RunId) -> Result<Dir> {
         let (shelf, name) = (self.made()?, run.unfinished());
         shelf.make_dir(&name)?;
-        shelf.sub_dir(&name)?.ok_or_else(|| Error::sys("open", shelf.join(&name))(nix::errno::Errno::ENOENT))
+        sub_dir(&shelf, &name)?.ok_or_else(|| Error::sys("open", shelf.join(&name))(nix::errno::Errno::ENOENT))
+    }
+
+    /// The directory of a run that was begun.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn begun(&self, run: &RunId) -> Result<Option<Dir>> {
+        self.dir()?.map_or(Ok(None), |dir| sub_dir(&dir, &run.unfinished()))
+    }
+
+    /// The runs that were begun and are no exports yet, the oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn all_begun(&self) -> Result<Vec<RunId>> {
+        let Some(dir) = self.dir()? else { return Ok(Vec::new()) };
+        let mut begun: Vec<RunId> = dir.names()?.iter().filter_map(|name| RunId::of_unfinished(name)).collect();
+        begun.sort();
+        Ok(begun)
     }
 
     /// Removes what was begun of a run. Idempotent.
@@ -225,11 +272,14 @@ impl<'a> Shelf<'a> {
     }
 
     /// Refuses a directory with something in it that no export has: somebody put it there.
-    fn refuse_foreign(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`]; [`Error::Io`].
+    pub(super) fn refuse_foreign(&self) -> Result<()> {
         let Some(dir) = self.dir()? else { return Ok(()) };
         let is_ours = |name: &String| {
-            let run = name.strip_suffix(UNFINISHED).unwrap_or(name);
-            name == CURRENT || name.starts_with('.') || run.parse::<RunId>().is_ok()
+            let is_run = name.parse::<RunId>().is_ok() || RunId::of_unfinished(name).is_some();
+            name == CURRENT || name.starts_with('.') || is_run
         };
         match dir.names()?.into_iter().find(|name| !is_ours(name)) {
             None => Ok(()),
@@ -242,7 +292,7 @@ impl<'a> Shelf<'a> {
 
     fn sweep_removed(&self) -> Result<()> {
         let (store, aside) = (&self.store.dir, format!("{REMOVED}{}", self.set));
-        let Some(dir) = store.sub_dir(&aside)? else { return Ok(()) };
+        let Some(dir) = sub_dir(store, &aside)? else { return Ok(()) };
         for name in dir.names()? {
             match dir.lookup(&name)? {
                 Some(stat) if stat.is_directory() => dir.discard(&name)?,

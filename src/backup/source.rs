@@ -9,6 +9,7 @@ use super::set::{Member, Set};
 use super::write::Since;
 use crate::call::{Held, Session};
 use crate::error::{Error, Result};
+use crate::sys::blockdev;
 use crate::types::{ParamsChange, VdiInfo, VdiUuid};
 
 /// A disk of a run.
@@ -54,7 +55,10 @@ pub fn is_used(sources: &[Source], allowed: bool) -> Result<bool> {
     let used = sources.iter().find_map(|source| Some((source.member, source.used.as_ref()?)));
     match used {
         Some((Member { sr, vdi }, holder)) if !allowed => {
-            let holder = format!("{holder}; detach and unlock it, or use --live or --pause, which read snapshots");
+            let device = sources.iter().find(|it| it.member.vdi == vdi).and_then(|it| it.info.device.as_deref());
+            let users = device.map(blockdev::open_by).unwrap_or_default();
+            let holder =
+                format!("{holder}{users}; detach and unlock it, or use --live or --pause, which read snapshots");
             Err(Error::VdiInUse { vdi, sr, holder })
         }
         used => Ok(used.is_some()),

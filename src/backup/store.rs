@@ -13,8 +13,8 @@ use super::name::{RunId, SetName, StoreName};
 use crate::error::{Error, Result};
 use crate::registry::line::{self, Relation};
 use crate::sys::durable::Dir;
-use crate::sys::{run_dir, small};
-use crate::types::Done;
+use crate::sys::{process, run_dir, small};
+use crate::types::{Done, seconds_now};
 
 const MARKER: &str = ".sm-store";
 const MARKED: &[u8] = b"sm-store 1\n";
@@ -98,7 +98,10 @@ pub fn find(name: &StoreName) -> Result<Store> {
         what: "STORE",
         value: name.to_string(),
         expected: match names.as_slice() {
-            [] => format!("{} names no store", run_dir::stores().display()),
+            [] => format!(
+                "{0} names no store; the line `store: name={name} path=/DIRECTORY` in it, and `sm backup store-init {name}`, make one",
+                run_dir::stores().display()
+            ),
             names => format!("{} names {}", run_dir::stores().display(), names.join(", ")),
         },
     })
@@ -256,7 +259,7 @@ impl Drop for Taken<'_> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub name: String,
-    /// Digits that no other host has, made of its machine-id(5), which is not told itself. `None` where there is none.
+    /// Digits made of its machine-id(5), which is not told itself. `None` where there is none.
     pub machine: Option<String>,
 }
 
@@ -266,12 +269,13 @@ impl Identity {
         Identity { name: host_name(), machine: machine() }
     }
 
-    /// Whether both are one host. Two hosts can have one name, and a host can get another name.
+    /// Whether both are one host. Two hosts can have one name, and a copy of a machine has its machine-id: both have to be equal.
     pub fn is(&self, other: &Identity) -> bool {
-        match (&self.machine, &other.machine) {
+        let is_same = match (&self.machine, &other.machine) {
             (Some(one), Some(other)) => one == other,
-            _ => self.name == other.name,
-        }
+            _ => true,
+        };
+        is_same && self.name == other.name
     }
 }
 
@@ -292,6 +296,9 @@ pub struct Holder {
     pid: u32,
     /// When the process was started, in the kernel's ticks: a process id may be used again.
     started: u64,
+    /// When it took the lock, in seconds since 1970-01-01 UTC by the clock of its host. Locks of earlier releases do not tell it.
+    #[serde(default)]
+    taken: Option<u64>,
     run: RunId,
 }
 
@@ -300,13 +307,19 @@ impl Holder {
     pub fn this(run: &RunId) -> Holder {
         let pid = std::process::id();
         let Identity { name: host, machine } = Identity::here();
-        Holder { host, machine, boot: boot(), pid, started: started(pid).unwrap_or(0), run: run.clone() }
+        let started = started(pid).unwrap_or(0);
+        Holder { host, machine, boot: boot(), pid, started, taken: seconds_now(), run: run.clone() }
     }
 
     /// Whether it is a process of this host that has ended.
     pub fn is_dead(&self) -> bool {
         let of = Identity { name: self.host.clone(), machine: self.machine.clone() };
-        of.is(&Identity::here()) && (self.boot != boot() || started(self.pid) != Some(self.started))
+        of.is(&Identity::here())
+            && match self.boot == boot() {
+                true => started(self.pid) != Some(self.started),
+                // An earlier start of this host ended before the present one. A copy of this machine may run beside it.
+                false => self.taken.is_none_or(|taken| booted().is_some_and(|booted| taken < booted)),
+            }
     }
 }
 
@@ -325,11 +338,15 @@ fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// When a process was started; `None` if there is none. proc(5), `/proc/PID/stat`, field 22; the second field is a name in
-/// parentheses.
+/// When this host was started, in seconds since 1970-01-01 UTC. proc(5), `/proc/stat`, `btime`.
+fn booted() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
+}
+
+/// When a process was started; `None` if there is none. proc(5), `/proc/PID/stat`, field 22.
 fn started(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    process::stat(pid, 22)
 }
 
 #[cfg(test)]
@@ -396,20 +413,24 @@ mod tests {
         drop(held);
         let left = |holder: &Holder| fs::write(path.join(".web.lock"), serde_json::to_vec(holder).unwrap()).unwrap();
         let this = Holder::this(&run);
+        let before = Some(booted().unwrap() - 1);
         for dead in [
-            Holder { boot: "another".to_owned(), ..this.clone() },
+            Holder { boot: "another".to_owned(), taken: before, ..this.clone() },
+            Holder { boot: "another".to_owned(), taken: None, ..this.clone() },
             Holder { pid: u32::MAX, ..this.clone() },
             Holder { started: this.started + 1, ..this.clone() },
         ] {
             left(&dead);
             drop(open.lock(&set, &run, Instant::now()).unwrap());
         }
-        let other = Holder { boot: "another".to_owned(), ..this.clone() };
+        let other = Holder { boot: "another".to_owned(), taken: before, ..this.clone() };
         for alive in [
             this.clone(),
             Holder { host: "other".to_owned(), machine: None, ..other.clone() },
-            // Another host that has the name of this one.
-            Holder { machine: Some("0".repeat(32)), ..other },
+            // Another host that has the name of this one; copies of this machine, with another name and without.
+            Holder { machine: Some("0".repeat(32)), ..other.clone() },
+            Holder { host: "other".to_owned(), ..other.clone() },
+            Holder { taken: seconds_now(), ..other },
         ] {
             left(&alive);
             assert!(open.lock(&set, &run, Instant::now()).is_err());

@@ -85,7 +85,7 @@ pub fn verify(dir: Dir, depth: Depth, identity: Option<&Path>, progress: Progres
         verify_one(link, depth, progress)?;
     }
     let manifest = chain[0].manifest.clone();
-    let is_packed = |link: &Link| link.manifest.compression != super::codec::Compression::None;
+    let is_packed = |link: &Link| link.manifest.compression.is_packed();
     let is_read = depth == Depth::Blocks || chain.iter().all(is_packed);
     for images in chain::images(chain) {
         chain::blocks(&images)?;
@@ -111,7 +111,7 @@ fn verify_one(link: &Link, depth: Depth, progress: Progress) -> Result<()> {
 /// [`Error::NotVerified`]; [`Error::Io`].
 pub fn files(link: &Link) -> Result<()> {
     let sums = Sums::read(&link.dir)?;
-    for image in link.images.iter().filter(|image| image.compression != super::codec::Compression::None) {
+    for image in link.images.iter().filter(|image| image.compression.is_packed()) {
         let name = crate::sys::durable::name_of(&image.path);
         sums.compare(&link.dir, name, &sum_of(&image.file, &image.path)?)?;
     }
@@ -133,11 +133,28 @@ pub fn map(dir: &Dir, manifest: &Manifest, disk: &DiskOf) -> Result<Map> {
     if file.metadata().map_err(Error::io("examine", &path))?.len() > longest_map(disk.virtual_size) {
         return Err(not_verified(&path, "is longer than a map of this disk can be"));
     }
-    if unhex(&disk.map_sha256) != Some(sum_of(&file, &path)?) {
+    // The first line that is none ends it: a file with holes may be as long as the disk allows, and takes no room.
+    let mut summed = Summed { file, hash: Sha256::new() };
+    let read = Map::parse(BufReader::new(&mut summed), disk.virtual_size, manifest.parent.is_none());
+    let map = read.map_err(|what| not_verified(&path, &what))?;
+    if unhex(&disk.map_sha256) != Some(summed.hash.finalize().into()) {
         return Err(not_verified(&path, "is not the one that the manifest tells of"));
     }
-    Map::parse(BufReader::new(open(dir, &name)?), disk.virtual_size, manifest.parent.is_none())
-        .map_err(|what| Error::NotVerified { path, what })
+    Ok(map)
+}
+
+/// A file whose digest is made while it is read.
+struct Summed {
+    file: File,
+    hash: Sha256,
+}
+
+impl Read for Summed {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read(to)?;
+        self.hash.update(&to[..n]);
+        Ok(n)
+    }
 }
 
 /// Opens an image with its map. The names of both follow from the index; what the manifest says of them is not used.
@@ -157,9 +174,9 @@ fn image(dir: &Dir, manifest: &Manifest, disk: &DiskOf, sums: &Sums) -> Result<I
         }
     };
     let length = sealed.as_ref().map_or(length, |sealed| sealed.length);
-    let (is_right, expected) = match manifest.compression {
-        super::codec::Compression::None => (length == disk.virtual_size, disk.virtual_size),
-        super::codec::Compression::Gzip | super::codec::Compression::Zstd => {
+    let (is_right, expected) = match manifest.compression.is_packed() {
+        false => (length == disk.virtual_size, disk.virtual_size),
+        true => {
             let needed = map.stored().map(|stored| stored.offset + stored.length).max().unwrap_or(0);
             (length >= needed, needed)
         }

@@ -16,16 +16,17 @@ use std::time::{Duration, Instant};
 
 use super::BLOCK;
 use super::chain::Placed;
-use super::codec::{Compression, Packer, Packing};
+use super::codec::{Packer, Packing};
 use super::map::{Digest, Entry, Map, length_of};
 use super::out::{Made, Out};
 use crate::error::{Error, Result};
 use crate::image::disk::{Disk, is_zero, without_zeroes};
 use crate::sys::copy::Progress;
+use crate::sys::writeback::Writeback;
 use crate::types::VdiUuid;
 
-/// Threads that pack blocks, at most.
-const MOST_THREADS: usize = 8;
+/// Cores that pack blocks, at most.
+const MOST_CORES: usize = 8;
 
 /// What was written of a disk.
 #[derive(Debug)]
@@ -77,8 +78,10 @@ pub struct From<'a> {
 /// Those of reading the disk; [`Error::Io`] of the file.
 pub fn write(from: &From, packing: &Packing, to: &File, path: &Path, progress: Progress) -> Result<Written> {
     let size = from.disk.size();
-    let out = Out::new(to, path, packing, size, from)?;
-    let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    let writeback = Writeback::new(to);
+    let out = Out::new(to, &writeback, path, packing, size, from)?;
+    // One more than there are cores, as one waits for the storage.
+    let threads = available_parallelism().map_or(1, usize::from).min(MOST_CORES) + 1;
     // Blocks that are read and not yet written; each holds 4 MiB.
     let most = threads * 2 + 2;
     let (give, taken) = sync_channel::<Job>(most);
@@ -86,12 +89,14 @@ pub fn write(from: &From, packing: &Packing, to: &File, path: &Path, progress: P
     let (begin, end) = sync_channel::<()>(most);
     let shared = Shared {
         to,
+        writeback: &writeback,
         path,
         size,
         packing,
         uuid: from.uuid,
         since: from.since,
         out: Mutex::new(out),
+        writing: Mutex::new(()),
         end: Mutex::new(end),
         failed: AtomicBool::new(false),
         spare: Mutex::new(Vec::new()),
@@ -120,12 +125,15 @@ struct Job {
 
 struct Shared<'a> {
     to: &'a File,
+    writeback: &'a Writeback<'a>,
     path: &'a Path,
     size: u64,
     packing: &'a Packing,
     uuid: VdiUuid,
     since: Option<&'a Since>,
     out: Mutex<Out<'a>>,
+    /// Held by the thread that writes: the kernel lets one at a time write into a file, and others burn a core while they wait.
+    writing: Mutex<()>,
     /// Taken from for each block that is through.
     end: Mutex<Receiver<()>>,
     failed: AtomicBool,
@@ -306,10 +314,14 @@ impl Shared<'_> {
             return Ok(Made::Same);
         }
         let failed = || Error::io("write", self.path);
-        if compression == Compression::None {
-            without_zeroes(&job.block, job.index * BLOCK, &mut |offset, bytes| {
+        if !compression.is_packed() {
+            let begin = job.index * BLOCK;
+            let one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            without_zeroes(&job.block, begin, &mut |offset, bytes| {
                 self.to.write_all_at(bytes, offset).map_err(failed())
             })?;
+            drop(one);
+            self.writeback.wrote(begin, job.block.len() as u64).map_err(failed())?;
             return Ok(Made::Written(digest));
         }
         if packer.is_none() {

@@ -2,13 +2,15 @@
 //!
 //! Readers take none: whatever is changed is changed by one atomic step. A verb that makes, ends or moves an SR takes
 //! the SR's lock exclusively. Every other change shares the SR's lock and takes those of its VDIs exclusively, so a
-//! long copy blocks no other call.
+//! long copy blocks no other call. The collector shares the SR's lock for hours: a verb that wants the lock exclusively ends
+//! the collector of this host.
 
 use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::sys::lock::{self, Kind, Lock};
 use crate::types::{SrUuid, VdiUuid};
+use crate::vdi::tree::stop;
 
 /// The locks of one verb.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +39,8 @@ impl Locks {
         Locks { sr: Some(Kind::Shared), vdis }
     }
 
-    /// Takes the locks, in the order that keeps two calls from waiting for each other.
+    /// Takes the locks, in the order that keeps two calls from waiting for each other. If the SR's lock is wanted exclusively
+    /// and is not free, a collector of this host is ended, and none begins as long as the locks are held.
     ///
     /// # Errors
     /// [`Error::Busy`] when another call held one of them past the deadline; [`Error::Io`].
@@ -46,7 +49,14 @@ impl Locks {
         let of_sr = self.sr.map(|kind| (sr.to_string(), "sr", kind)).into_iter();
         let of_vdis = self.vdis.iter().map(|vdi| (vdi.to_string(), "vdi", Kind::Exclusive));
         for (namespace, name, kind) in of_sr.chain(of_vdis) {
-            held.push(lock::take(&namespace, name, kind, deadline).map_err(|refused| {
+            let mut taken = lock::take(&namespace, name, kind, Instant::now());
+            if let Err(lock::Refused::TimedOut { .. }) = taken {
+                if name == "sr" && kind == Kind::Exclusive {
+                    held.push(stop::end_collector(sr, deadline)?);
+                }
+                taken = lock::take(&namespace, name, kind, deadline);
+            }
+            held.push(taken.map_err(|refused| {
                 refused.or_timed_out(|holder| {
                     let what = if name == "sr" { "it".to_owned() } else { format!("its VDI {namespace}") };
                     Error::Busy { sr, holder: holder.to_owned(), what }
@@ -77,9 +87,9 @@ pub fn forget_vdis(vdis: &[VdiUuid]) {
     vdis.iter().for_each(|vdi| lock::forget(&vdi.to_string(), "vdi"));
 }
 
-/// Removes the lock file of an SR that is gone. The caller has it exclusively.
+/// Removes the lock files of an SR that is gone. The caller has it exclusively.
 pub fn forget_sr(sr: SrUuid) {
-    lock::forget(&sr.to_string(), "sr");
+    [stop::ACTIVE, stop::RUNNING, "sr"].iter().for_each(|name| lock::forget(&sr.to_string(), name));
 }
 
 #[cfg(test)]
@@ -95,6 +105,30 @@ mod tests {
         let expected = Locks { sr: Some(Kind::Shared), vdis: vec![a, b] };
         assert_eq!(Locks::of_vdis(&[b, a]), expected);
         assert_eq!(Locks::of_vdis(&[a, b, a]), expected);
+    }
+
+    #[test]
+    fn a_verb_that_needs_the_sr_for_itself_ends_the_collector_and_no_other_call() {
+        let (sr, wait) = (SrUuid::random(), std::time::Duration::from_secs(60));
+        let copies = Locks::of_vdis(&[]).take(sr, Instant::now()).unwrap();
+        let collects = Locks::of_vdis(&[]).take(sr, Instant::now()).unwrap();
+        let active = lock::take(&sr.to_string(), stop::ACTIVE, Kind::Exclusive, Instant::now()).unwrap();
+        let stop = stop::Stop::begin(sr);
+        std::thread::scope(|scope| {
+            let call = scope.spawn(|| Locks::of_sr().take(sr, Instant::now() + wait));
+            while !stop.is_asked() {
+                std::thread::yield_now();
+            }
+            drop((active, collects));
+            // It has the collector's lock, so no other begins while it waits for the copy.
+            while lock::take(&sr.to_string(), stop::ACTIVE, Kind::Exclusive, Instant::now()).is_ok() {
+                std::thread::yield_now();
+            }
+            assert!(!call.is_finished());
+            drop(copies);
+            drop(call.join().unwrap().unwrap());
+        });
+        forget_sr(sr);
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! The verbs of an SR.
 
+use std::collections::HashMap;
+
 use super::Session;
 use super::locks::{Locks, forget_sr, forget_vdis};
 use crate::context::Context;
 use crate::error::Result;
 use crate::registry::reserve;
 use crate::sr::loss;
-use crate::types::{Done, Finding, NewSr, Overwrite, Space, SpaceUse, SrInfo, VdiName};
+use crate::types::{Done, Finding, NewSr, Overwrite, Space, SpaceUse, SrInfo, VdiName, VdiUuid};
 use crate::vdi::tree::collect::CollectPlan;
+use crate::vdi::tree::run::Collecting;
+use crate::vdi::tree::stop;
 
 impl Session {
     /// Makes the SR. `over`: what may be destroyed for it.
@@ -151,7 +155,17 @@ impl Session {
     /// # Errors
     /// As [`Session::sr_get_params`]. A fault of one VDI is a finding in the answer, not an error.
     pub fn sr_check(&self, thorough: bool, repair: bool, context: &Context) -> Result<Vec<Finding>> {
-        self.carry_out(Locks::of_vdis(&[]), context, move |storage, context| storage.check(thorough, repair, context))
+        self.carry_out(Locks::of_vdis(&[]), context, move |storage, context| {
+            let mut found = storage.check(thorough, repair, context)?;
+            if found.iter().any(|finding| finding.vdi.is_some()) {
+                let names = storage.names("").unwrap_or_default();
+                let labels: HashMap<VdiUuid, String> = names.into_iter().map(|name| (name.uuid, name.label)).collect();
+                for finding in &mut found {
+                    finding.label = finding.vdi.and_then(|vdi| labels.get(&vdi).cloned()).unwrap_or_default();
+                }
+            }
+            Ok(found)
+        })
     }
 
     /// The names of the images of the SR, bases among them: of those that may be meant by `word`, or of all if `word`
@@ -164,11 +178,26 @@ impl Session {
         self.carry_out(Locks::none(), context, move |storage, _| storage.names(&word))
     }
 
+    /// The collector of this host that is at work on the SR, in words. Waits for nobody.
+    pub fn collector(&self) -> Option<String> {
+        stop::collector(self.sr)
+    }
+
+    /// Ends a collector of this host that is at work on the SR. `Already`: there was none.
+    ///
+    /// # Errors
+    /// [`Error::Busy`](crate::Error::Busy) if the collector has not ended at the deadline.
+    pub fn sr_collect_stop(&self, context: &Context) -> Result<Done> {
+        let done = self.collector().map_or(Done::Already, |_| Done::Changed);
+        stop::end_collector(self.sr, context.deadline).map(|_| done)
+    }
+
     /// Gives back the space of deleted snapshots and clones. Long work, which locks its disks one after the other.
     ///
     /// # Errors
     /// [`NotMerged`](crate::Error::NotMerged) at the end, with all failures.
-    pub fn sr_collect(&self, context: &Context) -> Result<Done> {
-        self.carry_out(Locks::of_vdis(&[]), context, |storage, context| storage.collect(context))
+    pub fn sr_collect(&self, collecting: &Collecting, context: &Context) -> Result<Done> {
+        let collecting = collecting.clone();
+        self.carry_out(Locks::of_vdis(&[]), context, move |storage, context| storage.collect(&collecting, context))
     }
 }

@@ -121,8 +121,12 @@ impl Session {
         changes: ParamsChange,
         context: &Context,
     ) -> Result<VdiInfo> {
-        let locks = Locks::of_vdis(&[source, dest]);
-        self.carry_out(locks, context, move |storage, context| storage.vdi(source)?.clone_to(dest, &changes, context))
+        self.with_room(source, context, &|context| {
+            let (locks, changes) = (Locks::of_vdis(&[source, dest]), changes.clone());
+            self.carry_out(locks, context, move |storage, context| {
+                storage.vdi(source)?.clone_to(dest, &changes, context)
+            })
+        })
     }
 
     /// Makes a read-only copy of a VDI as it is now. `changes`: what its params have else.
@@ -136,8 +140,12 @@ impl Session {
         changes: ParamsChange,
         context: &Context,
     ) -> Result<VdiInfo> {
-        let locks = Locks::of_vdis(&[source, dest]);
-        self.carry_out(locks, context, move |storage, context| storage.vdi(source)?.snapshot(dest, &changes, context))
+        self.with_room(source, context, &|context| {
+            let (locks, changes) = (Locks::of_vdis(&[source, dest]), changes.clone());
+            self.carry_out(locks, context, move |storage, context| {
+                storage.vdi(source)?.snapshot(dest, &changes, context)
+            })
+        })
     }
 
     /// Gives a VDI the contents of one of its snapshots. The VDI's own contents are lost; its UUID, names and snapshots

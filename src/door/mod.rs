@@ -66,8 +66,8 @@ pub fn sm_main() -> ExitCode {
     }
     outlive_limits();
     let args: Vec<OsString> = std::env::args_os().collect();
-    if plugin::is_meant(&args) {
-        return speak(plugin::serve(&args));
+    if let Some(answer) = plugin::serve(&args) {
+        return speak(answer);
     }
     let called = args.first().map(std::path::Path::new).and_then(|path| path.file_name());
     match DRIVERS.iter().find(|d| called == Some(d.executable.as_ref())) {

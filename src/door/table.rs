@@ -30,7 +30,11 @@ pub fn write(reply: &Reply) -> String {
                     Outcome::Mendable => " (sr_check --repair mends it)",
                     Outcome::Lasting => " (cannot be mended)",
                 };
-                line(&mut out, &format!("{}: {}{outcome}", finding.object, finding.what));
+                let label = match finding.label.as_str() {
+                    "" => String::new(),
+                    label => format!(" ({label})"),
+                };
+                line(&mut out, &format!("{}{label}: {}{outcome}", finding.object, finding.what));
             }
         }
         Reply::Srs(found) if found.is_empty() => out.push_str("no SR found"),
@@ -67,22 +71,36 @@ fn sr(out: &mut String, info: &SrInfo) {
         }
         return;
     }
-    let mut rows = vec![["VDI", "type", "virtual", "used", "created", "state", "label"].map(str::to_owned)];
+    let mut header = vec!["VDI", "type", "virtual", "used", "created", "state", "snapshot of", "label"];
+    let has_snapshots = info.vdis.iter().any(|v| v.snapshot_of.is_some());
+    header.retain(|name| has_snapshots || *name != "snapshot of");
+    let mut rows: Vec<Vec<String>> = vec![header.into_iter().map(str::to_owned).collect()];
     for v in &info.vdis {
-        rows.push([
+        let of = has_snapshots.then(|| v.snapshot_of.map_or_else(|| "-".to_owned(), |disk| called(disk, &info.vdis)));
+        let row = [
             v.uuid.to_string(),
             v.format.to_string(),
             human(v.virtual_size),
             human(v.physical_utilisation),
             v.created.map_or_else(|| "-".to_owned(), |seconds| Utc(seconds).to_the_minute()),
             state(v),
-            v.label.clone(),
-        ]);
+        ];
+        rows.push(row.into_iter().chain(of).chain([v.label.clone()]).collect());
     }
     out.push('\n');
-    columns(out, &rows, &[2, 3]);
+    out.push_str(&aligned(&rows, &[2, 3]));
     for v in info.vdis.iter().filter(|v| !v.state.is_healthy()) {
         line(out, &format!("{}: {}", v.uuid, v.state));
+    }
+}
+
+/// A disk of an SR in a word: the label, or the first digits of the UUID where it has none. A disk that is gone is said to be.
+fn called(vdi: VdiUuid, vdis: &[VdiInfo]) -> String {
+    let start: String = vdi.to_string().chars().take(8).collect();
+    match vdis.iter().find(|it| it.uuid == vdi) {
+        Some(it) if it.label.is_empty() => start,
+        Some(it) => it.label.clone(),
+        None => format!("{start} (deleted)"),
     }
 }
 
@@ -241,6 +259,7 @@ fn vdi(out: &mut String, info: &VdiInfo) {
         ("used", human(info.physical_utilisation)),
         ("state", state(info)),
     ];
+    rows.extend(info.opened_by.clone().map(|who| ("opened by", who)));
     if !info.state.is_healthy() {
         rows.push(("reason", info.state.to_string()));
     }
@@ -308,8 +327,39 @@ mod tests {
             state: State::Broken(planted.to_owned()),
             locked: true,
             created: Some(1_795_741_655),
+            snapshot_of: Some(VdiUuid::random()),
+            opened_by: Some(planted.to_owned()),
             ..VdiInfo::sample(VdiUuid::random())
         }
+    }
+
+    #[test]
+    fn a_snapshot_is_shown_with_its_disk_where_there_is_one() {
+        let web = VdiInfo { label: "web".to_owned(), ..VdiInfo::sample(VdiUuid::random()) };
+        let db = VdiInfo::sample(VdiUuid::random());
+        let gone = VdiUuid::random();
+        let of = |disk| VdiInfo { snapshot_of: Some(disk), ..VdiInfo::sample(VdiUuid::random()) };
+        let sr = |vdis: Vec<VdiInfo>| SrInfo {
+            uuid: SrUuid::random(),
+            vdi_uuids: Vec::new(),
+            physical_utilisation: 0,
+            virtual_allocation: 0,
+            size: 1 << 30,
+            free: 1 << 30,
+            sr_type: "file".to_owned(),
+            location: String::new(),
+            slot: None,
+            pool: None,
+            vdis,
+        };
+        assert!(!write(&Reply::Sr(sr(vec![web.clone()]))).contains("snapshot of"));
+        let shown = write(&Reply::Sr(sr(vec![web.clone(), db.clone(), of(web.uuid), of(db.uuid), of(gone)])));
+        let start = |vdi: VdiUuid| vdi.to_string()[..8].to_owned();
+        let cells = ["snapshot of", "web", &start(db.uuid), &format!("{} (deleted)", start(gone))];
+        for (line, cell) in shown.lines().skip(9).zip([cells[0], "-", "-", cells[1], cells[2], cells[3]]) {
+            assert!(line.contains(cell), "{cell}: {line}");
+        }
+        assert_eq!(shown.lines().count(), 15, "{shown}");
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl Xapi {
     }
 
     /// Ends a session of [`Xapi::log_in`].
-    pub fn log_out(mut self) {
+    pub fn log_out(&mut self) {
         // xapi ends a session that is not used, too.
         let _ = self.call("session.logout", &[]);
     }

@@ -110,6 +110,7 @@ pub trait Served: Send + Sync {
 pub struct RawImage {
     storage: Arc<dyn Storage>,
     size: u64,
+    data: Option<Vec<(u64, u64)>>,
 }
 
 impl RawImage {
@@ -118,8 +119,16 @@ impl RawImage {
     /// # Errors
     /// [`Error::Io`].
     pub fn new(storage: Arc<dyn Storage>) -> Result<RawImage> {
+        RawImage::with_data(storage, None)
+    }
+
+    /// `data`: the stretches outside of which the storage reads as zeroes, in order; `None`: the storage tells its holes.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn with_data(storage: Arc<dyn Storage>, data: Option<Vec<(u64, u64)>>) -> Result<RawImage> {
         let size = storage.len()?.next_multiple_of(SECTOR);
-        Ok(RawImage { storage, size })
+        Ok(RawImage { storage, size, data })
     }
 }
 
@@ -129,6 +138,11 @@ impl Disk for RawImage {
     }
 
     fn next_data(&self, from: u64) -> Result<Option<(u64, u64)>> {
+        if let Some(data) = &self.data {
+            let found = data.get(data.partition_point(|(_, end)| *end <= from));
+            let found = found.map(|(start, end)| (*(start.max(&from)), *(end.min(&self.size))));
+            return Ok(found.filter(|(start, end)| start < end));
+        }
         let fail = || self.storage.fail("find the data of");
         let Some(start) = self.storage.next_data(from, self.size).map_err(fail())? else { return Ok(None) };
         let end = self.storage.next_hole(start, self.size).map_err(fail())?;
@@ -237,6 +251,22 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_data_of_storage_that_tells_no_holes_is_what_was_told() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1000 << 10).unwrap();
+        let storage = Arc::new(crate::image::storage::FileStorage::new(file, "x").unwrap());
+        let told = vec![(0, 10 << 10), (64 << 10, 128 << 10), (960 << 10, 1024 << 10), (2048 << 10, 2049 << 10)];
+        let disk = RawImage::with_data(storage, Some(told)).unwrap();
+        let (mut at, mut found) = (0, Vec::new());
+        while let Some((start, end)) = disk.next_data(at).unwrap() {
+            found.push((start >> 10, end >> 10));
+            at = end;
+        }
+        assert_eq!(found, [(0, 10), (64, 128), (960, 1000)]);
+        assert_eq!(disk.next_data(100 << 10).unwrap(), Some((100 << 10, 128 << 10)));
+    }
 
     #[test]
     fn zeroes_are_left_out_and_nothing_else() {

@@ -80,6 +80,11 @@ impl Changes {
         self.add(action, Object::Slot(slot.id), allow);
     }
 
+    /// The slot is found elsewhere.
+    pub(super) fn rewire(&mut self, slot: &Slot) {
+        self.slot(Action::Rewire, slot, Some(Allow::Rewire));
+    }
+
     /// The end of the use of a slot.
     fn down(&mut self, layout: &Layout, slot: &Slot) {
         match slot.id.class {

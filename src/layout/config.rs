@@ -13,7 +13,7 @@ pub fn driver(class: Class) -> &'static Driver {
 }
 
 /// The keys that say where an SR of a class is, which a slot itself gives.
-fn given_by_slot(class: Class) -> &'static [&'static str] {
+pub(super) fn given_by_slot(class: Class) -> &'static [&'static str] {
     match class {
         Class::Lvm => &["device"],
         Class::File => &["location"],

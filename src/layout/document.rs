@@ -24,6 +24,7 @@ pub struct Document {
     pub option_lines: BTreeMap<&'static str, usize>,
     /// Each with its line; so are the next two.
     pub addresses: Vec<(usize, Address)>,
+    /// The host is empty where the line says none.
     pub attaches: Vec<(usize, Attach)>,
     pub gateways: Vec<(usize, Gateway)>,
     /// The SR lines with their numbers, every range expanded.
@@ -223,7 +224,7 @@ fn address(mut fields: Fields) -> Result<Address, String> {
 }
 
 fn attach(mut fields: Fields) -> Result<Attach, String> {
-    let host = host(&fields.need("host")?)?;
+    let host = fields.take("host")?.map(|it| host(&it)).transpose()?.unwrap_or_default();
     let class = fields.need("class")?.parse()?;
     let path = fields.take("path")?.map(|path| Kind::Path.normal(&path)).transpose()?.unwrap_or_default();
     let options = fields.take("options")?.unwrap_or_default();

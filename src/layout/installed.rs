@@ -132,6 +132,9 @@ pub fn parse(text: &str, path: &Path) -> Result<Layout> {
 fn layout(text: &str) -> Result<Layout, Misfit> {
     let Document { name, uuid, options, addresses, attaches, gateways, srs, .. } = Document::parse(text)?;
     let uuid = uuid.ok_or_else(|| Misfit::at(0, "it has no line `uuid: UUID`"))?;
+    if let Some((line, _)) = attaches.iter().find(|(_, attach)| attach.host.is_empty()) {
+        return Err(Misfit::at(*line, "host= is missing"));
+    }
     let mut layout = Layout {
         name,
         uuid,
@@ -334,6 +337,7 @@ pub mod tests {
             (text.replace("index=[4-7]", "index=[4-4]"), "members"),
             (text.replace("dev=/dev/disk/by-id/wwn-0x5000,", "dev="), "different numbers"),
             (text.replace("index=0 host=node1 dev=/srv", "index=65535 host=node1 dev=/srv"), "65534 at most"),
+            (text.replace("attach: host=node1", "attach:"), "host= is missing"),
             (text.replace("tag=", "colour="), "no key \"colour\""),
             (text.clone() + "lvm: index=0 host=a dev=/d identity=x\n", "out of order"),
             (text.replace("tag=", "active=so tag="), "active=so"),

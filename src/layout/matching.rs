@@ -283,8 +283,8 @@ impl<'m> Wanted<'m> {
             let Some(value) = line.wanted.get(key) else { continue };
             let parts: Vec<&str> = if key == "ha_host" { value.split(',').collect() } else { vec![value] };
             let text = |part: &&str| match reading {
-                Reading::Patterns => pattern(part).map(Text::Pattern),
-                Reading::Literal | Reading::Unseen => Ok(Text::Literal((*part).to_owned())),
+                Reading::Patterns if key != "host" || !line.of_this_host => pattern(part).map(Text::Pattern),
+                _ => Ok(Text::Literal((*part).to_owned())),
             };
             let read = parts.iter().map(text).collect::<Result<Vec<_>, String>>();
             let bad = |e: String| model.bad(line.line, format!("the pattern of {key} is not valid: {e}"));

@@ -13,9 +13,11 @@
 //! | [`compare`], [`steps`] | what differs between two layouts, and the steps that change it |
 //! | [`offers`], [`planning`] | the media of this host, and a plan made of all of this |
 //! | [`config`] | a slot as a driver sees it |
+//! | [`agent`] | layouts on a host with xapi, and the calls of `xe` that a plan is there |
 //! | [`plan`] | actions, and the steps of a plan |
 //! | [`installed`] | the files of installed layouts |
 
+pub mod agent;
 pub mod coherency;
 pub mod compare;
 pub mod config;
@@ -49,6 +51,13 @@ impl LayoutName {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The name of the SR of a slot: `slot` is its [label](SlotId::label).
+    pub fn sr_name(&self, slot: &str) -> String {
+        // A name begins with a letter.
+        let head = if self.0.starts_with(|c: char| c.is_ascii_digit()) { "layout-" } else { "" };
+        format!("{head}{self}-{slot}")
     }
 }
 
@@ -88,6 +97,11 @@ pub struct SlotId {
 impl SlotId {
     /// The largest index.
     pub const LAST: u16 = crate::types::SlotMark::LAST;
+
+    /// The slot as a part of a name, `lvm-0`.
+    pub fn label(self) -> String {
+        format!("{}-{}", self.class, self.index)
+    }
 
     /// The UUID of the SR of the slot, unless the model says another.
     pub fn sr(self, layout: LayoutUuid) -> SrUuid {
@@ -250,9 +264,7 @@ impl Layout {
 
     /// The name by which the host knows the SR of a slot.
     pub fn sr_name(&self, id: SlotId) -> String {
-        // A name begins with a letter.
-        let head = if self.name.as_str().starts_with(|c: char| c.is_ascii_digit()) { "layout-" } else { "" };
-        format!("{head}{}-{}-{}", self.name, id.class, id.index)
+        self.name.sr_name(&id.label())
     }
 
     /// The claims of the media of its slots. `now`: seconds since 1970.

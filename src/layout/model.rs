@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::document::{Document, Fields};
+use super::document::{self, Document, Fields};
 use super::keys::{self, Options};
 use super::{Active, Address, Attach, Gateway, LayoutName, Mode, installed};
 use crate::error::{Error, Result};
 use crate::registry::candidate::Class;
 use crate::registry::line::{Misfit, Relation};
+use crate::registry::view;
 use crate::sys::{run_dir, small};
 use crate::types::{LayoutUuid, SrUuid};
 
@@ -40,6 +41,8 @@ pub struct Model {
 pub struct SrLine {
     pub line: usize,
     pub class: Class,
+    /// The line says no host: the medium is one of this host, whose name stands in `wanted` as it is.
+    pub of_this_host: bool,
     pub index: Option<u64>,
     pub mode: Mode,
     /// Whether all media that fit make one SR; else each makes one.
@@ -77,19 +80,22 @@ impl Model {
         };
         let whole = |what: String| Error::BadLine { path: path.clone(), line: 0, what };
         let text = small::read_text(&path, LONGEST).map_err(|e| whole(format!("the model cannot be read: {e}")))?;
-        Model::parse(&text, &path, size)
+        Model::parse(&text, &path, &view::host_name(), size)
     }
 
-    /// Reads the text of a model.
+    /// Reads the text of a model. `here`: the name of this host, for lines that say none.
     ///
     /// # Errors
     /// [`Error::BadLine`] with file and line.
-    pub fn parse(text: &str, path: &Path, size: fn(&str) -> Result<u64>) -> Result<Model> {
+    pub fn parse(text: &str, path: &Path, here: &str, size: fn(&str) -> Result<u64>) -> Result<Model> {
         let bad = |misfit: Misfit| Error::BadLine { path: path.to_owned(), line: misfit.line, what: misfit.what };
-        let Document { name, uuid, options, option_lines, addresses, attaches, gateways, srs } =
+        let Document { name, uuid, options, option_lines, addresses, mut attaches, gateways, srs } =
             Document::parse(text).map_err(bad)?;
-        let read =
-            |(line, class, fields)| sr_line(line, class, fields, size).map_err(|what| bad(Misfit::at(line, what)));
+        let without_host = attaches.iter_mut().map(|(_, attach)| attach).filter(|attach| attach.host.is_empty());
+        without_host.for_each(|attach| here.clone_into(&mut attach.host));
+        let read = |(line, class, fields)| {
+            sr_line(line, class, fields, here, size).map_err(|what| bad(Misfit::at(line, what)))
+        };
         let srs = srs.into_iter().map(read).collect::<Result<_>>()?;
         Ok(Model { path: path.to_owned(), name, uuid, options, option_lines, addresses, attaches, gateways, srs })
     }
@@ -100,7 +106,13 @@ impl Model {
     }
 }
 
-fn sr_line(line: usize, class: Class, mut fields: Fields, size: fn(&str) -> Result<u64>) -> Result<SrLine, String> {
+fn sr_line(
+    line: usize,
+    class: Class,
+    mut fields: Fields,
+    here: &str,
+    size: fn(&str) -> Result<u64>,
+) -> Result<SrLine, String> {
     let compared = fields.take_compared("size").into_iter();
     let sizes = compared.map(|(relation, text)| Ok((relation, size(&text).map_err(|e| e.to_string())?)));
     let sizes = sizes.collect::<Result<_, String>>()?;
@@ -112,15 +124,20 @@ fn sr_line(line: usize, class: Class, mut fields: Fields, size: fn(&str) -> Resu
         }
         wanted.insert(key, value);
     }
-    for key in ["host", "dev"] {
-        if !wanted.contains_key(key) {
-            return Err(format!("{key}= is missing"));
-        }
+    let of_this_host = !wanted.contains_key("host");
+    match (of_this_host, class) {
+        (false, _) => {}
+        (true, Class::Nfs) => return Err("host= is missing, which names the server".to_owned()),
+        (true, Class::Lvm | Class::File) => drop(wanted.insert("host", document::host(here)?)),
+    }
+    if !wanted.contains_key("dev") {
+        return Err("dev= is missing".to_owned());
     }
     let mut text = |key: &str| fields.take(key).map(Option::unwrap_or_default);
     let found = SrLine {
         line,
         class,
+        of_this_host,
         index: Some(text("index")?).filter(|it| !it.is_empty()).map(|it| keys::number(&it)).transpose()?,
         mode: installed::mode(&text("mode")?)?,
         spans_all: match text("span")?.as_str() {
@@ -156,7 +173,7 @@ pub mod tests {
     /// Reads a model whose sizes are in bytes.
     pub(in crate::layout) fn read(text: &str) -> Result<Model> {
         let size = |text: &str| text.parse().map_err(|_| Error::Usage(format!("{text} is no size")));
-        Model::parse(text, Path::new("/m.model"), size)
+        Model::parse(text, Path::new("/m.model"), "node.1", size)
     }
 
     #[test]
@@ -173,9 +190,17 @@ pub mod tests {
     }
 
     #[test]
+    fn a_line_without_a_host_is_for_this_host() {
+        let model = read("layout: a\nlvm: dev=/b\nfile: dev=/c host=node2\nattach: class=nfs\n").unwrap();
+        let hosts: Vec<_> = model.srs.iter().map(|it| (it.wanted["host"].as_str(), it.of_this_host)).collect();
+        assert_eq!(hosts, [("node.1", true), ("node2", false)]);
+        assert_eq!(model.attaches[0].1.host, "node.1");
+    }
+
+    #[test]
     fn each_fault_of_a_line_is_an_error_with_file_and_line() {
         for (bad, what) in [
-            ("lvm: dev=/b", "host= is missing"),
+            ("nfs: dev=/b", "host= is missing, which names the server"),
             ("lvm: host=a", "dev= is missing"),
             ("lvm: host=a dev=/b index=x", "\"x\" is no whole number"),
             ("lvm: host=a dev=/b index>=1", "index is compared by = alone"),

@@ -9,12 +9,13 @@ use regex_lite::Regex;
 
 use super::matching::{self, Offer, Reading, Standing};
 use super::model::Model;
-use super::{Layout, LayoutName, SlotId, config, plan};
+use super::{Layout, LayoutName, Slot, SlotId, agent, config, plan};
 use crate::context::DEFAULT_WAIT;
 use crate::error::{Error, Result};
+use crate::registry::agent::Agent;
 use crate::registry::backend::Backend;
 use crate::registry::candidate::{Candidate, Class};
-use crate::registry::claims::Claim;
+use crate::registry::claims::{BY_AGENT, Claim};
 use crate::registry::facts::State;
 use crate::registry::view::{Host, Row};
 use crate::sys::blockdev;
@@ -30,6 +31,8 @@ pub struct Media<'a> {
     pub name: &'a LayoutName,
     pub uuid: LayoutUuid,
     pub installed: Option<&'a Layout>,
+    /// The database that owns the SRs of this host, if there is one; then `installed` is what it has of the layout.
+    pub agent: Option<&'a Agent>,
 }
 
 /// How the lines of a class are read with a backend: `scan` sees block devices alone, `none` has no inventory.
@@ -165,8 +168,18 @@ impl Media<'_> {
         let slot = claim.class.parse().ok().zip(claim.index).map(|(class, index)| SlotId { class, index });
         match slot {
             Some(id) if claim.layout == self.name.as_str() => Standing::Ours(id),
+            _ if claim.layout == BY_AGENT && self.of_agent(&claim.identity).is_some() => {
+                self.of_agent(&claim.identity).map_or(Standing::Free, Standing::Ours)
+            }
             _ => Standing::Taken(format!("claimed ({})", claim.owner())),
         }
+    }
+
+    /// The slot of this layout that the agent has on a medium.
+    fn of_agent(&self, identity: &str) -> Option<SlotId> {
+        self.agent?;
+        let has = |slot: &&Slot| slot.media.iter().any(|medium| medium.identity == identity);
+        self.installed?.slots.iter().find(has).map(|slot| slot.id)
     }
 
     fn marked(&self, mark: SlotMark) -> Standing {
@@ -186,6 +199,14 @@ impl Media<'_> {
     /// # Errors
     /// What the driver says of it.
     pub fn unseen(&self, offer: &Offer) -> Result<Standing> {
+        if let Some(id) = self.of_agent(&offer.identity) {
+            return Ok(Standing::Ours(id));
+        }
+        let is_directory = offer.candidate.class == Class::File && offer.candidate.host == self.host.name;
+        let owner = self.agent.filter(|_| is_directory);
+        if let Some(kept) = owner.and_then(|agent| agent::owner_of_directory(agent, &offer.candidate.dev)) {
+            return Ok(Standing::Taken(format!("in use: xapi has SR {} there, {:?}", kept.sr, kept.name)));
+        }
         if let Some(claim) = self.host.claims().of(&offer.identity) {
             return Ok(self.claimed(claim));
         }

@@ -1,7 +1,9 @@
 //! A plan made of a model, the layout that is installed, and what this host has.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use super::agent::{self, Order};
 use super::compare::compare;
 use super::matching::{self, Around};
 use super::model::Model;
@@ -9,6 +11,7 @@ use super::offers::{self, Media, Watched};
 use super::plan::{Plan, VERSION, digest};
 use super::{Layout, LayoutName, installed, steps, support};
 use crate::error::{Error, Result};
+use crate::registry::agent::Agent;
 use crate::registry::backend::Backend;
 use crate::registry::settings::Settings;
 use crate::registry::view::Host;
@@ -21,7 +24,7 @@ const WAIT: Duration = Duration::from_secs(30);
 /// The state that a plan is made of, and that it fits as long as it is the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
-    /// [`digest`] of the text of the installed layout; empty if none is installed.
+    /// [`digest`] of the text of the installed layout; empty if none is installed. On a host with xapi, [`agent::base`].
     pub digest: String,
     /// The generation of the claims.
     pub generation: u64,
@@ -33,14 +36,13 @@ impl Base {
     /// The state now.
     ///
     /// # Errors
-    /// [`Error::Damaged`] for an installed layout or claims that cannot be read; [`Error::Io`].
-    pub fn now(name: &LayoutName, host: &Host, watched: &Watched) -> Result<Base> {
-        let text = installed::read(name)?;
-        Ok(Base {
-            digest: text.as_deref().map(digest).unwrap_or_default(),
-            generation: host.claims().generation,
-            inventory: offers::digest(host, watched),
-        })
+    /// [`Error::Damaged`] for an installed layout or claims that cannot be read; [`Error::Io`]; those of [`agent::base`].
+    pub fn now(name: &LayoutName, host: &Host, watched: &Watched, agent: Option<&Agent>) -> Result<Base> {
+        let digest = match agent {
+            Some(agent) => agent::base(agent, name)?,
+            None => installed::read(name)?.as_deref().map(digest).unwrap_or_default(),
+        };
+        Ok(Base { digest, generation: host.claims().generation, inventory: offers::digest(host, watched) })
     }
 
     /// Refuses a plan that was made of another state.
@@ -83,28 +85,53 @@ pub fn lock(name: &LayoutName, kind: Kind) -> Result<Lock> {
     })
 }
 
-/// Makes a plan. The caller holds the lock of the layout. `size`: reads a size in bytes.
+/// Makes a plan. The caller holds the lock of the layout. `agent`: the database that owns the SRs of this host, if there is one.
+/// `size`: reads a size in bytes.
 ///
 /// # Errors
 /// Those of the model, of matching and of the comparison; those of what the host cannot tell.
-pub fn plan(model: &Model, settings: &Settings, size: fn(&str) -> Result<u64>) -> Result<Planned> {
+pub fn plan(
+    model: &Model,
+    settings: &Settings,
+    agent: Option<&Agent>,
+    size: fn(&str) -> Result<u64>,
+) -> Result<Planned> {
     let backend = Backend::selected(settings)?;
-    let host = Host::look(settings)?;
-    let old = installed::load(&model.name)?;
+    let host = Host::look(settings)?.with(agent);
+    let mut old = if agent.is_some() { None } else { installed::load(&model.name)? };
     let uuid = uuid(model, old.as_ref(), &host);
-    let media = Media { host: &host, backend: &backend, name: &model.name, uuid, installed: old.as_ref() };
+    if let Some(agent) = agent {
+        old = Some(agent::known(agent, &model.name, uuid)?);
+    }
+    let media = Media { host: &host, backend: &backend, name: &model.name, uuid, installed: old.as_ref(), agent };
     let around = Around {
         installed: old.as_ref(),
         uuid,
         reading: &|class| offers::reading(&backend, class),
         standing: &|offer| media.unseen(offer),
     };
-    let matched = matching::matched(model, &media.offers(model, size)?, &around)?;
+    let mut matched = matching::matched(model, &media.offers(model, size)?, &around)?;
     support::check(model, &matched, &host.name)?;
     let patterns = matching::patterns(model, |class| offers::reading(&backend, class));
     let watched = Watched::of(patterns.clone(), old.iter().chain([&matched.layout]));
-    let base = Base::now(&model.name, &host, &watched)?;
-    let changes = compare(old.as_ref(), &matched.layout, &matched.adoptable)?;
+    let base = Base::now(&model.name, &host, &watched, agent)?;
+    if agent.is_some()
+        && let Some(known) = old.take()
+    {
+        old = Some(agent::reconciled(known, &mut matched.layout)).filter(|old| !old.slots.is_empty());
+    }
+    let mut changes = compare(old.as_ref(), &matched.layout, &matched.adoptable)?;
+    if let Some(agent) = agent {
+        agent::add_rewires(&mut changes, agent, &matched.layout)?;
+    }
+    let mut steps = steps::steps(&changes, old.as_ref(), &matched.layout, &host.name);
+    let mut actions = changes.actions();
+    if let Some(agent) = agent {
+        let order =
+            Order { agent, name: &model.name, new: Some(&matched.layout), steps: &steps, allow: &BTreeSet::new() };
+        steps = order.fitting()?;
+        actions = steps.iter().map(|step| step.action).collect();
+    }
     let target = installed::text_of(&matched.layout)?;
     let plan = Plan {
         version: VERSION,
@@ -113,8 +140,8 @@ pub fn plan(model: &Model, settings: &Settings, size: fn(&str) -> Result<u64>) -
         registry_generation: base.generation,
         inventory_digest: base.inventory,
         watched: patterns,
-        actions: changes.actions(),
-        steps: steps::steps(&changes, old.as_ref(), &matched.layout, &host.name),
+        actions,
+        steps,
         target,
     };
     Ok(Planned { plan, old, new: matched.layout })
@@ -130,7 +157,6 @@ fn uuid(model: &Model, old: Option<&Layout>, host: &Host) -> LayoutUuid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     #[test]
     fn a_plan_fits_the_state_that_it_was_made_of_and_no_other() {

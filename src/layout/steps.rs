@@ -7,6 +7,7 @@ use super::compare::{Changes, Object};
 use super::plan::{Action, Allow, Step, WHOLE};
 use super::{Layout, Slot, SlotId};
 use crate::registry::candidate::Class;
+use crate::sys::run_dir;
 use crate::types::Size;
 
 /// The end of the words of a release.
@@ -84,7 +85,9 @@ fn words(action: Action, slot: Option<&Slot>, old: Option<&Layout>, new: &Layout
     let Some(slot) = slot else {
         return match action {
             Action::Save => format!("save layout {}", new.name),
-            Action::CopyConf => format!("write the names of the SRs of layout {} to /etc/sm/sr.d", new.name),
+            Action::CopyConf => {
+                format!("write the names of the SRs of layout {} to {}", new.name, run_dir::names().display())
+            }
             _ => format!("{action} layout {}", new.name),
         };
     };

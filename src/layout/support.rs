@@ -51,8 +51,7 @@ pub fn check(model: &Model, matched: &Matched, here: &str) -> Result<()> {
             return not_yet(line, &format!("a host besides this one, {here}: {}", slot.host));
         }
         if slot.id.class == Class::Nfs && model.attaches.is_empty() {
-            let what = format!("no host attaches the class nfs; add the line `attach: host={here} class=nfs`");
-            return Err(model.bad(line, what));
+            return Err(model.bad(line, "no host attaches the class nfs; add the line `attach: class=nfs`"));
         }
     }
     Ok(())

@@ -8,7 +8,8 @@
 //! | `exec:NAME` | the program NAME in `/usr/lib/sm/backends`, for an external database |
 //!
 //! A program gets one JSON object on its standard input, `{"version":1,"request":"candidates","host":"…"}`, and answers one on its
-//! standard output within 30 s: `{"candidates":[{"class":"lvm","host":"node1","dev":"/dev/…","size":1,"rest":{"tag":"a"}}]}`.
+//! standard output within 30 s: `{"candidates":[{"class":"lvm","host":"node1","dev":"/dev/…","size":1,"rest":{"tag":"a"}}]}`. A
+//! program that takes longer, or writes more than 16 MiB, is killed with its process group.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -25,9 +26,9 @@ use crate::error::{Error, Result};
 use crate::sys::tool::Tool;
 use crate::sys::{run_dir, small};
 
-/// How long a program may take.
 /// Bytes of the longest inventory.
 const LONGEST_INVENTORY: u64 = 16 << 20;
+/// How long a program may take.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A source of candidates.
@@ -43,7 +44,7 @@ pub enum Backend {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     pub name: String,
-    pub description: &'static str,
+    pub description: String,
     pub selected: bool,
 }
 
@@ -96,7 +97,7 @@ impl Backend {
                     what: misfit.what,
                 })
             }
-            Backend::Exec { program, .. } => ask(program, host),
+            Backend::Exec { program, .. } => ask(program, host, DEADLINE),
         }
     }
 }
@@ -108,8 +109,9 @@ pub fn all(settings: &Settings) -> Vec<Known> {
         ("file", "the inventory in storage_file"),
         ("none", "no inventory: models name each device"),
     ];
-    let built_in = built_in.into_iter().map(|(name, description)| (name.to_owned(), description));
-    let programs = programs().into_iter().map(|name| (format!("exec:{name}"), "a program in /usr/lib/sm/backends"));
+    let built_in = built_in.into_iter().map(|(name, description)| (name.to_owned(), description.to_owned()));
+    let program = |name: String| (format!("exec:{name}"), format!("a program in {}", run_dir::backends().display()));
+    let programs = programs().into_iter().map(program);
     let known = built_in.chain(programs);
     known.map(|(name, description)| Known { selected: name == settings.backend, name, description }).collect()
 }
@@ -129,14 +131,75 @@ struct Answer {
     candidates: Vec<Candidate>,
 }
 
-fn ask(program: &PathBuf, host: &str) -> Result<Vec<Candidate>> {
+fn ask(program: &PathBuf, host: &str, patience: Duration) -> Result<Vec<Candidate>> {
     let meta = fs::metadata(program).map_err(Error::io("examine", program))?;
     refuse_untrusted(program, meta.uid(), meta.mode())?;
     let request = json!({"version": 1, "request": "candidates", "host": host}).to_string();
-    let output = Tool::new(&program.display().to_string()).input(request.as_bytes())?.deadline(DEADLINE).run()?;
+    let tool = Tool::new(&program.display().to_string()).input(request.as_bytes())?;
+    let output = tool.at_most(LONGEST_INVENTORY as usize).deadline(patience).run()?;
     let answer: Answer = serde_json::from_str(&output.stdout).map_err(|e| Error::Damaged {
         path: program.clone(),
         what: format!("its answer is no list of devices: {e}"),
     })?;
     Ok(answer.candidates)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+    use std::time::Instant;
+
+    /// A program that writes its own process and one that it starts into the file beside it, and then does `body`.
+    fn program(dir: &Path, body: &str) -> PathBuf {
+        let path = dir.join("db");
+        let text = format!("#!/bin/sh\ncat > /dev/null\nsleep 300 &\necho $$ $! > {}/pids\n{body}\n", dir.display());
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    /// Whether a process is there and is no zombie, which waits for the init of the host.
+    fn runs(pid: u32) -> bool {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("State:") && !line.contains("zombie"))
+    }
+
+    #[test]
+    fn a_program_that_writes_without_end_or_takes_too_long_is_killed_with_what_it_started() {
+        let too_much = "wrote more than 16MiB to its standard output: first";
+        for (body, patience, why) in [
+            ("yes", 300, too_much),
+            ("kill $!; head -c 16777217 /dev/zero", 300, too_much),
+            ("sleep 300", 1, "did not end within 1 s: first"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = program(dir.path(), &format!("echo first >&2; {body}"));
+            let refused = ask(&path, "node1", Duration::from_secs(patience)).unwrap_err();
+            let said = crate::error::one_line(&refused);
+            assert!(matches!(refused, Error::Tool { .. }), "{refused:?}");
+            assert_eq!(said, format!("{} {why}", path.display()));
+            let pids = fs::read_to_string(dir.path().join("pids")).unwrap();
+            let begun = Instant::now();
+            for pid in pids.split_whitespace().map(|pid| pid.parse().unwrap()) {
+                while runs(pid) {
+                    assert!(begun.elapsed() < Duration::from_secs(60), "{body}: {pid} runs still");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_is_read_whole_and_what_is_left_running_does_not_hang_us() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = program(dir.path(), "");
+        let of = |n: usize| format!(r#"{{"class":"file","host":"node1","dev":"/srv/{n}","size":null,"rest":{{}}}}"#);
+        let answer = format!(r#"{{"candidates":[{}]}}"#, (0..20_000).map(of).collect::<Vec<_>>().join(","));
+        fs::write(dir.path().join("answer"), answer).unwrap();
+        program(dir.path(), &format!("cat {}/answer; kill $!", dir.path().display()));
+        let found = ask(&path, "node1", DEADLINE).unwrap();
+        assert_eq!((found.len(), found[19_999].dev.as_str()), (20_000, "/srv/19999"));
+    }
 }

@@ -13,6 +13,9 @@ use crate::types::{LayoutUuid, SrUuid};
 /// The layout of what was made by hand and not by a layout.
 pub const BY_HAND: &str = "-";
 
+/// The layout of what the database of xapi has. No layout can have that name, and the file has no such claim.
+pub const BY_AGENT: &str = "xapi:";
+
 /// The form of the file that this release reads and writes.
 pub const VERSION: u32 = 1;
 
@@ -55,6 +58,7 @@ impl Claim {
         let sr = self.sr_uuid.map(|sr| format!("SR {sr}"));
         match (self.layout.as_str(), self.index, sr) {
             (BY_HAND, _, Some(sr)) => sr,
+            (BY_AGENT, _, Some(sr)) => format!("{sr}, which xapi has"),
             (BY_HAND, _, None) => "reserved by hand".to_owned(),
             (layout, Some(index), Some(sr)) => format!("{layout} {}/{index}, {sr}", self.class),
             (layout, Some(index), None) => format!("{layout} {}/{index}", self.class),

@@ -12,6 +12,7 @@
 //! | [`reserve`] | claims around sr_create and sr_delete |
 //! | [`rebuild`] | the claims made anew from what the devices hold |
 //! | [`backend`], [`candidate`], [`line`](mod@line) | where media come from, and the form of an inventory |
+//! | [`agent`] | the SRs that the database of xapi has on this host |
 //! | [`view`] | the list of media, with state and owner |
 //! | [`settings`] | `/etc/sm/sm.conf` |
 //!
@@ -29,6 +30,7 @@
 //! An entry appears complete and durable, or not at all; it disappears by one unlink. sr_create adds it before it makes the SR,
 //! so that a killed sr_create leaves a name by which the same command is repeated. sr_delete removes it after the SR is gone.
 
+pub mod agent;
 pub mod backend;
 pub mod candidate;
 pub mod claims;
@@ -193,7 +195,7 @@ fn text_of(file: File, path: &Path) -> Result<String> {
 
 /// Refuses a file or directory that another user than root and the caller may have written.
 fn refuse_untrusted(path: &Path, uid: u32, mode: u32) -> Result<()> {
-    if uid != 0 && uid != run_dir::user().as_raw() {
+    if !run_dir::is_trusted(uid) {
         return Err(not_trusted(path, &format!("it belongs to uid {uid}; chown root mends that")));
     }
     match mode & 0o022 {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::agent::Agent;
 use super::backend::Backend;
 use super::candidate::{Candidate, Class};
 use super::claims::{Claim, Claims};
@@ -75,6 +76,13 @@ impl Host {
             host.facts[at].signature = found;
         }
         Ok(host)
+    }
+
+    /// The owners that the agent of this host has are seen as claims from now on.
+    #[must_use]
+    pub fn with(mut self, agent: Option<&Agent>) -> Host {
+        agent.into_iter().for_each(|agent| agent.claim(&mut self.claims));
+        self
     }
 
     /// The identities of the devices that are here, those of partitions among them. Claims are not read.
@@ -194,17 +202,22 @@ impl Host {
     }
 }
 
-/// The devices that a backend offers, a row for each. `size`: reads a size in bytes.
+/// The devices that a backend offers, a row for each. `agent`: whose SRs are owners, too. `size`: reads a size in bytes.
 ///
 /// # Errors
 /// Those of [`Host::look`] and [`Backend::inventory`].
-pub fn rows(backend: &Backend, settings: &Settings, size: fn(&str) -> Result<u64>) -> Result<Vec<Row>> {
+pub fn rows(
+    backend: &Backend,
+    settings: &Settings,
+    agent: Option<&Agent>,
+    size: fn(&str) -> Result<u64>,
+) -> Result<Vec<Row>> {
     match backend {
         Backend::None => Ok(Vec::new()),
-        Backend::Scan => Ok(Host::look(settings)?.rows()),
+        Backend::Scan => Ok(Host::look(settings)?.with(agent).rows()),
         Backend::File(_) | Backend::Exec { .. } => {
             let candidates = backend.inventory(&host_name(), size)?;
-            let host = Host::look(settings)?;
+            let host = Host::look(settings)?.with(agent);
             let mut rows: Vec<Row> = candidates.iter().map(|candidate| host.of_inventory(candidate)).collect();
             sort(&mut rows);
             Ok(rows)

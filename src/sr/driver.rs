@@ -13,6 +13,7 @@ use crate::types::{
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::CollectPlan;
+use crate::vdi::tree::run::Collecting;
 
 /// A driver's facts and functions that can be used before any SR exists.
 pub struct Driver {
@@ -271,7 +272,16 @@ pub trait Sr: Send + Sync {
     /// # Errors
     /// [`Error::NotMerged`] at the end, with all failures; [`Error::SrUnavailable`] while another process collects. Those of
     /// [`Sr::stat`] for an SR that is not there, also of an SR that keeps no trees.
-    fn collect(&self, context: &Context) -> Result<Done>;
+    fn collect(&self, collecting: &Collecting, context: &Context) -> Result<Done>;
+
+    /// Makes the chain of a disk one image shorter, if an image of it can be merged. `Already`: none can. An SR that keeps no trees
+    /// has no chains.
+    ///
+    /// # Errors
+    /// Those of [`shorten`](crate::vdi::tree::shorten::shorten).
+    fn shorten(&self, _vdi: VdiUuid, _context: &Context) -> Result<Done> {
+        Ok(Done::Already)
+    }
 
     /// The decisions that [`Sr::collect`] would make now. An SR that keeps no trees has none. Changes nothing.
     ///
@@ -363,5 +373,5 @@ pub fn refuse_slot(new: &NewSr) -> Result<()> {
 /// The finding of sr_check for a disk whose state is known.
 pub fn finding_of_state(vdi: VdiUuid, object: String, state: &State) -> Finding {
     let outcome = if *state == State::ServerDied { Outcome::Note } else { Outcome::Lasting };
-    Finding { vdi: Some(vdi), object, what: state.to_string(), outcome }
+    Finding { vdi: Some(vdi), object, label: String::new(), what: state.to_string(), outcome }
 }

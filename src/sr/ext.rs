@@ -46,6 +46,7 @@ use crate::types::{
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::CollectPlan;
+use crate::vdi::tree::run::Collecting;
 
 pub const DRIVER: Driver = Driver {
     sr_type: "ext",
@@ -298,6 +299,10 @@ impl Sr for ExtSr {
         self.files()?.names(word).map_err(|e| self.explain(e))
     }
 
+    fn shorten(&self, vdi: VdiUuid, context: &Context) -> Result<Done> {
+        self.files()?.shorten(vdi, context).map_err(|e| self.explain(e))
+    }
+
     fn plan_collect(&self, context: &Context) -> Result<CollectPlan> {
         self.files()?.plan_collect(context).map_err(|e| self.explain(e))
     }
@@ -306,8 +311,8 @@ impl Sr for ExtSr {
         self.files()?.check(thorough, repair, context).map_err(|e| self.explain(e))
     }
 
-    fn collect(&self, context: &Context) -> Result<Done> {
-        self.files()?.collect(context).map_err(|e| self.explain(e))
+    fn collect(&self, collecting: &Collecting, context: &Context) -> Result<Done> {
+        self.files()?.collect(collecting, context).map_err(|e| self.explain(e))
     }
 
     /// Also on devices that went away: a disk can still be detached.

@@ -91,6 +91,8 @@ use crate::types::{
 };
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::{CollectPlan, collect, plan};
+use crate::vdi::tree::run::Collecting;
+use crate::vdi::tree::shorten::shorten;
 use crate::vdi::{Vdi, layout as layout_of};
 
 pub const DRIVER: Driver = Driver {
@@ -219,8 +221,12 @@ impl Sr for FileSr {
         self.make_of(new, incoming, progress)
     }
 
-    fn collect(&self, context: &Context) -> Result<Done> {
-        collect(&self.forest(self.dir()?), context)
+    fn collect(&self, collecting: &Collecting, context: &Context) -> Result<Done> {
+        collect(&self.forest(self.dir()?), collecting, context)
+    }
+
+    fn shorten(&self, vdi: VdiUuid, context: &Context) -> Result<Done> {
+        shorten(&self.forest(self.dir()?), vdi, context)
     }
 
     fn plan_collect(&self, context: &Context) -> Result<CollectPlan> {

@@ -43,6 +43,7 @@ use crate::sys::loopdev;
 use crate::sys::watch::Pulse;
 use crate::types::{Done, Format, NewSr, NewVdi, SmConfig, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::tree::collect::CollectPlan;
+use crate::vdi::tree::run::Collecting;
 use crate::vdi::{self, Attachments, Vdi};
 
 use images::{Iso, is_ours_in_the_making, name_of, uuid_of};
@@ -236,14 +237,14 @@ impl Sr for IsoSr {
     }
 
     /// CD images have no parents, so there is nothing to merge.
-    fn collect(&self, _context: &Context) -> Result<Done> {
+    fn collect(&self, _collecting: &Collecting, _context: &Context) -> Result<Done> {
         let dir = self.library.dir()?;
         self.library.refuse_another_sr(&dir)?;
         Ok(Done::Already)
     }
 
     fn plan_collect(&self, context: &Context) -> Result<CollectPlan> {
-        self.collect(context).map(|_| CollectPlan::default())
+        self.collect(&Collecting::default(), context).map(|_| CollectPlan::default())
     }
 
     fn forget_vdi(&self, _vdi: VdiUuid) -> Result<Done> {

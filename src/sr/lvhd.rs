@@ -1,4 +1,5 @@
-//! LVHD: the volume groups of the SR types `lvm`, `lvmoiscsi` and `lvmohba` of XCP-ng and XenServer, read and never changed.
+//! LVHD: the volume groups of the SR types `lvm`, `lvmoiscsi` and `lvmohba` of XCP-ng and XenServer. They
+//! are read; of what is in them, the names of VDIs alone are changed.
 //!
 //! | volume | what |
 //! |---|---|
@@ -26,6 +27,7 @@
 //! | [`listing`] | the SR and its disks as an answer |
 //! | [`place`], [`forest`], [`disk`] | one disk: its bytes, its parents, and what is refused |
 //! | [`activation`] | the volumes that are active while a disk is attached |
+//! | [`names`], [`rights`] | names are changed; who may do it |
 //! | [`mod@check`] | what is wrong |
 
 mod activation;
@@ -37,11 +39,14 @@ pub mod journal;
 mod listing;
 pub mod map;
 pub mod mgt;
+mod names;
 mod place;
+mod rights;
 
 use std::rc::Rc;
 
 pub use group::Group;
+pub use rights::Rights;
 
 use crate::error::{Error, Result, one_line};
 use crate::image::volume::VolumeName;
@@ -63,9 +68,9 @@ pub fn is_lvhd(vg: &Vg, own: &[&str]) -> bool {
 }
 
 /// The verbs that an LVHD SR answers.
-const SERVED: &str = "sr_probe, sr_attach, sr_scan, sr_check, vdi_get_params, vdi_attach --read-only, vdi_export and vdi_copy into another SR";
+const SERVED: &str = "sr_probe, sr_attach, sr_scan, sr_check, vdi_get_params, vdi_attach --read-only, vdi_set, vdi_export and vdi_copy into another SR";
 
-/// Says that nothing is changed in such an SR.
+/// Says that the operation is not served in such an SR.
 pub fn refused(op: &'static str, sr: SrUuid) -> Error {
     Error::ReadOnlySr { op, sr, served: SERVED }
 }

@@ -75,6 +75,7 @@ use crate::types::{
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::CollectPlan;
+use crate::vdi::tree::run::Collecting;
 
 pub const DRIVER: Driver = Driver {
     sr_type: "lvm",
@@ -156,6 +157,8 @@ pub struct LvmSr {
     is_shared: bool,
     /// Another host is the one that may change the group.
     is_slave: bool,
+    /// The part of this host in an LVHD SR.
+    rights: lvhd::Rights,
 }
 
 impl LvmSr {
@@ -179,7 +182,7 @@ impl LvmSr {
         };
         // xapi's word, which it gives with every call.
         let is_slave = config.get("SRmaster") == Some("false");
-        Ok(LvmSr { group, allocation, is_shared, is_slave })
+        Ok(LvmSr { group, allocation, is_shared, is_slave, rights: lvhd::Rights::of(config) })
     }
 }
 
@@ -269,7 +272,7 @@ impl Sr for LvmSr {
     }
 
     /// An SR on logical volumes keeps no trees of images, so there is nothing to merge.
-    fn collect(&self, _context: &Context) -> Result<Done> {
+    fn collect(&self, _collecting: &Collecting, _context: &Context) -> Result<Done> {
         self.refuse_lvhd("sr_collect", &self.listed()?).map(|()| Done::Already)
     }
 
@@ -295,7 +298,8 @@ impl Sr for LvmSr {
 /// Which SRs lie on the devices.
 fn probe(config: &DeviceConfig, deadline: Deadline) -> Result<Vec<SrInfo>> {
     volume_group::probe(config, &NAMING, deadline, |group, vg| {
-        let sr = LvmSr { group, allocation: None, is_shared: false, is_slave: false };
+        let rights = lvhd::Rights::of(config);
+        let sr = LvmSr { group, allocation: None, is_shared: false, is_slave: false, rights };
         // The report of all groups does not say where the volumes are.
         if lvhd::is_lvhd(vg, OWN) { sr.stat() } else { Ok(sr.summary(vg)) }
     })
@@ -321,7 +325,7 @@ impl LvmSr {
     /// Whose group a report shows: see [`lvhd::is_lvhd`].
     fn kind(&self, vg: Vg) -> Kind<'_> {
         match lvhd::is_lvhd(&vg, OWN) {
-            true => Kind::Lvhd(Lvhd::of(lvhd::Group::read(&self.group, vg))),
+            true => Kind::Lvhd(Lvhd::of(lvhd::Group::read(&self.group, self.rights, vg))),
             false => Kind::Own(vg),
         }
     }

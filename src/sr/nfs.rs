@@ -42,6 +42,7 @@ use crate::types::{
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::CollectPlan;
+use crate::vdi::tree::run::Collecting;
 
 use export::{Export, FS_TYPES, Holds, SILENCE};
 
@@ -314,6 +315,10 @@ impl Sr for NfsSr {
         self.files()?.names(word).map_err(|e| self.explain(e))
     }
 
+    fn shorten(&self, vdi: VdiUuid, context: &Context) -> Result<Done> {
+        self.files()?.shorten(vdi, context).map_err(|e| self.explain(e))
+    }
+
     fn plan_collect(&self, context: &Context) -> Result<CollectPlan> {
         self.files()?.plan_collect(context).map_err(|e| self.explain(e))
     }
@@ -322,8 +327,8 @@ impl Sr for NfsSr {
         self.files()?.check(thorough, repair, context).map_err(|e| self.explain(e))
     }
 
-    fn collect(&self, context: &Context) -> Result<Done> {
-        self.files()?.collect(context).map_err(|e| self.explain(e))
+    fn collect(&self, collecting: &Collecting, context: &Context) -> Result<Done> {
+        self.files()?.collect(collecting, context).map_err(|e| self.explain(e))
     }
 
     fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + '_>> {

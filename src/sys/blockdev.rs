@@ -12,7 +12,7 @@ use nix::libc;
 
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
-use crate::sys::{lio, nvmet};
+use crate::sys::{lio, nvmet, process};
 
 nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
 nix::ioctl_write_ptr_bad!(blkroset, 0x125d, i32);
@@ -163,15 +163,9 @@ pub fn below(rdev: u64) -> Vec<(u64, PathBuf)> {
 /// The processes but this one that have the device open, as far as /proc shows them to this user.
 pub fn openers(device: &Path) -> Option<String> {
     let rdev = number(device)?;
-    let own = std::process::id().to_string();
     let mut found = Vec::new();
-    for process in fs::read_dir("/proc").ok()?.flatten() {
-        let name = process.file_name();
-        let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else { continue };
-        if pid == own {
-            continue;
-        }
-        let Ok(fds) = fs::read_dir(process.path().join("fd")) else { continue };
+    for pid in process::all().into_iter().filter(|pid| *pid != std::process::id()) {
+        let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
         let has_it = fds
             .flatten()
             .map(|fd| fd.path())
@@ -179,11 +173,21 @@ pub fn openers(device: &Path) -> Option<String> {
             .filter(|fd| fs::read_link(fd).is_ok_and(|target| target.starts_with("/dev")))
             .any(|fd| fs::metadata(fd).is_ok_and(|m| m.file_type().is_block_device() && m.rdev() == rdev));
         if has_it {
-            let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            found.push(format!("process {pid} ({})", command.trim()));
+            found.push(process::shown(pid));
         }
     }
     (!found.is_empty()).then(|| found.join(", "))
+}
+
+/// What has an attached device open, the kernel or processes, as a clause for an error: `, which process 12 (qemu) has open`. Empty
+/// if nothing is seen. Looks at every process.
+pub fn open_by(device: &Path) -> String {
+    user(device).map(|who| format!(", which {who} has open")).unwrap_or_default()
+}
+
+/// What has the device open: a part of the kernel, or the processes that /proc shows to this user.
+pub fn user(device: &Path) -> Option<String> {
+    claimed(device).or_else(|| openers(device))
 }
 
 /// Whether this holder goes away by itself: nobody we can see, udev's probes of a new or closed device, or a

@@ -17,7 +17,7 @@ use nix::libc;
 
 use crate::error::{Error, Result};
 use crate::sys::durable::Dir;
-use crate::sys::run_dir;
+use crate::sys::{process, run_dir};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -204,6 +204,9 @@ fn wait(file: &File, kind: Kind, deadline: Instant, path: &Path) -> Result<bool>
         Err(Errno::EAGAIN | Errno::EACCES) => {}
         Err(errno) => return Err(Error::sys("lock", path)(errno)),
     }
+    if deadline <= Instant::now() {
+        return Ok(false);
+    }
     // The kernel's own wait has no time-out: a thread waits and tells us. If it is late, the process is
     // about to end with an error and takes the thread along.
     let (tell, told) = mpsc::channel();
@@ -251,6 +254,15 @@ pub fn forget(namespace: &str, name: &str) {
     let _ = fs::remove_dir(dir);
 }
 
+/// The process that holds a lock now, in words, as far as the kernel tells. `None`: nobody holds it.
+pub fn held_by(namespace: &str, name: &str) -> Option<String> {
+    let file = File::open(run_dir::locks().join(namespace).join(name)).ok()?;
+    let mut asked = request(Kind::Exclusive);
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut asked)).ok()?;
+    let is_held = i32::from(asked.l_type) != i32::from(libc::F_UNLCK as i16);
+    is_held.then(|| holder(namespace, name).unwrap_or_else(|| "another process".to_owned()))
+}
+
 /// The holder of a lock in words, as far as the kernel tells.
 fn holder(namespace: &str, name: &str) -> Option<String> {
     let path = run_dir::locks().join(namespace).join(name);
@@ -263,8 +275,7 @@ fn holder(namespace: &str, name: &str) -> Option<String> {
         if of_file { words.get(4)?.parse::<u32>().ok() } else { None }
     });
     let pid = pid.or_else(|| opener(&path))?;
-    let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    Some(format!("process {pid} ({})", command.trim()))
+    Some(process::shown(pid))
 }
 
 /// The kernel names no process for an open-file-description lock; another process that has the file open
@@ -272,11 +283,9 @@ fn holder(namespace: &str, name: &str) -> Option<String> {
 /// on the mount of a dead server.
 fn opener(path: &Path) -> Option<u32> {
     let path = fs::canonicalize(path).ok()?;
-    fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
-        let pid = process.file_name().to_str()?.parse::<u32>().ok()?;
-        let mut fds = fs::read_dir(process.path().join("fd")).ok()?.flatten();
-        (pid != std::process::id() && fds.any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == path)))
-            .then_some(pid)
+    process::all().into_iter().find(|pid| {
+        let mut fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        *pid != std::process::id() && fds.any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == path))
     })
 }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::error::Result;
 use crate::sys::blockdev;
 use crate::sys::tool::Tool;
-pub use delta::{can_tell, differences};
+pub use delta::{can_tell, differences, mapped};
 use kernel::dm_devices;
 pub use kernel::{dm_name, kernel_device, kernel_names, node, refuse_without_device_mapper};
 pub use report::{Chunks, UNREADABLE, chunks, device_sizes, extents, needs_check, parse_extents, parse_report, report};

@@ -15,6 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::makedev;
 
 use crate::error::{Error, Result};
+use crate::sys::process;
 use crate::sys::tool::Tool;
 
 /// Of this thread, whose mount namespace may be its own.
@@ -179,14 +180,12 @@ pub fn abandon(path: &Path) -> Result<()> {
 /// The processes with something open below `path`, from the names that the kernel has for it.
 fn users(path: &Path) -> String {
     let mut found = Vec::new();
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let name = process.file_name();
-        let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else { continue };
+    for pid in process::all() {
+        let dir = PathBuf::from(format!("/proc/{pid}"));
         let below = |link: PathBuf| fs::read_link(link).is_ok_and(|target| target.starts_with(path));
-        let fds = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten().map(|fd| fd.path());
-        if ["cwd", "root"].iter().map(|l| process.path().join(l)).chain(fds).any(below) {
-            let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            found.push(format!("process {pid} ({})", command.trim()));
+        let fds = fs::read_dir(dir.join("fd")).into_iter().flatten().flatten().map(|fd| fd.path());
+        if ["cwd", "root"].iter().map(|l| dir.join(l)).chain(fds).any(below) {
+            found.push(process::shown(pid));
         }
     }
     if found.is_empty() { "something on this host".to_owned() } else { found.join(", ") }

@@ -10,6 +10,7 @@ use nix::libc;
 use nix::unistd::Uid;
 
 use crate::error::{Error, Result};
+use crate::types::shell;
 
 /// Overrides every path of the host's state: the files and directories below are in it then, by their
 /// last names.
@@ -113,6 +114,11 @@ pub fn host_inventory() -> PathBuf {
     on_host("/etc/xensource-inventory")
 }
 
+/// The directory that is there on a host that systemd has started.
+pub fn systemd() -> PathBuf {
+    on_host("/run/systemd/system")
+}
+
 /// The socket of xapi.
 pub fn xapi() -> PathBuf {
     on_host("/var/lib/xcp/xapi")
@@ -138,6 +144,13 @@ fn chosen() -> Option<PathBuf> {
     std::env::var_os(VARIABLE).filter(|dir| !dir.is_empty()).map(PathBuf::from)
 }
 
+/// The line for a shell that calls `sm` with these words, so that it finds what this call finds.
+pub fn sm(words: &[&str]) -> String {
+    let setting = chosen().map(|dir| format!("{VARIABLE}={}", dir.display()));
+    let first = setting.as_deref().map_or_else(|| vec!["sm"], |setting| vec!["env", setting, "sm"]);
+    shell(&[&first, words].concat())
+}
+
 fn overridden() -> Option<PathBuf> {
     chosen().or_else(|| own(user()))
 }
@@ -146,6 +159,11 @@ fn overridden() -> Option<PathBuf> {
 pub fn user() -> Uid {
     static USER: LazyLock<Uid> = LazyLock::new(nix::unistd::geteuid);
     *USER
+}
+
+/// Whether what a user made may be believed: root, or this user.
+pub fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == user().as_raw()
 }
 
 /// The directory of a user without privilege. A relative XDG_RUNTIME_DIR is ignored, as its specification (XDG Base

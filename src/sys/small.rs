@@ -31,8 +31,16 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// # Errors
 /// Those of [`open`]; [`io::ErrorKind::FileTooLarge`] for a longer file.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    bounded(open(path)?, most)
+}
+
+/// All that is left of a file or a pipe, of `most` bytes at most.
+///
+/// # Errors
+/// The system's error; [`io::ErrorKind::FileTooLarge`] for more.
+pub fn bounded(from: impl Read, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    from.take(most + 1).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > most {
         true => Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
@@ -47,7 +55,16 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// Those of [`read`]; [`io::ErrorKind::InvalidData`] for what is no UTF-8.
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
-    String::from_utf8(read(path, most)?).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no UTF-8 text"))
+    bounded_text(open(path)?, most)
+}
+
+/// The text that is left of a file or a pipe, of `most` bytes at most.
+///
+/// # Errors
+/// Those of [`bounded`]; [`io::ErrorKind::InvalidData`] for what is no UTF-8.
+pub fn bounded_text(from: impl Read, most: u64) -> io::Result<String> {
+    let bytes = bounded(from, most)?;
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no UTF-8 text"))
 }
 
 #[cfg(test)]

@@ -2,8 +2,10 @@
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle, available_parallelism, scope};
+use std::time::Duration;
 
 /// Does both at the same time.
 pub fn both<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
@@ -54,6 +56,32 @@ pub fn while_waiting<T: Sync, R: Send>(items: &[T], most: usize, work: impl Fn(&
     done.into_iter().map(|(_, result)| result).collect()
 }
 
+/// Does `work` on a thread of its own, and calls `tell` on this one again and again until it is done.
+pub fn followed<R: Send>(work: impl FnOnce() -> R + Send, every: Duration, tell: &dyn Fn()) -> R {
+    let work = Mutex::new(Some(work));
+    let run = || {
+        let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        work.expect("only one of the two places runs it")()
+    };
+    scope(|scope| {
+        let (done, told) = mpsc::channel();
+        let started = start(scope, move || {
+            let _ = done.send(run());
+        });
+        let Some(started) = started else { return run() };
+        loop {
+            match told.recv_timeout(every) {
+                Ok(result) => return result,
+                Err(RecvTimeoutError::Timeout) => tell(),
+                // It panicked, and so does this.
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        end(started);
+        unreachable!("a thread that sent nothing has panicked")
+    })
+}
+
 fn start<'s, R: Send + 's>(
     scope: &'s Scope<'s, '_>,
     work: impl FnOnce() -> R + Send + 's,
@@ -81,6 +109,15 @@ mod tests {
         }
         let mut told = 0;
         assert_eq!((both(|| told += 1, || 2).1, told), (2, 1));
+    }
+
+    #[test]
+    fn work_that_is_followed_is_told_of_until_it_is_done() {
+        let (tell, told) = mpsc::channel();
+        let work = move || told.recv().and_then(|()| told.recv());
+        assert_eq!(followed(work, Duration::from_millis(1), &|| tell.send(()).unwrap_or_default()), Ok(()));
+        let panics = || followed(|| panic!("as it must"), Duration::from_secs(60), &|| {});
+        assert!(std::panic::catch_unwind(panics).is_err());
     }
 
     #[test]

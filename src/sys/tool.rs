@@ -3,14 +3,14 @@
 //! No shell, stdin empty, `LC_ALL=C`, a process group of its own, no inherited descriptors, a deadline.
 //! Output goes to two memfds, not pipes: there is nothing to read while the tool runs, and a daemon that
 //! it leaves behind can neither hang us nor swallow the output. A program that somebody else wrote may write without end:
-//! of the output of a [`Tool::of_a_person`], a thread keeps the last part.
+//! of the output of a [`Tool::of_a_person`], a thread keeps the last part, and one that writes more than [`Tool::at_most`] is killed.
 //!
 //! A tool outlives this process if this process is killed. `lvm`, `mkfs` and `mount` must end what they have begun: half of it
 //! would be left, and the next call finds what they did.
 
 #![allow(clippy::disallowed_types, reason = "this is the one place")]
 
-mod tail;
+mod capture;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -29,6 +29,8 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
+use crate::sys::process;
+use crate::types::Size;
 
 /// How long a tool may take unless told otherwise.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -43,8 +45,25 @@ pub struct Tool {
     good: Option<i32>,
     /// An error shows the standard output as well.
     shows_stdout: bool,
-    /// Bytes that are kept of each output; the last ones.
-    most: Option<usize>,
+    /// What is kept of the standard output, and of the standard error.
+    kept: [Kept; 2],
+}
+
+/// How much of an output is kept.
+#[derive(Clone, Copy)]
+enum Kept {
+    All,
+    /// So many bytes, the last ones.
+    Last(usize),
+    /// All. A program that writes more bytes than this is killed.
+    AtMost(usize),
+}
+
+/// Something that ends the wait for a program.
+enum Event {
+    Ended(io::Result<ExitStatus>),
+    /// It has written more than these bytes, which are what it may.
+    TooMuch(usize),
 }
 
 /// The output that a tool wrote before it ended with status 0.
@@ -62,7 +81,14 @@ impl Tool {
         if std::env::var_os("PATH").is_none() {
             command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         }
-        Tool { command, shown: program.to_owned(), deadline: DEADLINE, good: None, shows_stdout: false, most: None }
+        Tool {
+            command,
+            shown: program.to_owned(),
+            deadline: DEADLINE,
+            good: None,
+            shows_stdout: false,
+            kept: [Kept::All; 2],
+        }
     }
 
     pub fn arg(mut self, arg: impl AsRef<str>) -> Tool {
@@ -121,7 +147,14 @@ impl Tool {
     /// each output, the last `most` bytes are kept, however much it writes.
     pub fn of_a_person(mut self, most: usize) -> Tool {
         self.shows_stdout = true;
-        self.most = Some(most);
+        self.kept = [Kept::Last(most); 2];
+        self
+    }
+
+    /// A program that may write no more than so many bytes to its standard output, all of which are wanted. Of its standard error, the
+    /// last 1,024 bytes are kept.
+    pub fn at_most(mut self, bytes: usize) -> Tool {
+        self.kept = [Kept::AtMost(bytes), Kept::Last(1 << 10)];
         self
     }
 
@@ -146,31 +179,38 @@ impl Tool {
     ///
     /// # Errors
     /// [`Error::Tool`] with the command line and its stderr when it can't be started, ends with another
-    /// status than 0 or by a signal, or takes longer than its deadline (then its process group is killed).
+    /// status than 0 or by a signal, takes longer than its deadline, or writes more than it may (then its process group is killed).
     pub fn run(mut self) -> Result<Output> {
         keep_descriptors_to_ourselves();
         let failed = |how: String, stderr: String| Error::Tool { argv: self.shown.clone(), how, stderr };
         let unstarted = |e: io::Error| failed(format!("was not started: {e}"), String::new());
-        let made = || Ok((Sink::new(self.most)?, Sink::new(self.most)?));
+        let (tell, told) = mpsc::channel();
+        let made = || Ok((Sink::new(self.kept[0], &tell)?, Sink::new(self.kept[1], &tell)?));
         let ((out, stdout), (err, stderr)) = made().map_err(unstarted)?;
         let mut child = self.command.stdout(stdout).stderr(stderr).spawn().map_err(unstarted)?;
         // A pipe ends when nobody has it open for writing.
         self.command.stdout(Stdio::null()).stderr(Stdio::null());
         let group = Pid::from_raw(child.id() as i32);
-        let (tell, told) = mpsc::channel();
         std::thread::spawn(move || {
-            let _ = tell.send(child.wait());
+            let _ = tell.send(Event::Ended(child.wait()));
         });
-        let status = match told.recv_timeout(self.deadline) {
-            Ok(status) => status.map_err(|e| failed(format!("was lost: {e}"), String::new()))?,
-            Err(_) => {
-                let _ = killpg(group, Signal::SIGKILL);
-                // A process that waits for dead storage can't be killed: it is left to the kernel.
-                let _ = told.recv_timeout(Duration::from_secs(1));
-                return Err(failed(format!("did not end within {} s", self.deadline.as_secs()), err.text()));
-            }
+        let event = told.recv_timeout(self.deadline);
+        if !matches!(event, Ok(Event::Ended(_))) {
+            let _ = killpg(group, Signal::SIGKILL);
+            // A process that waits for dead storage can't be killed: it is left to the kernel.
+            let _ = told.recv_timeout(Duration::from_secs(1));
+        }
+        let status = match event {
+            Ok(Event::Ended(status)) => status.map_err(|e| failed(format!("was lost: {e}"), String::new()))?,
+            Ok(Event::TooMuch(most)) => return Err(failed(too_much(most), err.end().text)),
+            Err(_) => return Err(failed(format!("did not end within {} s", self.deadline.as_secs()), err.end().text)),
         };
-        let (stdout, stderr) = (out.text(), err.text());
+        let (out, err) = (out.end(), err.end());
+        // It ended before it could be killed.
+        if let Some(most) = out.exceeds {
+            return Err(failed(too_much(most), err.text));
+        }
+        let (stdout, stderr) = (out.text, err.text);
         match describe(status).filter(|_| self.good.is_none() || status.code() != self.good) {
             None => Ok(Output { stdout, stderr }),
             Some(how) if self.shows_stdout => Err(failed(how, stdout + &stderr)),
@@ -179,33 +219,39 @@ impl Tool {
     }
 }
 
+fn too_much(most: usize) -> String {
+    format!("wrote more than {} to its standard output", Size(most as u64))
+}
+
 /// Where one output of a program goes.
 enum Sink {
     All(File),
-    Last(tail::Reader),
+    Part(capture::Reader),
 }
 
 impl Sink {
-    /// A sink, and the end of it that the program gets.
-    fn new(most: Option<usize>) -> io::Result<(Sink, Stdio)> {
-        match most {
-            None => {
+    /// A sink, and the end of it that the program gets. `tell`: is told if the program writes more than it may.
+    fn new(kept: Kept, tell: &mpsc::Sender<Event>) -> io::Result<(Sink, Stdio)> {
+        let part = |(reader, theirs)| (Sink::Part(reader), Stdio::from(theirs));
+        match kept {
+            Kept::All => {
                 let file = memfd_create("output", MFdFlags::MFD_CLOEXEC).map(File::from)?;
                 let theirs = file.try_clone()?;
                 Ok((Sink::All(file), Stdio::from(theirs)))
             }
-            Some(most) => {
-                let (reader, theirs) = tail::Reader::begin(most)?;
-                Ok((Sink::Last(reader), Stdio::from(theirs)))
+            Kept::Last(most) => capture::Reader::last(most).map(part),
+            Kept::AtMost(most) => {
+                let tell = tell.clone();
+                capture::Reader::at_most(most, move || drop(tell.send(Event::TooMuch(most)))).map(part)
             }
         }
     }
 
     /// What the program wrote, which has ended.
-    fn text(self) -> String {
+    fn end(self) -> capture::Captured {
         match self {
-            Sink::All(mut file) => text(&mut file),
-            Sink::Last(reader) => reader.end(),
+            Sink::All(mut file) => capture::Captured { text: text(&mut file), exceeds: None },
+            Sink::Part(reader) => reader.end(),
         }
     }
 }
@@ -217,27 +263,19 @@ pub fn end_group_of(variable: &str, value: &str) {
     const PATIENCE: Duration = Duration::from_secs(5);
     const BEAT: Duration = Duration::from_millis(10);
     let wanted = format!("{variable}={value}");
-    let is_of_it = |pid: i32| -> bool {
-        let entry = |name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
-        if !entry("environ").split(|byte| *byte == 0).any(|it| it == wanted.as_bytes()) {
-            return false;
-        }
-        // proc(5), /proc/PID/stat: the group is field 5 and the session field 6; field 2 is a name in parentheses.
-        let stat = String::from_utf8_lossy(&entry("stat")).into_owned();
-        let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
-        fields.get(2) != fields.get(3)
+    let is_of_it = |pid: &u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        // The group is field 5 and the session field 6.
+        *pid != std::process::id()
+            && environment.split(|byte| *byte == 0).any(|it| it == wanted.as_bytes())
+            && process::stat(*pid, 5) != process::stat(*pid, 6)
     };
-    let us = std::process::id() as i32;
-    let left = || -> Vec<i32> {
-        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        pids.filter(|pid| *pid != us && is_of_it(*pid)).collect()
-    };
+    let left = || process::all().into_iter().filter(is_of_it);
     let begun = Instant::now();
     loop {
-        let found = left();
+        let found: Vec<u32> = left().collect();
         for pid in &found {
-            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL);
         }
         if found.is_empty() || begun.elapsed() > PATIENCE {
             return;

@@ -3,7 +3,7 @@
 //! They are read from a file or from standard input, never from a command line, and kept in a file of root alone.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -75,9 +75,8 @@ impl Chap {
     /// [`Error::Io`]; [`Error::Invalid`] for the contents, without a secret in it.
     pub fn read(file: &str) -> Result<Chap> {
         const MOST: u64 = 64 << 10;
-        let mut text = String::new();
-        if file == "-" {
-            io::stdin().take(MOST).read_to_string(&mut text).map_err(Error::io("read the secrets from", "stdin"))?;
+        let text = if file == "-" {
+            small::bounded_text(io::stdin(), MOST).map_err(Error::io("read the secrets from", "stdin"))?
         } else {
             let path = Path::new(file);
             let open = small::open(path).map_err(Error::io("open", path))?;
@@ -87,8 +86,8 @@ impl Chap {
                     format!("other users can read it (mode {:o}); chmod 600 keeps it secret", meta.mode() & 0o777);
                 return Err(Error::Invalid { what: "--auth", value: file.to_owned(), expected: why });
             }
-            open.take(MOST).read_to_string(&mut text).map_err(Error::io("read", path))?;
-        }
+            small::bounded_text(open, MOST).map_err(Error::io("read", path))?
+        };
         Chap::parse(&text).map_err(|expected| Error::Invalid { what: "--auth", value: file.to_owned(), expected })
     }
 }

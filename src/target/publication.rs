@@ -211,6 +211,10 @@ fn bring_up(
     let parts = Parts { secrets, device: &device, inherited, deadline: context.deadline };
     let disk = record.fabric.kind().publish(record, &parts)?;
     if !record.leaving.is_empty() {
+        let stays = |name: &Name| record.initiators.iter().any(|it| it.name == *name);
+        let mut secrets = secrets.clone();
+        secrets.retain(|name, _| stays(name));
+        record::put_secrets(record.vdi, &secrets)?;
         record.leaving.clear();
         record::put(record)?;
     }
@@ -266,20 +270,19 @@ pub fn unpublish(source: &Source, initiator: Option<&Name>, force: bool, context
     };
     let in_use = |holder: String| Err(source.in_use(holder));
     if let Some(initiator) = initiator {
-        if record.initiators.iter().all(|it| it.name != *initiator) {
+        // One that is leaving: a killed call has not taken the disk from it.
+        if record.initiators.iter().chain(&record.leaving).all(|it| it.name != *initiator) {
             return Ok(());
         }
         if !force && let Some(user) = record.fabric.kind().consumer(&record, Some(initiator)) {
             return in_use(format!("{user}; --force cuts it off"));
         }
-        let (leaving, staying) = record.initiators.drain(..).partition(|it| it.name == *initiator);
+        let (leaving, staying): (Vec<_>, _) = record.initiators.drain(..).partition(|it| it.name == *initiator);
         record.initiators = staying;
-        record.leaving = leaving;
+        record.leaving.extend(leaving);
         if !record.initiators.is_empty() {
-            let mut secrets = record::secrets(id)?;
-            secrets.remove(initiator);
+            let secrets = record::secrets(id)?;
             record::put(&record)?;
-            record::put_secrets(id, &secrets)?;
             return bring_up(source, &mut record, true, &secrets, context).map(drop);
         }
     }
@@ -287,6 +290,24 @@ pub fn unpublish(source: &Source, initiator: Option<&Name>, force: bool, context
         return in_use(format!("{user}; --force cuts it off"));
     }
     remove(source, &record, context)
+}
+
+/// Whether nothing is published under a UUID, durably. A lock that a killed call left is removed.
+///
+/// # Errors
+/// [`Error::Locked`] while another call works on it; [`Error::Damaged`] for a record that is not whole; [`Error::Io`].
+pub fn is_ended(id: VdiUuid, context: &Context) -> Result<bool> {
+    let _lock = record::lock(id, context.deadline, |holder| Error::Locked {
+        what: format!("the publication {id}"),
+        holder,
+        remedy: String::new(),
+    })?;
+    if record::of(id)?.is_some() {
+        return Ok(false);
+    }
+    record::forget(id)?;
+    record::forget_lock(id);
+    Ok(true)
 }
 
 /// Removes a publication: the record says so first, and goes last.

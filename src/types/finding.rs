@@ -9,6 +9,8 @@ pub struct Finding {
     pub vdi: Option<VdiUuid>,
     /// Its name in the SR: of an image, or of a record.
     pub object: String,
+    /// The label of that disk; empty until the call is at its end, and if the disk has none.
+    pub label: String,
     /// A clause about it: `the two footers differ`.
     pub what: String,
     pub outcome: Outcome,

@@ -97,6 +97,8 @@ pub struct VdiInfo {
     pub attached: bool,
     /// The block device that it is attached as.
     pub device: Option<PathBuf>,
+    /// What has that block device open, in words. Filled only where a door looks for it.
+    pub opened_by: Option<String>,
     /// Whether it can be used.
     pub state: State,
     /// Whether a user has the persistent lock.
@@ -132,6 +134,7 @@ impl VdiInfo {
             shareable: false,
             attached: false,
             device: None,
+            opened_by: None,
             state: State::Healthy,
             locked: false,
             read_only: false,

@@ -25,7 +25,7 @@ pub use self::info::{PoolUse, Space, SrInfo, VdiInfo, VdiName};
 pub use self::lost::LostRange;
 pub use self::nearest::nearest;
 pub use self::params::{Params, ParamsChange, seconds_now};
-pub use self::shown::{Size, acts_on_terminal, printable, secret_part, shown};
+pub use self::shown::{Size, acts_on_terminal, printable, secret_part, shell, shown};
 pub use self::slot::{Class, SlotMark};
 pub use self::space_use::{Gain, ImageUse, SpaceUse};
 pub use self::state::State;

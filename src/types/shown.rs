@@ -81,9 +81,26 @@ pub fn acts_on_terminal(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// A command line for a shell: words that it would not take as they are, in quotes.
+pub fn shell(words: &[&str]) -> String {
+    let quoted = |word: &&str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:=@%,".contains(c);
+        match !word.is_empty() && word.chars().all(plain) {
+            true => (*word).to_owned(),
+            false => format!("'{}'", word.replace('\'', "'\\''")),
+        }
+    };
+    words.iter().map(quoted).collect::<Vec<_>>().join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_reaches_the_program_as_it_is() {
+        assert_eq!(shell(&["sm", "a b", "it's", "", "$(x)", "a=/b,c"]), "sm 'a b' 'it'\\''s' '' '$(x)' a=/b,c");
+    }
 
     #[test]
     fn a_secret_is_masked_where_it_stands_and_nowhere_else() {

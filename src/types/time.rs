@@ -36,6 +36,16 @@ impl Utc {
         Utc(days.saturating_sub(719_468) * 86_400)
     }
 
+    /// Reads `2026-11-27T01:07:35Z` or `20261127T010735Z`. `None` for any other text, and for what no calendar or clock shows.
+    pub fn parse(text: &str) -> Option<Utc> {
+        let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+        let number = |at: std::ops::Range<usize>| digits.get(at)?.parse::<u64>().ok();
+        let day = Utc::of_date(number(0..4)?, number(4..6)?, number(6..8)?);
+        let utc = Utc(day.0 + number(8..10)? * 3600 + number(10..12)? * 60 + number(12..14)?);
+        // What is no date or no time of a day comes out as another one.
+        (utc.to_string() == text || utc.to_basic() == text).then_some(utc)
+    }
+
     fn clock(self) -> (u64, u64, u64) {
         (self.0 / 3600 % 24, self.0 / 60 % 60, self.0 % 60)
     }
@@ -84,10 +94,37 @@ mod tests {
             let number = |at: std::ops::Range<usize>| shown[at].parse().unwrap();
             let midnight = Utc::of_date(number(0..4), number(5..7), number(8..10));
             assert_eq!(midnight.0, seconds / 86_400 * 86_400, "{seconds}");
+            for text in [shown, &Utc(seconds).to_basic()] {
+                assert_eq!(Utc::parse(text), Some(Utc(seconds)), "{text}");
+            }
         }
         assert_eq!(Utc(1_795_741_655).to_the_minute(), "2026-11-27 01:07");
         assert_eq!(Utc(1_795_741_655).to_xmlrpc(), "20261127T01:07:35Z");
         assert_eq!(Utc(1_795_741_655).to_basic(), "20261127T010735Z");
         let _ = Utc(u64::MAX).to_string();
+    }
+
+    #[test]
+    fn what_no_calendar_or_clock_shows_is_no_time() {
+        for bad in [
+            "",
+            "20261127",
+            "2026-11-27 01:07:35Z",
+            "2026-11-27T01:07:35",
+            "20261127T010735Zé",
+            "99999999T999999Z",
+            "20261327T010735Z",
+            "20260027T010735Z",
+            "20260229T010735Z",
+            "20261131T010735Z",
+            "20261100T010735Z",
+            "20261127T240000Z",
+            "20261127T016000Z",
+            "20261127T010060Z",
+            "19691231T235959Z",
+            "100000101T000000Z",
+        ] {
+            assert_eq!(Utc::parse(bad), None, "{bad}");
+        }
     }
 }

@@ -365,6 +365,7 @@ pub fn describe(place: &dyn Place, node: &Node, allocated: u64, params: Params) 
         shareable: params.shareable,
         attached: false,
         device: None,
+        opened_by: None,
         read_only: params.read_only || node.hidden,
         children: Vec::new(),
         hidden: node.hidden,

@@ -2,6 +2,7 @@
 //!
 //! A layout works on opened storage and on the names that the SR gives its images. It knows no path and no directory.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -12,7 +13,6 @@ use crate::image::disk::{Disk, DiskWriter};
 use crate::image::fault::{Fault, Look};
 use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
-use crate::sys::copy::Progress;
 use crate::types::{Format, SmConfig};
 use crate::vdi::place::Opened;
 use crate::vdi::tree::extents::Extents;
@@ -166,14 +166,8 @@ pub trait Layout: Sync {
     /// otherwise. `resolve` finds the parents of the parent.
     ///
     /// # Errors
-    /// Those of [`Layout::check_parent`], which this asks first, and [`Error::Io`].
-    fn coalesce(
-        &self,
-        _child: &Arc<dyn Storage>,
-        _parent: &ParentImage,
-        _resolve: Resolve,
-        _progress: Progress,
-    ) -> Result<()> {
+    /// Those of [`Layout::check_parent`], which this asks first, and [`Error::Io`], with `ECANCELED` if the work does not go on.
+    fn coalesce(&self, _child: &Arc<dyn Storage>, _parent: &ParentImage, _resolve: Resolve, _work: Work) -> Result<()> {
         Err(no_tree(self.format(), "coalescing"))
     }
 
@@ -206,6 +200,15 @@ impl dyn Layout + '_ {
             _ => Err(Error::DiskTooBig { format: self.format(), bytes, largest: self.largest() }),
         }
     }
+}
+
+/// The caller's view of long work.
+#[derive(Clone, Copy)]
+pub struct Work<'a> {
+    /// Told of the bytes copied so far, on the caller's thread.
+    pub progress: &'a dyn Fn(u64),
+    /// Told of the bytes that the last step copied, from several threads, and asked whether the work goes on.
+    pub copied: &'a (dyn Fn(u64) -> ControlFlow<()> + Sync),
 }
 
 fn no_tree(format: Format, op: &'static str) -> Error {

@@ -132,6 +132,15 @@ pub trait Place {
         Ok(None)
     }
 
+    /// The stretches of the place, which is open, that its substrate has given it, if the storage itself does not tell its holes:
+    /// all else reads as zeroes. The caller has seen that nothing writes to it.
+    ///
+    /// # Errors
+    /// Those of [`Place::changed_since`].
+    fn mapped(&self) -> Result<Changed> {
+        Ok(None)
+    }
+
     /// Gives the place the bytes and the length of the VDI `source` of the SR, by one step that a kill cannot halve; what is
     /// stored beside the disk stays. `accept` is told the format and the params of the source before anything changes.
     /// The caller has checked that the disk is unused. Idempotent.

@@ -12,9 +12,8 @@ use crate::image::fault::{Fault, Look};
 use crate::image::name::NamedParent;
 use crate::image::qcow2::{self, Chain, Header, Image, Parent};
 use crate::image::storage::Storage;
-use crate::sys::copy::Progress;
 use crate::types::{Format, Mode, SmConfig};
-use crate::vdi::format::{ImageInfo, Layout, ParentImage, Resolve, WriteImage};
+use crate::vdi::format::{ImageInfo, Layout, ParentImage, Resolve, Work, WriteImage};
 use crate::vdi::tree::extents::Extents;
 
 /// The [`Layout`] of qcow2 images.
@@ -119,18 +118,15 @@ impl Layout for Qcow2Layout {
         qcow2::set_hidden(image, hidden)
     }
 
-    fn coalesce(
-        &self,
-        child: &Arc<dyn Storage>,
-        parent: &ParentImage,
-        resolve: Resolve,
-        progress: Progress,
-    ) -> Result<()> {
+    fn coalesce(&self, child: &Arc<dyn Storage>, parent: &ParentImage, resolve: Resolve, work: Work) -> Result<()> {
         self.check_parent(&**child, parent)?;
         let child = Image::open(child.clone(), Mode::ReadOnly)?;
         let target = chain(parent.format, &parent.image, Mode::ReadWrite, resolve)?;
         // Ends with a flush. The data that was replaced keeps its space: the disk's server may still read it there.
-        qcow2::coalesce(&child, &target, progress)
+        qcow2::coalesce(&child, &target, &|step, done| {
+            (work.progress)(done);
+            (work.copied)(step)
+        })
     }
 
     fn check_parent(&self, child: &dyn Storage, parent: &ParentImage) -> Result<()> {

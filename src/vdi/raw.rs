@@ -200,8 +200,8 @@ impl<P: Place> Vdi for Raw<'_, P> {
 
     fn read(&self, _reading: Reading, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
         let image = self.place.open(Mode::ReadOnly)?;
-        let done = RawImage::new(image.clone()).and_then(|disk| reader(&disk));
-        ended(done, image.close())
+        let disk = self.place.mapped().and_then(|mapped| RawImage::with_data(image.clone(), mapped));
+        ended(disk.and_then(|disk| reader(&disk)), image.close())
     }
 
     fn tells_changes(&self) -> bool {
@@ -211,7 +211,8 @@ impl<P: Place> Vdi for Raw<'_, P> {
     fn read_since(&self, base: VdiUuid, reader: SinceReader) -> Result<()> {
         let image = self.place.open(Mode::ReadOnly)?;
         let done = self.place.changed_since(base).and_then(|changed| {
-            let disk = RawImage::new(image.clone())?;
+            let mapped = if changed.is_none() { self.place.mapped()? } else { None };
+            let disk = RawImage::with_data(image.clone(), mapped)?;
             reader(&disk, changed.as_deref())
         });
         ended(done, image.close())

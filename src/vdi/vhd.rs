@@ -1,8 +1,8 @@
 //! VHD images: dynamic images and their differencing children, as XCP pools hold them.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::error::Result;
 use crate::image::Reading;
@@ -11,10 +11,13 @@ use crate::image::fault::{Fault, Look};
 use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
 use crate::image::vhd::{self, Chain, CheckOptions, Image, NewImage, ParentInfo, ParentLink};
-use crate::sys::copy::Progress;
+use crate::sys::threads;
 use crate::types::{Format, Mode, SmConfig};
-use crate::vdi::format::{ImageInfo, Layout, ParentImage, Resolve, WriteImage};
+use crate::vdi::format::{ImageInfo, Layout, ParentImage, Resolve, Work, WriteImage};
 use crate::vdi::tree::extents::Extents;
+
+/// How often the caller of a merge is told how far it is.
+const PROGRESS: Duration = Duration::from_millis(200);
 
 /// The [`Layout`] of VHDs.
 pub struct VhdLayout;
@@ -119,22 +122,15 @@ impl Layout for VhdLayout {
         vhd::set_hidden(image, hidden).map(drop)
     }
 
-    fn coalesce(
-        &self,
-        child: &Arc<dyn Storage>,
-        parent: &ParentImage,
-        _resolve: Resolve,
-        progress: Progress,
-    ) -> Result<()> {
+    fn coalesce(&self, child: &Arc<dyn Storage>, parent: &ParentImage, _resolve: Resolve, work: Work) -> Result<()> {
         let child = Image::open(child.clone(), Mode::ReadOnly)?;
-        // Several threads tell how far they are, and `progress` wants one.
-        let blocks = AtomicU64::new(0);
-        let step = |done: u64, _: u64| {
-            blocks.fetch_max(done, Ordering::Relaxed);
-            ControlFlow::Continue(())
+        let (all, copied) = (AtomicU64::new(0), work.copied);
+        let step = |step: u64, so_far: u64| {
+            all.fetch_max(so_far, Ordering::Relaxed);
+            copied(step)
         };
-        let target = &*parent.image;
-        let result = match parent.format {
+        let (target, format): (&Arc<dyn Storage>, _) = (&parent.image, parent.format);
+        let merge = || match format {
             Format::Raw => vhd::coalesce(&child, vhd::Target::Raw(&**target), &step).map(drop),
             _ if vhd::query(&**target)?.kind == vhd::Kind::Fixed => {
                 vhd::coalesce(&child, vhd::Target::Fixed(&**target), &step).map(drop)
@@ -144,8 +140,9 @@ impl Layout for VhdLayout {
                 vhd::coalesce(&child, vhd::Target::Vhd(&image), &step).and_then(|_| image.close())
             }
         };
-        let copied = blocks.into_inner() * child.block_size();
-        progress(copied, copied);
+        let told = || (work.progress)(all.load(Ordering::Relaxed));
+        let result = threads::followed(merge, PROGRESS, &told);
+        told();
         result
     }
 

@@ -127,46 +127,54 @@ fn runs_go_through_a_pipe_with_what_they_need() {
 
 #[test]
 fn a_stream_that_was_cut_or_changed_is_gone_on_with() {
+    stream_is_gone_on_with(|_| ["--compress", "none"].map(str::to_owned));
+}
+
+#[test]
+fn an_encrypted_stream_that_was_cut_or_changed_is_gone_on_with() {
+    stream_is_gone_on_with(|public| ["--recipient".to_owned(), public.to_owned()]);
+}
+
+/// `more`: options of the export, for a public key.
+fn stream_is_gone_on_with(more: impl Fn(&str) -> [String; 2]) {
     let scene = scene();
-    // Two blocks, one that is not packed, and an encrypted run.
     let (public, secret) = sealed::keys(&scene);
     let bytes = disk(&scene, A, "web", "raw", 12 * MIB, &[(MIB, pattern(5 * MIB)), (11 * MIB, pattern(MIB))]);
     backup(&scene, &["define", "web", "--disk", "fast/web", "--identity", &secret]).done();
-    for more in [&["--compress", "none"][..], &["--recipient", &public]] {
-        let run = export(&scene, more);
-        let whole = stream(&scene, &[]);
-        let head = whole.windows(4).position(|part| part == b"run ").unwrap();
-        let cuts = [0, 5, head, head + 30, head + 200, whole.len() / 3, whole.len() / 2, whole.len() * 3 / 4];
-        let cuts = cuts.into_iter().chain([whole.len() - 10, whole.len() - 6, whole.len() - 5, whole.len() - 1]);
-        let before = there(&scene);
-        for cut in cuts {
-            refused(&receive(&scene, &whole[..cut], &[]), "EIO|EVERIFY");
-            // A whole run is there from its end on, if the stream says so.
-            let is_whole = cut >= whole.len() - 5;
-            assert_eq!(there(&scene).len(), before.len() + usize::from(is_whole), "cut at {cut}");
-            let have = have(&scene);
-            let rest = stream(&scene, &["--from", &have]);
-            if cut >= whole.len() * 3 / 4 && !is_whole {
-                assert!(have.starts_with(&run) && rest.len() < whole.len() * 2 / 3, "cut at {cut}: {have}");
-            }
-            received(&receive(&scene, &rest, &[]));
-            same(&newest(&scene), &bytes);
-            backup(&scene, &["remove", "web", "--store", "old", "--run", &run]).done();
+    let more = more(&public);
+    let run = export(&scene, &more.each_ref().map(String::as_str));
+    let whole = stream(&scene, &[]);
+    let head = whole.windows(4).position(|part| part == b"run ").unwrap();
+    let cuts = [0, 5, head, head + 30, head + 200, whole.len() / 3, whole.len() / 2, whole.len() * 3 / 4];
+    let cuts = cuts.into_iter().chain([whole.len() - 10, whole.len() - 6, whole.len() - 5, whole.len() - 1]);
+    let before = there(&scene);
+    for cut in cuts {
+        refused(&receive(&scene, &whole[..cut], &[]), "EIO|EVERIFY");
+        // A whole run is there from its end on, if the stream says so.
+        let is_whole = cut >= whole.len() - 5;
+        assert_eq!(there(&scene).len(), before.len() + usize::from(is_whole), "cut at {cut}");
+        let have = have(&scene);
+        let rest = stream(&scene, &["--from", &have]);
+        if cut >= whole.len() * 3 / 4 && !is_whole {
+            assert!(have.starts_with(&run) && rest.len() < whole.len() * 2 / 3, "cut at {cut}: {have}");
         }
-        for at in (0..whole.len()).step_by(whole.len() / 12).chain([head + 5, head + 60, whole.len() - 7]) {
-            let mut changed = whole.clone();
-            changed[at] ^= 4;
-            refused(&receive(&scene, &changed, &[]), "EVERIFY|EIO");
-            assert!(!there(&scene).contains(&run) || at >= whole.len() - 5, "byte {at}");
-            let rest = stream(&scene, &["--from", &have(&scene)]);
-            received(&receive(&scene, &rest, &[]));
-            backup(&scene, &["remove", "web", "--store", "old", "--run", &run]).done();
-        }
-        // A stream that begins with a block for which nothing is there.
-        let later = stream(&scene, &["--from", &format!("{run}:3")]);
-        let said = refused(&receive(&scene, &later, &[]), "EVERIFY");
-        assert!(said.contains("--resume web"), "{said}");
+        received(&receive(&scene, &rest, &[]));
+        same(&newest(&scene), &bytes);
+        backup(&scene, &["remove", "web", "--store", "old", "--run", &run]).done();
     }
+    for at in (0..whole.len()).step_by(whole.len() / 12).chain([head + 5, head + 60, whole.len() - 7]) {
+        let mut changed = whole.clone();
+        changed[at] ^= 4;
+        refused(&receive(&scene, &changed, &[]), "EVERIFY|EIO");
+        assert!(!there(&scene).contains(&run) || at >= whole.len() - 5, "byte {at}");
+        let rest = stream(&scene, &["--from", &have(&scene)]);
+        received(&receive(&scene, &rest, &[]));
+        backup(&scene, &["remove", "web", "--store", "old", "--run", &run]).done();
+    }
+    // A stream that begins with a block for which nothing is there.
+    let later = stream(&scene, &["--from", &format!("{run}:3")]);
+    let said = refused(&receive(&scene, &later, &[]), "EVERIFY");
+    assert!(said.contains("--resume web"), "{said}");
 }
 
 #[test]

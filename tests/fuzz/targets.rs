@@ -8,6 +8,8 @@
 #![allow(dead_code, reason = "each fuzz target uses its part")]
 #![allow(clippy::disallowed_types, reason = "qemu-img makes seeds")]
 
+#[path = "backups.rs"]
+pub mod backups;
 #[path = "../vhd_support/hostile.rs"]
 mod hostile;
 
@@ -152,6 +154,37 @@ pub const TARGETS: &[Target] = &[
             "size>=", "span=all", "[0-9]", "[00-99]", "[", "]", "\"", ",", "#", "\n", "%2c", "$index", "(a*)*",
         ],
         bounded: 3000,
+    },
+    Target {
+        name: "age",
+        run: backups::age,
+        seeds: backups::age_seeds,
+        words: &["age-encryption.org/v1\n", "-> ", "X25519 ", "scrypt ", "\n--- ", "--- ", "\n", "AAAAAAAA", "=", "\r"],
+        bounded: 5000,
+    },
+    Target {
+        name: "stream",
+        run: backups::stream,
+        seeds: backups::stream_seeds,
+        words: &[
+            "sm-backup-stream 1\n",
+            "set web\n",
+            "run ",
+            "block 0 ",
+            "block 4194304 ",
+            "end\n",
+            "done\n",
+            "../",
+            "0-0 zero\n",
+            "-18446744073709551615 zero\n",
+            "\"virtual_size\": ",
+            "\"parent\": null",
+            "\"index\": 1",
+            "zstd",
+            "gzip",
+            "9223372036854775807",
+        ],
+        bounded: 400,
     },
 ];
 
@@ -331,7 +364,7 @@ pub fn qcow2(bytes: &[u8]) {
         if qcow2::create(&*parent, header.virtual_size).is_ok()
             && let Ok(parent) = Chain::open_single(parent, Mode::ReadWrite)
         {
-            let _ = qcow2::coalesce(&child, &parent, &|_, _| {});
+            let _ = qcow2::coalesce(&child, &parent, &|_, _| std::ops::ControlFlow::Continue(()));
         }
     }
 }
@@ -459,7 +492,7 @@ fn dconf_seeds() -> Vec<Vec<u8>> {
 /// A layout that is read is written as a text that is read as the same layout, or refused.
 pub fn model(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
-    let _ = Model::parse(&text, Path::new("x.model"), size::parse);
+    let _ = Model::parse(&text, Path::new("x.model"), "node1", size::parse);
     if let Ok(layout) = installed::parse(&text, Path::new("x.layout")) {
         let _ = installed::text_of(&layout);
     }

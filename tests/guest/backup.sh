@@ -85,7 +85,7 @@ echo '# increments of a thin disk that is in use'
 claim 'a set' sm backup define web --disk "$WEB"
 claim 'attached' sm vdi_attach "$WEB"
 claim 'in use without --live: EVDIBUSY' fails_with EVDIBUSY sm backup export web --to nas
-claim 'a whole export reads all of it' reads 100 121 "${live[@]}"
+claim 'a whole export reads what the pool has given to it' reads 31 38 "${live[@]}"
 put "$WEB" 50 1
 claim 'after 1 MiB: no more than two blocks are read' reads 1 8 "${live[@]}"
 claim '  and one is stored' stored 1
@@ -105,6 +105,19 @@ rm "$SCRATCH/writing"
 wait
 claim '  verified' sm backup verify web
 
+echo '# a disk that is larger than its pool'
+HUGE=thin/$(vdi 8)
+claim 'made' sm vdi_create "$HUGE" 64G
+claim '  an empty one is exported' reads 0 2 sm backup export huge --disk "$HUGE" --to nas
+put "$HUGE" 40000 3
+claim '  detached' sm vdi_detach "$HUGE"
+claim 'what it has is exported' reads 3 6 sm backup export huge --disk "$HUGE" --to nas
+claim '  and copied' reads 3 6 sm vdi_copy "$HUGE" "nfs/$(vdi 9)" --type qcow2
+claim '  the same bytes at the same place' steps "sm vdi_export nfs/$(vdi 9) $SCRATCH/huge --type raw" \
+  "cmp -i 41943040000 -n 3145728 $SCRATCH/huge $(sm vdi_attach "$HUGE")"
+rm "$SCRATCH/huge"
+claim '  deleted' steps "sm vdi_detach $HUGE" "sm vdi_delete $HUGE" "sm vdi_delete nfs/$(vdi 9)"
+
 echo '# reverted, and without the program'
 claim 'a snapshot of the user' sm vdi_snapshot "$WEB" "$(vdi 7)"
 put "$WEB" 90 2
@@ -116,7 +129,7 @@ printf '#!/bin/sh\nexit 1\n' > "$SCRATCH/bin/thin_delta"
 chmod +x "$SCRATCH/bin/thin_delta"
 dd if=/dev/urandom of="$(sm vdi_attach "$WEB")" bs=1M seek=33 count=1 conv=notrunc,fsync status=none
 sm vdi_detach "$WEB"
-claim 'a program that fails: digests are compared' sm backup export web --to nas --since last --keep 9
+claim 'a program that fails: all of it is read and compared' reads 100 121 sm backup export web --to nas --since last --keep 9
 claim '  and one block is stored' stored 1
 claim 'without its set no snapshot is left' steps "sm backup undefine web" "ours web 0"
 sm sr_detach nfs

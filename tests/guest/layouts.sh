@@ -161,15 +161,17 @@ facts() {
 LAYOUT=6ba7b810-9dad-11d1-80b4-00c04fd430c8
 slots=1
 [ ! "${LONG:-}" ] || slots=3
-# kills CALL COMMAND…: the command is killed at each such call on the journal, and goes on; the end is that of a run without a kill
+# kills CALL COMMAND…: the command is killed at such calls on the journal, and goes on; the end is that of a run without a kill.
+# It takes each third of the calls, others every day, and with LONG=y all.
 kills() {
-  local call=$1 n status found=0
+  local call=$1 n status found=0 first=1 step=1
   shift
-  for n in {1..60}; do
+  [ "${LONG:-}" ] || step=3 first=$(($(today 3) + 1))
+  for ((n = first; n <= 60; n += step)); do
     [ "$1" = apply ] || apply > /dev/null || return
     status=0
     # The journal is replaced when a run begins, so its descriptors are followed by name.
-    strace -qq -P $JOURNAL -e trace="$call" -e inject="$call:signal=KILL:when=$n" -o /dev/null "$BIN/sm" "$@" > /dev/null || status=$?
+    strace -qq -P $JOURNAL -e trace="$call" -e inject="$call:signal=KILL:when=$n" -o "$SCRATCH/trace" "$BIN/sm" "$@" > /dev/null || status=$?
     [ $status != 0 ] || break
     found=$((found + 1))
     if [ ! -e $JOURNAL ] || ! sm apply --resume --yes > /dev/null || [ -e $JOURNAL ]; then echo "$call $n: no end"; return 1; fi
@@ -177,7 +179,8 @@ kills() {
     [ "$1" != apply ] || sm layout remove rack1 --yes --allow wipe > /dev/null || return
   done
   echo "$found kills"
-  [ $found -ge 4 ]
+  # The run that was not killed tells how many calls there are.
+  [ $found -ge 1 ] && [ "$(grep -c "^$call(" "$SCRATCH/trace")" -ge 4 ]
 }
 killed() {
   local dev want

@@ -1,7 +1,7 @@
 #!/bin/bash
 # LVHD, the groups of XCP-ng and XenServer, as lvhd.py makes them: trees of VHDs and qcow2s in volumes that are as small as they can
 # be, raw bases, names in MGT, changes that were begun. All of it is listed and read, also without device-mapper's help, and
-# nothing on the disks changes.
+# nothing on the disks changes. Then names are changed, and nothing else does.
 # guest: uml
 # bins: sm
 # memory: 512
@@ -139,8 +139,7 @@ is "$MAPPED" '' 'what is active at the end'
 claim 'whatever would change it is refused in one line'
 A=$(vdi 02) B=$(vdi 0a)
 for call in "sr_delete --yes" "sr_collect" "sr_collect --dry-run" "sr_check --repair" "vdi_create $B 8" "vdi_delete $A --yes" "vdi_clone $A $B" \
-  "vdi_snapshot $A $B" "vdi_revert $A $(vdi 03) --yes" "vdi_resize $A 32" "vdi_lock $A FALSE me" "vdi_unlock $A FALSE me" \
-  "vdi_set $A --label x"; do
+  "vdi_snapshot $A $B" "vdi_revert $A $(vdi 03) --yes" "vdi_resize $A 32" "vdi_lock $A FALSE me" "vdi_unlock $A FALSE me"; do
   read -r verb rest <<< "$call"
   fails_with EPERM sm $verb $SR $rest && says "SR $SR is LVHD"
 done
@@ -151,7 +150,7 @@ claim 'sr_check says what was begun, and what cannot be used'
 status=0
 sm sr_check $SR --deep --format table > "$SCRATCH/check" 2> /dev/null || status=$?
 is $status 5 'the status of sr_check'
-for words in "clone_$(vdi 11)_1: it is being cloned as VDI $(vdi 31)" "VHD-$(vdi 21): it has the data of VDI $(vdi 11)" \
+for words in "clone_$(vdi 11)_1 (being cloned): it is being cloned as VDI $(vdi 31)" "VHD-$(vdi 21) (being cloned): it has the data of VDI $(vdi 11)" \
   "leaf_$(vdi 13)_1: it is being merged into its parent $(vdi 23)" "VHD-OLD_$(vdi 14): a change that was begun, or ended, left it" \
   "inflate_$(vdi 10)_8388608" "jvhd_$(vdi 17): the size of its VHD" "zero_$(vdi 15)_4194304" "VHD-$(vdi 17): unsupported" \
   "MGT: it has a record of a VDI without a volume"; do
@@ -181,6 +180,50 @@ list_volumes -a $VG
 is "$VOLUMES" "$before" 'the volumes'
 is "$(vgs --noheadings -o vg_seqno $VG)" "$seqno" 'the number of changes of the group'
 is "$(digest)" "$digest" 'the digest of the disks'
+
+claim 'the names of a disk are changed where the Python drivers keep them, and nothing else is'
+names() { # VDI: sets OUT to its label, description, read_only
+  of vdi_get_params $SR $1
+  OUT=$(/usr/bin/python3 -c 'import json, sys; v = json.loads(sys.argv[1]); print(v["label"], v["description"], v["read_only"], sep="|")' "$OUT")
+}
+must sm vdi_set $SR $A --label 'new <&> é' --description ''
+names $A
+is "$OUT" 'new <&> é||False' 'the names that were set'
+mgt() { lvchange -qq -ay $VG/MGT && dd if=/dev/$VG/MGT iflag=direct bs=64K status=none > "$SCRATCH/$1" && lvchange -qq -an $VG/MGT; }
+mgt first
+seqno=$(vgs --noheadings -o vg_seqno $VG)
+must sm vdi_set $SR "$(vdi 03)" --label tuesday
+must sm vdi_set $SR $A --label 'new <&> é'
+names "$(vdi 03)"
+is "$OUT" 'tuesday|about monday|True' 'a snapshot with another label'
+must sm vdi_set $SR "$(vdi 01)" --label base
+for more in --read-only=false --shareable; do
+  fails_with EPERM sm vdi_set $SR "$(vdi 03)" --label x $more && says 'vdi_set of more than names'
+done
+mgt second
+is "$(vgs --noheadings -o vg_seqno $VG)" "$seqno" 'the number of changes of the group after names'
+/usr/bin/python3 - "$SCRATCH/first" "$SCRATCH/second" "$(vdi 03)" "$(vdi 01)" "$A" << 'END' || fail 'the bytes of MGT'
+import sys
+first, second = (open(name, "rb").read() for name in sys.argv[1:3])
+record = lambda bytes_, n: bytes_[2048 + n * 1024:][:1024]
+changed = [n for n in range((len(first) - 2048) // 1024) if record(first, n) != record(second, n)]
+texts = [record(second, n).decode() for n in changed]
+assert first[:2048] == second[:2048] and len(changed) == 2, (changed, len(first), first[:40], second[:40])
+assert all(any(vdi in text for text in texts) for vdi in sys.argv[3:5]), texts
+assert first.count(b"<vdi><name_label>new &lt;&amp;&gt; \xc3\xa9</name_label><name_description></name_description>" + b" " * 20) == 1
+END
+
+claim 'only the master of the SR changes names, and where xapi is, only xapi'
+slave() { "$SCRATCH/LVMSR" "$1" -d "((device . \"$ONE\") (SRmaster . \"${MASTER-false}\"))" "${@:2}"; }
+ln -s "$BIN/sm" "$SCRATCH/LVMSR"
+fails_with EPERM slave vdi_set $SR $A --label x && says 'SRmaster'
+mkdir -p /etc/xensource
+echo master > /etc/xensource/pool.conf
+fails_with EPERM sm vdi_set $SR $A --label x && says 'use xe'
+MASTER=true must slave vdi_set $SR $A --label x
+rm /etc/xensource/pool.conf
+names $A
+is "$OUT" 'x||False' 'the names that the master set'
 
 claim 'what is read while a volume of the chain goes away is not taken for the disk'
 mkfifo "$SCRATCH/pipe"

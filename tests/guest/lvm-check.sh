@@ -50,9 +50,9 @@ claim 'thick: what killed calls left is told, and mended as the next call would'
 before=$(volumes $VG)
 volume NEW-$A
 volume NEW-$C
-finds 5 "NEW-$A: a vdi_resize or vdi_import that was killed" "NEW-$C: " 
+finds 5 "NEW-$A (one): a vdi_resize or vdi_import that was killed" "NEW-$C: " 
 is "$(volumes $VG | wc -w)" 4 'the volumes after a look'
-finds 0 "NEW-$A: a vdi_resize or vdi_import that was killed left it: it is to be removed (mended)" "NEW-$C: " -- --repair
+finds 0 "NEW-$A (one): a vdi_resize or vdi_import that was killed left it: it is to be removed (mended)" "NEW-$C: " -- --repair
 is "$(volumes $VG)" "$before" 'the volumes'
 whole
 claim 'what a call works on is no fault, and what it leaves when it is killed is one'
@@ -73,28 +73,28 @@ finds 0 "NEW-$C: " -- --repair
 is "$(volumes $VG)" "$before" 'the volumes'
 claim 'another host'\''s is left to it'
 volume NEW-$A --addtag xcp.maker=another
-finds 0 "NEW-$A: another host fills it" -- --repair
+finds 0 "NEW-$A (one): another host fills it" -- --repair
 is "$(volumes $VG)" "${before}NEW-$A " 'the volumes'
 must lvremove -qq -y $VG/NEW-$A
 
 claim 'thick: suspended, lent, another size than the volume'
 d=$(sm vdi_attach $SR $A)
 dmsetup suspend --noflush --nolockfs "$(dm LV-$A)"
-finds 5 "LV-$A: an LVM command that was killed left it suspended"
+finds 5 "LV-$A (one): an LVM command that was killed left it suspended"
 is "$(suspended)" 1 'what is suspended after a look'
-finds 0 "LV-$A: an LVM command that was killed left it suspended" -- --repair
+finds 0 "LV-$A (one): an LVM command that was killed left it suspended" -- --repair
 is "$(suspended)" 0 'what is suspended'
 whole
 lvextend -qq -y -l +1 --driverloaded n $VG/LV-$A > /dev/null 2>&1
-finds 5 "LV-$A: its device has 8MiB, and the volume 12MiB"
-finds 0 "LV-$A: its device has 8MiB, and the volume 12MiB" -- --repair
+finds 5 "LV-$A (one): its device has 8MiB, and the volume 12MiB"
+finds 0 "LV-$A (one): its device has 8MiB, and the volume 12MiB" -- --repair
 is "$(blockdev --getsize64 "$d")" $((12 << 20)) 'the size of the device'
 whole
 must sm vdi_detach $SR $A
 must lvchange -qq --addtag xcp.lent $VG/LV-$A
 must lvchange -qq -ay -K $VG/LV-$A
-finds 5 "LV-$A: a vdi_export that was killed left it active"
-finds 0 "LV-$A: a vdi_export that was killed left it active" -- --repair
+finds 5 "LV-$A (one): a vdi_export that was killed left it active"
+finds 0 "LV-$A (one): a vdi_export that was killed left it active" -- --repair
 is "$(dmsetup ls)" 'No devices found' 'what is active'
 whole
 
@@ -105,7 +105,7 @@ must lvchange -qq --addtag xcp.colour=red $VG/LV-$A
 must lvchange -qq --addtag xcp.cut=soon $VG/LV-$B
 must vgchange -qq --addtag xcp.allocation=thin $VG
 finds 5 'its tag xcp.allocation=thin says that it has the pool POOL' 'home: no volume of an SR has such a name' \
-  'LV-of-somebody: its name is like that of a VDI' "LV-$A: its tag xcp.colour=red says nothing" \
+  'LV-of-somebody: its name is like that of a VDI' "LV-$A (one): its tag xcp.colour=red says nothing" \
   "LV-$B: broken: " -- --repair
 must vgchange -qq --deltag xcp.allocation=thin $VG
 must lvchange -qq --deltag xcp.colour=red $VG/LV-$A
@@ -118,10 +118,10 @@ must sm vdi_create $SR $C 200
 volume NEW-$A
 mkdir -p /etc/lvm
 printf 'devices { global_filter=[ "r|^%s$|" ] }\n' "$TWO" > /etc/lvm/lvmlocal.conf
-finds 5 'is missing, and nothing can be changed' "LV-$C: broken: LVM says that it is partial" "NEW-$A: " -- --repair
+finds 5 'is missing, and nothing can be changed' "LV-$C: broken: LVM says that it is partial" "NEW-$A (one): " -- --repair
 rm /etc/lvm/lvmlocal.conf
 is "$(volumes $VG)" "LV-$A LV-$B LV-$C NEW-$A " 'the volumes'
-finds 0 "NEW-$A: " -- --repair
+finds 0 "NEW-$A (one): " -- --repair
 must sm vdi_unlock $SR $B FALSE me
 must sm sr_delete --yes $SR
 
@@ -146,8 +146,8 @@ must sm vdi_snapshot $SR $A $B
 whole
 case $(sm sr_space $SR) in *'(exact . #f)'*) ;; *) fail "sr_space: $(sm sr_space $SR)" ;; esac
 lvcreate -qq -y -s -an -ky -n REV-$A $VG/LV-$B > /dev/null
-finds 5 "REV-$A: a vdi_revert that was killed left it: it is to be removed"
-finds 0 "REV-$A: a vdi_revert that was killed left it: it is to be removed (mended)" -- --repair
+finds 5 "REV-$A (one): a vdi_revert that was killed left it: it is to be removed"
+finds 0 "REV-$A (one): a vdi_revert that was killed left it: it is to be removed (mended)" -- --repair
 lvcreate -qq -y -s -an -ky -n REV-$A $VG/LV-$B > /dev/null
 must lvremove -qq -y $VG/LV-$A
 finds 5 "REV-$A: a vdi_revert that was killed left the VDI here: it is to become LV-$A"

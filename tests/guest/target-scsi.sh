@@ -3,8 +3,8 @@
 # guest: uml
 # bins: sm
 # memory: 512
-# takes: 30
-# tools: iscsiadm iscsid mkfs.ext4 wipefs vgcreate
+# takes: 50
+# tools: iscsiadm iscsid mkfs.ext4 wipefs vgcreate strace
 # Names have no blanks; a command before && fails only where the claim has failed.
 # shellcheck disable=SC2015,SC2012
 set -u
@@ -133,4 +133,49 @@ passthrough() {
   sm target unpublish "${target##*:}" && nothing_left
 }
 claim 'a SCSI device is passed through: disk and tape, virtual and physical HBA' passthrough
+
+# Passed through, given to one more initiator, taken from it, ended: each is killed, and then repeated or restored.
+kills() {
+  local does call n killed points=0 one=${ALL[1]} id
+  given() { sm target passthrough --hctl "$one" --to "$1" --portal 127.0.0.1 --no-auth --allow-raw-scsi --shared --format table; }
+  id=$(given $ME) && id=${id##*:} && sm target unpublish "$id" || return
+  acls() { ls $C/iscsi/*"$id"/tpgt_1/acls; }
+  for does in pass grant revoke end; do
+    for call in $CALLS; do
+      n=$(today "${EVERY[$call]:-1}")
+      while :; do
+        n=$((n + 1))
+        [ $does = pass ] || given $ME > /dev/null || return
+        [ $does != revoke ] || given $OTHER > /dev/null || return
+        set -- target passthrough --hctl "$one" --to $ME --portal 127.0.0.1 --no-auth --allow-raw-scsi --shared
+        [ $does != grant ] || set -- "${@/$ME/$OTHER}"
+        [ $does != revoke ] || set -- target unpublish "$id" --to $OTHER
+        [ $does != end ] || set -- target unpublish "$id"
+        killed=0
+        strace -f -qq -o /dev/null -e "trace=$call" -e "inject=$call:signal=KILL:when=$n" "$BIN/sm" "$@" > /dev/null 2>&1 || killed=$?
+        [ $killed = 137 ] || break
+        points=$((points + 1))
+        if [ $((points % 2)) = 0 ]; then
+          sm target restore --format table && sm target check --format table || { echo "restore after kill at $call $n of $does"; return 1; }
+        else
+          sm "$@" > /dev/null && sm target check --format table || { echo "$does again after kill at $call $n"; return 1; }
+          case $does in
+          pass | revoke) is "$(acls)" $ME ;;
+          grant) is "$(acls | tr '\n' ' ')" "$ME $OTHER " ;;
+          esac || { echo "after kill at $call $n of $does"; return 1; }
+        fi
+        sm target unpublish "$id" && nothing_left && ! sm devices --format table | grep 'sm target' || { echo "left after kill at $call $n of $does"; return 1; }
+        n=$((n + ${EVERY[$call]:-1} - 1))
+      done
+      sm target unpublish "$id" || return
+    done
+  done
+  echo "$points kills"
+  [ $points -gt 8 ]
+}
+# It kills at some calls, every day at others.
+case $(today 3) in 0) CALLS='write renameat' ;; 1) CALLS='mkdir symlink linkat' ;; *) CALLS='rmdir unlink unlinkat' ;; esac
+declare -A EVERY=([write]=5 [mkdir]=2)
+[ -z "${LONG:-}" ] || CALLS='mkdir symlink linkat write renameat unlink unlinkat rmdir' EVERY=()
+claim 'kills of pass-through, of one more initiator and one less: the next call goes on, and nothing is left' kills
 summary

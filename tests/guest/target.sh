@@ -256,7 +256,7 @@ proves 'what is refused changes nothing' refused
 
 kills() {
   local call n=0 killed=0 points=0 args=(fast/raw --to "$ME" --portal 127.0.0.1 --auth /root/auth)
-  for call in mkdir symlink write rename unlink rmdir openat; do
+  for call in mkdir symlink write renameat unlink rmdir openat; do
     n=0
     while :; do
       n=$((n + ${EVERY[$call]:-1}))

@@ -15,6 +15,7 @@ use std::time::Duration;
 use assert_cmd::Command;
 use tempfile::TempDir;
 
+pub mod backups;
 pub mod filesystem;
 pub mod kill;
 pub mod operations;

@@ -38,7 +38,8 @@ for stock in 'the stock plug-in' 'a newer one'; do
     echo 'a newer one' > "$plugin"
 done
 support/stand-in put /usr/sbin/sm "$plugin"
-for unit in 'sm-collect@.service' 'sm-collect@.timer' sm-metrics.service sm-metrics.timer \
+[ "$(readlink "${plugin%/*}/coalesce-leaf")" = /usr/sbin/sm ] || wrong 'xapi did not get the plug-in coalesce-leaf'
+for unit in 'sm-collect@.service' 'sm-collect@.timer' 'sm-collect-xapi@.service' sm-metrics.service sm-metrics.timer \
     'sm-backup@.service' 'sm-backup@.timer'; do
     [ -s "$root/usr/lib/systemd/system/$unit" ] || wrong "$unit is not installed"
 done
@@ -54,6 +55,7 @@ left=$(find "$root/usr" ! -type d)
 [ -z "$(linked)" ] || wrong "uninstall left $(linked)"
 [ "$(cat "$smdir/LVMSR")" = python ] || wrong "uninstall took what was not ours"
 [ "$(cat "$plugin")" = 'a newer one' ] || wrong 'the stock plug-in did not come back'
+[ "$(ls "${plugin%/*}")" = tapdisk-pause ] || wrong "uninstall left $(ls "${plugin%/*}")"
 [ "$(readlink "$smdir/FileSR")" = FileSR.py ] || wrong 'the stock FileSR did not come back'
 
 run install DRIVERS='FileSR LVMSR'

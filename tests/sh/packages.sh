@@ -116,8 +116,10 @@ sm() {
         echo "$driver $version" > "$scratch/sm/$smdir/$driver.py"
         ln -s "$driver.py" "$scratch/sm/$smdir/$driver"
     done
-    echo "tapdisk-pause $version" > "$scratch/sm/$plugins/tapdisk-pause"
-    chmod +x "$scratch/sm/$plugins/tapdisk-pause"
+    for driver in tapdisk-pause coalesce-leaf; do
+        echo "$driver $version" > "$scratch/sm/$plugins/$driver"
+        chmod +x "$scratch/sm/$plugins/$driver"
+    done
     package sm "$version"
 }
 package host 1
@@ -136,12 +138,12 @@ rpm -i --replacepkgs "$rpm"
 diff <(echo "$with") <(snapshot) || wrong 'a second installation changed something'
 
 ours() { (cd "$root/$smdir" 2> /dev/null && find . -lname /usr/sbin/sm -printf '%P\n' | sort | xargs) || true; }
-stock() { cat "$root/$smdir/$1.stock" "$root/$plugins/tapdisk-pause.stock" | xargs; }
+stock() { cat "$root/$smdir/$1.stock" "$root/$plugins/tapdisk-pause.stock" "$root/$plugins/coalesce-leaf.stock" | xargs; }
 replaced() { # version
     [ "$(ours)" = 'EXTSR FileSR ISOSR NFSSR' ] || wrong "xapi has only $(ours)"
-    [ "$(readlink "$root/$plugins/tapdisk-pause")" = /usr/sbin/sm ] || wrong 'xapi has the stock plug-in'
+    [ "$(readlink "$root/$plugins/tapdisk-pause" "$root/$plugins/coalesce-leaf" | uniq)" = /usr/sbin/sm ] || wrong 'xapi has a stock plug-in'
     [ "$(cat "$root/$smdir/LVMSR")" = "LVMSR $1" ] || wrong 'LVMSR was replaced unasked'
-    [ "$(stock FileSR)" = "FileSR $1 tapdisk-pause $1" ] || wrong "the stock files are $(stock FileSR)"
+    [ "$(stock FileSR)" = "FileSR $1 tapdisk-pause $1 coalesce-leaf $1" ] || wrong "the stock files are $(stock FileSR)"
 }
 given_back() {
     [ -z "$(ours)" ] || wrong "$(ours) was not given back"
@@ -154,7 +156,9 @@ quiet -i "$xapi"
 grep -q xe-toolstack-restart "$scratch/said"
 replaced 3.2.1
 inside /$smdir/FileSR --version | grep -qx "FileSR $version"
-inside "/$plugins/tapdisk-pause" 2>&1 | grep -q methodResponse || wrong 'the plug-in does not answer'
+for plugin in tapdisk-pause coalesce-leaf; do
+    inside "/$plugins/$plugin" 2>&1 | grep -q methodResponse || wrong "the plug-in $plugin does not answer"
+done
 python3 -c 'import sys, zipfile; zipfile.ZipFile(sys.argv[1]).getinfo("__main__.py")' "$root/usr/sbin/sm"
 quiet -U --replacepkgs "$xapi"
 replaced 3.2.1

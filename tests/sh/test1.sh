@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # The compliance suite of SR API v1.0: whether a driver does what its callers rely on, through `sm` alone.
 #
-#   test1.sh -t TYPE -d DCONF [-f FORMAT] [--chapter NAME] [--without NAME] … [--quick] [--keep] [-v]
+#   test1.sh -t TYPE -d DCONF [-f FORMAT] [--sr UUID] [--chapter NAME] [--without NAME] … [--quick] [--keep] [-v]
 #
 #   -t, -d    the driver and the place it may use; the place holds no SR, and holds none afterwards
 #   -f        the format of the VDIs (raw, vhd, qcow2); without it the driver's default
+#   --sr      an SR that is there, attached and empty, instead of one that the suite makes; it is left so. The chapters birth and
+#             end, which make and delete an SR, are left out
 #   --chapter one chapter alone, a file of tests/sh/test1: birth, vdis, device, copies, resize, transfer, locks, words,
 #             errors, many or end
 #   --without a chapter that is left out, of those that leave the SR as they found it: locks, words, errors or many
@@ -24,11 +26,12 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/lib.sh"
 
 CHAPTERS='birth vdis device copies resize transfer locks words errors many end'
-TYPE='' DCONF='' FORMAT='' CHAPTER='' WITHOUT='' QUICK='' KEEP='' VERBOSE=''
+TYPE='' DCONF='' FORMAT='' GIVEN='' CHAPTER='' WITHOUT='' QUICK='' KEEP='' VERBOSE=''
 refuse() { printf '%s: %s\n' "${0##*/}" "$1" >&2 && exit 2; }
 while [ $# -gt 0 ]; do
     case $1 in
     -t) TYPE=${2-} && shift ;; -d) DCONF=${2-} && shift ;; -f) FORMAT=${2-} && shift ;;
+    --sr) GIVEN=${2:-none} WITHOUT+=' birth end ' && shift ;;
     --chapter)
         CHAPTER=${2-} && shift
         [[ " $CHAPTERS " == *" ${CHAPTER:-none} "* ]] || refuse "--chapter is one of $CHAPTERS"
@@ -38,7 +41,7 @@ while [ $# -gt 0 ]; do
         WITHOUT+=" $2 " && shift
         ;;
     --quick) QUICK=yes ;; --keep) KEEP=yes ;; -v) VERBOSE=yes ;;
-    *) refuse "what is $1? usage: test1.sh -t TYPE -d DCONF [-f FORMAT] [--chapter NAME] [--without NAME] … [--quick] [--keep] [-v]" ;;
+    *) refuse "what is $1? usage: test1.sh -t TYPE -d DCONF [-f FORMAT] [--sr UUID] [--chapter NAME] [--without NAME] … [--quick] [--keep] [-v]" ;;
     esac
     shift
 done
@@ -101,7 +104,7 @@ esac
 
 # ---- The scene. The UUIDs are always the same, so what a run left is recognised.
 
-SR=7e57ab1e-0000-4000-8000-0000000000ff
+SR=${GIVEN:-7e57ab1e-0000-4000-8000-0000000000ff}
 OTHER_SR=7e57ab1e-0000-4000-8000-0000000000fe
 vdi() { printf '7e57ab1e-0000-4000-8000-%012d' "$1"; }
 A=$(vdi 1) B=$(vdi 2) C=$(vdi 3) D=$(vdi 4) NONE=$(vdi 999)
@@ -114,7 +117,10 @@ finish() {
         printf '# kept: SR %s on %s, %s; to clear it: sm sr_delete --yes -t %s -d %q %s\n' \
             "$SR" "$DCONF" "$SCRATCH" "$TYPE" "$DCONF" "$SR"
     else
-        if [ -n "$STARTED" ]; then
+        if [ -n "$STARTED" ] && [ -n "$GIVEN" ]; then
+            tidy
+            for uuid in "$A" "$B"; do "$SM" vdi_delete -t "$TYPE" -d "$DCONF" "$SR" "$uuid" >/dev/null 2>&1; done
+        elif [ -n "$STARTED" ]; then
             tidy
             "$SM" sr_delete -t "$TYPE" -d "$DCONF" "$SR" --yes >/dev/null 2>&1
         fi
@@ -125,24 +131,32 @@ trap finish EXIT
 trap 'exit 2' HUP INT TERM
 
 leftovers() { refuse "$1; this suite wants a place with no SR in it (sm sr_delete --yes -t $TYPE -d $DCONF $SR clears what it left)"; }
-found=$("$SM" sr_probe -t "$TYPE" -d "$DCONF" 2>/dev/null)
+if [ -n "$GIVEN" ]; then
+    [[ $GIVEN =~ ^[0-9a-f-]{36}$ ]] || refuse '--sr wants a UUID'
+    found=$("$SM" sr_get_params -t "$TYPE" -d "$DCONF" "$SR") || refuse "SR $SR is not there, or not attached"
+    field VDIs "$found"
+    [ -z "$FIELD" ] || refuse "SR $SR has VDIs"
+    found=''
+else
+    found=$("$SM" sr_probe -t "$TYPE" -d "$DCONF" 2>/dev/null)
+fi
 case $found in
 *"$SR"* | *"$OTHER_SR"*) leftovers "$DCONF holds what an earlier run left" ;;
 *'(sr (uuid'*) [ $ALONE = no ] || leftovers "$DCONF holds an SR" ;;
 esac
-[ "$TYPE" != file ] || [ ! -e "$DCONF" ] || [ -z "$(ls -A "$DCONF" 2>&1)" ] || leftovers "$DCONF is not empty"
+[ -n "$GIVEN" ] || [ "$TYPE" != file ] || [ ! -e "$DCONF" ] || [ -z "$(ls -A "$DCONF" 2>&1)" ] || leftovers "$DCONF is not empty"
 STARTED=yes DEV=''
 
 # Every VDI detached and unlocked, and none but A and B there.
 tidy() {
     local uuid listed
     exec 9<&-
-    listed=$("$SM" sr_get_params -t "$TYPE" -d "$DCONF" $SR 2>/dev/null)
+    listed=$("$SM" sr_get_params -t "$TYPE" -d "$DCONF" "$SR" 2>/dev/null)
     field VDIs "$listed"
     for uuid in $FIELD; do
-        [ "$EUID" != 0 ] || "$SM" vdi_detach -t "$TYPE" -d "$DCONF" $SR "$uuid"
-        "$SM" vdi_unlock -t "$TYPE" -d "$DCONF" $SR "$uuid" TRUE suite
-        case $uuid in "$A" | "$B") ;; *) "$SM" vdi_delete -t "$TYPE" -d "$DCONF" $SR "$uuid" ;; esac
+        [ "$EUID" != 0 ] || "$SM" vdi_detach -t "$TYPE" -d "$DCONF" "$SR" "$uuid"
+        "$SM" vdi_unlock -t "$TYPE" -d "$DCONF" "$SR" "$uuid" TRUE suite
+        case $uuid in "$A" | "$B") ;; *) "$SM" vdi_delete -t "$TYPE" -d "$DCONF" "$SR" "$uuid" ;; esac
     done
 } >/dev/null 2>&1
 
@@ -168,10 +182,10 @@ bring() { must vdi_import "$SR" "$1" "$2" "${@:3}" ${FORMAT:+--type "$FORMAT"}; 
 can_import() { ! may_refuse vdi_import || skip 'the driver does not support vdi_import (EPERM)'; }
 through_a_pipe() { # SOURCE DEST
     local size
-    size=$("$SM" vdi_get_params -t "$TYPE" -d "$DCONF" $SR "$1") || return
+    size=$("$SM" vdi_get_params -t "$TYPE" -d "$DCONF" "$SR" "$1") || return
     field virtual_size "$size"
-    "$SM" vdi_export -t "$TYPE" -d "$DCONF" $SR "$1" - |
-        "$SM" vdi_import -t "$TYPE" -d "$DCONF" $SR "$2" - --size "${FIELD}B" ${FORMAT:+--type "$FORMAT"}
+    "$SM" vdi_export -t "$TYPE" -d "$DCONF" "$SR" "$1" - |
+        "$SM" vdi_import -t "$TYPE" -d "$DCONF" "$SR" "$2" - --size "${FIELD}B" ${FORMAT:+--type "$FORMAT"}
     [ "${PIPESTATUS[*]}" = '0 0' ]
 }
 bytes_of() { blockdev --getsize64 "$1" 2>/dev/null; }
@@ -189,23 +203,23 @@ scene() { # VERB [ARG …]: a call that the scene needs
     "$SM" "$1" -t "$TYPE" -d "$DCONF" "${@:2}" </dev/null >"$SCRATCH/stdout" || refuse "the scene of $CHAPTER cannot be made"
 }
 given_sr() {
-    [ -n "$CHAPTER" ] || return 0
-    scene sr_create $SR
-    scene sr_attach $SR
+    [ -n "$CHAPTER" ] && [ -z "$GIVEN" ] || return 0
+    scene sr_create "$SR"
+    scene sr_attach "$SR"
 }
 given_disks() { # [PATTERN AT] …: A of 16 MB with these patterns, B of 20 MB
     [ -n "$CHAPTER" ] || return 0
     given_sr
-    scene vdi_create $SR "$A" 16 ${FORMAT:+--type "$FORMAT"}
-    scene vdi_create $SR "$B" 20 ${FORMAT:+--type "$FORMAT"}
+    scene vdi_create "$SR" "$A" 16 ${FORMAT:+--type "$FORMAT"}
+    scene vdi_create "$SR" "$B" 20 ${FORMAT:+--type "$FORMAT"}
     [ $# != 0 ] && [ "$EUID" = 0 ] || return 0
-    scene vdi_attach $SR "$A"
+    scene vdi_attach "$SR" "$A"
     IFS= read -r DEV <"$SCRATCH/stdout"
     while [ $# -gt 1 ]; do
         put "$DEV" "$1" "$2" || refuse "$DEV cannot be written to"
         shift 2
     done
-    scene vdi_detach $SR "$A"
+    scene vdi_detach "$SR" "$A"
 }
 
 is_wanted() { [ "${CHAPTER:-$1}" = "$1" ] && [[ $WITHOUT != *" $1 "* ]]; }

@@ -56,6 +56,38 @@ class Case(test_file.Case):
         return f"/dev/{self.group}/LV-{self.xapi.vdis[vdi]['uuid']}"
 
 
+class Owners(Case):
+    """What sm says of a device that nothing but xapi's database says the owner of."""
+
+    def sm(self, *words):
+        env = dict(os.environ, XCP_SM_RUN_DIR=self.host, DM_DISABLE_UDEV="1")
+        return subprocess.run([os.path.join(test_file.BIN, "sm"), *words], env=env, capture_output=True, text=True, check=False)
+
+    def test_a_device_of_a_pbd_has_its_sr_for_owner_and_a_plan_never_takes_it(self):
+        backing, model = os.path.join(self.scratch, "backing"), os.path.join(self.scratch, "r.model")
+        with open(backing, "wb") as file:
+            file.truncate(64 * MiB)
+        loop = run("losetup", "-f", "--show", backing).strip()
+        self.addCleanup(subprocess.run, ["losetup", "-d", loop], check=True)
+        with open(model, "w", encoding="ascii") as file:
+            file.write(f"layout: r\nlvm: dev={loop} index=0\n")
+        with open(os.path.join(self.host, "sm.conf"), "w", encoding="ascii") as file:
+            file.write("min_size=8M\n")
+        self.assertIn(f"make an SR on {loop}", self.sm("plan", "-m", model, "--format", "table").stdout)
+        config = {"device": loop}
+        self.xapi.pbds["OpaqueRef:pbd"] = {"uuid": str(uuid.uuid4()), "SR": self.agent.sr_ref, "host": self.xapi.host_ref,
+                                           "device_config": config, "currently_attached": True}
+        owner = f"SR {self.agent.sr_uuid}, which xapi has"
+        listed = self.sm("devices", "--format", "table", "-o", "dev,state,owner").stdout
+        self.assertRegex(listed, f"{loop} +claimed +{owner}")
+        for words, error in ((("plan", "-m", model), "ENOMATCH"), (("devices", "claim", loop), "EBUSY")):
+            done = self.sm(*words)
+            self.assertTrue(done.stderr.startswith(error) and owner in done.stderr, done)
+        # As that of the slot, it is what the plan wants.
+        self.xapi.srs[self.agent.sr_ref]["name_label"] = "r-lvm-0"
+        self.assertEqual(self.sm("plan", "-m", model, "--format", "table").stdout, "layout r: nothing to change\n")
+
+
 class Lvm(Case):
     def test_what_is_announced_works_and_what_is_not_is_refused(self):
         info = test_file.Info.info(self)

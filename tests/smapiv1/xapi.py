@@ -38,6 +38,7 @@ SIGNATURES = {
     "host.get_record": "s", "host.get_by_uuid": "s", "host.get_other_config": "s", "host.call_plugin": "sssm",
     "pool.get_all": "", "pool.get_all_records": "", "pool.get_master": "s",
     "secret.get_by_uuid": "s", "secret.get_value": "s",
+    "VM.get_by_uuid": "s", "VM.get_VBDs": "s", "VBD.get_record": "s",
     "SM.get_all_records_where": "s", "message.create": "snsss",
     "session.login_with_password": None, "session.logout": "", "session.get_this_host": "s",
 }
@@ -60,6 +61,7 @@ class Xapi:
         self.host_ref = "OpaqueRef:host-1"
         self.host_uuid = str(uuids.uuid4())
         self.hosts = {self.host_ref: {"uuid": self.host_uuid, "name_label": "one", "other_config": {}}}
+        self.vms, self.vbds = {}, {}
         self.srs, self.vdis, self.messages, self.pbds, self.secrets = {}, {}, [], {}, {}
         self.capabilities, self.driver_filenames = [], {}
         # (host, name) -> what is called with the function and its arguments.
@@ -103,7 +105,7 @@ class Xapi:
         raise Refusal("UUID_INVALID", name, uuid)
 
     def table(self, name):
-        return {"VDI": self.vdis, "SR": self.srs, "host": self.hosts, "PBD": self.pbds,
+        return {"VDI": self.vdis, "SR": self.srs, "host": self.hosts, "PBD": self.pbds, "VM": self.vms, "VBD": self.vbds,
                 "secret": self.secrets}[name]
 
     def of(self, sr_ref):

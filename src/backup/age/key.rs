@@ -3,14 +3,14 @@
 //! A file has one key a line, as age-keygen(1) writes it. Blank lines, and lines that begin with `#`, are left out.
 
 use std::fmt;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use bech32::{Bech32, Hrp};
-use sha2::{Digest as _, Sha256};
 use x25519_dalek::{PublicKey, StaticSecret};
 
+use super::super::map::{digest, hex};
 use super::random;
 use crate::error::{Error, Result};
 use crate::sys::{run_dir, small};
@@ -37,7 +37,7 @@ impl Recipient {
 
     /// A short name of the key, which does not tell the key: the start of its SHA-256.
     pub fn id(&self) -> String {
-        Sha256::digest(self.0.as_bytes())[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&digest(self.0.as_bytes()))[..16].to_owned()
     }
 }
 
@@ -112,13 +112,12 @@ pub fn identities(path: &Path) -> Result<Vec<Identity>> {
 fn keys<K>(path: &Path, others: u32, can: &str, kind: &str, parse: impl Fn(&str) -> Option<K>) -> Result<Vec<K>> {
     let file = small::open(path).map_err(Error::io("open", path))?;
     let meta = file.metadata().map_err(Error::io("examine", path))?;
-    let is_ours = meta.uid() == 0 || meta.uid() == run_dir::user().as_raw();
+    let is_ours = run_dir::is_trusted(meta.uid());
     if !is_ours || meta.mode() & others != 0 {
         let why = if is_ours { format!("others can {can}") } else { "it belongs to another user".to_owned() };
         return Err(Error::io("trust the keys", path)(io::Error::new(io::ErrorKind::PermissionDenied, why)));
     }
-    let mut text = String::new();
-    file.take(LONGEST).read_to_string(&mut text).map_err(Error::io("read", path))?;
+    let text = small::bounded_text(file, LONGEST).map_err(Error::io("read", path))?;
     // The line itself is not told: it may be a secret.
     let bad = |line: usize, what: &str| Error::BadLine { path: path.to_owned(), line, what: what.to_owned() };
     let mut found = Vec::new();

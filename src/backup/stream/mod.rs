@@ -27,7 +27,6 @@ pub mod send;
 use std::fmt;
 use std::str::FromStr;
 
-use super::codec::Compression;
 use super::manifest::{self, Manifest, image_name, map_name};
 use super::name::RunId;
 use crate::types::Misread;
@@ -63,7 +62,7 @@ impl Part {
 
     /// Whether its blocks are those of a map.
     pub fn is_mapped(self, of: &Manifest) -> bool {
-        matches!(self, Part::Image(_)) && of.compression == Compression::None
+        matches!(self, Part::Image(_)) && !of.compression.is_packed()
     }
 }
 
@@ -101,16 +100,21 @@ impl FromStr for Have {
     type Err = Misread;
 
     fn from_str(text: &str) -> Result<Have, Misread> {
+        let misread = || {
+            Misread {
+            what: "--from",
+            value: text.to_owned(),
+            expected: "expected the word that `sm backup receive --to STORE --resume NAME` prints on the other host; --store says \
+                       the store that has the run"
+                .to_owned(),
+        }
+        };
         match text.split_once(':') {
             None if text == "nothing" => Ok(Have::Nothing),
-            None => Ok(Have::Run(text.parse()?)),
+            None => Ok(Have::Run(text.parse().map_err(|_| misread())?)),
             Some((run, block)) => {
-                let block = number(block).ok_or_else(|| Misread {
-                    what: "--from",
-                    value: text.to_owned(),
-                    expected: "expected what `sm backup receive --resume` printed".to_owned(),
-                })?;
-                Ok(Have::Blocks(run.parse()?, block))
+                let block = number(block).ok_or_else(misread)?;
+                Ok(Have::Blocks(run.parse().map_err(|_| misread())?, block))
             }
         }
     }

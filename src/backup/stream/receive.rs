@@ -20,7 +20,7 @@ use super::super::chain;
 use super::super::export::place_of;
 use super::super::manifest::{self, Manifest, ParentRun};
 use super::super::map::{Digest, Map, Stored, digest, hex, length_of, unhex};
-use super::super::name::{RunId, SetName, StoreName, UNFINISHED};
+use super::super::name::{RunId, SetName, StoreName};
 use super::super::retain::{self, Keep};
 use super::super::shelf::{Foreign, Shelf};
 use super::super::store::{self, Open};
@@ -30,7 +30,7 @@ use super::{Have, LONGEST_LINE, Part, VERSION, number, parts};
 use crate::error::{Error, Result, one_line};
 use crate::image::disk::without_zeroes;
 use crate::sys::durable::Dir;
-use crate::types::seconds_now;
+use crate::types::{Utc, seconds_now};
 
 /// The file that tells how much of a run is there.
 const PROGRESS: &str = "received.json";
@@ -127,15 +127,10 @@ pub fn have(call: &Call, store: &StoreName, set: &SetName) -> Result<Have> {
     let _taken = store.lock(set, &RunId::new(seconds_now().unwrap_or(0)), call.deadline())?;
     let shelf = Shelf::new(&store, set.clone());
     let runs = shelf.runs()?;
-    if let Some(dir) = store.dir.sub_dir(set.as_str())? {
-        let mut begun: Vec<RunId> =
-            dir.names()?.iter().filter_map(|name| name.strip_suffix(UNFINISHED)?.parse().ok()).collect();
-        begun.sort();
-        for run in begun.into_iter().rev() {
-            let Some(dir) = dir.sub_dir(&run.unfinished())? else { continue };
-            if let Some((_, progress)) = progress_of(&dir)?.filter(|_| !runs.contains(&run)) {
-                return Ok(Have::Blocks(run, progress.block));
-            }
+    for run in shelf.all_begun()?.into_iter().rev() {
+        let Some(dir) = shelf.begun(&run)? else { continue };
+        if let Some((_, progress)) = progress_of(&dir)?.filter(|_| !runs.contains(&run)) {
+            return Ok(Have::Blocks(run, progress.block));
         }
     }
     Ok(runs.last().cloned().map_or(Have::Nothing, Have::Run))
@@ -187,6 +182,21 @@ fn one(call: &Call, store: &Open, shelf: &Shelf, head: &Head, take_over: bool, s
     Ok(true)
 }
 
+/// Refuses a run from the future: every later run of the set would have to be named after it.
+fn refuse_ahead(run: &RunId, now: u64) -> Result<()> {
+    match run.is_ahead(now) {
+        false => Ok(()),
+        true => Err(Error::Unsupported {
+            op: "receiving this run",
+            why: format!(
+                "run {run} is more than a day ahead of the clock of this host, which is at {}; set the clock that is wrong, and export \
+                 the set anew if it is that of the sender",
+                Utc(now)
+            ),
+        }),
+    }
+}
+
 /// Begins a run: its manifest is read and looked at before a directory is made.
 fn begun(store: &Open, shelf: &Shelf, head: &Head, take_over: bool, stream: &mut Stream) -> Result<Landing> {
     let text = match stream.block(head.bytes)? {
@@ -219,8 +229,7 @@ fn begun(store: &Open, shelf: &Shelf, head: &Head, take_over: bool, stream: &mut
 
 /// Goes on with a run that a stream before this one began.
 fn resumed(store: &Open, shelf: &Shelf, head: &Head, stream: &mut Stream) -> Result<Landing> {
-    let set_dir = store.dir.sub_dir(shelf.set.as_str())?;
-    let dir = set_dir.map(|dir| dir.sub_dir(&head.run.unfinished())).transpose()?.flatten();
+    let dir = shelf.begun(&head.run)?;
     let found = dir.as_ref().map(progress_of).transpose()?.flatten();
     let (dir, text, progress) = match (dir, found) {
         (Some(dir), Some((text, progress))) if progress.block == head.from => (dir, text, progress),
@@ -248,6 +257,7 @@ fn checked(text: &[u8], shelf: &Shelf, head: &Head, stream: &Stream) -> Result<M
     if digest(text) != head.sha256 || manifest.name != shelf.set || manifest.run != head.run {
         return Err(stream.wrong("has a manifest that is not of the run that it names"));
     }
+    refuse_ahead(&head.run, seconds_now().unwrap_or(0))?;
     if let Some(ParentRun { run, manifest_sha256 }) = &manifest.parent {
         let parent = shelf.find(Some(run)).and_then(|(_, dir)| dir.read(manifest::FILE));
         let is_here = parent.is_ok_and(|text| text.is_some_and(|text| hex(&digest(&text)) == *manifest_sha256));

@@ -3,22 +3,25 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use super::agent;
 use super::grammar::{DevicesCommand, ListArgs, OwnerArgs};
 use super::shown::{COLUMNS, OF_INVENTORY, Reply, USUAL};
 use crate::call::Session;
 use crate::context::{Context, DEFAULT_WAIT};
 use crate::door::size;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::layout;
+use crate::registry::agent::Agent;
 use crate::registry::backend::{self, Backend};
 use crate::registry::candidate::Class;
-use crate::registry::claims::{BY_HAND, Claim, Claims};
+use crate::registry::claims::{BY_AGENT, BY_HAND, Claim, Claims};
 use crate::registry::facts::State;
 use crate::registry::rebuild::{self, Found};
 use crate::registry::settings::Settings;
 use crate::registry::view::{self, Host};
 use crate::registry::{identity, ledger};
 use crate::sr::{DRIVERS, Driver};
+use crate::sys::run_dir;
 use crate::types::{DeviceConfig, LayoutUuid, SrUuid, seconds_now};
 
 /// The backends that there are.
@@ -56,14 +59,23 @@ fn list(settings: &Settings, args: &ListArgs) -> Result<Reply> {
         (true, _) => OF_INVENTORY.to_vec(),
         (false, _) => args.columns.iter().map(|name| column(name)).collect::<Result<_>>()?,
     };
-    let mut rows = view::rows(&backend, settings, size::parse)?;
+    let (agent, warning) = agent_or_warning();
+    let mut rows = view::rows(&backend, settings, agent.as_ref(), size::parse)?;
     rows.retain(|row| {
         class.is_none_or(|class| row.class == class)
             && args.host.as_ref().is_none_or(|host| row.host == *host)
             && (!args.free || row.state == Some(State::Free))
             && (args.all || row.state != Some(State::MultipathPath))
     });
-    Ok(Reply::Devices { backend: backend.name(), rows, columns })
+    Ok(Reply::Devices { backend: backend.name(), rows, columns, warnings: warning.into_iter().collect() })
+}
+
+/// The agent of this host, or the warning that it does not answer: what the devices hold can be told without it.
+fn agent_or_warning() -> (Option<Agent>, Option<String>) {
+    match agent::of_host() {
+        Ok(agent) => (agent, None),
+        Err(e) => (None, Some(format!("SRs that xapi alone knows of are not shown as owners: {}", one_line(&e)))),
+    }
 }
 
 fn class(text: &str) -> Result<Class> {
@@ -80,9 +92,10 @@ fn column(name: &str) -> Result<&'static str> {
 }
 
 fn why(settings: &Settings, device: &str) -> Result<Reply> {
-    let host = Host::look(settings)?;
+    let (agent, warning) = agent_or_warning();
+    let host = Host::look(settings)?.with(agent.as_ref());
     let (row, tests) = host.find(device).ok_or_else(|| no_device(device))?;
-    Ok(Reply::Why { row: Box::new(row), tests })
+    Ok(Reply::Why { row: Box::new(row), tests, warnings: warning.into_iter().collect() })
 }
 
 fn no_device(device: &str) -> Error {
@@ -101,10 +114,15 @@ fn deadline() -> Instant {
 }
 
 fn claim(settings: &Settings, word: &str, owner: &OwnerArgs) -> Result<Reply> {
-    let (row, tests) = Host::look(settings)?.find(word).ok_or_else(|| no_device(word))?;
+    let host = Host::look(settings)?.with(agent::of_host()?.as_ref());
+    let (row, tests) = host.find(word).ok_or_else(|| no_device(word))?;
     let identity = meant(word, row.identity);
     if identity.is_empty() {
         return Err(no_device(word));
+    }
+    if let Some(known) = host.claims().overlapping(&identity).find(|known| known.layout == BY_AGENT) {
+        let holder = format!("it is that of {}; xe sr-forget or sr-destroy ends that", known.owner());
+        return Err(Error::DeviceInUse { device: row.dev, holder });
     }
     let used =
         tests.iter().find(|test| matches!(test.fails, Some(State::System | State::MultipathPath | State::Duplicate)));
@@ -135,7 +153,11 @@ fn claim(settings: &Settings, word: &str, owner: &OwnerArgs) -> Result<Reply> {
             return Err(Error::DeviceInUse { device: row.dev, holder });
         }
         if let Some(known) = claims.overlapping(&identity).find(|known| !known.has_owner_of(&claim)) {
-            let holder = format!("it is claimed: {}; sm devices release {} ends that", known.owner(), known.identity);
+            let holder = format!(
+                "it is claimed: {}; {} ends that",
+                known.owner(),
+                run_dir::sm(&["devices", "release", &known.identity])
+            );
             return Err(Error::DeviceInUse { device: row.dev, holder });
         }
         Ok((claims.put(claim), ()))

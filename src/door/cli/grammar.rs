@@ -91,6 +91,9 @@ pub struct RemoveArgs {
     /// Change nothing, and print what would be done.
     #[arg(short = 'n', long = "dry-run")]
     pub dry_run: bool,
+    /// On a host with xapi, run the calls of xe. Without this option, they are printed.
+    #[arg(long)]
+    pub run_xe: bool,
 }
 
 #[derive(Args)]
@@ -113,6 +116,9 @@ pub struct ApplyArgs {
     /// Go on with a run that was killed or failed.
     #[arg(long)]
     pub resume: bool,
+    /// On a host with xapi, run the calls of xe. Without this option, they are printed.
+    #[arg(long)]
+    pub run_xe: bool,
 }
 
 #[derive(Args)]

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::apply;
 use super::grammar::{LayoutCommand, PlanArgs};
 use super::layouts_shown::{About, Status};
 use super::shown::Reply;
+use super::{agent, apply};
 use crate::door::size;
 use crate::door::v1::listing::{self, Told};
 use crate::error::{Error, Result};
@@ -25,7 +25,7 @@ pub fn plan(args: &PlanArgs) -> Result<Reply> {
     let settings = Settings::read(size::parse)?;
     let model = Model::read(&args.model, size::parse)?;
     let _lock = planning::lock(&model.name, Kind::Shared)?;
-    let planned = planning::plan(&model, &settings, size::parse)?;
+    let planned = planning::plan(&model, &settings, agent::of_host()?.as_ref(), size::parse)?;
     if let Some(output) = &args.output {
         write(output, &planned)?;
     }

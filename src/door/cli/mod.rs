@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`grammar`] | the command lines |
 //! | [`devices`], [`layouts`] | what each command does |
+//! | [`agent`] | the database of xapi, where there is one |
 //! | [`shown`], [`layouts_shown`] | the answers as tables, s-expressions and JSON |
 //! | [`backup`] | the commands of `sm backup`, with their command lines and answers |
 //!
 //! A line of another command never comes here: the command line of these is built only for their lines.
 
+pub mod agent;
 pub mod apply;
 pub mod backup;
 pub mod devices;
@@ -33,17 +35,9 @@ use crate::types::printable;
 /// The commands of this module.
 pub const GROUPS: [&str; 7] = ["devices", "backends", "backup", "target", "layout", "plan", "apply"];
 
-/// Whether a line is one of these commands. Options of `sm` may stand before the command.
-pub fn is_meant(args: &[OsString]) -> bool {
-    let mut words = args.iter().skip(1).map(|word| word.to_string_lossy());
-    while let Some(word) = words.next() {
-        match word.as_ref() {
-            "--format" => drop(words.next()),
-            word if word.starts_with('-') => {}
-            word => return GROUPS.contains(&word),
-        }
-    }
-    false
+/// Whether the command of a line is one of these.
+pub fn is_meant(command: &str) -> bool {
+    GROUPS.contains(&command)
 }
 
 /// Serves one line.
@@ -87,28 +81,4 @@ fn carry_out(group: &Group) -> Result<shown::Reply> {
         log::write(&format!("sm: uid {}: {change}", run_dir::user()), result.as_ref().map(|_| ()));
     }
     result
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_lines_of_these_commands_are_told_from_those_of_srs() {
-        let meant = |line: &str| is_meant(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
-        for line in [
-            "sm devices",
-            "sm devices why /dev/sda",
-            "sm --format json devices",
-            "sm -v backends",
-            "sm backup list",
-            "sm plan -m x",
-            "sm layout list",
-        ] {
-            assert!(meant(line), "{line}");
-        }
-        for line in ["sm", "sm sr_list", "sm sr_scan devices", "sm --help", "sm --format devices sr_list"] {
-            assert!(!meant(line), "{line}");
-        }
-    }
 }

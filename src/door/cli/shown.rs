@@ -14,6 +14,7 @@ use crate::layout::planning::Planned;
 use crate::registry::backend::Known;
 use crate::registry::facts::Test;
 use crate::registry::view::Row;
+use crate::sys::run_dir;
 use crate::types::printable;
 
 /// The answer of a command.
@@ -25,11 +26,13 @@ pub enum Reply {
         backend: String,
         rows: Vec<Row>,
         columns: Vec<&'static str>,
+        warnings: Vec<String>,
     },
     /// A device, and every test of it.
     Why {
         row: Box<Row>,
         tests: Vec<Test>,
+        warnings: Vec<String>,
     },
     Backends(Vec<Known>),
     Backup(backup::shown::Reply),
@@ -44,6 +47,7 @@ pub enum Reply {
         lines: Vec<String>,
         next: Vec<String>,
         dry_run: bool,
+        warnings: Vec<String>,
     },
     /// A plan; `detailed`: the exit status says whether there is something to do.
     Plan {
@@ -72,6 +76,7 @@ impl Reply {
     pub fn warnings(&self) -> &[String] {
         match self {
             Reply::Backup(reply) => &reply.warnings,
+            Reply::Devices { warnings, .. } | Reply::Why { warnings, .. } | Reply::Applied { warnings, .. } => warnings,
             _ => &[],
         }
     }
@@ -186,7 +191,7 @@ impl<'a> Body<'a> {
             Reply::Devices { backend, rows, .. } => {
                 Body::Devices { backend, devices: rows.iter().map(Device::from).collect(), total: rows.len() }
             }
-            Reply::Why { row, tests } => {
+            Reply::Why { row, tests, .. } => {
                 let one = |test: &'a Test| TestOf {
                     test: test.name,
                     passed: test.is_made.then_some(test.fails.is_none()),
@@ -198,11 +203,11 @@ impl<'a> Body<'a> {
             Reply::Backends(known) => Body::Backends {
                 backends: known
                     .iter()
-                    .map(|it| BackendOf { name: &it.name, description: it.description, selected: it.selected })
+                    .map(|it| BackendOf { name: &it.name, description: &it.description, selected: it.selected })
                     .collect(),
             },
             Reply::Changes { lines, dry_run } => Body::Changes { changes: lines, dry_run: *dry_run },
-            Reply::Applied { lines, next, dry_run } => Body::Applied { steps: lines, next, dry_run: *dry_run },
+            Reply::Applied { lines, next, dry_run, .. } => Body::Applied { steps: lines, next, dry_run: *dry_run },
             Reply::Plan { planned, .. } => Body::Plan(planned.as_ref().into()),
             Reply::Layouts(names) => Body::Layouts { layouts: names },
             Reply::Text(text) => Body::Text { text },
@@ -234,7 +239,7 @@ fn table_of(reply: &Reply) -> String {
         Reply::Backup(reply) => backup::shown::table_of(reply),
         Reply::Target(reply) => target::shown::table_of(reply),
         Reply::Devices { backend, .. } if backend == "none" => {
-            "the inventory is off: the backend of /etc/sm/sm.conf is none\n".to_owned()
+            format!("the inventory is off: the backend of {} is none\n", run_dir::settings().display())
         }
         Reply::Devices { rows, columns, .. } => {
             let mut lines = vec![columns.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()];
@@ -245,7 +250,7 @@ fn table_of(reply: &Reply) -> String {
                 if rows.len() == 1 { "Total: 1 device".to_owned() } else { format!("Total: {} devices", rows.len()) };
             table::aligned(&lines, &numbers) + &total + "\n"
         }
-        Reply::Why { row, tests } => {
+        Reply::Why { row, tests, .. } => {
             let state = cell(row, "state");
             let mut text = format!("{}\n", printable(&format!("{} is {state}", row.dev)));
             let lines: Vec<Vec<String>> = tests
@@ -265,7 +270,7 @@ fn table_of(reply: &Reply) -> String {
         Reply::Backends(known) => {
             let mut lines = vec![["name", "selected", "description"].map(str::to_owned).to_vec()];
             lines.extend(known.iter().map(|it| {
-                vec![it.name.clone(), if it.selected { "yes" } else { "-" }.to_owned(), it.description.to_owned()]
+                vec![it.name.clone(), if it.selected { "yes" } else { "-" }.to_owned(), it.description.clone()]
             }));
             table::aligned(&lines, &[])
         }
@@ -340,8 +345,9 @@ mod tests {
             backend: "scan".to_owned(),
             rows: vec![row(text)],
             columns: COLUMNS.to_vec(),
+            warnings: Vec::new(),
         };
-        let why = |text: &str| Reply::Why { row: Box::new(row(text)), tests: vec![test(text)] };
+        let why = |text: &str| Reply::Why { row: Box::new(row(text)), tests: vec![test(text)], warnings: Vec::new() };
         for (evil, plain) in [(list(planted), list("x")), (why(planted), why("x"))] {
             let text = table_of(&evil);
             assert!(!text.contains(|c: char| c != '\n' && crate::types::acts_on_terminal(c)), "{text:?}");
@@ -351,7 +357,12 @@ mod tests {
 
     #[test]
     fn json_has_every_key_and_the_total() {
-        let reply = Reply::Devices { backend: "scan".to_owned(), rows: vec![row("x")], columns: USUAL.to_vec() };
+        let reply = Reply::Devices {
+            backend: "scan".to_owned(),
+            rows: vec![row("x")],
+            columns: USUAL.to_vec(),
+            warnings: Vec::new(),
+        };
         let json: serde_json::Value = serde_json::from_slice(&write(&reply, OutputFormat::Json)).unwrap();
         assert_eq!((json["schema"].as_u64(), json["total"].as_u64()), (Some(1), Some(1)));
         assert!(COLUMNS.iter().all(|column| json["devices"][0].get(column).is_some()), "{json}");

@@ -11,12 +11,14 @@
 //! | [`hosts`] | the other hosts that have a VDI attached |
 //! | [`mod@compare`] | how the records of xapi differ from what a scan found |
 //! | [`sync`] | making xapi's database say what the substrate says |
+//! | [`collector`] | merging by itself, and telling xapi of it |
 //! | [`code`] | the codes of failures |
 //! | [`faults`] | what xapi is told when a command fails |
 
 pub mod attached;
 pub mod claim;
 pub mod code;
+pub mod collector;
 pub mod command;
 pub mod compare;
 pub mod faults;

@@ -8,6 +8,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::compare::{Difference, compare};
+use super::faults::Failure;
+use crate::call::Session;
+use crate::context::Context;
 use crate::door::xapi::{ApiError, Record, Xapi, text};
 use crate::door::xmlrpc::Value;
 use crate::sys::syslog;
@@ -24,6 +27,27 @@ pub struct Changes {
     pub changed: usize,
 }
 
+/// Looks at an SR, and makes its records and those of its VDIs say what is there. `records`: those of its VDIs, read before. The
+/// caller holds the lock of a scan.
+///
+/// # Errors
+/// Those of [`Session::sr_scan`], before anything was told; the first [`ApiError`] of a call to xapi.
+pub fn scan(
+    xapi: &mut Xapi,
+    sr_ref: &str,
+    records: &[(String, Record)],
+    session: &Session,
+    context: &Context,
+) -> Result<SrInfo, Failure> {
+    let found = session.sr_scan(context)?;
+    let changes = synchronise(xapi, sr_ref, records, &found.vdis, |vdi| session.vdi_sm_config(vdi))?;
+    // xapi asks for sr_update after every scan; with nothing new there is nothing to add.
+    if changes != Changes::default() {
+        figures(xapi, sr_ref, &found)?;
+    }
+    Ok(found)
+}
+
 /// Makes the records of an SR's VDIs say what `found` says, but for VDIs that cannot be used: those keep the record that
 /// they have, and get none.
 ///
@@ -34,7 +58,7 @@ pub fn synchronise(
     sr_ref: &str,
     records: &[(String, Record)],
     found: &[VdiInfo],
-    sm_config: fn(&VdiInfo) -> SmConfig,
+    sm_config: impl Fn(&VdiInfo) -> SmConfig,
 ) -> Result<Changes, ApiError> {
     let mut changes = Changes::default();
     // The references of the records that this call makes: xapi calls the disk of a snapshot by its reference.

@@ -52,12 +52,16 @@ impl Target {
 /// [`Error::UnknownSr`] for a name that no SR has; [`Error::Usage`] if nothing tells the type or the place; those of
 /// [`registry::find`] and of the words of `-d`.
 pub fn target(verb: &mut Verb, sr_type: Option<&str>, dconf: Option<&str>, deadline: Instant) -> Result<Target> {
+    let (attaches, makes) = (matches!(verb, Verb::SrAttach(_)), matches!(verb, Verb::SrCreate { .. }));
     let word = verb.sr_word();
     let sr = word.as_ref().and_then(|word| word.parse::<SrUuid>().ok());
     let entry = match (&word, sr, sr_type, dconf) {
         (Some(_), Some(_), Some(_), Some(_)) | (None, ..) => None,
         (Some(_), Some(sr), ..) => registry::of_sr(sr)?,
-        (Some(word), None, ..) => Some(by_name(word, sr_type.is_some() && dconf.is_some())?),
+        (Some(word), None, ..) => {
+            let found = by_name(word, sr_type.is_some() && dconf.is_some());
+            Some(found.map_err(|error| if attaches { with_name(error, dconf) } else { error })?)
+        }
     };
     if let (Some(word), Some(entry)) = (word, &entry) {
         *word = entry.sr.to_string();
@@ -72,6 +76,13 @@ pub fn target(verb: &mut Verb, sr_type: Option<&str>, dconf: Option<&str>, deadl
             let (driver, config) = place_of(&entry)?;
             Ok(Target { driver, config, entry: Some(entry) })
         }
+        (None, _, None) if makes => {
+            let forms = DRIVERS.iter().map(|driver| format!("{} {}", driver.sr_type, driver.dconf_form));
+            let forms = forms.collect::<Vec<_>>().join("; ");
+            Err(Error::Usage(format!(
+                "-t TYPE is missing, which says of what type the new SR is to be, by what -d says: {forms}"
+            )))
+        }
         (None, Some(dconf), entry) => {
             let of_entry = entry.as_ref().and_then(|entry| sr::driver(&entry.sr_type).ok());
             let driver = of_entry.map_or_else(|| driver_of(dconf, sr, deadline), Ok)?;
@@ -84,17 +95,27 @@ pub fn target(verb: &mut Verb, sr_type: Option<&str>, dconf: Option<&str>, deadl
         (Some(sr_type), None, _) => {
             Err(Error::Usage(format!("-d DCONF is missing: {}", sr::driver(sr_type)?.dconf_form)))
         }
-        (None, None, None) => {
-            let known: Vec<&str> = DRIVERS.iter().map(|driver| driver.sr_type).collect();
-            let known = known.join(", ");
-            Err(Error::Usage(match sr {
-                Some(sr) => format!(
-                    "-t TYPE is missing: one of {known}; and SR {sr} has no name on this host (`sm sr_list`), which would tell"
-                ),
-                None => format!("-t TYPE is missing: one of {known}"),
-            }))
-        }
+        (None, None, None) => match sr {
+            Some(sr) => Err(unknown(&sr)),
+            None => Err(Error::Usage(format!("-t TYPE is missing: one of {}", types()))),
+        },
     }
+}
+
+/// The error of a name that no SR has, for a person who attaches what is at a place: the name may have been meant for that.
+fn with_name(error: Error, dconf: Option<&str>) -> Error {
+    match (error, dconf) {
+        (Error::UnknownSr { name, .. }, Some(_)) if name.parse::<SrName>().is_ok() => Error::Usage(format!(
+            "no SR has the name {name} on this host; `--name {name}` in its place gives the name to the SR that is there"
+        )),
+        (error, _) => error,
+    }
+}
+
+/// The types of SRs that there are, in words.
+fn types() -> String {
+    let types: Vec<&str> = DRIVERS.iter().map(|driver| driver.sr_type).collect();
+    types.join(", ")
 }
 
 /// Where the SR is that gets the copy of vdi_copy, by the table; its name becomes its UUID. `None` for another command, and
@@ -107,9 +128,13 @@ pub fn copy_target(verb: &mut Verb) -> Result<Option<(&'static Driver, DeviceCon
     let from: SrUuid = sr.sr.parse()?;
     let entry = match to.parse::<SrUuid>() {
         Ok(uuid) if uuid == from => return Ok(None),
-        Ok(uuid) => registry::of_sr(uuid)?
-            .ok_or_else(|| Error::UnknownSr { name: to.clone(), known: registry::names().unwrap_or_default() })?,
-        Err(_) => by_name(to, false)?,
+        Ok(uuid) => registry::of_sr(uuid)?.ok_or_else(|| unknown(&uuid))?,
+        Err(_) => by_name(to, false).map_err(|error| match error {
+            Error::Invalid { what, value, expected } if value.contains('/') => {
+                Error::Invalid { what, value, expected: format!("{expected}, and vdi_export writes a file") }
+            }
+            error => error,
+        })?,
     };
     *to = entry.sr.to_string();
     if entry.sr == from { Ok(None) } else { place_of(&entry).map(Some) }
@@ -166,13 +191,12 @@ pub fn sr(word: &str) -> Result<SrUuid> {
 /// # Errors
 /// [`Error::UnknownSr`] for one without a name; those of [`place_of`] and [`Session::open`].
 pub fn session(sr: SrUuid) -> Result<Session> {
-    let known = || registry::names().unwrap_or_default();
-    let entry = registry::of_sr(sr)?.ok_or_else(|| Error::UnknownSr { name: sr.to_string(), known: known() })?;
+    let entry = registry::of_sr(sr)?.ok_or_else(|| unknown(&sr))?;
     let (driver, config) = place_of(&entry)?;
     Session::open(driver, sr, config)
 }
 
-fn unknown(name: &SrName) -> Error {
+fn unknown(name: &impl ToString) -> Error {
     Error::UnknownSr { name: name.to_string(), known: registry::names().unwrap_or_default() }
 }
 
@@ -191,23 +215,73 @@ pub fn place_of(entry: &Entry) -> Result<(&'static Driver, DeviceConfig)> {
 
 /// The driver whose marker or signature is at a place.
 fn driver_of(dconf: &str, sr: Option<SrUuid>, deadline: Instant) -> Result<&'static Driver> {
+    let Seen { srs, why } = seen_at(None, dconf, sr, deadline);
+    let what = sr.map_or_else(|| "no SR".to_owned(), |sr| format!("no SR {sr}"));
+    let unseen = || Error::Usage(format!("-t TYPE is missing: one of {}; {what} is seen there{why}", types()));
+    srs.first().map(|(driver, _)| *driver).ok_or_else(unseen)
+}
+
+/// The SR at a place that has one alone, and its driver.
+///
+/// # Errors
+/// [`Error::Usage`] if there is none, or if there are several; [`Error::Invalid`] for a type that no driver has.
+pub fn only_sr_at(sr_type: Option<&str>, dconf: &str, deadline: Instant) -> Result<(&'static Driver, SrUuid)> {
+    let driver = sr_type.map(sr::driver).transpose()?;
+    if let Some(driver) = driver {
+        sexp::device_config(driver, dconf)?;
+    }
+    let Seen { mut srs, why } = seen_at(driver, dconf, None, deadline);
+    srs.retain(|(driver, sr)| !is_elsewhere(driver, *sr, dconf, deadline));
+    match srs.as_slice() {
+        [one] => Ok(*one),
+        [] => {
+            Err(Error::Usage(format!("the SR is missing, and none is seen there; `sm sr_create NAME` makes one{why}")))
+        }
+        several => {
+            let several: Vec<String> = several.iter().map(|(_, sr)| sr.to_string()).collect();
+            Err(Error::Usage(format!("the SR is missing, and several are there: {}", several.join(", "))))
+        }
+    }
+}
+
+/// Whether an SR that is seen at a place is not the SR of that place: a probe of a directory finds those in the directories in it.
+fn is_elsewhere(driver: &'static Driver, sr: SrUuid, dconf: &str, deadline: Instant) -> bool {
+    let context = Context { deadline, progress: &|_, _| {}, others: None };
+    let space = sexp::device_config(driver, dconf)
+        .and_then(|config| Session::open(driver, sr, config))
+        .and_then(|session| session.sr_get_space(&context));
+    matches!(space, Err(Error::NoSr { .. }))
+}
+
+/// The SRs that drivers see at a place.
+struct Seen {
+    srs: Vec<(&'static Driver, SrUuid)>,
+    /// The failures of those that could not look, in words.
+    why: String,
+}
+
+/// Lets one driver or all of them look for SRs at a place, until one sees some. With `sr`, for this one alone.
+fn seen_at(driver: Option<&'static Driver>, dconf: &str, sr: Option<SrUuid>, deadline: Instant) -> Seen {
     let mut said = Vec::new();
-    for driver in DRIVERS {
+    for driver in DRIVERS.iter().filter(|it| driver.is_none_or(|driver| driver.sr_type == it.sr_type)) {
         let Ok(config) = sexp::device_config(driver, dconf) else { continue };
         // A place that a driver refuses is none of its own.
         if (driver.open)(sr.unwrap_or_else(SrUuid::random), &config, deadline.into()).is_err() {
             continue;
         }
         match (driver.probe)(&config, deadline.into()) {
-            Ok(found) if found.iter().any(|info| sr.is_none_or(|sr| info.uuid == sr)) => return Ok(driver),
-            Ok(_) => {}
+            Ok(found) => {
+                let wanted = found.iter().map(|info| info.uuid).filter(|it| sr.is_none_or(|sr| *it == sr));
+                let srs: Vec<_> = wanted.map(|sr| (*driver, sr)).collect();
+                if !srs.is_empty() {
+                    return Seen { srs, why: String::new() };
+                }
+            }
             Err(e) => said.push(format!("{}: {}", driver.sr_type, one_line(&e))),
         }
     }
-    let known: Vec<&str> = DRIVERS.iter().map(|driver| driver.sr_type).collect();
     let why = if said.is_empty() { String::new() } else { format!(" ({})", said.join("; ")) };
-    let what = sr.map_or_else(|| "no SR".to_owned(), |sr| format!("no SR {sr}"));
-    Err(Error::Usage(format!("-t TYPE is missing: one of {}; {what} is seen there{why}", known.join(", "))))
+    Seen { srs: Vec::new(), why }
 }
 
 /// Replaces labels and starts of UUIDs in a command by the UUIDs of the VDIs.
@@ -281,7 +355,11 @@ fn vdi_of(word: &str, sr: SrUuid, names: &[VdiName], is_disk: impl Fn(VdiUuid) -
             Err(Error::Invalid {
                 what: "VDI",
                 value: word.to_owned(),
-                expected: format!("{} VDIs have it: {}{more}; use a UUID", several.len(), shown.join(", ")),
+                expected: format!(
+                    "{} VDIs have it: {}{more}; use a UUID or the start of one",
+                    several.len(),
+                    shown.join(", ")
+                ),
             })
         }
     }

@@ -7,13 +7,14 @@ use serde::Serialize;
 
 use super::grammar::OutputFormat;
 use super::json;
-use super::lines::NEW_VDI;
+use super::lines::{FORCE, NEW_VDI};
 use super::listing::Listed;
 use super::natural;
 use super::status::{exit_status, remedy};
 use super::wire::Datum;
 use crate::door::{Answer, size, table};
 use crate::error::{self, Error, Result};
+use crate::registry;
 use crate::types::{Finding, LostRange, Outcome, SpaceUse, SrInfo, SrUuid, VdiInfo, VdiUuid, nearest, printable};
 
 /// Where the words of a command are explained.
@@ -135,11 +136,12 @@ fn written(reply: &Reply, format: OutputFormat) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The refusal of a line of a person: a UUID that is to be made is never missed, because `sm` chooses one.
+/// The refusal of a line of a person: a UUID that is to be made is never missed, because `sm` chooses one, nor is the FORCE of a
+/// lock.
 pub fn without_optional(mut refused: clap::Error) -> clap::Error {
     if let Some(ContextValue::Strings(names)) = refused.get(ContextKind::InvalidArg) {
-        let is_new = |name: &String| name.trim_matches(['<', '>']) == NEW_VDI;
-        let wanted: Vec<String> = names.iter().filter(|name| !is_new(name)).cloned().collect();
+        let is_optional = |name: &String| [NEW_VDI, FORCE].contains(&name.trim_matches(['<', '>']));
+        let wanted: Vec<String> = names.iter().filter(|name| !is_optional(name)).cloned().collect();
         if !wanted.is_empty() {
             refused.insert(ContextKind::InvalidArg, ContextValue::Strings(wanted));
         }
@@ -176,14 +178,17 @@ pub fn not_parsed(refused: clap::Error, format: OutputFormat, people: Option<&cl
                 usage if usage.is_empty() => usage,
                 usage => format!("; usage: {usage}"),
             };
-            Error::TooManyArguments(format!("argument '{}' is one too many{usage}", context(ContextKind::InvalidArg)))
+            let word = context(ContextKind::InvalidArg);
+            let hint = people.and_then(|_| natural::one_too_many(&usage, &word)).unwrap_or_default();
+            Error::TooManyArguments(format!("argument '{word}' is one too many{hint}{usage}"))
         }
         ErrorKind::MissingRequiredArgument => {
             let missing = match refused.get(ContextKind::InvalidArg) {
                 Some(ContextValue::Strings(names)) => names.join(" "),
                 _ => context(ContextKind::InvalidArg),
             };
-            let hint = people.map_or("", |_| natural::missing(&missing));
+            let known = || registry::names().unwrap_or_default();
+            let hint = people.map(|_| natural::missing(&missing, &known())).unwrap_or_default();
             Error::Usage(format!("{missing} is missing; {hint}{HELP}"))
         }
         ErrorKind::UnknownArgument if is_negative_size(&refused, &context(ContextKind::InvalidArg)) => {

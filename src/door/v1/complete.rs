@@ -117,7 +117,7 @@ fn values(option: &Arg, current: &str) -> Candidates {
     match option.get_id().as_str() {
         "sr_type" => DRIVERS.iter().map(|driver| (driver.sr_type.to_owned(), driver.description.to_owned())).collect(),
         "image" | "file_type" => of_formats(),
-        "disks" => addresses(current),
+        "disks" if option.get_value_names().is_some_and(|names| names == ["SR/VDI"]) => addresses(current),
         "to" | "from" | "store" | "stores" if option.get_value_names().is_some_and(|names| names == ["STORE"]) => {
             stores()
         }
@@ -200,7 +200,7 @@ fn is_of_backup(verb: &Command) -> bool {
     verb.get_positionals()
         .next()
         .and_then(|arg| arg.get_help())
-        .is_some_and(|help| help.to_string() == "Name of the set")
+        .is_some_and(|help| help.to_string().starts_with("Name of the set"))
 }
 
 fn layouts() -> Candidates {

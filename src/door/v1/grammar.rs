@@ -1,7 +1,9 @@
 //! The words of a command line: options, verbs and their arguments.
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+use super::collecting::CollectArgs;
+use super::single::commands;
 use crate::context::DEFAULT_WAIT;
 
 /// Storage repositories (SR) and the virtual disks (VDI) in them, for people.
@@ -13,14 +15,38 @@ use crate::context::DEFAULT_WAIT;
 #[derive(Parser)]
 #[command(name = "sm", version, max_term_width = 100, disable_help_subcommand = true, arg_required_else_help = false)]
 #[command(after_help = AFTER_HELP)]
-pub struct SmCommand {
+pub struct SmOptions {
     /// Type of the SR; the help of -d lists the types.
     #[arg(short = 't', long = "sr-type", value_name = "TYPE", global = true)]
     pub sr_type: Option<String>,
     #[command(flatten)]
     pub common: Common,
-    #[command(subcommand)]
+}
+
+/// A line of `sm` that is one of a [`Verb`].
+pub struct SmCommand {
+    pub sr_type: Option<String>,
+    pub common: Common,
     pub verb: Verb,
+}
+
+impl SmCommand {
+    /// # Errors
+    /// Those of the parser.
+    pub fn from_arg_matches(matches: &ArgMatches) -> Result<SmCommand, clap::Error> {
+        let SmOptions { sr_type, common } = SmOptions::from_arg_matches(matches)?;
+        Ok(SmCommand { sr_type, common, verb: Verb::from_arg_matches(matches)? })
+    }
+}
+
+/// What stands before the command in a line of `sm`, without any command.
+pub fn sm_options() -> Command {
+    SmOptions::command().subcommand_required(true)
+}
+
+/// What stands before the command in a line of a driver, without any command.
+pub fn driver_options() -> Command {
+    DriverOptions::command().subcommand_required(true)
 }
 
 const AFTER_HELP: &str = "\
@@ -47,11 +73,24 @@ Exit status 0, or a number whose name begins the one line on stderr that says wh
 /// An SR driver, as an agent calls it.
 #[derive(Parser)]
 #[command(version, max_term_width = 100, disable_help_subcommand = true, arg_required_else_help = false)]
-pub struct DriverCommand {
+pub struct DriverOptions {
     #[command(flatten)]
     pub common: Common,
-    #[command(subcommand)]
+}
+
+/// A line of a driver.
+pub struct DriverCommand {
+    pub common: Common,
     pub verb: Verb,
+}
+
+impl DriverCommand {
+    /// # Errors
+    /// Those of the parser.
+    pub fn from_arg_matches(matches: &ArgMatches) -> Result<DriverCommand, clap::Error> {
+        let DriverOptions { common } = DriverOptions::from_arg_matches(matches)?;
+        Ok(DriverCommand { common, verb: Verb::from_arg_matches(matches)? })
+    }
 }
 
 #[derive(Args)]
@@ -78,9 +117,8 @@ pub enum OutputFormat {
     Table,
 }
 
-// The commands keep the API's spelling.
-#[derive(Subcommand)]
-#[command(rename_all = "snake_case")]
+commands! {
+/// The commands of SR API v1.0, and those that `sm` adds about one SR or VDI.
 pub enum Verb {
     /// Make an SR. Fails if the SR exists.
     SrCreate {
@@ -112,7 +150,12 @@ pub enum Verb {
     /// Print an SR with every VDI in it: (sr … (vdis (vdi …) …)).
     SrScan(SrArg),
     /// Give space back: merge the images that deleted snapshots and clones left, also below disks in use.
-    SrCollect(SrArg),
+    SrCollect {
+        #[command(flatten)]
+        sr: SrArg,
+        #[command(flatten)]
+        how: CollectArgs,
+    },
     /// Print what each image of an SR holds alone, and what its deletion would free: (space …). Reads no data.
     SrSpace(SrArg),
     /// Say what is wrong with an SR and its VDIs: images, chains, records of killed calls. Status 5 if anything is wrong that
@@ -144,7 +187,7 @@ pub enum Verb {
     VdiDelete {
         #[command(flatten)]
         vdi: VdiArg,
-        /// Delete the VDI also if its image, or what is stored beside the image, cannot be read.
+        /// Delete the VDI also if its image, or what is stored beside the image, cannot be read. sm does not ask then.
         #[arg(long)]
         yes: bool,
     },
@@ -219,7 +262,8 @@ pub enum Verb {
         #[arg(long = "allow-shrink")]
         allow_shrink: bool,
     },
-    /// Take the persistent lock of a VDI. Every host that has the SR sees the lock.
+    /// Record that a user has a VDI: take its persistent lock. Every host that has the SR sees the lock. While it is held, nobody
+    /// else can lock, delete or clone the VDI. It does not keep anybody from attaching the VDI.
     VdiLock(LockArgs),
     /// Give the persistent lock of a VDI back.
     VdiUnlock(LockArgs),
@@ -259,14 +303,21 @@ pub enum Verb {
     },
     /// Draw the chains of an SR: which image is whose parent, and what each takes. --format sexp, lisp or json gives the same
     /// as data.
-    VdiTree(SrArg),
+    VdiTree {
+        #[command(flatten)]
+        sr: SrArg,
+        /// UUID of a VDI: only the tree that has it is drawn.
+        #[arg(value_name = "VDI-UUID")]
+        vdi: Option<String>,
+    },
+}
 }
 
 impl Verb {
     /// The form of the answer for a program that does not say which it wants: what is drawn is for people.
     pub fn usual_format(&self) -> OutputFormat {
         match self {
-            Verb::VdiTree(_) => OutputFormat::Table,
+            Verb::VdiTree { .. } => OutputFormat::Table,
             _ => OutputFormat::Sexp,
         }
     }
@@ -277,15 +328,17 @@ impl Verb {
     pub fn sr_word(&mut self) -> Option<&mut String> {
         Some(match self {
             Verb::SrProbe => return None,
-            Verb::SrCreate { sr, .. } | Verb::SrDelete { sr, .. } | Verb::SrCheck { sr, .. } => &mut sr.sr,
+            Verb::SrCreate { sr, .. }
+            | Verb::SrDelete { sr, .. }
+            | Verb::SrCheck { sr, .. }
+            | Verb::SrCollect { sr, .. }
+            | Verb::VdiTree { sr, .. } => &mut sr.sr,
             Verb::SrAttach(sr)
             | Verb::SrDetach(sr)
             | Verb::SrGetParams(sr)
             | Verb::SrScan(sr)
-            | Verb::SrCollect(sr)
             | Verb::SrSpace(sr)
-            | Verb::SrContentType(sr)
-            | Verb::VdiTree(sr) => &mut sr.sr,
+            | Verb::SrContentType(sr) => &mut sr.sr,
             Verb::VdiCreate { vdi, .. }
             | Verb::VdiDelete { vdi, .. }
             | Verb::VdiAttach { vdi, .. }
@@ -322,12 +375,12 @@ impl Verb {
             | Verb::SrDetach(_)
             | Verb::SrGetParams(_)
             | Verb::SrScan(_)
-            | Verb::SrCollect(_)
+            | Verb::SrCollect { .. }
             | Verb::SrSpace(_)
             | Verb::SrContentType(_)
-            | Verb::VdiTree(_)
             | Verb::VdiCreate { .. }
             | Verb::VdiImport { .. } => Vec::new(),
+            Verb::VdiTree { vdi, .. } => vdi.iter_mut().collect(),
             Verb::VdiDelete { vdi, .. }
             | Verb::VdiAttach { vdi, .. }
             | Verb::VdiSet { vdi, .. }

@@ -102,6 +102,7 @@ struct Vdi<'a> {
     children: &'a [VdiUuid],
     attached: bool,
     device: Option<&'a std::path::Path>,
+    opened_by: Option<&'a str>,
     state: &'static str,
     reason: &'a str,
     locked: bool,
@@ -132,6 +133,7 @@ impl<'a> From<&'a VdiInfo> for Vdi<'a> {
             children: &info.children,
             attached: info.attached,
             device: info.device.as_deref(),
+            opened_by: info.opened_by.as_deref(),
             state: if info.state.is_healthy() { "healthy" } else { info.state.word() },
             reason,
             locked: info.locked,
@@ -150,13 +152,14 @@ impl<'a> From<&'a VdiInfo> for Vdi<'a> {
 struct Found<'a> {
     vdi: Option<VdiUuid>,
     object: &'a str,
+    label: &'a str,
     what: &'a str,
     outcome: &'static str,
 }
 
 impl<'a> From<&'a Finding> for Found<'a> {
     fn from(of: &'a Finding) -> Found<'a> {
-        Found { vdi: of.vdi, object: &of.object, what: &of.what, outcome: of.outcome.word() }
+        Found { vdi: of.vdi, object: &of.object, label: &of.label, what: &of.what, outcome: of.outcome.word() }
     }
 }
 

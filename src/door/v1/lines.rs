@@ -4,12 +4,12 @@
 use std::ffi::OsString;
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, FromArgMatches};
 
-use super::grammar::{Common, DriverCommand, SmCommand};
+use super::grammar::{self, Common, SmCommand, Verb};
 use super::manual;
 use super::overview;
-use super::words::SEVERAL;
+use super::words::{SEVERAL, option};
 use crate::door::cli;
 use crate::sr::{self, Driver};
 
@@ -17,7 +17,7 @@ use crate::sr::{self, Driver};
 pub fn sm_command() -> clap::Command {
     let forms: String =
         sr::DRIVERS.iter().map(|d| format!("\n  {:<6} {}: {}", d.sr_type, d.dconf_form, d.description)).collect();
-    let with_place = brief_command().mut_arg("dconf", |arg| {
+    let with_place = brief_command(sm_options(), None).mut_arg("dconf", |arg| {
         arg.long_help(format!(
             "Where the SR lives. By type:{forms}\n  any    ((key . \"value\") …) with device_config keys"
         ))
@@ -36,21 +36,52 @@ pub fn sm_command() -> clap::Command {
     all.help_template(template)
 }
 
-/// The command line of `sm` without the texts that only help and errors show: each call starts with it.
-pub fn brief_command() -> clap::Command {
+/// What stands before the command in a line of `sm`.
+pub fn sm_options() -> clap::Command {
+    let verbose = Arg::new("verbose").short('v').long("verbose").action(ArgAction::SetTrue).global(true);
+    let verbose = verbose.help("Say on stderr what names stand for, and how long the command took.");
+    grammar::sm_options().arg(verbose)
+}
+
+/// `options` with the command of `sm` called `word`, or with all of them, and without the texts that only help and errors show.
+pub fn brief_command(options: clap::Command, word: Option<&str>) -> clap::Command {
+    let is_meant = |name: &str| word.is_none_or(|word| word == name);
+    let own = [(LIST, list as fn() -> clap::Command), (METRICS, metrics), (NAME, rename)];
+    let own = own.into_iter().filter(|(name, _)| is_meant(name)).map(|(_, command)| command());
+    Verb::add_to(options, word).subcommands(own).mut_subcommands(with_personal)
+}
+
+/// The word of a line that says its command, if it has one. `options`: what may stand before the command.
+pub fn command_word<'a>(options: &clap::Command, args: &'a [OsString]) -> Option<&'a str> {
+    let mut words = args.iter().skip(1);
+    while let Some(arg) = words.next() {
+        let word = arg.to_str()?;
+        if !word.starts_with('-') {
+            return Some(word);
+        }
+        let (_, has_value) = option(options, options, word)?;
+        if !has_value {
+            words.next();
+        }
+    }
+    None
+}
+
+fn list() -> clap::Command {
     let from_xapi = Arg::new("from_xapi").long("from-xapi").action(ArgAction::SetTrue);
     let from_xapi =
         from_xapi.help("List the SRs that this host's xapi knows as well, with the names that xapi has for them.");
-    let name = Arg::new("name").long("name").value_name("NAME");
-    let name = name.help("Name of the SR on this host: sm takes it instead of the UUID, -t and -d.");
-    let list = clap::Command::new(LIST)
+    clap::Command::new(LIST)
         .about("List the SRs of this host: those with a name, those that are mounted, and those that are volume groups")
         .long_about(
             "List the SRs of this host: those with a name, those that are mounted, and those that are volume groups. An SR \
              that does not answer within 5 s, or what --wait says, is listed as such",
         )
-        .arg(from_xapi);
-    let metrics = clap::Command::new(METRICS)
+        .arg(from_xapi)
+}
+
+fn metrics() -> clap::Command {
+    clap::Command::new(METRICS)
         .about("Print size, use, chains and states of SRs as OpenMetrics text, for Prometheus")
         .long_about(
             "Print size, use, chains and states of SRs as OpenMetrics text, for the textfile collector of node_exporter. An \
@@ -67,39 +98,58 @@ pub fn brief_command() -> clap::Command {
                 .long("output")
                 .value_name("FILE")
                 .help("Put the text into this file, which is replaced as a whole, and print nothing."),
-        );
+        )
+}
+
+fn rename() -> clap::Command {
     let sr = Arg::new("sr").value_name("SR-UUID").required(true).help("The SR.");
     let new = Arg::new("new").value_name("NAME").required_unless_present("forget").help("The name that the SR gets.");
     let forget = Arg::new("forget").long("forget").action(ArgAction::SetTrue).conflicts_with("new");
     let forget = forget.help("Take the name away. The SR stays as it is.");
-    let rename = clap::Command::new(NAME)
+    clap::Command::new(NAME)
         .about("Give an SR another name on this host, or take its name away")
         .long_about(
             "Give an SR another name on this host, or take its name away. The SR itself stays as it is, attached or not. A timer \
              sm-collect@OLD that is enabled has to be enabled by the new name. sr_attach --name gives a name to an SR that has \
              none",
         )
-        .args([sr, new, forget]);
-    let dry_run = Arg::new("dry_run").short('n').long("dry-run").action(ArgAction::SetTrue);
-    let dry_run = dry_run.help("Change nothing, and print what would be done.");
-    let yes = Arg::new("yes_of_person").long("yes").action(ArgAction::SetTrue);
-    let yes_revert = yes.clone().help("Lose the disk's own contents without a question at a terminal.");
-    let yes = yes.help("Overwrite what --force or --destroy-sr allows without a question at a terminal.");
-    let verbose = Arg::new("verbose").short('v').long("verbose").action(ArgAction::SetTrue).global(true);
-    let verbose = verbose.help("Say on stderr what names stand for, and how long the command took.");
-    SmCommand::command()
-        .arg(verbose)
-        .subcommand(list)
-        .subcommand(metrics)
-        .subcommand(rename)
-        .mut_subcommand("sr_create", |verb| verb.arg(name.clone()).arg(yes))
-        .mut_subcommand("sr_attach", |verb| verb.arg(name))
-        .mut_subcommand("vdi_revert", |verb| verb.arg(yes_revert))
-        .mut_subcommands(|verb| if HAS_PLAN.contains(&verb.get_name()) { verb.arg(dry_run.clone()) } else { verb })
+        .args([sr, new, forget])
+}
+
+/// A command with the options that `sm` has and the drivers do not.
+fn with_personal(mut verb: clap::Command) -> clap::Command {
+    let command = verb.get_name().to_owned();
+    if matches!(command.as_str(), "sr_create" | "sr_attach") {
+        let name = Arg::new("name").long("name").value_name("NAME");
+        verb = verb.arg(name.help("Name of the SR on this host: sm takes it instead of the UUID, -t and -d."));
+    }
+    let without_question = match command.as_str() {
+        "sr_create" => Some("Overwrite what --force or --destroy-sr allows without a question at a terminal."),
+        "vdi_revert" => Some("Lose the disk's own contents without a question at a terminal."),
+        _ => None,
+    };
+    if let Some(help) = without_question {
+        verb = verb.arg(Arg::new("yes_of_person").long("yes").action(ArgAction::SetTrue).help(help));
+    }
+    if command == "sr_collect" {
+        let from_xapi = Arg::new("from_xapi").long("from-xapi").action(ArgAction::SetTrue);
+        let from_xapi = from_xapi.conflicts_with_all(["sr_type", "dconf", "stop", "dry_run"]);
+        verb = verb.arg(from_xapi.help(
+            "The SR is one of this host's xapi, which says where the SR is, and is told of what is merged. SR is a UUID.",
+        ));
+    }
+    if HAS_PLAN.contains(&command.as_str()) {
+        let dry_run = Arg::new("dry_run").short('n').long("dry-run").action(ArgAction::SetTrue);
+        verb = verb.arg(dry_run.help("Change nothing, and print what would be done."));
+    }
+    verb
 }
 
 /// The word for a VDI that a command makes.
 pub(super) const NEW_VDI: &str = "LABEL|UUID";
+
+/// The word of a lock that people may leave out.
+pub(super) const FORCE: &str = "FORCE";
 
 /// The words of SR API v1.0, as people may say them.
 fn as_people_say(arg: Arg, verb: &str) -> Arg {
@@ -116,6 +166,9 @@ fn as_people_say(arg: Arg, verb: &str) -> Arg {
             arg.value_name("SR").help("Name or UUID of the SR. Without it, the SR of the variable XCP_SM_SR.")
         }
         Some("VDI-UUID") if makes => as_new(arg),
+        Some("VDI-UUID") if verb == "vdi_tree" => {
+            arg.value_name("VDI").help("A VDI: only the tree that has it is drawn. SR/VDI says both.")
+        }
         Some("VDI-UUID") => {
             arg.value_name("VDI").help("UUID of the VDI, the start of it, or the label. SR/VDI says both.")
         }
@@ -129,6 +182,8 @@ fn as_people_say(arg: Arg, verb: &str) -> Arg {
         Some("SNAPSHOT-UUID") => {
             arg.value_name("SNAPSHOT").help("The snapshot: its UUID, the start of it, or its label.")
         }
+        Some(FORCE) => arg.help("TRUE takes the lock from its holder. Without this word, or with FALSE, a lock that is held is refused."),
+        Some("USER") => arg.help("The user that has the VDI: any text, such as host1/vm7."),
         _ => arg,
     }
 }
@@ -141,7 +196,7 @@ fn usage(verb: &clap::Command) -> String {
         let name = arg.get_value_names().and_then(|names| names.first()).map_or("", |name| name.as_str());
         let more = if several && at + 1 == last { "…" } else { "" };
         match name {
-            "SR" | "SR-UUID" | "NAME|UUID" | NEW_VDI => format!(" [{name}]{more}"),
+            "SR" | "SR-UUID" | "NAME|UUID" | FORCE | NEW_VDI => format!(" [{name}]{more}"),
             _ if arg.is_required_set() => format!(" <{name}>{more}"),
             _ => format!(" [{name}]"),
         }
@@ -162,6 +217,8 @@ pub struct Personal {
     pub dry_run: bool,
     /// A person at a terminal is not asked.
     pub yes: bool,
+    /// xapi says where the SR is, and is told of what is merged.
+    pub from_xapi: bool,
 }
 
 impl Personal {
@@ -174,6 +231,7 @@ impl Personal {
             name: of_verb.try_get_one::<String>("name").ok().flatten().cloned(),
             dry_run: flag("dry_run"),
             yes: flag("yes") || flag("yes_of_person"),
+            from_xapi: flag("from_xapi"),
         }
     }
 }
@@ -235,7 +293,7 @@ pub fn parse(command: clap::Command, args: Vec<OsString>) -> Result<Parsed, clap
 }
 
 /// Commands that destroy or take long: `--dry-run` says what they would do.
-const HAS_PLAN: [&str; 5] = ["sr_create", "sr_delete", "sr_collect", "vdi_delete", "vdi_revert"];
+const HAS_PLAN: [&str; 6] = ["sr_create", "sr_delete", "sr_collect", "vdi_delete", "vdi_detach", "vdi_revert"];
 
 /// The commands of `sm` alone.
 const LIST: &str = "sr_list";
@@ -244,7 +302,12 @@ const NAME: &str = "sr_name";
 
 /// The command line of a driver's executable.
 pub fn driver_command(driver: &'static Driver) -> clap::Command {
-    DriverCommand::command()
+    Verb::add_to(driver_options(driver), None)
+}
+
+/// What stands before the command in a line of a driver's executable.
+pub fn driver_options(driver: &'static Driver) -> clap::Command {
+    grammar::driver_options()
         .name(driver.executable)
         .about(format!("SR driver {}: {}", driver.sr_type, driver.description))
         .mut_arg("dconf", |arg| {
@@ -262,5 +325,43 @@ mod tests {
         for driver in sr::DRIVERS {
             driver_command(driver).debug_assert();
         }
+    }
+
+    #[test]
+    fn the_command_is_told_from_the_values_of_options() {
+        let options = sm_options();
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        for (line, word) in [
+            ("sm devices", Some("devices")),
+            ("sm devices why /dev/sda", Some("devices")),
+            ("sm --format json devices", Some("devices")),
+            ("sm -v backends", Some("backends")),
+            ("sm -vt iso sr_scan x", Some("sr_scan")),
+            ("sm -d devices -tfile sr_scan x", Some("sr_scan")),
+            ("sm --wait=3 --dconf plan sr_scan", Some("sr_scan")),
+            ("sm -d", None),
+            ("sm --colour red sr_scan", None),
+            ("sm", None),
+            ("sm --version", None),
+        ] {
+            assert_eq!(command_word(&options, &words(line)), word, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_command_of_a_line_is_built_alone() {
+        let all = brief_command(sm_options(), None);
+        assert!(all.get_subcommands().count() > 25);
+        for verb in all.get_subcommands() {
+            let name = verb.get_name();
+            let one = brief_command(sm_options(), Some(name));
+            let ids =
+                |command: &clap::Command| command.get_arguments().map(|arg| arg.get_id().clone()).collect::<Vec<_>>();
+            let names: Vec<&str> = one.get_subcommands().map(clap::Command::get_name).collect();
+            assert_eq!(names, [name]);
+            assert_eq!(ids(one.find_subcommand(name).unwrap()), ids(verb));
+            one.debug_assert();
+        }
+        assert_eq!(brief_command(sm_options(), Some("vdi_fly")).get_subcommands().count(), 0);
     }
 }

@@ -13,7 +13,9 @@ use super::address::place_of;
 use crate::call::Session;
 use crate::context::Context;
 use crate::door::xapi::{ApiError, Record, Xapi, text};
+use crate::door::xmlrpc::Value;
 use crate::error::{Error, Result, one_line};
+use crate::registry::agent::{Agent, Connection, Kept};
 use crate::registry::{self, Entry};
 use crate::sr::{DRIVERS, Driver, Found};
 use crate::types::{DeviceConfig, Space, SrUuid, shown};
@@ -79,14 +81,51 @@ fn told_by_xapi() -> Result<Vec<Told>, ApiError> {
     told
 }
 
-fn told(pbd: &Record, sr: &Record) -> Option<Told> {
+/// What xapi's database says of this host: its SRs with a PBD here, and those without any PBD.
+///
+/// # Errors
+/// What xapi says.
+pub fn agent() -> Result<Agent, ApiError> {
+    let mut xapi = Xapi::log_in()?;
+    let told = xapi.this_host().and_then(|host| {
+        let uuid = text(&xapi.record("host.get_record", &host)?, "uuid").to_owned();
+        let srs = xapi.records("SR.get_all_records")?;
+        let pbds = xapi.records("PBD.get_all_records")?;
+        let mut srs: Vec<Kept> = srs.iter().filter_map(|(of, sr)| kept(of, sr, &host, &pbds)).collect();
+        srs.sort_by_key(|kept| kept.sr);
+        Ok(Agent { host: uuid, srs })
+    });
+    xapi.log_out();
+    told
+}
+
+/// An SR that concerns a host. `of`: its reference.
+fn kept(of: &str, sr: &Record, host: &str, pbds: &BTreeMap<String, Record>) -> Option<Kept> {
+    let mut of_sr = pbds.values().filter(|pbd| text(pbd, "SR") == of).peekable();
+    let connection = match of_sr.peek() {
+        None => Connection::None,
+        Some(_) => {
+            let pbd = of_sr.find(|pbd| text(pbd, "host") == host)?;
+            let is_plugged = matches!(pbd.get("currently_attached"), Some(Value::Boolean(true)));
+            Connection::Pbd { uuid: text(pbd, "uuid").to_owned(), is_plugged, config: config_of(pbd)? }
+        }
+    };
+    let (sr_type, name) = (text(sr, "type").to_owned(), text(sr, "name_label").to_owned());
+    Some(Kept { sr: text(sr, "uuid").parse().ok()?, name, sr_type, connection })
+}
+
+fn config_of(pbd: &Record) -> Option<DeviceConfig> {
     let config = pbd.get("device_config")?.as_struct()?;
     let config = config.iter().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())));
+    Some(DeviceConfig(config.collect()))
+}
+
+fn told(pbd: &Record, sr: &Record) -> Option<Told> {
     Some(Told {
         name: text(sr, "name_label").to_owned(),
         sr: text(sr, "uuid").parse().ok()?,
         sr_type: text(sr, "type").to_owned(),
-        config: DeviceConfig(config.collect()),
+        config: config_of(pbd)?,
     })
 }
 

@@ -19,11 +19,23 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("sr_delete", &[("See what would be deleted, then delete it:", "sm sr_delete -n fast; sm sr_delete --yes fast")]),
-    ("sr_attach", &[("Two SRs at once:", "sm sr_attach fast slow")]),
+    (
+        "sr_attach",
+        &[
+            ("Two SRs at once:", "sm sr_attach fast slow"),
+            ("Give a name to the SR that is in a directory:", "sm sr_attach --name fast -d /srv/sr0"),
+        ],
+    ),
     ("sr_detach", &[("An SR by its name:", "sm sr_detach fast")]),
     ("sr_get_params", &[("Size and use of an SR as JSON:", "sm sr_get_params fast --format json")]),
     ("sr_scan", &[("The disks of an SR as a table:", "sm sr_scan fast --format table")]),
-    ("sr_collect", &[("See what would be merged, then merge it:", "sm sr_collect -n fast; sm sr_collect fast")]),
+    (
+        "sr_collect",
+        &[
+            ("See what would be merged, then merge it:", "sm sr_collect -n fast; sm sr_collect fast"),
+            ("Leave the storage to the guests, and follow the steps:", "sm sr_collect --rate 20MiB --progress fast"),
+        ],
+    ),
     ("sr_space", &[("The disks of an SR, those first that free most:", "sm sr_space fast --format table")]),
     (
         "sr_metrics",
@@ -69,18 +81,28 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ),
     ("vdi_revert", &[("Back to a snapshot:", "sm vdi_revert fast web before")]),
     ("vdi_resize", &[("10 GiB more:", "sm vdi_resize fast/web +10G")]),
-    ("vdi_lock", &[("Record that host1 uses the disk:", "sm vdi_lock fast/web FALSE host1/vm7")]),
-    ("vdi_unlock", &[("Give the lock back:", "sm vdi_unlock fast/web FALSE host1/vm7")]),
+    (
+        "vdi_lock",
+        &[
+            ("Record that vm7 on host1 has the disk:", "sm vdi_lock fast/web host1/vm7"),
+            ("Take the lock from a host that is dead:", "sm vdi_lock fast/web TRUE host2/vm7"),
+        ],
+    ),
+    ("vdi_unlock", &[("Give the lock back:", "sm vdi_unlock fast/web host1/vm7")]),
     ("vdi_get_params", &[("A disk by the start of its UUID:", "sm vdi_get_params fast 98de866e")]),
     (
         "vdi_export",
         &[
             ("A disk as a VHD:", "sm vdi_export fast/web web.vhd"),
+            ("Into a pipe:", "sm vdi_export fast/web - | zstd -o web.raw.zst"),
             ("What can be read of a damaged disk:", "sm vdi_export --rescue fast/web web.qcow2"),
         ],
     ),
     ("vdi_import", &[("A disk of an image:", "sm vdi_import fast debian.qcow2 --label debian")]),
-    ("vdi_tree", &[("Which disk was made from which:", "sm vdi_tree fast")]),
+    (
+        "vdi_tree",
+        &[("Which disk was made from which:", "sm vdi_tree fast"), ("The tree of one disk:", "sm vdi_tree fast/web")],
+    ),
     (
         "devices",
         &[
@@ -123,7 +145,13 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("backup consolidate", &[("Before the first of many increments is removed:", "sm backup consolidate web")]),
-    ("backup import", &[("Disks of the newest export, with new UUIDs:", "sm backup import web --from nas --sr fast")]),
+    (
+        "backup import",
+        &[
+            ("Disks of the newest export, with new UUIDs:", "sm backup import web --from nas --sr fast"),
+            ("One of the disks, by its label or its index:", "sm backup import web --from nas --sr fast --disk data"),
+        ],
+    ),
     (
         "backup send",
         &[
@@ -158,6 +186,7 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ("Make the storage of this host what the model says:", "sm apply -m rack1"),
             ("Carry out a plan that was looked at before:", "sm apply plan.json --yes"),
             ("Go on after a failure or a kill:", "sm apply --resume"),
+            ("On a host with xapi, run the calls of xe:", "sm apply -m rack1 --run-xe"),
         ],
     ),
     (
@@ -301,7 +330,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("/var/lib/sm/registry/claims.json", "Whose each device is. sm devices rebuild makes it anew."),
     ("/usr/lib/sm/backends", "The programs of backends."),
     ("/etc/sm/stores.conf", "The stores of sm backup, a line each: store: name=NAME path=DIRECTORY [drained=yes]."),
-    ("/etc/sm/hooks", "Programs that run around sm backup, in OPERATION.d."),
+    ("/etc/sm/hooks", "Programs that run around sm backup and sm apply, in OPERATION.d."),
     ("/var/lib/sm/backup", "The sets of sm backup, and what its running calls have begun."),
     ("/var/lib/sm/targets", "What this host publishes, and the secrets of initiators."),
     ("/etc/sm-collect/UUID.conf", "SRs of the timer of earlier releases: TYPE= and DCONF=."),

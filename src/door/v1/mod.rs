@@ -4,9 +4,11 @@
 //! | file | what |
 //! |---|---|
 //! | [`grammar`] | the words of a command line: options, verbs and their arguments |
+//! | [`single`] | the command of a line, built without the others |
 //! | [`lines`] | the command lines of `sm` and of the drivers, made of these |
 //! | [`request`] | what the words of a command line mean |
 //! | [`verbs`] | each command: which operations of the session it is |
+//! | [`collecting`] | the options of sr_collect, and its steps as JSON |
 //! | [`mod@answer`] | what is answered, and how it is written |
 //! | [`wire`] | the form of data in answers |
 //! | [`person`] | one line of `sm`: names are looked up, what was made is told |
@@ -28,6 +30,7 @@
 
 pub mod address;
 pub mod answer;
+pub mod collecting;
 pub mod complete;
 pub mod grammar;
 pub mod json;
@@ -44,6 +47,7 @@ pub mod plan;
 pub mod progress;
 pub mod question;
 pub mod request;
+pub mod single;
 pub mod status;
 pub mod verbs;
 pub mod wire;
@@ -52,7 +56,7 @@ pub mod words;
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
-use clap::FromArgMatches;
+use clap::error::ErrorKind;
 
 use self::answer::{Reply, answer, not_parsed};
 use self::grammar::{Common, DriverCommand, OutputFormat, Verb};
@@ -65,13 +69,21 @@ use crate::error::{Error, Result};
 use crate::sr::Driver;
 
 pub use self::answer::of_panic;
-use self::lines::brief_command;
 pub use self::lines::{driver_command, sm_command};
 
 /// Serves one call of an agent.
 pub fn driver(driver: &'static Driver, args: Vec<OsString>) -> Answer {
-    let parsed =
-        driver_command(driver).try_get_matches_from(args).and_then(|matches| DriverCommand::from_arg_matches(&matches));
+    let parse = |command: clap::Command, args| {
+        command.try_get_matches_from(args).and_then(|matches| DriverCommand::from_arg_matches(&matches))
+    };
+    let options = lines::driver_options(driver);
+    let word = lines::command_word(&options, &args).unwrap_or_default().to_owned();
+    let brief = parse(Verb::add_to(options, Some(&word)), args.clone());
+    let parsed = brief.or_else(|refused| match refused.kind() {
+        ErrorKind::DisplayVersion => Err(refused),
+        // Help and the words of an error come from the whole definition.
+        _ => parse(driver_command(driver), args),
+    });
     match parsed {
         Ok(command) => {
             let format = command.common.format.unwrap_or(command.verb.usual_format());
@@ -87,13 +99,15 @@ pub fn sm(args: Vec<OsString>) -> Answer {
         return complete::serve(&args);
     }
     let args = with_help_as_option(args);
-    if cli::is_meant(&args) {
+    let options = lines::sm_options();
+    let word = lines::command_word(&options, &args).unwrap_or_default().to_owned();
+    if cli::is_meant(&word) {
         return cli::serve(args);
     }
-    let command = brief_command();
-    let known = Known { is_sr: &address::is_sr, default_sr: address::default_sr() };
+    let command = lines::brief_command(options, Some(&word));
+    let known = Known { is_sr: &address::is_sr, default_sr: address::default_sr(), redirected: &request::redirected };
     let lines = words::lines(&command, args, &known);
-    person::serve(command, lines)
+    person::serve(command, &word, lines)
 }
 
 /// `sm help [COMMAND]` as `sm [COMMAND] --help`.

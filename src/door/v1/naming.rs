@@ -58,16 +58,17 @@ fn create_named(
 ) -> Result<Reply> {
     let place = Place::Dconf(dconf);
     let sr_type = caller.driver.sr_type;
-    let is_same = |entry: &Entry| entry.sr_type == sr_type && entry.place == place;
     let sr = match own {
-        Some(entry) if is_same(&entry) && (made.is_some() || entry.sr == sr) => {
+        Some(entry) => {
+            if !is_begun(&entry, sr_type, &place, sr, made.is_some()) {
+                return Err(entry.taken());
+            }
             if let Some(word) = verb.sr_word() {
                 *word = entry.sr.to_string();
             }
             caller.carry_out(verb)?;
             entry.sr
         }
-        Some(entry) => return Err(entry.taken()),
         None => {
             // If the words of -d are wrong, the call fails before anything is written.
             Session::open(caller.driver, sr, caller.config.clone())?;
@@ -87,6 +88,23 @@ fn create_named(
         }
     };
     Ok(made.map_or(Reply::Nothing, |_| Reply::Made(sr.to_string())))
+}
+
+/// Whether an entry is that of an SR whose creation was begun by the same call. `is_chosen`: the UUID of the call was chosen.
+fn is_begun(entry: &Entry, sr_type: &str, place: &Place, sr: SrUuid, is_chosen: bool) -> bool {
+    entry.sr_type == sr_type && entry.place == *place && (is_chosen || entry.sr == sr)
+}
+
+/// Refuses a new SR whose name is that of another, as the call that makes it does. `own`: the entry that has the name.
+///
+/// # Errors
+/// [`Error::NameTaken`].
+pub fn refuse_taken(own: &Entry, target: &Target, dconf: Option<&str>, sr: SrUuid, is_chosen: bool) -> Result<()> {
+    let place = Place::Dconf(dconf.unwrap_or_default().to_owned());
+    match is_begun(own, target.driver.sr_type, &place, sr, is_chosen) {
+        true => Ok(()),
+        false => Err(own.taken()),
+    }
 }
 
 /// Makes an SR available that is there already, and gives it a name. The name comes last: it stands for an SR that was seen. The

@@ -3,6 +3,9 @@
 
 use clap::Command;
 
+use crate::backup::store;
+use crate::error;
+use crate::sys::run_dir;
 use crate::types::{Format, nearest};
 
 /// Words of other tools, and the commands of `sm` that do what they say.
@@ -106,8 +109,11 @@ const OPTIONS: &[(&[&str], &str)] = &[
         "--dconf (-d) says where an SR lives",
     ),
     (&["--json"], "--format json writes JSON"),
+    (&["--incremental", "--increment", "--inc", "--changed"], "--since last stores only the blocks that changed"),
     (&["--table"], "--format table writes a table"),
-    (&["--comment", "--note"], "--description gives a VDI its purpose"),
+    (&["--comment", "--note", "--desc"], "--description gives a VDI its purpose"),
+    (&["--raw", "--vhd", "--qcow2"], "--type is the format of a disk"),
+    (&["--force", "-f"], "--yes does it without a question"),
     (&["--ro", "-r", "--readonly"], "--read-only makes it read-only"),
 ];
 
@@ -121,6 +127,7 @@ const WORDS: &[(&[&str], &str)] = &[
     (&["--snapshot"], "SNAPSHOT"),
     (&["--output", "-o", "--file", "-f", "--input", "-i"], "FILE"),
     (&["--to", "--dest"], "DST-SR"),
+    (&["--user"], "USER"),
 ];
 
 /// What a person may have meant by an option that a command does not have. `usage`: how the command is called.
@@ -134,6 +141,9 @@ pub fn option(root: &Command, usage: &str, given: &str) -> Option<String> {
     });
     if let Some((_, hint)) = hint {
         return Some((*hint).to_owned());
+    }
+    if ["--force", "-f"].contains(&given) && usage.contains("[FORCE]") {
+        return Some(format!("FORCE is the word TRUE before USER: {usage}"));
     }
     let (_, word) = WORDS.iter().find(|(words, word)| words.contains(&given) && usage.contains(word))?;
     Some(format!("{word} is a word, without an option before it: {usage}"))
@@ -157,15 +167,43 @@ pub fn value(option: &str, value: &str) -> Option<&'static str> {
     (option.starts_with("--format") && value.parse::<Format>().is_ok()).then_some("--type is the format of a disk")
 }
 
-/// Where a person finds the words that a line lacks.
-pub fn missing(words: &str) -> &'static str {
+/// What a person may have meant by a word that a command does not take. `usage`: how the command is called.
+pub fn one_too_many(usage: &str, word: &str) -> Option<String> {
+    let is_of = |command: &str| usage.contains(&format!(" {command} "));
+    match word {
+        _ if is_of("backup define") && word.contains('/') => {
+            Some(format!("; a disk is said by an option: --disk {word}"))
+        }
+        _ if is_of("sm vdi_set") => Some("; --label and --description say what a VDI is called".to_owned()),
+        _ if is_of("sm sr_create") => Some("; -t says the type of the SR, and -d where it is".to_owned()),
+        _ => None,
+    }
+}
+
+/// Where a person finds the words that a line lacks. `known`: the names that SRs have.
+pub fn missing(words: &str, known: &[String]) -> String {
     let has = |name: &str| words.split(' ').any(|word| word == name);
     if has("<VDI>") || has("<SOURCE>") {
-        "a disk is said with its SR, as in fast/web; "
+        "a disk is said with its SR, as in fast/web; ".to_owned()
     } else if has("<SR>") || has("<DST-SR>") {
-        "`sm sr_list` lists SRs; "
+        format!("{}; ", error::known_srs(known))
+    } else if has("<USER>") {
+        "USER is any text that says who has the disk, as host1/vm7 after fast/web; ".to_owned()
+    } else if has("<STORE>") {
+        stores()
+    } else if has("<FILE>") {
+        "- is standard output or input; ".to_owned()
     } else {
-        ""
+        String::new()
+    }
+}
+
+/// The stores of this host, in a clause.
+fn stores() -> String {
+    let names: Vec<String> = store::all().unwrap_or_default().iter().map(|store| store.name.to_string()).collect();
+    match names.as_slice() {
+        [] => format!("{} says which stores there are, and names none; ", run_dir::stores().display()),
+        names => format!("stores of this host are {}; ", names.join(", ")),
     }
 }
 
@@ -237,6 +275,9 @@ mod tests {
         assert!(said("sm sr_name [OPTIONS] <SR> [NAME]", "--label").starts_with("NAME is a word"));
         assert!(said("sm vdi_export [OPTIONS] [SR] <VDI> <FILE>", "--output").starts_with("FILE is a word"));
         assert!(said("sm sr_scan [OPTIONS] [SR]", "--json").starts_with("--format json"));
+        assert!(said(create, "--qcow2").starts_with("--type"));
+        assert!(said("sm vdi_delete [OPTIONS] [SR] <VDI>…", "--force").starts_with("--yes"));
+        assert!(said("sm vdi_lock [OPTIONS] [SR] <VDI> [FORCE] <USER>", "--force").starts_with("FORCE is the word"));
         assert_eq!(said("sm sr_scan [OPTIONS] [SR]", "--explode"), "");
         assert!(value("--format <FORMAT>", "qcow2").is_some() && value("--format <FORMAT>", "xml").is_none());
     }

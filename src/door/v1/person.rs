@@ -5,11 +5,14 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::time::{Duration, Instant};
 
+use clap::error::ErrorKind;
+
 use super::address::{self, Target};
 use super::answer::{Reply, answer_person, not_parsed, without_optional};
+use super::collecting::CollectArgs;
 use super::deadline;
 use super::grammar::{Common, OutputFormat, SmCommand, Verb};
-use super::lines::{self, Parsed, Personal, brief_command, sm_command};
+use super::lines::{self, Parsed, Personal, brief_command, sm_command, sm_options};
 use super::listing;
 use super::log;
 use super::metrics::{self, Asked};
@@ -21,19 +24,22 @@ use super::verbs::Caller;
 use super::words::Line;
 use crate::call::policy;
 use crate::context::{Context, LONGEST_WAIT};
+use crate::door::smapiv1::collector;
 use crate::door::{Answer, size};
 use crate::error::Result;
 use crate::registry::{self, Entry, SrName};
 use crate::sr::Driver;
-use crate::types::{DeviceConfig, Size, SrUuid, VdiUuid, printable, shown};
+use crate::sys::blockdev;
+use crate::types::{DeviceConfig, Size, SrUuid, VdiInfo, VdiUuid, printable, shown};
 
-/// Carries the lines out that one line of a person stands for. `command`: the command line of `sm`, in brief.
+/// Carries the lines out that one line of a person stands for. `command`: the command line of `sm`, in brief,
+/// with the command `word`.
 ///
 /// A person at a terminal is asked once about all of them, so all words are looked up before. A program is not asked, and the
 /// words of each line are looked up when the lines before it are done.
-pub fn serve(command: clap::Command, lines: Vec<Line>) -> Answer {
+pub fn serve(command: clap::Command, word: &str, lines: Vec<Line>) -> Answer {
     let mut command = Some(command);
-    let mut prepared = |line| prepare(command.take().unwrap_or_else(brief_command), line);
+    let mut prepared = |line| prepare(command.take().unwrap_or_else(|| brief_command(sm_options(), Some(word))), line);
     let done = |call: Call, confirmed| {
         let format = call.format;
         answer_person(call.carry_out(confirmed), format)
@@ -71,8 +77,12 @@ pub fn serve(command: clap::Command, lines: Vec<Line>) -> Answer {
 fn prepare(command: clap::Command, line: Line) -> Result<Call, Answer> {
     let asked = asked_format(&line.args);
     // Help and the words of an error come from the whole definition.
-    let parsed = lines::parse(command, line.args.clone()).or_else(|_| lines::parse(sm_command(), line.args));
+    let parsed = lines::parse(command, line.args.clone()).or_else(|refused| match refused.kind() {
+        ErrorKind::DisplayVersion => Err(refused),
+        _ => lines::parse(sm_command(), line.args),
+    });
     match parsed {
+        Err(e) if e.kind() == ErrorKind::DisplayVersion => Err(not_parsed(e, asked, None)),
         Err(e) => Err(not_parsed(without_optional(e), asked, Some(&sm_command()))),
         Ok(Parsed::List { common, wait, from_xapi, verbose }) => {
             Err(answer_person(sr_list(wait, from_xapi, verbose), chosen_format(common.format, OutputFormat::Sexp)))
@@ -89,7 +99,12 @@ fn prepare(command: clap::Command, line: Line) -> Result<Call, Answer> {
         }
         Ok(Parsed::Verb(parsed, personal)) => {
             let format = chosen_format(parsed.common.format, parsed.verb.usual_format());
-            Call::prepare(*parsed, personal, line.made, format).map_err(|error| answer_person(Err(error), format))
+            if let (Verb::SrCollect { sr, how }, true) = (&parsed.verb, personal.from_xapi) {
+                let collected = collect_from_xapi(&sr.sr, how, deadline(&parsed.common));
+                return Err(answer_person(collected, format));
+            }
+            let call = Call::prepare(*parsed, personal, line.made, line.is_of_place, format);
+            call.map_err(|error| answer_person(Err(error), format))
         }
     }
 }
@@ -115,6 +130,16 @@ fn sr_list(wait: Option<u64>, from_xapi: bool, verbose: bool) -> Result<Reply> {
         }
     };
     listing::list(patience, told, &warn).map(Reply::List)
+}
+
+/// Collects an SR of xapi.
+fn collect_from_xapi(sr: &str, how: &CollectArgs, deadline: Instant) -> Result<Reply> {
+    let sr: SrUuid = sr.parse()?;
+    let bar = ProgressBar::hidden();
+    let context = Context { deadline, progress: &|done, total| bar.show(done, total), others: None };
+    let collected = how.run(&context, |how, context| collector::collect(sr, how, context));
+    log::write(&format!("sm: sr_collect of SR {sr} of xapi"), collected.as_ref().map(|_| ()));
+    collected.map(|_| Reply::Nothing)
 }
 
 fn sr_metrics(asked: &Asked, output: Option<&str>, verbose: bool) -> Result<Reply> {
@@ -159,9 +184,22 @@ pub struct Call {
 }
 
 impl Call {
-    fn prepare(command: SmCommand, personal: Personal, made: Option<String>, format: OutputFormat) -> Result<Call> {
-        let SmCommand { sr_type, common, mut verb } = command;
+    /// `is_of_place`: the SR is the one that `-d` leads to.
+    fn prepare(
+        command: SmCommand,
+        personal: Personal,
+        made: Option<String>,
+        is_of_place: bool,
+        format: OutputFormat,
+    ) -> Result<Call> {
+        let SmCommand { mut sr_type, common, mut verb } = command;
         let deadline = deadline(&common);
+        if is_of_place {
+            let place = common.dconf.as_deref().unwrap_or_default();
+            let (driver, sr) = address::only_sr_at(sr_type.as_deref(), place, deadline)?;
+            sr_type = Some(driver.sr_type.to_owned());
+            verb.sr_word().into_iter().for_each(|word| *word = sr.to_string());
+        }
         let context = Context { deadline, progress: &|_, _| {}, others: None };
         let name = personal.name.as_deref().map(str::parse::<SrName>).transpose()?;
         let own = name.as_ref().map(registry::find).transpose()?.flatten();
@@ -174,7 +212,7 @@ impl Call {
             explain(sr, &target, &meant);
         }
         let is_whole = sr_type.is_some() && common.dconf.is_some() && target.entry.is_none() && meant.is_empty();
-        let is_of_api = is_whole && made.is_none() && name.is_none();
+        let is_of_api = is_whole && made.is_none() && name.is_none() && !is_of_place;
         let name = name.map(|name| (name, own));
         Ok(Call { verb, target, personal, is_of_api, deadline, common, format, sr, copy_to, made, name })
     }
@@ -186,7 +224,10 @@ impl Call {
         let deadline = if confirmed { deadline(&common) } else { self.deadline };
         let context = Context { deadline, progress: &|done, total| bar.show(done, total), others: None };
         if personal.dry_run {
-            let plan = plan::of(&verb, &target, &personal, &context)?;
+            if let (Verb::SrCreate { .. }, Some(sr), Some((_, Some(own)))) = (&verb, sr, &name) {
+                naming::refuse_taken(own, &target, common.dconf.as_deref(), sr, made.is_some())?;
+            }
+            let plan = plan::of(&verb, &target, &personal, made.is_some(), &context)?;
             return Ok(Reply::Plan(plan.map(|plan| plan.lines).unwrap_or_default()));
         }
         if let Verb::SrDelete { yes, .. } = &mut verb {
@@ -211,10 +252,15 @@ impl Call {
         if personal.verbose {
             say(&format!("{} took {} ms", personal.verb, began.elapsed().as_millis()));
         }
-        let reply = result?;
+        let mut reply = result?;
+        if let Reply::Vdi(VdiInfo { device: Some(device), opened_by, .. }) = &mut reply
+            && matches!(self.format, OutputFormat::Table | OutputFormat::Json)
+        {
+            *opened_by = blockdev::user(device);
+        }
         if let Some(entry) = &elsewhere {
             say(&format!(
-                "the name {0} still leads to {1}; `--name {0}` with the UUID changes it",
+                "the name {0} still leads to {1}; `--name {0}` in place of the name changes it",
                 entry.name,
                 entry.shown_place()
             ));

@@ -4,11 +4,13 @@
 use super::address::Target;
 use super::grammar::Verb;
 use super::lines::Personal;
+use super::verbs::with_users;
 use crate::call::Session;
 use crate::context::Context;
 use crate::door::size;
 use crate::error::{Error, Result, one_line};
 use crate::registry;
+use crate::sys::blockdev;
 use crate::types::{Gain, Misread, Overwrite, Params, Size, SrUuid, VdiInfo, VdiUuid, shown};
 use crate::vdi::tree::collect::{CollectPlan, Planned};
 use crate::vdi::{SnapshotSaid, refuse_snapshot_of_another};
@@ -21,11 +23,18 @@ pub struct Plan {
     pub destroys: bool,
 }
 
-/// Makes the plan of a command; `None` for a command that has no plan. Changes nothing.
+/// Makes the plan of a command; `None` for a command that has no plan. Changes nothing. `is_chosen`: the command would choose
+/// another UUID for what it makes.
 ///
 /// # Errors
 /// Those that would make the command fail, as far as they can be told before.
-pub fn of(verb: &Verb, target: &Target, personal: &Personal, context: &Context) -> Result<Option<Plan>> {
+pub fn of(
+    verb: &Verb,
+    target: &Target,
+    personal: &Personal,
+    is_chosen: bool,
+    context: &Context,
+) -> Result<Option<Plan>> {
     let open = |sr: &str| Session::open(target.driver, sr.parse()?, target.config.clone());
     match verb {
         Verb::SrCreate { sr, size, force, destroy_sr } => {
@@ -33,14 +42,37 @@ pub fn of(verb: &Verb, target: &Target, personal: &Personal, context: &Context) 
             let size = size.as_deref().map(size::parse_or_zero).transpose()?.flatten();
             let srs = destroy_sr.iter().map(|sr| sr.parse()).collect::<Result<_, Misread>>()?;
             let lost = session.plan_create(size, &Overwrite { contents: *force, srs }, context)?;
-            Ok(Some(made(&session, target, personal, &lost)))
+            let what = if is_chosen { "an SR".to_owned() } else { format!("SR {}", session.sr()) };
+            Ok(Some(made(&what, target, personal, &lost)))
         }
         Verb::SrDelete { sr, .. } => deleted_sr(&open(&sr.sr)?, target, context).map(Some),
-        Verb::SrCollect(sr) => {
-            let plan = open(&sr.sr)?.plan_collect(context)?;
-            Ok(Some(Plan { lines: collected(&plan), destroys: false }))
+        Verb::SrCollect { sr, how } => {
+            let session = open(&sr.sr)?;
+            let collector = session.collector();
+            if how.stop {
+                let line = collector
+                    .map_or_else(|| "nothing to end: no collector is at work".to_owned(), |who| format!("end {who}"));
+                return Ok(Some(Plan { lines: vec![line], destroys: false }));
+            }
+            let at_work = collector.map(|who| format!("{who} collects it now"));
+            let lines = at_work.into_iter().chain(collected(&session.plan_collect(context)?)).collect();
+            Ok(Some(Plan { lines, destroys: false }))
         }
         Verb::VdiDelete { vdi, yes } => deleted_vdi(&open(&vdi.sr.sr)?, vdi.vdi.parse()?, *yes, context).map(Some),
+        Verb::VdiDetach(vdi) => {
+            let info = open(&vdi.sr.sr)?.vdi_get_params(vdi.vdi.parse()?, context)?;
+            let line = match &info.device {
+                None => format!("nothing to detach: VDI {} is not attached", info.uuid),
+                Some(device) => {
+                    if let Some(who) = blockdev::user(device) {
+                        let holder = format!("{who}, through {}", device.display());
+                        return Err(Error::VdiInUse { vdi: info.uuid, sr: info.sr, holder });
+                    }
+                    format!("detach VDI {} from {}", info.uuid, device.display())
+                }
+            };
+            Ok(Some(Plan { lines: vec![line], destroys: false }))
+        }
         Verb::VdiRevert { vdi, snapshot } => {
             let session = open(&vdi.sr.sr)?;
             let disk = session.vdi_get_params(vdi.vdi.parse()?, context)?;
@@ -56,10 +88,9 @@ pub fn of(verb: &Verb, target: &Target, personal: &Personal, context: &Context) 
     }
 }
 
-fn made(session: &Session, target: &Target, personal: &Personal, lost: &[String]) -> Plan {
+fn made(what: &str, target: &Target, personal: &Personal, lost: &[String]) -> Plan {
     let named = personal.name.as_ref().map(|name| format!(" with the name {name}")).unwrap_or_default();
-    let mut lines =
-        vec![format!("make SR {}{named} of type {} at {}", session.sr(), target.driver.sr_type, place(target))];
+    let mut lines = vec![format!("make {what}{named} of type {} at {}", target.driver.sr_type, place(target))];
     lines.extend(lost.iter().map(|what| format!("overwrite {what}")));
     if !lost.is_empty() {
         lines.push("overwrite all else that these devices hold".to_owned());
@@ -111,7 +142,10 @@ fn refuse_used(disks: &[&VdiInfo]) -> Result<()> {
     let in_use = |vdi: &&&VdiInfo| vdi.attached || !vdi.vbds.is_empty();
     let Some(vdi) = disks.iter().find(in_use) else { return Ok(()) };
     let holder = match vdi.vbds.as_slice() {
-        [] => "this host, which has it attached".to_owned(),
+        [] => {
+            let attached = "this host, which has it attached".to_owned();
+            vdi.device.as_deref().map_or_else(|| attached.clone(), |device| with_users(attached.clone(), device))
+        }
         users => format!("{}, who locked it", users.join(", ")),
     };
     Err(Error::VdiInUse { vdi: vdi.uuid, sr: vdi.sr, holder })

@@ -55,6 +55,6 @@ fn at_stake(call: &Call) -> Vec<String> {
     }
     let context = Context { deadline: call.deadline, progress: &|_, _| {}, others: None };
     // An error of the plan is not told here: the command itself refuses, in its own words.
-    let plan = plan::of(&call.verb, &call.target, &call.personal, &context);
+    let plan = plan::of(&call.verb, &call.target, &call.personal, false, &context);
     plan.ok().flatten().filter(|plan| plan.destroys).map(|plan| plan.lines).unwrap_or_default()
 }

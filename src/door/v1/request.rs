@@ -1,5 +1,9 @@
 //! The meaning of the words of a command line. Every word is verified before anything is touched.
 
+use std::fs::{self, File};
+use std::io::stdout;
+use std::os::fd::AsFd;
+
 use super::grammar::{CopyArgs, LockArgs, NameArgs, NewArgs, VdiArg};
 use crate::error::{Error, Result};
 use crate::types::{Format, NewVdi, Params, ParamsChange, Size, SrUuid, VdiUuid};
@@ -76,6 +80,15 @@ pub fn export_format(file: &str, said: Option<&str>) -> Result<(Format, bool)> {
         }),
         _ => file_format(file, said),
     }
+}
+
+/// The format that the name of the file asks for to which standard output was redirected, if nothing is in the file yet. `None`:
+/// standard output is no such file, or no file of this format can be written.
+pub fn redirected() -> Option<Format> {
+    let file = File::from(stdout().as_fd().try_clone_to_owned().ok()?);
+    file.metadata().ok().filter(|meta| meta.is_file() && meta.len() == 0)?;
+    let name = fs::read_link("/proc/self/fd/1").ok()?;
+    export_format(name.to_str()?, None).ok().map(|(format, _)| format)
 }
 
 /// In lower case: other systems write `DISK.VHD`.

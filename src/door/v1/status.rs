@@ -90,7 +90,11 @@ pub fn remedy(e: &Error) -> String {
         Error::Occupied { .. } => "; --force overwrites it".to_owned(),
         Error::HoldsSr { held, .. } if held.lost == Lost::Nothing => "; --force overwrites it".to_owned(),
         Error::HoldsSr { held, .. } => format!("; to destroy it, name it: --destroy-sr {}", held.sr),
-        Error::NotWhole { mendable: 1.., .. } => "; sr_check --repair does it".to_owned(),
+        Error::NotWhole { mendable, lasting, .. } => {
+            let mend = if *mendable > 0 { "; sr_check --repair does it" } else { "" };
+            let rescue = "; vdi_export --rescue exports what can be read of a damaged disk";
+            format!("{mend}{}", if *lasting > 0 { rescue } else { "" })
+        }
         Error::Busy { .. } => "; --wait gives it longer".to_owned(),
         Error::WouldShrink { .. } => "; --allow-shrink allows it".to_owned(),
         Error::DiskTooBig { format: Format::Vhd, .. } => {

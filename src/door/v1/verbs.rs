@@ -1,6 +1,8 @@
 //! Each command: its words are verified, then the session is asked.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write, stderr};
+use std::path::Path;
 
 use super::answer::Reply;
 use super::grammar::{SrArg, Verb};
@@ -11,8 +13,9 @@ use crate::door::{size, stream};
 use crate::error::{self, Error, Result};
 use crate::image::name::ImageName;
 use crate::sr::Driver;
+use crate::sys::blockdev;
 use crate::target::publication;
-use crate::types::{DeviceConfig, Misread, Mode, NewSr, Overwrite, ParamsChange, SrInfo, SrUuid, VdiInfo};
+use crate::types::{DeviceConfig, Misread, Mode, NewSr, Overwrite, ParamsChange, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::SnapshotSaid;
 use crate::vdi::transfer::Stream;
 
@@ -50,6 +53,15 @@ impl Caller<'_> {
                 | Verb::VdiResize { .. }
         );
         self.done(verb).map_err(|error| match error {
+            Error::VdiInUse { vdi, sr, holder } if self.person => {
+                let session = self.open(sr).ok();
+                let info = session.and_then(|session| session.vdi_get_params(vdi, self.context).ok());
+                let holder = match info.and_then(|info| info.device) {
+                    Some(device) => with_users(holder, &device),
+                    None => holder,
+                };
+                Error::VdiInUse { vdi, sr, holder }
+            }
             Error::Damaged { ref path, .. } if self.person && reads && ImageName::format_of(path).is_some() => {
                 with_hint(error, RESCUE)
             }
@@ -75,8 +87,18 @@ impl Caller<'_> {
             Verb::SrDetach(sr) => self.open_named(&sr)?.sr_detach(context).map(nothing),
             Verb::SrGetParams(sr) => self.open_named(&sr)?.sr_get_params(context).map(Reply::Sr),
             Verb::SrScan(sr) => self.open_named(&sr)?.sr_scan(context).map(without_bases).map(Reply::Sr),
-            Verb::VdiTree(sr) => self.open_named(&sr)?.sr_scan(context).map(Reply::Tree),
-            Verb::SrCollect(sr) => self.open_named(&sr)?.sr_collect(context).map(nothing),
+            Verb::VdiTree { sr, vdi } => {
+                let (vdi, session) = (vdi.map(|vdi| vdi.parse()).transpose()?, self.open_named(&sr)?);
+                let info = session.sr_scan(context)?;
+                vdi.map_or(Ok(info.clone()), |vdi| one_tree(info, vdi, &session, context)).map(Reply::Tree)
+            }
+            Verb::SrCollect { sr, how } => {
+                let session = self.open_named(&sr)?;
+                match how.stop {
+                    true => session.sr_collect_stop(context).map(nothing),
+                    false => how.run(context, |how, context| session.sr_collect(how, context)).map(nothing),
+                }
+            }
             Verb::SrSpace(sr) => self.open_named(&sr)?.sr_space(context).map(Reply::Space),
             Verb::SrCheck { sr, deep, repair } => {
                 let session = self.open_named(&sr)?;
@@ -239,6 +261,22 @@ fn without_bases(mut info: SrInfo) -> SrInfo {
     info
 }
 
+/// An SR with the images of one tree alone: that of a VDI.
+fn one_tree(mut info: SrInfo, vdi: VdiUuid, session: &Session, context: &Context) -> Result<SrInfo> {
+    let parents: BTreeMap<VdiUuid, Option<VdiUuid>> = info.vdis.iter().map(|it| (it.uuid, it.parent)).collect();
+    if !parents.contains_key(&vdi) {
+        session.vdi_get_brief(vdi, context)?;
+    }
+    // Images whose files were exchanged by hand may name each other.
+    let root = |vdi: VdiUuid| {
+        let up = |at: &VdiUuid| parents.get(at).copied().flatten().filter(|parent| parents.contains_key(parent));
+        std::iter::successors(Some(vdi), up).take(parents.len() + 1).last()
+    };
+    let of = root(vdi);
+    info.vdis.retain(|it| root(it.uuid) == of);
+    Ok(info)
+}
+
 /// Gives an export its name, or removes what a failed one wrote.
 fn publish<T>(to: &Stream, exported: Result<T>) -> Result<T> {
     match exported {
@@ -247,6 +285,20 @@ fn publish<T>(to: &Stream, exported: Result<T>) -> Result<T> {
             stream::discard(to);
             Err(e)
         }
+    }
+}
+
+/// The words for this host as the holder of an attached VDI, with those who have its device open.
+pub(super) fn with_users(holder: String, device: &Path) -> String {
+    const ATTACHED: &str = "which has it attached";
+    let shown = device.display().to_string();
+    if holder.contains("process ") || !holder.contains(ATTACHED) {
+        return holder;
+    }
+    let users = blockdev::open_by(device);
+    match holder.split_once(&shown) {
+        Some((before, after)) => format!("{before}{shown}{users}{after}"),
+        None => holder.replacen(ATTACHED, &format!("{ATTACHED} as {shown}{users}"), 1),
     }
 }
 

@@ -41,7 +41,7 @@ pub struct Found {
 
 impl From<&Finding> for Found {
     fn from(found: &Finding) -> Found {
-        let Finding { vdi, object, what, outcome } = found.clone();
+        let Finding { vdi, object, what, outcome, .. } = found.clone();
         Found { vdi, object, what, outcome: outcome.word().to_owned() }
     }
 }

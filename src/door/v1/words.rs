@@ -4,6 +4,8 @@
 //! - The SR is left out where `XCP_SM_SR` names one, or where it stands in the word of the VDI: `fast/web`.
 //! - The UUID of what is made is left out; a new one is chosen, and the answer tells it. A word in its place that is no UUID is the
 //!   label of a new VDI, or the name of a new SR: the word by which it is called from then on.
+//! - The SR is left out where `-d` leads to one ([`FOUND_BY_PLACE`]).
+//! - FORCE of a lock is left out where it is FALSE, and the file of an export where standard output was redirected to one.
 //! - Commands of one SR or VDI take several: each is a line of its own.
 //!
 //! Words are only put in their places here. The SR or VDI that a word stands for is looked up later
@@ -13,12 +15,26 @@
 use std::ffi::OsString;
 
 use clap::{Arg, Command};
+use uuid::Uuid;
 
 use crate::registry::SrName;
-use crate::types::{SrUuid, VdiUuid};
+use crate::types::{Format, SrUuid, VdiUuid};
 
 /// Commands that are carried out for each of several SRs or VDIs.
 pub const SEVERAL: &[&str] = &["sr_attach", "sr_detach", "sr_collect", "vdi_attach", "vdi_detach", "vdi_delete"];
+
+/// Commands whose SR may be left out where `-d` leads to one. sr_delete is none of them: what is lost has to be named.
+const FOUND_BY_PLACE: &[&str] = &[
+    "sr_attach",
+    "sr_detach",
+    "sr_get_params",
+    "sr_scan",
+    "sr_collect",
+    "sr_space",
+    "sr_check",
+    "sr_content_type",
+    "vdi_tree",
+];
 
 /// The facts about words that are known before any SR is opened.
 pub struct Known<'a> {
@@ -26,6 +42,8 @@ pub struct Known<'a> {
     pub is_sr: &'a dyn Fn(&str) -> bool,
     /// The SR of a line that names none.
     pub default_sr: Option<String>,
+    /// The format of the file that standard output was redirected to, if nothing is in it yet.
+    pub redirected: &'a dyn Fn() -> Option<Format>,
 }
 
 /// A line of SR API v1.0, in which names may stand for UUIDs.
@@ -36,6 +54,8 @@ pub struct Line {
     pub made: Option<String>,
     /// One of several lines of the default SR, the first of which was to name a VDI and may be a mistyped SR.
     pub is_guessed: bool,
+    /// The SR is the one that `-d` leads to. In its place stands a UUID of no SR.
+    pub is_of_place: bool,
 }
 
 /// The lines that the words of a person stand for. A line that the parser will refuse is given back as it is.
@@ -46,12 +66,12 @@ pub fn lines(command: &Command, args: Vec<OsString>, known: &Known) -> Vec<Line>
     match arranged {
         Some((Some(lines), rest)) => lines
             .into_iter()
-            .map(|Words { words, made, option, is_guessed }| {
+            .map(|Words { words, made, option, is_guessed, is_of_place }| {
                 let words = option.into_iter().chain(["--".to_owned()]).chain(words).map(OsString::from);
-                Line { args: rest.iter().cloned().chain(words).collect(), made, is_guessed }
+                Line { args: rest.iter().cloned().chain(words).collect(), made, is_guessed, is_of_place }
             })
             .collect(),
-        _ => vec![Line { args, made: None, is_guessed: false }],
+        _ => vec![Line { args, made: None, is_guessed: false, is_of_place: false }],
     }
 }
 
@@ -63,8 +83,12 @@ struct Split<'c> {
     words: Vec<String>,
     /// `-d` was given.
     has_place: bool,
+    /// `-t` was given.
+    has_type: bool,
     /// `--label` or `--name` was given.
     is_named: bool,
+    /// `--type` was given.
+    is_typed: bool,
 }
 
 /// The kind of object that a word stands for.
@@ -86,7 +110,9 @@ fn split<'c>(command: &'c Command, args: &[OsString]) -> Option<Split<'c>> {
         rest: vec![args.first()?.clone()],
         words: Vec::new(),
         has_place: false,
+        has_type: false,
         is_named: false,
+        is_typed: false,
     };
     let mut verb = None;
     let mut words = args[1..].iter();
@@ -99,7 +125,9 @@ fn split<'c>(command: &'c Command, args: &[OsString]) -> Option<Split<'c>> {
         } else if word.starts_with('-') && word.len() > 1 {
             let (option, has_value) = option(verb.unwrap_or(command), command, word)?;
             split.has_place |= option.get_id() == "dconf";
+            split.has_type |= option.get_id() == "sr_type";
             split.is_named |= matches!(option.get_id().as_str(), "label" | "name");
+            split.is_typed |= option.get_id() == "image";
             split.rest.push(arg.clone());
             if !has_value {
                 split.rest.push(words.next()?.clone());
@@ -116,7 +144,7 @@ fn split<'c>(command: &'c Command, args: &[OsString]) -> Option<Split<'c>> {
 }
 
 /// The last option in a word, and whether the word has all of it. `None`: the command has no such option.
-fn option<'c>(verb: &'c Command, command: &'c Command, word: &str) -> Option<(&'c Arg, bool)> {
+pub(super) fn option<'c>(verb: &'c Command, command: &'c Command, word: &str) -> Option<(&'c Arg, bool)> {
     let all = || verb.get_arguments().chain(command.get_arguments());
     // A value that wants `=` is never the next word.
     let takes_value = |arg: &Arg| arg.get_action().takes_values() && !arg.is_require_equals_set();
@@ -141,15 +169,17 @@ struct Words {
     words: Vec<String>,
     /// The UUID that was chosen for what the line makes.
     made: Option<String>,
-    /// The option that gives a name to what the line makes.
+    /// The option that gives a name to what the line makes, or a format to what it exports.
     option: Option<String>,
     /// [`Line::is_guessed`].
     is_guessed: bool,
+    /// [`Line::is_of_place`].
+    is_of_place: bool,
 }
 
 impl From<Vec<String>> for Words {
     fn from(words: Vec<String>) -> Words {
-        Words { words, made: None, option: None, is_guessed: false }
+        Words { words, made: None, option: None, is_guessed: false, is_of_place: false }
     }
 }
 
@@ -181,6 +211,13 @@ impl Split<'_> {
     fn arranged(&self, known: &Known) -> Option<Vec<Words>> {
         let (slots, optional) = self.slots();
         let required = slots.len() - optional;
+        // A name is to be given to the SR that is there, and not to the default SR. With -t, a line without the SR is one of
+        // SR API v1.0 that lacks a word.
+        let is_of_place = self.has_place && (known.default_sr.is_none() && !self.has_type || self.is_named);
+        if is_of_place && self.words.is_empty() && FOUND_BY_PLACE.contains(&self.verb.get_name()) {
+            let words = vec![Uuid::nil().to_string()].into();
+            return Some(vec![Words { is_of_place, ..words }]);
+        }
         match (slots.as_slice(), SEVERAL.contains(&self.verb.get_name())) {
             ([Slot::NewSr, ..], _) => self.with_new_sr(known).map(|line| vec![line]),
             ([Slot::Sr], true) => self.of_several_srs(known),
@@ -208,7 +245,7 @@ impl Split<'_> {
             words: [sr.clone()].into_iter().chain(size.cloned()).collect(),
             made: Some(sr),
             option: name.map(|name| format!("--name={name}")),
-            is_guessed: false,
+            ..Vec::new().into()
         })
     }
 
@@ -305,10 +342,32 @@ impl Split<'_> {
             has_copy = true;
         }
         let begins_with_sr = has_sr || words.first().is_some_and(|word| self.is_sr(word, known));
+        let wants_default = known.default_sr.is_some() && !begins_with_sr;
+        let count = words.len() + usize::from(wants_default);
+        let (mut option, mut is_longer) = (None, has_sr || has_copy);
+        if self.lacks_force(&words, count) {
+            words.insert(words.len() - 1, "FALSE".to_owned());
+            is_longer = true;
+        }
+        if self.verb.get_name() == "vdi_export"
+            && count == 2
+            && (begins_with_sr || wants_default)
+            && let Some(format) = (known.redirected)()
+        {
+            words.push("-".to_owned());
+            option = (!self.is_typed).then(|| format!("--type={format}"));
+            is_longer = true;
+        }
+        // `vdi_tree web`: the VDI may be left out, and is there.
+        if required == 1 && slots.get(1) == Some(&Slot::Vdi) && words.len() == 1 && wants_default {
+            words.extend(known.default_sr.clone());
+            words.rotate_right(1);
+            return Some(words.into());
+        }
         // `fast/web` names the new VDI as well.
         let is_unnamed = |at: &usize| !(has_sr && *at == 1 || has_copy);
         let new = slots.iter().position(|slot| *slot == Slot::NewVdi).filter(is_unnamed);
-        let missing = required.checked_sub(words.len()).filter(|missing| *missing > 0 || has_sr || has_copy)?;
+        let missing = Some(required.saturating_sub(words.len())).filter(|missing| *missing > 0 || is_longer)?;
         // The default SR is the first to be left out where the first word is no SR.
         let (default, new) = match (missing, &known.default_sr, new) {
             (0, _, _) => (None, None),
@@ -317,7 +376,7 @@ impl Split<'_> {
             (2, Some(default), Some(at)) if !begins_with_sr => (Some(default), Some(at)),
             // The parser says which words are missing: not those that are known.
             (_, Some(default), _) if !begins_with_sr => (Some(default), None),
-            _ if has_sr => (None, None),
+            _ if is_longer => (None, None),
             _ => return None,
         };
         if let Some(default) = default {
@@ -328,7 +387,15 @@ impl Split<'_> {
             words.insert(at, vdi.clone());
             vdi
         });
-        Some(Words { made, ..words.into() })
+        Some(Words { made, option, ..words.into() })
+    }
+
+    /// Whether a line of vdi_lock or vdi_unlock has every word but FORCE. `count`: of its words, with the default SR.
+    fn lacks_force(&self, words: &[String], count: usize) -> bool {
+        let is_force = |word: &String| word.eq_ignore_ascii_case("TRUE") || word.eq_ignore_ascii_case("FALSE");
+        matches!(self.verb.get_name(), "vdi_lock" | "vdi_unlock")
+            && count == 3
+            && words.iter().rev().take(2).all(|word| !is_force(word))
     }
 
     fn is_sr(&self, word: &str, known: &Known) -> bool {
@@ -347,132 +414,4 @@ impl Split<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::door::v1::sm_command;
-
-    const SR: &str = "87b8646b-b800-9500-cb7b-af3b74e02f5c";
-    const VDI: &str = "98de866e-b035-4b1a-a571-00000000000a";
-
-    /// The words of each line, `NEW` for a UUID that was chosen; `None` for a line that was not touched.
-    fn arranged(line: &str, default: Option<&str>) -> Option<Vec<String>> {
-        let command = sm_command();
-        let known = Known { is_sr: &|word| word == "fast" || word == "slow", default_sr: default.map(str::to_owned) };
-        let args: Vec<OsString> = std::iter::once("sm").chain(line.split(' ')).map(OsString::from).collect();
-        let lines = lines(&command, args.clone(), &known);
-        if lines.len() == 1 && lines[0].args == args {
-            return None;
-        }
-        let shown = |line: &Line| {
-            let mut words = line.args.iter().map(|word| word.to_str().unwrap().to_owned());
-            let before: Vec<String> = words.by_ref().take_while(|word| word != "--").collect();
-            // What the line had is told by the line.
-            let option = before.last().filter(|word| word.starts_with("--label=") || word.starts_with("--name="));
-            let option = option.filter(|word| !args.iter().any(|arg| arg == word.as_str())).cloned();
-            let words = words.map(|word| if Some(&word) == line.made.as_ref() { "NEW".to_owned() } else { word });
-            option.into_iter().chain(words).collect::<Vec<_>>().join(" ")
-        };
-        Some(lines.iter().map(shown).collect())
-    }
-
-    #[test]
-    fn a_line_of_the_api_is_not_touched() {
-        for line in [
-            format!("vdi_create -t file -d /a {SR} {VDI} 4"),
-            format!("vdi_delete -t file -d /a {SR} {VDI}"),
-            format!("sr_create {SR} 20GiB -t file -d /a"),
-            "sr_create fast".to_owned(),
-            "vdi_snapshot fast web slow/before".to_owned(),
-            "sr_create cafe646b-b800-9500 -t file -d /a".to_owned(),
-            "sr_create big -t file -d /a --name other".to_owned(),
-            format!("vdi_create -t file -d /a {SR} web 4"),
-            "vdi_create fast 98de866e 20G".to_owned(),
-            format!("vdi_lock -tfile -d /a {SR} {VDI} FALSE -x"),
-            "vdi_export fast web web.qcow2".to_owned(),
-            "sr_scan fast".to_owned(),
-            "vdi_fly x".to_owned(),
-            "vdi_create fast --colour red".to_owned(),
-            "vdi_create --help".to_owned(),
-            "sr_probe -d /a".to_owned(),
-            "vdi_delete fast".to_owned(),
-            "sr_scan".to_owned(),
-        ] {
-            assert_eq!(arranged(&line, None), None, "{line}");
-        }
-    }
-
-    #[test]
-    fn what_is_left_out_is_put_in() {
-        for (line, default, lines) in [
-            ("vdi_create fast 20G --label web", None, &["fast NEW 20G"][..]),
-            ("vdi_create --label=web 20G", Some("fast"), &["fast NEW 20G"]),
-            ("vdi_create slow 20G", Some("fast"), &["slow NEW 20G"]),
-            ("vdi_clone fast web", None, &["fast web NEW"]),
-            ("vdi_clone fast/web", None, &["fast web NEW"]),
-            ("vdi_clone web", Some("fast"), &["fast web NEW"]),
-            ("vdi_clone slow web", Some("fast"), &["slow web NEW"]),
-            ("vdi_import fast a/b.raw", None, &["fast NEW a/b.raw"]),
-            ("vdi_import a/b.raw", Some("fast"), &["fast NEW a/b.raw"]),
-            ("vdi_export fast/web ./x.raw", None, &["fast web ./x.raw"]),
-            ("vdi_export web x.raw", Some("fast"), &["fast web x.raw"]),
-            ("vdi_resize fast/a/b +10G", None, &["fast a/b +10G"]),
-            ("vdi_lock web TRUE -x", Some("fast"), &["fast web TRUE -x"]),
-            ("vdi_attach fast/web", None, &["fast web"]),
-            // Words are missing: the parser says which, and not those that are known.
-            ("vdi_unlock fast/web", None, &["fast web"]),
-            ("vdi_create fast/web", None, &["fast web"]),
-            ("vdi_unlock web", Some("fast"), &["fast web"]),
-            ("vdi_resize fast/web", None, &["fast web"]),
-            ("vdi_export", Some("fast"), &["fast"]),
-            ("vdi_delete", Some("fast"), &["fast"]),
-            ("vdi_delete web db", Some("fast"), &["fast web", "fast db"]),
-            ("vdi_delete slow web db", Some("fast"), &["slow web", "slow db"]),
-            ("vdi_delete fast web db slow/x", None, &["fast web", "fast db", "fast slow/x"]),
-            ("vdi_delete fast/web slow/web", None, &["fast web", "slow web"]),
-            ("vdi_detach web", Some("fast"), &["fast web"]),
-            ("vdi_set --read-only web", Some("fast"), &["fast web"]),
-            ("vdi_set --read-only=false fast/web --shareable", None, &["fast web"]),
-            ("vdi_snapshot web --label before", Some("fast"), &["fast web NEW"]),
-            ("sr_scan", Some("fast"), &["fast"]),
-            ("sr_attach fast slow", None, &["fast", "slow"]),
-            ("sr_create --name fast -t file -d /a", None, &["NEW"]),
-            ("sr_create 20GiB -t file -d /a", None, &["NEW 20GiB"]),
-            // A word for something new that is no UUID is what it is called.
-            ("sr_create big -t file -d /a", None, &["--name=big NEW"]),
-            ("sr_create big 20GiB -t file -d /a", None, &["--name=big NEW 20GiB"]),
-            ("vdi_create fast web 20G", None, &["--label=web fast NEW 20G"]),
-            ("vdi_create fast/web 20G", None, &["--label=web fast NEW 20G"]),
-            ("vdi_create web 20G", Some("fast"), &["--label=web fast NEW 20G"]),
-            ("vdi_create fast -- -x 20G", None, &["--label=-x fast NEW 20G"]),
-            ("vdi_clone web copy", Some("fast"), &["--label=copy fast web NEW"]),
-            ("vdi_snapshot fast/web before", None, &["--label=before fast web NEW"]),
-            ("vdi_snapshot fast/web fast/before", None, &["--label=before fast web NEW"]),
-            ("sr_create fast -t file -d /a", None, &["--name=fast NEW"]),
-            ("vdi_import fast/new a/b.raw", None, &["--label=new fast NEW a/b.raw"]),
-            ("vdi_copy fast/web slow", None, &["fast web slow NEW"]),
-            ("vdi_copy fast/web slow/copy", None, &["--label=copy fast web slow NEW"]),
-            ("vdi_copy fast web slow/copy", None, &["--label=copy fast web slow NEW"]),
-            ("vdi_copy web slow/copy", Some("fast"), &["--label=copy fast web slow NEW"]),
-            ("vdi_copy fast/web slow copy", None, &["--label=copy fast web slow NEW"]),
-            // A UUID that lacks a digit, a second label, the name of an SR that is there.
-            (
-                "vdi_create fast/98de866e-b035-4b1a-a571-00000000000 20G",
-                None,
-                &["fast 98de866e-b035-4b1a-a571-00000000000 20G"],
-            ),
-            ("vdi_create fast/web 20G --label db", None, &["fast web 20G"]),
-        ] {
-            let found = arranged(line, default);
-            // An option that the parser does not know leaves the line to the parser.
-            if line.ends_with("-x") {
-                assert_eq!(found, None, "{line}");
-                continue;
-            }
-            assert_eq!(
-                found.as_deref(),
-                Some(&lines.iter().map(|l| (*l).to_owned()).collect::<Vec<_>>()[..]),
-                "{line}"
-            );
-        }
-    }
-}
+mod tests;

@@ -7,18 +7,22 @@
 //! So a crash leaves every disk as it was, and doing it again completes it. The child is not changed. Relinking the children of the
 //! child, or renaming the parent into its place, is the caller's next step, never before this returned `Ok`.
 
+use std::io;
+use std::ops::ControlFlow;
+
 use super::Chain;
 use super::image::{Image, What};
 use crate::error::{Error, Result};
 use crate::image::disk::{PIECE, Served};
-use crate::sys::copy::Progress;
 use crate::types::Size;
 
-/// Copies what `child` holds into `parent`, which is open for writing and at least as large.
+/// Copies what `child` holds into `parent`, which is open for writing and at least as large. `progress` is told the
+/// bytes that the last step copied and all so far, and ends the work by [`ControlFlow::Break`].
 ///
 /// # Errors
-/// [`Error::TooBig`], before anything was written, if the parent is smaller: grow it first.
-pub fn coalesce(child: &Image, parent: &Chain, progress: Progress) -> Result<()> {
+/// [`Error::TooBig`], before anything was written, if the parent is smaller: grow it first. [`Error::Io`] with `ECANCELED` if
+/// `progress` said so.
+pub fn coalesce(child: &Image, parent: &Chain, progress: &dyn Fn(u64, u64) -> ControlFlow<()>) -> Result<()> {
     let size = child.virtual_size();
     if size > parent.virtual_size() {
         return Err(Error::TooBig {
@@ -29,11 +33,12 @@ pub fn coalesce(child: &Image, parent: &Chain, progress: Progress) -> Result<()>
     }
     let place = &**child.place();
     let mut buf = vec![0; PIECE];
-    let mut at = 0;
+    let (mut at, mut copied) = (0, 0);
     while at < size {
         let (what, run) = child.look(at, size - at)?;
         let run = if matches!(what, What::Data(..)) { run.min(PIECE as u64) } else { run };
         let part = &mut buf[..run.min(PIECE as u64) as usize];
+        let step = if matches!(what, What::Data(..) | What::Compressed(_)) { run } else { 0 };
         match what {
             What::Absent(_) => {}
             What::Zero(_) => parent.write_zeroes(at, run)?,
@@ -52,7 +57,10 @@ pub fn coalesce(child: &Image, parent: &Chain, progress: Progress) -> Result<()>
             }
         }
         at += run;
-        progress(at, size);
+        copied += step;
+        if progress(step, copied).is_break() {
+            return Err(place.fail("coalesce")(io::Error::from_raw_os_error(nix::libc::ECANCELED)));
+        }
     }
     parent.flush()
 }

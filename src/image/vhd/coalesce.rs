@@ -75,8 +75,8 @@ impl Target<'_> {
 /// From this length on a run is copied inside the kernel, which may share it instead.
 const KERNEL_COPY: u64 = 64 << 10;
 
-/// Copies what `child` holds into `parent`. `progress` is told blocks done and blocks to do after each one, from
-/// several threads, and ends the work by [`ControlFlow::Break`]. Returns the sectors of the child.
+/// Copies what `child` holds into `parent`. `progress` is told the bytes that the last step copied and all so far,
+/// from several threads, and ends the work by [`ControlFlow::Break`]. Returns the sectors of the child.
 ///
 /// # Errors
 /// Before anything was written: [`Error::Damaged`] if the parent is not the image that the child names
@@ -86,16 +86,16 @@ pub fn coalesce(child: &Image, parent: Target, progress: &(dyn Fn(u64, u64) -> C
     let limit = parent.checked(child)?;
     let todo: Vec<u32> = child.allocated().map(|(block, _)| block).collect();
     check_size(child, parent, limit, &todo)?;
-    let (next, done, sectors) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU64::new(0));
+    let (next, sectors) = (AtomicUsize::new(0), AtomicU64::new(0));
     let stop = AtomicBool::new(false);
     let failure = Mutex::new(None);
     let work = || -> Result<()> {
         let mut copier = Copier { child, parent, buf: Vec::new() };
         while !stop.load(Relaxed) {
             let Some(block) = todo.get(next.fetch_add(1, Relaxed)) else { break };
-            sectors.fetch_add(copier.block(*block)?, Relaxed);
-            let count = done.fetch_add(1, Relaxed) as u64 + 1;
-            if progress(count, todo.len() as u64).is_break() {
+            let step = copier.block(*block)?;
+            let all = sectors.fetch_add(step, Relaxed) + step;
+            if progress(step * SECTOR, all * SECTOR).is_break() {
                 return Err(parent.place().fail("coalesce into")(io::Error::from_raw_os_error(nix::libc::ECANCELED)));
             }
         }

@@ -8,6 +8,7 @@ use super::header::Header;
 use super::locator::Encoded;
 use super::{BLOCK, Info, MAX_SIZE, SECTOR, Storage, query};
 use crate::error::{Error, Result};
+use crate::sys::writeback;
 use crate::types::Size;
 
 /// A new image. [`NewImage::new`] fills in what most callers want.
@@ -151,16 +152,24 @@ fn sparse(place: &dyn Storage, new: &NewImage, parent: Option<&ParentLink>) -> R
     query(place)
 }
 
-/// Writes a table of `entries` without blocks up to `end`, out of one piece that the processor keeps.
+/// Writes a table of `entries` without blocks up to `end`, out of one piece that the processor keeps. The storage of a large one
+/// begins with its first part while the rest is written.
 fn put_empty_bat(place: &dyn Storage, at: u64, entries: u32, end: u64) -> Result<()> {
     const PIECE: u64 = 256 << 10;
+    const PART: u64 = 1 << 20;
     let unused = at + u64::from(entries) * 4;
     let piece = vec![0xff; PIECE.min(unused - at) as usize];
-    let mut from = at;
+    let (mut from, mut begun) = (at, at);
     while from < unused {
         let len = PIECE.min(unused - from);
         place.put(&piece[..len as usize], from)?;
         from += len;
+        if from - begun >= PART
+            && let Some(file) = place.file()
+        {
+            writeback::begin(file, begun, from - begun).map_err(place.fail("write"))?;
+            begun = from;
+        }
     }
     place.put(&vec![0; (end - unused) as usize], unused)
 }

@@ -77,7 +77,7 @@ impl Image {
         let new = self.allocate(&mut lock(&self.alloc), room)?;
         let from = u64::from(old) * SECTOR;
         self.place.copy_to(from, SECTOR + self.block_size(), &*self.place, u64::from(new) * SECTOR, &mut Vec::new())?;
-        self.bat[block as usize].store(new, Release);
+        self.bat.set(block, new);
         Ok(())
     }
 
@@ -95,8 +95,7 @@ impl Image {
             while let Some(next) = rest.next_if(|next| *next == last + 1 && next / 128 == first / 128) {
                 last = next;
             }
-            let entries: Vec<u8> =
-                (first..=last).flat_map(|b| self.bat[b as usize].load(Acquire).to_be_bytes()).collect();
+            let entries: Vec<u8> = (first..=last).flat_map(|b| self.bat.get(b).to_be_bytes()).collect();
             self.place.put(&entries, self.header.table_offset() + u64::from(first) * 4)?;
         }
         Ok(())

@@ -20,21 +20,20 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::bat::{Bat, UNUSED};
 use super::batmap::BatmapHeader;
 use super::bitmap::Bitmap;
 use super::footer::{Footer, Kind};
 use super::header::{HEADER, Header};
 use super::query::{Info, Meta, blocks, last_footer, refuse_encrypted};
-use super::{BLOCK, SECTOR, Storage, be32};
+use super::{BLOCK, SECTOR, Storage};
 use crate::error::{Error, Result};
 use crate::image::Reading;
 use crate::types::Mode;
 
-/// BAT entry of a block that is not there.
-pub(super) const UNUSED: u32 = u32::MAX;
 const SHARDS: usize = 16;
 /// Bitmaps kept per shard: 8 MiB in all, for 32 GiB of disk.
 const SHARD_BITMAPS: usize = 1024;
@@ -56,7 +55,7 @@ pub struct Image {
     /// The batmap on disk was damaged or is to be written for another reason.
     pub(super) batmap_stale: AtomicBool,
     /// Sector of each block's bitmap.
-    pub(super) bat: Box<[AtomicU32]>,
+    pub(super) bat: Bat,
     /// One bit per block: every sector is here.
     full: Box<[AtomicU64]>,
     pub(super) shards: [Mutex<Shard>; SHARDS],
@@ -111,12 +110,6 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// [`Image::allocated`] of a BAT.
-fn allocated(bat: &[AtomicU32]) -> impl Iterator<Item = (u32, u32)> + '_ {
-    let entries = (0..).zip(bat).map(|(block, entry)| (block, entry.load(Acquire)));
-    entries.filter(|(_, entry)| *entry != UNUSED)
-}
-
 impl Image {
     /// Opens a dynamic or differencing image.
     ///
@@ -152,11 +145,11 @@ impl Image {
         if refuse && bat_offset + u64::from(header.max_bat_size()) * 4 > size {
             return Err(p.damaged("the BAT is cut off"));
         }
-        let mut raw = vec![0; count as usize * 4];
         // An entry that is not there reads as 0, where no block can lie.
-        let get =
-            |raw: &mut [u8]| if refuse { p.get_exact(raw, bat_offset, "the BAT") } else { p.get(raw, bat_offset) };
-        get(&mut raw)?;
+        let bat = Bat::read(count, |raw, at| match refuse {
+            true => p.get_exact(raw, bat_offset + at, "the BAT"),
+            false => p.get(raw, bat_offset + at),
+        })?;
 
         let batmap = read_batmap_header(p, footer, &header)?;
         refuse_encrypted(batmap.as_ref(), p.path())?;
@@ -174,14 +167,11 @@ impl Image {
 
         let full: Box<[AtomicU64]> = (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         let mut end = headers_end / SECTOR;
-        // All at once, and most of a table that no block is of: a disk of 2,040 GiB has a million entries.
-        let bat: Box<[AtomicU32]> = raw.chunks_exact(4).map(|entry| AtomicU32::new(be32(entry, 0))).collect();
-        drop(raw);
         // Data of a block that a crash of another tool cut off reads as zeros; the block's bitmap must be there.
         let limit = if mode == Mode::ReadWrite && p.is_device() { size } else { size.saturating_add(block_size) };
         let (mut in_order, mut free) = (true, 0);
         let mut lost = BTreeSet::new();
-        for (block, entry) in allocated(&bat) {
+        for (block, entry) in bat.used() {
             let first = u64::from(entry) * SECTOR;
             let last = first + SECTOR + block_size;
             if first < headers_end || last > limit || first + SECTOR > size {
@@ -198,7 +188,7 @@ impl Image {
             full[block as usize / 64].fetch_or(u64::from(bit) << (block % 64), Relaxed);
         }
         if !in_order {
-            let inside = allocated(&bat).filter(|(block, _)| !lost.contains(block));
+            let inside = bat.used().filter(|(block, _)| !lost.contains(block));
             let mut entries: Vec<(u32, u32)> = inside.map(|(block, entry)| (entry, block)).collect();
             entries.sort_unstable();
             match refuse {
@@ -253,7 +243,7 @@ impl Image {
 
     /// Blocks the disk has.
     pub fn blocks(&self) -> u32 {
-        self.bat.len() as u32
+        self.bat.len()
     }
 
     /// Bytes up to the end of the last block, and the footer: what the image needs of a device.
@@ -289,12 +279,12 @@ impl Image {
 
     /// Sector of the block's bitmap.
     pub(crate) fn entry(&self, block: u32) -> Option<u32> {
-        self.bat.get(block as usize).map(|e| e.load(Acquire)).filter(|e| *e != UNUSED)
+        Some(self.bat.get(block)).filter(|entry| *entry != UNUSED)
     }
 
     /// The blocks that have room in the image, in ascending order, each with the sector of its bitmap.
     pub(crate) fn allocated(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        allocated(&self.bat)
+        self.bat.used()
     }
 
     pub(super) fn is_full(&self, block: u32) -> bool {
@@ -368,7 +358,7 @@ impl Image {
         shard.0.insert(block, Entry { map: Bitmap::EMPTY, dirty: true, writing: false });
         self.dirty.fetch_add(1, Relaxed);
         self.written.store(true, Relaxed);
-        self.bat[block as usize].store(entry, Release);
+        self.bat.set(block, entry);
         Ok(data_offset(entry))
     }
 

@@ -40,6 +40,7 @@
 //! what a crash leaves between them are told where they are taken: [`create()`], [`Image::flush`], [`Image::close`],
 //! [`set_hidden`], [`set_parent`], [`resize()`], [`coalesce()`], [`repair`].
 
+mod bat;
 mod batmap;
 mod bitmap;
 mod chain;

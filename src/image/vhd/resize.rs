@@ -27,7 +27,6 @@
 //! those past the size included: other tools read them all. Growing it again goes on.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Acquire;
 
 use super::batmap::{BatmapHeader, map_bytes, map_sectors};
 use super::create::check_size;
@@ -183,10 +182,10 @@ impl Layout {
 /// Writes the BAT of `header` from entry `first` on: "unused" past those that the image has, and zeros up to the end of
 /// the last sector.
 fn put_bat(image: &Image, header: &Header, first: u32) -> Result<()> {
-    // A slot at a time, not a byte: a disk of 100 GiB has 51,200.
     let mut bytes = vec![0xff; (header.max_bat_size() - first) as usize * 4];
-    for (slot, entry) in bytes.chunks_exact_mut(4).zip(&image.bat[first as usize..]) {
-        slot.copy_from_slice(&entry.load(Acquire).to_be_bytes());
+    for (block, entry) in image.allocated().filter(|(block, _)| *block >= first) {
+        let at = (block - first) as usize * 4;
+        bytes[at..at + 4].copy_from_slice(&entry.to_be_bytes());
     }
     let start = u64::from(first) * 4;
     bytes.resize((header.bat_bytes() - start) as usize, 0);

@@ -166,6 +166,19 @@ fn an_external_line_has_an_index_and_no_medium_is_asked_for() {
 }
 
 #[test]
+fn a_line_without_a_host_takes_media_of_this_host_alone() {
+    // Models are read on node.1 here, which is no pattern.
+    let named = |host: &str, letter: char| offer(host, &letter.to_string(), &[&format!("/dev/sd{letter}")]);
+    let offers = [named("node.1", 'a'), named("nodex1", 'b'), named("node.1", 'c')];
+    let found = made("layout: r\nlvm: dev=/dev/.*\n", &offers).unwrap();
+    assert_eq!(shown(&found), ["lvm/0 /dev/sda", "lvm/1 /dev/sdc"]);
+    let any = made("layout: r\nlvm: host=node.1 dev=/dev/.*\n", &offers).unwrap();
+    assert_eq!(any.layout.slots.len(), 3);
+    let file = made("layout: r\nfile: dev=/srv/a\n", &[]).unwrap();
+    assert_eq!(file.layout.slots[0].host, "node.1");
+}
+
+#[test]
 fn without_an_inventory_values_are_what_they_say() {
     let literal = |text: &str| matched_with(&format!("layout: r\n{text}\n"), &[disk('a')], None, Reading::Literal);
     assert_eq!(shown(&literal("lvm: host=node1 dev=/dev/sda").unwrap()), ["lvm/0 /dev/disk/by-id/wwn-a"]);

@@ -64,7 +64,7 @@ impl FileSr {
 
 impl Check<'_> {
     fn say(&mut self, vdi: Option<VdiUuid>, object: impl Into<String>, what: impl Into<String>, outcome: Outcome) {
-        self.found.push(Finding { vdi, object: object.into(), what: what.into(), outcome });
+        self.found.push(Finding { vdi, object: object.into(), label: String::new(), what: what.into(), outcome });
     }
 
     /// Something that the repair removes or completes by `mend`, which answers whether it did.

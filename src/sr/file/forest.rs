@@ -20,8 +20,9 @@ use crate::sys::uses::{self, Uses};
 use crate::types::{Format, Mode, Params, SrUuid, VdiUuid};
 use crate::vdi::format::ParentImage;
 use crate::vdi::tree::change::Change;
-use crate::vdi::tree::forest::{Forest, Fork, Kept};
+use crate::vdi::tree::forest::{Again, Forest, Fork, Kept};
 use crate::vdi::tree::nodes::Nodes;
+use crate::vdi::tree::stop;
 use crate::vdi::{self, Place, layout};
 
 /// The trees of a [`FileSr`].
@@ -86,18 +87,30 @@ impl Forest for FileForest<'_> {
         let busy = |refused: lock::Refused| {
             refused.or_timed_out(|who| Error::SrUnavailable { sr: sr.sr, why: format!("{who} collects it already") })
         };
-        let mut alone = lock::take(&sr.sr.to_string(), "gc_active", lock::Kind::Exclusive, Instant::now());
+        let mut alone = lock::take(&sr.sr.to_string(), stop::ACTIVE, lock::Kind::Exclusive, Instant::now());
         if sr.shared {
             // Two that write into one base at the same time would put different blocks in one place.
             let file = dir.lock_file(COLLECT_LOCK)?;
             alone = alone.and_then(|lock| lock.among_hosts(file, &dir.join(COLLECT_LOCK), Instant::now()));
         }
         let alone = alone.map_err(busy)?;
-        let running = lock::take(&sr.sr.to_string(), "running", lock::Kind::Exclusive, Instant::now()).map_err(busy)?;
+        let running =
+            lock::take(&sr.sr.to_string(), stop::RUNNING, lock::Kind::Exclusive, Instant::now()).map_err(busy)?;
         if read_change(dir)?.is_some() {
             drop(sr.lock_trees(dir, deadline)?);
         }
         Ok(Kept::by([running, alone]))
+    }
+
+    fn again(&self) -> Option<Again> {
+        let FileSr { sr, sr_type, path, named, shared, volume, deadline } = self.sr;
+        let (sr, sr_type, shared, deadline) = (*sr, *sr_type, *shared, deadline.clone());
+        let (path, named, volume) = (path.clone(), named.clone(), volume.clone());
+        Some(Box::new(move |work| {
+            let (path, named, volume) = (path.clone(), named.clone(), volume.clone());
+            let sr = FileSr { sr, sr_type, path, named, shared, volume, deadline: deadline.clone() };
+            work(&sr.forest(sr.dir()?))
+        }))
     }
 
     fn nodes(&self) -> Result<Nodes> {

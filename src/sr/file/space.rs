@@ -1,13 +1,15 @@
 //! The space of a file SR, image by image: what each holds alone, and what its deletion would free.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use super::directory::FileSr;
 use super::images::{Image, readers};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::image::storage::{FileStorage, Storage};
 use crate::sys::durable::Dir;
 use crate::sys::{shared, threads};
-use crate::types::{ImageUse, Params, SpaceUse, VdiInfo, VdiUuid};
+use crate::types::{ImageUse, Params, SpaceUse, State, VdiInfo, VdiUuid};
 use crate::vdi::tree::collect::steps;
 use crate::vdi::tree::gain::{Freed, Tables, of_deletions, of_steps};
 use crate::vdi::tree::nodes::Nodes;
@@ -15,7 +17,7 @@ use crate::vdi::{self, layout};
 
 impl FileSr {
     /// The SR, the gain of the collector and, if `each` is set, the space of each image. The images are looked at once; of
-    /// those that would be merged, now or after a deletion, the tables are read too.
+    /// those that would be merged, now or after a deletion, the tables are read too, and of all others the first one.
     ///
     /// # Errors
     /// [`crate::Error::NoSr`], [`crate::Error::Io`]; [`crate::Error::Busy`] if a change of a tree goes on past the deadline.
@@ -36,7 +38,8 @@ impl FileSr {
         let held = |vdi: VdiUuid| tables.held(vdi);
         let collectable = of_steps(&steps(nodes.clone()), &size, &held);
         let freed = if each { of_deletions(&nodes, &size, &held) } else { BTreeMap::new() };
-        let damaged = tables.damaged();
+        let mut damaged = tables.damaged();
+        damaged.extend(damaged_by_table(&dir, &images));
         for info in sr.vdis.iter_mut().filter(|info| info.state.is_healthy()) {
             info.state = damaged.get(&info.uuid).cloned().unwrap_or_default();
         }
@@ -66,6 +69,26 @@ impl FileSr {
         let images: Vec<ImageUse> = uses.collect();
         Ok(SpaceUse { images, sr, collectable }.ordered())
     }
+}
+
+/// The images whose first table tells that they cannot be used: one read of each.
+fn damaged_by_table(dir: &Dir, images: &[Image]) -> Vec<(VdiUuid, State)> {
+    let of = |image: &Image| {
+        let name = super::layout::image_name(image.vdi, image.format);
+        let look = || {
+            let Some(file) = dir.try_open_record(&name)? else { return Ok(()) };
+            let storage: Arc<dyn Storage> = Arc::new(FileStorage::of_regular(file, dir.join(&name)));
+            layout(image.format).refuse_damaged(&storage)
+        };
+        // A server may be writing the table: what is damaged is so at a second look as well.
+        match look().or_else(|_| look()) {
+            Err(error @ Error::Damaged { .. }) => Some((image.vdi, State::of(&error))),
+            _ => None,
+        }
+    };
+    let of_trees = |image: &&Image| !layout(image.format).is_by_length() && image.node.state.is_healthy();
+    let part = |part: &[Image]| part.iter().filter(of_trees).filter_map(of).collect::<Vec<_>>();
+    threads::in_parts(images, readers(images.len()), part).into_iter().flatten().collect()
 }
 
 /// Bytes that each image shares with other files. `None`: the filesystem may share them, and does not tell.

@@ -29,6 +29,8 @@ use crate::vdi::format::ParentImage;
 use crate::vdi::tree::change::Change;
 use crate::vdi::tree::forest::Forest;
 use crate::vdi::tree::merge::merge;
+use crate::vdi::tree::run::{Collecting, Run};
+use crate::vdi::tree::stop;
 use crate::vdi::{self, layout};
 
 fn deadline() -> Deadline {
@@ -249,10 +251,10 @@ fn one_host_at_a_time_collects() {
         lock.among_hosts(file, &scratch.path().join("sr").join(COLLECT_LOCK), Instant::now()).unwrap()
     };
     let held = other();
-    let refused = sr.collect(&context).unwrap_err();
+    let refused = sr.collect(&Collecting::default(), &context).unwrap_err();
     assert!(refused.to_string().contains("another host collects it already"), "{refused}");
     drop(held);
-    assert_eq!(sr.collect(&context).unwrap(), Done::Already);
+    assert_eq!(sr.collect(&Collecting::default(), &context).unwrap(), Done::Already);
     lock::forget(&namespace, "gc_active");
     sr.delete().unwrap();
     assert!(!scratch.path().join("sr").exists());

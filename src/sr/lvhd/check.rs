@@ -18,7 +18,7 @@ use crate::vdi::tree::nodes::Node;
 const BY_MASTER: &str = "the SR's master mends it at its next sr_scan";
 
 fn finding(vdi: Option<VdiUuid>, object: &str, outcome: Outcome, what: impl Into<String>) -> Finding {
-    Finding { vdi, object: object.to_owned(), what: what.into(), outcome }
+    Finding { vdi, object: object.to_owned(), label: String::new(), what: what.into(), outcome }
 }
 
 /// The word that the Python drivers have for a format.

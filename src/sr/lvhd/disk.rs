@@ -1,4 +1,4 @@
-//! One disk of an LVHD SR: what is told of it and read of it. Whatever would change it is refused.
+//! One disk of an LVHD SR: what is told of it and read of it. Whatever would change more than its names is refused.
 //!
 //! The SR's master may merge or remove the images of a chain while they are read, on this host or another, and give their extents to
 //! other volumes. So the group is looked at again when a pass over the data ends, before its reader publishes anything: if a
@@ -240,8 +240,12 @@ impl Vdi for LvhdDisk<'_> {
         self.refused("vdi_resize")
     }
 
-    fn set(&self, _change: &ParamsChange) -> Result<Done> {
-        self.refused("vdi_set")
+    /// The names alone, also those of a base.
+    fn set(&self, change: &ParamsChange) -> Result<Done> {
+        match (change.read_only, change.shareable) {
+            (None, None) => self.inner.set(change),
+            _ => self.refused("vdi_set of more than names"),
+        }
     }
 
     fn lock(&self, _user: &str, _force: bool) -> Result<()> {

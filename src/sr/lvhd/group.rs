@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::journal::{Change, Cloned, Journal, RECORD};
 use super::map::{Devices, Mapped};
 use super::mgt::{self, Records};
+use super::rights::Rights;
 use super::{HIDDEN, MGT};
 use crate::error::{Error, Result, one_line};
 use crate::image::storage::Storage;
@@ -43,6 +44,7 @@ pub struct Volume {
 /// A group, read from one report of LVM.
 pub struct Group<'a> {
     own: &'a VolumeGroup,
+    rights: Rights,
     vg: Vg,
     devices: Devices,
     journals: Vec<(String, Journal)>,
@@ -57,10 +59,11 @@ pub struct Group<'a> {
 
 impl<'a> Group<'a> {
     /// Reads the journals of a group, and finds its images.
-    pub fn read(own: &'a VolumeGroup, vg: Vg) -> Group<'a> {
+    pub fn read(own: &'a VolumeGroup, rights: Rights, vg: Vg) -> Group<'a> {
         let mut group = Group {
             devices: Devices::of(&vg),
             own,
+            rights,
             vg,
             journals: Vec::new(),
             volumes: BTreeMap::new(),
@@ -78,11 +81,16 @@ impl<'a> Group<'a> {
 
     /// The same SR in another report.
     pub fn anew(&self, vg: Vg) -> Group<'a> {
-        Group::read(self.own, vg)
+        Group::read(self.own, self.rights, vg)
     }
 
     pub fn own(&self) -> &'a VolumeGroup {
         self.own
+    }
+
+    /// The part of this host in the SR.
+    pub fn rights(&self) -> Rights {
+        self.rights
     }
 
     pub fn vg(&self) -> &Vg {

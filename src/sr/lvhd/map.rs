@@ -1,7 +1,9 @@
-//! The bytes of a volume, read from its physical volumes by the group's map: nothing is activated, and no LVM command is run.
+//! The bytes of a volume, read from its physical volumes by the group's map, and written there: nothing is activated, and no
+//! LVM command is run.
 //!
-//! The devices are read past the page cache, in whole pages of the device: what the cache holds of a physical volume does not
-//! follow what is written through the devices of volumes.
+//! The devices are read and written past the page cache: what the cache holds of a physical volume does not follow what is
+//! written through the devices of volumes. The cache of a volume's own device ends with its last user, so it does not show what
+//! stood there before such a write either. [`rights`](super::rights) says who may write.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -14,23 +16,35 @@ use nix::libc;
 use crate::error::{Error, Result};
 use crate::image::storage::Storage;
 use crate::sys::lvm::{self, Lv, Vg};
+use crate::types::Mode;
 
 /// What reads past the page cache are a multiple of, at their offset, length and address: no device has larger sectors.
 const PAGE: u64 = 4096;
 
-/// The physical volumes of a group, open for reading.
+/// The physical volumes of a group, open.
 pub struct Devices {
     open: Vec<(PathBuf, Result<Arc<File>, String>)>,
+    mode: Mode,
 }
 
 impl Devices {
-    /// Opens what is there.
+    /// Opens what is there for reading.
     pub fn of(vg: &Vg) -> Devices {
+        Devices::open(vg, Mode::ReadOnly)
+    }
+
+    /// Opens what is there for reading and writing.
+    pub fn for_writing(vg: &Vg) -> Devices {
+        Devices::open(vg, Mode::ReadWrite)
+    }
+
+    fn open(vg: &Vg, mode: Mode) -> Devices {
         let open = |path: &PathBuf| {
-            let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path);
+            let write = mode == Mode::ReadWrite;
+            let file = OpenOptions::new().read(true).write(write).custom_flags(libc::O_DIRECT).open(path);
             (path.clone(), file.map(Arc::new).map_err(|error| format!("cannot open {}: {error}", path.display())))
         };
-        Devices { open: vg.pvs.iter().filter(|pv| !pv.missing).map(|pv| open(&pv.name)).collect() }
+        Devices { open: vg.pvs.iter().filter(|pv| !pv.missing).map(|pv| open(&pv.name)).collect(), mode }
     }
 
     /// The bytes of a volume.
@@ -71,7 +85,7 @@ impl Devices {
             let what = format!("LVM says that it has {} bytes, and where {size} of them are", lv.size);
             return Err(Error::Damaged { path, what });
         }
-        Ok(Mapped { path, size, pieces })
+        Ok(Mapped { path, size, pieces, mode: self.mode })
     }
 }
 
@@ -85,19 +99,35 @@ struct Piece {
     file: Arc<File>,
 }
 
-/// The bytes of a volume, to be read only.
+/// The bytes of a volume.
 #[derive(Clone, Debug)]
 pub struct Mapped {
     path: PathBuf,
     size: u64,
     /// In the order of the volume, the first at 0.
     pieces: Vec<Piece>,
+    mode: Mode,
 }
 
 impl Mapped {
     /// The first bytes only; behind them there are zeroes, which no reader asks for.
     pub fn cut_to(self, size: u64) -> Mapped {
         Mapped { size: self.size.min(size), ..self }
+    }
+
+    fn refuse_read_only(&self) -> io::Result<()> {
+        match self.mode {
+            Mode::ReadWrite => Ok(()),
+            Mode::ReadOnly => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+        }
+    }
+
+    /// The device that has the byte `at`, where on it, and how many of `most` bytes from there on lie together.
+    fn piece(&self, at: u64, most: usize) -> (&File, u64, usize) {
+        let n = self.pieces.partition_point(|piece| piece.at <= at) - 1;
+        let ends = self.pieces.get(n + 1).map_or(self.size, |next| next.at).min(self.size);
+        let piece = &self.pieces[n];
+        (&piece.file, piece.from + (at - piece.at), usize::try_from(ends - at).unwrap_or(usize::MAX).min(most))
     }
 }
 
@@ -118,36 +148,49 @@ impl Storage for Mapped {
         let wanted = (buf.len() as u64).min(self.size.saturating_sub(offset)) as usize;
         let mut done = 0;
         while done < wanted {
-            let at = offset + done as u64;
-            let n = self.pieces.partition_point(|piece| piece.at <= at) - 1;
-            let ends = self.pieces.get(n + 1).map_or(self.size, |next| next.at).min(self.size);
-            let len = ((ends - at) as usize).min(wanted - done);
-            let piece = &self.pieces[n];
-            read_aligned(&piece.file, &mut buf[done..done + len], piece.from + (at - piece.at))?;
+            let (file, from, len) = self.piece(offset + done as u64, wanted - done);
+            read_aligned(file, &mut buf[done..done + len], from)?;
             done += len;
         }
         Ok(wanted)
     }
 
-    fn write_at(&self, _bytes: &[u8], _offset: u64) -> io::Result<()> {
-        Err(read_only())
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.refuse_read_only()?;
+        if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > self.size) {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        let mut done = 0;
+        while done < bytes.len() {
+            let (file, from, len) = self.piece(offset + done as u64, (bytes.len() - done).min(STEP));
+            write_aligned(file, &bytes[done..done + len], from)?;
+            done += len;
+        }
+        Ok(())
     }
 
+    /// A volume gets another size by LVM.
     fn set_size(&self, _size: u64) -> io::Result<()> {
-        Err(read_only())
+        self.refuse_read_only()
     }
 
     fn sync(&self) -> io::Result<()> {
+        if self.mode == Mode::ReadOnly {
+            return Ok(());
+        }
+        let mut synced: Vec<&Arc<File>> = Vec::new();
+        for piece in &self.pieces {
+            if !synced.iter().any(|file| Arc::ptr_eq(file, &piece.file)) {
+                piece.file.sync_all()?;
+                synced.push(&piece.file);
+            }
+        }
         Ok(())
     }
 
     fn punch(&self, _offset: u64, _len: u64) -> io::Result<bool> {
-        Err(read_only())
+        self.refuse_read_only().map(|()| false)
     }
-}
-
-fn read_only() -> io::Error {
-    io::Error::from(io::ErrorKind::ReadOnlyFilesystem)
 }
 
 /// Fills `buf` from a byte of a device that is open for reads past the page cache.
@@ -171,8 +214,34 @@ fn read_aligned(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes bytes to a device that is open for writes past the page cache. Whole sectors are written by one call of the system.
+fn write_aligned(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    match write_grains(file, bytes, offset, SECTOR as u64) {
+        // Its sectors are larger.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => write_grains(file, bytes, offset, PAGE),
+        other => other,
+    }
+}
+
+fn write_grains(file: &File, bytes: &[u8], offset: u64, grain: u64) -> io::Result<()> {
+    let before = (offset % grain) as usize;
+    let len = (before + bytes.len()).next_multiple_of(grain as usize);
+    let mut buffer = vec![0; len + PAGE as usize];
+    let start = buffer.as_ptr().align_offset(PAGE as usize);
+    let aligned = &mut buffer[start..start + len];
+    let first = offset - before as u64;
+    if len != bytes.len() {
+        read_aligned(file, aligned, first)?;
+    }
+    aligned[before..before + bytes.len()].copy_from_slice(bytes);
+    file.write_all_at(aligned, first)
+}
+
 /// Bytes of the smallest sector of a device.
 const SECTOR: usize = 512;
+
+/// Bytes that are copied for one write.
+const STEP: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -233,6 +302,35 @@ mod tests {
         let cut = mapped.clone().cut_to(EXTENT + 1);
         assert_eq!((cut.size().unwrap(), cut.read_at(&mut bytes, EXTENT).unwrap()), (EXTENT + 1, 1));
         assert!(mapped.write_at(&[0], 0).is_err() && mapped.set_size(1).is_err() && mapped.punch(0, 1).is_err());
+    }
+
+    #[test]
+    fn a_volume_is_written_to_where_its_map_says() {
+        let dir = scratch();
+        let vg = group(dir.path());
+        let lv = volume(&vg, &[(0, 2, 0, 3), (2, 1, 1, 7), (3, 1, 0, 0)]);
+        let mapped = Devices::for_writing(&vg).volume(&vg, &lv).unwrap();
+        let mut wanted = vec![0; 4 * EXTENT as usize];
+        mapped.read_at(&mut wanted, 0).unwrap();
+        for (offset, len) in [(0, 512), (511, 514), (2 * EXTENT - 3, EXTENT + 6), (4 * EXTENT - 1, 1), (EXTENT, 1024)] {
+            let bytes = vec![(offset % 251) as u8 ^ 0x80; len as usize];
+            mapped.write_at(&bytes, offset).unwrap();
+            wanted[offset as usize..(offset + len) as usize].copy_from_slice(&bytes);
+        }
+        mapped.sync().unwrap();
+        let mut now = vec![0; 4 * EXTENT as usize];
+        Devices::of(&vg).volume(&vg, &lv).unwrap().read_at(&mut now, 0).unwrap();
+        assert_eq!(now, wanted);
+        let others: Vec<u8> = [(1, 0), (1, 6), (0, 1), (0, 2), (0, 5)]
+            .map(|(pv, extent)| {
+                let bytes = std::fs::read(&vg.pvs[pv].name).unwrap();
+                bytes[(vg.pvs[pv].first_extent + extent * EXTENT) as usize + 9]
+            })
+            .to_vec();
+        assert_eq!(others, [100, 106, 1, 2, 5], "extents of others");
+        assert!(mapped.write_at(&[0; 2], 4 * EXTENT - 1).is_err(), "a write behind the end");
+        let read_only = Devices::of(&vg).volume(&vg, &lv).unwrap();
+        assert!(read_only.write_at(&[0], 0).is_err());
     }
 
     #[test]

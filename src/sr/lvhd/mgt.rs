@@ -13,6 +13,8 @@
 //! The text is read here and not by an XML parser: a writer cuts names at a number of bytes, also within `&amp;`, and what is
 //! left is still of use. There are no attributes, no declarations of types and no elements within the elements of a record.
 
+pub mod write;
+
 use std::collections::HashMap;
 
 use crate::types::{Params, Utc, VdiUuid};

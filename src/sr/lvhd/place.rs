@@ -100,8 +100,8 @@ impl Place for LvhdPlace<'_> {
         self.refused("vdi_lock")
     }
 
-    fn set_params(&self, _params: &Params) -> Result<()> {
-        self.refused("vdi_set")
+    fn set_params(&self, params: &Params) -> Result<()> {
+        self.group.set_params(self.vdi, self.format, params)
     }
 
     fn settle(&self) -> Result<()> {
@@ -109,7 +109,7 @@ impl Place for LvhdPlace<'_> {
     }
 
     fn settle_records(&self) -> Result<()> {
-        Ok(())
+        self.group.own().flush(self.group.vg())
     }
 
     fn is_shared(&self) -> bool {

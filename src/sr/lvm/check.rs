@@ -24,7 +24,7 @@ const NEARLY: u64 = 10_00;
 const NAMES_OF_OTHERS: &str = "MGT";
 
 fn finding(vdi: Option<VdiUuid>, object: &str, outcome: Outcome, what: impl Into<String>) -> Finding {
-    Finding { vdi, object: object.to_owned(), what: what.into(), outcome }
+    Finding { vdi, object: object.to_owned(), label: String::new(), what: what.into(), outcome }
 }
 
 impl LvmSr {

@@ -1,4 +1,4 @@
-//! What differs between two disks of a thin pool.
+//! What differs between two disks of a thin pool, and what one of them has.
 
 use super::place::LvmPlace;
 use super::{POOL, RAW};
@@ -20,13 +20,26 @@ impl LvmPlace<'_> {
             return Ok(None);
         }
         let (older, newer) = (format!("{RAW}{base}"), self.name());
-        match lvm::differences(&self.vg.name, POOL, [&older, &newer], self.sr.group.deadline.end()) {
-            Ok(found) => Ok(Some(found)),
-            Err(error @ Error::Locked { .. }) => Err(error),
-            Err(error) => {
+        let found = lvm::differences(&self.vg.name, POOL, [&older, &newer], self.sr.group.deadline.end());
+        self.or_all(found.map(Some))
+    }
+
+    /// The stretches of the disk, which is active, that its pool has given it. `None`: as of [`LvmPlace::delta_since`].
+    pub(super) fn mapped_now(&self) -> Result<Changed> {
+        if !self.has_delta() {
+            return Ok(None);
+        }
+        self.or_all(lvm::mapped(&self.vg.name, POOL, &self.name(), self.sr.group.deadline.end()))
+    }
+
+    /// Where the pool does not tell, all of the disk is read.
+    fn or_all(&self, told: Result<Changed>) -> Result<Changed> {
+        match told {
+            Err(error) if !matches!(error, Error::Locked { .. }) => {
                 syslog::write(&format!("all of VDI {} is read: {}", self.vdi, one_line(&error)));
                 Ok(None)
             }
+            told => told,
         }
     }
 }

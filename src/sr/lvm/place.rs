@@ -292,8 +292,7 @@ impl Place for LvmPlace<'_> {
         Ok(self.usage_now())
     }
 
-    /// Which hosts have a volume active is not asked: what wants to know is a copy of a disk that another host writes, and an
-    /// SR that hosts can share, a thick one, makes none.
+    /// A copy of a disk that another host writes would need to know. An SR that hosts can share, a thick one, makes none.
     fn is_shared(&self) -> bool {
         false
     }
@@ -484,6 +483,10 @@ impl Place for LvmPlace<'_> {
 
     fn changed_since(&self, base: VdiUuid) -> Result<Changed> {
         self.delta_since(base)
+    }
+
+    fn mapped(&self) -> Result<Changed> {
+        self.mapped_now()
     }
 
     fn take_over(&self, source: VdiUuid, accept: Accept, _progress: Progress) -> Result<()> {

@@ -189,7 +189,8 @@ impl VolumeGroup {
             return Err(self.exists(vg));
         }
         self.refuse_used_devices(&groups, over)?;
-        self.refuse_too_small(size, room)
+        self.refuse_too_small(size, room)?;
+        lvm::refuse_without_device_mapper()
     }
 
     fn exists(&self, vg: &Vg) -> Error {

@@ -1,6 +1,6 @@
-//! What differs between two volumes of a thin pool, told by the pool's own metadata.
+//! What differs between two volumes of a thin pool, and what one of them has, told by the pool's own metadata.
 //!
-//! The program thin_delta compares the mappings of two volumes. It reads a snapshot of the metadata, of which a pool has one at most
+//! The program thin_delta compares the mappings of two volumes. Of a volume and itself it tells all that it has. It reads a snapshot of the metadata, of which a pool has one at most
 //! (Linux, `Documentation/admin-guide/device-mapper/thin-provisioning.rst`, "reserve_metadata_snap").
 
 use std::path::Path;
@@ -33,7 +33,41 @@ pub fn can_tell() -> bool {
 /// [`Error::Tool`] if a program fails, or another has a snapshot of the pool's metadata; [`Error::Damaged`] if its answer cannot be
 /// read.
 pub fn differences(vg: &str, pool: &str, [older, newer]: [&str; 2], deadline: Instant) -> Result<Vec<(u64, u64)>> {
-    let (older, newer) = (thin_id(vg, older)?, thin_id(vg, newer)?);
+    let ids = [thin_id(vg, older)?, thin_id(vg, newer)?];
+    told(vg, pool, &ids, Wanted::Differences, deadline)
+}
+
+/// The stretches that its pool has given to an active volume, from a byte to before another, in order. All else of it reads as
+/// zeroes. `None`: all else is that of another device. Nobody may write to the volume meanwhile.
+///
+/// # Errors
+/// Those of [`differences`].
+pub fn mapped(vg: &str, pool: &str, lv: &str, deadline: Instant) -> Result<Option<Vec<(u64, u64)>>> {
+    let name = dm_name(vg, lv);
+    let table = Tool::new("dmsetup").args(["table", "--", &name]).deadline(DEADLINE).run()?.stdout;
+    match *table.split_whitespace().collect::<Vec<_>>() {
+        [_, _, "thin", _, id] => {
+            let ids = [id.to_owned(), id.to_owned()];
+            told(vg, pool, &ids, Wanted::Mappings, deadline).map(Some)
+        }
+        // The sixth word is the origin (Linux, `thin-provisioning.rst`, "thin").
+        [_, _, "thin", _, _, _] => Ok(None),
+        _ => Err(Error::Damaged {
+            path: Path::new("dmsetup").to_owned(),
+            what: format!("its table of {name} is not that of a thin volume: {:?}", table.trim()),
+        }),
+    }
+}
+
+/// The mappings of two volumes that are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Differences,
+    /// Of either.
+    Mappings,
+}
+
+fn told(vg: &str, pool: &str, ids: &[String; 2], wanted: Wanted, deadline: Instant) -> Result<Vec<(u64, u64)>> {
     // A pool has one snapshot of its metadata.
     let _alone = lock::take(vg, "metadata", Kind::Exclusive, deadline).map_err(|refused| {
         refused.or_timed_out(|holder| Error::Locked {
@@ -45,16 +79,17 @@ pub fn differences(vg: &str, pool: &str, [older, newer]: [&str; 2], deadline: In
     let device = format!("{}-tpool", dm_name(vg, pool));
     let message =
         |text: &str| Tool::new("dmsetup").args(["message", "--", &device, "0", text]).deadline(DEADLINE).run();
+    // The kernel puts its own metadata on disk before it makes the snapshot.
     if message("reserve_metadata_snap").is_err() {
         // A killed call of ours has left one.
         message("release_metadata_snap")?;
         message("reserve_metadata_snap")?;
     }
     let metadata = format!("/dev/mapper/{}_tmeta", dm_name(vg, pool));
-    let ids = ["--snap1", &older, "--snap2", &newer];
+    let ids = ["--snap1", &ids[0], "--snap2", &ids[1]];
     let told = Tool::new(PROGRAM).args(["--metadata-snap"]).args(ids).args(["--", &metadata]).deadline(DEADLINE).run();
     let told = ended(told, message("release_metadata_snap").map(drop))?;
-    parse(&told.stdout).map_err(|what| Error::Damaged { path: Path::new(PROGRAM).to_owned(), what })
+    parse(&told.stdout, wanted).map_err(|what| Error::Damaged { path: Path::new(PROGRAM).to_owned(), what })
 }
 
 /// The number of a volume in its pool.
@@ -70,8 +105,8 @@ fn thin_id(vg: &str, lv: &str) -> Result<String> {
     }
 }
 
-/// The differences in the answer of thin_delta. What it says and this does not know is an error: it may be a difference.
-fn parse(text: &str) -> Result<Vec<(u64, u64)>, String> {
+/// The stretches in the answer of thin_delta. What it says and this does not know is an error: it may be a stretch.
+fn parse(text: &str, wanted: Wanted) -> Result<Vec<(u64, u64)>, String> {
     let mut reader = Reader::from_str(text);
     let (mut chunk, mut found, mut is_whole) = (None, Vec::<(u64, u64)>::new(), false);
     loop {
@@ -87,8 +122,9 @@ fn parse(text: &str) -> Result<Vec<(u64, u64)>, String> {
         };
         match element.name().as_ref() {
             "superblock" => chunk = Some(number(element, "data_block_size")? * SECTOR),
-            "diff" | "same" => {}
-            "different" | "left_only" | "right_only" => {
+            "diff" => {}
+            "same" if wanted == Wanted::Differences => {}
+            "same" | "different" | "left_only" | "right_only" => {
                 let chunk = chunk.filter(|bytes| *bytes > 0).ok_or("its answer has no size of chunks")?;
                 let (begin, length) = (number(element, "begin")?, number(element, "length")?);
                 let end = begin.checked_add(length).and_then(|end| end.checked_mul(chunk));
@@ -129,8 +165,11 @@ mod tests {
         let body = "    <same begin=\"0\" length=\"3\"/>\n    <different begin=\"3\" length=\"1\"/>\n    \
                     <right_only begin=\"4\" length=\"2\"/>\n    <left_only begin=\"9\" length=\"1\"/>\n";
         const CHUNK: u64 = 65536;
-        assert_eq!(parse(&answer(body)).unwrap(), [(3 * CHUNK, 6 * CHUNK), (9 * CHUNK, 10 * CHUNK)]);
-        assert_eq!(parse(&answer("")).unwrap(), []);
+        let differences = |text: &str| parse(text, Wanted::Differences);
+        assert_eq!(differences(&answer(body)).unwrap(), [(3 * CHUNK, 6 * CHUNK), (9 * CHUNK, 10 * CHUNK)]);
+        assert_eq!(differences(&answer("")).unwrap(), []);
+        let all = parse(&answer(body), Wanted::Mappings).unwrap();
+        assert_eq!(all, [(0, 6 * CHUNK), (9 * CHUNK, 10 * CHUNK)]);
         for bad in [
             "",
             "thin_delta: bad metadata",
@@ -141,7 +180,7 @@ mod tests {
             &answer(body)[..200],
             &answer(body).replace("128", "0"),
         ] {
-            assert!(parse(bad).is_err(), "{bad}");
+            assert!(differences(bad).is_err(), "{bad}");
         }
     }
 }

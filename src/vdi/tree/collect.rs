@@ -15,77 +15,165 @@ use crate::vdi::tree::gain::{Tables, of_steps};
 use crate::vdi::tree::merge::merge;
 use crate::vdi::tree::next::{Failures, Seen, Step, garbage, next};
 use crate::vdi::tree::nodes::Nodes;
+use crate::vdi::tree::parallel;
+use crate::vdi::tree::run::{Collecting, Run, Taken};
 
 /// How often in one run the data of a disk in use is set aside, at most.
 const MOST_ROUNDS: u32 = 8;
 
-/// Gives back the space that nothing needs. One image that cannot be merged keeps no other from being merged.
+/// Gives back the space that nothing needs. One image that cannot be merged keeps no other from being merged. A call that asks
+/// for the end of the collector is heard between two steps and within a merge. Independent trees are merged at the same time, on
+/// as many threads as there are cores.
 ///
 /// # Errors
-/// [`Error::NotMerged`] at the end, with every failure; [`Error::SrUnavailable`] while another process collects the SR;
-/// [`Error::Busy`] if the lock of the trees cannot be had.
-pub fn collect(forest: &dyn Forest, context: &Context) -> Result<Done> {
+/// [`Error::NotMerged`] at the end, with every failure; [`Error::SrUnavailable`] while another process collects the SR, and
+/// after a call ended it; [`Error::Busy`] if the lock of the trees cannot be had.
+pub fn collect(forest: &dyn Forest, collecting: &Collecting, context: &Context) -> Result<Done> {
+    let wait = context.deadline.saturating_duration_since(Instant::now());
     let _alone = forest.collecting(context.deadline)?;
-    let (mut done, mut seen) = (Done::Already, Seen::default());
-    // The bytes that disks held when their data was last set aside, because they are in use, and how often that was.
-    let mut rounds: BTreeMap<VdiUuid, (u64, u32)> = BTreeMap::new();
-    let mut nodes = read_locked(forest, context)?;
-    loop {
-        let vdi = match next(&nodes, &seen) {
-            Step::End => break,
-            Step::RemoveGarbage => {
-                let _lock = forest.lock(context.deadline)?;
-                nodes = read(forest)?;
-                remove_garbage(forest, &mut nodes, &mut seen.failures);
-                done = Done::Changed;
-                continue;
-            }
-            Step::Refuse(vdi, what) => {
-                match forest.place(vdi) {
-                    Ok(place) => drop(seen.failures.insert(vdi, Error::Damaged { path: place.path(), what })),
-                    // An image that is gone since has nothing to tell.
-                    Err(Error::NoVdi { .. }) => {}
-                    Err(error) => drop(seen.failures.insert(vdi, error)),
-                }
-                seen.left.insert(vdi);
-                continue;
-            }
-            Step::Merge(vdi) => vdi,
-        };
-        if nodes.get(vdi).is_some_and(|node| !node.hidden) {
-            let Some(holds) =
-                forest.place(vdi).and_then(|place| place.usage()).map(|usage| usage.allocated).into_found()?
-            else {
-                seen.left.insert(vdi);
-                continue;
-            };
-            let (before, times) = rounds.get(&vdi).copied().unwrap_or((u64::MAX, 0));
-            if holds >= before || times == MOST_ROUNDS {
-                // Written to as fast as it is merged.
-                seen.left.insert(vdi);
-                continue;
-            }
-            rounds.insert(vdi, (holds, times + 1));
-        }
-        match merge_locked(forest, &mut nodes, vdi, context) {
-            Ok(Done::Changed) => done = Done::Changed,
-            Ok(Done::Already) => drop(seen.left.insert(vdi)),
-            // Not this image's fault, and the next would wait as long.
-            Err(error @ (Error::SrUnavailable { .. } | Error::Busy { .. })) => return Err(error),
-            Err(error) => {
-                seen.failures.insert(vdi, error);
-                seen.left.insert(vdi);
-                // It may have failed halfway.
-                nodes = read_locked(forest, context)?;
-            }
-        }
+    let run = Run::begin(forest.sr(), collecting, wait);
+    let nodes = read_locked(forest, context)?;
+    let planned = steps(nodes.clone());
+    let merges = planned.iter().filter_map(|step| match step {
+        Planned::Merge { image, .. } => Some((*image, size_of(forest, *image))),
+        _ => None,
+    });
+    let merges: Vec<(VdiUuid, u64)> = merges.collect();
+    run.begun(merges.len(), merges.iter().map(|(_, bytes)| bytes).sum());
+    let mut collector = Collector::new(forest, &run, context, nodes);
+    if parallel::merge_trees(&mut collector, &merges)? {
+        collector.nodes = read_locked(forest, &collector.context())?;
     }
+    collector.go_on(None)?;
+    let Collector { done, seen, .. } = collector;
     for (vdi, failure) in &seen.failures {
         syslog::write(&format!("SR {}: {vdi} is left as it is: {}", forest.sr(), one_line(failure)));
     }
     match seen.failures.is_empty() {
         true => Ok(done),
         false => Err(Error::NotMerged { sr: forest.sr(), failures: seen.failures.into_iter().collect() }),
+    }
+}
+
+/// The bytes of the SR that an image takes; of one that is gone none.
+fn size_of(forest: &dyn Forest, vdi: VdiUuid) -> u64 {
+    forest.place(vdi).and_then(|place| place.usage()).map_or(0, |usage| usage.allocated)
+}
+
+/// The work of one thread of a run, and what it has seen.
+pub(super) struct Collector<'c> {
+    pub forest: &'c dyn Forest,
+    pub run: &'c Run,
+    /// That of the call. Its deadline is not used: see [`Collector::context`].
+    pub of_call: &'c Context<'c>,
+    pub nodes: Nodes,
+    pub seen: Seen,
+    pub done: Done,
+    /// The bytes that disks held when their data was last set aside, because they are in use, and how often that was.
+    rounds: BTreeMap<VdiUuid, (u64, u32)>,
+}
+
+impl<'c> Collector<'c> {
+    /// `nodes`: the trees, read under their lock.
+    pub fn new(forest: &'c dyn Forest, run: &'c Run, of_call: &'c Context<'c>, nodes: Nodes) -> Collector<'c> {
+        let (seen, rounds) = (Seen::default(), BTreeMap::new());
+        Collector { forest, run, of_call, nodes, seen, done: Done::Already, rounds }
+    }
+
+    /// The context of one step. A run takes hours, and each of its waits as long as a wait of the call may.
+    pub fn context(&self) -> Context<'c> {
+        let deadline = Instant::now() + self.run.wait;
+        Context { deadline, progress: self.of_call.progress, others: self.of_call.others.clone() }
+    }
+
+    /// Merges and removes until nothing is left to do; with a `root`, until nothing is left to merge in its tree.
+    ///
+    /// # Errors
+    /// [`Error::SrUnavailable`] if a call ended the run; [`Error::Busy`] if the lock of the trees cannot be had.
+    pub fn go_on(&mut self, root: Option<VdiUuid>) -> Result<()> {
+        // Whether nothing was done since the trees were read as a whole.
+        let mut is_looked_at = true;
+        loop {
+            self.run.stop.check()?;
+            let nodes = &self.nodes;
+            let is_meant = |vdi| root.is_none_or(|root| nodes.chain(vdi).last() == Some(&root));
+            match next(nodes, &self.seen, &is_meant) {
+                Step::End if is_looked_at || root.is_some() => return Ok(()),
+                // Calls of the last hours may have left more to do.
+                Step::End => {
+                    self.nodes = read_locked(self.forest, &self.context())?;
+                    is_looked_at = true;
+                }
+                Step::RemoveGarbage => {
+                    self.remove_garbage()?;
+                    is_looked_at = false;
+                }
+                Step::Refuse(vdi, what) => self.refuse(vdi, what),
+                Step::Merge(vdi) => is_looked_at &= self.merge(vdi)? == Done::Already,
+            }
+        }
+    }
+
+    fn remove_garbage(&mut self) -> Result<()> {
+        let lock = self.forest.lock(self.context().deadline)?;
+        self.nodes = read(self.forest)?;
+        remove_garbage(self.forest, &mut self.nodes, &mut self.seen.failures);
+        drop(lock);
+        self.done = Done::Changed;
+        self.run.taken(&Taken::Removed);
+        Ok(())
+    }
+
+    fn refuse(&mut self, vdi: VdiUuid, what: String) {
+        match self.forest.place(vdi) {
+            Ok(place) => drop(self.seen.failures.insert(vdi, Error::Damaged { path: place.path(), what })),
+            // An image that is gone since has nothing to tell.
+            Err(Error::NoVdi { .. }) => {}
+            Err(error) => drop(self.seen.failures.insert(vdi, error)),
+        }
+        self.seen.left.insert(vdi);
+    }
+
+    /// Merges one image. `Already`: it is left, or has failed.
+    fn merge(&mut self, vdi: VdiUuid) -> Result<Done> {
+        if self.nodes.get(vdi).is_some_and(|node| !node.hidden) {
+            let usage = self.forest.place(vdi).and_then(|place| place.usage());
+            let Some(holds) = usage.map(|usage| usage.allocated).into_found()? else {
+                self.seen.left.insert(vdi);
+                return Ok(Done::Already);
+            };
+            let (before, times) = self.rounds.get(&vdi).copied().unwrap_or((u64::MAX, 0));
+            if holds >= before || times == MOST_ROUNDS {
+                // Written to as fast as it is merged.
+                self.seen.left.insert(vdi);
+                return Ok(Done::Already);
+            }
+            self.rounds.insert(vdi, (holds, times + 1));
+        }
+        let into = self.nodes.base_of_only_child(vdi).unwrap_or(vdi);
+        self.run.merging(vdi, into, size_of(self.forest, vdi));
+        let context = self.context();
+        let merged = merge_locked(self.forest, &mut self.nodes, vdi, (&context, self.run));
+        self.run.merged(vdi);
+        match merged {
+            Ok(Done::Changed) => {
+                self.done = Done::Changed;
+                let are_both = self.nodes.get(vdi).and(self.nodes.get(into)).is_some();
+                let merged = Taken::Merged { image: vdi, into };
+                self.run.taken(&if are_both { Taken::SetAside { disk: vdi } } else { merged });
+                return Ok(Done::Changed);
+            }
+            Ok(Done::Already) => drop(self.seen.left.insert(vdi)),
+            // Not this image's fault, and the next would wait as long.
+            Err(error @ (Error::SrUnavailable { .. } | Error::Busy { .. })) => return Err(error),
+            Err(error) => {
+                self.seen.failures.insert(vdi, error);
+                self.seen.left.insert(vdi);
+                // It may have failed halfway.
+                self.nodes = read_locked(self.forest, &self.context())?;
+            }
+        }
+        Ok(Done::Already)
     }
 }
 
@@ -123,8 +211,7 @@ pub fn plan(forest: &dyn Forest, context: &Context) -> Result<CollectPlan> {
         Planned::Leave(..) => Vec::new(),
     });
     // An image that is gone since takes nothing.
-    let size = |vdi: VdiUuid| forest.place(vdi).and_then(|place| place.usage()).map_or(0, |usage| usage.allocated);
-    let sizes: BTreeMap<VdiUuid, u64> = images.map(|vdi| (vdi, size(vdi))).collect();
+    let sizes: BTreeMap<VdiUuid, u64> = images.map(|vdi| (vdi, size_of(forest, vdi))).collect();
     let tables = Tables::of(forest);
     let gain = of_steps(&steps, &|vdi| sizes.get(&vdi).copied().unwrap_or(0), &|vdi| tables.held(vdi));
     Ok(CollectPlan { steps, sizes, gain })
@@ -137,7 +224,7 @@ pub fn steps(mut nodes: Nodes) -> Vec<Planned> {
         return planned;
     }
     loop {
-        match next(&nodes, &seen) {
+        match next(&nodes, &seen, &|_| true) {
             Step::End => return planned,
             Step::RemoveGarbage => {
                 let bases: Vec<VdiUuid> = garbage(&nodes, &seen.failures).collect();
@@ -160,7 +247,7 @@ pub fn steps(mut nodes: Nodes) -> Vec<Planned> {
 
 /// The trees while no call changes one. A merge begins with what they say: read during a snapshot, they may show the new
 /// base with one of its two children only, and the data of that one must not go into the base.
-fn read_locked(forest: &dyn Forest, context: &Context) -> Result<Nodes> {
+pub(super) fn read_locked(forest: &dyn Forest, context: &Context) -> Result<Nodes> {
     let _lock = forest.lock(context.deadline)?;
     read(forest)
 }
@@ -179,7 +266,7 @@ fn read(forest: &dyn Forest) -> Result<Nodes> {
 
 /// Merges one image under its lock and that of its parent, which a call that attaches or locks a base waits for. Images that
 /// another call works on are left for the next time, as are those that were deleted since the trees were read.
-fn merge_locked(forest: &dyn Forest, nodes: &mut Nodes, vdi: VdiUuid, context: &Context) -> Result<Done> {
+pub(super) fn merge_locked(forest: &dyn Forest, nodes: &mut Nodes, vdi: VdiUuid, of: (&Context, &Run)) -> Result<Done> {
     let mut held = Vec::new();
     for image in [Some(vdi), nodes.base_of_only_child(vdi)].into_iter().flatten() {
         match lock::take(&image.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()) {
@@ -188,7 +275,7 @@ fn merge_locked(forest: &dyn Forest, nodes: &mut Nodes, vdi: VdiUuid, context: &
             Err(lock::Refused::Failed(error)) => return Err(error),
         }
     }
-    let done = merge(forest, nodes, vdi, context).into_found()?.unwrap_or(Done::Already);
+    let done = merge(forest, nodes, vdi, of).into_found()?.unwrap_or(Done::Already);
     for (image, _lock) in held {
         if nodes.get(image).is_none() {
             lock::forget(&image.to_string(), "vdi");

@@ -30,6 +30,11 @@ pub trait Forest {
     /// [`crate::Error::SrUnavailable`] while another process collects the SR.
     fn collecting(&self, deadline: Instant) -> Result<Kept>;
 
+    /// Opens the SR once more and hands its forest out, for another thread of the collector. `None`: that cannot be done.
+    fn again(&self) -> Option<Again> {
+        None
+    }
+
     /// Every image of the SR that may be another's child or base, read once each. An image that cannot be read is listed
     /// with its state.
     ///
@@ -108,6 +113,9 @@ pub trait Forest {
     /// [`crate::Error::Io`]; the change is then undone or completed.
     fn collapse(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()>;
 }
+
+/// Opens an SR once more, and does something with its forest.
+pub type Again = Box<dyn Fn(&mut dyn FnMut(&dyn Forest) -> Result<()>) -> Result<()> + Send + Sync>;
 
 /// The task of one [`Forest::fork`].
 pub struct Fork<'a> {

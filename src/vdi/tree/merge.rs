@@ -5,11 +5,12 @@
 //! as well, see [`Merge::in_use`].
 //!
 //! The data is written without a lock of the tree: it may take hours. That is safe because a base gets a child by a merge,
-//! of which there is one at a time, or as the copy, or by the revert, of an empty disk that is its child already, under the
+//! of which there is one at a time in a tree, or as the copy, or by the revert, of an empty disk that is its child already, under the
 //! lock of that disk. The merge of an only child holds that lock, so trees that were read under it know all children of the
 //! base. Then the lock of the tree is taken and the trees are read again: the last step is taken only if the image is still
 //! what was merged.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use crate::context::Context;
@@ -17,13 +18,14 @@ use crate::datapath;
 use crate::error::{Error, Result};
 use crate::sys::lock::{self, Lock};
 use crate::types::{Done, Mode, VdiUuid};
-use crate::vdi::format::Layout;
+use crate::vdi::format::{Layout, Work};
 use crate::vdi::formats::layout;
 use crate::vdi::place::{Place, in_use};
 use crate::vdi::served::{self, pause, prepare};
 use crate::vdi::tree::chain::{Ancestors, look};
 use crate::vdi::tree::forest::{Forest, Fork};
 use crate::vdi::tree::nodes::{Node, Nodes};
+use crate::vdi::tree::run::Run;
 
 /// Bytes that a disk in use may hold to be merged while its I/O waits: half a second of a slow disk's time.
 const MERGED_AT_ONCE: u64 = 32 << 20;
@@ -39,8 +41,9 @@ const SOON: Duration = Duration::from_secs(5);
 /// first, and the answer is `Changed` as well. `Already`: it is not to be merged, or not now because of who uses it.
 ///
 /// # Errors
-/// [`Error::Damaged`] if the parent is another image than the one that the child names; [`Error::Io`].
-pub fn merge(forest: &dyn Forest, nodes: &mut Nodes, vdi: VdiUuid, context: &Context) -> Result<Done> {
+/// [`Error::Damaged`] if the parent is another image than the one that the child names; [`Error::SrUnavailable`] if a call ends
+/// the collector; [`Error::Io`].
+pub fn merge(forest: &dyn Forest, nodes: &mut Nodes, vdi: VdiUuid, (context, run): (&Context, &Run)) -> Result<Done> {
     let place = forest.place(vdi)?;
     // Copied, or made larger, since the trees were read; from now on the lock of the VDI prevents it. A copy of an empty disk
     // leaves the disk as it is, so only the trees tell. An image that other hosts may have open is merged under the
@@ -56,7 +59,7 @@ pub fn merge(forest: &dyn Forest, nodes: &mut Nodes, vdi: VdiUuid, context: &Con
     if !nodes.can_merge(vdi, base) {
         return Ok(Done::Already);
     }
-    let merge = Merge { forest, context, base, place, layout: layout(node.format), node };
+    let merge = Merge { forest, context, run, base, place, layout: layout(node.format), node };
     match merge.run(nodes) {
         // Left for the next time.
         Err(Error::VdiInUse { .. }) => Ok(Done::Already),
@@ -67,6 +70,7 @@ pub fn merge(forest: &dyn Forest, nodes: &mut Nodes, vdi: VdiUuid, context: &Con
 struct Merge<'f> {
     forest: &'f dyn Forest,
     context: &'f Context<'f>,
+    run: &'f Run,
     place: Box<dyn Place + 'f>,
     layout: &'static dyn Layout,
     /// The image as it was when the merge began.
@@ -98,7 +102,7 @@ impl Merge<'_> {
             let _locks = self.lock_above(nodes)?;
             self.grow_parent(nodes)?;
         }
-        self.write_into_parent()?;
+        self.write_into_parent(&|bytes| self.run.copied(bytes))?;
 
         // That may have taken hours, in which disks above were made and deleted.
         for above in self.forest.nodes()?.descendants(self.vdi()) {
@@ -156,7 +160,8 @@ impl Merge<'_> {
             self.forest.fork(&Fork { vdi: self.vdi(), base: VdiUuid::random(), dest: None })?;
             *nodes = self.forest.nodes()?;
         } else {
-            self.write_into_parent()?;
+            // Its I/O waits, so this is not slowed down.
+            self.write_into_parent(&|_| self.run.stop.goes_on())?;
             self.forest.collapse(self.vdi(), self.base)?;
             nodes.collapsed(self.vdi(), self.base);
         }
@@ -216,10 +221,22 @@ impl Merge<'_> {
         Ok(())
     }
 
-    /// Writes all that this image holds into its parent.
-    fn write_into_parent(&self) -> Result<()> {
+    /// Writes all that this image holds into its parent. `copied` is told bytes, and says whether the work goes on.
+    ///
+    /// # Errors
+    /// [`Error::SrUnavailable`] if a call ends the collector meanwhile: the parent then holds a part, as after a kill.
+    fn write_into_parent(&self, copied: &(dyn Fn(u64) -> ControlFlow<()> + Sync)) -> Result<()> {
         let (image, parent) = (self.place.open(Mode::ReadOnly)?, self.forest.parent_image(self.base, Mode::ReadWrite)?);
         let ancestors = Ancestors::of(self.forest, parent.image.path().to_owned(), parent.format);
-        self.layout.coalesce(&image, &parent, &|name| ancestors.find(name), self.context.progress)
+        let progress = |bytes| {
+            self.run.is_copied(self.vdi(), bytes);
+            self.run.tell(self.context.progress);
+        };
+        let work = Work { progress: &progress, copied };
+        let outcome = self.layout.coalesce(&image, &parent, &|name| ancestors.find(name), work);
+        if outcome.is_err() {
+            self.run.stop.check()?;
+        }
+        outcome
     }
 }

@@ -13,6 +13,10 @@
 //! | [`mod@merge`] | an image goes into its parent |
 //! | [`mod@next`] | what is merged or removed next |
 //! | [`mod@collect`] | the collector: merges and removes until nothing is left to do |
+//! | `parallel` | independent trees are merged at the same time |
+//! | [`run`] | one run of the collector: who may end it, its rate, who is told |
+//! | [`mod@shorten`] | a chain that is full gets room for a snapshot |
+//! | [`stop`] | a call ends the collector |
 //! | [`mod@gain`], [`extents`] | the space that a deletion or the collector would free |
 //! | [`mod@lend`] | a disk is read while other hosts are kept from changing it |
 
@@ -29,4 +33,8 @@ pub mod lend;
 pub mod merge;
 pub mod next;
 pub mod nodes;
+mod parallel;
 pub mod revert;
+pub mod run;
+pub mod shorten;
+pub mod stop;

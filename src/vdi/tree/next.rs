@@ -31,13 +31,15 @@ pub enum Step {
     End,
 }
 
-/// Chooses what is done next.
-pub fn next(nodes: &Nodes, seen: &Seen) -> Step {
+/// Chooses what is done next. Of images for which `is_meant` says no, nothing is merged or refused.
+pub fn next(nodes: &Nodes, seen: &Seen, is_meant: &dyn Fn(VdiUuid) -> bool) -> Step {
     let mut withheld = None;
     for (base, claim) in nodes.childless_bases().filter(|(base, _)| !seen.failures.contains_key(base)) {
         match claim {
             None => return Step::RemoveGarbage,
-            Some(claim) if withheld.is_none() && !seen.left.contains(&base) => withheld = Some((base, claim)),
+            Some(claim) if withheld.is_none() && !seen.left.contains(&base) && is_meant(base) => {
+                withheld = Some((base, claim));
+            }
             Some(_) => {}
         }
     }
@@ -47,7 +49,7 @@ pub fn next(nodes: &Nodes, seen: &Seen) -> Step {
     // Bases first: a disk in use is merged with what was set aside of it only when that was.
     let (bases, disks): (Vec<_>, Vec<_>) = nodes.iter().partition(|(_, node)| node.hidden);
     let mut mergeable = bases.into_iter().chain(disks).map(|(vdi, _)| vdi).filter(|vdi| !seen.left.contains(vdi));
-    match mergeable.find(|vdi| nodes.base_of_only_child(*vdi).is_some()) {
+    match mergeable.find(|vdi| nodes.base_of_only_child(*vdi).is_some() && is_meant(*vdi)) {
         None => Step::End,
         Some(vdi) => match unmergeable(nodes, vdi) {
             Some(why) => Step::Refuse(vdi, format!("it is not merged: {why}")),
@@ -63,7 +65,7 @@ pub(super) fn garbage(nodes: &Nodes, failures: &Failures) -> impl Iterator<Item 
 
 /// Why an image that is its parent's only known child must not be merged with it: it, its parents or one of its children
 /// cannot be used, or is not what the names say; or another image may be a child of either.
-fn unmergeable(nodes: &Nodes, vdi: VdiUuid) -> Option<String> {
+pub(super) fn unmergeable(nodes: &Nodes, vdi: VdiUuid) -> Option<String> {
     let state = |vdi| nodes.get(vdi).map(|node| &node.state).filter(|state| !state.is_healthy());
     let of_child = |child| state(child).map(|state| format!("its child {child} cannot be used: {state}"));
     let of_base = || nodes.claim(nodes.base_of_only_child(vdi)?);
@@ -90,18 +92,18 @@ mod tests {
         let forest =
             forest.iter().map(|(at, node)| (at, if at == vdi(2) { unread(node) } else { node.clone() })).collect();
         let mut seen = Seen::default();
-        assert!(matches!(next(&forest, &seen), Step::Refuse(base, _) if base == vdi(1)));
+        assert!(matches!(next(&forest, &seen, &|_| true), Step::Refuse(base, _) if base == vdi(1)));
         seen.left.insert(vdi(1));
-        assert_eq!(next(&forest, &seen), Step::End);
+        assert_eq!(next(&forest, &seen, &|_| true), Step::End);
     }
 
     #[test]
     fn garbage_goes_before_anything_is_merged() {
         let forest = nodes(&[(1, 0, true), (2, 1, false), (3, 0, true)]);
         let mut seen = Seen::default();
-        assert_eq!(next(&forest, &seen), Step::RemoveGarbage);
+        assert_eq!(next(&forest, &seen, &|_| true), Step::RemoveGarbage);
         seen.failures.insert(vdi(3), Error::Usage("in use".to_owned()));
-        assert_eq!(next(&forest, &seen), Step::Merge(vdi(2)));
+        assert_eq!(next(&forest, &seen, &|_| true), Step::Merge(vdi(2)));
     }
 
     #[test]
@@ -109,17 +111,17 @@ mod tests {
         // 5 ← 4 ← 1: the disk has the smallest UUID.
         let forest = nodes(&[(5, 0, true), (4, 5, true), (1, 4, false)]);
         let mut seen = Seen::default();
-        assert_eq!(next(&forest, &seen), Step::Merge(vdi(4)));
+        assert_eq!(next(&forest, &seen, &|_| true), Step::Merge(vdi(4)));
         seen.left.insert(vdi(4));
-        assert_eq!(next(&forest, &seen), Step::Merge(vdi(1)));
+        assert_eq!(next(&forest, &seen, &|_| true), Step::Merge(vdi(1)));
         seen.left.insert(vdi(1));
-        assert_eq!(next(&forest, &seen), Step::End);
+        assert_eq!(next(&forest, &seen, &|_| true), Step::End);
     }
 
     #[test]
     fn a_base_of_two_and_a_disk_that_is_a_parent_are_left_alone() {
         let forest = nodes(&[(1, 0, true), (2, 1, false), (3, 1, false), (4, 0, false), (5, 4, false)]);
-        assert_eq!(next(&forest, &Seen::default()), Step::End);
+        assert_eq!(next(&forest, &Seen::default(), &|_| true), Step::End);
     }
 
     #[test]
@@ -134,10 +136,10 @@ mod tests {
                 .collect()
         };
         assert_eq!(
-            next(&broken(2), &Seen::default()),
+            next(&broken(2), &Seen::default(), &|_| true),
             Step::Refuse(vdi(2), format!("it is not merged: {}", broken(2).get(vdi(2)).unwrap().state))
         );
-        match next(&broken(3), &Seen::default()) {
+        match next(&broken(3), &Seen::default(), &|_| true) {
             Step::Refuse(at, why) => assert!(at == vdi(2) && why.contains(&vdi(3).to_string()), "{why}"),
             other => panic!("{other:?}"),
         }
@@ -182,7 +184,7 @@ mod tests {
         let steps = 2 * now.iter().count();
         for step in 0.. {
             prop_assert!(step <= steps, "it goes on for ever");
-            match next(&now, &seen) {
+            match next(&now, &seen, &|_| true) {
                 Step::End => break,
                 Step::RemoveGarbage => {
                     while let Some(base) = { garbage(&now, &seen.failures).next() } {
@@ -237,7 +239,7 @@ mod tests {
             let needs = |parents: &BTreeMap<u64, Option<u64>>, base: u64| -> Vec<u64> {
                 parents.iter().filter(|(_, parent)| **parent == Some(base)).map(|(image, _)| *image).collect()
             };
-            match next(&now, &seen) {
+            match next(&now, &seen, &|_| true) {
                 Step::End => return Ok(()),
                 Step::Refuse(vdi, why) => {
                     prop_assert!(seen.left.insert(vdi), "{vdi} is refused again");

@@ -122,6 +122,9 @@ pub enum BackupCommand {
         /// Run to import. Without this option the current one.
         #[arg(long, value_name = "RUN")]
         run: Option<String>,
+        /// Make this disk alone: its index in the export, its label, or the UUID that it had. Repeat the option for more.
+        #[arg(long = "disk", value_name = "DISK")]
+        disks: Vec<String>,
         /// SR that gets the disks; auto: the one that has most room.
         #[arg(long, value_name = "SR|auto")]
         sr: String,
@@ -185,6 +188,9 @@ pub enum BackupCommand {
     },
     /// List the exports.
     List {
+        /// Name of the set whose exports are listed. Without it all of them.
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
         /// Store to look in. Without this option all of them.
         #[arg(long = "store", value_name = "STORE")]
         stores: Vec<String>,

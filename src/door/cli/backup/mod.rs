@@ -148,11 +148,12 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             };
             Ok(Reply { what, warnings: done.warnings })
         }
-        BackupCommand::Import { name, from, run, sr, map, size, keep_uuids, identity, .. } => {
+        BackupCommand::Import { name, from, run, disks, sr, map, size, keep_uuids, identity, .. } => {
             let wanted = import::Wanted {
                 set: name.parse()?,
                 store: from.parse()?,
                 run: run.as_deref().map(str::parse).transpose()?,
+                disks: disks.clone(),
                 sr: if sr == "auto" { None } else { Some(address::sr(sr)?) },
                 map: by_index("--map", map, address::sr)?,
                 sizes: by_index("--size", size, size::parse)?,
@@ -185,9 +186,11 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             let done = pipe::input(patience, |from, name| receive::receive(call, &wanted, from, name))?;
             Ok(Reply { what: What::Received(done.runs), warnings: done.warnings })
         }
-        BackupCommand::List { stores } => {
+        BackupCommand::List { name, stores } => {
             let stores = stores.iter().map(|store| store.parse()).collect::<Result<Vec<StoreName>, Misread>>()?;
-            let (lines, warnings) = list::list(&stores)?;
+            let set = name.as_deref().map(str::parse::<SetName>).transpose()?;
+            let (mut lines, warnings) = list::list(&stores)?;
+            lines.retain(|line| set.as_ref().is_none_or(|set| line.set == *set));
             Ok(Reply { what: What::List(lines), warnings })
         }
         BackupCommand::Show { name, store, run } => {

@@ -42,7 +42,7 @@ pub fn carry_out(command: &TargetCommand) -> Result<Reply> {
             let context = context();
             let named = match Named::read(vdi, &context) {
                 // A device whose publication has ended has left no record of what the UUID was.
-                Err(_) if ended(vdi)? => return Ok(Reply::Done),
+                Err(_) if ended(vdi, &context)? => return Ok(Reply::Done),
                 other => other?,
             };
             let initiator = to.as_deref().map(str::parse).transpose()?;
@@ -102,11 +102,8 @@ fn device_of(word: &str) -> Result<Option<Physical>> {
 }
 
 /// Whether a word is a UUID under which nothing is published.
-fn ended(word: &str) -> Result<bool> {
-    match word.parse::<VdiUuid>() {
-        Ok(id) => Ok(record::of(id)?.is_none()),
-        Err(_) => Ok(false),
-    }
+fn ended(word: &str, context: &Context) -> Result<bool> {
+    word.parse::<VdiUuid>().map_or(Ok(false), |id| publication::is_ended(id, context))
 }
 
 /// The publication that a word names. No SR is opened.

@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::code::Code;
+use super::collector;
 use super::command::Command;
 use super::faults::{self, Attempt, Failure};
 use super::hosts::Hosts;
@@ -63,7 +64,7 @@ fn until(deadline: Instant, others: Option<Arc<Hosts>>) -> Context<'static> {
 type Answer = Result<Value, Failure>;
 
 /// The lock that a scan holds alone, and every other call that changes disks and records shares.
-const AGENT: &str = "agent";
+pub const AGENT: &str = "agent";
 
 /// One request on one SR.
 pub struct Service<'a> {
@@ -76,6 +77,8 @@ pub struct Service<'a> {
     xapi: Option<Xapi>,
     /// Opened at the first use, when `config` is complete.
     session: OnceCell<Session>,
+    /// Something was left that the collector would merge.
+    leaves_work: bool,
 }
 
 impl<'a> Service<'a> {
@@ -91,7 +94,7 @@ impl<'a> Service<'a> {
         let task = request.optional("subtask_of")?;
         let xapi = request.optional("session_ref")?.map(|session| Xapi::new(session, task));
         let session = OnceCell::new();
-        Ok(Service { driver, request, config: request.device_config.clone(), sr, xapi, session })
+        Ok(Service { driver, request, config: request.device_config.clone(), sr, xapi, session, leaves_work: false })
     }
 
     /// Carries the command out.
@@ -99,6 +102,14 @@ impl<'a> Service<'a> {
     /// # Errors
     /// Those of the driver, those of xapi, and the refusals of this door itself.
     pub fn run(&mut self) -> Answer {
+        let answer = self.carry_out();
+        if let (true, Some(sr)) = (self.leaves_work && answer.is_ok(), self.sr) {
+            collector::start(sr);
+        }
+        answer
+    }
+
+    fn carry_out(&mut self) -> Answer {
         let command = self.request.command;
         policy::refuse_on_slave(&self.request.device_config, command.name())?;
         match command {

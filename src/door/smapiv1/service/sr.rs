@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use super::figures::FIGURES;
-use super::{AGENT, Answer, Service, deadline, now, until};
+use super::{AGENT, Answer, Service, deadline, no_session, now, until};
 use crate::door::host::local_path;
 use crate::door::smapiv1::code::Code;
+use crate::door::smapiv1::collector;
 use crate::door::smapiv1::command::Command;
 use crate::door::smapiv1::faults::Failure;
 use crate::door::smapiv1::sync;
@@ -190,18 +191,15 @@ impl Service<'_> {
 
     /// Tells xapi what is on the substrate. `records`: those of xapi, if they were read a moment ago. Returns the records.
     fn scan(&mut self, sr_ref: &str, records: Option<Vec<(String, Record)>>) -> Result<Vec<(String, Record)>, Failure> {
-        let sm_config = self.driver.about.sm_config;
         let _alone = self.agent_lock(Kind::Exclusive)?;
         let records = match records {
             Some(records) => records,
             None => self.xapi()?.vdi_records(sr_ref)?,
         };
-        let sr = self.session()?.sr_scan(&now())?;
-        let changes = sync::synchronise(self.xapi()?, sr_ref, &records, &sr.vdis, sm_config)?;
-        // xapi asks for sr_update after every scan; with nothing new there is nothing to add.
-        if changes != sync::Changes::default() {
-            sync::figures(self.xapi()?, sr_ref, &sr)?;
-        }
+        self.session()?;
+        let (Some(session), Some(xapi)) = (self.session.get(), self.xapi.as_mut()) else { return Err(no_session()) };
+        let found = sync::scan(xapi, sr_ref, &records, session, &now())?;
+        self.leaves_work |= collector::has_work(&found.vdis);
         Ok(records)
     }
 

@@ -95,8 +95,12 @@ impl Service<'_> {
         let vdi = self.vdi()?;
         self.refuse_if_elsewhere()?;
         let _shared = self.agent_lock(Kind::Shared)?;
-        let size = self.summed().then(|| self.info().map_or(0, |info| if info.hidden { 0 } else { info.virtual_size }));
+        let info = self.info();
+        let size =
+            self.summed().then(|| info.as_ref().map_or(0, |info| if info.hidden { 0 } else { info.virtual_size }));
         self.session()?.vdi_delete(vdi, Unreadable::Deleted, &now())?;
+        // Its base may have one child left now.
+        self.leaves_work = info.is_ok_and(|info| info.parent.is_some());
         device::forget_activation(vdi);
         device::disconnect(self.sr()?, self.vdi_name()?)?;
         // xapi drops the record itself as well, if this is lost.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::vdi::tree::nodes::{Node, Nodes};
+use crate::vdi::tree::run::{Taken, Watcher};
 
 /// A merge was killed before its base was removed, and meanwhile a child of the base lost its header.
 #[test]
@@ -58,10 +59,13 @@ fn the_collector_waits_for_a_change_before_it_reads_the_trees() {
     let disk = an_only_child(&sr);
     let held = lock::take(&sr.sr.to_string(), "tree", lock::Kind::Exclusive, Instant::now()).unwrap();
     let merged = std::cell::Cell::new(false);
-    let refused = sr.collect(&Context { deadline: Instant::now(), progress: &|_, _| merged.set(true), others: None });
+    let refused = sr.collect(
+        &Collecting::default(),
+        &Context { deadline: Instant::now(), progress: &|_, _| merged.set(true), others: None },
+    );
     assert!(matches!(refused, Err(Error::Busy { .. })) && !merged.get(), "{refused:?}");
     drop(held);
-    assert_eq!(sr.collect(&ctx()).unwrap(), Done::Changed);
+    assert_eq!(sr.collect(&Collecting::default(), &ctx()).unwrap(), Done::Changed);
     assert_eq!(read(&sr, disk, 0, 4096).unwrap(), [7; 4096]);
     lock::forget(&sr.sr.to_string(), "tree");
 }
@@ -77,8 +81,26 @@ fn a_disk_that_was_changed_since_the_trees_were_read_is_looked_at_again() {
     sr.vdi(larger).unwrap().resize(8 << 20, false, &ctx()).unwrap();
     write(&sr, larger, 6 << 20, &[9; 4096]);
     sr.vdi(copied).unwrap().snapshot(VdiUuid::random(), &ParamsChange::default(), &ctx()).unwrap();
-    assert_eq!(merge(&forest, &mut before.clone(), larger, &ctx()).unwrap(), Done::Changed);
-    assert_eq!(merge(&forest, &mut before, copied, &ctx()).unwrap(), Done::Already);
+    assert_eq!(
+        merge(
+            &forest,
+            &mut before.clone(),
+            larger,
+            (&ctx(), &Run::begin(sr.sr, &Collecting::default(), std::time::Duration::from_secs(20)))
+        )
+        .unwrap(),
+        Done::Changed
+    );
+    assert_eq!(
+        merge(
+            &forest,
+            &mut before,
+            copied,
+            (&ctx(), &Run::begin(sr.sr, &Collecting::default(), std::time::Duration::from_secs(20)))
+        )
+        .unwrap(),
+        Done::Already
+    );
     assert_eq!(before, forest.nodes().unwrap());
     let info = sr.vdi(larger).unwrap().info().unwrap();
     assert_eq!((info.parent, info.virtual_size), (None, 8 << 20));
@@ -106,7 +128,19 @@ fn a_base_is_merged_though_disks_above_it_are_made_and_deleted_meanwhile() {
             sr.vdi(disk).unwrap().snapshot(later, &ParamsChange::default(), &ctx()).unwrap();
         }
     };
-    assert_eq!(merge(&forest, &mut nodes, base, &Context { progress: &meanwhile, ..ctx() }).unwrap(), Done::Changed);
+    assert_eq!(
+        merge(
+            &forest,
+            &mut nodes,
+            base,
+            (
+                &Context { progress: &meanwhile, ..ctx() },
+                &Run::begin(sr.sr, &Collecting::default(), std::time::Duration::from_secs(20))
+            )
+        )
+        .unwrap(),
+        Done::Changed
+    );
     assert!(done.get() && forest.place(base).is_err());
     assert!(nodes.iter().eq(forest.nodes().unwrap().iter()));
     for vdi in [disk, later] {
@@ -128,8 +162,166 @@ fn an_only_child_that_was_copied_since_the_trees_were_read_is_not_merged() {
     sr.vdi(disk).unwrap().clone_to(copy, &ParamsChange::default(), &ctx()).unwrap();
     assert_eq!(sr.vdi(copy).unwrap().info().unwrap().parent, sr.vdi(disk).unwrap().info().unwrap().parent);
     write(&sr, disk, 0, &[9; 4096]);
-    assert_eq!(merge(&forest, &mut nodes, disk, &ctx()).unwrap(), Done::Already);
+    assert_eq!(
+        merge(
+            &forest,
+            &mut nodes,
+            disk,
+            (&ctx(), &Run::begin(sr.sr, &Collecting::default(), std::time::Duration::from_secs(20)))
+        )
+        .unwrap(),
+        Done::Already
+    );
     assert_eq!((read(&sr, copy, 0, 512).unwrap(), read(&sr, disk, 0, 512).unwrap()), (vec![7; 512], vec![9; 512]));
+}
+
+/// sr_detach comes while the data of a disk is written into its base: some of it is there, and the disk is what it was.
+#[test]
+fn a_merge_that_a_call_ended_in_its_middle_is_done_by_the_next_run() {
+    const BLOCKS: u64 = 32;
+    let scratch = tempfile::tempdir().unwrap();
+    let sr = sr_in(&scratch);
+    let disk = an_only_child(&sr);
+    sr.vdi(disk).unwrap().resize(BLOCKS << 21, false, &ctx()).unwrap();
+    (1..BLOCKS).for_each(|block| write(&sr, disk, block << 21, &[8; 4096]));
+    let base = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
+    let forest = sr.forest(sr.dir().unwrap());
+    let allocated = |vdi| forest.place(vdi).unwrap().usage().unwrap().allocated;
+    // The base grows before any data is written into it.
+    layout(Format::Vhd).resize(&forest.place(base).unwrap().open(Mode::ReadWrite).unwrap(), BLOCKS << 21).unwrap();
+    let (mut nodes, before) = (forest.nodes().unwrap(), allocated(base));
+
+    let collector = lock::take(&sr.sr.to_string(), stop::ACTIVE, lock::Kind::Exclusive, Instant::now()).unwrap();
+    let (asked, uuid) = (Run::begin(sr.sr, &Collecting::default(), std::time::Duration::from_secs(20)), sr.sr);
+    std::thread::scope(|scope| {
+        let call = scope.spawn(move || stop::end_collector(uuid, Instant::now() + std::time::Duration::from_secs(60)));
+        while !asked.stop.is_asked() {
+            std::thread::yield_now();
+        }
+        let ended = merge(&forest, &mut nodes, disk, (&ctx(), &asked));
+        assert!(matches!(ended, Err(Error::SrUnavailable { .. })), "{ended:?}");
+        drop(collector);
+        drop(call.join().unwrap().unwrap());
+    });
+    let part = allocated(base) - before;
+    assert!(part > 0 && part < BLOCKS * 4096, "{part} bytes of the disk are in its base");
+    assert!(read_change(&sr.dir().unwrap()).unwrap().is_none());
+    let is_whole = || (1..BLOCKS).all(|block| read(&sr, disk, block << 21, 4096).unwrap() == [8; 4096]);
+    assert!(is_whole());
+
+    assert_eq!(sr.collect(&Collecting::default(), &ctx()).unwrap(), Done::Changed);
+    assert_eq!(forest.nodes().unwrap().iter().count(), 1);
+    assert!(is_whole());
+}
+
+/// Deletes a snapshot when the first image is merged, as another call does.
+struct Deletes {
+    sr: SrUuid,
+    path: std::path::PathBuf,
+    snapshot: VdiUuid,
+    steps: sync::Mutex<Vec<Taken>>,
+}
+
+impl Watcher for Deletes {
+    fn taken(&self, step: &Taken) {
+        self.steps.lock().unwrap().push(step.clone());
+        if matches!(step, Taken::Merged { .. }) {
+            let sr = FileSr::new(self.sr, "file", self.path.clone(), deadline());
+            match sr.vdi(self.snapshot).map(|vdi| vdi.delete(&ctx()).unwrap()) {
+                Ok(()) | Err(Error::NoVdi { .. }) => {}
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_deleted_while_the_collector_works_is_merged_as_well() {
+    let scratch = tempfile::tempdir().unwrap();
+    let sr = sr_in(&scratch);
+    let (first, second, snapshot) = (an_only_child(&sr), an_only_child(&sr), VdiUuid::random());
+    assert_eq!(sr.collect(&Collecting::default(), &ctx()).unwrap(), Done::Changed);
+    sr.vdi(first).unwrap().snapshot(VdiUuid::random(), &ParamsChange::default(), &ctx()).unwrap();
+    let other = sr.scan().unwrap().vdi_uuids.into_iter().find(|vdi| ![first, second].contains(vdi)).unwrap();
+    sr.vdi(other).unwrap().delete(&ctx()).unwrap();
+    sr.vdi(second).unwrap().snapshot(snapshot, &ParamsChange::default(), &ctx()).unwrap();
+    let (path, steps) = (scratch.path().join("sr"), sync::Mutex::default());
+    let watcher = sync::Arc::new(Deletes { sr: sr.sr, path, snapshot, steps });
+    let collecting = Collecting { watcher: Some(watcher.clone()), rate: None };
+    assert_eq!(sr.collect(&collecting, &ctx()).unwrap(), Done::Changed);
+    assert_eq!(sr.forest(sr.dir().unwrap()).nodes().unwrap().iter().map(|(vdi, _)| vdi).collect::<Vec<_>>(), {
+        let mut disks = [first, second];
+        disks.sort_unstable();
+        disks
+    });
+    let steps = watcher.steps.lock().unwrap();
+    let kinds: Vec<&str> = steps
+        .iter()
+        .map(|step| match step {
+            Taken::Begun { images: 1, .. } => "begun",
+            Taken::Merging { .. } => "merging",
+            Taken::Merged { .. } => "merged",
+            _ => "another",
+        })
+        .collect();
+    assert_eq!(kinds, ["begun", "merging", "merged", "merging", "merged"]);
+}
+
+/// Waits at its first merge for another one to begin.
+#[derive(Default)]
+struct Meets {
+    begun: sync::Mutex<Vec<VdiUuid>>,
+    more: sync::Condvar,
+}
+
+impl Watcher for Meets {
+    fn taken(&self, step: &Taken) {
+        if let Taken::Merging { image, .. } = step {
+            let mut begun = self.begun.lock().unwrap();
+            begun.push(*image);
+            self.more.notify_all();
+            let wait = std::time::Duration::from_secs(60);
+            let (_begun, waited) = self.more.wait_timeout_while(begun, wait, |begun| begun.len() < 2).unwrap();
+            assert!(!waited.timed_out(), "no other tree is merged at the same time");
+        }
+    }
+}
+
+#[test]
+fn independent_trees_are_merged_at_the_same_time() {
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let sr = sr_in(&scratch);
+    let mut disks: Vec<VdiUuid> = (0..5).map(|_| an_only_child(&sr)).collect();
+    for disk in &disks[..2] {
+        // A tree of three.
+        write(&sr, *disk, 8192, &[8; 4096]);
+        let snap = VdiUuid::random();
+        sr.vdi(*disk).unwrap().snapshot(snap, &ParamsChange::default(), &ctx()).unwrap();
+        sr.vdi(snap).unwrap().delete(&ctx()).unwrap();
+    }
+    // One that fails keeps no other from being merged: its base lost its tables.
+    let broken = an_only_child(&sr);
+    write(&sr, broken, 8192, &[9; 4096]);
+    let base = sr.vdi(broken).unwrap().info().unwrap().parent.unwrap();
+    let image = open(&sr, base, Format::Vhd, Mode::ReadWrite);
+    crate::image::storage::Storage::write_at(&image, &[0xee; 64], 1536).unwrap();
+    let watcher = sync::Arc::new(Meets::default());
+    let collecting = Collecting { watcher: Some(watcher.clone()), rate: None };
+    let refused = sr.collect(&collecting, &ctx()).unwrap_err();
+    let Error::NotMerged { failures, .. } = &refused else { panic!("{refused}") };
+    assert_eq!(failures.iter().map(|(vdi, _)| *vdi).collect::<Vec<_>>(), [broken], "{refused}");
+    assert_eq!(watcher.begun.lock().unwrap().len(), 8);
+    let left: Vec<VdiUuid> = sr.forest(sr.dir().unwrap()).nodes().unwrap().iter().map(|(vdi, _)| vdi).collect();
+    for disk in &disks {
+        assert_eq!(read(&sr, *disk, 0, 4096).unwrap(), [7; 4096]);
+    }
+    assert!(disks[..2].iter().all(|disk| read(&sr, *disk, 8192, 4096).unwrap() == [8; 4096]));
+    disks.extend([broken, base]);
+    disks.sort_unstable();
+    assert_eq!(left, disks);
 }
 
 fn open(sr: &FileSr, vdi: VdiUuid, format: Format, mode: Mode) -> FileStorage {

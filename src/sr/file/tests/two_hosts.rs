@@ -53,7 +53,7 @@ fn an_export_is_of_one_moment_whatever_another_host_does() {
         .unwrap()
         .read(Reading::Whole, &mut |bytes| {
             bytes.read_at(&mut seen[4096..], 4096)?;
-            let _ = a.collect(&ctx());
+            let _ = a.collect(&Collecting::default(), &ctx());
             write(&a, disk, 0, &[9; 8192]);
             bytes.read_at(&mut seen[..4096], 0)
         })

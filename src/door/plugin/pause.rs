@@ -1,0 +1,138 @@
+//! The host plug-in `tapdisk-pause`, by which other hosts of a pool make this one let go of an image for a moment;
+//! SMAPIv1, "Host plug-ins".
+//!
+//! | function | what |
+//! |---|---|
+//! | `pause` | the VDI's image and its parents are closed, I/O waits. Nothing to do where it is not attached |
+//! | `unpause` | what has the image's name now is opened, I/O goes on |
+//! | `refresh` | both |
+//! | `serves` | nothing: whether the SR is served by this package here. The Python plug-in knows no such function, so a host that has not this one is never taken for one that has |
+//!
+//! arguments: `sr_uuid`, `vdi_uuid`, `vdi_location` (where it is not the UUID), `failfast` (`True`: waits for nobody).
+//!
+//! A pause is kept by the server of the disk ([`hold`]), so it needs no process of ours. After it was made, the
+//! VDI's sm_config must have the key `paused`: a request that comes so late that nobody waits for its answer is undone.
+
+use std::ffi::OsString;
+use std::time::{Duration, Instant};
+
+use super::{Called, Failure, failed, hand_over, not_understood};
+use crate::door::host::device::activation;
+use crate::door::host::ours;
+pub use crate::door::host::pause::NAME;
+use crate::door::host::pause::{PAUSE, REFRESH, SERVES, UNPAUSE, hold, release};
+use crate::door::xapi::Xapi;
+use crate::door::xmlrpc::Value;
+use crate::error::one_line;
+use crate::sr::Driver;
+use crate::sys::syslog;
+use crate::types::{Misread, SrUuid, VdiUuid};
+
+/// How long to wait for a vdi_activate of the VDI that is under way. xapi's patience is longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A call of the plug-in: the function, the SR, the VDI and the options.
+struct Request {
+    function: String,
+    sr: SrUuid,
+    /// The VDI in xapi, and on the substrate.
+    vdi_uuid: VdiUuid,
+    vdi: VdiUuid,
+    /// Waits for nobody.
+    failfast: bool,
+    /// A key that asks for what is not done here.
+    strange: Option<&'static str>,
+    xapi: Xapi,
+}
+
+/// Carries one call out; returns not at all if it is for the Python plug-in.
+pub(super) fn answer(args: &[OsString]) -> Result<&'static str, Failure> {
+    let mut request = read(args)?;
+    let Some(driver) = our_driver(&mut request)? else {
+        return Err(hand_over(NAME, args, &request.function));
+    };
+    let shown = format!("{NAME} {} of VDI {} on SR {}", request.function, request.vdi, request.sr);
+    syslog::write(&shown);
+    run(driver, &mut request).inspect_err(|words| syslog::write(&format!("{shown} failed: {}", words.join(", "))))
+}
+
+fn read(args: &[OsString]) -> Result<Request, Failure> {
+    let called = Called::read(NAME, args)?;
+    let bad = |why: &str| not_understood(NAME, why);
+    let uuid = |name: &str| called.text(name).ok_or_else(|| bad(&format!("{name} is missing")));
+    let parse = |text: &str| text.parse::<VdiUuid>().map_err(|e| bad(&one_line(&e.into())));
+    let vdi_uuid = match called.function.as_str() {
+        // Of an SR as a whole.
+        SERVES => called.text("vdi_uuid").map_or_else(|| Ok(VdiUuid::random()), parse)?,
+        _ => parse(uuid("vdi_uuid")?)?,
+    };
+    Ok(Request {
+        sr: uuid("sr_uuid")?.parse().map_err(|e: Misread| bad(&one_line(&e.into())))?,
+        vdi: called.text("vdi_location").map_or(Ok(vdi_uuid), parse)?,
+        vdi_uuid,
+        failfast: called.text("failfast") == Some("True"),
+        strange: ["secondary", "activate_parents"].into_iter().find(|key| called.members.contains_key(*key)),
+        xapi: Xapi::new(&called.session, None),
+        function: called.function,
+    })
+}
+
+/// The driver of the SR's type, if the one that xapi has for that type is this executable.
+fn our_driver(request: &mut Request) -> Result<Option<&'static Driver>, Failure> {
+    let (function, sr) = (request.function.clone(), request.sr);
+    let unknown = |why: String| failed(&function, format!("cannot learn the type of SR {sr} from xapi: {why}"));
+    let record = ours::first_where(&mut request.xapi, "SR", "uuid", &sr.to_string());
+    let record =
+        record.map_err(|e| unknown(e.to_string()))?.ok_or_else(|| unknown("xapi has no such SR".to_owned()))?;
+    ours::driver_of(&mut request.xapi, &record).map_err(|e| unknown(e.to_string()))
+}
+
+fn run(driver: &Driver, request: &mut Request) -> Result<&'static str, Failure> {
+    const DONE: &str = "True";
+    let function = request.function.clone();
+    if let Some(key) = request.strange {
+        return Err(failed(&function, format!("{key} is not supported for SR {}", request.sr)));
+    }
+    let words = |why: String| failed(&function, why);
+    if function == SERVES {
+        return Ok(DONE);
+    }
+    let patience = if request.failfast { Duration::ZERO } else { PATIENCE };
+    // From the claim of a vdi_activate to its device nothing may come between.
+    let _lock = activation(request.vdi, Instant::now() + patience).map_err(|e| words(one_line(&e)))?;
+    let (sr, vdi, vdi_uuid) = (request.sr, request.vdi, request.vdi_uuid);
+    let pause = || hold(driver, sr, vdi, vdi_uuid).map_err(|e| words(one_line(&e)));
+    match function.as_str() {
+        PAUSE => {
+            pause()?;
+            if let Err(why) = is_wanted(request) {
+                let undone = release(driver, request.sr, request.vdi);
+                let undo = undone.err().map(|e| format!("; undoing it failed as well: {}", one_line(&e)));
+                return Err(words(why + undo.as_deref().unwrap_or("")));
+            }
+        }
+        UNPAUSE => drop(release(driver, request.sr, request.vdi).map_err(|e| words(one_line(&e)))?),
+        REFRESH => {
+            pause()?;
+            release(driver, request.sr, request.vdi).map_err(|e| words(one_line(&e)))?;
+        }
+        _ => return Err(vec!["UNKNOWN_XENAPI_PLUGIN_FUNCTION".to_owned(), function]),
+    }
+    Ok(DONE)
+}
+
+/// Whether whoever wanted the pause is still there.
+fn is_wanted(request: &mut Request) -> Result<(), String> {
+    let uuid = Value::text(request.vdi_uuid.to_string());
+    let xapi = &mut request.xapi;
+    let sm_config = match xapi.call("VDI.get_by_uuid", &[uuid]) {
+        Ok(Value::String(reference)) => xapi.record("VDI.get_sm_config", &reference),
+        Ok(other) => return Err(format!("VDI.get_by_uuid answered {}", other.kind())),
+        Err(e) => Err(e),
+    };
+    match sm_config {
+        Ok(sm_config) if sm_config.contains_key("paused") => Ok(()),
+        Ok(_) => Err("the call that wanted the pause has ended: the VDI's sm_config has no key 'paused'".to_owned()),
+        Err(e) => Err(e.to_string()),
+    }
+}

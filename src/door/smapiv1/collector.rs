@@ -1,0 +1,231 @@
+//! The collector of an SR of xapi. Commands that leave something to merge start it as a unit of systemd, and it tells xapi of
+//! what it has done as it goes.
+//!
+//! Its unit runs `sm sr_collect --from-xapi SR`: where the SR is, xapi says. What was merged is told as a scan tells it, under the
+//! lock of a scan, so nothing that xapi is told depends on who merged.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::faults::{self, Attempt, Failure};
+use super::service::AGENT;
+use super::sync;
+use crate::call::Session;
+use crate::context::Context;
+use crate::door::host::{self, local_path, ours};
+use crate::door::xapi::{ApiError, Record, Xapi, text};
+use crate::door::xmlrpc::Value;
+use crate::error::{Error, Result};
+use crate::sr::Driver;
+use crate::sys::lock::{self, Kind};
+use crate::sys::tool::Tool;
+use crate::sys::{run_dir, syslog};
+use crate::types::{DeviceConfig, Done, SrUuid, VdiInfo};
+use crate::vdi::tree::run::{Collecting, Taken, Watcher};
+
+/// How often xapi is told while a run goes on.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// How long a run waits for a call that changes disks and records before it tells xapi: the next step tells as well, and so does
+/// the next scan.
+const SOON: Duration = Duration::from_secs(2);
+
+/// How long xapi may take from the end of sr_attach until it notes that the SR is attached, and how often it is asked.
+const ATTACHING: Duration = Duration::from_secs(18);
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// How long the end of a run waits for such a call.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether there is something to merge or to remove among the images of an SR, as far as a scan tells: a base with fewer children
+/// than two.
+pub fn has_work(vdis: &[VdiInfo]) -> bool {
+    vdis.iter().any(|vdi| vdi.hidden && vdi.children.len() < 2)
+}
+
+/// Starts the collector of an SR on a host that has systemd, and does not wait for it. A start while it runs does nothing. What
+/// cannot be started is logged: the next call that leaves something to merge starts it again.
+pub fn start(sr: SrUuid) {
+    if !run_dir::systemd().exists() {
+        return;
+    }
+    let unit = format!("sm-collect-xapi@{sr}.service");
+    let started = Tool::new("systemctl").args(["--quiet", "--no-block", "start", &unit]).deadline(PATIENCE).run();
+    if let Err(error) = started {
+        syslog::write(&format!("the collector of SR {sr} was not started: {}", crate::error::one_line(&error)));
+    }
+}
+
+/// An SR of this host's xapi that this host may collect.
+struct Known {
+    xapi: Xapi,
+    reference: String,
+    driver: &'static Driver,
+    config: DeviceConfig,
+}
+
+/// Collects an SR of this host's xapi, and tells xapi of what was done.
+///
+/// # Errors
+/// [`Error::NoDevice`] on a host without xapi, or if xapi refuses; [`Error::NoSr`] if xapi has no such SR on this host;
+/// [`Error::SrUnavailable`] if this host is not to collect the SR, with the reason; those of [`Session::sr_collect`].
+pub fn collect(sr: SrUuid, collecting: &Collecting, context: &Context) -> Result<Done> {
+    let mut xapi = Xapi::log_in().map_err(unreachable)?;
+    match find(&mut xapi, sr) {
+        Ok((reference, driver, config)) => {
+            collect_known(sr, Known { xapi, reference, driver, config }, collecting, context)
+        }
+        Err(error) => {
+            xapi.log_out();
+            Err(error)
+        }
+    }
+}
+
+fn collect_known(sr: SrUuid, known: Known, collecting: &Collecting, context: &Context) -> Result<Done> {
+    let Known { xapi, reference, driver, config } = known;
+    let session = Session::open(driver, sr, config.clone())?;
+    local_path::assert_entered(&session)?;
+    let (xapi, told) = (Mutex::new(xapi), Mutex::new(Instant::now()));
+    let next = collecting.watcher.clone();
+    let teller = Arc::new(Teller { sr, driver, config, reference, xapi, told, next });
+    let watched = Collecting { rate: collecting.rate, watcher: Some(teller.clone()) };
+    let collected = session.sr_collect(&watched, context);
+    if !matches!(collected, Ok(Done::Already)) {
+        // After sr_detach there is no SR that could be seen, and nothing is told.
+        teller.tell(PATIENCE);
+    }
+    teller.xapi.lock().unwrap_or_else(PoisonError::into_inner).log_out();
+    collected
+}
+
+fn unreachable(error: ApiError) -> Error {
+    Error::NoDevice { device: "xapi".to_owned(), why: error.to_string() }
+}
+
+/// The SR's reference, its driver, and its device_config on this host.
+fn find(xapi: &mut Xapi, sr: SrUuid) -> Result<(String, &'static Driver, DeviceConfig)> {
+    let not_here = |why: String| Error::SrUnavailable { sr, why };
+    let host = xapi.this_host().map_err(unreachable)?;
+    let of_uuid = xapi.call("SR.get_by_uuid", &[Value::text(sr.to_string())]);
+    let reference = match of_uuid {
+        Ok(reference) => reference.as_str().unwrap_or_default().to_owned(),
+        Err(e) if e.is_gone() => return Err(Error::NoSr { sr, looked: "asked xapi".to_owned() }),
+        Err(e) => return Err(unreachable(e)),
+    };
+    let record = xapi.record("SR.get_record", &reference).map_err(unreachable)?;
+    let pbd = attached_pbd(xapi, &reference, &host).map_err(unreachable)?;
+    let pbd = pbd.ok_or_else(|| not_here("xapi has not attached it on this host".to_owned()))?;
+    if record.get("shared") == Some(&Value::Boolean(true)) && master(xapi).map_err(unreachable)? != host {
+        return Err(not_here("the master of the pool collects it".to_owned()));
+    }
+    for key in ["gc", "coalesce"] {
+        let of_key = record.get("other_config").and_then(|keys| keys.get(key)).and_then(Value::as_str);
+        if of_key == Some("false") {
+            return Err(not_here(format!("its other_config has {key}=false")));
+        }
+    }
+    let driver = ours::driver_of(xapi, &record).map_err(unreachable)?;
+    let driver = driver.ok_or_else(|| not_here("xapi serves it by the driver of another package".to_owned()))?;
+    Ok((reference, driver, config(&pbd)))
+}
+
+/// The PBD by which this host has an SR attached. xapi notes that an SR is attached only after the sr_attach that starts the
+/// collector.
+fn attached_pbd(xapi: &mut Xapi, sr_ref: &str, host: &str) -> std::result::Result<Option<Record>, ApiError> {
+    let until = Instant::now() + host::patience(ATTACHING);
+    loop {
+        let pbds = xapi.records("PBD.get_all_records")?;
+        let here = pbds.into_values().find(|pbd| text(pbd, "SR") == sr_ref && text(pbd, "host") == host);
+        let is_attached = |pbd: &Record| pbd.get("currently_attached") == Some(&Value::Boolean(true));
+        if here.as_ref().is_none_or(is_attached) || Instant::now() >= until {
+            return Ok(here.filter(is_attached));
+        }
+        thread::sleep(AGAIN);
+    }
+}
+
+fn master(xapi: &mut Xapi) -> std::result::Result<String, ApiError> {
+    let pools = xapi.call("pool.get_all", &[])?;
+    let pool = match pools {
+        Value::Array(mut pools) if !pools.is_empty() => pools.swap_remove(0),
+        other => return Err(ApiError::Malformed(format!("pool.get_all answered {}", other.kind()))),
+    };
+    Ok(xapi.call("pool.get_master", &[pool])?.as_str().unwrap_or_default().to_owned())
+}
+
+/// device_config as xapi gives it to the driver on the SR's master.
+fn config(pbd: &Record) -> DeviceConfig {
+    let keys = pbd.get("device_config").and_then(Value::as_struct).cloned().unwrap_or_default();
+    let keys = keys.into_iter().filter_map(|(key, value)| Some((key, value.as_str()?.to_owned())));
+    DeviceConfig(keys.chain([("SRmaster".to_owned(), "true".to_owned())]).collect())
+}
+
+/// The one who tells xapi.
+struct Teller {
+    sr: SrUuid,
+    driver: &'static Driver,
+    config: DeviceConfig,
+    /// xapi's reference of the SR.
+    reference: String,
+    xapi: Mutex<Xapi>,
+    /// When xapi was told last.
+    told: Mutex<Instant>,
+    /// Told of each step as well.
+    next: Option<Arc<dyn Watcher>>,
+}
+
+impl Watcher for Teller {
+    fn taken(&self, step: &Taken) {
+        if let Some(next) = &self.next {
+            next.taken(step);
+        }
+        let is_change = matches!(step, Taken::Merged { .. } | Taken::SetAside { .. } | Taken::Removed);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_change && told.elapsed() >= EVERY {
+            self.tell(SOON);
+            *told = Instant::now();
+        }
+    }
+}
+
+impl Teller {
+    /// Makes the records of xapi say what the SR holds now. What fails is logged.
+    fn tell(&self, patience: Duration) {
+        if let Err(failure) = self.try_to_tell(Instant::now() + patience) {
+            let (_, why) = faults::fault(&failure, Attempt::new(self.driver.about.substrate, None));
+            syslog::write(&format!("SR {}: xapi was not told what was merged: {why}", self.sr));
+        }
+    }
+
+    fn try_to_tell(&self, deadline: Instant) -> std::result::Result<(), Failure> {
+        let busy = |who: &str| Error::Busy { sr: self.sr, holder: who.to_owned(), what: "it".to_owned() };
+        let alone = lock::take(&self.sr.to_string(), AGENT, Kind::Exclusive, deadline);
+        let _alone = alone.map_err(|refused| refused.or_timed_out(busy))?;
+        let mut xapi = self.xapi.lock().unwrap_or_else(PoisonError::into_inner);
+        let records = xapi.vdi_records(&self.reference)?;
+        let session = Session::open(self.driver, self.sr, self.config.clone())?;
+        let context = Context { deadline, progress: &|_, _| {}, others: None };
+        sync::scan(&mut xapi, &self.reference, &records, &session, &context)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::VdiUuid;
+
+    #[test]
+    fn a_base_with_fewer_children_than_two_is_work() {
+        let base = |children: usize| VdiInfo {
+            hidden: true,
+            children: (0..children).map(|_| VdiUuid::random()).collect(),
+            ..VdiInfo::sample(VdiUuid::random())
+        };
+        let disk = VdiInfo { hidden: false, children: Vec::new(), ..VdiInfo::sample(VdiUuid::random()) };
+        assert!(!has_work(&[]) && !has_work(&[disk.clone(), base(2), base(3)]));
+        assert!(has_work(&[disk.clone(), base(1)]) && has_work(&[base(0), disk]));
+    }
+}

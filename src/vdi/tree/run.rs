@@ -1,0 +1,172 @@
+//! One run of the collector: who may end it, how fast it copies, and who is told of its steps.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::sys::copy::Progress;
+use crate::types::{SrUuid, VdiUuid};
+use crate::vdi::tree::stop::Stop;
+
+/// The wishes of a caller for a run of the collector.
+#[derive(Clone, Default)]
+pub struct Collecting {
+    /// The most bytes that are copied in a second. What is copied while a guest waits is not slowed down.
+    pub rate: Option<NonZeroU64>,
+    /// Told of each step, on the thread that takes it.
+    pub watcher: Option<Arc<dyn Watcher>>,
+}
+
+/// Somebody who follows a run of the collector.
+pub trait Watcher: Send + Sync {
+    /// Told after a step was taken. No lock of a VDI or of the trees is held meanwhile, and the collector waits.
+    fn taken(&self, step: &Taken);
+}
+
+/// A step of the collector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// The run begins with so many images to merge, which hold so many bytes.
+    Begun { images: usize, bytes: u64 },
+    /// The image begins to be merged into its parent. Nothing is changed yet that a reader sees.
+    Merging { image: VdiUuid, into: VdiUuid, bytes: u64 },
+    /// The image is one with its parent: its children are those of the parent, or the parent has the name of the disk now.
+    Merged { image: VdiUuid, into: VdiUuid },
+    /// The disk is in use and holds too much to be merged while its guest waits: what it held is a base now, and is merged next.
+    SetAside { disk: VdiUuid },
+    /// Bases that no image needed are gone.
+    Removed,
+}
+
+/// A run that has begun.
+pub struct Run {
+    pub stop: Stop,
+    collecting: Collecting,
+    /// The instant at which the bytes that were copied so far may have been copied.
+    due: Mutex<Instant>,
+    bytes: Mutex<Bytes>,
+    /// How long each wait for another call may take.
+    pub wait: Duration,
+}
+
+/// The bytes of the images that a run merges.
+#[derive(Default)]
+struct Bytes {
+    /// Of the merges that have ended.
+    done: u64,
+    /// Of each merge that goes on: all, and those that are copied.
+    now: BTreeMap<VdiUuid, (u64, u64)>,
+    /// Of those that were to be merged when the run began and have not begun yet.
+    left: u64,
+}
+
+impl Run {
+    /// Begins. The caller holds [`ACTIVE`](crate::vdi::tree::stop::ACTIVE).
+    ///
+    /// `wait`: how long each wait for another call may take.
+    pub fn begin(sr: SrUuid, collecting: &Collecting, wait: Duration) -> Run {
+        Run {
+            wait,
+            stop: Stop::begin(sr),
+            collecting: collecting.clone(),
+            due: Mutex::new(Instant::now()),
+            bytes: Mutex::default(),
+        }
+    }
+
+    /// The run is to merge so many images, of so many bytes.
+    pub fn begun(&self, images: usize, bytes: u64) {
+        self.bytes().left = bytes;
+        self.taken(&Taken::Begun { images, bytes });
+    }
+
+    /// The merge of an image of so many bytes begins.
+    pub fn merging(&self, image: VdiUuid, into: VdiUuid, bytes: u64) {
+        let mut all = self.bytes();
+        all.left = all.left.saturating_sub(bytes);
+        all.now.insert(image, (bytes, 0));
+        drop(all);
+        self.taken(&Taken::Merging { image, into, bytes });
+    }
+
+    /// The merge of an image has ended, in whatever way.
+    pub fn merged(&self, image: VdiUuid) {
+        let mut all = self.bytes();
+        all.done += all.now.remove(&image).map_or(0, |(bytes, _)| bytes);
+    }
+
+    /// So many bytes of an image were copied.
+    pub fn is_copied(&self, image: VdiUuid, bytes: u64) {
+        if let Some((all, copied)) = self.bytes().now.get_mut(&image) {
+            // The image may hold more than its tables lead to, or be written to meanwhile.
+            *copied = bytes.min(*all);
+        }
+    }
+
+    /// Tells the caller how much of the run is done.
+    pub fn tell(&self, progress: Progress) {
+        let all = self.bytes();
+        let (now, copied) = all.now.values().fold((0, 0), |sum, (all, copied)| (sum.0 + all, sum.1 + copied));
+        let (done, total) = (all.done + copied, all.done + now + all.left);
+        drop(all);
+        progress(done, total);
+    }
+
+    fn bytes(&self) -> MutexGuard<'_, Bytes> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the watcher of a step.
+    pub fn taken(&self, step: &Taken) {
+        if let Some(watcher) = &self.collecting.watcher {
+            watcher.taken(step);
+        }
+    }
+
+    /// Waits as long as the rate wants it after `bytes` were copied. [`ControlFlow::Break`] if a call waits for the end of the
+    /// collector. Called from several threads.
+    pub fn copied(&self, bytes: u64) -> ControlFlow<()> {
+        self.stop.goes_on()?;
+        let Some(rate) = self.collecting.rate.filter(|_| bytes > 0) else { return ControlFlow::Continue(()) };
+        let due = {
+            let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+            // Time in which nothing was copied is not made up for.
+            let takes = Duration::from_secs_f64(bytes as f64 / rate.get() as f64);
+            *due = (*due).max(Instant::now()).checked_add(takes).unwrap_or(*due);
+            *due
+        };
+        loop {
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return ControlFlow::Continue(());
+            }
+            thread::sleep(left.min(NAP));
+            self.stop.goes_on()?;
+        }
+    }
+}
+
+/// How long a run sleeps before it looks whether a call waits for its end.
+const NAP: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_take_the_time_that_the_rate_gives_them() {
+        let limited = |rate| Collecting { rate: NonZeroU64::new(rate), watcher: None };
+        let begin = |rate| Run::begin(SrUuid::random(), &limited(rate), Duration::ZERO);
+        let run = begin(1 << 20);
+        let begun = Instant::now();
+        assert!(run.copied(64 << 10).is_continue() && run.copied(64 << 10).is_continue());
+        // An eighth of a second.
+        assert!(begun.elapsed() >= Duration::from_millis(124), "{:?}", begun.elapsed());
+        // Without a limit, and without bytes, nothing is waited for, however many bytes there were.
+        let (free, slow) = (begin(0), begin(1));
+        assert!(free.copied(u64::MAX).is_continue() && slow.copied(0).is_continue());
+    }
+}
