@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write, stderr};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::answer::Reply;
 use super::grammar::{SrArg, Verb};
@@ -53,13 +54,8 @@ impl Caller<'_> {
                 | Verb::VdiResize { .. }
         );
         self.done(verb).map_err(|error| match error {
-            Error::VdiInUse { vdi, sr, holder } if self.person => {
-                let session = self.open(sr).ok();
-                let info = session.and_then(|session| session.vdi_get_params(vdi, self.context).ok());
-                let holder = match info.and_then(|info| info.device) {
-                    Some(device) => with_users(holder, &device),
-                    None => holder,
-                };
+            Error::VdiInUse { vdi, sr, holder } if self.person && lacks_users(&holder) => {
+                let holder = self.explained(vdi, sr, holder);
                 Error::VdiInUse { vdi, sr, holder }
             }
             Error::Damaged { ref path, .. } if self.person && reads && ImageName::format_of(path).is_some() => {
@@ -69,6 +65,19 @@ impl Caller<'_> {
             Error::ImageServer { errno: None, .. } if self.person && reads => with_hint(error, RESCUE),
             error => error,
         })
+    }
+
+    /// The holder of a VDI that this host has attached, with those who have its device open as far as the SR says soon which
+    /// that is: the error is known, and its explanation must not wait for a server that is silent.
+    fn explained(&self, vdi: VdiUuid, sr: SrUuid, holder: String) -> String {
+        let deadline = self.context.deadline.min(Instant::now() + EXPLAINS);
+        let context = Context { deadline, progress: self.context.progress, others: None };
+        let session = self.open(sr).ok();
+        let info = session.and_then(|session| session.vdi_get_params(vdi, &context).ok());
+        match info.and_then(|info| info.device) {
+            Some(device) => with_users(holder, &device),
+            None => holder,
+        }
     }
 
     fn done(&self, verb: Verb) -> Result<Reply> {
@@ -288,11 +297,21 @@ fn publish<T>(to: &Stream, exported: Result<T>) -> Result<T> {
     }
 }
 
+/// How long an error that is known may wait for what explains it.
+const EXPLAINS: Duration = Duration::from_secs(1);
+
+/// What is said of this host as the holder of a VDI.
+const ATTACHED: &str = "which has it attached";
+
+/// Whether the holder is this host, and nothing says yet who has the device open.
+fn lacks_users(holder: &str) -> bool {
+    holder.contains(ATTACHED) && !holder.contains("process ")
+}
+
 /// The words for this host as the holder of an attached VDI, with those who have its device open.
 pub(super) fn with_users(holder: String, device: &Path) -> String {
-    const ATTACHED: &str = "which has it attached";
     let shown = device.display().to_string();
-    if holder.contains("process ") || !holder.contains(ATTACHED) {
+    if !lacks_users(&holder) {
         return holder;
     }
     let users = blockdev::open_by(device);
