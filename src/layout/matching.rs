@@ -221,7 +221,10 @@ fn no_match(model: &Model, line: &SrLine, what: String) -> Error {
 fn said(model: &Model, line: &SrLine) -> Result<Offer> {
     let bad = |what: String| model.bad(line.line, what);
     let text = |key: &str| line.wanted.get(key).cloned().unwrap_or_default();
-    let host = document::host(&text("host")).map_err(bad)?;
+    let host = match line.of_this_host {
+        true => text("host"),
+        false => document::host(&text("host")).map_err(bad)?,
+    };
     let dev = keys::path(&text("dev")).map_err(bad)?;
     if dev.contains('$') {
         return Err(bad(format!("{dev:?} is the path of a medium, in which nothing stands for anything else")));

@@ -91,8 +91,9 @@ impl Model {
         let bad = |misfit: Misfit| Error::BadLine { path: path.to_owned(), line: misfit.line, what: misfit.what };
         let Document { name, uuid, options, option_lines, addresses, mut attaches, gateways, srs } =
             Document::parse(text).map_err(bad)?;
-        let without_host = attaches.iter_mut().map(|(_, attach)| attach).filter(|attach| attach.host.is_empty());
-        without_host.for_each(|attach| here.clone_into(&mut attach.host));
+        for (line, attach) in attaches.iter_mut().filter(|(_, attach)| attach.host.is_empty()) {
+            attach.host = document::host(here).map_err(|what| bad(Misfit::at(*line, what)))?;
+        }
         let read = |(line, class, fields)| {
             sr_line(line, class, fields, here, size).map_err(|what| bad(Misfit::at(line, what)))
         };
@@ -128,7 +129,8 @@ fn sr_line(
     match (of_this_host, class) {
         (false, _) => {}
         (true, Class::Nfs) => return Err("host= is missing, which names the server".to_owned()),
-        (true, Class::Lvm | Class::File) => drop(wanted.insert("host", document::host(here)?)),
+        // A host that was given no name is called "(none)" by the kernel, which no line could say.
+        (true, Class::Lvm | Class::File) => drop(wanted.insert("host", here.to_owned())),
     }
     if !wanted.contains_key("dev") {
         return Err("dev= is missing".to_owned());
@@ -195,6 +197,14 @@ pub mod tests {
         let hosts: Vec<_> = model.srs.iter().map(|it| (it.wanted["host"].as_str(), it.of_this_host)).collect();
         assert_eq!(hosts, [("node.1", true), ("node2", false)]);
         assert_eq!(model.attaches[0].1.host, "node.1");
+    }
+
+    #[test]
+    fn a_host_without_a_name_has_media_as_any() {
+        let of = |text: &str| Model::parse(text, Path::new("/m.model"), "(none)", |_| Ok(0));
+        assert_eq!(of("layout: a\nlvm: dev=/b\n").unwrap().srs[0].wanted["host"], "(none)");
+        let said = of("layout: a\nattach: class=nfs\n").unwrap_err().to_string();
+        assert!(said.contains("line 2: ") && said.contains("no name of a host"), "{said}");
     }
 
     #[test]
