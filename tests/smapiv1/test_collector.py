@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import subprocess
 import threading
 import unittest
@@ -34,7 +35,8 @@ class Case(test_file.Case):
         self.told, self.runs = os.path.join(self.scratch, "told"), os.path.join(self.scratch, "runs")
         systemctl = os.path.join(tools, "systemctl")
         with open(systemctl, "w", encoding="ascii") as file:
-            file.write(SYSTEMCTL.format(told=self.told, runs=self.runs, host=self.host, sm=self.sm))
+            paths = {"told": self.told, "runs": self.runs, "host": self.host, "sm": self.sm}
+            file.write(SYSTEMCTL.format(**{name: shlex.quote(path) for name, path in paths.items()}))
         os.chmod(systemctl, 0o755)
         self.driver.env["PATH"] = tools + ":" + self.driver.env["PATH"]
         self.an_sr()
