@@ -891,6 +891,25 @@ fn an_increment_reads_what_changed_and_a_broken_chain_is_named() {
 }
 
 #[test]
+fn a_chain_has_more_images_than_a_process_may_usually_have_open() {
+    let scene = scene();
+    web(&scene, "raw");
+    disk(&scene, B, "data", "raw", MIB, &[(0, pattern(512))]);
+    backup(&scene, &["define", "web", "--disk", "fast/web", "--disk", "fast/data"]).done();
+    let export = ["export", "web", "--to", "nas", "--since", "last", "--keep", "99"];
+    for _ in 0..20 {
+        backup(&scene, &export).done();
+    }
+    // As the 1024 that systemd and a shell give, for a smaller chain.
+    let few = |words: &[&str]| scene.under("prlimit --nofile=40:4096", [&["backup"], words].concat()).done();
+    few(&export);
+    few(&["verify", "web", "--deep"]);
+    few(&["import", "web", "--from", "nas", "--sr", "slow"]);
+    few(&["send", "web"]);
+    few(&["consolidate", "web"]);
+}
+
+#[test]
 fn a_killed_increment_leaves_no_snapshot_but_that_of_the_next() {
     killed(&["export", "web", "--to", "nas", "--since", "last", "--keep", "5"], |scene, at| {
         backup(scene, &["list"]).done();

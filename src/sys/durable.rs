@@ -126,7 +126,8 @@ impl Dir {
         fstatvfs(&self.fd).map_err(Error::sys("examine the filesystem of", &self.path))
     }
 
-    /// The names in the directory, without `.` and `..`; a name that is not UTF-8 is none of ours.
+    /// The names in the directory, without `.` and `..`; a name that is not UTF-8 is none of ours. A directory that was removed
+    /// has none.
     ///
     /// # Errors
     /// [`Error::Io`] if the directory cannot be read to its end.
@@ -135,10 +136,12 @@ impl Dir {
         let again = openat(&self.fd, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
         let mut names = Vec::new();
         match again.and_then(dir::Dir::from_fd) {
+            Err(Errno::ENOENT) => {}
             Err(errno) => return Err(fail(errno)),
             Ok(mut entries) => {
                 for entry in entries.iter() {
                     match entry {
+                        Err(Errno::ENOENT) => break,
                         Err(errno) => return Err(fail(errno)),
                         Ok(entry) => {
                             if let Ok(name) = entry.file_name().to_str()
@@ -463,5 +466,15 @@ mod tests {
         assert!(dir.open_file("f", false).is_err());
         nix::unistd::mkfifo(&scratch.path().join("p"), Mode::S_IRUSR).unwrap();
         assert!(matches!(dir.open_file("p", false), Err(Error::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_directory_that_was_removed_has_no_names() {
+        let scratch = tempfile::tempdir().unwrap();
+        let removed = scratch.path().join("removed");
+        std::fs::create_dir(&removed).unwrap();
+        let dir = Dir::open(&removed).unwrap();
+        std::fs::remove_dir(&removed).unwrap();
+        assert_eq!(dir.names().unwrap(), Vec::<String>::new());
     }
 }

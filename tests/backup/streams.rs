@@ -178,6 +178,33 @@ fn stream_is_gone_on_with(more: impl Fn(&str) -> [String; 2]) {
 }
 
 #[test]
+fn what_a_store_wrongly_tells_of_a_begun_run_is_not_believed() {
+    let scene = scene();
+    let bytes = disk(&scene, A, "web", "raw", 12 * MIB, &[(MIB, pattern(5 * MIB)), (11 * MIB, pattern(MIB))]);
+    for packed in ["none", "zstd"] {
+        let run = export(&scene, &["--compress", packed]);
+        let whole = stream(&scene, &["--run", &run]);
+        let cut = || refused(&receive(&scene, &whole[..whole.len() / 2], &[]), "EIO");
+        let told = scene.root.path().join("old/web").join(format!("{run}.new/received.json"));
+        cut();
+        let before = fs::read_to_string(&told).unwrap();
+        assert!(have(&scene).starts_with(&format!("{run}:")), "{before}");
+        for (part, done) in [(3, 4u64), (3, u64::MAX), (99, 0), (0, u64::MAX), (2, 1 << 40)] {
+            fs::write(&told, format!(r#"{{"block":3,"part":{part},"done":{done}}}"#)).unwrap();
+            let lie = have(&scene);
+            if (packed, done) != ("zstd", 4) {
+                assert!(!lie.contains(':'), "{part} {done}: {lie}");
+            }
+            let rest = stream(&scene, &["--run", &run, "--from", &format!("{run}:3")]);
+            refused(&receive(&scene, &rest, &[]), "EVERIFY");
+            cut();
+        }
+        received(&receive(&scene, &stream(&scene, &["--run", &run, "--from", &have(&scene)]), &[]));
+        same(&newest(&scene), &bytes);
+    }
+}
+
+#[test]
 fn a_killed_receive_is_completed_by_the_next_one() {
     for n in 1.. {
         let scene = scene();

@@ -21,6 +21,7 @@
 //! of a run have one order, [`parts`], and a part is cut into blocks of 4 MiB, the last of them shorter or empty. Of an image that is
 //! not packed, each block is one that its map tells of, and there is no other.
 
+mod incoming;
 pub mod receive;
 pub mod send;
 

@@ -10,7 +10,7 @@
 //! what the store has of the set removes it.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -19,14 +19,15 @@ use serde::{Deserialize, Serialize};
 use super::super::chain;
 use super::super::export::place_of;
 use super::super::manifest::{self, Manifest, ParentRun};
-use super::super::map::{Digest, Map, Stored, digest, hex, length_of, unhex};
+use super::super::map::{Map, Stored, digest, hex, length_of};
 use super::super::name::{RunId, SetName, StoreName};
 use super::super::retain::{self, Keep};
 use super::super::shelf::{Foreign, Shelf};
 use super::super::store::{self, Open};
 use super::super::verify;
 use super::super::{BLOCK, Call, record};
-use super::{Have, LONGEST_LINE, Part, VERSION, number, parts};
+use super::incoming::{Head, Stream};
+use super::{Have, Part, parts};
 use crate::error::{Error, Result, one_line};
 use crate::image::disk::without_zeroes;
 use crate::sys::durable::Dir;
@@ -76,36 +77,16 @@ struct Progress {
 /// [`Error::Locked`].
 pub fn receive(call: &Call, wanted: &Wanted, from: &mut dyn Read, name: &str) -> Result<Received> {
     let store = place_of(&wanted.store)?.open()?;
-    let mut stream = Stream { from, name: name.to_owned(), buffer: vec![0; BLOCK as usize] };
-    if stream.line()? != VERSION {
-        return Err(stream.wrong(&format!("is no stream of `sm backup send` that this release knows ({VERSION})")));
-    }
-    let line = stream.line()?;
-    let set = line.strip_prefix("set ").and_then(|set| set.parse::<SetName>().ok());
-    let set = set.ok_or_else(|| stream.wrong("names no set"))?;
+    let mut stream = Stream::new(from, name);
+    let set = stream.set()?;
     let _set = record::lock(&set, call.deadline())?;
     let mut received = Received { runs: Vec::new(), warnings: record::recover(call, Some(&set))? };
     let now = seconds_now().unwrap_or(0);
     let _taken = store.lock(&set, &RunId::new(now), call.deadline())?;
     let shelf = Shelf::new(&store, set);
-    loop {
-        let line = stream.line()?;
-        let words: Vec<&str> = line.split(' ').collect();
-        match words.as_slice() {
-            ["done"] => break,
-            ["run", run, sha256, from, bytes] => {
-                let run = run.parse::<RunId>().ok();
-                let (Some(run), Some(sha256), Some(from), Some(bytes)) =
-                    (run, unhex(sha256), number(from), number(bytes))
-                else {
-                    return Err(stream.wrong("has a line about a run that cannot be read"));
-                };
-                let head = Head { run, sha256, from, bytes };
-                if one(call, &store, &shelf, &head, wanted.take_over, &mut stream)? {
-                    received.runs.push(head.run);
-                }
-            }
-            _ => return Err(stream.wrong("has neither a run nor an end where one should be")),
+    while let Some(head) = stream.run()? {
+        if one(call, &store, &shelf, &head, wanted.take_over, &mut stream)? {
+            received.runs.push(head.run);
         }
     }
     // Also when an earlier run than the newest came, or a kill came before the newest was made the current one.
@@ -139,17 +120,25 @@ pub fn have(call: &Call, store: &StoreName, set: &SetName) -> Result<Have> {
 /// How much is in the directory of a run, with its manifest. `None`: nothing that could be gone on with.
 fn progress_of(dir: &Dir) -> Result<Option<(Vec<u8>, Progress)>> {
     let (Some(text), Some(progress)) = (dir.read(manifest::FILE)?, dir.read(PROGRESS)?) else { return Ok(None) };
-    Ok(serde_json::from_slice(&progress).ok().map(|progress| (text, progress)))
+    let Ok(progress) = serde_json::from_slice::<Progress>(&progress) else { return Ok(None) };
+    let Ok(manifest) = Manifest::parse(&text, dir.path()) else { return Ok(None) };
+    Ok(progress.is_of(&manifest, dir)?.then_some((text, progress)))
 }
 
-/// The line of a run.
-struct Head {
-    run: RunId,
-    sha256: Digest,
-    /// The first block.
-    from: u64,
-    /// Of all blocks from there on.
-    bytes: u64,
+impl Progress {
+    /// Whether what is told can be true: what a store holds may have been damaged, or written by somebody else.
+    fn is_of(&self, manifest: &Manifest, dir: &Dir) -> Result<bool> {
+        let parts = parts(manifest);
+        // All is there, and was not looked at yet.
+        let Some(part) = parts.get(self.part).copied() else { return Ok(self.part == parts.len()) };
+        match part {
+            Part::Image(index) if part.is_mapped(manifest) => {
+                let map = verify::map(dir, manifest, &manifest.disks[index]);
+                Ok(map.is_ok_and(|map| self.done <= map.stored().count() as u64))
+            }
+            _ => Ok(self.done <= dir.lookup(&part.name(manifest))?.map_or(0, |stat| stat.length)),
+        }
+    }
 }
 
 /// Receives one run. `false`: it is here already, and was passed over.
@@ -245,15 +234,12 @@ fn resumed(store: &Open, shelf: &Shelf, head: &Head, stream: &mut Stream) -> Res
     let manifest = checked(&text, shelf, head, stream)?;
     store.refuse_if_full(head.bytes)?;
     let parts = parts(&manifest);
-    if progress.part > parts.len() {
-        return Err(Error::Damaged { path: dir.join(PROGRESS), what: "tells of a part that there is not".to_owned() });
-    }
     Ok(Landing { dir, manifest, parts, progress, seen: 0, since: 0, dirty: Vec::new(), open: None })
 }
 
 /// The manifest of a run, which is of this set, and whose parent is here.
 fn checked(text: &[u8], shelf: &Shelf, head: &Head, stream: &Stream) -> Result<Manifest> {
-    let manifest = Manifest::parse(text, Path::new(&stream.name))?;
+    let manifest = Manifest::parse(text, Path::new(stream.name()))?;
     if digest(text) != head.sha256 || manifest.name != shelf.set || manifest.run != head.run {
         return Err(stream.wrong("has a manifest that is not of the run that it names"));
     }
@@ -309,7 +295,7 @@ impl Landing {
             if self.progress.part == self.parts.len() {
                 return Err(stream.wrong("has more blocks than the run"));
             }
-            self.take(&stream.buffer[..block], stream)?;
+            self.take(stream.taken(block), stream)?;
             self.progress.block += 1;
             (call.progress)(self.seen, bytes);
             if self.since >= BETWEEN {
@@ -430,69 +416,5 @@ impl Landing {
             chain::blocks(&images)?;
         }
         Dir::open(&path)
-    }
-}
-
-/// The pipe.
-struct Stream<'a> {
-    from: &'a mut dyn Read,
-    name: String,
-    buffer: Vec<u8>,
-}
-
-impl Stream<'_> {
-    fn wrong(&self, what: &str) -> Error {
-        Error::NotVerified { path: PathBuf::from(&self.name), what: what.to_owned() }
-    }
-
-    fn failed(&self, e: io::Error) -> Error {
-        let e = match e.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                let why = "it ends before all was received; `sm backup receive --resume` tells how to go on";
-                io::Error::new(e.kind(), why)
-            }
-            _ => e,
-        };
-        Error::io("read", &self.name)(e)
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let mut line = Vec::new();
-        loop {
-            let mut byte = [0];
-            self.from.read_exact(&mut byte).map_err(|e| self.failed(e))?;
-            match byte[0] {
-                b'\n' => break,
-                byte if line.len() < LONGEST_LINE => line.push(byte),
-                _ => return Err(self.wrong("has a line that is too long")),
-            }
-        }
-        String::from_utf8(line).map_err(|_| self.wrong("has a line that is no text"))
-    }
-
-    /// The next block, of `most` bytes at most; `None`: the run has no more.
-    fn block(&mut self, most: u64) -> Result<Option<&[u8]>> {
-        let line = self.line()?;
-        if line == "end" {
-            return Ok(None);
-        }
-        let words: Vec<&str> = line.split(' ').collect();
-        let &["block", length, sha256] = words.as_slice() else {
-            return Err(self.wrong("has neither a block nor the end of a run where one should be"));
-        };
-        let (Some(length), Some(sha256)) = (number(length), unhex(sha256)) else {
-            return Err(self.wrong("has a line about a block that cannot be read"));
-        };
-        if length > BLOCK || length > most {
-            return Err(self.wrong("has a longer block than there can be"));
-        }
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let read = self.from.read_exact(&mut buffer[..length as usize]);
-        self.buffer = buffer;
-        read.map_err(|e| self.failed(e))?;
-        match digest(&self.buffer[..length as usize]) == sha256 {
-            true => Ok(Some(&self.buffer[..length as usize])),
-            false => Err(self.wrong("has a block that is not what its digest says")),
-        }
     }
 }
