@@ -8,6 +8,8 @@
     reason = "a test that cannot go on ends here"
 )]
 
+#[path = "backup/into_sr.rs"]
+mod into_sr;
 mod scene;
 #[path = "backup/sealed.rs"]
 mod sealed;

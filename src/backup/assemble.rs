@@ -86,10 +86,14 @@ pub fn finish(
     let text = manifest.text();
     put(dir, manifest::FILE, &text)?;
     sums.push((manifest::FILE.to_owned(), hex(&digest(&text))));
-    sums.sort();
-    let sums: String = sums.iter().map(|(file, sum)| format!("{sum}  {file}\n")).collect();
-    put(dir, manifest::SUMS, sums.as_bytes())?;
+    put(dir, manifest::SUMS, sums_text(&mut sums).as_bytes())?;
     verify::look(dir)?;
     shelf.publish(run, dir)?;
     Ok(manifest.disks)
+}
+
+/// The file of the sums, as sha256sum(1) writes it.
+pub fn sums_text(sums: &mut Sums) -> String {
+    sums.sort();
+    sums.iter().map(|(file, sum)| format!("{sum}  {file}\n")).collect()
 }

@@ -23,6 +23,14 @@ pub struct Wanted {
     pub store: StoreName,
     /// The current run if none is named.
     pub run: Option<RunId>,
+    pub places: Places,
+    /// The file of the keys of encrypted exports.
+    pub identity: Option<PathBuf>,
+}
+
+/// The disks that are made of an export, and where.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
     /// The disks to make, by index, label or UUID; all if none is named.
     pub disks: Vec<String>,
     /// `None`: the SR that has most room, for each disk.
@@ -33,8 +41,22 @@ pub struct Wanted {
     pub sizes: BTreeMap<usize, u64>,
     /// The new disks have the UUIDs of the old ones.
     pub keep_uuids: bool,
-    /// The file of the keys of encrypted exports.
-    pub identity: Option<PathBuf>,
+}
+
+/// The export that disks are made of.
+pub(super) struct From<'a> {
+    pub set: &'a SetName,
+    /// `None`: it comes through a pipe.
+    pub store: Option<&'a StoreName>,
+    pub run: &'a RunId,
+    /// The name of the import itself.
+    pub this: RunId,
+}
+
+/// A disk of an export that can be read, and bytes of its blocks that are not zeroes.
+pub(super) struct Ready {
+    pub disk: Box<dyn Disk + Send>,
+    pub data: u64,
 }
 
 /// A disk that was imported.
@@ -51,7 +73,7 @@ pub struct Imported {
 struct Target {
     session: Session,
     new: NewVdi,
-    restored: Restored,
+    disk: Box<dyn Disk + Send>,
     imported: Imported,
 }
 
@@ -77,40 +99,68 @@ pub fn import(call: &Call, wanted: &Wanted) -> Result<(Vec<Imported>, Vec<String
     }
     let identity = seal::identity(wanted.identity.as_ref(), set::find(&wanted.set)?.as_ref(), Some(&place));
     chain::unlock(&mut chain, identity.as_deref())?;
-    let disks = chain::images(chain).into_iter().map(Restored::new).collect::<Result<_>>()?;
-    let targets = targets(call, wanted, &manifest, disks)?;
-    let mut variables = hooks::common("BACKUP_IMPORT", &wanted.set, &this);
-    variables.insert("SM_IMPORT_STORE".to_owned(), wanted.store.to_string());
-    variables.insert("SM_IMPORT_RUN".to_owned(), run.to_string());
+    let ready = |images| {
+        let restored = Restored::new(images)?;
+        Ok(Ready { data: restored.data(), disk: Box::new(restored) })
+    };
+    let disks = chain::images(chain).into_iter().map(ready).collect::<Result<_>>()?;
+    let from = From { set: &wanted.set, store: Some(&wanted.store), run: &run, this };
+    let (disks, said) = carry_out(call, &from, &wanted.places, &manifest, disks, &mut || Ok(()))?;
+    warnings.extend(said);
+    Ok((disks, warnings))
+}
+
+/// Makes VDIs of the disks of an export, all or none, within the hooks. `complete` may refuse what was made once all of it is there.
+/// Answers the disks, and warnings.
+///
+/// # Errors
+/// Those of [`import`] about places; those of reading a disk and of `complete`.
+pub(super) fn carry_out(
+    call: &Call,
+    from: &From,
+    places: &Places,
+    manifest: &Manifest,
+    disks: Vec<Ready>,
+    complete: &mut dyn FnMut() -> Result<()>,
+) -> Result<(Vec<Imported>, Vec<String>)> {
+    let targets = targets(call, places, manifest, disks)?;
+    let mut variables = hooks::common("BACKUP_IMPORT", from.set, &from.this);
+    variables.insert("SM_IMPORT_STORE".to_owned(), from.store.map(StoreName::to_string).unwrap_or_default());
+    variables.insert("SM_IMPORT_RUN".to_owned(), from.run.to_string());
     for it in targets.iter().map(|target| &target.imported) {
         variables.insert(format!("SM_SET_DISK{}_UUID", it.index), it.vdi.to_string());
         variables.insert(format!("SM_SET_DISK{}_SR", it.index), it.sr.to_string());
     }
     hooks::run(Point::BeforeImport, &variables, hooks::PATIENCE).map_err(|cause| Error::HookDenied {
         op: "the import",
-        set: wanted.set.to_string(),
+        set: from.set.to_string(),
         cause: Box::new(cause),
     })?;
-    let done = make(call, wanted, this, targets);
+    let done = make(call, from, places.keep_uuids, targets, complete);
     variables.insert("SM_POST_RESULT".to_owned(), hooks::boolean(done.is_ok()));
     let failed = hooks::run(Point::AfterImport, &variables, hooks::PATIENCE).err();
+    let (disks, mut warnings) = done?;
     warnings.extend(failed.map(|error| format!("a hook failed: {}", one_line(&error))));
-    let (disks, said) = done?;
-    warnings.extend(said);
     Ok((disks, warnings))
 }
 
 /// Makes all disks or none. Answers the disks, and warnings.
-fn make(call: &Call, wanted: &Wanted, this: RunId, targets: Vec<Target>) -> Result<(Vec<Imported>, Vec<String>)> {
+fn make(
+    call: &Call,
+    from: &From,
+    keep_uuids: bool,
+    targets: Vec<Target>,
+    complete: &mut dyn FnMut() -> Result<()>,
+) -> Result<(Vec<Imported>, Vec<String>)> {
     let made = targets.iter().map(|it| Member { sr: it.imported.sr, vdi: it.imported.vdi }).collect();
-    let labels = match wanted.keep_uuids {
+    let labels = match keep_uuids {
         true => targets.iter().map(|it| it.new.params.label.clone()).collect(),
         // Nobody else knows the UUIDs that were chosen here.
         false => Vec::new(),
     };
     let mut begun = Begun::begin(Record {
-        run: this,
-        set: wanted.set.clone(),
+        run: from.this.clone(),
+        set: from.set.clone(),
         store: None,
         locks: Vec::new(),
         paused: None,
@@ -120,17 +170,20 @@ fn make(call: &Call, wanted: &Wanted, this: RunId, targets: Vec<Target>) -> Resu
     })?;
     let mut done = Vec::new();
     for target in targets {
-        let Target { session, mut new, restored, imported } = target;
-        if wanted.keep_uuids {
+        let Target { session, mut new, disk, imported } = target;
+        if keep_uuids {
             new.params.label = begun.record().mark();
         }
-        let open = move || Ok(Box::new(restored) as Box<dyn Disk>);
+        let open = move || Ok(disk as Box<dyn Disk>);
         match session.vdi_fill(new, open, &call.context()) {
             Ok(_) => done.push(imported),
             Err(error) => return Err(undone(call, error, begun)),
         }
     }
-    if !wanted.keep_uuids {
+    if let Err(error) = complete() {
+        return Err(undone(call, error, begun));
+    }
+    if !keep_uuids {
         begun.end()?;
         return Ok((done, Vec::new()));
     }
@@ -151,8 +204,8 @@ fn undone(call: &Call, error: Error, begun: Begun) -> Error {
 }
 
 /// Decides what is made where, and makes sure that there is room for all of it.
-fn targets(call: &Call, wanted: &Wanted, manifest: &Manifest, disks: Vec<Restored>) -> Result<Vec<Target>> {
-    for index in wanted.map.keys().chain(wanted.sizes.keys()) {
+fn targets(call: &Call, places: &Places, manifest: &Manifest, disks: Vec<Ready>) -> Result<Vec<Target>> {
+    for index in places.map.keys().chain(places.sizes.keys()) {
         if *index >= disks.len() {
             return Err(Error::Invalid {
                 what: "index of a disk",
@@ -161,8 +214,8 @@ fn targets(call: &Call, wanted: &Wanted, manifest: &Manifest, disks: Vec<Restore
             });
         }
     }
-    let chosen = chosen(&wanted.disks, manifest)?;
-    if let Some(index) = wanted.map.keys().chain(wanted.sizes.keys()).find(|index| !chosen.contains(index)) {
+    let chosen = chosen(&places.disks, manifest)?;
+    if let Some(index) = places.map.keys().chain(places.sizes.keys()).find(|index| !chosen.contains(index)) {
         return Err(Error::Invalid {
             what: "index of a disk",
             value: index.to_string(),
@@ -171,8 +224,8 @@ fn targets(call: &Call, wanted: &Wanted, manifest: &Manifest, disks: Vec<Restore
     }
     let mut rooms = Rooms::default();
     let mut targets = Vec::new();
-    for (disk, restored) in manifest.disks.iter().zip(disks).filter(|(disk, _)| chosen.contains(&disk.index)) {
-        let size = match wanted.sizes.get(&disk.index) {
+    for (disk, ready) in manifest.disks.iter().zip(disks).filter(|(disk, _)| chosen.contains(&disk.index)) {
+        let size = match places.sizes.get(&disk.index) {
             Some(size) if *size < disk.virtual_size => {
                 return Err(Error::Invalid {
                     what: "--size",
@@ -186,19 +239,19 @@ fn targets(call: &Call, wanted: &Wanted, manifest: &Manifest, disks: Vec<Restore
             Some(size) => *size,
             None => disk.virtual_size,
         };
-        let needed = restored.data();
-        let sr = match wanted.map.get(&disk.index).copied().or(wanted.sr) {
+        let needed = ready.data;
+        let sr = match places.map.get(&disk.index).copied().or(places.sr) {
             Some(sr) => sr,
             None => rooms.largest(call, needed)?,
         };
         let session = call.host.open(sr)?;
         rooms.take(call, sr, &session, needed)?;
-        let vdi = if wanted.keep_uuids { disk.uuid } else { VdiUuid::random() };
-        if wanted.keep_uuids {
+        let vdi = if places.keep_uuids { disk.uuid } else { VdiUuid::random() };
+        if places.keep_uuids {
             refuse_taken(call, &session, vdi)?;
         }
         let imported = Imported { index: disk.index, from: disk.uuid, sr, vdi };
-        targets.push(Target { new: new_vdi(disk, &session, vdi, size), session, restored, imported });
+        targets.push(Target { new: new_vdi(disk, &session, vdi, size), session, disk: ready.disk, imported });
     }
     Ok(targets)
 }

@@ -19,7 +19,7 @@
 //! | [`assemble`] | the files of an export that tell of the others |
 //! | [`retain`] | which runs stay |
 //! | [`shelf`] | the runs of one set in one store: published, found, removed |
-//! | [`stream`] | runs from one store into another by a pipe |
+//! | [`stream`] | runs from one store into another, or into an SR, by a pipe |
 //! | [`record`] | what a running call has begun, for whoever comes after a kill |
 //! | [`export`](mod@export), [`consolidate`](mod@consolidate), [`import`](mod@import), [`verify`](mod@verify), [`remove`](mod@remove), [`list`](mod@list) | the commands |
 //!

@@ -9,7 +9,7 @@ use super::scene::{A, B, Scene, pattern};
 use super::{MIB, backup, disk, exported, imported, names, path, same, scene, sealed, sums_of, web, write};
 
 /// Runs of the set out of `nas`.
-fn stream(scene: &Scene, more: &[&str]) -> Vec<u8> {
+pub fn stream(scene: &Scene, more: &[&str]) -> Vec<u8> {
     let sent = scene.bare([&["backup", "send", "web", "--store", "nas"], more].concat());
     assert!(sent.succeeded(), "{sent}");
     sent.output.stdout
@@ -17,9 +17,14 @@ fn stream(scene: &Scene, more: &[&str]) -> Vec<u8> {
 
 /// Receives a stream into `old`.
 fn receive(scene: &Scene, stream: &[u8], more: &[&str]) -> Output {
+    through(scene, stream, &[&["--to", "old", "--format", "table"], more].concat())
+}
+
+/// Hands a stream to `sm backup receive` with these words.
+pub fn through(scene: &Scene, stream: &[u8], words: &[&str]) -> Output {
     let mut child = Command::new(scene.executable())
-        .args(["backup", "receive", "--to", "old", "--format", "table"])
-        .args(more)
+        .args(["backup", "receive"])
+        .args(words)
         .env("XCP_SM_RUN_DIR", scene.root.path().join("run"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -38,7 +43,7 @@ fn received(out: &Output) -> Vec<String> {
 }
 
 #[track_caller]
-fn refused(out: &Output, status: &str) -> String {
+pub fn refused(out: &Output, status: &str) -> String {
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(!out.status.success() && status.split('|').any(|it| said.starts_with(it)), "{said}");
     assert!(!said.contains("panicked"), "{said}");
@@ -57,7 +62,7 @@ fn there(scene: &Scene) -> Vec<String> {
     names
 }
 
-fn export(scene: &Scene, more: &[&str]) -> String {
+pub fn export(scene: &Scene, more: &[&str]) -> String {
     let line =
         ["export", "web", "--disk", "fast/web", "--to", "nas", "--keep", "9", "--keep-others", "--format", "table"];
     backup(scene, &[&line[..], more].concat()).done().trim().to_owned()

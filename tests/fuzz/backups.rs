@@ -6,9 +6,11 @@ use std::{env, fs};
 
 use xcp_sm::backup::age::{self, header::Header, key::Identity};
 use xcp_sm::backup::codec::{Compression, Packer};
+use xcp_sm::backup::import::Places;
 use xcp_sm::backup::manifest::{DiskOf, Manifest, ParentRun, image_name, map_name};
 use xcp_sm::backup::map::{digest, hex};
 use xcp_sm::backup::store::Identity as HostOf;
+use xcp_sm::backup::stream::disks;
 use xcp_sm::backup::stream::receive::{Wanted, receive};
 use xcp_sm::backup::verify::{Depth, verify};
 use xcp_sm::backup::{Call, Host};
@@ -80,7 +82,9 @@ fn receive_all(bytes: &[u8]) -> Vec<String> {
 
     let call = Call { host: &NoSr, wait: Duration::from_secs(5), progress: &|_, _| {} };
     let wanted = Wanted { store: name, keep: None, take_over: false };
-    let _ = receive(&call, &wanted, &mut &*bytes, "stream");
+    let came = || Box::new(std::io::Cursor::new(bytes.to_vec()));
+    let _ = disks::receive(&call, &Places::default(), came(), "stream");
+    let _ = receive(&call, &wanted, came(), "stream");
     let ours = ["store", "stores.conf", "lock", "sm", "backup"];
     let mut names = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert!(names.all(|name| ours.contains(&&*name)), "something was written outside of the store");

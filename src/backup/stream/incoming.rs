@@ -20,14 +20,14 @@ pub(super) struct Head {
 }
 
 /// The pipe.
-pub(super) struct Stream<'a> {
-    from: &'a mut dyn Read,
+pub(super) struct Stream {
+    from: Box<dyn Read + Send>,
     name: String,
     buffer: Vec<u8>,
 }
 
-impl<'a> Stream<'a> {
-    pub(super) fn new(from: &'a mut dyn Read, name: &str) -> Stream<'a> {
+impl Stream {
+    pub(super) fn new(from: Box<dyn Read + Send>, name: &str) -> Stream {
         Stream { from, name: name.to_owned(), buffer: vec![0; BLOCK as usize] }
     }
 

@@ -1,9 +1,10 @@
-//! Runs from one store into another by a pipe: `sm backup send … | ssh host sm backup receive …`.
+//! Runs from one store into another, or into an SR, by a pipe: `sm backup send … | ssh host sm backup receive …`.
 //!
 //! | file | what |
 //! |---|---|
 //! | [`send`](mod@send) | runs of a store as a stream |
 //! | [`receive`](mod@receive) | a stream into a store |
+//! | [`disks`] | a stream into an SR |
 //!
 //! # The stream, version 1
 //!
@@ -21,6 +22,7 @@
 //! of a run have one order, [`parts`], and a part is cut into blocks of 4 MiB, the last of them shorter or empty. Of an image that is
 //! not packed, each block is one that its map tells of, and there is no other.
 
+pub mod disks;
 mod incoming;
 pub mod receive;
 pub mod send;
@@ -34,6 +36,8 @@ use crate::types::Misread;
 
 /// The first line.
 const VERSION: &str = "sm-backup-stream 1";
+/// Bytes of the longest small part.
+const LONGEST_PART: u64 = 17 << 20;
 /// Bytes of the longest line.
 const LONGEST_LINE: usize = 256;
 

@@ -27,7 +27,7 @@ use super::super::store::{self, Open};
 use super::super::verify;
 use super::super::{BLOCK, Call, record};
 use super::incoming::{Head, Stream};
-use super::{Have, Part, parts};
+use super::{Have, LONGEST_PART, Part, parts};
 use crate::error::{Error, Result, one_line};
 use crate::image::disk::without_zeroes;
 use crate::sys::durable::Dir;
@@ -37,8 +37,6 @@ use crate::types::{Utc, seconds_now};
 const PROGRESS: &str = "received.json";
 /// Bytes after which what was received is made durable.
 const BETWEEN: u64 = 256 << 20;
-/// Bytes of the longest small part.
-const LONGEST_PART: u64 = 17 << 20;
 
 /// What is to be received.
 #[derive(Clone, Debug)]
@@ -75,7 +73,7 @@ struct Progress {
 /// [`Error::NotVerified`] for a stream that is none, or whose bytes are not what it says; [`Error::Io`] if it ends too early. The
 /// runs that were complete by then stay. [`Error::StoreFull`], [`Error::NoDevice`], [`Error::Unsupported`] for the store;
 /// [`Error::Locked`].
-pub fn receive(call: &Call, wanted: &Wanted, from: &mut dyn Read, name: &str) -> Result<Received> {
+pub fn receive(call: &Call, wanted: &Wanted, from: Box<dyn Read + Send>, name: &str) -> Result<Received> {
     let store = place_of(&wanted.store)?.open()?;
     let mut stream = Stream::new(from, name);
     let set = stream.set()?;

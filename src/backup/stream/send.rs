@@ -1,19 +1,22 @@
 //! `sm backup send`: runs of a store as a stream.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read as _, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use super::super::BLOCK;
+use super::super::assemble::sums_text;
 use super::super::chain::{self, Link};
+use super::super::codec::Compression;
 use super::super::list;
-use super::super::manifest;
-use super::super::map::{digest, hex};
+use super::super::manifest::{self, DiskOf, Manifest, image_name};
+use super::super::map::{Digest, Entry, Map, Stored, digest, hex, length_of};
 use super::super::name::{RunId, SetName, StoreName};
-use super::{Have, Part, VERSION, parts};
+use super::{Have, LONGEST_PART, Part, VERSION, parts};
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
+use crate::types::seconds_now;
 
 /// What is to be sent.
 #[derive(Clone, Debug)]
@@ -24,6 +27,8 @@ pub struct Wanted {
     /// The newest, if none is named.
     pub run: Option<RunId>,
     pub start: Start,
+    /// One run with every block in the place of an increment and those that it is made on.
+    pub is_whole: bool,
 }
 
 /// Where a stream begins.
@@ -48,20 +53,22 @@ struct Piece {
 ///
 /// # Errors
 /// [`Error::NoExport`]; [`Error::NotVerified`] for a run of the chain; [`Error::Invalid`] for a run that is not of the chain;
-/// [`Error::Io`] if the reader has gone.
+/// [`Error::Unsupported`] for an encrypted increment that is to be sent whole; [`Error::Io`] if the reader has gone.
 pub fn send(wanted: &Wanted, to: &File, name: &str, progress: Progress) -> Result<()> {
     let found = list::find(&wanted.set, wanted.store.as_ref(), wanted.run.as_ref())?;
     let mut chain = chain::open(found.dir)?;
+    if wanted.is_whole && chain.len() > 1 {
+        let mut to = Out::begin(&wanted.set, to, name)?;
+        whole(chain, &mut to, progress)?;
+        return to.end();
+    }
     chain.reverse();
     let (skipped, from) = start(&wanted.start, &chain, &found.run)?;
-    let mut to = Out { to: BufWriter::with_capacity(1 << 20, to), name };
-    to.line(VERSION)?;
-    to.line(&format!("set {}", wanted.set))?;
+    let mut to = Out::begin(&wanted.set, to, name)?;
     for (at, link) in chain.iter().enumerate().skip(skipped) {
         one(link, if at == skipped { from } else { 0 }, &mut to, progress)?;
     }
-    to.line("done")?;
-    to.to.flush().map_err(Error::io("write", name))
+    to.end()
 }
 
 /// How many runs of the chain are left out, and the first block of the next one.
@@ -125,12 +132,83 @@ fn one(link: &Link, from: u64, to: &mut Out, progress: Progress) -> Result<()> {
             }
             _ => Error::io("read", path)(e),
         })?;
-        to.line(&format!("block {} {}", bytes.len(), hex(&digest(bytes))))?;
-        to.bytes(bytes)?;
+        to.block(bytes, &digest(bytes))?;
         done += piece.length;
         progress(done, total);
     }
     to.line("end")
+}
+
+/// Sends what a chain of runs is as one run, which is not packed, under a name of its own.
+fn whole(chain: Vec<Link>, to: &mut Out, progress: Progress) -> Result<()> {
+    let (dir, newest) = (chain[0].dir.path().to_owned(), chain[0].manifest.clone());
+    if newest.encryption.is_some() {
+        let why = format!(
+            "run {} is an encrypted increment, and this host may have no key; `sm backup consolidate {}` makes a whole run of it",
+            newest.run, newest.name
+        );
+        return Err(Error::Unsupported { op: "sending this run whole", why });
+    }
+    let opaque = newest.metadata.is_some().then(|| read(&chain[0], Part::Metadata)).transpose()?;
+    let run = RunId::after(seconds_now().unwrap_or(0), Some(&newest.run));
+    let run =
+        run.ok_or_else(|| Error::NotVerified { path: dir, what: "has the last name that there is".to_owned() })?;
+    let mut manifest =
+        Manifest { run, parent: None, compression: Compression::None, disks: Vec::new(), ..newest.clone() };
+    let (mut disks, mut maps) = (Vec::new(), Vec::new());
+    for (disk, images) in newest.disks.into_iter().zip(chain::images(chain)) {
+        let blocks = chain::blocks(&images)?;
+        let mut map = Map::default();
+        for (_, entry) in &blocks {
+            map.push(match entry {
+                Entry::Zero(first, last) => Entry::Zero(*first, *last),
+                Entry::Stored(it) => Entry::Stored(Stored {
+                    offset: it.index * BLOCK,
+                    length: length_of(it.index, disk.virtual_size) as u64,
+                    ..it.clone()
+                }),
+            });
+        }
+        let text = map.text();
+        let file = image_name(disk.index, manifest.compression, false);
+        manifest.disks.push(DiskOf { file, map_sha256: hex(&digest(text.as_bytes())), ..disk });
+        maps.push(text.into_bytes());
+        disks.push((images, blocks));
+    }
+    let text = manifest.text();
+    let sums = manifest.disks.iter().map(|disk| (disk.map.clone(), disk.map_sha256.clone()));
+    let sums = sums.chain(opaque.iter().map(|bytes| (manifest::METADATA.to_owned(), hex(&digest(bytes)))));
+    let mut sums: Vec<_> = sums.chain([(manifest::FILE.to_owned(), hex(&digest(&text)))]).collect();
+    let small = [text.clone(), sums_text(&mut sums).into_bytes()].into_iter().chain(maps).chain(opaque);
+    let small: Vec<Vec<u8>> = small.collect();
+    let data = manifest.disks.iter().zip(&disks).flat_map(|(disk, (images, blocks))| {
+        blocks.iter().filter_map(move |(at, entry)| match entry {
+            Entry::Stored(stored) => Some((&images[*at], stored, length_of(stored.index, disk.virtual_size) as u64)),
+            Entry::Zero(..) => None,
+        })
+    });
+    let total =
+        small.iter().map(|part| part.len() as u64).sum::<u64>() + data.clone().map(|(.., length)| length).sum::<u64>();
+    to.line(&format!("run {} {} 0 {total}", manifest.run, hex(&digest(&text))))?;
+    let mut done = 0;
+    for part in &small {
+        done += part.len() as u64;
+        to.part(part)?;
+    }
+    for (image, stored, length) in data {
+        to.block(&image.block(stored)?, &stored.digest)?;
+        done += length;
+        progress(done, total);
+    }
+    to.line("end")
+}
+
+/// A small part of a run.
+fn read(link: &Link, part: Part) -> Result<Vec<u8>> {
+    let (file, path) = open(link, part)?;
+    let mut bytes = Vec::new();
+    file.take(LONGEST_PART).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    Ok(bytes)
 }
 
 fn too_long(path: &std::path::Path) -> Error {
@@ -156,7 +234,33 @@ struct Out<'a> {
     name: &'a str,
 }
 
-impl Out<'_> {
+impl<'a> Out<'a> {
+    fn begin(set: &SetName, to: &'a File, name: &'a str) -> Result<Out<'a>> {
+        let mut to = Out { to: BufWriter::with_capacity(1 << 20, to), name };
+        to.line(VERSION)?;
+        to.line(&format!("set {set}"))?;
+        Ok(to)
+    }
+
+    fn end(mut self) -> Result<()> {
+        self.line("done")?;
+        self.to.flush().map_err(Error::io("write", self.name))
+    }
+
+    fn block(&mut self, bytes: &[u8], digest: &Digest) -> Result<()> {
+        self.line(&format!("block {} {}", bytes.len(), hex(digest)))?;
+        self.bytes(bytes)
+    }
+
+    /// A part whose last block is shorter than others, or empty.
+    fn part(&mut self, bytes: &[u8]) -> Result<()> {
+        for start in (0..=bytes.len()).step_by(BLOCK as usize) {
+            let block = &bytes[start..(start + BLOCK as usize).min(bytes.len())];
+            self.block(block, &digest(block))?;
+        }
+        Ok(())
+    }
+
     fn line(&mut self, text: &str) -> Result<()> {
         self.bytes(format!("{text}\n").as_bytes())
     }

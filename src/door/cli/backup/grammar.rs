@@ -163,12 +163,22 @@ pub enum BackupCommand {
         /// Send only what the receiver has not: the word that `sm backup receive --resume` printed there.
         #[arg(long, value_name = "WORD", conflicts_with = "since")]
         from: Option<String>,
+        /// Send one run with every block in the place of an increment and those that it is made on, as `sm backup receive --sr` needs it.
+        #[arg(long, conflicts_with_all = ["since", "from"])]
+        whole: bool,
     },
     /// Take runs from standard input into a store, as `sm backup send` writes them. If it is cut off, --resume tells how to go on.
+    /// With --sr, make VDIs of the disks of a run, without a store: sm backup send web --whole | ssh host sm backup receive --sr fast
     Receive {
         /// Store that gets the runs.
-        #[arg(long, value_name = "STORE")]
-        to: String,
+        #[arg(long, value_name = "STORE", required_unless_present = "sr")]
+        to: Option<String>,
+        /// SR that gets the disks, or auto for the one that has most room. All disks are made or none.
+        #[arg(long, value_name = "SR", conflicts_with_all = ["to", "resume", "keep", "take_over"])]
+        sr: Option<String>,
+        /// With --sr, the new disks have the UUIDs of the old ones.
+        #[arg(long, requires = "sr")]
+        keep_uuids: bool,
         /// Receive nothing, and print what the store has of a set, for `sm backup send --from`.
         #[arg(long, value_name = "NAME")]
         resume: Option<String>,
@@ -279,7 +289,8 @@ impl BackupCommand {
             BackupCommand::Export { name, to, dry_run: false, .. } => Some(format!("backup export {name} into {to}")),
             BackupCommand::Consolidate { name, .. } => Some(format!("backup consolidate {name}")),
             BackupCommand::Import { name, from, .. } => Some(format!("backup import {name} from {from}")),
-            BackupCommand::Receive { to, resume: None, .. } => Some(format!("backup receive into {to}")),
+            BackupCommand::Receive { to: Some(to), resume: None, .. } => Some(format!("backup receive into {to}")),
+            BackupCommand::Receive { sr: Some(sr), .. } => Some(format!("backup receive into SR {sr}")),
             BackupCommand::Remove { name, .. } => Some(format!("backup remove {name}")),
             BackupCommand::StoreInit { store, .. } => Some(format!("backup store-init {store}")),
             BackupCommand::Export { .. }

@@ -20,11 +20,12 @@ use self::shown::{Reply, What};
 use crate::backup::age::key;
 use crate::backup::codec::Compression;
 use crate::backup::export::SinceRun;
+use crate::backup::import::Places;
 use crate::backup::retain::Keep;
 use crate::backup::seal::{self, DigestKey};
 use crate::backup::set::{Member, Set};
 use crate::backup::stream::send::Start;
-use crate::backup::stream::{receive, send};
+use crate::backup::stream::{disks, receive, send};
 use crate::backup::verify::Depth;
 use crate::backup::{Call, Host, SetName, StoreName};
 use crate::backup::{bases, consolidate, export, import, list, record, remove, set, store, verify};
@@ -156,17 +157,19 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
                 set: name.parse()?,
                 store: from.parse()?,
                 run: run.as_deref().map(str::parse).transpose()?,
-                disks: disks.clone(),
-                sr: if sr == "auto" { None } else { Some(address::sr(sr)?) },
-                map: by_index("--map", map, address::sr)?,
-                sizes: by_index("--size", size, size::parse)?,
-                keep_uuids: *keep_uuids,
+                places: Places {
+                    disks: disks.clone(),
+                    sr: sr_or_auto(sr)?,
+                    map: by_index("--map", map, address::sr)?,
+                    sizes: by_index("--size", size, size::parse)?,
+                    keep_uuids: *keep_uuids,
+                },
                 identity: identity.clone(),
             };
             let (disks, warnings) = import::import(call, &wanted)?;
             Ok(Reply { what: What::Imported(disks), warnings })
         }
-        BackupCommand::Send { name, store, run, since, from } => {
+        BackupCommand::Send { name, store, run, since, from, whole } => {
             let start = match (since, from) {
                 (Some(run), _) => Start::After(run.parse()?),
                 (None, Some(have)) => Start::Without(have.parse()?),
@@ -174,15 +177,22 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             };
             let store = store.as_deref().map(str::parse).transpose()?;
             let run = run.as_deref().map(str::parse).transpose()?;
-            let wanted = send::Wanted { set: name.parse()?, store, run, start };
+            let wanted = send::Wanted { set: name.parse()?, store, run, start, is_whole: *whole };
             pipe::output(|to, name| send::send(&wanted, to, name, call.progress))?;
             Ok(Reply::done())
         }
-        BackupCommand::Receive { to, resume: Some(set), .. } => {
+        BackupCommand::Receive { to: Some(to), resume: Some(set), .. } => {
             let have = receive::have(call, &to.parse()?, &set.parse()?)?;
             Ok(Reply { what: What::Have(have.to_string()), warnings: Vec::new() })
         }
-        BackupCommand::Receive { to, resume: None, keep, take_over, timeout, .. } => {
+        BackupCommand::Receive { to: None, sr, keep_uuids, timeout, .. } => {
+            let sr = sr.as_deref().map_or(Ok(None), sr_or_auto)?;
+            let places = Places { sr, keep_uuids: *keep_uuids, ..Places::default() };
+            let patience = Duration::from_secs(*timeout);
+            let (disks, warnings) = pipe::input(patience, |from, name| disks::receive(call, &places, from, name))?;
+            Ok(Reply { what: What::Imported(disks), warnings })
+        }
+        BackupCommand::Receive { to: Some(to), resume: None, keep, take_over, timeout, .. } => {
             let keep = keep.map(|keep| Keep { newest: usize::from(keep), daily: 0, weekly: 0 });
             let wanted = receive::Wanted { store: to.parse()?, keep, take_over: *take_over };
             let patience = Duration::from_secs(*timeout);
@@ -231,6 +241,11 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             Ok(Reply::done())
         }
     }
+}
+
+/// The SR of a word; `None` for `auto`.
+fn sr_or_auto(word: &str) -> Result<Option<SrUuid>> {
+    if word == "auto" { Ok(None) } else { address::sr(word).map(Some) }
 }
 
 /// Bytes a second.

@@ -28,10 +28,10 @@ pub fn output<T>(work: impl FnOnce(&File, &str) -> Result<T>) -> Result<T> {
 ///
 /// # Errors
 /// [`Error::Invalid`] if it is a terminal; [`Error::Io`] if it is closed; those of `work`.
-pub fn input<T>(patience: Duration, work: impl FnOnce(&mut dyn Read, &str) -> Result<T>) -> Result<T> {
+pub fn input<T>(patience: Duration, work: impl FnOnce(Box<dyn Read + Send>, &str) -> Result<T>) -> Result<T> {
     refuse_terminal(INPUT, io::stdin().is_terminal())?;
     let fd = io::stdin().as_fd().try_clone_to_owned().map_err(Error::io("read", INPUT))?;
-    work(&mut BufReader::with_capacity(1 << 20, Patient { fd, patience }), INPUT)
+    work(Box::new(BufReader::with_capacity(1 << 20, Patient { fd, patience })), INPUT)
 }
 
 fn refuse_terminal(what: &'static str, is_terminal: bool) -> Result<()> {
