@@ -7,6 +7,9 @@ use std::fmt;
 pub enum Protocol {
     Nfs,
     Smb,
+    Ceph,
+    Gluster,
+    Moose,
 }
 
 impl fmt::Display for Protocol {
@@ -14,6 +17,9 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Protocol::Nfs => "NFS",
             Protocol::Smb => "SMB",
+            Protocol::Ceph => "Ceph",
+            Protocol::Gluster => "GlusterFS",
+            Protocol::Moose => "MooseFS",
         })
     }
 }

@@ -3,6 +3,8 @@
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::sys::run_dir;
+use crate::types::DeviceConfig;
 
 /// The key of device_config by which xapi's administrators choose the formats of new disks, and what it means; XCP-ng 8.3,
 /// "Image formats". For drivers with several formats.
@@ -32,6 +34,17 @@ pub fn absolute_path(key: &'static str, value: &str) -> Result<PathBuf> {
     }
     // Normalised: no trailing or doubled slash, no '.'.
     Ok(path.components().collect())
+}
+
+/// The directory below which SRs are mounted: that of the key `mountpoint`, or the one where xapi looks for SRs.
+///
+/// # Errors
+/// [`Error::Invalid`], see [`absolute_path`].
+pub fn mountpoint(config: &DeviceConfig) -> Result<PathBuf> {
+    match config.get("mountpoint").map(str::trim).filter(|path| !path.is_empty()) {
+        Some(path) => absolute_path("mountpoint", path),
+        None => Ok(run_dir::mounts()),
+    }
 }
 
 /// Block devices in the form of the device_config key `device`.

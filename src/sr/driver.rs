@@ -17,7 +17,7 @@ use crate::vdi::tree::run::Collecting;
 
 /// A driver's facts and functions that can be used before any SR exists.
 pub struct Driver {
-    /// The SR type: `ext`, `file`, `iso`, `lvm`, `nfs`.
+    /// The SR type: `ext`, `file`, `iso`, `lvm`, `nfs`, `smb`.
     pub sr_type: &'static str,
     /// The name xapi looks for: `FileSR`.
     pub executable: &'static str,
@@ -103,6 +103,8 @@ pub enum Substrate {
     Directory,
     /// An export of an NFS server.
     NfsExport,
+    /// A share of a server that is no NFS server.
+    Share,
     /// A directory, export or share with CD images.
     CdLibrary,
     /// Block devices of this host.
@@ -148,8 +150,7 @@ pub trait Sr: Send + Sync {
     /// # Errors
     /// Those of [`Sr::create`], and [`Error::HoldsSr`] for an SR that is there and that `over` does not name.
     fn create_over(&self, _new: &NewSr, over: &Overwrite) -> Result<()> {
-        let op = if over.contents { "sr_create --force" } else { "sr_create --destroy-sr" };
-        Err(Error::Unsupported { op, why: "this driver overwrites nothing".to_owned() })
+        overwrites_nothing(over)
     }
 
     /// The disks of an SR that need not be attached or whole, to say what would be lost with it. Changes nothing.
@@ -294,10 +295,7 @@ pub trait Sr: Send + Sync {
     /// # Errors
     /// Those of [`Sr::create_over`]; [`Error::Unsupported`] by drivers that cannot tell.
     fn check_create(&self, _size: Option<u64>, _over: &Overwrite) -> Result<()> {
-        Err(Error::Unsupported {
-            op: "sr_create --dry-run",
-            why: "this driver finds out only while it makes an SR".to_owned(),
-        })
+        finds_out_only_then()
     }
 
     /// Says what is wrong with the SR and its disks. `thorough`: every table of every image that no process has open is read.
@@ -354,6 +352,29 @@ pub trait Sr: Send + Sync {
 
     /// The kind of content: `raw` for disks of any format, `iso` for CDs (later SMAPI documents).
     fn content_type(&self) -> &'static str;
+}
+
+/// Refuses to overwrite anything, for a driver that does not.
+///
+/// # Errors
+/// [`Error::Unsupported`] if `over` allows anything.
+pub fn overwrites_nothing(over: &Overwrite) -> Result<()> {
+    if over.is_nothing() {
+        return Ok(());
+    }
+    let op = if over.contents { "sr_create --force" } else { "sr_create --destroy-sr" };
+    Err(Error::Unsupported { op, why: "this driver overwrites nothing".to_owned() })
+}
+
+/// [`Sr::check_create`] of a driver that cannot tell.
+///
+/// # Errors
+/// [`Error::Unsupported`].
+pub fn finds_out_only_then() -> Result<()> {
+    Err(Error::Unsupported {
+        op: "sr_create --dry-run",
+        why: "this driver finds out only while it makes an SR".to_owned(),
+    })
 }
 
 /// Refuses a slot of a layout, for a driver that keeps no mark of one.

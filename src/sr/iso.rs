@@ -22,14 +22,13 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | [`library`], [`share`] | where the images are: a directory, an export or a share; how it is found and mounted |
+//! | [`library`] | where the images are: a directory, an export or a share ([`crate::sr::smb::share`]); how it is found and mounted |
 //! | [`images`] | the images: names, UUIDs, the files that they lead to |
 //! | [`mod@place`] | one image: what formats and callers do with it |
 
 mod images;
 mod library;
 mod place;
-mod share;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -86,7 +86,7 @@ pub const DRIVER: Driver = Driver {
     parse_dconf: |dconf| Ok(DeviceConfig::from([("device", dconf)])),
     open: |sr, config, deadline| Ok(Box::new(LvmSr::new(sr, config, deadline)?)),
     probe,
-    discover: || volume_group::discover(&NAMING),
+    discover: || volume_group::discover(&NAMING, |_| true),
     keeps_disks: false,
     about: About {
         name: "LVM volumes",
@@ -301,7 +301,7 @@ fn probe(config: &DeviceConfig, deadline: Deadline) -> Result<Vec<SrInfo>> {
         let rights = lvhd::Rights::of(config);
         let sr = LvmSr { group, allocation: None, is_shared: false, is_slave: false, rights };
         // The report of all groups does not say where the volumes are.
-        if lvhd::is_lvhd(vg, OWN) { sr.stat() } else { Ok(sr.summary(vg)) }
+        if lvhd::is_lvhd(vg, OWN) { sr.stat().map(Some) } else { Ok(Some(sr.summary(vg))) }
     })
 }
 

@@ -8,12 +8,20 @@ mod driver;
 pub mod ext;
 pub mod file;
 pub mod iso;
+pub mod largeblock;
 pub mod loss;
 mod lvhd;
 pub mod lvm;
+mod mounted;
 mod mountpoint;
+pub mod network;
 pub mod nfs;
+mod on_volume;
+mod served;
+pub mod smb;
 pub(crate) mod volume_group;
+pub mod xfs;
+pub mod zfs;
 
 use crate::error::{Error, Result};
 
@@ -21,7 +29,20 @@ pub use config::PREFERRED_FORMATS;
 pub use driver::{About, Driver, Found, Sr, Substrate};
 
 /// Every driver of this package.
-pub const DRIVERS: &[&Driver] = &[&ext::DRIVER, &file::DRIVER, &iso::DRIVER, &lvm::DRIVER, &nfs::DRIVER];
+pub const DRIVERS: &[&Driver] = &[
+    &network::CEPHFS,
+    &ext::DRIVER,
+    &file::DRIVER,
+    &network::GLUSTERFS,
+    &iso::DRIVER,
+    &largeblock::DRIVER,
+    &lvm::DRIVER,
+    &network::MOOSEFS,
+    &nfs::DRIVER,
+    &smb::DRIVER,
+    &xfs::DRIVER,
+    &zfs::DRIVER,
+];
 
 /// The driver of an SR type.
 ///

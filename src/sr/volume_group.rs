@@ -293,7 +293,7 @@ impl VolumeGroup {
     }
 }
 
-/// Which SRs lie on the devices of a device_config, each told by `describe`.
+/// Which SRs lie on the devices of a device_config, each told by `describe`, which answers `None` for one of another type.
 ///
 /// # Errors
 /// [`Error::NoDevice`], [`Error::DeviceInUse`] for what is no SR, and what reading a device says.
@@ -301,7 +301,7 @@ pub fn probe(
     config: &DeviceConfig,
     naming: &'static Naming,
     deadline: Deadline,
-    describe: impl Fn(VolumeGroup, &Vg) -> Result<SrInfo>,
+    describe: impl Fn(VolumeGroup, &Vg) -> Result<Option<SrInfo>>,
 ) -> Result<Vec<SrInfo>> {
     let devices = devices(config)?;
     for device in &devices {
@@ -333,7 +333,7 @@ pub fn probe(
                     let why = format!("it is part of SR {sr}, whose physical volume {} is missing", pv.uuid);
                     return Err(Error::NoDevice { device: device.display().to_string(), why });
                 }
-                found.push(describe(group, vg)?);
+                found.extend(describe(group, vg)?);
             }
             _ => {
                 let others: Vec<String> = lvm::signatures(&device.display().to_string())?
@@ -349,21 +349,22 @@ pub fn probe(
     Ok(found)
 }
 
-/// The SRs of this naming that LVM sees, with their devices.
+/// The SRs of this naming that LVM sees, with their devices, as far as `is_one` takes a group for one.
 ///
 /// # Errors
 /// The error that LVM reports.
-pub fn discover(naming: &'static Naming) -> Result<Vec<Found>> {
+pub fn discover(naming: &'static Naming, is_one: impl Fn(&Vg) -> bool) -> Result<Vec<Found>> {
     let is_unfinished = |vg: &Vg| vg.tags.iter().any(|t| t == DELETING) || (naming.is_half_made)(vg);
-    let found = lvm::report(None, Unmapped::All)?.into_iter().filter(|vg| !is_unfinished(vg)).filter_map(|vg| {
-        let sr = vg.name.strip_prefix(naming.prefix)?.parse().ok()?;
-        let devices = device_list(vg.pvs.iter().filter(|pv| !pv.missing).map(|pv| pv.name.as_path()));
-        Some(Found {
-            sr,
-            config: DeviceConfig::from([("device", devices.as_str())]),
-            slot: SlotMark::of_tags(&vg.tags),
-        })
-    });
+    let found =
+        lvm::report(None, Unmapped::All)?.into_iter().filter(|vg| !is_unfinished(vg) && is_one(vg)).filter_map(|vg| {
+            let sr = vg.name.strip_prefix(naming.prefix)?.parse().ok()?;
+            let devices = device_list(vg.pvs.iter().filter(|pv| !pv.missing).map(|pv| pv.name.as_path()));
+            Some(Found {
+                sr,
+                config: DeviceConfig::from([("device", devices.as_str())]),
+                slot: SlotMark::of_tags(&vg.tags),
+            })
+        });
     Ok(found.collect())
 }
 

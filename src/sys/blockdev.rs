@@ -142,6 +142,24 @@ pub fn dm_name(rdev: u64) -> Option<String> {
     Some(fs::read_to_string(sysfs(rdev).join("dm/name")).ok()?.trim().to_owned())
 }
 
+/// The device-mapper device that a device is, or that a loop device is over.
+pub fn mapped(rdev: u64) -> Option<u64> {
+    if dm_name(rdev).is_some() {
+        return Some(rdev);
+    }
+    let backing = fs::read_to_string(sysfs(rdev).join("loop/backing_file")).ok()?;
+    number(Path::new(backing.trim_end())).filter(|below| dm_name(*below).is_some())
+}
+
+/// The size of the smallest piece that a device reads and writes, in bytes.
+pub fn sector_size(device: &Path) -> Option<u64> {
+    let sysfs = sysfs(number(device)?);
+    // A partition has the sectors of its disk.
+    let text =
+        ["queue/logical_block_size", "../queue/logical_block_size"].map(|name| fs::read_to_string(sysfs.join(name)));
+    text.into_iter().find_map(|text| text.ok()?.trim().parse().ok())
+}
+
 /// Whether a device-mapper device lets its I/O wait.
 pub fn is_suspended(rdev: u64) -> bool {
     fs::read_to_string(sysfs(rdev).join("dm/suspended")).is_ok_and(|flag| flag.trim() == "1")

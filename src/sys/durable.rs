@@ -14,6 +14,7 @@
 //! found the name taken or `rename` found nothing to rename, though it was our own first request that did
 //! it. So what has the name is compared with our file before a refusal is believed.
 
+mod aside;
 mod leftovers;
 mod new_file;
 
@@ -33,6 +34,7 @@ use nix::sys::statvfs::{Statvfs, fstatvfs};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use crate::error::{Error, Result};
+pub use aside::replaced;
 pub use leftovers::is_abandoned;
 pub use new_file::NewFile;
 
@@ -289,12 +291,16 @@ impl Dir {
         Ok(Some(bytes))
     }
 
-    /// Makes the names in the directory durable.
+    /// Makes the names in the directory durable. On SMB before Linux 5.13 a directory cannot be synced, and the server makes
+    /// its names durable as it sees fit.
     ///
     /// # Errors
     /// [`Error::Io`] if the storage fails.
     pub fn sync(&self) -> Result<()> {
-        nix::unistd::fsync(&self.fd).map_err(Error::sys("make durable", &self.path))
+        match nix::unistd::fsync(&self.fd) {
+            Err(Errno::EINVAL | Errno::EOPNOTSUPP) if self.replaces_in_steps() => Ok(()),
+            other => other.map_err(Error::sys("make durable", &self.path)),
+        }
     }
 
     /// Removes a name. `false`: there was none. Not durable before [`Dir::sync`].

@@ -163,6 +163,19 @@ pub fn find(devices: &HashMap<PathBuf, Vec<String>>, path: &Path, wanted: FileId
 /// # Errors
 /// [`Error::DeviceInUse`] when other processes take or hold every free device that is tried.
 pub fn attach(file: &File, path: &Path, read_only: bool) -> Result<PathBuf> {
+    attach_with(file, path, LO_FLAGS_DIRECT_IO | if read_only { LO_FLAGS_READ_ONLY } else { 0 })
+}
+
+/// Makes a loop device with sectors of 512 bytes over a block device with larger ones. A part of a sector is written by the page
+/// cache: a write is on the device below after a flush.
+///
+/// # Errors
+/// As [`attach`].
+pub fn attach_in_small_sectors(device: &File, path: &Path) -> Result<PathBuf> {
+    attach_with(device, path, 0)
+}
+
+fn attach_with(file: &File, path: &Path, flags: u32) -> Result<PathBuf> {
     /// Devices that are tried before it is an error.
     const ATTEMPTS: usize = 64;
     let control = open(Path::new(CONTROL), true)?;
@@ -171,7 +184,7 @@ pub fn attach(file: &File, path: &Path, read_only: bool) -> Result<PathBuf> {
         let number = free(&control, &refused)?;
         let device = node(number);
         let loop_file = open(&device, true)?;
-        match set_up(loop_file.as_raw_fd(), file.as_raw_fd(), path, read_only) {
+        match set_up(loop_file.as_raw_fd(), file.as_raw_fd(), path, flags) {
             Ok(()) => return Ok(device),
             // Another process took it between the two calls, or has it open exclusively without a file.
             Err(Errno::EBUSY) => refused.push(number),
@@ -211,9 +224,9 @@ fn node(number: i32) -> PathBuf {
     format!("/dev/loop{number}").into()
 }
 
-fn set_up(device: RawFd, file: RawFd, path: &Path, read_only: bool) -> Result<(), Errno> {
+fn set_up(device: RawFd, file: RawFd, path: &Path, flags: u32) -> Result<(), Errno> {
     let mut info = LoopInfo64::empty();
-    info.flags = LO_FLAGS_DIRECT_IO | if read_only { LO_FLAGS_READ_ONLY } else { 0 };
+    info.flags = flags;
     let name = path.as_os_str().as_encoded_bytes();
     let kept = name.len().min(info.file_name.len() - 1);
     info.file_name[..kept].copy_from_slice(&name[..kept]);
@@ -233,9 +246,11 @@ fn set_up(device: RawFd, file: RawFd, path: &Path, read_only: bool) -> Result<()
         let _ = unsafe { loop_clr_fd(device) };
         return Err(errno);
     }
-    // Not every filesystem has direct I/O; without it the device works all the same.
-    // SAFETY: the ioctl takes a number.
-    let _ = unsafe { loop_set_direct_io(device, 1) };
+    if flags & LO_FLAGS_DIRECT_IO != 0 {
+        // Not every filesystem has direct I/O; without it the device works all the same.
+        // SAFETY: the ioctl takes a number.
+        let _ = unsafe { loop_set_direct_io(device, 1) };
+    }
     Ok(())
 }
 

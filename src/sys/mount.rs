@@ -122,6 +122,20 @@ pub fn block_device(device: &Path, path: &Path, fs_type: &str, read_only: bool, 
     nix::mount::mount(Some(device), path, Some(fs_type), flags, Some(options)).map_err(Error::sys("mount", device))
 }
 
+/// Mounts a directory at a second, existing one, without the mounts below it. Nothing there is run, is a device, or gives its user
+/// more rights.
+///
+/// # Errors
+/// [`Error::Io`] with the kernel's errno.
+pub fn bind(directory: &Path, at: &Path) -> Result<()> {
+    let none = None::<&str>;
+    nix::mount::mount(Some(directory), at, none, MsFlags::MS_BIND, none).map_err(Error::sys("mount", directory))?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    nix::mount::mount(none, at, none, flags, none).map_err(Error::sys("mount", directory)).inspect_err(|_| {
+        let _ = umount2(at, MntFlags::UMOUNT_NOFOLLOW);
+    })
+}
+
 /// The outcome of an unmounting.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Unmounted {

@@ -7,35 +7,10 @@
 # memory: 1024
 # takes: 35
 set -u
-if [ -z "${SMB_ALONE-}" ]; then
-  SMB_ALONE=yes exec unshare -mn --propagation private bash "$0" "$@"
-fi
 # shellcheck source=/dev/null
-. "$ROOT/tests/guest/claims.inc"
-ip link set lo up
-mount -t tmpfs t /run
-mkdir -p /run/lock "$SCRATCH/bin"
-modprobe -a loop cifs ccm gcm cmac sha512_generic sha256_generic nls_utf8 2> /dev/null
-for name in sm ISOSR; do ln -sf "$BIN/sm" "$SCRATCH/bin/$name"; done
-export BIN=$SCRATCH/bin PATH=$SCRATCH/bin:$PATH
-SRV=$SCRATCH/isos
-mkdir -p "$SRV/linux" "$SCRATCH/samba"
-PASSWORD='hunter2,"%x'
-
-cat > "$SCRATCH/smb.conf" << CONF
-[global]
-  server role = standalone server
-  disable netbios = yes
-  smb ports = 445
-  load printers = no
-  map to guest = bad user
-  state directory = $SCRATCH/samba
-  cache directory = $SCRATCH/samba
-  lock directory = $SCRATCH/samba
-  private dir = $SCRATCH/samba
-  pid directory = $SCRATCH/samba
-  ncalrpc dir = $SCRATCH/samba
-  log file = $SCRATCH/samba/log
+. "$ROOT/tests/guest/smb.inc"
+mkdir -p "$SRV/linux"
+smb_conf << CONF || exit
 [isos]
   path = $SRV
   valid users = nobody
@@ -45,23 +20,8 @@ cat > "$SCRATCH/smb.conf" << CONF
   path = $SRV
   guest ok = yes
 CONF
-printf '%s\n%s\n' "$PASSWORD" "$PASSWORD" | smbpasswd -c "$SCRATCH/smb.conf" -s -a nobody || exit
-answers() { (: < /dev/tcp/127.0.0.1/445); }
-start() {
-  smbd -D -s "$SCRATCH/smb.conf"
-  wait_until 'the server answers' answers
-}
-stop() {
-  xargs kill -TERM < "$SCRATCH/samba/smbd.pid"
-  wait_until 'the server is gone' eval '! answers'
-}
 start
-
-# mount.cifs notes its arguments, which everyone on a host can read, and goes on.
-cp /sbin/mount.cifs "$SCRATCH/mount.cifs"
-printf '#!/bin/sh\necho "$@" >> %s/arguments\nexec %s/mount.cifs "$@"\n' "$SCRATCH" "$SCRATCH" > "$SCRATCH/wrapper"
-chmod +x "$SCRATCH/wrapper"
-mount --bind "$SCRATCH/wrapper" "$(realpath /sbin/mount.cifs)"
+note_arguments
 
 status=0
 keys="{\"type\": \"cifs\", \"username\": \"nobody\", \"cifspassword\": \"${PASSWORD//\"/\\\"}\"}"

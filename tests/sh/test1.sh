@@ -83,6 +83,23 @@ nfs)
         ;;
     esac
     ;;
+smb)
+    FORMATS='vhd raw qcow2' ALONE=no
+    case $DCONF in
+    //*) LIST="((server . \"$DCONF\"))" NOWHERE=$DCONF/nonexistent/directory ;;
+    '((server . "'*)
+        share=${DCONF#'((server . "'}
+        NOWHERE="((server . \"${share%%\"*}/nonexistent/directory\"${share#*\"}"
+        ;;
+    esac
+    ;;
+glusterfs)
+    FORMATS='vhd raw qcow2' ALONE=no LIST="((server . \"$DCONF\"))" NOWHERE=$DCONF/nonexistent/directory
+    ;;
+moosefs)
+    FORMATS='vhd raw qcow2' ALONE=no NOWHERE=$DCONF/nonexistent/directory
+    LIST="((masterhost . \"${DCONF%%:*}\") (rootpath . \"${DCONF##*:}\"))"
+    ;;
 lvm)
     # The volume group is there whenever its devices are.
     UNIT=4194304 DETACH_ENDS=no NOWHERE=/dev/nonexistent
@@ -91,7 +108,7 @@ lvm)
     *) MAY_REFUSE='vdi_clone vdi_snapshot' THIN=no LIST="((device . \"$DCONF\"))" ;;
     esac
     ;;
-ext)
+ext | xfs | largeblock)
     FORMATS='vhd raw qcow2' LIST="((device . \"$DCONF\"))" NOWHERE=/dev/nonexistent
     ;;
 *) printf '# %s has no row in this suite: nothing is allowed to be unsupported\n' "$TYPE" ;;

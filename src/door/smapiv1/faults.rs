@@ -96,6 +96,9 @@ impl Attempt {
             (Substrate::NfsExport, Some(Command::SrCreate)) => Code::NFSCreate,
             (Substrate::NfsExport, Some(Command::SrDelete)) => Code::NFSDelete,
             (Substrate::NfsExport, Some(Command::SrDetach)) => Code::NFSUnMount,
+            (Substrate::Share, Some(Command::SrCreate)) => Code::SMBCreate,
+            (Substrate::Share, Some(Command::SrDelete)) => Code::SMBDelete,
+            (Substrate::Share, Some(Command::SrDetach)) => Code::SMBUnMount,
             (Substrate::CdLibrary, Some(Command::SrCreate | Command::SrDelete)) => Code::SMGeneral,
             (Substrate::CdLibrary, Some(Command::SrDetach)) => Code::ISOUnmountFailure,
             (_, Some(command)) => general_fault(command),
@@ -179,9 +182,11 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         Error::Invalid { what, .. } => match *what {
             "location" if on == Substrate::CdLibrary => Code::ISOLocationStringError,
             "location" | "device" => Code::ConfigDeviceInvalid,
+            "server" if on == Substrate::Share => Code::SMBMount,
             "server" => Code::DNSError,
             "serverpath" => Code::ConfigServerPathBad,
             "nfsversion" => Code::NFSVersion,
+            "vers" if on == Substrate::Share => Code::SMBMount,
             "vers" => Code::ISOInvalidSMBversion,
             "size" => Code::VDISize,
             "type" => Code::VDIType,
@@ -226,6 +231,8 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         Error::DeviceInUse { .. } | Error::Occupied { .. } | Error::HoldsSr { .. } => match on {
             Substrate::NfsExport if attempt.begins_the_sr() => Code::NFSAttached,
             Substrate::NfsExport if attempt.ends_the_sr() => Code::NFSUnMount,
+            Substrate::Share if attempt.begins_the_sr() => Code::SMBAttached,
+            Substrate::Share if attempt.ends_the_sr() => Code::SMBUnMount,
             Substrate::CdLibrary if attempt.begins_the_sr() => Code::ISOMountFailure,
             Substrate::CdLibrary if attempt.ends_the_sr() => Code::ISOUnmountFailure,
             _ => Code::SRInUse,
@@ -264,7 +271,9 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Code::SRNoSpace,
             Some(Errno::EROFS) => Code::SharedFileSystemNoWrite,
             // Root may do anything, except where a server does not take it for root.
-            Some(Errno::EACCES | Errno::EPERM) if matches!(on, Substrate::NfsExport | Substrate::CdLibrary) => {
+            Some(Errno::EACCES | Errno::EPERM)
+                if matches!(on, Substrate::NfsExport | Substrate::Share | Substrate::CdLibrary) =>
+            {
                 Code::SharedFileSystemNoWrite
             }
             _ => general,
@@ -283,7 +292,7 @@ fn of_server(protocol: Protocol, fault: ServerFault, on: Substrate) -> Code {
             Code::ISOMountFailure
         }
         (Protocol::Nfs, ServerFault::NoExport | ServerFault::Denied | ServerFault::Mount) => Code::NFSMount,
-        (Protocol::Smb, _) => Code::SMBMount,
+        (Protocol::Smb | Protocol::Ceph | Protocol::Gluster | Protocol::Moose, _) => Code::SMBMount,
     }
 }
 
@@ -291,7 +300,7 @@ fn of_server(protocol: Protocol, fault: ServerFault, on: Substrate) -> Code {
 fn of_tool(program: &str, command: Option<Command>) -> Option<Code> {
     match (command?, program) {
         (Command::SrCreate, "vgcreate" | "lvcreate" | "vgchange") => Some(Code::LVMCreate),
-        (Command::SrCreate, "mkfs.ext4") => Some(Code::LVMFilesystem),
+        (Command::SrCreate, "mkfs.ext4" | "mkfs.xfs") => Some(Code::LVMFilesystem),
         (Command::SrDelete, "vgremove" | "pvremove" | "vgchange") => Some(Code::LVMDelete),
         (Command::SrAttach, "lvchange" | "e2fsck") => Some(Code::LVMMount),
         (Command::SrDetach, "lvchange" | "dmsetup") => Some(Code::LVMUnMount),
@@ -319,6 +328,10 @@ mod tests {
     fn what_a_server_does_has_the_codes_of_its_sr_type() {
         use Protocol::*;
         use ServerFault::*;
+        for what in [NoAnswer, Version, NoExport, Denied, Mount] {
+            let error = server::fault(Smb, "filer", what, "because".to_owned());
+            assert_eq!(code(error, "smb", Command::SrAttach), 111, "{what:?}");
+        }
         for (protocol, what, nfs, iso) in [
             (Nfs, UnknownName, 140, 140),
             (Nfs, NoAnswer, 108, 108),
@@ -346,6 +359,8 @@ mod tests {
         assert_eq!(code(busy(), "nfs", Command::SrAttach), 75);
         assert_eq!(code(busy(), "nfs", Command::SrDetach), 74);
         assert_eq!(code(busy(), "iso", Command::SrDetach), 223);
+        assert_eq!(code(busy(), "smb", Command::SrAttach), 113);
+        assert_eq!(code(busy(), "smb", Command::SrDetach), 112);
         assert_eq!(code(busy(), "lvm", Command::SrCreate), 16);
         let io = |errno: Errno| Error::Io { op: "create", path: "/m".into(), source: errno.into() };
         for (errno, nfs, file) in [(Errno::EROFS, 461, 461), (Errno::EACCES, 461, 61), (Errno::EIO, 88, 61)] {

@@ -140,7 +140,7 @@ impl FileSr {
         };
         if let Some(dir) = dir {
             let stat = nix::sys::stat::fstat(&dir).map_err(Error::sys("examine", &self.path))?;
-            if blockdev::dm_name(stat.st_dev).as_deref() == Some(volume) {
+            if blockdev::mapped(stat.st_dev).and_then(blockdev::dm_name).as_deref() == Some(volume) {
                 return Ok(Rc::new(dir));
             }
         }

@@ -49,6 +49,13 @@ impl FileSr {
             }
             _ => {}
         }
+        if self.shared
+            && let Some(format) = Listing::read(&dir)?.images.get(&vdi)
+            && !is_unborn(&dir, vdi)?
+        {
+            // It was just being replaced, where a file is replaced in steps.
+            return Ok(self.disk(dir, vdi, *format));
+        }
         if self.shared && is_being_changed(&dir, vdi)? {
             drop(self.lock_trees(&dir, self.deadline.end())?);
             if let Some(format) = format_of(&dir, vdi)? {

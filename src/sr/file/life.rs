@@ -275,6 +275,9 @@ impl FileSr {
         for name in &listing.temporaries {
             removed |= dir.remove_temporary(name)?;
         }
+        for name in &listing.replaced {
+            removed |= dir.remove(name)?;
+        }
         for name in dir.names()?.iter().filter(|name| is_orphan(name)) {
             // Refused while somebody here has it open; then the directory stays, and sr_create takes it.
             let _ = dir.remove(name);
@@ -320,7 +323,9 @@ impl FileSr {
         let _lock = match self.shared.then(|| self.lock_trees(&dir, Instant::now())) {
             Some(Err(Error::Busy { .. })) => return Ok(()),
             // Nor is anything repaired by who can't lock it.
-            Some(Err(e)) if matches!(e.errno().map(Errno::from_raw), Some(Errno::EROFS | Errno::ENOLCK)) => {
+            Some(Err(e))
+                if matches!(e.errno().map(Errno::from_raw), Some(Errno::EROFS | Errno::EACCES | Errno::ENOLCK)) =>
+            {
                 return Ok(());
             }
             Some(lock) => Some(lock?),

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::layout::{JOURNALS, Role, classify, remove_leftovers};
 use crate::error::Result;
-use crate::sys::durable::Dir;
+use crate::sys::durable::{Dir, replaced};
 use crate::types::{Format, VdiUuid};
 use crate::vdi::layout;
 
@@ -17,18 +17,27 @@ pub(super) struct Listing {
     pub(super) params: HashSet<VdiUuid>,
     pub(super) locks: HashSet<VdiUuid>,
     pub(super) temporaries: Vec<String>,
+    /// Second names of files that were replaced, or are being replaced.
+    pub(super) replaced: Vec<String>,
     /// Another storage manager's collector left a journal: what looks like garbage may not be.
     pub(super) journals: bool,
 }
 
 impl Listing {
-    /// Reads the names of the directory.
+    /// Reads the names of the directory. A file that lost its name to a killed replacement gets it back first.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
     pub(super) fn read(dir: &Dir) -> Result<Listing> {
+        let mut names = dir.names()?;
+        let mut lost =
+            names.iter().filter(|kept| replaced(kept).is_some_and(|name| !names.iter().any(|it| it == name)));
+        if lost.next().is_some() {
+            names.iter().filter(|name| replaced(name).is_some()).try_for_each(|kept| dir.settle(kept))?;
+            names = dir.names()?;
+        }
         let mut listing = Listing::default();
-        for name in dir.names()? {
+        for name in names {
             match classify(&name) {
                 Some((vdi, Role::Image(format))) => {
                     match listing.images.get(&vdi) {
@@ -44,6 +53,7 @@ impl Listing {
                 Some((vdi, Role::Params)) => drop(listing.params.insert(vdi)),
                 Some((vdi, Role::Lock)) => drop(listing.locks.insert(vdi)),
                 None if name.starts_with(".tmp-") => listing.temporaries.push(name),
+                None if replaced(&name).is_some() => listing.replaced.push(name),
                 None if JOURNALS.iter().any(|prefix| name.starts_with(prefix)) => listing.journals = true,
                 None => {}
             }

@@ -146,7 +146,12 @@ impl Place for FilePlace<'_> {
     fn set_params(&self, params: &Params) -> Result<()> {
         let name = beside(self.vdi, PARAMS);
         match *params == Params::default() {
-            true => self.dir.remove(&name).and_then(|_| self.dir.sync()),
+            true => {
+                if self.sr.shared {
+                    self.dir.forget_old(&name)?;
+                }
+                self.dir.remove(&name).and_then(|_| self.dir.sync())
+            }
             false => self.dir.replace(&name, &encode(&VdiRecord::Vdi(params.clone()))),
         }
     }
@@ -267,6 +272,10 @@ impl Place for FilePlace<'_> {
                 }
                 Err(other) => return Err(other),
             }
+        }
+        if self.sr.shared {
+            self.dir.forget_old(&self.name())?;
+            self.dir.forget_old(&beside(self.vdi, PARAMS))?;
         }
         // Gone already: another host was faster, or our first request was carried out and its answer lost.
         self.dir.remove(&self.name())?;

@@ -6,12 +6,14 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 
-use super::share::{self, Share};
 use crate::error::{Error, Protocol, Result, ServerFault};
+use crate::sr::config::{absolute_path, mountpoint};
 use crate::sr::file::MARKER;
 use crate::sr::mountpoint::Mountpoint;
-use crate::sr::nfs::export::{self, Export, Holds};
-use crate::sr::{config::absolute_path, nfs};
+use crate::sr::nfs;
+use crate::sr::nfs::export::{self, Export};
+use crate::sr::served::{Holds, Purpose, Remote as _};
+use crate::sr::smb::share::{self, Share};
 use crate::sys::durable::Dir;
 use crate::sys::mount;
 use crate::sys::watch::Pulse;
@@ -38,8 +40,8 @@ impl Remote {
     fn mount(&self, at: &Path) -> Result<()> {
         match self {
             // CDs need no locks, so a version 3 mount needs no rpc.statd.
-            Remote::Nfs(export) => export.mount("", at, ",nolock"),
-            Remote::Smb(share) => share.mount(at),
+            Remote::Nfs(export) => export.mount("", at, Purpose::Look),
+            Remote::Smb(share) => share.mount("", at, Purpose::Use),
         }
     }
 
@@ -83,10 +85,7 @@ impl Library {
             let path = absolute_path("location", &location)?.join(&below).components().collect();
             return Ok(Library { sr, location, path, below, remote: None });
         }
-        let base = match config.get("mountpoint").filter(|path| !path.is_empty()) {
-            Some(path) => absolute_path("mountpoint", path)?,
-            None => run_dir::mounts(),
-        };
+        let base = mountpoint(config)?;
         let (remote, source, fs_types) = match is_nfs(&location, config)? {
             true => {
                 let export = Export::new(&export_keys(&location, config)?, Holds::Images)?;
@@ -94,8 +93,8 @@ impl Library {
                 (Remote::Nfs(export), source, export::FS_TYPES)
             }
             false => {
-                let share = Share::new(&location, &with_options(config))?;
-                let source = share.source().to_owned();
+                let share = Share::new(&share::OF_CDS, &with_options(config))?;
+                let source = share.source("");
                 (Remote::Smb(share), source, share::FS_TYPES)
             }
         };

@@ -5,43 +5,24 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::options::{Chosen, options, port, versions};
+use super::options::{Chosen, options, port, versions, waits};
 use crate::error::{Error, Exported, Protocol, Result, ServerFault, one_line};
-use crate::sr::config::absolute_path;
+use crate::sr::config::{absolute_path, mountpoint};
+use crate::sr::nfs;
+use crate::sr::served::{self, Holds, Purpose, Remote};
 use crate::sys::server::{fault, is_ipv6};
 use crate::sys::watch::Pulse;
-use crate::sys::{mount, run_dir, sunrpc, syslog};
+use crate::sys::{mount, sunrpc, syslog};
 use crate::types::DeviceConfig;
 
 /// How long mount.nfs may take: two of its own ten-second waits for a server.
 const MOUNT_DEADLINE: Duration = Duration::from_secs(25);
-
-/// How long a server may be silent before a call without a `--wait` gives it up.
-pub const SILENCE: Duration = Duration::from_secs(60);
 
 /// The filesystem types that the mount table has for such mounts.
 pub const FS_TYPES: &[&str] = &["nfs", "nfs4"];
 
 /// The options of every mount. With them, a host sees with its next call what another host has changed.
 const OPTIONS: &str = "retry=0,acdirmin=0,acdirmax=0,lookupcache=none,nosuid,nodev,noexec";
-
-/// The kinds of files that an export may keep. The kind decides what becomes of I/O while the server is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holds {
-    /// It waits: a soft mount forgets writes and says so once, to whoever syncs first.
-    Disks,
-    /// It fails after a minute: who reads a CD is told each time, and can be shut down meanwhile.
-    Images,
-}
-
-impl Holds {
-    pub(super) fn options(self) -> &'static str {
-        match self {
-            Holds::Disks => "hard",
-            Holds::Images => "soft,timeo=100,retrans=2",
-        }
-    }
-}
 
 /// A directory that a server exports, as device_config names it.
 pub struct Export {
@@ -74,10 +55,7 @@ impl Export {
             nfsversion: given("nfsversion").map(str::to_owned),
             options,
             udp: given("useUDP").is_some_and(|value| value.eq_ignore_ascii_case("true")),
-            base: match given("mountpoint") {
-                Some(path) => absolute_path("mountpoint", path)?,
-                None => run_dir::mounts(),
-            },
+            base: mountpoint(config)?,
         })
     }
 
@@ -95,22 +73,16 @@ impl Export {
         Ok(chosen)
     }
 
-    /// `server:/export/below`, as mount.nfs takes it and the mount table shows it.
-    pub fn source(&self, below: &str) -> String {
-        let host = if self.server.contains(':') { format!("[{}]", self.server) } else { self.server.clone() };
-        format!("{host}:{}", self.path.join(below).components().collect::<PathBuf>().display())
-    }
-
     /// Asks the server before anything waits for it, then mounts with the newest version both have, at the kind of address
     /// that answered. The log says which of the caller's options were replaced.
     ///
     /// # Errors
     /// [`Error::Invalid`] for options that cannot be understood; [`Error::Server`], with what mount.nfs said.
-    pub fn mount(&self, below: &str, at: &Path, more: &str) -> Result<()> {
+    pub fn mount_with(&self, below: &str, at: &Path, more: &str) -> Result<()> {
         let chosen = self.chosen()?;
         let (address, spoken) = sunrpc::nfs(&self.server, self.port)?;
         let source = self.source(below);
-        let ours = format!("{},{},{OPTIONS}", self.holds.options(), proto(address));
+        let ours = format!("{},{},{OPTIONS}", waits(self.holds), proto(address));
         if !chosen.replaced.is_empty() {
             let replaced = chosen.replaced.join(", ");
             syslog::write(&format!("mounting {source}: {replaced} of device_config is not used, but {ours}"));
@@ -178,14 +150,14 @@ impl Export {
     /// The exports of the server: its mount daemon's list, or the directories in the root of version 4.
     ///
     /// # Errors
-    /// [`Error::Server`] if no NFS server answers; that of [`Export::in_root`] if the server has no mount daemon.
+    /// [`Error::Server`] if no NFS server answers; that of [`served::in_root`] if the server has no mount daemon.
     pub fn all_of(config: &DeviceConfig) -> Result<Vec<Exported>> {
         let mut root = config.clone();
         root.0.insert("serverpath".to_owned(), "/".to_owned());
         let root = Export::new(&root, Holds::Images)?;
         root.spoken()?;
         sunrpc::exports(&root.server).or_else(|_| {
-            root.in_root(|dir| {
+            served::in_root(&nfs::KIND, &root, |dir| {
                 let names = fs::read_dir(dir).map_err(Error::io("list", dir))?.flatten();
                 let directories = names.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
                 let path = |entry: fs::DirEntry| format!("/{}", entry.file_name().to_string_lossy());
@@ -195,21 +167,20 @@ impl Export {
             })
         })
     }
+}
 
-    /// Does something in the export's own directory, through a mount that ends with it.
-    ///
-    /// # Errors
-    /// [`Error::Server`] if the server refuses the mount; [`Error::Io`] if the caller is not root; the errors of
-    /// `work`.
-    pub fn in_root<T: Send>(&self, work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
-        mount::privately(&run_dir::state().join("nfs"), |dir| {
-            self.mount("", dir, ",nolock")?;
-            work(dir)
-        })
+impl Remote for Export {
+    /// `server:/export/below`, as mount.nfs takes it and the mount table shows it.
+    fn source(&self, below: &str) -> String {
+        let host = if self.server.contains(':') { format!("[{}]", self.server) } else { self.server.clone() };
+        format!("{host}:{}", self.path.join(below).components().collect::<PathBuf>().display())
     }
 
-    /// Whether the server still answers.
-    pub fn pulse(&self) -> Pulse {
+    fn mount(&self, below: &str, at: &Path, purpose: Purpose) -> Result<()> {
+        self.mount_with(below, at, if purpose == Purpose::Look { ",nolock" } else { "" })
+    }
+
+    fn pulse(&self) -> Pulse {
         let (server, port) = (self.server.clone(), self.port);
         Box::new(move || sunrpc::nfs_versions(&server, port).map(drop))
     }
@@ -265,6 +236,7 @@ fn may_differ_by_version(e: &Error) -> bool {
 mod tests {
     use super::*;
     use crate::sr::nfs::parse_dconf;
+    use crate::sys::run_dir;
 
     fn export(dconf: &str) -> Export {
         Export::new(&parse_dconf(dconf).unwrap(), Holds::Disks).unwrap()

@@ -1,8 +1,16 @@
 //! The options and versions of NFS that device_config asks for. Which are taken and why: `docs/nfs.md`.
 
-use super::export::Holds;
 use crate::error::{Error, Result};
+use crate::sr::served::Holds;
 use crate::sys::sunrpc;
+
+/// What becomes of I/O while the server is gone.
+pub(super) fn waits(holds: Holds) -> &'static str {
+    match holds {
+        Holds::Disks => "hard",
+        Holds::Images => "soft,timeo=100,retrans=2",
+    }
+}
 
 /// Versions in the order they are tried, by what `nfsversion` asks for; the major one is what a server can be
 /// asked about without mounting.
@@ -115,7 +123,7 @@ pub(super) fn options(value: &str, holds: Holds) -> Result<Chosen> {
         if USUAL.contains(&option)
             || name.starts_with("x-")
             || name == "comment"
-            || holds.options().split(',').any(|ours| ours == option)
+            || waits(holds).split(',').any(|ours| ours == option)
         {
             continue;
         }

@@ -1,5 +1,6 @@
 //! A file that appears whole or not at all; the order of steps is in [`super`].
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -24,7 +25,16 @@ impl Dir {
     pub fn new_file(&self) -> Result<NewFile<'_>> {
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         match openat(&self.fd, ".", OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC, mode) {
-            Ok(fd) => return Ok(NewFile { dir: self, file: fd.into(), name: None, durable: false }),
+            Ok(fd) => {
+                return Ok(NewFile {
+                    dir: self,
+                    file: fd.into(),
+                    name: None,
+                    durable: false,
+                    marked: false.into(),
+                    held: false.into(),
+                });
+            }
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL | Errno::ENOENT) => {}
             Err(errno) => return Err(Error::sys("create a file in", &self.path)(errno)),
         }
@@ -33,7 +43,8 @@ impl Dir {
             let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let file: File =
                 openat(&self.fd, name.as_str(), flags, mode).map_err(Error::sys("create", self.join(&name)))?.into();
-            let new = NewFile { dir: self, file, name: Some(name), durable: false };
+            let new =
+                NewFile { dir: self, file, name: Some(name), durable: false, marked: false.into(), held: false.into() };
             new.mark_as_in_use()?;
             // Before it was marked, a sweep could take it for abandoned.
             if self.lookup(new.name.as_deref().expect("it was just given one"))?.is_some() {
@@ -84,7 +95,7 @@ impl Dir {
     pub fn passing_link(&self, name: &str, file: &File) -> Result<NewFile<'_>> {
         let file = file.try_clone().map_err(Error::io("duplicate", self.join(name)))?;
         let temporary = temporary_name();
-        let mut new = NewFile { dir: self, file, name: None, durable: true };
+        let mut new = NewFile { dir: self, file, name: None, durable: true, marked: false.into(), held: false.into() };
         new.mark_as_in_use()?;
         self.link(name, &temporary)?;
         new.name = Some(temporary);
@@ -101,6 +112,10 @@ pub struct NewFile<'a> {
     name: Option<String>,
     /// The contents of the file are on stable storage.
     durable: bool,
+    /// It is locked, which says that it is in the making.
+    marked: Cell<bool>,
+    /// It stays so after it is published.
+    held: Cell<bool>,
 }
 
 impl NewFile<'_> {
@@ -119,6 +134,7 @@ impl NewFile<'_> {
     /// [`Error::Io`] if the filesystem cannot lock the file.
     pub fn hold(&self) -> Result<File> {
         self.mark_as_in_use()?;
+        self.held.set(true);
         self.file.try_clone().map_err(Error::io("duplicate a file in", &self.dir.path))
     }
 
@@ -162,6 +178,9 @@ impl NewFile<'_> {
     /// [`Error::Io`] if the file cannot be made durable or named.
     pub fn publish_soon(mut self, name: &str) -> Result<bool> {
         self.sync()?;
+        if self.name.is_some() && self.dir.replaces_in_steps() {
+            return self.rename_to_new(name);
+        }
         match self.link(name) {
             Ok(()) => {}
             Err(Errno::EEXIST) if self.is(name)? => {}
@@ -175,6 +194,23 @@ impl NewFile<'_> {
             // It is published; what stays of the other name is swept.
             let _ = dir.remove(&temporary);
         }
+        Ok(true)
+    }
+
+    /// Gives the file `name` instead of its temporary name. On SMB, the removal of one of two names of a file keeps the other
+    /// from being opened until everybody has closed the file.
+    fn rename_to_new(mut self, name: &str) -> Result<bool> {
+        let temporary = self.name.as_deref().expect("the caller looked");
+        if !self.held.get() {
+            self.unmark()?;
+        }
+        match self.dir.rename_new(temporary, name) {
+            Ok(()) => {}
+            Err(Errno::EEXIST | Errno::ENOENT) if self.is(name)? => {}
+            Err(Errno::EEXIST) => return Ok(false),
+            Err(errno) => return Err(Error::sys("create", self.dir.join(name))(errno)),
+        }
+        self.name = None;
         Ok(true)
     }
 
@@ -199,6 +235,18 @@ impl NewFile<'_> {
             self.name = Some(temporary);
         }
         let temporary = self.name.as_deref().expect("it was just given one");
+        if self.dir.replaces_in_steps() {
+            self.unmark()?;
+            self.dir.replace_in_steps(temporary, name).map_err(|errno| match errno {
+                Errno::EBUSY => Error::DeviceInUse {
+                    device: self.dir.join(name).display().to_string(),
+                    holder: "a process of this or another host has it open".to_owned(),
+                },
+                _ => fail(errno),
+            })?;
+            self.name = None;
+            return self.dir.sync();
+        }
         match nix::fcntl::renameat(&self.dir.fd, temporary, &self.dir.fd, name) {
             Err(Errno::ENOENT) if self.is(name)? => {}
             other => other.map_err(fail)?,
@@ -209,7 +257,17 @@ impl NewFile<'_> {
 
     /// Until the file is closed, [`is_abandoned`](super::is_abandoned) is false.
     fn mark_as_in_use(&self) -> Result<()> {
-        self.file.lock_exclusive().map_err(Error::io("mark as in use a file in", &self.dir.path))
+        // On SMB, a file that locks itself twice waits for itself.
+        if !self.marked.replace(true) {
+            self.file.lock_exclusive().map_err(Error::io("mark as in use a file in", &self.dir.path))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the mark before others find the file: on SMB, nobody can read what another has locked.
+    fn unmark(&self) -> Result<()> {
+        self.marked.set(false);
+        FileExt::unlock(&self.file).map_err(Error::io("unlock a file in", &self.dir.path))
     }
 
     fn link(&self, name: &str) -> Result<(), Errno> {

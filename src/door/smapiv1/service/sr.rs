@@ -18,8 +18,9 @@ use crate::sys::syslog;
 use crate::types::{NewSr, Overwrite};
 
 impl Service<'_> {
-    pub(super) fn sr_probe(&self) -> Answer {
-        let config = &self.request.device_config;
+    pub(super) fn sr_probe(&mut self) -> Answer {
+        self.fetch_secrets()?;
+        let config = &self.config;
         let found = (self.driver.probe)(config, deadline().into())?;
         let mut list = String::from("<?xml version=\"1.0\" ?>\n<SRlist>\n");
         for sr in found {
@@ -68,7 +69,8 @@ impl Service<'_> {
     }
 
     /// The SR API deletes an SR with its disks; xapi wants it refused while there are any that xapi could delete.
-    pub(super) fn sr_delete(&self) -> Answer {
+    pub(super) fn sr_delete(&mut self) -> Answer {
+        self.fetch_secrets()?;
         let (session, context) = (self.session()?, now());
         if self.driver.about.capabilities.contains(&"VDI_DELETE") {
             let disks = session.vdis_at_stake(&context)?;

@@ -1,5 +1,6 @@
 //! A share of an SMB server: what names it, and mounting it.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use nix::errno::Errno;
 use crate::error::{Error, Protocol, Result, ServerFault, one_line};
 use crate::sr::config::absolute_path;
 use crate::sr::nfs::export;
+use crate::sr::served::{Holds, Purpose, Remote};
 use crate::sys::server::{fault, listens};
 use crate::sys::syslog;
 use crate::sys::tool::Tool;
@@ -25,6 +27,14 @@ const MOUNT_DEADLINE: Duration = Duration::from_secs(60);
 /// The options of every mount. `cache=none`: a host sees with its next call what another host has changed.
 const OPTIONS: &str = "cache=none,nosuid,nodev,noexec";
 
+/// Those of a mount with disks. A write waits for a server that is gone, as [`Holds::Disks`] says. `actimeo=0`: names and
+/// attributes are asked for anew. The files belong to root, as the server has no modes of its own to show.
+const OPTIONS_OF_DISKS: &str = "hard,actimeo=0,uid=0,gid=0,forceuid,forcegid,file_mode=0600,dir_mode=0700";
+
+/// Of a mount with disks, on kernels that know it. A kernel that closes files late has some open when a server goes away, and
+/// an unmounting then crashed Linux 6.1. Before 6.1, `actimeo=0` does the same.
+const CLOSE_AT_ONCE: &str = ",closetimeo=0";
+
 /// The kernel's default may show a name with an accent as something that is no UTF-8, and so as no image. First, so
 /// that the caller's `iocharset` counts, on a kernel without this one.
 const NAMES: &str = "iocharset=utf8";
@@ -41,8 +51,49 @@ const OURS: [&str; 13] = [
 /// Options that ours take the place of.
 const REPLACED: [&str; 4] = ["cache", "suid", "dev", "exec"];
 
+/// Of disks: those that would lose writes or locks, or show what another host has changed late.
+const REPLACED_OF_DISKS: [&str; 18] = [
+    "closetimeo",
+    "soft",
+    "hard",
+    "nobrl",
+    "nolock",
+    "nosharesock",
+    "actimeo",
+    "acregmax",
+    "acdirmax",
+    "uid",
+    "gid",
+    "forceuid",
+    "forcegid",
+    "file_mode",
+    "dir_mode",
+    "nostrictsync",
+    "mfsymlinks",
+    "ro",
+];
+
+/// The keys of device_config that name a share, which differ by the type of the SR.
+pub struct Keys {
+    holds: Holds,
+    /// Of the share: `//server/share`.
+    location: &'static str,
+    password: &'static str,
+    /// Of the UUID of xapi's secret with the password.
+    secret: &'static str,
+}
+
+/// The keys of an ISO SR.
+pub const OF_CDS: Keys =
+    Keys { holds: Holds::Images, location: "location", password: "cifspassword", secret: "cifspassword_secret" };
+
+/// The keys of an SR with disks.
+pub const OF_DISKS: Keys =
+    Keys { holds: Holds::Disks, location: "server", password: "password", secret: "password_secret" };
+
 /// A share, as device_config names it.
 pub struct Share {
+    keys: &'static Keys,
     server: String,
     /// `//server/share/directory`.
     source: String,
@@ -73,16 +124,17 @@ enum User {
 }
 
 impl Share {
-    /// Parses a location; touches nothing. The keys `vers`, `options`, `username`, `cifspassword` and `credentials` say how
+    /// Parses the location; touches nothing. The keys of the user and the password, `vers`, `options` and `credentials` say how
     /// to mount and are judged by [`Share::mount`], so that what is mounted can be unmounted whatever they say.
     ///
     /// # Errors
-    /// [`Error::Invalid`].
-    pub fn new(location: &str, config: &DeviceConfig) -> Result<Share> {
-        let (server, path) = split(location)?;
+    /// [`Error::MissingKey`], [`Error::Invalid`].
+    pub fn new(keys: &'static Keys, config: &DeviceConfig) -> Result<Share> {
+        let (server, path) = split(keys, config.require(keys.location)?)?;
         let server = export::server(&server)?;
         let port = words(config.get("options").unwrap_or("")).filter_map(|it| it.strip_prefix("port=")?.parse().ok());
         Ok(Share {
+            keys,
             source: format!("//{server}{path}"),
             server,
             port: port.last().unwrap_or(PORT),
@@ -90,38 +142,15 @@ impl Share {
         })
     }
 
-    /// As mount.cifs takes it and the mount table shows it.
-    pub fn source(&self) -> &str {
-        &self.source
-    }
-
-    /// Mounts it at an existing directory, after asking whether the server is there.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] and [`Error::MissingKey`] for keys that cannot be used; [`Error::Server`], with what mount.cifs
-    /// said.
-    pub fn mount(&self, at: &Path) -> Result<()> {
-        let login = Login::of(&self.config)?;
-        self.listens()?;
-        let mut options = vec![format!("{NAMES},{}{OPTIONS},port={}", login.options, self.port)];
-        options.extend(login.vers.iter().map(|vers| format!("vers={vers}")));
-        let mut tool = Tool::new("/sbin/mount.cifs").deadline(MOUNT_DEADLINE);
-        match &login.user {
-            User::Guest => options.push("guest".to_owned()),
-            User::File(path) => options.push(format!("credentials={}", path.display())),
-            User::Named { name, domain, password } => {
-                options.push(format!("username={name}"));
-                options.extend(domain.iter().map(|domain| format!("domain={domain}")));
-                let Some(password) = password else {
-                    return Err(Error::MissingKey { key: "cifspassword", given: "username".to_owned() });
-                };
-                // Only root can read another process's environment; everyone can read its arguments.
-                tool = tool.env("PASSWD", password);
+    /// The end of the options, which counts where the caller's contradict it.
+    fn ours(&self) -> String {
+        match self.keys.holds {
+            Holds::Disks => {
+                let at_once = if closes_late() { CLOSE_AT_ONCE } else { "" };
+                format!("{OPTIONS},{OPTIONS_OF_DISKS}{at_once}")
             }
+            Holds::Images => OPTIONS.to_owned(),
         }
-        // The two come first and begin with slashes.
-        let done = tool.args([self.source.as_str(), &at.display().to_string(), "-o", &options.join(",")]).run();
-        done.map(drop).map_err(|e| self.why_not_mounted(&e))
     }
 
     /// mount.cifs quotes the kernel's errno: `mount error(13): Permission denied`.
@@ -146,22 +175,48 @@ impl Share {
         };
         fault(Protocol::Smb, &self.server, what, format!("{}: {}", self.source, one_line(e)))
     }
+}
 
-    fn listens(&self) -> Result<()> {
-        listens(Protocol::Smb, &self.server, self.port)
+impl Remote for Share {
+    fn source(&self, below: &str) -> String {
+        if below.is_empty() { self.source.clone() } else { format!("{}/{below}", self.source) }
     }
 
-    /// Whether the server still takes connections.
-    pub fn pulse(&self) -> Pulse {
+    fn mount(&self, below: &str, at: &Path, _purpose: Purpose) -> Result<()> {
+        let login = Login::of(self.keys, &self.config)?;
+        (self.pulse())()?;
+        let mut options = vec![format!("{NAMES},{}{},port={}", login.options, self.ours(), self.port)];
+        options.extend(login.vers.iter().map(|vers| format!("vers={vers}")));
+        let mut tool = Tool::new("/sbin/mount.cifs").deadline(MOUNT_DEADLINE);
+        match &login.user {
+            User::Guest => options.push("guest".to_owned()),
+            User::File(path) => options.push(format!("credentials={}", path.display())),
+            User::Named { name, domain, password } => {
+                options.push(format!("username={name}"));
+                options.extend(domain.iter().map(|domain| format!("domain={domain}")));
+                let Some(password) = password else {
+                    return Err(Error::MissingKey { key: self.keys.password, given: "username".to_owned() });
+                };
+                // Only root can read another process's environment; everyone can read its arguments.
+                tool = tool.env("PASSWD", password);
+            }
+        }
+        // The two come first and begin with slashes.
+        let done = tool.args([&self.source(below), &at.display().to_string(), "-o", &options.join(",")]).run();
+        done.map(drop).map_err(|e| self.why_not_mounted(&e))
+    }
+
+    /// Whether the server takes connections.
+    fn pulse(&self) -> Pulse {
         let (server, port) = (self.server.clone(), self.port);
         Box::new(move || listens(Protocol::Smb, &server, port))
     }
 }
 
 /// The server and the path of `//server/share/directory`, or of the same with backslashes.
-fn split(location: &str) -> Result<(String, String)> {
+fn split(keys: &Keys, location: &str) -> Result<(String, String)> {
     let bad = || Error::Invalid {
-        what: "location",
+        what: keys.location,
         value: location.to_owned(),
         expected: "expected //server/share".to_owned(),
     };
@@ -169,15 +224,23 @@ fn split(location: &str) -> Result<(String, String)> {
     let (server, path) = slashes.strip_prefix("//").and_then(|rest| rest.split_once('/')).ok_or_else(bad)?;
     if server.contains('@') {
         // A password may stand before it.
-        let expected = "expected //server/share; the user and the password are keys, username and cifspassword";
-        return Err(Error::Invalid { what: "location", value: "//***".to_owned(), expected: expected.to_owned() });
+        let expected =
+            format!("expected //server/share; the user and the password are keys, username and {}", keys.password);
+        return Err(Error::Invalid { what: keys.location, value: "//***".to_owned(), expected });
     }
     // A comma would begin another mount option.
     if path.contains(',') {
         return Err(bad());
     }
-    let path = absolute_path("location", &format!("/{path}"))?;
+    let path = absolute_path(keys.location, &format!("/{path}"))?;
     Ok((server.to_owned(), path.display().to_string()))
+}
+
+/// Whether the kernel has the option `closetimeo`: since Linux 6.1.
+fn closes_late() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map(|word| word.trim().parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(1))
 }
 
 /// Mount options one by one; they are separated by commas, and `-o` may stand before some.
@@ -191,9 +254,9 @@ impl Login {
     ///
     /// # Errors
     /// [`Error::Invalid`], without the value if that may be a password; [`Error::MissingKey`].
-    fn of(config: &DeviceConfig) -> Result<Login> {
+    fn of(keys: &Keys, config: &DeviceConfig) -> Result<Login> {
         let given = |key| config.get(key).filter(|value| !value.is_empty()).map(str::to_owned);
-        let mut found = options(config.get("options").unwrap_or(""))?;
+        let mut found = options(config.get("options").unwrap_or(""), keys.holds)?;
         if given("username").is_some() {
             found.credentials = None;
             // A password belongs to the name it stands beside.
@@ -202,7 +265,8 @@ impl Login {
             }
         }
         if !found.replaced.is_empty() {
-            syslog::write(&format!("mount options {} are not used, but {OPTIONS}", found.replaced.join(", ")));
+            let ours = if keys.holds == Holds::Disks { OPTIONS_OF_DISKS } else { "" };
+            syslog::write(&format!("mount options {} are not used, but {OPTIONS},{ours}", found.replaced.join(", ")));
         }
         let vers = given("vers").or(found.vers).filter(|vers| vers != "default");
         if let Some(other) = vers.as_deref().filter(|vers| !VERSIONS.contains(vers)) {
@@ -217,10 +281,9 @@ impl Login {
             }
             (None, None) => User::Guest,
             (None, Some(username)) => {
-                let secret = config.get("cifspassword_secret").is_some();
                 // Even an empty password is one.
-                let password = config.get("cifspassword").map(str::to_owned).or(found.password);
-                named(&username, found.domain, password, secret)?
+                let password = config.get(keys.password).map(str::to_owned).or(found.password);
+                named(keys, &username, found.domain, password, config.get(keys.secret).is_some())?
             }
         };
         Ok(Login { vers, options: found.kept, user })
@@ -228,18 +291,18 @@ impl Login {
 }
 
 /// The user that a name like `domain\\user`, `domain/user` or `user%password` stands for.
-fn named(username: &str, domain: Option<String>, password: Option<String>, secret: bool) -> Result<User> {
+fn named(keys: &Keys, username: &str, domain: Option<String>, password: Option<String>, secret: bool) -> Result<User> {
     let (name, inline) = match username.split_once('%') {
         Some((name, password)) => (name, Some(password.to_owned())),
         None => (username, None),
     };
     let password = password.or(inline);
     if password.is_none() && !secret {
-        return Err(Error::MissingKey { key: "cifspassword", given: "username".to_owned() });
+        return Err(Error::MissingKey { key: keys.password, given: "username".to_owned() });
     }
     if password.as_ref().is_some_and(|password| password.chars().any(char::is_control)) {
         let expected = "control characters are not allowed in it".to_owned();
-        return Err(Error::Invalid { what: "cifspassword", value: "***".to_owned(), expected });
+        return Err(Error::Invalid { what: keys.password, value: "***".to_owned(), expected });
     }
     let (domain, name) = match name.split_once(['\\', '/']) {
         Some((domain, name)) => (Some(domain.to_owned()), name),
@@ -277,7 +340,7 @@ struct Given {
 }
 
 /// Sorts the caller's mount options. Passwords among them go where those of the keys go, never into arguments.
-fn options(value: &str) -> Result<Given> {
+fn options(value: &str, holds: Holds) -> Result<Given> {
     // Not the value itself: it may be a password that does not belong there.
     let bad = |expected: String| Error::Invalid { what: "options", value: "***".to_owned(), expected };
     let mut given = Given::default();
@@ -296,7 +359,9 @@ fn options(value: &str) -> Result<Given> {
             "port" => {}
             "password2" | "pass2" | "remount" => return Err(bad(format!("{name} is not taken there"))),
             _ if OURS.contains(&name) || name.starts_with("x-") => {}
-            _ if REPLACED.contains(&name) => given.replaced.push(name.to_owned()),
+            _ if REPLACED.contains(&name) || holds == Holds::Disks && REPLACED_OF_DISKS.contains(&name) => {
+                given.replaced.push(name.to_owned())
+            }
             _ if name.is_empty() || !plain(name, "_") || !plain(argument, "_.:/-") => {
                 return Err(bad("one of them is no mount option".to_owned()));
             }
@@ -314,15 +379,17 @@ mod tests {
     use super::*;
 
     fn share<const N: usize>(location: &str, keys: [(&str, &str); N]) -> Result<Share> {
-        Share::new(location, &DeviceConfig::from(keys))
+        let mut config = DeviceConfig::from(keys);
+        config.0.insert("location".to_owned(), location.to_owned());
+        Share::new(&OF_CDS, &config)
     }
 
     #[test]
     fn slashes_and_backslashes_name_the_same_share() {
         for location in ["//filer/isos/linux", r"\\filer\isos\linux", "//filer/isos/linux/"] {
-            assert_eq!(share(location, []).unwrap().source(), "//filer/isos/linux");
+            assert_eq!(share(location, []).unwrap().source(""), "//filer/isos/linux");
         }
-        assert_eq!(share("//10.0.0.5/a b", []).unwrap().source(), "//10.0.0.5/a b");
+        assert_eq!(share("//10.0.0.5/a b", []).unwrap().source(""), "//10.0.0.5/a b");
     }
 
     #[test]
@@ -336,7 +403,7 @@ mod tests {
 
     /// The name, the domain and the password that these keys come to.
     fn user<const N: usize>(keys: [(&str, &str); N]) -> Result<[Option<String>; 3]> {
-        Ok(match Login::of(&DeviceConfig::from(keys))?.user {
+        Ok(match Login::of(&OF_CDS, &DeviceConfig::from(keys))?.user {
             User::Guest => [None, None, None],
             User::File(path) => [Some(path.display().to_string()), None, None],
             User::Named { name, domain, password } => [Some(name), domain, password],
@@ -364,7 +431,7 @@ mod tests {
         {
             let keys = DeviceConfig::from([("username", username), ("cifspassword", password)]);
             let keys = if password.is_empty() { DeviceConfig::from([("username", username)]) } else { keys };
-            let refused = Login::of(&keys).err().unwrap().to_string();
+            let refused = Login::of(&OF_CDS, &keys).err().unwrap().to_string();
             assert!(!refused.contains("hunter2"), "{refused}");
         }
         assert!(user([("username", "a")]).is_err());
@@ -373,20 +440,42 @@ mod tests {
 
     #[test]
     fn options_are_words_and_no_passwords() {
-        assert_eq!(options("").unwrap().kept, "");
-        assert_eq!(options("-o ro,port=4450,sec=ntlmssp,_netdev,cache=loose").unwrap().kept, "ro,sec=ntlmssp,");
+        assert_eq!(options("", Holds::Images).unwrap().kept, "");
+        assert_eq!(
+            options("-o ro,port=4450,sec=ntlmssp,_netdev,cache=loose", Holds::Images).unwrap().kept,
+            "ro,sec=ntlmssp,"
+        );
         assert_eq!(share("//f/s", [("options", "ro,port=4450")]).unwrap().port, 4450);
-        let vers = |keys: [(&str, &str); 2]| Login::of(&DeviceConfig::from(keys)).map(|it| it.vers);
+        let vers = |keys: [(&str, &str); 2]| Login::of(&OF_CDS, &DeviceConfig::from(keys)).map(|it| it.vers);
         assert_eq!(vers([("vers", ""), ("options", "vers=2.1")]).unwrap().as_deref(), Some("2.1"));
         assert_eq!(vers([("vers", "3.0"), ("options", "vers=2.1")]).unwrap().as_deref(), Some("3.0"));
         assert_eq!(vers([("vers", "default"), ("options", "")]).unwrap(), None);
         assert!(vers([("vers", "4"), ("options", "")]).is_err());
         for bad in ["password2=hunter2", "x=hunter2\"", "hunter2=\"", "port=x", "a$b"] {
-            let refused = options(bad).err().unwrap().to_string();
+            let refused = options(bad, Holds::Disks).err().unwrap().to_string();
             assert!(!refused.contains("hunter2"), "{refused}");
             // A share that is mounted can be unmounted, whatever these keys say.
             assert!(share("//f/s", [("options", bad), ("vers", "4"), ("username", "a,b")]).is_ok());
         }
+    }
+
+    #[test]
+    fn a_mount_of_disks_waits_caches_nothing_and_keeps_its_locks() {
+        let given = options("soft,nobrl,cache=loose,actimeo=30,seal,ro", Holds::Disks).unwrap();
+        assert_eq!(given.kept, "seal,");
+        assert_eq!(given.replaced, ["soft", "nobrl", "cache", "actimeo", "ro"]);
+        let config = DeviceConfig::from([("server", "//filer/disks"), ("username", "xen"), ("password_secret", "x")]);
+        let share = Share::new(&OF_DISKS, &config).unwrap();
+        assert_eq!(share.source("87b8"), "//filer/disks/87b8");
+        let ours = share.ours();
+        let has = |option: &str| ours.split(',').any(|it| it == option);
+        assert!(
+            ["hard", "cache=none", "actimeo=0", "nosuid", "nodev", "noexec", "file_mode=0600"].into_iter().all(has),
+            "{ours}"
+        );
+        let no_password = DeviceConfig::from([("server", "//filer/disks"), ("username", "xen")]);
+        let refused = Login::of(&OF_DISKS, &no_password).err().unwrap().to_string();
+        assert!(refused.contains("password") && !refused.contains("cifspassword"), "{refused}");
     }
 
     #[test]

@@ -1,0 +1,7 @@
+//! `GlusterFSSR`: the driver for disks in a GlusterFS volume.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    xcp_sm::door::driver_main(&xcp_sm::sr::network::GLUSTERFS)
+}

@@ -1,0 +1,7 @@
+//! `MooseFSSR`: the driver for disks in a MooseFS.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    xcp_sm::door::driver_main(&xcp_sm::sr::network::MOOSEFS)
+}
