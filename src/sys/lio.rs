@@ -62,6 +62,12 @@ impl Object {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
+    /// The number of its backstore: 0 of `iblock_0`.
+    pub fn number(&self) -> Option<u32> {
+        let backstore = self.path.parent()?.file_name()?.to_str()?;
+        backstore.rsplit_once('_')?.1.parse().ok()
+    }
+
     /// The word by which its maker knows it again; empty if there is none.
     pub fn alias(&self) -> String {
         get(&self.path.join("alias"))

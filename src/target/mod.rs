@@ -12,6 +12,7 @@
 //! | [`settings`] | attributes and parameters |
 //! | [`source`], [`physical`] | what is published: a VDI, or a SCSI device that is passed through |
 //! | [`publication`] | publish, unpublish, restore, check |
+//! | [`unrecorded`] | publications whose record is lost |
 //!
 //! A published VDI is attached and locked: every other verb sees that it is in use, on this host by the kernel and on others by
 //! the lock. `docs/target.md` tells it to people.
@@ -29,3 +30,4 @@ pub mod record;
 pub mod scsi;
 pub mod settings;
 pub mod source;
+pub mod unrecorded;

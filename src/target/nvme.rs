@@ -173,6 +173,16 @@ pub fn objects_of_ours() -> Result<Vec<(VdiUuid, String)>> {
     Ok(nvmet::subsystems()?.iter().filter_map(one).collect())
 }
 
+/// The subsystem of a VDI that this product made, and the number of the block device that it shows.
+///
+/// # Errors
+/// [`crate::error::Error::Io`].
+pub fn own_subsystem(vdi: VdiUuid) -> Result<Option<(PathBuf, Option<u64>)>> {
+    let shown = objects_of_ours()?.into_iter().find(|(of, _)| *of == vdi);
+    let subsystem = shown.and_then(|(_, shown)| Some(nvmet::subsystem(shown.strip_prefix("subsystems/")?)));
+    Ok(subsystem.map(|subsystem| (subsystem.clone(), nvmet::device_of(&subsystem.join(NAMESPACE)))))
+}
+
 /// The serial of a subsystem: 16 hexadecimal digits, as the kernels before 5.14 take nothing else. A random one, such as the
 /// kernel gives to the subsystems of others, is different.
 fn serial_of(vdi: VdiUuid) -> String {

@@ -8,6 +8,7 @@ use super::name::{Name, Portal};
 use super::record::{self, Fabric, Initiator, Record, Secrets, Stage};
 use super::settings;
 use super::source::Source;
+use super::unrecorded;
 use crate::call::Session;
 use crate::context::Context;
 use crate::error::{Error, Result, needs_root, one_line};
@@ -257,18 +258,20 @@ pub fn unpublish(source: &Source, initiator: Option<&Name>, force: bool, context
     needs_root("unpublish by", configfs::ROOT)?;
     let id = source.id();
     let _lock = locked(source, context)?;
-    let mut record = match record::of(id)? {
-        Some(record) if source.is_of(&record) => record,
-        // The VDI of another SR that has this UUID is published, and this one is not.
-        Some(_) => return source.exists(context),
-        None => {
-            // Also the end of a call that was killed is durable.
-            record::forget(id)?;
-            record::forget_lock(id);
-            return source.exists(context);
-        }
-    };
     let in_use = |holder: String| Err(source.in_use(holder));
+    let mut record = match record::of(id) {
+        Ok(Some(record)) if source.is_of(&record) => record,
+        // The VDI of another SR that has this UUID is published, and this one is not.
+        Ok(Some(_)) => return source.exists(context),
+        Err(Error::Damaged { path, what }) if !force => {
+            let what = format!("{what}; unpublish --force ends what the kernel has of it");
+            return Err(Error::Damaged { path, what });
+        }
+        Ok(None) | Err(Error::Damaged { .. }) => {
+            return unpublish_unrecorded(source, initiator, force, context);
+        }
+        Err(error) => return Err(error),
+    };
     if let Some(initiator) = initiator {
         // One that is leaving: a killed call has not taken the disk from it.
         if record.initiators.iter().chain(&record.leaving).all(|it| it.name != *initiator) {
@@ -290,6 +293,35 @@ pub fn unpublish(source: &Source, initiator: Option<&Name>, force: bool, context
         return in_use(format!("{user}; --force cuts it off"));
     }
     remove(source, &record, context)
+}
+
+/// Ends a publication that no record tells of, if the kernel has one. What is damaged of a record goes.
+fn unpublish_unrecorded(source: &Source, initiator: Option<&Name>, force: bool, context: &Context) -> Result<()> {
+    let there = source.exists(context);
+    let found = if there.is_ok() { unrecorded::of(source, context)? } else { None };
+    let Some(record) = found else {
+        // It outlives a reboot, and the kernel's objects do not.
+        source.give_lock_back(context)?;
+        // Also the end of a call that was killed is durable.
+        record::forget(source.id())?;
+        record::forget_lock(source.id());
+        return there;
+    };
+    if let Some(initiator) = initiator {
+        return Err(Error::Usage(format!(
+            "no record tells how {} is published; unpublish without --to {initiator} ends all of it",
+            source.id()
+        )));
+    }
+    let tells = record.fabric.kind().facts().network.as_ref().is_none_or(|it| it.tells_sessions);
+    let user = match tells {
+        true => record.fabric.kind().consumer(&record, None),
+        false => Some("hosts that the kernel does not tell".to_owned()),
+    };
+    match user {
+        Some(user) if !force => Err(source.in_use(format!("{user}; --force cuts it off"))),
+        _ => remove(source, &record, context),
+    }
 }
 
 /// Whether nothing is published under a UUID, durably. A lock that a killed call left is removed.
@@ -428,7 +460,8 @@ pub fn check() -> Result<Vec<Problem>> {
     }
     for (vdi, object) in fabric::objects_of_ours()? {
         if found.iter().all(|it| it.record.vdi != vdi) && problems.iter().all(|it| it.vdi != vdi) {
-            let what = format!("the kernel has its object {object}, and no record tells of it");
+            let what =
+                format!("the kernel has its object {object}, and no record tells of it: sm target unpublish ends it");
             problems.push(Problem { vdi, what });
         }
     }

@@ -220,6 +220,10 @@ fn read(dir: &Dir, vdi: VdiUuid) -> Result<Option<Record>> {
     let Some(bytes) = dir.read(&name)? else { return Ok(None) };
     let damaged = |what: String| Error::Damaged { path: dir.join(&name), what };
     let record: Record = serde_json::from_slice(&bytes).map_err(|e| damaged(format!("it is no record: {e}")))?;
+    // It becomes a directory of the kernel.
+    if record.target.is_empty() || record.target.contains('/') {
+        return Err(damaged("it names no target".to_owned()));
+    }
     match record.version {
         // Under its own name, the VDI may have another record, or none.
         VERSION | WITH_DEVICE if record.vdi != vdi => Err(damaged(format!("it is the record of VDI {}", record.vdi))),

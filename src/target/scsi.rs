@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::fabric::Parts;
 use super::physical::{Hba, no_host};
-use super::record::{self, Record};
+use super::record::{self, Fabric, Record};
 use super::settings::Place;
 use crate::error::{Error, Result};
 use crate::sys::blockdev;
@@ -55,6 +55,19 @@ pub fn object_of(vdi: VdiUuid) -> Result<Option<Object>> {
     let found: Vec<Object> = lio::objects()?.into_iter().filter(|object| object.name() == name).collect();
     let ours = found.iter().find(|object| object.alias() == alias_of(vdi)).cloned();
     Ok(ours.or_else(|| found.into_iter().find(is_bare)))
+}
+
+/// The storage object of a VDI that this product made.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn own_object(vdi: VdiUuid) -> Result<Option<Object>> {
+    Ok(lio::objects()?.into_iter().find(|object| object.name() == vdi.to_string() && object.alias() == alias_of(vdi)))
+}
+
+/// Whether a fabric has a target of a name.
+pub fn is_there(fabric: Fabric, target: &str) -> bool {
+    Path::new(ROOT).join(fabric.word()).join(target).is_dir()
 }
 
 /// Whether a killed call has made the object and nothing else.

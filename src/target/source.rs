@@ -8,6 +8,7 @@ use super::record::{self, Record};
 use crate::call::Session;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::sys::blockdev;
 use crate::types::{Mode, SrUuid, VdiInfo, VdiUuid};
 
 /// What a publication shows.
@@ -120,6 +121,29 @@ impl Source<'_> {
         match self {
             Source::Vdi(session, vdi) => session.vdi_attach(*vdi, mode, context),
             Source::Device(device) => Ok(device.find()?.node),
+        }
+    }
+
+    /// Whether a publication of this host has marked it as in use: by its lock, or as `device`, the block device that the kernel shows,
+    /// is the VDI's.
+    ///
+    /// # Errors
+    /// Those of the SR.
+    pub fn is_marked(&self, device: Option<u64>, context: &Context) -> Result<bool> {
+        let Source::Vdi(session, vdi) = self else { return Ok(false) };
+        let info = session.vdi_get_params(*vdi, context)?;
+        let attached = info.device.as_deref().and_then(blockdev::number);
+        Ok(info.vbds.contains(&lock_user(*vdi)) || attached.is_some() && attached == device)
+    }
+
+    /// Gives the persistent lock back, if a publication of this host has it. Idempotent.
+    ///
+    /// # Errors
+    /// Those of the SR.
+    pub fn give_lock_back(&self, context: &Context) -> Result<()> {
+        match self {
+            Source::Vdi(session, vdi) => unlock_vdi(session, *vdi, context),
+            Source::Device(_) => Ok(()),
         }
     }
 

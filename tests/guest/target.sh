@@ -294,6 +294,38 @@ kills() {
 }
 declare -A EVERY=([openat]=16 [write]=2)
 [ -z "${LONG:-}" ] || EVERY=()
+# The records came back from a backup, or were damaged: the kernel's objects and the locks are there all the same.
+lost_records() {
+  local name way
+  for way in gone damaged; do
+    for name in fast/raw fast/vhd vg/lv; do
+      case $name in
+      fast/vhd) sm target publish $name --fabric loopback ;;
+      *) sm target publish $name --to $ME --portal 127.0.0.1 --auth /root/auth ;;
+      esac > /dev/null || return
+    done
+    for name in /var/lib/sm/targets/*.json; do
+      case $way in gone) rm "$name" ;; damaged) : > "$name" ;; esac
+    done
+    sm target check > "$SCRATCH/check" 2>&1; is $? 116 && grep -q 'no record' "$SCRATCH/check" || { cat "$SCRATCH/check"; return 1; }
+    initiator $ME "${CHAP[@]}"
+    iscsiadm -m node -o new -T "$(basename $C/iscsi/iqn*$RAW)" -p 127.0.0.1:3260 > /dev/null && iscsiadm -m node -T "$(basename $C/iscsi/iqn*$RAW)" -p 127.0.0.1:3260 --login > /dev/null || return
+    case $way in
+    gone) fails_with EVDIBUSY sm target unpublish fast/raw || return ;;
+    damaged) fails_with EIO sm target unpublish fast/raw && grep -q 'unpublish --force ends' "$SCRATCH/stderr" || return ;;
+    esac
+    sm target unpublish fast/raw --force || return
+    iscsiadm -m session -u > /dev/null 2>&1
+    if [ $way = gone ]; then sm target unpublish fast/vhd && sm target unpublish vg/lv; else sm target unpublish fast/vhd --force && sm target unpublish vg/lv --force; fi || return
+    nothing_left || { echo "records $way"; return 1; }
+  done
+  # After a reboot the locks alone are left.
+  sm target publish fast/raw --to $ME --portal 127.0.0.1 --auth /root/auth > /dev/null && forget && rm /var/lib/sm/targets/* || return
+  fails_with EVDIBUSY sm vdi_delete --yes fast/raw || return
+  sm target unpublish fast/raw && nothing_left
+}
+proves 'publications whose records are lost or damaged are ended by unpublish' lost_records
+
 proves 'kills in publish and unpublish: restore, or the next call, goes on, and nothing is left' kills
 
 ten() {
