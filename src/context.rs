@@ -35,6 +35,13 @@ pub trait OtherHosts: Send + Sync {
     /// # Errors
     /// [`crate::error::Error::NotPaused`], with the hosts that did not go on: to be tried again.
     fn resume(&self) -> Result<()>;
+
+    /// Whether one of these hosts has the VDI attached for writing, or may have it.
+    fn has_writer(&self) -> bool;
+
+    /// Whether a server of one of these hosts has the VDI attached, and logged all that it wrote to the VDI since its log was
+    /// begun; a host that cannot be asked did not. For a caller that has them paused.
+    fn tracks(&self) -> bool;
 }
 
 /// A VDI that no host has open; dropped, all go on.
@@ -50,6 +57,11 @@ impl PausedElsewhere {
             Some(others) => others.pause().map(|()| PausedElsewhere(Some(others.clone()))),
             None => Ok(PausedElsewhere(None)),
         }
+    }
+
+    /// For a VDI that no other host has to let go of.
+    pub fn none() -> PausedElsewhere {
+        PausedElsewhere(None)
     }
 }
 

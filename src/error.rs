@@ -97,6 +97,13 @@ pub enum Error {
     #[error("VDI {vdi} on SR {sr}: {why}")]
     LockRefused { vdi: VdiUuid, sr: SrUuid, why: String },
 
+    /// Changed block tracking of a disk cannot begin.
+    #[error("changed blocks of VDI {vdi} on SR {sr} cannot be tracked: {why}")]
+    NotTracked { vdi: VdiUuid, sr: SrUuid, why: String },
+    #[error("the blocks that changed from VDI {from} to VDI {to} on SR {sr} are not known: {why}")]
+    ChangesUnknown { from: VdiUuid, to: VdiUuid, sr: SrUuid, why: String },
+    #[error("the changed blocks of VDI {vdi} on SR {sr} are not known for sure: {why}")]
+    ChangesInconsistent { vdi: VdiUuid, sr: SrUuid, why: String },
     #[error("{device}: no such device or server: {why}")]
     NoDevice { device: String, why: String },
     #[error("{protocol} server {server}: {fault}: {why}")]

@@ -55,6 +55,11 @@ fn plans_on_a_host_with_xapi() {
 }
 
 #[test]
+fn changed_blocks_of_a_file_sr() {
+    battery("test_cbt");
+}
+
+#[test]
 fn xapi_with_a_collector() {
     battery("test_collector");
 }

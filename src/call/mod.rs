@@ -6,10 +6,12 @@
 //! |---|---|
 //! | [`session`] | an SR that is open, and how each operation on it is carried out |
 //! | `sr`, `vdi` | the verbs |
+//! | `cbt` | those of changed block tracking |
 //! | `room` | a chain that is full gets room for a copy |
 //! | `locks` | which locks a verb takes on this host |
 //! | [`policy`] | what may be deleted, taken over and changed by whom, and where secrets come from |
 
+mod cbt;
 mod locks;
 pub mod policy;
 mod room;

@@ -16,6 +16,10 @@ const OF_THE_MASTER: &[&str] = &[
     "vdi_revert",
     "vdi_resize",
     "vdi_resize_online",
+    "vdi_enable_cbt",
+    "vdi_disable_cbt",
+    "vdi_data_destroy",
+    "vdi_list_changed_blocks",
 ];
 
 /// Refuses a verb that only the master may carry out on a host that is not the master: the key `SRmaster` of

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Session;
-use super::locks::{Locks, forget_vdis};
+use super::locks::Locks;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::image::Reading;
@@ -37,15 +37,14 @@ impl Session {
         self.carry_out(Locks::of_vdis(&[new.vdi]), context, move |storage, _| storage.create_vdi(&new))
     }
 
-    /// Deletes a VDI. Idempotent. `unreadable`: what becomes of one that cannot be read.
+    /// Deletes a VDI. Idempotent. `unreadable`: what becomes of one that cannot be read. `context`: its other hosts are those of
+    /// the VDI that [`Session::vdi_log_after`] tells, whose log gets the changed blocks of this one.
     ///
     /// # Errors
     /// [`Error::VdiInUse`] while it is attached or locked; what keeps it from being read, unless it is deleted all the same.
     pub fn vdi_delete(&self, vdi: VdiUuid, unreadable: Unreadable, context: &Context) -> Result<()> {
-        self.carry_out(Locks::of_vdis(&[vdi]), context, move |storage, context| {
-            delete(storage, vdi, unreadable, context)?;
-            forget_vdis(&[vdi]);
-            Ok(())
+        self.delete_with_log(vdi, context, move |storage, context| {
+            delete(storage, vdi, unreadable, context).map(|()| true)
         })
     }
 
@@ -55,16 +54,14 @@ impl Session {
     /// Those of [`Session::vdi_delete`]; what keeps the label from being read.
     pub fn vdi_delete_labelled(&self, vdi: VdiUuid, label: &str, context: &Context) -> Result<()> {
         let label = label.to_owned();
-        self.carry_out(Locks::of_vdis(&[vdi]), context, move |storage, context| {
+        self.delete_with_log(vdi, context, move |storage, context| {
             match storage.vdi(vdi).and_then(|disk| disk.place().params()) {
-                Ok(params) if params.label != label => return Ok(()),
+                Ok(params) if params.label != label => return Ok(false),
                 // What a killed call left of one goes too.
                 Ok(_) | Err(Error::NoVdi { .. }) => {}
                 Err(error) => return Err(error),
             }
-            delete(storage, vdi, Unreadable::Refused, context)?;
-            forget_vdis(&[vdi]);
-            Ok(())
+            delete(storage, vdi, Unreadable::Refused, context).map(|()| true)
         })
     }
 
@@ -412,7 +409,7 @@ fn refuse_if_written(disk: &dyn Vdi, read_only: bool) -> Result<()> {
     })
 }
 
-fn delete(storage: &dyn Sr, vdi: VdiUuid, unreadable: Unreadable, context: &Context) -> Result<()> {
+pub(super) fn delete(storage: &dyn Sr, vdi: VdiUuid, unreadable: Unreadable, context: &Context) -> Result<()> {
     let deleted = storage.vdi(vdi).and_then(|disk| {
         if unreadable == Unreadable::Refused {
             disk.place().params()?;

@@ -33,7 +33,7 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockop
 use nix::sys::time::TimeVal;
 
 use super::disk::{self, Disk, State};
-use super::server;
+use super::{TRACKED, server};
 use crate::error::{Error, Result, one_line};
 
 pub fn socket(dir: &Path, pid: u32) -> PathBuf {
@@ -287,11 +287,15 @@ impl Control {
             let answer: Result<String, Failure> = match word.as_str() {
                 "status" => Ok(status(disk)),
                 "ready" => match disk.state() {
-                    State::Serving { .. } => disk.flush().map(|()| String::new()).map_err(Failure::from),
+                    State::Serving { .. } => {
+                        disk.sync_log();
+                        disk.flush().map(|()| String::new()).map_err(Failure::from)
+                    }
                     State::Paused | State::Failed(_) => Ok(String::new()),
                 },
                 "flush" => disk.flush().map(|()| String::new()).map_err(Failure::from),
-                "pause" => self.pause(disk, &mut paused).map(|()| String::new()).map_err(Failure::from),
+                "pause" => self.pause(disk, &mut paused).map(|()| tracked(disk)).map_err(Failure::from),
+                "tracks" => Ok(tracked(disk)),
                 "resume" => self.resume(disk, resized, &mut paused).map(|(size, changed)| {
                     grown |= changed;
                     size.to_string()
@@ -392,6 +396,10 @@ impl Control {
             std::mem::forget(stream);
         }
     }
+}
+
+fn tracked(disk: &Disk) -> String {
+    if disk.is_tracked() { TRACKED.to_owned() } else { String::new() }
 }
 
 fn status(disk: &Disk) -> String {

@@ -5,12 +5,13 @@ mod uses;
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::resource::{UsageWho, getrusage};
 
+use super::cbt::{ChangeLog, Tracked};
 use super::{Source, patient};
 use crate::error::{Error, Result, one_line};
 use crate::image::disk::Served;
@@ -28,6 +29,8 @@ pub struct Disk {
     gate: RwLock<Gate>,
     /// The locks by which other hosts see which images are open.
     uses: Mutex<Option<Used>>,
+    /// The log of what is written, or was until a pause.
+    log: Mutex<Option<Arc<ChangeLog>>>,
     paused: Mutex<bool>,
     resumed: Condvar,
     born: Instant,
@@ -58,9 +61,11 @@ impl Disk {
     pub fn open(source: &Source) -> Result<Disk> {
         let born = Instant::now();
         let (chain, uses) = open_used(source)?;
+        let (chain, log) = tracked(source, chain, None)?;
         let disk = Disk {
             gate: RwLock::new(Gate::Open(chain)),
             uses: Mutex::new(None),
+            log: Mutex::new(log),
             born,
             counts_until: AtomicU64::new(u64::MAX),
             source: source.clone(),
@@ -128,6 +133,20 @@ impl Disk {
     pub fn try_write(&self, bytes: &[u8], offset: u64) -> Option<Result<(), Errno>> {
         let result = self.at_once(true, |chain| chain.write_at(bytes, offset))?;
         Some(result.map_err(|e| self.complain(&e)))
+    }
+
+    /// Whether all that is written to the disk is logged, or was until it was paused.
+    pub fn is_tracked(&self) -> bool {
+        lock(&self.log).as_ref().is_some_and(|log| !log.is_lost())
+    }
+
+    /// Makes the log of what was written durable.
+    pub fn sync_log(&self) {
+        // A write that waits for the log must not wait for its sync.
+        let log = lock(&self.log).clone();
+        if let Some(log) = log {
+            log.sync();
+        }
     }
 
     fn at_once<T>(&self, may_wait: bool, io: impl FnOnce(&dyn Served) -> Result<T>) -> Option<Result<T>> {
@@ -203,6 +222,7 @@ impl Disk {
             Gate::Paused | Gate::Failed(_) => Ok(()),
         };
         *lock(&self.uses) = None;
+        self.sync_log();
         drop(gate);
         // A failed close leaves the image as a crash after a flush does: nothing is lost.
         if let Err(error) = result {
@@ -220,7 +240,12 @@ impl Disk {
             return Ok(chain.virtual_size());
         }
         let asked = Instant::now();
-        let opened = open_used(&self.source);
+        let opened = open_used(&self.source).and_then(|(chain, uses)| {
+            let mut log = lock(&self.log);
+            let (chain, now) = tracked(&self.source, chain, Some(log.as_deref()))?;
+            *log = now;
+            Ok((chain, uses))
+        });
         let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let result = match opened {
             Ok((chain, uses)) => {
@@ -254,8 +279,26 @@ impl Disk {
             Gate::Open(chain) => close(chain, self.source.read_only),
             _ => Ok(()),
         };
+        if let Some(log) = lock(&self.log).take().filter(|_| closed.is_ok()) {
+            log.finish();
+        }
         *lock(&self.uses) = None;
         closed
+    }
+}
+
+/// A chain, and the log of what is written to it.
+type Logged = (Box<dyn Served>, Option<Arc<ChangeLog>>);
+
+/// The chain with the log of what is written to it, if the disk has one. `before`: see [`ChangeLog::open`].
+fn tracked(source: &Source, chain: Box<dyn Served>, before: Option<Option<&ChangeLog>>) -> Result<Logged> {
+    let log = match source.read_only {
+        true => None,
+        false => ChangeLog::open(&source.path, chain.virtual_size(), before)?,
+    };
+    match log {
+        Some(log) => Ok((Box::new(Tracked { chain, log: log.clone() }), Some(log))),
+        None => Ok((chain, None)),
     }
 }
 

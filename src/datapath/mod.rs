@@ -6,6 +6,7 @@
 //!
 //! The caller holds the lock of the disk, as for everything else done to it.
 
+mod cbt;
 mod control;
 mod disk;
 mod fuse;
@@ -27,6 +28,8 @@ use crate::sys::loopdev::{self, Detached};
 use crate::sys::run_dir;
 use crate::types::{Done, Format};
 use control::Client;
+#[cfg(test)]
+pub(crate) use disk::Disk;
 use server::Arguments;
 pub use server::main;
 
@@ -43,6 +46,9 @@ pub struct Source {
 
 /// The file beside images that several hosts share in which servers say which of them they have open.
 pub const USES: &str = ".sm-in-use";
+
+/// The word of a server for a disk whose writes it logs.
+const TRACKED: &str = "tracked";
 
 /// The name of an image in [`USES`].
 pub fn use_of(image: &Path) -> &str {
@@ -271,6 +277,8 @@ pub struct Paused {
     client: Client,
     attached: Attached,
     resumed: bool,
+    /// The disk's log of changed blocks has all that was written to it.
+    pub is_tracked: bool,
 }
 
 /// Lets the requests under way end and makes everything durable, before a [`pause`], so that the guest waits less while
@@ -308,11 +316,16 @@ pub fn pause(path: &Path, deadline: Instant) -> Result<Option<Paused>> {
         });
     }
     let mut client = conversation(&found, patience(deadline))?;
-    client.ask("pause")?;
-    Ok(Some(Paused { client, attached: found, resumed: false }))
+    let is_tracked = client.ask("pause")? == TRACKED;
+    Ok(Some(Paused { client, attached: found, resumed: false, is_tracked }))
 }
 
 impl Paused {
+    /// Whether the device is one that nothing is written through.
+    pub fn is_read_only(&self) -> bool {
+        self.attached.read_only
+    }
+
     /// Opens what has the image's name now, and gives the device its size. Answers the size in bytes.
     ///
     /// # Errors
@@ -366,6 +379,13 @@ pub fn follow_size(path: &Path, deadline: Instant) -> Result<()> {
     let status = conversation(&found, patience(deadline))?.ask("status")?;
     let size = status.strip_prefix("serving ").and_then(|rest| rest.split(' ').next());
     fit(&found, size.unwrap_or_default())
+}
+
+/// Whether a server has the image open that logs all that is written to the disk. A server of an earlier version does not.
+pub fn tracks(path: &Path) -> bool {
+    let Ok(Some(found)) = find(path) else { return false };
+    let said = conversation(&found, patience(Instant::now())).and_then(|mut client| client.ask("tracks"));
+    said.is_ok_and(|said| said == TRACKED)
 }
 
 /// Makes everything durable, closes the image and lets I/O wait until [`release`], even if the caller dies: for another

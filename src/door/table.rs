@@ -272,6 +272,7 @@ fn vdi(out: &mut String, info: &VdiInfo) {
     }
     rows.extend(info.snapshot_of.map(|disk| ("snapshot of", disk.to_string())));
     rows.extend(info.created.map(|seconds| ("created", Utc(seconds).to_string())));
+    rows.extend(info.cbt_enabled.then(|| ("changed blocks", "tracked".to_owned())));
     rows.extend(info.children.iter().map(|child| ("child", child.to_string())));
     pairs(out, &rows);
 }
@@ -327,6 +328,7 @@ mod tests {
             state: State::Broken(planted.to_owned()),
             locked: true,
             created: Some(1_795_741_655),
+            cbt_enabled: false,
             snapshot_of: Some(VdiUuid::random()),
             opened_by: Some(planted.to_owned()),
             ..VdiInfo::sample(VdiUuid::random())
@@ -351,6 +353,7 @@ mod tests {
             slot: None,
             pool: None,
             vdis,
+            logs: None,
         };
         assert!(!write(&Reply::Sr(sr(vec![web.clone()]))).contains("snapshot of"));
         let shown = write(&Reply::Sr(sr(vec![web.clone(), db.clone(), of(web.uuid), of(db.uuid), of(gone)])));
@@ -377,6 +380,7 @@ mod tests {
             slot: None,
             pool: None,
             vdis: vec![vdi(text)],
+            logs: None,
         };
         let listed = |text: &str| {
             let [name, sr_type, reason, location] = [text; 4].map(str::to_owned);

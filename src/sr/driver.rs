@@ -11,6 +11,7 @@ use crate::types::{
     SrInfo, SrUuid, State, VdiInfo, VdiName, VdiUuid,
 };
 use crate::vdi::Vdi;
+use crate::vdi::cbt::ChangeLogs;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::CollectPlan;
 use crate::vdi::tree::run::Collecting;
@@ -345,6 +346,14 @@ pub trait Sr: Send + Sync {
     /// The `sm_config` of the SR itself.
     fn sr_sm_config(&self) -> SmConfig {
         SmConfig::new()
+    }
+
+    /// The logs of changed blocks of its disks. `None`: the driver keeps none, and tracks nothing.
+    ///
+    /// # Errors
+    /// Those of [`Sr::stat`].
+    fn change_logs(&self) -> Result<Option<Box<dyn ChangeLogs + '_>>> {
+        Ok(None)
     }
 
     /// Whether other hosts have the SR as well, where this one's kernel can't see what they have attached.

@@ -7,6 +7,7 @@
 //! | `.sm-sr` | the marker: which SR this is. No marker, no SR: a missing mount is never an empty SR |
 //! | `.sm-sr-deleting` | the marker of an SR whose deletion was begun: there is no such SR any more |
 //! | `<vdi>.raw`, `<vdi>.vhd`, `<vdi>.qcow2` | a disk |
+//! | `<vdi>.cbtlog` | which blocks of a disk were written, see [`crate::vdi::cbt`]; only of a disk that is tracked. Stays when the data of a snapshot is destroyed |
 //! | `<vdi>.params` | label, description, shareable, read-only; only when one is set |
 //! | `<vdi>.lock/` | the persistent lock, a [`register`](crate::sys::register); only once it was locked |
 //! | `.tmp-<uuid>` | a file in the making, see [`durable`](crate::sys::durable) |
@@ -51,8 +52,10 @@
 //! | [`mod@space`] | what each image takes, and what its deletion would free |
 //! | [`check`] | what is wrong with it, and what of it is mended |
 //! | [`disks`], [`files`], [`place`] | its disks: found and made; their files; what formats do with them |
+//! | [`mod@cbt`] | the logs of changed blocks |
 //! | [`forest`], [`unborn`], [`recover`] | its trees: how they change; a change that is under way; one that was killed |
 
+mod cbt;
 mod check;
 mod directory;
 mod disks;
@@ -89,6 +92,7 @@ use crate::types::{
     DeviceConfig, Done, Finding, Format, NewSr, NewVdi, Overwrite, SmConfig, Space, SpaceUse, SrInfo, VdiInfo, VdiName,
     VdiUuid,
 };
+use crate::vdi::cbt::ChangeLogs;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::{CollectPlan, collect, plan};
 use crate::vdi::tree::run::Collecting;
@@ -139,6 +143,7 @@ pub const CAPABILITIES: &[&str] = &[
     "VDI_INTRODUCE",
     "VDI_UPDATE",
     "VDI_GENERATE_CONFIG",
+    "VDI_CONFIG_CBT",
 ];
 
 /// The keys that the Python file drivers keep, so that a VDI looks the same to either; XCP-ng 8.3, "Records and
@@ -255,6 +260,10 @@ impl Sr for FileSr {
 
     fn is_shared(&self) -> bool {
         self.shared
+    }
+
+    fn change_logs(&self) -> Result<Option<Box<dyn ChangeLogs + '_>>> {
+        Ok(Some(Box::new(self.forest(self.dir()?))))
     }
 
     fn content_type(&self) -> &'static str {

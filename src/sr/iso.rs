@@ -192,6 +192,7 @@ impl Sr for IsoSr {
             slot: None,
             pool: None,
             vdis,
+            logs: None,
         })
     }
 

@@ -14,6 +14,7 @@ use crate::sys::copy::Progress;
 use crate::sys::watch::Pulse;
 use crate::types::{Done, Finding, NewSr, NewVdi, Overwrite, Space, SpaceUse, SrInfo, VdiInfo, VdiName, VdiUuid};
 use crate::vdi::Vdi;
+use crate::vdi::cbt::ChangeLogs;
 use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::CollectPlan;
 use crate::vdi::tree::run::Collecting;
@@ -140,6 +141,10 @@ impl<T: Mounted> Sr for T {
 
     fn names(&self, word: &str) -> Result<Vec<VdiName>> {
         self.files()?.names(word).map_err(|e| self.explain(e))
+    }
+
+    fn change_logs(&self) -> Result<Option<Box<dyn ChangeLogs + '_>>> {
+        self.files()?.change_logs().map_err(|e| self.explain(e))
     }
 
     fn shorten(&self, vdi: VdiUuid, context: &Context) -> Result<Done> {

@@ -79,6 +79,11 @@ impl SrUuid {
 }
 
 impl VdiUuid {
+    /// The UUID of these bytes, in the order of its text. `None` for the nil UUID, which formats write where there is none.
+    pub fn unless_nil(bytes: [u8; 16]) -> Option<Self> {
+        Some(Uuid::from_bytes(bytes)).filter(|uuid| !uuid.is_nil()).map(VdiUuid)
+    }
+
     /// The UUID of a disk that has a name and no UUID: always the same (version 5) for the same SR and name.
     pub fn of_name(sr: SrUuid, name: &str) -> Self {
         VdiUuid(Uuid::new_v5(&sr.0, name.as_bytes()))

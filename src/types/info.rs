@@ -26,6 +26,8 @@ pub struct SrInfo {
     pub pool: Option<PoolUse>,
     /// Filled by `sr_scan` only.
     pub vdis: Vec<VdiInfo>,
+    /// The logs that are there without their disks. Filled by `sr_scan` only, and `None` where the driver keeps no such logs.
+    pub logs: Option<Vec<LogAlone>>,
 }
 
 impl SrInfo {
@@ -113,6 +115,17 @@ pub struct VdiInfo {
     pub snapshot_of: Option<VdiUuid>,
     /// As [`Params::created`](super::Params::created).
     pub created: Option<u64>,
+    /// Whether it is logged which blocks are written; of a snapshot, whether its log is there.
+    pub cbt_enabled: bool,
+}
+
+/// A log of changed blocks that is there without its disk: the data of a snapshot was destroyed, and what changed up to it
+/// is still asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogAlone {
+    pub vdi: VdiUuid,
+    /// Bytes of the log.
+    pub bytes: u64,
 }
 
 #[cfg(test)]
@@ -142,6 +155,7 @@ impl VdiInfo {
             location: None,
             snapshot_of: None,
             created: None,
+            cbt_enabled: false,
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::image::Reading;
 use crate::image::disk::Disk;
 use crate::sys::lock::Lock;
 use crate::types::{Done, Mode, Params, ParamsChange, Size, VdiInfo, VdiUuid};
+use crate::vdi::cbt;
 use crate::vdi::disk::{
     SinceReader, SnapshotSaid, Vdi, describe, has_now, of_clone, of_snapshot, refuse_change_in_use,
     refuse_if_read_only, refuse_if_used, with_server,
@@ -60,7 +61,10 @@ impl<P: Place> Cow<'_, P> {
     }
 
     fn describe(&self, node: &Node) -> Result<VdiInfo> {
-        Ok(describe(&self.place, node, self.place.usage()?.allocated, self.place.params()?))
+        // A log that cannot be read is one that a person, or an agent, may want to end.
+        let logs = self.forest.change_logs();
+        let cbt_enabled = logs.is_some_and(|logs| !logs.header(self.place.vdi()).is_ok_and(|log| log.is_none()));
+        Ok(VdiInfo { cbt_enabled, ..describe(&self.place, node, self.place.usage()?.allocated, self.place.params()?) })
     }
 }
 
@@ -96,6 +100,9 @@ impl<P: Place> Vdi for Cow<'_, P> {
     }
 
     fn attach(&self, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf> {
+        if let Some(logs) = self.forest.change_logs().filter(|_| mode == Mode::ReadWrite) {
+            cbt::refuse_torn(logs, &self.place, self.place.deadline());
+        }
         served::attach(&self.place, mode, lock)
     }
 
@@ -199,6 +206,9 @@ impl<P: Place> Vdi for Cow<'_, P> {
         }
         let _pause = served::pause_here(&self.place)?;
         let _alone = self.forest.alone(&[self.place.vdi()], self.place.vdi())?;
+        if let Some(logs) = self.forest.change_logs() {
+            cbt::grow(logs, self.place.vdi(), size);
+        }
         let resized = self.place.open(Mode::ReadWrite).and_then(|image| self.layout.resize(&image, size));
         resized.map_err(|cause| match self.node() {
             Ok(now) if now.virtual_size == size => cause.after(has_now(&self.place, size)),

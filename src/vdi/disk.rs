@@ -373,5 +373,6 @@ pub fn describe(place: &dyn Place, node: &Node, allocated: u64, params: Params) 
         location: None,
         snapshot_of: params.snapshot_of,
         created: params.created,
+        cbt_enabled: false,
     }
 }

@@ -11,9 +11,11 @@
 //! | [`raw`], [`vhd`], [`qcow2`] | the formats |
 //! | [`mod@raw`], [`cow`] | a disk alone, and a disk in a tree |
 //! | [`holders`], [`attached`], [`served`] | the users of a disk: by the persistent lock, as the kernel knows them, through a server |
+//! | [`cbt`] | which blocks of a disk were written between its snapshots |
 //! | [`transfer`] | disks in and out |
 
 pub mod attached;
+pub mod cbt;
 pub mod cow;
 pub mod disk;
 pub mod format;

@@ -58,6 +58,13 @@ class Agent:
     def copy(self, command, vdi):
         return self.found(self.call(command, vdi=vdi, driver_params={}))
 
+    def snapshot(self, vdi):
+        """What xapi makes of the answer: the record says that it is a snapshot."""
+        snapshot = self.copy("vdi_snapshot", vdi)
+        self.xapi.vdis[snapshot].update(is_a_snapshot=True, snapshot_of=vdi)
+        self.call("vdi_update", vdi=snapshot)
+        return snapshot
+
     def resize(self, vdi, size, command="vdi_resize"):
         assert self.found(self.call(command, str(size), vdi=vdi)) == vdi
 

@@ -23,6 +23,8 @@ pub const PAUSE: &str = "pause";
 pub const UNPAUSE: &str = "unpause";
 /// Function of the plug-in: [`PAUSE`], then [`UNPAUSE`].
 pub const REFRESH: &str = "refresh";
+/// Function of the plug-in: whether all that is written to the VDI on this host is logged, see [`crate::vdi::cbt`].
+pub const TRACKS: &str = "tracks";
 /// Function of the plug-in: whether this package serves the SR on this host.
 pub const SERVES: &str = "serves";
 
@@ -61,6 +63,11 @@ pub fn release(driver: &Driver, sr: SrUuid, vdi: VdiUuid) -> Result<Done> {
         }
     }
     Ok(Done::Already)
+}
+
+/// Whether a server of this host logs all that is written to a disk.
+pub fn tracks(driver: &Driver, sr: SrUuid, vdi: VdiUuid) -> bool {
+    images(driver, sr, vdi).iter().any(|image| datapath::tracks(image))
 }
 
 fn images(driver: &Driver, sr: SrUuid, vdi: VdiUuid) -> Vec<PathBuf> {

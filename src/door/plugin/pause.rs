@@ -6,6 +6,7 @@
 //! | `pause` | the VDI's image and its parents are closed, I/O waits. Nothing to do where it is not attached |
 //! | `unpause` | what has the image's name now is opened, I/O goes on |
 //! | `refresh` | both |
+//! | `tracks` | nothing: whether this host has the VDI attached and logs all that is written to it |
 //! | `serves` | nothing: whether the SR is served by this package here. The Python plug-in knows no such function, so a host that has not this one is never taken for one that has |
 //!
 //! arguments: `sr_uuid`, `vdi_uuid`, `vdi_location` (where it is not the UUID), `failfast` (`True`: waits for nobody).
@@ -20,7 +21,7 @@ use super::{Called, Failure, failed, hand_over, not_understood};
 use crate::door::host::device::activation;
 use crate::door::host::ours;
 pub use crate::door::host::pause::NAME;
-use crate::door::host::pause::{PAUSE, REFRESH, SERVES, UNPAUSE, hold, release};
+use crate::door::host::pause::{PAUSE, REFRESH, SERVES, TRACKS, UNPAUSE, hold, release, tracks};
 use crate::door::xapi::Xapi;
 use crate::door::xmlrpc::Value;
 use crate::error::one_line;
@@ -96,6 +97,9 @@ fn run(driver: &Driver, request: &mut Request) -> Result<&'static str, Failure> 
     let words = |why: String| failed(&function, why);
     if function == SERVES {
         return Ok(DONE);
+    }
+    if function == TRACKS {
+        return Ok(if tracks(driver, request.sr, request.vdi) { DONE } else { "False" });
     }
     let patience = if request.failfast { Duration::ZERO } else { PATIENCE };
     // From the claim of a vdi_activate to its device nothing may come between.

@@ -68,6 +68,10 @@ pub enum Code {
     ISOLocalPath = 226,
     ISOInvalidSMBversion = 227,
     IllegalXMLChar = 447,
+    CBTActivateFailed = 457,
+    CBTDeactivateFailed = 458,
+    CBTMetadataInconsistent = 459,
+    CBTChangedBlocksError = 460,
     SharedFileSystemNoWrite = 461,
     GenericException = 1200,
 }
@@ -144,6 +148,10 @@ impl Code {
             Code::ISOLocalPath => "Invalid local path",
             Code::ISOInvalidSMBversion => "Given SMB version is not allowed. Choose either 1.0 or 3.0",
             Code::IllegalXMLChar => "Illegal XML character.",
+            Code::CBTActivateFailed => "Unable to activate changed block tracking.",
+            Code::CBTDeactivateFailed => "Unable to deactivate changed block tracking.",
+            Code::CBTMetadataInconsistent => "Changed block tracking log is in an inconsistent state.",
+            Code::CBTChangedBlocksError => "Failed to calculate changed blocks for given VDIs.",
             Code::SharedFileSystemNoWrite => "The file system for SR cannot be written to.",
             Code::GenericException => "SM has thrown a generic python exception",
         }

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
+use super::sync::LOG_TYPE;
 use crate::door::xapi::{Record, text};
 use crate::door::xmlrpc::can_carry;
-use crate::types::{State, VdiInfo, VdiUuid};
+use crate::types::{LogAlone, State, VdiInfo, VdiUuid};
 
 /// The news of one VDI that xapi may have to be told.
 #[derive(Debug)]
@@ -15,6 +16,10 @@ pub enum Difference<'a> {
     New(&'a VdiInfo),
     /// xapi has no record of the snapshot. `known`: the reference of xapi's record of its disk, which may be new as well.
     NewSnapshot { vdi: &'a VdiInfo, disk: VdiUuid, known: Option<&'a str> },
+    /// Only the log of changed blocks is there, and xapi has a record.
+    KnownLog { reference: &'a str, record: &'a Record, log: &'a LogAlone },
+    /// Only the log of changed blocks is there, and xapi has no record.
+    NewLog(&'a LogAlone),
     /// xapi has a record of a VDI that is not there.
     Gone { reference: &'a str, record: &'a Record },
     /// xapi is told nothing, for the reason that the log gets.
@@ -25,7 +30,12 @@ pub enum Difference<'a> {
 /// known and what is new as it was found, then new snapshots, whose disks then have a record, then what is gone.
 ///
 /// VDIs that cannot be used keep the record that they have, and get none.
-pub fn compare<'a>(records: &'a [(String, Record)], found: &'a [VdiInfo]) -> Vec<Difference<'a>> {
+/// `logs`: the logs of changed blocks that are there without a disk; `None` of a driver that reads none. Their records then stay.
+pub fn compare<'a>(
+    records: &'a [(String, Record)],
+    found: &'a [VdiInfo],
+    logs: Option<&'a [LogAlone]>,
+) -> Vec<Difference<'a>> {
     let mut by_location: HashMap<&str, (&'a str, &'a Record, bool)> = HashMap::with_capacity(records.len());
     for (reference, record) in records {
         by_location.insert(text(record, "location"), (reference, record, false));
@@ -63,10 +73,20 @@ pub fn compare<'a>(records: &'a [(String, Record)], found: &'a [VdiInfo]) -> Vec
         let known = by_location.get(disk.to_string().as_str()).map(|(reference, ..)| *reference);
         Difference::NewSnapshot { vdi, disk, known }
     }));
-    // The record of a changed-block log outlives its disk, and this release reads no such logs.
+    for log in logs.unwrap_or_default() {
+        let known = by_location.get_mut(log.vdi.to_string().as_str()).map(|(reference, record, is_there)| {
+            *is_there = true;
+            (*reference, *record)
+        });
+        differences.push(match known {
+            Some((reference, record)) => Difference::KnownLog { reference, record, log },
+            None => Difference::NewLog(log),
+        });
+    }
     let is_gone = |reference: &str, record: &Record| {
         let row = by_location.get(text(record, "location"));
-        row.is_some_and(|(last, _, is_there)| !is_there && *last == reference) && text(record, "type") != "cbt_metadata"
+        row.is_some_and(|(last, _, is_there)| !is_there && *last == reference)
+            && (logs.is_some() || text(record, "type") != LOG_TYPE)
     };
     let gone = records.iter().filter(|(reference, record)| is_gone(reference, record));
     differences.extend(gone.map(|(reference, record)| Difference::Gone { reference, record }));
@@ -95,16 +115,22 @@ mod tests {
 
     /// Each difference as a word and the number of its VDI.
     fn told(records: &[(String, Record)], found: &[VdiInfo]) -> Vec<String> {
+        told_with(records, found, None)
+    }
+
+    fn told_with(records: &[(String, Record)], found: &[VdiInfo], logs: Option<&[LogAlone]>) -> Vec<String> {
         let number = |text: &str| text.trim_start_matches(|c: char| !c.is_ascii_digit() || c == '0').to_owned();
         let last = |vdi: &VdiInfo| vdi.uuid.to_string()[24..].trim_start_matches('0').to_owned();
         let said = |difference| match difference {
             Difference::Known { reference, vdi, .. } => format!("known {} {}", number(reference), last(vdi)),
             Difference::New(vdi) => format!("new {}", last(vdi)),
             Difference::NewSnapshot { vdi, known, .. } => format!("snapshot {} {}", last(vdi), known.unwrap_or("-")),
+            Difference::KnownLog { reference, .. } => format!("known log {}", number(reference)),
+            Difference::NewLog(log) => format!("new log {}", log.vdi.to_string()[24..].trim_start_matches('0')),
             Difference::Gone { reference, .. } => format!("gone {}", number(reference)),
             Difference::Left(words) => words,
         };
-        compare(records, found).into_iter().map(said).collect()
+        compare(records, found, logs).into_iter().map(said).collect()
     }
 
     #[test]
@@ -137,7 +163,13 @@ mod tests {
     fn the_record_of_a_changed_block_log_outlives_its_disk() {
         let mut log = record(1);
         log.1.insert("type".to_owned(), Value::text("cbt_metadata"));
-        assert_eq!(told(&[log, record(2)], &[]), ["gone 2"]);
+        let records = [log, record(2)];
+        assert_eq!(told(&records, &[]), ["gone 2"], "a driver that reads no logs");
+        let logs = |numbers: &[u32]| -> Vec<LogAlone> {
+            numbers.iter().map(|n| LogAlone { vdi: vdi(*n), bytes: 52 }).collect()
+        };
+        assert_eq!(told_with(&records, &[], Some(&logs(&[1, 2, 3]))), ["known log 1", "known log 2", "new log 3"]);
+        assert_eq!(told_with(&records, &[disk(2)], Some(&[])), ["known 2 2", "gone 1"]);
     }
 
     #[test]

@@ -73,10 +73,10 @@ pub fn general_fault(command: Command) -> Code {
         | Command::VdiGenerateConfig
         | Command::VdiEpochBegin
         | Command::VdiEpochEnd
-        | Command::VdiEnableCbt
-        | Command::VdiDisableCbt
-        | Command::VdiDataDestroy
-        | Command::VdiListChangedBlocks => Code::SMGeneral,
+        | Command::VdiDataDestroy => Code::SMGeneral,
+        Command::VdiEnableCbt => Code::CBTActivateFailed,
+        Command::VdiDisableCbt => Code::CBTDeactivateFailed,
+        Command::VdiListChangedBlocks => Code::CBTChangedBlocksError,
     }
 }
 
@@ -205,6 +205,8 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         Error::Unsupported { .. } => match command {
             // A disk that can't become smaller, or not at all.
             Some(Command::VdiResize | Command::VdiResizeOnline) => Code::VDISize,
+            // A raw disk, or one that cannot be written to.
+            Some(Command::VdiEnableCbt) => Code::VDIType,
             // Here 38 would be an error of xapi's own that hides the reason.
             _ if general == Code::VDIUnavailable => general,
             _ => Code::Unimplemented,
@@ -223,6 +225,9 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         Error::VdiInUse { .. } if attempt.ends_the_sr() => Code::SRInUse,
         Error::VdiInUse { .. } => Code::VDIInUse,
         Error::ChainTooLong { .. } => Code::SnapshotChainTooLong,
+        Error::NotTracked { .. } => general,
+        Error::ChangesUnknown { .. } => Code::CBTChangedBlocksError,
+        Error::ChangesInconsistent { .. } => Code::CBTMetadataInconsistent,
         Error::LockRefused { .. } => Code::LockErr,
         Error::NoDevice { .. } if on == Substrate::Directory && command == Some(Command::SrCreate) => general,
         Error::NoDevice { .. } => Code::InvalidDev,

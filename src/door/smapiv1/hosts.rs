@@ -174,6 +174,17 @@ impl Hosts {
 }
 
 impl OtherHosts for Hosts {
+    fn has_writer(&self) -> bool {
+        let writes = |(host, how): &(String, String)| *host != self.host_ref && how != "RO";
+        self.claims().map_or(true, |claims| claims.iter().any(writes))
+    }
+
+    fn tracks(&self) -> bool {
+        let claims = self.claims().unwrap_or_default();
+        let others = claims.iter().filter(|(host, how)| *host != self.host_ref && how != "RO");
+        others.map(|(host, _)| self.ask(host, pause::TRACKS)).any(|asked| matches!(asked, Asked::Done))
+    }
+
     fn pause(&self) -> Result<()> {
         let added = self.xapi().add_key("VDI.add_to_sm_config", &self.vdi_ref, "paused", "true");
         let stale = match added {

@@ -14,9 +14,11 @@ use crate::context::Context;
 use crate::door::xapi::{ApiError, Record, Xapi, text};
 use crate::door::xmlrpc::Value;
 use crate::sys::syslog;
-use crate::types::{SmConfig, SrInfo, Utc, VdiInfo, VdiUuid};
+use crate::types::{LogAlone, SmConfig, SrInfo, Utc, VdiInfo, VdiUuid};
 
 pub const NULL_REF: &str = "OpaqueRef:NULL";
+/// xapi's type of a VDI of which only the log of changed blocks is left.
+pub const LOG_TYPE: &str = "cbt_metadata";
 const EPOCH: &str = "19700101T00:00:00Z";
 
 /// The numbers of records that a scan made, removed and changed in xapi's database.
@@ -40,7 +42,7 @@ pub fn scan(
     context: &Context,
 ) -> Result<SrInfo, Failure> {
     let found = session.sr_scan(context)?;
-    let changes = synchronise(xapi, sr_ref, records, &found.vdis, |vdi| session.vdi_sm_config(vdi))?;
+    let changes = synchronise(xapi, sr_ref, records, &found, |vdi| session.vdi_sm_config(vdi))?;
     // xapi asks for sr_update after every scan; with nothing new there is nothing to add.
     if changes != Changes::default() {
         figures(xapi, sr_ref, &found)?;
@@ -57,13 +59,13 @@ pub fn synchronise(
     xapi: &mut Xapi,
     sr_ref: &str,
     records: &[(String, Record)],
-    found: &[VdiInfo],
+    found: &SrInfo,
     sm_config: impl Fn(&VdiInfo) -> SmConfig,
 ) -> Result<Changes, ApiError> {
     let mut changes = Changes::default();
     // The references of the records that this call makes: xapi calls the disk of a snapshot by its reference.
     let mut made: HashMap<VdiUuid, String> = HashMap::new();
-    for difference in compare(records, found) {
+    for difference in compare(records, &found.vdis, found.logs.as_deref()) {
         match difference {
             Difference::Left(words) => syslog::write(&words),
             Difference::Known { reference, record, vdi } => {
@@ -75,6 +77,17 @@ pub fn synchronise(
                 if let Some(reference) = introduce_found(xapi, sr_ref, vdi, sm_config(vdi), None)? {
                     changes.new += 1;
                     made.insert(vdi.uuid, reference);
+                }
+            }
+            Difference::KnownLog { reference, record, log } => {
+                if refresh_log(xapi, reference, record, log)? {
+                    changes.changed += 1;
+                }
+            }
+            Difference::NewLog(log) => {
+                syslog::write(&format!("new log of changed blocks on SR {}: {}", found.uuid, log.vdi));
+                if introduced(introduce(xapi, sr_ref, &Introduced::of_log(log)))?.is_some() {
+                    changes.new += 1;
                 }
             }
             Difference::NewSnapshot { vdi, disk, known } => {
@@ -112,11 +125,57 @@ fn introduce_found(
     if let Some(snapshot_of) = snapshot_of {
         (row.is_a_snapshot, row.snapshot_of, row.snapshot_time) = (true, snapshot_of, &time);
     }
-    match introduce(xapi, sr_ref, &row) {
+    introduced(introduce(xapi, sr_ref, &row))
+}
+
+/// The reference of a new record; `None`: another call was faster.
+fn introduced(answer: Result<Value, ApiError>) -> Result<Option<String>, ApiError> {
+    match answer {
         Ok(reference) => Ok(Some(reference.as_str().unwrap_or(NULL_REF).to_owned())),
         Err(e) if e.is("LOCATION_NOT_UNIQUE") => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// Makes the record of a VDI of which only its log of changed blocks is left say so, as the Python drivers do; only what differs
+/// is written. `false`: nothing did.
+///
+/// # Errors
+/// The first [`ApiError`] of a call to xapi. The fields before it are written.
+pub fn refresh_log(xapi: &mut Xapi, reference: &str, record: &Record, log: &LogAlone) -> Result<bool, ApiError> {
+    let changed = refresh_figures(xapi, reference, record, [log.bytes, log.bytes])?;
+    Ok(refresh_cbt(xapi, reference, record, true)? || changed)
+}
+
+/// Tells xapi the virtual size of a VDI and its physical utilisation, as far as its record says something else.
+fn refresh_figures(
+    xapi: &mut Xapi,
+    reference: &str,
+    record: &Record,
+    [virtual_size, physical_utilisation]: [u64; 2],
+) -> Result<bool, ApiError> {
+    let mut changed = false;
+    for (field, setter, now) in [
+        ("virtual_size", "VDI.set_virtual_size", virtual_size),
+        ("physical_utilisation", "VDI.set_physical_utilisation", physical_utilisation),
+    ] {
+        if text(record, field) != now.to_string() {
+            xapi.set_number(setter, reference, now)?;
+            changed = true;
+        }
+    }
+    Ok(changed)
+}
+
+/// Tells xapi whether the changed blocks of a VDI are tracked, if its record says something else.
+///
+/// # Errors
+/// That of [`Xapi::set`].
+pub fn refresh_cbt(xapi: &mut Xapi, reference: &str, record: &Record, is: bool) -> Result<bool, ApiError> {
+    if record.get("cbt_enabled") == Some(&Value::Boolean(is)) || (!is && !record.contains_key("cbt_enabled")) {
+        return Ok(false);
+    }
+    xapi.set("VDI.set_cbt_enabled", reference, Value::Boolean(is)).map(|()| true)
 }
 
 /// Makes one record say what `vdi` says; only what differs is written. `false`: nothing did.
@@ -130,16 +189,8 @@ pub fn refresh(
     vdi: &VdiInfo,
     sm_config: &SmConfig,
 ) -> Result<bool, ApiError> {
-    let mut changed = false;
-    for (field, setter, now) in [
-        ("virtual_size", "VDI.set_virtual_size", vdi.virtual_size),
-        ("physical_utilisation", "VDI.set_physical_utilisation", vdi.physical_utilisation),
-    ] {
-        if text(record, field) != now.to_string() {
-            xapi.set_number(setter, reference, now)?;
-            changed = true;
-        }
-    }
+    let mut changed = refresh_figures(xapi, reference, record, [vdi.virtual_size, vdi.physical_utilisation])?;
+    changed |= refresh_cbt(xapi, reference, record, vdi.cbt_enabled)?;
     let read_only = vdi.read_only;
     if record.get("read_only") != Some(&Value::Boolean(read_only)) {
         xapi.set("VDI.set_read_only", reference, Value::Boolean(read_only))?;
@@ -191,6 +242,7 @@ pub struct Introduced<'a> {
     pub is_a_snapshot: bool,
     pub snapshot_time: &'a str,
     pub snapshot_of: &'a str,
+    pub cbt_enabled: bool,
 }
 
 impl<'a> Introduced<'a> {
@@ -211,6 +263,29 @@ impl<'a> Introduced<'a> {
             is_a_snapshot: false,
             snapshot_time: EPOCH,
             snapshot_of: NULL_REF,
+            cbt_enabled: vdi.cbt_enabled,
+        }
+    }
+
+    /// A VDI of which only its log of changed blocks is there, as the Python drivers show it.
+    fn of_log(log: &LogAlone) -> Introduced<'static> {
+        let location = log.vdi.to_string();
+        Introduced {
+            uuid: location.clone(),
+            label: "",
+            description: "",
+            vdi_type: LOG_TYPE,
+            read_only: false,
+            hidden: false,
+            location,
+            sm_config: BTreeMap::new(),
+            virtual_size: log.bytes,
+            physical_utilisation: log.bytes,
+            metadata_of_pool: NULL_REF,
+            is_a_snapshot: false,
+            snapshot_time: EPOCH,
+            snapshot_of: NULL_REF,
+            cbt_enabled: true,
         }
     }
 }
@@ -244,7 +319,7 @@ pub fn introduce(xapi: &mut Xapi, sr_ref: &str, new: &Introduced) -> Result<Valu
             Value::Boolean(new.is_a_snapshot),
             Value::DateTime(time.to_owned()),
             or_null(new.snapshot_of),
-            Value::Boolean(false),
+            Value::Boolean(new.cbt_enabled),
         ],
     )
 }

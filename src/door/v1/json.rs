@@ -112,6 +112,7 @@ struct Vdi<'a> {
     hidden: bool,
     snapshot_of: Option<VdiUuid>,
     created: Option<String>,
+    cbt_enabled: bool,
 }
 
 impl<'a> From<&'a VdiInfo> for Vdi<'a> {
@@ -143,6 +144,7 @@ impl<'a> From<&'a VdiInfo> for Vdi<'a> {
             hidden: info.hidden,
             snapshot_of: info.snapshot_of,
             created: info.created.map(|seconds| Utc(seconds).to_string()),
+            cbt_enabled: info.cbt_enabled,
         }
     }
 }

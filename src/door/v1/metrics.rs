@@ -274,6 +274,7 @@ mod tests {
             pool: Some(PoolUse { data_size: 4, data_used: 3, metadata_size: 2, metadata_used: 1 }),
             slot: None,
             vdis: vec![vdi],
+            logs: None,
         };
         let text = written(&[metered("thin", Some(SpaceUse::of_disks(sr.clone(), true, true)))]);
         for (name, value) in [

@@ -71,6 +71,9 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::Drift { .. } => (116, "EDRIFT"),
         Error::Undo { cause, .. } | Error::Incomplete { cause, .. } => exit_status(cause),
         Error::Damaged { .. }
+        | Error::NotTracked { .. }
+        | Error::ChangesUnknown { .. }
+        | Error::ChangesInconsistent { .. }
         | Error::ExportedInPart { .. }
         | Error::NotMerged { .. }
         | Error::NotWhole { .. }

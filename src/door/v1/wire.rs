@@ -339,6 +339,7 @@ pub(super) mod tests {
             state: State::Broken("x.vhd: it is empty".to_owned()),
             locked: true,
             created: Some(1_795_741_655),
+            cbt_enabled: false,
             ..VdiInfo::sample("98de866e-b035-4b1a-a571-000000000001".parse().unwrap())
         }
     }
@@ -356,6 +357,7 @@ pub(super) mod tests {
             slot: None,
             pool: Some(PoolUse { data_size: 4, data_used: 3, metadata_size: 2, metadata_used: 1 }),
             vdis,
+            logs: None,
         }
     }
 

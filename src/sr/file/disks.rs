@@ -7,7 +7,7 @@ use nix::sys::stat::SFlag;
 
 use super::directory::FileSr;
 use super::layout::{
-    LOCK, PARAMS, beside, format_of, has_image, image_name, image_of, is_one, must_be, refuse_unremovable,
+    LOCK, PARAMS, beside, format_of, image_name, image_of, is_one, is_taken, must_be, refuse_unremovable,
     remove_leftovers, remove_whatever,
 };
 use super::listing::Listing;
@@ -96,7 +96,7 @@ impl FileSr {
         let dir = self.dir()?;
         self.remove_unborn(&dir, new.vdi)?;
         let place = self.place(dir.clone(), new.vdi, format);
-        if has_image(&dir, new.vdi)? {
+        if is_taken(&dir, new.vdi)? {
             return Err(place.exists_already());
         }
         let mut unnamed = place.unnamed(&new.params)?;

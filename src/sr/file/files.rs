@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::directory::FileSr;
-use super::layout::{PARAMS, beside, has_image, image_name, remove_leftovers};
+use super::layout::{PARAMS, beside, image_name, is_taken, remove_leftovers};
 use super::records::{VdiRecord, encode};
 use crate::error::{Error, Result};
 use crate::image::storage::FileStorage;
@@ -85,7 +85,7 @@ impl FilePlace<'_> {
     }
 
     fn publish_by<'n>(&self, publish: fn(NewFile<'n>, &str) -> Result<bool>, new: Unnamed<'n>) -> Result<()> {
-        if has_image(&self.dir, self.vdi)? {
+        if is_taken(&self.dir, self.vdi)? {
             return Err(self.exists_already());
         }
         remove_leftovers(&self.dir, self.vdi)?;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::directory::FileSr;
 use super::files::{FilePlace, Unnamed};
 use super::images::possible_parent;
-use super::layout::{CHANGE, COLLECT_LOCK, format_of, has_image};
+use super::layout::{CHANGE, COLLECT_LOCK, format_of, is_taken};
 use super::listing::Listing;
 use super::records::{damaged_record, encode, read_change};
 use super::recover::end_change;
@@ -18,6 +18,7 @@ use crate::sys::lock::{self, Lock};
 use crate::sys::threads;
 use crate::sys::uses::{self, Uses};
 use crate::types::{Format, Mode, Params, SrUuid, VdiUuid};
+use crate::vdi::cbt::ChangeLogs;
 use crate::vdi::format::ParentImage;
 use crate::vdi::tree::change::Change;
 use crate::vdi::tree::forest::{Again, Forest, Fork, Kept};
@@ -75,6 +76,10 @@ impl FileForest<'_> {
 impl Forest for FileForest<'_> {
     fn sr(&self) -> SrUuid {
         self.sr.sr
+    }
+
+    fn change_logs(&self) -> Option<&dyn ChangeLogs> {
+        Some(self)
     }
 
     fn lock(&self, deadline: Instant) -> Result<Lock> {
@@ -159,7 +164,7 @@ impl Forest for FileForest<'_> {
         let base = place(fork.base);
         let dest = fork.dest.map(|(dest, params)| (place(dest), params));
         if let Some((dest, _)) = &dest
-            && (dest.vdi == disk.vdi || has_image(dir, dest.vdi)?)
+            && (dest.vdi == disk.vdi || is_taken(dir, dest.vdi)?)
         {
             return Err(dest.exists_already());
         }
@@ -220,7 +225,7 @@ impl Forest for FileForest<'_> {
     fn spawn(&self, base: VdiUuid, dest: VdiUuid, params: &Params) -> Result<()> {
         let parent = self.found(base)?.as_parent(Mode::ReadOnly)?;
         let place = self.sr.place(self.dir.clone(), dest, parent.format);
-        if has_image(&self.dir, dest)? {
+        if is_taken(&self.dir, dest)? {
             return Err(place.exists_already());
         }
         let mut new = place.unnamed(params)?;

@@ -3,6 +3,7 @@
 use nix::sys::stat::SFlag;
 
 use crate::error::{Error, Result};
+use crate::image::cbtlog::EXTENSION;
 use crate::image::name::ImageName;
 use crate::sys::durable::{self, Dir, Stat};
 use crate::sys::register;
@@ -55,6 +56,7 @@ pub(super) enum Role {
     Image(Format),
     Params,
     Lock,
+    Log,
 }
 
 /// The VDI that a name in the directory belongs to, and as what.
@@ -63,6 +65,7 @@ pub(super) fn classify(name: &str) -> Option<(VdiUuid, Role)> {
     let role = match extension {
         PARAMS => Role::Params,
         LOCK => Role::Lock,
+        EXTENSION => Role::Log,
         _ => return ImageName::parse(name).map(|image| (image.vdi, Role::Image(image.format))),
     };
     Some((stem.parse().ok()?, role))
@@ -117,6 +120,15 @@ pub(super) fn has_image(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// Whether a UUID is that of a VDI: of one with an image, or of one of which only the log of changed blocks is left. A disk of
+/// that UUID would be taken for tracked.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(super) fn is_taken(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
+    Ok(has_image(dir, vdi)? || dir.lookup(&beside(vdi, EXTENSION))?.is_some())
 }
 
 /// The bytes of an image, from what is known of its file.

@@ -18,6 +18,7 @@ use super::listing::Listing;
 use super::records::read_marker;
 use crate::datapath::USES;
 use crate::error::{Error, Result};
+use crate::image::cbtlog::EXTENSION;
 use crate::sys::durable::{self, Dir};
 use crate::sys::uses::Uses;
 use crate::sys::{register, run_dir};
@@ -271,6 +272,9 @@ impl FileSr {
         for vdi in listing.images.keys().chain(&listing.params).chain(&listing.locks) {
             removed |= dir.remove(&beside(*vdi, PARAMS))?;
             register::remove(dir, &beside(*vdi, LOCK))?;
+        }
+        for vdi in &listing.logs {
+            removed |= dir.remove(&beside(*vdi, EXTENSION))?;
         }
         for name in &listing.temporaries {
             removed |= dir.remove_temporary(name)?;

@@ -16,6 +16,8 @@ pub(super) struct Listing {
     pub(super) further: Vec<(VdiUuid, Format, Format)>,
     pub(super) params: HashSet<VdiUuid>,
     pub(super) locks: HashSet<VdiUuid>,
+    /// Logs of changed blocks.
+    pub(super) logs: HashSet<VdiUuid>,
     pub(super) temporaries: Vec<String>,
     /// Second names of files that were replaced, or are being replaced.
     pub(super) replaced: Vec<String>,
@@ -52,6 +54,7 @@ impl Listing {
                 }
                 Some((vdi, Role::Params)) => drop(listing.params.insert(vdi)),
                 Some((vdi, Role::Lock)) => drop(listing.locks.insert(vdi)),
+                Some((vdi, Role::Log)) => drop(listing.logs.insert(vdi)),
                 None if name.starts_with(".tmp-") => listing.temporaries.push(name),
                 None if replaced(&name).is_some() => listing.replaced.push(name),
                 None if JOURNALS.iter().any(|prefix| name.starts_with(prefix)) => listing.journals = true,

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 
 use super::files::FilePlace;
-use super::layout::{LOCK, PARAMS, beside, format_of, must_be, remove_leftovers, usage};
+use super::layout::{LOCK, PARAMS, beside, format_of, is_taken, must_be, remove_leftovers, usage};
 use super::records::{LockRecord, VdiRecord, encode, read_holders, read_params};
 use super::unborn::is_being_changed;
 use crate::error::{Error, Result};
@@ -218,7 +218,7 @@ impl Place for FilePlace<'_> {
         }
         let target = self.sr.place(self.dir.clone(), dest, self.format);
         self.sr.remove_unborn(&self.dir, dest)?;
-        if dest == self.vdi || self.dir.lookup(&target.name())?.is_some() {
+        if dest == self.vdi || is_taken(&self.dir, dest)? {
             return Err(target.exists_already());
         }
         let from = self.dir.open_file(&self.name(), false)?;

@@ -6,14 +6,16 @@ use std::rc::Rc;
 use super::directory::{FileSr, Found};
 use super::images::{Image, readers};
 use super::labels::{Directory, Labels, WORTH_AN_INDEX};
+use super::layout::beside as beside_image;
 use super::listing::Listing;
 use super::records::{read_change, read_holders, read_params, read_params_with};
 use crate::error::Result;
+use crate::image::cbtlog::EXTENSION;
 use crate::sys::durable::Dir;
 use crate::sys::{run_dir, threads};
-use crate::types::{Params, Space, SrInfo, State, VdiName, VdiUuid};
+use crate::types::{LogAlone, Params, Space, SrInfo, State, VdiInfo, VdiName, VdiUuid};
 use crate::vdi::tree::change::Change;
-use crate::vdi::{self, Attachments, Holders};
+use crate::vdi::{self, Attachments, Holders, layout};
 
 /// The entries of an index that may be meant by `word`. `None` if there are none, or if one no longer agrees with the
 /// record beside the disk: a record that somebody edited in its place changes no time of the directory.
@@ -66,6 +68,7 @@ impl FileSr {
             vdis: Vec::new(),
             slot: None,
             pool: None,
+            logs: None,
         })
     }
 
@@ -181,11 +184,26 @@ impl FileSr {
             let died = attachments.server_died(image.format, &place.path());
             let info = vdi::describe(&place, &node, image.usage.allocated, params);
             let info = info.with_users(users).with_children(children).with_device(device);
-            infos.push(vdi::with_server(info, died));
+            // A raw disk is never tracked.
+            let cbt_enabled = listing.logs.contains(&image.vdi) && !layout(image.format).is_by_length();
+            infos.push(VdiInfo { cbt_enabled, ..vdi::with_server(info, died) });
         }
         listing.sweep(dir);
-        Ok(SrInfo { vdis: infos, ..self.summary(dir, visible, used, allocation)? })
+        let logs = Some(logs_alone(dir, listing)?);
+        Ok(SrInfo { vdis: infos, logs, ..self.summary(dir, visible, used, allocation)? })
     }
+}
+
+/// The logs of changed blocks that are there without an image.
+fn logs_alone(dir: &Dir, listing: &Listing) -> Result<Vec<LogAlone>> {
+    let mut alone = Vec::new();
+    for vdi in listing.logs.iter().filter(|vdi| !listing.images.contains_key(vdi)) {
+        if let Some(stat) = dir.lookup(&beside_image(*vdi, EXTENSION))? {
+            alone.push(LogAlone { vdi: *vdi, bytes: stat.length });
+        }
+    }
+    alone.sort_unstable_by_key(|log| log.vdi);
+    Ok(alone)
 }
 
 /// The records beside each image, in the order of `images`: the params, and the holders of the persistent lock.

@@ -1,5 +1,6 @@
 //! Tests of an SR's trees, with calls that stop half-way and hosts that lose their lock.
 
+mod cbt;
 mod merges;
 mod two_hosts;
 

@@ -26,6 +26,7 @@ impl Lvhd<'_> {
             slot: None,
             pool: None,
             vdis: Vec::new(),
+            logs: None,
         }
     }
 

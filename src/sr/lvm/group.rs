@@ -49,6 +49,7 @@ impl LvmSr {
             },
             pool: pool_use,
             vdis: Vec::new(),
+            logs: None,
         }
     }
 

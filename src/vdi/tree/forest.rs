@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::error::Result;
 use crate::sys::lock::Lock;
 use crate::types::{Format, Mode, Params, SrUuid, VdiUuid};
+use crate::vdi::cbt::ChangeLogs;
 use crate::vdi::format::ParentImage;
 use crate::vdi::place::Place;
 use crate::vdi::tree::nodes::Nodes;
@@ -17,6 +18,11 @@ pub trait Forest {
 
     /// The end of every wait of the call.
     fn deadline(&self) -> Instant;
+
+    /// The logs of changed blocks of its disks; `None` where none is kept.
+    fn change_logs(&self) -> Option<&dyn ChangeLogs> {
+        None
+    }
 
     /// Waits for other calls that change a tree of this SR, then completes or undoes what a crash left of a change.
     ///

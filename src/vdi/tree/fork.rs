@@ -4,6 +4,7 @@
 use crate::context::{Context, PausedElsewhere};
 use crate::error::{Error, Result};
 use crate::types::{Mode, Params, VdiInfo, VdiUuid};
+use crate::vdi::cbt::{self, Writer};
 use crate::vdi::disk::{describe, made};
 use crate::vdi::formats::layout;
 use crate::vdi::place::Place;
@@ -13,7 +14,8 @@ use crate::vdi::tree::forest::{Forest, Fork};
 use crate::vdi::tree::nodes::Node;
 
 /// Makes the image of a disk a base with two children: one is the disk, the other `dest`. A disk that holds nothing of its own
-/// gets a sibling instead, so that any number of copies of a template have one base.
+/// gets a sibling instead, so that any number of copies of a template have one base. A snapshot takes over the blocks that are
+/// logged as changed.
 ///
 /// # Errors
 /// [`Error::Damaged`] for an image whose tables cannot be used; [`Error::IsBase`], [`Error::ChainTooLong`], [`Error::VdiExists`], [`Error::NoSpace`]; [`Error::VdiInUse`] while a server
@@ -55,11 +57,18 @@ pub fn fork(
             base
         }
     };
+    let is_tracked = match forest.change_logs().filter(|_| params.snapshot_of.is_some()) {
+        Some(logs) if logs.header(place.vdi()).is_ok_and(|log| log.is_some()) => {
+            cbt::split(logs, place.vdi(), dest, Writer::of(here.as_ref(), context));
+            logs.header(dest).is_ok_and(|log| log.is_some())
+        }
+        _ => false,
+    };
     // The copy that was just made is known: an empty child of the base, with these params, that no process uses.
     let child = Node { parent: Some(base), ..Node::alone(node.format, node.virtual_size) };
     let copy = forest.place(dest).and_then(|copy| {
         let allocated = copy.usage()?.allocated;
-        Ok(describe(&*copy, &child, allocated, params.clone()))
+        Ok(VdiInfo { cbt_enabled: is_tracked, ..describe(&*copy, &child, allocated, params.clone()) })
     });
     copy.map_err(|cause| cause.after(made(dest)))
 }

@@ -7,6 +7,7 @@
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::types::VdiUuid;
+use crate::vdi::cbt::Reverting;
 use crate::vdi::disk::{SnapshotSaid, refuse_snapshot_of_another};
 use crate::vdi::place::Place;
 use crate::vdi::served::{pause, prepare};
@@ -61,7 +62,12 @@ pub fn revert(
             base
         }
     };
+    let logs = forest.change_logs();
+    let tracking = logs.map(|logs| Reverting::begin(logs, place.vdi(), snapshot)).transpose()?;
     forest.replace(place.vdi(), base)?;
+    if let (Some(logs), Some(tracking)) = (logs, tracking) {
+        tracking.end(logs, from.virtual_size);
+    }
     // It is done, and that is all that was asked for: sr_collect removes what is left.
     if let Some(parent) = node.parent.filter(|parent| *parent != base)
         && let Ok(mut nodes) = forest.nodes()

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::cbt::Alert;
 use super::{Answer, Service, now};
 use crate::door::host::{device, local_path};
 use crate::door::smapiv1::attached;
@@ -30,10 +31,12 @@ impl Service<'_> {
             if !tag.claim(service.xapi()?, mode)? {
                 return Ok(false);
             }
+            let was_tracked = mode == Mode::ReadWrite && service.is_tracked(vdi);
             if let Err(failure) = service.connect(vdi, mode) {
                 let _ = tag.give_up(service.xapi()?);
                 return Err(failure);
             }
+            service.tell_if_untracked(was_tracked, vdi, Alert::Inconsistent);
             Ok(true)
         })
     }

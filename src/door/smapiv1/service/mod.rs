@@ -14,8 +14,10 @@
 //! | `sr` | the commands of an SR |
 //! | `vdi` | the commands of a VDI that change records |
 //! | `data` | attach, activate and what undoes them |
+//! | `cbt` | changed block tracking |
 //! | `figures` | the totals of an SR in xapi |
 
+mod cbt;
 mod data;
 mod figures;
 mod sr;
@@ -139,12 +141,11 @@ impl<'a> Service<'a> {
             // xapi asks this of every disk at the start of its VM.
             Command::VdiEpochBegin if self.request.optional("vdi_on_boot")? != Some("reset") => Ok(Value::Nil),
             Command::VdiEpochEnd => Ok(Value::Nil),
-            Command::VdiEpochBegin
-            | Command::VdiCompose
-            | Command::VdiEnableCbt
-            | Command::VdiDisableCbt
-            | Command::VdiDataDestroy
-            | Command::VdiListChangedBlocks => Err(Failure::new(Code::Unimplemented, command.name())),
+            Command::VdiEnableCbt => self.vdi_configure_cbt(true),
+            Command::VdiDisableCbt => self.vdi_configure_cbt(false),
+            Command::VdiDataDestroy => self.vdi_data_destroy(),
+            Command::VdiListChangedBlocks => self.vdi_list_changed_blocks(),
+            Command::VdiEpochBegin | Command::VdiCompose => Err(Failure::new(Code::Unimplemented, command.name())),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The commands of a VDI that change records.
 
+use super::cbt::Alert;
 use super::{Answer, Service, deadline, identity, now, until};
 use crate::call::Unreadable;
 use crate::door::host::device;
@@ -11,7 +12,7 @@ use crate::door::smapiv1::format;
 use crate::door::smapiv1::sync::{self, Introduced};
 use crate::door::xapi::{Record, text};
 use crate::door::xmlrpc::{self, Value};
-use crate::error::one_line;
+use crate::error::{Error, one_line};
 use crate::sys::lock::Kind;
 use crate::sys::syslog;
 use crate::types::{Format, NewVdi, Params, ParamsChange, VdiInfo, VdiUuid};
@@ -79,7 +80,16 @@ impl Service<'_> {
         self.assert_attached()?;
         let reference = self.request.text("vdi_ref")?;
         let _shared = self.agent_lock(Kind::Shared)?;
-        let info = self.info()?;
+        let info = match self.info() {
+            // Of a snapshot whose data was destroyed its log is left.
+            Err(Failure::Driver(gone @ Error::NoVdi { .. })) => {
+                let log = self.session()?.vdi_log_alone(self.vdi()?, &now()).map_err(|_| gone)?;
+                let record = self.xapi()?.record("VDI.get_record", reference)?;
+                sync::refresh_log(self.xapi()?, reference, &record, &log)?;
+                return Ok(Value::Nil);
+            }
+            info => info?,
+        };
         let sm_config = (self.driver.about.sm_config)(&info);
         let record = self.xapi()?.record("VDI.get_record", reference)?;
         let (label, description) = (text(&record, "name_label"), text(&record, "name_description"));
@@ -98,7 +108,8 @@ impl Service<'_> {
         let info = self.info();
         let size =
             self.summed().then(|| info.as_ref().map_or(0, |info| if info.hidden { 0 } else { info.virtual_size }));
-        self.session()?.vdi_delete(vdi, Unreadable::Deleted, &now())?;
+        let hosts = self.hosts_of_log_after(vdi)?;
+        self.session()?.vdi_delete(vdi, Unreadable::Deleted, &until(deadline(), hosts))?;
         // Its base may have one child left now.
         self.leaves_work = info.is_ok_and(|info| info.parent.is_some());
         device::forget_activation(vdi);
@@ -132,11 +143,13 @@ impl Service<'_> {
             }
         }
         let _shared = self.agent_lock(Kind::Shared)?;
+        let was_tracked = !is_clone && self.is_tracked(source);
         let (session, context) = (self.session()?, until(deadline(), hosts));
         let info = match is_clone {
             true => session.vdi_clone(source, dest, ParamsChange::default(), &context)?,
             false => session.vdi_snapshot(source, dest, ParamsChange::default(), &context)?,
         };
+        self.tell_if_untracked(was_tracked, source, Alert::Snapshot);
         // Its name is xapi's to choose.
         let row = Introduced { label: "", description: "", sm_config: self.sm_config(&info), ..Introduced::of(&info) };
         self.introduce_or_undo(sr_ref, &row, info.uuid)?;
@@ -220,8 +233,9 @@ impl Service<'_> {
         let _shared = self.agent_lock(Kind::Shared)?;
         let info = self.info()?;
         format::check(info.format, size)?;
-        let before = info.virtual_size;
+        let (before, was_tracked) = (info.virtual_size, info.cbt_enabled);
         self.session()?.vdi_resize(vdi, size, false, &now())?;
+        self.tell_if_untracked(was_tracked, vdi, Alert::Resize);
         let info = self.info()?;
         let xapi = self.xapi()?;
         xapi.set_number("VDI.set_virtual_size", reference, info.virtual_size)?;
