@@ -6,6 +6,7 @@
 //! | [`journal`] | the file of a run, by which a run that was killed goes on |
 //! | [`step`](mod@step) | one step: the call of the SR that it makes, or the table that it writes |
 //! | [`media`] | whether a slot stands on the medium that the plan was made for |
+//! | [`tune`] | settings of the kernel, written after SRs came up, and by `sm tune` |
 //! | [`hooks`] | programs of the administrator around a run |
 //! | [`removal`] | the plan that removes a layout |
 //! | [`words`] | lines for a shell: what follows a run |
@@ -30,6 +31,7 @@ pub mod journal;
 mod media;
 pub mod removal;
 mod step;
+pub mod tune;
 pub mod words;
 
 use std::collections::BTreeSet;
@@ -55,7 +57,7 @@ pub struct Outcome {
     /// The layouts before and after the plan; none where there is no such layout.
     pub old: Option<Layout>,
     pub new: Option<Layout>,
-    /// What the hooks after the run say.
+    /// Settings of the kernel that were not written, and what the hooks after the run say.
     pub warnings: Vec<String>,
 }
 
@@ -320,7 +322,15 @@ impl Run {
         if left.iter().all(|step| step.action == Action::Wipe) {
             self.journal.remove()?;
         }
+        let comes_up = |step: &Step| {
+            matches!(
+                step.action,
+                Action::Start | Action::Attach | Action::Restart | Action::Rewire | Action::Reformat | Action::Tune
+            )
+        };
+        let warnings =
+            if done.iter().any(|step| step.done && comes_up(step)) { tune::after_start() } else { Vec::new() };
         let Job { name, old, new, .. } = self.job;
-        Ok(Outcome { layout: name, done, left, old, new, warnings: Vec::new() })
+        Ok(Outcome { layout: name, done, left, old, new, warnings })
     }
 }

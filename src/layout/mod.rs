@@ -16,6 +16,7 @@
 //! | [`agent`] | layouts on a host with xapi, and the calls of `xe` that a plan is there |
 //! | [`plan`] | actions, and the steps of a plan |
 //! | [`installed`] | the files of installed layouts |
+//! | [`tuning`] | settings of the kernel that go with SRs of a class |
 
 pub mod agent;
 pub mod coherency;
@@ -33,6 +34,7 @@ pub mod planning;
 pub mod steps;
 pub mod support;
 pub mod text;
+pub mod tuning;
 
 use std::fmt;
 use std::str::FromStr;

@@ -73,6 +73,11 @@ pub fn settings() -> PathBuf {
     on_host("/etc/sm/sm.conf")
 }
 
+/// Settings of the kernel on this host: `/etc/sm/tuning.conf`.
+pub fn tuning() -> PathBuf {
+    on_host("/etc/sm/tuning.conf")
+}
+
 /// The inventory of the backend `file`, unless the settings name another: `/etc/sm/storage.conf`.
 pub fn inventory() -> PathBuf {
     on_host("/etc/sm/storage.conf")

@@ -1,10 +1,10 @@
-//! The work of the commands `sm apply` and `sm layout remove`.
+//! The work of the commands `sm apply`, `sm layout remove` and `sm tune`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::agent;
-use super::grammar::{ApplyArgs, RemoveArgs};
+use super::grammar::{ApplyArgs, RemoveArgs, TuneArgs};
 use super::layouts::no_layout;
 use super::shown::Reply;
 use crate::apply::{self, Run, journal, removal, words};
@@ -114,6 +114,15 @@ pub fn remove(args: &RemoveArgs) -> Result<Reply> {
         plan.steps = order.fitting()?;
     }
     begun(plan, &base, lock, meant, agent.as_ref())
+}
+
+/// Writes the settings of the kernel.
+///
+/// # Errors
+/// Those of [`apply::tune::host`]; a file that fails is an error of the answer.
+pub fn tune(args: &TuneArgs) -> Result<Reply> {
+    let tuned = apply::tune::host(agent::of_host()?.as_ref(), args.dry_run)?;
+    Ok(Reply::Tuned { tuned, dry_run: args.dry_run })
 }
 
 fn nothing(dry_run: bool) -> Reply {

@@ -55,6 +55,9 @@ pub enum Group {
     /// Make the storage of this host what a model or a plan says. Shows the steps and asks, unless --yes is given. Steps that lose
     /// data or take SRs down for a while are left out unless they are allowed.
     Apply(ApplyArgs),
+    /// Write the settings of the kernel that /etc/sm/tuning.conf names for this host and for the SRs that it brings up. What is as
+    /// it shall be stays untouched.
+    Tune(TuneArgs),
 }
 
 #[derive(Subcommand)]
@@ -119,6 +122,13 @@ pub struct ApplyArgs {
     /// On a host with xapi, run the calls of xe. Without this option, they are printed.
     #[arg(long)]
     pub run_xe: bool,
+}
+
+#[derive(Args)]
+pub struct TuneArgs {
+    /// Change nothing, and print what would be done.
+    #[arg(short = 'n', long = "dry-run")]
+    pub dry_run: bool,
 }
 
 #[derive(Args)]
@@ -210,6 +220,7 @@ impl Group {
             Group::Layout { command: LayoutCommand::Remove(args) } if !args.dry_run => {
                 return Some(format!("layout remove {}", args.layout));
             }
+            Group::Tune(TuneArgs { dry_run: false }) => return Some("tune".to_owned()),
             Group::Apply(args) if !args.dry_run => {
                 let of = args.plan.as_ref().or(args.model.as_ref()).map(|word| format!(" {word}")).unwrap_or_default();
                 return Some(format!("apply{of}{}", if args.resume { " --resume" } else { "" }));

@@ -1,4 +1,4 @@
-//! The commands of `sm` that are not about one SR: `devices`, `backends`, `backup`, `layout`, `plan`.
+//! The commands of `sm` that are not about one SR: `devices`, `backends`, `backup`, `layout`, `plan`, `tune`.
 //!
 //! | file | what |
 //! |---|---|
@@ -33,7 +33,7 @@ use crate::sys::run_dir;
 use crate::types::printable;
 
 /// The commands of this module.
-pub const GROUPS: [&str; 7] = ["devices", "backends", "backup", "target", "layout", "plan", "apply"];
+pub const GROUPS: [&str; 8] = ["devices", "backends", "backup", "target", "layout", "plan", "apply", "tune"];
 
 /// Whether the command of a line is one of these.
 pub fn is_meant(command: &str) -> bool {
@@ -76,6 +76,7 @@ fn carry_out(group: &Group) -> Result<shown::Reply> {
         Group::Layout { command } => layouts::layout(command),
         Group::Plan(args) => layouts::plan(args),
         Group::Apply(args) => apply::apply(args),
+        Group::Tune(args) => apply::tune(args),
     };
     if let Some(change) = change {
         log::write(&format!("sm: uid {}: {change}", run_dir::user()), result.as_ref().map(|_| ()));

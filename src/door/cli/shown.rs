@@ -1,15 +1,18 @@
 //! Answers as tables, s-expressions and JSON. `docs/json.md` has the keys of JSON.
 
+use std::io;
+
 use serde::Serialize;
 
 use super::backup;
 use super::layouts_shown::{About, LayoutOf, PlanOf, table_of_layout, table_of_plan};
 use super::target;
+use crate::apply::tune::{End, Tuned};
 use crate::door::size::human;
 use crate::door::table;
 use crate::door::v1::grammar::OutputFormat;
 use crate::door::v1::{answer, json};
-use crate::error::Error;
+use crate::error::{Error, one_line};
 use crate::layout::planning::Planned;
 use crate::registry::backend::Known;
 use crate::registry::facts::Test;
@@ -59,6 +62,11 @@ pub enum Reply {
     /// The text of a file.
     Text(String),
     Layout(Box<About>),
+    /// The files of `sm tune`, and what became of each.
+    Tuned {
+        tuned: Vec<Tuned>,
+        dry_run: bool,
+    },
 }
 
 impl Reply {
@@ -85,6 +93,14 @@ impl Reply {
     pub fn failure(&self) -> Option<Error> {
         match self {
             Reply::Target(reply) => reply.failure(),
+            Reply::Tuned { tuned, .. } => tuned.iter().find_map(|it| match &it.end {
+                // The others stand in the answer.
+                End::Failed(Error::Io { op, path, source }) => {
+                    let source = io::Error::new(source.kind(), source.to_string());
+                    Some(Error::Io { op, path: path.clone(), source })
+                }
+                _ => None,
+            }),
             _ => None,
         }
     }
@@ -165,6 +181,26 @@ struct BackendOf<'a> {
     selected: bool,
 }
 
+#[derive(Serialize)]
+struct TunedOf<'a> {
+    file: String,
+    value: &'a str,
+    before: Option<&'a str>,
+    state: &'static str,
+    error: Option<String>,
+}
+
+impl<'a> From<&'a Tuned> for TunedOf<'a> {
+    fn from(tuned: &'a Tuned) -> TunedOf<'a> {
+        let error = match &tuned.end {
+            End::Failed(error) => Some(one_line(error)),
+            _ => None,
+        };
+        let (file, before) = (tuned.file.display().to_string(), tuned.before.as_deref());
+        TunedOf { file, value: &tuned.value, before, state: tuned.end.word(), error }
+    }
+}
+
 /// A document; the same for JSON and s-expressions.
 #[derive(Serialize)]
 #[serde(untagged)]
@@ -180,6 +216,7 @@ enum Body<'a> {
     Text { text: &'a str },
     Layout(LayoutOf<'a>),
     Target(target::shown::Body<'a>),
+    Tuned { tuned: Vec<TunedOf<'a>>, dry_run: bool },
 }
 
 impl<'a> Body<'a> {
@@ -212,6 +249,9 @@ impl<'a> Body<'a> {
             Reply::Layouts(names) => Body::Layouts { layouts: names },
             Reply::Text(text) => Body::Text { text },
             Reply::Layout(about) => Body::Layout(about.as_ref().into()),
+            Reply::Tuned { tuned, dry_run } => {
+                Body::Tuned { tuned: tuned.iter().map(TunedOf::from).collect(), dry_run: *dry_run }
+            }
         })
     }
 }
@@ -287,6 +327,15 @@ fn table_of(reply: &Reply) -> String {
         Reply::Layouts(names) => names.iter().map(|name| format!("{name}\n")).collect(),
         Reply::Text(text) => text.lines().map(|line| format!("{}\n", printable(line))).collect(),
         Reply::Layout(about) => table_of_layout(about),
+        Reply::Tuned { tuned, .. } if tuned.is_empty() => "nothing to tune\n".to_owned(),
+        Reply::Tuned { tuned, .. } => {
+            let mut lines = vec![["file", "value", "before", "state"].map(str::to_owned).to_vec()];
+            lines.extend(tuned.iter().map(|it| {
+                let before = it.before.clone().filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned());
+                vec![it.file.display().to_string(), it.value.clone(), before, it.end.word().to_owned()]
+            }));
+            table::aligned(&lines, &[])
+        }
         Reply::Changes { lines, .. } if lines.is_empty() => "nothing to change\n".to_owned(),
         Reply::Changes { lines, .. } => lines.iter().map(|line| format!("{}\n", printable(line))).collect(),
     }

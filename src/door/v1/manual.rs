@@ -189,6 +189,7 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ("On a host with xapi, run the calls of xe:", "sm apply -m rack1 --run-xe"),
         ],
     ),
+    ("tune", &[("See what /etc/sm/tuning.conf would change, then change it:", "sm tune -n; sm tune")]),
     (
         "plan",
         &[
@@ -325,6 +326,10 @@ pub const FILES: &[(&str, &str)] = &[
     ),
     ("/etc/sm/storage.conf", "The inventory of the backend file: a device a line, CLASS: host=HOST dev=PATH."),
     ("/etc/sm/layouts/NAME.model", "Models of layouts that are called by their names."),
+    (
+        "/etc/sm/tuning.conf",
+        "Settings of the kernel that sm tune writes: alias NAME=GLOB, and \"VALUE\" NAME CLASS-OR-HOST,…",
+    ),
     ("/var/lib/sm/layouts/NAME.layout", "Installed layouts."),
     ("/var/lib/sm/layouts/NAME.journal", "The run of a layout that is not finished."),
     ("/var/lib/sm/registry/claims.json", "Whose each device is. sm devices rebuild makes it anew."),
