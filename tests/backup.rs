@@ -199,7 +199,10 @@ fn a_run_replaces_the_one_before_and_those_that_are_kept_stay() {
     let plan =
         backup(&scene, &["export", "web", "--disk", "fast/web", "--to", "nas", "-n", "--format", "table"]).done();
     assert_eq!(plan.lines().filter(|line| line.starts_with("remove run")).count(), 1, "{plan}");
-    runs.push(export(&[]));
+    let last = backup(&scene, &["export", "web", "--disk", "fast/web", "--to", "nas", "--format", "json"]).done();
+    let last: serde_json::Value = serde_json::from_str(&last).unwrap();
+    assert_eq!(last["removed"], serde_json::json!([runs[1]]));
+    runs.push(last["run"].as_str().unwrap().to_owned());
     assert_eq!(names(scene.root.path().join("nas/web")), [&runs[2..], &["current".to_owned()]].concat());
     let shown = backup(&scene, &["show", "web", "--format", "table"]).done();
     assert!(shown.contains("kind    full\n") && shown.contains("kept    the newest 3 runs\n"), "{shown}");
@@ -224,6 +227,55 @@ fn a_run_replaces_the_one_before_and_those_that_are_kept_stay() {
     assert_eq!(names(scene.root.path().join("nas")), [".sm-store"]);
     let nothing = backup(&scene, &["remove", "web"]);
     assert!(nothing.succeeded() && nothing.stderr().contains("exact names"), "{nothing}");
+}
+
+#[test]
+fn runs_are_removed_by_name_and_by_how_many_stay() {
+    let scene = scene();
+    web(&scene, "vhd");
+    let export = |more: &[&str]| {
+        let line = [&["export", "web", "--disk", "fast/web", "--to", "nas", "--keep", "9", "--format", "table"], more]
+            .concat();
+        backup(&scene, &line).done().trim().to_owned()
+    };
+    let there = || names(scene.root.path().join("nas/web"));
+    let mut runs = [export(&[]), export(&[]), export(&["--since", "last"]), export(&["--since", "last"]), export(&[])];
+    runs.sort();
+    let all = there();
+    // Nothing goes in a dry run, nor what a run that stays is made on.
+    let plan = backup(&scene, &["remove", "web", "--run", &runs[0], "-n", "--format", "table"]).done();
+    assert_eq!(plan, format!("remove run {} of web from store nas\n", runs[0]));
+    let plan = backup(&scene, &["prune", "web", "--keep", "2", "-n", "--format", "table"]).done();
+    assert_eq!(plan, format!("remove run {} of web from store nas\n", runs[0]));
+    assert!(
+        backup(&scene, &["remove", "web", "--run", &runs[1], "--run", &runs[2]]).fails("EPERM").contains("consolidate")
+    );
+    assert_eq!(there(), all);
+    let told = backup(&scene, &["prune", "web", "--keep", "2", "--format", "json"]).done();
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["removed"], serde_json::json!([{ "store": "nas", "run": runs[0] }]));
+    assert_eq!(backup(&scene, &["prune", "web", "--keep", "2", "--format", "table"]).done(), "nothing to remove\n");
+    // An increment and what it is made on go together, whatever the order of the words is.
+    backup(&scene, &["remove", "web", "--run", &runs[1], "--run", &runs[3], "--run", &runs[2]]).done();
+    assert_eq!(there(), [&runs[4..], &["current".to_owned()]].concat());
+    backup(&scene, &["verify", "web", "--deep"]).done();
+    assert!(backup(&scene, &["prune", "web"]).fails("EINVAL").contains("--keep"));
+}
+
+#[test]
+fn one_disk_of_an_export_gets_a_label_and_its_uuid_is_the_answer() {
+    let scene = scene();
+    let bytes = web(&scene, "vhd");
+    disk(&scene, B, "data", "raw", MIB, &[]);
+    backup(&scene, &["export", "web", "--disk", "fast/web", "--disk", "fast/data", "--to", "nas"]).done();
+    let import = ["import", "web", "--from", "nas", "--sr", "slow", "--label", "web-restored"];
+    let refused = backup(&scene, &import).fails("EINVAL");
+    assert!(refused.contains("it is for one disk, and 2 would be made"), "{refused}");
+    let uuid = backup(&scene, &[&import[..], &["--disk", "web"]].concat()).done();
+    let info = sm(&scene, &["vdi_get_params", "slow/web-restored", "--format", "json"]).done();
+    assert!(uuid.trim().len() == 36 && info.contains(uuid.trim()), "{uuid}: {info}");
+    same(&exported(&scene, "slow/web-restored"), &bytes);
+    backup(&scene, &[&import[..6], &["--disk", "web", "--label", "a\nb"]].concat()).fails("EINVAL");
 }
 
 #[test]

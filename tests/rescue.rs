@@ -263,6 +263,39 @@ fn what_a_child_holds_is_there_without_its_parent() {
 }
 
 #[test]
+fn a_vhd_that_has_lost_its_header_is_read_by_the_place_that_its_table_has_in_all_of_ours() {
+    let (scene, bytes) = disk("vhd");
+    put(&image(&scene, A, "vhd"), &[0x55; 1024], 512);
+    is_refused(&scene, A);
+    let out = scene.root.path().join("out.raw");
+    scene.call(["vdi_export", SR, A, out.to_str().unwrap(), "--type", "raw", "--rescue"]).done();
+    assert_eq!(fs::read(&out).unwrap(), bytes);
+    fs::remove_file(&out).unwrap();
+    // Another writer has its table elsewhere, and blocks of another size.
+    let path = image(&scene, A, "vhd");
+    let end = fs::metadata(&path).unwrap().len() - 512;
+    for at in [0, end] {
+        let mut footer = [0; 512];
+        open(&path).read_exact_at(&mut footer, at).unwrap();
+        footer[0x1c..0x20].copy_from_slice(b"vpc ");
+        footer[0x40..0x44].fill(0);
+        let sum = !footer.iter().map(|byte| u32::from(*byte)).sum::<u32>();
+        footer[0x40..0x44].copy_from_slice(&sum.to_be_bytes());
+        put(&path, &footer, at);
+    }
+    let refused = scene.call(["vdi_export", SR, A, out.to_str().unwrap(), "--type", "raw", "--rescue"]).fails("EIO");
+    assert!(refused.contains("the header has no cookie; so nothing of it can be read, and a backup"), "{refused}");
+}
+
+#[test]
+fn a_child_that_has_lost_its_header_keeps_what_it_holds_itself() {
+    let (scene, bytes) = disk("vhd");
+    scene.call(["vdi_snapshot", SR, A, "98de866e-b035-4b1a-a571-0000000000e5"]).done();
+    put(&image(&scene, A, "vhd"), &[0x55; 1024], 512);
+    is_rescued(&scene, A, &vec![0; bytes.len()], &[(0, bytes.len() as u64)]);
+}
+
+#[test]
 fn without_a_header_nothing_can_be_rescued() {
     for format in ["vhd", "qcow2"] {
         let (scene, _) = disk(format);

@@ -75,6 +75,8 @@ pub enum SinceRun {
 pub struct Exported {
     pub run: RunId,
     pub disks: Vec<DiskOf>,
+    /// The older runs that did not stay.
+    pub removed: Vec<RunId>,
     pub warnings: Vec<String>,
     /// What would be done, of a call that changes nothing.
     pub plan: Option<Vec<String>>,
@@ -112,7 +114,13 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let now = seconds_now().unwrap_or(0);
     if wanted.dry_run {
         let plan = plan(wanted, &sources, &store, now)?;
-        return Ok(Exported { run: RunId::new(now), disks: Vec::new(), warnings: Vec::new(), plan: Some(plan) });
+        return Ok(Exported {
+            run: RunId::new(now),
+            disks: Vec::new(),
+            removed: Vec::new(),
+            warnings: Vec::new(),
+            plan: Some(plan),
+        });
     }
     if wanted.pause.is_some() && hooks::is_empty(Point::Pause)? {
         let where_to = run_dir::hooks().join(Point::Pause.directory());
@@ -127,9 +135,16 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let digests = recipients.is_some().then(|| DigestKey::of(&wanted.set)).transpose()?;
     let seal = recipients.zip(digests).map(|(recipients, digests)| Seal { recipients, digests });
     let packing = Arc::new(Packing { compression, seal });
-    let parent = parent(&shelf, wanted.since.as_ref())?;
-    if let Some((parent, chain)) = &parent {
-        refuse_mixed(&parent.run, &chain[0], packing.seal.as_ref())?;
+    let mut parent = parent(&shelf, wanted.since.as_ref())?;
+    if let Some((of, chain)) = &parent {
+        match refuse_mixed(&of.run, &chain[0], packing.seal.as_ref()) {
+            // From here on the set is encrypted: its first export of this kind is whole, as every first one.
+            Err(_) if wanted.since == Some(SinceRun::Last) && chain[0].manifest.encryption.is_none() => {
+                warnings.push(format!("the export is whole, as run {} before it is not encrypted", of.run));
+                parent = None;
+            }
+            other => other?,
+        }
     }
     let (parent, since) = match parent {
         Some((parent, chain)) => (Some(parent), Some(source::since(call, &mut sources, chain)?)),
@@ -169,11 +184,14 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     };
     warnings.extend(bases::sweep(call, &wanted.set));
     let pruned = retain::keep(&shelf, wanted.keep).and_then(|keep| retain::prune(&shelf, &keep));
-    warnings.extend(pruned.err().map(|error| format!("older runs stay: {}", one_line(&error))));
+    let removed = pruned.unwrap_or_else(|error| {
+        warnings.push(format!("older runs stay: {}", one_line(&error)));
+        Vec::new()
+    });
     if !wanted.keep_others {
         warnings.extend(remove::elsewhere(call, &wanted.set, &store, &run));
     }
-    Ok(Exported { run, disks, warnings, plan: None })
+    Ok(Exported { run, disks, removed, warnings, plan: None })
 }
 
 /// Locks or snapshots the disks, within a pause if one is wanted. What was paused goes on afterwards in any case.

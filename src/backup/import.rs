@@ -31,6 +31,8 @@ pub struct Wanted {
 /// The disks that are made of an export, and where.
 #[derive(Clone, Debug, Default)]
 pub struct Places {
+    /// The label of the disk that is made, if that is one alone. Without it, the one that it had.
+    pub label: Option<String>,
     /// The disks to make, by index, label or UUID; all if none is named.
     pub disks: Vec<String>,
     /// `None`: the SR that has most room, for each disk.
@@ -222,6 +224,13 @@ fn targets(call: &Call, places: &Places, manifest: &Manifest, disks: Vec<Ready>)
             expected: "--disk leaves this disk out".to_owned(),
         });
     }
+    if let Some(label) = places.label.as_ref().filter(|_| chosen.len() != 1) {
+        return Err(Error::Invalid {
+            what: "--label",
+            value: label.clone(),
+            expected: format!("it is for one disk, and {} would be made; --disk chooses one", chosen.len()),
+        });
+    }
     let mut rooms = Rooms::default();
     let mut targets = Vec::new();
     for (disk, ready) in manifest.disks.iter().zip(disks).filter(|(disk, _)| chosen.contains(&disk.index)) {
@@ -251,7 +260,8 @@ fn targets(call: &Call, places: &Places, manifest: &Manifest, disks: Vec<Ready>)
             refuse_taken(call, &session, vdi)?;
         }
         let imported = Imported { index: disk.index, from: disk.uuid, sr, vdi };
-        targets.push(Target { new: new_vdi(disk, &session, vdi, size), session, disk: ready.disk, imported });
+        let label = places.label.as_ref().unwrap_or(&disk.label);
+        targets.push(Target { new: new_vdi(disk, label, &session, vdi, size), session, disk: ready.disk, imported });
     }
     Ok(targets)
 }
@@ -287,11 +297,11 @@ fn chosen(words: &[String], manifest: &Manifest) -> Result<BTreeSet<usize>> {
     words.iter().map(one).collect()
 }
 
-fn new_vdi(disk: &DiskOf, session: &Session, vdi: VdiUuid, virtual_size: u64) -> NewVdi {
+fn new_vdi(disk: &DiskOf, label: &str, session: &Session, vdi: VdiUuid, virtual_size: u64) -> NewVdi {
     let params = Params {
         read_only: disk.read_only,
         shareable: disk.shareable,
-        ..session.named(Params::default(), &disk.label, &disk.description)
+        ..session.named(Params::default(), label, &disk.description)
     };
     let format = Some(disk.vdi_type).filter(|format| session.formats().contains(format));
     NewVdi { vdi, virtual_size, format, params }

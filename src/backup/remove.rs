@@ -1,6 +1,7 @@
-//! `sm backup remove`: the exports of a set out of stores. The disks need not be there any more.
+//! `sm backup remove` and `sm backup prune`: exports of a set out of stores. The disks need not be there any more.
 
 use super::name::{RunId, SetName, StoreName};
+use super::retain::{self, Keep};
 use super::shelf::{Foreign, Shelf};
 use super::store::{self, Open, Store};
 use super::{Call, list, record};
@@ -15,12 +16,12 @@ pub struct Removed {
     pub warnings: Vec<String>,
 }
 
-/// Removes a set from one store or from all. `run`: that one alone. A store that fails does not stop the others.
+/// Removes a set from one store or from all. `runs`: those alone; all if none is named. A store that fails does not stop the others.
 ///
 /// # Errors
 /// [`Error::Invalid`] for a store that there is not; [`Error::Locked`]; [`Error::Unsupported`] for a run that another is an
 /// increment on; of a store that was named, why it failed.
-pub fn remove(call: &Call, set: &SetName, only: Option<&StoreName>, run: Option<&RunId>) -> Result<Removed> {
+pub fn remove(call: &Call, set: &SetName, only: Option<&StoreName>, runs: &[RunId]) -> Result<Removed> {
     let stores = match only {
         Some(name) => vec![store::find(name)?],
         None => store::all()?,
@@ -30,7 +31,7 @@ pub fn remove(call: &Call, set: &SetName, only: Option<&StoreName>, run: Option<
     let this = RunId::new(seconds_now().unwrap_or(0));
     for store in stores {
         // Who names the store means what is in it.
-        match from(call, &store, set, run, &this, only.is_some()) {
+        match from(call, &store, set, runs, &this, only.is_some()) {
             Ok(Became::Removed) => removed.stores.push(store.name),
             Ok(Became::Stays(why)) => removed.warnings.push(why),
             Ok(Became::Nothing) => {}
@@ -43,6 +44,13 @@ pub fn remove(call: &Call, set: &SetName, only: Option<&StoreName>, run: Option<
         removed.warnings.push(format!("no export of {set} is there; `sm backup list` shows the exact names"));
     }
     Ok(removed)
+}
+
+/// The runs that were removed, or would be, and what did not go as it should.
+#[derive(Debug)]
+pub struct Pruned {
+    pub gone: Vec<(StoreName, RunId)>,
+    pub warnings: Vec<String>,
 }
 
 /// What became of a set in a store.
@@ -67,15 +75,8 @@ fn stays(shelf: &Shelf) -> Result<Option<String>> {
     }))
 }
 
-/// Removes a set, or a run of it, from a store. `any_host`: also what another host made.
-fn from(
-    call: &Call,
-    store: &Store,
-    set: &SetName,
-    run: Option<&RunId>,
-    this: &RunId,
-    any_host: bool,
-) -> Result<Became> {
+/// Removes a set, or runs of it, from a store. `any_host`: also what another host made.
+fn from(call: &Call, store: &Store, set: &SetName, chosen: &[RunId], this: &RunId, any_host: bool) -> Result<Became> {
     let open = store.open()?;
     let shelf = Shelf::new(&open, set.clone());
     let stays = || if any_host { Ok(None) } else { stays(&shelf) };
@@ -88,26 +89,33 @@ fn from(
         return Ok(Became::Stays(why));
     }
     let became = |is_removed| if is_removed { Became::Removed } else { Became::Nothing };
-    let Some(run) = run else { return shelf.remove().map(became) };
+    if chosen.is_empty() {
+        return shelf.remove().map(became);
+    }
     shelf.repair()?;
     let runs = shelf.runs()?;
-    match runs.as_slice() {
-        [only] if only == run => shelf.remove().map(became),
-        runs if runs.contains(run) => {
-            refuse_if_parent(&shelf, runs, run)?;
-            shelf.remove_runs(std::slice::from_ref(run))?;
+    // An increment goes before the run that it is made on.
+    let gone: Vec<RunId> = runs.iter().rev().filter(|run| chosen.contains(run)).cloned().collect();
+    match gone.len() {
+        0 => Ok(Became::Nothing),
+        count if count == runs.len() => shelf.remove().map(became),
+        _ => {
+            refuse_if_parent(&shelf, &runs, &gone)?;
+            shelf.remove_runs(&gone)?;
             shelf.repair()?;
             Ok(Became::Removed)
         }
-        _ => Ok(Became::Nothing),
     }
 }
 
-/// Refuses to remove a run that another is an increment on.
-fn refuse_if_parent(shelf: &Shelf, runs: &[RunId], run: &RunId) -> Result<()> {
-    for child in runs.iter().filter(|child| *child > run) {
+/// Refuses to remove a run that one which stays is an increment on.
+fn refuse_if_parent(shelf: &Shelf, runs: &[RunId], gone: &[RunId]) -> Result<()> {
+    for child in runs.iter().filter(|child| !gone.contains(child)) {
+        if !gone.iter().any(|run| run < child) {
+            continue;
+        }
         let parent = list::manifest_of(&shelf.find(Some(child))?.1)?.parent;
-        if parent.is_some_and(|parent| parent.run == *run) {
+        if parent.is_some_and(|parent| gone.contains(&parent.run)) {
             let why = format!(
                 "run {child} is an increment on it; `sm backup consolidate {} --store {}` makes the newest whole",
                 shelf.set, shelf.store.name
@@ -116,6 +124,73 @@ fn refuse_if_parent(shelf: &Shelf, runs: &[RunId], run: &RunId) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The runs that [`remove`] would remove, by store, as far as their stores can be read.
+///
+/// # Errors
+/// Those of [`list::list`].
+pub fn affected(set: &SetName, only: Option<&StoreName>, runs: &[RunId]) -> Result<Vec<(StoreName, RunId)>> {
+    let (lines, _) = list::list(only.map(std::slice::from_ref).unwrap_or_default())?;
+    let is_meant = |line: &list::Line| line.set == *set && (runs.is_empty() || runs.contains(&line.run));
+    Ok(lines.into_iter().filter(is_meant).map(|line| (line.store, line.run)).collect())
+}
+
+/// Removes the runs of a set that `keep` does not keep, from one store or from all: what the next export with the same
+/// retention would remove. A store that fails does not stop the others.
+///
+/// # Errors
+/// [`Error::Invalid`] for a store that there is not; [`Error::Locked`]; of a store that was named, why it failed.
+pub fn prune(call: &Call, set: &SetName, only: Option<&StoreName>, keep: &Keep, dry_run: bool) -> Result<Pruned> {
+    let stores = match only {
+        Some(name) => vec![store::find(name)?],
+        None => store::all()?,
+    };
+    let _set = record::lock(set, call.deadline())?;
+    let mut warnings = if dry_run { Vec::new() } else { record::recover(call, Some(set))? };
+    let mut gone = Vec::new();
+    for store in stores {
+        match pruned(call, &store, set, keep, dry_run, only.is_some()) {
+            Ok((runs, why)) => {
+                gone.extend(runs.into_iter().map(|run| (store.name.clone(), run)));
+                warnings.extend(why);
+            }
+            Err(error) if only.is_some() => return Err(error),
+            Err(error) => warnings.push(format!("store {}: {}", store.name, one_line(&error))),
+        }
+    }
+    Ok(Pruned { gone, warnings })
+}
+
+fn pruned(
+    call: &Call,
+    store: &Store,
+    set: &SetName,
+    keep: &Keep,
+    dry_run: bool,
+    any_host: bool,
+) -> Result<(Vec<RunId>, Option<String>)> {
+    let open = store.open()?;
+    if open.dir.lookup(set.as_str())?.is_none() {
+        return Ok((Vec::new(), None));
+    }
+    let shelf = Shelf::new(&open, set.clone());
+    let stays = || if any_host { Ok(None) } else { stays(&shelf) };
+    if let Some(why) = stays()? {
+        return Ok((Vec::new(), Some(why)));
+    }
+    if dry_run {
+        return Ok((retain::old(&shelf, keep, None)?, None));
+    }
+    let this = RunId::new(seconds_now().unwrap_or(0));
+    let _taken = open.lock(set, &this, call.deadline())?;
+    if let Some(why) = stays()? {
+        return Ok((Vec::new(), Some(why)));
+    }
+    shelf.repair()?;
+    let gone = retain::prune(&shelf, keep)?;
+    shelf.repair()?;
+    Ok((gone, None))
 }
 
 /// The stores from which [`elsewhere`] would remove a set. What cannot be looked at stays.
@@ -164,7 +239,7 @@ pub(super) fn elsewhere(call: &Call, set: &SetName, this: &Open, run: &RunId) ->
                     "the exports of {set} in store {old} were removed, since the new one is in store {new}; --keep-others keeps them"
                 )
             };
-            Ok(match from(call, &store, set, None, run, false)? {
+            Ok(match from(call, &store, set, &[], run, false)? {
                 Became::Removed => Some(gone()),
                 Became::Stays(why) => Some(why),
                 Became::Nothing => None,

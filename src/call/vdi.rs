@@ -121,7 +121,7 @@ impl Session {
         self.with_room(source, context, &|context| {
             let (locks, changes) = (Locks::of_vdis(&[source, dest]), changes.clone());
             self.carry_out(locks, context, move |storage, context| {
-                storage.vdi(source)?.clone_to(dest, &changes, context)
+                storage.vdi(source)?.clone_to(dest, &changes, context).map_err(|error| or_use_a_snapshot(error, source))
             })
         })
     }
@@ -237,7 +237,12 @@ impl Session {
     pub fn vdi_rescue(&self, vdi: VdiUuid, to: &Stream, context: &Context) -> Result<Vec<LostRange>> {
         let to = to.clone();
         self.with_vdi(vdi, context, move |disk, context| {
-            refuse_if_written(disk, disk.brief()?.read_only)?;
+            // A damaged image may not say whether it is a base.
+            let read_only = match disk.brief() {
+                Err(Error::Damaged { .. }) => false,
+                told => told?.read_only,
+            };
+            refuse_if_written(disk, read_only)?;
             let mut lost = Vec::new();
             disk.read(Reading::Rescue, &mut |bytes| {
                 let rescued = Rescued::new(bytes);
@@ -401,12 +406,17 @@ fn refuse_if_written(disk: &dyn Vdi, read_only: bool) -> Result<()> {
     if read_only {
         return Ok(());
     }
-    vdi::refuse_if_attached(disk).map_err(|error| match error {
-        Error::VdiInUse { vdi, sr, holder } => {
+    vdi::refuse_if_attached(disk).map_err(|error| or_use_a_snapshot(error, disk.place().vdi()))
+}
+
+/// The refusal of a disk that is in use, with what can be done instead.
+fn or_use_a_snapshot(error: Error, of: VdiUuid) -> Error {
+    match error {
+        Error::VdiInUse { vdi, sr, holder } if vdi == of => {
             Error::VdiInUse { vdi, sr, holder: format!("{holder}; detach it, or take a snapshot of it and use that") }
         }
         other => other,
-    })
+    }
 }
 
 pub(super) fn delete(storage: &dyn Sr, vdi: VdiUuid, unreadable: Unreadable, context: &Context) -> Result<()> {

@@ -80,7 +80,8 @@ fn sr(out: &mut String, info: &SrInfo) {
         let row = [
             v.uuid.to_string(),
             v.format.to_string(),
-            human(v.virtual_size),
+            // Of a damaged image, nothing says it.
+            if v.virtual_size == 0 { "-".to_owned() } else { human(v.virtual_size) },
             human(v.physical_utilisation),
             v.created.map_or_else(|| "-".to_owned(), |seconds| Utc(seconds).to_the_minute()),
             state(v),
@@ -235,7 +236,9 @@ fn tree(out: &mut String, info: &SrInfo) {
             State::Healthy | State::ServerDied => name,
         };
         let sizes = format!("{}, {} used", human(vdi.virtual_size), human(vdi.physical_utilisation));
-        line(out, &format!("{indent}{branch}{} {} {sizes}  {name}  {}", vdi.uuid, vdi.format, vdi.label));
+        let label = if vdi.label.is_empty() { String::new() } else { format!("  {}", vdi.label) };
+        let of = vdi.snapshot_of.map(|of| format!("  snapshot of {}", called(of, &info.vdis))).unwrap_or_default();
+        line(out, &format!("{indent}{branch}{} {} {sizes}  {name}{label}{of}", vdi.uuid, vdi.format));
         let below = format!("{indent}{}", if last { "   " } else { "│  " });
         todo.extend(with_last(children.remove(&Some(vdi.uuid)).unwrap_or_default(), &below).rev());
     }

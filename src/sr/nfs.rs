@@ -20,7 +20,7 @@ pub const DRIVER: Driver = Driver {
     sr_type: KIND.sr_type,
     executable: "NFSSR",
     description: "disks as files on an NFS export",
-    dconf_form: "nfs@<server>:/remote/directory@/local/mountpoint",
+    dconf_form: "nfs@<server>:/remote/directory[@/local/mountpoint]",
     parse_dconf,
     open: |sr, config, deadline| {
         let export = Export::new(config, Holds::Disks)?;
@@ -48,7 +48,8 @@ pub const DRIVER: Driver = Driver {
 
 pub const KIND: Kind = Kind { sr_type: "nfs", fs_types: FS_TYPES, keys };
 
-/// `nfs@<server>:/remote/directory@/local/mountpoint`; an IPv6 address stands in brackets.
+/// `nfs@<server>:/remote/directory@/local/mountpoint`; an IPv6 address stands in brackets. Without a mountpoint, the default
+/// counts, and `nfs@` may be left out then, as mount(8) has it.
 ///
 /// # Errors
 /// [`Error::Invalid`] with the form that it must have.
@@ -58,17 +59,27 @@ pub fn parse_dconf(dconf: &str) -> Result<DeviceConfig> {
         value: dconf.to_owned(),
         expected: format!("expected {}", DRIVER.dconf_form),
     };
-    let rest = dconf.strip_prefix("nfs@").ok_or_else(bad)?;
+    let (rest, is_v1) = match dconf.strip_prefix("nfs@") {
+        Some(rest) => (rest, true),
+        None => (dconf, false),
+    };
     let (server, paths) = match rest.strip_prefix('[') {
         Some(rest) => rest.split_once("]:").filter(|(address, _)| is_ipv6(address)),
         None => rest.split_once(':'),
     }
     .ok_or_else(bad)?;
-    let (remote, local) = paths.rfind("@/").map(|at| (&paths[..at], &paths[at + 1..])).ok_or_else(bad)?;
-    if !remote.starts_with('/') {
+    let (remote, local) = match paths.rfind("@/").filter(|_| is_v1) {
+        Some(at) => (&paths[..at], Some(&paths[at + 1..])),
+        // One that was meant lacks its slash.
+        None if is_v1 && paths.contains('@') => return Err(bad()),
+        None => (paths, None),
+    };
+    if !remote.starts_with('/') || server.is_empty() {
         return Err(bad());
     }
-    Ok(DeviceConfig::from([("server", server), ("serverpath", remote), ("mountpoint", local)]))
+    let mut config = DeviceConfig::from([("server", server), ("serverpath", remote)]);
+    config.0.extend(local.map(|local| ("mountpoint".to_owned(), local.to_owned())));
+    Ok(config)
 }
 
 /// The keys of `server:/path`.

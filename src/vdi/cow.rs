@@ -168,7 +168,11 @@ impl<P: Place> Vdi for Cow<'_, P> {
     }
 
     fn read(&self, reading: Reading, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
-        let _lent = lend(&*self.forest, &self.place, self.is_read_only()?)?;
+        let read_only = match (self.is_read_only(), reading) {
+            (Err(Error::Damaged { .. }), Reading::Rescue) => false,
+            (told, _) => told?,
+        };
+        let _lent = lend(&*self.forest, &self.place, read_only)?;
         self.read_lent(reading, reader)
     }
 

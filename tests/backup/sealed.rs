@@ -322,9 +322,16 @@ fn an_increment_is_encrypted_as_its_parent_is() {
         backup(&scene, &[&line[..], more].concat())
     };
     export("web", &[]).done();
-    let plain = export("web", &["--recipient", &public]).fails("EVERIFY");
-    assert!(plain.contains("is not encrypted") && plain.contains("--since none"), "{plain}");
-    export("web", &["--recipient", &public, "--since", "none"]).succeeded();
+    let first = names(scene.root.path().join("nas/web")).remove(0);
+    // The first that is encrypted is whole.
+    let whole = export("web", &["--recipient", &public]);
+    assert!(whole.succeeded() && whole.stderr().contains("the export is whole, as run"), "{whole}");
+    let made = fs::read_to_string(current(&scene, "nas", "web").join("manifest.json")).unwrap();
+    assert!(!made.contains(&first), "{made}");
+    let named = ["--recipient", &public, "--since", &first];
+    let refused = backup(&scene, &[&["export", "web", "--disk", "fast/web", "--to", "nas"], &named[..]].concat())
+        .fails("EVERIFY");
+    assert!(refused.contains("is not encrypted") && refused.contains("--since none"), "{refused}");
     backup(&scene, &["remove", "web"]).done();
     export("web", &["--recipient", &public]).done();
     write(&scene, "raw", 20 * MIB, &[7; 512]);

@@ -190,7 +190,7 @@ claim '  with its VDI' has "$V" "$(run sr_scan)"
 echo '# gone for good'
 run vdi_attach "$V" > /dev/null
 cut_wire
-claim 'sr_detach while a disk is attached: EVDIBUSY, without asking the server' within 3 fails_with EVDIBUSY run sr_detach
+claim 'sr_detach while a disk is attached: EVDIBUSY, without waiting for the server' within 5 fails_with EVDIBUSY run sr_detach
 mend_wire
 run vdi_detach "$V"
 cut_wire

@@ -262,8 +262,15 @@ pub fn write(reply: &Reply, format: OutputFormat) -> Vec<u8> {
     let mut bytes = match format {
         OutputFormat::Table => table_of(reply).into_bytes(),
         OutputFormat::Json => return json::document(&body),
-        // As vdi_attach answers: one word.
-        _ if matches!(reply, Reply::Target(target::shown::Reply::Published(_))) => table_of(reply).into_bytes(),
+        // As vdi_attach and vdi_create answer: one word.
+        _ if matches!(
+            reply,
+            Reply::Target(target::shown::Reply::Published(_))
+                | Reply::Backup(backup::shown::Reply { what: backup::shown::What::Imported { is_one: true, .. }, .. })
+        ) =>
+        {
+            table_of(reply).into_bytes()
+        }
         OutputFormat::Sexp => answer::sexp(&body),
         OutputFormat::Lisp => answer::lisp(&body),
     };

@@ -2,6 +2,7 @@
 
 use std::io::{Write, stderr};
 use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ use super::json;
 use crate::context::Context;
 use crate::door::size;
 use crate::error::Result;
-use crate::types::VdiUuid;
+use crate::sys::copy::Progress;
+use crate::types::{Size, VdiUuid};
 use crate::vdi::tree::run::{Collecting, Taken, Watcher};
 
 /// The options of `sr_collect`.
@@ -45,15 +47,46 @@ impl CollectArgs {
     /// # Errors
     /// Those of the options, and of `collect`.
     pub fn run<T>(&self, context: &Context, collect: impl FnOnce(&Collecting, &Context) -> Result<T>) -> Result<T> {
-        let rate = self.rate()?;
-        if !self.progress {
-            return collect(&Collecting { rate, watcher: None }, context);
-        }
-        let lines = Arc::new(Lines::new());
+        self.counted(context, collect).0
+    }
+
+    /// As [`CollectArgs::run`], and what was done, also by a run that failed.
+    pub fn counted<T>(
+        &self,
+        context: &Context,
+        collect: impl FnOnce(&Collecting, &Context) -> Result<T>,
+    ) -> (Result<T>, Counted) {
+        let rate = match self.rate() {
+            Ok(rate) => rate,
+            Err(error) => return (Err(error), Counted::default()),
+        };
+        let lines = Arc::new(Lines::new(self.progress));
         let progress = |done, total| lines.progress(done, total);
         let (deadline, others) = (context.deadline, context.others.clone());
         let collecting = Collecting { rate, watcher: Some(lines.clone()) };
-        collect(&collecting, &Context { deadline, progress: &progress, others })
+        let progress: Progress = if self.progress { &progress } else { context.progress };
+        let collected = collect(&collecting, &Context { deadline, progress, others });
+        (collected, lines.counted())
+    }
+}
+
+/// What a run has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    pub merged: usize,
+    pub removed: usize,
+}
+
+impl Counted {
+    /// In words. `freed`: bytes that the SR has free now and had not before.
+    pub fn words(self, freed: u64) -> String {
+        match (self.merged, self.removed) {
+            (0, 0) => "nothing was to be merged".to_owned(),
+            (merged, removed) => {
+                let (merged, removed) = (format!("{merged} merged"), format!("{removed} removed"));
+                format!("{merged}, {removed}; {} more are free", Size(freed))
+            }
+        }
     }
 }
 
@@ -64,6 +97,10 @@ const EVERY: Duration = Duration::from_secs(1);
 struct Lines {
     begun: Instant,
     said: Mutex<Option<Instant>>,
+    /// Whether the steps are written.
+    is_asked: bool,
+    merged: AtomicUsize,
+    removed: AtomicUsize,
 }
 
 #[derive(Serialize)]
@@ -108,8 +145,13 @@ impl From<&Taken> for Event {
 }
 
 impl Lines {
-    fn new() -> Lines {
-        Lines { begun: Instant::now(), said: Mutex::new(None) }
+    fn new(is_asked: bool) -> Lines {
+        let (merged, removed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Lines { begun: Instant::now(), said: Mutex::new(None), is_asked, merged, removed }
+    }
+
+    fn counted(&self) -> Counted {
+        Counted { merged: self.merged.load(Relaxed), removed: self.removed.load(Relaxed) }
     }
 
     fn progress(&self, done: u64, total: u64) {
@@ -128,7 +170,14 @@ fn progress(done: u64, total: u64, elapsed: Duration) -> Event {
 
 impl Watcher for Lines {
     fn taken(&self, step: &Taken) {
-        say(&Event::from(step));
+        match step {
+            Taken::Merged { .. } => drop(self.merged.fetch_add(1, Relaxed)),
+            Taken::Removed => drop(self.removed.fetch_add(1, Relaxed)),
+            _ => {}
+        }
+        if self.is_asked {
+            say(&Event::from(step));
+        }
     }
 }
 

@@ -163,6 +163,7 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ("", "  ssh host sm backup receive --to nas"),
         ],
     ),
+    ("backup prune", &[("Leave the three newest exports:", "sm backup prune web --keep 3")]),
     ("backup receive", &[("From a store of this host:", "ssh host sm backup send web | sm backup receive --to nas")]),
     ("backup list", &[("Every export as JSON:", "sm backup list --format json")]),
     ("backup show", &[("The disks of an export:", "sm backup show web")]),

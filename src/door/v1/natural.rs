@@ -174,6 +174,7 @@ pub fn one_too_many(usage: &str, word: &str) -> Option<String> {
         _ if is_of("backup define") && word.contains('/') => {
             Some(format!("; a disk is said by an option: --disk {word}"))
         }
+        "true" | "false" if is_of("sm vdi_set") => Some(format!("; a value stands behind =, as in --read-only={word}")),
         _ if is_of("sm vdi_set") => Some("; --label and --description say what a VDI is called".to_owned()),
         _ if is_of("sm sr_create") => Some("; -t says the type of the SR, and -d where it is".to_owned()),
         _ => None,

@@ -46,10 +46,18 @@ pub fn lock(args: &LockArgs) -> Result<LockWords> {
 /// # Errors
 /// [`Error::Invalid`] for one that is too long, or that has control characters.
 pub fn names(args: &NameArgs) -> Result<ParamsChange> {
-    let label = args.label.as_deref().map(|label| text("label", label, 0..=Params::LONGEST_LABEL)).transpose()?;
+    let label = args.label.as_deref().map(label).transpose()?;
     let words = args.description.as_deref();
     let description = words.map(|words| text("description", words, 0..=Params::LONGEST_DESCRIPTION)).transpose()?;
     Ok(ParamsChange { label, description, ..ParamsChange::default() })
+}
+
+/// A label, verified.
+///
+/// # Errors
+/// [`Error::Invalid`] for one that is too long, or that has control characters.
+pub fn label(word: &str) -> Result<String> {
+    text("label", word, 0..=Params::LONGEST_LABEL)
 }
 
 /// The VDI to be made, from the options of vdi_create and vdi_import. `virtual_size`: bytes.

@@ -105,7 +105,15 @@ impl Caller<'_> {
                 let session = self.open_named(&sr)?;
                 match how.stop {
                     true => session.sr_collect_stop(context).map(nothing),
-                    false => how.run(context, |how, context| session.sr_collect(how, context)).map(nothing),
+                    false => {
+                        let free = || session.sr_get_params(context).map(|info| info.free).unwrap_or_default();
+                        let before = if self.tells() { free() } else { 0 };
+                        let (collected, done) = how.counted(context, |how, context| session.sr_collect(how, context));
+                        if self.tells() {
+                            let _ = writeln!(stderr(), "{}", done.words(free().saturating_sub(before)));
+                        }
+                        collected.map(nothing)
+                    }
                 }
             }
             Verb::SrSpace(sr) => self.open_named(&sr)?.sr_space(context).map(Reply::Space),
@@ -139,7 +147,11 @@ impl Caller<'_> {
             Verb::VdiAttach { vdi: arg, read_only } => {
                 let (sr, vdi) = request::vdi(&arg)?;
                 let mode = if read_only { Mode::ReadOnly } else { Mode::ReadWrite };
-                self.open(sr)?.vdi_attach(vdi, mode, context).map(Reply::Device)
+                let device = self.open(sr)?.vdi_attach(vdi, mode, context)?;
+                if self.tells() && mode == Mode::ReadWrite && blockdev::is_read_only(&device) {
+                    let _ = writeln!(stderr(), "the VDI is read-only, and so is its device");
+                }
+                Ok(Reply::Device(device))
             }
             Verb::VdiDetach(arg) => {
                 let (sr, vdi) = request::vdi(&arg)?;
@@ -210,7 +222,13 @@ impl Caller<'_> {
                 let to = stream::to(&file, export_format(&file, image.as_deref())?)?;
                 let session = self.open(sr);
                 if rescue {
-                    let lost = publish(&to, session.and_then(|session| session.vdi_rescue(vdi, &to, context)))?;
+                    let rescued = publish(&to, session.and_then(|session| session.vdi_rescue(vdi, &to, context)));
+                    let lost = rescued.map_err(|error| match error {
+                        Error::Damaged { .. } => {
+                            with_hint(error, "so nothing of it can be read, and a backup is what is left")
+                        }
+                        error => error,
+                    })?;
                     return if lost.is_empty() { Ok(Reply::Nothing) } else { Err(Error::ExportedInPart { vdi, lost }) };
                 }
                 let exported = publish(&to, session.and_then(|session| session.vdi_export(vdi, &to, context)));
@@ -247,10 +265,15 @@ impl Caller<'_> {
         Ok(Reply::Nothing)
     }
 
+    /// Whether a person at a terminal is told what was done.
+    fn tells(&self) -> bool {
+        self.person && stderr().is_terminal()
+    }
+
     /// Says at a terminal that there is nothing to delete, if `look` finds nothing: what succeeds may be a mistyped UUID. A
     /// program that deletes until nothing is there wants no words.
     fn note_absence(&self, look: impl FnOnce() -> Result<()>) {
-        if !self.person || !stderr().is_terminal() {
+        if !self.tells() {
             return;
         }
         if let Err(e @ (Error::NoSr { .. } | Error::NoVdi { .. })) = look() {
@@ -298,7 +321,7 @@ fn publish<T>(to: &Stream, exported: Result<T>) -> Result<T> {
 }
 
 /// How long an error that is known may wait for what explains it.
-const EXPLAINS: Duration = Duration::from_secs(1);
+const EXPLAINS: Duration = Duration::from_secs(2);
 
 /// What is said of this host as the holder of a VDI.
 const ATTACHED: &str = "which has it attached";

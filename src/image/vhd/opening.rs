@@ -49,7 +49,7 @@ impl Opening {
             }
             Parent::Vhd(place) => place,
         };
-        let meta = Meta::read(&*place)?;
+        let meta = Meta::read_as(&*place, self.reading)?;
         let info = meta.info();
         if let Some((child, link)) = &self.child {
             check_link(&**child, link, &*place, Some(&info))?;

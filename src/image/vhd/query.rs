@@ -82,6 +82,12 @@ pub(crate) struct Meta {
 
 impl Meta {
     pub fn read(place: &dyn Storage) -> Result<Meta> {
+        Meta::read_as(place, Reading::Whole)
+    }
+
+    /// [`Meta::read`]; to rescue an image, also without its header: all that libvhd and we write have their table in one place,
+    /// and blocks of one size. The parent is lost with the header.
+    pub fn read_as(place: &dyn Storage, reading: Reading) -> Result<Meta> {
         let mut start = [0; (SECTOR + HEADER) as usize];
         place.get(&mut start, 0)?;
         let backup = Footer::parse(&start).filter(|f| matches!(f.kind(), Some(Kind::Dynamic | Kind::Differencing)));
@@ -111,7 +117,14 @@ impl Meta {
         let raw = &start[SECTOR as usize..];
         let (header, torn) = match Header::parse(raw) {
             Ok(header) => (header, false),
-            Err(why) => (intent::recover(place, &footer, raw)?.ok_or_else(|| place.damaged(why))?, true),
+            Err(why) => match intent::recover(place, &footer, raw)? {
+                Some(header) => (header, true),
+                None => {
+                    let usual =
+                        Some(&footer).filter(|_| reading == Reading::Rescue && at == SECTOR).and_then(usual_header);
+                    (usual.ok_or_else(|| place.damaged(why))?, false)
+                }
+            },
         };
         Ok(Meta { footer, kind, header: Some(header), torn })
     }
@@ -179,6 +192,12 @@ impl Meta {
             parent,
         }
     }
+}
+
+/// The header that an image of libvhd or ours has, but for its parent and for room to grow.
+fn usual_header(footer: &Footer) -> Option<Header> {
+    let count = blocks(footer.size(), BLOCK)?;
+    (footer.creator() == *super::footer::CREATOR).then(|| Header::new(count))
 }
 
 /// Refuses a file that was cut off, as one that came over a network may be: its last footer is missing. A crash may

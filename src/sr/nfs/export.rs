@@ -249,6 +249,10 @@ mod tests {
         assert_eq!(it.base, Path::new("/mnt/nfs"));
         assert_eq!(export("nfs@[fe80::1]:/e/@/m").source(""), "[fe80::1]:/e");
         assert_eq!(export("nfs@filer-1.example.org:/@/m").source("x"), "filer-1.example.org:/x");
+        for form in ["nfs@filer:/e", "filer:/e"] {
+            assert_eq!((export(form).source("x").as_str(), export(form).base), ("filer:/e/x", run_dir::mounts()));
+        }
+        assert_eq!(export("filer:/e@/m").source("x"), "filer:/e@/m/x");
     }
 
     #[test]
@@ -258,7 +262,13 @@ mod tests {
             "nfs@",
             "/srv/sr",
             "nfs@host",
-            "nfs@host:/e",
+            "nfs@host:e",
+            "host:e",
+            "host",
+            "host:/e@/m/../n\n",
+            "-o:/e",
+            ":/e",
+            "fe80::1:/e",
             "nfs@host:/e@m",
             "nfs@host:e@/m",
             "nfs@:/e@/m",

@@ -125,6 +125,9 @@ pub enum BackupCommand {
         /// Make this disk alone: its index in the export, its label, or the UUID that it had. Repeat the option for more.
         #[arg(long = "disk", value_name = "DISK")]
         disks: Vec<String>,
+        /// Label of the new disk, if one alone is made. Without this option it gets the label that it had.
+        #[arg(long, value_name = "TEXT")]
+        label: Option<String>,
         /// SR that gets the disks; auto: the one that has most room.
         #[arg(long, value_name = "SR|auto")]
         sr: String,
@@ -244,9 +247,42 @@ pub enum BackupCommand {
         /// Store to remove them from. Without this option all of them.
         #[arg(long, value_name = "STORE")]
         store: Option<String>,
-        /// Run to remove. Without this option all of them.
-        #[arg(long, value_name = "RUN")]
-        run: Option<String>,
+        /// Run to remove. Repeat the option for more. Without it all of them.
+        #[arg(long = "run", value_name = "RUN")]
+        runs: Vec<String>,
+        /// Do not ask at a terminal.
+        #[arg(short = 'y', long)]
+        yes: bool,
+        /// Change nothing, and print what would be removed.
+        #[arg(short = 'n', long)]
+        dry_run: bool,
+        /// Seconds to wait for another call that has the set.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        lock_timeout: u64,
+    },
+    /// Remove older exports of a set, as an export with this retention would. What a run that stays is an increment on stays too.
+    Prune {
+        /// Name of the set.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Store to remove them from. Without this option all of them.
+        #[arg(long, value_name = "STORE")]
+        store: Option<String>,
+        /// How many exports stay.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), required_unless_present_any = ["keep_daily", "keep_weekly"])]
+        keep: Option<u16>,
+        /// Keep the newest export of each of so many days besides.
+        #[arg(long, value_name = "N")]
+        keep_daily: Option<u16>,
+        /// Keep the newest export of each of so many weeks besides.
+        #[arg(long, value_name = "N")]
+        keep_weekly: Option<u16>,
+        /// Do not ask at a terminal.
+        #[arg(short = 'y', long)]
+        yes: bool,
+        /// Change nothing, and print what would be removed.
+        #[arg(short = 'n', long)]
+        dry_run: bool,
         /// Seconds to wait for another call that has the set.
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         lock_timeout: u64,
@@ -291,10 +327,13 @@ impl BackupCommand {
             BackupCommand::Import { name, from, .. } => Some(format!("backup import {name} from {from}")),
             BackupCommand::Receive { to: Some(to), resume: None, .. } => Some(format!("backup receive into {to}")),
             BackupCommand::Receive { sr: Some(sr), .. } => Some(format!("backup receive into SR {sr}")),
-            BackupCommand::Remove { name, .. } => Some(format!("backup remove {name}")),
+            BackupCommand::Remove { name, dry_run: false, .. } => Some(format!("backup remove {name}")),
+            BackupCommand::Prune { name, dry_run: false, .. } => Some(format!("backup prune {name}")),
             BackupCommand::StoreInit { store, .. } => Some(format!("backup store-init {store}")),
             BackupCommand::Export { .. }
             | BackupCommand::Send { .. }
+            | BackupCommand::Remove { .. }
+            | BackupCommand::Prune { .. }
             | BackupCommand::Receive { .. }
             | BackupCommand::List { .. }
             | BackupCommand::Show { .. }

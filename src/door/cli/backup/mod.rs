@@ -12,6 +12,7 @@ pub mod shown;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{IsTerminal, Write, stderr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -27,13 +28,14 @@ use crate::backup::set::{Member, Set};
 use crate::backup::stream::send::Start;
 use crate::backup::stream::{disks, receive, send};
 use crate::backup::verify::Depth;
-use crate::backup::{Call, Host, SetName, StoreName};
+use crate::backup::{Call, Host, RunId, SetName, StoreName};
 use crate::backup::{bases, consolidate, export, import, list, record, remove, set, store, verify};
 use crate::call::Session;
 use crate::context::{Context, DEFAULT_WAIT, LONGEST_WAIT};
 use crate::door::size;
 use crate::door::v1::address;
 use crate::door::v1::progress::ProgressBar;
+use crate::door::v1::{question, request};
 use crate::error::{Error, Result};
 use crate::registry;
 use crate::sys::durable::Dir;
@@ -67,11 +69,17 @@ pub fn carry_out(command: &BackupCommand) -> Result<Reply> {
         | BackupCommand::Import { lock_timeout, .. }
         | BackupCommand::Consolidate { lock_timeout, .. }
         | BackupCommand::Receive { lock_timeout, .. }
-        | BackupCommand::Remove { lock_timeout, .. } => Duration::from_secs(*lock_timeout).min(LONGEST_WAIT),
+        | BackupCommand::Remove { lock_timeout, .. }
+        | BackupCommand::Prune { lock_timeout, .. } => Duration::from_secs(*lock_timeout).min(LONGEST_WAIT),
         _ => DEFAULT_WAIT,
     };
     let call = Call { host: &Named, wait, progress: &|done, total| bar.show(done, total) };
-    let is_dry = matches!(command, BackupCommand::Export { dry_run: true, .. });
+    let is_dry = matches!(
+        command,
+        BackupCommand::Export { dry_run: true, .. }
+            | BackupCommand::Remove { dry_run: true, .. }
+            | BackupCommand::Prune { dry_run: true, .. }
+    );
     let mut warnings = if is_dry { Vec::new() } else { record::recover(&call, None)? };
     let reply = perform(&call, command)?;
     // A command that has the lock of its set looks again.
@@ -148,17 +156,23 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             let done = export::export(call, &wanted)?;
             let what = match done.plan {
                 Some(plan) => What::Plan(plan),
-                None => What::Run(done.run),
+                None => What::Exported { run: done.run, removed: done.removed },
             };
+            if let What::Exported { removed, .. } = &what
+                && wanted.keep.is_none()
+            {
+                note_removed(removed);
+            }
             Ok(Reply { what, warnings: done.warnings })
         }
-        BackupCommand::Import { name, from, run, disks, sr, map, size, keep_uuids, identity, .. } => {
+        BackupCommand::Import { name, from, run, disks, label, sr, map, size, keep_uuids, identity, .. } => {
             let wanted = import::Wanted {
                 set: name.parse()?,
                 store: from.parse()?,
                 run: run.as_deref().map(str::parse).transpose()?,
                 places: Places {
                     disks: disks.clone(),
+                    label: label.as_deref().map(request::label).transpose()?,
                     sr: sr_or_auto(sr)?,
                     map: by_index("--map", map, address::sr)?,
                     sizes: by_index("--size", size, size::parse)?,
@@ -166,8 +180,8 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
                 },
                 identity: identity.clone(),
             };
-            let (disks, warnings) = import::import(call, &wanted)?;
-            Ok(Reply { what: What::Imported(disks), warnings })
+            let (made, warnings) = import::import(call, &wanted)?;
+            Ok(Reply { what: What::Imported { made, is_one: disks.len() == 1 }, warnings })
         }
         BackupCommand::Send { name, store, run, since, from, whole } => {
             let start = match (since, from) {
@@ -190,7 +204,7 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             let places = Places { sr, keep_uuids: *keep_uuids, ..Places::default() };
             let patience = Duration::from_secs(*timeout);
             let (disks, warnings) = pipe::input(patience, |from, name| disks::receive(call, &places, from, name))?;
-            Ok(Reply { what: What::Imported(disks), warnings })
+            Ok(Reply { what: What::Imported { made: disks, is_one: false }, warnings })
         }
         BackupCommand::Receive { to: Some(to), resume: None, keep, take_over, timeout, .. } => {
             let keep = keep.map(|keep| Keep { newest: usize::from(keep), daily: 0, weekly: 0 });
@@ -230,11 +244,31 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             let verified = verify::verify(dir, depth, identity.as_deref(), call.progress)?;
             Ok(Reply { what: What::Whole(Box::new(verified), depth), warnings: Vec::new() })
         }
-        BackupCommand::Remove { name, store, run, .. } => {
-            let store = store.as_deref().map(str::parse).transpose()?;
-            let run = run.as_deref().map(str::parse).transpose()?;
-            let removed = remove::remove(call, &name.parse()?, store.as_ref(), run.as_ref())?;
+        BackupCommand::Remove { name, store, runs, yes, dry_run, .. } => {
+            let (set, store) = (name.parse()?, store.as_deref().map(str::parse).transpose()?);
+            let runs = runs.iter().map(|run| run.parse()).collect::<Result<Vec<RunId>, Misread>>()?;
+            if *dry_run || asks(*yes) {
+                let gone = remove::affected(&set, store.as_ref(), &runs)?;
+                if *dry_run {
+                    return Ok(Reply { what: What::Plan(lines(&set, &gone)), warnings: Vec::new() });
+                }
+                agreed(&set, &gone)?;
+            }
+            let removed = remove::remove(call, &set, store.as_ref(), &runs)?;
             Ok(Reply { what: What::Removed(removed.stores), warnings: removed.warnings })
+        }
+        BackupCommand::Prune { name, store, keep, keep_daily, keep_weekly, yes, dry_run, .. } => {
+            let (set, store) = (name.parse()?, store.as_deref().map(str::parse).transpose()?);
+            let keep = keep_of(*keep, *keep_daily, *keep_weekly).unwrap_or_default();
+            if *dry_run || asks(*yes) {
+                let remove::Pruned { gone, warnings } = remove::prune(call, &set, store.as_ref(), &keep, true)?;
+                if *dry_run {
+                    return Ok(Reply { what: What::Plan(lines(&set, &gone)), warnings });
+                }
+                agreed(&set, &gone)?;
+            }
+            let remove::Pruned { gone, warnings } = remove::prune(call, &set, store.as_ref(), &keep, false)?;
+            Ok(Reply { what: What::Pruned(gone), warnings })
         }
         BackupCommand::StoreInit { store, yes } => {
             store::find(&store.parse()?)?.init(*yes)?;
@@ -246,6 +280,28 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
 /// The SR of a word; `None` for `auto`.
 fn sr_or_auto(word: &str) -> Result<Option<SrUuid>> {
     if word == "auto" { Ok(None) } else { address::sr(word).map(Some) }
+}
+
+/// Whether a person is asked before exports are removed.
+fn asks(yes: bool) -> bool {
+    !yes && question::is_possible()
+}
+
+fn agreed(set: &SetName, gone: &[(StoreName, RunId)]) -> Result<()> {
+    if gone.is_empty() { Ok(()) } else { question::go_on(&lines(set, gone)) }
+}
+
+fn lines(set: &SetName, gone: &[(StoreName, RunId)]) -> Vec<String> {
+    gone.iter().map(|(store, run)| format!("remove run {run} of {set} from store {store}")).collect()
+}
+
+/// Tells a person at a terminal which runs are gone though she has not said how many stay.
+fn note_removed(removed: &[RunId]) {
+    if removed.is_empty() || !stderr().is_terminal() {
+        return;
+    }
+    let names: Vec<&str> = removed.iter().map(RunId::as_str).collect();
+    let _ = writeln!(stderr(), "removed older runs: {}; --keep N keeps more", names.join(", "));
 }
 
 /// Bytes a second.

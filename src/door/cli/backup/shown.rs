@@ -24,13 +24,22 @@ pub enum What {
     Done,
     /// The run that was made.
     Run(RunId),
+    /// As `Run`, and the older runs that went.
+    Exported {
+        run: RunId,
+        removed: Vec<RunId>,
+    },
     /// The runs that came.
     Received(Vec<RunId>),
     /// What a receiver has, in a word for the sender.
     Have(String),
     /// What would be done.
     Plan(Vec<String>),
-    Imported(Vec<Imported>),
+    /// `is_one`: one disk was asked for, and its UUID is the answer as of `vdi_create`.
+    Imported {
+        made: Vec<Imported>,
+        is_one: bool,
+    },
     List(Vec<Line>),
     Export(Box<Manifest>, StoreName),
     /// A set without exports.
@@ -39,6 +48,8 @@ pub enum What {
     Whole(Box<Verified>, Depth),
     /// The stores that had exports.
     Removed(Vec<StoreName>),
+    /// The runs that were removed.
+    Pruned(Vec<(StoreName, RunId)>),
 }
 
 impl Reply {
@@ -99,11 +110,18 @@ pub struct Made {
     uuid: VdiUuid,
 }
 
+#[derive(Serialize)]
+pub struct Gone<'a> {
+    store: &'a str,
+    run: &'a str,
+}
+
 /// A document; the same for JSON and s-expressions.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub enum Body<'a> {
     Run { run: &'a str },
+    Exported { run: &'a str, removed: &'a [RunId] },
     Received { runs: &'a [RunId] },
     Have { have: &'a str },
     Plan { plan: &'a [String] },
@@ -113,6 +131,7 @@ pub enum Body<'a> {
     Set { name: &'a str, disks: &'a [Member], metadata: Option<&'a std::path::Path> },
     Whole { name: &'a str, run: &'a str, deep: bool },
     Removed { stores: &'a [StoreName] },
+    Pruned { removed: Vec<Gone<'a>> },
 }
 
 impl<'a> Body<'a> {
@@ -121,14 +140,12 @@ impl<'a> Body<'a> {
         Some(match &reply.what {
             What::Done => return None,
             What::Run(run) => Body::Run { run: run.as_str() },
+            What::Exported { run, removed } => Body::Exported { run: run.as_str(), removed },
             What::Received(runs) => Body::Received { runs },
             What::Have(have) => Body::Have { have },
             What::Plan(plan) => Body::Plan { plan },
-            What::Imported(disks) => Body::Imported {
-                disks: disks
-                    .iter()
-                    .map(|it| Made { index: it.index, from: it.from, sr: it.sr, uuid: it.vdi })
-                    .collect(),
+            What::Imported { made, .. } => Body::Imported {
+                disks: made.iter().map(|it| Made { index: it.index, from: it.from, sr: it.sr, uuid: it.vdi }).collect(),
             },
             What::List(lines) => Body::List { exports: lines.iter().map(Export::from).collect() },
             What::Export(manifest, store) => Body::Export { store: store.as_str(), export: manifest },
@@ -140,6 +157,9 @@ impl<'a> Body<'a> {
                 Body::Whole { name: name.as_str(), run: run.as_str(), deep: *depth == Depth::Blocks }
             }
             What::Removed(stores) => Body::Removed { stores },
+            What::Pruned(gone) => Body::Pruned {
+                removed: gone.iter().map(|(store, run)| Gone { store: store.as_str(), run: run.as_str() }).collect(),
+            },
         })
     }
 }
@@ -149,11 +169,12 @@ pub fn table_of(reply: &Reply) -> String {
     let line = |text: &str| format!("{}\n", printable(text));
     match &reply.what {
         What::Done => String::new(),
-        What::Run(run) => line(run.as_str()),
+        What::Run(run) | What::Exported { run, .. } => line(run.as_str()),
         What::Received(runs) => runs.iter().map(|run| line(run.as_str())).collect(),
         What::Have(have) => line(have),
         What::Plan(plan) => plan.iter().map(|text| line(text)).collect(),
-        What::Imported(disks) => {
+        What::Imported { made, is_one: true } => made.iter().map(|it| line(&it.vdi.to_string())).collect(),
+        What::Imported { made: disks, .. } => {
             let mut rows = vec![["disk", "from", "SR", "VDI"].map(str::to_owned).to_vec()];
             rows.extend(
                 disks
@@ -182,6 +203,10 @@ pub fn table_of(reply: &Reply) -> String {
                 }
             };
             line(&format!("{} of run {} {found}", manifest.name, manifest.run))
+        }
+        What::Pruned(gone) if gone.is_empty() => line("nothing to remove"),
+        What::Pruned(gone) => {
+            gone.iter().map(|(store, run)| line(&format!("removed run {run} from store {store}"))).collect()
         }
         What::Removed(stores) => stores.iter().map(|store| line(&format!("removed from store {store}"))).collect(),
     }
