@@ -307,10 +307,6 @@ impl Network {
         }
         Ok(options + "nosuid,nodev,noexec")
     }
-
-    fn fault(&self, what: ServerFault, why: String) -> Error {
-        fault(self.row.protocol, &self.place.servers.join(","), what, why)
-    }
 }
 
 impl Remote for Network {
@@ -346,8 +342,12 @@ impl Remote for Network {
             } else {
                 ServerFault::Mount
             };
-            self.fault(what, format!("{source}: {}", one_line(&e)))
+            self.failed(what, format!("{source}: {}", one_line(&e)))
         })
+    }
+
+    fn failed(&self, what: ServerFault, why: String) -> Error {
+        fault(self.row.protocol, &self.place.servers.join(","), what, why)
     }
 
     /// Whether one of the servers takes connections.

@@ -85,6 +85,30 @@ pub trait Remote: Send + Sync {
 
     /// Whether the server still answers.
     fn pulse(&self) -> Pulse;
+
+    /// The failure of this server.
+    fn failed(&self, what: ServerFault, why: String) -> Error;
+}
+
+/// Mounts a directory of a server, and believes it when the mount table shows it and its root can be examined: the program that
+/// mounts may leave a process behind that finds no such directory and unmounts again.
+fn mount_at(kind: &Kind, remote: &dyn Remote, below: &str, at: &Path, purpose: Purpose) -> Result<()> {
+    remote.mount(below, at, purpose)?;
+    let source = remote.source(below);
+    // Of two names of one server, NFS may show the first.
+    let is_there = || Ok::<_, Error>(mount::at(at)?.is_some_and(|it| kind.fs_types.contains(&it.fs_type.as_str())));
+    if !is_there()? {
+        return Err(
+            remote.failed(ServerFault::NoExport, format!("{source} was mounted, and is not in the mount table"))
+        );
+    }
+    let examined = fs::metadata(at);
+    if examined.is_ok() && is_there()? {
+        return Ok(());
+    }
+    let why = examined.err().map_or_else(|| "it is gone".to_owned(), |e| e.to_string());
+    let _ = mount::abandon(at);
+    Err(remote.failed(ServerFault::NoExport, format!("{source} was mounted, and went away: {why}")))
 }
 
 /// Does something in the shared directory itself, through a mount that ends with it.
@@ -93,7 +117,7 @@ pub trait Remote: Send + Sync {
 /// [`Error::Server`] if the server refuses the mount; [`Error::Io`] if the caller is not root; the errors of `work`.
 pub fn in_root<T: Send>(kind: &Kind, remote: &dyn Remote, work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
     mount::privately(&run_dir::state().join(kind.sr_type), |dir| {
-        remote.mount("", dir, Purpose::Look)?;
+        mount_at(kind, remote, "", dir, Purpose::Look)?;
         work(dir)
     })
 }
@@ -182,7 +206,7 @@ impl ServedSr {
     }
 
     fn mount(&self) -> Result<()> {
-        let mount = |path: &_| self.remote.mount(&self.sr.to_string(), path, Purpose::Use);
+        let mount = |path: &_| mount_at(self.kind, &*self.remote, &self.sr.to_string(), path, Purpose::Use);
         self.point.mount(mount).map_err(|e| match e {
             Error::Server { fault: ServerFault::NoExport, why, .. } => Error::NoSr { sr: self.sr, looked: why },
             other => other,

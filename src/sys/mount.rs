@@ -206,7 +206,8 @@ fn users(path: &Path) -> String {
 }
 
 /// Runs `work` on a thread of its own, whose mounts no other process sees. When the thread ends or the process is
-/// killed, the kernel unmounts them. `dir`, the place to mount at, is made if need be.
+/// killed, the kernel unmounts them. `work` gets a place to mount at, below `dir`, which is made if need be. Nothing can be written
+/// to that place itself: a mount that goes away, because the process that serves it ends, leaves no directory that would pass for it.
 ///
 /// # Errors
 /// [`Error::Io`] if the directory cannot be made, or the caller may not have a mount namespace of its own (it is not
@@ -221,7 +222,14 @@ pub fn privately<T: Send>(dir: &Path, work: impl FnOnce(&Path) -> Result<T> + Se
         let slave = MsFlags::MS_REC | MsFlags::MS_SLAVE;
         nix::mount::mount(None::<&str>, "/", None::<&str>, slave, None::<&str>)
             .map_err(Error::sys("detach the mount namespace of", "/"))?;
-        work(&dir)
+        let place = dir.join("at");
+        nix::mount::mount(Some("none"), &dir, Some("tmpfs"), MsFlags::empty(), Some("size=4k,mode=0700"))
+            .map_err(Error::sys("mount a filesystem on", &dir))?;
+        fs::create_dir(&place).map_err(Error::io("create the directory", &place))?;
+        let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        nix::mount::mount(None::<&str>, &dir, None::<&str>, read_only, None::<&str>)
+            .map_err(Error::sys("write-protect", &dir))?;
+        work(&place)
     };
     std::thread::scope(|scope| scope.spawn(run).join().expect("it does not panic"))
 }

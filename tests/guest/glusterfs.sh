@@ -18,7 +18,7 @@ fi
 HOST=10.9.9.9 BRICK=$SCRATCH/brick
 ip link set lo up
 # A server refuses a brick on 127.0.0.1.
-ip addr add $HOST/24 dev lo
+ip addr add $HOST/32 dev lo
 for dir in /run /var/lib/glusterd /var/log/glusterfs; do mkdir -p $dir && mount -t tmpfs t $dir; done
 mkdir -p /run/lock /run/gluster /var/log/glusterfs/bricks "$BRICK"
 modprobe -a loop fuse nbd 2> /dev/null

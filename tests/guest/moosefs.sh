@@ -3,7 +3,7 @@
 # the other formats are code of the file driver, which nfs-v42 and `make check` on a file SR show; with LONG=y here as well.
 # guest: uml
 # bins: sm
-# memory: 1024
+# memory: 2048
 # disks: 3G
 # takes: 120
 # tools: mfsmaster mfschunkserver mfsmount mkfs.ext4
@@ -18,7 +18,7 @@ fi
 HOST=10.9.9.9 CHUNKS=$SCRATCH/chunks
 ip link set lo up
 # A chunkserver refuses to be on 127.0.0.1.
-ip addr add $HOST/24 dev lo
+ip addr add $HOST/32 dev lo
 for dir in /run /etc/mfs /var/lib/mfs; do mkdir -p $dir && mount -t tmpfs t $dir; done
 mkdir -p /run/lock "$CHUNKS"
 modprobe -a loop fuse nbd 2> /dev/null
@@ -26,7 +26,8 @@ mkfs.ext4 -q -F "$DISKS" && mount -t ext4 "$DISKS" "$CHUNKS"
 : > /etc/mfs/mfsmaster.cfg
 : > /etc/mfs/mfstopology.cfg
 echo '* / rw,alldirs,maproot=0' > /etc/mfs/mfsexports.cfg
-echo "$CHUNKS" > /etc/mfs/mfshdd.cfg
+mkdir "$CHUNKS/c"
+echo "$CHUNKS/c" > /etc/mfs/mfshdd.cfg
 echo "MASTER_HOST = $HOST" > /etc/mfs/mfschunkserver.cfg
 printf 'MFSM NEW' > /var/lib/mfs/metadata.mfs
 chown -R mfs:mfs /var/lib/mfs "$CHUNKS"
@@ -34,8 +35,8 @@ mfsmaster start > "$SCRATCH/master" 2>&1 || { cat "$SCRATCH/master"; exit 1; }
 mfschunkserver start > "$SCRATCH/chunkserver" 2>&1 || { cat "$SCRATCH/chunkserver"; exit 1; }
 mkdir -p "$SCRATCH/look"
 mount -t moosefs "$HOST:9421:/" "$SCRATCH/look" > /dev/null || exit
-has_space() { [ "$(stat -f -c %b "$SCRATCH/look")" -gt 0 ]; }
-wait_until 'the chunkserver is there' has_space
+has_space() { [ "$(timeout 10 stat -f -c %b "$SCRATCH/look")" -gt 0 ]; }
+wait_until 'the chunkserver is there' has_space || { cat "$SCRATCH/chunkserver" "$SCRATCH/master"; df "$SCRATCH/look" "$CHUNKS"; }
 mkdir "$SCRATCH/look/xcp"
 DCONF=$HOST:/xcp
 status=0

@@ -184,6 +184,10 @@ impl Remote for Export {
         let (server, port) = (self.server.clone(), self.port);
         Box::new(move || sunrpc::nfs_versions(&server, port).map(drop))
     }
+
+    fn failed(&self, what: ServerFault, why: String) -> Error {
+        fault(Protocol::Nfs, &self.server, what, why)
+    }
 }
 
 /// How mount.nfs calls TCP for this kind of address; it looks for no address of another kind.

@@ -52,26 +52,8 @@ const OURS: [&str; 13] = [
 const REPLACED: [&str; 4] = ["cache", "suid", "dev", "exec"];
 
 /// Of disks: those that would lose writes or locks, or show what another host has changed late.
-const REPLACED_OF_DISKS: [&str; 18] = [
-    "closetimeo",
-    "soft",
-    "hard",
-    "nobrl",
-    "nolock",
-    "nosharesock",
-    "actimeo",
-    "acregmax",
-    "acdirmax",
-    "uid",
-    "gid",
-    "forceuid",
-    "forcegid",
-    "file_mode",
-    "dir_mode",
-    "nostrictsync",
-    "mfsymlinks",
-    "ro",
-];
+const REPLACED_OF_DISKS: &str = "closetimeo soft hard nobrl nolock nosharesock actimeo acregmax acdirmax uid gid forceuid forcegid \
+                                 file_mode dir_mode nostrictsync mfsymlinks ro";
 
 /// The keys of device_config that name a share, which differ by the type of the SR.
 pub struct Keys {
@@ -173,7 +155,7 @@ impl Share {
             }
             _ => ServerFault::Mount,
         };
-        fault(Protocol::Smb, &self.server, what, format!("{}: {}", self.source, one_line(e)))
+        self.failed(what, format!("{}: {}", self.source, one_line(e)))
     }
 }
 
@@ -210,6 +192,10 @@ impl Remote for Share {
     fn pulse(&self) -> Pulse {
         let (server, port) = (self.server.clone(), self.port);
         Box::new(move || listens(Protocol::Smb, &server, port))
+    }
+
+    fn failed(&self, what: ServerFault, why: String) -> Error {
+        fault(Protocol::Smb, &self.server, what, why)
     }
 }
 
@@ -359,7 +345,9 @@ fn options(value: &str, holds: Holds) -> Result<Given> {
             "port" => {}
             "password2" | "pass2" | "remount" => return Err(bad(format!("{name} is not taken there"))),
             _ if OURS.contains(&name) || name.starts_with("x-") => {}
-            _ if REPLACED.contains(&name) || holds == Holds::Disks && REPLACED_OF_DISKS.contains(&name) => {
+            _ if REPLACED.contains(&name)
+                || holds == Holds::Disks && REPLACED_OF_DISKS.split(' ').any(|it| it == name) =>
+            {
                 given.replaced.push(name.to_owned())
             }
             _ if name.is_empty() || !plain(name, "_") || !plain(argument, "_.:/-") => {
