@@ -144,7 +144,13 @@ impl Disk for RawImage {
             return Ok(found.filter(|(start, end)| start < end));
         }
         let fail = || self.storage.fail("find the data of");
-        let Some(start) = self.storage.next_data(from, self.size).map_err(fail())? else { return Ok(None) };
+        let Some(start) = self.storage.next_data(from, self.size).map_err(fail())? else {
+            // Else what was cut off would be holes.
+            return match self.storage.len()?.next_multiple_of(SECTOR) < self.size {
+                true => Err(self.storage.damaged("became shorter while it was read")),
+                false => Ok(None),
+            };
+        };
         let end = self.storage.next_hole(start, self.size).map_err(fail())?;
         Ok(Some((start, end)))
     }
@@ -250,6 +256,8 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
 
     #[test]
@@ -266,6 +274,19 @@ mod tests {
         }
         assert_eq!(found, [(0, 10), (64, 128), (960, 1000)]);
         assert_eq!(disk.next_data(100 << 10).unwrap(), Some((100 << 10, 128 << 10)));
+    }
+
+    #[test]
+    fn an_image_that_was_cut_while_it_is_read_has_no_hole_there() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[1; 64 << 10], 0).unwrap();
+        file.set_len((1 << 20) + 7).unwrap();
+        let storage = Arc::new(crate::image::storage::FileStorage::new(file.try_clone().unwrap(), "x").unwrap());
+        let disk = RawImage::new(storage).unwrap();
+        assert_eq!(disk.next_data(0).unwrap(), Some((0, 64 << 10)));
+        assert_eq!(disk.next_data(64 << 10).unwrap(), None);
+        file.set_len(512 << 10).unwrap();
+        assert!(matches!(disk.next_data(64 << 10), Err(Error::Damaged { .. })));
     }
 
     #[test]
