@@ -945,6 +945,27 @@ fn an_increment_reads_what_changed_and_a_broken_chain_is_named() {
 }
 
 #[test]
+fn a_whole_run_comes_after_so_many_increments_and_the_runs_before_go() {
+    let scene = scene();
+    let mut bytes = web(&scene, "qcow2");
+    let export =
+        ["export", "web", "--disk", "fast/web", "--to", "nas", "--since", "last", "--whole-after", "2", "--keep", "1"];
+    let mut there = Vec::new();
+    for round in 0..6u8 {
+        write(&scene, "qcow2", u64::from(round) * MIB, &[round + 1; 512]);
+        bytes[usize::from(round) * MIB as usize..][..512].fill(round + 1);
+        let plan = backup(&scene, &[&export[..], &["--dry-run"]].concat()).done();
+        assert_eq!(plan.contains("leave out what run"), round % 3 != 0, "round {round}: {plan}");
+        backup(&scene, &export).done();
+        there.push(names(scene.root.path().join("nas/web")).len() - 1);
+    }
+    assert_eq!(there, [1, 2, 3, 1, 2, 3]);
+    let new = imported(&scene, "nas", "web", "slow");
+    same(&exported(&scene, &format!("slow/{}", new[0])), &bytes);
+    backup(&scene, &["export", "web", "--disk", "fast/web", "--to", "nas", "--whole-after", "2"]).fails("EINVAL");
+}
+
+#[test]
 fn a_chain_has_more_images_than_a_process_may_usually_have_open() {
     let scene = scene();
     web(&scene, "raw");

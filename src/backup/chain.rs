@@ -7,8 +7,9 @@ use std::path::Path;
 use super::BLOCK;
 use super::manifest::{self, Manifest, ParentRun};
 use super::map::{Entry, digest, hex, length_of};
+use super::name::RunId;
 use super::read::Image;
-use super::seal::{self, Keys};
+use super::seal::{self, Keys, Seal};
 use super::verify::{self, as_export};
 use crate::error::{Error, Result};
 use crate::sys::durable::Dir;
@@ -59,6 +60,22 @@ pub fn unlock(chain: &mut [Link], identity: Option<&Path>) -> Result<()> {
         link.images.iter_mut().try_for_each(|image| image.unlock(&keys, &digests, of))?;
     }
     Ok(())
+}
+
+/// Refuses an increment whose digests cannot be compared with those of its parent.
+///
+/// # Errors
+/// [`Error::NotVerified`] with the way out.
+pub fn refuse_mixed(run: &RunId, parent: &Link, seal: Option<&Seal>) -> Result<()> {
+    let what = match (&parent.manifest.encryption, seal) {
+        (None, None) => return Ok(()),
+        (Some(of), Some(seal)) if of.digest_key == seal.digests.id() => return Ok(()),
+        (Some(_), Some(_)) => "is encrypted with digests of another key than this host has for the set",
+        (Some(_), None) => "is encrypted, and this export would not be",
+        (None, Some(_)) => "is not encrypted, and this export would be",
+    };
+    let what = format!("run {run} {what}; --since none makes a whole export");
+    Err(Error::NotVerified { path: parent.dir.join(manifest::FILE), what })
 }
 
 fn wrong(dir: &Dir, what: &str) -> Error {

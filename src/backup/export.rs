@@ -50,6 +50,8 @@ pub struct Wanted {
     pub rate: Option<u64>,
     /// What the export leaves out, and that the next one may leave out what this one has.
     pub since: Option<SinceRun>,
+    /// With [`SinceRun::Last`]: every block is stored once the last whole run has so many increments.
+    pub most_increments: Option<usize>,
     /// Nothing is said: as many as the newest run was to leave.
     pub keep: Option<Keep>,
     /// Also if another host made the exports of the set that the store has.
@@ -135,9 +137,9 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let digests = recipients.is_some().then(|| DigestKey::of(&wanted.set)).transpose()?;
     let seal = recipients.zip(digests).map(|(recipients, digests)| Seal { recipients, digests });
     let packing = Arc::new(Packing { compression, seal });
-    let mut parent = parent(&shelf, wanted.since.as_ref())?;
+    let mut parent = parent(&shelf, wanted)?;
     if let Some((of, chain)) = &parent {
-        match refuse_mixed(&of.run, &chain[0], packing.seal.as_ref()) {
+        match chain::refuse_mixed(&of.run, &chain[0], packing.seal.as_ref()) {
             // From here on the set is encrypted: its first export of this kind is whole, as every first one.
             Err(_) if wanted.since == Some(SinceRun::Last) && chain[0].manifest.encryption.is_none() => {
                 warnings.push(format!("the export is whole, as run {} before it is not encrypted", of.run));
@@ -309,22 +311,9 @@ fn packing(wanted: &Wanted, set: &Set, store: &Store) -> Result<(Compression, Op
     }
 }
 
-/// Refuses an increment whose digests cannot be compared with those of its parent.
-fn refuse_mixed(run: &RunId, parent: &chain::Link, seal: Option<&Seal>) -> Result<()> {
-    let what = match (&parent.manifest.encryption, seal) {
-        (None, None) => return Ok(()),
-        (Some(of), Some(seal)) if of.digest_key == seal.digests.id() => return Ok(()),
-        (Some(_), Some(_)) => "is encrypted with digests of another key than this host has for the set",
-        (Some(_), None) => "is encrypted, and this export would not be",
-        (None, Some(_)) => "is not encrypted, and this export would be",
-    };
-    let what = format!("run {run} {what}; --since none makes a whole export");
-    Err(Error::NotVerified { path: parent.dir.join(manifest::FILE), what })
-}
-
-/// The run that an increment is made on, looked at with its chain.
-fn parent(shelf: &Shelf, since: Option<&SinceRun>) -> Result<Option<(ParentRun, Vec<chain::Link>)>> {
-    let run = match since {
+/// The run that an increment is made on, looked at with its chain. `None`: every block is stored.
+fn parent(shelf: &Shelf, wanted: &Wanted) -> Result<Option<(ParentRun, Vec<chain::Link>)>> {
+    let run = match &wanted.since {
         None | Some(SinceRun::None) => return Ok(None),
         Some(SinceRun::Run(run)) => Some(run),
         Some(SinceRun::Last) if shelf.current()?.is_none() => return Ok(None),
@@ -338,6 +327,10 @@ fn parent(shelf: &Shelf, since: Option<&SinceRun>) -> Result<Option<(ParentRun, 
         }
         other => other,
     })?;
+    let most = wanted.most_increments.filter(|_| wanted.since == Some(SinceRun::Last));
+    if most.is_some_and(|most| chain.len() > most) {
+        return Ok(None);
+    }
     Ok(Some((ParentRun { run, manifest_sha256: hex(&digest(&text)) }, chain)))
 }
 
@@ -369,7 +362,7 @@ fn plan(wanted: &Wanted, sources: &[Source], store: &Open, now: u64) -> Result<V
         })
         .collect();
     lines.push(format!("into {}", store.dir.join(wanted.set.as_str()).display()));
-    let parent = parent(&shelf, wanted.since.as_ref())?.map(|(parent, _)| parent.run);
+    let parent = parent(&shelf, wanted)?.map(|(parent, _)| parent.run);
     lines.extend(parent.iter().map(|run| format!("leave out what run {run} has")));
     let coming = Coming { run: shelf.next_run(now)?, began: now, parent };
     match retain::keep(&shelf, wanted.keep).and_then(|keep| retain::old(&shelf, &keep, Some(&coming))) {

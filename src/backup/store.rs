@@ -144,7 +144,10 @@ impl Store {
                 expected: format!("it leads to {}: name that directory", real.display()),
             });
         }
-        Dir::open(&self.path)
+        Dir::open(&self.path).map_err(|error| match error.errno() {
+            Some(nix::libc::ENOTDIR) => self.missing("it is no directory"),
+            _ => error,
+        })
     }
 
     fn missing(&self, why: &str) -> Error {
@@ -391,6 +394,8 @@ mod tests {
             let refused = store(path).open().unwrap_err();
             assert!(matches!(&refused, Error::NoDevice { why: said, .. } if said.contains(why)), "{refused}");
         }
+        fs::write(root.join("file"), "x").unwrap();
+        assert!(matches!(store(&root.join("file")).open(), Err(Error::NoDevice { .. })));
         assert_eq!(store(&there).init(false).unwrap(), Done::Changed);
         assert_eq!(store(&there).init(false).unwrap(), Done::Already);
         store(&there).open().unwrap();

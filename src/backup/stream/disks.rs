@@ -191,10 +191,10 @@ impl Images {
     fn take(&mut self) -> Result<Vec<u8>> {
         let (size, stored) = &self.maps[self.disk];
         let (it, length) = (stored[self.next].clone(), length_of(stored[self.next].index, *size));
-        let bytes = match self.compression {
+        let (bytes, has) = match self.compression {
             Compression::None => {
                 let length = self.blocks.next()?;
-                self.blocks.stream.taken(length).to_vec()
+                (self.blocks.stream.taken(length).to_vec(), *self.blocks.stream.digest())
             }
             compression => {
                 let gap = it.offset.checked_sub(self.used);
@@ -202,12 +202,14 @@ impl Images {
                 self.bytes(gap, &mut |_| {})?;
                 let mut packed = Vec::with_capacity(it.length as usize);
                 self.bytes(it.length, &mut |bytes| packed.extend_from_slice(bytes))?;
-                unpack(compression, packed, length)
-                    .map_err(|what| self.wrong(&format!("cannot be unpacked: {what}")))?
+                let bytes = unpack(compression, packed, length);
+                let bytes = bytes.map_err(|what| self.wrong(&format!("cannot be unpacked: {what}")))?;
+                let has = digest(&bytes);
+                (bytes, has)
             }
         };
         self.next += 1;
-        match bytes.len() == length && digest(&bytes) == it.digest {
+        match bytes.len() == length && has == it.digest {
             true => Ok(bytes),
             false => Err(self.wrong(&format!("has a block {} that is not the one of the map", it.index))),
         }

@@ -24,11 +24,13 @@ pub(super) struct Stream {
     from: Box<dyn Read + Send>,
     name: String,
     buffer: Vec<u8>,
+    /// Of the last block.
+    digest: Digest,
 }
 
 impl Stream {
     pub(super) fn new(from: Box<dyn Read + Send>, name: &str) -> Stream {
-        Stream { from, name: name.to_owned(), buffer: vec![0; BLOCK as usize] }
+        Stream { from, name: name.to_owned(), buffer: vec![0; BLOCK as usize], digest: Digest::default() }
     }
 
     /// Its name in errors.
@@ -60,6 +62,11 @@ impl Stream {
             }
             _ => Err(self.wrong("has neither a run nor an end where one should be")),
         }
+    }
+
+    /// The digest of the block that [`Stream::block`] answered last.
+    pub(super) fn digest(&self) -> &Digest {
+        &self.digest
     }
 
     /// The block that [`Stream::block`] answered last, which had so many bytes.
@@ -117,7 +124,8 @@ impl Stream {
         let read = self.from.read_exact(&mut buffer[..length as usize]);
         self.buffer = buffer;
         read.map_err(|e| self.failed(e))?;
-        match digest(&self.buffer[..length as usize]) == sha256 {
+        self.digest = digest(&self.buffer[..length as usize]);
+        match self.digest == sha256 {
             true => Ok(Some(&self.buffer[..length as usize])),
             false => Err(self.wrong("has a block that is not what its digest says")),
         }

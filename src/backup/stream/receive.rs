@@ -355,7 +355,7 @@ impl Landing {
             let stored = &stored[done as usize];
             let is_right = stored.offset == stored.index * BLOCK
                 && block.len() == length_of(stored.index, part.size)
-                && digest(block) == stored.digest;
+                && *stream.digest() == stored.digest;
             if !is_right {
                 return Err(stream.wrong(&format!("has a block {} that is not the one of the map", stored.index)));
             }

@@ -138,7 +138,7 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ("", "sm backup export web --to nas"),
             (
                 "Every night the blocks that changed, for a week:",
-                "sm backup export web --to nas --live --since last --keep 7",
+                "sm backup export web --to nas --live --since last --whole-after 6 --keep 7",
             ),
             ("Keep seven exports, packed:", "sm backup export web --to nas --keep 7 --compress zstd"),
             ("Only the owner of the key can read it:", "sm backup export web --to nas --recipient /etc/sm/backup.pub"),

@@ -68,6 +68,10 @@ pub enum BackupCommand {
         /// option the disks are snapshotted where their SRs can do that, and the snapshots stay for the next increment.
         #[arg(long, value_name = "last|RUN|none")]
         since: Option<String>,
+        /// With --since last: store every block again after so many increments, so that the runs before can go. Without this option each
+        /// run is an increment, and none that it needs is ever removed.
+        #[arg(long, value_name = "N", requires = "since", value_parser = clap::value_parser!(u16).range(1..))]
+        whole_after: Option<u16>,
         /// How many exports of the set stay in the store, the new one among them. What an increment is made on stays as well. Without
         /// this option and the next two, as many stay as the export before was to leave; of the first one, 1.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
