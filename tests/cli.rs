@@ -341,7 +341,7 @@ fn a_disk_that_only_grows_says_so_at_once(scene: &Scene) {
         scene.call(["vdi_create", SR, vdi, "8", "--type", format]).done();
         for sizes in [&["4"][..], &["4", "--allow-shrink"]] {
             let message = scene.call([&["vdi_resize", SR, vdi], sizes].concat()).fails("EPERM");
-            let expected = format!("a {format} disk can only grow; VDI {vdi} has 8MiB");
+            let expected = format!("a {format} disk can only grow; VDI {vdi} has 8MiB; make a smaller one");
             assert!(message.contains(&expected) && !message.contains("--allow-shrink"), "{message}");
         }
     }

@@ -195,7 +195,7 @@ impl<P: Place> Vdi for Cow<'_, P> {
             return Err(Error::Unsupported {
                 op: "making it smaller",
                 why: format!(
-                    "a {} disk can only grow; VDI {} has {}",
+                    "a {} disk can only grow; VDI {} has {}; make a smaller one, and copy what is in it by the tools of its guest",
                     self.layout.format(),
                     self.place.vdi(),
                     Size(node.virtual_size)

@@ -78,13 +78,13 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// In words. `freed`: bytes that the SR has free now and had not before.
+    /// In words. `freed`: bytes that disks took before, and do not any more.
     pub fn words(self, freed: u64) -> String {
         match (self.merged, self.removed) {
             (0, 0) => "nothing was to be merged".to_owned(),
             (merged, removed) => {
                 let (merged, removed) = (format!("{merged} merged"), format!("{removed} removed"));
-                format!("{merged}, {removed}; {} more are free", Size(freed))
+                format!("{merged}, {removed}; {} freed", Size(freed))
             }
         }
     }

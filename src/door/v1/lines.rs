@@ -182,7 +182,7 @@ fn as_people_say(arg: Arg, verb: &str) -> Arg {
         Some("SNAPSHOT-UUID") => {
             arg.value_name("SNAPSHOT").help("The snapshot: its UUID, the start of it, or its label.")
         }
-        Some(FORCE) => arg.help("TRUE takes the lock from its holder. Without this word, or with FALSE, a lock that is held is refused."),
+        Some(FORCE) if arg.is_positional() => arg.help("TRUE takes the lock from its holder. Without this word, or with FALSE, a lock that is held is refused."),
         Some("USER") => arg.help("The user that has the VDI: any text, such as host1/vm7."),
         _ => arg,
     }

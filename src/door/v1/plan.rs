@@ -81,7 +81,11 @@ pub fn of(
             let VdiInfo { read_only, snapshot_of, .. } = snapshot;
             let params = Params { read_only, snapshot_of, ..Params::default() };
             refuse_snapshot_of_another(disk.uuid, snapshot.uuid, &params, SnapshotSaid::BySr)?;
-            let line = format!("replace what {} holds by what {} holds", described(&disk), described(&snapshot));
+            let line = format!(
+                "give {} the contents of {}; what it holds now is lost",
+                described(&disk),
+                described(&snapshot)
+            );
             Ok(Some(Plan { lines: vec![line], destroys: true }))
         }
         _ => Ok(None),

@@ -106,11 +106,12 @@ impl Caller<'_> {
                 match how.stop {
                     true => session.sr_collect_stop(context).map(nothing),
                     false => {
-                        let free = || session.sr_get_params(context).map(|info| info.free).unwrap_or_default();
-                        let before = if self.tells() { free() } else { 0 };
+                        let used =
+                            || session.sr_scan(context).map(|info| info.physical_utilisation).unwrap_or_default();
+                        let before = if self.tells() { used() } else { 0 };
                         let (collected, done) = how.counted(context, |how, context| session.sr_collect(how, context));
                         if self.tells() {
-                            let _ = writeln!(stderr(), "{}", done.words(free().saturating_sub(before)));
+                            let _ = writeln!(stderr(), "{}", done.words(before.saturating_sub(used())));
                         }
                         collected.map(nothing)
                     }
