@@ -15,6 +15,7 @@ from pathlib import Path
 
 from agent import Agent, Driver, Fault
 from driver import Plugin, request
+from test_cbt import Log, told
 from test_file import BIN, MiB, checksum
 from xapi import Refusal, Xapi
 
@@ -178,6 +179,54 @@ class TwoHosts(unittest.TestCase):
         self.assertIn(self.read_once(second), (b"new", b"busy"))
         self.b.deactivate(self.disk)
         self.has(self.a, self.disk, b"newest")
+
+    def put(self, block):
+        """Writes into this block of 64 KiB of B's disk."""
+        subprocess.run(["dd", f"of={self.device}", "oflag=direct", "conv=notrunc,sync,fsync", "bs=4096", "status=none",
+                        f"seek={block * 16 + 15}"], input=os.urandom(4096), check=True)
+
+    def changed(self, first, second):
+        return told(self.a.agent.call("vdi_list_changed_blocks", second, vdi=first))
+
+    def test_what_b_writes_is_tracked(self):
+        agent = self.a.agent
+        agent.call("vdi_enable_cbt", vdi=self.disk)
+        self.assertEqual(self.asked, ["serves", "pause", "unpause", "tracks"])
+        log = os.path.join(SERVED, self.sr_uuid, f"{self.xapi.vdis[self.disk]['uuid']}.cbtlog")
+        first = agent.snapshot(self.disk)
+        self.put(3)
+        self.put(60)
+        second = agent.snapshot(self.disk)
+        self.put(7)
+        third = agent.snapshot(self.disk)
+        self.put(8)
+        self.assertEqual(self.changed(first, second), {3, 60})
+        # What B has not written to the server yet, A cannot tell.
+        self.fails(24, self.changed, third, self.disk)
+        self.asked = []
+        agent.delete(third)
+        self.assertEqual(self.asked, ["serves", "pause", "unpause"])
+        self.put(9)
+        fourth = agent.snapshot(self.disk)
+        self.assertEqual(self.changed(second, fourth), {7, 8, 9})
+        self.put(1)
+        self.b.deactivate(self.disk)
+        self.assertEqual(Log(log).consistent, 1)
+        self.assertEqual(self.changed(fourth, self.disk), {1})
+        # B is killed, or has a release that logs nothing: it vouches for nothing.
+        self.device = self.b.activate(self.disk)
+        self.put(2)
+
+        def silent(function):
+            if function == "tracks":
+                raise Refusal("UNKNOWN_XENAPI_PLUGIN_FUNCTION", function)
+        self.install(self.b.plugin, before=silent)
+        agent.snapshot(self.disk)
+        self.assertFalse(os.path.exists(log))
+        self.assertEqual([m[0] for m in self.xapi.messages], ["VDI_CBT_SNAPSHOT_FAILED"])
+        self.fails(457, agent.call, "vdi_enable_cbt", vdi=self.disk)
+        self.assertFalse(os.path.exists(log))
+        self.goes_on()
 
     def read_once(self, vdi):
         device = self.a.activate(vdi)

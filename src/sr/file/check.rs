@@ -3,7 +3,7 @@
 //! A look takes no locks. Only faults that a second look under the locks finds again are told. An image is mended only
 //! if no process has it open. The repair then holds the lock of its VDI, of every disk above it, and of the trees.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -14,12 +14,14 @@ use super::listing::Listing;
 use super::records::{read_change, read_holders, read_params};
 use crate::context::Context;
 use crate::error::{Error, Result, one_line};
+use crate::image::cbtlog::EXTENSION;
 use crate::image::fault::{Fault, Look, Weight};
 use crate::sr::driver::finding_of_state;
 use crate::sys::durable::{self, Dir};
 use crate::sys::lock::{self, Lock};
 use crate::sys::uses::Uses;
 use crate::types::{Finding, Mode, Outcome, State, VdiUuid};
+use crate::vdi::cbt::{self, ChangeLogs};
 use crate::vdi::tree::nodes::Nodes;
 use crate::vdi::{Attachments, layout};
 
@@ -52,6 +54,7 @@ impl FileSr {
         for image in &images {
             check.image(image, &nodes, in_use.contains(&image.vdi))?;
         }
+        check.logs(&listing, &images, &in_use)?;
         check.disks_above(&nodes, &images);
         check.trees(&nodes, &images);
         if repair {
@@ -65,6 +68,35 @@ impl FileSr {
 impl Check<'_> {
     fn say(&mut self, vdi: Option<VdiUuid>, object: impl Into<String>, what: impl Into<String>, outcome: Outcome) {
         self.found.push(Finding { vdi, object: object.into(), label: String::new(), what: what.into(), outcome });
+    }
+
+    /// Checks the logs of changed blocks of the disks that no process has.
+    fn logs(&mut self, listing: &Listing, images: &[Image], in_use: &BTreeSet<VdiUuid>) -> Result<()> {
+        let sizes: BTreeMap<VdiUuid, u64> = images.iter().map(|image| (image.vdi, image.node.virtual_size)).collect();
+        let logs: BTreeSet<VdiUuid> = listing.logs.difference(&in_use.iter().copied().collect()).copied().collect();
+        for vdi in logs {
+            let fault = |check: &Self| match check.sr.forest(check.dir.clone()).read(vdi) {
+                Err(Error::Damaged { what, .. }) => Ok(Some(what)),
+                Ok(Some(log)) if sizes.get(&vdi).is_some_and(|size| *size > log.header.size) => {
+                    Ok(Some("is the log of a smaller disk".to_owned()))
+                }
+                other => other.map(|_| None),
+            };
+            let name = beside(vdi, EXTENSION);
+            if let Some(what) = fault(self)? {
+                self.say_mendable(Some(vdi), &name, what, |check| {
+                    let _lock = check.sr.lock_trees(&check.dir, check.context.deadline)?;
+                    if fault(check)?.is_some() {
+                        cbt::forget(&check.sr.forest(check.dir.clone()), vdi)?;
+                    }
+                    Ok(true)
+                })?;
+            } else if self.sr.forest(self.dir.clone()).header(vdi)?.is_some_and(|log| !log.consistent) {
+                let what = "may lack blocks that were written: the tracking ends when the disk is attached";
+                self.say(Some(vdi), name, what, Outcome::Note);
+            }
+        }
+        Ok(())
     }
 
     /// Something that the repair removes or completes by `mend`, which answers whether it did.

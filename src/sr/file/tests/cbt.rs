@@ -304,3 +304,33 @@ fn a_disk_is_not_made_where_a_log_is_left() {
     assert_eq!(found.logs.unwrap().iter().map(|log| log.vdi).collect::<Vec<_>>(), [left]);
     assert!(!found.vdi_uuids.contains(&left));
 }
+
+#[test]
+fn sr_check_tells_of_logs_that_cannot_be_used_and_removes_them() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut world = World::new(&scratch, Format::Vhd);
+    world.write(1, 1, false);
+    world.detach();
+    let name = format!("{}.cbtlog", world.disk);
+    let path = world.sr.dir().unwrap().join(&name);
+    let good = fs::read(&path).unwrap();
+    let found = |repair| -> Vec<(String, &'static str)> {
+        let found = world.sr.check(false, repair, &ctx()).unwrap();
+        found.into_iter().map(|finding| (finding.what, finding.outcome.word())).collect()
+    };
+    assert_eq!(found(false), []);
+    let mut torn = good.clone();
+    torn[32] = 0;
+    fs::write(&path, torn).unwrap();
+    let note = "may lack blocks that were written: the tracking ends when the disk is attached";
+    assert_eq!(found(true), [(note.to_owned(), "note")]);
+    let mut small = good.clone();
+    small[40..48].copy_from_slice(&BLOCK.to_le_bytes());
+    for (bytes, what) in [(&good[..50], "is no log of changed blocks"), (&small, "is the log of a smaller disk")] {
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(found(false), [(what.to_owned(), "mendable")]);
+        assert_eq!(found(true), [(what.to_owned(), "mended")]);
+        assert!(!path.exists());
+    }
+    assert_eq!(found(false), []);
+}
