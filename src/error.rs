@@ -39,7 +39,7 @@ pub enum Error {
         "{op} on this host is refused: SRmaster in device_config is false, so another host is the SR's master; ask that"
     )]
     NotMaster { op: &'static str },
-    /// A change of an SR of other storage managers, which is read only. `served`: what may be asked of it.
+    /// A change of an SR of other storage managers that is not served in it. `served`: what may be asked of it.
     #[error(
         "{op} is refused: SR {sr} is LVHD, made by other storage managers, and this is not served in it; served are {served}"
     )]

@@ -1,5 +1,5 @@
 //! LVHD: the volume groups of the SR types `lvm`, `lvmoiscsi` and `lvmohba` of XCP-ng and XenServer. They
-//! are read; of what is in them, the names of VDIs alone are changed.
+//! are read, and changed as the Python drivers of these change them; qcow2 disks are only read.
 //!
 //! | volume | what |
 //! |---|---|
@@ -8,6 +8,7 @@
 //! | `VHD-OLD_<vdi>` | a leaf whose parent takes its place, or has taken it |
 //! | `MGT` | names and origin of each VDI: [`mgt`] |
 //! | `<type>_<vdi>_<value>`, `jvhd_<vdi>` | a change that was begun: [`journal`] |
+//! | `NEW-<vdi>`, `NEW_<vdi>_1` | what is to become the volume of a VDI, or a journal: it means nothing yet |
 //! | `<vdi>.cbtlog`, `<sr>_trim_lv` | which blocks were changed; free space while it is discarded |
 //!
 //! A group is LVHD if it says so itself: [`is_lvhd`]. The driver of the groups, [`lvm`](super::lvm), asks that of each group that
@@ -27,25 +28,37 @@
 //! | [`listing`] | the SR and its disks as an answer |
 //! | [`place`], [`forest`], [`disk`] | one disk: its bytes, its parents, and what is refused |
 //! | [`activation`] | the volumes that are active while a disk is attached |
-//! | [`names`], [`rights`] | names are changed; who may do it |
+//! | [`live`], [`step`], [`rights`] | a group while it is changed; its changes as LVM commands; who may make them |
+//! | [`disks`], [`inflate`], [`sizes`] | disks are made; their volumes get larger and smaller |
+//! | [`fork`], [`merge`], [`recover`] | snapshot and clone; the end of a merge; what killed calls left |
+//! | [`records`] | changes of `MGT` |
 //! | [`mod@check`] | what is wrong |
 
 mod activation;
 mod check;
 mod disk;
+mod disks;
 mod forest;
+mod fork;
 mod group;
+mod inflate;
 pub mod journal;
 mod listing;
+mod live;
 pub mod map;
+mod merge;
 pub mod mgt;
-mod names;
 mod place;
+mod records;
+mod recover;
 mod rights;
+mod sizes;
+mod step;
 
 use std::rc::Rc;
 
 pub use group::Group;
+use live::Live;
 pub use rights::Rights;
 
 use crate::error::{Error, Result, one_line};
@@ -67,8 +80,9 @@ pub fn is_lvhd(vg: &Vg, own: &[&str]) -> bool {
         && vg.lvs.iter().any(|lv| lv.name == MGT || is_image(&lv.name))
 }
 
-/// The verbs that an LVHD SR answers.
-const SERVED: &str = "sr_probe, sr_attach, sr_scan, sr_check, vdi_get_params, vdi_attach --read-only, vdi_set, vdi_export and vdi_copy into another SR";
+/// What an LVHD SR answers.
+const SERVED: &str = "what only reads, and of VHDs and raw disks vdi_create, vdi_import, vdi_attach, vdi_delete, vdi_resize, and \
+                      vdi_set of names; of VHDs vdi_snapshot, vdi_clone and sr_collect";
 
 /// Says that the operation is not served in such an SR.
 pub fn refused(op: &'static str, sr: SrUuid) -> Error {
@@ -77,7 +91,7 @@ pub fn refused(op: &'static str, sr: SrUuid) -> Error {
 
 /// An LVHD SR as one report of LVM shows it.
 pub struct Lvhd<'a> {
-    group: Rc<Group<'a>>,
+    live: Rc<Live<'a>>,
 }
 
 impl<'a> Lvhd<'a> {
@@ -90,20 +104,21 @@ impl<'a> Lvhd<'a> {
         const TRIES: usize = 5;
         let mut found = self;
         for _ in 0..TRIES {
-            if found.group.is_whole() {
+            let group = found.live.now();
+            if group.is_whole() {
                 break;
             }
             let now = again()?;
-            if now == *found.group.vg() {
+            if now == *group.vg() {
                 break;
             }
-            found = Lvhd::of(found.group.anew(now));
+            found = Lvhd::of(group.anew(now));
         }
         Ok(found)
     }
 
-    pub fn vg(&self) -> &Vg {
-        self.group.vg()
+    pub fn vg(&self) -> Vg {
+        self.live.now().vg().clone()
     }
 
     /// Looks whether the SR is there. Nothing has to be done to read it: what a change has left is its master's to end.
@@ -111,11 +126,12 @@ impl<'a> Lvhd<'a> {
     /// # Errors
     /// [`Error::NoDevice`] if no image is whole because a device is missing.
     pub fn attach(&self) -> Result<Done> {
-        let (own, vg) = (self.group.own(), self.group.vg());
+        let (own, group) = (self.live.own(), self.live.now());
+        let vg = group.vg();
         let incomplete = own.refuse_incomplete(vg).err();
         let is_gone = |volume: &group::Volume| volume.lv.health == "partial";
         match incomplete {
-            Some(missing) if self.group.volumes().values().all(is_gone) => return Err(missing),
+            Some(missing) if group.volumes().values().all(is_gone) => return Err(missing),
             Some(missing) => {
                 syslog::write(&format!("SR {}: only some of its VDIs: {}", own.sr, one_line(&missing)));
             }
@@ -130,12 +146,13 @@ impl<'a> Lvhd<'a> {
     /// # Errors
     /// [`Error::VdiInUse`].
     pub fn detach(&self) -> Result<Done> {
-        let vg = self.group.vg();
-        match self.group.volumes().iter().find(|(_, volume)| volume.lv.open) {
+        let group = self.live.now();
+        let vg = group.vg();
+        match group.volumes().iter().find(|(_, volume)| volume.lv.open) {
             None => Ok(Done::Already),
             Some((vdi, volume)) => Err(Error::VdiInUse {
                 vdi: *vdi,
-                sr: self.group.own().sr,
+                sr: self.live.own().sr,
                 holder: format!(
                     "this host, which has its volume {} open",
                     lvm::node(&vg.name, &volume.lv.name).display()
@@ -146,7 +163,7 @@ impl<'a> Lvhd<'a> {
 
     /// The SR in a group. Its images are read when they are asked for.
     pub fn of(group: Group<'a>) -> Lvhd<'a> {
-        Lvhd { group: Rc::new(group) }
+        Lvhd { live: Rc::new(Live::of(group)) }
     }
 }
 

@@ -271,13 +271,26 @@ impl Sr for LvmSr {
         self.remove_broken(vdi)
     }
 
-    /// An SR on logical volumes keeps no trees of images, so there is nothing to merge.
-    fn collect(&self, _collecting: &Collecting, _context: &Context) -> Result<Done> {
-        self.refuse_lvhd("sr_collect", &self.listed()?).map(|()| Done::Already)
+    /// Raw volumes are in no trees, so there is nothing to merge.
+    fn collect(&self, collecting: &Collecting, context: &Context) -> Result<Done> {
+        match self.kind(self.listed()?) {
+            Kind::Own(_) => Ok(Done::Already),
+            Kind::Lvhd(theirs) => theirs.collect(collecting, context),
+        }
     }
 
-    fn plan_collect(&self, _context: &Context) -> Result<CollectPlan> {
-        self.refuse_lvhd("sr_collect", &self.listed()?).map(|()| CollectPlan::default())
+    fn shorten(&self, vdi: VdiUuid, context: &Context) -> Result<Done> {
+        match self.kind(self.listed()?) {
+            Kind::Own(_) => Ok(Done::Already),
+            Kind::Lvhd(theirs) => theirs.shorten(vdi, context),
+        }
+    }
+
+    fn plan_collect(&self, context: &Context) -> Result<CollectPlan> {
+        match self.kind(self.listed()?) {
+            Kind::Own(_) => Ok(CollectPlan::default()),
+            Kind::Lvhd(theirs) => theirs.plan_collect(context),
+        }
     }
 
     fn forget_vdi(&self, vdi: VdiUuid) -> Result<Done> {

@@ -15,6 +15,7 @@ use crate::sys::copy::Progress;
 use crate::sys::{lio, nvmet, process};
 
 nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
+nix::ioctl_none_bad!(blkflsbuf, 0x1261);
 nix::ioctl_write_ptr_bad!(blkroset, 0x125d, i32);
 nix::ioctl_write_ptr_bad!(blkdiscard, 0x1277, [u64; 2]);
 
@@ -91,6 +92,17 @@ pub fn with_partitions(device: &Path) -> Vec<(u64, PathBuf)> {
         }
     }
     found
+}
+
+/// Drops what the page cache holds of a device, whose bytes were changed below it. Data that was written to the device is
+/// written out first.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn forget_cached(device: &Path) -> Result<()> {
+    let file = open(device, false)?;
+    // SAFETY: the ioctl takes no argument.
+    unsafe { blkflsbuf(file.as_raw_fd()) }.map_err(Error::sys("drop the cache of", device)).map(drop)
 }
 
 /// The part of the kernel that holds the device or a partition of it: a mount, swap, another device on top, or a target.

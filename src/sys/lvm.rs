@@ -4,8 +4,10 @@
 //! through a shell.
 
 mod delta;
+mod hidden;
 mod kernel;
 mod report;
+pub mod script;
 mod signatures;
 mod tag;
 
@@ -17,6 +19,8 @@ use crate::error::Result;
 use crate::sys::blockdev;
 use crate::sys::tool::Tool;
 pub use delta::{can_tell, differences, mapped};
+pub use hidden::hiding;
+use hidden::tool;
 use kernel::dm_devices;
 pub use kernel::{dm_name, kernel_device, kernel_names, node, refuse_without_device_mapper};
 pub use report::{Chunks, UNREADABLE, chunks, device_sizes, extents, needs_check, parse_extents, parse_report, report};
@@ -159,7 +163,7 @@ pub fn refresh(vg: &str, lv: &str) -> Result<()> {
 /// [`crate::Error::Tool`] if there is no such volume, it is in use, or LVM fails.
 pub fn remove_kept(vg: &str, lv: &str) -> Result<()> {
     let config = format!("{CONFIG} devices{{issue_discards=0}}");
-    let tool = Tool::new("lvremove").usual_args(["--config", &config]).deadline(DEADLINE);
+    let tool = tool("lvremove").usual_args(["--config", &config]).deadline(DEADLINE);
     tool.args(["-y", "--", &format!("{vg}/{lv}")]).run().map(drop)
 }
 
@@ -227,7 +231,7 @@ pub fn remove_device(name: &str) -> Result<()> {
 }
 
 fn command(program: &str) -> Tool {
-    Tool::new(program).usual_args(["--config", CONFIG]).deadline(DEADLINE)
+    tool(program).usual_args(["--config", CONFIG]).deadline(DEADLINE)
 }
 
 /// No daemon that extends pools behind our back; a full pool answers with an error and does not hang. A dom0's lvm.conf

@@ -18,12 +18,15 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Once, mpsc};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -172,6 +175,32 @@ impl Tool {
         };
         // SAFETY: the closure makes two system calls and allocates nothing.
         unsafe { self.command.pre_exec(ask) };
+        self
+    }
+
+    /// The program, and what it starts, sees `/dev/null` in the place of these devices: in a mount namespace of its own, in which
+    /// all else is as it is here.
+    pub fn hides(mut self, devices: &[PathBuf]) -> Tool {
+        if devices.is_empty() {
+            return self;
+        }
+        let devices = devices.to_vec();
+        let hide = move || {
+            const NOTHING: Option<&str> = None;
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            // What is mounted here stays here.
+            mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
+            for device in &devices {
+                match mount(Some("/dev/null"), device.as_path(), NOTHING, MsFlags::MS_BIND, NOTHING) {
+                    // It is gone since.
+                    Ok(()) | Err(Errno::ENOENT) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            Ok(())
+        };
+        // SAFETY: the closure makes system calls and allocates nothing: paths this short are copied to the stack.
+        unsafe { self.command.pre_exec(hide) };
         self
     }
 

@@ -210,6 +210,7 @@ impl<P: Place> Vdi for Cow<'_, P> {
         }
         let _pause = served::pause_here(&self.place)?;
         let _alone = self.forest.alone(&[self.place.vdi()], self.place.vdi())?;
+        self.forest.make_room_for(self.place.vdi(), size)?;
         if let Some(logs) = self.forest.change_logs() {
             cbt::grow(logs, self.place.vdi(), size);
         }

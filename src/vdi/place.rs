@@ -211,6 +211,11 @@ impl<'a> Opened<'a> {
         Opened { storage: Some(Arc::new(storage)), release: None }
     }
 
+    /// Storage that somebody else has open as well, and that needs no release.
+    pub fn of_shared(storage: Arc<dyn Storage>) -> Opened<'a> {
+        Opened { storage: Some(storage), release: None }
+    }
+
     /// Storage for which `release` has to be done when nobody needs it any more.
     pub fn until(storage: impl Storage + 'static, release: impl FnOnce() -> Result<()> + 'a) -> Opened<'a> {
         Opened { storage: Some(Arc::new(storage)), release: Some(Box::new(release)) }

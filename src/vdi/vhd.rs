@@ -19,6 +19,9 @@ use crate::vdi::tree::extents::Extents;
 /// How often the caller of a merge is told how far it is.
 const PROGRESS: Duration = Duration::from_millis(200);
 
+/// Bytes of disk that the tables of a VHD on a device have entries for (`MSIZE` in `lvhdutil.py`).
+const RESERVE: u64 = 1 << 41;
+
 /// The [`Layout`] of VHDs.
 pub struct VhdLayout;
 
@@ -44,7 +47,7 @@ impl Layout for VhdLayout {
     }
 
     fn create(&self, image: &dyn Storage, virtual_size: u64) -> Result<()> {
-        vhd::create(image, &NewImage::new(virtual_size)).map(drop)
+        vhd::create(image, &new_image(image, virtual_size)).map(drop)
     }
 
     fn query(&self, image: &dyn Storage) -> Result<ImageInfo> {
@@ -93,7 +96,7 @@ impl Layout for VhdLayout {
     fn child_of(&self, parent: &ParentImage) -> Result<WriteImage> {
         let info = vhd::query_for_child(&**parent.image)?;
         let link = ParentLink { uuid: Some(info.uuid), ..link(&parent.name) };
-        Ok(Box::new(move |image| vhd::create_child(image, &NewImage::new(info.virtual_size), &link).map(drop)))
+        Ok(Box::new(move |image| vhd::create_child(image, &new_image(image, info.virtual_size), &link).map(drop)))
     }
 
     fn refuse_damaged(&self, image: &Arc<dyn Storage>) -> Result<()> {
@@ -161,6 +164,12 @@ impl Layout for VhdLayout {
 
 fn parent_of(format: Format, image: Arc<dyn Storage>) -> vhd::Parent {
     if format == Format::Raw { vhd::Parent::Raw(image) } else { vhd::Parent::Vhd(image) }
+}
+
+/// A new image. On a device it gets tables for the largest disk, as the Python drivers make it in a logical volume (LVHD): the
+/// disk can then grow without moving anything.
+fn new_image(place: &dyn Storage, virtual_size: u64) -> NewImage {
+    NewImage { reserve: if place.is_device() { RESERVE } else { 0 }, ..NewImage::new(virtual_size) }
 }
 
 /// The link to an image of this name beside the child. It names no UUID yet.

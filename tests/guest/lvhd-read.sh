@@ -114,7 +114,6 @@ for disk in 06 08 04; do
   attached $disk
   must sm vdi_detach $SR "$(vdi $disk)"
 done
-fails_with EPERM sm vdi_attach $SR "$(vdi 02)" && says "SR $SR is LVHD"
 for disk in 10 11 13 14 16; do
   fails_with ESRBUSY sm vdi_attach $SR "$(vdi $disk)" --read-only && says 'a change was begun'
 done
@@ -136,14 +135,23 @@ must sm vdi_detach $SR "$(vdi 02)"
 mapped
 is "$MAPPED" '' 'what is active at the end'
 
-claim 'whatever would change it is refused in one line'
+claim 'what is not served is refused in one line, and where another host is the master, whatever would change it'
 A=$(vdi 02) B=$(vdi 0a)
-for call in "sr_delete --yes" "sr_collect" "sr_collect --dry-run" "sr_check --repair" "vdi_create $B 8" "vdi_delete $A --yes" "vdi_clone $A $B" \
-  "vdi_snapshot $A $B" "vdi_revert $A $(vdi 03) --yes" "vdi_resize $A 32" "vdi_lock $A FALSE me" "vdi_unlock $A FALSE me"; do
-  read -r verb rest <<< "$call"
-  fails_with EPERM sm $verb $SR $rest && says "SR $SR is LVHD"
-done
-is "$(sm vdi_resize $SR $A 32 2>&1 | wc -l)" 1 'the lines of a refusal'
+refused() { # WORDS CALL…: each is refused, and says so
+  local phrase=$1 call
+  shift
+  for call; do
+    read -r verb rest <<< "$call"
+    fails_with EPERM sm $verb $SR $rest && says "$phrase"
+  done
+}
+refused "SR $SR is LVHD" "sr_delete --yes" "sr_check --repair" "vdi_revert $A $(vdi 03) --yes" "vdi_lock $A FALSE me" "vdi_unlock $A FALSE me" \
+  "vdi_attach $(vdi 08)"
+is "$(sm vdi_lock $SR $A FALSE me 2>&1 | wc -l)" 1 'the lines of a refusal'
+all=$DCONF
+DCONF="((device . \"$all\") (SRmaster . \"false\"))"
+refused "SRmaster" "sr_collect" "vdi_create $B 8" "vdi_delete $A --yes" "vdi_clone $A $B" "vdi_snapshot $A $B" "vdi_resize $A 32"
+DCONF=$all
 fails_with EEXIST sm sr_create $SR && says "$SR"
 
 claim 'sr_check says what was begun, and what cannot be used'
@@ -224,6 +232,17 @@ MASTER=true must slave vdi_set $SR $A --label x
 rm /etc/xensource/pool.conf
 names $A
 is "$OUT" 'x||False' 'the names that the master set'
+
+claim 'the first call that changes the SR ends what was begun, and no disk changes'
+must sm vdi_create $SR "$(vdi 0a)" 8
+is "$(volumes $VG | tr ' ' '\n' | grep -E '^(clone|leaf|inflate|zero|relink|coalesce|NEW)|OLD')" '' 'the journals that are left'
+while read -r disk wanted _; do
+  # The raw base that had grown has its zeroes now.
+  [ $disk != "$(vdi 15)" ] || continue
+  is "$(sm vdi_export $SR $disk - 2> /dev/null | sha256sum | cut -d' ' -f1)" "$wanted" "the digest of $disk after the recovery"
+done < "$SCRATCH/expected"
+mapped
+is "$MAPPED" '' 'what is active'
 
 claim 'what is read while a volume of the chain goes away is not taken for the disk'
 mkfifo "$SCRATCH/pipe"

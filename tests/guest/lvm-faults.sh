@@ -279,12 +279,12 @@ must sm vdi_delete $SR $D
 is "$(volumes $VG)" "LV-$A MGT VHD-$C " 'the volumes'
 must sm vdi_delete $SR $A --yes
 is "$(volumes $VG)" "MGT VHD-$C " 'the volumes'
-# Without the tag that an SR of ours has, the group is another storage manager's: read, and not changed.
+# Without the tag that an SR of ours has, the group is another storage manager's, whose records cannot be read.
 vgchange -qq --deltag xcp.allocation=thick $VG > /dev/null
 must sm sr_attach $SR
 must sm sr_scan $SR
 is "$(grep -o 'broken: [^"]*there is no valid VHD footer' "$SCRATCH/stdout" | wc -l)" 1 'the state of the LVHD volume'
-fails_with EPERM sm vdi_create $SR $D 8 && says LVHD
+fails_with EIO sm vdi_create $SR $D 8 && says 'MGT'
 fails_with EPERM sm sr_delete --yes $SR && says LVHD
 vgchange -qq --addtag xcp.allocation=thick $VG > /dev/null
 must sm sr_delete --yes $SR

@@ -269,18 +269,19 @@ class OfThePythonDriver(Case):
         self.assertEqual({vdi["uuid"] for vdi in self.xapi.vdis.values()}, {disk, raw})
         records = dict(self.xapi.vdis)
         whole = next(ref for ref, vdi in self.xapi.vdis.items() if vdi["uuid"] == raw)
-        for command, code, args, vdi in (
-                ("sr_delete", 39, [], None), ("vdi_attach", 65, ["true"], record), ("vdi_resize", 110, [str(32 * MiB)], record),
-                ("vdi_delete", 47, [], record), ("vdi_snapshot", 47, [], record), ("vdi_clone", 47, [], record),
-                ("vdi_activate", 47, ["true"], whole), ("vdi_resize", 47, [str(32 * MiB)], whole),
-                ("vdi_delete", 47, [], whole), ("vdi_snapshot", 47, [], whole)):
-            with self.subTest(command):
-                more = {"driver_params": {}} if command in ("vdi_snapshot", "vdi_clone") else {}
-                text = self.fails(code, self.agent.call, command, *args, vdi=vdi, **more)
-                if code == 47:
-                    self.assertIn("LVHD", text)
-                self.assertEqual(self.xapi.vdis, records)
-        self.assertIn("LVHD", self.fails(47, self.agent.create, 8 * MiB, sm_config={}))
+        self.fails(39, self.agent.call, "sr_delete")
+        self.fails(65, self.agent.call, "vdi_attach", "true", vdi=record)
+        # A raw disk has no snapshots.
+        self.assertIn("LVHD", self.fails(38, self.agent.call, "vdi_snapshot", vdi=whole, driver_params={}))
+        self.agent.device_config["SRmaster"] = "false"
+        for vdi in record, whole:
+            for command, *args in ("vdi_resize", str(32 * MiB)), ("vdi_delete",), ("vdi_snapshot",), ("vdi_clone",):
+                with self.subTest(command):
+                    more = {"driver_params": {}} if command in ("vdi_snapshot", "vdi_clone") else {}
+                    self.fails(58, self.agent.call, command, *args, vdi=vdi, **more)
+                    self.assertEqual(self.xapi.vdis, records)
+        self.fails(58, self.agent.create, 8 * MiB, sm_config={})
+        self.agent.device_config["SRmaster"] = "true"
         self.fails(42, self.agent.create_sr)
         self.agent.call("sr_detach")
         self.assertEqual(checksum(), before)

@@ -14,9 +14,10 @@ use std::io;
 use std::path::PathBuf;
 
 use super::Group;
+use super::step::{Step, plan};
 use crate::error::{Error, Result};
 use crate::sys::lock::{self, Kind, Lock};
-use crate::sys::lvm::{self, Deactivated};
+use crate::sys::lvm::{self, Deactivated, script};
 use crate::sys::{run_dir, syslog};
 use crate::types::VdiUuid;
 
@@ -108,12 +109,13 @@ impl<'g, 'a> Counts<'g, 'a> {
 }
 
 impl Group<'_> {
-    /// Activates the volumes of a disk's chain, the disk's own first, and counts them.
+    /// Activates the volumes of a disk's chain, the disk's own first, and counts them. `first`: steps that are taken before, by the
+    /// same process.
     ///
     /// # Errors
     /// [`Error::VdiInUse`] if another storage manager has the disk attached on this host; what LVM says. Then nothing is active
     /// that was not before.
-    pub fn activate(&self, chain: &[VdiUuid]) -> Result<()> {
+    pub fn activate(&self, chain: &[VdiUuid], first: &[Step]) -> Result<()> {
         let mut counts = Counts::lock(self, chain)?;
         let was_attached = counts.is_attached();
         let leaf = &self.volume(chain[0])?.lv;
@@ -124,12 +126,48 @@ impl Group<'_> {
         if !was_attached {
             counts.set_attached(true)?;
         }
-        let vg = &self.vg().name;
-        let idle = counts.volumes(|_, lv| !lv.active)?;
-        let names: Vec<String> = idle.iter().map(|lv| format!("{vg}/{lv}")).collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let activated = if names.is_empty() { Ok(()) } else { lvm::change("lvchange", &["-ay", "-K"], &names) };
+        let names = counts.volumes(|_, lv| !lv.active)?;
+        let mut steps = first.to_vec();
+        if !names.is_empty() {
+            steps.push(Step::Activate { names });
+        }
+        let (commands, ..) = plan(self.vg(), &steps);
+        let activated = match first {
+            // A group without all its devices is not changed, but read.
+            [] => script::run(&commands),
+            _ => self.own().changed(self.vg(), || script::run(&commands)),
+        };
         activated.map_err(|cause| cause.undone(counts.set_attached(false).and_then(|()| counts.deactivate_unused())))
+    }
+
+    /// Whether a disk is counted as attached on this host.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Damaged`] if the count cannot be read.
+    pub fn is_counted(&self, vdi: VdiUuid) -> Result<bool> {
+        read(&file(self, vdi)).map(|count| count.attached > 0)
+    }
+
+    /// Counts what uses an image that a change of its tree has given another part: so many disks have it in their chains. The
+    /// caller holds the lock of the trees, and no process has the image open.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Busy`].
+    pub fn recount(&self, vdi: VdiUuid, users: u64) -> Result<()> {
+        let chain = [vdi];
+        let mut counts = Counts::lock(self, &chain)?;
+        counts.counts[0].users = users;
+        write(&file(self, vdi), counts.counts[0])
+    }
+
+    /// Counts no user of an image that is gone.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Busy`].
+    pub fn uncount(&self, vdi: VdiUuid) -> Result<()> {
+        let chain = [vdi];
+        let _counts = Counts::lock(self, &chain)?;
+        write(&file(self, vdi), Count::default())
     }
 
     /// Ends what [`Group::activate`] did. Idempotent.

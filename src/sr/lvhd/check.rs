@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::group::Volume;
 use super::journal::Change;
-use super::{Lvhd, MGT};
+use super::{Lvhd, MGT, journal};
 use crate::error::{Error, Result, one_line};
 use crate::image::fault::{Look, Weight};
 use crate::image::storage::Storage;
@@ -32,16 +32,18 @@ impl Lvhd<'_> {
     /// # Errors
     /// None because of one volume.
     pub fn check(&self, thorough: bool) -> Result<Vec<Finding>> {
+        let group = self.live.now();
         let mut found = self.of_journals();
         found.extend(self.of_names());
         found.extend(self.of_records());
-        for (vdi, node) in self.group.nodes() {
-            found.extend(self.of_image(*vdi, node, self.group.volume(*vdi)?, thorough)?);
+        for (vdi, node) in group.nodes() {
+            found.extend(self.of_image(*vdi, node, group.volume(*vdi)?, thorough)?);
         }
         Ok(found)
     }
 
     fn of_journals(&self) -> Vec<Finding> {
+        let group = self.live.now();
         let say = |(name, journal): &(String, super::journal::Journal)| {
             let outcome = match journal.change {
                 Change::Clone(None) | Change::Leaf(None) => Outcome::Lasting,
@@ -49,25 +51,27 @@ impl Lvhd<'_> {
             };
             finding(Some(journal.vdi), name, outcome, format!("{}; {}", journal.what(), "the SR's master ends that"))
         };
-        self.group.journals().iter().map(say).collect()
+        group.journals().iter().map(say).collect()
     }
 
     fn of_names(&self) -> Vec<Finding> {
-        let left = self.group.left().iter().map(|name| {
+        let group = self.live.now();
+        let left = group.left().iter().map(|name| {
             let what = format!("a change that was begun, or ended, left it; {BY_MASTER}");
             finding(VolumeName::parse(name).map(|name| name.vdi), name, Outcome::Note, what)
         });
-        let sr = self.group.own().sr;
+        let sr = group.own().sr;
         let is_known = |name: &str| {
             let of_vdi = |end: &str| name.strip_suffix(end).is_some_and(|uuid| uuid.parse::<VdiUuid>().is_ok());
             name == MGT
                 || VolumeName::parse(name).is_some()
-                || self.group.journals().iter().any(|(journal, _)| journal == name)
+                || group.journals().iter().any(|(journal, _)| journal == name)
                 || of_vdi(".cbtlog")
+                || name.strip_prefix("NEW-").is_some_and(|uuid| uuid.parse::<VdiUuid>().is_ok())
+                || journal::is_unwritten(name)
                 || name == format!("{sr}_trim_lv")
         };
-        let unknown = self
-            .group
+        let unknown = group
             .vg()
             .lvs
             .iter()
@@ -77,7 +81,8 @@ impl Lvhd<'_> {
     }
 
     fn of_records(&self) -> Vec<Finding> {
-        let records = match self.group.records() {
+        let group = self.live.now();
+        let records = match group.records() {
             Ok(records) => records,
             Err(why) => return vec![finding(None, MGT, Outcome::Lasting, format!("the names cannot be read: {why}"))],
         };
@@ -87,7 +92,7 @@ impl Lvhd<'_> {
             found.push(finding(None, MGT, Outcome::Lasting, what));
         }
         for (vdi, record) in &records.vdis {
-            match self.group.volumes().get(vdi) {
+            match group.volumes().get(vdi) {
                 None => {
                     found.push(finding(Some(*vdi), MGT, Outcome::Note, "it has a record of a VDI without a volume"))
                 }
@@ -102,7 +107,7 @@ impl Lvhd<'_> {
     }
 
     fn of_image(&self, vdi: VdiUuid, node: &Node, volume: &Volume, thorough: bool) -> Result<Vec<Finding>> {
-        let name = &volume.lv.name;
+        let (group, name) = (self.live.now(), &volume.lv.name);
         let mut found = Vec::new();
         if volume.is_elsewhere {
             let what = format!("it has the data of VDI {vdi}, of which a change was begun; {BY_MASTER}");
@@ -114,7 +119,7 @@ impl Lvhd<'_> {
         if matches!(node.state, State::Broken(_) | State::Unsupported(_)) {
             return Ok(found);
         }
-        if node.hidden && self.group.trees().children(vdi).len() == 0 {
+        if node.hidden && group.trees().children(vdi).len() == 0 {
             found.push(finding(
                 Some(vdi),
                 name,
@@ -122,7 +127,7 @@ impl Lvhd<'_> {
                 "it is a base without children; the SR's master removes it",
             ));
         }
-        let image: Arc<dyn Storage> = Arc::new(self.group.image(volume)?);
+        let image: Arc<dyn Storage> = Arc::new(group.image(volume)?);
         match layout(volume.format).check(&image, Look { in_use: volume.lv.open, deep: thorough }) {
             Ok(faults) => found.extend(faults.into_iter().map(|fault| {
                 let (outcome, what) = match fault.weight {

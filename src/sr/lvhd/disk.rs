@@ -1,4 +1,4 @@
-//! One disk of an LVHD SR: what is told of it and read of it. Whatever would change more than its names is refused.
+//! One disk of an LVHD SR.
 //!
 //! The SR's master may merge or remove the images of a chain while they are read, on this host or another, and give their extents to
 //! other volumes. So the group is looked at again when a pass over the data ends, before its reader publishes anything: if a
@@ -7,16 +7,20 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::forest::LvhdForest;
 use super::journal::{Change, Journal};
+use super::live::Live;
 use super::place::LvhdPlace;
-use super::{Group, Lvhd, refused};
+use super::step::Step;
+use super::{Lvhd, Rights, refused, sizes};
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::image::Reading;
 use crate::image::disk::Disk;
 use crate::sys::lock::Lock;
+use crate::sys::{blockdev, syslog};
 use crate::types::{Done, Format, Mode, ParamsChange, VdiInfo, VdiUuid};
 use crate::vdi::tree::chain::chain;
 use crate::vdi::tree::forest::Forest;
@@ -28,28 +32,28 @@ impl<'a> Lvhd<'a> {
     /// # Errors
     /// [`Error::NoVdi`]; [`Error::Damaged`] if two volumes are named as the VDI.
     pub fn vdi(&self, vdi: VdiUuid) -> Result<Box<dyn Vdi + 'a>> {
-        let group = self.group.clone();
-        group.refuse_double(vdi)?;
-        let place = LvhdPlace::of(group.clone(), vdi)?;
-        let inner = vdi::open(place, Box::new(LvhdForest { group: group.clone() }));
-        Ok(Box::new(LvhdDisk { group, vdi, inner }))
+        let live = self.live.clone();
+        live.now().refuse_double(vdi)?;
+        let place = LvhdPlace::of(live.clone(), vdi)?;
+        let inner = vdi::open(place, Box::new(LvhdForest { live: live.clone() }));
+        Ok(Box::new(LvhdDisk { live, vdi, inner }))
     }
 }
 
 struct LvhdDisk<'a> {
-    group: Rc<Group<'a>>,
+    live: Rc<Live<'a>>,
     vdi: VdiUuid,
     inner: Box<dyn Vdi + 'a>,
 }
 
 impl LvhdDisk<'_> {
     fn refused<T>(&self, op: &'static str) -> Result<T> {
-        Err(refused(op, self.group.own().sr))
+        Err(refused(op, self.live.own().sr))
     }
 
     /// With what the image itself does not tell.
     fn shown(&self, info: VdiInfo) -> VdiInfo {
-        match self.group.is_base(self.vdi) && !info.hidden {
+        match self.live.now().is_base(self.vdi) && !info.hidden {
             true => VdiInfo { hidden: true, read_only: true, ..info },
             false => info,
         }
@@ -60,7 +64,7 @@ impl LvhdDisk<'_> {
         if self.inner.place().format() == Format::Raw {
             return Ok(vec![self.vdi]);
         }
-        let forest = LvhdForest { group: self.group.clone() };
+        let forest = LvhdForest { live: self.live.clone() };
         match chain(&forest, self.inner.place()) {
             Err(_) if reading == Reading::Rescue => Ok(vec![self.vdi]),
             other => other,
@@ -73,8 +77,9 @@ impl LvhdDisk<'_> {
             Change::Zero(_) => chain.contains(&journal.vdi),
             _ => journal.vdi == self.vdi,
         };
-        let is_elsewhere = self.group.volume(self.vdi)?.is_elsewhere;
-        match self.group.journals().iter().find(|(_, journal)| concerns(journal)) {
+        let group = self.live.now();
+        let is_elsewhere = group.volume(self.vdi)?.is_elsewhere;
+        match group.journals().iter().find(|(_, journal)| concerns(journal)) {
             None if !is_elsewhere => Ok(()),
             found => {
                 let what =
@@ -83,13 +88,75 @@ impl LvhdDisk<'_> {
                     "of VDI {} a change was begun: {what}; sr_scan on the SR's master ends that. vdi_export is served meanwhile",
                     self.vdi
                 );
-                Err(Error::SrUnavailable { sr: self.group.own().sr, why })
+                Err(Error::SrUnavailable { sr: self.live.own().sr, why })
             }
         }
     }
 
+    /// As [`LvhdDisk::refuse_begun`]. A change that `last` ends is none.
+    fn refuse_begun_but(&self, chain: &[VdiUuid], last: &[Step]) -> Result<()> {
+        if last.is_empty() { self.refuse_begun(chain) } else { Ok(()) }
+    }
+
+    fn deadline(&self) -> Instant {
+        self.inner.place().deadline()
+    }
+
+    fn refuse_slave(&self, op: &'static str) -> Result<()> {
+        self.live.now().rights().refuse(op, self.live.own().sr)
+    }
+
+    /// What is done with a raw disk takes no lock of the trees by itself: it is in none.
+    fn lock_if_raw(&self, op: &'static str, context: &Context) -> Result<Option<Lock>> {
+        match self.inner.place().format() {
+            Format::Raw => self.live.lock_recovered(op, context.deadline).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// The bytes that the volume has to have while the disk can be written to. `None`: what it has.
+    fn wanted(&self) -> Result<Option<u64>> {
+        let place = self.inner.place();
+        match place.format() {
+            Format::Vhd => Ok(Some(sizes::full(self.inner.brief()?.virtual_size))),
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether the volume has to be made larger before the disk can be written to.
+    fn is_short(&self) -> Result<bool> {
+        let size = self.live.now().volume(self.vdi)?.lv.size;
+        Ok(self.wanted()?.is_some_and(|wanted| wanted > size))
+    }
+
+    /// Makes the volume larger, but for the step in the answer. The caller holds the lock of the trees.
+    fn inflate(&self) -> Result<Vec<Step>> {
+        self.wanted()?.map_or(Ok(Vec::new()), |bytes| self.live.inflate(self.vdi, bytes))
+    }
+
+    /// Makes the volume of a disk that is not attached any more as small as it should be.
+    fn deflate(&self) -> Result<()> {
+        let group = self.live.now();
+        let is_small = group.is_thin() || group.params(self.vdi).snapshot_of.is_some();
+        if !is_small || self.inner.place().format() != Format::Vhd || group.rights() != Rights::Master {
+            return Ok(());
+        }
+        if self.live.deflated(&group.volume(self.vdi)?.lv)? >= group.volume(self.vdi)?.lv.size {
+            return Ok(());
+        }
+        let _trees = self.live.lock_recovered("vdi_detach", self.deadline())?;
+        if self.live.now().is_counted(self.vdi)? {
+            return Ok(());
+        }
+        let forest = LvhdForest { live: self.live.clone() };
+        let _alone = forest.alone(&[self.vdi], self.vdi)?;
+        let steps = self.live.deflate(self.vdi)?;
+        self.live.take(&steps)
+    }
+
     fn refuse_if_open(&self) -> Result<()> {
-        let volume = self.group.volume(self.vdi)?;
+        let group = self.live.now();
+        let volume = group.volume(self.vdi)?;
         if !volume.lv.open || self.is_read_only()? {
             return Ok(());
         }
@@ -102,14 +169,14 @@ impl LvhdDisk<'_> {
 
     /// Refuses a group of which LVM chose one of two copies: the bytes of the disk may be those of either.
     fn refuse_duplicates(&self) -> Result<()> {
-        self.group.own().refuse_duplicates(self.group.vg())
+        self.live.own().refuse_duplicates(self.live.now().vg())
     }
 
     /// Refuses what was read if the volumes of `chain` are not where they were, or if a copy of a device has appeared.
     fn refuse_changed(&self, chain: &[VdiUuid]) -> Result<()> {
-        let (own, now) = (self.group.own(), self.group.own().look()?);
+        let (own, now) = (self.live.own(), self.live.own().look()?);
         own.refuse_duplicates(&now)?;
-        if self.group.keeps(chain, &now) {
+        if self.live.now().keeps(chain, &now) {
             return Ok(());
         }
         let why = format!(
@@ -160,7 +227,7 @@ impl Vdi for LvhdDisk<'_> {
         let info = self.shown(self.inner.info()?);
         match info.hidden {
             true => {
-                let children = LvhdForest { group: self.group.clone() }.nodes()?.children(self.vdi).collect();
+                let children = LvhdForest { live: self.live.clone() }.nodes()?.children(self.vdi).collect();
                 Ok(info.with_children(children))
             }
             false => Ok(info),
@@ -175,42 +242,75 @@ impl Vdi for LvhdDisk<'_> {
         self.inner.device()
     }
 
-    /// The volumes of the chain are active as long as the disk is attached.
+    /// The volumes of the chain are active as long as the disk is attached. That of a disk that can be written to has room for all
+    /// of it.
     fn attach(&self, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf> {
-        if mode == Mode::ReadWrite {
-            return self.refused("vdi_attach of a disk that could be written to");
+        if mode == Mode::ReadWrite && self.inner.place().format() == Format::Qcow2 {
+            return self.refused("vdi_attach of a qcow2 disk that could be written to");
         }
         self.refuse_duplicates()?;
-        let chain = self.chain(Reading::Whole)?;
-        self.refuse_begun(&chain)?;
+        let mut chain = self.chain(Reading::Whole)?;
         if self.inner.device()?.is_some() {
+            self.refuse_begun(&chain)?;
             return self.inner.attach(mode, lock);
         }
-        self.group.activate(&chain)?;
-        self.inner.attach(mode, lock).map_err(|cause| cause.undone(self.group.deactivate(&chain).map(drop)))
+        let mut first = Vec::new();
+        let trees = match mode {
+            Mode::ReadWrite if self.refuse_begun(&chain).is_err() || self.is_short()? => {
+                let trees = self
+                    .live
+                    .lock_recovered("vdi_attach of a disk whose volume has to be made larger", self.deadline())?;
+                chain = self.chain(Reading::Whole)?;
+                first = self.inflate()?;
+                Some(trees)
+            }
+            _ => None,
+        };
+        self.refuse_begun_but(&chain, &first)?;
+        self.live.now().activate(&chain, &first)?;
+        drop(trees);
+        self.inner.attach(mode, lock).map_err(|cause| cause.undone(self.live.now().deactivate(&chain).map(drop)))
     }
 
     fn is_read_only(&self) -> Result<bool> {
-        Ok(self.group.is_base(self.vdi) || self.inner.is_read_only()?)
+        Ok(self.live.now().is_base(self.vdi) || self.inner.is_read_only()?)
     }
 
+    /// The volume of a disk that could be written to is made as small as the disk is where the SR is thin, and that of a snapshot
+    /// always is.
     fn detach(&self) -> Result<Done> {
+        let is_written = self.inner.device()?.is_some_and(|device| !blockdev::is_read_only(&device));
         let detached = self.inner.detach()?;
         // Also what a killed call left.
-        let released = self.group.deactivate(&self.chain(Reading::Rescue)?)?;
+        let chain = self.chain(Reading::Rescue)?;
+        let released = self.live.now().deactivate(&chain)?;
+        if released
+            && is_written
+            && let Err(error) = self.deflate()
+        {
+            syslog::write(&format!(
+                "the volume of VDI {} stays larger than it need be: {}",
+                self.vdi,
+                one_line(&error)
+            ));
+        }
         Ok(if released { Done::Changed } else { detached })
     }
 
-    fn delete(&self, _context: &Context) -> Result<()> {
-        self.refused("vdi_delete")
+    fn delete(&self, context: &Context) -> Result<()> {
+        self.refuse_slave("vdi_delete")?;
+        let _trees = self.lock_if_raw("vdi_delete", context)?;
+        self.inner.delete(context)
     }
 
-    fn clone_to(&self, _dest: VdiUuid, _changes: &ParamsChange, _context: &Context) -> Result<VdiInfo> {
-        self.refused("vdi_clone")
+    fn clone_to(&self, dest: VdiUuid, changes: &ParamsChange, context: &Context) -> Result<VdiInfo> {
+        self.refuse_slave("vdi_clone")?;
+        self.inner.clone_to(dest, changes, context)
     }
 
-    fn snapshot(&self, _dest: VdiUuid, _changes: &ParamsChange, _context: &Context) -> Result<VdiInfo> {
-        self.refused("vdi_snapshot")
+    fn snapshot(&self, dest: VdiUuid, changes: &ParamsChange, context: &Context) -> Result<VdiInfo> {
+        self.refuse_slave("vdi_snapshot")?;
+        self.inner.snapshot(dest, changes, context)
     }
 
     fn revert_to(&self, _snapshot: VdiUuid, _said: SnapshotSaid, _context: &Context) -> Result<()> {
@@ -236,8 +336,16 @@ impl Vdi for LvhdDisk<'_> {
         if is_read.get() { still() } else { Ok(()) }
     }
 
-    fn resize(&self, _size: u64, _allow_shrink: bool, _context: &Context) -> Result<Done> {
-        self.refused("vdi_resize")
+    fn resize(&self, size: u64, allow_shrink: bool, context: &Context) -> Result<Done> {
+        self.refuse_slave("vdi_resize")?;
+        if self.inner.place().format() == Format::Qcow2 {
+            return self.refused("vdi_resize of a qcow2 disk");
+        }
+        let trees = self.lock_if_raw("vdi_resize", context)?;
+        if trees.is_some() {
+            self.live.refuse_begun(self.vdi)?;
+        }
+        self.inner.resize(size, allow_shrink, context)
     }
 
     /// The names alone, also those of a base.

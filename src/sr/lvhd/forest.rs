@@ -1,79 +1,118 @@
-//! The trees of an LVHD SR: its images are found and read, and no tree is changed.
+//! The trees of an LVHD SR: see [`Forest`].
 
 use std::rc::Rc;
 use std::time::Instant;
 
 use super::group::possible_parent;
+use super::live::Live;
 use super::place::LvhdPlace;
-use super::{Group, refused};
-use crate::error::Result;
+use super::{refused, sizes};
+use crate::error::{Error, Result};
 use crate::image::volume::VolumeName;
-use crate::sys::lock::Lock;
+use crate::sys::blockdev;
+use crate::sys::lock::{self, Kind, Lock};
+use crate::sys::lvm;
 use crate::types::{Format, Mode, Params, SrUuid, VdiUuid};
 use crate::vdi::Place;
 use crate::vdi::format::ParentImage;
 use crate::vdi::place::Opened;
 use crate::vdi::tree::forest::{Forest, Fork, Kept};
 use crate::vdi::tree::nodes::Nodes;
+use crate::vdi::tree::stop;
 
 /// The trees of an [`Lvhd`](super::Lvhd).
 pub struct LvhdForest<'a> {
-    pub group: Rc<Group<'a>>,
+    pub live: Rc<Live<'a>>,
 }
 
-impl LvhdForest<'_> {
-    fn refused<T>(&self, op: &'static str) -> Result<T> {
-        Err(refused(op, self.sr()))
+/// The name by which children call an image: a VHD names the device of its parent, a qcow2 the volume.
+pub fn called(vg: &str, volume: &str, format: Format) -> String {
+    match format {
+        Format::Vhd => lvm::dm_name(vg, volume),
+        _ => volume.to_owned(),
+    }
+}
+
+impl<'a> LvhdForest<'a> {
+    fn found(&self, vdi: VdiUuid) -> Result<LvhdPlace<'a>> {
+        self.live.now().refuse_double(vdi)?;
+        LvhdPlace::of(self.live.clone(), vdi)
     }
 }
 
 impl Forest for LvhdForest<'_> {
     fn sr(&self) -> SrUuid {
-        self.group.own().sr
+        self.live.own().sr
     }
 
     fn deadline(&self) -> Instant {
-        self.group.own().deadline.end()
+        self.live.own().deadline.end()
     }
 
-    fn lock(&self, _deadline: Instant) -> Result<Lock> {
-        self.refused("changing a tree")
+    fn lock(&self, deadline: Instant) -> Result<Lock> {
+        self.live.lock_recovered("changing a tree", deadline)
     }
 
-    fn collecting(&self, _deadline: Instant) -> Result<Kept> {
-        self.refused("sr_collect")
+    fn collecting(&self, deadline: Instant) -> Result<Kept> {
+        let sr = self.sr();
+        self.live.now().rights().refuse("sr_collect", sr)?;
+        // The Python collector holds these while it works, so only one process collects.
+        let take = |name| {
+            lock::take(&sr.to_string(), name, Kind::Exclusive, Instant::now()).map_err(|refused| {
+                refused.or_timed_out(|who| Error::SrUnavailable { sr, why: format!("{who} collects it already") })
+            })
+        };
+        // What a killed collector left is ended while none is at work.
+        drop(self.lock(deadline)?);
+        let alone = take(stop::ACTIVE)?;
+        let running = take(stop::RUNNING)?;
+        Ok(Kept::by([running, alone]))
     }
 
     fn nodes(&self) -> Result<Nodes> {
-        Ok(self.group.trees())
+        self.live.reread();
+        let group = self.live.now();
+        // The recovery has ended all changes that it could.
+        Ok(group.trees().with_foreign_work(self.live.is_begun()))
     }
 
     fn place(&self, vdi: VdiUuid) -> Result<Box<dyn Place + '_>> {
-        self.group.refuse_double(vdi)?;
-        Ok(Box::new(LvhdPlace::of(self.group.clone(), vdi)?))
+        Ok(Box::new(self.found(vdi)?))
     }
 
     fn parent_image(&self, vdi: VdiUuid, mode: Mode) -> Result<ParentImage<'_>> {
-        if mode == Mode::ReadWrite {
-            return self.refused("writing to a base");
-        }
-        self.group.refuse_double(vdi)?;
-        let volume = self.group.volume(vdi)?;
-        let image = Opened::of(self.group.image(volume)?);
-        Ok(ParentImage { name: volume.lv.name.clone(), format: volume.format, image })
+        let place = self.found(vdi)?;
+        let group = self.live.now();
+        let volume = group.volume(vdi)?;
+        let name = called(&group.vg().name, &volume.lv.name, volume.format);
+        let image = match mode {
+            Mode::ReadOnly => Opened::of(group.image(volume)?),
+            Mode::ReadWrite => {
+                group.rights().refuse("writing to a base", self.sr())?;
+                let device = lvm::kernel_device(&group.vg().name, &volume.lv.name);
+                let storage = group.storage_for_writing(&volume.lv)?;
+                Opened::until(storage, move || device.map_or(Ok(()), |device| blockdev::forget_cached(&device)))
+            }
+        };
+        Ok(ParentImage { name, format: place.format(), image })
     }
 
     fn named(&self, name: &str, child: Format) -> Option<VdiUuid> {
         possible_parent(name, child)
     }
 
-    /// A VHD names the device of its parent, a qcow2 the volume; and the name of the volume may have changed since.
+    /// The name of the volume may have changed since.
     fn is_called(&self, parent: &ParentImage, name: &str) -> bool {
         VolumeName::of_path(name).is_some_and(|said| said.format == parent.format)
     }
 
-    fn alone(&self, _vdis: &[VdiUuid], _vdi: VdiUuid) -> Result<Kept> {
-        self.refused("changing a tree")
+    /// On this host. Other hosts are its agent's to know.
+    fn alone(&self, vdis: &[VdiUuid], _vdi: VdiUuid) -> Result<Kept> {
+        for vdi in vdis {
+            self.live.refuse_begun(*vdi)?;
+            self.found(*vdi)?.refuse_if_open()?;
+        }
+        Ok(Kept::by_nature())
     }
 
     fn hold(&self, _vdis: &[VdiUuid]) -> Result<Kept> {
@@ -86,23 +125,41 @@ impl Forest for LvhdForest<'_> {
         false
     }
 
-    fn fork(&self, _fork: &Fork) -> Result<()> {
-        self.refused("changing a tree")
+    fn fork(&self, fork: &Fork) -> Result<()> {
+        self.make_base(fork)
     }
 
-    fn spawn(&self, _base: VdiUuid, _dest: VdiUuid, _params: &Params) -> Result<()> {
-        self.refused("vdi_clone")
+    fn spawn(&self, base: VdiUuid, dest: VdiUuid, params: &Params) -> Result<()> {
+        self.make_child(base, dest, params)
     }
 
     fn replace(&self, _vdi: VdiUuid, _base: VdiUuid) -> Result<()> {
-        self.refused("vdi_revert")
+        Err(refused("vdi_revert", self.sr()))
     }
 
-    fn relink(&self, _nodes: &Nodes, _vdi: VdiUuid, _base: VdiUuid) -> Result<()> {
-        self.refused("sr_collect")
+    fn make_room_for(&self, vdi: VdiUuid, virtual_size: u64) -> Result<()> {
+        let group = self.live.now();
+        // A disk that is attached may be written to everywhere.
+        if group.is_thin() && !group.is_counted(vdi)? {
+            return Ok(());
+        }
+        let ending = self.live.inflate(vdi, sizes::full(virtual_size))?;
+        self.live.take(&ending)
     }
 
-    fn collapse(&self, _vdi: VdiUuid, _base: VdiUuid) -> Result<()> {
-        self.refused("sr_collect")
+    fn has_fixed_places(&self) -> bool {
+        true
+    }
+
+    fn make_room_to_merge(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
+        self.make_room(vdi, base)
+    }
+
+    fn relink(&self, nodes: &Nodes, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
+        self.give_children(nodes, vdi, base)
+    }
+
+    fn collapse(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
+        self.take_place(vdi, base)
     }
 }

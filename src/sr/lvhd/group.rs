@@ -227,6 +227,41 @@ impl<'a> Group<'a> {
         })
     }
 
+    /// The bytes of a volume, to be read.
+    ///
+    /// # Errors
+    /// Those of [`Devices::volume`].
+    pub fn storage(&self, lv: &Lv) -> Result<Mapped> {
+        self.devices.volume(&self.vg, lv)
+    }
+
+    /// The bytes of a volume, to be written to.
+    ///
+    /// # Errors
+    /// Those of [`Devices::volume`].
+    pub fn storage_for_writing(&self, lv: &Lv) -> Result<Mapped> {
+        Devices::for_writing(&self.vg).volume(&self.vg, lv)
+    }
+
+    /// The size that a volume has that is to hold so many bytes.
+    pub fn round(&self, bytes: u64) -> u64 {
+        bytes.checked_next_multiple_of(self.vg.extent_size).unwrap_or(u64::MAX)
+    }
+
+    /// Whether disks that are not attached take no more space than they hold. `MGT` says it.
+    pub fn is_thin(&self) -> bool {
+        self.records().is_ok_and(|records| records.allocation == "thin")
+    }
+
+    /// The change that was begun of a VDI, in words: its volume may get another name, or other contents.
+    pub fn begun(&self, vdi: VdiUuid) -> Option<String> {
+        let found = self.journals.iter().find(|(_, journal)| journal.vdi == vdi);
+        let is_elsewhere = self.volumes.get(&vdi).is_some_and(|volume| volume.is_elsewhere);
+        found
+            .map(|(_, journal)| journal.what())
+            .or_else(|| is_elsewhere.then(|| "its volume is to get another name".to_owned()))
+    }
+
     /// The volume with the image of a VDI.
     ///
     /// # Errors

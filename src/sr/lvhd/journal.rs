@@ -43,6 +43,20 @@ pub struct Cloned {
 /// Bytes of a record.
 pub const RECORD: usize = 512;
 
+/// The type of a journal that has no record yet: it means nothing to anybody.
+const UNWRITTEN: &str = "NEW";
+
+/// The name of a journal whose record is being written. The Python drivers take it for one of a type that they do not know.
+pub fn unwritten(vdi: VdiUuid) -> String {
+    format!("{UNWRITTEN}_{vdi}_1")
+}
+
+/// Whether a volume is a journal whose record was not written.
+pub fn is_unwritten(name: &str) -> bool {
+    let parts = name.strip_prefix(UNWRITTEN).and_then(|rest| rest.strip_prefix('_')?.strip_suffix("_1"));
+    parts.is_some_and(|vdi| vdi.parse::<VdiUuid>().is_ok())
+}
+
 impl Journal {
     /// Reads the name of a volume. `record`: the first bytes of the volume, which are asked for if the value stands there.
     /// `None`: it is no journal.
@@ -62,6 +76,34 @@ impl Journal {
             _ => return None,
         };
         Some(Journal { vdi, change })
+    }
+
+    /// The name of its volume.
+    pub fn name(&self) -> String {
+        let vdi = self.vdi;
+        match &self.change {
+            Change::Inflate(bytes) => format!("inflate_{vdi}_{bytes}"),
+            Change::Zero(from) => format!("zero_{vdi}_{from}"),
+            Change::Clone(_) => format!("clone_{vdi}_1"),
+            Change::Leaf(_) => format!("leaf_{vdi}_1"),
+            Change::Coalesce => format!("coalesce_{vdi}_1"),
+            Change::Relink => format!("relink_{vdi}_1"),
+            Change::Resize => format!("jvhd_{vdi}"),
+        }
+    }
+
+    /// The record in its volume. `None`: its name says all.
+    pub fn record(&self) -> Option<[u8; RECORD]> {
+        let value = match &self.change {
+            Change::Clone(Some(Cloned { base, copy })) => {
+                format!("{base}_{}", copy.map(|copy| copy.to_string()).unwrap_or_default())
+            }
+            Change::Leaf(Some(parent)) => parent.to_string(),
+            _ => return None,
+        };
+        let (mut record, text) = ([b' '; RECORD], format!("{} {value}", value.len()));
+        record[..text.len()].copy_from_slice(text.as_bytes());
+        Some(record)
     }
 
     /// The change in words: a clause about the VDI.
@@ -133,7 +175,19 @@ mod tests {
             (format!("clone_{VDI}_1"), &format!("37 {BASE}_"), Change::Clone(Some(Cloned { base, copy: None }))),
             (format!("leaf_{VDI}_1"), &format!("36 {BASE}"), Change::Leaf(Some(base))),
         ] {
-            assert_eq!(read(&name, text), Some(wanted), "{name} {text}");
+            assert_eq!(read(&name, text), Some(wanted.clone()), "{name} {text}");
+            let journal = Journal { vdi, change: wanted };
+            assert_eq!(journal.name(), name);
+            assert_eq!(journal.record().unwrap_or_else(|| record("")), record(text), "{name} {text}");
+        }
+    }
+
+    #[test]
+    fn a_journal_that_was_not_written_is_no_journal() {
+        let name = unwritten(VDI.parse().unwrap());
+        assert!(is_unwritten(&name) && Journal::parse(&name, || None).is_none());
+        for other in ["NEW", "NEW_x_1", &format!("NEW-{VDI}"), &format!("clone_{VDI}_1"), &format!("NEW_{VDI}")] {
+            assert!(!is_unwritten(other), "{other}");
         }
     }
 

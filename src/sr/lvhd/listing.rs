@@ -12,12 +12,13 @@ use crate::vdi::{self, Attachments, Place};
 impl Lvhd<'_> {
     /// The SR without the details of its disks.
     pub fn stat(&self, sr_type: &str) -> SrInfo {
-        let (own, vg) = (self.group.own(), self.group.vg());
-        let visible = || self.group.nodes().iter().filter(|(_, node)| !node.hidden);
+        let group = self.live.now();
+        let (own, vg) = (group.own(), group.vg());
+        let visible = || group.nodes().iter().filter(|(_, node)| !node.hidden);
         SrInfo {
             uuid: own.sr,
             vdi_uuids: visible().map(|(vdi, _)| *vdi).collect(),
-            physical_utilisation: self.group.volumes().values().map(|volume| volume.lv.size).sum(),
+            physical_utilisation: group.volumes().values().map(|volume| volume.lv.size).sum(),
             virtual_allocation: visible().map(|(_, node)| node.virtual_size).sum(),
             size: vg.size,
             free: vg.free,
@@ -44,15 +45,16 @@ impl Lvhd<'_> {
     /// # Errors
     /// [`crate::Error::Io`] if the kernel's list of devices cannot be read.
     pub fn disks(&self) -> Result<Vec<VdiInfo>> {
+        let group = self.live.now();
         let mut children: HashMap<VdiUuid, Vec<VdiUuid>> = HashMap::new();
-        for (vdi, node) in self.group.nodes() {
+        for (vdi, node) in group.nodes() {
             if let Some(parent) = node.parent {
                 children.entry(parent).or_default().push(*vdi);
             }
         }
         let attachments = Attachments::now()?;
-        let mut disks = Vec::with_capacity(self.group.nodes().len());
-        for (vdi, node) in self.group.nodes() {
+        let mut disks = Vec::with_capacity(group.nodes().len());
+        for (vdi, node) in group.nodes() {
             let children = children.remove(vdi).unwrap_or_default();
             if node.hidden && children.is_empty() {
                 continue;
@@ -69,10 +71,10 @@ impl Lvhd<'_> {
         children: Vec<VdiUuid>,
         attachments: &Attachments,
     ) -> Result<VdiInfo> {
-        let place = LvhdPlace::of(self.group.clone(), vdi)?;
+        let place = LvhdPlace::of(self.live.clone(), vdi)?;
         let device = match node.format {
             Format::Raw => {
-                if self.group.volume(vdi)?.lv.open {
+                if self.live.now().volume(vdi)?.lv.open {
                     place.device()?
                 } else {
                     None
@@ -80,7 +82,7 @@ impl Lvhd<'_> {
             }
             _ => attachments.served(&place.path()),
         };
-        let info = vdi::describe(&place, node, place.size(), self.group.params(vdi));
+        let info = vdi::describe(&place, node, place.size(), self.live.now().params(vdi));
         let died = attachments.server_died(node.format, &place.path());
         Ok(vdi::with_server(info.with_children(children).with_device(device), died))
     }

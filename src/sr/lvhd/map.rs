@@ -15,6 +15,7 @@ use nix::libc;
 
 use crate::error::{Error, Result};
 use crate::image::storage::Storage;
+use crate::sys::blockdev;
 use crate::sys::lvm::{self, Lv, Vg};
 use crate::types::Mode;
 
@@ -113,6 +114,21 @@ impl Mapped {
     /// The first bytes only; behind them there are zeroes, which no reader asks for.
     pub fn cut_to(self, size: u64) -> Mapped {
         Mapped { size: self.size.min(size), ..self }
+    }
+
+    /// Makes whole extents read as zeroes, not yet durably: from a byte to before another.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn zero_extents(&self, from: u64, to: u64) -> Result<()> {
+        self.refuse_read_only().map_err(Error::io("write", &self.path))?;
+        let mut at = from;
+        while at < to.min(self.size) {
+            let (file, first, len) = self.piece(at, usize::try_from(to - at).unwrap_or(usize::MAX));
+            blockdev::zero_range(file, &self.path, first, first + len as u64)?;
+            at += len as u64;
+        }
+        Ok(())
     }
 
     fn refuse_read_only(&self) -> io::Result<()> {

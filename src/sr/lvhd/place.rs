@@ -4,21 +4,25 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::{Group, refused};
+use super::journal::{Change, Journal};
+use super::live::Live;
+use super::refused;
+use super::step::Step;
 use crate::error::{Error, Result};
+use crate::image::storage::Storage;
 use crate::sys::copy::Progress;
 use crate::sys::loopdev::{self, Backing, Detached};
 use crate::sys::{blockdev, lvm};
 use crate::types::{Done, Format, Mode, Params, SrUuid, State, VdiInfo, VdiUuid};
-use crate::vdi::{Holders, Opened, Place, Usage, in_use};
+use crate::vdi::{Holders, Opened, Place, Usage, deleted, in_use};
 
-/// The volume of a VDI, as one report showed it.
+/// The volume of a VDI.
 pub struct LvhdPlace<'a> {
-    group: Rc<Group<'a>>,
+    live: Rc<Live<'a>>,
     vdi: VdiUuid,
+    /// The name that the volume had when it was found.
     name: String,
     format: Format,
-    size: u64,
 }
 
 impl<'a> LvhdPlace<'a> {
@@ -26,25 +30,42 @@ impl<'a> LvhdPlace<'a> {
     ///
     /// # Errors
     /// [`Error::NoVdi`].
-    pub fn of(group: Rc<Group<'a>>, vdi: VdiUuid) -> Result<LvhdPlace<'a>> {
+    pub fn of(live: Rc<Live<'a>>, vdi: VdiUuid) -> Result<LvhdPlace<'a>> {
+        let group = live.now();
         let volume = group.volume(vdi)?;
-        let (name, format, size) = (volume.lv.name.clone(), volume.format, volume.lv.size);
-        Ok(LvhdPlace { group, vdi, name, format, size })
+        let (name, format) = (volume.lv.name.clone(), volume.format);
+        Ok(LvhdPlace { live, vdi, name, format })
     }
 
-    /// Bytes of the volume.
+    /// Bytes of the volume; none of one that is gone.
     pub fn size(&self) -> u64 {
-        self.size
+        self.live.now().volume(self.vdi).map_or(0, |volume| volume.lv.size)
     }
 
     fn refused<T>(&self, op: &'static str) -> Result<T> {
         Err(refused(op, self.sr()))
     }
+
+    /// The name of the volume; the one that it had, if it is gone.
+    fn name(&self) -> String {
+        self.live.now().volume(self.vdi).map_or_else(|_| self.name.clone(), |volume| volume.lv.name.clone())
+    }
+
+    /// Refuses what no user of the volume on this host may see.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`].
+    pub fn refuse_if_open(&self) -> Result<()> {
+        let user = lvm::kernel_device(&self.live.now().vg().name, &self.name())
+            .and_then(|device| blockdev::user(&device))
+            .filter(|who| !blockdev::is_passing(Some(who)));
+        user.map_or(Ok(()), |who| Err(in_use(self, format!("{who}, which has its volume {} open", self.name()))))
+    }
 }
 
 impl Place for LvhdPlace<'_> {
     fn sr(&self) -> SrUuid {
-        self.group.own().sr
+        self.live.own().sr
     }
 
     fn vdi(&self) -> VdiUuid {
@@ -56,39 +77,48 @@ impl Place for LvhdPlace<'_> {
     }
 
     fn deadline(&self) -> Instant {
-        self.group.own().deadline.end()
+        self.live.own().deadline.end()
     }
 
     /// A VHD names the device of its parent, so the server of a VHD opens it by that name as well.
     fn path(&self) -> PathBuf {
-        let vg = &self.group.vg().name;
+        let (group, name) = (self.live.now(), self.name());
+        let vg = &group.vg().name;
         match self.format {
-            Format::Vhd => Path::new("/dev/mapper").join(lvm::dm_name(vg, &self.name)),
-            _ => lvm::node(vg, &self.name),
+            Format::Vhd => Path::new("/dev/mapper").join(lvm::dm_name(vg, &name)),
+            _ => lvm::node(vg, &name),
         }
     }
 
-    /// The bytes are read by the group's map, and nothing is activated.
+    /// The bytes are read and written by the group's map, and nothing is activated. If the volume is active for somebody who reads
+    /// it, the page cache of its device is dropped after a write.
     fn open(&self, mode: Mode) -> Result<Opened<'_>> {
-        if mode == Mode::ReadWrite {
-            return self.refused("writing to a disk");
+        let group = self.live.now();
+        let volume = group.volume(self.vdi)?;
+        if mode == Mode::ReadOnly {
+            return group.image(volume).map(Opened::of);
         }
-        self.group.image(self.group.volume(self.vdi)?).map(Opened::of)
+        group.rights().refuse("writing to a disk", self.sr())?;
+        let device = lvm::kernel_device(&group.vg().name, &volume.lv.name);
+        let storage = group.storage_for_writing(&volume.lv)?;
+        Ok(Opened::until(storage, move || device.map_or(Ok(()), |device| blockdev::forget_cached(&device))))
     }
 
     fn usage(&self) -> Result<Usage> {
-        Ok(Usage { length: self.size, allocated: self.size })
+        let size = self.size();
+        Ok(Usage { length: size, allocated: size })
     }
 
     fn state(&self) -> State {
-        match self.group.image_state(self.vdi) {
-            Ok(()) => State::Healthy,
+        let group = self.live.now();
+        match group.volume(self.vdi).and_then(|volume| group.image(volume)) {
+            Ok(_) => State::Healthy,
             Err(error) => State::of(&error),
         }
     }
 
     fn params(&self) -> Result<Params> {
-        Ok(self.group.params(self.vdi))
+        Ok(self.live.now().params(self.vdi))
     }
 
     /// An LVHD SR keeps no persistent locks.
@@ -101,15 +131,15 @@ impl Place for LvhdPlace<'_> {
     }
 
     fn set_params(&self, params: &Params) -> Result<()> {
-        self.group.set_params(self.vdi, self.format, params)
+        self.live.set_params(self.vdi, self.format, params)
     }
 
     fn settle(&self) -> Result<()> {
-        Ok(())
+        self.live.own().flush(self.live.now().vg())
     }
 
     fn settle_records(&self) -> Result<()> {
-        self.group.own().flush(self.group.vg())
+        self.settle()
     }
 
     fn is_shared(&self) -> bool {
@@ -120,19 +150,17 @@ impl Place for LvhdPlace<'_> {
     fn device(&self) -> Result<Option<PathBuf>> {
         let Ok(volume) = self.path().canonicalize() else { return Ok(None) };
         let loops = loopdev::attached()?;
-        let names = loops.get(&volume).into_iter().flatten();
-        Ok(names.map(|name| Path::new("/dev").join(name)).find(|device| blockdev::is_read_only(device)))
+        let mut names = loops.get(&volume).into_iter().flatten();
+        Ok(names.next().map(|name| Path::new("/dev").join(name)))
     }
 
     fn attach(&self, mode: Mode) -> Result<PathBuf> {
-        if mode == Mode::ReadWrite {
-            return self.refused("vdi_attach of a disk that could be written to");
-        }
         match self.device()? {
             Some(device) => Ok(device),
             None => {
                 let path = self.path().canonicalize().map_err(Error::io("find", self.path()))?;
-                loopdev::attach(&blockdev::open(&path, false)?, &path, true)
+                let write = mode == Mode::ReadWrite;
+                loopdev::attach(&blockdev::open(&path, write)?, &path, !write)
             }
         }
     }
@@ -147,28 +175,51 @@ impl Place for LvhdPlace<'_> {
     }
 
     fn round_up(&self, bytes: u64) -> u64 {
-        bytes.checked_next_multiple_of(self.group.vg().extent_size).unwrap_or(u64::MAX)
+        self.live.now().round(bytes)
     }
 
-    fn resize(&self, _bytes: u64) -> Result<()> {
-        self.refused("vdi_resize")
+    /// Of a raw disk. The caller holds the lock of the trees.
+    ///
+    /// 1. Make the journal `zero` with the size now, and extend; 2. zero what was added; 3. remove the journal. While the journal is
+    ///    there, the disk ends where it did.
+    fn resize(&self, bytes: u64) -> Result<()> {
+        let group = self.live.now();
+        let (lv, size) = (group.volume(self.vdi)?.lv.clone(), group.round(bytes));
+        if size < lv.size {
+            return self.refused("making a disk smaller");
+        }
+        let journal = Journal { vdi: self.vdi, change: Change::Zero(lv.size) }.name();
+        self.live.refuse_full(&[size - lv.size, 1])?;
+        self.live.take(&[Step::journal(&journal), Step::Extend { name: lv.name.clone(), size }])?;
+        let group = self.live.now();
+        let grown = &group.volume(self.vdi)?.lv;
+        let volume = group.storage_for_writing(grown)?;
+        volume.zero_extents(lv.size, grown.size)?;
+        (&volume as &dyn Storage).flush()?;
+        self.live.take(&[Step::remove(&journal)])?;
+        match self.device()? {
+            None => Ok(()),
+            Some(device) => {
+                let path = self.path().canonicalize().map_err(Error::io("find", self.path()))?;
+                loopdev::update_size(&device, Backing::Path(&path))
+            }
+        }
     }
 
     fn copy_to(&self, _dest: VdiUuid, _params: &Params, _progress: Progress) -> Result<VdiInfo> {
-        self.refused("vdi_clone or vdi_snapshot")
+        Err(Error::Unsupported {
+            op: "vdi_clone or vdi_snapshot of a raw disk",
+            why: format!("SR {} is LVHD: vdi_copy makes a VHD of it", self.sr()),
+        })
     }
 
+    /// The caller holds the lock of the trees. The record goes after the volume: a disk never lacks its names.
     fn remove(&self) -> Result<()> {
-        self.refused("vdi_delete")
-    }
-}
-
-impl Group<'_> {
-    /// Whether the image of a VDI can be read at all.
-    ///
-    /// # Errors
-    /// Why it cannot.
-    fn image_state(&self, vdi: VdiUuid) -> Result<(), Error> {
-        self.image(self.volume(vdi)?).map(drop)
+        const OP: &str = "vdi_delete";
+        self.refuse_if_open()?;
+        let name = self.name();
+        self.live.take(&[Step::remove(name)])?;
+        let ended = self.live.now().uncount(self.vdi).and_then(|()| self.live.remove_record(OP, self.vdi));
+        ended.map_err(|cause| cause.after(deleted(self.vdi)))
     }
 }

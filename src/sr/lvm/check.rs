@@ -58,7 +58,7 @@ impl LvmSr {
             return Err(lvhd::refused("sr_check --repair", self.group.sr));
         }
         let theirs = theirs.settled(|| self.group.look())?;
-        let mut found = self.of_devices(theirs.vg())?;
+        let mut found = self.of_devices(&theirs.vg())?;
         found.extend(theirs.check(thorough)?);
         found.sort_by(|a, b| a.object.cmp(&b.object));
         Ok(found)

@@ -82,7 +82,11 @@ impl LvmSr {
     }
 
     pub(super) fn make_disk(&self, new: &NewVdi) -> Result<VdiInfo> {
-        let (vg, layout) = self.refuse_new(new)?;
+        let vg = match self.kind(self.group.whole()?) {
+            Kind::Own(vg) => vg,
+            Kind::Lvhd(theirs) => return theirs.make_disk(new),
+        };
+        let (vg, layout) = self.refuse_new(new, vg)?;
         let size = self.checked_size(&vg, new.virtual_size, layout.largest())?;
         let thin = vg.lv(POOL).is_some();
         let lv = self.make_volume(&vg, new, RAW, size, (!thin).then_some(tags::ZERO))?;
@@ -94,14 +98,12 @@ impl LvmSr {
     }
 
     /// The group that the new VDI may be made in, without what a killed call has left of it, and its format.
-    pub(super) fn refuse_new(&self, new: &NewVdi) -> Result<(Vg, &'static dyn Layout)> {
+    pub(super) fn refuse_new(&self, new: &NewVdi, mut vg: Vg) -> Result<(Vg, &'static dyn Layout)> {
         let format = new.format.unwrap_or(DRIVER.formats[0]);
         if !DRIVER.formats.contains(&format) {
             let why = format!("{format} was asked for, and an SR on logical volumes has raw disks only");
             return Err(Error::Unsupported { op: "a disk of this format", why });
         }
-        let mut vg = self.group.whole()?;
-        self.refuse_lvhd("vdi_create", &vg)?;
         self.resume(&vg, vg.lv(POOL))?;
         if self.volumes(&vg).any(|(vdi, ..)| vdi == new.vdi) {
             self.group.flush(&vg)?;
@@ -145,7 +147,11 @@ impl LvmSr {
     }
 
     pub(super) fn take_in(&self, new: &NewVdi, incoming: Incoming, progress: Progress) -> Result<VdiInfo> {
-        let (vg, layout) = self.refuse_new(new)?;
+        let vg = match self.kind(self.group.whole()?) {
+            Kind::Own(vg) => vg,
+            Kind::Lvhd(theirs) => return theirs.take_in(new, incoming, progress),
+        };
+        let (vg, layout) = self.refuse_new(new, vg)?;
         let made = RefCell::new(None);
         let mut make = |size: u64| -> Result<Box<dyn DiskWriter + '_>> {
             let size = self.checked_size(&vg, size.max(new.virtual_size), layout.largest())?;
@@ -197,7 +203,10 @@ impl LvmSr {
     }
 
     pub(super) fn forget(&self, vdi: VdiUuid) -> Result<Done> {
-        let vg = self.group.look()?;
+        let vg = match self.kind(self.group.look()?) {
+            Kind::Own(vg) => vg,
+            Kind::Lvhd(theirs) => return theirs.forget(vdi),
+        };
         match vg.lv(&format!("{UNFINISHED}{vdi}")) {
             Some(lv) => self.remove_unfinished(&vg, &lv.name).map(|()| Done::Changed),
             None => self.group.flush(&vg).map(|()| Done::Already),

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::hidden::tool;
 use super::{CONFIG, DEADLINE, Lv, Pv, Segment, Unmapped, Vg};
 use crate::error::{Error, Result, needs_root};
 use crate::sys::tool::Tool;
@@ -42,7 +43,7 @@ pub fn report(vg: Option<&str>, unmapped: Unmapped) -> Result<Vec<Vg>> {
         Unmapped::Tagged(tags) => tags.iter().map(|tag| format!(" && vg_tags!={{\"{tag}\"}}")).collect(),
         Unmapped::All => " && seg_size=0".to_owned(),
     };
-    let mut tool = Tool::new("lvm")
+    let mut tool = tool("lvm")
         .deadline(DEADLINE)
         .arg("fullreport")
         .usual_args([
@@ -331,7 +332,7 @@ pub fn parse_extents(out: &str) -> Result<Vec<String>> {
 
 /// One whose words are read.
 pub(super) fn parsed(program: &str) -> Tool {
-    Tool::new(program).usual_args(["--config", &format!("{CONFIG} {PARSED}")]).deadline(DEADLINE)
+    tool(program).usual_args(["--config", &format!("{CONFIG} {PARSED}")]).deadline(DEADLINE)
 }
 
 #[cfg(test)]

@@ -105,6 +105,29 @@ pub trait Forest {
     /// Those of [`crate::vdi::Layout::child_of`]; [`crate::Error::Io`].
     fn replace(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()>;
 
+    /// Makes the place of an image large enough for a disk of so many bytes, where a place does not grow with what is written. The
+    /// caller holds the lock.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoSpace`].
+    fn make_room_for(&self, _vdi: VdiUuid, _virtual_size: u64) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether a base has to be made larger before it can take what its child holds, see [`Forest::make_room_to_merge`].
+    fn has_fixed_places(&self) -> bool {
+        false
+    }
+
+    /// Makes the place of `base` large enough for all that `vdi`, its only child, holds besides what is in it. The caller holds
+    /// the lock.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoSpace`]; [`crate::Error::Unsupported`] for a base that cannot take it.
+    fn make_room_to_merge(&self, _vdi: VdiUuid, _base: VdiUuid) -> Result<()> {
+        Ok(())
+    }
+
     /// Gives the children of `vdi` to `base`, its parent, which holds all that it does, then removes it. A crash leaves what
     /// the next [`Forest::lock`] completes. The caller holds the lock; `nodes` were read under it.
     ///

@@ -98,9 +98,13 @@ impl Merge<'_> {
         if !self.node.hidden && (self.place.is_shared() || served::device(&*self.place)?.is_some()) {
             return self.in_use(nodes);
         }
-        if self.is_larger(nodes) {
+        if self.is_larger(nodes) || self.forest.has_fixed_places() {
             let _locks = self.lock_above(nodes)?;
+            if !self.is_still(nodes) {
+                return Ok(Done::Already);
+            }
             self.grow_parent(nodes)?;
+            self.forest.make_room_to_merge(self.vdi(), self.base)?;
         }
         self.write_into_parent(&|bytes| self.run.copied(bytes))?;
 
@@ -160,6 +164,7 @@ impl Merge<'_> {
             self.forest.fork(&Fork { vdi: self.vdi(), base: VdiUuid::random(), dest: None })?;
             *nodes = self.forest.nodes()?;
         } else {
+            self.forest.make_room_to_merge(self.vdi(), self.base)?;
             // Its I/O waits, so this is not slowed down.
             self.write_into_parent(&|_| self.run.stop.goes_on())?;
             self.forest.collapse(self.vdi(), self.base)?;

@@ -4,8 +4,9 @@
 //! |---|---|
 //! | a record is replaced | its two sectors |
 //! | a record is added | its two sectors, in the place of the first record that is marked as deleted, else behind the last; then the length |
+//! | a record is removed | its two sectors, which mark it as deleted; then, if it was the last, the length |
 //!
-//! A kill between the two writes leaves a record that the length leaves out.
+//! A kill between the two writes leaves a record that the length leaves out, or one that is marked.
 
 use super::{FIRST_RECORD, RECORD, SECTOR, elements, text, value};
 use crate::types::{Format, Params, Utc, VdiUuid};
@@ -83,12 +84,32 @@ impl<'b> Table<'b> {
         if let Some((at, _)) = reused {
             return Ok(vec![(at as u64, record)]);
         }
-        let at = FIRST_RECORD + self.bytes.len().saturating_sub(FIRST_RECORD).div_ceil(RECORD) * RECORD;
+        let at = self.end();
         let length = at + RECORD;
         if length as u64 > self.room {
             return Err(format!("it has room for {} bytes, and all are in use", self.room));
         }
         Ok(vec![(at as u64, record), (0, Table::header(length))])
+    }
+
+    /// Removes the record of a VDI, if there is one.
+    ///
+    /// # Errors
+    /// Says why there is no room for the mark.
+    pub fn remove(&self, vdi: VdiUuid) -> Result<Vec<Write>, Refused> {
+        let Some((at, mut record)) = self.find(vdi) else { return Ok(Vec::new()) };
+        record.retain(|(name, _)| name != "deleted" && name != "offset");
+        record.extend([("deleted".to_owned(), "1".to_owned()), ("offset".to_owned(), at.to_string())]);
+        let mut writes = vec![(at as u64, encode(&record)?)];
+        if at + RECORD == self.end() {
+            writes.push((0, Table::header(at)));
+        }
+        Ok(writes)
+    }
+
+    /// The byte behind the last record.
+    fn end(&self) -> usize {
+        FIRST_RECORD + self.bytes.len().saturating_sub(FIRST_RECORD).div_ceil(RECORD) * RECORD
     }
 }
 
@@ -283,6 +304,29 @@ mod tests {
         assert_eq!((in_use(&bytes), labels(&bytes)), (Some(3072), vec![(B.to_owned(), "b".to_owned())]));
         let full = Table::new(used(&bytes), 3072).set(uuid(A), Format::Vhd, &named("a"));
         assert!(full.unwrap_err().contains("room"));
+    }
+
+    #[test]
+    fn a_record_is_removed_by_its_mark_and_the_last_one_by_the_length_too() {
+        let mut bytes = empty();
+        for vdi in [A, B] {
+            put(&mut bytes, vdi, "x");
+        }
+        let remove = |bytes: &mut Vec<u8>, vdi: &str| {
+            let writes = Table::new(used(bytes), ROOM).remove(uuid(vdi)).unwrap();
+            let count = writes.len();
+            write(bytes, writes);
+            count
+        };
+        assert_eq!(remove(&mut bytes, A), 1);
+        assert_eq!((in_use(&bytes), labels(&bytes)), (Some(4096), vec![(B.to_owned(), "x".to_owned())]));
+        assert!(text(&bytes[2048..3072]).contains("<deleted>1</deleted><offset>2048</offset></vdi>"));
+        assert_eq!(remove(&mut bytes, A), 0);
+        assert_eq!(remove(&mut bytes, B), 2);
+        assert_eq!((in_use(&bytes), labels(&bytes)), (Some(3072), Vec::new()));
+        put(&mut bytes, B, "again");
+        assert_eq!(labels(&bytes), [(B.to_owned(), "again".to_owned())]);
+        assert_eq!(in_use(&bytes), Some(3072), "the place of A");
     }
 
     #[test]

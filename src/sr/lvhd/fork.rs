@@ -1,0 +1,266 @@
+//! Snapshot and clone: the volume of a disk becomes a base, and the disk and its copy are new volumes.
+//!
+//! The image of `U` becomes the base `B`, with the children `U` and `D`:
+//!
+//! 1. make `NEW_<B>_1`, which is to be the journal, `NEW-<U>` and `NEW-<D>`; 2. write the record and both images, and the records of
+//!    `D` and `B` in `MGT`; 3. rename `NEW_<B>_1` to `clone_<U>_1`, then `VHD-<U>` to `VHD-<B>`, and the new volumes to `VHD-<U>` and
+//!    `VHD-<D>`; 4. hide `B`, which has children now; 5. make its volume read-only and as small as what it holds, and remove the
+//!    journal.
+//!
+//! 1, 3 and 5 are one LVM process each. Until the journal has its name, all that a kill leaves are volumes that mean nothing. Then a
+//! recovery, of either side, undoes it until both children are there, and completes it afterwards ([`recover`](super::recover)). The
+//! Python drivers make the children under their names; an image that is complete when it gets its name is none that
+//! cannot be read.
+//!
+//! A disk that is attached goes on in its new volume, which is active from the start. The base then has a user.
+//!
+//! A copy of a disk without data of its own is one more child of its base: 1. make `NEW-<D>`; 2. write the image and the record;
+//! 3. rename.
+
+use std::sync::Arc;
+
+use super::forest::{LvhdForest, called};
+use super::journal::{Change, Cloned, Journal, unwritten};
+use super::live::Live;
+use super::mgt::write::New;
+use super::refused;
+use super::step::Step;
+use crate::error::{Error, Result};
+use crate::image::storage::Storage;
+use crate::types::{Format, Mode, Params, VdiUuid};
+use crate::vdi::format::{ParentImage, WriteImage};
+use crate::vdi::place::Opened;
+use crate::vdi::tree::forest::{Forest, Fork};
+use crate::vdi::{self, layout};
+
+const OP: &str = "vdi_clone or vdi_snapshot";
+
+/// The label that the Python drivers give a base in `MGT`.
+const BASE_LABEL: &str = "base copy";
+
+/// The name of the volume that is to be a VDI.
+pub fn unborn(vdi: VdiUuid) -> String {
+    format!("NEW-{vdi}")
+}
+
+/// The name of the volume of a VHD.
+pub fn vhd(vdi: VdiUuid) -> String {
+    format!("VHD-{vdi}")
+}
+
+impl LvhdForest<'_> {
+    pub(super) fn make_base(&self, fork: &Fork) -> Result<()> {
+        let live = &self.live;
+        let group = live.now();
+        let volume = group.volume(fork.vdi)?.clone();
+        if volume.format != Format::Vhd {
+            return Err(refused("vdi_clone or vdi_snapshot of a qcow2 disk", self.sr()));
+        }
+        live.refuse_begun(fork.vdi)?;
+        let left = [Some(fork.vdi), fork.dest.map(|(dest, _)| dest)];
+        live.make_way(left.into_iter().flatten())?;
+        if let Some((dest, _)) = fork.dest {
+            live.refuse_existing(dest)?;
+        }
+        let image: Arc<dyn Storage> = Arc::new(group.image(&volume)?);
+        let virtual_size = layout(Format::Vhd).query(&*image)?.virtual_size;
+        let is_attached = group.is_counted(fork.vdi)?;
+        let is_disk = !group.params(fork.vdi).read_only;
+        let own_is_full = is_attached || (!group.is_thin() && is_disk);
+        let copy_is_full = fork.dest.is_some_and(|(_, params)| !group.is_thin() && !params.read_only);
+        let copy_size = live.size_of_new(virtual_size, copy_is_full);
+        let copies = fork.dest.iter().map(|_| copy_size).collect::<Vec<u64>>();
+        let full = live.size_of_new(virtual_size, own_is_full);
+        let all = |own: u64| [copies.as_slice(), &[own, 1, 1]].concat();
+        // What the base gives back is enough for the disk, or not: then nothing is begun.
+        let own_size = if live.refuse_full(&all(full)).is_ok() { full } else { live.size_of_new(virtual_size, false) };
+        live.refuse_full(&all(own_size))?;
+        if own_size < full {
+            let gives = volume.lv.size.saturating_sub(live.deflated(&volume.lv)?);
+            live.refuse_full(&all(full.saturating_sub(gives)))?;
+        }
+
+        let (own, record) = (unborn(fork.vdi), unwritten(fork.base));
+        let copy = fork.dest.map(|(dest, _)| unborn(dest));
+        let mut make = vec![
+            Step::Create { name: record.clone(), size: 1, journal: true, active: false },
+            Step::Create { name: own.clone(), size: own_size, journal: false, active: is_attached },
+        ];
+        make.extend(copy.iter().map(|copy| Step::create(copy, copy_size)));
+        let unmake = || {
+            live.remove_unborn([Some(&record), Some(&own), copy.as_ref()].into_iter().flatten())?;
+            live.remove_strays()
+        };
+        let child = self.child(fork.base, image)?;
+        let cloned = Cloned { base: fork.base, copy: fork.dest.map(|(dest, _)| dest) };
+        let journal = Journal { vdi: fork.vdi, change: Change::Clone(Some(cloned)) };
+        live.take(&make)
+            .and_then(|()| live.write_journal(&record, &journal))
+            .and_then(|()| live.write_image(&own, &child))
+            .and_then(|()| copy.as_ref().map_or(Ok(()), |copy| live.write_image(copy, &child)))
+            .and_then(|()| self.put_records(fork))
+            .map_err(|cause| cause.undone(unmake()))?;
+
+        let mut publish = vec![
+            Step::rename(&record, journal.name()),
+            Step::rename(&volume.lv.name, vhd(fork.base)),
+            Step::rename(own, vhd(fork.vdi)),
+        ];
+        publish.extend(copy.zip(fork.dest).map(|(copy, (dest, _))| Step::rename(copy, vhd(dest))));
+        let done = live
+            .take(&publish)
+            .and_then(|()| if is_attached { live.now().recount(fork.base, 1) } else { Ok(()) })
+            .and_then(|()| live.end_fork(fork.base, &journal));
+        if let Err(cause) = done {
+            let recovered = live.recover();
+            return match fork.dest {
+                Some((dest, _)) if live.now().volumes().contains_key(&dest) => Err(cause.after(vdi::made(dest))),
+                _ => Err(cause.undone(recovered)),
+            };
+        }
+        if own_size < full {
+            // The base has given it back.
+            let ending = live.inflate(fork.vdi, full)?;
+            live.take(&ending)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn make_child(&self, base: VdiUuid, dest: VdiUuid, params: &Params) -> Result<()> {
+        let live = &self.live;
+        live.make_way([dest])?;
+        live.refuse_existing(dest)?;
+        let group = live.now();
+        let parent = self.parent_image(base, Mode::ReadOnly)?;
+        if parent.format != Format::Vhd {
+            return Err(refused("vdi_clone or vdi_snapshot of a qcow2 disk", self.sr()));
+        }
+        let virtual_size = layout(Format::Vhd).query(&**parent.image)?.virtual_size;
+        let child = layout(Format::Vhd).child_of(&parent)?;
+        let size = live.size_of_new(virtual_size, !group.is_thin() && !params.read_only);
+        live.refuse_full(&[size])?;
+        let name = unborn(dest);
+        let record = New { vdi: dest, format: Format::Vhd, params, is_base: false };
+        live.take(&[Step::create(&name, size)])
+            .and_then(|()| live.write_image(&name, &child))
+            .and_then(|()| live.put_records(OP, &[record]))
+            .map_err(|cause| cause.undone(live.remove_unborn([&name])))?;
+        live.publish(&name, dest, Format::Vhd)
+    }
+
+    /// Writes images whose parent is to be the base of this name, which is `image` now.
+    fn child(&self, base: VdiUuid, image: Arc<dyn Storage>) -> Result<WriteImage> {
+        let name = called(&self.live.now().vg().name, &vhd(base), Format::Vhd);
+        let image = Opened::of_shared(image);
+        layout(Format::Vhd).child_of(&ParentImage { name, format: Format::Vhd, image })
+    }
+
+    fn put_records(&self, fork: &Fork) -> Result<()> {
+        let of_base = Params { label: BASE_LABEL.to_owned(), read_only: true, ..Params::default() };
+        let base = New { vdi: fork.base, format: Format::Vhd, params: &of_base, is_base: true };
+        let copy = fork.dest.map(|(vdi, params)| New { vdi, format: Format::Vhd, params, is_base: false });
+        let all: Vec<New> = copy.into_iter().chain([base]).collect();
+        self.live.put_records(OP, &all)
+    }
+}
+
+impl Live<'_> {
+    /// Takes the last steps of a change that made `base` a base: its children are there.
+    ///
+    /// # Errors
+    /// [`Error::Tool`], [`Error::Io`]: then the journal is there.
+    pub fn end_fork(&self, base: VdiUuid, journal: &Journal) -> Result<()> {
+        let group = self.now();
+        let volume = group.volume(base)?.clone();
+        let storage = group.storage_for_writing(&volume.lv)?;
+        layout(Format::Vhd).set_hidden(&storage, true)?;
+        let mut steps = self.deflate(base)?;
+        if !volume.lv.read_only {
+            steps.push(Step::SetWritable { name: volume.lv.name, writable: false });
+        }
+        steps.push(Step::remove(journal.name()));
+        self.take(&steps)
+    }
+
+    /// Refuses a new VDI of a UUID that there is.
+    ///
+    /// # Errors
+    /// [`Error::VdiExists`].
+    pub fn refuse_existing(&self, vdi: VdiUuid) -> Result<()> {
+        match self.now().volumes().contains_key(&vdi) {
+            true => Err(Error::VdiExists { vdi, sr: self.own().sr }),
+            false => Ok(()),
+        }
+    }
+
+    /// Refuses a change of a VDI of which another one was begun, and could not be ended.
+    ///
+    /// # Errors
+    /// [`Error::SrUnavailable`].
+    pub fn refuse_begun(&self, vdi: VdiUuid) -> Result<()> {
+        match self.now().begun(vdi) {
+            None => Ok(()),
+            Some(what) => Err(Error::SrUnavailable {
+                sr: self.own().sr,
+                why: format!("of VDI {vdi} a change was begun, and could not be ended: {what}; sr_check says why"),
+            }),
+        }
+    }
+
+    /// Writes an image into a volume that is no VDI yet, durably.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn write_image(&self, name: &str, write: &WriteImage) -> Result<()> {
+        write(&self.unborn_storage(name)?)
+    }
+
+    /// The bytes of a volume that is no VDI yet.
+    ///
+    /// # Errors
+    /// Those of [`Devices::volume`](super::map::Devices::volume).
+    pub fn unborn_storage(&self, name: &str) -> Result<super::map::Mapped> {
+        let group = self.now();
+        let lost = || Error::Damaged {
+            path: crate::sys::lvm::node(&group.vg().name, name),
+            what: "LVM said that it made the volume, and there is none".to_owned(),
+        };
+        group.storage_for_writing(group.vg().lv(name).ok_or_else(lost)?)
+    }
+
+    /// Writes the record of a journal into its volume, durably.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write_journal(&self, name: &str, journal: &Journal) -> Result<()> {
+        let storage: &dyn Storage = &self.unborn_storage(name)?;
+        if let Some(record) = journal.record() {
+            storage.put(&record, 0)?;
+        }
+        storage.flush()
+    }
+
+    /// Removes what killed calls left of VDIs whose locks the caller holds: the recovery leaves it to such a call.
+    ///
+    /// # Errors
+    /// [`Error::Tool`].
+    pub fn make_way(&self, vdis: impl IntoIterator<Item = VdiUuid>) -> Result<()> {
+        let names: Vec<String> = vdis.into_iter().map(unborn).collect();
+        if names.iter().all(|name| self.now().vg().lv(name).is_none()) {
+            return Ok(());
+        }
+        self.remove_unborn(&names)?;
+        self.remove_strays()
+    }
+
+    /// Removes volumes that were to become something, those that are there.
+    ///
+    /// # Errors
+    /// [`Error::Tool`].
+    pub fn remove_unborn<'n>(&self, names: impl IntoIterator<Item = &'n String>) -> Result<()> {
+        let group = self.now();
+        let there = names.into_iter().filter(|name| group.vg().lv(name).is_some());
+        let steps: Vec<Step> = there.map(Step::remove).collect();
+        self.take(&steps)
+    }
+}

@@ -1,0 +1,118 @@
+//! A group while it is changed: every change gives the group as it is then.
+//!
+//! Changes are made under two locks of this host: the SR's, which each verb that changes something shares and the Python drivers
+//! take alone, and that of the SR's trees. The group is looked at once under them. What is changed afterwards is known, so
+//! it is not asked for again, see [`step`](super::step). Only the SR's master may change a group.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::Group;
+use super::step::{Known, Step, plan};
+use crate::datapath;
+use crate::error::{Error, Result};
+use crate::sr::volume_group::VolumeGroup;
+use crate::sys::lock::{self, Kind, Lock};
+use crate::sys::lvm::{Vg, hiding, script};
+
+/// A group, as the last report and the changes since then show it.
+pub struct Live<'a> {
+    group: RefCell<Rc<Group<'a>>>,
+}
+
+impl<'a> Live<'a> {
+    pub fn of(group: Group<'a>) -> Live<'a> {
+        Live { group: RefCell::new(Rc::new(group)) }
+    }
+
+    /// The group as it is now.
+    pub fn now(&self) -> Rc<Group<'a>> {
+        self.group.borrow().clone()
+    }
+
+    pub fn own(&self) -> &'a VolumeGroup {
+        self.group.borrow().own()
+    }
+
+    /// The SR as another report shows it.
+    pub fn set(&self, vg: Vg) {
+        let group = self.now().anew(vg);
+        self.group.replace(Rc::new(group));
+    }
+
+    /// Forgets what was read of the images. LVM is not asked.
+    pub fn reread(&self) {
+        let vg = self.now().vg().clone();
+        self.set(vg);
+    }
+
+    /// Asks LVM for the group.
+    ///
+    /// # Errors
+    /// Those of [`VolumeGroup::whole`].
+    pub fn look_again(&self) -> Result<()> {
+        hiding(served()?, || self.own().whole()).map(|vg| self.set(vg))
+    }
+
+    /// Waits for other calls that change the group, and looks at it.
+    ///
+    /// # Errors
+    /// Those of [`Rights::refuse`](super::Rights::refuse); [`Error::Busy`] at the deadline; what looking says.
+    pub fn lock(&self, op: &'static str, deadline: Instant) -> Result<Lock> {
+        let sr = self.own().sr;
+        self.now().rights().refuse(op, sr)?;
+        let lock = lock::take(&sr.to_string(), "tree", Kind::Exclusive, deadline).map_err(|refused| {
+            refused.or_timed_out(|who| Error::Busy { sr, holder: who.to_owned(), what: "its volumes".to_owned() })
+        })?;
+        self.look_again()?;
+        Ok(lock)
+    }
+
+    /// Takes steps one after the other, durably. The caller holds the lock.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] with LVM's words: the steps before the one that failed are taken then, and the group is what it is.
+    pub fn take(&self, steps: &[Step]) -> Result<()> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        hiding(served()?, || self.take_seen(steps))
+    }
+
+    fn take_seen(&self, steps: &[Step]) -> Result<()> {
+        let group = self.now();
+        let (commands, after, known) = plan(group.vg(), steps);
+        match group.own().changed(group.vg(), || script::run(&commands)) {
+            Ok(()) if known == Known::Yes => {
+                self.set(after);
+                Ok(())
+            }
+            Ok(()) => self.look_again(),
+            Err(failed) => {
+                // What LVM says counts; whether the group can be seen shows when it is needed.
+                let _ = self.look_again();
+                Err(failed)
+            }
+        }
+    }
+
+    /// Refuses volumes of these sizes, in bytes, if the group has no room for them.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`].
+    pub fn refuse_full(&self, sizes: &[u64]) -> Result<()> {
+        let group = self.now();
+        let (free, wanted) = (group.vg().free, sizes.iter().map(|size| group.round(*size)).sum());
+        match wanted > free {
+            true => Err(Error::NoSpace { sr: self.own().sr, free, wanted }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The devices of disks that this host serves. I/O on one of them may wait for the end of a change.
+fn served() -> Result<Vec<PathBuf>> {
+    Ok(datapath::all()?.into_iter().map(|attached| attached.device).collect())
+}

@@ -1,0 +1,87 @@
+//! Changes of the records of VDIs in `MGT`. The caller holds the lock of the SR's trees.
+//!
+//! `MGT` is read past the page cache and written in the order that [`write`](super::mgt::write) gives, with a flush after each
+//! write. A record is replaced by one write of two sectors. A kill before it leaves the old record, after it the new one. If a power
+//! cut tears it, the record of this VDI alone is lost.
+//!
+//! The record of a new VDI is written before its volume gets its name, and that of a deleted one is removed after the volume: so no
+//! VDI ever lacks its names. A kill in between leaves a record of a VDI that is not there, which says nothing.
+
+use super::live::Live;
+use super::mgt::write::{New, Refused, Table, Write};
+use super::{MGT, mgt};
+use crate::error::{Error, Result};
+use crate::image::storage::Storage;
+use crate::sr::lvhd::map::Devices;
+use crate::types::{Format, Params, VdiUuid};
+
+impl Live<'_> {
+    /// Replaces the names that `MGT` has of a VDI. Names that are longer than a record has room for are cut. Takes the lock.
+    ///
+    /// # Errors
+    /// Those of [`Live::lock`]; [`Error::Unsupported`] without a volume `MGT`, or if it is
+    /// full; [`Error::Damaged`] if it cannot be read; [`Error::Io`].
+    pub fn set_params(&self, vdi: VdiUuid, format: Format, params: &Params) -> Result<()> {
+        let _lock = self.lock("vdi_set", self.own().deadline.end())?;
+        self.change_records("vdi_set", |table| table.set(vdi, format, params))
+    }
+
+    /// Adds the records of VDIs, or replaces those of the same VDIs.
+    ///
+    /// # Errors
+    /// Those of [`Live::set_params`].
+    pub fn put_records(&self, op: &'static str, new: &[New]) -> Result<()> {
+        new.iter().try_for_each(|new| self.change_records(op, |table| table.put(new)))
+    }
+
+    /// Removes the record of a VDI. Idempotent.
+    ///
+    /// # Errors
+    /// Those of [`Live::set_params`].
+    pub fn remove_record(&self, op: &'static str, vdi: VdiUuid) -> Result<()> {
+        if self.now().vg().lv(MGT).is_none() {
+            return Ok(());
+        }
+        self.change_records(op, |table| table.remove(vdi))
+    }
+
+    /// Removes the records of VDIs that are not there, as the Python drivers do it at sr_attach. Calls that were killed, or undone,
+    /// left them.
+    ///
+    /// # Errors
+    /// Those of [`Live::remove_record`].
+    pub fn remove_strays(&self) -> Result<()> {
+        let group = self.now();
+        let Ok(records) = group.records() else { return Ok(()) };
+        // Of a disk whose data was destroyed, the log of its changes is there.
+        let is_there =
+            |vdi: &VdiUuid| group.volumes().contains_key(vdi) || group.vg().lv(&format!("{vdi}.cbtlog")).is_some();
+        let strays = records.vdis.keys().filter(|vdi| !is_there(vdi));
+        strays.copied().try_for_each(|vdi| self.remove_record("ending a change", vdi))
+    }
+
+    fn change_records(
+        &self,
+        op: &'static str,
+        change: impl FnOnce(&Table) -> Result<Vec<Write>, Refused>,
+    ) -> Result<()> {
+        let (own, group) = (self.own(), self.now());
+        let refused = |why: String| Error::Unsupported { op, why: format!("the volume {MGT} of SR {}: {why}", own.sr) };
+        let vg = group.vg();
+        let lv = vg.lv(MGT).ok_or_else(|| refused("there is none, so names have no place".to_owned()))?;
+        let volume = Devices::for_writing(vg).volume(vg, lv)?;
+        let volume: &dyn Storage = &volume;
+        let mut first = [0; mgt::SECTOR];
+        volume.get_exact(&mut first, 0, "its first sector")?;
+        let length = mgt::in_use(&first).filter(|length| *length <= lv.size.min(mgt::LONGEST));
+        let length = length.ok_or_else(|| volume.damaged("its first sector makes no sense, so nothing is written"))?;
+        let mut bytes = vec![0; length as usize];
+        volume.get_exact(&mut bytes, 0, "its records")?;
+        for (at, sectors) in change(&Table::new(&bytes, lv.size)).map_err(refused)? {
+            volume.put(&sectors, at)?;
+            volume.flush()?;
+        }
+        self.reread();
+        Ok(())
+    }
+}

@@ -1,0 +1,310 @@
+//! What a killed call left of a change, of ours or of a Python driver, is undone or completed: by the first call that changes the
+//! SR afterwards, under the lock of its trees.
+//!
+//! | left | what is there | what is done |
+//! |---|---|---|
+//! | `NEW_<id>_1` | | removed |
+//! | `NEW-<vdi>` | no call works on the VDI | removed |
+//! | `inflate_<U>_<bytes>` | what `U` holds fits so many bytes, and no process has it open | `U` ends there again |
+//! | | else | `U` ends where its volume does |
+//! | `clone_<U>`, base B, copy D | no B; or the record cannot be read | nothing was done |
+//! | | U, and D if there is to be one, are images with the parent B | completed: B is hidden |
+//! | | else, if U and D hold no data, and B has no other child | undone: B has the name of U again |
+//! | `leaf_<U>`, parent P | P or `OLD_<U>` | undone: the leaf is all there |
+//! | | else | completed |
+//! | `relink_<V>` | V has children, and no process has one of the disks above it open | they are given to its parent |
+//! | `zero_<R>_<bytes>` | | the rest is zeroed |
+//! | `coalesce_<V>` | | removed: it does nothing but tell that the work goes on |
+//! | `jvhd_<U>` | | left to `vhd-util revert`: the image is not served meanwhile |
+//!
+//! The journals `relink`, `zero` and `coalesce` are those of a collector, and stay while one of either side is at work.
+//!
+//! A change that cannot be ended stays, and the log says why: the other disks of the SR are served all the same.
+
+use std::time::Instant;
+
+use super::forest::LvhdForest;
+use super::fork::vhd;
+use super::journal::{Change, Cloned, Journal, is_unwritten};
+use super::live::Live;
+use super::step::Step;
+use crate::error::{Error, Result, one_line};
+use crate::image::storage::Storage;
+use crate::sys::blockdev;
+use crate::sys::lock::{self, Kind, Lock};
+use crate::sys::lvm;
+use crate::sys::syslog;
+use crate::types::{Format, VdiUuid};
+use crate::vdi::layout;
+use crate::vdi::tree::nodes::Node;
+use crate::vdi::tree::stop;
+
+impl<'a> Live<'a> {
+    /// [`Live::lock`], and ends what killed calls left.
+    ///
+    /// # Errors
+    /// Those of [`Live::lock`].
+    pub fn lock_recovered(self: &std::rc::Rc<Self>, op: &'static str, deadline: Instant) -> Result<Lock> {
+        let lock = self.lock(op, deadline)?;
+        if let Err(error) = self.recover() {
+            syslog::write(&format!("SR {}: {}", self.own().sr, one_line(&error)));
+        }
+        Ok(lock)
+    }
+
+    /// Whether a change of a tree was begun, and could not be ended.
+    pub fn is_begun(&self) -> bool {
+        self.now().journals().iter().any(|(_, journal)| !matches!(journal.change, Change::Resize | Change::Inflate(_)))
+    }
+
+    /// Ends what killed calls left. The caller holds the lock.
+    ///
+    /// # Errors
+    /// The first that there was, after all else was done.
+    pub fn recover(self: &std::rc::Rc<Self>) -> Result<()> {
+        let mut outcome = self.remove_all_unborn();
+        let order = |change: &Change| match change {
+            Change::Inflate(_) => 0,
+            Change::Clone(_) => 1,
+            Change::Leaf(_) => 2,
+            _ => 3,
+        };
+        let mut journals: Vec<(String, Journal)> = self.now().journals().to_vec();
+        journals.sort_by_key(|(_, journal)| order(&journal.change));
+        // A collector of either side may be at work, which has the SR's lock for some of its steps only.
+        let idle = lock::take(&self.own().sr.to_string(), stop::ACTIVE, Kind::Exclusive, Instant::now()).ok();
+        let is_left = |journal: &Journal| match journal.change {
+            Change::Coalesce | Change::Relink | Change::Zero(_) => idle.is_some(),
+            _ => true,
+        };
+        for (name, journal) in journals.into_iter().filter(|(_, journal)| is_left(journal)) {
+            let ended = self.end(&name, &journal).map_err(|cause| {
+                let what = format!("the journal {name} says of VDI {} that {}", journal.vdi, journal.what());
+                cause.after(what)
+            });
+            outcome = outcome.and(ended);
+        }
+        outcome.and(self.remove_old())
+    }
+
+    fn remove_all_unborn(&self) -> Result<()> {
+        let group = self.now();
+        let mut steps = Vec::new();
+        for lv in &group.vg().lvs {
+            let vdi = lv.name.strip_prefix("NEW-").and_then(|vdi| vdi.parse::<VdiUuid>().ok());
+            // A call that fills it has the lock of the VDI.
+            let is_left = |vdi: VdiUuid| lock::take(&vdi.to_string(), "vdi", Kind::Exclusive, Instant::now()).is_ok();
+            if is_unwritten(&lv.name) || vdi.is_some_and(is_left) {
+                steps.push(Step::remove(&lv.name));
+            }
+        }
+        if steps.is_empty() {
+            return Ok(());
+        }
+        self.take(&steps)?;
+        self.remove_strays()
+    }
+
+    /// Removes leaves whose place was taken.
+    fn remove_old(&self) -> Result<()> {
+        let group = self.now();
+        let is_old = |name: &&String| {
+            let vdi = name.strip_prefix("VHD-OLD_").and_then(|vdi| vdi.parse::<VdiUuid>().ok());
+            vdi.is_some_and(|vdi| group.begun(vdi).is_none()) && !is_open(&group.vg().name, name)
+        };
+        let steps: Vec<Step> = group.left().iter().filter(is_old).map(Step::remove).collect();
+        self.take(&steps)
+    }
+
+    fn end(self: &std::rc::Rc<Self>, name: &str, journal: &Journal) -> Result<()> {
+        let vdi = journal.vdi;
+        match journal.change {
+            Change::Inflate(bytes) => self.end_inflate(name, vdi, bytes),
+            Change::Clone(Some(cloned)) => self.end_clone(name, journal, cloned),
+            Change::Leaf(Some(parent)) => self.end_leaf(name, vdi, parent),
+            // Its record was not written, so nothing was done.
+            Change::Clone(None) | Change::Leaf(None) | Change::Coalesce => self.take(&[Step::remove(name)]),
+            Change::Zero(from) => self.end_zero(name, vdi, from),
+            Change::Relink => self.end_relink(name, vdi),
+            Change::Resize => Ok(()),
+        }
+    }
+
+    fn end_inflate(&self, name: &str, vdi: VdiUuid, bytes: u64) -> Result<()> {
+        let group = self.now();
+        let Some(volume) = group.volumes().get(&vdi).filter(|volume| volume.format == Format::Vhd) else {
+            return self.take(&[Step::remove(name)]);
+        };
+        let lv = &volume.lv;
+        let mut steps = Vec::new();
+        let fits = bytes < lv.size && self.deflated(lv)? <= bytes && !is_open(&group.vg().name, &lv.name);
+        if fits {
+            self.end_at(lv, bytes)?;
+            steps.push(Step::Reduce { name: lv.name.clone(), size: bytes });
+        } else {
+            self.end_at(lv, lv.size)?;
+        }
+        steps.push(Step::remove(name));
+        self.take(&steps)
+    }
+
+    /// The image of a VHD's volume, as it says itself. `None`: there is none, or no image in it.
+    fn image_of(&self, volume: &str, vdi: VdiUuid) -> Result<Option<Node>> {
+        let group = self.now();
+        let Some(lv) = group.vg().lv(volume) else { return Ok(None) };
+        let image = group.storage_for_writing(lv)?;
+        match layout(Format::Vhd).query(&image) {
+            Ok(info) => {
+                let named = |name: &str| super::group::possible_parent(name, Format::Vhd);
+                Node::of(vdi, Format::Vhd, info, image.path(), named).map(Some)
+            }
+            Err(Error::Damaged { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn end_clone(self: &std::rc::Rc<Self>, name: &str, journal: &Journal, cloned: Cloned) -> Result<()> {
+        let Cloned { base, copy } = cloned;
+        let group = self.now();
+        let raw = format!("LV-{base}");
+        if group.vg().lv(&raw).is_some() {
+            let why = format!("the base {base} is raw; the Python driver that began it has to end it");
+            return Err(Error::Unsupported { op: "ending a clone", why });
+        }
+        let Some(parent) = self.image_of(&vhd(base), base)? else { return self.take(&[Step::remove(name)]) };
+        let (own, other) = (
+            self.image_of(&vhd(journal.vdi), journal.vdi)?,
+            match copy {
+                Some(copy) => self.image_of(&vhd(copy), copy)?,
+                None => None,
+            },
+        );
+        // The children of a base that holds nothing get its parent.
+        let is_child = |node: &Option<Node>| {
+            node.as_ref().is_some_and(|node| {
+                node.parent.is_some() && (node.parent == Some(base) || node.parent == parent.parent)
+            })
+        };
+        if is_child(&own) && (copy.is_none() || is_child(&other)) {
+            return self.end_fork(base, journal);
+        }
+        let children: Vec<VdiUuid> = [Some(journal.vdi), copy].into_iter().flatten().collect();
+        self.refuse_data(base, &children)?;
+        if parent.hidden {
+            let lv = group.vg().lv(&vhd(base)).cloned().unwrap_or_default();
+            layout(Format::Vhd).set_hidden(&group.storage_for_writing(&lv)?, false)?;
+        }
+        let names = children.iter().map(|child| vhd(*child));
+        let mut steps: Vec<Step> = names.filter(|name| group.vg().lv(name).is_some()).map(Step::remove).collect();
+        steps.push(Step::rename(vhd(base), vhd(journal.vdi)));
+        if group.vg().lv(&vhd(base)).is_some_and(|lv| lv.read_only) {
+            steps.push(Step::SetWritable { name: vhd(journal.vdi), writable: true });
+        }
+        steps.push(Step::remove(name));
+        self.take(&steps)?;
+        let now = self.now();
+        let gone = [Some(base), copy].into_iter().flatten();
+        gone.into_iter().try_for_each(|vdi| now.uncount(vdi).and_then(|()| self.remove_record("ending a clone", vdi)))
+    }
+
+    /// Refuses to undo a clone whose children were written to: the journal is of another time then, or somebody went on without
+    /// ending it.
+    fn refuse_data(&self, base: VdiUuid, children: &[VdiUuid]) -> Result<()> {
+        let group = self.now();
+        let path = lvm::node(&group.vg().name, &vhd(base));
+        for child in children {
+            let Some(lv) = group.vg().lv(&vhd(*child)) else { continue };
+            if self.image_of(&vhd(*child), *child)?.is_some() {
+                let image: std::sync::Arc<dyn Storage> = std::sync::Arc::new(group.storage_for_writing(lv)?);
+                if !layout(Format::Vhd).is_blank(&image)? || is_open(&group.vg().name, &lv.name) {
+                    let what = format!("its child {child}, which is to be removed, holds data or is in use");
+                    return Err(Error::Damaged { path, what });
+                }
+            }
+        }
+        match group.trees().children(base).find(|child| !children.contains(child)) {
+            Some(child) => Err(Error::Damaged { path, what: format!("{child} is a child of it as well") }),
+            None => Ok(()),
+        }
+    }
+
+    fn end_leaf(&self, name: &str, vdi: VdiUuid, parent: VdiUuid) -> Result<()> {
+        let (own, below, old) = (vhd(vdi), vhd(parent), format!("VHD-OLD_{vdi}"));
+        let has = |name: &String| self.now().vg().lv(name).is_some();
+        let set_hidden = |name: &String, hidden| {
+            let group = self.now();
+            let lv = group.vg().lv(name).cloned().unwrap_or_default();
+            layout(Format::Vhd).set_hidden(&group.storage_for_writing(&lv)?, hidden)
+        };
+        if has(&below) || has(&old) {
+            // A journal that was left when there was no such merge names no child of this parent.
+            let leaf = if has(&old) { &old } else { &own };
+            let is_child = self.image_of(leaf, vdi)?.is_some_and(|node| node.parent == Some(parent));
+            if !is_child {
+                return self.take(&[Step::remove(name)]);
+            }
+            let mut back = Vec::new();
+            if !has(&below) {
+                back.push(Step::rename(&own, &below));
+            }
+            if has(&old) {
+                back.push(Step::rename(&old, &own));
+            }
+            self.take(&back)?;
+            set_hidden(&own, false)?;
+            set_hidden(&below, true)?;
+            let mut steps = Vec::new();
+            if self.now().vg().lv(&below).is_some_and(|lv| !lv.read_only) {
+                steps.push(Step::SetWritable { name: below, writable: false });
+            }
+            steps.push(Step::remove(name));
+            return self.take(&steps);
+        }
+        let mut steps = Vec::new();
+        if has(&own) {
+            set_hidden(&own, false)?;
+            if self.now().vg().lv(&own).is_some_and(|lv| lv.read_only) {
+                steps.push(Step::SetWritable { name: own, writable: true });
+            }
+        }
+        steps.push(Step::remove(name));
+        self.take(&steps)?;
+        self.now().uncount(parent)?;
+        self.remove_record("ending a merge", parent)
+    }
+
+    fn end_zero(&self, name: &str, vdi: VdiUuid, from: u64) -> Result<()> {
+        let group = self.now();
+        if let Some(lv) = group.vg().lv(&format!("LV-{vdi}")) {
+            let storage = group.storage_for_writing(lv)?;
+            storage.zero_extents(from, lv.size)?;
+            (&storage as &dyn Storage).flush()?;
+        }
+        self.take(&[Step::remove(name)])
+    }
+
+    fn end_relink(self: &std::rc::Rc<Self>, name: &str, vdi: VdiUuid) -> Result<()> {
+        let (group, forest) = (self.now(), LvhdForest { live: self.clone() });
+        let nodes = group.trees();
+        let Some(base) = nodes.get(vdi).and_then(|node| node.parent) else {
+            return self.take(&[Step::remove(name)]);
+        };
+        // A server that has an image open may write the header that it knows.
+        let in_use = nodes
+            .descendants(vdi)
+            .into_iter()
+            .find(|above| group.volumes().get(above).is_some_and(|volume| is_open(&group.vg().name, &volume.lv.name)));
+        if let Some(above) = in_use {
+            let why = format!("{above}, a disk above it, is in use; it is ended when that is detached");
+            return Err(Error::SrUnavailable { sr: self.own().sr, why });
+        }
+        forest.name_parent(&nodes, vdi, base)?;
+        self.take(&[Step::remove(name)])
+    }
+}
+
+/// Whether something on this host has the device of a volume open.
+fn is_open(vg: &str, volume: &str) -> bool {
+    let device = lvm::kernel_device(vg, volume);
+    device.and_then(|device| blockdev::user(&device)).is_some_and(|who| !blockdev::is_passing(Some(&who)))
+}
