@@ -15,7 +15,7 @@
 //!   After 1 to 3: an SR that is not attached. After 4: sr_delete and sr_create finish. After 5: devices with an empty LVM
 //!   label, which sr_create takes.
 //! - **sr_attach**: 1. activate the volume; 2. check the filesystem as far as it asks for that (`e2fsck -p` replays the journal);
-//!   3. make the mountpoint; 4. mount; 5. as in [`mod@file`]. Before 4: an active volume and an empty directory,
+//!   3. make the mountpoint; 4. mount; 5. as in [`mod@crate::sr::file`]. Before 4: an active volume and an empty directory,
 //!   which sr_attach takes and sr_detach removes. After 4: attached.
 //! - **sr_detach**: 1. unmount; 2. remove the mountpoint; 3. deactivate. After 1 or 2: as above.
 //!

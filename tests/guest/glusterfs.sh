@@ -7,6 +7,7 @@
 # disks: 2G
 # takes: 120
 # tools: glusterd gluster mount.glusterfs mkfs.ext4
+# shellcheck disable=SC2016,SC2034 # eval expands them, and uses V
 set -u
 if [ -z "${ALONE-}" ]; then
   ALONE=yes exec unshare -mn --propagation private bash "$0" "$@"

@@ -8,6 +8,7 @@
 # disks: 1G
 # takes: 90
 # tools: lvcreate wipefs mkfs.ext4 e2fsck losetup blockdev
+# shellcheck disable=SC2016 # eval expands them
 set -eu
 modprobe -a dm_mod loop fuse nbd 2> /dev/null || :
 # A loop device over a file, as LVM would find what is on a disk twice.

@@ -7,6 +7,7 @@
 # disks: 3G
 # takes: 120
 # tools: mfsmaster mfschunkserver mfsmount mkfs.ext4
+# shellcheck disable=SC2016 # eval expands them
 set -u
 if [ -z "${ALONE-}" ]; then
   ALONE=yes exec unshare -mn --propagation private bash "$0" "$@"

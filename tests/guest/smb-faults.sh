@@ -96,7 +96,7 @@ run vdi_create "$V" 8 --label web
 mounted=$MNT/$SR
 while_open() { # FILE COMMAND…: the command, while a process reads the file for a second
   local status=0
-  sleep 1 < "$1" &
+  (exec sleep 1) < "$1" &
   "${@:2}" || status=1
   wait
   return $status
@@ -114,7 +114,7 @@ written() {
 claim 'the disk is written to' written
 held() {
   local status=0
-  sleep 1000 < "$mounted/$V.vhd" &
+  (exec sleep 1000) < "$mounted/$V.vhd" &
   within 30 fails_with 'EBUSY|EVDIBUSY' run vdi_snapshot "$V" "$X" || status=1
   kill $!
   wait

@@ -8,6 +8,7 @@
 # disks: 700M 600M
 # takes: 90
 # tools: lvcreate wipefs mkfs.xfs mkfs.ext4 e2fsck
+# shellcheck disable=SC2016 # eval expands them
 set -eu
 modprobe -a dm_mod loop fuse nbd xfs 2> /dev/null || :
 read -r ONE TWO <<< "$DISKS"
@@ -38,7 +39,7 @@ for type in xfs ext; do
   [ $type = xfs ] || other=xfs
   echo "# an SR of type $type as the Python drivers make it"
   claim 'it is made' made "${type/ext/ext4}"
-  claim 'sr_probe finds it' probed $type
+  claim 'sr_probe finds it' probed "$type"
   claim "  sr_probe of the type $other does not" eval '! probed $other'
   claim "  sr_attach as $other is refused, with its type" fails_with ENOSR on $other sr_attach
   claim '  nothing is active' eval '! [ -e "/dev/mapper/${GROUP//-/--}-${SR//-/--}" ]'
@@ -49,7 +50,7 @@ for type in xfs ext; do
   claim 'a disk' on $type vdi_create "$V" 20M
   claim '  a snapshot' on $type vdi_snapshot "$V" "$(vdi 2)"
   exec 7< "/run/sr-mount/$SR/$V.vhd"
-  named() { ! on $type sr_detach 2> "$SCRATCH/said" && grep -q bash "$SCRATCH/said"; }
+  named() { ! on "$type" sr_detach 2> "$SCRATCH/said" && grep -q bash "$SCRATCH/said"; }
   claim 'sr_detach while a process works there names it' named
   exec 7<&-
   claim 'sr_detach' on $type sr_detach
