@@ -102,8 +102,26 @@ impl LvhdDisk<'_> {
         self.inner.place().deadline()
     }
 
-    fn refuse_slave(&self, op: &'static str) -> Result<()> {
-        self.live.now().rights().refuse(op, self.live.own().sr)
+    /// Refuses a change on another host than the master, and of a disk whose changed blocks a Python driver keeps a log of.
+    fn refuse_change(&self, op: &'static str) -> Result<()> {
+        self.live.now().rights().refuse(op, self.live.own().sr)?;
+        self.refuse_tracked()
+    }
+
+    /// Refuses to write to a disk of whose changed blocks there is a log: it would say what is not so, and a backup would lack
+    /// blocks.
+    fn refuse_tracked(&self) -> Result<()> {
+        let log = format!("{}.cbtlog", self.vdi);
+        match self.live.now().vg().lv(&log) {
+            None => Ok(()),
+            Some(_) => Err(in_use(
+                self.inner.place(),
+                format!(
+                    "the tracking of its changed blocks in the volume {log}: disable that where it was enabled, or attach the disk \
+                     read-only"
+                ),
+            )),
+        }
     }
 
     /// What is done with a raw disk takes no lock of the trees by itself: it is in none.
@@ -248,6 +266,9 @@ impl Vdi for LvhdDisk<'_> {
         if mode == Mode::ReadWrite && self.inner.place().format() == Format::Qcow2 {
             return self.refused("vdi_attach of a qcow2 disk that could be written to");
         }
+        if mode == Mode::ReadWrite {
+            self.refuse_tracked()?;
+        }
         self.refuse_duplicates()?;
         let mut chain = self.chain(Reading::Whole)?;
         if self.inner.device()?.is_some() {
@@ -298,18 +319,18 @@ impl Vdi for LvhdDisk<'_> {
     }
 
     fn delete(&self, context: &Context) -> Result<()> {
-        self.refuse_slave("vdi_delete")?;
+        self.refuse_change("vdi_delete")?;
         let _trees = self.lock_if_raw("vdi_delete", context)?;
         self.inner.delete(context)
     }
 
     fn clone_to(&self, dest: VdiUuid, changes: &ParamsChange, context: &Context) -> Result<VdiInfo> {
-        self.refuse_slave("vdi_clone")?;
+        self.refuse_change("vdi_clone")?;
         self.inner.clone_to(dest, changes, context)
     }
 
     fn snapshot(&self, dest: VdiUuid, changes: &ParamsChange, context: &Context) -> Result<VdiInfo> {
-        self.refuse_slave("vdi_snapshot")?;
+        self.refuse_change("vdi_snapshot")?;
         self.inner.snapshot(dest, changes, context)
     }
 
@@ -337,7 +358,7 @@ impl Vdi for LvhdDisk<'_> {
     }
 
     fn resize(&self, size: u64, allow_shrink: bool, context: &Context) -> Result<Done> {
-        self.refuse_slave("vdi_resize")?;
+        self.refuse_change("vdi_resize")?;
         if self.inner.place().format() == Format::Qcow2 {
             return self.refused("vdi_resize of a qcow2 disk");
         }
