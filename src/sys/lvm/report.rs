@@ -9,8 +9,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::hidden::tool;
-use super::{CONFIG, DEADLINE, Lv, Pv, Segment, Unmapped, Vg};
+use super::{CONFIG, DEADLINE, Lv, Pv, Segment, Unmapped, Vg, hidden::tool};
 use crate::error::{Error, Result, needs_root};
 use crate::sys::tool::Tool;
 
