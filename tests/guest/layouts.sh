@@ -120,18 +120,16 @@ removed() {
 claim 'a removed layout keeps the data, and takes its SRs again when it is applied' removed
 
 tuned() {
-  local ra=/sys/block/sd[abc]/queue/read_ahead_kb other=/sys/block/sdl/queue/read_ahead_kb before
+  local ra=(/sys/block/sd[abc]/queue/read_ahead_kb) other=/sys/block/sdl/queue/read_ahead_kb before
   before=$(cat $other)
   printf '%s\n' 'alias ra=/sys/block/sd[abc]/queue/read_ahead_kb' 'alias dirty=/proc/sys/vm/dirty_ratio' '"512" ra lvm' '"64" ra nfs' \
     '"37" dirty node1' '"36" dirty node2' > /etc/sm/tuning.conf
-  # shellcheck disable=SC2086 # patterns
-  sm tune -n --format table | grep -q 'sda/.*512.*due' && ! grep -q 512 $ra && sm tune --format table && is "$(cat $ra | sort -u)" 512 &&
+  sm tune -n --format table | grep -q 'sda/.*512.*due' && ! grep -q 512 "${ra[@]}" && sm tune --format table && is "$(cat "${ra[@]}" | sort -u)" 512 &&
     is "$(cat $other)" "$before" && is "$(cat /proc/sys/vm/dirty_ratio)" 37 && ! sm tune --format table | grep -q written || return
   # A refusal of the kernel keeps nothing else from being written, and a run brings the settings back.
   echo '"no number" dirty file' >> /etc/sm/tuning.conf
   sed -i 's/"37" dirty node1/"999" dirty node1/; s/"512"/"256"/' /etc/sm/tuning.conf
-  # shellcheck disable=SC2086
-  ! sm tune > "$SCRATCH/said" 2> "$SCRATCH/stderr" && grep -q '^EIO: .*dirty_ratio.*refuses' "$SCRATCH/stderr" && is "$(cat $ra | sort -u)" 256 || return
+  ! sm tune > "$SCRATCH/said" 2> "$SCRATCH/stderr" && grep -q '^EIO: .*dirty_ratio.*refuses' "$SCRATCH/stderr" && is "$(cat "${ra[@]}" | sort -u)" 256 || return
   sed -i 's/"999"/"20"/' /etc/sm/tuning.conf
   model "lvm: host=$HOST dev=/dev/sd[abc]" "lvm: host=$HOST dev=/dev/sd[de] span=all" "lvm: host=$HOST dev=/dev/disk/by-id/wwn-0xdef" "lvm: host=$HOST dev=/dev/sdg"
   apply > /dev/null && is "$(cat /proc/sys/vm/dirty_ratio)" 20 && rm /etc/sm/tuning.conf && is "$(sm tune --format table)" 'nothing to tune'
