@@ -22,10 +22,7 @@ pub struct Removed {
 /// [`Error::Invalid`] for a store that there is not; [`Error::Locked`]; [`Error::Unsupported`] for a run that another is an
 /// increment on; of a store that was named, why it failed.
 pub fn remove(call: &Call, set: &SetName, only: Option<&StoreName>, runs: &[RunId]) -> Result<Removed> {
-    let stores = match only {
-        Some(name) => vec![store::find(name)?],
-        None => store::all()?,
-    };
+    let stores = stores(only)?;
     let _set = record::lock(set, call.deadline())?;
     let mut removed = Removed { stores: Vec::new(), warnings: record::recover(call, Some(set))? };
     let this = RunId::new(seconds_now().unwrap_or(0));
@@ -44,6 +41,11 @@ pub fn remove(call: &Call, set: &SetName, only: Option<&StoreName>, runs: &[RunI
         removed.warnings.push(format!("no export of {set} is there; `sm backup list` shows the exact names"));
     }
     Ok(removed)
+}
+
+/// The store of this name; without one, all.
+fn stores(only: Option<&StoreName>) -> Result<Vec<Store>> {
+    only.map_or_else(store::all, |name| Ok(vec![store::find(name)?]))
 }
 
 /// The runs that were removed, or would be, and what did not go as it should.
@@ -75,37 +77,52 @@ fn stays(shelf: &Shelf) -> Result<Option<String>> {
     }))
 }
 
-/// Removes a set, or runs of it, from a store. `any_host`: also what another host made.
-fn from(call: &Call, store: &Store, set: &SetName, chosen: &[RunId], this: &RunId, any_host: bool) -> Result<Became> {
-    let open = store.open()?;
-    let shelf = Shelf::new(&open, set.clone());
+/// Changes a set in a store under the lock that it has there. `any_host`: also what another host made; else that stays, and the
+/// answer is a warning.
+fn changed<T>(
+    call: &Call,
+    open: &Open,
+    set: &SetName,
+    this: &RunId,
+    any_host: bool,
+    change: impl FnOnce(&Shelf) -> Result<T>,
+) -> Result<Result<T, String>> {
+    let shelf = Shelf::new(open, set.clone());
     let stays = || if any_host { Ok(None) } else { stays(&shelf) };
     // Before the lock, which the other host may have; and again, as it may have had it.
     if let Some(why) = stays()? {
-        return Ok(Became::Stays(why));
+        return Ok(Err(why));
     }
     let _taken = open.lock(set, this, call.deadline())?;
-    if let Some(why) = stays()? {
-        return Ok(Became::Stays(why));
+    match stays()? {
+        Some(why) => Ok(Err(why)),
+        None => change(&shelf).map(Ok),
     }
+}
+
+/// Removes a set, or runs of it, from a store. `any_host`: also what another host made.
+fn from(call: &Call, store: &Store, set: &SetName, chosen: &[RunId], this: &RunId, any_host: bool) -> Result<Became> {
     let became = |is_removed| if is_removed { Became::Removed } else { Became::Nothing };
-    if chosen.is_empty() {
-        return shelf.remove().map(became);
-    }
-    shelf.repair()?;
-    let runs = shelf.runs()?;
-    // An increment goes before the run that it is made on.
-    let gone: Vec<RunId> = runs.iter().rev().filter(|run| chosen.contains(run)).cloned().collect();
-    match gone.len() {
-        0 => Ok(Became::Nothing),
-        count if count == runs.len() => shelf.remove().map(became),
-        _ => {
-            refuse_if_parent(&shelf, &runs, &gone)?;
-            shelf.remove_runs(&gone)?;
-            shelf.repair()?;
-            Ok(Became::Removed)
+    let removed = changed(call, &store.open()?, set, this, any_host, |shelf| {
+        if chosen.is_empty() {
+            return shelf.remove().map(became);
         }
-    }
+        shelf.repair()?;
+        let runs = shelf.runs()?;
+        // An increment goes before the run that it is made on.
+        let gone: Vec<RunId> = runs.iter().rev().filter(|run| chosen.contains(run)).cloned().collect();
+        match gone.len() {
+            0 => Ok(Became::Nothing),
+            count if count == runs.len() => shelf.remove().map(became),
+            _ => {
+                refuse_if_parent(shelf, &runs, &gone)?;
+                shelf.remove_runs(&gone)?;
+                shelf.repair()?;
+                Ok(Became::Removed)
+            }
+        }
+    })?;
+    Ok(removed.unwrap_or_else(Became::Stays))
 }
 
 /// Refuses to remove a run that one which stays is an increment on.
@@ -142,10 +159,7 @@ pub fn affected(set: &SetName, only: Option<&StoreName>, runs: &[RunId]) -> Resu
 /// # Errors
 /// [`Error::Invalid`] for a store that there is not; [`Error::Locked`]; of a store that was named, why it failed.
 pub fn prune(call: &Call, set: &SetName, only: Option<&StoreName>, keep: &Keep, dry_run: bool) -> Result<Pruned> {
-    let stores = match only {
-        Some(name) => vec![store::find(name)?],
-        None => store::all()?,
-    };
+    let stores = stores(only)?;
     let _set = record::lock(set, call.deadline())?;
     let mut warnings = if dry_run { Vec::new() } else { record::recover(call, Some(set))? };
     let mut gone = Vec::new();
@@ -174,23 +188,22 @@ fn pruned(
     if open.dir.lookup(set.as_str())?.is_none() {
         return Ok((Vec::new(), None));
     }
-    let shelf = Shelf::new(&open, set.clone());
-    let stays = || if any_host { Ok(None) } else { stays(&shelf) };
-    if let Some(why) = stays()? {
-        return Ok((Vec::new(), Some(why)));
-    }
-    if dry_run {
-        return Ok((retain::old(&shelf, keep, None)?, None));
-    }
-    let this = RunId::new(seconds_now().unwrap_or(0));
-    let _taken = open.lock(set, &this, call.deadline())?;
-    if let Some(why) = stays()? {
-        return Ok((Vec::new(), Some(why)));
-    }
-    shelf.repair()?;
-    let gone = retain::prune(&shelf, keep)?;
-    shelf.repair()?;
-    Ok((gone, None))
+    let gone = match dry_run {
+        true => {
+            let shelf = Shelf::new(&open, set.clone());
+            match if any_host { None } else { stays(&shelf)? } {
+                Some(why) => Err(why),
+                None => Ok(retain::old(&shelf, keep, None)?),
+            }
+        }
+        false => changed(call, &open, set, &RunId::new(seconds_now().unwrap_or(0)), any_host, |shelf| {
+            shelf.repair()?;
+            let gone = retain::prune(shelf, keep)?;
+            shelf.repair()?;
+            Ok(gone)
+        })?,
+    };
+    Ok(gone.map_or_else(|why| (Vec::new(), Some(why)), |gone| (gone, None)))
 }
 
 /// The stores from which [`elsewhere`] would remove a set. What cannot be looked at stays.
