@@ -28,9 +28,11 @@ pub const DRIVER: Driver = Driver {
     ..file::DRIVER
 };
 
-/// Serves ext3, which Python storage managers before 2013 made, as well. A filesystem that finds an error in itself takes no more
-/// writes, which could make it worse.
-static EXT: Filesystem = Filesystem {
+static EXT: Filesystem = EXT4;
+
+/// An ext4 filesystem, in a group of the type `ext`. Serves ext3, which Python storage managers before 2013 made, as well. A
+/// filesystem that finds an error in itself takes no more writes, which could make it worse.
+pub const EXT4: Filesystem = Filesystem {
     sr_type: "ext",
     fs_type: "ext4",
     options: "errors=remount-ro",

@@ -9,10 +9,10 @@
 
 use crate::sr::config::PREFERRED_FORMATS;
 use crate::sr::driver::{About, Driver, Substrate};
+use crate::sr::ext;
 use crate::sr::file;
-use crate::sr::on_volume::{self, Filesystem};
+use crate::sr::on_volume::Filesystem;
 use crate::sr::volume_group::Naming;
-use crate::sys::lvm::Unmapped;
 use crate::types::DeviceConfig;
 
 pub const DRIVER: Driver = Driver {
@@ -35,13 +35,7 @@ pub const DRIVER: Driver = Driver {
 
 static LARGE: Filesystem = Filesystem {
     sr_type: "largeblock",
-    fs_type: "ext4",
-    options: "errors=remount-ro",
-    look_only: "noload",
-    make: &["mkfs.ext4", "-F", "-q", "--"],
-    check: Some(&["e2fsck", "-p", "--"]),
-    by_hand: "e2fsck -f",
-    naming: &Naming { prefix: "XSLocalLargeBlock-", is_half_made: on_volume::is_half_made, unmapped: Unmapped::All },
+    naming: &Naming { prefix: "XSLocalLargeBlock-", ..ext::NAMING },
     in_small_sectors: true,
-    tag: None,
+    ..ext::EXT4
 };
