@@ -107,7 +107,7 @@ impl Caller<'_> {
                     true => session.sr_collect_stop(context).map(nothing),
                     false => {
                         let used =
-                            || session.sr_scan(context).map(|info| info.physical_utilisation).unwrap_or_default();
+                            || session.sr_get_params(context).map(|info| info.physical_utilisation).unwrap_or_default();
                         let before = if self.tells() { used() } else { 0 };
                         let (collected, done) = how.counted(context, |how, context| session.sr_collect(how, context));
                         if self.tells() {
