@@ -10,17 +10,7 @@
 set -u
 # shellcheck source=/dev/null
 . "$ROOT/tests/guest/smb.inc"
-disk=${DISKS%% *}
-mkfs.ext4 -q -F "$disk"
-mount -t ext4 "$disk" "$SRV"
-smb_conf << CONF || exit
-[disks]
-  path = $SRV
-  valid users = nobody
-  force user = root
-  read only = no
-CONF
-start
+serve_disks || exit
 note_arguments
 status=0
 keys="{\"username\": \"nobody\", \"password\": \"${PASSWORD//\"/\\\"}\"}"

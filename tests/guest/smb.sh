@@ -13,17 +13,7 @@ set -u
 . "$ROOT/tests/guest/smb.inc"
 # shellcheck source-path=SCRIPTDIR source=compliance.inc
 . "$ROOT/tests/guest/compliance.inc"
-disk=${DISKS%% *}
-mkfs.ext4 -q -F "$disk"
-mount -t ext4 "$disk" "$SRV"
-smb_conf << CONF || exit
-[disks]
-  path = $SRV
-  valid users = nobody
-  force user = root
-  read only = no
-CONF
-start
+serve_disks || exit
 printf 'username=nobody\npassword=%s\n' "$PASSWORD" > "$SCRATCH/credentials"
 chmod 600 "$SCRATCH/credentials"
 status=0
