@@ -175,8 +175,12 @@ pub enum Error {
     #[error("{} is encrypted {why}", path.display())]
     Encrypted { path: PathBuf, why: String },
     /// Some disks of a set could not be exported, or the whole could not be published. The export before is as it was.
-    #[error("{set} was not exported: {}", parts_of(failures))]
-    NotExported { set: String, failures: Vec<(String, Error)> },
+    /// `partial`: the directory that has the disks which were exported, if the caller wants to keep them.
+    #[error("{set} was not exported: {}{}", parts_of(failures), kept_in(partial.as_deref()))]
+    NotExported { set: String, failures: Vec<(String, Error)>, partial: Option<PathBuf> },
+    /// A set was exported, and some of its disks, which were to be deleted then, were not.
+    #[error("{set} is exported as run {run}, and not all of its disks are deleted: {}", parts_of(failures))]
+    NotCleaned { set: String, run: String, failures: Vec<(String, Error)> },
     /// A hook did not let a command begin.
     #[error("a hook denied {op} of {set}: {}", one_line(cause))]
     HookDenied { op: &'static str, set: String, cause: Box<Error> },
@@ -434,6 +438,10 @@ fn failures_of(failures: &[(VdiUuid, Error)]) -> String {
 fn parts_of(failures: &[(String, Error)]) -> String {
     let each: Vec<String> = failures.iter().map(|(part, error)| format!("{part}: {}", one_line(error))).collect();
     each.join("; ")
+}
+
+fn kept_in(partial: Option<&Path>) -> String {
+    partial.map(|dir| format!("; the other disks are in {}", dir.display())).unwrap_or_default()
 }
 
 /// A tool's own words, on one line.

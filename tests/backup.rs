@@ -10,6 +10,8 @@
 
 #[path = "backup/into_sr.rs"]
 mod into_sr;
+#[path = "backup/options.rs"]
+mod options;
 mod scene;
 #[path = "backup/sealed.rs"]
 mod sealed;

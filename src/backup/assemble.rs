@@ -1,6 +1,6 @@
 //! The files of an export that tell of the others: written last, and looked at before it is published.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::codec::Packing;
@@ -90,6 +90,18 @@ pub fn finish(
     verify::look(dir)?;
     shelf.publish(run, dir)?;
     Ok(manifest.disks)
+}
+
+/// Completes what there is of a run that failed, and gives it a name under which it stays until the next export of the set is
+/// complete. Answers its directory.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn keep_partial(shelf: &Shelf, run: &RunId, dir: &Dir, mut sums: Sums) -> Result<Option<PathBuf>> {
+    if dir.lookup(manifest::SUMS)?.is_none() {
+        put(dir, manifest::SUMS, sums_text(&mut sums).as_bytes())?;
+    }
+    shelf.keep_partial(run, dir).map(Some)
 }
 
 /// The file of the sums, as sha256sum(1) writes it.

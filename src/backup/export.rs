@@ -5,28 +5,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::age::key::{self, Recipient};
-use super::assemble::{self, Names, Sums};
 use super::chain;
 use super::codec::{Compression, Packing};
-use super::hooks::{self, Point, Variables};
-use super::manifest::{self, DiskOf, Manifest, ParentRun};
+use super::hooks::{self, Point};
+use super::manifest::{self, DiskOf, ParentRun};
 use super::map::{digest, hex};
 use super::name::{RunId, SetName, StoreName};
+use super::pause::{self, Pause, Zeroing};
 use super::record::{self, Begun, Record};
 use super::retain::{self, Coming, Keep};
+use super::running::{Done, Running};
 use super::seal::{self, DigestKey, Seal};
 use super::set::{self, Member, Set};
 use super::shelf::{Foreign, Shelf};
 use super::source::{self, Hold, Source};
 use super::store::{self, Open, Store};
 use super::verify::as_export;
-use super::write::{self, From, Since, Written};
 use super::{Call, bases, remove};
-use crate::call::Held;
-use crate::error::{Error, Result, ended, one_line};
-use crate::sys::durable::Dir;
+use crate::error::{Error, Result, one_line};
 use crate::sys::{run_dir, small};
-use crate::types::{Size, Utc, VdiInfo, VdiUuid, seconds_now};
+use crate::types::{Size, VdiUuid, seconds_now};
 
 /// Bytes of the longest opaque file.
 const LONGEST_METADATA: u64 = 16 << 20;
@@ -46,6 +44,14 @@ pub struct Wanted {
     pub live: bool,
     /// As `live`, and what uses the disks is paused by hooks until all snapshots are there. How long each may take.
     pub pause: Option<Duration>,
+    /// What uses the disks stays paused while disks are read of which no snapshot can be made.
+    pub long_pause: bool,
+    /// The disks are deleted once they are exported. What uses them is stopped by the pause.
+    pub remove_source: bool,
+    /// Disks that cannot be deleted then are a warning.
+    pub ignore_remove_failures: bool,
+    /// What the disks do not use is filled with zeroes first, by hooks.
+    pub zero_free: Option<Zeroing>,
     /// Bytes a second that are read at most.
     pub rate: Option<u64>,
     /// What the export leaves out, and that the next one may leave out what this one has.
@@ -58,6 +64,8 @@ pub struct Wanted {
     pub take_over: bool,
     /// Leaves what other stores have of the set.
     pub keep_others: bool,
+    /// Of an export that failed, the disks that did not fail stay in the store.
+    pub keep_partial: bool,
     /// Changes nothing.
     pub dry_run: bool,
 }
@@ -87,10 +95,11 @@ pub struct Exported {
 /// Exports a set. The export before stays current until this one is complete and was looked at.
 ///
 /// # Errors
+/// [`Error::Invalid`] for options that do not belong together;
 /// [`Error::VdiInUse`], [`Error::NoVdi`], [`Error::UnknownSr`] for a disk; [`Error::Invalid`], [`Error::Unsupported`],
 /// [`Error::NoDevice`], [`Error::StoreFull`] for the store; [`Error::BadLine`] for a file of keys; [`Error::NotVerified`], [`Error::NoExport`] for the run that the
 /// increment is to be made on; [`Error::Locked`]; [`Error::NoSnapshots`]. Then nothing was changed.
-/// [`Error::NotExported`] with each disk that failed.
+/// [`Error::NotExported`] with each disk that failed. [`Error::NotCleaned`] with each disk that is exported and not deleted.
 pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     // Another export of the set has the locks of the disks: it is waited for before they are looked at.
     let lock = if wanted.dry_run { None } else { Some(record::lock(&wanted.set, call.deadline())?) };
@@ -101,20 +110,17 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let set = members(wanted)?;
     let opaque = set.metadata.as_deref().map(metadata).transpose()?;
     let mut sources = source::sources(call, &set)?;
-    let how = match (source::is_used(&sources, wanted.live || wanted.pause.is_some())?, &wanted.since) {
-        (true, _) if wanted.pause.is_some() => Hold::PausedSnapshots,
-        (true, _) => Hold::Snapshots,
-        (false, Some(_)) => Hold::LocksOrSnapshots,
-        (false, None) => Hold::Locks,
-    };
+    let how = how(wanted, &sources)?;
     let place = place_of(&wanted.store)?;
     let (compression, recipients) = packing(wanted, &set, &place)?;
+    refuse_unpacked(wanted.zero_free.is_some(), Some(compression))?;
     let store = place.open()?;
     if !compression.is_packed() && wanted.since.is_none() {
         store.refuse_if_full(sources.iter().map(|it| it.info.physical_utilisation.min(it.info.virtual_size)).sum())?;
     }
     let now = seconds_now().unwrap_or(0);
     if wanted.dry_run {
+        refuse_without_zeroing(wanted)?;
         let plan = plan(wanted, &sources, &store, now)?;
         return Ok(Exported {
             run: RunId::new(now),
@@ -123,10 +129,6 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
             warnings: Vec::new(),
             plan: Some(plan),
         });
-    }
-    if wanted.pause.is_some() && hooks::is_empty(Point::Pause)? {
-        let where_to = run_dir::hooks().join(Point::Pause.directory());
-        warnings.push(format!("no program is in {}: nothing was paused", where_to.display()));
     }
     let _taken = store.lock(&wanted.set, &RunId::new(now), call.deadline())?;
     let shelf = Shelf::new(&store, wanted.set.clone());
@@ -152,11 +154,16 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
         Some((parent, chain)) => (Some(parent), Some(source::since(call, &mut sources, chain)?)),
         None => (None, None),
     };
+    refuse_without_zeroing(wanted)?;
+    if how.pauses() && hooks::is_empty(Point::Pause)? {
+        let where_to = run_dir::hooks().join(Point::Pause.directory());
+        warnings.push(format!("no program is in {}: nothing was paused", where_to.display()));
+    }
     let made = match how.makes_snapshots() {
         true => set.disks.iter().map(|disk| Member { sr: disk.sr, vdi: VdiUuid::random() }).collect(),
         false => Vec::new(),
     };
-    let variables = variables(wanted, &sources, &run);
+    let variables = hooks::of_export(wanted, &sources, &run);
     let denied = |cause| Error::HookDenied { op: "the export", set: wanted.set.to_string(), cause: Box::new(cause) };
     hooks::run(Point::BeforeExport, &variables, hooks::PATIENCE).map_err(denied)?;
     let mut begun = Begun::begin(Record {
@@ -165,23 +172,29 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
         store: Some(store.name.clone()),
         locks: set.disks.clone(),
         paused: None,
+        attached: Vec::new(),
+        deletes: false,
         made,
         labels: Vec::new(),
         complete: false,
     })?;
-    let held = held(call, wanted, &mut sources, how, &mut begun, &variables);
-    let user = begun.record().user();
+    let mut pause = Pause::new(&mut begun, &variables);
+    let held = pause::hold(call, wanted, &mut sources, how, &mut pause);
     let run_held = Running { call, wanted, sources: &sources, shelf: &shelf, run: &run, since, packing };
     // What keeps the disks goes before their persistent locks are given back.
-    let done = held.and_then(|held| run_held.write(how, &held, parent, opaque.as_deref()));
-    let undone = run_held.end(&begun, &user, done.is_ok());
+    let done = held.and_then(|held| run_held.carry_out(how, &held, parent, opaque.as_deref(), &mut pause));
+    let goes_on = |done: Result<Done>, pause: &mut Pause| done.map_err(|error| error.undone(pause.end()));
+    // What was stopped takes its disks again, and can do so once their locks are given back. What is paused has them, and waits.
+    let done = if how == Hold::Stopped { done } else { goes_on(done, &mut pause) };
+    let (done, undone) = run_held.end(pause.begun, done);
+    let done = goes_on(done, &mut pause);
     warnings.extend(undone.iter().map(|error| format!("undone by the next call: {}", one_line(error))));
     if undone.is_empty() && begun.record().paused.is_none() {
         begun.end()?;
     }
-    warnings.extend(after(&variables, &done).err().map(|error| format!("a hook failed: {}", one_line(&error))));
-    let disks = match done {
-        Ok(disks) => disks,
+    warnings.extend(hooks::after_export(&variables, &done).err().map(|e| format!("a hook failed: {}", one_line(&e))));
+    let Done { disks, left } = match done {
+        Ok(done) => done,
         Err(error) => return Err(undone.into_iter().fold(error, |error, undo| error.undone(Err(undo)))),
     };
     warnings.extend(bases::sweep(call, &wanted.set));
@@ -190,79 +203,73 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
         warnings.push(format!("older runs stay: {}", one_line(&error)));
         Vec::new()
     });
+    warnings.extend(shelf.remove_partial().err().map(|e| format!("parts of runs that failed stay: {}", one_line(&e))));
     if !wanted.keep_others {
         warnings.extend(remove::elsewhere(call, &wanted.set, &store, &run));
     }
-    Ok(Exported { run, disks, removed, warnings, plan: None })
-}
-
-/// Locks or snapshots the disks, within a pause if one is wanted. What was paused goes on afterwards in any case.
-fn held(
-    call: &Call,
-    wanted: &Wanted,
-    sources: &mut [Source],
-    how: Hold,
-    begun: &mut Begun,
-    variables: &Variables,
-) -> Result<Vec<Held>> {
-    let pause = wanted.pause.filter(|_| how == Hold::PausedSnapshots);
-    let paused = match pause {
-        None => Ok(()),
-        Some(patience) => {
-            begun.note_paused(Some(variables.clone()))?;
-            hooks::run(Point::Pause, variables, patience).map_err(|cause| Error::HookDenied {
-                op: "the pause",
-                set: wanted.set.to_string(),
-                cause: Box::new(cause),
-            })
+    match left {
+        left if left.is_empty() => Ok(Exported { run, disks, removed, warnings, plan: None }),
+        left if wanted.ignore_remove_failures => {
+            let stays =
+                left.iter().map(|(disk, error)| format!("{disk} is exported and not deleted: {}", one_line(error)));
+            warnings.extend(stays);
+            Ok(Exported { run, disks, removed, warnings, plan: None })
         }
-    };
-    let record = begun.record();
-    let (user, label, made) = (record.user(), format!("backup:{}:{}", wanted.set, record.run), record.made.clone());
-    let held = paused.and_then(|()| source::hold(call, &wanted.set, sources, how, &user, &made, &label));
-    if pause.is_none() {
-        return held;
+        failures => Err(Error::NotCleaned { set: wanted.set.to_string(), run: run.to_string(), failures }),
     }
-    // If it fails, the record stays, and the next call tries again.
-    let resumed = hooks::run(Point::Resume, variables, hooks::PATIENCE).and_then(|()| begun.note_paused(None));
-    ended(held, resumed)
 }
 
-/// The variables of the hooks of an export.
-fn variables(wanted: &Wanted, sources: &[Source], run: &RunId) -> Variables {
-    let mut variables = hooks::common("BACKUP_EXPORT", &wanted.set, run);
-    let pause = wanted.pause.map_or(0, |pause| pause.as_secs());
-    for (name, value) in [
-        ("SM_EXPORT_MODE", "local".to_owned()),
-        ("SM_EXPORT_STORE", wanted.store.to_string()),
-        ("SM_EXPORT_DO_PAUSE", hooks::boolean(wanted.pause.is_some())),
-        ("SM_PAUSE_TIMEOUT", pause.to_string()),
-        ("SM_REMOVE_SOURCE", hooks::boolean(false)),
-    ] {
-        variables.insert(name.to_owned(), value);
-    }
-    hooks::add_disks(&mut variables, sources.iter().map(|source| (&source.member, &source.info)));
-    variables
-}
-
-/// Runs the hooks after an export, which are told how it ended.
-fn after(before: &Variables, done: &Result<Vec<DiskOf>>) -> Result<()> {
-    let mut variables = before.clone();
-    let is_done = hooks::boolean(done.is_ok());
-    for (name, value) in before {
-        match name.strip_prefix("SM_SET_") {
-            Some(rest) => variables.insert(format!("SM_POST_SET_{rest}"), value.clone()),
-            None => continue,
-        };
-        if let Some(n) = name.strip_prefix("SM_SET_DISK").and_then(|rest| rest.strip_suffix("_UUID")) {
-            let failed = matches!(done, Err(Error::NotExported { failures, .. })
-                if failures.iter().any(|(part, _)| part.starts_with(&format!("disk {n},"))));
-            let ok = hooks::boolean(done.is_ok() || matches!(done, Err(Error::NotExported { .. })) && !failed);
-            variables.insert(format!("SM_POST_DISK{n}_OK"), ok);
+/// How the disks are kept as they are, by whether somebody uses them.
+fn how(wanted: &Wanted, sources: &[Source]) -> Result<Hold> {
+    let (pauses, refused) = (wanted.pause.is_some(), |what, expected: &str| {
+        Err(Error::Invalid { what, value: wanted.set.to_string(), expected: expected.to_owned() })
+    });
+    let is_final = wanted.remove_source || wanted.zero_free.is_some();
+    Ok(match source::is_used(sources, wanted.live || pauses || is_final)? {
+        true if wanted.remove_source && !pauses => {
+            return refused(
+                "--remove-source of",
+                "a disk of it is in use; with --pause, what uses it is stopped first",
+            );
         }
+        true if wanted.zero_free.is_some() && !pauses => {
+            return refused("--zero-free of", "a disk of it is in use; with --pause, what uses it is paused meanwhile");
+        }
+        true if wanted.remove_source => Hold::Stopped,
+        true if wanted.long_pause => Hold::LongPause,
+        true if pauses => Hold::PausedSnapshots,
+        true => Hold::Snapshots,
+        false if wanted.since.is_some() && !wanted.remove_source => Hold::LocksOrSnapshots,
+        false => Hold::Locks,
+    })
+}
+
+/// Refuses to zero what the disks do not use for an export that does not become smaller by it. `None`: nothing is said.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn refuse_unpacked(zeroes: bool, compression: Option<Compression>) -> Result<()> {
+    match compression {
+        Some(Compression::None) if zeroes => Err(Error::Invalid {
+            what: "--zero-free",
+            value: "--compress none".to_owned(),
+            expected: "what is not packed has no zeroes in any case; --compress zstd packs it".to_owned(),
+        }),
+        _ => Ok(()),
     }
-    variables.insert("SM_POST_RESULT".to_owned(), is_done);
-    hooks::run(Point::AfterExport, &variables, hooks::PATIENCE)
+}
+
+/// Refuses a run that zeroes what the disks do not use if no program does that.
+fn refuse_without_zeroing(wanted: &Wanted) -> Result<()> {
+    if wanted.zero_free.is_none() || !hooks::is_empty(Point::Zero)? {
+        return Ok(());
+    }
+    let directory = run_dir::hooks().join(Point::Zero.directory());
+    Err(Error::Invalid {
+        what: "--zero-free",
+        value: directory.display().to_string(),
+        expected: "no program is in it that fills with zeroes what the disks do not use".to_owned(),
+    })
 }
 
 fn members(wanted: &Wanted) -> Result<Set> {
@@ -361,6 +368,9 @@ fn plan(wanted: &Wanted, sources: &[Source], store: &Open, now: u64) -> Result<V
             format!("export VDI {} ({}): {used} of {size}", it.member.vdi, it.info.label)
         })
         .collect();
+    if wanted.zero_free.is_some() {
+        lines.insert(0, format!("fill with zeroes what the disks of {} do not use", wanted.set));
+    }
     lines.push(format!("into {}", store.dir.join(wanted.set.as_str()).display()));
     let parent = parent(&shelf, wanted)?.map(|(parent, _)| parent.run);
     lines.extend(parent.iter().map(|run| format!("leave out what run {run} has")));
@@ -369,121 +379,12 @@ fn plan(wanted: &Wanted, sources: &[Source], store: &Open, now: u64) -> Result<V
         Ok(old) => lines.extend(old.iter().map(|run| format!("remove run {run}"))),
         Err(error) => lines.push(format!("older runs stay: {}", one_line(&error))),
     }
+    if wanted.remove_source {
+        lines.extend(sources.iter().map(|it| format!("delete VDI {} ({})", it.member.vdi, it.info.label)));
+    }
     if !wanted.keep_others {
         let losing = remove::losing(&wanted.set, store)?;
         lines.extend(losing.into_iter().map(|it| format!("remove {} from store {it}", wanted.set)));
     }
     Ok(lines)
-}
-
-/// A run whose disks are held.
-struct Running<'a> {
-    call: &'a Call<'a>,
-    wanted: &'a Wanted,
-    sources: &'a [Source],
-    shelf: &'a Shelf<'a>,
-    run: &'a RunId,
-    /// What the parent run has of each disk.
-    since: Option<Vec<Since>>,
-    packing: Arc<Packing>,
-}
-
-impl Running<'_> {
-    fn write(&self, how: Hold, held: &[Held], parent: Option<ParentRun>, opaque: Option<&[u8]>) -> Result<Vec<DiskOf>> {
-        let keep = retain::keep(self.shelf, self.wanted.keep)?;
-        let dir = self.shelf.begin(self.run)?;
-        let begun = Utc(seconds_now().unwrap_or(0)).to_string();
-        let (set, compression) = (self.wanted.set.clone(), self.packing.compression);
-        let mut manifest = Manifest::new(set, self.run.clone(), begun, compression, store::Identity::here());
-        (manifest.consistency, manifest.parent, manifest.keep) = (how.consistency(), parent, keep);
-        let (mut sums, mut failures) = (Sums::new(), Vec::new());
-        for (index, source) in self.sources.iter().enumerate() {
-            match self.one(index, source, held, &dir, &mut sums) {
-                Ok(disk) => manifest.disks.push(disk),
-                Err(error) => failures.push((format!("disk {index}, VDI {}", source.member.vdi), error)),
-            }
-        }
-        if failures.is_empty() {
-            match assemble::finish(self.shelf, self.run, &dir, manifest, &self.packing, sums, opaque) {
-                Ok(disks) => return Ok(disks),
-                Err(error) => failures.push(("the completion".to_owned(), error)),
-            }
-        }
-        Err(Error::NotExported { set: self.wanted.set.to_string(), failures })
-    }
-
-    /// Writes the image and the map of a disk.
-    fn one(&self, index: usize, source: &Source, held: &[Held], dir: &Dir, sums: &mut Sums) -> Result<DiskOf> {
-        let packing = self.packing.clone();
-        let since = self.since.as_ref().map(|since| since[index].clone());
-        let vdi = source.snapshot.unwrap_or(source.member.vdi);
-        let (rate, uuid) = (self.wanted.rate, source.info.uuid);
-        let total = source.info.physical_utilisation.min(source.info.virtual_size);
-        let ((), written, names) = assemble::put_disk(dir, index, &self.packing, sums, |to, path| {
-            let path = path.to_owned();
-            let read =
-                source.session.vdi_read(vdi, source.base, held, &self.call.context(), move |_, disk, changed, told| {
-                    let from = From { disk, uuid, since: since.as_ref(), changed, total, rate };
-                    write::write(&from, &packing, &to, &path, told)
-                });
-            read.map(|written| ((), written))
-        })?;
-        if let Some(snapshot) = source.snapshot.filter(|_| !self.is_kept(source)) {
-            // It was needed for this run alone. If it stays, the record tells the next call.
-            let _ = record::delete(self.call, &Member { sr: source.member.sr, vdi: snapshot });
-        }
-        Ok(described(index, names, source, &written))
-    }
-
-    /// Whether the snapshot of a disk stays for the next increment.
-    fn is_kept(&self, source: &Source) -> bool {
-        self.wanted.since.is_some() && source.has_maps
-    }
-
-    /// Undoes what was done for this run alone. Answers what could not be undone.
-    fn end(&self, begun: &Begun, user: &str, is_done: bool) -> Vec<Error> {
-        let (mut undone, mut made) = (Vec::new(), begun.record().made.iter().collect::<Vec<_>>());
-        for source in self.sources {
-            undone.extend(record::unlock(self.call, &source.member, user).err());
-        }
-        if is_done && self.wanted.since.is_some() {
-            let kept = self.sources.iter().filter(|source| self.is_kept(source));
-            let kept: Vec<Member> =
-                kept.filter_map(|it| it.snapshot.map(|vdi| Member { sr: it.member.sr, vdi })).collect();
-            match bases::keep(&self.wanted.set, kept.clone()) {
-                Ok(()) => made.retain(|it| !kept.contains(*it)),
-                Err(error) => undone.push(error),
-            }
-        }
-        for snapshot in made {
-            undone.extend(record::delete(self.call, snapshot).err());
-        }
-        if !is_done {
-            undone.extend(self.shelf.abandon(self.run).err());
-        }
-        undone
-    }
-}
-
-fn described(index: usize, names: Names, source: &Source, written: &Written) -> DiskOf {
-    let info: &VdiInfo = &source.info;
-    DiskOf {
-        index,
-        file: names.file,
-        map: names.map,
-        map_sha256: names.map_sha256,
-        uuid: info.uuid,
-        sr_uuid: info.sr,
-        sr_type: source.session.sr_type().to_owned(),
-        label: info.label.clone(),
-        description: info.description.clone(),
-        vdi_type: info.format,
-        read_only: info.read_only,
-        shareable: info.shareable,
-        virtual_size: written.size,
-        allocated: info.physical_utilisation,
-        sector_size: info.sector_size,
-        parent: info.parent,
-        snapshot: source.snapshot,
-    }
 }

@@ -166,6 +166,8 @@ fn make(
         store: None,
         locks: Vec::new(),
         paused: None,
+        attached: Vec::new(),
+        deletes: false,
         made,
         labels,
         complete: false,

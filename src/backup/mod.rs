@@ -16,6 +16,8 @@
 //! | [`source`] | the disks of a run, locked or snapshotted |
 //! | [`bases`] | the snapshots that the next increment is made on |
 //! | [`hooks`] | programs of the administrator around a run |
+//! | [`pause`] | what uses the disks is paused, and the free space in them zeroed |
+//! | [`running`] | the disks of a run, once they are held, into the store |
 //! | [`assemble`] | the files of an export that tell of the others |
 //! | [`retain`] | which runs stay |
 //! | [`shelf`] | the runs of one set in one store: published, found, removed |
@@ -27,17 +29,19 @@
 //!
 //! 1. A record of the run is made durable: `RUN.json` in `/var/lib/sm/backup`.
 //! 2. The hooks may deny the run. With `--pause` they pause what uses the disks; the record says so before, until it is resumed.
-//! 3. Each disk is locked for the user `backup:HOST:RUN`. Disks in use are snapshotted, and disks of which the next export is to be
+//! 3. Each disk is locked for the user `backup:HOST:RUN`. Hooks may zero what the disks do not use; the record tells which disks are
+//!    attached for them. Disks in use are snapshotted, and disks of which the next export is to be
 //!    an increment. A disk that was snapshotted is unlocked again.
 //! 4. The disks, maps, sums and the manifest are written into `STORE/NAME/RUN.new` and made durable.
 //! 5. `RUN.new` becomes `RUN`. From here on the export is there.
 //! 6. The link `current` leads to it. Runs that are not kept are removed.
-//! 7. The disks are unlocked. The snapshots become those of the next increment by one step ([`bases`]), or are deleted. The record
+//! 7. Of a last export (`--remove-source`), the record says that the disks are deleted, and they are.
+//! 8. The disks are unlocked. The snapshots become those of the next increment by one step ([`bases`]), or are deleted. The record
 //!    goes.
 //!
 //! A kill before 5 leaves the record, the locks and `RUN.new`. The next call of `sm backup` takes the locks back, deletes
 //! the snapshots and removes the directory ([`record::recover`]). A kill between 5 and 6 leaves an export that the next call about the set makes the current one
-//! ([`shelf::Shelf::repair`]). At no instant is a complete export missing that was there before.
+//! ([`shelf::Shelf::repair`]). A kill in 7 is completed by the next call: it deletes what still has the lock of the run. At no instant is a complete export missing that was there before.
 
 pub mod age;
 pub mod assemble;
@@ -53,10 +57,12 @@ pub mod manifest;
 pub mod map;
 pub mod name;
 pub mod out;
+pub mod pause;
 pub mod read;
 pub mod record;
 pub mod remove;
 pub mod retain;
+pub mod running;
 pub mod seal;
 pub mod set;
 pub mod shelf;

@@ -132,6 +132,16 @@ impl RunId {
         format!("{self}{UNFINISHED}")
     }
 
+    /// The name of the directory of what stays of the run if it failed.
+    pub fn partial(&self) -> String {
+        format!("{self}{PARTIAL}")
+    }
+
+    /// The run of which a part is in a directory of this name.
+    pub fn of_partial(name: &str) -> Option<RunId> {
+        name.strip_suffix(PARTIAL)?.parse().ok()
+    }
+
     /// The run that is written in a directory of this name.
     pub fn of_unfinished(name: &str) -> Option<RunId> {
         name.strip_suffix(UNFINISHED)?.parse().ok()
@@ -140,6 +150,8 @@ impl RunId {
 
 /// The end of the name of a directory that is not yet an export.
 const UNFINISHED: &str = ".new";
+/// The end of the name of a directory that is no export, and stays.
+const PARTIAL: &str = ".partial";
 
 #[cfg(test)]
 mod tests {

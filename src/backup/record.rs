@@ -33,6 +33,12 @@ pub struct Record {
     /// What uses the disks is paused, or may be: the variables of the hooks that resume it.
     #[serde(default)]
     pub paused: Option<Variables>,
+    /// The disks that it attaches for a time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attached: Vec<Member>,
+    /// The export is there, and the disks of `locks` are deleted. That is completed, not undone.
+    #[serde(default)]
+    pub deletes: bool,
     /// The disks and snapshots that it makes.
     pub made: Vec<Member>,
     /// Of an import whose disks get UUIDs that it did not choose, in the order of `made`: the labels of the disks once all of them
@@ -110,6 +116,24 @@ impl Begun {
     /// [`Error::Io`].
     pub fn note_paused(&mut self, paused: Option<Variables>) -> Result<()> {
         self.0.paused = paused;
+        write(&self.0)
+    }
+
+    /// Notes durably that disks are about to be attached, or that they are detached again.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn note_attached(&mut self, attached: Vec<Member>) -> Result<()> {
+        self.0.attached = attached;
+        write(&self.0)
+    }
+
+    /// Notes durably that the export is there and that its disks are about to be deleted. What used them does not go on.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn note_deletes(&mut self) -> Result<()> {
+        (self.0.deletes, self.0.paused) = (true, None);
         write(&self.0)
     }
 
@@ -203,7 +227,7 @@ pub fn recover(call: &Call, held: Option<&SetName>) -> Result<Vec<String>> {
                 syslog::write(&format!(
                     "sm backup: run {run} of set {} was killed; it is {}",
                     record.set,
-                    if record.complete { "completed" } else { "undone" }
+                    if record.complete || record.deletes { "completed" } else { "undone" }
                 ));
             }
             Err(error) => {
@@ -227,8 +251,17 @@ fn undo(call: &Call, record: &Record) -> Result<()> {
     };
     hooks::end_those_of(&record.run);
     if let Some(variables) = &record.paused {
+        if hooks::stops(variables) {
+            record.locks.iter().for_each(|disk| note(unlock(call, disk, &record.user())));
+        }
         // The first thing: it waits.
         note(hooks::run(Point::Resume, variables, hooks::PATIENCE));
+    }
+    for disk in record.locks.iter().filter(|_| record.deletes) {
+        note(delete_locked(call, disk, &record.user()));
+    }
+    for disk in &record.attached {
+        note(detach(call, disk));
     }
     for disk in &record.locks {
         note(unlock(call, disk, &record.user()));
@@ -255,6 +288,30 @@ pub fn unlock(call: &Call, disk: &Member, user: &str) -> Result<()> {
     };
     match session.vdi_unlock(disk.vdi, user, false, &call.context()) {
         Ok(()) | Err(Error::LockRefused { .. } | Error::NoVdi { .. } | Error::Unsupported { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes a disk that `user` locked. Idempotent: a disk that is not locked is another.
+fn delete_locked(call: &Call, disk: &Member, user: &str) -> Result<()> {
+    let session = match call.host.open(disk.sr) {
+        Err(Error::UnknownSr { .. }) => return Ok(()),
+        other => other?,
+    };
+    session.vdi_delete_locked(disk.vdi, user, &[], &call.context()).map(drop)
+}
+
+/// Detaches a disk that a run attached. Idempotent.
+///
+/// # Errors
+/// Those of the SR.
+pub fn detach(call: &Call, disk: &Member) -> Result<()> {
+    let session = match call.host.open(disk.sr) {
+        Err(Error::UnknownSr { .. }) => return Ok(()),
+        other => other?,
+    };
+    match session.vdi_detach(disk.vdi, &call.context()) {
+        Ok(_) | Err(Error::NoVdi { .. }) => Ok(()),
         Err(error) => Err(error),
     }
 }

@@ -226,6 +226,30 @@ impl<'a> Shelf<'a> {
         Ok(())
     }
 
+    /// Has what there is of a run that failed stay, durably. Answers its directory.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn keep_partial(&self, run: &RunId, written: &Dir) -> Result<PathBuf> {
+        written.sync()?;
+        let (dir, name) = (self.made()?, run.partial());
+        dir.rename(&run.unfinished(), &name)?;
+        dir.sync()?;
+        Ok(dir.join(&name))
+    }
+
+    /// Removes what stayed of runs that failed. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn remove_partial(&self) -> Result<()> {
+        let Some(dir) = self.dir()? else { return Ok(()) };
+        for name in dir.names()?.iter().filter(|name| RunId::of_partial(name).is_some()) {
+            dir.discard(name)?;
+        }
+        dir.sync()
+    }
+
     /// Makes a run, in which every file is durable, the current export.
     ///
     /// # Errors
@@ -278,7 +302,8 @@ impl<'a> Shelf<'a> {
     pub(super) fn refuse_foreign(&self) -> Result<()> {
         let Some(dir) = self.dir()? else { return Ok(()) };
         let is_ours = |name: &String| {
-            let is_run = name.parse::<RunId>().is_ok() || RunId::of_unfinished(name).is_some();
+            let is_part = RunId::of_unfinished(name).is_some() || RunId::of_partial(name).is_some();
+            let is_run = name.parse::<RunId>().is_ok() || is_part;
             name == CURRENT || name.starts_with('.') || is_run
         };
         match dir.names()?.into_iter().find(|name| !is_ours(name)) {

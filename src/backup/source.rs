@@ -10,7 +10,7 @@ use super::write::Since;
 use crate::call::{Held, Session};
 use crate::error::{Error, Result};
 use crate::sys::blockdev;
-use crate::types::{ParamsChange, VdiInfo, VdiUuid};
+use crate::types::{Format, ParamsChange, VdiInfo, VdiUuid};
 
 /// A disk of a run.
 pub struct Source {
@@ -37,14 +37,36 @@ pub fn sources(call: &Call, set: &Set) -> Result<Vec<Source>> {
         let session = call.host.open(member.sr)?;
         let info = session.vdi_get_params(member.vdi, &call.context())?;
         let has_maps = session.vdi_tells_changes(member.vdi, &call.context())?;
-        let used = match (&info.device, info.vbds.as_slice()) {
-            (Some(device), _) => Some(format!("this host, which has it attached as {}", device.display())),
-            (None, []) => None,
-            (None, users) => Some(format!("{}, who locked it", users.join(", "))),
-        };
+        let used = user_of(&info);
         Ok(Source { member: *member, session, info, has_maps, used, snapshot: None, base: None })
     };
     set.disks.iter().map(look).collect()
+}
+
+/// The user of a disk, in words.
+fn user_of(info: &VdiInfo) -> Option<String> {
+    match (&info.device, info.vbds.as_slice()) {
+        (Some(device), _) => Some(format!("this host, which has it attached as {}", device.display())),
+        (None, []) => None,
+        (None, users) => Some(format!("{}, who locked it", users.join(", "))),
+    }
+}
+
+/// Looks at each disk again, after what uses them was to be stopped.
+///
+/// # Errors
+/// [`Error::VdiInUse`] for a disk that is still in use; those of the SRs.
+pub fn refuse_unless_stopped(call: &Call, sources: &mut [Source]) -> Result<()> {
+    for source in sources {
+        let Member { sr, vdi } = source.member;
+        source.info = source.session.vdi_get_params(vdi, &call.context())?;
+        source.used = user_of(&source.info);
+        if let Some(holder) = &source.used {
+            let why = "; a program in backup-pause.d has to stop what uses it, and to detach and unlock it";
+            return Err(Error::VdiInUse { vdi, sr, holder: format!("{holder}{why}") });
+        }
+    }
+    Ok(())
 }
 
 /// Whether a process or a user has one of the disks. Without `allowed` that is refused.
@@ -76,36 +98,37 @@ pub enum Hold {
     Snapshots,
     /// As [`Hold::Snapshots`], while what uses the disks is paused.
     PausedSnapshots,
+    /// As [`Hold::PausedSnapshots`]. A disk of which no snapshot can be made is read itself, and what uses the disks stays paused
+    /// until then.
+    LongPause,
+    /// What used the disks was stopped, and they are read themselves.
+    Stopped,
 }
 
 impl Hold {
     pub fn consistency(self) -> Consistency {
         match self {
-            Hold::Locks | Hold::LocksOrSnapshots => Consistency::Offline,
+            Hold::Locks | Hold::LocksOrSnapshots | Hold::Stopped => Consistency::Offline,
             Hold::Snapshots => Consistency::LivePerDisk,
-            Hold::PausedSnapshots => Consistency::Paused,
+            Hold::PausedSnapshots | Hold::LongPause => Consistency::Paused,
         }
     }
 
     pub fn makes_snapshots(self) -> bool {
-        self != Hold::Locks
+        !matches!(self, Hold::Locks | Hold::Stopped)
+    }
+
+    /// Whether what uses the disks is paused.
+    pub fn pauses(self) -> bool {
+        matches!(self, Hold::PausedSnapshots | Hold::LongPause | Hold::Stopped)
     }
 }
 
-/// Locks or snapshots the disks. `user`: of the persistent locks. `snapshots`: the UUIDs of those that may be made, which the
-/// record of the run has. `label`: theirs. Answers what keeps the disks that are read themselves.
+/// Locks the disks that nobody uses. `user`: of the persistent locks.
 ///
 /// # Errors
-/// [`Error::LockRefused`]; [`Error::VdiInUse`], [`Error::Busy`] for a disk that was attached meanwhile, or that another call has; [`Error::NoSnapshots`] if a disk in use has no snapshot. What was made is undone by the caller.
-pub fn hold(
-    call: &Call,
-    set: &SetName,
-    sources: &mut [Source],
-    hold: Hold,
-    user: &str,
-    snapshots: &[Member],
-    label: &str,
-) -> Result<Vec<Held>> {
+/// [`Error::LockRefused`]. What was locked is unlocked by the caller.
+pub fn lock(call: &Call, sources: &[Source], user: &str) -> Result<()> {
     for source in sources.iter().filter(|source| source.used.is_none()) {
         match source.session.vdi_lock(source.member.vdi, user, false, &call.context()) {
             // An SR without locks has none that others could take either.
@@ -113,21 +136,44 @@ pub fn hold(
             Err(error) => return Err(error),
         }
     }
-    if !hold.makes_snapshots() {
-        return kept(call, sources);
+    Ok(())
+}
+
+/// How disks are held.
+pub struct Holding<'a> {
+    pub how: Hold,
+    /// Of the persistent locks, which were taken.
+    pub user: &'a str,
+    /// The persistent locks stay although a disk was snapshotted.
+    pub keeps_locks: bool,
+    /// The UUIDs of the snapshots that may be made, which the record of the run has.
+    pub snapshots: &'a [Member],
+    /// The label of the snapshots.
+    pub label: &'a str,
+}
+
+/// Snapshots the disks, or keeps them as they are. Answers what keeps the disks that are read themselves.
+///
+/// # Errors
+/// [`Error::VdiInUse`], [`Error::Busy`] for a disk that was attached meanwhile, or that another call has;
+/// [`Error::NoSnapshots`] if a disk in use has no snapshot. What was made is undone by the caller.
+pub fn hold(call: &Call, set: &SetName, sources: &mut [Source], holding: &Holding) -> Result<Vec<Held>> {
+    let how = holding.how;
+    if !how.makes_snapshots() {
+        return kept(call, sources, how);
     }
     let mut failures = Vec::new();
-    for (at, (source, snapshot)) in sources.iter_mut().zip(snapshots).enumerate() {
-        if hold == Hold::LocksOrSnapshots && !source.has_maps {
+    for (at, (source, snapshot)) in sources.iter_mut().zip(holding.snapshots).enumerate() {
+        if how == Hold::LocksOrSnapshots && !source.has_maps {
             continue;
         }
-        let change = ParamsChange { label: Some(label.to_owned()), ..ParamsChange::default() };
-        match source.session.vdi_snapshot(source.member.vdi, snapshot.vdi, change, &call.context()) {
+        let change = ParamsChange { label: Some(holding.label.to_owned()), ..ParamsChange::default() };
+        let made = source.session.vdi_snapshot(source.member.vdi, snapshot.vdi, change, &call.context());
+        let may_be_read = how == Hold::LocksOrSnapshots || how == Hold::LongPause && source.info.format == Format::Raw;
+        match made {
             Ok(_) => source.snapshot = Some(snapshot.vdi),
-            Err(_) if hold == Hold::LocksOrSnapshots => {
-                // What is there of it must not be taken for a snapshot.
-                record::delete(call, snapshot)?;
-            }
+            // What is there of it must not be taken for a snapshot.
+            Err(_) if may_be_read => record::delete(call, snapshot)?,
             Err(error) => failures.push((format!("disk {at}, VDI {}", source.member.vdi), error)),
         }
     }
@@ -135,31 +181,50 @@ pub fn hold(
         return Err(Error::NoSnapshots { set: set.to_string(), failures });
     }
     // A disk that was snapshotted may be used again.
-    for source in sources.iter().filter(|source| source.snapshot.is_some()) {
-        record::unlock(call, &source.member, user)?;
+    for source in sources.iter().filter(|source| source.snapshot.is_some() && !holding.keeps_locks) {
+        record::unlock(call, &source.member, holding.user)?;
     }
-    kept(call, sources)
+    kept(call, sources, how)
 }
 
 /// Keeps the disks that are read themselves from being attached for as long as the run takes, not only while each is read: the
 /// disks of a set belong together. The persistent lock does not do that, since whoever has it may attach the disk.
-fn kept(call: &Call, sources: &mut [Source]) -> Result<Vec<Held>> {
+fn kept(call: &Call, sources: &mut [Source], how: Hold) -> Result<Vec<Held>> {
     let mut read: Vec<&mut Source> = sources.iter_mut().filter(|source| source.snapshot.is_none()).collect();
     read.sort_by_key(|source| source.member.vdi);
     let hold = |source: &mut &mut Source| {
-        let held = source.session.vdi_hold(source.member.vdi, &call.context())?;
+        let (session, vdi) = (&source.session, source.member.vdi);
+        let held = match how == Hold::LongPause {
+            true => session.vdi_hold_paused(vdi, &call.context())?,
+            false => session.vdi_hold(vdi, &call.context())?,
+        };
         // It may have been attached or grown since it was looked at.
-        let now = source.session.vdi_get_params(source.member.vdi, &call.context())?;
+        let now = session.vdi_get_params(vdi, &call.context())?;
         if let Some(device) = &now.device
             && !now.read_only
+            && how != Hold::LongPause
         {
             let holder = format!("this host, which has it attached as {}", device.display());
-            return Err(Error::VdiInUse { vdi: source.member.vdi, sr: source.member.sr, holder });
+            return Err(Error::VdiInUse { vdi, sr: source.member.sr, holder });
         }
         source.info = now;
         Ok(held)
     };
     read.iter_mut().map(hold).collect()
+}
+
+/// Deletes the disks of a run that is exported. `user`: of their persistent locks. Answers what was not deleted.
+pub fn delete(call: &Call, sources: &[Source], user: &str, held: &[Held]) -> Vec<(String, Error)> {
+    let delete = |(at, source): (usize, &Source)| {
+        let Member { sr, vdi } = source.member;
+        let done =
+            source.session.vdi_delete_locked(vdi, user, held, &call.context()).and_then(|is_gone| match is_gone {
+                true => Ok(()),
+                false => Err(Error::LockRefused { vdi, sr, why: format!("somebody broke the lock of {user}") }),
+            });
+        done.err().map(|error| (format!("disk {at}, VDI {}", source.member.vdi), error))
+    };
+    sources.iter().enumerate().filter_map(delete).collect()
 }
 
 /// What the chain of a parent run has of each disk. Notes the snapshots that the parent was read from, as far as they still hold

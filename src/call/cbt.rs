@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::Session;
+use super::held::Held;
 use super::locks::{Locks, forget_vdis};
 use super::vdi::{Unreadable, delete};
 use crate::context::{Context, PausedElsewhere};
@@ -170,36 +171,38 @@ impl Session {
         })
     }
 
-    /// Deletes a VDI by `work`, and takes its log out of the chain. The log after it, if there is one, gets its blocks.
+    /// Deletes a VDI by `work`, and takes its log out of the chain. The log after it, if there is one, gets its blocks. `held`: what
+    /// the caller holds. `false`: `work` left the VDI.
     pub(super) fn delete_with_log(
         &self,
         vdi: VdiUuid,
+        held: &[Held],
         context: &Context,
         work: impl Fn(&dyn Sr, &Context) -> Result<bool> + Clone + Send + 'static,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         loop {
             let child = self.vdi_log_after(vdi, context).unwrap_or_default();
-            let locks: Vec<VdiUuid> = [Some(vdi), child].into_iter().flatten().collect();
+            let locks = Held::not_in(held, [Some(vdi), child].into_iter().flatten());
             let work = work.clone();
             let done = self.carry_out(Locks::of_vdis(&locks), context, move |storage, context| {
                 if !work(storage, context)? {
-                    return Ok(true);
+                    return Ok(Some(false));
                 }
                 if let Some(logs) = storage.change_logs()? {
                     // Another call may have put a log in between before the locks were taken.
                     let now = cbt::after(&*logs, vdi).unwrap_or_default();
                     if now.is_some() && now != child {
-                        return Ok(false);
+                        return Ok(None);
                     }
                     let disk = child.map(|child| disk_of(storage, child)).transpose()?.flatten();
                     let child = child.map(|child| (child, disk.as_deref()));
                     cbt::merge_deleted(&*logs, vdi, child, context)?;
                 }
                 forget_vdis(&[vdi]);
-                Ok(true)
+                Ok(Some(true))
             })?;
-            if done {
-                return Ok(());
+            if let Some(is_deleted) = done {
+                return Ok(is_deleted);
             }
             if Instant::now() >= context.deadline {
                 let (sr, what) = (self.sr, format!("the log of changed blocks of VDI {vdi}"));

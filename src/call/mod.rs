@@ -6,12 +6,14 @@
 //! |---|---|
 //! | [`session`] | an SR that is open, and how each operation on it is carried out |
 //! | `sr`, `vdi` | the verbs |
+//! | `held` | VDIs that a caller keeps for longer than one verb |
 //! | `cbt` | those of changed block tracking |
 //! | `room` | a chain that is full gets room for a copy |
 //! | `locks` | which locks a verb takes on this host |
 //! | [`policy`] | what may be deleted, taken over and changed by whom, and where secrets come from |
 
 mod cbt;
+mod held;
 mod locks;
 pub mod policy;
 mod room;
@@ -19,5 +21,6 @@ pub mod session;
 mod sr;
 mod vdi;
 
+pub use self::held::Held;
 pub use self::session::Session;
-pub use self::vdi::{Copied, Held, Unreadable};
+pub use self::vdi::{Copied, Unreadable};

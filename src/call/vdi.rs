@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::Session;
+use super::held::{Held, written_out};
 use super::locks::Locks;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -11,10 +12,9 @@ use crate::image::disk::Disk;
 use crate::image::rescue::Rescued;
 use crate::sr::Sr;
 use crate::sys::copy::Progress;
-use crate::sys::lock::Lock;
 use crate::types::{Done, Format, LostRange, Mode, NewVdi, Params, ParamsChange, VdiInfo, VdiUuid, seconds_now};
 use crate::vdi::transfer::{self, Incoming, Stream};
-use crate::vdi::{self, SnapshotSaid, Vdi};
+use crate::vdi::{self, SnapshotSaid, Vdi, holders};
 
 impl Session {
     /// Does something with one VDI under its lock.
@@ -43,9 +43,10 @@ impl Session {
     /// # Errors
     /// [`Error::VdiInUse`] while it is attached or locked; what keeps it from being read, unless it is deleted all the same.
     pub fn vdi_delete(&self, vdi: VdiUuid, unreadable: Unreadable, context: &Context) -> Result<()> {
-        self.delete_with_log(vdi, context, move |storage, context| {
+        self.delete_with_log(vdi, &[], context, move |storage, context| {
             delete(storage, vdi, unreadable, context).map(|()| true)
         })
+        .map(drop)
     }
 
     /// Deletes a VDI that has this label. Any other VDI of the UUID stays. Idempotent.
@@ -54,7 +55,7 @@ impl Session {
     /// Those of [`Session::vdi_delete`]; what keeps the label from being read.
     pub fn vdi_delete_labelled(&self, vdi: VdiUuid, label: &str, context: &Context) -> Result<()> {
         let label = label.to_owned();
-        self.delete_with_log(vdi, context, move |storage, context| {
+        self.delete_with_log(vdi, &[], context, move |storage, context| {
             match storage.vdi(vdi).and_then(|disk| disk.place().params()) {
                 Ok(params) if params.label != label => return Ok(false),
                 // What a killed call left of one goes too.
@@ -62,6 +63,32 @@ impl Session {
                 Err(error) => return Err(error),
             }
             delete(storage, vdi, Unreadable::Refused, context).map(|()| true)
+        })
+        .map(drop)
+    }
+
+    /// Deletes a VDI whose persistent lock `user` alone has. No other user can lock it meanwhile. `held`: as of
+    /// [`Session::vdi_read`]. If it cannot be deleted, its lock is given back. Idempotent. `false`: the VDI that is there is not
+    /// locked, so it is another one, or somebody broke the lock; it stays.
+    ///
+    /// # Errors
+    /// [`Error::VdiInUse`] while it is attached, or locked by another user; those of [`Session::vdi_delete`].
+    pub fn vdi_delete_locked(&self, vdi: VdiUuid, user: &str, held: &[Held], context: &Context) -> Result<bool> {
+        let user = user.to_owned();
+        self.delete_with_log(vdi, held, context, move |storage, context| {
+            let locked = match storage.vdi(vdi) {
+                Ok(disk) => holders::lock_to_delete(disk.place(), &user)?,
+                Err(Error::NoVdi { .. }) => true,
+                Err(error) => return Err(error),
+            };
+            if !locked {
+                return Ok(false);
+            }
+            let deleted = delete(storage, vdi, Unreadable::Refused, context);
+            deleted.map(|()| true).map_err(|error| match storage.vdi(vdi) {
+                Ok(disk) => error.undone(holders::unlock_undeleted(disk.place())),
+                Err(_) => error,
+            })
         })
     }
 
@@ -254,16 +281,6 @@ impl Session {
         })
     }
 
-    /// Keeps every other call of this host from attaching, changing or deleting a VDI until the answer is dropped. Readers are not
-    /// kept from anything. [`Session::vdi_read`] reads a VDI that is held; every other verb of this process waits in vain.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] while another call has it until the deadline.
-    pub fn vdi_hold(&self, vdi: VdiUuid, context: &Context) -> Result<Held> {
-        let locks = Locks::of_vdis(&[vdi]).take(self.sr, context.deadline)?;
-        Ok(Held { vdi, _locks: locks })
-    }
-
     /// Whether a read of a VDI with a base tells what changed, see [`Vdi::tells_changes`].
     ///
     /// # Errors
@@ -285,12 +302,15 @@ impl Session {
         context: &Context,
         reader: impl FnOnce(&VdiInfo, &dyn Disk, Option<&[(u64, u64)]>, Progress) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let wanted = [Some(vdi), base].into_iter().flatten().filter(|it| held.iter().all(|held| held.vdi != *it));
-        let locks = Locks::of_vdis(&wanted.collect::<Vec<_>>());
+        let locks = Locks::of_vdis(&Held::not_in(held, [Some(vdi), base].into_iter().flatten()));
+        let is_paused = held.iter().any(|held| held.is_paused(vdi));
         self.carry_out(locks, context, move |storage, context| {
             let disk = storage.vdi(vdi)?;
             let info = disk.brief()?;
-            refuse_if_written(&*disk, info.read_only)?;
+            match is_paused {
+                true => written_out(&*disk)?,
+                false => refuse_if_written(&*disk, info.read_only)?,
+            }
             let (mut reader, mut answer) = (Some(reader), None);
             let mut once = |bytes: &dyn Disk, changed: Option<&[(u64, u64)]>| {
                 let reader = reader.take().expect("a disk is read once");
@@ -366,13 +386,6 @@ impl Session {
             storage.import_vdi(&new, Incoming::open(&from, known)?, context.progress)
         })
     }
-}
-
-/// A VDI that no other call of this host attaches, changes or deletes until it is dropped.
-#[derive(Debug)]
-pub struct Held {
-    vdi: VdiUuid,
-    _locks: Vec<Lock>,
 }
 
 /// The VDI that [`Session::vdi_copy`] makes.

@@ -51,6 +51,33 @@ pub fn unlock(place: &dyn Place, user: &str, force: bool) -> Result<()> {
 /// name follows. A killed vdi_delete leaves it, so only vdi_lock treats it as held.
 pub const DELETING: &str = "vdi_delete on ";
 
+/// Turns the lock that `user` alone has into that of a deletion, which keeps others from locking the disk and does not keep it from
+/// being deleted. Idempotent. `false`: the disk is not locked at all.
+///
+/// # Errors
+/// [`Error::VdiInUse`] while another user holds the lock.
+pub fn lock_to_delete(place: &dyn Place, user: &str) -> Result<bool> {
+    let seen = place.holders()?;
+    match seen.users.as_slice() {
+        [] => Ok(false),
+        users if users.iter().all(|it| it.starts_with(DELETING)) => Ok(true),
+        [one] if one == user => change(place, &seen, vec![format!("{DELETING}{user}")]).map(|()| true),
+        users => Err(in_use(place, format!("{}, who locked it", named(users)))),
+    }
+}
+
+/// Ends the lock of a deletion that failed. Idempotent.
+///
+/// # Errors
+/// [`Error::LockRefused`] if another call changed the lock meanwhile.
+pub fn unlock_undeleted(place: &dyn Place) -> Result<()> {
+    let seen = place.holders()?;
+    match !seen.users.is_empty() && seen.users.iter().all(|it| it.starts_with(DELETING)) {
+        true => change(place, &seen, Vec::new()),
+        false => Ok(()),
+    }
+}
+
 /// Refuses what no user of a disk may see: a change while its persistent lock is held.
 ///
 /// # Errors

@@ -289,7 +289,7 @@ impl std::fmt::Display for Outcome {
     }
 }
 
-pub const NUMBERS: [(&str, i32); 26] = [
+pub const NUMBERS: [(&str, i32); 27] = [
     ("EPERM", 1),
     ("EIO", 5),
     ("E2BIG", 7),
@@ -316,6 +316,7 @@ pub const NUMBERS: [(&str, i32); 26] = [
     ("ENOSNAP", 120),
     ("EEXPORT", 121),
     ("EVERIFY", 122),
+    ("ECLEANUP", 125),
 ];
 
 fn number(name: &str) -> i32 {

@@ -260,6 +260,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         | Error::NotVerified { .. }
         | Error::Encrypted { .. }
         | Error::NotExported { .. }
+        | Error::NotCleaned { .. }
         | Error::NoSnapshots { .. }
         | Error::HookDenied { .. }
         | Error::StoreFull { .. }

@@ -68,7 +68,7 @@ Exit status 0, or a number whose name begins the one line on stderr that says wh
  106 ENOMATCH                 107 EINDEX                108 EFROZEN         109 ESTALEPLAN
  111 EPARTIAL                 113 ENOLIO no SCSI target 114 EFOREIGN        115 EWWNCLASH
  116 EDRIFT publications      119 EHOOKDENY by a hook   120 ENOSNAP         121 EEXPORT
- 122 EVERIFY an export";
+ 122 EVERIFY an export        125 ECLEANUP";
 
 /// An SR driver, as an agent calls it.
 #[derive(Parser)]

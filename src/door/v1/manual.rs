@@ -313,6 +313,7 @@ pub const STATUSES: &[(u8, &str, &str)] = &[
     (120, "ENOSNAP", "A disk of a set could not be snapshotted."),
     (121, "EEXPORT", "A disk of a set was not exported, or the export was not completed."),
     (122, "EVERIFY", "An export is not what its manifest says, or there is no such export."),
+    (125, "ECLEANUP", "A set was exported, and its disks, which were to be deleted then, were not all."),
 ];
 
 /// Files, and what each is.

@@ -65,6 +65,7 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         Error::NoSnapshots { .. } => (120, "ENOSNAP"),
         Error::NotExported { .. } => (121, "EEXPORT"),
         Error::NotVerified { .. } | Error::NoExport { .. } => (122, "EVERIFY"),
+        Error::NotCleaned { .. } => (125, "ECLEANUP"),
         Error::NoTarget { .. } => (113, "ENOLIO"),
         Error::ForeignTarget { .. } => (114, "EFOREIGN"),
         Error::WwnClash { .. } => (115, "EWWNCLASH"),

@@ -61,6 +61,26 @@ pub enum BackupCommand {
         /// Seconds that a program in backup-pause.d may take.
         #[arg(long, value_name = "SECONDS", default_value_t = 120, requires = "pause")]
         pause_timeout: u64,
+        /// With --pause, a disk of which no snapshot can be made is read itself, and what uses the disks stays paused until then.
+        #[arg(long, requires = "pause")]
+        long_pause: bool,
+        /// Delete the disks once they are exported. No disk is in use, or the programs in backup-pause.d of --pause stop what uses
+        /// them, detach the disks and unlock them; what was stopped does not go on.
+        #[arg(long, conflicts_with = "live")]
+        remove_source: bool,
+        /// Succeed if a disk cannot be deleted then, with a warning.
+        #[arg(long, requires = "remove_source")]
+        ignore_remove_failures: bool,
+        /// Before the export, have the programs in /etc/sm/hooks/backup-zero.d fill with zeroes what the disks do not use. The disks
+        /// are attached for them. The export has to be packed, and no disk in use, unless --pause is given.
+        #[arg(long, conflicts_with = "live")]
+        zero_free: bool,
+        /// Seconds that each of these programs may take, besides those by the size of the disks: 120, if nothing is said.
+        #[arg(long, value_name = "SECONDS", requires = "zero_free")]
+        zero_timeout_fixed: Option<u32>,
+        /// Seconds that each of these programs may take for each MiB of all disks: 0.1, if nothing is said.
+        #[arg(long, value_name = "SECONDS", requires = "zero_free", value_parser = seconds)]
+        zero_timeout_per_mib: Option<f64>,
         /// Read no more than this in a second: 50M, 1G.
         #[arg(long, value_name = "SIZE")]
         rate: Option<String>,
@@ -88,6 +108,10 @@ pub enum BackupCommand {
         /// Leave the exports of the set in other stores. Without this option they are removed once the new one is complete.
         #[arg(long)]
         keep_others: bool,
+        /// If a disk fails, keep those that did not, in the directory RUN.partial of the set in the store, until an export of the set
+        /// succeeds.
+        #[arg(long)]
+        keep_partial: bool,
         /// Seconds to wait for another call that has the set.
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         lock_timeout: u64,
@@ -318,6 +342,12 @@ impl From<Compress> for Compression {
             Compress::Zstd => Compression::Zstd,
         }
     }
+}
+
+/// Seconds, with a fraction.
+fn seconds(word: &str) -> Result<f64, String> {
+    let seconds = word.parse::<f64>().ok().filter(|seconds| seconds.is_finite() && *seconds >= 0.0);
+    seconds.ok_or_else(|| "expected seconds, such as 0.1".to_owned())
 }
 
 impl BackupCommand {

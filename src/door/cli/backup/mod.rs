@@ -22,6 +22,7 @@ use crate::backup::age::key;
 use crate::backup::codec::Compression;
 use crate::backup::export::SinceRun;
 use crate::backup::import::Places;
+use crate::backup::pause::Zeroing;
 use crate::backup::retain::Keep;
 use crate::backup::seal::{self, DigestKey};
 use crate::backup::set::{Member, Set};
@@ -128,6 +129,12 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             live,
             pause,
             pause_timeout,
+            long_pause,
+            remove_source,
+            ignore_remove_failures,
+            zero_free,
+            zero_timeout_fixed,
+            zero_timeout_per_mib,
             rate,
             since,
             whole_after,
@@ -136,23 +143,36 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             keep_weekly,
             take_over,
             keep_others,
+            keep_partial,
             dry_run,
             ..
         } => {
+            let compression = compress.map(Compression::from);
+            export::refuse_unpacked(*zero_free, compression)?;
+            let usual = Zeroing::default();
+            let zeroing = Zeroing {
+                fixed: zero_timeout_fixed.unwrap_or(usual.fixed),
+                per_mib: zero_timeout_per_mib.unwrap_or(usual.per_mib),
+            };
             let wanted = export::Wanted {
                 set: name.parse()?,
                 disks: members(disks)?,
                 store: to.parse()?,
-                compression: compress.map(Compression::from),
+                compression,
                 recipient: recipient.clone(),
                 live: *live,
                 pause: pause.then(|| Duration::from_secs(*pause_timeout)),
+                long_pause: *long_pause,
+                remove_source: *remove_source,
+                ignore_remove_failures: *ignore_remove_failures,
+                zero_free: zero_free.then_some(zeroing),
                 rate: rate.as_deref().map(rate_of).transpose()?,
                 since: since.as_deref().map(since_run).transpose()?,
                 most_increments: whole_after.map(usize::from),
                 keep: keep_of(*keep, *keep_daily, *keep_weekly),
                 take_over: *take_over,
                 keep_others: *keep_others,
+                keep_partial: *keep_partial,
                 dry_run: *dry_run,
             };
             let done = export::export(call, &wanted)?;
