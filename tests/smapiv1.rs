@@ -63,3 +63,8 @@ fn changed_blocks_of_a_file_sr() {
 fn xapi_with_a_collector() {
     battery("test_collector");
 }
+
+#[test]
+fn the_doctor_on_a_host_with_xapi() {
+    battery("test_doctor");
+}

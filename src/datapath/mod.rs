@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::sys::blockdev;
 use crate::sys::lock::Lock;
 use crate::sys::loopdev::{self, Detached};
-use crate::sys::run_dir;
+use crate::sys::{process, run_dir};
 use crate::types::{Done, Format};
 use control::Client;
 #[cfg(test)]
@@ -88,6 +88,12 @@ pub fn all_among(devices: &HashMap<PathBuf, Vec<String>>) -> Vec<Attached> {
         }
     }
     found
+}
+
+/// The image servers of this host, each with its image, whether it has a device or not.
+pub fn running() -> Vec<(u32, PathBuf)> {
+    let of = |pid: u32| Some((pid, Arguments::of(pid)?.source.path));
+    process::all().into_iter().filter_map(of).collect()
 }
 
 /// The served image at `path`, by whatever path its directory was reached, as the kernel knows it now. Waits for nothing.

@@ -1,6 +1,7 @@
 //! The doors: one per protocol. Here argv decides which; only this module writes to stdout.
 
 pub mod cli;
+pub mod doctor;
 pub mod host;
 pub mod plugin;
 pub mod sexp;

@@ -177,6 +177,22 @@ fn found<T>(result: Result<T>) -> Result<Option<T>> {
     }
 }
 
+/// The directories of locks that no call would take a lock in, because another user could exchange one: the refusal of each.
+pub fn untrusted() -> Vec<Error> {
+    let root = match found(Dir::open(&run_dir::locks())) {
+        Ok(Some(root)) => root,
+        Ok(None) => return Vec::new(),
+        Err(error) => return vec![error],
+    };
+    let names = root.names().unwrap_or_default();
+    let below = names.iter().filter_map(|name| match root.lookup(name) {
+        Ok(Some(it)) if it.is_directory() => root.sub_dir(name).transpose(),
+        _ => None,
+    });
+    let refusal = |dir: Result<Dir>| dir.and_then(|dir| refuse_if_of_others(&dir)).err();
+    refuse_if_of_others(&root).err().into_iter().chain(below.filter_map(refusal)).collect()
+}
+
 /// # Errors
 /// [`Error::Io`], access denied, for a directory that another user than this one and root owns or can write to.
 fn refuse_if_of_others(dir: &Dir) -> Result<()> {

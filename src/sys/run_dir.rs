@@ -129,6 +129,25 @@ pub fn xapi() -> PathBuf {
     on_host("/var/lib/xcp/xapi")
 }
 
+/// The directory in which xapi looks for drivers, unless its configuration names another: `/opt/xensource/sm`.
+pub fn drivers() -> PathBuf {
+    match chosen() {
+        // Its last name is that of another directory of ours.
+        Some(dir) => dir.join("drivers"),
+        None => PathBuf::from("/opt/xensource/sm"),
+    }
+}
+
+/// The directory of xapi's host plug-ins: `/etc/xapi.d/plugins`.
+pub fn plugins() -> PathBuf {
+    on_host("/etc/xapi.d/plugins")
+}
+
+/// The configuration of xapi, a file and a directory of more: `/etc/xapi.conf`, `/etc/xapi.conf.d`.
+pub fn xapi_conf() -> (PathBuf, PathBuf) {
+    (on_host("/etc/xapi.conf"), on_host("/etc/xapi.conf.d"))
+}
+
 /// The socket of the system log.
 pub fn log() -> PathBuf {
     on_host("/dev/log")

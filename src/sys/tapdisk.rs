@@ -5,6 +5,7 @@
 //! over the block device of a disk. tapdisk is the only record of itself: the link that its users find it by
 //! names its process and its minor number.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, symlink};
@@ -45,6 +46,60 @@ pub fn present() -> Blktap {
 pub struct Tapdisk {
     pid: u32,
     minor: u32,
+}
+
+impl fmt::Display for Tapdisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.pid, self.minor)
+    }
+}
+
+/// A tapdisk as `tap-ctl list` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    pub tapdisk: Tapdisk,
+    /// Bits; 0x10: a pause was asked for, 0x20: it is paused.
+    state: u32,
+    /// `aio`, `vhd`, `qcow2`; empty for one that has nothing open.
+    pub driver: String,
+    /// What it has open.
+    pub path: PathBuf,
+}
+
+impl Running {
+    pub fn is_paused(&self) -> bool {
+        self.state & 0x20 != 0
+    }
+}
+
+/// The tapdisks of this host.
+///
+/// # Errors
+/// [`Error::Tool`] if `tap-ctl` fails, or answers what is not understood.
+pub fn list() -> Result<Vec<Running>> {
+    let answer = tap_ctl(&["list"])?;
+    parse_list(&answer).ok_or_else(|| misunderstood("list", &answer))
+}
+
+/// `pid=12 minor=0 state=0 args=vhd:/path/of an image`; XCP-ng 8.3, "Look-up algorithm". A number may be missing: of a minor
+/// number without a process, `-`.
+pub fn parse_list(text: &str) -> Option<Vec<Running>> {
+    let line = |line: &str| {
+        let mut words = line.trim().splitn(4, ' ');
+        let mut value = |key: &str| words.next().unwrap_or_default().strip_prefix(key).map(str::to_owned);
+        let (pid, minor) = (value("pid=")?, value("minor=")?);
+        let state = value("state=")?;
+        let args = value("args=").unwrap_or_default();
+        let (driver, path) = args.split_once(':').unwrap_or(("", ""));
+        let number = |text: &str| text.parse().unwrap_or_default();
+        Some(Running {
+            tapdisk: Tapdisk { pid: number(&pid), minor: number(&minor) },
+            state: u32::from_str_radix(state.trim_start_matches("0x"), 16).unwrap_or_default(),
+            driver: driver.to_owned(),
+            path: PathBuf::from(path),
+        })
+    };
+    text.lines().filter(|text| !text.trim().is_empty()).map(line).collect()
 }
 
 impl Tapdisk {
@@ -151,6 +206,19 @@ fn trailing_number(path: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_of_tap_ctl_is_read_with_its_blanks() {
+        let text =
+            "pid=7 minor=3 state=0x2a args=vhd:/a b/c=d:e.vhd\npid=8 minor=- state=0 args=\n       -      -    \n";
+        assert_eq!(parse_list(text), None);
+        let found = parse_list(text.rsplit_once("\n  ").unwrap().0).unwrap();
+        assert_eq!(found[0].tapdisk, Tapdisk { pid: 7, minor: 3 });
+        assert!(found[0].is_paused() && !found[1].is_paused());
+        assert_eq!((found[0].driver.as_str(), found[0].path.as_path()), ("vhd", Path::new("/a b/c=d:e.vhd")));
+        assert_eq!((found[1].driver.as_str(), found[1].tapdisk.to_string().as_str()), ("", "8.0"));
+        assert_eq!(parse_list(""), Some(Vec::new()));
+    }
 
     #[test]
     fn names_are_read_as_tap_ctl_and_tapdisk_write_them() {

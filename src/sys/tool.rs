@@ -76,6 +76,13 @@ pub struct Output {
     pub stderr: String,
 }
 
+/// Whether this host has a program, on PATH or where programs of root usually are.
+pub fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/sbin", "/sbin"].map(Into::into);
+    std::env::split_paths(&path).chain(usual).any(|dir| dir.join(program).is_file())
+}
+
 impl Tool {
     /// A program found on PATH.
     pub fn new(program: &str) -> Tool {

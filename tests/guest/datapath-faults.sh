@@ -38,7 +38,11 @@ killed() {
   wait_until 'the server is gone' eval "! grep -q serve-image /proc/$pid/cmdline" || return
   reports "$A" '(attached . #t).*(state . "server died")' && sm sr_scan | grep -q "$A.*server died" &&
     sm sr_scan --format table | grep -q "$A.*server died" || return
-  device=$(sm vdi_attach "$A") && ! reports "$A" 'server died' && [ "$(head -c 5 "$device")" = hello ] && sm vdi_detach "$A"
+  # The doctor finds the device without being told of the SR.
+  "$BIN/sm" doctor --format json > "$SCRATCH/told"
+  [ $? -eq 5 ] && grep -q "$A.*an image server that died" "$SCRATCH/told" || { cat "$SCRATCH/told"; return 1; }
+  device=$(sm vdi_attach "$A") && ! reports "$A" 'server died' && [ "$(head -c 5 "$device")" = hello ] && sm vdi_detach "$A" &&
+    "$BIN/sm" doctor
 }
 claim 'a disk whose server was killed says so, and the next attach serves it again' killed
 

@@ -35,11 +35,11 @@ SIGNATURES = {
     "SR.set_sm_config": "sm", "SR.add_to_sm_config": "sss", "SR.add_to_other_config": "sss",
     "SR.remove_from_other_config": "ss", "SR.get_uuid": "s",
     "PBD.get_all_records": "", "PBD.get_all_records_where": "s", "PBD.get_device_config": "s",
-    "host.get_record": "s", "host.get_by_uuid": "s", "host.get_other_config": "s", "host.call_plugin": "sssm",
+    "host.get_all_records": "", "host.get_record": "s", "host.get_by_uuid": "s", "host.get_other_config": "s", "host.call_plugin": "sssm",
     "pool.get_all": "", "pool.get_all_records": "", "pool.get_master": "s",
     "secret.get_by_uuid": "s", "secret.get_value": "s",
     "VM.get_by_uuid": "s", "VM.get_VBDs": "s", "VBD.get_record": "s",
-    "SM.get_all_records_where": "s", "message.create": "snsss",
+    "SM.get_all_records": "", "SM.get_all_records_where": "s", "message.create": "snsss",
     "session.login_with_password": None, "session.logout": "", "session.get_this_host": "s",
 }
 
@@ -64,6 +64,8 @@ class Xapi:
         self.vms, self.vbds = {}, {}
         self.srs, self.vdis, self.messages, self.pbds, self.secrets = {}, {}, [], {}, {}
         self.capabilities, self.driver_filenames = [], {}
+        # SR type -> name of a feature -> its version, as text.
+        self.features = {}
         # (host, name) -> what is called with the function and its arguments.
         self.plugins = {}
         self.journal, self.misuses = [], []
@@ -155,6 +157,10 @@ class Xapi:
         sm_type = re.fullmatch(r'field "type" = "(\w+)"', expression)[1]
         return {"OpaqueRef:sm": {"capabilities": self.capabilities, "type": sm_type,
                                  "driver_filename": self.driver_filenames.get(sm_type, "")}}
+
+    def SM_get_all_records(self):
+        return {"OpaqueRef:sm-" + sm_type: {"type": sm_type, "features": features}
+                for sm_type, features in self.features.items()}
 
     def pool_get_all(self):
         return ["OpaqueRef:pool"]

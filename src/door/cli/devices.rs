@@ -190,7 +190,10 @@ fn on_devices() -> impl Iterator<Item = &'static Driver> {
 }
 
 /// Whether the SR of a claim is there. An SR that cannot be seen while its device is here counts as there.
-fn exists(sr: SrUuid, claim: &Claim) -> Result<bool> {
+///
+/// # Errors
+/// Those of [`Session::open`].
+pub fn exists(sr: SrUuid, claim: &Claim) -> Result<bool> {
     let config = DeviceConfig::from([("device", claim.dev.as_str())]);
     for driver in on_devices() {
         if !claim.class.is_empty() && claim.class != driver.sr_type {

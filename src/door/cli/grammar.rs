@@ -58,6 +58,10 @@ pub enum Group {
     /// Write the settings of the kernel that /etc/sm/tuning.conf names for this host and for the SRs that it brings up. What is as
     /// it shall be stays untouched.
     Tune(TuneArgs),
+    /// Say what is wrong with the storage of this host, and of its pool where there is xapi: SRs that do not answer, programs that are
+    /// missing, rights, what dead processes and hosts left, drivers and features that differ between hosts. Nothing is changed. The
+    /// status is 5 if something is wrong or could not be looked at.
+    Doctor,
 }
 
 #[derive(Subcommand)]

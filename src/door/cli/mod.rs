@@ -1,4 +1,4 @@
-//! The commands of `sm` that are not about one SR: `devices`, `backends`, `backup`, `layout`, `plan`, `tune`.
+//! The commands of `sm` that are not about one SR: `devices`, `backends`, `backup`, `layout`, `plan`, `tune`, `doctor`.
 //!
 //! | file | what |
 //! |---|---|
@@ -23,17 +23,17 @@ pub mod target;
 use std::ffi::OsString;
 
 use self::grammar::{Group, SmLine};
-use super::Answer;
 use super::v1::answer::{failed, not_parsed};
 use super::v1::grammar::OutputFormat;
 use super::v1::log;
 use super::v1::person::{asked_format, chosen_format};
+use super::{Answer, doctor};
 use crate::error::Result;
 use crate::sys::run_dir;
 use crate::types::printable;
 
 /// The commands of this module.
-pub const GROUPS: [&str; 8] = ["devices", "backends", "backup", "target", "layout", "plan", "apply", "tune"];
+pub const GROUPS: [&str; 9] = ["devices", "backends", "backup", "target", "layout", "plan", "apply", "tune", "doctor"];
 
 /// Whether the command of a line is one of these.
 pub fn is_meant(command: &str) -> bool {
@@ -77,6 +77,7 @@ fn carry_out(group: &Group) -> Result<shown::Reply> {
         Group::Plan(args) => layouts::plan(args),
         Group::Apply(args) => apply::apply(args),
         Group::Tune(args) => apply::tune(args),
+        Group::Doctor => Ok(shown::Reply::Doctor(doctor::examine())),
     };
     if let Some(change) = change {
         log::write(&format!("sm: uid {}: {change}", run_dir::user()), result.as_ref().map(|_| ()));

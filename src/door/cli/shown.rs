@@ -8,6 +8,7 @@ use super::backup;
 use super::layouts_shown::{About, LayoutOf, PlanOf, table_of_layout, table_of_plan};
 use super::target;
 use crate::apply::tune::{End, Tuned};
+use crate::door::doctor::{Trouble, Weight};
 use crate::door::size::human;
 use crate::door::table;
 use crate::door::v1::grammar::OutputFormat;
@@ -67,6 +68,8 @@ pub enum Reply {
         tuned: Vec<Tuned>,
         dry_run: bool,
     },
+    /// What is wrong with this host.
+    Doctor(Vec<Trouble>),
 }
 
 impl Reply {
@@ -74,6 +77,8 @@ impl Reply {
     pub fn status(&self) -> u8 {
         match self {
             Reply::Plan { planned, detailed: true } if !planned.plan.is_empty() => 2,
+            // As sr_check answers.
+            Reply::Doctor(found) if found.iter().any(|it| it.weight != Weight::Note) => 5,
             _ => 0,
         }
     }
@@ -201,6 +206,22 @@ impl<'a> From<&'a Tuned> for TunedOf<'a> {
     }
 }
 
+#[derive(Serialize)]
+struct TroubleOf<'a> {
+    weight: &'a str,
+    area: &'a str,
+    object: &'a str,
+    what: &'a str,
+    remedy: Option<&'a str>,
+}
+
+impl<'a> From<&'a Trouble> for TroubleOf<'a> {
+    fn from(it: &'a Trouble) -> TroubleOf<'a> {
+        let remedy = Some(it.remedy.as_str()).filter(|text| !text.is_empty());
+        TroubleOf { weight: it.weight.word(), area: it.area.word(), object: &it.object, what: &it.what, remedy }
+    }
+}
+
 /// A document; the same for JSON and s-expressions.
 #[derive(Serialize)]
 #[serde(untagged)]
@@ -217,6 +238,7 @@ enum Body<'a> {
     Layout(LayoutOf<'a>),
     Target(target::shown::Body<'a>),
     Tuned { tuned: Vec<TunedOf<'a>>, dry_run: bool },
+    Doctor { findings: Vec<TroubleOf<'a>>, wrong: usize },
 }
 
 impl<'a> Body<'a> {
@@ -249,6 +271,10 @@ impl<'a> Body<'a> {
             Reply::Layouts(names) => Body::Layouts { layouts: names },
             Reply::Text(text) => Body::Text { text },
             Reply::Layout(about) => Body::Layout(about.as_ref().into()),
+            Reply::Doctor(found) => Body::Doctor {
+                findings: found.iter().map(TroubleOf::from).collect(),
+                wrong: found.iter().filter(|it| it.weight == Weight::Wrong).count(),
+            },
             Reply::Tuned { tuned, dry_run } => {
                 Body::Tuned { tuned: tuned.iter().map(TunedOf::from).collect(), dry_run: *dry_run }
             }
@@ -343,9 +369,19 @@ fn table_of(reply: &Reply) -> String {
             }));
             table::aligned(&lines, &[])
         }
+        Reply::Doctor(found) if found.is_empty() => "nothing is wrong\n".to_owned(),
+        // A sentence each: a table of such texts is wider than any terminal.
+        Reply::Doctor(found) => found.iter().map(told).collect(),
         Reply::Changes { lines, .. } if lines.is_empty() => "nothing to change\n".to_owned(),
         Reply::Changes { lines, .. } => lines.iter().map(|line| format!("{}\n", printable(line))).collect(),
     }
+}
+
+fn told(it: &Trouble) -> String {
+    let text = format!("{} ({}): {}: {}", it.weight.word(), it.area.word(), it.object, it.what);
+    let remedy = Some(&it.remedy).filter(|remedy| !remedy.is_empty());
+    let remedy = remedy.map(|remedy| format!("    -> {}\n", printable(remedy))).unwrap_or_default();
+    format!("{}\n{remedy}", printable(&text))
 }
 
 fn cell(row: &Row, column: &str) -> String {

@@ -28,6 +28,9 @@ pub const TRACKS: &str = "tracks";
 /// Function of the plug-in: whether this package serves the SR on this host.
 pub const SERVES: &str = "serves";
 
+/// Function of the plug-in: the types that this package serves on this host, with what its drivers announce.
+pub const ANNOUNCES: &str = "announces";
+
 /// How long the server of a disk may take to let go of its images, or to open them again.
 const PATIENCE: Duration = Duration::from_secs(60);
 

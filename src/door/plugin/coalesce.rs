@@ -39,7 +39,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 const WAIT: Duration = Duration::from_secs(600);
 
 /// Carries one call out; returns not at all if it ends in the Python plug-in.
-pub(super) fn answer(args: &[OsString]) -> Result<&'static str, Failure> {
+pub(super) fn answer(args: &[OsString]) -> Result<String, Failure> {
     let called = Called::read(NAME, args)?;
     if called.function != FUNCTION {
         return Err(hand_over(NAME, args, &called.function));
@@ -60,7 +60,7 @@ pub(super) fn answer(args: &[OsString]) -> Result<&'static str, Failure> {
             failed(FUNCTION, why)
         })?;
     }
-    if others { Err(hand_over(NAME, args, FUNCTION)) } else { Ok(DONE) }
+    if others { Err(hand_over(NAME, args, FUNCTION)) } else { Ok(DONE.to_owned()) }
 }
 
 /// The SRs of a VM's disks that are ours, and whether there are others.

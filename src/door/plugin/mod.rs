@@ -22,7 +22,7 @@ use crate::error::one_line;
 use crate::sys::tool;
 
 /// A plug-in: its name, and what answers a call.
-type Plugin = (&'static str, fn(&[OsString]) -> Result<&'static str, Failure>);
+type Plugin = (&'static str, fn(&[OsString]) -> Result<String, Failure>);
 
 const PLUGINS: [Plugin; 2] = [(pause::NAME, pause::answer), (coalesce::NAME, coalesce::answer)];
 
@@ -41,7 +41,7 @@ pub fn serve(args: &[OsString]) -> Option<Answer> {
     Some(guarded(name, || said(document(answer(args))), of_panic))
 }
 
-fn document(done: Result<&'static str, Failure>) -> String {
+fn document(done: Result<String, Failure>) -> String {
     match done {
         Ok(word) => envelope([("Status", Value::text("Success")), ("Value", Value::text(word))]),
         Err(words) => failure(&words.iter().map(String::as_str).collect::<Vec<_>>()),

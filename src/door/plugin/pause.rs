@@ -8,6 +8,7 @@
 //! | `refresh` | both |
 //! | `tracks` | nothing: whether this host has the VDI attached and logs all that is written to it |
 //! | `serves` | nothing: whether the SR is served by this package here. The Python plug-in knows no such function, so a host that has not this one is never taken for one that has |
+//! | `announces` | nothing: for each SR type that this package serves here, a line with its release and what it announces. No arguments |
 //!
 //! arguments: `sr_uuid`, `vdi_uuid`, `vdi_location` (where it is not the UUID), `failfast` (`True`: waits for nobody).
 //!
@@ -18,10 +19,11 @@ use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
 use super::{Called, Failure, failed, hand_over, not_understood};
+use crate::door::doctor;
 use crate::door::host::device::activation;
 use crate::door::host::ours;
 pub use crate::door::host::pause::NAME;
-use crate::door::host::pause::{PAUSE, REFRESH, SERVES, TRACKS, UNPAUSE, hold, release, tracks};
+use crate::door::host::pause::{ANNOUNCES, PAUSE, REFRESH, SERVES, TRACKS, UNPAUSE, hold, release, tracks};
 use crate::door::xapi::Xapi;
 use crate::door::xmlrpc::Value;
 use crate::error::one_line;
@@ -47,18 +49,22 @@ struct Request {
 }
 
 /// Carries one call out; returns not at all if it is for the Python plug-in.
-pub(super) fn answer(args: &[OsString]) -> Result<&'static str, Failure> {
-    let mut request = read(args)?;
+pub(super) fn answer(args: &[OsString]) -> Result<String, Failure> {
+    let called = Called::read(NAME, args)?;
+    if called.function == ANNOUNCES {
+        return Ok(doctor::pool::announced());
+    }
+    let mut request = read(called)?;
     let Some(driver) = our_driver(&mut request)? else {
         return Err(hand_over(NAME, args, &request.function));
     };
     let shown = format!("{NAME} {} of VDI {} on SR {}", request.function, request.vdi, request.sr);
     syslog::write(&shown);
-    run(driver, &mut request).inspect_err(|words| syslog::write(&format!("{shown} failed: {}", words.join(", "))))
+    let done = run(driver, &mut request).map(str::to_owned);
+    done.inspect_err(|words| syslog::write(&format!("{shown} failed: {}", words.join(", "))))
 }
 
-fn read(args: &[OsString]) -> Result<Request, Failure> {
-    let called = Called::read(NAME, args)?;
+fn read(called: Called) -> Result<Request, Failure> {
     let bad = |why: &str| not_understood(NAME, why);
     let uuid = |name: &str| called.text(name).ok_or_else(|| bad(&format!("{name} is missing")));
     let parse = |text: &str| text.parse::<VdiUuid>().map_err(|e| bad(&one_line(&e.into())));

@@ -45,6 +45,9 @@ use crate::sys::syslog;
 /// every SM with exactly 1.0 as Python source; an ELF file ends its run, and it checks no SR after that.
 const API_VERSION: &str = "1.1";
 
+/// The vendor that every driver of this package names.
+pub const VENDOR: &str = "XCP storage managers";
+
 /// Whether these are the words of an agent that speaks XML-RPC. No word of the SR API begins like this.
 pub fn is_meant(args: &[OsString]) -> bool {
     args.get(1).is_some_and(|first| first.as_encoded_bytes().trim_ascii_start().starts_with(b"<"))
@@ -112,18 +115,23 @@ fn without(text: &str, secret: &str) -> String {
     masked + rest
 }
 
+/// The capabilities that a driver announces on this host: those that its data path can keep.
+pub fn announced(driver: &Driver) -> impl Iterator<Item = &'static str> + use<> {
+    driver.about.capabilities.iter().copied().filter(|capability| !device::missing(capability))
+}
+
 /// The description of a driver and of what the driver can do. At each start xapi asks every driver for the description,
 /// so nothing is touched for it.
 fn driver_info(driver: &Driver) -> Value {
     let texts = |texts: &[&str]| Value::Array(texts.iter().map(|text| Value::text(*text)).collect());
-    let kept: Vec<&str> = driver.about.capabilities.iter().copied().filter(|c| !device::missing(c)).collect();
+    let kept: Vec<&str> = announced(driver).collect();
     let keys = driver.about.configuration.iter();
     let configuration = keys.map(|(key, means)| Value::map([("key", *key), ("description", *means)])).collect();
     let formats: Vec<String> = driver.formats.iter().map(|format| format.to_string()).collect();
     let members = [
         ("name", Value::text(driver.about.name)),
         ("description", Value::text(driver.description)),
-        ("vendor", Value::text("XCP storage managers")),
+        ("vendor", Value::text(VENDOR)),
         ("copyright", Value::text("the authors of xcp-storage-managers")),
         ("driver_version", Value::text(env!("CARGO_PKG_VERSION"))),
         ("required_api_version", Value::text(API_VERSION)),

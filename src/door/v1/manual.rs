@@ -192,6 +192,13 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ),
     ("tune", &[("See what /etc/sm/tuning.conf would change, then change it:", "sm tune -n; sm tune")]),
     (
+        "doctor",
+        &[
+            ("What is wrong with this host:", "sm doctor"),
+            ("The same for a program, which looks at the status, too:", "sm doctor --format json"),
+        ],
+    ),
+    (
         "plan",
         &[
             ("What would a model change:", "sm plan -m /etc/sm/layouts/rack1.model"),

@@ -45,6 +45,7 @@ const ACTIONS: &[(&[&str], &[&str])] = &[
         &["collect", "gc", "coalesce", "prune", "clean", "cleanup", "compact", "trim", "merge"],
         &["sr_collect", "consolidate"],
     ),
+    (&["diagnose", "health", "troubleshoot", "status"], &["doctor"]),
     (&["export", "dump", "download", "save", "run"], &["vdi_export", "export"]),
     (&["import", "upload", "load"], &["vdi_import", "import"]),
     (&["tree", "chain", "chains", "parents", "snapshots"], &["vdi_tree"]),

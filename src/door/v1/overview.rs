@@ -23,7 +23,7 @@ pub const GROUPS: &[(&str, &[&str])] = &[
         ],
     ),
     ("Space and health", &["sr_space", "sr_check", "sr_collect", "vdi_tree", "sr_metrics"]),
-    ("The host", &["devices", "backends", "backup", "target", "layout", "plan", "apply", "tune"]),
+    ("The host", &["devices", "backends", "backup", "target", "layout", "plan", "apply", "tune", "doctor"]),
     (
         "Mostly for programs",
         &["sr_get_params", "vdi_get_params", "sr_probe", "sr_content_type", "vdi_lock", "vdi_unlock"],

@@ -13,7 +13,7 @@ use super::report::parsed;
 use super::{DEADLINE, dm_name};
 use crate::error::{Error, Result, ended};
 use crate::sys::lock::{self, Kind};
-use crate::sys::tool::Tool;
+use crate::sys::tool::{self, Tool};
 
 /// Bytes of a sector, in which the program counts chunks.
 const SECTOR: u64 = 512;
@@ -21,9 +21,7 @@ const PROGRAM: &str = "thin_delta";
 
 /// Whether this host has what tells the differences.
 pub fn can_tell() -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/sbin", "/sbin"].map(Into::into);
-    std::env::split_paths(&path).chain(usual).any(|dir| dir.join(PROGRAM).is_file())
+    tool::is_there(PROGRAM)
 }
 
 /// The stretches in which two volumes of an active thin pool differ, from a byte to before another, in order. Neither volume may be
