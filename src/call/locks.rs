@@ -89,7 +89,7 @@ pub fn forget_vdis(vdis: &[VdiUuid]) {
 
 /// Removes the lock files of an SR that is gone. The caller has it exclusively.
 pub fn forget_sr(sr: SrUuid) {
-    [stop::ACTIVE, stop::RUNNING, "sr"].iter().for_each(|name| lock::forget(&sr.to_string(), name));
+    [stop::ACTIVE, stop::RUNNING, "names", "sr"].iter().for_each(|name| lock::forget(&sr.to_string(), name));
 }
 
 #[cfg(test)]

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use super::Session;
 use super::locks::{Locks, forget_sr, forget_vdis};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::registry::reserve;
 use crate::sr::loss;
-use crate::types::{Done, Finding, NewSr, Overwrite, Space, SpaceUse, SrInfo, VdiName, VdiUuid};
+use crate::sys::lock::{self, Kind};
+use crate::types::{Done, Finding, Names, NewSr, Overwrite, Space, SpaceUse, SrInfo, VdiName, VdiUuid};
 use crate::vdi::tree::collect::CollectPlan;
 use crate::vdi::tree::run::Collecting;
 use crate::vdi::tree::stop;
@@ -165,6 +166,30 @@ impl Session {
                 }
             }
             Ok(found)
+        })
+    }
+
+    /// The names that an agent's user gave the SR itself.
+    ///
+    /// # Errors
+    /// Those of [`Session::sr_get_params`]; [`Damaged`](crate::Error::Damaged) if what is stored cannot be read.
+    pub fn sr_get_names(&self, context: &Context) -> Result<Names> {
+        self.carry_out(Locks::none(), context, |storage, _| storage.names_of_sr())
+    }
+
+    /// Changes the names of the SR itself. Idempotent, and durable also where there is nothing to do.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::Error::Unsupported) by drivers that store none; [`Busy`](crate::Error::Busy).
+    pub fn sr_set_names(&self, change: impl FnOnce(Names) -> Names + Send + 'static, context: &Context) -> Result<()> {
+        /// Two calls of this host that change a name each must not undo each other's change.
+        const NAMES: &str = "names";
+        let sr = self.sr;
+        self.carry_out(Locks::of_vdis(&[]), context, move |storage, context| {
+            let busy = |who: &str| Error::Busy { sr, holder: who.to_owned(), what: "its names".to_owned() };
+            let alone = lock::take(&sr.to_string(), NAMES, Kind::Exclusive, context.deadline);
+            let _alone = alone.map_err(|refused| refused.or_timed_out(busy))?;
+            storage.name_sr(&change(storage.names_of_sr()?))
         })
     }
 

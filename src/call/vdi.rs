@@ -231,8 +231,12 @@ impl Session {
     /// Idempotent.
     ///
     /// # Errors
-    /// Those of [`Vdi::set`].
+    /// Those of [`Vdi::set`]; [`Error::Unsupported`] for keys of an agent on an SR that stores none.
     pub fn vdi_set(&self, vdi: VdiUuid, change: ParamsChange, context: &Context) -> Result<Done> {
+        if !change.keys.is_empty() && !self.driver.about.keeps_keys {
+            let why = format!("an SR of type {} stores no keys with its disks", self.driver.sr_type);
+            return Err(Error::Unsupported { op: "vdi_set of keys", why });
+        }
         self.with_vdi(vdi, context, move |disk, _| disk.set(&change))
     }
 

@@ -7,6 +7,7 @@ pub mod plugin;
 pub mod sexp;
 pub mod size;
 pub mod smapiv1;
+pub mod smapiv3;
 pub mod stream;
 pub mod table;
 pub mod v1;
@@ -67,7 +68,7 @@ pub fn sm_main() -> ExitCode {
     }
     outlive_limits();
     let args: Vec<OsString> = std::env::args_os().collect();
-    if let Some(answer) = plugin::serve(&args) {
+    if let Some(answer) = smapiv3::serve(&args).or_else(|| plugin::serve(&args)) {
         return speak(answer);
     }
     let called = args.first().map(std::path::Path::new).and_then(|path| path.file_name());

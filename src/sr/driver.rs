@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
 use crate::sys::watch::Pulse;
 use crate::types::{
-    DeviceConfig, Done, Finding, Format, NewSr, NewVdi, Outcome, Overwrite, SlotMark, SmConfig, Space, SpaceUse,
+    DeviceConfig, Done, Finding, Format, Names, NewSr, NewVdi, Outcome, Overwrite, SlotMark, SmConfig, Space, SpaceUse,
     SrInfo, SrUuid, State, VdiInfo, VdiName, VdiUuid,
 };
 use crate::vdi::Vdi;
@@ -81,6 +81,8 @@ pub struct About {
     pub vdi_at: fn(SrUuid, &str) -> Result<VdiUuid>,
     /// Whether the SR stores the label and the description of a VDI with it.
     pub keeps_names: bool,
+    /// Whether the SR stores keys of an agent with a VDI, see [`Params::keys`](crate::types::Params::keys).
+    pub keeps_keys: bool,
     /// Makes the `sm_config` of a VDI.
     pub sm_config: fn(&VdiInfo) -> SmConfig,
     /// The kind of storage that the SRs live on. Agents have error codes of their own for some substrates.
@@ -346,6 +348,22 @@ pub trait Sr: Send + Sync {
     /// The `sm_config` of the SR itself.
     fn sr_sm_config(&self) -> SmConfig {
         SmConfig::new()
+    }
+
+    /// The names that an agent's user gave the SR itself. A driver that stores none has none.
+    ///
+    /// # Errors
+    /// Those of [`Sr::stat`]; [`Error::Damaged`] if what is stored cannot be read.
+    fn names_of_sr(&self) -> Result<Names> {
+        Ok(Names::default())
+    }
+
+    /// Stores the names of the SR itself, durably. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] by a driver that stores none; those of [`Sr::stat`].
+    fn name_sr(&self, _names: &Names) -> Result<()> {
+        Err(Error::Unsupported { op: "naming an SR", why: "an SR of this type stores no names of its own".to_owned() })
     }
 
     /// The logs of changed blocks of its disks. `None`: the driver keeps none, and tracks nothing.

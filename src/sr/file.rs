@@ -11,6 +11,7 @@
 //! | `<vdi>.params` | label, description, shareable, read-only; only when one is set |
 //! | `<vdi>.lock/` | the persistent lock, a [`register`](crate::sys::register); only once it was locked |
 //! | `.tmp-<uuid>` | a file in the making, see [`durable`](crate::sys::durable) |
+//! | `.sm-names` | the names that an agent's user gave the SR; only once there are any |
 //! | `.sm-tree` | which tree is being changed; only while it is |
 //! | `.sm-tree-lock` | empty; locked by the host that changes a tree. Only where several hosts have the SR |
 //! | `.sm-in-use` | empty; servers lock a byte for each image they have open. Only where several hosts have the SR |
@@ -89,8 +90,8 @@ use crate::sr::config::{self, PREFERRED_FORMATS};
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_server, vdi_by_uuid};
 use crate::sys::copy::Progress;
 use crate::types::{
-    DeviceConfig, Done, Finding, Format, NewSr, NewVdi, Overwrite, SmConfig, Space, SpaceUse, SrInfo, VdiInfo, VdiName,
-    VdiUuid,
+    DeviceConfig, Done, Finding, Format, Names, NewSr, NewVdi, Overwrite, SmConfig, Space, SpaceUse, SrInfo, VdiInfo,
+    VdiName, VdiUuid,
 };
 use crate::vdi::cbt::ChangeLogs;
 use crate::vdi::transfer::Incoming;
@@ -116,6 +117,7 @@ pub const DRIVER: Driver = Driver {
         configuration: &[("location", "absolute path of a local directory (required)"), PREFERRED_FORMATS],
         vdi_at: vdi_by_uuid,
         keeps_names: true,
+        keeps_keys: true,
         sm_config,
         substrate: Substrate::Directory,
         images,
@@ -260,6 +262,14 @@ impl Sr for FileSr {
 
     fn is_shared(&self) -> bool {
         self.shared
+    }
+
+    fn names_of_sr(&self) -> Result<Names> {
+        self.own_names()
+    }
+
+    fn name_sr(&self, names: &Names) -> Result<()> {
+        self.set_own_names(names)
     }
 
     fn change_logs(&self) -> Result<Option<Box<dyn ChangeLogs + '_>>> {

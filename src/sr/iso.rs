@@ -91,6 +91,7 @@ pub const DRIVER: Driver = Driver {
         ],
         vdi_at: |sr, location| Ok(uuid_of(sr, location)),
         keeps_names: false,
+        keeps_keys: false,
         sm_config: |_| SmConfig::new(),
         substrate: Substrate::CdLibrary,
         images: no_images,

@@ -110,6 +110,7 @@ pub const DRIVER: Driver = Driver {
         ],
         vdi_at: vdi_by_uuid,
         keeps_names: true,
+        keeps_keys: false,
         sm_config,
         substrate: Substrate::BlockDevices,
         images: no_images,

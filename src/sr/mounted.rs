@@ -12,7 +12,9 @@ use crate::sr::file::FileSr;
 use crate::sr::mountpoint::Mountpoint;
 use crate::sys::copy::Progress;
 use crate::sys::watch::Pulse;
-use crate::types::{Done, Finding, NewSr, NewVdi, Overwrite, Space, SpaceUse, SrInfo, VdiInfo, VdiName, VdiUuid};
+use crate::types::{
+    Done, Finding, Names, NewSr, NewVdi, Overwrite, Space, SpaceUse, SrInfo, VdiInfo, VdiName, VdiUuid,
+};
 use crate::vdi::Vdi;
 use crate::vdi::cbt::ChangeLogs;
 use crate::vdi::transfer::Incoming;
@@ -145,6 +147,14 @@ impl<T: Mounted> Sr for T {
 
     fn change_logs(&self) -> Result<Option<Box<dyn ChangeLogs + '_>>> {
         self.files()?.change_logs().map_err(|e| self.explain(e))
+    }
+
+    fn names_of_sr(&self) -> Result<Names> {
+        self.files()?.names_of_sr().map_err(|e| self.explain(e))
+    }
+
+    fn name_sr(&self, names: &Names) -> Result<()> {
+        self.files()?.name_sr(names).map_err(|e| self.explain(e))
     }
 
     fn shorten(&self, vdi: VdiUuid, context: &Context) -> Result<Done> {

@@ -1,5 +1,6 @@
 //! The facts about an SR and about a VDI, read from their substrate now.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{Format, SlotMark, SrUuid, State, VdiUuid};
@@ -117,6 +118,8 @@ pub struct VdiInfo {
     pub created: Option<u64>,
     /// Whether it is logged which blocks are written; of a snapshot, whether its log is there.
     pub cbt_enabled: bool,
+    /// As [`Params::keys`](super::Params::keys).
+    pub keys: BTreeMap<String, String>,
 }
 
 /// A log of changed blocks that is there without its disk: the data of a snapshot was destroyed, and what changed up to it
@@ -156,6 +159,7 @@ impl VdiInfo {
             snapshot_of: None,
             created: None,
             cbt_enabled: false,
+            keys: BTreeMap::new(),
         }
     }
 }

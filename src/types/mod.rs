@@ -24,7 +24,7 @@ pub use self::ids::{LayoutUuid, SrUuid, VdiUuid};
 pub use self::info::{LogAlone, PoolUse, Space, SrInfo, VdiInfo, VdiName};
 pub use self::lost::LostRange;
 pub use self::nearest::nearest;
-pub use self::params::{Params, ParamsChange, seconds_now};
+pub use self::params::{Names, Params, ParamsChange, seconds_now};
 pub use self::shown::{Size, acts_on_terminal, printable, secret_part, shell, shown};
 pub use self::slot::{Class, SlotMark};
 pub use self::space_use::{Gain, ImageUse, SpaceUse};

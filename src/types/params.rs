@@ -1,5 +1,6 @@
 //! The values that are stored of a VDI besides its data.
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,9 @@ pub struct Params {
     /// When the VDI was made, in seconds since 1970-01-01 UTC. `None`: that is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<u64>,
+    /// What an agent wants to find again with the VDI, under names of its own. It means nothing to this package.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub keys: BTreeMap<String, String>,
 }
 
 impl Params {
@@ -31,11 +35,23 @@ impl Params {
     pub const LONGEST_LABEL: usize = 4096;
     /// Bytes of the longest description that is stored with a disk.
     pub const LONGEST_DESCRIPTION: usize = 65536;
+    /// Bytes of all keys of an agent and their values together. The record has to stay below 1 MiB, also with each byte escaped.
+    pub const LONGEST_KEYS: usize = 128 << 10;
 
     /// Whether there is more to tell than the time.
     pub fn say_more_than_the_time(&self) -> bool {
         Params { created: None, ..self.clone() } != Params::default()
     }
+}
+
+/// The names that an agent's user gave an SR.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Names {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub description: String,
 }
 
 /// The changes to be made to a VDI's [`Params`]. `None` leaves a value as it is.
@@ -45,13 +61,21 @@ pub struct ParamsChange {
     pub description: Option<String>,
     pub shareable: Option<bool>,
     pub read_only: Option<bool>,
+    /// Keys of an agent: a value to set, `None` to remove the key.
+    pub keys: BTreeMap<String, Option<String>>,
 }
 
 impl ParamsChange {
     /// The params after the change. A snapshot that may be written to is a snapshot no more.
     pub fn of(&self, params: Params) -> Params {
-        let Params { label, description, shareable, read_only, snapshot_of, created } = params;
+        let Params { label, description, shareable, read_only, snapshot_of, created, mut keys } = params;
         let read_only = self.read_only.unwrap_or(read_only);
+        for (key, value) in &self.keys {
+            match value {
+                Some(value) => drop(keys.insert(key.clone(), value.clone())),
+                None => drop(keys.remove(key)),
+            }
+        }
         Params {
             label: self.label.clone().unwrap_or(label),
             description: self.description.clone().unwrap_or(description),
@@ -59,6 +83,7 @@ impl ParamsChange {
             snapshot_of: snapshot_of.filter(|_| read_only),
             read_only,
             created,
+            keys,
         }
     }
 }
@@ -86,6 +111,7 @@ mod tests {
             read_only: true,
             snapshot_of: Some(disk),
             created: Some(7),
+            keys: BTreeMap::from([("a".to_owned(), "1".to_owned())]),
         };
         assert_eq!(ParamsChange::default().of(params.clone()), params);
         let label = ParamsChange { label: Some(String::new()), ..ParamsChange::default() };
@@ -95,6 +121,20 @@ mod tests {
         assert_eq!(changed, Params { read_only: false, snapshot_of: None, ..params });
         let again = ParamsChange { read_only: Some(true), ..ParamsChange::default() }.of(changed);
         assert_eq!(again.snapshot_of, None);
+    }
+
+    #[test]
+    fn keys_are_set_and_removed_one_by_one() {
+        let change = |key: &str, value: Option<&str>| ParamsChange {
+            keys: BTreeMap::from([(key.to_owned(), value.map(str::to_owned))]),
+            ..ParamsChange::default()
+        };
+        let both = change("b", Some("2")).of(change("a", Some("1")).of(Params::default()));
+        assert_eq!(both.keys.len(), 2);
+        assert_eq!(change("c", None).of(both.clone()), both);
+        let one = change("a", None).of(both);
+        assert_eq!(one.keys, BTreeMap::from([("b".to_owned(), "2".to_owned())]));
+        assert!(one.say_more_than_the_time());
     }
 
     #[test]

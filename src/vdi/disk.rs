@@ -1,5 +1,6 @@
 //! The contract of a disk, and what is refused to a disk in use.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::context::Context;
@@ -245,18 +246,18 @@ pub fn refuse_change_in_use(
     Ok(())
 }
 
-/// The params of a writable copy of a disk that has `params`.
+/// The params of a writable copy of a disk that has `params`. An agent's keys are about the disk itself, so no copy has them.
 pub fn of_clone(params: Params, changes: &ParamsChange) -> Params {
-    let copy = Params { read_only: false, shareable: false, snapshot_of: None, created: seconds_now(), ..params };
-    changes.of(copy)
+    let (created, keys) = (seconds_now(), BTreeMap::new());
+    changes.of(Params { read_only: false, shareable: false, snapshot_of: None, created, keys, ..params })
 }
 
 /// The params of a read-only copy of the disk `vdi`, which has `params`. A snapshot of a snapshot is one of the disk that the
 /// first was made of: it holds what that disk held.
 pub fn of_snapshot(vdi: VdiUuid, params: Params, changes: &ParamsChange) -> Params {
     let snapshot_of = Some(params.snapshot_of.unwrap_or(vdi));
-    let copy = Params { read_only: true, shareable: false, snapshot_of, created: seconds_now(), ..params };
-    changes.of(copy)
+    let (created, keys) = (seconds_now(), BTreeMap::new());
+    changes.of(Params { read_only: true, shareable: false, snapshot_of, created, keys, ..params })
 }
 
 /// The source of the knowledge that a VDI is a snapshot of a disk.
@@ -374,5 +375,6 @@ pub fn describe(place: &dyn Place, node: &Node, allocated: u64, params: Params) 
         snapshot_of: params.snapshot_of,
         created: params.created,
         cbt_enabled: false,
+        keys: params.keys,
     }
 }

@@ -13,7 +13,7 @@ pub fn attached(sr: SrUuid, vdi: &str, always: bool) -> Value {
         // The loop device and the logical volume are opened for direct I/O: no page cache in between.
         ("o_direct", Value::Boolean(true)),
         ("o_direct_reason", Value::text("SR_NOT_SUPPORTED")),
-        ("xenstore_data", xenstore_data(vdi)),
+        ("xenstore_data", Value::map(pages(vdi))),
     ];
     // Where a tapdisk has no block device, ours would be no back end for a guest.
     if blktap != Blktap::Socket {
@@ -29,7 +29,7 @@ pub fn attached(sr: SrUuid, vdi: &str, always: bool) -> Value {
 }
 
 /// The SCSI pages by which a guest tells its disks apart.
-fn xenstore_data(vdi: &str) -> Value {
+pub fn pages(vdi: &str) -> [(&'static str, String); 3] {
     let mut serial = vec![0, 0x80, 0, 0x12];
     serial.extend(vdi.bytes().chain(std::iter::repeat(b' ')).take(16));
     serial.extend(b"  ");
@@ -37,11 +37,7 @@ fn xenstore_data(vdi: &str) -> Value {
     identity.extend(b"XENSRC  ");
     identity.extend(vdi.bytes().chain(std::iter::repeat(b' ')).take(36));
     identity.push(b' ');
-    Value::map([
-        ("vdi-uuid", vdi.to_owned()),
-        ("scsi/0x12/0x80", base64(&serial)),
-        ("scsi/0x12/0x83", base64(&identity)),
-    ])
+    [("vdi-uuid", vdi.to_owned()), ("scsi/0x12/0x80", base64(&serial)), ("scsi/0x12/0x83", base64(&identity))]
 }
 
 fn base64(bytes: &[u8]) -> String {
@@ -63,7 +59,7 @@ mod tests {
 
     #[test]
     fn the_scsi_pages_are_those_of_the_specification() {
-        let Value::Struct(data) = xenstore_data("0f8d7a52-61c3-4b0e-9a77-5e2c1d3b4a96") else { panic!() };
+        let Value::Struct(data) = Value::map(pages("0f8d7a52-61c3-4b0e-9a77-5e2c1d3b4a96")) else { panic!() };
         assert_eq!(data["scsi/0x12/0x80"].as_str(), Some("AIAAEjBmOGQ3YTUyLTYxYzMtNGIgIA=="));
         let page = "AIMAMQIBAC1YRU5TUkMgIDBmOGQ3YTUyLTYxYzMtNGIwZS05YTc3LTVlMmMxZDNiNGE5NiA=";
         assert_eq!(data["scsi/0x12/0x83"].as_str(), Some(page));

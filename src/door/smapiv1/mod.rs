@@ -102,7 +102,7 @@ fn refuse(driver: &Driver, what: &str, failure: &Failure, command: Option<Comman
 }
 
 /// Masks a secret where it is a word of its own: of a short one, every other word would be full.
-fn without(text: &str, secret: &str) -> String {
+pub(super) fn without(text: &str, secret: &str) -> String {
     let is_end = |c: Option<char>| !c.is_some_and(char::is_alphanumeric);
     let (mut masked, mut rest) = (String::with_capacity(text.len()), text);
     while let Some(at) = rest.find(secret) {

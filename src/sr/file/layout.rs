@@ -24,6 +24,8 @@ pub(super) const CHANGE: &str = ".sm-tree";
 pub(super) const TREE_LOCK: &str = ".sm-tree-lock";
 /// Locked by the host that collects.
 pub(super) const COLLECT_LOCK: &str = ".sm-collect-lock";
+/// The names that an agent's user gave the SR; only once there are any.
+pub(super) const NAMES: &str = ".sm-names";
 /// Names that the collector of the Python storage managers begins its journals with.
 pub(super) const JOURNALS: [&str; 3] = ["coalesce_", "relink_", "leaf_"];
 /// The format of the image that a VDI has, if it has one.

@@ -11,18 +11,18 @@ use nix::sys::stat::SFlag;
 use super::directory::{FileSr, Found};
 use super::labels::Labels;
 use super::layout::{
-    CHANGE, COLLECT_LOCK, DELETING, LOCK, MARKER, PARAMS, Role, TREE_LOCK, beside, classify, image_name, is_orphan,
-    must_be,
+    CHANGE, COLLECT_LOCK, DELETING, LOCK, MARKER, NAMES, PARAMS, Role, TREE_LOCK, beside, classify, image_name,
+    is_orphan, must_be,
 };
 use super::listing::Listing;
-use super::records::read_marker;
+use super::records::{NamesRecord, encode, read_marker, read_names};
 use crate::datapath::USES;
 use crate::error::{Error, Result};
 use crate::image::cbtlog::EXTENSION;
 use crate::sys::durable::{self, Dir};
 use crate::sys::uses::Uses;
 use crate::sys::{register, run_dir};
-use crate::types::{Done, NewSr, VdiUuid};
+use crate::types::{Done, Names, NewSr, VdiUuid};
 use crate::vdi::tree::collect::remove_garbage;
 use crate::vdi::tree::next::Failures;
 use crate::vdi::{self, Attachments, layout};
@@ -262,6 +262,22 @@ impl FileSr {
         Ok(Done::Already)
     }
 
+    /// The names of the SR, see [`crate::sr::Sr::names_of_sr`].
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if what is stored cannot be read.
+    pub(super) fn own_names(&self) -> Result<Names> {
+        read_names(&*self.dir()?)
+    }
+
+    /// Stores the names of the SR, see [`crate::sr::Sr::name_sr`]. One file is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn set_own_names(&self, names: &Names) -> Result<()> {
+        self.dir()?.replace(NAMES, &encode(&NamesRecord::Names(names.clone())))
+    }
+
     fn remove_contents(&self, dir: &Dir, made_directory: bool) -> Result<()> {
         Labels::of(&run_dir::state(), self.sr).remove();
         let listing = Listing::read(dir)?;
@@ -286,7 +302,7 @@ impl FileSr {
             // Refused while somebody here has it open; then the directory stays, and sr_create takes it.
             let _ = dir.remove(name);
         }
-        removed |= dir.remove(CHANGE)?;
+        removed |= dir.remove(CHANGE)? | dir.remove(NAMES)?;
         removed |= dir.remove(TREE_LOCK)? | dir.remove(USES)? | dir.remove(COLLECT_LOCK)?;
         // The marker must not be gone before what it stands for. Of an empty SR there is nothing to wait for.
         if removed || !listing.locks.is_empty() {

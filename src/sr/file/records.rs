@@ -5,11 +5,11 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{CHANGE, DELETING, LOCK, MARKER, PARAMS, beside};
+use super::layout::{CHANGE, DELETING, LOCK, MARKER, NAMES, PARAMS, beside};
 use crate::error::{Error, Result};
 use crate::sys::durable::Dir;
 use crate::sys::register;
-use crate::types::{Params, SlotMark, SrUuid, VdiUuid};
+use crate::types::{Names, Params, SlotMark, SrUuid, VdiUuid};
 use crate::vdi::Holders;
 use crate::vdi::tree::change::Change;
 
@@ -52,6 +52,13 @@ pub(super) enum VdiRecord {
     Vdi(Params),
 }
 
+/// The record of [`NAMES`].
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum NamesRecord {
+    Names(Names),
+}
+
 /// The record in the register of a persistent lock: its holders.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -71,6 +78,16 @@ pub(super) fn read_marker(dir: &Dir) -> Result<Option<Marker>> {
         }
     }
     Ok(None)
+}
+
+/// The names of the SR, or none if none are stored.
+///
+/// # Errors
+/// [`Error::Damaged`] if the record cannot be read; [`Error::Io`].
+pub(super) fn read_names(dir: &Dir) -> Result<Names> {
+    let Some(bytes) = dir.read(NAMES)? else { return Ok(Names::default()) };
+    let NamesRecord::Names(names) = decode(&bytes).ok_or_else(|| damaged_record(dir, NAMES))?;
+    Ok(names)
 }
 
 /// The params that are stored beside the image of a disk, or the defaults if none are stored.

@@ -100,6 +100,7 @@ impl Record {
                 .filter(|_| is_snapshot)
                 .and_then(|uuid| uuid.parse().ok()),
             created: Some(value(elements, "snapshot_time")).filter(|_| is_snapshot).and_then(|time| seconds(&time)),
+            ..Params::default()
         };
         Record { params, kind: value(elements, "type"), vdi_type: value(elements, "vdi_type") }
     }

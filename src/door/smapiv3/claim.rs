@@ -1,0 +1,98 @@
+//! The claim of this host on a volume of an SR that several hosts have: the persistent lock of the volume, on the storage itself, in
+//! the name of the host. A host that was rebooted drops its own.
+
+use std::fs;
+
+use super::fault::Fault;
+use crate::call::Session;
+use crate::context::Context;
+use crate::door::host::device;
+use crate::error::{Error, Result};
+use crate::sys::{run_dir, syslog};
+use crate::types::{VdiInfo, VdiUuid};
+
+/// The beginning of the user name under which a host holds the persistent lock; the UUID of the host follows.
+const HOST: &str = "host ";
+
+/// The UUID of this host, as xapi knows it; on a host without xapi, the identity of its installation (machine-id(5)).
+pub fn this_host() -> String {
+    let inventory = fs::read_to_string(run_dir::host_inventory()).unwrap_or_default();
+    let of_inventory = inventory.lines().find_map(|line| line.strip_prefix("INSTALLATION_UUID="));
+    match of_inventory.map(|value| value.trim().trim_matches('\'').trim_matches('"').to_owned()) {
+        Some(uuid) if !uuid.is_empty() => uuid,
+        _ => fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned(),
+    }
+}
+
+fn own() -> String {
+    format!("{HOST}{}", this_host())
+}
+
+/// Claims a volume for this host, which wants to write to it. Idempotent. Does nothing on an SR that only this host has.
+///
+/// # Errors
+/// [`Error::VdiInUse`] with the other host that has it.
+pub fn take(session: &Session, vdi: VdiUuid, context: &Context) -> Result<()> {
+    if !session.is_shared() {
+        return Ok(());
+    }
+    let own = own();
+    if session.vdi_get_params(vdi, context)?.vbds.contains(&own) {
+        return Ok(());
+    }
+    session.vdi_lock(vdi, &own, false, context).map_err(|error| match error {
+        Error::LockRefused { vdi, sr, why } => Error::VdiInUse { vdi, sr, holder: format!("another host: {why}") },
+        other => other,
+    })
+}
+
+/// Gives the claim of this host back. Idempotent.
+///
+/// # Errors
+/// Those of [`Session::vdi_unlock`].
+pub fn give_up(session: &Session, vdi: VdiUuid, context: &Context) -> Result<()> {
+    if !session.is_shared() {
+        return Ok(());
+    }
+    let own = own();
+    match session.vdi_get_params(vdi, context)?.vbds.contains(&own) {
+        true => session.vdi_unlock(vdi, &own, false, context),
+        false => Ok(()),
+    }
+}
+
+/// Gives back the claims of this host on volumes that it does not have: those that it had before a reboot. What fails is logged, and
+/// keeps no other volume from being used.
+pub fn drop_stale(session: &Session, context: &Context) {
+    if !session.is_shared() {
+        return;
+    }
+    let own = own();
+    let dropped = session.sr_scan(context).and_then(|found| {
+        let mine = |vdi: &&VdiInfo| !vdi.attached && vdi.vbds.contains(&own);
+        found.vdis.iter().filter(mine).try_for_each(|vdi| {
+            // A call that has claimed the volume and not made its device yet holds this.
+            let _alone = device::activation(vdi.uuid, context.deadline)?;
+            match session.vdi_get_params(vdi.uuid, context)? {
+                now if mine(&&now) => session.vdi_unlock(vdi.uuid, &own, false, context),
+                _ => Ok(()),
+            }
+        })
+    });
+    if let Err(error) = dropped {
+        syslog::write(&format!("SR {}: claims of this host stay: {}", session.sr(), crate::error::one_line(&error)));
+    }
+}
+
+/// The fault of a volume that is in use: if another host has it, the fault says which, and xapi goes there.
+pub fn or_elsewhere(session: &Session, vdi: VdiUuid, error: Error, context: &Context) -> Fault {
+    if matches!(error, Error::VdiInUse { .. }) && session.is_shared() {
+        let users = session.vdi_get_params(vdi, context).map(|info| info.vbds).unwrap_or_default();
+        let hosts: Vec<&str> = users.iter().filter_map(|user| user.strip_prefix(HOST)).collect();
+        let this = this_host();
+        if let Some(host) = hosts.first().filter(|_| hosts.iter().all(|host| *host != this)) {
+            return Fault::Elsewhere { host: (*host).to_owned() };
+        }
+    }
+    error.into()
+}
