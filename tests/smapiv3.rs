@@ -22,3 +22,8 @@ fn battery(module: &str) {
 fn volumes_of_a_file_sr() {
     battery("test_volumes");
 }
+
+#[test]
+fn devices_of_a_file_sr() {
+    battery("test_datapath");
+}

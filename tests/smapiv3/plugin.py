@@ -172,10 +172,10 @@ class Host:
         return self.answer(method, status, out)
 
     def words(self, method, *words, sr_type="file"):
-        """A call by a command line, as static-vdis makes it: an answer, or None for a failure."""
+        """A call by a command line, as static-vdis makes it: an answer, or False for a failure."""
         status, out, err = self.raw(method, b"", "static-vdis", *words, sr_type=sr_type)
         if status != 0:
             out == b"" and err != b"" or fail("a failure has words on stderr only", (out, err))
-            return None
+            return False
         err == b"" or fail("stderr", err)
         return self.answer(method, status, out)

@@ -176,7 +176,7 @@ fn of_volumes(method: Method, driver: &'static Driver, request: &Request) -> Res
         Method::SrLs => sr::ls(handle()?),
         Method::VolumeCreate => volume()?.create(),
         Method::VolumeSnapshot => volume()?.snapshot(),
-        Method::VolumeClone => volume()?.clone(),
+        Method::VolumeClone => volume()?.copy(),
         Method::VolumeDestroy => volume()?.destroy(),
         Method::VolumeRevert => volume()?.revert(),
         Method::VolumeSetName => {

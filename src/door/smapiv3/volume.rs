@@ -172,7 +172,7 @@ impl<'a> Call<'a> {
     ///
     /// # Errors
     /// Those of [`Session::vdi_clone`].
-    pub fn clone(&self) -> Result<Value, Fault> {
+    pub fn copy(&self) -> Result<Value, Fault> {
         let vdi = self.vdi()?;
         self.answer(&self.session.vdi_clone(vdi, VdiUuid::random(), ParamsChange::default(), &now())?)
     }

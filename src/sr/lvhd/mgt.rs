@@ -213,6 +213,7 @@ mod tests {
             read_only: true,
             snapshot_of: Some(DISK.parse().unwrap()),
             created: Some(1_577_836_801),
+            ..Params::default()
         };
         assert_eq!(record.params, wanted);
     }

@@ -222,6 +222,7 @@ mod tests {
             read_only,
             snapshot_of: read_only.then(|| "98de866e-b035-4b1a-a571-613bff542b89".parse().unwrap()),
             created: Some(1_700_000_000),
+            ..Params::default()
         };
         let long = "é".repeat(3000);
         for (old, new) in [("", "a b"), ("a b", ""), ("a b", "a b"), (&long, "x"), ("x", &long)] {

@@ -258,6 +258,7 @@ mod tests {
             snapshot_of: Some(uuid(B)),
             created: Some(1_577_836_801),
             shareable: false,
+            ..Params::default()
         };
         let new = New { vdi: uuid(A), format: Format::Vhd, params: &params, is_base: false };
         let bytes = empty();
