@@ -4,6 +4,8 @@
 //! This is the only place that reads such names. The prefixes are those of `lvhdutil.py` and `lvmcowutil.py` of the Python
 //! storage managers.
 
+use std::fmt;
+
 use crate::types::{Format, VdiUuid};
 
 /// The beginning of the name of a volume group with an SR; the SR's UUID follows.
@@ -22,6 +24,23 @@ pub struct VolumeName {
     pub format: Format,
     /// Its parent is being put in its place, or was.
     pub old: bool,
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let prefix = PREFIXES.iter().find(|(_, format)| *format == self.format).map_or("", |(prefix, _)| prefix);
+        write!(f, "{prefix}{}{}", if self.old { OLD } else { "" }, self.vdi)
+    }
+}
+
+/// The name of the volume with the image of a VDI.
+pub fn image(vdi: VdiUuid, format: Format) -> String {
+    VolumeName { vdi, format, old: false }.to_string()
+}
+
+/// The name of the volume of an image whose place another one takes.
+pub fn old_image(vdi: VdiUuid, format: Format) -> String {
+    VolumeName { vdi, format, old: true }.to_string()
 }
 
 impl VolumeName {

@@ -29,10 +29,12 @@
 //! | [`place`], [`forest`], [`disk`] | one disk: its bytes, its parents, and what is refused |
 //! | [`activation`] | the volumes that are active while a disk is attached |
 //! | [`live`], [`step`], [`rights`] | a group while it is changed; its changes as LVM commands; who may make them |
+//! | [`life`] | an SR is made, attached, detached, deleted |
 //! | [`disks`], [`inflate`], [`sizes`] | disks are made; their volumes get larger and smaller |
-//! | [`fork`], [`merge`], [`recover`] | snapshot and clone; the end of a merge; what killed calls left |
+//! | [`fork`], [`merge`], [`revert`] | snapshot and clone; the end of a merge; a disk goes back to a snapshot |
+//! | [`recover`] | what killed calls left |
 //! | [`records`] | changes of `MGT` |
-//! | [`mod@check`] | what is wrong |
+//! | [`mod@check`], [`repair`] | what is wrong, and what of it is mended |
 
 mod activation;
 mod check;
@@ -43,6 +45,7 @@ mod fork;
 mod group;
 mod inflate;
 pub mod journal;
+pub mod life;
 mod listing;
 mod live;
 pub mod map;
@@ -51,6 +54,8 @@ pub mod mgt;
 mod place;
 mod records;
 mod recover;
+mod repair;
+mod revert;
 mod rights;
 mod sizes;
 mod step;
@@ -61,11 +66,10 @@ pub use group::Group;
 use live::Live;
 pub use rights::Rights;
 
-use crate::error::{Error, Result, one_line};
+use crate::error::{Error, Result};
 use crate::image::volume::VolumeName;
-use crate::sys::lvm::{self, Vg};
-use crate::sys::syslog;
-use crate::types::{Done, Format, SrUuid};
+use crate::sys::lvm::Vg;
+use crate::types::{Format, SrUuid};
 
 /// The volume with the names.
 const MGT: &str = "MGT";
@@ -82,7 +86,7 @@ pub fn is_lvhd(vg: &Vg, own: &[&str]) -> bool {
 
 /// What an LVHD SR answers.
 const SERVED: &str = "what only reads, and of VHDs and raw disks vdi_create, vdi_import, vdi_attach, vdi_delete, vdi_resize, and \
-                      vdi_set of names; of VHDs vdi_snapshot, vdi_clone and sr_collect";
+                      vdi_set of names; of VHDs vdi_snapshot, vdi_clone, vdi_revert and sr_collect";
 
 /// Says that the operation is not served in such an SR.
 pub fn refused(op: &'static str, sr: SrUuid) -> Error {
@@ -119,46 +123,6 @@ impl<'a> Lvhd<'a> {
 
     pub fn vg(&self) -> Vg {
         self.live.now().vg().clone()
-    }
-
-    /// Looks whether the SR is there. Nothing has to be done to read it: what a change has left is its master's to end.
-    ///
-    /// # Errors
-    /// [`Error::NoDevice`] if no image is whole because a device is missing.
-    pub fn attach(&self) -> Result<Done> {
-        let (own, group) = (self.live.own(), self.live.now());
-        let vg = group.vg();
-        let incomplete = own.refuse_incomplete(vg).err();
-        let is_gone = |volume: &group::Volume| volume.lv.health == "partial";
-        match incomplete {
-            Some(missing) if group.volumes().values().all(is_gone) => return Err(missing),
-            Some(missing) => {
-                syslog::write(&format!("SR {}: only some of its VDIs: {}", own.sr, one_line(&missing)));
-            }
-            None => {}
-        }
-        own.note_strangers(vg);
-        Ok(Done::Already)
-    }
-
-    /// Looks whether this host uses a disk of the SR. What other storage managers have activated is left to them.
-    ///
-    /// # Errors
-    /// [`Error::VdiInUse`].
-    pub fn detach(&self) -> Result<Done> {
-        let group = self.live.now();
-        let vg = group.vg();
-        match group.volumes().iter().find(|(_, volume)| volume.lv.open) {
-            None => Ok(Done::Already),
-            Some((vdi, volume)) => Err(Error::VdiInUse {
-                vdi: *vdi,
-                sr: self.live.own().sr,
-                holder: format!(
-                    "this host, which has its volume {} open",
-                    lvm::node(&vg.name, &volume.lv.name).display()
-                ),
-            }),
-        }
     }
 
     /// The SR in a group. Its images are read when they are asked for.

@@ -107,6 +107,11 @@ pub const DRIVER: Driver = Driver {
             ("device", "block devices, separated by commas (required)"),
             ("allocation", "thick (default) or thin: a pool that disks take space from as they are written to"),
             ("shared", "true at sr_create if several hosts see the devices; default false"),
+            (
+                "lvhd",
+                "true at sr_create to make VHDs and qcow2 images in volumes, as XCP-ng and XenServer have them; default false, under \
+                 xapi true",
+            ),
         ],
         vdi_at: vdi_by_uuid,
         keeps_names: true,
@@ -156,6 +161,8 @@ pub struct LvmSr {
     /// Whether device_config says that the SR is shared. Its word counts at sr_create only; afterwards the group says
     /// it.
     is_shared: bool,
+    /// Whether sr_create makes an LVHD group. Afterwards the group says it.
+    is_lvhd: bool,
     /// Another host is the one that may change the group.
     is_slave: bool,
     /// The part of this host in an LVHD SR.
@@ -182,8 +189,16 @@ impl LvmSr {
             other => return Err(bad("shared", other, "expected true or false")),
         };
         // xapi's word, which it gives with every call.
-        let is_slave = config.get("SRmaster") == Some("false");
-        Ok(LvmSr { group, allocation, is_shared, is_slave, rights: lvhd::Rights::of(config) })
+        let said = config.get("SRmaster");
+        let is_lvhd = match config.get("lvhd").unwrap_or("") {
+            // What its agents call `lvm`.
+            "" => said.is_some(),
+            "true" => true,
+            "false" => false,
+            other => return Err(bad("lvhd", other, "expected true or false")),
+        };
+        let (is_slave, rights) = (said == Some("false"), lvhd::Rights::of(config));
+        Ok(LvmSr { group, allocation, is_shared, is_lvhd, is_slave, rights })
     }
 }
 
@@ -313,7 +328,7 @@ impl Sr for LvmSr {
 fn probe(config: &DeviceConfig, deadline: Deadline) -> Result<Vec<SrInfo>> {
     volume_group::probe(config, &NAMING, deadline, |group, vg| {
         let rights = lvhd::Rights::of(config);
-        let sr = LvmSr { group, allocation: None, is_shared: false, is_slave: false, rights };
+        let sr = LvmSr { group, allocation: None, is_shared: false, is_lvhd: false, is_slave: false, rights };
         // The report of all groups does not say where the volumes are.
         if lvhd::is_lvhd(vg, OWN) { sr.stat().map(Some) } else { Ok(Some(sr.summary(vg))) }
     })
@@ -370,5 +385,19 @@ mod tests {
         assert_eq!(open("thin").unwrap().allocation, Some(Allocation::Thin));
         assert_eq!(open("").unwrap().allocation, None);
         assert!(open("fat").is_err());
+    }
+
+    #[test]
+    fn xapi_gets_lvhd_unless_it_says_otherwise() {
+        let makes_lvhd = |master: &str, lvhd: &str| {
+            let mut keys = vec![("device", "/dev/sdb"), ("lvhd", lvhd)];
+            keys.extend((!master.is_empty()).then_some(("SRmaster", master)));
+            let keys = keys.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned()));
+            LvmSr::new(SrUuid::random(), &DeviceConfig(keys.collect()), std::time::Instant::now().into())
+                .map(|sr| sr.is_lvhd)
+        };
+        assert!(!makes_lvhd("", "").unwrap() && makes_lvhd("true", "").unwrap());
+        assert!(makes_lvhd("", "true").unwrap() && !makes_lvhd("true", "false").unwrap());
+        assert!(makes_lvhd("", "yes").is_err());
     }
 }

@@ -246,6 +246,14 @@ impl VolumeGroup {
         self.flush(vg).map_err(|cause| cause.after("the change was made, perhaps not durably".to_owned()))
     }
 
+    /// Lets the group use all of its devices.
+    ///
+    /// # Errors
+    /// Those of [`VolumeGroup::change`].
+    pub fn use_all_of_devices(&self, vg: &Vg) -> Result<()> {
+        vg.pvs.iter().try_for_each(|pv| self.change(vg, "pvresize", &["-y"], &[&pv.name.display().to_string()]))
+    }
+
     /// Makes every change of the group durable: LVM leaves them in the disks' write caches. A call that finds done what
     /// it was asked for does the same before it answers, because an earlier one may have been killed before it could.
     ///

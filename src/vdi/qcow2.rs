@@ -82,10 +82,14 @@ impl Layout for Qcow2Layout {
     }
 
     fn child_of(&self, parent: &ParentImage) -> Result<WriteImage> {
+        let name = parent.name.clone();
+        if parent.format == Format::Raw {
+            let (virtual_size, format) = (parent.image.len()?, parent.format.to_string());
+            return Ok(Box::new(move |image| qcow2::create_child(image, virtual_size, None, &name, &format)));
+        }
         let like = Header::read(&**parent.image)?;
         // A child of it could never be merged into it.
         like.refuse_unwritable(&**parent.image)?;
-        let name = parent.name.clone();
         Ok(Box::new(move |image| {
             qcow2::create_child(image, like.virtual_size, Some(&like), &name, &Format::Qcow2.to_string())
         }))
@@ -131,7 +135,9 @@ impl Layout for Qcow2Layout {
 
     fn check_parent(&self, child: &dyn Storage, parent: &ParentImage) -> Result<()> {
         let header = Header::read(child)?;
-        let (named, name) = (header.parent(child)?.unwrap_or_default(), parent.name.as_str());
+        // A volume is named with its path, which leads to the same SR.
+        let name = parent.name.rsplit('/').next().unwrap_or_default();
+        let named = header.parent(child)?.unwrap_or_default();
         if named != name || child.is_same(&**parent.image)? {
             let what = format!("its parent is {named:?}, and {name:?} was taken for it");
             return Err(Error::Damaged { path: child.path().to_owned(), what });

@@ -94,9 +94,15 @@ impl Layout for VhdLayout {
     }
 
     fn child_of(&self, parent: &ParentImage) -> Result<WriteImage> {
-        let info = vhd::query_for_child(&**parent.image)?;
-        let link = ParentLink { uuid: Some(info.uuid), ..link(&parent.name) };
-        Ok(Box::new(move |image| vhd::create_child(image, &new_image(image, info.virtual_size), &link).map(drop)))
+        let (virtual_size, uuid) = match parent.format {
+            Format::Raw => (parent.image.len()?, None),
+            _ => {
+                let info = vhd::query_for_child(&**parent.image)?;
+                (info.virtual_size, Some(info.uuid))
+            }
+        };
+        let link = ParentLink { uuid, ..link(&parent.name) };
+        Ok(Box::new(move |image| vhd::create_child(image, &new_image(image, virtual_size), &link).map(drop)))
     }
 
     fn refuse_damaged(&self, image: &Arc<dyn Storage>) -> Result<()> {

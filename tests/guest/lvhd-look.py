@@ -4,12 +4,14 @@
     lvhd-look.py GROUP
 
 For each VDI a line: UUID, SHA-256 of its disk, virtual size, parent or -, hidden (1 or 0), MiB of the volume, label. Nothing of the
-package that is tested is used: VHDs are read as the VHD specification says, records by a parser of XML, as srmetadata.py has one. Ends
+package that is tested is used: VHDs are read as the VHD specification says, qcow2s by qemu-img, records by a parser of XML, as
+srmetadata.py has one. Ends
 with status 1 and the reasons if something is not as these managers want it: a journal is left; a volume has a name that means
 nothing; a footer at the end of a volume differs from that at its start; tables are not for 2 TiB; a name of a parent is not
 that of its device; a base can be written to; a leaf is read-only or hidden; a record is missing, or is of no volume."""
 
 import hashlib
+import json
 import os
 import struct
 import subprocess
@@ -87,11 +89,55 @@ class Vhd:
         return disk
 
 
+class Qcow2:
+    """A qcow2 by qemu-img, but for the mark, which Python drivers look for at these bytes."""
+    ident = None
+
+    def __init__(self, name, size):
+        self.path = f"/dev/{GROUP}/{name}"
+        said = json.loads(self.img("info", "--output=json", self.path))
+        self.size, self.parent = said["virtual-size"], said.get("backing-filename")
+        if self.parent and said["backing-filename-format"] != ("raw" if "/LV-" in self.parent else "qcow2"):
+            bad.append(f"{name}: its backing format is {said['backing-filename-format']}")
+        self.img("check", "-q", self.path)
+        with open(self.path, "rb") as device:
+            head = device.read(512)
+        at = struct.unpack(">I", head[100:104])[0]
+        self.hidden = None
+        while at + 8 <= 512:
+            kind, length = struct.unpack(">II", head[at:at + 8])
+            if kind == 0x76617465 and length == 8:
+                self.hidden = head[at + 8]
+            at += 8 + (length + 7) // 8 * 8
+            if kind == 0:
+                break
+        if self.hidden is None:
+            bad.append(f"{name}: it has no mark")
+        if said.get("image-end-offset", 0) > size:
+            bad.append(f"{name}: it goes on to byte {said['image-end-offset']}")
+
+    @staticmethod
+    def img(*words):
+        done = subprocess.run(["qemu-img", *words], capture_output=True, text=True)
+        if done.returncode:
+            bad.append(f"qemu-img {words}: {done.stderr}{done.stdout}")
+        return done.stdout
+
+
+def digest(ident):
+    image = images[ident]
+    if isinstance(image, Vhd):
+        return hashlib.sha256(disk(ident)).hexdigest()
+    image.img("convert", "-f", "qcow2", "-O", "raw", image.path, "/tmp/.look")
+    with open("/tmp/.look", "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
 images, raw = {}, {}
 for name, (size, attr, tags) in volumes.items():
     kind, _, rest = name.partition("-")
-    if kind == "VHD" and not rest.startswith("OLD_"):
-        images[rest] = Vhd(name, size)
+    if kind in ("VHD", "QCOW2") and not rest.startswith("OLD_"):
+        images[rest] = (Vhd if kind == "VHD" else Qcow2)(name, size)
     elif kind == "LV":
         raw[rest] = name
     elif name != "MGT":
@@ -110,10 +156,15 @@ for record in document.getElementsByTagName("vdi"):
 
 
 def named(parent):
-    start = f"{GROUP.replace('-', '--')}-VHD--"
-    if not parent.startswith(start):
+    """The VDI that an image calls its parent: a VHD by the name of the device, a qcow2 by the path of the volume."""
+    if parent.startswith("/"):
+        name = parent.removeprefix(f"/dev/{GROUP}/")
+    else:
+        name = parent.removeprefix(GROUP.replace("-", "--") + "-").replace("--", "-")
+    kind, _, ident = name.partition("-")
+    if kind not in (("QCOW2", "LV") if parent.startswith("/") else ("VHD", "LV")):
         bad.append(f"a parent is called {parent}")
-    return parent[len(start):].replace("--", "-")
+    return ident
 
 
 def disk(ident):
@@ -121,7 +172,13 @@ def disk(ident):
     below = bytearray(vhd.size)
     if vhd.parent:
         parent = images.get(named(vhd.parent))
-        if not parent or parent.ident != vhd.parent_id:
+        if named(vhd.parent) in raw:
+            if vhd.parent_id != bytes(16):
+                bad.append(f"{ident}: it names an identity of its raw parent")
+            with open(f"/dev/{GROUP}/{raw[named(vhd.parent)]}", "rb") as device:
+                data = device.read(vhd.size)
+            below[:len(data)] = data
+        elif not parent or parent.ident != vhd.parent_id:
             bad.append(f"{ident}: its parent {vhd.parent} is missing, or is another image")
         else:
             data = disk(named(vhd.parent))[:vhd.size]
@@ -131,26 +188,33 @@ def disk(ident):
 
 parents = {named(vhd.parent) for vhd in images.values() if vhd.parent}
 for ident, vhd in sorted(images.items()):
-    is_read_only = volumes[f"VHD-{ident}"][1][1] == "r"
+    volume = ("VHD-" if isinstance(vhd, Vhd) else "QCOW2-") + ident
+    is_read_only = volumes[volume][1][1] == "r"
     is_base = ident in parents
     if (bool(vhd.hidden), is_read_only) != (is_base, is_base):
         bad.append(f"{ident}: base {is_base}, hidden {vhd.hidden}, read-only {is_read_only}")
     label = records.get(ident, {}).get("name_label")
     if label is None:
         bad.append(f"{ident}: it has no record")
-    elif (records[ident]["managed"], records[ident]["vdi_type"]) != ("0" if is_base else "1", "vhd"):
+    elif (records[ident]["managed"], records[ident]["vdi_type"]) != ("0" if is_base else "1", "vhd" if isinstance(vhd, Vhd) else "qcow2"):
         bad.append(f"{ident}: its record says {records[ident]}")
-    print(ident, hashlib.sha256(disk(ident)).hexdigest(), vhd.size, named(vhd.parent) if vhd.parent else "-", int(is_base),
-          volumes[f"VHD-{ident}"][0] >> 20, label)
+    print(ident, digest(ident), vhd.size, named(vhd.parent) if vhd.parent else "-", int(is_base),
+          volumes[volume][0] >> 20, label)
 for ident, name in sorted(raw.items()):
+    is_base, (_, attr, tags) = ident in parents, volumes[name]
+    if ("hidden" in tags, attr[1] == "r") != (is_base, is_base):
+        bad.append(f"{ident}: base {is_base}, tags {tags}, {attr}")
+    if records.get(ident, {}).get("vdi_type") != "aio" or records[ident]["managed"] != ("0" if is_base else "1"):
+        bad.append(f"{ident}: its record says {records.get(ident)}")
     with open(f"/dev/{GROUP}/{name}", "rb") as device:
-        print(ident, hashlib.sha256(device.read()).hexdigest(), volumes[name][0], "-", 0, volumes[name][0] >> 20,
+        print(ident, hashlib.sha256(device.read()).hexdigest(), volumes[name][0], "-", int(is_base), volumes[name][0] >> 20,
               records.get(ident, {}).get("name_label"))
 for ident in records:
     if ident not in images and ident not in raw:
         bad.append(f"{ident}: it has a record, and no volume")
 for vhd in images.values():
-    vhd.device.close()
+    if isinstance(vhd, Vhd):
+        vhd.device.close()
 idle = [f"{GROUP}/{name}" for name in volumes if name not in active]
 if idle:
     subprocess.run(["lvchange", "-qq", "-an", *idle], check=True, stdout=subprocess.DEVNULL)

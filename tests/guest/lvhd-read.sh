@@ -145,16 +145,15 @@ refused() { # WORDS CALL…: each is refused, and says so
     fails_with EPERM sm $verb $SR $rest && says "$phrase"
   done
 }
-refused "SR $SR is LVHD" "sr_delete --yes" "sr_check --repair" "vdi_revert $A $(vdi 03) --yes" "vdi_lock $A FALSE me" "vdi_unlock $A FALSE me" \
-  "vdi_attach $(vdi 08)"
-is "$(sm vdi_lock $SR $A FALSE me 2>&1 | wc -l)" 1 'the lines of a refusal'
 for call in vdi_attach "vdi_snapshot $B" "vdi_delete --yes" "vdi_resize 32"; do
   read -r verb rest <<< "$call"
   fails_with EVDIBUSY sm $verb $SR $A $rest && says 'cbtlog'
 done
 all=$DCONF
 DCONF="((device . \"$all\") (SRmaster . \"false\"))"
-refused "SRmaster" "sr_collect" "vdi_create $B 8" "vdi_delete $A --yes" "vdi_clone $A $B" "vdi_snapshot $A $B" "vdi_resize $A 32"
+refused "SRmaster" "sr_collect" "vdi_create $B 8" "vdi_delete $A --yes" "vdi_clone $A $B" "vdi_snapshot $A $B" "vdi_resize $A 32" \
+  "sr_delete --yes" "sr_check --repair" "vdi_revert $A $(vdi 03) --yes" "vdi_lock $A FALSE me"
+is "$(sm vdi_delete $SR $A --yes 2>&1 | wc -l)" 1 'the lines of a refusal'
 DCONF=$all
 fails_with EEXIST sm sr_create $SR && says "$SR"
 

@@ -37,7 +37,7 @@ class Case(test_file.Case):
     def setUp(self):
         super().setUp()
         self.addCleanup(self.wipe)
-        self.agent.device_config = {"device": ",".join(DISKS), "allocation": self.allocation, "SRmaster": "true"}
+        self.agent.device_config = {"device": ",".join(DISKS), "allocation": self.allocation, "lvhd": "false", "SRmaster": "true"}
         # The guest has no udevd, so LVM makes the nodes.
         self.driver.env["DM_DISABLE_UDEV"] = "1"
         self.xapi.srs[self.agent.sr_ref]["type"] = "lvm"

@@ -11,6 +11,7 @@
 //! | read and write the disk | [`Chain::open`] |
 //! | hide, change the parent | [`set_hidden`], [`set_parent`] |
 //! | grow | [`resize()`] |
+//! | ask how much room it takes and may take | [`room()`], [`overhead`] |
 //! | say what is wrong, give back what leaked | [`check()`], [`repair()`] |
 //! | copy a child into its parent | [`coalesce()`] |
 //! | write a whole disk to a pipe | [`write_stream`] |
@@ -55,6 +56,7 @@ mod image;
 mod overlaps;
 mod refcounts;
 mod resize;
+mod room;
 mod stream;
 
 pub use super::storage::{FileStorage, Storage};
@@ -66,6 +68,7 @@ pub use create::{create, create_child};
 pub use header::{Header, named_parent};
 pub use image::Image;
 pub use resize::resize;
+pub use room::{Room, overhead, room};
 pub use stream::write_stream;
 
 use crate::error::Result;

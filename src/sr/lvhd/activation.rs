@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::sys::lock::{self, Kind, Lock};
 use crate::sys::lvm::{self, Deactivated, script};
 use crate::sys::{run_dir, syslog};
-use crate::types::VdiUuid;
+use crate::types::{SrUuid, VdiUuid};
 
 /// The users of a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -184,12 +184,24 @@ impl Group<'_> {
     }
 }
 
-fn directory(group: &Group) -> PathBuf {
-    run_dir::state().join("refcount").join(format!("lvm-{}", group.own().sr))
+fn directory(sr: SrUuid) -> PathBuf {
+    run_dir::state().join("refcount").join(format!("lvm-{sr}"))
 }
 
 fn file(group: &Group, vdi: VdiUuid) -> PathBuf {
-    directory(group).join(vdi.to_string())
+    directory(group.own().sr).join(vdi.to_string())
+}
+
+/// Counts no user of any image of an SR.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn forget_all(sr: SrUuid) -> Result<()> {
+    let directory = directory(sr);
+    match fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &directory)(error)),
+        _ => Ok(()),
+    }
 }
 
 fn read(path: &PathBuf) -> Result<Count> {

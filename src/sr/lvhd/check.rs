@@ -1,29 +1,25 @@
-//! What is wrong with an LVHD SR. Nothing is mended: that is its master's to do.
+//! What is wrong with an LVHD SR.
 
 use std::sync::Arc;
 
 use super::group::Volume;
 use super::journal::Change;
+use super::mgt::vdi_type;
 use super::{Lvhd, MGT, journal};
 use crate::error::{Error, Result, one_line};
 use crate::image::fault::{Look, Weight};
 use crate::image::storage::Storage;
 use crate::image::volume::VolumeName;
 use crate::sr::driver::finding_of_state;
-use crate::types::{Finding, Format, Outcome, State, VdiUuid};
+use crate::types::{Finding, Outcome, State, VdiUuid};
 use crate::vdi::layout;
 use crate::vdi::tree::nodes::Node;
 
 /// Who mends what is found.
-const BY_MASTER: &str = "the SR's master mends it at its next sr_scan";
+const BY_MASTER: &str = "the next call that changes the SR on its master ends that";
 
 fn finding(vdi: Option<VdiUuid>, object: &str, outcome: Outcome, what: impl Into<String>) -> Finding {
     Finding { vdi, object: object.to_owned(), label: String::new(), what: what.into(), outcome }
-}
-
-/// The word that the Python drivers have for a format.
-fn vdi_type(format: Format) -> &'static str {
-    if format == Format::Raw { "aio" } else { format.word() }
 }
 
 impl Lvhd<'_> {
@@ -49,7 +45,7 @@ impl Lvhd<'_> {
                 Change::Clone(None) | Change::Leaf(None) => Outcome::Lasting,
                 _ => Outcome::Note,
             };
-            finding(Some(journal.vdi), name, outcome, format!("{}; {}", journal.what(), "the SR's master ends that"))
+            finding(Some(journal.vdi), name, outcome, format!("{}; {BY_MASTER}", journal.what()))
         };
         group.journals().iter().map(say).collect()
     }
@@ -124,7 +120,7 @@ impl Lvhd<'_> {
                 Some(vdi),
                 name,
                 Outcome::Note,
-                "it is a base without children; the SR's master removes it",
+                "it is a base without children; sr_collect on the SR's master removes it",
             ));
         }
         let image: Arc<dyn Storage> = Arc::new(group.image(volume)?);
@@ -132,9 +128,7 @@ impl Lvhd<'_> {
             Ok(faults) => found.extend(faults.into_iter().map(|fault| {
                 let (outcome, what) = match fault.weight {
                     Weight::Note => (Outcome::Note, fault.what),
-                    Weight::Mendable => {
-                        (Outcome::Mendable, format!("{}; {BY_MASTER}, or vhd-util or qemu-img", fault.what))
-                    }
+                    Weight::Mendable => (Outcome::Mendable, fault.what),
                     Weight::Lasting => (Outcome::Lasting, fault.what),
                 };
                 finding(Some(vdi), name, outcome, what)

@@ -14,7 +14,7 @@ use super::journal::{Change, Journal};
 use super::live::Live;
 use super::place::LvhdPlace;
 use super::step::Step;
-use super::{Lvhd, Rights, refused, sizes};
+use super::{Lvhd, Rights, refused};
 use crate::context::Context;
 use crate::error::{Error, Result, one_line};
 use crate::image::Reading;
@@ -132,34 +132,26 @@ impl LvhdDisk<'_> {
         }
     }
 
-    /// The bytes that the volume has to have while the disk can be written to. `None`: what it has.
-    fn wanted(&self) -> Result<Option<u64>> {
-        let place = self.inner.place();
-        match place.format() {
-            Format::Vhd => Ok(Some(sizes::full(self.inner.brief()?.virtual_size))),
-            _ => Ok(None),
-        }
-    }
-
     /// Whether the volume has to be made larger before the disk can be written to.
     fn is_short(&self) -> Result<bool> {
         let size = self.live.now().volume(self.vdi)?.lv.size;
-        Ok(self.wanted()?.is_some_and(|wanted| wanted > size))
+        Ok(self.live.wanted(self.vdi)? > size)
     }
 
     /// Makes the volume larger, but for the step in the answer. The caller holds the lock of the trees.
     fn inflate(&self) -> Result<Vec<Step>> {
-        self.wanted()?.map_or(Ok(Vec::new()), |bytes| self.live.inflate(self.vdi, bytes))
+        self.live.inflate(self.vdi, self.live.wanted(self.vdi)?)
     }
 
     /// Makes the volume of a disk that is not attached any more as small as it should be.
     fn deflate(&self) -> Result<()> {
         let group = self.live.now();
         let is_small = group.is_thin() || group.params(self.vdi).snapshot_of.is_some();
-        if !is_small || self.inner.place().format() != Format::Vhd || group.rights() != Rights::Master {
+        if !is_small || group.rights() != Rights::Master {
             return Ok(());
         }
-        if self.live.deflated(&group.volume(self.vdi)?.lv)? >= group.volume(self.vdi)?.lv.size {
+        let volume = group.volume(self.vdi)?;
+        if self.live.deflated(volume.format, &volume.lv)? >= volume.lv.size {
             return Ok(());
         }
         let _trees = self.live.lock_recovered("vdi_detach", self.deadline())?;
@@ -263,9 +255,6 @@ impl Vdi for LvhdDisk<'_> {
     /// The volumes of the chain are active as long as the disk is attached. That of a disk that can be written to has room for all
     /// of it.
     fn attach(&self, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf> {
-        if mode == Mode::ReadWrite && self.inner.place().format() == Format::Qcow2 {
-            return self.refused("vdi_attach of a qcow2 disk that could be written to");
-        }
         if mode == Mode::ReadWrite {
             self.refuse_tracked()?;
         }
@@ -334,8 +323,9 @@ impl Vdi for LvhdDisk<'_> {
         self.inner.snapshot(dest, changes, context)
     }
 
-    fn revert_to(&self, _snapshot: VdiUuid, _said: SnapshotSaid, _context: &Context) -> Result<()> {
-        self.refused("vdi_revert")
+    fn revert_to(&self, snapshot: VdiUuid, said: SnapshotSaid, context: &Context) -> Result<()> {
+        self.refuse_change("vdi_revert")?;
+        self.inner.revert_to(snapshot, said, context)
     }
 
     fn read(&self, reading: Reading, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {
@@ -359,9 +349,6 @@ impl Vdi for LvhdDisk<'_> {
 
     fn resize(&self, size: u64, allow_shrink: bool, context: &Context) -> Result<Done> {
         self.refuse_change("vdi_resize")?;
-        if self.inner.place().format() == Format::Qcow2 {
-            return self.refused("vdi_resize of a qcow2 disk");
-        }
         let trees = self.lock_if_raw("vdi_resize", context)?;
         if trees.is_some() {
             self.live.refuse_begun(self.vdi)?;
@@ -375,13 +362,5 @@ impl Vdi for LvhdDisk<'_> {
             (None, None) => self.inner.set(change),
             _ => self.refused("vdi_set of more than names"),
         }
-    }
-
-    fn lock(&self, _user: &str, _force: bool) -> Result<()> {
-        self.refused("vdi_lock")
-    }
-
-    fn unlock(&self, _user: &str, _force: bool) -> Result<()> {
-        self.refused("vdi_unlock")
     }
 }

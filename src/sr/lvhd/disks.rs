@@ -2,14 +2,14 @@
 //!
 //! In this order: 1. make `NEW-<vdi>`; 2. write the image, and the record in `MGT`; 3. rename it to `VHD-<vdi>`, or to `LV-<vdi>`. The
 //! first and the last are one LVM command each. A kill in between leaves a `NEW-<vdi>`, which the next call that changes the SR
-//! removes. No other name would do: a volume with the name of an image and without one keeps the Python drivers from listing the SR.
+//! removes. `QCOW2-<vdi>` for a qcow2. No other name would do: a volume with the name of an image and without one keeps the Python drivers from listing the SR.
 //!
 //! A disk that comes in is filled without the lock of the trees, under that of the VDI.
 
 use std::sync::Arc;
 
 use super::forest::LvhdForest;
-use super::fork::{unborn, vhd};
+use super::fork::unborn;
 use super::live::Live;
 use super::map::Mapped;
 use super::mgt::write::New;
@@ -20,6 +20,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::image::disk::DiskWriter;
 use crate::image::storage::Storage;
+use crate::image::volume::image;
 use crate::sys::copy::Progress;
 use crate::types::{Done, Format, NewVdi, VdiInfo, VdiUuid};
 use crate::vdi::transfer::Incoming;
@@ -28,8 +29,8 @@ use crate::vdi::tree::nodes::Node;
 use crate::vdi::tree::run::Collecting;
 use crate::vdi::{self, layout, tree};
 
-/// The format of a disk when none is asked for.
-const DEFAULT: Format = Format::Vhd;
+/// The formats of a disk when none is asked for: the first that can hold it.
+const DEFAULTS: [Format; 2] = [Format::Vhd, Format::Qcow2];
 
 impl<'a> Lvhd<'a> {
     /// Makes a disk of zeroes.
@@ -85,7 +86,7 @@ impl<'a> Lvhd<'a> {
         let _lock = live.lock(OP, live.own().deadline.end())?;
         filled
             .and_then(|()| match format {
-                Format::Vhd if live.now().is_thin() => live.deflate_unborn(&name),
+                Format::Vhd | Format::Qcow2 if live.now().is_thin() => live.deflate_unborn(&name, format),
                 _ => Ok(()),
             })
             .and_then(|()| live.put_record(OP, new, format))
@@ -133,7 +134,7 @@ impl<'a> Lvhd<'a> {
         tree::shorten::shorten(&self.forest(), vdi, context)
     }
 
-    fn forest(&self) -> LvhdForest<'a> {
+    pub(super) fn forest(&self) -> LvhdForest<'a> {
         LvhdForest { live: self.live.clone() }
     }
 
@@ -159,10 +160,8 @@ impl Live<'_> {
     /// Refuses a disk that cannot be made, and removes what a killed call left of it. The caller holds the lock.
     fn refuse_new(&self, op: &'static str, new: &NewVdi) -> Result<Format> {
         let refused = |why: &str| Err(Error::Unsupported { op, why: format!("SR {} is LVHD: {why}", self.own().sr) });
-        let format = new.format.unwrap_or(DEFAULT);
-        if format == Format::Qcow2 {
-            return refused("qcow2 disks are read there, and not made");
-        }
+        let fits = |format: &Format| new.virtual_size <= layout(*format).largest();
+        let format = new.format.or_else(|| DEFAULTS.into_iter().find(fits)).unwrap_or(DEFAULTS[0]);
         if new.params.shareable {
             return refused("it keeps no mark of disks that several users may have");
         }
@@ -184,7 +183,7 @@ impl Live<'_> {
         let name = unborn(vdi);
         let size = match format {
             Format::Raw => virtual_size,
-            _ => self.size_of_new(virtual_size, is_full),
+            _ => self.size_of_new(format, virtual_size, is_full),
         };
         self.refuse_full(&[size])?;
         self.take(&[Step::create(&name, size)])?;
@@ -200,10 +199,11 @@ impl Live<'_> {
     /// # Errors
     /// [`Error::Tool`]; then there is no VDI.
     pub fn publish(&self, name: &str, vdi: VdiUuid, format: Format) -> Result<()> {
-        let to = if format == Format::Raw { format!("LV-{vdi}") } else { vhd(vdi) };
-        self.take(&[Step::rename(name, to)]).map_err(|cause| match self.now().volumes().contains_key(&vdi) {
-            true => cause.after(vdi::made(vdi)),
-            false => cause.undone(self.remove_unborn([&name.to_owned()])),
+        self.take(&[Step::rename(name, image(vdi, format))]).map_err(|cause| {
+            match self.now().volumes().contains_key(&vdi) {
+                true => cause.after(vdi::made(vdi)),
+                false => cause.undone(self.remove_unborn([&name.to_owned()])),
+            }
         })
     }
 }

@@ -3,33 +3,34 @@
 use std::rc::Rc;
 use std::time::Instant;
 
+use super::fork::child_format;
 use super::group::possible_parent;
 use super::live::Live;
 use super::place::LvhdPlace;
-use super::{refused, sizes};
+use super::sizes;
 use crate::error::{Error, Result};
 use crate::image::volume::VolumeName;
 use crate::sys::blockdev;
 use crate::sys::lock::{self, Kind, Lock};
 use crate::sys::lvm;
 use crate::types::{Format, Mode, Params, SrUuid, VdiUuid};
-use crate::vdi::Place;
 use crate::vdi::format::ParentImage;
 use crate::vdi::place::Opened;
 use crate::vdi::tree::forest::{Forest, Fork, Kept};
 use crate::vdi::tree::nodes::Nodes;
 use crate::vdi::tree::stop;
+use crate::vdi::{Place, layout};
 
 /// The trees of an [`Lvhd`](super::Lvhd).
 pub struct LvhdForest<'a> {
     pub live: Rc<Live<'a>>,
 }
 
-/// The name by which children call an image: a VHD names the device of its parent, a qcow2 the volume.
-pub fn called(vg: &str, volume: &str, format: Format) -> String {
-    match format {
-        Format::Vhd => lvm::dm_name(vg, volume),
-        _ => volume.to_owned(),
+/// The name by which children of a format call an image: a VHD names the device of its parent, a qcow2 the path of the volume.
+pub fn called(vg: &str, volume: &str, child: Format) -> String {
+    match child {
+        Format::Qcow2 => lvm::node(vg, volume).display().to_string(),
+        _ => lvm::dm_name(vg, volume),
     }
 }
 
@@ -84,7 +85,13 @@ impl Forest for LvhdForest<'_> {
         let place = self.found(vdi)?;
         let group = self.live.now();
         let volume = group.volume(vdi)?;
-        let name = called(&group.vg().name, &volume.lv.name, volume.format);
+        let trees = group.trees();
+        let mut children = trees.children(vdi).filter_map(|child| trees.get(child));
+        let child = match volume.format {
+            Format::Raw => children.next().map_or(child_format(Format::Raw), |child| child.format),
+            format => format,
+        };
+        let name = called(&group.vg().name, &volume.lv.name, child);
         let image = match mode {
             Mode::ReadOnly => Opened::of(group.image(volume)?),
             Mode::ReadWrite => {
@@ -133,8 +140,8 @@ impl Forest for LvhdForest<'_> {
         self.make_child(base, dest, params)
     }
 
-    fn replace(&self, _vdi: VdiUuid, _base: VdiUuid) -> Result<()> {
-        Err(refused("vdi_revert", self.sr()))
+    fn replace(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
+        self.go_back(vdi, base)
     }
 
     fn make_room_for(&self, vdi: VdiUuid, virtual_size: u64) -> Result<()> {
@@ -143,7 +150,10 @@ impl Forest for LvhdForest<'_> {
         if group.is_thin() && !group.is_counted(vdi)? {
             return Ok(());
         }
-        let ending = self.live.inflate(vdi, sizes::full(virtual_size))?;
+        let format = group.volume(vdi)?.format;
+        let more = virtual_size.saturating_sub(layout(format).query(&group.image(group.volume(vdi)?)?)?.virtual_size);
+        let wanted = self.live.wanted(vdi)?.saturating_add(more);
+        let ending = self.live.inflate(vdi, wanted.max(sizes::full(format, virtual_size)))?;
         self.live.take(&ending)
     }
 

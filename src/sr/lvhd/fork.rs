@@ -14,6 +14,11 @@
 //!
 //! A disk that is attached goes on in its new volume, which is active from the start. The base then has a user.
 //!
+//! A raw disk becomes a raw base, which the tag `hidden` hides. The disk is a VHD then, and its record in `MGT` is told so in 4: a raw disk
+//! that is attached is refused.
+//!
+//! A persistent lock goes with the disk: its tags are those of `NEW-<U>` from the start, and `B` loses them in 5.
+//!
 //! A copy of a disk without data of its own is one more child of its base: 1. make `NEW-<D>`; 2. write the image and the record;
 //! 3. rename.
 
@@ -23,10 +28,11 @@ use super::forest::{LvhdForest, called};
 use super::journal::{Change, Cloned, Journal, unwritten};
 use super::live::Live;
 use super::mgt::write::New;
-use super::refused;
+use super::place::lock_tags;
 use super::step::Step;
 use crate::error::{Error, Result};
 use crate::image::storage::Storage;
+use crate::image::volume::image;
 use crate::types::{Format, Mode, Params, VdiUuid};
 use crate::vdi::format::{ParentImage, WriteImage};
 use crate::vdi::place::Opened;
@@ -38,14 +44,14 @@ const OP: &str = "vdi_clone or vdi_snapshot";
 /// The label that the Python drivers give a base in `MGT`.
 const BASE_LABEL: &str = "base copy";
 
+/// The format of the images above one.
+pub fn child_format(of_base: Format) -> Format {
+    if of_base == Format::Raw { Format::Vhd } else { of_base }
+}
+
 /// The name of the volume that is to be a VDI.
 pub fn unborn(vdi: VdiUuid) -> String {
     format!("NEW-{vdi}")
-}
-
-/// The name of the volume of a VHD.
-pub fn vhd(vdi: VdiUuid) -> String {
-    format!("VHD-{vdi}")
 }
 
 impl LvhdForest<'_> {
@@ -53,60 +59,61 @@ impl LvhdForest<'_> {
         let live = &self.live;
         let group = live.now();
         let volume = group.volume(fork.vdi)?.clone();
-        if volume.format != Format::Vhd {
-            return Err(refused("vdi_clone or vdi_snapshot of a qcow2 disk", self.sr()));
-        }
+        let (of_base, format) = (volume.format, child_format(volume.format));
         live.refuse_begun(fork.vdi)?;
         let left = [Some(fork.vdi), fork.dest.map(|(dest, _)| dest)];
         live.make_way(left.into_iter().flatten())?;
         if let Some((dest, _)) = fork.dest {
             live.refuse_existing(dest)?;
         }
-        let image: Arc<dyn Storage> = Arc::new(group.image(&volume)?);
-        let virtual_size = layout(Format::Vhd).query(&*image)?.virtual_size;
+        let storage: Arc<dyn Storage> = Arc::new(group.image(&volume)?);
+        let virtual_size = layout(of_base).query(&*storage)?.virtual_size;
         let is_attached = group.is_counted(fork.vdi)?;
         let is_disk = !group.params(fork.vdi).read_only;
         let own_is_full = is_attached || (!group.is_thin() && is_disk);
         let copy_is_full = fork.dest.is_some_and(|(_, params)| !group.is_thin() && !params.read_only);
-        let copy_size = live.size_of_new(virtual_size, copy_is_full);
+        let copy_size = live.size_of_new(format, virtual_size, copy_is_full);
         let copies = fork.dest.iter().map(|_| copy_size).collect::<Vec<u64>>();
-        let full = live.size_of_new(virtual_size, own_is_full);
+        let full = live.size_of_new(format, virtual_size, own_is_full);
         let all = |own: u64| [copies.as_slice(), &[own, 1, 1]].concat();
         // What the base gives back is enough for the disk, or not: then nothing is begun.
-        let own_size = if live.refuse_full(&all(full)).is_ok() { full } else { live.size_of_new(virtual_size, false) };
+        let own_size = match live.refuse_full(&all(full)) {
+            Ok(()) => full,
+            Err(_) => live.size_of_new(format, virtual_size, false),
+        };
         live.refuse_full(&all(own_size))?;
         if own_size < full {
-            let gives = volume.lv.size.saturating_sub(live.deflated(&volume.lv)?);
+            let gives = volume.lv.size.saturating_sub(live.deflated(of_base, &volume.lv)?);
             live.refuse_full(&all(full.saturating_sub(gives)))?;
         }
 
         let (own, record) = (unborn(fork.vdi), unwritten(fork.base));
         let copy = fork.dest.map(|(dest, _)| unborn(dest));
         let mut make = vec![
-            Step::Create { name: record.clone(), size: 1, journal: true, active: false },
-            Step::Create { name: own.clone(), size: own_size, journal: false, active: is_attached },
+            Step::journal(&record),
+            Step::Create { name: own.clone(), size: own_size, tags: lock_tags(&volume.lv), active: is_attached },
         ];
         make.extend(copy.iter().map(|copy| Step::create(copy, copy_size)));
         let unmake = || {
             live.remove_unborn([Some(&record), Some(&own), copy.as_ref()].into_iter().flatten())?;
             live.remove_strays()
         };
-        let child = self.child(fork.base, image)?;
+        let child = self.child(&image(fork.base, of_base), of_base, storage)?;
         let cloned = Cloned { base: fork.base, copy: fork.dest.map(|(dest, _)| dest) };
         let journal = Journal { vdi: fork.vdi, change: Change::Clone(Some(cloned)) };
         live.take(&make)
             .and_then(|()| live.write_journal(&record, &journal))
             .and_then(|()| live.write_image(&own, &child))
             .and_then(|()| copy.as_ref().map_or(Ok(()), |copy| live.write_image(copy, &child)))
-            .and_then(|()| self.put_records(fork))
+            .and_then(|()| self.put_records(fork, of_base))
             .map_err(|cause| cause.undone(unmake()))?;
 
         let mut publish = vec![
             Step::rename(&record, journal.name()),
-            Step::rename(&volume.lv.name, vhd(fork.base)),
-            Step::rename(own, vhd(fork.vdi)),
+            Step::rename(&volume.lv.name, image(fork.base, of_base)),
+            Step::rename(own, image(fork.vdi, format)),
         ];
-        publish.extend(copy.zip(fork.dest).map(|(copy, (dest, _))| Step::rename(copy, vhd(dest))));
+        publish.extend(copy.zip(fork.dest).map(|(copy, (dest, _))| Step::rename(copy, image(dest, format))));
         let done = live
             .take(&publish)
             .and_then(|()| if is_attached { live.now().recount(fork.base, 1) } else { Ok(()) })
@@ -132,33 +139,32 @@ impl LvhdForest<'_> {
         live.refuse_existing(dest)?;
         let group = live.now();
         let parent = self.parent_image(base, Mode::ReadOnly)?;
-        if parent.format != Format::Vhd {
-            return Err(refused("vdi_clone or vdi_snapshot of a qcow2 disk", self.sr()));
-        }
-        let virtual_size = layout(Format::Vhd).query(&**parent.image)?.virtual_size;
-        let child = layout(Format::Vhd).child_of(&parent)?;
-        let size = live.size_of_new(virtual_size, !group.is_thin() && !params.read_only);
+        let format = child_format(parent.format);
+        let virtual_size = layout(parent.format).query(&**parent.image)?.virtual_size;
+        let child = layout(format).child_of(&parent)?;
+        let size = live.size_of_new(format, virtual_size, !group.is_thin() && !params.read_only);
         live.refuse_full(&[size])?;
         let name = unborn(dest);
-        let record = New { vdi: dest, format: Format::Vhd, params, is_base: false };
+        let record = New { vdi: dest, format, params, is_base: false };
         live.take(&[Step::create(&name, size)])
             .and_then(|()| live.write_image(&name, &child))
             .and_then(|()| live.put_records(OP, &[record]))
             .map_err(|cause| cause.undone(live.remove_unborn([&name])))?;
-        live.publish(&name, dest, Format::Vhd)
+        live.publish(&name, dest, format)
     }
 
-    /// Writes images whose parent is to be the base of this name, which is `image` now.
-    fn child(&self, base: VdiUuid, image: Arc<dyn Storage>) -> Result<WriteImage> {
-        let name = called(&self.live.now().vg().name, &vhd(base), Format::Vhd);
-        let image = Opened::of_shared(image);
-        layout(Format::Vhd).child_of(&ParentImage { name, format: Format::Vhd, image })
+    /// Writes images whose parent is to be the volume of this name, whose image is in `storage` now.
+    fn child(&self, base: &str, of_base: Format, storage: Arc<dyn Storage>) -> Result<WriteImage> {
+        let format = child_format(of_base);
+        let name = called(&self.live.now().vg().name, base, format);
+        layout(format).child_of(&ParentImage { name, format: of_base, image: Opened::of_shared(storage) })
     }
 
-    fn put_records(&self, fork: &Fork) -> Result<()> {
-        let of_base = Params { label: BASE_LABEL.to_owned(), read_only: true, ..Params::default() };
-        let base = New { vdi: fork.base, format: Format::Vhd, params: &of_base, is_base: true };
-        let copy = fork.dest.map(|(vdi, params)| New { vdi, format: Format::Vhd, params, is_base: false });
+    fn put_records(&self, fork: &Fork, of_base: Format) -> Result<()> {
+        let names = Params { label: BASE_LABEL.to_owned(), read_only: true, ..Params::default() };
+        let base = New { vdi: fork.base, format: of_base, params: &names, is_base: true };
+        let format = child_format(of_base);
+        let copy = fork.dest.map(|(vdi, params)| New { vdi, format, params, is_base: false });
         let all: Vec<New> = copy.into_iter().chain([base]).collect();
         self.live.put_records(OP, &all)
     }
@@ -172,11 +178,16 @@ impl Live<'_> {
     pub fn end_fork(&self, base: VdiUuid, journal: &Journal) -> Result<()> {
         let group = self.now();
         let volume = group.volume(base)?.clone();
-        let storage = group.storage_for_writing(&volume.lv)?;
-        layout(Format::Vhd).set_hidden(&storage, true)?;
-        let mut steps = self.deflate(base)?;
+        let mut steps = self.set_hidden(&(volume.format, volume.lv.clone()), true)?;
+        steps.extend(self.deflate(base)?);
+        // Of a raw disk, which has become a VHD.
+        self.retype(OP, journal.vdi, child_format(volume.format))?;
         if !volume.lv.read_only {
-            steps.push(Step::SetWritable { name: volume.lv.name, writable: false });
+            steps.push(Step::SetWritable { name: volume.lv.name.clone(), writable: false });
+        }
+        let locks = lock_tags(&volume.lv);
+        if !locks.is_empty() {
+            steps.push(Step::untag(volume.lv.name, locks));
         }
         steps.push(Step::remove(journal.name()));
         self.take(&steps)

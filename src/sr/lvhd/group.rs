@@ -174,7 +174,8 @@ impl<'a> Group<'a> {
             if named == Some(Some(base)) || (named.is_some() && named == parent_of(base)) {
                 self.bases.insert(base);
             }
-        } else if let Some(volume) = self.volumes.remove(&base) {
+        } else if let Some(mut volume) = self.volumes.remove(&base) {
+            volume.lv.tags.retain(|tag| tag != HIDDEN);
             let unborn = self.volumes.insert(disk, Volume { is_elsewhere: true, ..volume });
             self.left.extend(unborn.map(|volume| volume.lv.name));
         }

@@ -13,14 +13,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::forest::LvhdForest;
-use super::fork::vhd;
-use super::group::Group;
+use super::group::{Group, Volume};
 use super::journal::{Change, Journal, unwritten};
+use super::place::lock_tags;
 use super::sizes;
 use super::step::Step;
 use crate::error::{Error, Result};
+use crate::image::qcow2;
 use crate::image::storage::Storage;
 use crate::image::vhd::Image;
+use crate::image::volume::{image, old_image};
 use crate::sys::syslog;
 use crate::types::{Format, Mode, VdiUuid};
 use crate::vdi::layout;
@@ -34,36 +36,30 @@ impl LvhdForest<'_> {
     pub(super) fn make_room(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
         let live = &self.live;
         let group = live.now();
-        self.refuse_other_formats(&group, &[vdi, base])?;
         live.refuse_begun(base)?;
-        let (child, parent) = (open(&group, vdi)?, open(&group, base)?);
-        let blocks = |image: &Image| image.allocated().map(|(block, _)| block).collect::<BTreeSet<u32>>();
-        let more = blocks(&child).difference(&blocks(&parent)).count() as u64;
-        let needed = parent.physical_size() + (more + 1) * sizes::OF_BLOCK;
-        // The base of a leaf takes its place, and may be written to then.
-        let is_leaf = !child.info().hidden;
-        let is_full = is_leaf && (!group.is_thin() || group.is_counted(vdi)?);
-        let full = if is_full { sizes::full(child.virtual_size()) } else { 0 };
-        let ending = live.inflate(base, needed.max(full))?;
-        live.take(&ending)
-    }
-
-    fn refuse_other_formats(&self, group: &Group, vdis: &[VdiUuid]) -> Result<()> {
-        for vdi in vdis {
-            let format = group.volume(*vdi)?.format;
-            if format != Format::Vhd {
-                let why = format!("VDI {vdi} is {format}: in an LVHD SR, only VHDs are merged");
+        let (child, parent) = (group.volume(vdi)?, group.volume(base)?);
+        let info = layout(child.format).query(&group.image(child)?)?;
+        let needed = match (child.format, parent.format) {
+            (Format::Vhd, Format::Vhd) => room_for_blocks(&group, child, parent)?,
+            (Format::Qcow2, Format::Qcow2) => room_for_clusters(&group, child, parent)?,
+            (_, Format::Raw) if parent.lv.size >= info.virtual_size => return Ok(()),
+            (above, below) => {
+                let why =
+                    format!("VDI {vdi} is {above}, and its base {base} is {below} and smaller, or of another kind");
                 return Err(Error::Unsupported { op: OP, why });
             }
-        }
-        Ok(())
+        };
+        // The base of a leaf takes its place, and may be written to then.
+        let is_full = !info.hidden && (!group.is_thin() || group.is_counted(vdi)?);
+        let full = if is_full { sizes::full(parent.format, info.virtual_size) } else { 0 };
+        let ending = live.inflate(base, needed.max(full))?;
+        live.take(&ending)
     }
 
     /// See [`Forest::relink`].
     pub(super) fn give_children(&self, nodes: &Nodes, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
         let live = &self.live;
         let group = live.now();
-        self.refuse_other_formats(&group, &[vdi, base])?;
         if let Some(claim) = nodes.claim(vdi) {
             return Err(Error::Damaged { path: self.place(vdi)?.path(), what: claim.to_string() });
         }
@@ -86,10 +82,10 @@ impl LvhdForest<'_> {
         for child in nodes.children(vdi) {
             let place = self.place(child)?;
             let layout = layout(place.format());
-            let image = place.open(Mode::ReadWrite)?;
-            layout.check_parent(&**image, &old)?;
-            layout.set_parent(&**image, &new)?;
-            image.close()?;
+            let opened = place.open(Mode::ReadWrite)?;
+            layout.check_parent(&**opened, &old)?;
+            layout.set_parent(&**opened, &new)?;
+            opened.close()?;
         }
         Ok(())
     }
@@ -98,23 +94,32 @@ impl LvhdForest<'_> {
     pub(super) fn take_place(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
         let live = &self.live;
         let group = live.now();
-        self.refuse_other_formats(&group, &[vdi, base])?;
         live.refuse_begun(vdi)?;
-        let (leaf, parent) = (group.volume(vdi)?.lv.clone(), group.volume(base)?.lv.clone());
+        let (leaf, parent) = (group.volume(vdi)?.clone(), group.volume(base)?.clone());
+        let format = leaf.format;
+        if parent.format != format {
+            let why =
+                format!("VDI {vdi} is {format}, and its base {base}, which is to take its place, is {}", parent.format);
+            return Err(Error::Unsupported { op: OP, why });
+        }
+        let (leaf, parent) = (leaf.lv, parent.lv);
         let (record, journal) = (unwritten(base), Journal { vdi, change: Change::Leaf(Some(base)) });
-        let make = Step::Create { name: record.clone(), size: 1, journal: true, active: false };
-        live.take(&[make])
+        live.take(&[Step::journal(&record)])
             .and_then(|()| live.write_journal(&record, &journal))
             .and_then(|()| live.take(&[Step::rename(&record, journal.name())]))
             .map_err(|cause| cause.undone(live.remove_unborn([&record])))?;
         let show = || {
             let group = live.now();
-            layout(Format::Vhd).set_hidden(&group.storage_for_writing(&parent)?, false)
+            layout(format).set_hidden(&group.storage_for_writing(&parent)?, false)
         };
-        let old = format!("VHD-OLD_{vdi}");
-        let mut steps = vec![Step::rename(&leaf.name, &old), Step::rename(&parent.name, vhd(vdi))];
+        let (own, old) = (image(vdi, format), old_image(vdi, format));
+        let mut steps = vec![Step::rename(&leaf.name, &old), Step::rename(&parent.name, &own)];
         if parent.read_only {
-            steps.push(Step::SetWritable { name: vhd(vdi), writable: true });
+            steps.push(Step::SetWritable { name: own.clone(), writable: true });
+        }
+        let locks = lock_tags(&leaf);
+        if !locks.is_empty() {
+            steps.push(Step::tag(&own, locks));
         }
         steps.extend([Step::remove(&old), Step::remove(journal.name())]);
         if let Err(cause) = show().and_then(|()| live.take(&steps)) {
@@ -133,7 +138,29 @@ impl LvhdForest<'_> {
     }
 }
 
-fn open(group: &Group, vdi: VdiUuid) -> Result<Image> {
-    let image: Arc<dyn Storage> = Arc::new(group.image(group.volume(vdi)?)?);
-    Image::open(image, Mode::ReadOnly)
+/// The bytes that a VHD takes at most when its child was merged into it.
+fn room_for_blocks(group: &Group, child: &Volume, parent: &Volume) -> Result<u64> {
+    let open = |volume: &Volume| {
+        let storage: Arc<dyn Storage> = Arc::new(group.image(volume)?);
+        Image::open(storage, Mode::ReadOnly)
+    };
+    let (child, parent) = (open(child)?, open(parent)?);
+    let blocks = |opened: &Image| opened.allocated().map(|(block, _)| block).collect::<BTreeSet<u32>>();
+    let more = blocks(&child).difference(&blocks(&parent)).count() as u64;
+    Ok(parent.physical_size() + (more + 1) * sizes::OF_BLOCK)
+}
+
+/// The bytes that a qcow2 takes at most when its child was merged into it: each cluster of the child a new one, and tables for all.
+fn room_for_clusters(group: &Group, child: &Volume, parent: &Volume) -> Result<u64> {
+    let storage = |volume: &Volume| Ok::<Arc<dyn Storage>, Error>(Arc::new(group.image(volume)?));
+    let (child, parent) = (storage(child)?, storage(parent)?);
+    let layout = layout(Format::Qcow2);
+    let (room, info) = (qcow2::room(&parent)?, layout.query(&*child)?);
+    let grain = qcow2::Header::read(&*parent)?.cluster();
+    let clusters = |run: &std::ops::Range<u64>| run.end.div_ceil(grain) - run.start / grain;
+    let new: u64 = layout.hides(&child)?.stretches().iter().map(|run| clusters(run) * grain).sum();
+    let tables = qcow2::overhead(info.virtual_size) * (grain / qcow2::CLUSTER).max(1);
+    // A disk in which each cluster has data takes no more.
+    let all = room.full + info.virtual_size.saturating_sub(layout.query(&*parent)?.virtual_size) * 2;
+    Ok((room.end + new + tables).min(all.max(room.end)))
 }

@@ -17,7 +17,7 @@ pub mod write;
 
 use std::collections::HashMap;
 
-use crate::types::{Params, Utc, VdiUuid};
+use crate::types::{Format, Params, Utc, VdiUuid};
 
 /// Bytes.
 pub const SECTOR: usize = 512;
@@ -36,6 +36,11 @@ pub fn in_use(first: &[u8]) -> Option<u64> {
     let (magic, length, major, minor) = (next()?, next()?, next()?, next()?);
     ((magic, major, minor) == ("XSSM", "1", "2")).then_some(())?;
     length.parse().ok()
+}
+
+/// The word that the Python drivers have for a format.
+pub fn vdi_type(format: Format) -> &'static str {
+    if format == Format::Raw { "aio" } else { format.word() }
 }
 
 /// The records of an SR.

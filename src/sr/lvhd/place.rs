@@ -4,17 +4,27 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
+use super::forest::LvhdForest;
 use super::journal::{Change, Journal};
 use super::live::Live;
 use super::refused;
 use super::step::Step;
 use crate::error::{Error, Result};
 use crate::image::storage::Storage;
+use crate::sr::lvm::tags;
+use crate::sys::blockdev;
 use crate::sys::copy::Progress;
 use crate::sys::loopdev::{self, Backing, Detached};
-use crate::sys::{blockdev, lvm};
+use crate::sys::lvm::{self, Lv};
 use crate::types::{Done, Format, Mode, Params, SrUuid, State, VdiInfo, VdiUuid};
-use crate::vdi::{Holders, Opened, Place, Usage, deleted, in_use};
+use crate::vdi::tree::forest::{Forest as _, Fork};
+use crate::vdi::tree::nodes::Node;
+use crate::vdi::{Holders, Opened, Place, Usage, deleted, describe, in_use, layout};
+
+/// The tags of a volume that say who has its persistent lock. They go where the image of the disk goes.
+pub fn lock_tags(lv: &Lv) -> Vec<String> {
+    lv.tags.iter().filter(|tag| tags::is_lock(tag)).cloned().collect()
+}
 
 /// The volume of a VDI.
 pub struct LvhdPlace<'a> {
@@ -109,6 +119,12 @@ impl Place for LvhdPlace<'_> {
         Ok(Usage { length: size, allocated: size })
     }
 
+    fn held(&self) -> Result<u64> {
+        let group = self.live.now();
+        let volume = group.volume(self.vdi)?;
+        self.live.deflated(volume.format, &volume.lv)
+    }
+
     fn state(&self) -> State {
         let group = self.live.now();
         match group.volume(self.vdi).and_then(|volume| group.image(volume)) {
@@ -121,13 +137,23 @@ impl Place for LvhdPlace<'_> {
         Ok(self.live.now().params(self.vdi))
     }
 
-    /// An LVHD SR keeps no persistent locks.
+    /// The tags of the volume have it. The Python drivers know no such lock, and leave the tags alone.
     fn holders(&self) -> Result<Holders> {
-        Ok(Holders::default())
+        let group = self.live.now();
+        Ok(group.volume(self.vdi).map(|volume| tags::read(&volume.lv.tags).holders).unwrap_or_default())
     }
 
-    fn set_holders(&self, _seen: &Holders, _users: Vec<String>) -> Result<bool> {
-        self.refused("vdi_lock")
+    fn set_holders(&self, seen: &Holders, users: Vec<String>) -> Result<bool> {
+        let _lock = self.live.lock("vdi_lock", self.deadline())?;
+        self.live.refuse_begun(self.vdi)?;
+        if self.holders()? != *seen {
+            return Ok(false);
+        }
+        let group = self.live.now();
+        let lv = &group.volume(self.vdi)?.lv;
+        let step =
+            Step::Tag { name: lv.name.clone(), add: tags::of_holders(seen.state + 1, &users), remove: lock_tags(lv) };
+        self.live.take(&[step]).map(|()| true)
     }
 
     fn set_params(&self, params: &Params) -> Result<()> {
@@ -206,11 +232,24 @@ impl Place for LvhdPlace<'_> {
         }
     }
 
-    fn copy_to(&self, _dest: VdiUuid, _params: &Params, _progress: Progress) -> Result<VdiInfo> {
-        Err(Error::Unsupported {
-            op: "vdi_clone or vdi_snapshot of a raw disk",
-            why: format!("SR {} is LVHD: vdi_copy makes a VHD of it", self.sr()),
-        })
+    /// Of a raw disk: its volume becomes a base, and the disk and its copy are VHDs. A loop device over the volume would go on writing to
+    /// the base, so an attached disk is refused.
+    fn copy_to(&self, dest: VdiUuid, params: &Params, _progress: Progress) -> Result<VdiInfo> {
+        let forest = LvhdForest { live: self.live.clone() };
+        let _trees = forest.lock(self.deadline())?;
+        let _alone = forest.alone(&[self.vdi], self.vdi)?;
+        if self.live.now().is_base(self.vdi) {
+            return Err(Error::IsBase { op: "vdi_clone and vdi_snapshot", vdi: self.vdi });
+        }
+        if self.live.now().is_counted(self.vdi)? {
+            return Err(in_use(self, "this host, which has it attached; a raw disk cannot be paused".to_owned()));
+        }
+        let base = VdiUuid::random();
+        forest.fork(&Fork { vdi: self.vdi, base, dest: Some((dest, params)) })?;
+        let copy = LvhdPlace::of(self.live.clone(), dest)?;
+        let info = layout(copy.format).query(&**copy.open(Mode::ReadOnly)?)?;
+        let node = Node { parent: Some(base), ..Node::alone(copy.format, info.virtual_size) };
+        Ok(describe(&copy, &node, copy.size(), params.clone()))
     }
 
     /// The caller holds the lock of the trees. The record goes after the volume: a disk never lacks its names.

@@ -34,6 +34,18 @@ impl Live<'_> {
         new.iter().try_for_each(|new| self.change_records(op, |table| table.put(new)))
     }
 
+    /// Makes the record of a VDI say which format its volume has. A VDI without a record gets none. Idempotent.
+    ///
+    /// # Errors
+    /// Those of [`Live::set_params`].
+    pub fn retype(&self, op: &'static str, vdi: VdiUuid, format: Format) -> Result<()> {
+        let said = self.now().records().ok().and_then(|records| Some(records.vdis.get(&vdi)?.vdi_type.clone()));
+        match said {
+            Some(said) if said != mgt::vdi_type(format) => self.change_records(op, |table| table.retype(vdi, format)),
+            _ => Ok(()),
+        }
+    }
+
     /// Removes the record of a VDI. Idempotent.
     ///
     /// # Errors
@@ -58,6 +70,30 @@ impl Live<'_> {
             |vdi: &VdiUuid| group.volumes().contains_key(vdi) || group.vg().lv(&format!("{vdi}.cbtlog")).is_some();
         let strays = records.vdis.keys().filter(|vdi| !is_there(vdi));
         strays.copied().try_for_each(|vdi| self.remove_record("ending a change", vdi))
+    }
+
+    /// Marks records that cannot be read as deleted. If the first sector does not say how many there are, they are counted.
+    ///
+    /// # Errors
+    /// Those of [`Live::set_params`].
+    pub fn mend_records(&self, op: &'static str) -> Result<()> {
+        let group = self.now();
+        let Some(lv) = group.vg().lv(MGT) else { return Ok(()) };
+        let volume: &dyn Storage = &Devices::for_writing(group.vg()).volume(group.vg(), lv)?;
+        let mut first = [0; mgt::SECTOR];
+        volume.get_exact(&mut first, 0, "its first sector")?;
+        if mgt::in_use(&first).is_none_or(|length| length > lv.size.min(mgt::LONGEST)) {
+            let mut bytes = vec![0; lv.size.min(mgt::LONGEST) as usize];
+            volume.get_exact(&mut bytes, 0, "its records")?;
+            let Some(header) = mgt::write::counted(&bytes) else { return Ok(()) };
+            volume.put(&header, 0)?;
+            volume.flush()?;
+            self.reread();
+        }
+        match self.now().records().is_ok_and(|records| records.unreadable > 0) {
+            true => self.change_records(op, |table| table.remove_unreadable()),
+            false => Ok(()),
+        }
     }
 
     fn change_records(

@@ -10,7 +10,8 @@
 //! | `clone_<U>`, base B, copy D | no B; or the record cannot be read | nothing was done |
 //! | | U, and D if there is to be one, are images with the parent B | completed: B is hidden |
 //! | | else, if U and D hold no data, and B has no other child | undone: B has the name of U again |
-//! | `leaf_<U>`, parent P | P or `OLD_<U>` | undone: the leaf is all there |
+//! | `leaf_<U>`, parent P | P and `OLD_<U>`, and U | completed: U went back to a snapshot, and `OLD_<U>` is what it was |
+//! | | else P or `OLD_<U>` | undone: the leaf is all there |
 //! | | else | completed |
 //! | `relink_<V>` | V has children, and no process has one of the disks above it open | they are given to its parent |
 //! | `zero_<R>_<bytes>` | | the rest is zeroed |
@@ -23,21 +24,26 @@
 
 use std::time::Instant;
 
+use super::HIDDEN;
 use super::forest::LvhdForest;
-use super::fork::vhd;
 use super::journal::{Change, Cloned, Journal, is_unwritten};
 use super::live::Live;
+use super::place::lock_tags;
 use super::step::Step;
 use crate::error::{Error, Result, one_line};
 use crate::image::storage::Storage;
+use crate::image::volume::{VolumeName, image};
 use crate::sys::blockdev;
 use crate::sys::lock::{self, Kind, Lock};
-use crate::sys::lvm;
+use crate::sys::lvm::{self, Lv};
 use crate::sys::syslog;
 use crate::types::{Format, VdiUuid};
 use crate::vdi::layout;
 use crate::vdi::tree::nodes::Node;
 use crate::vdi::tree::stop;
+
+/// What the log calls it.
+const ENDING: &str = "ending a change";
 
 impl<'a> Live<'a> {
     /// [`Live::lock`], and ends what killed calls left.
@@ -109,7 +115,7 @@ impl<'a> Live<'a> {
     fn remove_old(&self) -> Result<()> {
         let group = self.now();
         let is_old = |name: &&String| {
-            let vdi = name.strip_prefix("VHD-OLD_").and_then(|vdi| vdi.parse::<VdiUuid>().ok());
+            let vdi = VolumeName::parse(name).filter(|name| name.old).map(|name| name.vdi);
             vdi.is_some_and(|vdi| group.begun(vdi).is_none()) && !is_open(&group.vg().name, name)
         };
         let steps: Vec<Step> = group.left().iter().filter(is_old).map(Step::remove).collect();
@@ -132,91 +138,108 @@ impl<'a> Live<'a> {
 
     fn end_inflate(&self, name: &str, vdi: VdiUuid, bytes: u64) -> Result<()> {
         let group = self.now();
-        let Some(volume) = group.volumes().get(&vdi).filter(|volume| volume.format == Format::Vhd) else {
+        let Some(volume) = group.volumes().get(&vdi).filter(|volume| volume.format != Format::Raw) else {
             return self.take(&[Step::remove(name)]);
         };
         let lv = &volume.lv;
         let mut steps = Vec::new();
-        let fits = bytes < lv.size && self.deflated(lv)? <= bytes && !is_open(&group.vg().name, &lv.name);
+        let fits =
+            bytes < lv.size && self.deflated(volume.format, lv)? <= bytes && !is_open(&group.vg().name, &lv.name);
         if fits {
-            self.end_at(lv, bytes)?;
+            self.end_at(volume.format, lv, bytes)?;
             steps.push(Step::Reduce { name: lv.name.clone(), size: bytes });
         } else {
-            self.end_at(lv, lv.size)?;
+            self.end_at(volume.format, lv, lv.size)?;
         }
         steps.push(Step::remove(name));
         self.take(&steps)
     }
 
-    /// The image of a VHD's volume, as it says itself. `None`: there is none, or no image in it.
-    fn image_of(&self, volume: &str, vdi: VdiUuid) -> Result<Option<Node>> {
+    /// The volume that is named as the image of a VDI, whatever a change makes of it; `old`: as its old image.
+    fn named(&self, vdi: VdiUuid, old: bool) -> Option<(Format, Lv)> {
+        let of = |lv: &&Lv| VolumeName::parse(&lv.name).filter(|name| (name.vdi, name.old) == (vdi, old));
         let group = self.now();
-        let Some(lv) = group.vg().lv(volume) else { return Ok(None) };
-        let image = group.storage_for_writing(lv)?;
-        match layout(Format::Vhd).query(&image) {
+        let lv = group.vg().lvs.iter().find(|lv| of(lv).is_some())?;
+        Some((of(&lv)?.format, lv.clone()))
+    }
+
+    /// The image in a volume, as it says itself. `None`: there is no image in it.
+    fn image_in(&self, (format, lv): &(Format, Lv), vdi: VdiUuid) -> Result<Option<Node>> {
+        let image = self.now().storage_for_writing(lv)?;
+        match layout(*format).query(&image) {
             Ok(info) => {
-                let named = |name: &str| super::group::possible_parent(name, Format::Vhd);
-                Node::of(vdi, Format::Vhd, info, image.path(), named).map(Some)
+                let named = |name: &str| super::group::possible_parent(name, *format);
+                Node::of(vdi, *format, info, image.path(), named).map(Some)
             }
             Err(Error::Damaged { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
+    /// Makes an image one that is there for its children only, or no longer so. The answer is what is still to be done.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Damaged`].
+    pub(super) fn set_hidden(&self, (format, lv): &(Format, Lv), hidden: bool) -> Result<Vec<Step>> {
+        if *format != Format::Raw {
+            layout(*format).set_hidden(&self.now().storage_for_writing(lv)?, hidden)?;
+            return Ok(Vec::new());
+        }
+        let tag = vec![HIDDEN.to_owned()];
+        Ok(match (lv.tags.iter().any(|tag| tag == HIDDEN), hidden) {
+            (false, true) => vec![Step::tag(&lv.name, tag)],
+            (true, false) => vec![Step::untag(&lv.name, tag)],
+            _ => Vec::new(),
+        })
+    }
+
     fn end_clone(self: &std::rc::Rc<Self>, name: &str, journal: &Journal, cloned: Cloned) -> Result<()> {
         let Cloned { base, copy } = cloned;
-        let group = self.now();
-        let raw = format!("LV-{base}");
-        if group.vg().lv(&raw).is_some() {
-            let why = format!("the base {base} is raw; the Python driver that began it has to end it");
-            return Err(Error::Unsupported { op: "ending a clone", why });
-        }
-        let Some(parent) = self.image_of(&vhd(base), base)? else { return self.take(&[Step::remove(name)]) };
-        let (own, other) = (
-            self.image_of(&vhd(journal.vdi), journal.vdi)?,
-            match copy {
-                Some(copy) => self.image_of(&vhd(copy), copy)?,
-                None => None,
-            },
-        );
+        let below = self.named(base, false);
+        let node = below.as_ref().map_or(Ok(None), |below| self.image_in(below, base))?;
+        let Some((below, parent)) = below.zip(node) else { return self.take(&[Step::remove(name)]) };
+        let children: Vec<VdiUuid> = [Some(journal.vdi), copy].into_iter().flatten().collect();
         // The children of a base that holds nothing get its parent.
-        let is_child = |node: &Option<Node>| {
-            node.as_ref().is_some_and(|node| {
-                node.parent.is_some() && (node.parent == Some(base) || node.parent == parent.parent)
-            })
+        let is_child = |vdi: &VdiUuid| -> Result<bool> {
+            let Some(found) = self.named(*vdi, false) else { return Ok(false) };
+            let named = self.image_in(&found, *vdi)?.and_then(|node| node.parent);
+            Ok(named.is_some() && (named == Some(base) || named == parent.parent))
         };
-        if is_child(&own) && (copy.is_none() || is_child(&other)) {
+        let are_children = children.iter().map(is_child).collect::<Result<Vec<bool>>>()?;
+        if are_children.iter().all(|is| *is) {
             return self.end_fork(base, journal);
         }
-        let children: Vec<VdiUuid> = [Some(journal.vdi), copy].into_iter().flatten().collect();
         self.refuse_data(base, &children)?;
-        if parent.hidden {
-            let lv = group.vg().lv(&vhd(base)).cloned().unwrap_or_default();
-            layout(Format::Vhd).set_hidden(&group.storage_for_writing(&lv)?, false)?;
-        }
-        let names = children.iter().map(|child| vhd(*child));
-        let mut steps: Vec<Step> = names.filter(|name| group.vg().lv(name).is_some()).map(Step::remove).collect();
-        steps.push(Step::rename(vhd(base), vhd(journal.vdi)));
-        if group.vg().lv(&vhd(base)).is_some_and(|lv| lv.read_only) {
-            steps.push(Step::SetWritable { name: vhd(journal.vdi), writable: true });
+        let mut steps = self.set_hidden(&below, false)?;
+        steps
+            .extend(children.iter().filter_map(|child| self.named(*child, false)).map(|(_, lv)| Step::remove(lv.name)));
+        let own = image(journal.vdi, below.0);
+        steps.push(Step::rename(&below.1.name, &own));
+        if below.1.read_only {
+            steps.push(Step::SetWritable { name: own, writable: true });
         }
         steps.push(Step::remove(name));
         self.take(&steps)?;
         let now = self.now();
-        let gone = [Some(base), copy].into_iter().flatten();
-        gone.into_iter().try_for_each(|vdi| now.uncount(vdi).and_then(|()| self.remove_record("ending a clone", vdi)))
+        for gone in [Some(base), copy].into_iter().flatten() {
+            now.uncount(gone)?;
+            self.remove_record(ENDING, gone)?;
+        }
+        self.retype(ENDING, journal.vdi, below.0)
     }
 
     /// Refuses to undo a clone whose children were written to: the journal is of another time then, or somebody went on without
     /// ending it.
     fn refuse_data(&self, base: VdiUuid, children: &[VdiUuid]) -> Result<()> {
         let group = self.now();
-        let path = lvm::node(&group.vg().name, &vhd(base));
+        let path = group.volume(base).or_else(|_| group.volume(children[0])).map(|volume| &volume.lv.name);
+        let path = lvm::node(&group.vg().name, path.map_or("", String::as_str));
         for child in children {
-            let Some(lv) = group.vg().lv(&vhd(*child)) else { continue };
-            if self.image_of(&vhd(*child), *child)?.is_some() {
-                let image: std::sync::Arc<dyn Storage> = std::sync::Arc::new(group.storage_for_writing(lv)?);
-                if !layout(Format::Vhd).is_blank(&image)? || is_open(&group.vg().name, &lv.name) {
+            let Some(found) = self.named(*child, false) else { continue };
+            if self.image_in(&found, *child)?.is_some() {
+                let (format, lv) = found;
+                let image: std::sync::Arc<dyn Storage> = std::sync::Arc::new(group.storage_for_writing(&lv)?);
+                if !layout(format).is_blank(&image)? || is_open(&group.vg().name, &lv.name) {
                     let what = format!("its child {child}, which is to be removed, holds data or is in use");
                     return Err(Error::Damaged { path, what });
                 }
@@ -229,48 +252,56 @@ impl<'a> Live<'a> {
     }
 
     fn end_leaf(&self, name: &str, vdi: VdiUuid, parent: VdiUuid) -> Result<()> {
-        let (own, below, old) = (vhd(vdi), vhd(parent), format!("VHD-OLD_{vdi}"));
-        let has = |name: &String| self.now().vg().lv(name).is_some();
-        let set_hidden = |name: &String, hidden| {
-            let group = self.now();
-            let lv = group.vg().lv(name).cloned().unwrap_or_default();
-            layout(Format::Vhd).set_hidden(&group.storage_for_writing(&lv)?, hidden)
-        };
-        if has(&below) || has(&old) {
-            // A journal that was left when there was no such merge names no child of this parent.
-            let leaf = if has(&old) { &old } else { &own };
-            let is_child = self.image_of(leaf, vdi)?.is_some_and(|node| node.parent == Some(parent));
-            if !is_child {
-                return self.take(&[Step::remove(name)]);
-            }
-            let mut back = Vec::new();
-            if !has(&below) {
-                back.push(Step::rename(&own, &below));
-            }
-            if has(&old) {
-                back.push(Step::rename(&old, &own));
-            }
-            self.take(&back)?;
-            set_hidden(&own, false)?;
-            set_hidden(&below, true)?;
-            let mut steps = Vec::new();
-            if self.now().vg().lv(&below).is_some_and(|lv| !lv.read_only) {
-                steps.push(Step::SetWritable { name: below, writable: false });
-            }
-            steps.push(Step::remove(name));
-            return self.take(&steps);
+        let (own, below, old) = (self.named(vdi, false), self.named(parent, false), self.named(vdi, true));
+        let Some(leaf) = old.as_ref().or(own.as_ref()) else { return self.take(&[Step::remove(name)]) };
+        if below.is_none() && old.is_none() {
+            return self.complete_leaf(name, leaf, parent);
         }
+        if own.is_some() && below.is_some() && old.is_some() {
+            return self.take(&[Step::remove(&leaf.1.name), Step::remove(name)]);
+        }
+        // A journal that was left when there was no such merge names no child of this parent.
+        if self.image_in(leaf, vdi)?.is_none_or(|node| node.parent != Some(parent)) {
+            return self.take(&[Step::remove(name)]);
+        }
+        let mut back = Vec::new();
+        if below.is_none() {
+            back.extend(own.as_ref().map(|(format, lv)| Step::rename(&lv.name, image(parent, *format))));
+        }
+        back.extend(old.as_ref().map(|(format, lv)| Step::rename(&lv.name, image(vdi, *format))));
+        self.take(&back)?;
         let mut steps = Vec::new();
-        if has(&own) {
-            set_hidden(&own, false)?;
-            if self.now().vg().lv(&own).is_some_and(|lv| lv.read_only) {
-                steps.push(Step::SetWritable { name: own, writable: true });
+        if let Some(leaf) = self.named(vdi, false) {
+            steps.extend(self.set_hidden(&leaf, false)?);
+        }
+        if let Some(below) = self.named(parent, false) {
+            steps.extend(self.set_hidden(&below, true)?);
+            let locks = lock_tags(&below.1);
+            if !locks.is_empty() {
+                steps.push(Step::untag(&below.1.name, locks));
             }
+            if !below.1.read_only {
+                steps.push(Step::SetWritable { name: below.1.name, writable: false });
+            }
+        }
+        steps.push(Step::remove(name));
+        self.take(&steps)
+    }
+
+    /// The parent has taken the place of the leaf.
+    fn complete_leaf(&self, name: &str, leaf: &(Format, Lv), parent: VdiUuid) -> Result<()> {
+        let mut steps = self.set_hidden(leaf, false)?;
+        if leaf.1.read_only {
+            steps.push(Step::SetWritable { name: leaf.1.name.clone(), writable: true });
         }
         steps.push(Step::remove(name));
         self.take(&steps)?;
         self.now().uncount(parent)?;
-        self.remove_record("ending a merge", parent)
+        self.remove_record(ENDING, parent)?;
+        match VolumeName::parse(&leaf.1.name) {
+            Some(leaf) => self.retype(ENDING, leaf.vdi, leaf.format),
+            None => Ok(()),
+        }
     }
 
     fn end_zero(&self, name: &str, vdi: VdiUuid, from: u64) -> Result<()> {

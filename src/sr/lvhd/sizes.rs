@@ -1,9 +1,12 @@
-//! How large the volume of a VHD is (`lvhdutil.py` of the Python storage managers).
+//! How large the volume of an image is (`lvhdutil.py`, `qcow2util.py` of the Python storage managers).
 //!
-//! Every VHD gets tables for 2 TiB when it is made, so that its disk can grow without moving anything. What differs is the room for
+//! A qcow2 has room for all its tables and, while its disk can be written to, for all clusters. Our images have one cluster more than the
+//! least. Every VHD gets tables for 2 TiB when it is made, so that its disk can grow without moving anything. What differs is the room for
 //! blocks: all that its disk may ever need while it can be written to, else as much as it holds.
 
+use crate::image::qcow2;
 use crate::image::vhd::BLOCK;
+use crate::types::Format;
 
 /// Bytes of a VHD with tables for 2 TiB and without a block: both footers, header, BAT, batmap, and 2 KiB for the names of a parent.
 const EMPTY: u64 = 4_329_472;
@@ -15,13 +18,21 @@ const BITMAP: u64 = 4096;
 pub const OF_BLOCK: u64 = BLOCK + BITMAP;
 
 /// Bytes of a volume in which every block of a disk has room. The last block counts as far as the disk goes.
-pub fn full(virtual_size: u64) -> u64 {
-    virtual_size + EMPTY + virtual_size.div_ceil(BLOCK) * BITMAP
+pub fn full(format: Format, virtual_size: u64) -> u64 {
+    match format {
+        Format::Raw => virtual_size,
+        Format::Vhd => virtual_size + EMPTY + virtual_size.div_ceil(BLOCK) * BITMAP,
+        Format::Qcow2 => virtual_size + least(format, virtual_size),
+    }
 }
 
-/// Bytes of a volume for a VHD without a block.
-pub fn least() -> u64 {
-    EMPTY
+/// Bytes of a volume for an image without a block.
+pub fn least(format: Format, virtual_size: u64) -> u64 {
+    match format {
+        Format::Raw => virtual_size,
+        Format::Vhd => EMPTY,
+        Format::Qcow2 => qcow2::overhead(virtual_size) + qcow2::CLUSTER,
+    }
 }
 
 #[cfg(test)]
@@ -42,7 +53,7 @@ mod tests {
     #[test]
     fn sizes_are_those_of_the_python_drivers() {
         const EXTENT: u64 = 4 << 20;
-        assert_eq!(least().next_multiple_of(EXTENT), 8_388_608);
+        assert_eq!(least(Format::Vhd, 0).next_multiple_of(EXTENT), 8_388_608);
         for (virtual_size, volume) in [
             (2 << 20, 8_388_608),
             (1 << 30, 1_082_130_432),
@@ -52,8 +63,29 @@ mod tests {
             (1 << 40, 1_101_667_500_032_u64),
             (2040 << 30, 2_194_719_899_648),
         ] {
-            assert_eq!(full(virtual_size).next_multiple_of(EXTENT), volume, "{virtual_size}");
-            assert_eq!(full(virtual_size), EMPTY + virtual_size / BLOCK * OF_BLOCK, "{virtual_size}");
+            let full = full(Format::Vhd, virtual_size);
+            assert_eq!(full.next_multiple_of(EXTENT), volume, "{virtual_size}");
+            assert_eq!(full, EMPTY + virtual_size / BLOCK * OF_BLOCK, "{virtual_size}");
+        }
+    }
+
+    #[test]
+    fn sizes_of_qcow2s_are_those_of_the_python_drivers() {
+        const EXTENT: u64 = 4 << 20;
+        for (virtual_size, volume, small) in [
+            (64 << 20, 71_303_168, 4 << 20),
+            (128 << 20, 138_412_032, 4 << 20),
+            (1 << 30, 1_077_936_128_u64, 4 << 20),
+            (100 << 30, 107_390_959_616, 16 << 20),
+            (1 << 40, 1_099_683_594_240, 164 << 20),
+            (17_589_500_641_280, 17_592_186_044_416, 2564 << 20),
+        ] {
+            let all = (full(Format::Qcow2, virtual_size), least(Format::Qcow2, virtual_size));
+            assert_eq!(
+                (all.0.next_multiple_of(EXTENT), all.1.next_multiple_of(EXTENT)),
+                (volume, small),
+                "{virtual_size}"
+            );
         }
     }
 
@@ -82,7 +114,7 @@ mod tests {
         let dir = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
         let virtual_size = 3 * BLOCK;
         let rounded = |bytes: u64| bytes.next_multiple_of(4096);
-        let all = volumes(dir.path(), &[rounded(least()), rounded(full(virtual_size))]);
+        let all = volumes(dir.path(), &[rounded(least(Format::Vhd, 0)), rounded(full(Format::Vhd, virtual_size))]);
         let [base, leaf] = &all[..] else { panic!() };
         let layout = layout(Format::Vhd);
         layout.create(&**base, virtual_size).unwrap();
@@ -99,7 +131,7 @@ mod tests {
             leaf.write_at(&vec![b'a' + block as u8; BLOCK as usize], at).unwrap();
         }
         image.flush().unwrap();
-        assert!(image.physical_size() <= full(virtual_size), "{}", image.physical_size());
+        assert!(image.physical_size() <= full(Format::Vhd, virtual_size), "{}", image.physical_size());
         image.close().unwrap();
         assert!(layout.check(leaf, Look { in_use: false, deep: true }).unwrap().is_empty());
     }

@@ -14,11 +14,11 @@ const JOURNALER: &str = "journaler";
 /// A change of a group by one LVM command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// A volume with old bytes in it. `journal`: a record of a change.
+    /// A volume with old bytes in it.
     Create {
         name: String,
         size: u64,
-        journal: bool,
+        tags: Vec<String>,
         active: bool,
     },
     Rename {
@@ -43,6 +43,11 @@ pub enum Step {
         name: String,
         writable: bool,
     },
+    Tag {
+        name: String,
+        add: Vec<String>,
+        remove: Vec<String>,
+    },
     Activate {
         names: Vec<String>,
     },
@@ -50,12 +55,22 @@ pub enum Step {
 
 impl Step {
     pub fn create(name: impl Into<String>, size: u64) -> Step {
-        Step::Create { name: name.into(), size, journal: false, active: false }
+        Step::Create { name: name.into(), size, tags: Vec::new(), active: false }
     }
 
     /// A journal, which has one extent.
     pub fn journal(name: impl Into<String>) -> Step {
-        Step::Create { name: name.into(), size: 1, journal: true, active: false }
+        Step::Create { name: name.into(), size: 1, tags: vec![JOURNALER.to_owned()], active: false }
+    }
+
+    /// Adds tags to a volume.
+    pub fn tag(name: impl Into<String>, add: Vec<String>) -> Step {
+        Step::Tag { name: name.into(), add, remove: Vec::new() }
+    }
+
+    /// Takes tags from a volume.
+    pub fn untag(name: impl Into<String>, remove: Vec<String>) -> Step {
+        Step::Tag { name: name.into(), add: Vec::new(), remove }
     }
 
     pub fn rename(from: impl Into<String>, to: impl Into<String>) -> Step {
@@ -92,19 +107,17 @@ pub fn plan(vg: &Vg, steps: &[Step]) -> (Vec<Command>, Vg, Known) {
 fn take(vg: &mut Vg, step: &Step) -> (Command, bool) {
     let full = |name: &str| format!("{}/{name}", vg.name);
     match step {
-        Step::Create { name, size, journal, active } => {
+        Step::Create { name, size, tags, active } => {
             let extents = size.div_ceil(vg.extent_size).max(1);
             let range = choose(vg, extents);
             let (count, mut names) = (extents.to_string(), vec![vg.name.clone()]);
             let mut options = vec!["-y", if *active { "-ay" } else { "-an" }, "-Zn", "-Wn", "-l", &count];
-            if *journal {
-                options.extend(["--addtag", JOURNALER]);
-            }
+            options.extend(tags.iter().flat_map(|tag| ["--addtag", tag]));
             options.extend(["-n", name]);
             names.extend(range.as_ref().map(|range| range.words(extents)));
             let command = Command::new("lvcreate", &options, &names);
             let mut lv = Lv { name: name.clone(), active: *active, layout: vec!["linear".to_owned()], ..Lv::default() };
-            lv.tags.extend(journal.then(|| JOURNALER.to_owned()));
+            lv.tags.clone_from(tags);
             let known = range.is_some();
             give(vg.extent_size, &mut lv, extents, range);
             vg.free = vg.free.saturating_sub(extents * vg.extent_size);
@@ -147,6 +160,16 @@ fn take(vg: &mut Vg, step: &Step) -> (Command, bool) {
         Step::SetWritable { name, writable } => {
             let command = Command::new("lvchange", &["-p", if *writable { "rw" } else { "r" }], &[full(name)]);
             with(vg, name, |lv| lv.read_only = !writable);
+            (command, true)
+        }
+        Step::Tag { name, add, remove } => {
+            let mut options: Vec<&str> = add.iter().flat_map(|tag| ["--addtag", tag]).collect();
+            options.extend(remove.iter().flat_map(|tag| ["--deltag", tag]));
+            let command = Command::new("lvchange", &options, &[full(name)]);
+            with(vg, name, |lv| {
+                lv.tags.retain(|tag| !remove.contains(tag) && !add.contains(tag));
+                lv.tags.extend(add.iter().cloned());
+            });
             (command, true)
         }
         Step::Activate { names } => {
@@ -291,6 +314,8 @@ mod tests {
             Step::Reduce { name: "VHD-b".to_owned(), size: 9 << 20 },
             Step::remove("clone_u_1"),
             Step::Extend { name: "VHD-u".to_owned(), size: 21 << 20 },
+            Step::tag("VHD-u", vec!["a".to_owned(), "b".to_owned()]),
+            Step::untag("VHD-u", vec!["a".to_owned()]),
         ];
         let (commands, now, known) = plan(&vg, &steps);
         let shown: Vec<String> = commands
@@ -308,12 +333,15 @@ mod tests {
                 "lvreduce -f -y -l 3 -- vg/VHD-b",
                 "lvremove -f -y -- vg/clone_u_1",
                 "lvextend -y -l 6 -- vg/VHD-u /dev/b:0-3",
+                "lvchange --addtag a --addtag b -- vg/VHD-u",
+                "lvchange --deltag a -- vg/VHD-u",
             ]
         );
         assert_eq!(known, Known::Yes);
         assert_eq!(now.lvs.iter().map(|lv| lv.name.as_str()).collect::<Vec<_>>(), ["VHD-b", "VHD-u"]);
         assert_eq!((now.lvs[0].read_only, now.lvs[0].size, now.lvs[0].segments.len()), (true, 3 * EXTENT, 1));
         assert_eq!(now.lvs[0].segments[0].count, 3);
+        assert_eq!(now.lvs[1].tags, ["b"]);
         let places: Vec<_> = now.lvs[1].segments.iter().map(|s| (s.start, s.count, s.on.as_ref().unwrap().1)).collect();
         assert_eq!(places, [(0, 2, 5), (2, 4, 0)]);
         assert_eq!(now.free, (30 - 3 - 6) * EXTENT);

@@ -12,7 +12,7 @@ use super::revert::reverted;
 use super::{Kind, LvmSr, POOL, POOL_DATA_FULL, POOL_METADATA_FULL, RAW, THICK, THIN, UNFINISHED, VHD, tags};
 use crate::error::{Error, Result, one_line};
 use crate::sr::driver::finding_of_state;
-use crate::sr::lvhd::{self, Lvhd};
+use crate::sr::lvhd::Lvhd;
 use crate::sys::lvm::{self, Lv, Vg};
 use crate::sys::{blockdev, lock};
 use crate::types::{Finding, Format, Outcome, Size, State, VdiUuid};
@@ -54,12 +54,9 @@ impl LvmSr {
     }
 
     fn check_theirs(&self, theirs: Lvhd, thorough: bool, repair: bool) -> Result<Vec<Finding>> {
-        if repair {
-            return Err(lvhd::refused("sr_check --repair", self.group.sr));
-        }
         let theirs = theirs.settled(|| self.group.look())?;
         let mut found = self.of_devices(&theirs.vg())?;
-        found.extend(theirs.check(thorough)?);
+        found.extend(if repair { theirs.repair(thorough)? } else { theirs.check(thorough)? });
         found.sort_by(|a, b| a.object.cmp(&b.object));
         Ok(found)
     }

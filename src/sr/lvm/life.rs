@@ -4,7 +4,8 @@ use super::group::{is_gone, vdi_of};
 use super::place::{Group, LvmPlace};
 use super::{Allocation, Kind, LvmSr, POOL, SHARED, THICK, THIN};
 use crate::error::{Error, Result, one_line};
-use crate::sr::volume_group::DELETING;
+use crate::sr::lvhd;
+use crate::sr::volume_group::{CREATING, DELETING};
 use crate::sys::lvm::{self, Lv, Vg};
 use crate::sys::syslog;
 use crate::types::{Done, NewSr, Overwrite};
@@ -18,12 +19,19 @@ pub(super) fn room(devices: &[u64]) -> u64 {
 impl LvmSr {
     pub(super) fn make(&self, new: &NewSr, over: &Overwrite) -> Result<()> {
         let thin = self.allocation == Some(Allocation::Thin);
-        let mut tags = vec![if thin { THIN } else { THICK }];
-        tags.extend(self.is_shared.then_some(SHARED));
+        let mut tags = match (self.is_lvhd, thin) {
+            (true, _) => vec![CREATING],
+            (false, true) => vec![THIN],
+            (false, false) => vec![THICK],
+        };
+        // Of an LVHD group, its agent alone knows.
+        tags.extend((self.is_shared && !self.is_lvhd).then_some(SHARED));
         let slot = new.slot.map(|slot| slot.tag());
         tags.extend(slot.as_deref());
         self.group.make(new.size, over, &tags, room)?;
-        if thin {
+        if self.is_lvhd {
+            lvhd::life::furnish(&self.group, thin).map_err(|cause| self.group.unmake(cause))?;
+        } else if thin {
             let options =
                 ["-y", "--type", "thin-pool", "-n", POOL, "-l", "100%FREE", "--poolmetadataspare", "y", "-Zy"];
             lvm::change("lvcreate", &options, &[&self.group.name()]).map_err(|cause| self.group.unmake(cause))?;
@@ -35,17 +43,28 @@ impl LvmSr {
         let Some(vg) = self.group.look_for_any()? else {
             return self.group.flush_devices().map(|()| Done::Already);
         };
-        self.refuse_lvhd("sr_delete", &vg)?;
         self.group.refuse_incomplete(&vg)?;
-        if !vg.tags.iter().any(|t| t == DELETING) {
-            self.refuse_attached(&vg)?;
-            let group = Group::of(&vg);
-            for (vdi, _, lv) in self.volumes(&vg) {
-                vdi::refuse_if_locked(&LvmPlace::listed(self, &group, vdi, lv))?;
+        let is_begun = vg.tags.iter().any(|t| t == DELETING);
+        let vg = match self.kind(vg) {
+            Kind::Own(vg) if is_begun => vg,
+            Kind::Own(vg) => {
+                self.refuse_attached(&vg)?;
+                let group = Group::of(&vg);
+                for (vdi, _, lv) in self.volumes(&vg) {
+                    vdi::refuse_if_locked(&LvmPlace::listed(self, &group, vdi, lv))?;
+                }
+                vg
             }
+            Kind::Lvhd(theirs) => {
+                theirs.refuse_delete()?;
+                theirs.vg()
+            }
+        };
+        if !is_begun {
             self.group.change(&vg, "vgchange", &["--addtag", DELETING], &[&vg.name])?;
         }
         self.group.remove(&vg)?;
+        lvhd::life::forget_users(self.group.sr)?;
         Ok(Done::Changed)
     }
 
@@ -93,12 +112,12 @@ impl LvmSr {
 
     /// See [`crate::sr::Sr::grow`]. The spare of the pool's metadata keeps its extents.
     pub(super) fn use_all_of_devices(&self) -> Result<Done> {
-        let before = self.group.whole()?;
-        self.refuse_lvhd("sr_grow", &before)?;
+        let before = match self.kind(self.group.whole()?) {
+            Kind::Own(vg) => vg,
+            Kind::Lvhd(theirs) => return theirs.grow(),
+        };
         self.resume(&before, &before.lvs)?;
-        for pv in &before.pvs {
-            self.group.change(&before, "pvresize", &["-y"], &[&pv.name.display().to_string()])?;
-        }
+        self.group.use_all_of_devices(&before)?;
         let after = self.group.whole()?;
         if after.lv(POOL).is_some_and(Lv::is_thin_pool) && after.free >= after.extent_size {
             let pool = format!("{}/{POOL}", after.name);
@@ -152,7 +171,9 @@ impl LvmSr {
     }
 }
 
-/// A group that was to be thin and has no pool, and no disk that could have lost it.
+/// A group that was to be thin and has no pool, or in which LVHD was not furnished, and no disk that could have lost it.
 pub(super) fn is_half_made(vg: &Vg) -> bool {
-    vg.tags.iter().any(|t| t == THIN) && vg.lv(POOL).is_none() && !vg.lvs.iter().any(|lv| vdi_of(&lv.name).is_some())
+    let has_no_disk = || !vg.lvs.iter().any(|lv| vdi_of(&lv.name).is_some());
+    let has = |tag: &str| vg.tags.iter().any(|t| t == tag);
+    (has(CREATING) || (has(THIN) && vg.lv(POOL).is_none())) && has_no_disk()
 }

@@ -57,7 +57,7 @@ pub fn collect(forest: &dyn Forest, collecting: &Collecting, context: &Context) 
 
 /// The bytes of the SR that an image takes; of one that is gone none.
 fn size_of(forest: &dyn Forest, vdi: VdiUuid) -> u64 {
-    forest.place(vdi).and_then(|place| place.usage()).map_or(0, |usage| usage.allocated)
+    forest.place(vdi).and_then(|place| place.held()).unwrap_or(0)
 }
 
 /// The work of one thread of a run, and what it has seen.
@@ -137,8 +137,8 @@ impl<'c> Collector<'c> {
     /// Merges one image. `Already`: it is left, or has failed.
     fn merge(&mut self, vdi: VdiUuid) -> Result<Done> {
         if self.nodes.get(vdi).is_some_and(|node| !node.hidden) {
-            let usage = self.forest.place(vdi).and_then(|place| place.usage());
-            let Some(holds) = usage.map(|usage| usage.allocated).into_found()? else {
+            let holds = self.forest.place(vdi).and_then(|place| place.held());
+            let Some(holds) = holds.into_found()? else {
                 self.seen.left.insert(vdi);
                 return Ok(Done::Already);
             };

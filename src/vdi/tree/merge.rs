@@ -160,7 +160,7 @@ impl Merge<'_> {
         self.grow_parent(nodes)?;
         let _pause = pause(&*self.place)?;
         let _alone = self.forest.alone(&[self.vdi()], self.vdi())?;
-        if self.place.usage()?.allocated > MERGED_AT_ONCE {
+        if self.place.held()? > MERGED_AT_ONCE {
             self.forest.fork(&Fork { vdi: self.vdi(), base: VdiUuid::random(), dest: None })?;
             *nodes = self.forest.nodes()?;
         } else {

@@ -43,8 +43,7 @@ pub fn shorten(forest: &dyn Forest, vdi: VdiUuid, context: &Context) -> Result<D
     let wait = context.deadline.saturating_duration_since(Instant::now());
     let run = Run::begin(forest.sr(), &Collecting::default(), wait);
     let mut nodes = read_locked(forest, context)?;
-    let held =
-        |base: VdiUuid| forest.place(base).and_then(|place| place.usage()).map_or(u64::MAX, |usage| usage.allocated);
+    let held = |base: VdiUuid| forest.place(base).and_then(|place| place.held()).unwrap_or(u64::MAX);
     let chain = nodes.chain(vdi).into_iter().skip(1);
     let mut bases: Vec<(u64, VdiUuid)> = chain
         .filter(|base| nodes.base_of_only_child(*base).is_some() && unmergeable(&nodes, *base).is_none())

@@ -8,8 +8,8 @@
 //!
 //! A kill between the two writes leaves a record that the length leaves out, or one that is marked.
 
-use super::{FIRST_RECORD, RECORD, SECTOR, elements, text, value};
-use crate::types::{Format, Params, Utc, VdiUuid};
+use super::{FIRST_RECORD, RECORD, SECTOR, elements, text, value, vdi_type};
+use crate::types::{Format, Params, SrUuid, Utc, VdiUuid};
 
 /// Bytes of both names of a VDI that a record has room for, escaped; and of each, if both together are longer.
 const LONGEST_NAMES: usize = 445;
@@ -37,6 +37,27 @@ pub struct Table<'b> {
 
 /// Why a record cannot be written, as a clause.
 pub type Refused = String;
+
+/// The text of an SR without VDIs and without names.
+pub fn empty(sr: SrUuid, is_thin: bool) -> Vec<u8> {
+    let allocation = if is_thin { "thin" } else { "thick" };
+    [
+        Table::header(FIRST_RECORD),
+        padded(&format!("<?xml version=\"1.0\" ?><uuid>{sr}</uuid><allocation>{allocation}</allocation>")),
+        padded("<name_label></name_label>"),
+        padded("<name_description></name_description>"),
+    ]
+    .concat()
+}
+
+/// The first sector of a text whose first sector is damaged, by the records that follow. `None`: there are not even the names of the SR.
+pub fn counted(bytes: &[u8]) -> Option<Vec<u8>> {
+    let names = elements(&text(bytes.get(2 * SECTOR..3 * SECTOR)?));
+    names.iter().find(|(name, _)| name == "name_label")?;
+    let is_record = |record: &&[u8]| text(record).trim_start().starts_with("<vdi>");
+    let records = bytes.get(FIRST_RECORD..)?.chunks_exact(RECORD).take_while(is_record).count();
+    Some(Table::header(FIRST_RECORD + records * RECORD))
+}
 
 impl<'b> Table<'b> {
     pub fn new(bytes: &'b [u8], room: u64) -> Table<'b> {
@@ -74,6 +95,19 @@ impl<'b> Table<'b> {
         Ok(vec![(at as u64, encode(&record)?)])
     }
 
+    /// Says of a VDI that has a record which format its volume has.
+    ///
+    /// # Errors
+    /// Says why there is no room.
+    pub fn retype(&self, vdi: VdiUuid, format: Format) -> Result<Vec<Write>, Refused> {
+        let Some((at, mut record)) = self.find(vdi) else { return Ok(Vec::new()) };
+        match record.iter_mut().find(|(name, _)| name == "vdi_type") {
+            Some((_, said)) => vdi_type(format).clone_into(said),
+            None => record.push(("vdi_type".to_owned(), vdi_type(format).to_owned())),
+        }
+        Ok(vec![(at as u64, encode(&record)?)])
+    }
+
     /// Adds a record, or replaces that of the same VDI.
     ///
     /// # Errors
@@ -107,6 +141,26 @@ impl<'b> Table<'b> {
         Ok(writes)
     }
 
+    /// Marks each record of which nothing can be told as deleted.
+    ///
+    /// # Errors
+    /// Says why there is no room for the mark.
+    pub fn remove_unreadable(&self) -> Result<Vec<Write>, Refused> {
+        let is_unreadable = |record: &[(String, String)]| {
+            value(record, "deleted") != "1" && value(record, "uuid").parse::<VdiUuid>().is_err()
+        };
+        let unreadable = self.records().filter(|(_, record)| is_unreadable(record));
+        let deleted = |at: usize| {
+            let params = Params::default();
+            let mut record =
+                New { vdi: VdiUuid::random(), format: Format::Vhd, params: &params, is_base: false }.elements();
+            record.retain(|(name, _)| name != "deleted");
+            record.extend([("deleted".to_owned(), "1".to_owned()), ("offset".to_owned(), at.to_string())]);
+            Ok((at as u64, encode(&record)?))
+        };
+        unreadable.map(|(at, _)| deleted(at)).collect()
+    }
+
     /// The byte behind the last record.
     fn end(&self) -> usize {
         FIRST_RECORD + self.bytes.len().saturating_sub(FIRST_RECORD).div_ceil(RECORD) * RECORD
@@ -119,7 +173,6 @@ impl New<'_> {
         let flag = |is: bool| if is { "1" } else { "0" }.to_owned();
         let snapshot_of = self.params.snapshot_of;
         let time = self.params.created.filter(|_| snapshot_of.is_some());
-        let kind = if self.format == Format::Raw { "aio".to_owned() } else { self.format.to_string() };
         let read_only = self.is_base || (self.params.read_only && snapshot_of.is_none());
         [
             ("name_label", self.params.label.clone()),
@@ -129,7 +182,7 @@ impl New<'_> {
             ("snapshot_of", snapshot_of.map(|vdi| vdi.to_string()).unwrap_or_default()),
             ("snapshot_time", time.map(|time| Utc(time).to_xmlrpc()).unwrap_or_default()),
             ("type", "user".to_owned()),
-            ("vdi_type", kind),
+            ("vdi_type", vdi_type(self.format).to_owned()),
             ("read_only", flag(read_only)),
             ("managed", flag(!self.is_base)),
             ("metadata_of_pool", String::new()),
@@ -305,6 +358,46 @@ mod tests {
         assert_eq!((in_use(&bytes), labels(&bytes)), (Some(3072), vec![(B.to_owned(), "b".to_owned())]));
         let full = Table::new(used(&bytes), 3072).set(uuid(A), Format::Vhd, &named("a"));
         assert!(full.unwrap_err().contains("room"));
+    }
+
+    #[test]
+    fn damaged_records_and_a_damaged_first_sector_are_mended() {
+        let mut bytes = empty();
+        [A, B].iter().for_each(|vdi| put(&mut bytes, vdi, "x"));
+        bytes[FIRST_RECORD + SECTOR..FIRST_RECORD + RECORD].fill(0xff);
+        assert_eq!(Records::parse(used(&bytes)).unreadable, 1);
+        let writes = Table::new(used(&bytes), ROOM).remove_unreadable().unwrap();
+        write(&mut bytes, writes);
+        assert_eq!(Records::parse(used(&bytes)).unreadable, 0);
+        assert_eq!(labels(&bytes), [(B.to_owned(), "x".to_owned())]);
+        let good = bytes[..SECTOR].to_vec();
+        bytes[..SECTOR].fill(0);
+        assert_eq!(counted(&bytes), Some(good));
+        bytes[2 * SECTOR..3 * SECTOR].fill(0);
+        assert_eq!(counted(&bytes), None);
+    }
+
+    #[test]
+    fn the_format_in_a_record_follows_the_volume() {
+        let mut bytes = empty();
+        put(&mut bytes, A, "a");
+        let writes = Table::new(used(&bytes), ROOM).retype(uuid(A), Format::Raw).unwrap();
+        write(&mut bytes, writes);
+        let records = Records::parse(used(&bytes));
+        assert_eq!(
+            (records.vdis[&uuid(A)].vdi_type.as_str(), records.vdis[&uuid(A)].params.label.as_str()),
+            ("aio", "a")
+        );
+        assert!(Table::new(used(&bytes), ROOM).retype(uuid(B), Format::Raw).unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_sr_begins_as_the_python_drivers_begin_it() {
+        let bytes = super::empty(SrUuid::random(), true);
+        assert_eq!((bytes.len(), in_use(&bytes)), (2048, Some(2048)));
+        let records = Records::parse(&bytes);
+        assert_eq!((records.allocation.as_str(), records.vdis.len(), records.unreadable), ("thin", 0, 0));
+        assert!(bytes.starts_with(b"XSSM:2048      :1:2 ") && bytes[1024..].starts_with(b"<name_label></name_label>"));
     }
 
     #[test]
