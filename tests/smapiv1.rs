@@ -68,3 +68,8 @@ fn xapi_with_a_collector() {
 fn the_doctor_on_a_host_with_xapi() {
     battery("test_doctor");
 }
+
+#[test]
+fn disks_that_go_back_at_each_start() {
+    battery("test_reset");
+}

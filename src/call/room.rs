@@ -7,19 +7,19 @@ use super::locks::Locks;
 use crate::context::Context;
 use crate::error::{Error, Result, one_line};
 use crate::sys::syslog;
-use crate::types::{Done, VdiInfo, VdiUuid};
+use crate::types::{Done, VdiUuid};
 
 impl Session {
-    /// Makes a copy of a VDI. If its chain has as many images as it may have, one that can be merged is merged first.
+    /// Makes a copy of a VDI, or another change for which its chain gets an image more. If its chain has as many images as it may have, one that can be merged is merged first.
     ///
     /// # Errors
     /// Those of `copy`, [`Error::ChainTooLong`] only if no image of the chain can be merged now.
-    pub(super) fn with_room(
+    pub(super) fn with_room<T>(
         &self,
         source: VdiUuid,
         context: &Context,
-        copy: &dyn Fn(&Context) -> Result<VdiInfo>,
-    ) -> Result<VdiInfo> {
+        copy: &dyn Fn(&Context) -> Result<T>,
+    ) -> Result<T> {
         let wait = context.deadline.saturating_duration_since(Instant::now());
         let full = match copy(context) {
             Err(full @ Error::ChainTooLong { .. }) => full,

@@ -172,6 +172,24 @@ impl Session {
         })
     }
 
+    /// Says whether a VDI goes back at each start of its VM to what it holds now. Idempotent.
+    ///
+    /// # Errors
+    /// Those of [`Vdi::set_resets`].
+    pub fn vdi_set_resets(&self, vdi: VdiUuid, resets: bool, context: &Context) -> Result<Done> {
+        self.with_room(vdi, context, &|context| {
+            self.with_vdi(vdi, context, move |disk, context| disk.set_resets(resets, context))
+        })
+    }
+
+    /// Takes a VDI back to the point that [`Session::vdi_set_resets`] made, or makes it. Idempotent.
+    ///
+    /// # Errors
+    /// Those of [`Vdi::reset`].
+    pub fn vdi_reset(&self, vdi: VdiUuid, context: &Context) -> Result<Done> {
+        self.with_room(vdi, context, &|context| self.with_vdi(vdi, context, |disk, context| disk.reset(context)))
+    }
+
     /// Gives a VDI the contents of one of its snapshots. The VDI's own contents are lost; its UUID, names and snapshots
     /// stay. Idempotent.
     ///

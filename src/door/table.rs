@@ -276,6 +276,7 @@ fn vdi(out: &mut String, info: &VdiInfo) {
     rows.extend(info.snapshot_of.map(|disk| ("snapshot of", disk.to_string())));
     rows.extend(info.created.map(|seconds| ("created", Utc(seconds).to_string())));
     rows.extend(info.cbt_enabled.then(|| ("changed blocks", "tracked".to_owned())));
+    rows.extend(info.resets.then(|| ("at start of VM", "goes back to what its parent holds".to_owned())));
     rows.extend(info.children.iter().map(|child| ("child", child.to_string())));
     pairs(out, &rows);
 }

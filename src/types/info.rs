@@ -120,6 +120,8 @@ pub struct VdiInfo {
     pub cbt_enabled: bool,
     /// As [`Params::keys`](super::Params::keys).
     pub keys: BTreeMap<String, String>,
+    /// As [`Params::resets`](super::Params::resets).
+    pub resets: bool,
 }
 
 /// A log of changed blocks that is there without its disk: the data of a snapshot was destroyed, and what changed up to it
@@ -160,6 +162,7 @@ impl VdiInfo {
             created: None,
             cbt_enabled: false,
             keys: BTreeMap::new(),
+            resets: false,
         }
     }
 }

@@ -28,6 +28,10 @@ pub struct Params {
     /// What an agent wants to find again with the VDI, under names of its own. It means nothing to this package.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub keys: BTreeMap<String, String>,
+    /// The disk goes back to what its parent holds each time that its VM starts, so the two are not merged; see
+    /// [`crate::vdi::tree::reset`].
+    #[serde(skip_serializing_if = "is_false")]
+    pub resets: bool,
 }
 
 impl Params {
@@ -68,7 +72,7 @@ pub struct ParamsChange {
 impl ParamsChange {
     /// The params after the change. A snapshot that may be written to is a snapshot no more.
     pub fn of(&self, params: Params) -> Params {
-        let Params { label, description, shareable, read_only, snapshot_of, created, mut keys } = params;
+        let Params { label, description, shareable, read_only, snapshot_of, created, mut keys, resets } = params;
         let read_only = self.read_only.unwrap_or(read_only);
         for (key, value) in &self.keys {
             match value {
@@ -84,6 +88,7 @@ impl ParamsChange {
             read_only,
             created,
             keys,
+            resets,
         }
     }
 }
@@ -112,6 +117,7 @@ mod tests {
             snapshot_of: Some(disk),
             created: Some(7),
             keys: BTreeMap::from([("a".to_owned(), "1".to_owned())]),
+            resets: true,
         };
         assert_eq!(ParamsChange::default().of(params.clone()), params);
         let label = ParamsChange { label: Some(String::new()), ..ParamsChange::default() };

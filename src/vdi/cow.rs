@@ -24,7 +24,7 @@ use crate::vdi::disk::{
 };
 use crate::vdi::format::Layout;
 use crate::vdi::formats::layout;
-use crate::vdi::place::Place;
+use crate::vdi::place::{Place, refuse_device};
 use crate::vdi::served;
 use crate::vdi::tree::chain::{Ancestors, look, parent_of};
 use crate::vdi::tree::changed::changed_since;
@@ -33,6 +33,7 @@ use crate::vdi::tree::forest::{Forest, Kept};
 use crate::vdi::tree::fork::fork;
 use crate::vdi::tree::lend::lend;
 use crate::vdi::tree::nodes::Node;
+use crate::vdi::tree::reset;
 use crate::vdi::tree::revert::revert;
 
 /// The disk in a place whose format has parents, in the forest of its SR.
@@ -160,6 +161,18 @@ impl<P: Place> Vdi for Cow<'_, P> {
         refuse_if_read_only(self, "vdi_revert")?;
         refuse_if_used(self)?;
         revert(&*self.forest, &self.place, snapshot, said, context)
+    }
+
+    fn set_resets(&self, resets: bool, context: &Context) -> Result<Done> {
+        match resets {
+            true => reset::mark(&*self.forest, &self.place, context),
+            false => reset::unmark(&*self.forest, &self.place, context),
+        }
+    }
+
+    fn reset(&self, context: &Context) -> Result<Done> {
+        refuse_device(&self.place, self.device()?)?;
+        reset::reset(&*self.forest, &self.place, context)
     }
 
     fn unpause(&self, context: &Context) -> Result<()> {

@@ -95,6 +95,28 @@ pub trait Vdi {
         Err(Error::Unsupported { op: "vdi_revert", why: "this SR makes no snapshots".to_owned() })
     }
 
+    /// Says whether the disk goes back at each start of its VM to what it holds now, see [`mod@crate::vdi::tree::reset`]. A disk that is
+    /// marked keeps the point that it goes back to. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a format or an SR that has no such point; [`Error::IsBase`], [`Error::ChainTooLong`];
+    /// [`Error::VdiInUse`] while another host has the disk open.
+    fn set_resets(&self, resets: bool, _context: &Context) -> Result<Done> {
+        match resets {
+            true => Err(Error::Unsupported { op: "reset on boot", why: "this format has none".to_owned() }),
+            // Nothing can have been marked.
+            false => Ok(Done::Already),
+        }
+    }
+
+    /// Takes the disk back to the point that [`Vdi::set_resets`] made, or makes it where there is none. Idempotent.
+    ///
+    /// # Errors
+    /// Those of [`Vdi::set_resets`]; [`Error::VdiInUse`] while the disk is attached; [`Error::Damaged`] if the point is gone.
+    fn reset(&self, context: &Context) -> Result<Done> {
+        self.set_resets(true, context)
+    }
+
     /// Ends what a killed call left of a pause on other hosts, once no call changes the tree. Idempotent.
     ///
     /// # Errors
@@ -248,16 +270,19 @@ pub fn refuse_change_in_use(
 
 /// The params of a writable copy of a disk that has `params`. An agent's keys are about the disk itself, so no copy has them.
 pub fn of_clone(params: Params, changes: &ParamsChange) -> Params {
-    let (created, keys) = (seconds_now(), BTreeMap::new());
-    changes.of(Params { read_only: false, shareable: false, snapshot_of: None, created, keys, ..params })
+    changes.of(Params { read_only: false, snapshot_of: None, ..of_copy(params) })
 }
 
 /// The params of a read-only copy of the disk `vdi`, which has `params`. A snapshot of a snapshot is one of the disk that the
 /// first was made of: it holds what that disk held.
 pub fn of_snapshot(vdi: VdiUuid, params: Params, changes: &ParamsChange) -> Params {
     let snapshot_of = Some(params.snapshot_of.unwrap_or(vdi));
-    let (created, keys) = (seconds_now(), BTreeMap::new());
-    changes.of(Params { read_only: true, shareable: false, snapshot_of, created, keys, ..params })
+    changes.of(Params { read_only: true, snapshot_of, ..of_copy(params) })
+}
+
+/// What a copy has of its origin, made now.
+fn of_copy(params: Params) -> Params {
+    Params { shareable: false, resets: false, created: seconds_now(), keys: BTreeMap::new(), ..params }
 }
 
 /// The source of the knowledge that a VDI is a snapshot of a disk.
@@ -376,5 +401,6 @@ pub fn describe(place: &dyn Place, node: &Node, allocated: u64, params: Params) 
         created: params.created,
         cbt_enabled: false,
         keys: params.keys,
+        resets: params.resets,
     }
 }

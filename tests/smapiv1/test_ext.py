@@ -32,8 +32,9 @@ class Ext(test_file.Case):
             subprocess.run(["wipefs", "-qaf", disk], check=True)
         super().clean()
 
-    info, resize_online, introduce, revert, track = (
-        test_file.Info.info, test_file.Info.resize_online, test_file.Info.introduce, test_file.Info.revert, test_file.Info.track)
+    info, resize_online, introduce, revert, track, reset = (
+        test_file.Info.info, test_file.Info.resize_online, test_file.Info.introduce, test_file.Info.revert, test_file.Info.track,
+        test_file.Info.reset)
     # What xapi relies on is the same wherever the files are.
     test_driver_info = test_file.Info.test_driver_info_is_what_xapi_reads
     test_announced = test_file.Info.test_what_is_announced_works_and_what_is_not_is_refused

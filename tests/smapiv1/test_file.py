@@ -158,6 +158,7 @@ class Info(Case):
             "VDI_UPDATE": lambda: self.agent.call("vdi_update", vdi=vdi),
             "VDI_GENERATE_CONFIG": lambda: self.agent.call("vdi_generate_config", vdi=vdi),
             "VDI_CONFIG_CBT": self.track,
+            "VDI_RESET_ON_BOOT": self.reset,
         }
         self.assertEqual(set(works), announced)
         for capability, does in works.items():
@@ -169,9 +170,12 @@ class Info(Case):
                 before = checksum(self.location)
                 self.fails(38, self.agent.call, command, *args, vdi=snapshot)
                 self.assertEqual(checksum(self.location), before)
-        reset = self.agent.members("vdi_epoch_begin", vdi=vdi)
-        reset["vdi_on_boot"] = "reset"
-        self.fails(38, self.driver.call, "vdi_epoch_begin", reset)
+
+    def reset(self):
+        disk = self.agent.create(4 * MiB, sm_config={"type": "vhd"})
+        for _ in range(2):
+            self.agent.call("vdi_epoch_begin", vdi=disk, vdi_on_boot="reset")
+        self.agent.delete(disk)
 
     def revert(self):
         disk = self.agent.create(4 * MiB, sm_config={"type": "vhd"})

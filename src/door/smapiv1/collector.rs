@@ -4,6 +4,7 @@
 //! Its unit runs `sm sr_collect --from-xapi SR`: where the SR is, xapi says. What was merged is told as a scan tells it, under the
 //! lock of a scan, so nothing that xapi is told depends on who merged.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use crate::sr::Driver;
 use crate::sys::lock::{self, Kind};
 use crate::sys::tool::Tool;
 use crate::sys::{run_dir, syslog};
-use crate::types::{DeviceConfig, Done, SrUuid, VdiInfo};
+use crate::types::{DeviceConfig, Done, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::tree::run::{Collecting, Taken, Watcher};
 
 /// How often xapi is told while a run goes on.
@@ -39,9 +40,15 @@ const AGAIN: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Whether there is something to merge or to remove among the images of an SR, as far as a scan tells: a base with fewer children
-/// than two.
+/// than two, unless its one child goes back to what the base holds.
 pub fn has_work(vdis: &[VdiInfo]) -> bool {
-    vdis.iter().any(|vdi| vdi.hidden && vdi.children.len() < 2)
+    let points: BTreeSet<VdiUuid> = vdis.iter().filter(|vdi| vdi.resets).filter_map(|vdi| vdi.parent).collect();
+    vdis.iter().any(|vdi| match vdi.children.len() {
+        _ if !vdi.hidden => false,
+        0 => true,
+        1 => !points.contains(&vdi.uuid),
+        _ => false,
+    })
 }
 
 /// Starts the collector of an SR on a host that has systemd, and does not wait for it. A start while it runs does nothing. What
@@ -215,7 +222,6 @@ impl Teller {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::VdiUuid;
 
     #[test]
     fn a_base_with_fewer_children_than_two_is_work() {
@@ -226,6 +232,11 @@ mod tests {
         };
         let disk = VdiInfo { hidden: false, children: Vec::new(), ..VdiInfo::sample(VdiUuid::random()) };
         assert!(!has_work(&[]) && !has_work(&[disk.clone(), base(2), base(3)]));
-        assert!(has_work(&[disk.clone(), base(1)]) && has_work(&[base(0), disk]));
+        assert!(has_work(&[disk.clone(), base(1)]) && has_work(&[base(0), disk.clone()]));
+        let (first, second, other) = (base(1), base(1), base(1));
+        let of =
+            |base: &VdiInfo| VdiInfo { resets: true, parent: Some(base.uuid), ..VdiInfo::sample(base.children[0]) };
+        assert!(!has_work(&[of(&first), of(&second), second.clone(), first.clone()]));
+        assert!(has_work(&[of(&first), first, second, other]));
     }
 }

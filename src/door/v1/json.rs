@@ -113,6 +113,7 @@ struct Vdi<'a> {
     snapshot_of: Option<VdiUuid>,
     created: Option<String>,
     cbt_enabled: bool,
+    resets: bool,
 }
 
 impl<'a> From<&'a VdiInfo> for Vdi<'a> {
@@ -145,6 +146,7 @@ impl<'a> From<&'a VdiInfo> for Vdi<'a> {
             snapshot_of: info.snapshot_of,
             created: info.created.map(|seconds| Utc(seconds).to_string()),
             cbt_enabled: info.cbt_enabled,
+            resets: info.resets,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The part that a directory adds to trees of images: see [`Forest`].
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::directory::FileSr;
@@ -13,6 +14,7 @@ use super::recover::end_change;
 use super::unborn::{is_child, is_unborn};
 use crate::datapath::USES;
 use crate::error::{Error, Result, ended};
+use crate::image::storage::Storage;
 use crate::sys::durable::Dir;
 use crate::sys::lock::{self, Lock};
 use crate::sys::threads;
@@ -243,10 +245,16 @@ impl Forest for FileForest<'_> {
         Ok(())
     }
 
-    fn replace(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
+    fn replace(&self, vdi: VdiUuid, base: VdiUuid, least: u64) -> Result<()> {
         let (disk, parent) = (self.found(vdi)?, self.found(base)?.as_parent(Mode::ReadOnly)?);
         let new = disk.unnamed(&Params::default())?;
-        layout(disk.format).child_of(&parent)?(&new.storage(disk.path())?)?;
+        let layout = layout(disk.format);
+        layout.child_of(&parent)?(&new.storage(disk.path())?)?;
+        let size = layout.query(&**parent.image)?.virtual_size;
+        if least > size {
+            let image: Arc<dyn Storage> = Arc::new(new.storage(disk.path())?);
+            layout.resize(&image, least)?;
+        }
         // NFS renames what is open here instead of removing it.
         drop(parent);
         let before = disk.file_stat()?.id;

@@ -11,7 +11,7 @@ use nix::sys::stat::SFlag;
 use super::directory::FileSr;
 use super::layout::{image_name, must_be, two_images, usage};
 use super::listing::Listing;
-use super::records::read_change;
+use super::records::{read_change, read_params};
 use super::unborn::unborn;
 use crate::error::{Error, Result};
 use crate::image::name::ImageName;
@@ -120,7 +120,9 @@ impl FileSr {
     pub(super) fn trees(&self, dir: &Dir, listing: &Listing) -> Result<Nodes> {
         let images = self.images_of(dir, listing, |format| !layout(format).is_by_length())?;
         let nodes: Nodes = images.into_iter().map(|image| (image.vdi, image.node)).collect();
-        Ok(nodes.with_foreign_work(listing.journals))
+        // Of a record that cannot be read, nobody can say that it has no mark.
+        let resets = |vdi| read_params(dir, vdi).map_or(true, |params| params.resets);
+        Ok(nodes.with_foreign_work(listing.journals).with_points(resets))
     }
 
     fn images_of(&self, dir: &Dir, listing: &Listing, which: impl Fn(Format) -> bool) -> Result<Vec<Image>> {

@@ -140,7 +140,7 @@ impl Forest for LvhdForest<'_> {
         self.make_child(base, dest, params)
     }
 
-    fn replace(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
+    fn replace(&self, vdi: VdiUuid, base: VdiUuid, _least: u64) -> Result<()> {
         self.go_back(vdi, base)
     }
 

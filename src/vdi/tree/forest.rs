@@ -99,11 +99,11 @@ pub trait Forest {
     fn spawn(&self, base: VdiUuid, dest: VdiUuid, params: &Params) -> Result<()>;
 
     /// Puts an empty child of `base` in the place of the image of the disk `vdi`, by one atomic step; what is stored beside
-    /// the disk stays. The caller holds the lock, and no process has the image open.
+    /// the disk stays. The child has the size of the base, and `least` bytes at least. The caller holds the lock, and no process has the image open.
     ///
     /// # Errors
     /// Those of [`crate::vdi::Layout::child_of`]; [`crate::Error::Io`].
-    fn replace(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()>;
+    fn replace(&self, vdi: VdiUuid, base: VdiUuid, least: u64) -> Result<()>;
 
     /// Makes the place of an image large enough for a disk of so many bytes, where a place does not grow with what is written. The
     /// caller holds the lock.

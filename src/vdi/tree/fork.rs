@@ -12,6 +12,7 @@ use crate::vdi::served::{pause_here, prepare};
 use crate::vdi::tree::chain::{LONGEST_CHAIN, depth, look, parent_of};
 use crate::vdi::tree::forest::{Forest, Fork};
 use crate::vdi::tree::nodes::Node;
+use crate::vdi::tree::reset::refuse_copy;
 
 /// Makes the image of a disk a base with two children: one is the disk, the other `dest`. A disk that holds nothing of its own
 /// gets a sibling instead, so that any number of copies of a template have one base. A snapshot takes over the blocks that are
@@ -43,6 +44,7 @@ pub fn fork(
             base
         }
         None => {
+            refuse_copy(place, "vdi_clone and vdi_snapshot")?;
             let depth = depth(forest, place, &node)?;
             if depth >= LONGEST_CHAIN {
                 return Err(Error::ChainTooLong { vdi: place.vdi(), sr: place.sr(), depth, longest: LONGEST_CHAIN });

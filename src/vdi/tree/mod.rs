@@ -34,6 +34,7 @@ pub mod merge;
 pub mod next;
 pub mod nodes;
 mod parallel;
+pub mod reset;
 pub mod revert;
 pub mod run;
 pub mod shorten;

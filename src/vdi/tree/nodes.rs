@@ -32,6 +32,8 @@ pub struct Node {
     /// Formats whose bases may each be the parent of this image, because not even the name of its parent can be read. More
     /// than its own format if the VDI has images of several. Empty if the parent is known, or that there is none.
     pub unread: Vec<Format>,
+    /// It goes back to what its parent holds, see [`mod@crate::vdi::tree::reset`], so the two are never merged.
+    pub resets: bool,
 }
 
 impl Node {
@@ -46,6 +48,7 @@ impl Node {
             parent_id: None,
             state: State::Healthy,
             unread: Vec::new(),
+            resets: false,
         }
     }
 
@@ -161,9 +164,10 @@ impl Nodes {
         found
     }
 
-    /// The base of which `vdi` is the only known child. A parent that is a disk itself is no base.
+    /// The base of which `vdi` is the only known child, and which is not there for `vdi` to go back to. A parent that is a disk itself
+    /// is no base.
     pub fn base_of_only_child(&self, vdi: VdiUuid) -> Option<VdiUuid> {
-        let base = self.get(vdi)?.parent?;
+        let base = self.get(vdi).filter(|node| !node.resets)?.parent?;
         (self.get(base)?.hidden && self.children(base).len() == 1).then_some(base)
     }
 
@@ -194,6 +198,18 @@ impl Nodes {
             _ => return Ok(()),
         };
         Err(in_use(place, format!("{holder}; if files were renamed, give them their names back")))
+    }
+
+    /// Marks the disks that go back to what their parents hold. `resets` is asked of the few alone that would be merged otherwise.
+    #[must_use]
+    pub fn with_points(mut self, resets: impl Fn(VdiUuid) -> bool) -> Nodes {
+        let is_leaf = |vdi: &VdiUuid| self.get(*vdi).is_some_and(|node| !node.hidden);
+        let only_children = self.by_vdi.keys().copied().filter(|vdi| self.base_of_only_child(*vdi).is_some());
+        let found: Vec<VdiUuid> = only_children.filter(is_leaf).filter(|vdi| resets(*vdi)).collect();
+        for vdi in found {
+            self.by_vdi.entry(vdi).and_modify(|node| node.resets = true);
+        }
+        self
     }
 
     /// Adds an image, or replaces it.
@@ -335,6 +351,22 @@ pub mod tests {
         // A parent that is a disk, as vhd-util makes them.
         let visible = super::tests::nodes(&[(1, 0, false), (2, 1, false)]);
         assert_eq!(visible.base_of_only_child(vdi(2)), None);
+    }
+
+    #[test]
+    fn a_disk_that_goes_back_keeps_its_parent_and_bases_below_that_are_merged() {
+        // 1 ← 2 ← 3, and 4 ← 5.
+        let of = [(1, 0, true), (2, 1, true), (3, 2, false), (4, 0, true), (5, 4, false)];
+        let asked = std::cell::RefCell::new(Vec::new());
+        let nodes = super::tests::nodes(&of).with_points(|disk| {
+            asked.borrow_mut().push(disk);
+            disk == vdi(3)
+        });
+        assert_eq!(asked.take(), vdis(&[3, 5]));
+        assert_eq!(nodes.base_of_only_child(vdi(3)), None);
+        assert!(!nodes.can_merge(vdi(3), vdi(2)));
+        assert_eq!(nodes.base_of_only_child(vdi(2)), Some(vdi(1)));
+        assert_eq!(nodes.base_of_only_child(vdi(5)), Some(vdi(4)));
     }
 
     #[test]

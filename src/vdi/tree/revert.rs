@@ -64,7 +64,7 @@ pub fn revert(
     };
     let logs = forest.change_logs();
     let tracking = logs.map(|logs| Reverting::begin(logs, place.vdi(), snapshot)).transpose()?;
-    forest.replace(place.vdi(), base)?;
+    forest.replace(place.vdi(), base, 0)?;
     if let (Some(logs), Some(tracking)) = (logs, tracking) {
         tracking.end(logs, from.virtual_size);
     }

@@ -5,14 +5,18 @@ use std::time::Instant;
 use super::cbt::Alert;
 use super::{Answer, Service, now};
 use crate::door::host::{device, local_path};
-use crate::door::smapiv1::attached;
 use crate::door::smapiv1::claim::{self, KEY_HASH, Tag};
 use crate::door::smapiv1::code::Code;
 use crate::door::smapiv1::command::Command;
 use crate::door::smapiv1::faults::{Failure, general_fault};
+use crate::door::smapiv1::{self, attached};
 use crate::door::xmlrpc::{self, Value};
 use crate::error::Error;
-use crate::types::{Mode, VdiUuid};
+use crate::sys::lock::Kind;
+use crate::types::{Format, Mode, VdiUuid};
+
+/// The capability of a driver whose disks can go back at each start of a VM, by vdi_epoch_begin.
+const RESET_ON_BOOT: &str = "VDI_RESET_ON_BOOT/2";
 
 impl Service<'_> {
     pub(super) fn vdi_attach(&mut self) -> Answer {
@@ -32,13 +36,55 @@ impl Service<'_> {
                 return Ok(false);
             }
             let was_tracked = mode == Mode::ReadWrite && service.is_tracked(vdi);
-            if let Err(failure) = service.connect(vdi, mode) {
+            let followed = if mode == Mode::ReadWrite { service.follow_on_boot(vdi) } else { Ok(()) };
+            if let Err(failure) = followed.and_then(|()| service.connect(vdi, mode)) {
                 let _ = tag.give_up(service.xapi()?);
                 return Err(failure);
             }
             service.tell_if_untracked(was_tracked, vdi, Alert::Inconsistent);
             Ok(true)
         })
+    }
+
+    /// Whether xapi has the VDI go back at each start of its VM, and the driver can do that.
+    fn resets(&self) -> Result<Option<bool>, Failure> {
+        let can = smapiv1::announced(self.driver).any(|capability| capability == RESET_ON_BOOT);
+        Ok(match self.request.optional("vdi_on_boot")? {
+            Some("reset") if can => Some(true),
+            Some("persist") if can => Some(false),
+            _ => None,
+        })
+    }
+
+    /// Makes the mark of a VDI say what its record in xapi says of it, before anything is written to it or made of it. xapi sets the
+    /// record without a word to the driver. Raw disks have no such mark; `vdi_epoch_begin` refuses them.
+    pub(super) fn follow_on_boot(&self, vdi: VdiUuid) -> Result<(), Failure> {
+        if let Some(resets) = self.resets()?
+            && self.info()?.format != Format::Raw
+        {
+            self.session()?.vdi_set_resets(vdi, resets, &now())?;
+        }
+        Ok(())
+    }
+
+    /// At the start of a VM, for each disk of it, before the disk is attached.
+    pub(super) fn vdi_epoch_begin(&mut self) -> Answer {
+        if self.request.optional("vdi_on_boot")? != Some("reset") {
+            return Ok(Value::Nil);
+        }
+        let unimplemented = |why: &str| Err(Failure::new(Code::Unimplemented, format!("reset on boot: {why}")));
+        match self.resets()? {
+            Some(true) => {}
+            _ => return unimplemented("SRs of this type have none"),
+        }
+        self.assert_attached()?;
+        let vdi = self.vdi()?;
+        if self.info()?.format == Format::Raw {
+            return unimplemented("a raw disk has none");
+        }
+        let _shared = self.agent_lock(Kind::Shared)?;
+        self.session()?.vdi_reset(vdi, &now())?;
+        Ok(Value::Nil)
     }
 
     /// Does `attempt` with the VDI's activation lock, again and again while `attempt` says that the VDI is paused. The lock is

@@ -138,14 +138,13 @@ impl<'a> Service<'a> {
             Command::VdiGenerateConfig => self.vdi_generate_config(),
             Command::VdiAttachFromConfig => self.vdi_attach_from_config(),
             Command::VdiDetachFromConfig => self.vdi_detach_from_config(),
-            // xapi asks this of every disk at the start of its VM.
-            Command::VdiEpochBegin if self.request.optional("vdi_on_boot")? != Some("reset") => Ok(Value::Nil),
+            Command::VdiEpochBegin => self.vdi_epoch_begin(),
             Command::VdiEpochEnd => Ok(Value::Nil),
             Command::VdiEnableCbt => self.vdi_configure_cbt(true),
             Command::VdiDisableCbt => self.vdi_configure_cbt(false),
             Command::VdiDataDestroy => self.vdi_data_destroy(),
             Command::VdiListChangedBlocks => self.vdi_list_changed_blocks(),
-            Command::VdiEpochBegin | Command::VdiCompose => Err(Failure::new(Code::Unimplemented, command.name())),
+            Command::VdiCompose => Err(Failure::new(Code::Unimplemented, command.name())),
         }
     }
 

@@ -143,6 +143,7 @@ impl Service<'_> {
             }
         }
         let _shared = self.agent_lock(Kind::Shared)?;
+        self.follow_on_boot(source)?;
         let was_tracked = !is_clone && self.is_tracked(source);
         let (session, context) = (self.session()?, until(deadline(), hosts));
         let info = match is_clone {
