@@ -147,11 +147,16 @@ impl Session {
         let work =
             move |progress: Progress| under(&locks, sr, &*storage, &Context { deadline, progress, others }, work);
         watch::over(&pulse, wait, context.progress, work).unwrap_or_else(|silent| {
-            let why = format!(
-                "no answer from its server for {} s; the call was abandoned, repeat it when the server answers: ",
-                silent.seconds
-            );
-            Err(Error::SrUnavailable { sr, why: why + &one_line(&silent.last) })
+            let (seconds, abandoned) = (silent.seconds, "the call was abandoned, repeat it when the server");
+            let why = match silent.last {
+                Some(last) => {
+                    format!("no answer from its server for {seconds} s; {abandoned} answers: {}", one_line(&last))
+                }
+                None => format!(
+                    "its server takes connections, but nothing has come of the call for {seconds} s; {abandoned} works"
+                ),
+            };
+            Err(Error::SrUnavailable { sr, why })
         })
     }
 }

@@ -127,7 +127,7 @@ pub fn in_root<T: Send>(kind: &Kind, remote: &dyn Remote, work: impl FnOnce(&Pat
 /// # Errors
 /// Those of [`in_root`]; those of its pulse when the server is silent for long.
 pub fn probe(kind: &'static Kind, remote: impl Remote + 'static, deadline: Deadline) -> Result<Vec<SrInfo>> {
-    let pulse = remote.pulse();
+    let (pulse, device) = (remote.pulse(), remote.source(""));
     let look = move |_: Progress| {
         let mut found = in_root(kind, &remote, |root| {
             let mut found = file::probe(root, kind.sr_type, deadline.clone())?;
@@ -144,7 +144,13 @@ pub fn probe(kind: &'static Kind, remote: impl Remote + 'static, deadline: Deadl
         }
         Ok(found)
     };
-    watch::over(&pulse, SILENCE, &|_, _| (), look).unwrap_or_else(|silent| Err(silent.last))
+    watch::over(&pulse, SILENCE, &|_, _| (), look).unwrap_or_else(|silent| {
+        let stuck = || {
+            let why = format!("it takes connections, but nothing has come of a request for {} s", silent.seconds);
+            Error::NoDevice { device, why }
+        };
+        Err(silent.last.unwrap_or_else(stuck))
+    })
 }
 
 /// The SRs that are mounted: an SR's directory of a share, at a directory of the same name. No server is asked.

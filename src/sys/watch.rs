@@ -4,9 +4,16 @@
 //! of running guests, not for the caller of one operation. So the work is given up when the server has been
 //! silent for long, and never because it takes long. The thread then waits on; the end of the process ends
 //! it, which to the storage is a kill like any other.
+//!
+//! A server may take connections and do nothing: it was stopped, or a part of it that we do not ask is gone, as the metadata
+//! server of a Ceph whose monitors live. So the work is given up as well when nothing in this process has moved for much longer.
 
+use std::fs;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
@@ -14,19 +21,27 @@ use crate::sys::copy::Progress;
 /// Asks, within some seconds, whether the other end answers.
 pub type Pulse = Box<dyn Fn() -> Result<()>>;
 
-/// The other end was silent for so long; what it last failed with.
+/// The work was given up after so long.
 pub struct Silent {
     pub seconds: u64,
-    pub last: Error,
+    /// What the other end last failed with; nothing if it takes connections, but nothing came of the work.
+    pub last: Option<Error>,
 }
 
 /// How long the work may be quiet before the other end is asked, and then again.
 const BEAT: Duration = Duration::from_secs(2);
 
-/// Does the work, which may report its progress, unless the other end is silent for longer than `wait`.
+/// How many times longer than a silent server one is waited for that takes connections: a flush of much data is one request.
+const STUCK_FACTOR: u32 = 5;
+
+/// The least that it is waited for.
+const STUCK_LEAST: Duration = Duration::from_secs(30);
+
+/// Does the work, which may report its progress, unless the other end is silent for longer than `wait`, or answers while
+/// nothing moves here for five times that.
 ///
 /// # Errors
-/// [`Silent`] if the other end did not answer for `wait`. The work is left to end by itself.
+/// [`Silent`] if the other end did not answer for `wait`, or nothing came of the work. The work is left to end by itself.
 pub fn over<T: Send + 'static>(
     pulse: &Pulse,
     wait: Duration,
@@ -36,6 +51,7 @@ pub fn over<T: Send + 'static>(
     let (tell, told) = mpsc::channel();
     let worker = std::thread::spawn(move || work(&|done, total| _ = tell.send((done, total))));
     let mut heard = Instant::now();
+    let mut movement = Movement::now();
     loop {
         match told.recv_timeout(BEAT) {
             Ok((done, total)) => {
@@ -46,15 +62,62 @@ pub fn over<T: Send + 'static>(
                 return Ok(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             }
             Err(RecvTimeoutError::Timeout) => match pulse() {
-                Ok(()) => heard = Instant::now(),
+                Ok(()) => {
+                    heard = Instant::now();
+                    let stuck = movement.none_for();
+                    if stuck >= (wait * STUCK_FACTOR).max(STUCK_LEAST) && !worker.is_finished() {
+                        return Err(Silent { seconds: stuck.as_secs(), last: None });
+                    }
+                }
                 // The work may have ended while the other end was asked: sr_detach of a server that is gone does.
                 Err(last) if heard.elapsed() >= wait && !worker.is_finished() => {
-                    return Err(Silent { seconds: heard.elapsed().as_secs(), last });
+                    return Err(Silent { seconds: heard.elapsed().as_secs(), last: Some(last) });
                 }
                 Err(_) => {}
             },
         }
     }
+}
+
+/// What the other threads of this process do: whether any of them has run since.
+struct Movement {
+    /// How often threads gave up their core, by themselves or not; proc(5), `/proc/<pid>/task/<tid>/status`.
+    switches: u64,
+    since: Instant,
+}
+
+impl Movement {
+    fn now() -> Movement {
+        Movement { switches: switches().unwrap_or(0), since: Instant::now() }
+    }
+
+    /// How long none has run. A program that one of them waits for has its own limit, and one is no standstill; nor is a
+    /// kernel that does not tell.
+    fn none_for(&mut self) -> Duration {
+        match switches() {
+            Some(switches) if switches == self.switches && !has_children() => {}
+            switches => *self = Movement { switches: switches.unwrap_or(0), since: Instant::now() },
+        }
+        self.since.elapsed()
+    }
+}
+
+/// The switches of all threads but this one.
+fn switches() -> Option<u64> {
+    let own = nix::unistd::gettid().to_string();
+    let mut all = 0;
+    for task in fs::read_dir("/proc/self/task").ok()?.flatten().filter(|task| *task.file_name() != *own) {
+        // A thread that has ended meanwhile has moved: the sum becomes another.
+        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        let counts = status.lines().filter_map(|line| line.split_once("ctxt_switches:")?.1.trim().parse::<u64>().ok());
+        all += counts.sum::<u64>();
+    }
+    Some(all)
+}
+
+/// Whether this process has children, ended ones included; none is reaped.
+fn has_children() -> bool {
+    waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) != Err(Errno::ECHILD)
 }
 
 #[cfg(test)]
@@ -84,7 +147,7 @@ mod tests {
     fn silence_ends_the_wait() {
         let forever = |_: Progress| std::thread::sleep(Duration::from_secs(60));
         let silence = over(&silent(), Duration::ZERO, &|_, _| (), forever).unwrap_err();
-        assert_eq!(silence.last.to_string(), "nobody there");
+        assert_eq!(silence.last.unwrap().to_string(), "nobody there");
     }
 
     #[test]
