@@ -22,8 +22,8 @@ PLUGINS := tapdisk-pause coalesce-leaf
 # Where zsh looks for completions, below PREFIX/share: Debian's zsh takes those of packages from zsh/vendor-completions.
 ZSHDIR ?= zsh/site-functions
 # Which of them xapi gets. Not LVMSR: the usual local SRs of XCP-ng (type lvm) are LVHD, VHDs on logical volumes, which the
-# Python driver serves and ours does not. Nor CephFSSR and ZFSSR, which no test ran on a real Ceph or ZFS.
-DRIVERS ?= $(filter-out LVMSR CephFSSR ZFSSR,$(ALL_DRIVERS))
+# Python driver serves and ours does not. Nor ZFSSR, which no test ran with the kernel's ZFS.
+DRIVERS ?= $(filter-out LVMSR ZFSSR,$(ALL_DRIVERS))
 
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 # The same place whatever CARGO_TARGET_DIR says, because scripts look here.

@@ -342,7 +342,12 @@ impl Remote for Network {
             } else {
                 ServerFault::Mount
             };
-            self.failed(what, format!("{source}: {}", one_line(&e)))
+            // mount.ceph says the same of both.
+            let hint = match says(&["no mds server is up"]) {
+                true => "; or it does not take its key: the kernel's log tells which",
+                false => "",
+            };
+            self.failed(what, format!("{source}: {}{hint}", one_line(&e)))
         })
     }
 

@@ -49,7 +49,10 @@ pub const DRIVER: Driver = Driver {
     ..file::DRIVER
 };
 
-const FS_TYPE: &str = "zfs";
+/// What the mount table calls it: the kernel's, and that of zfs-fuse.
+fn is_zfs(mount: &Mount) -> bool {
+    ["zfs", "fuse.zfs"].contains(&mount.fs_type.as_str())
+}
 
 fn location(config: &DeviceConfig) -> Result<PathBuf> {
     absolute_path("location", config.require("location")?)
@@ -61,7 +64,7 @@ fn not_zfs(location: &Path) -> String {
 
 /// The mount of the dataset at `location`.
 fn dataset<'a>(mounts: &'a [Mount], location: &Path) -> Option<&'a Mount> {
-    mounts.iter().rfind(|mount| mount.path == location).filter(|mount| mount.fs_type == FS_TYPE)
+    mounts.iter().rfind(|mount| mount.path == location).filter(|mount| is_zfs(mount))
 }
 
 /// The SRs that are attached: a dataset at a mountpoint of an SR, and where else it is mounted.
@@ -75,7 +78,7 @@ fn attached(mounts: &[Mount], base: &Path) -> Vec<Found> {
         let first = mounts.iter().find(|it| it.device == mount.device && it.path != mount.path)?;
         Some(Found { sr, config: DeviceConfig::from([("location", first.path.to_str()?)]), slot: None })
     };
-    mounts.iter().filter(|mount| mount.fs_type == FS_TYPE).filter_map(one).collect()
+    mounts.iter().filter(|mount| is_zfs(mount)).filter_map(one).collect()
 }
 
 struct ZfsSr {
@@ -87,7 +90,7 @@ struct ZfsSr {
 
 impl ZfsSr {
     fn new(sr: SrUuid, location: PathBuf, deadline: Deadline) -> ZfsSr {
-        let point = Mountpoint::new(sr, &run_dir::mounts(), |it| it.fs_type == FS_TYPE);
+        let point = Mountpoint::new(sr, &run_dir::mounts(), is_zfs);
         let file = FileSr::new(sr, DRIVER.sr_type, point.path().to_owned(), deadline);
         ZfsSr { sr, location, point, file }
     }
@@ -97,7 +100,15 @@ impl ZfsSr {
     }
 
     /// The mount at `location`.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] if nothing is there at all; [`Error::SrUnavailable`] if it is no mount of ZFS.
     fn dataset(&self) -> Result<Mount> {
+        if let Err(e) = std::fs::symlink_metadata(&self.location)
+            && e.kind() == std::io::ErrorKind::NotFound
+        {
+            return Err(Error::NoDevice { device: self.location.display().to_string(), why: e.to_string() });
+        }
         dataset(&mount::all()?, &self.location).cloned().ok_or_else(|| self.unavailable(not_zfs(&self.location)))
     }
 
@@ -214,7 +225,7 @@ mod tests {
         let table = mounts(&[
             ("/", "ext4", 1),
             ("/pool", "zfs", 2),
-            ("/pool/a", "zfs", 3),
+            ("/pool/a", "fuse.zfs", 3),
             ("/tank", "zfs", 4),
             ("/tank", "tmpfs", 5),
         ]);

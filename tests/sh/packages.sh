@@ -140,7 +140,7 @@ diff <(echo "$with") <(snapshot) || wrong 'a second installation changed somethi
 ours() { (cd "$root/$smdir" 2> /dev/null && find . -lname /usr/sbin/sm -printf '%P\n' | sort | xargs) || true; }
 stock() { cat "$root/$smdir/$1.stock" "$root/$plugins/tapdisk-pause.stock" "$root/$plugins/coalesce-leaf.stock" | xargs; }
 replaced() { # version
-    [ "$(ours)" = 'EXTSR FileSR GlusterFSSR ISOSR LargeBlockSR MooseFSSR NFSSR SMBSR XFSSR' ] || wrong "xapi has only $(ours)"
+    [ "$(ours)" = 'CephFSSR EXTSR FileSR GlusterFSSR ISOSR LargeBlockSR MooseFSSR NFSSR SMBSR XFSSR' ] || wrong "xapi has only $(ours)"
     [ "$(readlink "$root/$plugins/tapdisk-pause" "$root/$plugins/coalesce-leaf" | uniq)" = /usr/sbin/sm ] || wrong 'xapi has a stock plug-in'
     [ "$(cat "$root/$smdir/LVMSR")" = "LVMSR $1" ] || wrong 'LVMSR was replaced unasked'
     [ "$(stock FileSR)" = "FileSR $1 tapdisk-pause $1 coalesce-leaf $1" ] || wrong "the stock files are $(stock FileSR)"

@@ -100,6 +100,16 @@ moosefs)
     FORMATS='vhd raw qcow2' ALONE=no NOWHERE=$DCONF/nonexistent/directory
     LIST="((masterhost . \"${DCONF%%:*}\") (rootpath . \"${DCONF##*:}\"))"
     ;;
+cephfs)
+    FORMATS='vhd raw qcow2' ALONE=no
+    case $DCONF in
+    *'(serverpath . "'*) path=${DCONF#*'(serverpath . "'} NOWHERE="${DCONF%"$path"}${path%%\"*}/nonexistent/directory\"${path#*\"}" ;;
+    *) NOWHERE=$DCONF/nonexistent/directory LIST="((server . \"${DCONF%%:*}\") (serverpath . \"${DCONF##*:}\"))" ;;
+    esac
+    ;;
+zfs)
+    FORMATS='vhd raw qcow2' LIST="((location . \"$DCONF\"))" NOWHERE=/nonexistent/below/sr
+    ;;
 lvm)
     # The volume group is there whenever its devices are.
     UNIT=4194304 DETACH_ENDS=no NOWHERE=/dev/nonexistent
