@@ -114,6 +114,9 @@ pub enum Substrate {
     BlockDevices,
 }
 
+/// What is wrong with a device in an [`Error::Invalid`] because of the size of its sectors.
+pub const SECTORS: &str = "device for its sectors";
+
 /// [`About::protocol_versions`] of a driver whose SRs have no server that could be asked.
 ///
 /// # Errors

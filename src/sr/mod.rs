@@ -26,7 +26,7 @@ pub mod zfs;
 use crate::error::{Error, Result};
 
 pub use config::PREFERRED_FORMATS;
-pub use driver::{About, Driver, Found, Sr, Substrate};
+pub use driver::{About, Driver, Found, SECTORS, Sr, Substrate};
 
 /// Every driver of this package.
 pub const DRIVERS: &[&Driver] = &[

@@ -32,7 +32,7 @@ use self::volume::{Volume, striped};
 use crate::context::Deadline;
 use crate::error::{Error, Result, ended};
 use crate::sr::config::device_list;
-use crate::sr::driver::{Found, Sr, refuse_slot};
+use crate::sr::driver::{Found, SECTORS, Sr, refuse_slot};
 use crate::sr::file::FileSr;
 use crate::sr::mounted::Mounted;
 use crate::sr::mountpoint::Mountpoint;
@@ -139,19 +139,23 @@ impl VolumeSr {
         if !self.volume.filesystem.in_small_sectors {
             return Ok(());
         }
-        let refuse = |value: String, expected: String| Err(Error::Invalid { what: "device", value, expected });
         match self.volume.group.devices.as_slice() {
             [device] => match blockdev::sector_size(device) {
-                Some(size @ 0..=512) => refuse(
-                    device.display().to_string(),
-                    format!(
+                Some(size @ 0..=512) => Err(Error::Invalid {
+                    what: SECTORS,
+                    value: device.display().to_string(),
+                    expected: format!(
                         "expected a device with sectors of 4,096 bytes; this one has {size}, which the type ext serves"
                     ),
-                ),
+                }),
                 // What is not there is told by who looks for it.
                 _ => Ok(()),
             },
-            several => refuse(device_list(several.iter().map(PathBuf::as_path)), "expected one device".to_owned()),
+            several => Err(Error::Invalid {
+                what: "device",
+                value: device_list(several.iter().map(PathBuf::as_path)),
+                expected: "expected one device".to_owned(),
+            }),
         }
     }
 

@@ -2,6 +2,8 @@
 //! errors of its own for 16 (SR_DEVICE_IN_USE), 24 (VDI_IN_USE), 38 (not implemented), 39 (SR_NOT_EMPTY) and 144
 //! (VDI_MISSING).
 
+use std::borrow::Cow;
+
 /// Every code that this door uses; numbers, names and messages are the table's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
@@ -74,9 +76,23 @@ pub enum Code {
     CBTChangedBlocksError = 460,
     SharedFileSystemNoWrite = 461,
     GenericException = 1200,
+    ZFSSRCreate = 5000,
+    ZFSSRDelete = 5001,
+    LargeBlockIncorrectBlocksize = 5010,
 }
 
 impl Code {
+    /// [`Code::message`] as a driver of this name says it: in the codes of SMB, the drivers of other network filesystems put their
+    /// own name into the text.
+    pub fn message_of(self, name: &str) -> Cow<'static, str> {
+        match self {
+            Code::SMBMount | Code::SMBUnMount | Code::SMBAttached | Code::SMBDelete | Code::SMBCreate => {
+                self.message().replace("SMB", name).into()
+            }
+            _ => self.message().into(),
+        }
+    }
+
     /// The text that the table has for the code. Clients compare the text as a whole.
     pub const fn message(self) -> &'static str {
         match self {
@@ -154,6 +170,9 @@ impl Code {
             Code::CBTChangedBlocksError => "Failed to calculate changed blocks for given VDIs.",
             Code::SharedFileSystemNoWrite => "The file system for SR cannot be written to.",
             Code::GenericException => "SM has thrown a generic python exception",
+            Code::ZFSSRCreate => "ZFS SR creation error",
+            Code::ZFSSRDelete => "ZFS SR deletion error",
+            Code::LargeBlockIncorrectBlocksize => "Blocksize isn't compatible with the driver",
         }
     }
 }

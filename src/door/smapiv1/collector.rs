@@ -201,7 +201,7 @@ impl Teller {
     /// Makes the records of xapi say what the SR holds now. What fails is logged.
     fn tell(&self, patience: Duration) {
         if let Err(failure) = self.try_to_tell(Instant::now() + patience) {
-            let (_, why) = faults::fault(&failure, Attempt::new(self.driver.about.substrate, None));
+            let (_, why) = faults::fault(&failure, Attempt::of(self.driver, None));
             syslog::write(&format!("SR {}: xapi was not told what was merged: {why}", self.sr));
         }
     }

@@ -7,7 +7,7 @@ use super::command::Command;
 use crate::door::xapi::ApiError;
 use crate::door::xmlrpc;
 use crate::error::{self, Error, Exported, Protocol, ServerFault};
-use crate::sr::Substrate;
+use crate::sr::{Driver, SECTORS, Substrate};
 use crate::types::Misread;
 
 /// Why a command failed.
@@ -85,6 +85,8 @@ pub fn general_fault(command: Command) -> Code {
 pub struct Attempt {
     command: Option<Command>,
     on: Substrate,
+    /// Empty if it does not matter.
+    sr_type: &'static str,
     /// For failures that have no code of their own.
     general: Code,
 }
@@ -104,7 +106,12 @@ impl Attempt {
             (_, Some(command)) => general_fault(command),
             (_, None) => Code::SMGeneral,
         };
-        Attempt { command, on, general }
+        Attempt { command, on, sr_type: "", general }
+    }
+
+    /// An attempt of this driver. The Python drivers of some types have codes of their own.
+    pub fn of(driver: &Driver, command: Option<Command>) -> Attempt {
+        Attempt { sr_type: driver.sr_type, ..Attempt::new(driver.about.substrate, command) }
     }
 
     fn begins_the_sr(self) -> bool {
@@ -158,19 +165,24 @@ pub fn choice(failure: &Failure) -> Option<String> {
     Some(format!("<?xml version=\"1.0\" ?>\n<nfs-exports>\n{exports}</nfs-exports>\n"))
 }
 
-/// The text of a fault: SMAPIv1, "Error codes", "Format".
-pub fn text(code: Code, detail: &str) -> String {
+/// The text of a fault: SMAPIv1, "Error codes", "Format". `name`: that of the driver, see [`Code::message_of`].
+pub fn text(name: &str, code: Code, detail: &str) -> String {
+    let message = code.message_of(name);
     match detail {
-        "" => code.message().to_owned(),
+        "" => message.into_owned(),
         // Uncaught exceptions come bare.
         _ if code == Code::GenericException => detail.to_owned(),
-        _ => format!("{} [opterr={detail}]", code.message()),
+        _ => format!("{message} [opterr={detail}]"),
     }
 }
 
 fn of_error(error: &Error, attempt: Attempt) -> Code {
-    let Attempt { command, on, general } = attempt;
+    let Attempt { command, on, sr_type, general } = attempt;
     match error {
+        Error::Invalid { what: SECTORS, .. } => Code::LargeBlockIncorrectBlocksize,
+        // The dataset is not mounted.
+        Error::SrUnavailable { .. } if sr_type == "zfs" && command == Some(Command::SrCreate) => Code::ZFSSRCreate,
+        Error::SrUnavailable { .. } if sr_type == "zfs" && command == Some(Command::SrDelete) => Code::ZFSSRDelete,
         Error::MissingKey { key, .. } => match *key {
             "location" => Code::ConfigLocationMissing,
             "device" => Code::ConfigDeviceMissing,
@@ -322,12 +334,12 @@ mod tests {
     use crate::sys::server;
     use crate::types::{Format, SrUuid, VdiUuid};
 
-    fn on(sr_type: &str) -> Substrate {
-        sr::driver(sr_type).unwrap().about.substrate
+    fn attempt(sr_type: &str, command: Command) -> Attempt {
+        Attempt::of(sr::driver(sr_type).unwrap(), Some(command))
     }
 
     fn code(error: Error, sr_type: &str, command: Command) -> u16 {
-        fault(&error.into(), Attempt::new(on(sr_type), Some(command))).0 as u16
+        fault(&error.into(), attempt(sr_type, command)).0 as u16
     }
 
     #[test]
@@ -391,8 +403,37 @@ mod tests {
     }
 
     fn said(error: Error, sr_type: &str, command: Command) -> String {
-        let (code, detail) = fault(&error.into(), Attempt::new(on(sr_type), Some(command)));
-        text(code, &detail)
+        let (code, detail) = fault(&error.into(), attempt(sr_type, command));
+        text(sr::driver(sr_type).unwrap().about.name, code, &detail)
+    }
+
+    #[test]
+    fn a_share_is_called_by_the_name_of_its_type() {
+        let busy = || Error::DeviceInUse { device: "/m".to_owned(), holder: "somebody".to_owned() };
+        for (sr_type, name, protocol) in [
+            ("smb", "SMB", Protocol::Smb),
+            ("cephfs", "CephFS", Protocol::Ceph),
+            ("glusterfs", "GlusterFS", Protocol::Gluster),
+            ("moosefs", "MooseFS", Protocol::Moose),
+        ] {
+            let silent = server::fault(protocol, "filer", ServerFault::NoAnswer, "because".to_owned());
+            assert!(said(silent, sr_type, Command::SrAttach).starts_with(&format!("{name} mount error [opterr=")));
+            assert!(
+                said(busy(), sr_type, Command::SrAttach).starts_with(&format!("{name} mount point already attached"))
+            );
+        }
+    }
+
+    #[test]
+    fn zfs_and_large_sectors_have_the_codes_of_their_python_drivers() {
+        let away = || Error::SrUnavailable { sr: SrUuid::random(), why: "not mounted".to_owned() };
+        for (command, zfs) in [(Command::SrCreate, 5000), (Command::SrDelete, 5001), (Command::SrScan, 47)] {
+            assert_eq!(code(away(), "zfs", command), zfs);
+            assert_eq!(code(away(), "xfs", command), 47);
+        }
+        let small = Error::Invalid { what: SECTORS, value: "/dev/sdb".to_owned(), expected: "4,096".to_owned() };
+        let text = said(small, "largeblock", Command::SrCreate);
+        assert!(text.starts_with("Blocksize isn't compatible with the driver [opterr="), "{text}");
     }
 
     #[test]
@@ -453,7 +494,7 @@ mod tests {
         let failure = Error::ExportNotChosen { server: "filer".to_owned(), exports }.into();
         let document = choice(&failure).unwrap();
         assert!(document.contains("<Target>filer</Target>\n\t\t<Path>/a&lt;&amp;&gt;</Path>"), "{document}");
-        assert_eq!(fault(&failure, Attempt::new(on("nfs"), Some(Command::SrProbe))).0 as u16, 101);
+        assert_eq!(fault(&failure, attempt("nfs", Command::SrProbe)).0 as u16, 101);
         assert_eq!(choice(&Failure::new(Code::BadRequest, "no")), None);
     }
 }

@@ -90,8 +90,8 @@ fn answer(driver: &'static Driver, args: &[OsString]) -> Answer {
 }
 
 fn refuse(driver: &Driver, what: &str, failure: &Failure, command: Option<Command>, secrets: &[&str]) -> Answer {
-    let (code, detail) = faults::fault(failure, Attempt::new(driver.about.substrate, command));
-    let mut text = faults::text(code, &detail);
+    let (code, detail) = faults::fault(failure, Attempt::of(driver, command));
+    let mut text = faults::text(driver.about.name, code, &detail);
     // No message of ours holds one; a tool's own words might.
     for secret in secrets {
         text = without(&text, secret);

@@ -41,7 +41,8 @@ pub fn told(fault: &Fault, attempt: Attempt) -> (String, Vec<String>) {
     match fault {
         Fault::Failed(failure) => {
             let (code, detail) = faults::fault(failure, attempt);
-            let words = [String::new(), faults::text(code, &detail), faults::choice(failure).unwrap_or_default()];
+            let words =
+                [String::new(), faults::text("SMB", code, &detail), faults::choice(failure).unwrap_or_default()];
             (format!("SR_BACKEND_FAILURE_{}", code as u16), words.into())
         }
         Fault::Elsewhere { host } => {

@@ -174,7 +174,7 @@ impl<'a> Service<'a> {
     }
 
     fn reason(&self, failure: &Failure, command: Command) -> String {
-        faults::fault(failure, Attempt::new(self.driver.about.substrate, Some(command))).1
+        faults::fault(failure, Attempt::of(self.driver, Some(command))).1
     }
 
     fn sr(&self) -> Result<SrUuid, Failure> {
