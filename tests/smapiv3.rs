@@ -27,3 +27,8 @@ fn volumes_of_a_file_sr() {
 fn devices_of_a_file_sr() {
     battery("test_datapath");
 }
+
+#[test]
+fn the_plug_ins_and_xapi() {
+    battery("test_xapi");
+}

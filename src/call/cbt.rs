@@ -196,7 +196,12 @@ impl Session {
                     }
                     let disk = child.map(|child| disk_of(storage, child)).transpose()?.flatten();
                     let child = child.map(|child| (child, disk.as_deref()));
+                    let is_tracked = !matches!(logs.header(vdi), Ok(None));
                     cbt::merge_deleted(&*logs, vdi, child, context)?;
+                    if is_tracked {
+                        // Its params stayed as long as the log did.
+                        storage.forget_vdi(vdi)?;
+                    }
                 }
                 forget_vdis(&[vdi]);
                 Ok(Some(true))

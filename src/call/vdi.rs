@@ -249,13 +249,19 @@ impl Session {
     /// Idempotent.
     ///
     /// # Errors
-    /// Those of [`Vdi::set`]; [`Error::Unsupported`] for keys of an agent on an SR that stores none.
+    /// Those of [`Vdi::set`]; [`Error::Unsupported`] for keys of an agent on an SR that stores none; [`Error::Invalid`] for more keys
+    /// than there is room for.
     pub fn vdi_set(&self, vdi: VdiUuid, change: ParamsChange, context: &Context) -> Result<Done> {
         if !change.keys.is_empty() && !self.driver.about.keeps_keys {
             let why = format!("an SR of type {} stores no keys with its disks", self.driver.sr_type);
             return Err(Error::Unsupported { op: "vdi_set of keys", why });
         }
-        self.with_vdi(vdi, context, move |disk, _| disk.set(&change))
+        self.with_vdi(vdi, context, move |disk, _| {
+            if !change.keys.is_empty() {
+                refuse_full(&change.of(disk.place().params()?))?;
+            }
+            disk.set(&change)
+        })
     }
 
     /// Ends the pause that a killed vdi_snapshot left on other hosts, see [`OtherHosts`](crate::context::OtherHosts).
@@ -434,6 +440,18 @@ pub enum Unreadable {
 /// The VDI to be made, with the present time in its params.
 fn made_now(new: NewVdi) -> NewVdi {
     NewVdi { params: Params { created: seconds_now(), ..new.params }, ..new }
+}
+
+/// Refuses more keys of an agent than there is room for.
+fn refuse_full(wanted: &Params) -> Result<()> {
+    match wanted.size_of_keys() <= Params::LONGEST_KEYS {
+        true => Ok(()),
+        false => Err(Error::Invalid {
+            what: "number of bytes of keys",
+            value: wanted.size_of_keys().to_string(),
+            expected: format!("all keys of a VDI have {} bytes at most, with 16 for each key", Params::LONGEST_KEYS),
+        }),
+    }
 }
 
 /// Refuses to read a disk that may be written to meanwhile.

@@ -124,6 +124,11 @@ pub fn systemd() -> PathBuf {
     on_host("/run/systemd/system")
 }
 
+/// The plug-ins of SMAPIv3, where xapi's daemon looks on an XCP host: `/usr/libexec/xapi-storage-script`.
+pub fn smapiv3_plugins() -> PathBuf {
+    on_host("/usr/libexec/xapi-storage-script")
+}
+
 /// The socket of xapi.
 pub fn xapi() -> PathBuf {
     on_host("/var/lib/xcp/xapi")

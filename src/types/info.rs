@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::{Format, SlotMark, SrUuid, State, VdiUuid};
+use super::{Format, Params, SlotMark, SrUuid, State, VdiUuid};
 
 /// The facts about an SR, read from its substrate now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,11 +126,13 @@ pub struct VdiInfo {
 
 /// A log of changed blocks that is there without its disk: the data of a snapshot was destroyed, and what changed up to it
 /// is still asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogAlone {
     pub vdi: VdiUuid,
     /// Bytes of the log.
     pub bytes: u64,
+    /// Those that its disk had; defaults if none are stored.
+    pub params: Params,
 }
 
 #[cfg(test)]

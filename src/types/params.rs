@@ -39,8 +39,13 @@ impl Params {
     pub const LONGEST_LABEL: usize = 4096;
     /// Bytes of the longest description that is stored with a disk.
     pub const LONGEST_DESCRIPTION: usize = 65536;
-    /// Bytes of all keys of an agent and their values together. The record has to stay below 1 MiB, also with each byte escaped.
+    /// The most that [`Params::size_of_keys`] may be. The record has to stay below 1 MiB, also with each byte escaped.
     pub const LONGEST_KEYS: usize = 128 << 10;
+
+    /// Bytes of all keys of an agent and their values together, and 16 for each key.
+    pub fn size_of_keys(&self) -> usize {
+        self.keys.iter().map(|(key, value)| key.len() + value.len() + 16).sum()
+    }
 
     /// Whether there is more to tell than the time.
     pub fn say_more_than_the_time(&self) -> bool {

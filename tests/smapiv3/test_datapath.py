@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import stat
 import subprocess
 import threading
@@ -206,6 +207,7 @@ class Datapath(Case):
         for bad in ("", "sm://file", uri + "/..", uri.replace("sm:", "file:"), uri.replace("file/", "lvm/"), "/dev/sda"):
             self.refused_path(1, "attach", bad, "0")
             self.refused_path(1, "activate", bad, "0")
+        self.refused_path(1, "activate", uri, "x" * 5000)
         self.refused_path(46, "attach", uri[:-1] + ("0" if uri[-1] != "0" else "1"), "0")
         self.refused_path(46, "activate", f"sm://file/{self.uuid}/{uuid.uuid4()}", "0")
 
@@ -242,6 +244,54 @@ class Datapath(Case):
         self.assertTrue(self.is_there(uri))
         self.path("deactivate", uri, "0")
         self.assertFalse(self.is_there(uri))
+
+
+TAP_CTL = """#!/bin/sh
+# A tap-ctl of version 4.
+case $1 in
+allocate) echo @DIR@/tapdisk-8 ;;
+spawn) echo 4243 ;;
+esac
+"""
+
+
+@unittest.skipUnless(os.geteuid() == 0, "block devices want root")
+class Tapdisk(Case):
+    """A host with blktap 4: guests get at their disks through a tapdisk only, which has no block device."""
+
+    def setUp(self):
+        super().setUp()
+        path = os.path.join(self.scratch, "tap-ctl")
+        with open(path, "w", encoding="ascii") as file:
+            file.write(TAP_CTL.replace("@DIR@", self.scratch))
+        os.chmod(path, 0o755)
+        self.host.env["PATH"] = self.scratch + ":" + self.host.env["PATH"]
+        os.makedirs("/run/blktap-control", exist_ok=True)
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.bind("/run/blktap-control/nbd4243.8")
+        self.addCleanup(os.unlink, "/run/blktap-control/nbd4243.8")
+        self.addCleanup(self.socket.close)
+        self.attached()
+
+    def test_a_volume_has_a_tapdisk_while_a_domain_has_it(self):
+        self.assertNotIn("VDI_RESIZE_ONLINE", self.host.call("Plugin.Query")["features"])
+        volume = self.new()
+        key, (uri,) = volume["key"], volume["uri"]
+        found = dict(self.host.call("Datapath.attach", uri=uri, domain="1")["implementations"])
+        self.assertEqual(set(found), {"XenDisk", "Nbd"})
+        self.assertEqual(found["XenDisk"]["backend_type"], "vbd3")
+        self.assertEqual(found["XenDisk"]["params"], found["Nbd"]["uri"])
+        scheme, unix, path, name = found["Nbd"]["uri"].split(":")
+        self.assertEqual((scheme, unix, name), ("nbd", "unix", f"exportname={key}"))
+        for domain in ("1", "2"):
+            self.host.call("Datapath.activate", uri=uri, domain=domain)
+        self.assertTrue(os.path.islink(path))
+        self.refused(24, "Volume.resize", sr=self.sr, key=key, new_size=20 * MiB)
+        self.host.call("Datapath.deactivate", uri=uri, domain="1")
+        self.assertTrue(os.path.islink(path))
+        self.host.call("Datapath.detach", uri=uri, domain="2")
+        self.assertFalse(os.path.lexists(path))
+        self.volume("resize", key, new_size=20 * MiB)
 
 
 if __name__ == "__main__":

@@ -259,7 +259,8 @@ class Srs(Case):
         config = self.create()
         (found,) = self.host.call("SR.probe", configuration={"location": self.location})
         self.assertEqual((found["configuration"], found["complete"], found["sr"]["uuid"]), (config, True, self.uuid))
-        self.assertEqual(self.host.call("SR.probe", configuration=config), [found])
+        (again,) = self.host.call("SR.probe", configuration=config)
+        self.assertEqual((again["configuration"], again["sr"]["uuid"]), (config, self.uuid))
         self.host.call("SR.attach", configuration=found["configuration"])
         self.assertEqual(self.host.call("SR.probe", configuration={**config, "sr_uuid": str(uuid.uuid4())}), [])
         self.refused(94, "SR.probe", configuration={})
@@ -322,6 +323,21 @@ class Volumes(Case):
         self.assertEqual(len(self.volume("stat", key)["keys"]["room"]), 120_000)
         self.volume("revert", key, snapshot=snapshot["key"])
         self.assertEqual(len(self.volume("stat", key)["keys"]), len(kept) + 1)
+        self.volume("unset", key, k="room")
+
+    def test_as_many_keys_as_there_is_room_for_are_read_again(self):
+        key = self.new()["key"]
+        room = 128 * 1024 // 17
+        record = Path(self.location, f"{key}.params")
+        # What thousands of calls would leave.
+        keys = " ".join(f'("{number:x}" . "")' for number in range(room // 2))
+        record.write_text(record.read_text().rstrip()[:-1] + f" (keys {keys}))\n")
+        self.assertEqual(len(self.volume("stat", key)["keys"]), room // 2)
+        self.volume("set_description", key, new_description="\u0001" * 65536)
+        self.volume("set", key, k="more", v="\u0001" * 40_000)
+        self.refused(1, "Volume.set", sr=self.sr, key=key, k="most", v="x" * 100_000)
+        self.assertEqual(len(self.listed()[key]["keys"]), room // 2 + 1)
+        self.assertEqual(self.volume("stat", key)["description"], "\u0001" * 65536)
 
     def test_snapshots_clones_and_what_goes_first(self):
         key = self.new()["key"]
@@ -386,12 +402,17 @@ class Volumes(Case):
         self.volume("set", first["key"], k="vdi-type", v="cbt_metadata")
         log = self.volume("stat", first["key"])
         self.assertEqual((log["volume_type"], log["keys"]["vdi-type"]), ("CBT_Metadata", "cbt_metadata"))
+        self.assertEqual((log["name"], log["keys"]["snapshot_of"], log["cbt_enabled"]), ("a disk", key, True))
+        self.refused(46, "Volume.set", sr=self.sr, key=first["key"], k="else", v="x")
+        self.host.call("SR.detach", sr=self.sr)
+        self.host.call("SR.attach", configuration=self.config)
         self.assertEqual(self.listed()[first["key"]], log)
         self.volume("list_changed_blocks", first["key"], key2=key, offset=0, length=-1)
         self.volume("disable_cbt", key)
         self.assertFalse(self.volume("stat", key)["cbt_enabled"])
         self.volume("destroy", first["key"])
         self.assertNotIn(first["key"], self.listed())
+        self.assertEqual([name for name in os.listdir(self.location) if first["key"] in name], [])
 
     def test_an_image_that_cannot_be_read_stays_in_the_list(self):
         good, bad = self.new()["key"], self.new()["key"]

@@ -15,6 +15,7 @@ use super::sync;
 use crate::call::Session;
 use crate::context::Context;
 use crate::door::host::{self, local_path, ours};
+use crate::door::smapiv3;
 use crate::door::xapi::{ApiError, Record, Xapi, text};
 use crate::door::xmlrpc::Value;
 use crate::error::{Error, Result};
@@ -70,6 +71,8 @@ struct Known {
     reference: String,
     driver: &'static Driver,
     config: DeviceConfig,
+    /// xapi knows its volumes and nothing of bases, so it is told nothing.
+    behind_smapiv3: bool,
 }
 
 /// Collects an SR of this host's xapi, and tells xapi of what was done.
@@ -80,8 +83,9 @@ struct Known {
 pub fn collect(sr: SrUuid, collecting: &Collecting, context: &Context) -> Result<Done> {
     let mut xapi = Xapi::log_in().map_err(unreachable)?;
     match find(&mut xapi, sr) {
-        Ok((reference, driver, config)) => {
-            collect_known(sr, Known { xapi, reference, driver, config }, collecting, context)
+        Ok((reference, driver, config, behind_smapiv3)) => {
+            let known = Known { xapi, reference, driver, config, behind_smapiv3 };
+            collect_known(sr, known, collecting, context)
         }
         Err(error) => {
             xapi.log_out();
@@ -91,9 +95,13 @@ pub fn collect(sr: SrUuid, collecting: &Collecting, context: &Context) -> Result
 }
 
 fn collect_known(sr: SrUuid, known: Known, collecting: &Collecting, context: &Context) -> Result<Done> {
-    let Known { xapi, reference, driver, config } = known;
+    let Known { mut xapi, reference, driver, config, behind_smapiv3 } = known;
     let session = Session::open(driver, sr, config.clone())?;
     local_path::assert_entered(&session)?;
+    if behind_smapiv3 {
+        xapi.log_out();
+        return session.sr_collect(collecting, context);
+    }
     let (xapi, told) = (Mutex::new(xapi), Mutex::new(Instant::now()));
     let next = collecting.watcher.clone();
     let teller = Arc::new(Teller { sr, driver, config, reference, xapi, told, next });
@@ -111,8 +119,8 @@ fn unreachable(error: ApiError) -> Error {
     Error::NoDevice { device: "xapi".to_owned(), why: error.to_string() }
 }
 
-/// The SR's reference, its driver, and its device_config on this host.
-fn find(xapi: &mut Xapi, sr: SrUuid) -> Result<(String, &'static Driver, DeviceConfig)> {
+/// The SR's reference, its driver, its device_config on this host, and whether it is served behind SMAPIv3.
+fn find(xapi: &mut Xapi, sr: SrUuid) -> Result<(String, &'static Driver, DeviceConfig, bool)> {
     let not_here = |why: String| Error::SrUnavailable { sr, why };
     let host = xapi.this_host().map_err(unreachable)?;
     let of_uuid = xapi.call("SR.get_by_uuid", &[Value::text(sr.to_string())]);
@@ -135,7 +143,7 @@ fn find(xapi: &mut Xapi, sr: SrUuid) -> Result<(String, &'static Driver, DeviceC
     }
     let driver = ours::driver_of(xapi, &record).map_err(unreachable)?;
     let driver = driver.ok_or_else(|| not_here("xapi serves it by the driver of another package".to_owned()))?;
-    Ok((reference, driver, config(&pbd)))
+    Ok((reference, driver, config(&pbd), smapiv3::driver_of(text(&record, "type")).is_some()))
 }
 
 /// The PBD by which this host has an SR attached. xapi notes that an SR is attached only after the sr_attach that starts the

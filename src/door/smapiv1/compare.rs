@@ -97,6 +97,7 @@ pub fn compare<'a>(
 mod tests {
     use super::*;
     use crate::door::xmlrpc::Value;
+    use crate::types::Params;
 
     fn vdi(n: u32) -> VdiUuid {
         format!("00000000-0000-4000-8000-{n:012}").parse().unwrap()
@@ -166,7 +167,7 @@ mod tests {
         let records = [log, record(2)];
         assert_eq!(told(&records, &[]), ["gone 2"], "a driver that reads no logs");
         let logs = |numbers: &[u32]| -> Vec<LogAlone> {
-            numbers.iter().map(|n| LogAlone { vdi: vdi(*n), bytes: 52 }).collect()
+            numbers.iter().map(|n| LogAlone { vdi: vdi(*n), bytes: 52, params: Params::default() }).collect()
         };
         assert_eq!(told_with(&records, &[], Some(&logs(&[1, 2, 3]))), ["known log 1", "known log 2", "new log 3"]);
         assert_eq!(told_with(&records, &[disk(2)], Some(&[])), ["known 2 2", "gone 1"]);

@@ -21,10 +21,15 @@ use super::uri::Uri;
 use crate::call::Session;
 use crate::door::host::device::{self, device_link, tapdisk_link};
 use crate::door::smapiv1::attached::pages;
+use crate::door::smapiv1::code::Code;
+use crate::door::smapiv1::faults::Failure;
 use crate::error::{Error, Result, one_line};
 use crate::sys::syslog;
 use crate::sys::tapdisk::{self, Blktap};
 use crate::types::{Mode, VdiUuid};
+
+/// Bytes of the longest name of a domain.
+const LONGEST: usize = 4096;
 
 /// Names the device that the volume will have.
 ///
@@ -53,8 +58,12 @@ pub fn attach(uri: Uri) -> Result<Value, Fault> {
 /// Makes the device of a volume for a domain. Idempotent.
 ///
 /// # Errors
-/// [`Error::VdiInUse`] if another host writes to it, or if it is here in the other mode; those of [`Session::vdi_attach`].
+/// [`Code::InvalidArg`] for a name of a domain that is too long; [`Error::VdiInUse`] if another host writes to it, or if it is here in the other mode; those of [`Session::vdi_attach`].
 pub fn activate(uri: Uri, domain: &str, mode: Mode) -> Result<Value, Fault> {
+    if domain.len() > LONGEST {
+        let why = format!("domain has {} bytes, and {LONGEST} are allowed", domain.len());
+        return Err(Failure::new(Code::InvalidArg, why).into());
+    }
     let session = call::attached(uri.handle)?;
     let (sr, vdi) = (uri.handle.sr, uri.vdi);
     let mode = if session.vdi_get_brief(vdi, &now())?.read_only { Mode::ReadOnly } else { mode };

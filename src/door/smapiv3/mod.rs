@@ -30,7 +30,7 @@ pub mod volume;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -38,12 +38,13 @@ use self::fault::Fault;
 use self::method::{Interface, Method};
 use self::request::Request;
 use self::uri::Uri;
+pub use self::uri::driver_of;
 use super::smapiv1::code::Code;
 use super::smapiv1::faults::{Attempt, Failure};
 use super::{Answer, guarded, said, smapiv1};
 use crate::error::Error;
 use crate::sr::{DRIVERS, Driver, Substrate};
-use crate::sys::syslog;
+use crate::sys::{run_dir, syslog};
 use crate::types::{Mode, Names, ParamsChange};
 
 /// The prefix of a directory of a volume plug-in; the type of its SRs follows.
@@ -77,6 +78,11 @@ impl Plugin {
             }
         }
     }
+}
+
+/// The file by which xapi's daemon asks for the volumes of an SR of this type.
+pub fn installed(sr_type: &str) -> PathBuf {
+    run_dir::smapiv3_plugins().join("volume").join(format!("{VOLUME}{sr_type}")).join(Method::SrLs.name())
 }
 
 /// Serves one call, if this process was called by the name of a method.

@@ -11,6 +11,7 @@ use super::{claim, datapath, state, volume};
 use crate::call::Session;
 use crate::door::host::local_path;
 use crate::door::smapiv1::code::Code;
+use crate::door::smapiv1::collector;
 use crate::door::smapiv1::faults::Failure;
 use crate::error::Error;
 use crate::sr::Driver;
@@ -226,6 +227,9 @@ fn refuse_long(names: &Names) -> Result<(), Fault> {
 /// Those of [`Session::sr_scan`].
 pub fn ls(handle: Handle) -> Result<Value, Fault> {
     let found = call::attached(handle)?.sr_scan(&now())?;
+    if collector::has_work(&found.vdis) {
+        collector::start(handle.sr);
+    }
     let volumes = found.vdis.iter().filter(|vdi| !vdi.hidden).map(|vdi| volume::Volume::of(handle, vdi));
     let logs = found.logs.iter().flatten().map(|log| volume::Volume::of_log(handle, log));
     Ok(json!(volumes.chain(logs).collect::<Vec<_>>()))

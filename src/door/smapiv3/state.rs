@@ -7,8 +7,7 @@
 //! | `sr` | the device_config; there from SR.attach to SR.detach |
 //! | `<vdi>` | the domains that have the volume activated; there while there are any |
 //!
-//! Each file is replaced as a whole. What a file says is believed only as far as the kernel agrees: of a volume that has no
-//! device nothing is activated.
+//! Each file is replaced as a whole. Whether a volume has a device, no file says, but the kernel.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
@@ -26,7 +25,7 @@ use crate::sys::{run_dir, small};
 use crate::types::{DeviceConfig, SrUuid, VdiUuid};
 
 /// Bytes of the longest file.
-const MOST: u64 = 1 << 20;
+const MOST: u64 = 16 << 20;
 /// The file of the SR itself.
 const SR: &str = "sr";
 

@@ -55,15 +55,6 @@ pub struct Volume {
 impl Volume {
     /// The record of a volume of an SR.
     pub fn of(handle: Handle, vdi: &VdiInfo) -> Volume {
-        let mut keys = vdi.keys.clone();
-        // A snapshot that was made behind another door has no keys of this one's callers.
-        if let (Some(disk), false) = (vdi.snapshot_of, keys.contains_key(SNAPSHOT_OF)) {
-            keys.insert(SNAPSHOT_OF.to_owned(), disk.to_string());
-            keys.entry(IS_A_SNAPSHOT.to_owned()).or_insert_with(|| "true".to_owned());
-            if let Some(created) = vdi.created {
-                keys.entry(SNAPSHOT_TIME.to_owned()).or_insert_with(|| Utc(created).to_xmlrpc());
-            }
-        }
         Volume {
             key: vdi.uuid.to_string(),
             uuid: vdi.uuid.to_string(),
@@ -74,7 +65,7 @@ impl Volume {
             virtual_size: vdi.virtual_size,
             physical_utilisation: vdi.physical_utilisation,
             uri: [Uri { handle, vdi: vdi.uuid }.to_string()],
-            keys,
+            keys: keys_of(&vdi.keys, vdi.snapshot_of, vdi.created),
             volume_type: None,
             cbt_enabled: vdi.cbt_enabled,
         }
@@ -82,22 +73,43 @@ impl Volume {
 
     /// The record of a log of changed blocks whose volume was destroyed.
     pub fn of_log(handle: Handle, log: &LogAlone) -> Volume {
-        let keys = [(VDI_TYPE, OF_A_LOG), (IS_A_SNAPSHOT, "true")];
+        let Params { label, description, keys, snapshot_of, created, .. } = &log.params;
+        let mut keys = keys_of(keys, *snapshot_of, *created);
+        keys.insert(VDI_TYPE.to_owned(), OF_A_LOG.to_owned());
+        keys.insert(IS_A_SNAPSHOT.to_owned(), "true".to_owned());
         Volume {
             key: log.vdi.to_string(),
             uuid: log.vdi.to_string(),
-            name: String::new(),
-            description: String::new(),
+            name: label.clone(),
+            description: description.clone(),
             read_write: false,
             sharable: false,
             virtual_size: 0,
             physical_utilisation: log.bytes,
             uri: [Uri { handle, vdi: log.vdi }.to_string()],
-            keys: keys.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            keys,
             volume_type: Some("CBT_Metadata"),
             cbt_enabled: true,
         }
     }
+}
+
+/// The keys that are stored with a volume. A snapshot that was made behind another door has none of this one's callers, so what they
+/// would have set is made of what is stored else.
+fn keys_of(
+    stored: &BTreeMap<String, String>,
+    snapshot_of: Option<VdiUuid>,
+    created: Option<u64>,
+) -> BTreeMap<String, String> {
+    let mut keys = stored.clone();
+    if let (Some(disk), false) = (snapshot_of, keys.contains_key(SNAPSHOT_OF)) {
+        keys.insert(SNAPSHOT_OF.to_owned(), disk.to_string());
+        keys.entry(IS_A_SNAPSHOT.to_owned()).or_insert_with(|| "true".to_owned());
+        if let Some(created) = created {
+            keys.entry(SNAPSHOT_TIME.to_owned()).or_insert_with(|| Utc(created).to_xmlrpc());
+        }
+    }
+    keys
 }
 
 /// One volume of an attached SR.
@@ -258,28 +270,21 @@ impl<'a> Call<'a> {
     /// Volume.set and Volume.unset: `value` of the key `k`, or none.
     ///
     /// # Errors
-    /// [`Code::InvalidArg`] for more than there is room for; those of [`Session::vdi_set`].
+    /// Those of [`Session::vdi_set`].
     pub fn set(&self, value: Option<&str>) -> Result<Value, Fault> {
         let (vdi, key) = (self.vdi()?, self.request.text("k").to_owned());
-        let keys = match self.session.vdi_get_brief(vdi, &now()) {
-            Ok(info) => info.keys,
-            Err(gone @ Error::NoVdi { .. }) => match (self.session.vdi_log_alone(vdi, &now()), key.as_str(), value) {
-                // It says so already.
-                (Ok(_), VDI_TYPE, Some(OF_A_LOG)) => return Ok(Value::Null),
-                _ => return Err(gone.into()),
+        let keys = BTreeMap::from([(key.clone(), value.map(str::to_owned))]);
+        match self.session.vdi_set(vdi, ParamsChange { keys, ..ParamsChange::default() }, &now()) {
+            Ok(_) => Ok(Value::Null),
+            Err(gone @ Error::NoVdi { .. }) => match self.session.vdi_log_alone(vdi, &now()) {
+                // Nothing is stored of it any more, but it may say so already.
+                Ok(log) if Volume::of_log(self.handle, &log).keys.get(&key).map(String::as_str) == value => {
+                    Ok(Value::Null)
+                }
+                _ => Err(gone.into()),
             },
-            Err(error) => return Err(error.into()),
-        };
-        let taken: usize = keys.iter().map(|(key, value)| key.len() + value.len()).sum();
-        if let Some(value) = value
-            && taken + key.len() + value.len() > Params::LONGEST_KEYS
-        {
-            let why = format!("the keys of a volume and their values have {} bytes at most", Params::LONGEST_KEYS);
-            return Err(Failure::new(Code::InvalidArg, why).into());
+            Err(error) => Err(error.into()),
         }
-        let keys = BTreeMap::from([(key, value.map(str::to_owned))]);
-        self.session.vdi_set(vdi, ParamsChange { keys, ..ParamsChange::default() }, &now())?;
-        Ok(Value::Null)
     }
 
     /// Volume.enable_cbt and Volume.disable_cbt.

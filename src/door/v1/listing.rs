@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::address::place_of;
 use crate::call::Session;
 use crate::context::Context;
+use crate::door::smapiv3;
 use crate::door::xapi::{ApiError, Record, Xapi, text};
 use crate::door::xmlrpc::Value;
 use crate::error::{Error, Result, one_line};
@@ -151,7 +152,8 @@ pub fn list(patience: Duration, told: Vec<Told>, warn: &dyn Fn(&str)) -> Result<
         }
     }
     for Told { name, sr, sr_type, config } in told {
-        match DRIVERS.iter().find(|driver| driver.sr_type == sr_type) {
+        let driver = DRIVERS.iter().copied().find(|driver| driver.sr_type == sr_type);
+        match driver.or_else(|| smapiv3::driver_of(&sr_type)) {
             _ if known.iter().any(|it: &Known| it.sr == sr) => {}
             Some(driver) => known.push(Known { name, sr, driver, config }),
             None => lines.push(Listed {

@@ -89,7 +89,8 @@ pub(super) fn beside(vdi: VdiUuid, extension: &str) -> String {
     format!("{vdi}.{extension}")
 }
 
-/// Removes what is beside an image that does not exist, unless its maker is alive.
+/// Removes what is beside an image that does not exist, unless its maker is alive. The params of a disk of which the log of changed
+/// blocks is left stay.
 pub(super) fn remove_leftovers(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
     let name = beside(vdi, PARAMS);
     let mut removed = false;
@@ -99,7 +100,7 @@ pub(super) fn remove_leftovers(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
     });
     if let Some(file) = opened?
         && durable::is_abandoned(&file)
-        && !has_image(dir, vdi)?
+        && !is_taken(dir, vdi)?
     {
         removed |= dir.remove(&name)?;
     }

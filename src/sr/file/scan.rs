@@ -199,7 +199,8 @@ fn logs_alone(dir: &Dir, listing: &Listing) -> Result<Vec<LogAlone>> {
     let mut alone = Vec::new();
     for vdi in listing.logs.iter().filter(|vdi| !listing.images.contains_key(vdi)) {
         if let Some(stat) = dir.lookup(&beside_image(*vdi, EXTENSION))? {
-            alone.push(LogAlone { vdi: *vdi, bytes: stat.length });
+            let params = if listing.params.contains(vdi) { read_params(dir, *vdi) } else { Ok(Params::default()) };
+            alone.push(LogAlone { vdi: *vdi, bytes: stat.length, params: params.unwrap_or_default() });
         }
     }
     alone.sort_unstable_by_key(|log| log.vdi);
