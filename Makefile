@@ -3,7 +3,8 @@
 # make check     every test; installs what it needs
 # make bench     figures, as ratios against what one would use instead
 # make install   DESTDIR= PREFIX=/usr/local; SMDIR=/opt/xensource/sm puts DRIVERS where xapi looks, and
-#                PLUGINDIR=/etc/xapi.d/plugins the plug-ins by which other hosts pause a disk and users merge images
+#                PLUGINDIR=/etc/xapi.d/plugins the plug-ins by which other hosts pause a disk and users merge images;
+#                V3DIR=/usr/libexec/xapi-storage-script the plug-ins of SMAPIv3 for SRs of V3TYPES (docs/smapiv3.md)
 # make uninstall the same variables; takes away what install put there, and gives back what stood there
 # make deb       a Debian package of what install puts there, in target/package
 # make rpm       two packages for hosts with rpm: the same, and one that gives xapi the drivers (docs/install.md)
@@ -19,6 +20,10 @@ SMDIR ?=
 # Where xapi looks for host plug-ins. Those that are there are kept as tapdisk-pause.stock and coalesce-leaf.stock.
 PLUGINDIR ?=
 PLUGINS := tapdisk-pause coalesce-leaf
+# Where xapi-storage-script looks for plug-ins of SMAPIv3, and the SR types that get one. Their names there begin with sm-, so no SR
+# type has two doors. No test ran cephfs and zfs.
+V3DIR ?=
+V3TYPES ?= file ext nfs smb xfs largeblock glusterfs moosefs
 # Where zsh looks for completions, below PREFIX/share: Debian's zsh takes those of packages from zsh/vendor-completions.
 ZSHDIR ?= zsh/site-functions
 # Which of them xapi gets. Not LVMSR: the usual local SRs of XCP-ng (type lvm) are LVHD, VHDs on logical volumes, which the
@@ -95,10 +100,11 @@ install: release
 	install -m 755 "$(BIN)/sm" $(DESTDIR)$(PREFIX)/sbin/sm
 	for d in $(ALL_DRIVERS); do ln -sf sm $(DESTDIR)$(PREFIX)/sbin/$$d || exit; done
 	[ -z "$(SMDIR)" ] || install -d $(DESTDIR)$(SMDIR)
-	[ -z "$(SMDIR)" ] || support/observer-entry $(DESTDIR)$(PREFIX)/sbin/sm
+	[ -z "$(SMDIR)$(V3DIR)" ] || support/observer-entry $(DESTDIR)$(PREFIX)/sbin/sm
 	[ -z "$(SMDIR)" ] || support/stand-in put $(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(SMDIR)/,$(DRIVERS))
 	[ -z "$(PLUGINDIR)" ] || install -d $(DESTDIR)$(PLUGINDIR)
 	[ -z "$(PLUGINDIR)" ] || support/stand-in put $(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(PLUGINDIR)/,$(PLUGINS))
+	[ -z "$(V3DIR)" ] || support/smapiv3 put $(PREFIX)/sbin/sm $(DESTDIR)$(V3DIR) $(V3TYPES)
 	install -m 644 man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -d $(DESTDIR)$(UNITS)
 	for u in $(notdir $(wildcard support/systemd/*)); do \
@@ -112,6 +118,7 @@ install: release
 uninstall:
 	[ -z "$(SMDIR)" ] || support/stand-in give-back $(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(SMDIR)/,$(ALL_DRIVERS))
 	[ -z "$(PLUGINDIR)" ] || support/stand-in give-back $(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(PLUGINDIR)/,$(PLUGINS))
+	[ -z "$(V3DIR)" ] || support/smapiv3 take-away $(PREFIX)/sbin/sm $(DESTDIR)$(V3DIR)
 	rm -f $(DESTDIR)$(PREFIX)/sbin/sm $(addprefix $(DESTDIR)$(PREFIX)/sbin/,$(ALL_DRIVERS))
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/man/man8/,$(notdir $(wildcard man/*.8)))
 	rm -f $(addprefix $(DESTDIR)$(UNITS)/,$(notdir $(wildcard support/systemd/*)))

@@ -6,9 +6,10 @@ cd "$(dirname "$0")/../.."
 
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
-smdir=$root/opt/xensource/sm plugin=$root/etc/xapi.d/plugins/tapdisk-pause
+smdir=$root/opt/xensource/sm plugin=$root/etc/xapi.d/plugins/tapdisk-pause v3=/usr/libexec/xapi-storage-script
 run() {
-    make --no-print-directory "$1" DESTDIR="$root" PREFIX=/usr SMDIR=/opt/xensource/sm PLUGINDIR=/etc/xapi.d/plugins "${@:2}" > "$root/said"
+    make --no-print-directory "$1" DESTDIR="$root" PREFIX=/usr SMDIR=/opt/xensource/sm PLUGINDIR=/etc/xapi.d/plugins V3DIR=$v3 \
+        "${@:2}" > "$root/said"
 }
 linked() { (cd "$smdir" && find . -type l -lname /usr/sbin/sm -printf '%P ' | xargs -n 1 | sort | xargs); }
 wrong() { echo "$1"; exit 1; }
@@ -49,11 +50,18 @@ for file in man/man8/sm.8 bash-completion/completions/sm zsh/site-functions/_sm 
     [ -s "$root/usr/share/$file" ] || wrong "$file is not installed"
 done
 installed=$(linked)
+for method in volume/org.xen.xapi.storage.sm-nfs/SR.ls datapath/sm/Datapath.activate; do
+    [ "$(readlink "$root$v3/$method")" = /usr/sbin/sm ] || wrong "xapi-storage-script did not get $method"
+done
+for sr_type in file lvm sm-lvm sm-iso sm-zfs sm-cephfs; do
+    [ ! -e "$root$v3/volume/org.xen.xapi.storage.$sr_type" ] || wrong "xapi-storage-script got $sr_type unasked"
+done
 
 run uninstall
 left=$(find "$root/usr" ! -type d)
 [ -z "$left" ] || wrong "uninstall left $left"
 [ -z "$(linked)" ] || wrong "uninstall left $(linked)"
+[ "$(cd "$root$v3" && find . | sort | xargs)" = '. ./datapath ./volume' ] || wrong "uninstall left $(find "$root$v3")"
 [ "$(cat "$smdir/LVMSR")" = python ] || wrong "uninstall took what was not ours"
 [ "$(cat "$plugin")" = 'a newer one' ] || wrong 'the stock plug-in did not come back'
 [ "$(ls "${plugin%/*}")" = tapdisk-pause ] || wrong "uninstall left $(ls "${plugin%/*}")"
