@@ -12,9 +12,13 @@
 mod into_sr;
 #[path = "backup/options.rs"]
 mod options;
+#[path = "backup/placement.rs"]
+mod placement;
 mod scene;
 #[path = "backup/sealed.rs"]
 mod sealed;
+#[path = "backup/signed.rs"]
+mod signed;
 #[path = "backup/streams.rs"]
 mod streams;
 

@@ -9,6 +9,7 @@ use super::map::{digest, hex};
 use super::name::RunId;
 use super::seal::Seal;
 use super::shelf::{Shelf, put, taken};
+use super::sign;
 use super::verify;
 use super::write::Written;
 use crate::error::{Error, Result};
@@ -83,7 +84,7 @@ pub fn finish(
         };
         manifest.metadata = Some(Metadata { file: name.to_owned(), sha256 });
     }
-    let text = manifest.text();
+    let text = sign::signed(&mut manifest)?;
     put(dir, manifest::FILE, &text)?;
     sums.push((manifest::FILE.to_owned(), hex(&digest(&text))));
     put(dir, manifest::SUMS, sums_text(&mut sums).as_bytes())?;

@@ -17,7 +17,7 @@ use super::shelf::Shelf;
 use super::store::Store;
 use super::verify::as_export;
 use super::write::{self, From};
-use super::{Call, record};
+use super::{Call, record, sign};
 use crate::error::{Error, Result};
 use crate::types::seconds_now;
 
@@ -53,6 +53,11 @@ pub fn consolidate(call: &Call, wanted: &Wanted) -> Result<(Option<RunId>, Vec<S
         return Ok((None, warnings));
     }
     let mut chain = chain::open(dir)?;
+    sign::refuse_unsigned(
+        &chain[0].manifest,
+        &chain[0].dir.join(manifest::FILE),
+        "an export with --since none makes a whole run that is signed",
+    )?;
     let (packing, opaque) = packing(wanted, &place, &mut chain)?;
     let before = chain[0].manifest.clone();
     let run = shelf.next_run(now)?;

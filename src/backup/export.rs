@@ -21,7 +21,7 @@ use super::shelf::{Foreign, Shelf};
 use super::source::{self, Hold, Source};
 use super::store::{self, Open, Store};
 use super::verify::as_export;
-use super::{Call, bases, remove};
+use super::{Call, bases, remove, sign};
 use crate::error::{Error, Result, one_line};
 use crate::sys::{run_dir, small};
 use crate::types::{Size, VdiUuid, seconds_now};
@@ -114,6 +114,7 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let place = place_of(&wanted.store)?;
     let (compression, recipients) = packing(wanted, &set, &place)?;
     refuse_unpacked(wanted.zero_free.is_some(), Some(compression))?;
+    sign::refuse_bad_secret()?;
     let store = place.open()?;
     if !compression.is_packed() && wanted.since.is_none() {
         store.refuse_if_full(sources.iter().map(|it| it.info.physical_utilisation.min(it.info.virtual_size)).sum())?;
@@ -141,13 +142,21 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let packing = Arc::new(Packing { compression, seal });
     let mut parent = parent(&shelf, wanted)?;
     if let Some((of, chain)) = &parent {
-        match chain::refuse_mixed(&of.run, &chain[0], packing.seal.as_ref()) {
-            // From here on the set is encrypted: its first export of this kind is whole, as every first one.
-            Err(_) if wanted.since == Some(SinceRun::Last) && chain[0].manifest.encryption.is_none() => {
-                warnings.push(format!("the export is whole, as run {} before it is not encrypted", of.run));
+        let mixed = chain::refuse_mixed(&of.run, &chain[0], packing.seal.as_ref());
+        let path = chain[0].dir.join(manifest::FILE);
+        let unsigned = sign::refuse_unsigned(&chain[0].manifest, &path, "--since none makes a whole export");
+        // From here on the set is encrypted, or signed: its first export of this kind is whole, as every first one.
+        let is_now = match (&mixed, &unsigned) {
+            (Err(_), _) if chain[0].manifest.encryption.is_none() => Some("encrypted"),
+            (Ok(()), Err(Error::NotVerified { .. })) => Some("signed"),
+            _ => None,
+        };
+        match is_now.filter(|_| wanted.since == Some(SinceRun::Last)) {
+            Some(how) => {
+                warnings.push(format!("the export is whole, as run {} before it is not {how}", of.run));
                 parent = None;
             }
-            other => other?,
+            None => mixed.and(unsigned)?,
         }
     }
     let (parent, since) = match parent {

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use super::hooks::{self, Point};
 use super::manifest::{DiskOf, Manifest};
 use super::name::{RunId, SetName, StoreName};
+use super::placement::{self, Wish};
 use super::read::Restored;
 use super::record::{self, Begun, Record};
 use super::set::Member;
 use super::shelf::Shelf;
-use super::{Call, chain, seal, set, store};
+use super::{Call, chain, seal, set, sign, store};
 use crate::call::Session;
 use crate::error::{Error, Result, one_line};
 use crate::image::disk::Disk;
@@ -26,6 +27,8 @@ pub struct Wanted {
     pub places: Places,
     /// The file of the keys of encrypted exports.
     pub identity: Option<PathBuf>,
+    /// Also if the export is not signed.
+    pub unsigned: bool,
 }
 
 /// The disks that are made of an export, and where.
@@ -37,6 +40,8 @@ pub struct Places {
     pub disks: Vec<String>,
     /// `None`: the SR that has most room, for each disk.
     pub sr: Option<SrUuid>,
+    /// The program that chooses the SR of each disk that `map` has not.
+    pub placement: Option<PathBuf>,
     /// The SRs of single disks, by their index.
     pub map: BTreeMap<usize, SrUuid>,
     /// The sizes of single disks, bytes, by their index.
@@ -94,6 +99,9 @@ pub fn import(call: &Call, wanted: &Wanted) -> Result<(Vec<Imported>, Vec<String
     let (run, dir) = Shelf::new(&store, wanted.set.clone()).find(wanted.run.as_ref())?;
     let path = dir.join(super::manifest::FILE);
     let mut chain = chain::open(dir)?;
+    if !wanted.unsigned {
+        sign::refuse_unsigned(&chain[0].manifest, &chain[0].dir.join(super::manifest::FILE), sign::UNSIGNED)?;
+    }
     let manifest = chain[0].manifest.clone();
     if manifest.name != wanted.set || manifest.run != run {
         let what = format!("is of set {}, run {}", manifest.name, manifest.run);
@@ -125,7 +133,7 @@ pub(super) fn carry_out(
     disks: Vec<Ready>,
     complete: &mut dyn FnMut() -> Result<()>,
 ) -> Result<(Vec<Imported>, Vec<String>)> {
-    let targets = targets(call, places, manifest, disks)?;
+    let targets = targets(call, from.set, places, manifest, disks)?;
     let mut variables = hooks::common("BACKUP_IMPORT", from.set, &from.this);
     variables.insert("SM_IMPORT_STORE".to_owned(), from.store.map(StoreName::to_string).unwrap_or_default());
     variables.insert("SM_IMPORT_RUN".to_owned(), from.run.to_string());
@@ -208,7 +216,7 @@ fn undone(call: &Call, error: Error, begun: Begun) -> Error {
 }
 
 /// Decides what is made where, and makes sure that there is room for all of it.
-fn targets(call: &Call, places: &Places, manifest: &Manifest, disks: Vec<Ready>) -> Result<Vec<Target>> {
+fn targets(call: &Call, set: &SetName, places: &Places, manifest: &Manifest, disks: Vec<Ready>) -> Result<Vec<Target>> {
     for index in places.map.keys().chain(places.sizes.keys()) {
         if *index >= disks.len() {
             return Err(Error::Invalid {
@@ -233,25 +241,19 @@ fn targets(call: &Call, places: &Places, manifest: &Manifest, disks: Vec<Ready>)
             expected: format!("it is for one disk, and {} would be made; --disk chooses one", chosen.len()),
         });
     }
+    let sizes = sizes(places, manifest, &chosen)?;
+    let mut placed = places.map.clone();
+    if let Some(program) = &places.placement {
+        let wishes: Vec<Wish> = sizes.iter().filter(|wish| !placed.contains_key(&wish.index)).copied().collect();
+        let srs = if wishes.is_empty() { Vec::new() } else { placement::ask(call, program, set, &wishes)? };
+        placed.extend(wishes.iter().map(|wish| wish.index).zip(srs));
+    }
     let mut rooms = Rooms::default();
     let mut targets = Vec::new();
-    for (disk, ready) in manifest.disks.iter().zip(disks).filter(|(disk, _)| chosen.contains(&disk.index)) {
-        let size = match places.sizes.get(&disk.index) {
-            Some(size) if *size < disk.virtual_size => {
-                return Err(Error::Invalid {
-                    what: "--size",
-                    value: size.to_string(),
-                    expected: format!(
-                        "disk {} has {} bytes, and what is beyond the size would be lost",
-                        disk.index, disk.virtual_size
-                    ),
-                });
-            }
-            Some(size) => *size,
-            None => disk.virtual_size,
-        };
+    let ready = manifest.disks.iter().zip(disks).filter(|(disk, _)| chosen.contains(&disk.index));
+    for ((disk, ready), Wish { size, .. }) in ready.zip(sizes) {
         let needed = ready.data;
-        let sr = match places.map.get(&disk.index).copied().or(places.sr) {
+        let sr = match placed.get(&disk.index).copied().or(places.sr) {
             Some(sr) => sr,
             None => rooms.largest(call, needed)?,
         };
@@ -266,6 +268,22 @@ fn targets(call: &Call, places: &Places, manifest: &Manifest, disks: Vec<Ready>)
         targets.push(Target { new: new_vdi(disk, label, &session, vdi, size), session, disk: ready.disk, imported });
     }
     Ok(targets)
+}
+
+/// The size of each disk that is made.
+fn sizes(places: &Places, manifest: &Manifest, chosen: &BTreeSet<usize>) -> Result<Vec<Wish>> {
+    let size = |disk: &DiskOf| match places.sizes.get(&disk.index) {
+        Some(size) if *size < disk.virtual_size => Err(Error::Invalid {
+            what: "--size",
+            value: size.to_string(),
+            expected: format!(
+                "disk {} has {} bytes, and what is beyond the size would be lost",
+                disk.index, disk.virtual_size
+            ),
+        }),
+        size => Ok(Wish { index: disk.index, size: size.copied().unwrap_or(disk.virtual_size) }),
+    };
+    manifest.disks.iter().filter(|disk| chosen.contains(&disk.index)).map(size).collect()
 }
 
 /// The indices of the disks that words name: an index, a label, or the UUID that the disk had. All if there is no word.

@@ -8,6 +8,7 @@ use super::BLOCK;
 use super::codec::Compression;
 use super::name::{RunId, SetName};
 use super::retain::Keep;
+use super::sign::Signature;
 use super::store::Identity;
 use crate::error::{Error, Result};
 use crate::types::{Format, SrUuid, VdiUuid};
@@ -61,8 +62,8 @@ pub struct Manifest {
     /// How many runs stay; the next export that does not say otherwise keeps as many.
     #[serde(default)]
     pub keep: Keep,
-    /// Signed exports name their way of signing here. None is made yet.
-    pub(super) hmac: Option<serde_json::Value>,
+    /// The last member, see [`sign`](super::sign). `None` where the host that made the export had no secret.
+    pub(super) hmac: Option<Signature>,
 }
 
 /// How the disks of an export belong together.

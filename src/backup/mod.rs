@@ -10,6 +10,7 @@
 //! | [`manifest`], [`map`](mod@map) | what an export says of itself, and of each block |
 //! | [`codec`] | how a block is packed |
 //! | [`seal`], [`age`] | how an export is encrypted |
+//! | [`sign`] | how a manifest is signed |
 //! | [`write`](mod@write), [`out`] | a disk, block by block, into the files of an export |
 //! | [`read`](mod@read) | the files of an export as a disk |
 //! | [`chain`] | an export with those that it is an increment on |
@@ -17,6 +18,7 @@
 //! | [`bases`] | the snapshots that the next increment is made on |
 //! | [`hooks`] | programs of the administrator around a run |
 //! | [`pause`] | what uses the disks is paused, and the free space in them zeroed |
+//! | [`placement`] | a program that chooses the SRs of an import |
 //! | [`running`] | the disks of a run, once they are held, into the store |
 //! | [`assemble`] | the files of an export that tell of the others |
 //! | [`retain`] | which runs stay |
@@ -58,6 +60,7 @@ pub mod map;
 pub mod name;
 pub mod out;
 pub mod pause;
+pub mod placement;
 pub mod read;
 pub mod record;
 pub mod remove;
@@ -66,6 +69,7 @@ pub mod running;
 pub mod seal;
 pub mod set;
 pub mod shelf;
+pub mod sign;
 pub mod source;
 pub mod store;
 pub mod stream;

@@ -12,6 +12,7 @@ use super::manifest::{self, DiskOf, Manifest, image_name, map_name};
 use super::map::{Digest, Map, digest, hex, unhex};
 use super::read::{Image, beginning};
 use super::seal::Sealed;
+use super::sign;
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
 use crate::sys::durable::Dir;
@@ -36,6 +37,7 @@ pub fn look(dir: &Dir) -> Result<(Manifest, Vec<Image>)> {
     let path = dir.join(manifest::FILE);
     let text = dir.read(manifest::FILE).map_err(as_export)?.ok_or_else(|| missing(&path))?;
     let manifest = Manifest::parse(&text, &path)?;
+    sign::compare(&text, &manifest, &path)?;
     let sums = Sums::read(dir)?;
     sums.compare(dir, manifest::FILE, &digest(&text))?;
     if let Some(metadata) = &manifest.metadata {
@@ -72,12 +74,15 @@ pub struct Verified {
 }
 
 /// Compares an export, and those that it is made on, with their manifests. `identity`: the file of the keys, which are needed for
-/// the blocks of encrypted exports.
+/// the blocks of encrypted exports. `unsigned`: also if it is not signed.
 ///
 /// # Errors
 /// Those of [`look`], [`chain::open`] and [`chain::unlock`]; [`Error::NotVerified`] for an image or a block that is wrong.
-pub fn verify(dir: Dir, depth: Depth, identity: Option<&Path>, progress: Progress) -> Result<Verified> {
+pub fn verify(dir: Dir, depth: Depth, identity: Option<&Path>, unsigned: bool, progress: Progress) -> Result<Verified> {
     let mut chain = chain::open(dir)?;
+    if !unsigned {
+        sign::refuse_unsigned(&chain[0].manifest, &chain[0].dir.join(manifest::FILE), sign::UNSIGNED)?;
+    }
     if depth == Depth::Blocks {
         chain::unlock(&mut chain, identity)?;
     }

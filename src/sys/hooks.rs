@@ -66,6 +66,20 @@ pub fn run(directory: &str, phase: &str, variables: &Variables, patience: Durati
     Ok(())
 }
 
+/// The standard output of a program that the administrator named, which gets one argument and no variables but PATH. `most`: bytes of
+/// the longest output.
+///
+/// # Errors
+/// Those of [`run`]; [`Error::Tool`] also for a longer output.
+pub fn answer_of(program: &Path, arg: &str, patience: Duration, most: usize) -> Result<String> {
+    let meta = std::fs::metadata(program).map_err(Error::io("examine", program))?;
+    refuse_of_others(program, meta.uid(), meta.mode())?;
+    trusted_way(program)?;
+    let tool = Tool::new(&program.display().to_string()).without_environment().env("PATH", PATH);
+    let tool = tool.arg(arg).deadline(patience).of_a_person(MOST_OUTPUT).at_most(most).dies_with_us();
+    Ok(tool.run()?.stdout)
+}
+
 /// Kills what is left of the hooks of a run that was killed.
 pub fn end_those_of(run: &str) {
     tool::end_group_of(RUN, run);

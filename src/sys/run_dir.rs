@@ -99,6 +99,11 @@ pub fn stores() -> PathBuf {
     on_host("/etc/sm/stores.conf")
 }
 
+/// What the hosts that share stores of `sm backup` sign exports with: `/etc/sm/domain.secret`.
+pub fn domain_secret() -> PathBuf {
+    on_host("/etc/sm/domain.secret")
+}
+
 /// The directories of hooks: `/etc/sm/hooks`.
 pub fn hooks() -> PathBuf {
     on_host("/etc/sm/hooks")

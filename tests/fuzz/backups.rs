@@ -93,7 +93,7 @@ fn receive_all(bytes: &[u8]) -> Vec<String> {
         for run in fs::read_dir(set).unwrap().map(|entry| entry.unwrap()) {
             let name = run.file_name().into_string().unwrap();
             if run.file_type().unwrap().is_dir() && !name.ends_with(".new") {
-                verify(Dir::open(&run.path()).unwrap(), Depth::Files, None, &|_, _| {})
+                verify(Dir::open(&run.path()).unwrap(), Depth::Files, None, true, &|_, _| {})
                     .expect("a run that was received");
                 runs.push(name);
             }

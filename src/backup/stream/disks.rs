@@ -15,6 +15,7 @@ use super::super::import::{self, From, Imported, Places, Ready};
 use super::super::manifest::Manifest;
 use super::super::map::{Map, Stored, digest, hex, length_of};
 use super::super::name::RunId;
+use super::super::sign;
 use super::super::verify::longest_map;
 use super::super::{BLOCK, Call, record};
 use super::incoming::Stream;
@@ -51,6 +52,7 @@ pub fn receive(
     if digest(&text) != head.sha256 || manifest.name != set || manifest.run != head.run {
         return Err(blocks.stream.wrong("has a manifest that is not of the run that it names"));
     }
+    sign::compare(&text, &manifest, Path::new(name))?;
     refuse_part(&manifest)?;
     let maps = blocks.maps(&manifest)?;
     let images = Images::of(blocks, manifest.compression, maps.clone());

@@ -13,6 +13,7 @@ use super::super::list;
 use super::super::manifest::{self, DiskOf, Manifest, image_name};
 use super::super::map::{Digest, Entry, Map, Stored, digest, hex, length_of};
 use super::super::name::{RunId, SetName, StoreName};
+use super::super::sign;
 use super::{Have, LONGEST_PART, Part, VERSION, parts};
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
@@ -175,7 +176,7 @@ fn whole(chain: Vec<Link>, to: &mut Out, progress: Progress) -> Result<()> {
         maps.push(text.into_bytes());
         disks.push((images, blocks));
     }
-    let text = manifest.text();
+    let text = sign::signed(&mut manifest)?;
     let sums = manifest.disks.iter().map(|disk| (disk.map.clone(), disk.map_sha256.clone()));
     let sums = sums.chain(opaque.iter().map(|bytes| (manifest::METADATA.to_owned(), hex(&digest(bytes)))));
     let mut sums: Vec<_> = sums.chain([(manifest::FILE.to_owned(), hex(&digest(&text)))]).collect();

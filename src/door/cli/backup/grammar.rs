@@ -157,8 +157,12 @@ pub enum BackupCommand {
         #[arg(long, value_name = "TEXT")]
         label: Option<String>,
         /// SR that gets the disks; auto: the one that has most room.
-        #[arg(long, value_name = "SR|auto")]
-        sr: String,
+        #[arg(long, value_name = "SR|auto", required_unless_present = "placement", conflicts_with = "placement")]
+        sr: Option<String>,
+        /// A program that chooses the SR of each disk in place of --sr: it gets the name of a file that has the question, and answers on
+        /// its standard output, both in JSON.
+        #[arg(long, value_name = "PROGRAM")]
+        placement: Option<PathBuf>,
         /// SR of one disk, by its index in the export.
         #[arg(long, value_name = "INDEX=SR")]
         map: Vec<String>,
@@ -172,6 +176,9 @@ pub enum BackupCommand {
         /// store.
         #[arg(long, value_name = "FILE")]
         identity: Option<PathBuf>,
+        /// Also if the export is not signed though this host has a secret, /etc/sm/domain.secret.
+        #[arg(long)]
+        unsigned: bool,
         /// Seconds to wait for another call that has the set.
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         lock_timeout: u64,
@@ -266,6 +273,9 @@ pub enum BackupCommand {
         /// store.
         #[arg(long, value_name = "FILE")]
         identity: Option<PathBuf>,
+        /// Also if the export is not signed though this host has a secret, /etc/sm/domain.secret.
+        #[arg(long)]
+        unsigned: bool,
     },
     /// Remove the exports of a set. Succeeds if there are none.
     Remove {

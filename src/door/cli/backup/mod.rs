@@ -187,7 +187,21 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             }
             Ok(Reply { what, warnings: done.warnings })
         }
-        BackupCommand::Import { name, from, run, disks, label, sr, map, size, keep_uuids, identity, .. } => {
+        BackupCommand::Import {
+            name,
+            from,
+            run,
+            disks,
+            label,
+            sr,
+            placement,
+            map,
+            size,
+            keep_uuids,
+            identity,
+            unsigned,
+            ..
+        } => {
             let wanted = import::Wanted {
                 set: name.parse()?,
                 store: from.parse()?,
@@ -195,12 +209,14 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
                 places: Places {
                     disks: disks.clone(),
                     label: label.as_deref().map(request::label).transpose()?,
-                    sr: sr_or_auto(sr)?,
+                    sr: sr.as_deref().map_or(Ok(None), sr_or_auto)?,
+                    placement: placement.clone(),
                     map: by_index("--map", map, address::sr)?,
                     sizes: by_index("--size", size, size::parse)?,
                     keep_uuids: *keep_uuids,
                 },
                 identity: identity.clone(),
+                unsigned: *unsigned,
             };
             let (made, warnings) = import::import(call, &wanted)?;
             Ok(Reply { what: What::Imported { made, is_one: disks.len() == 1 }, warnings })
@@ -252,7 +268,7 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             };
             Ok(Reply { what, warnings: Vec::new() })
         }
-        BackupCommand::Verify { what, store, run, deep, identity } => {
+        BackupCommand::Verify { what, store, run, deep, identity, unsigned } => {
             let (dir, identity) = match what.contains('/') {
                 true => (Dir::open(&fs::canonicalize(what).map_err(Error::io("find", what))?)?, identity.clone()),
                 false => {
@@ -263,7 +279,7 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
                 }
             };
             let depth = if *deep { Depth::Blocks } else { Depth::Files };
-            let verified = verify::verify(dir, depth, identity.as_deref(), call.progress)?;
+            let verified = verify::verify(dir, depth, identity.as_deref(), *unsigned, call.progress)?;
             Ok(Reply { what: What::Whole(Box::new(verified), depth), warnings: Vec::new() })
         }
         BackupCommand::Remove { name, store, runs, yes, dry_run, .. } => {
