@@ -17,7 +17,7 @@ use sha2::Sha256;
 
 use super::age::header::Header;
 use super::age::key::{self, Identity, Recipient};
-use super::age::payload::{NONCE, Opener, opened_length};
+use super::age::payload::{NONCE, Opener, Unsealer, opened_length};
 use super::age::{opened, random, sealed};
 use super::manifest::{AGE, Encryption};
 use super::map::{Digest, hex, unhex};
@@ -177,6 +177,19 @@ impl Keys {
         let key = DigestKey::parse(&self.opened(file, path, of)?).filter(|key| key.id() == of.digest_key);
         let what = || "is not the key of the digests that the manifest tells of".to_owned();
         key.ok_or_else(|| Error::NotVerified { path: path.to_owned(), what: what() })
+    }
+
+    /// What opens a file as it comes. `begin`: its first bytes, with the whole header. Answers also how many of them are no chunk.
+    ///
+    /// # Errors
+    /// Those of [`Keys::opened`].
+    pub fn unsealer(&self, begin: &[u8], path: &Path, of: &Encryption) -> Result<(Unsealer, usize)> {
+        let wrong = |what: String| Error::NotVerified { path: path.to_owned(), what };
+        let header = Header::parse(begin).map_err(wrong)?;
+        let key = header.open(&self.identities).map_err(wrong)?.ok_or_else(|| self.refused(path, of))?;
+        let after = begin.get(header.length..).and_then(|after| after.first_chunk::<NONCE>());
+        let after = after.ok_or_else(|| wrong("it was cut off".to_owned()))?;
+        Ok((Unsealer::begin(&key, after), header.length + NONCE))
     }
 
     fn refused(&self, path: &Path, of: &Encryption) -> Error {

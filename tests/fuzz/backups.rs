@@ -6,7 +6,6 @@ use std::{env, fs};
 
 use xcp_sm::backup::age::{self, header::Header, key::Identity};
 use xcp_sm::backup::codec::{Compression, Packer};
-use xcp_sm::backup::import::Places;
 use xcp_sm::backup::manifest::{DiskOf, Manifest, ParentRun, image_name, map_name};
 use xcp_sm::backup::map::{digest, hex};
 use xcp_sm::backup::store::Identity as HostOf;
@@ -83,7 +82,7 @@ fn receive_all(bytes: &[u8]) -> Vec<String> {
     let call = Call { host: &NoSr, wait: Duration::from_secs(5), progress: &|_, _| {} };
     let wanted = Wanted { store: name, keep: None, take_over: false };
     let came = || Box::new(std::io::Cursor::new(bytes.to_vec()));
-    let _ = disks::receive(&call, &Places::default(), came(), "stream");
+    let _ = disks::receive(&call, &disks::Wanted::default(), came(), "stream");
     let _ = receive(&call, &wanted, came(), "stream");
     let ours = ["store", "stores.conf", "lock", "sm", "backup"];
     let mut names = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -79,6 +79,43 @@ impl Sealer {
     }
 }
 
+/// Opens the contents of a file chunk by chunk, in their order, as they come.
+pub struct Unsealer {
+    cipher: ChaCha20Poly1305,
+    chunk: u64,
+}
+
+impl Unsealer {
+    /// Bytes of a chunk as it comes; the last one may have fewer.
+    pub const PIECE: usize = CHUNK + TAG;
+
+    /// `after`: the [`NONCE`] bytes that follow the header.
+    pub fn begin(key: &FileKey, after: &[u8; NONCE]) -> Unsealer {
+        Unsealer { cipher: cipher(key, after), chunk: 0 }
+    }
+
+    /// Opens the next chunk in its place. `is_last`: nothing follows it.
+    ///
+    /// # Errors
+    /// A clause for a chunk that is not what was sealed.
+    pub fn open(&mut self, piece: &mut Vec<u8>, is_last: bool) -> Result<(), String> {
+        let wrong = || format!("chunk {} is not what was encrypted", self.chunk);
+        let body = piece.len().checked_sub(TAG).filter(|body| {
+            // The last one is empty only if all is.
+            if is_last { *body > 0 || self.chunk == 0 } else { *body == CHUNK }
+        });
+        let body = body.ok_or_else(wrong)?;
+        let tag: [u8; TAG] = piece[body..].try_into().expect("what is left of a chunk");
+        let nonce = number_of(self.chunk, is_last);
+        self.cipher
+            .decrypt_inout_detached(&nonce.into(), b"", (&mut piece[..body]).into(), &tag.into())
+            .map_err(|_| wrong())?;
+        piece.truncate(body);
+        self.chunk += 1;
+        Ok(())
+    }
+}
+
 /// Bytes that `sealed` bytes of chunks hold; `None` if no file has as many.
 pub fn opened_length(sealed: u64) -> Option<u64> {
     let chunks = sealed.div_ceil(SEALED);
@@ -206,6 +243,41 @@ mod tests {
         assert!(
             read(&swapped, 0, 1).is_err() && read(&swapped, CHUNK, 1).is_err() && read(&swapped, 2 * CHUNK, 1).is_ok()
         );
+    }
+
+    #[test]
+    fn what_comes_chunk_by_chunk_is_opened_in_its_order_to_its_end() {
+        let identity = Identity::new().unwrap();
+        for length in [0, 1, CHUNK, CHUNK + 1, 3 * CHUNK] {
+            let (begin, key) = seal(&[identity.recipient()]).unwrap();
+            let mut file = begin.clone();
+            let mut sealer = Sealer::begin(&key, &mut file).unwrap();
+            let bytes: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+            sealer.push(&bytes, &mut file);
+            sealer.finish(&mut file);
+            let (nonce, body) = file[begin.len()..].split_at(NONCE);
+            let opened = |body: &[u8], ends: bool| -> Result<Vec<u8>, String> {
+                let mut unsealer = Unsealer::begin(&key, nonce.try_into().unwrap());
+                let (mut found, mut left) = (Vec::new(), body);
+                loop {
+                    let (piece, rest) = left.split_at(left.len().min(Unsealer::PIECE));
+                    let mut piece = piece.to_vec();
+                    unsealer.open(&mut piece, rest.is_empty() && ends)?;
+                    found.extend(piece);
+                    left = rest;
+                    if rest.is_empty() {
+                        return Ok(found);
+                    }
+                }
+            };
+            assert!(opened(body, true).unwrap() == bytes, "{length}");
+            assert!(opened(body, false).is_err(), "{length}: the end says that it is the end");
+            assert!(opened(&body[..body.len() - 1], true).is_err(), "{length}");
+            assert!(
+                opened(&body[..body.len() / Unsealer::PIECE * Unsealer::PIECE], true).is_err() || length % CHUNK == 0
+            );
+            assert!(opened(&[body, &[0; 20]].concat(), true).is_err(), "{length}");
+        }
     }
 
     #[test]

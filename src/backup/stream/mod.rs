@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`send`](mod@send) | runs of a store as a stream |
 //! | [`receive`](mod@receive) | a stream into a store |
-//! | [`disks`] | a stream into an SR |
+//! | [`disks`], `images` | a stream into an SR |
 //!
 //! # The stream, version 1
 //!
@@ -23,6 +23,7 @@
 //! not packed, each block is one that its map tells of, and there is no other.
 
 pub mod disks;
+mod images;
 mod incoming;
 pub mod receive;
 pub mod send;

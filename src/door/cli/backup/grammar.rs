@@ -217,6 +217,12 @@ pub enum BackupCommand {
         /// With --sr, the new disks have the UUIDs of the old ones.
         #[arg(long, requires = "sr")]
         keep_uuids: bool,
+        /// With --sr, a file of secret keys of age, with which an encrypted run is read. Without this option that of the set.
+        #[arg(long, value_name = "FILE", requires = "sr")]
+        identity: Option<PathBuf>,
+        /// With --sr, also if the run is not signed though this host has a secret, /etc/sm/domain.secret.
+        #[arg(long, requires = "sr")]
+        unsigned: bool,
         /// Receive nothing, and print what the store has of a set, for `sm backup send --from`.
         #[arg(long, value_name = "NAME")]
         resume: Option<String>,

@@ -237,11 +237,12 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             let have = receive::have(call, &to.parse()?, &set.parse()?)?;
             Ok(Reply { what: What::Have(have.to_string()), warnings: Vec::new() })
         }
-        BackupCommand::Receive { to: None, sr, keep_uuids, timeout, .. } => {
+        BackupCommand::Receive { to: None, sr, keep_uuids, identity, unsigned, timeout, .. } => {
             let sr = sr.as_deref().map_or(Ok(None), sr_or_auto)?;
             let places = Places { sr, keep_uuids: *keep_uuids, ..Places::default() };
+            let wanted = disks::Wanted { places, identity: identity.clone(), unsigned: *unsigned };
             let patience = Duration::from_secs(*timeout);
-            let (disks, warnings) = pipe::input(patience, |from, name| disks::receive(call, &places, from, name))?;
+            let (disks, warnings) = pipe::input(patience, |from, name| disks::receive(call, &wanted, from, name))?;
             Ok(Reply { what: What::Imported { made: disks, is_one: false }, warnings })
         }
         BackupCommand::Receive { to: Some(to), resume: None, keep, take_over, timeout, .. } => {
