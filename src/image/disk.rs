@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::SECTOR;
 use super::storage::Storage;
 use crate::error::{Error, Result};
+use crate::sys::copy;
 
 /// A disk to be read. Offsets and lengths are bytes.
 pub trait Disk {
@@ -30,6 +31,11 @@ pub trait Disk {
     fn lost_at(&self, _offset: u64, _len: u64) -> u64 {
         0
     }
+
+    /// The disk, if its bytes are those of its storage.
+    fn as_raw(&self) -> Option<&RawImage> {
+        None
+    }
 }
 
 impl<D: Disk + ?Sized> Disk for &D {
@@ -48,6 +54,10 @@ impl<D: Disk + ?Sized> Disk for &D {
     fn lost_at(&self, offset: u64, len: u64) -> u64 {
         (**self).lost_at(offset, len)
     }
+
+    fn as_raw(&self) -> Option<&RawImage> {
+        (**self).as_raw()
+    }
 }
 
 /// A disk to be filled. Bytes that are not written read as zeroes.
@@ -63,6 +73,11 @@ pub trait DiskWriter {
     /// # Errors
     /// [`Error::Io`] if the storage is full or fails.
     fn finish(self: Box<Self>) -> Result<()>;
+
+    /// The storage, if its bytes are those of the disk.
+    fn as_raw(&self) -> Option<&dyn Storage> {
+        None
+    }
 }
 
 /// An image and its parents, open for a server; any number of threads use it. Offsets and lengths are bytes and
@@ -159,15 +174,68 @@ impl Disk for RawImage {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.storage.get(buf, offset)
     }
+
+    fn as_raw(&self) -> Option<&RawImage> {
+        Some(self)
+    }
 }
 
-impl DiskWriter for RawImage {
-    fn write_at(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.storage.put(bytes, offset)
+impl RawImage {
+    /// Makes the file `to`, which is as long or longer, share all extents of this one, where both are files of a filesystem that can
+    /// do that. `false`: nothing happened.
+    ///
+    /// # Errors
+    /// Those of [`copy::reflink`].
+    pub fn reflink(&self, to: &dyn Storage) -> Result<bool> {
+        match (self.storage.file(), to.file()) {
+            (Some(from), Some(into)) if !self.storage.is_device() && !to.is_device() => {
+                copy::reflink(from, into, to.path())
+            }
+            _ => Ok(false),
+        }
+    }
+}
+
+/// Fills a raw image. Its bytes go to stable storage while the next ones come.
+pub struct RawWriter {
+    storage: Arc<dyn Storage>,
+    /// The stretch that was written last, from a byte to before another, and that the system does not put there yet.
+    from: u64,
+    end: u64,
+}
+
+impl RawWriter {
+    /// Bytes after which the system is told: larger than what storage takes at once, and a small part of a disk.
+    const STEP: u64 = 8 << 20;
+
+    pub fn new(storage: Arc<dyn Storage>) -> RawWriter {
+        RawWriter { storage, from: 0, end: 0 }
     }
 
-    fn finish(self: Box<Self>) -> Result<()> {
-        Ok(())
+    fn begin_sync(&mut self) -> Result<()> {
+        let (from, end) = (self.from, self.end);
+        self.from = end;
+        if from == end { Ok(()) } else { self.storage.begin_sync(from, end - from).map_err(self.storage.fail("write")) }
+    }
+}
+
+impl DiskWriter for RawWriter {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.storage.put(bytes, offset)?;
+        if offset > self.end + RawWriter::STEP {
+            self.begin_sync()?;
+            self.from = offset;
+        }
+        self.end = offset + bytes.len() as u64;
+        if self.end - self.from >= RawWriter::STEP { self.begin_sync() } else { Ok(()) }
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<()> {
+        self.begin_sync()
+    }
+
+    fn as_raw(&self) -> Option<&dyn Storage> {
+        Some(&*self.storage)
     }
 }
 
@@ -287,6 +355,31 @@ mod tests {
         assert_eq!(disk.next_data(64 << 10).unwrap(), None);
         file.set_len(512 << 10).unwrap();
         assert!(matches!(disk.next_data(64 << 10), Err(Error::Damaged { .. })));
+    }
+
+    /// Storage that takes so many bytes.
+    fn file_of(bytes: &[u8]) -> Arc<crate::image::storage::FileStorage> {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        Arc::new(crate::image::storage::FileStorage::new(file, "x").unwrap())
+    }
+
+    #[test]
+    fn what_a_raw_writer_was_given_is_there() {
+        let to = file_of(&[]);
+        let mut writer: Box<dyn DiskWriter> = Box::new(RawWriter::new(to.clone()));
+        let mut expected = vec![0; 70 << 20];
+        for (at, length) in
+            [(0, 1 << 20), (1 << 20, 9 << 20), (40 << 20, 512), (41 << 20, 20 << 20), (69 << 20, 1 << 20)]
+        {
+            let bytes: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+            writer.write_at(&bytes, at as u64).unwrap();
+            expected[at..at + length].copy_from_slice(&bytes);
+        }
+        writer.finish().unwrap();
+        let mut found = vec![1; 70 << 20];
+        assert_eq!(to.read_at(&mut found, 0).unwrap(), found.len());
+        assert!(found == expected);
     }
 
     #[test]

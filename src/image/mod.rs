@@ -1,5 +1,6 @@
 //! On-disk layouts only: bytes in, bytes out, no policy.
 
+pub mod ahead;
 pub mod cbtlog;
 pub mod disk;
 pub mod fault;

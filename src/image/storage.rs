@@ -15,6 +15,7 @@ use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
 use nix::unistd::{Whence, lseek64};
 
 use crate::error::{Error, Result};
+use crate::sys::writeback;
 use crate::types::Mode;
 
 /// A file or a block device that holds one image. Offsets and lengths are bytes.
@@ -48,6 +49,13 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// The system's error. Earlier writes may be lost then, also if a later sync succeeds.
     fn sync(&self) -> io::Result<()>;
+    /// Has the system begin to put a stretch on stable storage, so that there is less to wait for in [`Storage::sync`].
+    ///
+    /// # Errors
+    /// The system's error. Earlier writes may be lost then, also if a later sync succeeds.
+    fn begin_sync(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
     /// Makes the range read as zeros and gives its space back. `false`: not possible here, nothing happened.
     /// Does not change the length of a file.
     ///
@@ -161,6 +169,10 @@ impl Storage for FileStorage {
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn begin_sync(&self, offset: u64, len: u64) -> io::Result<()> {
+        writeback::begin(&self.file, offset, len)
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {

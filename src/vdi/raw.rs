@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use crate::context::Context;
 use crate::error::{Error, Result, ended};
-use crate::image::disk::{Disk, DiskWriter, RawImage};
+use crate::image::disk::{Disk, DiskWriter, RawImage, RawWriter};
 use crate::image::fault::{Fault, Look};
 use crate::image::name::NamedParent;
 use crate::image::storage::Storage;
@@ -93,7 +93,7 @@ impl Layout for RawLayout {
     }
 
     fn writer(&self, image: Arc<dyn Storage>) -> Result<Box<dyn DiskWriter>> {
-        Ok(Box::new(RawImage::new(image)?))
+        Ok(Box::new(RawWriter::new(image)))
     }
 }
 

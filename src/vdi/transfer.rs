@@ -12,6 +12,7 @@ use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result};
 use crate::image::SECTOR;
+use crate::image::ahead::pieces_ahead;
 use crate::image::disk::{Disk, DiskWriter, PIECE, RawImage, pieces, stream};
 use crate::image::qcow2;
 use crate::image::storage::FileStorage;
@@ -287,11 +288,21 @@ impl Incoming<'_> {
             Incoming::Disk(disk) => {
                 let mut to = make(disk.size())?;
                 let (total, mut done) = (data_of(&*disk)?, 0);
-                pieces(&*disk, &mut |offset, bytes| {
+                if let (Some(from), Some(into)) = (disk.as_raw(), to.as_raw())
+                    && from.reflink(into)?
+                {
+                    progress(total, total);
+                    return to.finish();
+                }
+                let mut write = |offset: u64, bytes: &[u8]| {
                     done += bytes.len() as u64;
                     progress(done, total);
                     to.write_at(bytes, offset)
-                })?;
+                };
+                match disk.as_raw() {
+                    Some(raw) => pieces_ahead(raw, &mut write)?,
+                    None => pieces(&*disk, &mut write)?,
+                }
                 to.finish()
             }
             Incoming::RawPipe(from, size) => {
