@@ -68,6 +68,12 @@ impl Object {
         backstore.rsplit_once('_')?.1.parse().ok()
     }
 
+    /// Whether its backstore is of a plugin.
+    pub fn is_of(&self, plugin: &str) -> bool {
+        let backstore = self.path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+        backstore.and_then(|name| name.rsplit_once('_')).is_some_and(|(of, _)| of == plugin)
+    }
+
     /// The word by which its maker knows it again; empty if there is none.
     pub fn alias(&self) -> String {
         get(&self.path.join("alias"))

@@ -47,6 +47,9 @@ pub struct Physical {
     /// The number of the backstore that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<u32>,
+    /// The UUID by which the kernel knows its publication, if no record tells of that: the device may be gone, or another one.
+    #[serde(skip)]
+    pub known_as: Option<VdiUuid>,
 }
 
 impl Physical {
@@ -58,11 +61,15 @@ impl Physical {
         if let (Hba::Physical, Some(index)) = (hba, index) {
             on_host(device.address, index)?;
         }
-        Ok(Physical { address: device.address, wwid: device.wwid.clone(), hba, index })
+        Ok(Physical { address: device.address, wwid: device.wwid.clone(), hba, index, known_as: None })
     }
 
     /// The UUID by which its publication is known: it stays as long as the wwid does.
     pub fn id(&self) -> VdiUuid {
+        self.known_as.unwrap_or_else(|| self.own_id())
+    }
+
+    fn own_id(&self) -> VdiUuid {
         match self.wwid.as_str() {
             "" => VdiUuid::of_device(&self.address.to_string()),
             wwid => VdiUuid::of_device(wwid),
@@ -105,7 +112,8 @@ impl Physical {
     /// # Errors
     /// Those of [`ledger::change`].
     pub fn release(&self, deadline: Instant) -> Result<()> {
-        if !ledger::is_kept()? {
+        // Another device may be at the address since, and what is claimed of it is not ours to end.
+        if !ledger::is_kept()? || self.id() != self.own_id() {
             return Ok(());
         }
         let identity = match self.find() {
@@ -201,6 +209,7 @@ mod tests {
             wwid: wwid.to_owned(),
             hba: Hba::Virtual,
             index: None,
+            known_as: None,
         };
         assert_eq!(at("2:0:0:0", "naa.5").id(), at("3:0:0:0", "naa.5").id());
         assert_ne!(at("2:0:0:0", "").id(), at("3:0:0:0", "").id());

@@ -324,18 +324,25 @@ fn unpublish_unrecorded(source: &Source, initiator: Option<&Name>, force: bool, 
     }
 }
 
-/// Whether nothing is published under a UUID, durably. A lock that a killed call left is removed.
+/// Whether nothing is published under a UUID, durably. A lock that a killed call left is removed. `force`: a record that is damaged
+/// goes too.
 ///
 /// # Errors
 /// [`Error::Locked`] while another call works on it; [`Error::Damaged`] for a record that is not whole; [`Error::Io`].
-pub fn is_ended(id: VdiUuid, context: &Context) -> Result<bool> {
+pub fn is_ended(id: VdiUuid, force: bool, context: &Context) -> Result<bool> {
     let _lock = record::lock(id, context.deadline, |holder| Error::Locked {
         what: format!("the publication {id}"),
         holder,
         remedy: String::new(),
     })?;
-    if record::of(id)?.is_some() {
+    if fabric::objects_of_ours()?.iter().any(|(of, _)| *of == id) {
         return Ok(false);
+    }
+    match record::of(id) {
+        Ok(Some(_)) => return Ok(false),
+        Ok(None) => {}
+        Err(Error::Damaged { .. }) if force => {}
+        Err(error) => return Err(error),
     }
     record::forget(id)?;
     record::forget_lock(id);

@@ -183,10 +183,29 @@ pub fn control_of(address: Address, hba: Hba) -> String {
 
 /// Whether an object shows the device at an address.
 pub fn shows(object: &Object, address: Address) -> bool {
-    let info = get(&object.path.join("info"));
-    let at = format!("Channel ID: {} Target ID: {} LUN: {} Host ID: ", address.channel, address.target, address.lun);
-    let host = info.split_once(&at).and_then(|(_, rest)| rest.split_whitespace().next());
-    host.is_some_and(|host| host == address.host.to_string() || host == "PHBA")
+    passed(&get(&object.path.join("info")), address.host) == Some(address)
+}
+
+/// The device that an object of pass-through shows; `None` if it shows none yet.
+pub fn device_of(object: &Object) -> Option<Address> {
+    passed(&get(&object.path.join("info")), object.number()?)
+}
+
+/// The device in the text of `info`: `Channel ID: 0 Target ID: 0 LUN: 1 Host ID: 2`. `host`: the number in place of the word of a
+/// backstore that is the SCSI host itself.
+fn passed(info: &str, host: u32) -> Option<Address> {
+    let after = |word: &str| info.split_once(word)?.1.split_whitespace().next();
+    let host = match after("Host ID: ")? {
+        "PHBA" => host,
+        number => number.parse().ok()?,
+    };
+    let number = |word: &str| after(word)?.parse().ok();
+    Some(Address {
+        host,
+        channel: number("Channel ID: ")?,
+        target: number("Target ID: ")?,
+        lun: after("LUN: ")?.parse().ok()?,
+    })
 }
 
 fn storage_object(record: &Record, device: &Path) -> Result<Object> {
@@ -314,4 +333,25 @@ pub fn remove_lun(group: &Path) -> Result<()> {
     let lun = group.join("lun").join(LUN);
     unlink_all(&lun)?;
     remove(&lun)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_device_of_an_object_of_pass_through_is_read_from_its_text() {
+        let text = |host: &str| {
+            format!(
+                "Status: ACTIVATED  Max Queue Depth: 0\n        SCSI Device Bus Location: Channel ID: 1 Target ID: 20 LUN: 3 Host ID: {host}\n        \
+                 Vendor: Linux    Model: scsi_debug\n"
+            )
+        };
+        let at = |address: &str| Some(address.parse().unwrap());
+        assert_eq!(passed(&text("2"), 7), at("2:1:20:3"));
+        assert_eq!(passed(&text("PHBA"), 7), at("7:1:20:3"));
+        for bad in ["", "Status: DEACTIVATED", &text(""), &text("x")] {
+            assert_eq!(passed(bad, 7), None, "{bad}");
+        }
+    }
 }

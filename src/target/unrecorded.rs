@@ -6,13 +6,16 @@ use std::path::Path;
 
 use super::name::{Name, loopback_name};
 use super::nvme;
+use super::physical::{Hba, Physical};
 use super::record::{Fabric, Initiator, Record, Stage};
 use super::scsi;
 use super::source::Source;
 use crate::context::Context;
 use crate::error::Result;
-use crate::sys::configfs::dirs;
+use crate::sys::configfs::{dirs, entries, get};
 use crate::sys::lio::{self, ROOT};
+use crate::sys::nvmet;
+use crate::sys::scsidev::{self, Address};
 use crate::types::{VdiUuid, seconds_now};
 
 /// What the kernel publishes of a VDI, as a record that is good for its removal alone; `None` if it publishes nothing of it.
@@ -20,7 +23,10 @@ use crate::types::{VdiUuid, seconds_now};
 /// # Errors
 /// [`crate::error::Error::VdiInUse`] if the kernel shows a disk of this UUID that is another one: that of another SR; [`crate::error::Error::Io`]; those of the SR.
 pub fn of(source: &Source, context: &Context) -> Result<Option<Record>> {
-    let Source::Vdi(..) = source else { return Ok(None) };
+    if let Source::Device(device) = source {
+        // It is its alias that says that it is ours: no disk of an SR has the name.
+        return Ok(of_scsi(source)?.map(|(record, _)| record).filter(|_| device.known_as.is_some()));
+    }
     let found = match of_nvme(source)? {
         Some(found) => Some(found),
         None => of_scsi(source)?,
@@ -33,6 +39,21 @@ pub fn of(source: &Source, context: &Context) -> Result<Option<Record>> {
             record.target
         ))),
     }
+}
+
+/// The device that the kernel passes through under a UUID, if this product made that; `None` if it passes none.
+///
+/// # Errors
+/// [`crate::error::Error::Io`].
+pub fn device(id: VdiUuid) -> Result<Option<Physical>> {
+    let Some(object) = scsi::own_object(id)? else { return Ok(None) };
+    if !object.is_of(scsi::PASS_THROUGH) {
+        return Ok(None);
+    }
+    // A killed call has made an object that shows no device yet.
+    let address = scsi::device_of(&object).unwrap_or(Address { host: 0, channel: 0, target: 0, lun: 0 });
+    let wwid = scsidev::at(address).map(|device| device.wwid).unwrap_or_default();
+    Ok(Some(Physical { address, wwid, hba: Hba::Virtual, index: None, known_as: Some(id) }))
 }
 
 fn begun(source: &Source, fabric: Fabric, target: String) -> Record {
@@ -66,7 +87,14 @@ fn of_scsi(source: &Source) -> Result<Option<(Record, Option<u64>)>> {
 fn of_nvme(source: &Source) -> Result<Option<(Record, Option<u64>)>> {
     let Some((subsystem, device)) = nvme::own_subsystem(source.id())? else { return Ok(None) };
     let Some(target) = name_of(&subsystem) else { return Ok(None) };
-    Ok(Some((begun(source, Fabric::NvmeTcp, target), device)))
+    let mut record = begun(source, Fabric::NvmeTcp, target);
+    let hosts = entries(&subsystem.join("allowed_hosts"))?;
+    record.initiators = hosts.iter().filter_map(|path| initiator(path, Name::nvme)).collect();
+    for host in &mut record.initiators {
+        // No record tells who made it. One of this product holds nothing; a key is somebody's.
+        host.foreign = !get(&nvmet::host(host.name.as_str()).join("dhchap_key")).is_empty();
+    }
+    Ok(Some((record, device)))
 }
 
 /// The target of this product for a VDI in the directory of a fabric.

@@ -154,6 +154,36 @@ foreign() {
 }
 proves 'objects of others stay as they are' foreign
 
+# The record came back from a backup, or was damaged: the kernel publishes the disk all the same.
+lost_records() {
+  local way target disk
+  for way in gone damaged; do
+    target=$(published fast/raw) && connect "$target" && disk=$(disk_of $RAW) || return
+    case $way in gone) rm /var/lib/sm/targets/$RAW.json ;; damaged) : > /var/lib/sm/targets/$RAW.json ;; esac
+    sm target check > "$SCRATCH/check" 2>&1
+    is $? 116 && grep -q $RAW "$SCRATCH/check" || { cat "$SCRATCH/check"; return 1; }
+    [ $way = damaged ] || grep -q "subsystems/$target, and no record" "$SCRATCH/check" || { cat "$SCRATCH/check"; return 1; }
+    # The kernel does not tell which hosts use it.
+    case $way in
+    gone) fails_with EVDIBUSY sm target unpublish fast/raw || return ;;
+    damaged) fails_with EIO sm target unpublish fast/raw && grep -q 'unpublish --force ends' "$SCRATCH/stderr" || return ;;
+    esac
+    fails_with EVDIBUSY sm vdi_delete --yes fast/raw && [ -d $N/subsystems/$target/namespaces/1 ] || return
+    sm target unpublish fast/raw --force || return
+    # A reader gets an error, and never zeroes.
+    ! timeout 20 dd if="$disk" of=/dev/null bs=4k count=1 iflag=direct status=none 2> /dev/null || { echo 'it reads on'; return 1; }
+    disconnect
+    sm target check && nothing_left || { echo "record $way"; return 1; }
+  done
+  # Another disk at the same port stays published, and a disk that no host ever used needs force as well.
+  published fast/vhd > /dev/null && published fast/raw > /dev/null && rm /var/lib/sm/targets/$RAW.json || return
+  fails_with EVDIBUSY sm target unpublish fast/raw && sm target unpublish fast/raw --force && sm target check || return
+  connect "$(basename $N/subsystems/*)" && disk=$(disk_of $VHD) && dd if="$disk" of=/dev/null bs=4k count=1 iflag=direct status=none || return
+  disconnect
+  sm target unpublish fast/vhd --force && nothing_left
+}
+proves 'a publication whose record is lost or damaged is ended by unpublish' lost_records
+
 kills() {
   local direction call n killed points=0
   for direction in publish unpublish; do

@@ -3,7 +3,7 @@
 # guest: uml
 # bins: sm
 # memory: 512
-# takes: 50
+# takes: 70
 # tools: iscsiadm iscsid mkfs.ext4 wipefs vgcreate strace
 # Names have no blanks; a command before && fails only where the claim has failed.
 # shellcheck disable=SC2015,SC2012
@@ -81,6 +81,43 @@ twin_of() { # ADDRESS: the disk of the initiator with the wwid of that
   done
   return 1
 }
+# The record came back from a backup, or was damaged: the kernel passes the device on all the same.
+lost_records() {
+  local way one=${ALL[0]} id hba file
+  initiator $ME
+  for way in gone damaged; do
+    hba=virtual
+    [ $way = gone ] || hba=physical
+    id=$(sm target passthrough --hctl "$one" --hba $hba --to $ME --portal 127.0.0.1 --no-auth --allow-raw-scsi --format table) && id=${id##*:} || return
+    file=/var/lib/sm/targets/$id.json
+    login "$id" && twin_of "$one" > /dev/null || { echo 'no disk at the initiator'; return 1; }
+    case $way in gone) rm "$file" ;; damaged) : > "$file" ;; esac
+    sm target check > "$SCRATCH/check" 2>&1
+    is $? 116 && grep -q "$id" "$SCRATCH/check" || { cat "$SCRATCH/check"; return 1; }
+    [ $way = damaged ] || grep -q "pscsi_.*/$id, and no record" "$SCRATCH/check" || { cat "$SCRATCH/check"; return 1; }
+    sm target list --format table > "$SCRATCH/list" 2>&1
+    [ $way = gone ] || grep -q "$id" "$SCRATCH/list" || { cat "$SCRATCH/list"; return 1; }
+    # It is not passed through twice.
+    fails_with 'EBUSY|EIO' sm target passthrough --hctl "$one" --to $OTHER --portal 127.0.0.1 --no-auth --allow-raw-scsi || return
+    case $way in
+    gone) fails_with EBUSY sm target unpublish "$id" && grep -q 'force cuts it off' "$SCRATCH/stderr" || return ;;
+    damaged) fails_with EIO sm target unpublish "$id" && grep -q 'unpublish --force ends' "$SCRATCH/stderr" || return ;;
+    esac
+    [ -d "$(echo $C/core/pscsi_*/"$id")" ] || { echo "what was refused is gone"; return 1; }
+    sm target unpublish "$id" --force || return
+    { iscsiadm -m session -u; iscsiadm -m node -o delete; } > /dev/null 2>&1
+    nothing_left || { echo "record $way, $hba"; return 1; }
+    ! sm devices --format table | grep 'sm target' || { echo 'it is claimed yet'; return 1; }
+    sm target check && sm target unpublish "$id" || return
+  done
+  # Without a consumer, no force; and the record alone, after a reboot.
+  id=$(sm target passthrough --hctl "$one" --to $ME --portal 127.0.0.1 --no-auth --allow-raw-scsi --format table) && id=${id##*:} && rm "/var/lib/sm/targets/$id.json" || return
+  sm target unpublish "$id" && nothing_left || return
+  : > "/var/lib/sm/targets/$id.json"
+  fails_with EIO sm target unpublish "$id" && sm target unpublish "$id" --force && nothing_left
+}
+claim 'pass-through whose record is lost or damaged is ended by unpublish' lost_records
+
 passthrough() {
   local one other disk id target n it
   one=${ALL[0]} other=${ALL[2]}

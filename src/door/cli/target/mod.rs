@@ -28,6 +28,7 @@ use crate::target::publication::{self, Publication, Wanted};
 use crate::target::record::{self, Fabric};
 use crate::target::settings::{self, Sort};
 use crate::target::source::{Source, not_published};
+use crate::target::unrecorded;
 use crate::types::{Misread, VdiUuid};
 
 /// Carries one command out.
@@ -42,7 +43,7 @@ pub fn carry_out(command: &TargetCommand) -> Result<Reply> {
             let context = context();
             let named = match Named::read(vdi, &context) {
                 // A device whose publication has ended has left no record of what the UUID was.
-                Err(_) if ended(vdi, &context)? => return Ok(Reply::Done),
+                Err(_) if ended(vdi, *force, &context)? => return Ok(Reply::Done),
                 other => other?,
             };
             let initiator = to.as_deref().map(str::parse).transpose()?;
@@ -95,15 +96,19 @@ impl Named {
     }
 }
 
-/// The device of a publication whose UUID the word is.
+/// The device of a publication whose UUID the word is. If its record is lost or damaged, the kernel tells.
 fn device_of(word: &str) -> Result<Option<Physical>> {
     let Ok(id) = word.parse::<VdiUuid>() else { return Ok(None) };
-    Ok(record::of(id)?.and_then(|record| record.physical))
+    match record::of(id) {
+        Ok(Some(record)) => Ok(record.physical),
+        Ok(None) | Err(Error::Damaged { .. }) => unrecorded::device(id),
+        Err(error) => Err(error),
+    }
 }
 
-/// Whether a word is a UUID under which nothing is published.
-fn ended(word: &str, context: &Context) -> Result<bool> {
-    word.parse::<VdiUuid>().map_or(Ok(false), |id| publication::is_ended(id, context))
+/// Whether a word is a UUID under which nothing is published. `force`: a record that is damaged goes.
+fn ended(word: &str, force: bool, context: &Context) -> Result<bool> {
+    word.parse::<VdiUuid>().map_or(Ok(false), |id| publication::is_ended(id, force, context))
 }
 
 /// The publication that a word names. No SR is opened.

@@ -337,8 +337,13 @@ mod tests {
 
     fn publication() -> Publication {
         let target = "iqn.2003-01.org.example:x".to_owned();
-        let device =
-            Physical { address: "2:0:0:0".parse().unwrap(), wwid: "naa.5".to_owned(), hba: Hba::Virtual, index: None };
+        let device = Physical {
+            address: "2:0:0:0".parse().unwrap(),
+            wwid: "naa.5".to_owned(),
+            hba: Hba::Virtual,
+            index: None,
+            known_as: None,
+        };
         let mut record = Record::new(&Source::Device(&device), Fabric::Iscsi, target, 7);
         let name = "iqn.2003-01.org.example:host1".parse().unwrap();
         record.initiators.push(Initiator { name, read_only: true, foreign: false });
