@@ -310,7 +310,8 @@ fn zero_blocks(file: &File, device: &Path, from: u64, end: u64, progress: Progre
         match fallocate(file, flags, at as i64, length as i64) {
             Ok(()) => at += length,
             Err(Errno::EINTR) => {}
-            Err(Errno::EOPNOTSUPP) if offloaded => offloaded = false,
+            // EREMOTEIO: the array refused, and a multipath map below a volume learns it for itself only.
+            Err(Errno::EOPNOTSUPP | Errno::EREMOTEIO) if offloaded => offloaded = false,
             Err(errno) => return Err(Error::sys("write zeroes to", device)(errno)),
         }
         progress(at, end);
