@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::sr::config::{absolute_path, device_list};
 use crate::sr::driver::Found;
 use crate::sys::lvm::{self, Deactivated, Unmapped, Vg};
-use crate::sys::{blockdev, syslog};
+use crate::sys::{blockdev, scsidisk, syslog};
 use crate::types::{DeviceConfig, SlotMark, SrInfo, SrUuid};
 
 /// The tag of a group whose deletion was begun: there is no such SR any more.
@@ -138,10 +138,10 @@ impl VolumeGroup {
         ))
     }
 
-    /// The first device of device_config that is not there, as an error.
+    /// The first device of device_config that is not there, or that the kernel has lost, as an error: to read it would take minutes.
     pub fn missing_device(&self) -> Option<Error> {
         self.devices.iter().find_map(|device| {
-            let why = blockdev::missing(device)?;
+            let why = blockdev::missing(device).or_else(|| scsidisk::lost(device))?;
             Some(Error::NoDevice { device: device.display().to_string(), why })
         })
     }

@@ -18,6 +18,7 @@ pub mod pvlabel;
 pub mod register;
 pub mod run_dir;
 pub mod scsidev;
+pub mod scsidisk;
 pub mod server;
 pub mod shared;
 pub mod small;

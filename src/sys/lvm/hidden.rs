@@ -1,11 +1,13 @@
-//! Devices that LVM commands do not see: those of disks that this package serves.
+//! Devices that LVM commands do not see: those of disks that this package serves, and LUNs that do not answer.
 //!
 //! LVM reads the beginning of every device. While a snapshot is made of an attached disk, I/O on the disk waits until the snapshot is
-//! there, and a command that reads the disk would wait for itself. A guest may also have made a group on its disk.
+//! there, and a command that reads the disk would wait for itself. A guest may also have made a group on its disk. I/O on a LUN whose
+//! target is gone waits for minutes, and with it would each command on any group of this host.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
 
+use crate::sys::scsidisk;
 use crate::sys::tool::Tool;
 
 thread_local! {
@@ -22,5 +24,6 @@ pub fn hiding<T>(devices: Vec<PathBuf>, work: impl FnOnce() -> T) -> T {
 
 /// A program of LVM.
 pub(super) fn tool(program: &str) -> Tool {
-    HIDDEN.with_borrow(|hidden| Tool::new(program).hides(hidden))
+    let stalled = scsidisk::stalled();
+    HIDDEN.with_borrow(|hidden| Tool::new(program).hides(&[hidden.as_slice(), &stalled].concat()))
 }
