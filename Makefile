@@ -27,8 +27,9 @@ V3TYPES ?= file ext nfs smb xfs largeblock glusterfs moosefs
 # Where zsh looks for completions, below PREFIX/share: Debian's zsh takes those of packages from zsh/vendor-completions.
 ZSHDIR ?= zsh/site-functions
 # Which of them xapi gets. Not LVMSR: the usual local SRs of XCP-ng (type lvm) are LVHD, VHDs on logical volumes, which the
-# Python driver serves and ours does not. Nor ZFSSR, which no test ran with the kernel's ZFS.
-DRIVERS ?= $(filter-out LVMSR ZFSSR,$(ALL_DRIVERS))
+# Python driver serves and ours does not, and so are those of LVMoISCSISR and LVMoHBASR. Nor ZFSSR, which no test ran with the
+# kernel's ZFS.
+DRIVERS ?= $(filter-out LVMSR LVMoISCSISR LVMoHBASR ZFSSR,$(ALL_DRIVERS))
 
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 # The same place whatever CARGO_TARGET_DIR says, because scripts look here.

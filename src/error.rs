@@ -2,6 +2,7 @@
 //! door maps them to its own numbers, once.
 
 mod held;
+mod lun;
 mod server;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use crate::types::{
 };
 
 pub use self::held::{HeldSr, Lost};
+pub use self::lun::{LunFault, NotChosen, Offered, OfferedAdapter, OfferedLun, OfferedTarget};
 pub use self::server::{Exported, Protocol, ServerFault};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -110,6 +112,12 @@ pub enum Error {
     Server { protocol: Protocol, server: String, fault: ServerFault, why: String },
     #[error("device_config lacks the key serverpath; NFS server {server} exports {}", listed(exports))]
     ExportNotChosen { server: String, exports: Vec<Exported> },
+    /// A target or a LUN that device_config does not name, or that is not there.
+    #[error("{0}")]
+    NotChosen(Box<NotChosen>),
+    /// This host's side of the way to a LUN. `lun`: the target, or the identifier of the LUN.
+    #[error("{lun}: {fault}: {why}")]
+    Lun { lun: String, fault: LunFault, why: String },
     #[error("{device} is in use: {holder}")]
     DeviceInUse { device: String, holder: String },
     /// The contents of the device are no SR with disks, and may be overwritten if their owner says so.

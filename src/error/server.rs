@@ -10,6 +10,7 @@ pub enum Protocol {
     Ceph,
     Gluster,
     Moose,
+    Iscsi,
 }
 
 impl fmt::Display for Protocol {
@@ -20,6 +21,7 @@ impl fmt::Display for Protocol {
             Protocol::Ceph => "Ceph",
             Protocol::Gluster => "GlusterFS",
             Protocol::Moose => "MooseFS",
+            Protocol::Iscsi => "iSCSI",
         })
     }
 }

@@ -112,6 +112,8 @@ pub enum Substrate {
     CdLibrary,
     /// Block devices of this host.
     BlockDevices,
+    /// A LUN that this host connects first.
+    Lun,
 }
 
 /// What is wrong with a device in an [`Error::Invalid`] because of the size of its sectors.

@@ -66,6 +66,7 @@ use crate::error::{Error, Result};
 use crate::image::volume::GROUP;
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server, vdi_by_uuid};
 use crate::sr::lvhd::{self, Lvhd};
+use crate::sr::lvmoiscsi;
 use crate::sr::volume_group::{self, Naming, VolumeGroup};
 use crate::sys::copy::Progress;
 use crate::sys::lvm::{Unmapped, Vg};
@@ -86,7 +87,11 @@ pub const DRIVER: Driver = Driver {
     parse_dconf: |dconf| Ok(DeviceConfig::from([("device", dconf)])),
     open: |sr, config, deadline| Ok(Box::new(LvmSr::new(sr, config, deadline)?)),
     probe,
-    discover: || volume_group::discover(&NAMING, |_| true),
+    // Those that another driver of this package has attached are its own.
+    discover: || {
+        let found = volume_group::discover(&NAMING, |_| true)?;
+        Ok(found.into_iter().filter(|found| !lvmoiscsi::is_attached(found.sr)).collect())
+    },
     keeps_disks: false,
     about: About {
         name: "LVM volumes",
@@ -124,7 +129,8 @@ pub const DRIVER: Driver = Driver {
     },
 };
 
-const NAMING: Naming = Naming { prefix: GROUP, is_half_made: life::is_half_made, unmapped: Unmapped::Tagged(OWN) };
+pub(super) const NAMING: Naming =
+    Naming { prefix: GROUP, is_half_made: life::is_half_made, unmapped: Unmapped::Tagged(OWN) };
 const RAW: &str = "LV-";
 const VHD: &str = "VHD-";
 const UNFINISHED: &str = "NEW-";
@@ -170,7 +176,9 @@ pub struct LvmSr {
 }
 
 impl LvmSr {
-    fn new(sr: SrUuid, config: &DeviceConfig, deadline: Deadline) -> Result<Self> {
+    /// # Errors
+    /// [`Error::MissingKey`] or [`Error::Invalid`] for the keys `device`, `allocation` and `shared`.
+    pub fn new(sr: SrUuid, config: &DeviceConfig, deadline: Deadline) -> Result<Self> {
         let bad = |key, value: &str, expected: &str| Error::Invalid {
             what: key,
             value: value.to_owned(),
@@ -325,7 +333,10 @@ impl Sr for LvmSr {
 }
 
 /// Which SRs lie on the devices.
-fn probe(config: &DeviceConfig, deadline: Deadline) -> Result<Vec<SrInfo>> {
+///
+/// # Errors
+/// Those of [`volume_group::probe`].
+pub fn probe(config: &DeviceConfig, deadline: Deadline) -> Result<Vec<SrInfo>> {
     volume_group::probe(config, &NAMING, deadline, |group, vg| {
         let rights = lvhd::Rights::of(config);
         let sr = LvmSr { group, allocation: None, is_shared: false, is_lvhd: false, is_slave: false, rights };

@@ -10,8 +10,11 @@ pub mod file;
 pub mod iso;
 pub mod largeblock;
 pub mod loss;
+pub mod lun;
 mod lvhd;
 pub mod lvm;
+pub mod lvmohba;
+pub mod lvmoiscsi;
 mod mounted;
 mod mountpoint;
 pub mod network;
@@ -37,6 +40,8 @@ pub const DRIVERS: &[&Driver] = &[
     &iso::DRIVER,
     &largeblock::DRIVER,
     &lvm::DRIVER,
+    &lvmohba::DRIVER,
+    &lvmoiscsi::DRIVER,
     &network::MOOSEFS,
     &nfs::DRIVER,
     &smb::DRIVER,

@@ -2,16 +2,20 @@
 
 pub mod bind;
 pub mod blockdev;
+pub mod chap;
 pub mod configfs;
 pub mod copy;
 pub mod durable;
 pub mod hooks;
+pub mod initiator;
+pub mod iscsiadm;
 pub mod limits;
 pub mod lio;
 pub mod lock;
 pub mod loopdev;
 pub mod lvm;
 pub mod mount;
+pub mod multipath;
 pub mod nvmet;
 pub mod process;
 pub mod pvlabel;

@@ -38,6 +38,11 @@ pub fn mounts() -> PathBuf {
     on_host("/run/sr-mount")
 }
 
+/// The users of each iSCSI session of this host, as the Python storage managers count them too: `/run/sr-ref`.
+pub fn session_users() -> PathBuf {
+    on_host("/run/sr-ref")
+}
+
 /// Where agents look for the block device of a VDI: `/dev/sm`.
 pub fn devices() -> PathBuf {
     on_host("/dev/sm")

@@ -3,7 +3,6 @@
 //! | file | what |
 //! |---|---|
 //! | [`name`] | names of the protocol, addresses |
-//! | [`chap`] | secrets |
 //! | [`record`] | what is meant to be published, on disk |
 //! | [`fabric`] | what a fabric does with the objects in the kernel, which say what is published now |
 //! | [`iscsi`], [`loopback`], [`nvme`] | the fabrics |
@@ -18,7 +17,6 @@
 //! the lock. `docs/target.md` tells it to people.
 
 pub mod backstore;
-pub mod chap;
 pub mod fabric;
 pub mod iscsi;
 pub mod loopback;

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use super::chap::Chap;
 use super::fabric::{self, Parts, Shown};
 use super::name::{Name, Portal};
 use super::record::{self, Fabric, Initiator, Record, Secrets, Stage};
@@ -12,6 +11,7 @@ use super::unrecorded;
 use crate::call::Session;
 use crate::context::Context;
 use crate::error::{Error, Result, needs_root, one_line};
+use crate::sys::chap::Chap;
 use crate::sys::configfs;
 use crate::sys::lock::Lock;
 use crate::types::{SrUuid, VdiUuid, seconds_now};

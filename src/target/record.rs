@@ -11,11 +11,11 @@ use std::time::Instant;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::chap::Chap;
 use super::name::{Name, Portal};
 use super::physical::Physical;
 use super::source::Source;
 use crate::error::{Error, Result};
+use crate::sys::chap::Chap;
 use crate::sys::durable::{self, Dir};
 use crate::sys::lock::{self, Kind, Lock};
 use crate::sys::run_dir;

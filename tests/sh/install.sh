@@ -27,6 +27,7 @@ for driver in $(sed -n 's/.*executable: "\(.*\)",.*/\1/p' src/sr/*.rs); do
     "$root/usr/sbin/$driver" --version | grep -q "^$driver " || wrong "$driver does not know who it is"
     case $driver in
     LVMSR) [ "$(cat "$smdir/$driver")" = python ] || wrong "LVMSR was replaced unasked" ;;
+    LVMoISCSISR | LVMoHBASR) [ ! -e "$smdir/$driver" ] || wrong "xapi got $driver unasked" ;;
     ZFSSR) [ ! -e "$smdir/$driver" ] || wrong "xapi got $driver, which no test ran with the kernel's ZFS, unasked" ;;
     *) [ "$(readlink "$smdir/$driver")" = /usr/sbin/sm ] || wrong "xapi did not get $driver" ;;
     esac

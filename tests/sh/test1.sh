@@ -118,6 +118,26 @@ lvm)
     *) MAY_REFUSE='vdi_clone vdi_snapshot' THIN=no LIST="((device . \"$DCONF\"))" ;;
     esac
     ;;
+lvmoiscsi)
+    UNIT=4194304 NOWHERE=${DCONF%/*}/3nonexistent
+    case $DCONF in
+    *thin*) NOWHERE='' ;;
+    *) MAY_REFUSE='vdi_clone vdi_snapshot' THIN=no ;;
+    esac
+    case $DCONF in
+    iscsi@*)
+        keys=${DCONF#iscsi@}
+        LIST="((target . \"${keys%%/*}\") (SCSIid . \"${keys##*/}\") (targetIQN . \"$(basename "${keys%/*}")\"))"
+        ;;
+    esac
+    ;;
+lvmohba)
+    UNIT=4194304 DETACH_ENDS=no NOWHERE=hba@3nonexistent
+    case $DCONF in
+    *thin*) ;;
+    *) MAY_REFUSE='vdi_clone vdi_snapshot' THIN=no LIST="((SCSIid . \"${DCONF#hba@}\"))" ;;
+    esac
+    ;;
 ext | xfs | largeblock)
     FORMATS='vhd raw qcow2' LIST="((device . \"$DCONF\"))" NOWHERE=/dev/nonexistent
     ;;
@@ -223,6 +243,8 @@ has() { cmp -n $MIB -i $(($3 * MIB)):0 "$1" "$SCRATCH/$2"; }                    
 zeroes() { cmp -n $MIB -i $(($2 * MIB)):0 "$1" /dev/zero; }                                        # DEV AT
 absent='ENOSR'
 [ $DETACH_ENDS = no ] || absent='ENOSR|ESRBUSY|ENODEV'
+# The kernel forgets the disks of a LUN when its SR is deleted.
+[ "$TYPE" != lvmohba ] || absent='ENOSR|ESRBUSY'
 
 # ---- The scene of a chapter that is run alone. In a whole run the chapters before it have left it so.
 

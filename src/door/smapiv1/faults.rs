@@ -1,12 +1,16 @@
 //! The faults: what xapi is told when a command fails; SMAPIv1, "Error codes".
 
+mod lun;
+mod tool;
+
 use nix::errno::Errno;
 
+use self::lun::{fixed, of_lun};
+use self::tool::of_tool;
 use super::code::Code;
 use super::command::Command;
 use crate::door::xapi::ApiError;
-use crate::door::xmlrpc;
-use crate::error::{self, Error, Exported, Protocol, ServerFault};
+use crate::error::{self, Error, Offered, Protocol, ServerFault};
 use crate::sr::{Driver, SECTORS, Substrate};
 use crate::types::Misread;
 
@@ -129,9 +133,7 @@ pub fn fault(failure: &Failure, attempt: Attempt) -> (Code, String) {
         Failure::Refused(code, detail) => (*code, detail.clone()),
         Failure::Driver(error) => {
             let code = of_error(error, attempt);
-            // The message says it, and clients compare it as a whole.
-            let said = matches!(error, Error::MissingKey { .. }) && code != Code::ConfigParamsMissing;
-            (code, if said { String::new() } else { error::one_line(error) + remedy(error) })
+            (code, fixed(error, code).map_or_else(|| error::one_line(error) + remedy(error), str::to_owned))
         }
         Failure::Api(error) => {
             let code = match error {
@@ -143,6 +145,14 @@ pub fn fault(failure: &Failure, attempt: Attempt) -> (Code, String) {
     }
 }
 
+/// The whole reason of a failure of which the fault tells a fixed text only.
+pub fn unsaid(failure: &Failure, code: Code) -> Option<String> {
+    match failure {
+        Failure::Driver(error) if fixed(error, code).is_some() => Some(error::one_line(error)),
+        _ => None,
+    }
+}
+
 /// The remedy of an administrator for a refusal, in words that need no command line of ours; empty if none is known.
 fn remedy(error: &Error) -> &'static str {
     match error {
@@ -150,19 +160,6 @@ fn remedy(error: &Error) -> &'static str {
         Error::HoldsSr { .. } => "; destroy that SR first, or choose another device",
         _ => "",
     }
-}
-
-/// The exports that a client may choose from if the client has not chosen one, as a document for the fault's third
-/// parameter; SMAPIv1, "XML documents". `None` for any other failure.
-pub fn choice(failure: &Failure) -> Option<String> {
-    let Failure::Driver(Error::ExportNotChosen { server, exports }) = failure else { return None };
-    let one = |export: &Exported| {
-        let members = [("Target", server), ("Path", &export.path), ("Accesslist", &export.access)];
-        let members = members.map(|(tag, text)| format!("\t\t<{tag}>{}</{tag}>\n", xmlrpc::escaped(text)));
-        format!("\t<Export>\n{}\t</Export>\n", members.concat())
-    };
-    let exports: String = exports.iter().map(one).collect();
-    Some(format!("<?xml version=\"1.0\" ?>\n<nfs-exports>\n{exports}</nfs-exports>\n"))
 }
 
 /// The text of a fault: SMAPIv1, "Error codes", "Format". `name`: that of the driver, see [`Code::message_of`].
@@ -188,14 +185,26 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
             "device" => Code::ConfigDeviceMissing,
             "server" => Code::ConfigServerMissing,
             "serverpath" => Code::ConfigServerPathMissing,
+            "target" => Code::ConfigTargetMissing,
+            "targetIQN" => Code::ConfigTargetIQNMissing,
+            "SCSIid" => Code::ConfigSCSIid,
             _ => Code::ConfigParamsMissing,
         },
+        Error::NotChosen(choice) => match (&choice.offered, &choice.wrong) {
+            (Offered::Targets { .. }, None) => Code::ConfigTargetIQNMissing,
+            (Offered::Targets { .. }, Some(_)) => Code::ISCSIDiscovery,
+            (Offered::Luns(_) | Offered::Disks { .. }, _) => Code::ConfigSCSIid,
+        },
+        Error::Lun { fault, .. } => of_lun(*fault),
         Error::ExportNotChosen { .. } => Code::ConfigServerPathMissing,
         Error::Invalid { what, .. } => match *what {
             "location" if on == Substrate::CdLibrary => Code::ISOLocationStringError,
             "location" | "device" => Code::ConfigDeviceInvalid,
             "server" if on == Substrate::Share => Code::SMBMount,
-            "server" => Code::DNSError,
+            "server" | "target" => Code::DNSError,
+            "port" => Code::ISCSIPort,
+            "targetIQN" => Code::ConfigTargetIQNMissing,
+            "SCSIid" => Code::ConfigSCSIid,
             "serverpath" => Code::ConfigServerPathBad,
             "nfsversion" => Code::NFSVersion,
             "vers" if on == Substrate::Share => Code::SMBMount,
@@ -303,6 +312,9 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
 fn of_server(protocol: Protocol, fault: ServerFault, on: Substrate) -> Code {
     match (protocol, fault) {
         (_, ServerFault::UnknownName) => Code::DNSError,
+        (Protocol::Iscsi, ServerFault::NoAnswer) => Code::ISCSITarget,
+        (Protocol::Iscsi, ServerFault::Denied) => Code::ISCSILogin,
+        (Protocol::Iscsi, _) => Code::ISCSIDiscovery,
         (Protocol::Nfs, ServerFault::NoAnswer) => Code::NFSTarget,
         (Protocol::Nfs, ServerFault::Version) => Code::NFSVersion,
         (_, ServerFault::NoExport | ServerFault::Denied) if on == Substrate::CdLibrary => Code::ISOSharenameFailure,
@@ -311,18 +323,6 @@ fn of_server(protocol: Protocol, fault: ServerFault, on: Substrate) -> Code {
         }
         (Protocol::Nfs, ServerFault::NoExport | ServerFault::Denied | ServerFault::Mount) => Code::NFSMount,
         (Protocol::Smb | Protocol::Ceph | Protocol::Gluster | Protocol::Moose, _) => Code::SMBMount,
-    }
-}
-
-/// The code of a failure of an SR on logical volumes, by the program that failed.
-fn of_tool(program: &str, command: Option<Command>) -> Option<Code> {
-    match (command?, program) {
-        (Command::SrCreate, "vgcreate" | "lvcreate" | "vgchange") => Some(Code::LVMCreate),
-        (Command::SrCreate, "mkfs.ext4" | "mkfs.xfs") => Some(Code::LVMFilesystem),
-        (Command::SrDelete, "vgremove" | "pvremove" | "vgchange") => Some(Code::LVMDelete),
-        (Command::SrAttach, "lvchange" | "e2fsck") => Some(Code::LVMMount),
-        (Command::SrDetach, "lvchange" | "dmsetup") => Some(Code::LVMUnMount),
-        _ => None,
     }
 }
 
@@ -489,12 +489,8 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_chosen_is_a_document() {
-        let exports = vec![Exported { path: "/a<&>".to_owned(), access: "10.0.0.0/8".to_owned() }];
-        let failure = Error::ExportNotChosen { server: "filer".to_owned(), exports }.into();
-        let document = choice(&failure).unwrap();
-        assert!(document.contains("<Target>filer</Target>\n\t\t<Path>/a&lt;&amp;&gt;</Path>"), "{document}");
-        assert_eq!(fault(&failure, attempt("nfs", Command::SrProbe)).0 as u16, 101);
-        assert_eq!(choice(&Failure::new(Code::BadRequest, "no")), None);
+    fn a_choice_has_the_code_of_its_key() {
+        let exports = Error::ExportNotChosen { server: "filer".to_owned(), exports: Vec::new() };
+        assert_eq!(code(exports, "nfs", Command::SrProbe), 101);
     }
 }

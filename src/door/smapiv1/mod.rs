@@ -14,8 +14,10 @@
 //! | [`collector`] | merging by itself, and telling xapi of it |
 //! | [`code`] | the codes of failures |
 //! | [`faults`] | what xapi is told when a command fails |
+//! | [`choice`] | what its client may choose from then |
 
 pub mod attached;
+pub mod choice;
 pub mod claim;
 pub mod code;
 pub mod collector;
@@ -96,9 +98,13 @@ fn refuse(driver: &Driver, what: &str, failure: &Failure, command: Option<Comman
     for secret in secrets {
         text = without(&text, secret);
     }
-    syslog::write(&format!("{} {what} failed: {} {text}", driver.executable, code as u16));
+    let mut logged = faults::unsaid(failure, code).map_or_else(|| text.clone(), |more| format!("{text}: {more}"));
+    for secret in secrets {
+        logged = without(&logged, secret);
+    }
+    syslog::write(&format!("{} {what} failed: {} {logged}", driver.executable, code as u16));
     // xapi hands what is on stderr to the client that asked, as the fault's third parameter.
-    Answer { stderr: faults::choice(failure).unwrap_or_default(), ..said(xmlrpc::write_fault(code as u16, &text)) }
+    Answer { stderr: choice::document(failure).unwrap_or_default(), ..said(xmlrpc::write_fault(code as u16, &text)) }
 }
 
 /// Masks a secret where it is a word of its own: of a short one, every other word would be full.

@@ -3,6 +3,7 @@
 
 use serde_json::json;
 
+use crate::door::smapiv1::choice;
 use crate::door::smapiv1::faults::{self, Attempt, Failure};
 use crate::error::Error;
 use crate::types::Misread;
@@ -42,7 +43,7 @@ pub fn told(fault: &Fault, attempt: Attempt) -> (String, Vec<String>) {
         Fault::Failed(failure) => {
             let (code, detail) = faults::fault(failure, attempt);
             let words =
-                [String::new(), faults::text("SMB", code, &detail), faults::choice(failure).unwrap_or_default()];
+                [String::new(), faults::text("SMB", code, &detail), choice::document(failure).unwrap_or_default()];
             (format!("SR_BACKEND_FAILURE_{}", code as u16), words.into())
         }
         Fault::Elsewhere { host } => {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::error::{Error, Lost, ServerFault};
+use crate::error::{Error, Lost, LunFault, ServerFault};
 use crate::sys::run_dir;
 use crate::types::{Format, Size};
 use crate::vdi;
@@ -38,6 +38,14 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
             }
             ServerFault::Denied => (13, "EACCES"),
             ServerFault::Mount => (5, "EIO"),
+        },
+        Error::NotChosen(choice) if choice.wrong.is_some() => (19, "ENODEV"),
+        Error::NotChosen(_) => (22, "EINVAL"),
+        Error::Lun { fault, .. } => match fault {
+            LunFault::OtherInitiator => (16, "EBUSY"),
+            LunFault::NoInitiator => (22, "EINVAL"),
+            LunFault::NoDaemon | LunFault::NoDisk | LunFault::NoMultipathd | LunFault::NoMap => (19, "ENODEV"),
+            LunFault::Logout | LunFault::Users => (5, "EIO"),
         },
         Error::Encrypted { .. } => (13, "EACCES"),
         Error::Invalid { .. }

@@ -7,8 +7,8 @@ use crate::error::{Error, Result, one_line};
 use crate::sr::lvhd;
 use crate::sr::volume_group::{CREATING, DELETING};
 use crate::sys::lvm::{self, Lv, Vg};
-use crate::sys::syslog;
-use crate::types::{Done, NewSr, Overwrite};
+use crate::sys::{blockdev, syslog};
+use crate::types::{Done, NewSr, Overwrite, Size};
 use crate::vdi;
 
 /// The bytes that an SR on devices with so many has.
@@ -107,6 +107,40 @@ impl LvmSr {
         match pool {
             Some(pool) if !pool.active => lvm::activate(&vg.name, POOL).map(|()| Done::Changed),
             _ => Ok(Done::Already),
+        }
+    }
+
+    /// Refuses a group that is larger than its device, and lets one use what its device has become larger by, where this host may
+    /// change it.
+    ///
+    /// # Errors
+    /// [`Error::SrUnavailable`] for a device that is too small; nothing was written then.
+    pub fn fit(&self) -> Result<()> {
+        let vg = self.listed()?;
+        let mut has_more = false;
+        for pv in vg.pvs.iter().filter(|pv| !pv.missing) {
+            let Some(size) = blockdev::known_size(&pv.name) else { continue };
+            let needed = pv.first_extent + pv.size / vg.extent_size.max(1) * vg.extent_size;
+            if size < needed {
+                let device = pv.name.display();
+                let why = format!(
+                    "{device} has {}, and the volume group on it is as large as {}; make the LUN larger again",
+                    Size(size),
+                    Size(needed)
+                );
+                return Err(Error::SrUnavailable { sr: self.group.sr, why });
+            }
+            has_more |= size - needed >= 2 * vg.extent_size.max(1);
+        }
+        if !has_more || self.is_slave {
+            return Ok(());
+        }
+        match self.use_all_of_devices() {
+            Ok(_) | Err(Error::ReadOnlySr { .. } | Error::Unsupported { .. }) => Ok(()),
+            Err(e) => {
+                syslog::write(&format!("SR {} does not use all of its LUN: {}", self.group.sr, one_line(&e)));
+                Ok(())
+            }
         }
     }
 

@@ -19,9 +19,9 @@ use crate::door::size;
 use crate::door::v1::address;
 use crate::error::{Error, Result};
 use crate::registry::settings::Settings;
+use crate::sys::chap::Chap;
 use crate::sys::scsidev;
 use crate::target::backstore::{self, Mode, WantedObject};
-use crate::target::chap::Chap;
 use crate::target::name::Portal;
 use crate::target::physical::Physical;
 use crate::target::publication::{self, Publication, Wanted};
@@ -61,7 +61,7 @@ pub fn carry_out(command: &TargetCommand) -> Result<Reply> {
         TargetCommand::Auth { vdi, to, auth } => {
             let context = context();
             let named = Named::read(vdi, &context)?;
-            publication::set_secrets(&named.source(), &to.parse()?, Chap::read(auth)?, &context)?;
+            publication::set_secrets(&named.source(), &to.parse()?, Chap::read("--auth", auth)?, &context)?;
             Ok(Reply::Done)
         }
         TargetCommand::Check => publication::check().map(Reply::Problems),
@@ -235,7 +235,7 @@ fn wanted(
         initiator: args.to.as_deref().map(|name| fabric.kind().consumer_name(name)).transpose()?,
         read_only: args.read_only,
         shared: args.shared,
-        chap: args.auth.as_deref().map(Chap::read).transpose()?,
+        chap: args.auth.as_deref().map(|file| Chap::read("--auth", file)).transpose()?,
         no_auth: args.no_auth,
         // What the settings say is of new publications alone.
         portals: if is_new || !args.portal.is_empty() { portals } else { Vec::new() },

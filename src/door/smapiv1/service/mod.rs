@@ -39,7 +39,7 @@ use crate::context::{Context, OtherHosts};
 use crate::door::host::{self, local_path};
 use crate::door::xapi::Xapi;
 use crate::door::xmlrpc::Value;
-use crate::sr::Driver;
+use crate::sr::{Driver, Substrate};
 use crate::sys::lock::{self, Kind, Lock, Refused};
 use crate::types::{DeviceConfig, SrUuid, VdiInfo, VdiUuid};
 
@@ -164,13 +164,37 @@ impl<'a> Service<'a> {
             let text = value.as_str().map(str::to_owned);
             text.ok_or_else(|| Failure::new(Code::InvalidSecret, "the value of a secret is not text"))
         })?;
+        self.fetch_settings_of_host()
+    }
+
+    /// Puts what xapi knows of the host and of all its LUNs into device_config, for a driver that connects LUNs. What
+    /// device_config has itself counts.
+    fn fetch_settings_of_host(&mut self) -> Result<(), Failure> {
+        const SETTINGS: [(&str, &str); 2] = [("multipathing", "multipathing"), ("iscsi_iqn", "localIQN")];
+        if self.driver.about.substrate != Substrate::Lun {
+            return Ok(());
+        }
+        let host = Value::text(self.request.text("host_ref")?);
+        let answer = self.xapi()?.call("host.get_other_config", &[host])?;
+        let known = answer.as_struct().cloned().unwrap_or_default();
+        for (name, key) in SETTINGS {
+            let Some(value) = known.get(name).and_then(Value::as_str).filter(|value| !value.is_empty()) else {
+                continue;
+            };
+            // The Python drivers take anything but true for false.
+            let value = if name == "multipathing" && value != "true" { "false" } else { value };
+            if self.driver.keys().any(|it| it == key) {
+                self.config.0.entry(key.to_owned()).or_insert_with(|| value.to_owned());
+            }
+        }
         Ok(())
     }
 
     /// The secrets that [`Service::fetch_secrets`] found. No message and no log may show them.
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
         let known = &self.request.device_config.0;
-        self.config.0.iter().filter(|(key, _)| !known.contains_key(*key)).map(|(_, value)| value.as_str())
+        let is_secret = |key: &str| !known.contains_key(key) && known.contains_key(&format!("{key}_secret"));
+        self.config.0.iter().filter(move |(key, _)| is_secret(key)).map(|(_, value)| value.as_str())
     }
 
     fn reason(&self, failure: &Failure, command: Command) -> String {

@@ -13,6 +13,7 @@ use crate::door::smapiv1::sync;
 use crate::door::xapi::{Record, text};
 use crate::door::xmlrpc::Value;
 use crate::error::Error;
+use crate::sr::Substrate;
 use crate::sys::lock::{self, Kind};
 use crate::sys::syslog;
 use crate::types::{NewSr, Overwrite};
@@ -23,8 +24,15 @@ impl Service<'_> {
         let config = &self.config;
         let found = (self.driver.probe)(config, deadline().into())?;
         let mut list = String::from("<?xml version=\"1.0\" ?>\n<SRlist>\n");
+        // Clients expect the link that the Python drivers look at.
+        let device = config.get("SCSIid").filter(|_| self.driver.about.substrate == Substrate::Lun);
+        let device = device.map(|id| format!("\t\t<Devlist>/dev/disk/by-id/scsi-{id}</Devlist>\n")).unwrap_or_default();
+        if found.is_empty() && !device.is_empty() {
+            return Ok(Value::text("<?xml version=\"1.0\" ?>\n<SRlist/>\n"));
+        }
         for sr in found {
-            list.push_str(&format!("\t<SR>\n\t\t<UUID>{}</UUID>\n\t\t<size>{}</size>\n\t</SR>\n", sr.uuid, sr.size));
+            let (uuid, size) = (sr.uuid, sr.size);
+            list.push_str(&format!("\t<SR>\n\t\t<UUID>{uuid}</UUID>\n{device}\t\t<size>{size}</size>\n\t</SR>\n"));
         }
         if config.get("probeversion").is_some() {
             let versions = (self.driver.about.protocol_versions)(config)?;
@@ -63,7 +71,7 @@ impl Service<'_> {
             return failure;
         }
         match (self.driver.probe)(&self.config, deadline().into()) {
-            Err(more @ Error::ExportNotChosen { .. }) => more.into(),
+            Err(more @ (Error::ExportNotChosen { .. } | Error::NotChosen(_))) => more.into(),
             _ => failure,
         }
     }
@@ -151,7 +159,8 @@ impl Service<'_> {
         info.is_ok_and(|info| info.attached)
     }
 
-    pub(super) fn sr_detach(&self) -> Answer {
+    pub(super) fn sr_detach(&mut self) -> Answer {
+        self.fetch_settings_of_host()?;
         let session = self.session()?;
         match session.sr_detach(&now()) {
             // An SR that is not there is not attached.

@@ -69,11 +69,12 @@ impl Chap {
         Ok(Chap { userid, password, mutual })
     }
 
-    /// Reads them from a file that its owner alone can read, or from standard input for `-`.
+    /// Reads them from a file that its owner alone can read, or from standard input for `-`. `what`: the option or the key that names
+    /// the file.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Invalid`] for the contents, without a secret in it.
-    pub fn read(file: &str) -> Result<Chap> {
+    pub fn read(what: &'static str, file: &str) -> Result<Chap> {
         const MOST: u64 = 64 << 10;
         let text = if file == "-" {
             small::bounded_text(io::stdin(), MOST).map_err(Error::io("read the secrets from", "stdin"))?
@@ -84,11 +85,11 @@ impl Chap {
             if meta.mode() & 0o077 != 0 {
                 let why =
                     format!("other users can read it (mode {:o}); chmod 600 keeps it secret", meta.mode() & 0o777);
-                return Err(Error::Invalid { what: "--auth", value: file.to_owned(), expected: why });
+                return Err(Error::Invalid { what, value: file.to_owned(), expected: why });
             }
             small::bounded_text(open, MOST).map_err(Error::io("read", path))?
         };
-        Chap::parse(&text).map_err(|expected| Error::Invalid { what: "--auth", value: file.to_owned(), expected })
+        Chap::parse(&text).map_err(|expected| Error::Invalid { what, value: file.to_owned(), expected })
     }
 }
 
