@@ -21,9 +21,9 @@ SMDIR ?=
 PLUGINDIR ?=
 PLUGINS := tapdisk-pause coalesce-leaf
 # Where xapi-storage-script looks for plug-ins of SMAPIv3, and the SR types that get one. Their names there begin with sm-, so no SR
-# type has two doors. No test ran cephfs and zfs.
+# type has two doors. Not zfs, which no test ran with the kernel's ZFS.
 V3DIR ?=
-V3TYPES ?= file ext nfs smb xfs largeblock glusterfs moosefs
+V3TYPES ?= file ext nfs smb xfs largeblock cephfs glusterfs moosefs
 # Where zsh looks for completions, below PREFIX/share: Debian's zsh takes those of packages from zsh/vendor-completions.
 ZSHDIR ?= zsh/site-functions
 # Which of them xapi gets. Not LVMSR: the usual local SRs of XCP-ng (type lvm) are LVHD, VHDs on logical volumes, which the

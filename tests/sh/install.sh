@@ -54,7 +54,7 @@ installed=$(linked)
 for method in volume/org.xen.xapi.storage.sm-nfs/SR.ls datapath/sm/Datapath.activate; do
     [ "$(readlink "$root$v3/$method")" = /usr/sbin/sm ] || wrong "xapi-storage-script did not get $method"
 done
-for sr_type in file lvm sm-lvm sm-iso sm-zfs sm-cephfs; do
+for sr_type in file lvm sm-lvm sm-iso sm-zfs; do
     [ ! -e "$root$v3/volume/org.xen.xapi.storage.$sr_type" ] || wrong "xapi-storage-script got $sr_type unasked"
 done
 

@@ -67,7 +67,7 @@ def record(members, optional=()):
 
 
 def variant(tags):
-    """A tag with a payload is an array of two; a tag without one is not used by any answer."""
+    """An array of two. Of a tag without a payload other forms are allowed, but this one is what every reader takes."""
     def check(value):
         type(value) is list and len(value) == 2 and value[0] in tags or fail(f"none of {set(tags)}", value)
         tags[value[0]](value[1])
@@ -86,7 +86,7 @@ SR_STAT = record({"sr": text, "name": text, "uuid": text, "description": text, "
 PROBE_RESULT = record({"configuration": texts, "complete": flag, "sr": SR_STAT, "extra_info": texts}, {"sr"})
 VOLUME = record({"key": text, "uuid": text, "name": text, "description": text, "read_write": flag, "sharable": flag,
                  "virtual_size": number, "physical_utilisation": number, "uri": array(text), "keys": texts,
-                 "volume_type": word_of({"CBT_Metadata", "Data_and_CBT_Metadata"}), "cbt_enabled": flag},
+                 "volume_type": variant({"CBT_Metadata": unit, "Data_and_CBT_Metadata": unit}), "cbt_enabled": flag},
                 {"uuid", "volume_type", "cbt_enabled"})
 QUERY = record({"plugin": text, "name": text, "description": text, "vendor": text, "copyright": text, "version": text,
                 "required_api_version": text, "features": array(text), "configuration": texts,

@@ -93,7 +93,16 @@ class TwoHosts(unittest.TestCase):
         with self.assertRaises(Fault) as raised:
             self.b.volume("snapshot", self.key)
         self.assertEqual(raised.exception.params, ["Activated_on_another_host", of_name("A")])
-        snapshot = self.a.volume("snapshot", self.key)["key"]
+        for method, more in (("enable_cbt", {}), ("resize", {"new_size": 6 * MiB})):
+            with self.assertRaises(Fault) as raised:
+                self.b.volume(method, self.key, **more)
+            self.assertEqual(raised.exception.params[0], "Activated_on_another_host")
+        self.a.volume("enable_cbt", self.key)
+        first, snapshot = (self.a.volume("snapshot", self.key)["key"] for _ in range(2))
+        # The log of the disk gets the blocks of the snapshot, and is the writer's.
+        self.b.refused(24, lambda: self.b.volume("destroy", snapshot))
+        self.b.refused(24, lambda: self.b.volume("list_changed_blocks", first, key2=self.key, offset=0, length=-1))
+        self.b.volume("list_changed_blocks", first, key2=snapshot, offset=0, length=-1)
         self.a.volume("resize", self.key, new_size=8 * MiB)
         # Both read the snapshot meanwhile.
         for host in (self.a, self.b):
@@ -103,6 +112,8 @@ class TwoHosts(unittest.TestCase):
         for host in (self.a, self.b):
             host.datapath("detach", snapshot)
         self.a.datapath("deactivate", self.key)
+        self.b.volume("destroy", snapshot)
+        self.b.volume("resize", self.key, new_size=9 * MiB)
         self.b.datapath("activate", self.key)
         with open(self.b.device(self.key), "rb") as disk:
             self.assertEqual(disk.read(2), b"aa")

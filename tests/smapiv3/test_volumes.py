@@ -401,7 +401,7 @@ class Volumes(Case):
         self.volume("data_destroy", first["key"])
         self.volume("set", first["key"], k="vdi-type", v="cbt_metadata")
         log = self.volume("stat", first["key"])
-        self.assertEqual((log["volume_type"], log["keys"]["vdi-type"]), ("CBT_Metadata", "cbt_metadata"))
+        self.assertEqual((log["volume_type"], log["keys"]["vdi-type"]), (["CBT_Metadata", None], "cbt_metadata"))
         self.assertEqual((log["name"], log["keys"]["snapshot_of"], log["cbt_enabled"]), ("a disk", key, True))
         self.refused(46, "Volume.set", sr=self.sr, key=first["key"], k="else", v="x")
         self.host.call("SR.detach", sr=self.sr)

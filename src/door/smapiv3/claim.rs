@@ -2,12 +2,15 @@
 //! the name of the host. A host that was rebooted drops its own.
 
 use std::fs;
+use std::time::Instant;
 
+use super::call::now;
 use super::fault::Fault;
 use crate::call::Session;
 use crate::context::Context;
 use crate::door::host::device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
+use crate::sys::lock::Lock;
 use crate::sys::{run_dir, syslog};
 use crate::types::{VdiInfo, VdiUuid};
 
@@ -61,26 +64,71 @@ pub fn give_up(session: &Session, vdi: VdiUuid, context: &Context) -> Result<()>
     }
 }
 
-/// Gives back the claims of this host on volumes that it does not have: those that it had before a reboot. What fails is logged, and
-/// keeps no other volume from being used.
-pub fn drop_stale(session: &Session, context: &Context) {
+/// Keeps other hosts from writing to a volume until it is dropped.
+pub struct Hold<'a> {
+    session: &'a Session,
+    vdi: VdiUuid,
+    /// The claim was not there before.
+    taken: bool,
+    _alone: Option<Lock>,
+}
+
+/// Claims a volume for the time of a call that changes what belongs to its writer: its size, its log of changed blocks. Of a call that
+/// is killed the claim is left, which the next SR.ls or SR.attach of this host drops.
+///
+/// # Errors
+/// Those of [`take`].
+pub fn hold<'a>(session: &'a Session, vdi: VdiUuid, context: &Context) -> Result<Hold<'a>> {
     if !session.is_shared() {
-        return;
+        return Ok(Hold { session, vdi, taken: false, _alone: None });
     }
+    // No activation of this host may take the claim for its own.
+    let alone = Some(device::activation(vdi, context.deadline)?);
+    let taken = !session.vdi_get_params(vdi, context)?.vbds.contains(&own());
+    take(session, vdi, context)?;
+    Ok(Hold { session, vdi, taken, _alone: alone })
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        if self.taken
+            && let Err(error) = give_up(self.session, self.vdi, &now())
+        {
+            syslog::write(&format!("VDI {} stays claimed by this host: {}", self.vdi, one_line(&error)));
+        }
+    }
+}
+
+/// Refuses what another host that writes to a volume would make wrong.
+///
+/// # Errors
+/// [`Error::VdiInUse`] with that host.
+pub fn refuse_elsewhere(session: &Session, vdi: VdiUuid, context: &Context) -> Result<()> {
+    if !session.is_shared() {
+        return Ok(());
+    }
+    let (own, users) = (own(), session.vdi_get_params(vdi, context)?.vbds);
+    match users.into_iter().find(|user| user.starts_with(HOST) && *user != own) {
+        Some(other) => Err(Error::VdiInUse { vdi, sr: session.sr(), holder: format!("{other}, which writes to it") }),
+        None => Ok(()),
+    }
+}
+
+/// Gives back the claims of this host on volumes that it does not have: those that it had before a reboot, and those of killed calls.
+/// `found`: what a scan found. What fails is logged, and keeps no other volume from being used.
+pub fn drop_stale(session: &Session, found: &[VdiInfo]) {
     let own = own();
-    let dropped = session.sr_scan(context).and_then(|found| {
-        let mine = |vdi: &&VdiInfo| !vdi.attached && vdi.vbds.contains(&own);
-        found.vdis.iter().filter(mine).try_for_each(|vdi| {
-            // A call that has claimed the volume and not made its device yet holds this.
-            let _alone = device::activation(vdi.uuid, context.deadline)?;
-            match session.vdi_get_params(vdi.uuid, context)? {
-                now if mine(&&now) => session.vdi_unlock(vdi.uuid, &own, false, context),
-                _ => Ok(()),
-            }
-        })
-    });
-    if let Err(error) = dropped {
-        syslog::write(&format!("SR {}: claims of this host stay: {}", session.sr(), crate::error::one_line(&error)));
+    let is_stale = |vdi: &VdiInfo| !vdi.attached && vdi.vbds.contains(&own);
+    for vdi in found.iter().filter(|vdi| session.is_shared() && is_stale(vdi)).map(|vdi| vdi.uuid) {
+        // A call that has claimed the volume and not made its device yet holds this.
+        let Ok(_alone) = device::activation(vdi, Instant::now()) else { continue };
+        let dropped = session.vdi_get_params(vdi, &now()).and_then(|info| match is_stale(&info) {
+            true => session.vdi_unlock(vdi, &own, false, &now()),
+            false => Ok(()),
+        });
+        if let Err(error) = dropped {
+            syslog::write(&format!("VDI {vdi} stays claimed by this host: {}", one_line(&error)));
+        }
     }
 }
 

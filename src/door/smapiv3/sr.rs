@@ -13,8 +13,9 @@ use crate::door::host::local_path;
 use crate::door::smapiv1::code::Code;
 use crate::door::smapiv1::collector;
 use crate::door::smapiv1::faults::Failure;
-use crate::error::Error;
+use crate::error::{Error, one_line};
 use crate::sr::Driver;
+use crate::sys::syslog;
 use crate::types::{DeviceConfig, Names, NewSr, Overwrite, Params, Space, SrUuid};
 
 /// The key of device_config that says which SR it is: PBDs have no other place for it.
@@ -153,7 +154,12 @@ pub fn attach(driver: &'static Driver, request: &Request) -> Result<Value, Fault
         let undone = before.map_or_else(|| state::forget(sr), |before| state::remember(handle, &before));
         return Err(error.undone(undone).into());
     }
-    claim::drop_stale(&session, &now());
+    if session.is_shared() {
+        match session.sr_scan(&now()) {
+            Ok(found) => claim::drop_stale(&session, &found.vdis),
+            Err(error) => syslog::write(&format!("claims of SR {sr} were not looked at: {}", one_line(&error))),
+        }
+    }
     Ok(json!(handle.to_string()))
 }
 
@@ -226,7 +232,9 @@ fn refuse_long(names: &Names) -> Result<(), Fault> {
 /// # Errors
 /// Those of [`Session::sr_scan`].
 pub fn ls(handle: Handle) -> Result<Value, Fault> {
-    let found = call::attached(handle)?.sr_scan(&now())?;
+    let session = call::attached(handle)?;
+    let found = session.sr_scan(&now())?;
+    claim::drop_stale(&session, &found.vdis);
     if collector::has_work(&found.vdis) {
         collector::start(handle.sr);
     }

@@ -47,8 +47,9 @@ pub struct Volume {
     physical_utilisation: u64,
     uri: [String; 1],
     keys: BTreeMap<String, String>,
+    /// A variant without a value, in the form that every reader takes: its name and null.
     #[serde(skip_serializing_if = "Option::is_none")]
-    volume_type: Option<&'static str>,
+    volume_type: Option<(&'static str, ())>,
     cbt_enabled: bool,
 }
 
@@ -88,7 +89,7 @@ impl Volume {
             physical_utilisation: log.bytes,
             uri: [Uri { handle, vdi: log.vdi }.to_string()],
             keys,
-            volume_type: Some("CBT_Metadata"),
+            volume_type: Some(("CBT_Metadata", ())),
             cbt_enabled: true,
         }
     }
@@ -199,6 +200,14 @@ impl<'a> Call<'a> {
         let brief = self.session.vdi_get_brief(vdi, &now());
         let clone = brief.as_ref().ok().and_then(|info| info.keys.get(CLONE_ON_BOOT)?.parse::<VdiUuid>().ok());
         for doomed in [clone, Some(vdi)].into_iter().flatten() {
+            // It gets the changed blocks of what is deleted, so its log must not be written meanwhile.
+            let after = self.session.vdi_log_after(doomed, &now())?;
+            let held = after.map(|after| claim::hold(&self.session, after, &now()));
+            let _held = match held.transpose() {
+                // Of a log alone there is no writer.
+                Err(Error::NoVdi { .. }) => None,
+                held => held?,
+            };
             self.session.vdi_delete(doomed, Unreadable::Deleted, &now())?;
             device::forget_activation(doomed);
             device::disconnect(self.handle.sr, &doomed.to_string())?;
@@ -234,7 +243,8 @@ impl<'a> Call<'a> {
             let why = "a tapdisk has it open, and does not follow a disk that grows; deactivate it first";
             return Err(Failure::new(Code::VDIInUse, why).into());
         }
-        match self.session.vdi_resize(vdi, size, false, &now()) {
+        let held = claim::hold(&self.session, vdi, &now());
+        match held.and_then(|_held| self.session.vdi_resize(vdi, size, false, &now())) {
             Ok(_) => Ok(Value::Null),
             Err(error) => Err(claim::or_elsewhere(&self.session, vdi, error, &now())),
         }
@@ -293,10 +303,10 @@ impl<'a> Call<'a> {
     /// Those of [`Session::vdi_enable_cbt`].
     pub fn configure_cbt(&self, enable: bool) -> Result<Value, Fault> {
         let (vdi, context) = (self.vdi()?, now());
-        let done = match enable {
+        let done = claim::hold(&self.session, vdi, &context).and_then(|_held| match enable {
             true => self.session.vdi_enable_cbt(vdi, &context),
             false => self.session.vdi_disable_cbt(vdi, &context),
-        };
+        });
         done.map(|_| Value::Null).map_err(|error| claim::or_elsewhere(&self.session, vdi, error, &now()))
     }
 
@@ -333,6 +343,8 @@ impl<'a> Call<'a> {
             -1 => None,
             length => Some(u64::try_from(length).map_err(|_| refused("length is negative, and not -1"))?),
         };
+        // What another host has logged may still be in its cache.
+        claim::refuse_elsewhere(&self.session, to, &now())?;
         let bitmap = self.session.vdi_list_changed_blocks(from, to, &now())?;
         let blocks = length.map(|length| length.div_ceil(GRANULARITY));
         let part = part_of(&bitmap, offset / GRANULARITY, blocks);
