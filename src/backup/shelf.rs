@@ -226,12 +226,14 @@ impl<'a> Shelf<'a> {
         Ok(())
     }
 
-    /// Has what there is of a run that failed stay, durably. Answers its directory.
+    /// Has what there is of a run that failed stay, durably, in the place of that of earlier runs: an export that fails every night must
+    /// not fill the store. Answers its directory.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn keep_partial(&self, run: &RunId, written: &Dir) -> Result<PathBuf> {
         written.sync()?;
+        self.remove_partial()?;
         let (dir, name) = (self.made()?, run.partial());
         dir.rename(&run.unfinished(), &name)?;
         dir.sync()?;

@@ -75,6 +75,15 @@ pub trait Layout: Sync {
     /// [`Error::TooBig`], [`Error::Invalid`] size, [`Error::Io`].
     fn create(&self, image: &dyn Storage, virtual_size: u64) -> Result<()>;
 
+    /// As [`Layout::create`], not durably: for an image that [`Layout::writer`] fills and the caller flushes then. Each flush waits for
+    /// all that others have written to the filesystem.
+    ///
+    /// # Errors
+    /// Those of [`Layout::create`].
+    fn begin(&self, image: &dyn Storage, virtual_size: u64) -> Result<()> {
+        self.create(image, virtual_size)
+    }
+
     /// Reads the facts that an image tells of itself, with one read.
     ///
     /// # Errors

@@ -53,10 +53,12 @@ impl Layout for RawLayout {
     }
 
     fn create(&self, image: &dyn Storage, virtual_size: u64) -> Result<()> {
-        if let Err(source) = image.set_size(virtual_size) {
-            return Err(not_so_long(source, image.path(), virtual_size));
-        }
+        self.begin(image, virtual_size)?;
         image.flush()
+    }
+
+    fn begin(&self, image: &dyn Storage, virtual_size: u64) -> Result<()> {
+        image.set_size(virtual_size).map_err(|source| not_so_long(source, image.path(), virtual_size))
     }
 
     fn query(&self, image: &dyn Storage) -> Result<ImageInfo> {

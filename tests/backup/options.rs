@@ -280,6 +280,10 @@ fn the_disks_that_did_not_fail_stay_if_that_is_wanted_until_an_export_succeeds()
     assert!(!backup(&scene, &["list"]).done().contains("partial"));
     backup(&scene, &line(&[])).fails("EEXPORT");
     assert_eq!(names(scene.root.path().join("nas/web")), left);
+    // That of a later run takes its place.
+    let failed = backup(&scene, &line(&["--keep-partial"])).fails("EEXPORT");
+    let later = names(scene.root.path().join("nas/web"));
+    assert!(later.len() == 1 && later != left && failed.contains(&later[0]), "{later:?}: {failed}");
     fs::remove_dir_all(scene.root.path().join("run/hooks")).unwrap();
     backup(&scene, &line(&[])).done();
     assert!(!names(scene.root.path().join("nas/web")).iter().any(|name| name.ends_with(".partial")));

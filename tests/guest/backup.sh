@@ -3,11 +3,11 @@
 # snapshots of a thin pool. An increment of a thin disk reads what the metadata of the pool tells.
 # guest: uml
 # needs: nfsd nfs loop ext4
-# tools: rpc.nfsd rpc.mountd rpcbind mount.nfs mkfs.ext4 lvcreate dmsetup thin_delta strace
+# tools: rpc.nfsd rpc.mountd rpcbind mount.nfs mkfs.ext4 lvcreate dmsetup thin_delta strace debugfs fsfreeze
 # bins: sm
 # memory: 1024
 # disks: 200M 300M 100M
-# takes: 70
+# takes: 90
 set -u
 # shellcheck source=/dev/null
 . "$ROOT/tests/guest/nfs.inc"
@@ -132,6 +132,59 @@ sm vdi_detach "$WEB"
 claim 'a program that fails: all of it is read and compared' reads 100 121 sm backup export web --to nas --since last --keep 9
 claim '  and one block is stored' stored 1
 claim 'without its set no snapshot is left' steps "sm backup undefine web" "ours web 0"
+echo '# a thick volume: read in a long pause, zeroed by a program, and deleted once it is exported'
+# hook DIRECTORY LINE…: the only program of it
+hook() {
+  (umask 077; mkdir -p "$SCRATCH/run/hooks/$1")
+  printf '%s\n' '#!/bin/sh' "${@:2}" > "$SCRATCH/run/hooks/$1/vm"
+  chmod 700 "$SCRATCH/run/hooks/$1/vm"
+}
+FS=$SCRATCH/fs
+mkdir "$FS"
+hook backup-pause.d "echo late > $FS/late" "fsfreeze -f $FS" "echo pause >> $SCRATCH/hooks"
+hook backup-resume.d "fsfreeze -u $FS" "echo resume >> $SCRATCH/hooks"
+DEV=$(sm vdi_attach "$DATA")
+claim 'a filesystem on it' steps "mkfs.ext4 -q -F $DEV" "mount $DEV $FS" "cp $0 $FS/file"
+paused=(sm backup export data --disk "$DATA" --to nas --pause --compress zstd)
+claim 'no snapshot: ENOSNAP' fails_with ENOSNAP "${paused[@]}"
+claim '  and it goes on' steps "touch $FS/other" "rm $FS/other"
+claim 'a long pause' "${paused[@]}" --long-pause
+claim '  paused and resumed once each time' [ "$(tr '\n' ' ' < "$SCRATCH/hooks")" = 'pause resume pause resume ' ]
+claim '  and it goes on' touch "$FS/other"
+# of COPY FILE: a file of the filesystem in a copy
+of() { sm vdi_export "$1" "$SCRATCH/raw" --type raw && debugfs -R "cat $2" "$SCRATCH/raw" 2> /dev/null; rm -f "$SCRATCH/raw"; }
+copy() { sm backup import data --from nas --sr nfs --disk 0 --label copy > /dev/null; }
+same_file() { [ "$(of nfs/copy /file | sha256sum)" = "$(sha256sum < "$0")" ] && [ "$(of nfs/copy /late)" = late ]; }
+claim '  imported' copy
+claim '  with what was written just before' same_file
+claim '  deleted' steps 'sm vdi_delete nfs/copy' "umount $FS" "sm vdi_detach $DATA"
+stored_bytes() { stat -c %b "$SCRATCH/store/data/current/disk0.raw.zst"; }
+DEV=$(sm vdi_attach "$DATA")
+claim 'a file that is deleted again' steps "mount $DEV $FS" "dd if=/dev/urandom of=$FS/noise bs=1M count=6 conv=fsync status=none" "rm $FS/noise" "umount $FS" "sm vdi_detach $DATA"
+zeroed=(sm backup export data --disk "$DATA" --to nas --compress zstd)
+claim 'exported with what was deleted' "${zeroed[@]}"
+before=$(stored_bytes)
+hook backup-zero.d "exec unshare -m sh -c 'mount \$SM_DISK0_PATH $FS; dd if=/dev/zero of=$FS/zero bs=1M status=none; rm $FS/zero; umount $FS'"
+claim 'zeroed before' "${zeroed[@]}" --zero-free
+claim '  takes less' [ $((before - $(stored_bytes))) -gt $((4 << 11)) ]
+claim '  imported' copy
+claim '  the file is there' [ "$(of nfs/copy /file | sha256sum)" = "$(sha256sum < "$0")" ]
+# killed WORD: the call, while its program has the disk
+killed() {
+  hook backup-zero.d "touch $SCRATCH/zeroing" 'exec sleep 60'
+  "${zeroed[@]}" --zero-free > /dev/null 2>&1 &
+  for _ in {1..300}; do [ ! -e "$SCRATCH/zeroing" ] || break; sleep 0.1; done
+  [ -e "$SCRATCH/zeroing" ] && kill -9 $! && wait $!
+  [ -b "$DEV" ] || { echo 'it was not attached'; return 1; }
+  sm backup list > /dev/null || return
+  sm vdi_get_params "$DATA" | grep -q '(attached . #f).*(lock . 0)' || { sm vdi_get_params "$DATA"; return 1; }
+  [ -z "$(ls "$SCRATCH"/run/backup/*.json 2> /dev/null)" ] && ! pgrep -f 'sleep 60' && sm backup verify data
+}
+claim 'a call that is killed meanwhile: the next one detaches the disk' killed
+claim 'exported and deleted' sm backup export data --disk "$DATA" --to nas --remove-source
+claim '  the disk is gone' fails_with ENOVDI sm vdi_get_params "$DATA"
+claim '  deleted' sm vdi_delete nfs/copy
+claim '  and comes back' steps copy "sm vdi_get_params nfs/copy"
 sm sr_detach nfs
 stop_serving
 summary

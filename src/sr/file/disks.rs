@@ -81,7 +81,7 @@ impl FileSr {
         let (dir, mut incoming) = (self.dir()?, Some(incoming));
         self.make_vdi(new, &mut |layout, image| {
             let mut make = |size: u64| {
-                layout.create(&*image, layout.round(size.max(new.virtual_size))?)?;
+                layout.begin(&*image, layout.round(size.max(new.virtual_size))?)?;
                 layout.writer(image.clone())
             };
             incoming.take().expect("an image is made once").fill(&mut make, &|| dir.new_file(), progress)?;
