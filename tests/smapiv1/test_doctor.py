@@ -143,6 +143,13 @@ class Features(Case):
         os.symlink("/gone/sm", os.path.join(self.drivers, "NFSSR"))
         self.told("NFSSR", "a program that is gone")
 
+    def test_a_driver_that_writes_without_end_is_ended(self):
+        self.python("FileSR.stock")
+        Path(self.drivers, "FileSR.stock").write_text("#!/bin/sh\nexec yes\n", encoding="ascii")
+        self.told("FileSR.stock", "1MiB", weight="not seen")
+        os.rename(os.path.join(self.drivers, "FileSR.stock"), self.driver_file)
+        self.told("FileSR", "does not describe itself")
+
     def test_xapi_that_does_not_answer_is_told(self):
         self.xapi.behaviour = lambda method, number: "500"
         self.told("xapi", "does not answer")

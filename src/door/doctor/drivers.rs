@@ -14,13 +14,16 @@ use super::pool::{Pool, Theirs};
 use super::{Area, Trouble, Weight, rights};
 use crate::door::smapiv1;
 use crate::door::xmlrpc::{self, Response, Value};
-use crate::error::Error;
+use crate::error::{Error, one_line};
 use crate::sr::{DRIVERS, Driver};
 use crate::sys::run_dir;
 use crate::sys::tool::Tool;
 
 /// How long a driver may take to describe itself.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Bytes of the longest description that is read.
+const LONGEST: usize = 1 << 20;
 
 /// The features by which something works, and the words for it. xapi or its clients gate an operation on each of them, or a driver
 /// of the pool does. The other names that drivers announce are private to a driver, or tell what is always there.
@@ -118,6 +121,13 @@ pub fn installed(found: &mut Vec<Trouble>) -> Vec<Installed> {
         }
         let mut described = |path: &Path| match describe(path) {
             Ok(described) => Some(described),
+            // xapi asks it the same, but for one that ours took the place of.
+            Err(error @ Error::Tool { .. }) if path.extension().is_none() => {
+                let what = format!("it does not describe itself, so xapi leaves its type out: {}", one_line(&error));
+                let remedy = "install the package that brought it again";
+                found.push(Trouble::wrong(Area::Drivers, path.display().to_string(), what, remedy));
+                None
+            }
             Err(error) => {
                 found.push(Trouble::unseen(Area::Drivers, path.display().to_string(), &error));
                 None
@@ -167,7 +177,7 @@ fn describe(path: &Path) -> Result<Described, Error> {
     }
     let nothing = Value::Struct(BTreeMap::from([("device_config".to_owned(), Value::Struct(BTreeMap::new()))]));
     let call = xmlrpc::write_call("sr_get_driver_info", &[nothing]);
-    let told = Tool::new(&argv).usual_args([call]).deadline(PATIENCE).run()?;
+    let told = Tool::new(&argv).usual_args([call]).deadline(PATIENCE).at_most(LONGEST).run()?;
     let bad = |how: String| Error::Tool { argv: format!("{argv} sr_get_driver_info"), how, stderr: String::new() };
     match xmlrpc::read_response(&told.stdout) {
         Ok(Response::Value(Value::Struct(members))) => Ok(read(&members)),
