@@ -237,7 +237,11 @@ impl<T: Transport> Sr for LunSr<T> {
     }
 
     fn create_over(&self, new: &NewSr, over: &Overwrite) -> Result<()> {
-        self.connected(|group| group.create_over(new, over))
+        self.connected(|group| {
+            group.create_over(new, over)?;
+            // A thin pool is active then, and would keep its LUN.
+            group.detach().map(drop).map_err(|e| e.after(format!("SR {} was made", self.sr)))
+        })
     }
 
     fn check_create(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {

@@ -1,5 +1,5 @@
 #!/bin/bash
-# SRs on LUNs of iSCSI targets: login and logout, sr_probe in its stages, several SRs by one target, portals, CHAP, strangers' sessions.
+# SRs on LUNs of iSCSI targets, thick and thin: login and logout, sr_probe in its stages, several SRs by one target, portals, CHAP, strangers' sessions.
 # guest: uml
 # bins: sm
 # memory: 768
@@ -13,11 +13,12 @@ set -u
 # shellcheck source-path=SCRIPTDIR source=iscsi.inc
 . "$ROOT/tests/guest/iscsi.inc"
 sm() { "$BIN/sm" "$@"; }
-TWO=iqn.2003-01.org.example:T2
+TWO=iqn.2003-01.org.example:T2 SIX=iqn.2003-01.org.example:t6
 SR2=87b8646b-b800-9500-cb7b-af3b74e02f5d
 lun 1 100M && lun 2 100M && lun 3 100M && lun 4 64M || exit 1
 target $IQN 127.0.0.1:3260 127.0.0.2:3260 && maps $IQN 0 1 && maps $IQN 1 2 && target $TWO 127.0.0.1:3260 && maps $TWO 0 3 || exit 1
-id 1 && ONE=$ID && id 2 && SECOND=$ID && id 3 && THIRD=$ID
+target $SIX '[::1]:3261' && maps $SIX 0 4 || exit 1
+id 1 && ONE=$ID && id 2 && SECOND=$ID && id 3 && THIRD=$ID && id 4 && FOURTH=$ID
 initiator
 one() { "$BIN/sm" "$1" -t lvmoiscsi -d "iscsi@127.0.0.1/$IQN/$ONE" "${@:2}"; }
 second() { "$BIN/sm" "$1" -t lvmoiscsi -d "iscsi@127.0.0.1/$IQN/$SECOND" "${@:2}"; }
@@ -119,6 +120,16 @@ anywhere() {
   sm sr_delete -t lvmoiscsi -d "$all" $SR2 && nothing_left
 }
 proves 'the LUN is found among all targets, and the others are logged out' anywhere
+
+thin() {
+  local keys="((target . \"::1\") (port . \"3261\") (targetIQN . \"$SIX\") (SCSIid . \"$FOURTH\") (allocation . \"thin\"))"
+  six() { "$BIN/sm" "$1" -t lvmoiscsi -d "$keys" "${@:2}"; }
+  fails_with EINVAL sm sr_probe -t lvmoiscsi -d "iscsi@[::1]:3261/$SIX" && said "$FOURTH (LUN 0, 64MiB)" || return
+  six sr_create $SR2 && nothing_left && six sr_attach $SR2 && six vdi_create $SR2 "$(vdi 1)" 20M > /dev/null || return
+  six vdi_snapshot $SR2 "$(vdi 1)" "$(vdi 2)" > /dev/null && fails_with EINVAL six sr_delete $SR2 && six sr_detach $SR2 && nothing_left || return
+  six sr_attach $SR2 && six sr_scan $SR2 | grep -q "$(vdi 2)" && six sr_delete $SR2 --yes && nothing_left
+}
+proves 'a thin SR by a portal with an IPv6 address' thin
 
 later() {
   # A LUN that is mapped while the session is open.

@@ -9,14 +9,15 @@ use crate::sys::scsidisk::{self, Disk};
 use crate::sys::server;
 
 /// Of the portals of a target those that were asked, or those at the same addresses: one host may have its targets at several
-/// ports. If the target names other addresses, as behind a translation, the asked portals.
-pub fn named(portals: &[Offer], asked: &[Portal]) -> Vec<Offer> {
+/// ports. If the target names other addresses, as behind a translation, the asked portals; of one target among all, its first.
+pub fn named(portals: &[Offer], asked: &[Portal], is_one_of_all: bool) -> Vec<Offer> {
     let same: Vec<Offer> = portals.iter().filter(|offer| asked.contains(&offer.portal)).cloned().collect();
     if !same.is_empty() {
         return same;
     }
     let near = |offer: &&Offer| asked.iter().any(|portal| portal.address == offer.portal.address);
     match (portals.iter().filter(near).cloned().collect::<Vec<_>>(), portals.first()) {
+        (near, Some(first)) if near.is_empty() && is_one_of_all => vec![first.clone()],
         (near, Some(first)) if near.is_empty() => {
             asked.iter().map(|portal| Offer { portal: portal.clone(), ..first.clone() }).collect()
         }
@@ -98,10 +99,11 @@ mod tests {
     #[test]
     fn only_the_portals_that_are_named_are_used_and_those_behind_a_translation_too() {
         let portals = [offer("10.0.0.1:3260"), offer("10.0.0.2:3260")];
-        let asked = |at: &str| named(&portals, &[Portal::read(at).unwrap()]);
+        let asked = |at: &str| named(&portals, &[Portal::read(at).unwrap()], false);
         assert_eq!(asked("10.0.0.2:3260"), [portals[1].clone()]);
         assert_eq!(asked("10.0.0.1:860"), [portals[0].clone()]);
         let translated = asked("192.0.2.1:860");
+        assert_eq!(named(&portals, &[Portal::read("192.0.2.1:860").unwrap()], true), [portals[0].clone()]);
         assert_eq!(translated.len(), 1);
         assert_eq!((translated[0].portal.to_string().as_str(), translated[0].group), ("192.0.2.1:860", Some(1)));
     }

@@ -136,7 +136,7 @@ impl Way {
         }
         if !self.target.multihomed {
             for portals in chosen.values_mut() {
-                *portals = named(portals, &answering);
+                *portals = named(portals, &answering, wanted == Some(ANY));
             }
         }
         Ok(chosen)
