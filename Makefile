@@ -17,19 +17,18 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 # Where xapi looks for drivers. Empty: xapi is left alone.
 SMDIR ?=
-# Where xapi looks for host plug-ins. Those that are there are kept as tapdisk-pause.stock and coalesce-leaf.stock.
+# Where xapi looks for host plug-ins. Those that are there are kept as tapdisk-pause.stock and so on.
 PLUGINDIR ?=
-PLUGINS := tapdisk-pause coalesce-leaf
+PLUGINS := tapdisk-pause coalesce-leaf on-slave lvhd-thin
 # Where xapi-storage-script looks for plug-ins of SMAPIv3, and the SR types that get one. Their names there begin with sm-, so no SR
 # type has two doors. Not zfs, which no test ran with the kernel's ZFS.
 V3DIR ?=
 V3TYPES ?= file ext nfs smb xfs largeblock cephfs glusterfs moosefs
 # Where zsh looks for completions, below PREFIX/share: Debian's zsh takes those of packages from zsh/vendor-completions.
 ZSHDIR ?= zsh/site-functions
-# Which of them xapi gets. Not LVMSR: the usual local SRs of XCP-ng (type lvm) are LVHD, VHDs on logical volumes, which the
-# Python driver serves and ours does not, and so are those of LVMoISCSISR and LVMoHBASR. Nor ZFSSR, which no test ran with the
+# Which of them xapi gets. Not LVMoISCSISR and LVMoHBASR, whose SRs no test ran in a pool, nor ZFSSR, which no test ran with the
 # kernel's ZFS.
-DRIVERS ?= $(filter-out LVMSR LVMoISCSISR LVMoHBASR ZFSSR,$(ALL_DRIVERS))
+DRIVERS ?= $(filter-out LVMoISCSISR LVMoHBASR ZFSSR,$(ALL_DRIVERS))
 
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 # The same place whatever CARGO_TARGET_DIR says, because scripts look here.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::sys::copy::Progress;
+use crate::types::VdiUuid;
 
 /// The circumstances that a call brings along besides its arguments.
 pub struct Context<'a> {
@@ -44,6 +45,15 @@ pub trait OtherHosts: Send + Sync {
     fn tracks(&self) -> bool;
 }
 
+/// The hosts that share an SR, for work on several of its VDIs.
+pub trait Pool: Send + Sync {
+    /// The other hosts that may have a VDI attached. `None`: the agent knows no such VDI.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::NotPaused`] if the agent does not say.
+    fn hosts_of(&self, vdi: VdiUuid) -> Result<Option<Arc<dyn OtherHosts>>>;
+}
+
 /// A VDI that no host has open; dropped, all go on.
 pub struct PausedElsewhere(Option<Arc<dyn OtherHosts>>);
 
@@ -57,6 +67,16 @@ impl PausedElsewhere {
             Some(others) => others.pause().map(|()| PausedElsewhere(Some(others.clone()))),
             None => Ok(PausedElsewhere(None)),
         }
+    }
+
+    /// As [`PausedElsewhere::begin`], for the VDI of a pool.
+    ///
+    /// # Errors
+    /// Those of [`Pool::hosts_of`] and [`OtherHosts::pause`].
+    pub fn begin_of(pool: Option<&dyn Pool>, vdi: VdiUuid) -> Result<PausedElsewhere> {
+        let others = pool.map_or(Ok(None), |pool| pool.hosts_of(vdi))?;
+        let paused = others.map(|others| others.pause().map(|()| others)).transpose()?;
+        Ok(PausedElsewhere(paused))
     }
 
     /// For a VDI that no other host has to let go of.

@@ -7,12 +7,12 @@ use std::time::Instant;
 use super::locks::Locks;
 use crate::context::{Context, Deadline};
 use crate::error::{Error, Result, one_line};
-use crate::sr::{Driver, Sr};
+use crate::sr::{Driver, Sr, VolumeChange, VolumeOf};
 use crate::sys::copy::Progress;
 use crate::sys::lock::Lock;
 use crate::sys::watch::Pulse;
 use crate::sys::{run_dir, watch};
-use crate::types::{DeviceConfig, Format, SmConfig, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{DeviceConfig, Done, Format, SmConfig, SrUuid, VdiInfo, VdiUuid};
 
 /// One SR, opened by its driver once for all that a command does with it.
 ///
@@ -85,6 +85,32 @@ impl Session {
     /// [`Error::Invalid`] for a location that no VDI of the driver has.
     pub fn vdi_at(&self, location: &str) -> Result<VdiUuid> {
         (self.driver.about.vdi_at)(self.sr, location)
+    }
+
+    /// The volumes that the images of a VDI are in, its own first; `None` where an SR has no volumes that each host activates for itself.
+    ///
+    /// # Errors
+    /// Those of [`Sr::volumes`].
+    pub fn vdi_volumes(&self, vdi: VdiUuid, deadline: Instant) -> Result<Option<Vec<VolumeOf>>> {
+        self.deadline.set(deadline);
+        self.storage.volumes(vdi)
+    }
+
+    /// Makes this host's view of a volume what the SR's master says it is, see [`Sr::follow`].
+    ///
+    /// # Errors
+    /// Those of [`Sr::follow`].
+    pub fn follow(&self, change: VolumeChange, volume: &str, vdi: Option<VdiUuid>, deadline: Instant) -> Result<()> {
+        self.deadline.set(deadline);
+        self.storage.follow(change, volume, vdi)
+    }
+
+    /// Gives the volume of a VDI that another host attaches room, or takes it back, see [`Sr::fit`].
+    ///
+    /// # Errors
+    /// Those of [`Sr::fit`].
+    pub fn vdi_fit(&self, vdi: VdiUuid, attached: bool, context: &Context) -> Result<Done> {
+        self.carry_out(Locks::of_vdis(&[vdi]), context, move |storage, _| storage.fit(vdi, attached))
     }
 
     /// The keys of a VDI's `sm_config` that its SR decides.

@@ -94,6 +94,11 @@ impl Xapi {
         Ok(xapi)
     }
 
+    /// The same session by a connection of its own.
+    pub fn another(&self) -> Xapi {
+        Xapi::new(&self.session, self.task.as_deref())
+    }
+
     /// Ends a session of [`Xapi::log_in`].
     pub fn log_out(&mut self) {
         // xapi ends a session that is not used, too.

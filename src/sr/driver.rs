@@ -140,6 +140,29 @@ pub fn vdi_by_uuid(_sr: SrUuid, location: &str) -> Result<VdiUuid> {
     Ok(location.parse()?)
 }
 
+/// A volume with an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeOf {
+    pub vdi: VdiUuid,
+    /// Its name in the group.
+    pub name: String,
+}
+
+/// A change of a volume that a host has to follow, see [`Sr::follow`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeChange {
+    /// It has one user more, and is active.
+    Use,
+    /// It has one user less, and is active only if there are others.
+    Leave,
+    /// It is not active, whoever is counted. Another program that has it open keeps it active.
+    Deactivate,
+    /// It is active, as the group has it now.
+    Refresh,
+    /// Nobody is counted as its user.
+    Forget,
+}
+
 /// A storage repository. The caller holds the locks that [`crate::call::Session`] takes.
 ///
 /// A method that a driver leaves to its default answers "not supported" or "nothing is known of it", never "done", and
@@ -297,6 +320,32 @@ pub trait Sr: Send + Sync {
     /// # Errors
     /// Those of [`Sr::stat`]; [`Error::Busy`] while another call changes a tree.
     fn plan_collect(&self, context: &Context) -> Result<CollectPlan>;
+
+    /// The volumes that the images of a disk are in, the disk's own first, where an SR has volumes that each host activates for itself;
+    /// `None` elsewhere.
+    ///
+    /// # Errors
+    /// Those of [`Sr::vdi`].
+    fn volumes(&self, _vdi: VdiUuid) -> Result<Option<Vec<VolumeOf>>> {
+        Ok(None)
+    }
+
+    /// Makes this host's view of a volume what the SR's master says it is. Idempotent, but for the count of users.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on an SR without such volumes; what activating says.
+    fn follow(&self, _change: VolumeChange, _volume: &str, _vdi: Option<VdiUuid>) -> Result<()> {
+        Err(Error::Unsupported { op: "following a change of volumes", why: "this SR has none".to_owned() })
+    }
+
+    /// Gives the volume of a disk room for all of the disk, which another host attaches, or takes that room back when it does not any more.
+    /// On the SR's master. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::NotMaster`], [`Error::NoSpace`]; [`Error::Unsupported`] on an SR without such volumes.
+    fn fit(&self, _vdi: VdiUuid, _attached: bool) -> Result<Done> {
+        Err(Error::Unsupported { op: "room for a disk", why: "this SR needs none".to_owned() })
+    }
 
     /// Refuses what [`Sr::create_over`] would refuse, as far as it can be seen without changing anything.
     ///

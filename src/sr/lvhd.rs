@@ -33,6 +33,7 @@
 //! | [`disks`], [`inflate`], [`sizes`] | disks are made; their volumes get larger and smaller |
 //! | [`fork`], [`merge`], [`revert`] | snapshot and clone; the end of a merge; a disk goes back to a snapshot |
 //! | [`recover`] | what killed calls left |
+//! | [`follow`] | volumes that the SR's master has changed, on other hosts |
 //! | [`records`] | changes of `MGT` |
 //! | [`mod@check`], [`repair`] | what is wrong, and what of it is mended |
 
@@ -40,6 +41,7 @@ mod activation;
 mod check;
 mod disk;
 mod disks;
+mod follow;
 mod forest;
 mod fork;
 mod group;
@@ -60,6 +62,7 @@ mod rights;
 mod sizes;
 mod step;
 
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 pub use group::Group;
@@ -67,9 +70,9 @@ use live::Live;
 pub use rights::Rights;
 
 use crate::error::{Error, Result};
-use crate::image::volume::VolumeName;
+use crate::image::volume::{GROUP, VolumeName, image};
 use crate::sys::lvm::Vg;
-use crate::types::{Format, SrUuid};
+use crate::types::{Format, SrUuid, VdiUuid};
 
 /// The volume with the names.
 const MGT: &str = "MGT";
@@ -82,6 +85,16 @@ pub fn is_lvhd(vg: &Vg, own: &[&str]) -> bool {
     let is_image = |name: &str| VolumeName::parse(name).is_some_and(|name| name.format != Format::Raw);
     !vg.tags.iter().any(|tag| own.contains(&tag.as_str()))
         && vg.lvs.iter().any(|lv| lv.name == MGT || is_image(&lv.name))
+}
+
+/// The names of the devices of the images that a VDI may have; see [`crate::sr::driver::About::images`]. The directory ends with the SR's
+/// UUID.
+pub fn images(directory: &Path, vdi: VdiUuid) -> Vec<PathBuf> {
+    let Some(sr) = directory.file_name().and_then(|name| name.to_str()?.parse::<SrUuid>().ok()) else {
+        return Vec::new();
+    };
+    let vg = format!("{GROUP}{sr}");
+    [Format::Vhd, Format::Qcow2].map(|format| place::path(&vg, &image(vdi, format), format)).into()
 }
 
 /// What an LVHD SR answers.

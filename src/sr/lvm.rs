@@ -64,7 +64,7 @@ pub mod tags;
 use crate::context::{Context, Deadline};
 use crate::error::{Error, Result};
 use crate::image::volume::GROUP;
-use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server, vdi_by_uuid};
+use crate::sr::driver::{About, Driver, Sr, Substrate, VolumeChange, VolumeOf, no_server, vdi_by_uuid};
 use crate::sr::lvhd::{self, Lvhd};
 use crate::sr::lvmoiscsi;
 use crate::sr::volume_group::{self, Naming, VolumeGroup};
@@ -107,6 +107,8 @@ pub const DRIVER: Driver = Driver {
             "VDI_UPDATE",
             "VDI_RESIZE",
             "VDI_RESIZE_ONLINE",
+            "VDI_CLONE",
+            "VDI_SNAPSHOT",
         ],
         configuration: &[
             ("device", "block devices, separated by commas (required)"),
@@ -123,7 +125,7 @@ pub const DRIVER: Driver = Driver {
         keeps_keys: false,
         sm_config,
         substrate: Substrate::BlockDevices,
-        images: no_images,
+        images: lvhd::images,
         looks_at_every_disk: false,
         protocol_versions: no_server,
     },
@@ -166,11 +168,13 @@ pub struct LvmSr {
     allocation: Option<Allocation>,
     /// Whether device_config says that the SR is shared. Its word counts at sr_create only; afterwards the group says
     /// it.
-    is_shared: bool,
+    marks_shared: bool,
     /// Whether sr_create makes an LVHD group. Afterwards the group says it.
     is_lvhd: bool,
     /// Another host is the one that may change the group.
     is_slave: bool,
+    /// xapi says which host may.
+    is_of_pool: bool,
     /// The part of this host in an LVHD SR.
     rights: lvhd::Rights,
 }
@@ -191,7 +195,7 @@ impl LvmSr {
             "thin" => Some(Allocation::Thin),
             other => return Err(bad("allocation", other, "expected thick or thin")),
         };
-        let is_shared = match config.get("shared").unwrap_or("") {
+        let marks_shared = match config.get("shared").unwrap_or("") {
             "" | "false" => false,
             "true" => true,
             other => return Err(bad("shared", other, "expected true or false")),
@@ -206,7 +210,7 @@ impl LvmSr {
             other => return Err(bad("lvhd", other, "expected true or false")),
         };
         let (is_slave, rights) = (said == Some("false"), lvhd::Rights::of(config));
-        Ok(LvmSr { group, allocation, is_shared, is_lvhd, is_slave, rights })
+        Ok(LvmSr { group, allocation, marks_shared, is_lvhd, is_slave, is_of_pool: said.is_some(), rights })
     }
 }
 
@@ -321,10 +325,24 @@ impl Sr for LvmSr {
         self.forget(vdi)
     }
 
-    /// `false` also for a group with the tag `xcp.shared`: what asks this wants to snapshot a disk that another host may have
-    /// attached. A thick SR, the only one that hosts can share, has no snapshots.
+    /// Where xapi gives the SR a master: then it also knows which hosts have a disk attached.
     fn is_shared(&self) -> bool {
-        false
+        self.is_of_pool
+    }
+
+    fn volumes(&self, vdi: VdiUuid) -> Result<Option<Vec<VolumeOf>>> {
+        match self.kind(self.group.look()?) {
+            Kind::Own(_) => Ok(None),
+            Kind::Lvhd(theirs) => theirs.volumes(vdi).map(Some),
+        }
+    }
+
+    fn follow(&self, change: VolumeChange, volume: &str, vdi: Option<VdiUuid>) -> Result<()> {
+        self.theirs("following a change of volumes")?.follow(change, volume, vdi)
+    }
+
+    fn fit(&self, vdi: VdiUuid, attached: bool) -> Result<Done> {
+        self.theirs("room for a disk")?.fit(vdi, attached)
     }
 
     fn content_type(&self) -> &'static str {
@@ -339,7 +357,15 @@ impl Sr for LvmSr {
 pub fn probe(config: &DeviceConfig, deadline: Deadline) -> Result<Vec<SrInfo>> {
     volume_group::probe(config, &NAMING, deadline, |group, vg| {
         let rights = lvhd::Rights::of(config);
-        let sr = LvmSr { group, allocation: None, is_shared: false, is_lvhd: false, is_slave: false, rights };
+        let sr = LvmSr {
+            group,
+            allocation: None,
+            marks_shared: false,
+            is_lvhd: false,
+            is_slave: false,
+            is_of_pool: false,
+            rights,
+        };
         // The report of all groups does not say where the volumes are.
         if lvhd::is_lvhd(vg, OWN) { sr.stat().map(Some) } else { Ok(Some(sr.summary(vg))) }
     })
@@ -372,6 +398,14 @@ impl LvmSr {
 
     fn settled<'a>(&'a self, theirs: Lvhd<'a>) -> Result<Lvhd<'a>> {
         theirs.settled(|| self.listed())
+    }
+
+    /// The LVHD SR that it is.
+    fn theirs(&self, op: &'static str) -> Result<Lvhd<'_>> {
+        match self.kind(self.group.look()?) {
+            Kind::Lvhd(theirs) => Ok(theirs),
+            Kind::Own(vg) => Err(Error::Unsupported { op, why: format!("{} is no LVHD group", vg.name) }),
+        }
     }
 
     /// Refuses to change an LVHD SR.

@@ -29,7 +29,7 @@ pub mod zfs;
 use crate::error::{Error, Result};
 
 pub use config::PREFERRED_FORMATS;
-pub use driver::{About, Driver, Found, SECTORS, Sr, Substrate};
+pub use driver::{About, Driver, Found, SECTORS, Sr, Substrate, VolumeChange, VolumeOf};
 
 /// Every driver of this package.
 pub const DRIVERS: &[&Driver] = &[

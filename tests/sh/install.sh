@@ -16,7 +16,6 @@ wrong() { echo "$1"; exit 1; }
 mkdir -p "${plugin%/*}"
 echo 'the stock plug-in' > "$plugin"
 
-# An LVMSR that serves LVHD SRs stays, unless it is named.
 mkdir -p "$smdir"
 echo python > "$smdir/LVMSR"
 # The drivers of XCP-ng are links to the Python files beside them.
@@ -26,7 +25,6 @@ run install
 for driver in $(sed -n 's/.*executable: "\(.*\)",.*/\1/p' src/sr/*.rs); do
     "$root/usr/sbin/$driver" --version | grep -q "^$driver " || wrong "$driver does not know who it is"
     case $driver in
-    LVMSR) [ "$(cat "$smdir/$driver")" = python ] || wrong "LVMSR was replaced unasked" ;;
     LVMoISCSISR | LVMoHBASR) [ ! -e "$smdir/$driver" ] || wrong "xapi got $driver unasked" ;;
     ZFSSR) [ ! -e "$smdir/$driver" ] || wrong "xapi got $driver, which no test ran with the kernel's ZFS, unasked" ;;
     *) [ "$(readlink "$smdir/$driver")" = /usr/sbin/sm ] || wrong "xapi did not get $driver" ;;
@@ -41,7 +39,9 @@ for stock in 'the stock plug-in' 'a newer one'; do
     echo 'a newer one' > "$plugin"
 done
 support/stand-in put /usr/sbin/sm "$plugin"
-[ "$(readlink "${plugin%/*}/coalesce-leaf")" = /usr/sbin/sm ] || wrong 'xapi did not get the plug-in coalesce-leaf'
+for name in coalesce-leaf on-slave lvhd-thin; do
+    [ "$(readlink "${plugin%/*}/$name")" = /usr/sbin/sm ] || wrong "xapi did not get the plug-in $name"
+done
 for unit in 'sm-collect@.service' 'sm-collect@.timer' 'sm-collect-xapi@.service' sm-metrics.service sm-metrics.timer \
     'sm-backup@.service' 'sm-backup@.timer'; do
     [ -s "$root/usr/lib/systemd/system/$unit" ] || wrong "$unit is not installed"

@@ -58,6 +58,8 @@ class Xapi:
     def __init__(self, path):
         self.lock = threading.RLock()
         self.session = "OpaqueRef:session-" + str(uuids.uuid4())
+        # Of hosts besides the first: session -> host.
+        self.sessions = {}
         self.host_ref = "OpaqueRef:host-1"
         self.host_uuid = str(uuids.uuid4())
         self.hosts = {self.host_ref: {"uuid": self.host_uuid, "name_label": "one", "other_config": {}}}
@@ -186,7 +188,7 @@ class Xapi:
         return self.session
 
     def session_get_this_host(self, session):
-        return self.host_ref
+        return self.sessions.get(session, self.host_ref)
 
     def session_logout(self):
         return ""
@@ -198,7 +200,7 @@ class Xapi:
         signature = SIGNATURES[method]
         if signature is not None:
             session, *params = params
-            if session != self.session:
+            if session != self.session and session not in self.sessions:
                 raise Refusal("SESSION_INVALID", "…")
             if len(params) != len(signature):
                 raise Misuse(f"{method} takes {len(signature)} arguments, not {len(params)}")

@@ -7,6 +7,7 @@ use crate::door::smapiv3;
 use crate::door::xapi::{ApiError, Record, Xapi, text};
 use crate::door::xmlrpc::Value;
 use crate::sr::{DRIVERS, Driver};
+use crate::types::{DeviceConfig, SrUuid};
 
 /// The driver of an SR by its record, if what xapi calls for the SR's type is this executable.
 ///
@@ -24,6 +25,49 @@ pub fn driver_of(xapi: &mut Xapi, sr: &Record) -> Result<Option<&'static Driver>
     let sm = first_where(xapi, "SM", "type", driver.sr_type)?;
     let file = sm.as_ref().map_or("", |sm| text(sm, "driver_filename"));
     Ok(Some(driver).filter(|_| is_ours(file)))
+}
+
+/// The driver of an SR, if it is ours, and device_config as xapi gives it to the driver on this host; `None` for an SR that xapi does not
+/// have.
+type Attached = Option<(Option<&'static Driver>, Option<DeviceConfig>)>;
+
+/// How an SR is attached on this host.
+///
+/// # Errors
+/// Those of [`Xapi::call`].
+pub fn attached_here(xapi: &mut Xapi, sr: SrUuid) -> Result<Attached, ApiError> {
+    let reference = match xapi.call("SR.get_by_uuid", &[Value::text(sr.to_string())]) {
+        Ok(reference) => reference.as_str().unwrap_or_default().to_owned(),
+        Err(e) if e.is_gone() => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let record = xapi.record("SR.get_record", &reference)?;
+    let driver = driver_of(xapi, &record)?;
+    let host = xapi.this_host()?;
+    let is_master = record.get("shared") != Some(&Value::Boolean(true)) || master(xapi)? == host;
+    let pbds = xapi.records("PBD.get_all_records")?;
+    let here = pbds.into_values().find(|pbd| text(pbd, "SR") == reference && text(pbd, "host") == host);
+    Ok(Some((driver, here.map(|pbd| config(&pbd, is_master)))))
+}
+
+/// The reference of the pool's master.
+///
+/// # Errors
+/// Those of [`Xapi::call`].
+pub fn master(xapi: &mut Xapi) -> Result<String, ApiError> {
+    let pools = xapi.call("pool.get_all", &[])?;
+    let pool = match pools {
+        Value::Array(mut pools) if !pools.is_empty() => pools.swap_remove(0),
+        other => return Err(ApiError::Malformed(format!("pool.get_all answered {}", other.kind()))),
+    };
+    Ok(xapi.call("pool.get_master", &[pool])?.as_str().unwrap_or_default().to_owned())
+}
+
+/// device_config of a PBD as xapi gives it to the driver.
+pub fn config(pbd: &Record, is_master: bool) -> DeviceConfig {
+    let keys = pbd.get("device_config").and_then(Value::as_struct).cloned().unwrap_or_default();
+    let keys = keys.into_iter().filter_map(|(key, value)| Some((key, value.as_str()?.to_owned())));
+    DeviceConfig(keys.chain([("SRmaster".to_owned(), is_master.to_string())]).collect())
 }
 
 /// A record of a class whose field has a value. The caller knows that both are words.

@@ -8,23 +8,36 @@
 //! |---|---|
 //! | [`pause`] | `tapdisk-pause`: other hosts of a pool make this one let go of an image |
 //! | [`coalesce`] | `coalesce-leaf`: the images of a VM's disks are merged now |
+//! | [`on_slave`] | `on-slave`: this host follows what the SR's master changed of its volumes |
+//! | [`lvhd_thin`] | `lvhd-thin`: the SR's master gives a volume room for another host |
 
 pub mod coalesce;
+pub mod lvhd_thin;
+pub mod on_slave;
 pub mod pause;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use super::host::ours;
+use super::xapi::{ApiError, Xapi};
 use super::xmlrpc::{self, Value};
 use super::{Answer, guarded, said};
+use crate::call::Session;
 use crate::error::one_line;
 use crate::sys::tool;
+use crate::types::SrUuid;
 
 /// A plug-in: its name, and what answers a call.
 type Plugin = (&'static str, fn(&[OsString]) -> Result<String, Failure>);
 
-const PLUGINS: [Plugin; 2] = [(pause::NAME, pause::answer), (coalesce::NAME, coalesce::answer)];
+const PLUGINS: [Plugin; 4] = [
+    (pause::NAME, pause::answer),
+    (coalesce::NAME, coalesce::answer),
+    (on_slave::NAME, on_slave::answer),
+    (lvhd_thin::NAME, lvhd_thin::answer),
+];
 
 /// Why a call failed: words of a XenAPI error.
 type Failure = Vec<String>;
@@ -88,6 +101,22 @@ impl Called {
 
 fn not_understood(name: &str, why: &str) -> Failure {
     failed(name, format!("the call is not understood: {why}"))
+}
+
+/// An SR of volumes, open as this host has it attached. `None`: it is served by another package.
+///
+/// # Errors
+/// Why that cannot be learned, as a clause.
+fn serve_volumes(called: &Called, sr: SrUuid) -> Result<Option<Session>, String> {
+    let mut xapi = Xapi::new(&called.session, None);
+    let unknown = |e: ApiError| format!("cannot learn from xapi how SR {sr} is attached: {e}");
+    let (driver, config) = match ours::attached_here(&mut xapi, sr).map_err(unknown)? {
+        Some((Some(driver), Some(config))) => (driver, config),
+        Some((Some(_), None)) => return Err(format!("SR {sr} is not attached on this host")),
+        Some((None, _)) => return Ok(None),
+        None => return Err(format!("xapi has no SR {sr}")),
+    };
+    Session::open(driver, sr, config).map(Some).map_err(|error| one_line(&error))
 }
 
 /// Becomes the Python plug-in, which answers. Returns only if there is none. The Python plug-in is in the same directory, where it

@@ -10,16 +10,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::faults::{self, Attempt, Failure};
+use super::hosts::Hosts;
 use super::service::AGENT;
 use super::sync;
 use crate::call::Session;
-use crate::context::Context;
+use crate::context::{Context, OtherHosts, Pool};
 use crate::door::host::{self, local_path, ours};
 use crate::door::smapiv3;
 use crate::door::xapi::{ApiError, Record, Xapi, text};
 use crate::door::xmlrpc::Value;
 use crate::error::{Error, Result};
-use crate::sr::Driver;
+use crate::sr::{Driver, Substrate};
 use crate::sys::lock::{self, Kind};
 use crate::sys::tool::Tool;
 use crate::sys::{run_dir, syslog};
@@ -105,7 +106,10 @@ fn collect_known(sr: SrUuid, known: Known, collecting: &Collecting, context: &Co
     let (xapi, told) = (Mutex::new(xapi), Mutex::new(Instant::now()));
     let next = collecting.watcher.clone();
     let teller = Arc::new(Teller { sr, driver, config, reference, xapi, told, next });
-    let watched = Collecting { rate: collecting.rate, watcher: Some(teller.clone()) };
+    // Hosts that share files see each other's leases there.
+    let of_pool = driver.about.substrate == Substrate::BlockDevices && session.is_shared();
+    let pool = of_pool.then(|| Arc::new(OfPool(teller.clone())) as Arc<dyn Pool>);
+    let watched = Collecting { rate: collecting.rate, watcher: Some(teller.clone()), pool };
     let collected = session.sr_collect(&watched, context);
     if !matches!(collected, Ok(Done::Already)) {
         // After sr_detach there is no SR that could be seen, and nothing is told.
@@ -132,7 +136,7 @@ fn find(xapi: &mut Xapi, sr: SrUuid) -> Result<(String, &'static Driver, DeviceC
     let record = xapi.record("SR.get_record", &reference).map_err(unreachable)?;
     let pbd = attached_pbd(xapi, &reference, &host).map_err(unreachable)?;
     let pbd = pbd.ok_or_else(|| not_here("xapi has not attached it on this host".to_owned()))?;
-    if record.get("shared") == Some(&Value::Boolean(true)) && master(xapi).map_err(unreachable)? != host {
+    if record.get("shared") == Some(&Value::Boolean(true)) && ours::master(xapi).map_err(unreachable)? != host {
         return Err(not_here("the master of the pool collects it".to_owned()));
     }
     for key in ["gc", "coalesce"] {
@@ -143,7 +147,7 @@ fn find(xapi: &mut Xapi, sr: SrUuid) -> Result<(String, &'static Driver, DeviceC
     }
     let driver = ours::driver_of(xapi, &record).map_err(unreachable)?;
     let driver = driver.ok_or_else(|| not_here("xapi serves it by the driver of another package".to_owned()))?;
-    Ok((reference, driver, config(&pbd), smapiv3::driver_of(text(&record, "type")).is_some()))
+    Ok((reference, driver, ours::config(&pbd, true), smapiv3::driver_of(text(&record, "type")).is_some()))
 }
 
 /// The PBD by which this host has an SR attached. xapi notes that an SR is attached only after the sr_attach that starts the
@@ -159,22 +163,6 @@ fn attached_pbd(xapi: &mut Xapi, sr_ref: &str, host: &str) -> std::result::Resul
         }
         thread::sleep(AGAIN);
     }
-}
-
-fn master(xapi: &mut Xapi) -> std::result::Result<String, ApiError> {
-    let pools = xapi.call("pool.get_all", &[])?;
-    let pool = match pools {
-        Value::Array(mut pools) if !pools.is_empty() => pools.swap_remove(0),
-        other => return Err(ApiError::Malformed(format!("pool.get_all answered {}", other.kind()))),
-    };
-    Ok(xapi.call("pool.get_master", &[pool])?.as_str().unwrap_or_default().to_owned())
-}
-
-/// device_config as xapi gives it to the driver on the SR's master.
-fn config(pbd: &Record) -> DeviceConfig {
-    let keys = pbd.get("device_config").and_then(Value::as_struct).cloned().unwrap_or_default();
-    let keys = keys.into_iter().filter_map(|(key, value)| Some((key, value.as_str()?.to_owned())));
-    DeviceConfig(keys.chain([("SRmaster".to_owned(), "true".to_owned())]).collect())
 }
 
 /// The one who tells xapi.
@@ -202,6 +190,35 @@ impl Watcher for Teller {
             self.tell(SOON);
             *told = Instant::now();
         }
+    }
+}
+
+/// The hosts of the SR, as xapi knows them.
+struct OfPool(Arc<Teller>);
+
+impl Pool for OfPool {
+    fn hosts_of(&self, vdi: VdiUuid) -> Result<Option<Arc<dyn OtherHosts>>> {
+        let teller = &self.0;
+        let why =
+            |e: ApiError| Error::NotPaused { vdi, sr: teller.sr, why: format!("xapi does not say who has it: {e}") };
+        let mut xapi = teller.xapi.lock().unwrap_or_else(PoisonError::into_inner);
+        let vdi_ref = match xapi.call("VDI.get_by_uuid", &[Value::text(vdi.to_string())]) {
+            Ok(reference) => reference.as_str().unwrap_or_default().to_owned(),
+            Err(e) if e.is_gone() => return Ok(None),
+            Err(e) => return Err(why(e)),
+        };
+        let host_ref = xapi.this_host().map_err(why)?;
+        Ok(Some(Arc::new(Hosts {
+            xapi: Mutex::new(xapi.another()),
+            driver: teller.driver,
+            sr: teller.sr,
+            vdi,
+            vdi_uuid: vdi.to_string(),
+            vdi_ref,
+            host_ref,
+            config: teller.config.clone(),
+            before: Mutex::default(),
+        })))
     }
 }
 

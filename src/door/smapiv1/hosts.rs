@@ -13,21 +13,31 @@
 //! and once more after it, and finds no key if the request reaches it later still: so none is left that holds a disk for
 //! nobody.
 //!
+//! Where an SR has volumes that each host activates for itself (LVHD), the hosts follow the change through the plug-in `on-slave`, in the order
+//! of the Python drivers (`LVHDSR.py`): after 2 they deactivate the volume of the VDI, and in 4, before they let go, they activate the one that
+//! has its name now, and those of its bases. Hosts with the Python plug-ins do that as well as ours, so they are asked all the same.
+//!
 //! [`plugin`]: crate::door::plugin
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use crate::call::Session;
 use crate::context::OtherHosts;
 use crate::door::host::pause;
+use crate::door::plugin::on_slave;
 use crate::door::xapi::{Record, Xapi};
 use crate::door::xmlrpc::Value;
 use crate::error::{Error, Result};
-use crate::sr::Driver;
+use crate::sr::{Driver, VolumeChange, VolumeOf};
 use crate::sys::syslog;
-use crate::types::{SrUuid, VdiUuid};
+use crate::types::{DeviceConfig, SrUuid, VdiUuid};
 
 /// The answer of a plug-in that did what it was asked. Any other answer is a no.
 const DONE: &str = "True";
+
+/// How long a look at the SR may wait for other calls.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The hosts of one VDI, as xapi knows them.
 pub struct Hosts {
@@ -40,6 +50,10 @@ pub struct Hosts {
     pub vdi_ref: String,
     /// This one.
     pub host_ref: String,
+    /// device_config of the SR on this host.
+    pub config: DeviceConfig,
+    /// The volumes of the VDI when it was paused.
+    pub before: Mutex<Vec<VolumeOf>>,
 }
 
 /// The outcome of a request to a host.
@@ -48,6 +62,8 @@ enum Asked {
     /// The host has left the pool, and its claim is removed.
     Gone,
     No(String),
+    /// The plug-in there is not this package's.
+    Unknown(String),
 }
 
 impl Hosts {
@@ -101,7 +117,11 @@ impl Hosts {
             ("vdi_uuid", self.vdi_uuid.clone()),
             ("vdi_location", self.vdi.to_string()),
         ];
-        let words = [Value::text(host), Value::text(pause::NAME), Value::text(function), Value::map(args)];
+        self.ask_plugin(host, pause::NAME, function, Value::map(args))
+    }
+
+    fn ask_plugin(&self, host: &str, plugin: &str, function: &str, args: Value) -> Asked {
+        let words = [Value::text(host), Value::text(plugin), Value::text(function), args];
         let answer = self.xapi().call("host.call_plugin", &words);
         match answer {
             Ok(Value::String(word)) if word == DONE => Asked::Done,
@@ -112,8 +132,63 @@ impl Hosts {
                 self.drop_claim(host);
                 Asked::Gone
             }
+            Err(e) if e.is("UNKNOWN_XENAPI_PLUGIN_FUNCTION") => {
+                Asked::Unknown(format!("has no function {function}: {e}"))
+            }
             Err(e) => Asked::No(format!("did not carry out {function}: {e}")),
         }
+    }
+
+    /// The volumes of a VDI now; none on an SR of another kind.
+    fn volumes(&self, vdi: VdiUuid) -> Result<Vec<VolumeOf>> {
+        let session = Session::open(self.driver, self.sr, self.config.clone())?;
+        Ok(session.vdi_volumes(vdi, Instant::now() + PATIENCE)?.unwrap_or_default())
+    }
+
+    /// The volumes of the VDI when it was paused, without bases that it has no more but that are there for others, and those that it has now.
+    /// A disk that is gone has none.
+    fn before_and_now(&self) -> Result<(Vec<VolumeOf>, Vec<VolumeOf>)> {
+        let now = match self.volumes(self.vdi) {
+            Err(Error::NoVdi { .. }) => Vec::new(),
+            other => other?,
+        };
+        let mut before = self.before().clone();
+        let is_left = |volume: &VolumeOf| now.iter().any(|of| of.vdi == volume.vdi);
+        let is_gone = |volume: &VolumeOf| matches!(self.volumes(volume.vdi), Err(Error::NoVdi { .. }));
+        before.retain(|volume| volume.vdi == self.vdi || is_left(volume) || is_gone(volume));
+        Ok((before, now))
+    }
+
+    fn before(&self) -> MutexGuard<'_, Vec<VolumeOf>> {
+        self.before.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a host follow a change of volumes.
+    fn follow(&self, host: &str, changes: &[(VolumeChange, &VolumeOf)]) -> std::result::Result<(), String> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        match self.ask_plugin(host, on_slave::NAME, on_slave::MULTI, on_slave::arguments(self.sr, changes)) {
+            Asked::Done | Asked::Gone => Ok(()),
+            Asked::No(why) | Asked::Unknown(why) => Err(why),
+        }
+    }
+
+    /// What other hosts have to do when the volumes of the VDI are `now`.
+    fn changes<'v>(before: &'v [VolumeOf], now: &'v [VolumeOf]) -> Vec<(VolumeChange, &'v VolumeOf)> {
+        let (own, bases) = now.split_at(now.len().min(1));
+        let is_in = |all: &[VolumeOf], volume: &VolumeOf| all.iter().skip(1).any(|of| of.vdi == volume.vdi);
+        let mut changes = Vec::new();
+        for gone in before.iter().skip(1).filter(|volume| !is_in(now, volume)) {
+            changes.extend([(VolumeChange::Deactivate, gone), (VolumeChange::Forget, gone)]);
+        }
+        // Bases first: the device of one that was the VDI's gets its name.
+        for base in bases.iter().rev() {
+            let is_new = !before.is_empty() && !is_in(before, base);
+            changes.push((if is_new { VolumeChange::Use } else { VolumeChange::Refresh }, base));
+        }
+        changes.extend(own.iter().map(|own| (VolumeChange::Refresh, own)));
+        changes
     }
 
     fn shown(&self, host: &str) -> String {
@@ -131,7 +206,9 @@ impl Hosts {
                 match self.ask(host, function) {
                     Asked::Done => {}
                     Asked::Gone => break,
-                    Asked::No(why) => {
+                    // The Python drivers serve the same volumes.
+                    Asked::Unknown(_) if function == pause::SERVES && !self.before().is_empty() => {}
+                    Asked::No(why) | Asked::Unknown(why) => {
                         let advice = match function {
                             pause::SERVES => "; is this package's tapdisk-pause installed there?",
                             _ => "",
@@ -141,17 +218,34 @@ impl Hosts {
                 }
             }
         }
+        for host in others {
+            let before = self.before();
+            let own: Vec<_> = before.first().map(|own| (VolumeChange::Deactivate, own)).into_iter().collect();
+            self.follow(host, &own).map_err(|why| self.not_paused(format!("{} {why}", self.shown(host))))?;
+        }
         Ok(())
     }
 
     fn release(&self, hosts: &[String]) -> Result<()> {
         let mut failed = Vec::new();
+        let is_other = |host: &&String| **host != self.host_ref;
+        if hosts.iter().any(|host| is_other(&host)) {
+            // Hosts that were not told what to follow stay paused, to be told later.
+            let (before, now) = self.before_and_now()?;
+            for host in hosts.iter().filter(is_other) {
+                if let Err(why) = self.follow(host, &Hosts::changes(&before, &now)) {
+                    failed.push(format!("{} {why}", self.shown(host)));
+                }
+            }
+            // A base is counted once.
+            *self.before() = now;
+        }
         for host in hosts {
             if *host == self.host_ref {
                 if let Err(error) = pause::release(self.driver, self.sr, self.vdi) {
                     failed.push(format!("this host did not go on: {}", crate::error::one_line(&error)));
                 }
-            } else if let Asked::No(why) = self.ask(host, pause::UNPAUSE) {
+            } else if let Asked::No(why) | Asked::Unknown(why) = self.ask(host, pause::UNPAUSE) {
                 failed.push(format!("{} {why}", self.shown(host)));
             }
         }
@@ -193,11 +287,18 @@ impl OtherHosts for Hosts {
             Err(e) => return Err(self.not_paused(format!("xapi was not told of the pause: {e}"))),
             Ok(()) => false,
         };
-        let others = match self.claims() {
+        let others: Vec<String> = match self.claims() {
             Ok(claims) => claims.into_iter().map(|(host, _)| host).filter(|host| *host != self.host_ref).collect(),
             Err(error) if stale => return Err(error),
             Err(error) => return self.remove_key().and(Err(error)),
         };
+        if !others.is_empty() {
+            match self.volumes(self.vdi) {
+                Ok(volumes) => *self.before() = volumes,
+                Err(error) if stale => return Err(error),
+                Err(error) => return self.remove_key().and(Err(error)),
+            }
+        }
         let mut asked: Vec<String> = if stale { Vec::clone(&others) } else { Vec::new() };
         self.pause_all(&others, &mut asked).inspect_err(|_| {
             let undone = self.release(&asked).and_then(|()| self.remove_key());

@@ -63,7 +63,7 @@ impl CollectArgs {
         let lines = Arc::new(Lines::new(self.progress));
         let progress = |done, total| lines.progress(done, total);
         let (deadline, others) = (context.deadline, context.others.clone());
-        let collecting = Collecting { rate, watcher: Some(lines.clone()) };
+        let collecting = Collecting { rate, watcher: Some(lines.clone()), pool: None };
         let progress: Progress = if self.progress { &progress } else { context.progress };
         let collected = collect(&collecting, &Context { deadline, progress, others });
         (collected, lines.counted())

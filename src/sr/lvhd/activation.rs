@@ -13,8 +13,8 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use super::Group;
 use super::step::{Step, plan};
+use super::{Group, Rights};
 use crate::error::{Error, Result};
 use crate::sys::lock::{self, Kind, Lock};
 use crate::sys::lvm::{self, Deactivated, script};
@@ -38,6 +38,13 @@ impl Count {
     fn is_used(self) -> bool {
         self.users > 0 || self.attached > 0
     }
+}
+
+/// One user more, or less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    More,
+    Less,
 }
 
 /// The counts of the images of a disk, the disk's own first, locked.
@@ -131,6 +138,11 @@ impl Group<'_> {
         if !names.is_empty() {
             steps.push(Step::Activate { names });
         }
+        // Another host may have changed them since they were activated.
+        let stale = counts.volumes(|_, lv| lv.active)?;
+        if !stale.is_empty() && self.rights() == Rights::Slave {
+            steps.push(Step::Refresh { names: stale });
+        }
         let (commands, ..) = plan(self.vg(), &steps);
         let activated = match first {
             // A group without all its devices is not changed, but read.
@@ -158,6 +170,22 @@ impl Group<'_> {
         let mut counts = Counts::lock(self, &chain)?;
         counts.counts[0].users = users;
         write(&file(self, vdi), counts.counts[0])
+    }
+
+    /// Counts one user of an image more or less, of which another host said so. Whether it has one now.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Busy`].
+    pub fn count(&self, vdi: VdiUuid, counted: Counted) -> Result<bool> {
+        let chain = [vdi];
+        let mut counts = Counts::lock(self, &chain)?;
+        let count = &mut counts.counts[0];
+        count.users = match counted {
+            Counted::More => count.users + 1,
+            Counted::Less => count.users.saturating_sub(1),
+        };
+        let count = *count;
+        write(&file(self, vdi), count).map(|()| count.is_used())
     }
 
     /// Counts no user of an image that is gone.

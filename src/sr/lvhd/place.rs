@@ -21,6 +21,14 @@ use crate::vdi::tree::forest::{Forest as _, Fork};
 use crate::vdi::tree::nodes::Node;
 use crate::vdi::{Holders, Opened, Place, Usage, deleted, describe, in_use, layout};
 
+/// The name of the device by which an image is served.
+pub fn path(vg: &str, name: &str, format: Format) -> PathBuf {
+    match format {
+        Format::Vhd => Path::new("/dev/mapper").join(lvm::dm_name(vg, name)),
+        _ => lvm::node(vg, name),
+    }
+}
+
 /// The tags of a volume that say who has its persistent lock. They go where the image of the disk goes.
 pub fn lock_tags(lv: &Lv) -> Vec<String> {
     lv.tags.iter().filter(|tag| tags::is_lock(tag)).cloned().collect()
@@ -92,12 +100,7 @@ impl Place for LvhdPlace<'_> {
 
     /// A VHD names the device of its parent, so the server of a VHD opens it by that name as well.
     fn path(&self) -> PathBuf {
-        let (group, name) = (self.live.now(), self.name());
-        let vg = &group.vg().name;
-        match self.format {
-            Format::Vhd => Path::new("/dev/mapper").join(lvm::dm_name(vg, &name)),
-            _ => lvm::node(vg, &name),
-        }
+        path(&self.live.now().vg().name, &self.name(), self.format)
     }
 
     /// The bytes are read and written by the group's map, and nothing is activated. If the volume is active for somebody who reads

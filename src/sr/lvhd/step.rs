@@ -51,6 +51,10 @@ pub enum Step {
     Activate {
         names: Vec<String>,
     },
+    /// Active volumes get the extents that the group says.
+    Refresh {
+        names: Vec<String>,
+    },
 }
 
 impl Step {
@@ -171,6 +175,10 @@ fn take(vg: &mut Vg, step: &Step) -> (Command, bool) {
                 lv.tags.extend(add.iter().cloned());
             });
             (command, true)
+        }
+        Step::Refresh { names } => {
+            let all: Vec<String> = names.iter().map(|name| full(name)).collect();
+            (Command::new("lvchange", &["--refresh"], &all), true)
         }
         Step::Activate { names } => {
             let all: Vec<String> = names.iter().map(|name| full(name)).collect();

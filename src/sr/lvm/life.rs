@@ -25,7 +25,7 @@ impl LvmSr {
             (false, false) => vec![THICK],
         };
         // Of an LVHD group, its agent alone knows.
-        tags.extend((self.is_shared && !self.is_lvhd).then_some(SHARED));
+        tags.extend((self.marks_shared && !self.is_lvhd).then_some(SHARED));
         let slot = new.slot.map(|slot| slot.tag());
         tags.extend(slot.as_deref());
         self.group.make(new.size, over, &tags, room)?;

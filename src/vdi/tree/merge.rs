@@ -13,7 +13,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use crate::context::Context;
+use crate::context::{Context, PausedElsewhere};
 use crate::datapath;
 use crate::error::{Error, Result};
 use crate::sys::lock::{self, Lock};
@@ -62,7 +62,7 @@ pub fn merge(forest: &dyn Forest, nodes: &mut Nodes, vdi: VdiUuid, (context, run
     let merge = Merge { forest, context, run, base, place, layout: layout(node.format), node };
     match merge.run(nodes) {
         // Left for the next time.
-        Err(Error::VdiInUse { .. }) => Ok(Done::Already),
+        Err(Error::VdiInUse { .. } | Error::NotPaused { .. }) => Ok(Done::Already),
         other => other,
     }
 }
@@ -95,7 +95,8 @@ impl Merge<'_> {
         drop(parent);
         // A disk that another host has open is seen only when it comes to the last step, and the other host may open it
         // at any moment.
-        if !self.node.hidden && (self.place.is_shared() || served::device(&*self.place)?.is_some()) {
+        let may_be_elsewhere = self.place.is_shared() || self.run.pool().is_some();
+        if !self.node.hidden && (may_be_elsewhere || served::device(&*self.place)?.is_some()) {
             return self.in_use(nodes);
         }
         if self.is_larger(nodes) || self.forest.has_fixed_places() {
@@ -158,6 +159,7 @@ impl Merge<'_> {
             return Ok(Done::Already);
         }
         self.grow_parent(nodes)?;
+        let _elsewhere = PausedElsewhere::begin_of(self.run.pool(), self.vdi())?;
         let _pause = pause(&*self.place)?;
         let _alone = self.forest.alone(&[self.vdi()], self.vdi())?;
         if self.place.held()? > MERGED_AT_ONCE {
@@ -200,11 +202,16 @@ impl Merge<'_> {
         Ok(locks)
     }
 
-    /// Makes the servers of all disks that have this image in their chains close it.
-    fn pause_above(&self, nodes: &Nodes) -> Result<Vec<datapath::Paused>> {
-        let above = nodes.descendants(self.vdi());
-        let paused: Result<Vec<_>> = above.into_iter().map(|vdi| pause(&*self.forest.place(vdi)?)).collect();
-        Ok(paused?.into_iter().flatten().collect())
+    /// Makes the servers of all disks that have this image in their chains close it, on all hosts.
+    fn pause_above(&self, nodes: &Nodes) -> Result<Vec<(PausedElsewhere, Option<datapath::Paused>)>> {
+        let above = nodes.descendants(self.vdi()).into_iter();
+        let is_disk = |vdi: &VdiUuid| nodes.get(*vdi).is_some_and(|node| !node.hidden);
+        let pause_all = |vdi: VdiUuid| {
+            let pool = self.run.pool().filter(|_| is_disk(&vdi));
+            let elsewhere = PausedElsewhere::begin_of(pool, vdi)?;
+            Ok((elsewhere, pause(&*self.forest.place(vdi)?)?))
+        };
+        above.map(pause_all).collect()
     }
 
     fn is_larger(&self, nodes: &Nodes) -> bool {
@@ -218,6 +225,8 @@ impl Merge<'_> {
         }
         let parent = self.forest.place(self.base)?;
         // Growing moves blocks, so whatever reads the parent has to let go of it: the servers above this image, and its own.
+        let own = self.run.pool().filter(|_| !self.node.hidden);
+        let _elsewhere = PausedElsewhere::begin_of(own, self.vdi())?;
         let _pause = pause(&*self.place)?;
         let _pauses = self.pause_above(nodes)?;
         let _alone = self.forest.alone(&[self.base], self.vdi())?;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::context::Pool;
 use crate::sys::copy::Progress;
 use crate::types::{SrUuid, VdiUuid};
 use crate::vdi::tree::stop::Stop;
@@ -18,6 +19,8 @@ pub struct Collecting {
     pub rate: Option<NonZeroU64>,
     /// Told of each step, on the thread that takes it.
     pub watcher: Option<Arc<dyn Watcher>>,
+    /// The other hosts that share the SR, where an agent knows them: they let go of the disks above an image for the last step of its merge.
+    pub pool: Option<Arc<dyn Pool>>,
 }
 
 /// Somebody who follows a run of the collector.
@@ -119,6 +122,11 @@ impl Run {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// See [`Collecting::pool`].
+    pub fn pool(&self) -> Option<&dyn Pool> {
+        self.collecting.pool.as_deref()
+    }
+
     /// Tells the watcher of a step.
     pub fn taken(&self, step: &Taken) {
         if let Some(watcher) = &self.collecting.watcher {
@@ -158,7 +166,7 @@ mod tests {
 
     #[test]
     fn bytes_take_the_time_that_the_rate_gives_them() {
-        let limited = |rate| Collecting { rate: NonZeroU64::new(rate), watcher: None };
+        let limited = |rate| Collecting { rate: NonZeroU64::new(rate), ..Collecting::default() };
         let begin = |rate| Run::begin(SrUuid::random(), &limited(rate), Duration::ZERO);
         let run = begin(1 << 20);
         let begun = Instant::now();

@@ -3,16 +3,19 @@
 use std::time::Instant;
 
 use super::cbt::Alert;
-use super::{Answer, Service, now};
-use crate::door::host::{device, local_path};
+use super::{Answer, Service, deadline, now};
+use crate::door::host::{device, local_path, ours};
+use crate::door::plugin::lvhd_thin;
 use crate::door::smapiv1::claim::{self, KEY_HASH, Tag};
 use crate::door::smapiv1::code::Code;
 use crate::door::smapiv1::command::Command;
 use crate::door::smapiv1::faults::{Failure, general_fault};
 use crate::door::smapiv1::{self, attached};
+use crate::door::xapi::Xapi;
 use crate::door::xmlrpc::{self, Value};
 use crate::error::Error;
 use crate::sys::lock::Kind;
+use crate::sys::syslog;
 use crate::types::{Format, Mode, VdiUuid};
 
 /// The capability of a driver whose disks can go back at each start of a VM, by vdi_epoch_begin.
@@ -118,8 +121,20 @@ impl Service<'_> {
             }
             service.disconnect(vdi)?;
             tag.give_up(service.xapi()?)?;
+            service.give_room_back(vdi);
             Ok(true)
         })
+    }
+
+    /// On another host than the SR's master. What fails costs room, and is noted.
+    fn give_room_back(&self, vdi: VdiUuid) {
+        let has_volumes = || self.session()?.vdi_volumes(vdi, deadline()).map_err(Failure::from);
+        if self.request.device_config.get("SRmaster") != Some("false") || !matches!(has_volumes(), Ok(Some(_))) {
+            return;
+        }
+        if let Err(failure) = self.ask_master(lvhd_thin::DETACH, vdi) {
+            syslog::write(&self.reason(&failure, self.request.command));
+        }
     }
 
     pub(super) fn vdi_detach(&mut self) -> Answer {
@@ -130,10 +145,33 @@ impl Service<'_> {
 
     fn connect(&self, vdi: VdiUuid, mode: Mode) -> Result<(), Failure> {
         let session = self.session()?;
-        let device = session.vdi_attach(vdi, mode, &now()).map_err(|e| self.missing(e))?;
+        let device = match session.vdi_attach(vdi, mode, &now()) {
+            // Its volume has to be made larger, which the SR's master alone may do.
+            Err(Error::NotMaster { .. }) => {
+                self.ask_master(lvhd_thin::ATTACH, vdi)?;
+                session.vdi_attach(vdi, mode, &now())
+            }
+            other => other,
+        };
+        let device = device.map_err(|e| self.missing(e))?;
         let connected = device::connect(self.sr()?, self.vdi_name()?, &device, mode);
         // Refused while anything uses it.
         Ok(connected.inspect_err(|_| drop(session.vdi_detach(vdi, &now())))?)
+    }
+
+    /// Asks the SR's master for room in the volume of a VDI, or gives it back.
+    fn ask_master(&self, function: &str, vdi: VdiUuid) -> Result<(), Failure> {
+        let refused =
+            |why: String| Failure::new(Code::LVMMaster, format!("the SR's master gives VDI {vdi} no room: {why}"));
+        let mut xapi = Xapi::new(self.request.text("session_ref")?, self.request.optional("subtask_of")?);
+        let master = ours::master(&mut xapi)?;
+        let args = lvhd_thin::arguments(self.sr()?, vdi, "");
+        let words = [Value::text(master), Value::text(lvhd_thin::NAME), Value::text(function), args];
+        match xapi.call("host.call_plugin", &words) {
+            Ok(Value::String(word)) if word == "True" => Ok(()),
+            Ok(other) => Err(refused(format!("its plug-in {} answered {other:?} to {function}", lvhd_thin::NAME))),
+            Err(e) => Err(refused(e.to_string())),
+        }
     }
 
     /// A file that its owner took away is an error of its own in xapi; a disk of ours can only be unavailable.

@@ -245,7 +245,8 @@ impl<'a> Service<'a> {
         let xapi = Mutex::new(Xapi::new(request.text("session_ref")?, request.optional("subtask_of")?));
         let host_ref = request.text("host_ref")?.to_owned();
         let (vdi_uuid, vdi_ref) = (vdi_uuid.to_owned(), vdi_ref.to_owned());
-        Ok(Some(Arc::new(Hosts { xapi, driver: self.driver, sr, vdi, vdi_uuid, vdi_ref, host_ref })))
+        let (driver, config, before) = (self.driver, self.config.clone(), Mutex::default());
+        Ok(Some(Arc::new(Hosts { xapi, driver, sr, vdi, vdi_uuid, vdi_ref, host_ref, config, before })))
     }
 
     /// The other hosts that may have the VDI of this request attached; on an SR that several hosts have.

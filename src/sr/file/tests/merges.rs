@@ -247,7 +247,7 @@ fn a_snapshot_that_is_deleted_while_the_collector_works_is_merged_as_well() {
     sr.vdi(second).unwrap().snapshot(snapshot, &ParamsChange::default(), &ctx()).unwrap();
     let (path, steps) = (scratch.path().join("sr"), sync::Mutex::default());
     let watcher = sync::Arc::new(Deletes { sr: sr.sr, path, snapshot, steps });
-    let collecting = Collecting { watcher: Some(watcher.clone()), rate: None };
+    let collecting = Collecting { watcher: Some(watcher.clone()), rate: None, pool: None };
     assert_eq!(sr.collect(&collecting, &ctx()).unwrap(), Done::Changed);
     assert_eq!(sr.forest(sr.dir().unwrap()).nodes().unwrap().iter().map(|(vdi, _)| vdi).collect::<Vec<_>>(), {
         let mut disks = [first, second];
@@ -309,7 +309,7 @@ fn independent_trees_are_merged_at_the_same_time() {
     let image = open(&sr, base, Format::Vhd, Mode::ReadWrite);
     crate::image::storage::Storage::write_at(&image, &[0xee; 64], 1536).unwrap();
     let watcher = sync::Arc::new(Meets::default());
-    let collecting = Collecting { watcher: Some(watcher.clone()), rate: None };
+    let collecting = Collecting { watcher: Some(watcher.clone()), rate: None, pool: None };
     let refused = sr.collect(&collecting, &ctx()).unwrap_err();
     let Error::NotMerged { failures, .. } = &refused else { panic!("{refused}") };
     assert_eq!(failures.iter().map(|(vdi, _)| *vdi).collect::<Vec<_>>(), [broken], "{refused}");
