@@ -33,7 +33,7 @@ online() { volume status gv0 | grep -q '^Brick.* Y '; }
 wait_until 'the volume is there' online
 DCONF=$HOST:/gv0
 status=0
-complies 'words locks many' -t glusterfs -d "$DCONF" || status=1
+complies_by_turns 1 4 'words locks many' -t glusterfs -d "$DCONF" || status=1
 run() { "$BIN/sm" "$1" -t glusterfs -d "$DCONF" "$SR" "${@:2}"; }
 mounted() { grep -q "^$HOST:/gv0/$SR /run/sr-mount/$SR fuse.glusterfs .*nosuid" /proc/mounts; }
 V=$(vdi 1)

@@ -20,7 +20,7 @@ ONE=$(losetup -f --show --sector-size 4096 "$SCRATCH/disk/file")
 [ "$(blockdev --getss "$ONE")" = 4096 ]
 # shellcheck source-path=SCRIPTDIR source=compliance.inc
 . "$ROOT/tests/guest/compliance.inc"
-complies 'words locks many' -t largeblock -d "$ONE"
+complies_by_turns 1 2 'words locks many' -t largeblock -d "$ONE"
 if [ -n "${LONG-}" ]; then
   for format in raw qcow2; do "$ROOT/tests/sh/test1.sh" -t largeblock -d "$ONE" -f $format; done
 fi

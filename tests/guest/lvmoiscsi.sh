@@ -15,7 +15,7 @@ set -u
 . "$ROOT/tests/guest/iscsi.inc"
 lun 1 600M && target $IQN 127.0.0.1:3260 && maps $IQN 0 1 || exit 1
 initiator
-complies 'words many locks errors' -t lvmoiscsi -d "iscsi@127.0.0.1/$IQN/$ID"
+complies_by_turns 1 2 'words many locks errors' -t lvmoiscsi -d "iscsi@127.0.0.1/$IQN/$ID"
 status=$?
 claim 'no session, user, portal or record is left' nothing_left
 summary && exit $status

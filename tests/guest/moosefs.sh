@@ -41,7 +41,7 @@ wait_until 'the chunkserver is there' has_space || { cat "$SCRATCH/chunkserver" 
 mkdir "$SCRATCH/look/xcp"
 DCONF=$HOST:/xcp
 status=0
-complies 'words locks many' -t moosefs -d "$DCONF" || status=1
+complies_by_turns 2 4 'words locks many' -t moosefs -d "$DCONF" || status=1
 run() { "$BIN/sm" "$1" -t moosefs -d "$DCONF" "$SR" "${@:2}"; }
 V=$(vdi 1)
 claim 'a master that is not there: ENODEV' within 20 fails_with ENODEV "$BIN/sm" sr_attach -t moosefs -d "$HOST:9:/xcp" "$SR"
