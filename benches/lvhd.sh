@@ -51,7 +51,7 @@ compare 'vdi_delete, lvs + lvremove' '' 'sm vdi_delete $SR $(uuid $((i + 2000)))
 
 # Of one disk, by turns and at once.
 serial=$(took eval 'for ((i = 1; i <= 10; i++)); do sm vdi_snapshot $SR $(uuid 1) $(uuid $((i + 3000))); done')
-one() { took sm --wait 3600 vdi_snapshot $SR "$(uuid 1)" "$(uuid "$1")" > "$SCRATCH/at.$1"; }
+one() { took sm vdi_snapshot $SR "$(uuid 1)" "$(uuid "$1")" --wait 3600 > "$SCRATCH/at.$1"; }
 start=${EPOCHREALTIME/[.,]/}
 for ((i = 1; i <= AT_ONCE; i++)); do one $((i + 4000)) & done
 wait

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::context::{Context, Deadline};
 use crate::error::{Error, Result, ended, one_line};
-use crate::sr::driver::{Driver, Sr};
+use crate::sr::driver::{Driver, Sr, VolumeChange, VolumeOf};
 use crate::sr::lvm::{self, LvmSr};
 use crate::sys::copy::Progress;
 use crate::sys::multipath;
@@ -374,6 +374,18 @@ impl<T: Transport> Sr for LunSr<T> {
 
     fn is_shared(&self) -> bool {
         self.absent.is_shared()
+    }
+
+    fn volumes(&self, vdi: VdiUuid) -> Result<Option<Vec<VolumeOf>>> {
+        self.ask(|group| group.volumes(vdi))
+    }
+
+    fn follow(&self, change: VolumeChange, volume: &str, vdi: Option<VdiUuid>) -> Result<()> {
+        self.ask(|group| group.follow(change, volume, vdi))
+    }
+
+    fn fit(&self, vdi: VdiUuid, attached: bool) -> Result<Done> {
+        self.ask(|group| Sr::fit(group, vdi, attached))
     }
 
     fn content_type(&self) -> &'static str {

@@ -114,11 +114,7 @@ pub const DRIVER: Driver = Driver {
             ("device", "block devices, separated by commas (required)"),
             ("allocation", "thick (default) or thin: a pool that disks take space from as they are written to"),
             ("shared", "true at sr_create if several hosts see the devices; default false"),
-            (
-                "lvhd",
-                "true at sr_create to make VHDs and qcow2 images in volumes, as XCP-ng and XenServer have them; default false, under \
-                 xapi true",
-            ),
+            LVHD,
         ],
         vdi_at: vdi_by_uuid,
         keeps_names: true,
@@ -131,6 +127,11 @@ pub const DRIVER: Driver = Driver {
     },
 };
 
+/// The key of device_config by which sr_create makes an LVHD group.
+pub const LVHD: (&str, &str) = (
+    "lvhd",
+    "true at sr_create to make VHDs and qcow2 images in volumes, as XCP-ng and XenServer have them; default false, under xapi true",
+);
 pub(super) const NAMING: Naming =
     Naming { prefix: GROUP, is_half_made: life::is_half_made, unmapped: Unmapped::Tagged(OWN) };
 const RAW: &str = "LV-";

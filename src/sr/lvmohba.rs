@@ -35,7 +35,7 @@ pub const DRIVER: Driver = Driver {
     discover: || Ok(Vec::new()),
     about: About {
         name: "LVM over a host bus adapter",
-        configuration: &[SCSI_ID, MULTIPATHING, ALLOCATION, SHARED],
+        configuration: &[SCSI_ID, MULTIPATHING, ALLOCATION, SHARED, lvm::LVHD],
         substrate: Substrate::Lun,
         ..lvm::DRIVER.about
     },

@@ -65,6 +65,7 @@ pub const DRIVER: Driver = Driver {
             ("localIQN", "the name that this host's initiator has to have; default: the one it has"),
             ALLOCATION,
             SHARED,
+            lvm::LVHD,
         ],
         substrate: Substrate::Lun,
         ..lvm::DRIVER.about
