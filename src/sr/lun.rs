@@ -29,8 +29,8 @@ use crate::sys::multipath;
 use crate::sys::scsidisk::Disk;
 use crate::sys::watch::Pulse;
 use crate::types::{
-    DeviceConfig, Done, Finding, NewSr, NewVdi, Overwrite, SmConfig, Space, SpaceUse, SrInfo, SrUuid, VdiInfo, VdiName,
-    VdiUuid,
+    DeviceConfig, Done, Finding, Names, NewSr, NewVdi, Overwrite, SmConfig, Space, SpaceUse, SrInfo, SrUuid, VdiInfo,
+    VdiName, VdiUuid,
 };
 use crate::vdi::Vdi;
 use crate::vdi::cbt::ChangeLogs;
@@ -193,7 +193,7 @@ impl<T: Transport> LunSr<T> {
     fn enter(&self) -> Result<Done> {
         self.lun.prepare()?;
         let group = self.group()?;
-        group.fit()?;
+        group.fit_device()?;
         self.said(group.attach())
     }
 }
@@ -340,6 +340,14 @@ impl<T: Transport> Sr for LunSr<T> {
 
     fn plan_collect(&self, context: &Context) -> Result<CollectPlan> {
         self.ask(|group| group.plan_collect(context))
+    }
+
+    fn names_of_sr(&self) -> Result<Names> {
+        self.ask(Sr::names_of_sr)
+    }
+
+    fn name_sr(&self, names: &Names) -> Result<()> {
+        self.ask(|group| group.name_sr(names))
     }
 
     fn check(&self, thorough: bool, repair: bool, context: &Context) -> Result<Vec<Finding>> {

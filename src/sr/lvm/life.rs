@@ -115,7 +115,7 @@ impl LvmSr {
     ///
     /// # Errors
     /// [`Error::SrUnavailable`] for a device that is too small; nothing was written then.
-    pub fn fit(&self) -> Result<()> {
+    pub fn fit_device(&self) -> Result<()> {
         let vg = self.listed()?;
         let mut has_more = false;
         for pv in vg.pvs.iter().filter(|pv| !pv.missing) {
