@@ -35,7 +35,7 @@ impl Session {
     /// kept from anything. [`Session::vdi_read`] reads a VDI that is held; every other verb of this process waits in vain.
     ///
     /// # Errors
-    /// [`Error::Busy`] while another call has it until the deadline.
+    /// [`crate::error::Error::Busy`] while another call has it until the deadline.
     pub fn vdi_hold(&self, vdi: VdiUuid, context: &Context) -> Result<Held> {
         let locks = Locks::of_vdis(&[vdi]).take(self.sr, context.deadline)?;
         Ok(Held { vdi, is_paused: false, _locks: locks })
@@ -44,7 +44,7 @@ impl Session {
     /// As [`Session::vdi_hold`], of a VDI whose user the caller has paused: it is read although it is attached.
     ///
     /// # Errors
-    /// Those of [`Session::vdi_hold`]; [`Error::VdiInUse`] for a VDI that is attached and whose bytes its server has, in part.
+    /// Those of [`Session::vdi_hold`]; [`crate::error::Error::VdiInUse`] for a VDI that is attached and whose bytes its server has, in part.
     pub fn vdi_hold_paused(&self, vdi: VdiUuid, context: &Context) -> Result<Held> {
         let held = self.vdi_hold(vdi, context)?;
         self.carry_out(Locks::none(), context, move |storage, _| written_out(&*storage.vdi(vdi)?))?;

@@ -211,7 +211,7 @@ impl Session {
     /// Ends a collector of this host that is at work on the SR. `Already`: there was none.
     ///
     /// # Errors
-    /// [`Error::Busy`](crate::Error::Busy) if the collector has not ended at the deadline.
+    /// [`Error::Busy`] if the collector has not ended at the deadline.
     pub fn sr_collect_stop(&self, context: &Context) -> Result<Done> {
         let done = self.collector().map_or(Done::Already, |_| Done::Changed);
         stop::end_collector(self.sr, context.deadline).map(|_| done)

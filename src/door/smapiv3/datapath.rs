@@ -5,7 +5,7 @@
 //! this order:
 //!
 //! 1. the domain is recorded; 2. on an SR that several hosts have, this host claims a volume that is to be written
-//!    ([`claim`](super::claim)); 3. the driver makes the block device; 4. the device gets the names by which the host finds it
+//!    ([`claim`]); 3. the driver makes the block device; 4. the device gets the names by which the host finds it
 //!    ([`device`]).
 //!
 //! Datapath.deactivate of the last domain undoes 4, 3, 2, 1. After a kill between any two, the domain is recorded: activate does what
