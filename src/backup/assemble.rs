@@ -88,7 +88,7 @@ pub fn finish(
     put(dir, manifest::FILE, &text)?;
     sums.push((manifest::FILE.to_owned(), hex(&digest(&text))));
     put(dir, manifest::SUMS, sums_text(&mut sums).as_bytes())?;
-    verify::look(dir)?;
+    verify::look(dir, &verify::text(dir)?)?;
     shelf.publish(run, dir)?;
     Ok(manifest.disks)
 }

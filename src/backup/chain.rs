@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::BLOCK;
 use super::manifest::{self, Manifest, ParentRun};
-use super::map::{Entry, digest, hex, length_of};
+use super::map::{Digest, Entry, digest, hex, length_of};
 use super::name::RunId;
 use super::read::Image;
 use super::seal::{self, Keys, Seal};
@@ -22,6 +22,8 @@ const LONGEST: usize = 1000;
 pub struct Link {
     pub dir: Dir,
     pub manifest: Manifest,
+    /// Of the bytes that `manifest` was read from.
+    pub sha256: Digest,
     pub images: Vec<Image>,
 }
 
@@ -30,8 +32,9 @@ pub struct Link {
 /// # Errors
 /// [`Error::NotVerified`] with the export of the chain that is missing, or is not what its manifest or its child says.
 pub fn open(dir: Dir) -> Result<Vec<Link>> {
-    let (manifest, images) = verify::look(&dir)?;
-    let mut chain = vec![Link { dir, manifest, images }];
+    let text = verify::text(&dir)?;
+    let (manifest, images) = verify::look(&dir, &text)?;
+    let mut chain = vec![Link { dir, manifest, sha256: digest(&text), images }];
     while let Some(child) = chain.last()
         && let Some(parent) = &child.manifest.parent
     {
@@ -96,10 +99,11 @@ fn parent_of(child: &Link, parent: &ParentRun) -> Result<Link> {
         _ => error,
     })?;
     let text = dir.read(manifest::FILE).map_err(as_export)?.unwrap_or_default();
-    if hex(&digest(&text)) != parent.manifest_sha256 {
+    let sha256 = digest(&text);
+    if hex(&sha256) != parent.manifest_sha256 {
         return Err(wrong(&dir, &format!("is not the one that run {} was made on", child.manifest.run)));
     }
-    let (manifest, images) = verify::look(&dir)?;
+    let (manifest, images) = verify::look(&dir, &text)?;
     let disks = |of: &Manifest| of.disks.iter().map(|disk| disk.uuid).collect::<Vec<_>>();
     if manifest.name != child.manifest.name || manifest.run != parent.run || disks(&manifest) != disks(&child.manifest)
     {
@@ -110,7 +114,7 @@ fn parent_of(child: &Link, parent: &ParentRun) -> Result<Link> {
     if key(&manifest) != key(&child.manifest) {
         return Err(wrong(&child.dir, &format!("is an increment on run {}, and not encrypted as that is", parent.run)));
     }
-    Ok(Link { dir, manifest, images })
+    Ok(Link { dir, manifest, sha256, images })
 }
 
 /// The images of each disk, the newest first.

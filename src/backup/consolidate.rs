@@ -9,6 +9,7 @@ use super::codec::Packing;
 use super::export::{metadata, place_of};
 use super::list::manifest_of;
 use super::manifest::{self, DiskOf, Manifest};
+use super::map::{digest, hex};
 use super::name::{RunId, SetName, StoreName};
 use super::read::Restored;
 use super::seal::{self, Keys, Seal};
@@ -91,6 +92,11 @@ fn packing(wanted: &Wanted, place: &Store, chain: &mut [Link]) -> Result<(Packin
     let (dir, manifest) = (&chain[0].dir, &chain[0].manifest);
     let path = dir.join(manifest.metadata_name());
     let opaque = manifest.metadata.is_some().then(|| metadata(&path)).transpose()?;
+    // It was compared when the chain was opened, and is read again.
+    let sum = opaque.as_ref().map(|opaque| hex(&digest(opaque)));
+    if manifest.metadata.as_ref().map(|it| &it.sha256) != sum.as_ref() {
+        return Err(Error::NotVerified { path, what: "is not the one that the manifest tells of".to_owned() });
+    }
     let recipient = seal::recipient(wanted.recipient.as_ref(), set.as_ref(), place);
     let (Some(of), Some(identity)) = (&manifest.encryption, identity) else {
         // A run that somebody put there must not have the set written in clear.

@@ -9,7 +9,7 @@ use super::chain;
 use super::codec::{Compression, Packing};
 use super::hooks::{self, Point};
 use super::manifest::{self, DiskOf, ParentRun};
-use super::map::{digest, hex};
+use super::map::hex;
 use super::name::{RunId, SetName, StoreName};
 use super::pause::{self, Pause, Zeroing};
 use super::record::{self, Begun, Record};
@@ -20,7 +20,6 @@ use super::set::{self, Member, Set};
 use super::shelf::{Foreign, Shelf};
 use super::source::{self, Hold, Source};
 use super::store::{self, Open, Store};
-use super::verify::as_export;
 use super::{Call, bases, remove, sign};
 use crate::error::{Error, Result, one_line};
 use crate::sys::{run_dir, small};
@@ -336,7 +335,6 @@ fn parent(shelf: &Shelf, wanted: &Wanted) -> Result<Option<(ParentRun, Vec<chain
         Some(SinceRun::Last) => None,
     };
     let (run, dir) = shelf.find(run)?;
-    let text = dir.read(manifest::FILE).map_err(as_export)?.unwrap_or_default();
     let chain = chain::open(dir).map_err(|error| match error {
         Error::NotVerified { path, what } => {
             Error::NotVerified { path, what: format!("{what}; --since none makes a whole export") }
@@ -347,7 +345,7 @@ fn parent(shelf: &Shelf, wanted: &Wanted) -> Result<Option<(ParentRun, Vec<chain
     if most.is_some_and(|most| chain.len() > most) {
         return Ok(None);
     }
-    Ok(Some((ParentRun { run, manifest_sha256: hex(&digest(&text)) }, chain)))
+    Ok(Some((ParentRun { run, manifest_sha256: hex(&chain[0].sha256) }, chain)))
 }
 
 /// Refuses a shelf of another host: two hosts can have sets of one name, and each would remove the older runs of the other.

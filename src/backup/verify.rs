@@ -29,17 +29,25 @@ pub enum Depth {
     Blocks,
 }
 
-/// Reads the manifest and the maps of an export, and compares them with their digests and the images with their lengths.
+/// The bytes of the manifest of an export.
+///
+/// # Errors
+/// [`Error::NotVerified`] if there is none; [`Error::Io`].
+pub fn text(dir: &Dir) -> Result<Vec<u8>> {
+    dir.read(manifest::FILE).map_err(as_export)?.ok_or_else(|| missing(&dir.join(manifest::FILE)))
+}
+
+/// Compares a manifest with its signature, and reads the maps of the export, and compares them with their digests and the images
+/// with their lengths. `text`: the bytes of the manifest, read once: whoever may write to the store could exchange it meanwhile.
 ///
 /// # Errors
 /// [`Error::NotVerified`] with the file that is wrong; [`Error::Io`].
-pub fn look(dir: &Dir) -> Result<(Manifest, Vec<Image>)> {
+pub fn look(dir: &Dir, text: &[u8]) -> Result<(Manifest, Vec<Image>)> {
     let path = dir.join(manifest::FILE);
-    let text = dir.read(manifest::FILE).map_err(as_export)?.ok_or_else(|| missing(&path))?;
-    let manifest = Manifest::parse(&text, &path)?;
-    sign::compare(&text, &manifest, &path)?;
+    let manifest = Manifest::parse(text, &path)?;
+    sign::compare(text, &manifest, &path)?;
     let sums = Sums::read(dir)?;
-    sums.compare(dir, manifest::FILE, &digest(&text))?;
+    sums.compare(dir, manifest::FILE, &digest(text))?;
     if let Some(metadata) = &manifest.metadata {
         let name = manifest.metadata_name();
         let path = dir.join(name);

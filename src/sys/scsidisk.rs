@@ -15,7 +15,7 @@ use crate::sys::scsidev::Address;
 const BLOCK: &str = "/sys/block";
 const HOSTS: &str = "/sys/class/scsi_host";
 
-/// How long a disk has to answer what the kernel asks it for by [`rescan`] and `scan_host`.
+/// How long a disk has to answer what the kernel asks it for [`rescan`] and [`scan_hosts`].
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A disk that a SCSI host has found.

@@ -31,14 +31,23 @@ pub struct Silent {
 /// How long the work may be quiet before the other end is asked, and then again.
 const BEAT: Duration = Duration::from_secs(2);
 
-/// How many times longer than a silent server one is waited for that takes connections: a flush of much data is one request.
+/// The environment variable that shortens waits for others to so many seconds, for callers that can't wait as long as xapi.
+pub const PATIENCE: &str = "XCP_SM_PATIENCE";
+
+/// How long to wait where `usual` is what fits xapi.
+pub fn patience(usual: Duration) -> Duration {
+    let seconds = std::env::var(PATIENCE).ok().and_then(|text| text.parse().ok());
+    seconds.map_or(usual, |seconds| usual.min(Duration::from_secs(seconds)))
+}
+
+/// How many times longer than a silent server one is waited for that takes connections.
 const STUCK_FACTOR: u32 = 5;
 
-/// The least that it is waited for.
-const STUCK_LEAST: Duration = Duration::from_secs(30);
+/// The least that it is waited for, however short the wait for locks: to write out all that a host has in memory is one request.
+const STUCK_LEAST: Duration = Duration::from_secs(900);
 
 /// Does the work, which may report its progress, unless the other end is silent for longer than `wait`, or answers while
-/// nothing moves here for five times that.
+/// nothing moves here for five times that, 15 minutes at least.
 ///
 /// # Errors
 /// [`Silent`] if the other end did not answer for `wait`, or nothing came of the work. The work is left to end by itself.
@@ -52,6 +61,7 @@ pub fn over<T: Send + 'static>(
     let worker = std::thread::spawn(move || work(&|done, total| _ = tell.send((done, total))));
     let mut heard = Instant::now();
     let mut movement = Movement::now();
+    let longest = patience((wait * STUCK_FACTOR).max(STUCK_LEAST));
     loop {
         match told.recv_timeout(BEAT) {
             Ok((done, total)) => {
@@ -65,7 +75,7 @@ pub fn over<T: Send + 'static>(
                 Ok(()) => {
                     heard = Instant::now();
                     let stuck = movement.none_for();
-                    if stuck >= (wait * STUCK_FACTOR).max(STUCK_LEAST) && !worker.is_finished() {
+                    if stuck >= longest && !worker.is_finished() {
                         return Err(Silent { seconds: stuck.as_secs(), last: None });
                     }
                 }

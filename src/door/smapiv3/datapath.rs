@@ -73,10 +73,12 @@ pub fn activate(uri: Uri, domain: &str, mode: Mode) -> Result<Value, Fault> {
     domains.insert(domain.to_owned(), if mode == Mode::ReadWrite { Held::Rw } else { Held::Ro });
     state::set_domains(sr, vdi, &domains)?;
     if let Err(error) = connect(&session, vdi, mode) {
-        // Of a device that others have, nothing is undone.
-        let undone = match before.values().all(|held| *held == Held::Gone) {
-            true => disconnect(&session, vdi),
-            false => Ok(()),
+        // Of a device that others have, nothing is undone but the claim to write, which none of them has.
+        let has = |what| before.values().any(|held| *held == what);
+        let undone = match (has(Held::Rw), has(Held::Ro)) {
+            (false, false) => disconnect(&session, vdi),
+            (false, true) if mode == Mode::ReadWrite => claim::give_up(&session, vdi, &now()),
+            _ => Ok(()),
         };
         let undone = undone.and_then(|()| state::set_domains(sr, vdi, &before));
         return Err(error.undone(undone).into());

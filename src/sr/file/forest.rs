@@ -250,8 +250,8 @@ impl Forest for FileForest<'_> {
         let new = disk.unnamed(&Params::default())?;
         let layout = layout(disk.format);
         layout.child_of(&parent)?(&new.storage(disk.path())?)?;
-        let size = layout.query(&**parent.image)?.virtual_size;
-        if least > size {
+        // A raw base has no header to ask for its size.
+        if least > crate::vdi::layout(parent.format).query(&**parent.image)?.virtual_size {
             let image: Arc<dyn Storage> = Arc::new(new.storage(disk.path())?);
             layout.resize(&image, least)?;
         }
