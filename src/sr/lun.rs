@@ -84,7 +84,7 @@ pub trait Transport: Send + Sync {
     /// Whether the other end still answers.
     fn pulse(&self) -> Option<Pulse>;
 
-    /// The SR on the LUN is gone for good.
+    /// This call deleted the SR on the LUN.
     fn abandon(&self) {}
 }
 
@@ -258,7 +258,10 @@ impl<T: Transport> Sr for LunSr<T> {
         match (done, opened) {
             (Ok(done), _) => {
                 self.transport.close(self.sr).map_err(|e| e.after(format!("SR {} was deleted", self.sr)))?;
-                self.transport.abandon();
+                // Without an SR that this call deleted, what the LUN has is none of ours.
+                if done == Done::Changed {
+                    self.transport.abandon();
+                }
                 Ok(done)
             }
             (Err(cause), Done::Changed) => Err(cause.undone(self.transport.close(self.sr).map(drop))),

@@ -12,6 +12,7 @@ use crate::sr::driver::{About, Driver, Substrate};
 use crate::sr::lun::{self, ALLOCATION, Lun, LunSr, MULTIPATHING, SCSI_ID, SHARED, Transport, is_scsi_id};
 use crate::sr::lvm;
 use crate::sr::lvmoiscsi::offered;
+use crate::sys::blockdev;
 use crate::sys::multipath;
 use crate::sys::scsidisk::{self, Disk};
 use crate::sys::watch::Pulse;
@@ -176,9 +177,16 @@ impl Transport for Adapters {
         None
     }
 
-    /// The array may take the LUN away, so the kernel forgets its disks; another scan brings them back.
+    /// The array may take the LUN away, so the kernel forgets its disks; another scan brings them back. Disks that something
+    /// uses stay.
     fn abandon(&self) {
-        scsidisk::of_id(self.id()).iter().filter(|disk| disk.session.is_none()).for_each(scsidisk::remove);
+        let paths = scsidisk::of_id(self.id());
+        let is_used = |disk: &Disk| scsidisk::carries_root(disk) || blockdev::loser(&disk.node()).is_some();
+        // A map that the host makes by itself is over them still.
+        if multipath::flush(self.id(), true).is_err() || paths.iter().any(is_used) {
+            return;
+        }
+        paths.iter().filter(|disk| disk.session.is_none()).for_each(scsidisk::remove);
     }
 }
 

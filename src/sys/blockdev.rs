@@ -192,7 +192,12 @@ pub fn below(rdev: u64) -> Vec<(u64, PathBuf)> {
 
 /// The processes but this one that have the device open, as far as /proc shows them to this user.
 pub fn openers(device: &Path) -> Option<String> {
-    let rdev = number(device)?;
+    let found = each_opener(device);
+    (!found.is_empty()).then(|| found.join(", "))
+}
+
+fn each_opener(device: &Path) -> Vec<String> {
+    let Some(rdev) = number(device) else { return Vec::new() };
     let mut found = Vec::new();
     for pid in process::all().into_iter().filter(|pid| *pid != std::process::id()) {
         let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
@@ -206,7 +211,7 @@ pub fn openers(device: &Path) -> Option<String> {
             found.push(process::shown(pid));
         }
     }
-    (!found.is_empty()).then(|| found.join(", "))
+    found
 }
 
 /// What has an attached device open, the kernel or processes, as a clause for an error: `, which process 12 (qemu) has open`. Empty
@@ -218,6 +223,13 @@ pub fn open_by(device: &Path) -> String {
 /// What has the device open: a part of the kernel, or the processes that /proc shows to this user.
 pub fn user(device: &Path) -> Option<String> {
     claimed(device).or_else(|| openers(device))
+}
+
+/// What would lose the disk if it were taken away: as [`user`], without those that pass ([`is_passing`]), and without multipathd,
+/// which has each path open and lets go of one that goes.
+pub fn loser(disk: &Path) -> Option<String> {
+    let is_lasting = |who: &String| !is_passing(Some(who)) && !who.contains("(multipathd)");
+    claimed(disk).or_else(|| each_opener(disk).into_iter().find(is_lasting))
 }
 
 /// Whether this holder goes away by itself: nobody we can see, udev's probes of a new or closed device, or a

@@ -75,4 +75,21 @@ end() {
   sm sr_probe -t lvmohba -d "hba@$ID" > "$SCRATCH/found" && ! grep -q uuid "$SCRATCH/found"
 }
 claim 'sr_delete lets the kernel forget the disk' end
+
+kept() {
+  local disk other=87b8646b-b800-9500-cb7b-af3b74e02f5d
+  disk=$(name)
+  # What is done already takes no disk away that something else may have by now.
+  on sr_delete $SR && is "$(name)" "$disk" || return
+  on sr_create $SR && on sr_attach $SR && on vdi_create $SR "$(vdi 1)" 8M > /dev/null || return
+  on sr_delete $other && is "$(name)" "$disk" && on sr_scan $SR | grep -q "$(vdi 1)" || return
+  on vdi_delete --yes $SR "$(vdi 1)" || return
+  # Of a disk that a process has open, only the SR goes.
+  exec 9< "/dev/$disk"
+  on sr_delete $SR && is "$(name)" "$disk"
+  local status=$?
+  exec 9<&-
+  return $status
+}
+claim 'a repeated sr_delete, one of another UUID, and one of a disk in use leave the disk where it is' kept
 summary
