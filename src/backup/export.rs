@@ -197,8 +197,9 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let (done, undone) = run_held.end(pause.begun, done);
     let done = goes_on(done, &mut pause);
     warnings.extend(undone.iter().map(|error| format!("undone by the next call: {}", one_line(error))));
-    if undone.is_empty() && begun.record().paused.is_none() {
-        begun.end()?;
+    match undone.is_empty() && begun.is_undone() {
+        true => begun.end()?,
+        false => begun.note_not_deleted()?,
     }
     warnings.extend(hooks::after_export(&variables, &done).err().map(|e| format!("a hook failed: {}", one_line(&e))));
     let Done { disks, left } = match done {

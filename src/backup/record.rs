@@ -119,7 +119,7 @@ impl Begun {
         write(&self.0)
     }
 
-    /// Notes durably that disks are about to be attached, or that they are detached again.
+    /// Notes durably that disks are about to be attached.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -128,13 +128,41 @@ impl Begun {
         write(&self.0)
     }
 
-    /// Notes durably that the export is there and that its disks are about to be deleted. What used them does not go on.
+    /// Notes durably that a disk is detached again: whoever attaches it from now on keeps it.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn note_deletes(&mut self) -> Result<()> {
-        (self.0.deletes, self.0.paused) = (true, None);
+    pub fn note_detached(&mut self, disk: &Member) -> Result<()> {
+        self.0.attached.retain(|it| it != disk);
         write(&self.0)
+    }
+
+    /// Notes durably that the export is there and that its disks are about to be deleted. What used them does not go on.
+    ///
+    /// # Errors
+    /// [`Error::Io`]. Then nothing is to be deleted.
+    pub fn note_deletes(&mut self) -> Result<()> {
+        let next = Record { deletes: true, paused: None, ..self.0.clone() };
+        if let Err(error) = write(&next) {
+            // It may have the name of the record without being durable.
+            return Err(error.undone(write(&self.0)));
+        }
+        self.0 = next;
+        Ok(())
+    }
+
+    /// Notes durably that the disks that are still there stay: the caller is about to be told so.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn note_not_deleted(&mut self) -> Result<()> {
+        self.0.deletes = false;
+        write(&self.0)
+    }
+
+    /// Whether nothing is left that the next call has to undo, as far as the record itself tells.
+    pub fn is_undone(&self) -> bool {
+        self.0.paused.is_none() && self.0.attached.is_empty()
     }
 
     /// Notes durably that all disks of an import are there.
@@ -200,68 +228,68 @@ pub fn recover(call: &Call, held: Option<&SetName>) -> Result<Vec<String>> {
     for name in names {
         dir.sweep_temporary(&name)?;
         let Some(run) = name.strip_suffix(EXTENSION).and_then(|run| run.parse::<RunId>().ok()) else { continue };
-        let Some(text) = dir.read(&name)? else { continue };
-        let Ok(record) = serde_json::from_slice::<Record>(&text) else {
+        let Some(found) = read(&dir, &name)? else { continue };
+        let Ok(Record { set, .. }) = found else {
             warnings.push(format!(
                 "{} is no record of a run; look what it tells of, and remove it",
                 dir.join(&name).display()
             ));
             continue;
         };
-        let _lock = match held == Some(&record.set) {
+        let _lock = match held == Some(&set) {
             true => None,
-            false => match lock(&record.set, Instant::now()) {
+            false => match lock(&set, Instant::now()) {
                 Ok(lock) => Some(lock),
                 // The call still runs.
                 Err(Error::Locked { .. }) => continue,
                 Err(error) => return Err(error),
             },
         };
-        // It may have ended before it was locked.
-        if dir.lookup(&name)?.is_none() {
-            continue;
-        }
-        match undo(call, &record) {
+        // Before it was locked, the call may have ended, or gone on until it was killed.
+        let Some(Ok(record)) = read(&dir, &name)? else { continue };
+        let is_completed = record.complete || record.deletes;
+        match undo(call, &mut Begun(record)) {
             Ok(()) => {
                 forget(&run)?;
                 syslog::write(&format!(
-                    "sm backup: run {run} of set {} was killed; it is {}",
-                    record.set,
-                    if record.complete || record.deletes { "completed" } else { "undone" }
+                    "sm backup: run {run} of set {set} was killed; it is {}",
+                    if is_completed { "completed" } else { "undone" }
                 ));
             }
             Err(error) => {
-                warnings.push(format!(
-                    "run {run} of set {} was killed and is not undone: {}",
-                    record.set,
-                    one_line(&error)
-                ));
+                warnings.push(format!("run {run} of set {set} was killed and is not undone: {}", one_line(&error)));
             }
         }
     }
     Ok(warnings)
 }
 
-fn undo(call: &Call, record: &Record) -> Result<()> {
+/// The record in a file. `None`: there is none.
+fn read(dir: &Dir, name: &str) -> Result<Option<serde_json::Result<Record>>> {
+    Ok(dir.read(name)?.map(|text| serde_json::from_slice(&text)))
+}
+
+fn undo(call: &Call, begun: &mut Begun) -> Result<()> {
     let mut first = None;
     let mut note = |result: Result<()>| {
         if let Err(error) = result {
             first.get_or_insert(error);
         }
     };
-    hooks::end_those_of(&record.run);
+    hooks::end_those_of(&begun.0.run);
+    // Before what is paused goes on: it may attach them again.
+    for disk in begun.0.attached.clone() {
+        note(detach(call, &disk).and_then(|()| begun.note_detached(&disk)));
+    }
+    let record = &begun.0;
     if let Some(variables) = &record.paused {
         if hooks::stops(variables) {
             record.locks.iter().for_each(|disk| note(unlock(call, disk, &record.user())));
         }
-        // The first thing: it waits.
         note(hooks::run(Point::Resume, variables, hooks::PATIENCE));
     }
     for disk in record.locks.iter().filter(|_| record.deletes) {
         note(delete_locked(call, disk, &record.user()));
-    }
-    for disk in &record.attached {
-        note(detach(call, disk));
     }
     for disk in &record.locks {
         note(unlock(call, disk, &record.user()));
