@@ -5,8 +5,7 @@ use std::time::Duration;
 use super::Call;
 use super::export::Wanted;
 use super::hooks::{self, Point, Variables};
-use super::record::{self, Begun};
-use super::set::Member;
+use super::record::Begun;
 use super::source::{self, Hold, Holding, Source};
 use crate::call::Held;
 use crate::error::{Error, Result, ended};
@@ -108,6 +107,10 @@ fn within(call: &Call, wanted: &Wanted, sources: &mut [Source], how: Hold, pause
         let set = wanted.set.to_string();
         move |cause| Error::HookDenied { op, set, cause: Box::new(cause) }
     };
+    // A pause that stops what uses the disks makes them unlock them.
+    if wanted.zero_free.is_some() && how != Hold::Stopped {
+        sources.iter().try_for_each(|source| source::refuse_elsewhere(source, &source.info))?;
+    }
     if let Some(patience) = wanted.pause.filter(|_| how.pauses()) {
         pause.begin(patience).map_err(denied("the pause"))?;
     }
@@ -117,38 +120,53 @@ fn within(call: &Call, wanted: &Wanted, sources: &mut [Source], how: Hold, pause
     let record = pause.begun.record();
     let (user, label, made) = (record.user(), format!("backup:{}:{}", wanted.set, record.run), record.made.clone());
     source::lock(call, sources, &user)?;
+    let mut held = Vec::new();
     if let Some(zeroing) = wanted.zero_free {
-        zero(call, sources, zeroing, pause)?.map_err(denied("the zeroing"))?;
+        held = source::hold_unused(call, sources)?;
+        zero(call, sources, &held, zeroing, pause)?.map_err(denied("the zeroing"))?;
     }
     let keeps_locks = wanted.zero_free.is_some();
     let holding = Holding { how, user: &user, keeps_locks, snapshots: &made, label: &label };
-    source::hold(call, &wanted.set, sources, &holding)
+    source::hold(call, &wanted.set, sources, &holding, held)
 }
 
-/// Has programs fill with zeroes what the disks do not use. Disks that are not attached are attached for them. The inner result is
+/// Has programs fill with zeroes what the disks do not use. Those that the caller holds are attached for them. The inner result is
 /// that of the programs.
-fn zero(call: &Call, sources: &[Source], zeroing: Zeroing, pause: &mut Pause) -> Result<Result<()>> {
-    let idle = sources.iter().filter(|it| it.info.device.is_none() && !it.info.read_only);
-    let idle: Vec<Member> = idle.map(|it| it.member).collect();
-    pause.begun.note_attached(idle.clone())?;
-    let done = devices(call, sources, pause.variables).map(|variables| {
+fn zero(call: &Call, sources: &[Source], held: &[Held], zeroing: Zeroing, pause: &mut Pause) -> Result<Result<()>> {
+    let held_of = |source: &Source| held.iter().find(|held| held.vdi() == source.member.vdi);
+    let idle: Vec<(&Source, &Held)> = sources
+        .iter()
+        .filter(|source| source.info.device.is_none() && !source.info.read_only)
+        .filter_map(|source| Some((source, held_of(source)?)))
+        .collect();
+    pause.begun.note_attached(idle.iter().map(|(source, _)| source.member).collect())?;
+    let done = devices(call, sources, &idle, pause.variables).map(|variables| {
         let bytes = sources.iter().map(|source| source.info.virtual_size).sum();
         hooks::run(Point::Zero, &variables, zeroing.patience(bytes))
     });
-    let detached = idle.iter().map(|disk| record::detach(call, disk)).fold(Ok(()), Result::and);
-    ended(done, detached.and_then(|()| pause.begun.note_attached(Vec::new())))
+    let mut detached = Ok(());
+    for (source, held) in idle {
+        let gone = source.session.vdi_detach_held(held, &call.context());
+        detached = detached.and(gone.and_then(|_| pause.begun.note_detached(&source.member)));
+    }
+    ended(done, detached)
 }
 
-/// The variables for programs that write to the disks, which are attached.
-fn devices(call: &Call, sources: &[Source], variables: &Variables) -> Result<Variables> {
+/// The variables for programs that write to the disks. `idle`: those that are attached for them.
+fn devices(call: &Call, sources: &[Source], idle: &[(&Source, &Held)], variables: &Variables) -> Result<Variables> {
     let mut variables = variables.clone();
     for (n, source) in sources.iter().enumerate() {
-        let device = match &source.info.device {
-            Some(device) => device.clone(),
-            None if source.info.read_only => continue,
-            None => source.session.vdi_attach(source.member.vdi, Mode::ReadWrite, &call.context())?,
+        let name = format!("SM_DISK{n}_PATH");
+        let held = idle.iter().find(|(it, _)| it.member == source.member);
+        let device = match (&source.info.device, held) {
+            (Some(device), _) => device.clone(),
+            (None, Some((_, held))) => source.session.vdi_attach_held(held, Mode::ReadWrite, &call.context())?,
+            (None, None) => {
+                variables.remove(&name);
+                continue;
+            }
         };
-        variables.insert(format!("SM_DISK{n}_PATH"), device.display().to_string());
+        variables.insert(name, device.display().to_string());
     }
     Ok(variables)
 }

@@ -333,7 +333,7 @@ fn delete_locked(call: &Call, disk: &Member, user: &str) -> Result<()> {
 ///
 /// # Errors
 /// Those of the SR.
-pub fn detach(call: &Call, disk: &Member) -> Result<()> {
+fn detach(call: &Call, disk: &Member) -> Result<()> {
     let session = match call.host.open(disk.sr) {
         Err(Error::UnknownSr { .. }) => return Ok(()),
         other => other?,

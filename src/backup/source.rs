@@ -1,5 +1,7 @@
 //! The disks of a run: looked at before anything is changed, then locked or snapshotted.
 
+use std::path::Path;
+
 use super::Call;
 use super::chain::{self, Link};
 use super::manifest::Consistency;
@@ -46,7 +48,7 @@ pub fn sources(call: &Call, set: &Set) -> Result<Vec<Source>> {
 /// The user of a disk, in words.
 fn user_of(info: &VdiInfo) -> Option<String> {
     match (&info.device, info.vbds.as_slice()) {
-        (Some(device), _) => Some(format!("this host, which has it attached as {}", device.display())),
+        (Some(device), _) => Some(attached_here(device)),
         (None, []) => None,
         (None, users) => Some(format!("{}, who locked it", users.join(", "))),
     }
@@ -139,6 +141,51 @@ pub fn lock(call: &Call, sources: &[Source], user: &str) -> Result<()> {
     Ok(())
 }
 
+/// Refuses to zero a disk that somebody uses elsewhere: a device of it here would be a second writer. `info`: of the disk now.
+///
+/// # Errors
+/// [`Error::VdiInUse`].
+pub fn refuse_elsewhere(source: &Source, info: &VdiInfo) -> Result<()> {
+    if source.used.is_none() || info.device.is_some() || info.read_only {
+        return Ok(());
+    }
+    let holder = match info.vbds.is_empty() {
+        true => "what had it attached here before the pause".to_owned(),
+        false => format!("{}, who locked it and has it elsewhere", info.vbds.join(", ")),
+    };
+    let Member { sr, vdi } = source.member;
+    Err(Error::VdiInUse { vdi, sr, holder: format!("{holder}; --zero-free needs its device here") })
+}
+
+/// Holds the disks that nobody uses, and looks at all of them again: programs are about to write to them. Answers what holds them,
+/// in the order of their UUIDs.
+///
+/// # Errors
+/// [`Error::VdiInUse`] for a disk that was attached meanwhile, and those of [`refuse_elsewhere`]; [`Error::Busy`]; those of the SRs.
+pub fn hold_unused(call: &Call, sources: &mut [Source]) -> Result<Vec<Held>> {
+    let mut unused: Vec<&Source> = sources.iter().filter(|source| source.used.is_none()).collect();
+    unused.sort_by_key(|source| source.member.vdi);
+    let hold = |source: &&Source| source.session.vdi_hold(source.member.vdi, &call.context());
+    let held = unused.iter().map(hold).collect::<Result<Vec<Held>>>()?;
+    for source in sources {
+        let Member { sr, vdi } = source.member;
+        let now = source.session.vdi_get_params(vdi, &call.context())?;
+        if let Some(device) = &now.device
+            && source.used.is_none()
+            && !now.read_only
+        {
+            return Err(Error::VdiInUse { vdi, sr, holder: attached_here(device) });
+        }
+        refuse_elsewhere(source, &now)?;
+        source.info = now;
+    }
+    Ok(held)
+}
+
+fn attached_here(device: &Path) -> String {
+    format!("this host, which has it attached as {}", device.display())
+}
+
 /// How disks are held.
 pub struct Holding<'a> {
     pub how: Hold,
@@ -152,16 +199,25 @@ pub struct Holding<'a> {
     pub label: &'a str,
 }
 
-/// Snapshots the disks, or keeps them as they are. Answers what keeps the disks that are read themselves.
+/// Snapshots the disks, or keeps them as they are. Answers what keeps the disks that are read themselves. `held`: what keeps some
+/// of them already.
 ///
 /// # Errors
 /// [`Error::VdiInUse`], [`Error::Busy`] for a disk that was attached meanwhile, or that another call has;
 /// [`Error::NoSnapshots`] if a disk in use has no snapshot. What was made is undone by the caller.
-pub fn hold(call: &Call, set: &SetName, sources: &mut [Source], holding: &Holding) -> Result<Vec<Held>> {
+pub fn hold(
+    call: &Call,
+    set: &SetName,
+    sources: &mut [Source],
+    holding: &Holding,
+    held: Vec<Held>,
+) -> Result<Vec<Held>> {
     let how = holding.how;
     if !how.makes_snapshots() {
-        return kept(call, sources, how);
+        return kept(call, sources, how, held);
     }
+    // A snapshot is made under the lock of the disk.
+    drop(held);
     let mut failures = Vec::new();
     for (at, (source, snapshot)) in sources.iter_mut().zip(holding.snapshots).enumerate() {
         if how == Hold::LocksOrSnapshots && !source.has_maps {
@@ -184,19 +240,20 @@ pub fn hold(call: &Call, set: &SetName, sources: &mut [Source], holding: &Holdin
     for source in sources.iter().filter(|source| source.snapshot.is_some() && !holding.keeps_locks) {
         record::unlock(call, &source.member, holding.user)?;
     }
-    kept(call, sources, how)
+    kept(call, sources, how, Vec::new())
 }
 
 /// Keeps the disks that are read themselves from being attached for as long as the run takes, not only while each is read: the
 /// disks of a set belong together. The persistent lock does not do that, since whoever has it may attach the disk.
-fn kept(call: &Call, sources: &mut [Source], how: Hold) -> Result<Vec<Held>> {
+fn kept(call: &Call, sources: &mut [Source], how: Hold, mut before: Vec<Held>) -> Result<Vec<Held>> {
     let mut read: Vec<&mut Source> = sources.iter_mut().filter(|source| source.snapshot.is_none()).collect();
     read.sort_by_key(|source| source.member.vdi);
     let hold = |source: &mut &mut Source| {
         let (session, vdi) = (&source.session, source.member.vdi);
-        let held = match how == Hold::LongPause {
-            true => session.vdi_hold_paused(vdi, &call.context())?,
-            false => session.vdi_hold(vdi, &call.context())?,
+        let held = match before.iter().position(|held| held.vdi() == vdi) {
+            Some(at) => before.swap_remove(at),
+            None if how == Hold::LongPause => session.vdi_hold_paused(vdi, &call.context())?,
+            None => session.vdi_hold(vdi, &call.context())?,
         };
         // It may have been attached or grown since it was looked at.
         let now = session.vdi_get_params(vdi, &call.context())?;
@@ -204,8 +261,7 @@ fn kept(call: &Call, sources: &mut [Source], how: Hold) -> Result<Vec<Held>> {
             && !now.read_only
             && how != Hold::LongPause
         {
-            let holder = format!("this host, which has it attached as {}", device.display());
-            return Err(Error::VdiInUse { vdi, sr: source.member.sr, holder });
+            return Err(Error::VdiInUse { vdi, sr: source.member.sr, holder: attached_here(device) });
         }
         source.info = now;
         Ok(held)

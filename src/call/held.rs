@@ -1,12 +1,14 @@
 //! VDIs that a caller keeps to itself for longer than one verb takes.
 
+use std::path::PathBuf;
+
 use super::Session;
 use super::locks::Locks;
 use crate::context::Context;
 use crate::error::Result;
 use crate::sys::blockdev;
 use crate::sys::lock::Lock;
-use crate::types::{Format, VdiUuid};
+use crate::types::{Done, Format, Mode, VdiUuid};
 use crate::vdi::{self, Vdi};
 
 /// A VDI that no other call of this host attaches, changes or deletes until it is dropped.
@@ -15,10 +17,15 @@ pub struct Held {
     vdi: VdiUuid,
     /// What uses it was paused.
     is_paused: bool,
-    _locks: Vec<Lock>,
+    /// That of the VDI is the last.
+    locks: Vec<Lock>,
 }
 
 impl Held {
+    pub fn vdi(&self) -> VdiUuid {
+        self.vdi
+    }
+
     /// Whether it is this VDI, and what uses it was paused.
     pub(super) fn is_paused(&self, vdi: VdiUuid) -> bool {
         self.vdi == vdi && self.is_paused
@@ -38,7 +45,25 @@ impl Session {
     /// [`crate::error::Error::Busy`] while another call has it until the deadline.
     pub fn vdi_hold(&self, vdi: VdiUuid, context: &Context) -> Result<Held> {
         let locks = Locks::of_vdis(&[vdi]).take(self.sr, context.deadline)?;
-        Ok(Held { vdi, is_paused: false, _locks: locks })
+        Ok(Held { vdi, is_paused: false, locks })
+    }
+
+    /// Makes a block device of a VDI that the caller holds. Idempotent.
+    ///
+    /// # Errors
+    /// Those of [`Session::vdi_attach`].
+    pub fn vdi_attach_held(&self, held: &Held, mode: Mode, context: &Context) -> Result<PathBuf> {
+        let (vdi, lock) = (held.vdi, held.locks.last().map(Lock::part).transpose()?);
+        self.carry_out(Locks::none(), context, move |storage, _| vdi::attach(&*storage.vdi(vdi)?, mode, lock.as_ref()))
+    }
+
+    /// Removes the block device of a VDI that the caller holds. Idempotent.
+    ///
+    /// # Errors
+    /// Those of [`Session::vdi_detach`].
+    pub fn vdi_detach_held(&self, held: &Held, context: &Context) -> Result<Done> {
+        let vdi = held.vdi;
+        self.carry_out(Locks::none(), context, move |storage, _| storage.vdi(vdi)?.detach())
     }
 
     /// As [`Session::vdi_hold`], of a VDI whose user the caller has paused: it is read although it is attached.

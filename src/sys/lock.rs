@@ -42,6 +42,14 @@ impl Lock {
         self.file.try_clone().map_err(Error::io("share the lock", run_dir::locks()))
     }
 
+    /// A part in the lock on this host that is a lock itself, for a call within what the caller does.
+    ///
+    /// # Errors
+    /// Those of [`Lock::share`].
+    pub fn part(&self) -> Result<Lock> {
+        Ok(Lock { file: self.share()?, _shared: None })
+    }
+
     /// This lock, held among hosts as well: on a file that all of them see, on a filesystem that tells them (NFS, which
     /// frees the lock some time after its holder's host died). One call at a time gets this far on a host.
     ///

@@ -248,6 +248,120 @@ fn what_disks_do_not_use_is_zeroed_before_by_programs_that_have_their_devices() 
     assert_eq!(current(&scene, "nas", "web"), before);
 }
 
+const ZERO: [&str; 8] = ["export", "web", "--disk", "fast/web", "--to", "nas", "--compress", "zstd"];
+
+#[test]
+fn a_disk_that_is_zeroed_is_attached_by_nobody_else() {
+    if !is_root() {
+        return skip("a disk that is attached");
+    }
+    let scene = scene();
+    web(&scene, "raw");
+    let line = [&ZERO[..], &["--zero-free"]].concat();
+    let attach = format!("{} vdi_attach fast/web --wait 0", sm_words(&scene));
+    hook(&scene, "backup-zero.d", "vm", &format!("{attach} && word=attached || word=refused; echo $word >> $log"));
+    backup(&scene, &line).done();
+    assert_eq!(log(&scene), "refused\n");
+    // Neither is one that got a device after it was looked at.
+    hook(&scene, "backup-export-pre.d", "vm", &attach);
+    let used = backup(&scene, &line).fails("EVDIBUSY");
+    assert!(used.contains("this host, which has it attached as /dev/"), "{used}");
+    assert_eq!(log(&scene), "refused\n");
+    assert!(records(&scene).is_empty());
+    let info = sm(&scene, &["vdi_get_params", "fast/web"]).done();
+    sm(&scene, &["vdi_detach", "fast/web"]).done();
+    assert!(!info.contains("(attached . #f)") && info.contains("(lock . 0)"), "{info}");
+    fs::remove_dir_all(scene.root.path().join("run/hooks/backup-export-pre.d")).unwrap();
+    // Nor one that another host has.
+    sm(&scene, &["vdi_lock", "fast/web", "FALSE", "vm7"]).done();
+    hook(&scene, "backup-pause.d", "vm", "echo pause >> $log");
+    let used = backup(&scene, &[&line[..], &["--pause"]].concat()).fails("EVDIBUSY");
+    assert!(used.contains("vm7, who locked it and has it elsewhere; --zero-free needs its device here"), "{used}");
+    assert_eq!(log(&scene), "refused\n");
+    assert!(records(&scene).is_empty());
+}
+
+#[test]
+fn a_disk_that_could_not_be_detached_after_the_zeroing_is_detached_by_the_next_call() {
+    if !is_root() {
+        return skip("a disk that is attached");
+    }
+    let scene = scene();
+    web(&scene, "raw");
+    let line = [&ZERO[..], &["--zero-free"]].concat();
+    // It leaves a program that has the device.
+    hook(&scene, "backup-zero.d", "vm", "sleep 300 < $SM_DISK0_PATH > /dev/null 2>&1 & echo $! >> $log");
+    let used = backup(&scene, &line);
+    let left = log(&scene);
+    Command::new("kill").arg(left.trim()).status().unwrap();
+    let attached = |scene: &Scene| !sm(scene, &["vdi_get_params", "fast/web"]).done().contains("(attached . #f)");
+    let (was_attached, had) = (attached(&scene), records(&scene));
+    let told = backup(&scene, &["list"]);
+    let is_attached = attached(&scene);
+    sm(&scene, &["vdi_detach", "fast/web"]).done();
+    used.fails("EVDIBUSY");
+    assert!(was_attached && had.len() == 1, "{had:?}");
+    assert!(told.succeeded() && !is_attached && records(&scene).is_empty(), "{told}");
+}
+
+#[test]
+fn a_disk_that_is_attached_when_what_was_paused_goes_on_stays_attached() {
+    if !is_root() {
+        return skip("a disk that is attached");
+    }
+    let scene = scene();
+    web(&scene, "raw");
+    let run = "20261127T010735Z-1f2e3d4c";
+    let disk = format!(r#"{{"sr":"{SR}","vdi":"{A}"}}"#);
+    let record = format!(
+        r#"{{"run":"{run}","set":"web","store":null,"locks":[{disk}],"paused":{{"SM_REMOVE_SOURCE":"True"}},"attached":[{disk}],"made":[]}}"#
+    );
+    let dir = scene.root.path().join("run/backup");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join(format!("{run}.json")), record).unwrap();
+    sm(&scene, &["vdi_attach", "fast/web"]).done();
+    // It goes on, and the call cannot end all the same.
+    hook(&scene, "backup-resume.d", "vm", &format!("{} vdi_attach fast/web; exit 1", sm_words(&scene)));
+    let told = [backup(&scene, &["list"]), backup(&scene, &["list"])];
+    let had = records(&scene);
+    hook(&scene, "backup-resume.d", "vm", "echo resumed >> $log");
+    let last = backup(&scene, &["list"]);
+    let detached = sm(&scene, &["vdi_get_params", "fast/web"]).done().contains("(attached . #f)");
+    sm(&scene, &["vdi_detach", "fast/web"]).done();
+    assert!(
+        told.iter().all(|told| told.stderr().contains("is not undone")) && had.len() == 1,
+        "{}{}",
+        told[0],
+        told[1]
+    );
+    assert!(last.succeeded() && log(&scene) == "resumed\n" && records(&scene).is_empty(), "{last}");
+    assert!(!detached, "the recovery detached it");
+}
+
+#[test]
+fn a_disk_that_was_told_to_stay_is_not_deleted_by_the_next_call() {
+    let chattr = |flag: &str, dir: &str| {
+        Command::new("chattr").args(["-R", flag, dir]).stderr(Stdio::null()).status().is_ok_and(|done| done.success())
+    };
+    let scene = scene();
+    web(&scene, "raw");
+    let sr = scene.dconf();
+    if !is_root() || !chattr("+i", &sr) || !chattr("-i", &sr) {
+        return skip("a directory that cannot be changed");
+    }
+    // Once the disk is locked, nothing in the SR can be removed, nor unlocked.
+    hook(&scene, "backup-zero.d", "vm", &format!("chattr -R +i {sr}"));
+    let failed = backup(&scene, &[&ZERO[..], &["--zero-free", "--remove-source"]].concat());
+    assert!(chattr("-i", &sr));
+    let failed = failed.fails("ECLEANUP");
+    assert!(failed.contains(&format!("disk 0, VDI {A}")), "{failed}");
+    assert_eq!(records(&scene).len(), 1);
+    backup(&scene, &["list"]).done();
+    assert!(is_there(&scene, A) && records(&scene).is_empty());
+    let info = sm(&scene, &["vdi_get_params", "fast/web"]).done();
+    assert!(info.contains("(lock . 0)"), "{info}");
+}
+
 #[test]
 fn the_disks_that_did_not_fail_stay_if_that_is_wanted_until_an_export_succeeds() {
     let scene = scene();
