@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -226,10 +227,20 @@ pub fn user(device: &Path) -> Option<String> {
 }
 
 /// What would lose the disk if it were taken away: as [`user`], without those that pass ([`is_passing`]), and without multipathd,
-/// which has each path open and lets go of one that goes.
+/// which has each path open and lets go of one that goes. A process has a moment to close it.
 pub fn loser(disk: &Path) -> Option<String> {
     let is_lasting = |who: &String| !is_passing(Some(who)) && !who.contains("(multipathd)");
-    claimed(disk).or_else(|| each_opener(disk).into_iter().find(is_lasting))
+    if let Some(who) = claimed(disk) {
+        return Some(who);
+    }
+    let until = Instant::now() + Duration::from_secs(1);
+    while let Some(who) = each_opener(disk).into_iter().find(is_lasting) {
+        if Instant::now() >= until {
+            return Some(who);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    None
 }
 
 /// Whether this holder goes away by itself: nobody we can see, udev's probes of a new or closed device, or a

@@ -164,26 +164,46 @@ pub fn is_iqn(text: &str) -> bool {
     begins && text.len() <= LONGEST && text.chars().all(is_of_name)
 }
 
-/// Logs in to a target at a portal. A session that is there already is no failure.
+/// Logs in to a target at a portal. A session that is there already is no failure. The login goes by a record of the administrator's
+/// if there is one, which gets the values of this login and keeps its startup.
 ///
 /// # Errors
-/// [`Error::Tool`]; [`refusal`] says why. Then no record of this login is left.
+/// [`Error::Tool`]; [`refusal`] says why. Then no record of this login is left, and the administrator's is as it was.
 pub fn login(offer: &Offer, chap: &Chap, replacement: Duration) -> Result<()> {
     /// SESS_EXISTS.
     const THERE_ALREADY: i32 = 15;
     let _alone = alone()?;
     let group = offer.group.map(|group| format!(",{group}")).unwrap_or_default();
     let (at, replacement) = (format!("{}{group}", offer.portal), replacement.as_secs().to_string());
-    iscsiadm("node", &["-o", "new", "-T", &offer.iqn, "-p", &at], DEADLINE)?;
     let words = ["-T", &offer.iqn, "-p", &offer.portal.to_string()];
-    let done = write_values(&place(offer), &values(chap, &replacement)).and_then(|()| {
+    let values = values(chap, &replacement);
+    let before = automatic(&offer.iqn, &offer.portal);
+    let written = match before.as_slice() {
+        [] => {
+            iscsiadm("node", &["-o", "new", "-T", &offer.iqn, "-p", &at], DEADLINE)?;
+            write_values(&place(offer), &values)
+        }
+        records => {
+            let login: Vec<_> = values.into_iter().filter(|(key, _)| !STARTUP.contains(&key.as_str())).collect();
+            records.iter().try_for_each(|(path, text)| replace(path, with_values(text, &login).as_bytes()))
+        }
+    };
+    let done = written.and_then(|()| {
         let tool = Tool::new("iscsiadm").args(["-m", "node"]).args(words).arg("--login");
         tool.deadline(LOGIN_DEADLINE).or_status(THERE_ALREADY).run()
     });
-    done.map(drop).inspect_err(|_| {
-        let _ = iscsiadm("node", &[&words[..], &["-o", "delete"]].concat(), DEADLINE);
-    })
+    match (done, before.is_empty()) {
+        (Ok(_), _) => Ok(()),
+        (Err(e), true) => {
+            let _ = iscsiadm("node", &[&words[..], &["-o", "delete"]].concat(), DEADLINE);
+            Err(e)
+        }
+        (Err(e), false) => Err(e.undone(before.iter().try_for_each(|(path, text)| replace(path, text.as_bytes())))),
+    }
 }
+
+/// When a record logs in.
+const STARTUP: [&str; 2] = ["node.startup", "node.conn[0].startup"];
 
 /// The file of the record of a target at a portal.
 fn place(offer: &Offer) -> String {
@@ -198,8 +218,8 @@ fn place(offer: &Offer) -> String {
 fn values<'a>(chap: &'a Chap, replacement: &'a str) -> Vec<(String, &'a str)> {
     let mut values = vec![
         // After a restart of the host, sr_attach logs in.
-        ("node.startup".to_owned(), "manual"),
-        ("node.conn[0].startup".to_owned(), "manual"),
+        (STARTUP[0].to_owned(), "manual"),
+        (STARTUP[1].to_owned(), "manual"),
         ("node.session.timeo.replacement_timeout".to_owned(), replacement),
         // A portal that takes connections and does not answer is given up soon.
         ("node.session.initial_login_retry_max".to_owned(), "1"),
@@ -266,10 +286,16 @@ pub fn logout(session: u32) -> Result<()> {
     }
 }
 
-/// Removes the records of a target at a portal, with their secrets. Those that log in by themselves when the host starts are
-/// somebody else's, and stay.
+/// Removes the records of a target at a portal, with their secrets, unless they are somebody else's.
 pub fn forget(iqn: &str, portal: &Portal) {
     let Ok(_alone) = alone() else { return };
+    if automatic(iqn, portal).is_empty() {
+        let _ = iscsiadm("node", &["-T", iqn, "-p", &portal.to_string(), "-o", "delete"], DEADLINE);
+    }
+}
+
+/// The records of a target at a portal that log in by themselves when the host starts, with their texts: these are somebody else's.
+fn automatic(iqn: &str, portal: &Portal) -> Vec<(PathBuf, String)> {
     let start = format!("{},{}", portal.address, portal.port);
     let files = DATABASES.iter().flat_map(|database| {
         let entries = fs::read_dir(Path::new(database).join("nodes").join(iqn)).into_iter().flatten().flatten();
@@ -277,14 +303,16 @@ pub fn forget(iqn: &str, portal: &Portal) {
     });
     let is_of_portal =
         |name: &str| name.strip_prefix(&start).is_some_and(|rest| rest.is_empty() || rest.starts_with(','));
-    let is_automatic = files.filter(|(name, _)| name.to_str().is_some_and(is_of_portal)).any(|(_, path)| {
-        let file = if path.is_dir() { path.join("default") } else { path };
-        let text = fs::read_to_string(file).unwrap_or_default();
-        text.lines().any(|line| line.replace(' ', "") == "node.startup=automatic")
-    });
-    if !is_automatic {
-        let _ = iscsiadm("node", &["-T", iqn, "-p", &portal.to_string(), "-o", "delete"], DEADLINE);
-    }
+    let is_automatic =
+        |text: &String| text.lines().any(|line| STARTUP[0].to_owned() + "=automatic" == line.replace(' ', ""));
+    let of_portal = files.filter(|(name, _)| name.to_str().is_some_and(is_of_portal));
+    of_portal
+        .filter_map(|(_, path)| {
+            let file = if path.is_dir() { path.join("default") } else { path };
+            let text = fs::read_to_string(&file).ok().filter(is_automatic)?;
+            Some((file, text))
+        })
+        .collect()
 }
 
 #[cfg(test)]

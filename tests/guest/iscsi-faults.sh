@@ -59,6 +59,22 @@ left() {
 }
 claim 'an SR without attached disks is detached while its target is away' left
 
+others() {
+  # The session of an SR has no connection, its portal answers again, and another call finds no way: the session is not its own.
+  one sr_attach $SR || return
+  echo 1 > $TARGETS/iscsi/$IQN/tpgt_1/attrib/authentication
+  lost 127.0.0.1
+  wait_until 'the kernel notices' is_away blocked || return
+  lost 127.0.0.2
+  found 127.0.0.1
+  fails_with 'ESRBUSY|ENODEV|EACCES' sm sr_probe -t lvmoiscsi -d "((target . \"127.0.0.1\") (targetIQN . \"$IQN\") (multihomed . \"true\"))" || return
+  is "$(sessions)" 1 && is "$(find /etc/iscsi/nodes -type f | wc -l)" 1 || return
+  found 127.0.0.2
+  echo 0 > $TARGETS/iscsi/$IQN/tpgt_1/attrib/authentication
+  wait_until 'the disk is back' is_away running && one sr_scan $SR > /dev/null && one sr_detach $SR && nothing_left
+}
+claim 'a call that finds no way leaves the session of another SR' others
+
 refused() {
   local MORE='(multihomed . "true")'
   fails_with EBUSY one sr_attach $SR && said '2 paths.*no multipath map' && nothing_left || return

@@ -83,6 +83,12 @@ strangers() {
   # Somebody else's session stays, and so does one with a disk in use.
   iscsiadm -m node -o new -T $IQN -p 127.0.0.1:3260 > /dev/null && iscsiadm -m node -T $IQN -p 127.0.0.1:3260 --login > /dev/null || return
   one sr_attach $SR && one sr_scan $SR > /dev/null && one sr_detach $SR && is "$(sessions)" 1 || return
+  # By two SRs of ours as well, and by one that another storage manager left to us.
+  one sr_attach $SR && second sr_create $SR2 && second sr_attach $SR2 && second sr_detach $SR2 && one sr_detach $SR && is "$(sessions)" 1 || return
+  second sr_delete $SR2 && is "$(sessions)" 1 && [ ! -e /run/sm/iscsi/$IQN ] || return
+  mkdir -p /run/sr-ref && echo $SR2 > /run/sr-ref/$IQN && sm sr_probe -t lvmoiscsi -d "iscsi@127.0.0.1/$IQN/$ONE" > /dev/null || return
+  [ ! -e /run/sm/iscsi/$IQN ] && one sr_attach $SR && echo $SR > /run/sr-ref/$IQN && one sr_detach $SR && nothing_left || return
+  iscsiadm -m node -o new -T $IQN -p 127.0.0.1:3260 > /dev/null && iscsiadm -m node -T $IQN -p 127.0.0.1:3260 --login > /dev/null || return
   iscsiadm -m session -u > /dev/null && iscsiadm -m node -o delete && one sr_attach $SR || return
   local disk
   for disk in /sys/block/sd*; do grep -aq 2a1ab1e0 "$disk/device/vpd_pg80" && break; done
@@ -93,6 +99,21 @@ strangers() {
   umount /mnt/t && wipefs -qa "$disk" && one sr_attach $SR && one sr_detach $SR && nothing_left
 }
 proves 'a session that somebody else opened or uses is not ended' strangers
+
+records() {
+  # The administrator's record, which logs in when the host starts, and has no session now.
+  local record at
+  for at in 127.0.0.1:3260,1 127.0.0.1:3260; do
+    iscsiadm -m node -o new -T $IQN -p $at > /dev/null && iscsiadm -m node -T $IQN -p 127.0.0.1:3260 -o update -n node.startup -v automatic || return
+    record=$(find /etc/iscsi/nodes -type f) && cp "$record" "$SCRATCH/record" || return
+    echo 1 > $TARGETS/iscsi/$IQN/tpgt_1/attrib/authentication
+    fails_with EACCES one sr_attach $SR && is "$(find /etc/iscsi/nodes -type f)" "$record" && cmp "$record" "$SCRATCH/record" || return
+    echo 0 > $TARGETS/iscsi/$IQN/tpgt_1/attrib/authentication
+    one sr_attach $SR && one sr_detach $SR && is "$(sessions)" 0 && is "$(find /etc/iscsi/nodes -type f)" "$record" || return
+    grep -qx 'node.startup = automatic' "$record" && iscsiadm -m node -o delete && nothing_left || return
+  done
+}
+proves 'a record that logs in when the host starts survives a refused login, and a logout' records
 
 stages() {
   probe() { sm sr_probe -t lvmoiscsi -d "$@"; }

@@ -25,8 +25,7 @@ pub fn named(portals: &[Offer], asked: &[Portal], is_one_of_all: bool) -> Vec<Of
     }
 }
 
-/// The portals of offers.
-pub fn portals_of(offers: &[Offer]) -> Vec<Portal> {
+fn portals_of(offers: &[Offer]) -> Vec<Portal> {
     offers.iter().map(|offer| offer.portal.clone()).collect()
 }
 
@@ -59,7 +58,7 @@ pub fn user_of(sessions: &[Session]) -> Option<String> {
         }
         // A map that goes on by other paths is no user.
         let is_path = multipath::map_of(&disk.scsi_id).is_some() && !all_end;
-        if let Some(who) = blockdev::claimed(&disk.node()).filter(|_| !is_path) {
+        if let Some(who) = blockdev::loser(&disk.node()).filter(|_| !is_path) {
             return Some(format!("{} has {}", who, disk.node().display()));
         }
     }

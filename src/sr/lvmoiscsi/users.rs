@@ -3,6 +3,7 @@
 //! `/run/sr-ref/<IQN>` has the UUIDs of the SRs that are attached by the target, a line each. The Python storage managers keep
 //! the same file, so either leaves a session to the other's SRs. `/run/sm/iscsi/<IQN>` has the portals at which this package
 //! logged in: only such sessions are ended. A portal is written there before the login, so that a session of a killed call is known.
+//! The file is there as long as an SR of this package has the target, even if it uses only sessions of somebody else.
 //! Both are gone after a restart of the host, as the sessions are.
 
 use std::fs;
@@ -18,6 +19,9 @@ fn opened() -> PathBuf {
     run_dir::state().join("iscsi")
 }
 
+/// The first line of a file of portals, which may have no other.
+const HEAD: &str = "# portals";
+
 /// The lines of a file. A file that is not there has none.
 fn lines(path: &Path) -> Result<Vec<String>> {
     match fs::read_to_string(path) {
@@ -31,16 +35,21 @@ fn failed(path: &Path, why: &Error) -> Error {
     Error::Lun { lun: durable::name_of(path).to_owned(), fault: LunFault::Users, why: one_line(why) }
 }
 
+/// Removes what a killed call left.
+fn sweep(open: &Dir) -> Result<()> {
+    open.names()?
+        .iter()
+        .filter(|name| name.starts_with(".tmp-"))
+        .try_for_each(|name| open.sweep_temporary(name).map(drop))
+}
+
 /// Writes the lines; without any, removes the file.
 fn write(dir: &Path, iqn: &str, lines: &[String]) -> Result<()> {
     let path = dir.join(iqn);
     let work = || {
         durable::make_dirs(dir)?;
         let open = Dir::open(dir)?;
-        // What a killed call left.
-        for name in open.names()?.iter().filter(|name| name.starts_with(".tmp-")) {
-            open.sweep_temporary(name)?;
-        }
+        sweep(&open)?;
         match lines {
             [] => open.remove(iqn).map(drop),
             some => open.replace(iqn, (some.join("\n") + "\n").as_bytes()),
@@ -104,7 +113,8 @@ pub fn remove(iqn: &str, sr: SrUuid) -> Result<bool> {
     let before = lines(&dir.join(iqn))?;
     let after: Vec<String> = before.iter().filter(|line| **line != sr.to_string()).cloned().collect();
     if after.len() == before.len() {
-        return Ok(false);
+        let swept = if dir.is_dir() { Dir::open(&dir).and_then(|open| sweep(&open)) } else { Ok(()) };
+        return swept.map(|()| false).map_err(|e| failed(&dir, &e));
     }
     write(&dir, iqn, &after).map(|()| true)
 }
@@ -132,10 +142,28 @@ pub fn portals(iqn: &str) -> Result<Vec<Portal>> {
     Ok(lines(&opened().join(iqn))?.iter().filter_map(|line| Portal::read(line)).collect())
 }
 
-/// Writes down the portals at which this package logs in, or has logged in.
+/// Whether this package has written down anything of the target, be it that it logged in nowhere.
+///
+/// # Errors
+/// [`LunFault::Users`].
+pub fn is_known(iqn: &str) -> Result<bool> {
+    let path = opened().join(iqn);
+    path.try_exists().map_err(|e| failed(&path, &Error::io("find", &path)(e)))
+}
+
+/// Writes down the portals at which this package logs in, or has logged in: none, too.
 ///
 /// # Errors
 /// [`LunFault::Users`].
 pub fn write_portals(iqn: &str, portals: &[Portal]) -> Result<()> {
-    write(&opened(), iqn, &portals.iter().map(Portal::to_string).collect::<Vec<_>>())
+    let lines: Vec<String> = [HEAD.to_owned()].into_iter().chain(portals.iter().map(Portal::to_string)).collect();
+    write(&opened(), iqn, &lines)
+}
+
+/// Removes what [`write_portals`] wrote.
+///
+/// # Errors
+/// [`LunFault::Users`].
+pub fn forget(iqn: &str) -> Result<()> {
+    write(&opened(), iqn, &[])
 }

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::portals::{named, no_logout, offered, portals_of, silent_of, user_of};
+use super::portals::{named, no_logout, offered, silent_of, user_of};
 use super::target::{ANY, Target};
 use super::users;
 use crate::context::Deadline;
@@ -148,7 +148,7 @@ impl Way {
         let has = |portal: &Portal| there.iter().any(|it| it.iqn == iqn && it.portal.as_ref() == Some(portal));
         let patience = if self.target.multihomed { PATIENCE_OF_MANY } else { PATIENCE_ALONE };
         let chap = self.target.secrets()?;
-        let (mut new, mut last) = (Vec::new(), None);
+        let (mut new, mut tried, mut last) = (Vec::new(), Vec::new(), None);
         let silent = silent_of(portals);
         for offer in portals.iter().filter(|offer| !has(&offer.portal)) {
             if silent.contains(&offer.portal) {
@@ -160,6 +160,7 @@ impl Way {
                 ours.push(offer.portal.clone());
                 users::write_portals(iqn, &ours)?;
             }
+            tried.push(offer.portal.clone());
             match iscsiadm::login(offer, &chap, patience) {
                 Ok(()) => new.push(offer.portal.clone()),
                 Err(e) => {
@@ -174,7 +175,8 @@ impl Way {
         }
         let has_session = initiator::sessions().iter().any(|it| it.iqn == iqn && it.is_logged_in());
         match last {
-            Some(e) if !has_session => Err(e.undone(self.log_out(iqn, &portals_of(portals)))),
+            // A session that was there before is another SR's, even if it has no connection just now.
+            Some(e) if !has_session => Err(e.undone(self.log_out(iqn, &tried))),
             _ => Ok(new),
         }
     }
@@ -198,7 +200,11 @@ impl Way {
         for portal in portals.iter().filter(|portal| goes(portal)) {
             iscsiadm::forget(iqn, portal);
         }
-        users::write_portals(iqn, &ours.into_iter().filter(|it| !portals.contains(it)).collect::<Vec<_>>())
+        let left: Vec<Portal> = ours.iter().filter(|it| !portals.contains(it)).cloned().collect();
+        if left.is_empty() && !users::has_any(iqn)? {
+            return users::forget(iqn);
+        }
+        if left == ours { Ok(()) } else { users::write_portals(iqn, &left) }
     }
 
     /// The disks of the sessions with a target; if the LUN is not among them, the kernel looks for more.
@@ -234,10 +240,12 @@ impl Way {
     /// Opens the way to one target. `false`: it has no such LUN, and `seen` gets those that it has.
     fn enter(&self, iqn: &str, portals: &[Offer], sr: SrUuid, seen: &mut Vec<Disk>) -> Result<bool> {
         let _alone = self.alone(iqn)?;
-        // Sessions that a storage manager opened are ended with their last user, whoever that is.
-        if users::has_any(iqn)? && users::portals(iqn)?.is_empty() {
-            let there = initiator::sessions().into_iter().filter(|it| it.iqn == iqn).filter_map(|it| it.portal);
-            users::write_portals(iqn, &there.collect::<Vec<_>>())?;
+        if !users::is_known(iqn)? {
+            // Sessions that a storage manager opened are ended with their last user, whoever that is. Those without such a
+            // user are the administrator's.
+            let has_users = users::has_any(iqn)?;
+            let there = initiator::sessions().into_iter().filter(|it| has_users && it.iqn == iqn);
+            users::write_portals(iqn, &there.filter_map(|it| it.portal).collect::<Vec<_>>())?;
         }
         let added = users::add(iqn, sr)?;
         let found = self.log_in(iqn, portals).map(|_| self.disks(iqn)).map(|disks| {
@@ -266,9 +274,17 @@ impl Way {
         initiator::prepare(self.target.initiator.as_deref())?;
         for (iqn, portals) in self.choose()? {
             let _alone = self.alone(&iqn)?;
-            let opened = self.log_in(&iqn, &portals)?;
-            let done = work(&self.disks(&iqn));
-            if let Some(answer) = ended(done, self.log_out(&iqn, &opened))? {
+            let was_known = users::is_known(&iqn)?;
+            let done = self.log_in(&iqn, &portals).and_then(|opened| {
+                let done = work(&self.disks(&iqn));
+                ended(done, self.log_out(&iqn, &opened))
+            });
+            // With users of another storage manager, whose sessions were not looked at.
+            let forgotten = match was_known || !users::portals(&iqn)?.is_empty() {
+                true => Ok(()),
+                false => users::forget(&iqn),
+            };
+            if let Some(answer) = ended(done, forgotten)? {
                 return Ok(Some(answer));
             }
         }
