@@ -138,6 +138,15 @@ class TwoHosts(unittest.TestCase):
         self.assertFalse(writing.is_alive(), "B's disk hangs")
         self.assertEqual(read(device), text)
 
+    def takes_all(self, device, byte):
+        """All of B's disk can be written to, and is."""
+        text = byte * (16 * MiB)
+        written = subprocess.run(["dd", f"of={device}", "oflag=direct", "conv=notrunc,fsync", "bs=1M", "iflag=fullblock"],
+                                 input=text, capture_output=True, timeout=60, check=False)
+        self.assertEqual(written.returncode, 0, written.stderr)
+        held = subprocess.run(["dd", f"if={device}", "iflag=direct", "bs=1M"], capture_output=True, timeout=60, check=True).stdout
+        self.assertTrue(held == text, f"B's disk does not hold what was written: {byte}")
+
     def has(self, host, vdi, text):
         self.assertEqual(read(host.activate(vdi, "false" if self.xapi.vdis[vdi]["read_only"] else "true")), text)
         host.deactivate(vdi)
@@ -206,6 +215,25 @@ class TwoHosts(unittest.TestCase):
         volumes = run("lvs", "--noheadings", "-o", "lv_name", self.group).split()
         self.assertEqual(sorted(volumes), sorted(["MGT", self.volume(self.disk)]))
 
+    def test_a_disk_that_b_writes_to_keeps_room_for_all_of_it(self):
+        device = self.b.activate(self.disk)
+        self.goes_on(device, b"old")
+        snapshot = self.a.agent.snapshot(self.disk)
+        self.assertEqual(self.size(self.disk), 24 * MiB)
+        self.goes_on(device, b"new")
+        # A base that holds little takes the place of the disk.
+        self.a.agent.delete(snapshot)
+        self.collect()
+        self.assertEqual(self.b.counts(), ["0 1"])
+        self.assertEqual(self.size(self.disk), 24 * MiB)
+        self.takes_all(device, b"1")
+        snapshot = self.a.agent.snapshot(self.disk)
+        self.assertEqual(self.size(self.disk), 24 * MiB)
+        self.takes_all(device, b"2")
+        self.b.deactivate(self.disk)
+        self.has(self.a, snapshot, b"1" * 4096)
+        self.has(self.a, self.disk, b"2" * 4096)
+
     def test_what_would_take_the_disk_from_b_is_refused(self):
         snapshot = self.a.agent.snapshot(self.disk)
         device = self.b.activate(self.disk)
@@ -236,9 +264,11 @@ class TwoHosts(unittest.TestCase):
                     self.a.agent.snapshot(self.disk)
                 self.assertIn("host B", raised.exception.text)
                 self.assertEqual(run("lvs", "--noheadings", "-o", "lv_name", self.group), before)
-                self.instead = {}
+                last, self.instead = self.asked[-1], {}
                 self.a.agent.call("sr_scan")
                 self.goes_on(device, b"goes on")
+                # A host that may not have the volume is not let go.
+                self.assertEqual(last, ("B", "unpause" if function == "pause" else "multi refresh"))
 
     def test_beside_the_python_plug_ins(self):
         """They know no function `serves`."""

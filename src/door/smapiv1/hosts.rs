@@ -227,20 +227,21 @@ impl Hosts {
     }
 
     fn release(&self, hosts: &[String]) -> Result<()> {
-        let mut failed = Vec::new();
+        let (mut failed, mut behind) = (Vec::new(), Vec::new());
         let is_other = |host: &&String| **host != self.host_ref;
         if hosts.iter().any(|host| is_other(&host)) {
-            // Hosts that were not told what to follow stay paused, to be told later.
+            // Hosts that were not told what to follow, or did not, stay paused, to be told later.
             let (before, now) = self.before_and_now()?;
             for host in hosts.iter().filter(is_other) {
                 if let Err(why) = self.follow(host, &Hosts::changes(&before, &now)) {
                     failed.push(format!("{} {why}", self.shown(host)));
+                    behind.push(host);
                 }
             }
             // A base is counted once.
             *self.before() = now;
         }
-        for host in hosts {
+        for host in hosts.iter().filter(|host| !behind.contains(host)) {
             if *host == self.host_ref {
                 if let Err(error) = pause::release(self.driver, self.sr, self.vdi) {
                     failed.push(format!("this host did not go on: {}", crate::error::one_line(&error)));

@@ -93,6 +93,15 @@ impl LvhdDisk<'_> {
         }
     }
 
+    /// Refuses a disk above a base whose children are to be given to another: the end of that writes their headers.
+    fn refuse_relinked(&self, chain: &[VdiUuid]) -> Result<()> {
+        let group = self.live.now();
+        let is_relinked = |vdi: &&VdiUuid| {
+            group.journals().iter().any(|(_, journal)| journal.vdi == **vdi && matches!(journal.change, Change::Relink))
+        };
+        chain.iter().find(is_relinked).map_or(Ok(()), |base| self.live.refuse_begun(*base))
+    }
+
     /// As [`LvhdDisk::refuse_begun`]. A change that `last` ends is none.
     fn refuse_begun_but(&self, chain: &[VdiUuid], last: &[Step]) -> Result<()> {
         if last.is_empty() { self.refuse_begun(chain) } else { Ok(()) }
@@ -326,6 +335,14 @@ impl Vdi for LvhdDisk<'_> {
     fn revert_to(&self, snapshot: VdiUuid, said: SnapshotSaid, context: &Context) -> Result<()> {
         self.refuse_change("vdi_revert")?;
         self.inner.revert_to(snapshot, said, context)
+    }
+
+    /// A host that goes on opens the images. What is left of a change of them is ended first; where that cannot be, the host stays paused.
+    fn unpause(&self, context: &Context) -> Result<()> {
+        let _trees = self.live.lock_recovered("ending a pause", context.deadline)?;
+        self.live.refuse_begun(self.vdi)?;
+        self.refuse_relinked(&self.chain(Reading::Whole)?)?;
+        context.others.as_ref().map_or(Ok(()), |others| others.resume())
     }
 
     fn read(&self, reading: Reading, reader: &mut dyn FnMut(&dyn Disk) -> Result<()>) -> Result<()> {

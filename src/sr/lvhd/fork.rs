@@ -12,7 +12,8 @@
 //! Python drivers make the children under their names; an image that is complete when it gets its name is none that
 //! cannot be read.
 //!
-//! A disk that is attached goes on in its new volume, which is active from the start. The base then has a user.
+//! A disk that is attached goes on in its new volume, which is active from the start. The base then has a user. The new volume has room for
+//! all of the disk, also if the old one had: another host may have it attached.
 //!
 //! A raw disk becomes a raw base, which the tag `hidden` hides. The disk is a VHD then, and its record in `MGT` is told so in 4: a raw disk
 //! that is attached is refused.
@@ -70,7 +71,9 @@ impl LvhdForest<'_> {
         let virtual_size = layout(of_base).query(&*storage)?.virtual_size;
         let is_attached = group.is_counted(fork.vdi)?;
         let is_disk = !group.params(fork.vdi).read_only;
-        let own_is_full = is_attached || (!group.is_thin() && is_disk);
+        // Another host may write to it: what it counts is not seen here, but it got room for that.
+        let is_inflated = of_base != Format::Raw && volume.lv.size >= group.round(live.wanted(fork.vdi)?);
+        let own_is_full = is_attached || (is_disk && (is_inflated || !group.is_thin()));
         let copy_is_full = fork.dest.is_some_and(|(_, params)| !group.is_thin() && !params.read_only);
         let copy_size = live.size_of_new(format, virtual_size, copy_is_full);
         let copies = fork.dest.iter().map(|_| copy_size).collect::<Vec<u64>>();

@@ -49,8 +49,9 @@ impl LvhdForest<'_> {
                 return Err(Error::Unsupported { op: OP, why });
             }
         };
-        // The base of a leaf takes its place, and may be written to then.
-        let is_full = !info.hidden && (!group.is_thin() || group.is_counted(vdi)?);
+        // The base of a leaf takes its place, and may be written to then, also by another host: it got room for that.
+        let is_inflated = child.lv.size >= group.round(live.wanted(vdi)?);
+        let is_full = !info.hidden && (!group.is_thin() || is_inflated || group.is_counted(vdi)?);
         let full = if is_full { sizes::full(parent.format, info.virtual_size) } else { 0 };
         let ending = live.inflate(base, needed.max(full))?;
         live.take(&ending)
