@@ -290,10 +290,16 @@ fn a_disk_that_could_not_be_detached_after_the_zeroing_is_detached_by_the_next_c
     web(&scene, "raw");
     let line = [&ZERO[..], &["--zero-free"]].concat();
     // It leaves a program that has the device.
-    hook(&scene, "backup-zero.d", "vm", "sleep 300 < $SM_DISK0_PATH > /dev/null 2>&1 & echo $! >> $log");
+    let keeps = "exec 3< $SM_DISK0_PATH; sleep 300 > /dev/null 2>&1 & echo $! >> $log";
+    hook(&scene, "backup-zero.d", "vm", keeps);
     let used = backup(&scene, &line);
     let left = log(&scene);
     Command::new("kill").arg(left.trim()).status().unwrap();
+    let begun = std::time::Instant::now();
+    let has_files = || fs::read_dir(format!("/proc/{}/fd", left.trim())).is_ok_and(|mut files| files.next().is_some());
+    while has_files() && begun.elapsed().as_secs() < 60 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
     let attached = |scene: &Scene| !sm(scene, &["vdi_get_params", "fast/web"]).done().contains("(attached . #f)");
     let (was_attached, had) = (attached(&scene), records(&scene));
     let told = backup(&scene, &["list"]);
