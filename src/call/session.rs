@@ -105,12 +105,22 @@ impl Session {
         self.storage.follow(change, volume, vdi)
     }
 
-    /// Gives the volume of a VDI that another host attaches room, or takes it back, see [`Sr::fit`].
+    /// Gives the volume of a VDI that another host attaches room, or takes it back, see [`Sr::fit`]. `is_wanted`: whether that is still to
+    /// be done, asked under the VDI's lock.
     ///
     /// # Errors
     /// Those of [`Sr::fit`].
-    pub fn vdi_fit(&self, vdi: VdiUuid, attached: bool, context: &Context) -> Result<Done> {
-        self.carry_out(Locks::of_vdis(&[vdi]), context, move |storage, _| storage.fit(vdi, attached))
+    pub fn vdi_fit(
+        &self,
+        vdi: VdiUuid,
+        attached: bool,
+        is_wanted: impl FnOnce() -> bool + Send + 'static,
+        context: &Context,
+    ) -> Result<Done> {
+        self.carry_out(Locks::of_vdis(&[vdi]), context, move |storage, _| match is_wanted() {
+            true => storage.fit(vdi, attached),
+            false => Ok(Done::Already),
+        })
     }
 
     /// The keys of a VDI's `sm_config` that its SR decides.

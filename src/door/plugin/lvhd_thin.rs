@@ -63,7 +63,10 @@ pub(super) fn answer(args: &[OsString]) -> Result<String, Failure> {
         },
     };
     let context = Context { deadline: Instant::now() + PATIENCE, progress: &|_, _| {}, others: None };
-    let fitted = session.vdi_fit(vdi, is_attached, &context);
+    let seen = kept.clone().map(|reference| (Xapi::new(&called.session, None), reference));
+    // The wait for the VDI's lock may have been long: sr_scan may have let hosts attach it meanwhile.
+    let is_wanted = move || seen.is_none_or(|(mut xapi, reference)| is_kept(&mut xapi, &reference).unwrap_or(false));
+    let fitted = session.vdi_fit(vdi, is_attached, is_wanted, &context);
     if let Some(reference) = kept
         && let Err(e) = xapi.set("VDI.remove_from_sm_config", &reference, Value::text(PAUSED))
     {
@@ -89,10 +92,16 @@ fn keep(xapi: &mut Xapi, vdi: VdiUuid) -> Result<Option<String>, ApiError> {
         Err(e) if e.is("MAP_DUPLICATE_KEY") => return Ok(None),
         other => other?,
     }
-    let sm_config = xapi.record("VDI.get_sm_config", &reference);
-    if sm_config.as_ref().is_ok_and(|keys| !keys.keys().any(|key| key.starts_with("host_"))) {
+    let kept = is_kept(xapi, &reference);
+    if matches!(kept, Ok(true)) {
         return Ok(Some(reference));
     }
     xapi.set("VDI.remove_from_sm_config", &reference, Value::text(PAUSED))?;
-    sm_config.map(|_| None)
+    kept.map(|_| None)
+}
+
+/// Whether no host has a VDI attached, and none may attach it.
+fn is_kept(xapi: &mut Xapi, reference: &str) -> Result<bool, ApiError> {
+    let keys = xapi.record("VDI.get_sm_config", reference)?;
+    Ok(keys.contains_key(PAUSED) && !keys.keys().any(|key| key.starts_with("host_")))
 }
