@@ -40,10 +40,10 @@ use self::request::Request;
 use self::uri::Uri;
 pub use self::uri::driver_of;
 use super::smapiv1::code::Code;
-use super::smapiv1::faults::{Attempt, Failure};
+use super::smapiv1::faults::Failure;
 use super::{Answer, guarded, said, smapiv1};
 use crate::error::Error;
-use crate::sr::{DRIVERS, Driver, Substrate};
+use crate::sr::{DRIVERS, Driver};
 use crate::sys::{run_dir, syslog};
 use crate::types::{Mode, Names, ParamsChange};
 
@@ -68,14 +68,11 @@ impl Plugin {
         named(directory).or_else(|| named(&fs::canonicalize(directory).ok()?))
     }
 
-    /// The kind of storage that a failure is about.
-    fn substrate(self, request: Option<&Request>) -> Substrate {
+    /// The driver that a failure is about, if the request names one.
+    fn driver(self, request: Option<&Request>) -> Option<&'static Driver> {
         match self {
-            Plugin::Volume(driver) => driver.about.substrate,
-            Plugin::Datapath => {
-                let uri = request.and_then(|request| Uri::parse(request.text("uri")).ok());
-                uri.map_or(Substrate::Directory, |uri| uri.handle.driver.about.substrate)
-            }
+            Plugin::Volume(driver) => Some(driver),
+            Plugin::Datapath => Some(Uri::parse(request?.text("uri")).ok()?.handle.driver),
         }
     }
 }
@@ -122,8 +119,8 @@ fn answer(method: Method, executable: &Path, words: &[OsString]) -> Answer {
         (Ok(request), Err(fault)) => (Some(request), fault),
         (Err(failure), _) => (None, failure.into()),
     };
-    let substrate = plugin.map_or(Substrate::Directory, |plugin| plugin.substrate(request.as_ref()));
-    let (code, mut params) = fault::told(&fault, Attempt::new(substrate, Some(method.command())));
+    let driver = plugin.and_then(|plugin| plugin.driver(request.as_ref()));
+    let (code, mut params) = fault::told(&fault, driver, method.command());
     let mut secrets = call::fetched_secrets();
     secrets.extend(request.map(|request| request.secrets(method)).unwrap_or_default());
     // No message of ours holds one; a tool's own words might.
