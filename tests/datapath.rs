@@ -218,9 +218,11 @@ fn idempotent(sr: &Path) {
 fn busy(sr: &Path) {
     let image = chain(sr, 1);
     let device = attach(&image);
-    let mut holder = Command::new("sleep").arg("60").stdin(File::open(&device).unwrap()).spawn().unwrap();
+    // It waits for us to read. Its first byte tells that it runs: a process has its name only some time after spawn().
+    let mut holder = Command::new("cat").arg(&device).stdout(Stdio::piped()).spawn().unwrap();
+    holder.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     match datapath::detach(&image, soon()).unwrap() {
-        Detached::Busy(who) => assert!(who.contains(&format!("process {} (sleep)", holder.id())), "{who}"),
+        Detached::Busy(who) => assert!(who.contains(&format!("process {} (cat)", holder.id())), "{who}"),
         Detached::Done(_) => panic!("detached while in use"),
     }
     // It serves on.
