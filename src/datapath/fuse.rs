@@ -36,11 +36,9 @@ use super::Source;
 use super::disk::Disk;
 use super::pool::Pool;
 use crate::error::{Error, Result};
-use crate::sys::loopdev::{self, Backing};
+use crate::sys::loopdev::{self, Backing, SERVED};
 use crate::sys::tool::Tool;
 
-/// First component of the backing file's path.
-pub const ROOT: &str = "sm-datapath";
 const DEVICE: &str = "/dev/fuse";
 /// The kernel asks again each time: the size can change.
 const TTL: Duration = Duration::ZERO;
@@ -48,12 +46,12 @@ const MAX_REQUEST: u32 = 1 << 20;
 
 /// The path that the loop device over a served image has for its backing file.
 pub fn backing_file(pid: u32, image: &Path) -> PathBuf {
-    Path::new("/").join(ROOT).join(pid.to_string()).join(image.strip_prefix("/").unwrap_or(image))
+    Path::new("/").join(SERVED).join(pid.to_string()).join(image.strip_prefix("/").unwrap_or(image))
 }
 
 /// Server and image, from a backing file as the kernel shows it.
 pub fn parse_backing_file(path: &Path) -> Option<(u32, PathBuf)> {
-    let below = path.strip_prefix(Path::new("/").join(ROOT)).ok()?;
+    let below = path.strip_prefix(Path::new("/").join(SERVED)).ok()?;
     let mut components = below.components();
     let pid = components.next()?.as_os_str().to_str()?.parse().ok()?;
     Some((pid, Path::new("/").join(components.as_path())))
@@ -136,7 +134,7 @@ impl Export {
 fn mount_on(scratch: &Path, channel: &File) -> Result<()> {
     let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", channel.as_raw_fd());
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some(ROOT), scratch, Some("fuse"), flags, Some(options.as_str()))
+    mount(Some(SERVED), scratch, Some("fuse"), flags, Some(options.as_str()))
         .map_err(Error::sys("mount FUSE on", scratch))
 }
 

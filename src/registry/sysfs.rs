@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::facts::{Facts, Holder, Signature};
 use super::identity;
 use crate::error::{Error, Result};
-use crate::sys::{blockdev, mount, run_dir};
+use crate::sys::{blockdev, loopdev, mount};
 use crate::types::VdiUuid;
 
 /// Bytes of a sector, in which sysfs counts whatever the device's block is.
@@ -191,10 +191,11 @@ pub fn backing(dir: &Path) -> Option<PathBuf> {
     Some(text(dir, "loop/backing_file")).filter(|text| !text.is_empty()).map(PathBuf::from)
 }
 
-/// Whether a loop device shows the disk of a guest: the file is called by the UUID of a VDI, or an image server shows it.
+/// Whether a loop device shows the disk of a guest: the file is called by the UUID of a VDI, or an image server shows it. I/O on the
+/// latter may wait for the end of a change.
 fn is_disk_of_guest(file: &Path) -> bool {
     let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    stem.parse::<VdiUuid>().is_ok() || file.starts_with(run_dir::state())
+    stem.parse::<VdiUuid>().is_ok() || loopdev::is_served(file)
 }
 
 #[cfg(test)]
@@ -275,7 +276,9 @@ pub mod tests {
     #[test]
     fn a_file_of_a_guest_is_told_from_any_other() {
         assert!(is_disk_of_guest(Path::new("/srv/98de866e-b035-4b1a-a571-613bff542b89.vhd")));
-        assert!(is_disk_of_guest(&run_dir::state().join("x/image")));
+        assert!(is_disk_of_guest(Path::new(
+            "/sm-datapath/77/dev/VG_XenStorage-x/VHD-98de866e-b035-4b1a-a571-613bff542b89"
+        )));
         assert!(!is_disk_of_guest(Path::new("/srv/disk.img")));
     }
 }

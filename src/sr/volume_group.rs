@@ -54,7 +54,9 @@ impl VolumeGroup {
     /// # Errors
     /// [`Error::MissingKey`] or [`Error::Invalid`] for the key `device`.
     pub fn new(sr: SrUuid, config: &DeviceConfig, naming: &'static Naming, deadline: Deadline) -> Result<VolumeGroup> {
-        Ok(VolumeGroup { sr, devices: devices(config)?, naming, deadline })
+        let devices = devices(config)?;
+        lvm::show(&devices);
+        Ok(VolumeGroup { sr, devices, naming, deadline })
     }
 
     pub fn name(&self) -> String {
@@ -312,6 +314,7 @@ pub fn probe(
     describe: impl Fn(VolumeGroup, &Vg) -> Result<Option<SrInfo>>,
 ) -> Result<Vec<SrInfo>> {
     let devices = devices(config)?;
+    lvm::show(&devices);
     for device in &devices {
         if let Some(why) = blockdev::missing(device) {
             return Err(Error::NoDevice { device: device.display().to_string(), why });

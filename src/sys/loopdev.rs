@@ -28,6 +28,8 @@ use crate::types::Done;
 
 const CONTROL: &str = "/dev/loop-control";
 const SYSFS: &str = "/sys/block";
+/// The filesystem of an image server of this package: its first directory, as the kernel shows it in the path of a backing file.
+pub const SERVED: &str = "sm-datapath";
 
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
@@ -139,6 +141,20 @@ pub fn attached() -> Result<HashMap<PathBuf, Vec<String>>> {
         }
     }
     Ok(found)
+}
+
+/// Whether this is the backing file of a device over a disk that an image server of this package shows.
+pub fn is_served(backing: &Path) -> bool {
+    backing.starts_with(Path::new("/").join(SERVED))
+}
+
+/// The loop devices over disks that image servers of this package show. I/O on one of them may wait for the end of a change.
+///
+/// # Errors
+/// Those of [`attached`].
+pub fn served() -> Result<Vec<PathBuf>> {
+    let of_server = attached()?.into_iter().filter(|(backing, _)| is_served(backing));
+    Ok(of_server.flat_map(|(_, names)| names).map(|name| Path::new("/dev").join(name)).collect())
 }
 
 /// Whether one of the loop devices may be over the file at `path`, by the names of their backing files. If not, the file

@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::sys::blockdev;
 use crate::sys::tool::Tool;
 pub use delta::{can_tell, differences, mapped};
-pub use hidden::hiding;
+pub use hidden::show;
 use hidden::tool;
 use kernel::dm_devices;
 pub use kernel::{dm_name, kernel_device, kernel_names, node, refuse_without_device_mapper};
@@ -127,7 +127,7 @@ impl Lv {
 /// # Errors
 /// [`crate::Error::Tool`] with LVM's words, also if it takes longer than 120 s.
 pub fn change<S: AsRef<str>>(program: &str, options: &[S], names: &[&str]) -> Result<()> {
-    command(program).args(options).arg("--").args(names).run().map(drop)
+    command(program)?.args(options).arg("--").args(names).run().map(drop)
 }
 
 /// Activates a volume, and what it needs, on this host. Ours have the skip flag, so that nothing but this does.
@@ -163,7 +163,7 @@ pub fn refresh(vg: &str, lv: &str) -> Result<()> {
 /// [`crate::Error::Tool`] if there is no such volume, it is in use, or LVM fails.
 pub fn remove_kept(vg: &str, lv: &str) -> Result<()> {
     let config = format!("{CONFIG} devices{{issue_discards=0}}");
-    let tool = tool("lvremove").usual_args(["--config", &config]).deadline(DEADLINE);
+    let tool = tool("lvremove")?.usual_args(["--config", &config]).deadline(DEADLINE);
     tool.args(["-y", "--", &format!("{vg}/{lv}")]).run().map(drop)
 }
 
@@ -230,8 +230,8 @@ pub fn remove_device(name: &str) -> Result<()> {
     Tool::new("dmsetup").args(["remove", "--retry", "--", name]).deadline(DEADLINE).run().map(drop)
 }
 
-fn command(program: &str) -> Tool {
-    tool(program).usual_args(["--config", CONFIG]).deadline(DEADLINE)
+fn command(program: &str) -> Result<Tool> {
+    Ok(tool(program)?.usual_args(["--config", CONFIG]).deadline(DEADLINE))
 }
 
 /// No daemon that extends pools behind our back; a full pool answers with an error and does not hang. A dom0's lvm.conf

@@ -27,6 +27,10 @@ one=$NOW
 killed vdi_snapshot : "sm vdi_delete $SR $B && sm sr_collect $SR" "has 3 && holds $A $one && holds $B $one" 17 vdi_snapshot $SR $A $B
 killed 'vdi_snapshot of an attached disk' "sm vdi_attach $SR $A > /dev/null" "sm vdi_detach $SR $A && sm vdi_delete $SR $B && sm sr_collect $SR" \
   "is_on $A 3 $one && holds $B $one" 17 vdi_snapshot $SR $A $B
+filled() { lvcreate -qq -y -an -Zn -Wn -l $(($(vgs --noheadings -o vg_free_count $VG) - 8)) -n filler $VG 2> /dev/null && sm vdi_attach $SR $A > /dev/null; }
+emptied() { lvremove -qq -f -y $VG/filler && sm vdi_detach $SR $A && sm vdi_delete $SR $B && sm sr_collect $SR; }
+roomy() { [ "$(blockdev --getsize64 /dev/$VG/VHD-$A)" = $((16 << 20)) ] && is_on $A 4 $one && holds $B $one; }
+LAST=9 killed 'vdi_snapshot of an attached disk that gets its room from its base' filled emptied roomy 17 vdi_snapshot $SR $A $B
 must sm vdi_snapshot $SR $A $B
 killed 'vdi_clone of a disk without data of its own' : "sm vdi_delete $SR $C" "has 4 && holds $C $one" 17 vdi_clone $SR $B $C
 look

@@ -7,6 +7,10 @@
 //!    `VHD-<D>`; 4. hide `B`, which has children now; 5. make its volume read-only and as small as what it holds, and remove the
 //!    journal.
 //!
+//! Where the group has room for all of the disk only with what `B` gives back, `NEW-<U>` is made as small as it can be, with the tag
+//! [`SHORT`]. Then the journal stays in 5 until the volume of `U` is larger; 6. remove the tag and the journal. Until then a recovery
+//! goes on with 5, so a disk that is attached does not stay in a volume that is too small.
+//!
 //! 1, 3 and 5 are one LVM process each. Until the journal has its name, all that a kill leaves are volumes that mean nothing. Then a
 //! recovery, of either side, undoes it until both children are there, and completes it afterwards ([`recover`](super::recover)). The
 //! Python drivers make the children under their names; an image that is complete when it gets its name is none that
@@ -50,6 +54,9 @@ pub fn child_format(of_base: Format) -> Format {
     if of_base == Format::Raw { Format::Vhd } else { of_base }
 }
 
+/// The tag of the volume of a disk that is to become larger before the change is ended. The Python drivers do not know it.
+const SHORT: &str = "xcp.short";
+
 /// The name of the volume that is to be a VDI.
 pub fn unborn(vdi: VdiUuid) -> String {
     format!("NEW-{vdi}")
@@ -92,10 +99,10 @@ impl LvhdForest<'_> {
 
         let (own, record) = (unborn(fork.vdi), unwritten(fork.base));
         let copy = fork.dest.map(|(dest, _)| unborn(dest));
-        let mut make = vec![
-            Step::journal(&record),
-            Step::Create { name: own.clone(), size: own_size, tags: lock_tags(&volume.lv), active: is_attached },
-        ];
+        let mut tags = lock_tags(&volume.lv);
+        tags.extend((own_size < full).then(|| SHORT.to_owned()));
+        let mut make =
+            vec![Step::journal(&record), Step::Create { name: own.clone(), size: own_size, tags, active: is_attached }];
         make.extend(copy.iter().map(|copy| Step::create(copy, copy_size)));
         let unmake = || {
             live.remove_unborn([Some(&record), Some(&own), copy.as_ref()].into_iter().flatten())?;
@@ -127,11 +134,6 @@ impl LvhdForest<'_> {
                 Some((dest, _)) if live.now().volumes().contains_key(&dest) => Err(cause.after(vdi::made(dest))),
                 _ => Err(cause.undone(recovered)),
             };
-        }
-        if own_size < full {
-            // The base has given it back.
-            let ending = live.inflate(fork.vdi, full)?;
-            live.take(&ending)?;
         }
         Ok(())
     }
@@ -177,7 +179,7 @@ impl Live<'_> {
     /// Takes the last steps of a change that made `base` a base: its children are there.
     ///
     /// # Errors
-    /// [`Error::Tool`], [`Error::Io`]: then the journal is there.
+    /// [`Error::Tool`], [`Error::Io`]; [`Error::NoSpace`] if the disk does not get its room: then the journal is there.
     pub fn end_fork(&self, base: VdiUuid, journal: &Journal) -> Result<()> {
         let group = self.now();
         let volume = group.volume(base)?.clone();
@@ -191,6 +193,12 @@ impl Live<'_> {
         let locks = lock_tags(&volume.lv);
         if !locks.is_empty() {
             steps.push(Step::untag(volume.lv.name, locks));
+        }
+        let leaf = &group.volume(journal.vdi)?.lv;
+        if leaf.tags.iter().any(|tag| tag == SHORT) {
+            self.take(&steps)?;
+            steps = self.inflate(journal.vdi, self.wanted(journal.vdi)?)?;
+            steps.push(Step::untag(&leaf.name, vec![SHORT.to_owned()]));
         }
         steps.push(Step::remove(journal.name()));
         self.take(&steps)

@@ -5,17 +5,15 @@
 //! it is not asked for again, see [`step`](super::step). Only the SR's master may change a group.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
 use super::Group;
 use super::step::{Known, Step, plan};
-use crate::datapath;
 use crate::error::{Error, Result};
 use crate::sr::volume_group::VolumeGroup;
 use crate::sys::lock::{self, Kind, Lock};
-use crate::sys::lvm::{Vg, hiding, script};
+use crate::sys::lvm::{Vg, script};
 
 /// A group, as the last report and the changes since then show it.
 pub struct Live<'a> {
@@ -53,7 +51,7 @@ impl<'a> Live<'a> {
     /// # Errors
     /// Those of [`VolumeGroup::whole`].
     pub fn look_again(&self) -> Result<()> {
-        hiding(served()?, || self.own().whole()).map(|vg| self.set(vg))
+        self.own().whole().map(|vg| self.set(vg))
     }
 
     /// Waits for other calls that change the group, and looks at it.
@@ -78,10 +76,6 @@ impl<'a> Live<'a> {
         if steps.is_empty() {
             return Ok(());
         }
-        hiding(served()?, || self.take_seen(steps))
-    }
-
-    fn take_seen(&self, steps: &[Step]) -> Result<()> {
         let group = self.now();
         let (commands, after, known) = plan(group.vg(), steps);
         match group.own().changed(group.vg(), || script::run(&commands)) {
@@ -110,9 +104,4 @@ impl<'a> Live<'a> {
             false => Ok(()),
         }
     }
-}
-
-/// The devices of disks that this host serves. I/O on one of them may wait for the end of a change.
-fn served() -> Result<Vec<PathBuf>> {
-    Ok(datapath::all()?.into_iter().map(|attached| attached.device).collect())
 }

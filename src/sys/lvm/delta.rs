@@ -92,7 +92,7 @@ fn told(vg: &str, pool: &str, ids: &[String; 2], wanted: Wanted, deadline: Insta
 
 /// The number of a volume in its pool.
 fn thin_id(vg: &str, lv: &str) -> Result<String> {
-    let out = parsed("lvs").args(["--noheadings", "-o", "thin_id", "--"]).arg(format!("{vg}/{lv}")).run()?;
+    let out = parsed("lvs")?.args(["--noheadings", "-o", "thin_id", "--"]).arg(format!("{vg}/{lv}")).run()?;
     let id = out.stdout.trim();
     match id.parse::<u32>() {
         Ok(_) => Ok(id.to_owned()),

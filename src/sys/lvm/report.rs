@@ -42,7 +42,7 @@ pub fn report(vg: Option<&str>, unmapped: Unmapped) -> Result<Vec<Vg>> {
         Unmapped::Tagged(tags) => tags.iter().map(|tag| format!(" && vg_tags!={{\"{tag}\"}}")).collect(),
         Unmapped::All => " && seg_size=0".to_owned(),
     };
-    let mut tool = tool("lvm")
+    let mut tool = tool("lvm")?
         .deadline(DEADLINE)
         .arg("fullreport")
         .usual_args([
@@ -243,7 +243,7 @@ fn parse_percent(text: &str) -> Option<u64> {
 /// [`Error::Tool`] if there is no such volume, or LVM fails; [`Error::Damaged`] if its report cannot be read.
 pub fn extents(vg: &str, lv: &str) -> Result<Vec<String>> {
     let out =
-        parsed("lvs").args(["--reportformat", "json", "-o", "seg_pe_ranges", "--", &format!("{vg}/{lv}")]).run()?;
+        parsed("lvs")?.args(["--reportformat", "json", "-o", "seg_pe_ranges", "--", &format!("{vg}/{lv}")]).run()?;
     parse_extents(&out.stdout)
 }
 
@@ -261,7 +261,7 @@ pub struct Chunks {
 /// [`Error::Tool`] if there is no such pool, or LVM fails; [`Error::Damaged`] if its answer cannot be read.
 pub fn chunks(vg: &str, pool: &str) -> Result<Chunks> {
     let options = ["--noheadings", "--units", "b", "--nosuffix", "-o", "chunk_size,discards", "--"];
-    let out = parsed("lvs").args(options).arg(format!("{vg}/{pool}")).run()?;
+    let out = parsed("lvs")?.args(options).arg(format!("{vg}/{pool}")).run()?;
     let mut words = out.stdout.split_whitespace();
     match (words.next().and_then(|size| size.parse().ok()), words.next()) {
         (Some(size), Some(discards)) if size > 0 => Ok(Chunks { size, discards: discards != "ignore" }),
@@ -279,7 +279,7 @@ pub fn chunks(vg: &str, pool: &str) -> Result<Chunks> {
 /// [`Error::Tool`] if there is no such group, or LVM fails.
 pub fn device_sizes(vg: &str) -> Result<Vec<(String, u64)>> {
     let options = ["--noheadings", "--units", "b", "--nosuffix", "-o", "pv_uuid,dev_size", "--"];
-    let out = parsed("vgs").args(options).arg(vg).run()?;
+    let out = parsed("vgs")?.args(options).arg(vg).run()?;
     let row = |line: &str| {
         let (uuid, size) = line.trim().split_once(char::is_whitespace)?;
         Some((uuid.to_owned(), size.trim().parse().ok()?))
@@ -293,7 +293,7 @@ pub fn device_sizes(vg: &str) -> Result<Vec<(String, u64)>> {
 /// [`Error::Tool`] if there is no such pool, or LVM fails.
 pub fn needs_check(vg: &str, pool: &str) -> Result<bool> {
     let options = ["--noheadings", "-o", "lv_check_needed", "--"];
-    let out = parsed("lvs").args(options).arg(format!("{vg}/{pool}")).run()?;
+    let out = parsed("lvs")?.args(options).arg(format!("{vg}/{pool}")).run()?;
     Ok(out.stdout.trim() == "check needed")
 }
 
@@ -330,8 +330,8 @@ pub fn parse_extents(out: &str) -> Result<Vec<String>> {
 }
 
 /// One whose words are read.
-pub(super) fn parsed(program: &str) -> Tool {
-    tool(program).usual_args(["--config", &format!("{CONFIG} {PARSED}")]).deadline(DEADLINE)
+pub(super) fn parsed(program: &str) -> Result<Tool> {
+    Ok(tool(program)?.usual_args(["--config", &format!("{CONFIG} {PARSED}")]).deadline(DEADLINE))
 }
 
 #[cfg(test)]

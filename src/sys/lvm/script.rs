@@ -71,7 +71,7 @@ pub fn run(commands: &[Command]) -> Result<()> {
         return Ok(());
     }
     let script = format!("{FIRST}{}\n", lines.join("\n"));
-    let done = tool("lvm").arg("/dev/stdin").input(script.as_bytes())?.deadline(DEADLINE).run();
+    let done = tool("lvm")?.arg("/dev/stdin").input(script.as_bytes())?.deadline(DEADLINE).run();
     done.map(drop).map_err(|error| match error {
         Error::Tool { how, stderr, .. } => {
             let shown = |command: &Command| format!("{} {}", command.program, command.names.join(" "));
