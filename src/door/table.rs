@@ -358,6 +358,7 @@ mod tests {
             pool: None,
             vdis,
             logs: None,
+            kept: None,
         };
         assert!(!write(&Reply::Sr(sr(vec![web.clone()]))).contains("snapshot of"));
         let shown = write(&Reply::Sr(sr(vec![web.clone(), db.clone(), of(web.uuid), of(db.uuid), of(gone)])));
@@ -385,6 +386,7 @@ mod tests {
             pool: None,
             vdis: vec![vdi(text)],
             logs: None,
+            kept: None,
         };
         let listed = |text: &str| {
             let [name, sr_type, reason, location] = [text; 4].map(str::to_owned);

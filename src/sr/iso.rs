@@ -194,6 +194,7 @@ impl Sr for IsoSr {
             pool: None,
             vdis,
             logs: None,
+            kept: None,
         })
     }
 

@@ -71,7 +71,8 @@ use crate::sr::volume_group::{self, Naming, VolumeGroup};
 use crate::sys::copy::Progress;
 use crate::sys::lvm::{Unmapped, Vg};
 use crate::types::{
-    DeviceConfig, Done, Finding, Format, NewSr, NewVdi, Overwrite, SmConfig, SpaceUse, SrInfo, SrUuid, VdiInfo, VdiUuid,
+    DeviceConfig, Done, Finding, Format, Names, NewSr, NewVdi, Overwrite, SmConfig, SpaceUse, SrInfo, SrUuid, VdiInfo,
+    VdiUuid,
 };
 use crate::vdi::Vdi;
 use crate::vdi::transfer::Incoming;
@@ -344,6 +345,14 @@ impl Sr for LvmSr {
 
     fn fit(&self, vdi: VdiUuid, attached: bool) -> Result<Done> {
         self.theirs("room for a disk")?.fit(vdi, attached)
+    }
+
+    fn names_of_sr(&self) -> Result<Names> {
+        Ok(self.stat()?.kept.map(|kept| kept.names).unwrap_or_default())
+    }
+
+    fn name_sr(&self, names: &Names) -> Result<()> {
+        self.theirs("naming an SR")?.name(names)
     }
 
     fn content_type(&self) -> &'static str {

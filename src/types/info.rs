@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::{Format, Params, SlotMark, SrUuid, State, VdiUuid};
+use super::{Format, Names, Params, SlotMark, SrUuid, State, VdiUuid};
 
 /// The facts about an SR, read from its substrate now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,16 @@ pub struct SrInfo {
     pub vdis: Vec<VdiInfo>,
     /// The logs that are there without their disks. Filled by `sr_scan` only, and `None` where the driver keeps no such logs.
     pub logs: Option<Vec<LogAlone>>,
+    /// What an LVHD SR says of itself. Filled by its driver where the SR is looked at as a whole.
+    pub kept: Option<Kept>,
+}
+
+/// What an LVHD SR says of itself, as the Python drivers keep it for agents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub names: Names,
+    /// Whether the volume of a disk has room for all of it only while the disk is attached.
+    pub is_thin: bool,
 }
 
 impl SrInfo {
@@ -122,6 +132,8 @@ pub struct VdiInfo {
     pub keys: BTreeMap<String, String>,
     /// As [`Params::resets`](super::Params::resets).
     pub resets: bool,
+    /// As [`Params::kind`](super::Params::kind).
+    pub kind: String,
 }
 
 /// A log of changed blocks that is there without its disk: the data of a snapshot was destroyed, and what changed up to it
@@ -165,6 +177,7 @@ impl VdiInfo {
             cbt_enabled: false,
             keys: BTreeMap::new(),
             resets: false,
+            kind: String::new(),
         }
     }
 }

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 pub use self::finding::{Finding, Outcome};
 pub use self::format::Format;
 pub use self::ids::{LayoutUuid, SrUuid, VdiUuid};
-pub use self::info::{LogAlone, PoolUse, Space, SrInfo, VdiInfo, VdiName};
+pub use self::info::{Kept, LogAlone, PoolUse, Space, SrInfo, VdiInfo, VdiName};
 pub use self::lost::LostRange;
 pub use self::nearest::nearest;
 pub use self::params::{Names, Params, ParamsChange, seconds_now};

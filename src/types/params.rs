@@ -32,6 +32,9 @@ pub struct Params {
     /// [`crate::vdi::tree::reset`].
     #[serde(skip_serializing_if = "is_false")]
     pub resets: bool,
+    /// What an agent has the disk for, in a word of its own, as `suspend` or `metadata`. Empty: a disk of a user.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub kind: String,
 }
 
 impl Params {
@@ -77,7 +80,7 @@ pub struct ParamsChange {
 impl ParamsChange {
     /// The params after the change. A snapshot that may be written to is a snapshot no more.
     pub fn of(&self, params: Params) -> Params {
-        let Params { label, description, shareable, read_only, snapshot_of, created, mut keys, resets } = params;
+        let Params { label, description, shareable, read_only, snapshot_of, created, mut keys, resets, kind } = params;
         let read_only = self.read_only.unwrap_or(read_only);
         for (key, value) in &self.keys {
             match value {
@@ -94,6 +97,7 @@ impl ParamsChange {
             created,
             keys,
             resets,
+            kind,
         }
     }
 }
@@ -123,6 +127,7 @@ mod tests {
             created: Some(7),
             keys: BTreeMap::from([("a".to_owned(), "1".to_owned())]),
             resets: true,
+            kind: "suspend".to_owned(),
         };
         assert_eq!(ParamsChange::default().of(params.clone()), params);
         let label = ParamsChange { label: Some(String::new()), ..ParamsChange::default() };

@@ -402,5 +402,6 @@ pub fn describe(place: &dyn Place, node: &Node, allocated: u64, params: Params) 
         cbt_enabled: false,
         keys: params.keys,
         resets: params.resets,
+        kind: params.kind,
     }
 }

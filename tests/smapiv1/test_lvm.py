@@ -285,6 +285,33 @@ class Lvhd(Case):
         self.agent.call("sr_detach")
         self.assertEqual(run("vgs", "--noheadings"), "")
 
+    def test_what_the_python_driver_finds_of_xapi_in_the_group_is_kept(self):
+        del self.agent.device_config["lvhd"]
+        sr = self.xapi.srs[self.agent.sr_ref]
+        self.an_sr()
+        self.assertEqual(sr["sm_config"], {"allocation": "thick", "use_vhd": "true"})
+        sr.update(name_label="the <SR>", name_description="é")
+        sr["sm_config"] = {"allocation": "thin", "of": "others"}
+        self.agent.call("sr_update")
+        self.assertEqual(sr["sm_config"], {"allocation": "thick", "use_vhd": "true", "of": "others"})
+        with open(DISKS[0], "rb") as device:
+            text = device.read(64 * MiB)
+        self.assertIn(b"<name_label>the &lt;SR&gt;</name_label> ", text)
+        self.assertIn("<name_description>é</name_description> ".encode(), text)
+        seqno = run("vgs", "--noheadings", "-o", "vg_seqno", self.group)
+        self.xapi.calls()
+        self.agent.call("sr_update")
+        self.assertNotIn("SR.set_sm_config", self.xapi.methods())
+        self.assertEqual(run("vgs", "--noheadings", "-o", "vg_seqno", self.group), seqno)
+        disk = self.agent.create(8 * MiB, "a disk", sm_config={}, vdi_type="suspend")
+        snapshot = self.agent.snapshot(disk)
+        kept = {v["uuid"]: v["type"] for v in self.xapi.of(self.agent.sr_ref).values()}
+        self.assertEqual([kept[self.xapi.vdis[vdi]["uuid"]] for vdi in (disk, snapshot)], ["suspend", "suspend"])
+        self.xapi.vdis.clear()
+        self.agent.scan()
+        found = {v["uuid"]: v["type"] for v in self.xapi.of(self.agent.sr_ref).values()}
+        self.assertEqual({vdi: found.get(vdi) for vdi in kept}, kept)
+
     def write(self, vdi, text):
         link = self.agent.call("vdi_attach", "true", vdi=vdi)["params"]
         self.agent.call("vdi_activate", "true", vdi=vdi)

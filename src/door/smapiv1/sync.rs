@@ -225,6 +225,9 @@ pub fn refresh(
     Ok(changed)
 }
 
+/// xapi's type of a disk that is there for nothing in particular.
+pub const OF_USER: &str = "user";
+
 /// A row for xapi's table of VDIs.
 pub struct Introduced<'a> {
     pub uuid: String,
@@ -252,7 +255,7 @@ impl<'a> Introduced<'a> {
             uuid: vdi.uuid.to_string(),
             label: if vdi.hidden { "base copy" } else { &vdi.label },
             description: &vdi.description,
-            vdi_type: "user",
+            vdi_type: if vdi.kind.is_empty() { OF_USER } else { &vdi.kind },
             read_only: vdi.read_only,
             hidden: vdi.hidden,
             location: vdi.location(),

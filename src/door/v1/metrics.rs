@@ -275,6 +275,7 @@ mod tests {
             slot: None,
             vdis: vec![vdi],
             logs: None,
+            kept: None,
         };
         let text = written(&[metered("thin", Some(SpaceUse::of_disks(sr.clone(), true, true)))]);
         for (name, value) in [

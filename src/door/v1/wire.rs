@@ -358,6 +358,7 @@ pub(super) mod tests {
             pool: Some(PoolUse { data_size: 4, data_used: 3, metadata_size: 2, metadata_used: 1 }),
             vdis,
             logs: None,
+            kept: None,
         }
     }
 

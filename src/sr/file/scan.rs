@@ -69,6 +69,7 @@ impl FileSr {
             slot: None,
             pool: None,
             logs: None,
+            kept: None,
         })
     }
 

@@ -15,7 +15,7 @@ use crate::image::storage::Storage;
 use crate::sr::volume_group::{CREATING, VolumeGroup};
 use crate::sys::lvm::{self, Vg};
 use crate::sys::{blockdev, syslog};
-use crate::types::{Done, SrUuid, VdiUuid};
+use crate::types::{Done, Names, SrUuid, VdiUuid};
 use crate::vdi;
 
 /// Makes an LVHD SR of a group that was made with the tag [`CREATING`] and is empty.
@@ -78,6 +78,14 @@ impl Lvhd<'_> {
             }
         }
         Ok(Done::Already)
+    }
+
+    /// Gives the SR itself names, on its master. Idempotent.
+    ///
+    /// # Errors
+    /// Those of [`super::live::Live::set_params`].
+    pub fn name(&self, names: &Names) -> Result<()> {
+        self.live.name_sr(names)
     }
 
     /// Lets the group use all of its devices. Idempotent.

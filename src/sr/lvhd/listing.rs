@@ -28,6 +28,7 @@ impl Lvhd<'_> {
             pool: None,
             vdis: Vec::new(),
             logs: None,
+            kept: group.records().ok().map(|records| records.kept()),
         }
     }
 

@@ -17,8 +17,10 @@ pub mod write;
 
 use std::collections::HashMap;
 
-use crate::types::{Format, Params, Utc, VdiUuid};
+use crate::types::{Format, Kept, Names, Params, Utc, VdiUuid};
 
+/// The kind of a disk that an agent has for nothing in particular.
+const USER: &str = "user";
 /// Bytes.
 pub const SECTOR: usize = 512;
 /// Bytes before the first record of a VDI.
@@ -59,8 +61,6 @@ pub struct Records {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
     pub params: Params,
-    /// A word of the agent: `user`, `system`, `metadata`, …
-    pub kind: String,
     /// `vhd`, `qcow2`, or `aio` for a raw volume.
     pub vdi_type: String,
 }
@@ -89,6 +89,12 @@ impl Records {
         }
         records
     }
+
+    /// What the SR says of itself.
+    pub fn kept(&self) -> Kept {
+        let names = Names { label: self.label.clone(), description: self.description.clone() };
+        Kept { names, is_thin: self.allocation == "thin" }
+    }
 }
 
 impl Record {
@@ -105,9 +111,10 @@ impl Record {
                 .filter(|_| is_snapshot)
                 .and_then(|uuid| uuid.parse().ok()),
             created: Some(value(elements, "snapshot_time")).filter(|_| is_snapshot).and_then(|time| seconds(&time)),
+            kind: Some(value(elements, "type")).filter(|kind| kind != USER).unwrap_or_default(),
             ..Params::default()
         };
-        Record { params, kind: value(elements, "type"), vdi_type: value(elements, "vdi_type") }
+        Record { params, vdi_type: value(elements, "vdi_type") }
     }
 }
 
@@ -210,7 +217,7 @@ mod tests {
         let records = Records::parse(&bytes);
         assert_eq!((records.allocation.as_str(), records.label.as_str(), records.unreadable), ("thin", "the <SR>", 0));
         let record = &records.vdis[&VDI.parse().unwrap()];
-        assert_eq!((record.kind.as_str(), record.vdi_type.as_str()), ("user", "vhd"));
+        assert_eq!((record.params.kind.as_str(), record.vdi_type.as_str()), ("", "vhd"));
         let wanted = Params {
             label: "a & b é".to_owned(),
             description: "d".to_owned(),

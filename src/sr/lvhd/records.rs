@@ -13,7 +13,7 @@ use super::{MGT, mgt};
 use crate::error::{Error, Result};
 use crate::image::storage::Storage;
 use crate::sr::lvhd::map::Devices;
-use crate::types::{Format, Params, VdiUuid};
+use crate::types::{Format, Names, Params, VdiUuid};
 
 impl Live<'_> {
     /// Replaces the names that `MGT` has of a VDI. Names that are longer than a record has room for are cut. Takes the lock.
@@ -24,6 +24,15 @@ impl Live<'_> {
     pub fn set_params(&self, vdi: VdiUuid, format: Format, params: &Params) -> Result<()> {
         let _lock = self.lock("vdi_set", self.own().deadline.end())?;
         self.change_records("vdi_set", |table| table.set(vdi, format, params))
+    }
+
+    /// Gives the SR itself names. Names that are longer than their sectors are cut. Takes the lock. Idempotent.
+    ///
+    /// # Errors
+    /// Those of [`Live::set_params`].
+    pub fn name_sr(&self, names: &Names) -> Result<()> {
+        let _lock = self.lock("sr_update", self.own().deadline.end())?;
+        self.change_records("sr_update", |table| Ok(table.name(names)))
     }
 
     /// Adds the records of VDIs, or replaces those of the same VDIs.

@@ -50,6 +50,7 @@ impl LvmSr {
             pool: pool_use,
             vdis: Vec::new(),
             logs: None,
+            kept: None,
         }
     }
 

@@ -27,7 +27,7 @@ const FILESYSTEMS: [(&str, &[&str]); 5] = [
 enum Found {
     Sr(SrUuid, Vec<VdiInfo>),
     /// Images of VDIs in a directory that names no SR, as other storage managers leave them.
-    Images(SrInfo),
+    Images(Box<SrInfo>),
 }
 
 /// Refuses a device, or partition, whose filesystem holds an SR that `over` does not name. `signatures`: what lies on `node`.
@@ -120,7 +120,8 @@ fn srs_below(dir: &Path, deadline: &Deadline) -> Result<Vec<Found>> {
         let shown = path.strip_prefix(dir).map_or_else(|_| path.clone(), |below| Path::new("/").join(below));
         let unmarked = FileSr::new(SrUuid::random(), file::DRIVER.sr_type, path, deadline.clone()).unmarked()?;
         let images = unmarked.filter(|info| !info.vdi_uuids.is_empty());
-        found.extend(images.map(|info| Found::Images(SrInfo { location: shown.display().to_string(), ..info })));
+        let here = |info| SrInfo { location: shown.display().to_string(), ..info };
+        found.extend(images.map(|info| Found::Images(Box::new(here(info)))));
     }
     Ok(found)
 }

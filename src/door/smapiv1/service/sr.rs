@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::sr::Substrate;
 use crate::sys::lock::{self, Kind};
 use crate::sys::syslog;
-use crate::types::{NewSr, Overwrite};
+use crate::types::{Kept, Names, NewSr, Overwrite};
 
 impl Service<'_> {
     pub(super) fn sr_probe(&mut self) -> Answer {
@@ -221,7 +221,29 @@ impl Service<'_> {
         let sr = self.session()?.sr_get_params(&now())?;
         let sr_ref = self.request.text("sr_ref")?;
         sync::figures(self.xapi()?, sr_ref, &sr)?;
+        if let Some(kept) = sr.kept.filter(|_| self.request.device_config.get("SRmaster") == Some("true")) {
+            self.exchange(sr_ref, kept)?;
+        }
         Ok(Value::Nil)
+    }
+
+    /// An LVHD SR keeps the names that xapi has of it, and xapi how the SR allocates: for the Python drivers, which read both.
+    fn exchange(&mut self, sr_ref: &str, kept: Kept) -> Result<(), Failure> {
+        let record = self.xapi()?.record("SR.get_record", sr_ref)?;
+        let owned = |name: &str| text(&record, name).to_owned();
+        let names = Names { label: owned("name_label"), description: owned("name_description") };
+        if names != kept.names {
+            self.session()?.sr_set_names(move |_| names, &now())?;
+        }
+        let Some(Value::Struct(mut sm_config)) = record.get("sm_config").cloned() else { return Ok(()) };
+        let had = sm_config.clone();
+        let allocation = if kept.is_thin { "thin" } else { "thick" };
+        sm_config
+            .extend([("allocation", allocation), ("use_vhd", "true")].map(|(k, v)| (k.to_owned(), Value::text(v))));
+        if sm_config != had {
+            self.xapi()?.call("SR.set_sm_config", &[Value::text(sr_ref), Value::Struct(sm_config)])?;
+        }
+        Ok(())
     }
 
     pub(super) fn sr_content_type(&self) -> Answer {

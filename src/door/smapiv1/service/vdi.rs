@@ -37,7 +37,8 @@ impl Service<'_> {
         let (metadata_of_pool, is_a_snapshot) = (request.arg(3)?, request.flag(4)?);
         let (snapshot_time, snapshot_of) = (request.arg(5)?, request.arg(6)?);
         let vdi_type = request.text("vdi_type")?;
-        let params = self.session()?.named(Params { read_only, ..Params::default() }, label, description);
+        let kind = if vdi_type == sync::OF_USER { String::new() } else { vdi_type.to_owned() };
+        let params = self.session()?.named(Params { read_only, kind, ..Params::default() }, label, description);
         let new = NewVdi { vdi, virtual_size, format, params };
 
         let _shared = self.agent_lock(Kind::Shared)?;

@@ -8,8 +8,8 @@
 //!
 //! A kill between the two writes leaves a record that the length leaves out, or one that is marked.
 
-use super::{FIRST_RECORD, RECORD, SECTOR, elements, text, value, vdi_type};
-use crate::types::{Format, Params, SrUuid, Utc, VdiUuid};
+use super::{FIRST_RECORD, RECORD, SECTOR, USER, elements, text, value, vdi_type};
+use crate::types::{Format, Names, Params, SrUuid, Utc, VdiUuid};
 
 /// Bytes of both names of a VDI that a record has room for, escaped; and of each, if both together are longer.
 const LONGEST_NAMES: usize = 445;
@@ -41,13 +41,17 @@ pub type Refused = String;
 /// The text of an SR without VDIs and without names.
 pub fn empty(sr: SrUuid, is_thin: bool) -> Vec<u8> {
     let allocation = if is_thin { "thin" } else { "thick" };
-    [
-        Table::header(FIRST_RECORD),
-        padded(&format!("<?xml version=\"1.0\" ?><uuid>{sr}</uuid><allocation>{allocation}</allocation>")),
-        padded("<name_label></name_label>"),
-        padded("<name_description></name_description>"),
-    ]
-    .concat()
+    let own = padded(&format!("<?xml version=\"1.0\" ?><uuid>{sr}</uuid><allocation>{allocation}</allocation>"));
+    [Table::header(FIRST_RECORD), own, sectors_of(&Names::default())].concat()
+}
+
+/// The two sectors with the names of the SR. A name that is too long for its sector is cut.
+fn sectors_of(names: &Names) -> Vec<u8> {
+    let element = |tag: &str, name: &str| {
+        let most = SECTOR - 2 * tag.len() - "<></>".len();
+        padded(&format!("<{tag}>{}</{tag}>", cut_to(&escape(name), most)))
+    };
+    [element("name_label", &names.label), element("name_description", &names.description)].concat()
 }
 
 /// The first sector of a text whose first sector is damaged, by the records that follow. `None`: there are not even the names of the SR.
@@ -76,6 +80,12 @@ impl<'b> Table<'b> {
 
     fn header(length: usize) -> Vec<u8> {
         padded(&format!("XSSM:{length:<10}:1:2"))
+    }
+
+    /// Gives the SR itself names, by one write.
+    pub fn name(&self, names: &Names) -> Vec<Write> {
+        let (at, sectors) = (2 * SECTOR, sectors_of(names));
+        if self.bytes.get(at..at + sectors.len()) == Some(&sectors) { Vec::new() } else { vec![(at as u64, sectors)] }
     }
 
     /// Gives a VDI the names in `params`. A VDI without a record gets one.
@@ -181,7 +191,7 @@ impl New<'_> {
             ("is_a_snapshot", flag(snapshot_of.is_some())),
             ("snapshot_of", snapshot_of.map(|vdi| vdi.to_string()).unwrap_or_default()),
             ("snapshot_time", time.map(|time| Utc(time).to_xmlrpc()).unwrap_or_default()),
-            ("type", "user".to_owned()),
+            ("type", if self.params.kind.is_empty() { USER.to_owned() } else { self.params.kind.clone() }),
             ("vdi_type", vdi_type(self.format).to_owned()),
             ("read_only", flag(read_only)),
             ("managed", flag(!self.is_base)),
@@ -328,6 +338,35 @@ mod tests {
              <read_only>0</read_only><managed>1</managed><metadata_of_pool></metadata_of_pool><deleted>0</deleted></vdi>"
         );
         assert_eq!(rest, padded(&wanted));
+    }
+
+    #[test]
+    fn the_sr_has_names_in_the_sectors_of_the_python_drivers_and_the_same_ones_write_nothing() {
+        let mut bytes = empty();
+        let named = |label: &str| Names { label: label.to_owned(), description: "d & e".to_owned() };
+        let writes = Table::new(used(&bytes), ROOM).name(&named("the <SR>"));
+        let wanted = ["<name_label>the &lt;SR&gt;</name_label>", "<name_description>d &amp; e</name_description>"];
+        assert_eq!(writes, [(1024, wanted.map(padded).concat())]);
+        write(&mut bytes, writes);
+        assert_eq!(Records::parse(used(&bytes)).kept().names, named("the <SR>"));
+        assert_eq!(Table::new(used(&bytes), ROOM).name(&named("the <SR>")), []);
+        let writes = Table::new(used(&bytes), ROOM).name(&named(&"&é".repeat(300)));
+        assert_eq!(writes[0].1.len(), 2 * SECTOR);
+        write(&mut bytes, writes);
+        let read = Records::parse(used(&bytes)).kept().names;
+        assert_eq!(read, named(&"&é".repeat(69)), "cut to whole characters");
+    }
+
+    #[test]
+    fn what_an_agent_has_a_disk_for_is_kept() {
+        for kind in ["", "suspend"] {
+            let params = Params { kind: kind.to_owned(), ..Params::default() };
+            let new = New { vdi: uuid(A), format: Format::Vhd, params: &params, is_base: false };
+            let mut bytes = empty();
+            let writes = Table::new(used(&bytes), ROOM).put(&new).unwrap();
+            write(&mut bytes, writes);
+            assert_eq!(Records::parse(used(&bytes)).vdis[&uuid(A)].params, params);
+        }
     }
 
     #[test]
