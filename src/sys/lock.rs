@@ -4,6 +4,7 @@
 //! record locks on the same files; the two kinds exclude each other, `flock` would not (SMAPIv1, "Locks").
 //! A lock dies with its process, so none is ever stale.
 
+use std::any::Any;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -28,12 +29,20 @@ pub enum Kind {
 /// A held lock; dropping it releases it.
 #[derive(Debug)]
 pub struct Lock {
+    /// Dropped before the lock is released.
+    _ends: Option<Box<dyn Any + Send + Sync>>,
     file: File,
     /// The locked file that other hosts see, if the lock is held among hosts as well.
     _shared: Option<File>,
 }
 
 impl Lock {
+    /// This lock, and something that ends before it is released.
+    #[must_use]
+    pub fn ending(self, what: impl Any + Send + Sync) -> Lock {
+        Lock { _ends: Some(Box::new(what)), ..self }
+    }
+
     /// A part in the lock on this host. The lock is free when this is closed as well, which another process may do.
     ///
     /// # Errors
@@ -47,7 +56,7 @@ impl Lock {
     /// # Errors
     /// Those of [`Lock::share`].
     pub fn part(&self) -> Result<Lock> {
-        Ok(Lock { file: self.share()?, _shared: None })
+        Ok(Lock { _ends: None, file: self.share()?, _shared: None })
     }
 
     /// This lock, held among hosts as well: on a file that all of them see, on a filesystem that tells them (NFS, which
@@ -116,7 +125,7 @@ pub fn take(namespace: &str, name: &str, kind: Kind, deadline: Instant) -> Resul
             return Err(Refused::TimedOut { holder: holder(namespace, name) });
         }
         if is_still(&path, &file) {
-            return Ok(Lock { file, _shared: None });
+            return Ok(Lock { _ends: None, file, _shared: None });
         }
         // Perhaps the directory is another by now.
         forget_examined();

@@ -43,6 +43,8 @@ pub struct Vg {
     pub tags: Vec<String>,
     /// The host that owns it, if LVM's system IDs are in use.
     pub system_id: String,
+    /// Of its metadata: each change makes it larger. `None`: it is not known.
+    pub version: Option<u64>,
     pub pvs: Vec<Pv>,
     pub lvs: Vec<Lv>,
 }

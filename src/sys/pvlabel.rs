@@ -11,9 +11,9 @@
 //! | then | version (4 bytes), flags (4 bytes): 1 for a device that belongs to a group |
 //! | metadata area | checksum, magic (16 bytes), version, start, size; from 40 the text's offset in the area and its size |
 //! | text | `NAME {`, from the offset on; it goes on at 512 where the area ends |
-//! | its lines | those of the group come first, `tags = ["a", "b"]` among them, then `physical_volumes {` |
+//! | its lines | those of the group come first, `seqno = 7` and `tags = ["a", "b"]` among them, then `physical_volumes {` |
 
-use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -65,9 +65,10 @@ pub fn read(device: &Path, prefixes: &[&str]) -> Result<Option<Metadata>> {
             damaged.get_or_insert_default();
             continue;
         }
-        match group_of(&file, offset, length).map_err(Error::io("read", device))? {
+        let read = |bytes: &mut [u8], from| file.read_exact_at(bytes, from);
+        match group_of(&read, offset, length).map_err(Error::io("read", device))? {
             Text::None => {}
-            Text::Names { group, tags } => return Ok(Some(Metadata::Of { group, tags })),
+            Text::Names { group, tags, .. } => return Ok(Some(Metadata::Of { group, tags })),
             Text::Damaged => {
                 let mut bytes = vec![0; length.min(SEARCHED) as usize];
                 file.read_exact_at(&mut bytes, offset).map_err(Error::io("read", device))?;
@@ -84,13 +85,36 @@ pub fn read(device: &Path, prefixes: &[&str]) -> Result<Option<Metadata>> {
 
 enum Text {
     None,
-    Names { group: String, tags: Vec<String> },
+    Names { group: String, tags: Vec<String>, version: Option<u64> },
     Damaged,
 }
 
-fn group_of(file: &File, offset: u64, length: u64) -> std::io::Result<Text> {
+/// Fills bytes from an offset of a device.
+type Read<'r> = &'r dyn Fn(&mut [u8], u64) -> io::Result<()>;
+
+/// The version of a group's metadata on a physical volume, to which LVM adds 1 or more with each change. `None`: no version can be told, or
+/// not one alone.
+///
+/// # Errors
+/// Those of `read`.
+pub fn version(group: &str, read: Read) -> io::Result<Option<u64>> {
+    let mut first = [0; SECTOR * LABEL_SECTORS];
+    read(&mut first, 0)?;
+    let Some((areas, _)) = areas(&first) else { return Ok(None) };
+    let mut versions = Vec::new();
+    for (offset, length) in areas {
+        versions.push(match group_of(read, offset, length)? {
+            Text::Names { group: found, version, .. } if found == group => version,
+            _ => None,
+        });
+    }
+    versions.dedup();
+    Ok(if versions.len() == 1 { versions[0] } else { None })
+}
+
+fn group_of(read: Read, offset: u64, length: u64) -> io::Result<Text> {
     let mut header = [0; HEADER as usize];
-    file.read_exact_at(&mut header, offset)?;
+    read(&mut header, offset)?;
     if &header[4..20] != MAGIC {
         return Ok(Text::Damaged);
     }
@@ -102,14 +126,14 @@ fn group_of(file: &File, offset: u64, length: u64) -> std::io::Result<Text> {
         return Ok(Text::Damaged);
     }
     let mut text = vec![0; BEGINNING.min(size as usize).min((length - at) as usize)];
-    file.read_exact_at(&mut text, offset + at)?;
+    read(&mut text, offset + at)?;
     let wanted = BEGINNING.min(size as usize) - text.len();
     if wanted > 0 && length - HEADER >= wanted as u64 {
         let mut rest = vec![0; wanted];
-        file.read_exact_at(&mut rest, offset + HEADER)?;
+        read(&mut rest, offset + HEADER)?;
         text.extend(rest);
     }
-    let named = |group| Text::Names { group, tags: tags_of(&text) };
+    let named = |group| Text::Names { group, tags: tags_of(&text), version: version_of(&text) };
     Ok(name_of(&text).map_or(Text::Damaged, named))
 }
 
@@ -134,11 +158,20 @@ fn number(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
+/// The first line of a group that begins so, without that, in the text that begins so.
+fn line_of(text: &[u8], beginning: &str) -> Option<String> {
+    let text = String::from_utf8_lossy(text);
+    let mut lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("physical_volumes"));
+    lines.find_map(|line| line.strip_prefix(beginning)).map(str::to_owned)
+}
+
+fn version_of(text: &[u8]) -> Option<u64> {
+    line_of(text, "seqno = ")?.parse().ok()
+}
+
 /// The tags of the group whose text begins so.
 fn tags_of(text: &[u8]) -> Vec<String> {
-    let text = String::from_utf8_lossy(text);
-    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("physical_volumes"));
-    let list = lines.filter_map(|line| line.strip_prefix("tags = [")?.strip_suffix(']')).next().unwrap_or_default();
+    let list = line_of(text, "tags = [").and_then(|line| line.strip_suffix(']').map(str::to_owned)).unwrap_or_default();
     list.split(',').map(|tag| tag.trim().trim_matches('"').to_owned()).filter(|tag| !tag.is_empty()).collect()
 }
 
@@ -173,6 +206,8 @@ fn names_in(bytes: &[u8], prefixes: &[&str]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -206,7 +241,27 @@ mod tests {
         std::fs::write(file.path(), bytes).unwrap();
         let areas = areas(&bytes[..2048]).unwrap();
         assert_eq!(areas, (vec![(4096, 8192)], true));
-        group_of(&File::open(file.path()).unwrap(), 4096, 8192).unwrap()
+        let file = File::open(file.path()).unwrap();
+        group_of(&|bytes: &mut [u8], from| file.read_exact_at(bytes, from), 4096, 8192).unwrap()
+    }
+
+    #[test]
+    fn the_version_of_a_group_is_that_of_its_text() {
+        let of = |bytes: &[u8]| {
+            let read = |buf: &mut [u8], from: u64| {
+                let from = from as usize;
+                buf.copy_from_slice(bytes.get(from..from + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            };
+            version(GROUP, &read).unwrap()
+        };
+        let text = |lines: &str| device(8192 - 7, format!("{GROUP} {{\nid = \"x\"\n{lines}").as_bytes());
+        assert_eq!(of(&text("seqno = 12\nformat = \"lvm2\"\n")), Some(12));
+        assert_eq!(of(&text("seqno = x\n")), None);
+        assert_eq!(of(&text("physical_volumes {\nseqno = 12\n")), None);
+        assert_eq!(of(&device(512, b"other {\nseqno = 12\n")), None);
+        assert_eq!(of(&device(0, b"")), None);
+        assert_eq!(of(&[0; 4096]), None);
     }
 
     #[test]

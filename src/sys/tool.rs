@@ -11,6 +11,7 @@
 #![allow(clippy::disallowed_types, reason = "this is the one place")]
 
 mod capture;
+mod dialogue;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -30,6 +31,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+
+pub use dialogue::{Dialogue, MOST};
 
 use crate::error::{Error, Result};
 use crate::sys::process;

@@ -17,7 +17,8 @@ use super::step::{Step, plan};
 use super::{Group, Rights};
 use crate::error::{Error, Result};
 use crate::sys::lock::{self, Kind, Lock};
-use crate::sys::lvm::{self, Deactivated, script};
+use crate::sys::lvm::script::Shell;
+use crate::sys::lvm::{self, Deactivated};
 use crate::sys::{run_dir, syslog};
 use crate::types::{SrUuid, VdiUuid};
 
@@ -117,12 +118,12 @@ impl<'g, 'a> Counts<'g, 'a> {
 
 impl Group<'_> {
     /// Activates the volumes of a disk's chain, the disk's own first, and counts them. `first`: steps that are taken before, by the
-    /// same process.
+    /// same process, which is that of `shell` if it has one.
     ///
     /// # Errors
     /// [`Error::VdiInUse`] if another storage manager has the disk attached on this host; what LVM says. Then nothing is active
     /// that was not before.
-    pub fn activate(&self, chain: &[VdiUuid], first: &[Step]) -> Result<()> {
+    pub fn activate(&self, chain: &[VdiUuid], first: &[Step], shell: &Shell) -> Result<()> {
         let mut counts = Counts::lock(self, chain)?;
         let was_attached = counts.is_attached();
         let leaf = &self.volume(chain[0])?.lv;
@@ -133,21 +134,24 @@ impl Group<'_> {
         if !was_attached {
             counts.set_attached(true)?;
         }
-        let names = counts.volumes(|_, lv| !lv.active)?;
+        // The report may be older than the lock of the counts.
+        let here = lvm::kernel_names(&self.vg().name);
+        let is_active = |lv: &lvm::Lv| lv.active && here.contains(&lvm::dm_name(&self.vg().name, &lv.name));
+        let names = counts.volumes(|_, lv| !is_active(lv))?;
         let mut steps = first.to_vec();
         if !names.is_empty() {
             steps.push(Step::Activate { names });
         }
         // Another host may have changed them since they were activated.
-        let stale = counts.volumes(|_, lv| lv.active)?;
+        let stale = counts.volumes(|_, lv| is_active(lv))?;
         if !stale.is_empty() && self.rights() == Rights::Slave {
             steps.push(Step::Refresh { names: stale });
         }
         let (commands, ..) = plan(self.vg(), &steps);
         let activated = match first {
             // A group without all its devices is not changed, but read.
-            [] => script::run(&commands),
-            _ => self.own().changed(self.vg(), || script::run(&commands)),
+            [] => shell.end_with(&commands),
+            _ => self.own().changed(self.vg(), || shell.end_with(&commands)),
         };
         activated.map_err(|cause| cause.undone(counts.set_attached(false).and_then(|()| counts.deactivate_unused())))
     }

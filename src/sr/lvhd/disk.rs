@@ -170,7 +170,7 @@ impl LvhdDisk<'_> {
         let forest = LvhdForest { live: self.live.clone() };
         let _alone = forest.alone(&[self.vdi], self.vdi)?;
         let steps = self.live.deflate(self.vdi)?;
-        self.live.take(&steps)
+        self.live.take_last(&steps)
     }
 
     fn refuse_if_open(&self) -> Result<()> {
@@ -286,7 +286,7 @@ impl Vdi for LvhdDisk<'_> {
             _ => None,
         };
         self.refuse_begun_but(&chain, &first)?;
-        self.live.now().activate(&chain, &first)?;
+        self.live.now().activate(&chain, &first, self.live.shell())?;
         drop(trees);
         self.inner.attach(mode, lock).map_err(|cause| cause.undone(self.live.now().deactivate(&chain).map(drop)))
     }

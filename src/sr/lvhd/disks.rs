@@ -199,7 +199,7 @@ impl Live<'_> {
     /// # Errors
     /// [`Error::Tool`]; then there is no VDI.
     pub fn publish(&self, name: &str, vdi: VdiUuid, format: Format) -> Result<()> {
-        self.take(&[Step::rename(name, image(vdi, format))]).map_err(|cause| {
+        self.take_last(&[Step::rename(name, image(vdi, format))]).map_err(|cause| {
             match self.now().volumes().contains_key(&vdi) {
                 true => cause.after(vdi::made(vdi)),
                 false => cause.undone(self.remove_unborn([&name.to_owned()])),

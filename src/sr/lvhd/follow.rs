@@ -82,7 +82,7 @@ impl Lvhd<'_> {
             true => live.inflate(vdi, live.wanted(vdi)?)?,
             false => self.steps_to_shrink(vdi)?,
         };
-        live.take(&steps)?;
+        live.take_last(&steps)?;
         Ok(if steps.is_empty() { Done::Already } else { Done::Changed })
     }
 

@@ -201,7 +201,7 @@ impl Live<'_> {
             steps.push(Step::untag(&leaf.name, vec![SHORT.to_owned()]));
         }
         steps.push(Step::remove(journal.name()));
-        self.take(&steps)
+        self.take_last(&steps)
     }
 
     /// Refuses a new VDI of a UUID that there is.

@@ -97,6 +97,11 @@ impl<'a> Group<'a> {
         &self.vg
     }
 
+    /// Whether the report that it was read from is still what the devices say.
+    pub fn is_current(&self) -> bool {
+        self.devices.are_as(&self.vg)
+    }
+
     /// The changes that were begun, each with the name of its volume.
     pub fn journals(&self) -> &[(String, Journal)] {
         &self.journals

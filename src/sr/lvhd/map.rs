@@ -15,8 +15,8 @@ use nix::libc;
 
 use crate::error::{Error, Result};
 use crate::image::storage::Storage;
-use crate::sys::blockdev;
 use crate::sys::lvm::{self, Lv, Vg};
+use crate::sys::{blockdev, pvlabel};
 use crate::types::Mode;
 
 /// What reads past the page cache are a multiple of, at their offset, length and address: no device has larger sectors.
@@ -46,6 +46,15 @@ impl Devices {
             (path.clone(), file.map(Arc::new).map_err(|error| format!("cannot open {}: {error}", path.display())))
         };
         Devices { open: vg.pvs.iter().filter(|pv| !pv.missing).map(|pv| open(&pv.name)).collect(), mode }
+    }
+
+    /// Whether all physical volumes have the metadata that a report of the group is of, none of which is missing.
+    pub fn are_as(&self, vg: &Vg) -> bool {
+        let is_as = |file: &Arc<File>| {
+            let read = |bytes: &mut [u8], from| read_aligned(file, bytes, from);
+            pvlabel::version(&vg.name, &read).is_ok_and(|found| found.is_some() && found == vg.version)
+        };
+        self.open.len() == vg.pvs.len() && self.open.iter().all(|(_, file)| file.as_ref().is_ok_and(is_as))
     }
 
     /// The bytes of a volume.

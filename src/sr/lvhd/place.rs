@@ -156,7 +156,7 @@ impl Place for LvhdPlace<'_> {
         let lv = &group.volume(self.vdi)?.lv;
         let step =
             Step::Tag { name: lv.name.clone(), add: tags::of_holders(seen.state + 1, &users), remove: lock_tags(lv) };
-        self.live.take(&[step]).map(|()| true)
+        self.live.take_last(&[step]).map(|()| true)
     }
 
     fn set_params(&self, params: &Params) -> Result<()> {
@@ -225,7 +225,7 @@ impl Place for LvhdPlace<'_> {
         let volume = group.storage_for_writing(grown)?;
         volume.zero_extents(lv.size, grown.size)?;
         (&volume as &dyn Storage).flush()?;
-        self.live.take(&[Step::remove(&journal)])?;
+        self.live.take_last(&[Step::remove(&journal)])?;
         match self.device()? {
             None => Ok(()),
             Some(device) => {
@@ -260,7 +260,7 @@ impl Place for LvhdPlace<'_> {
         const OP: &str = "vdi_delete";
         self.refuse_if_open()?;
         let name = self.name();
-        self.live.take(&[Step::remove(name)])?;
+        self.live.take_last(&[Step::remove(name)])?;
         let ended = self.live.now().uncount(self.vdi).and_then(|()| self.live.remove_record(OP, self.vdi));
         ended.map_err(|cause| cause.after(deleted(self.vdi)))
     }

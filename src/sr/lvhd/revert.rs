@@ -53,7 +53,7 @@ impl LvhdForest<'_> {
             Step::remove(&old),
             Step::remove(journal.name()),
         ];
-        live.take(&publish).map_err(|cause| {
+        live.take_last(&publish).map_err(|cause| {
             let recovered = live.recover();
             match live.now().trees().get(vdi).and_then(|node| node.parent) {
                 Some(now) if now == base && now != parent => cause.after(vdi::reverted(vdi)),

@@ -24,11 +24,11 @@ pub fn show(devices: &[PathBuf]) {
     }
 }
 
-/// A program of LVM.
+/// The devices that LVM commands of this process do not see now.
 ///
 /// # Errors
 /// [`crate::Error::Io`] if it is not known which disks are served.
-pub(super) fn tool(program: &str) -> Result<Tool> {
+pub(super) fn devices() -> Result<Vec<PathBuf>> {
     let mut hidden = loopdev::served()?;
     if !hidden.is_empty() {
         let shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -36,5 +36,13 @@ pub(super) fn tool(program: &str) -> Result<Tool> {
         hidden.retain(|device| blockdev::number(device).is_none_or(|number| !shown.contains(&number)));
     }
     hidden.extend(scsidisk::stalled());
-    Ok(Tool::new(program).hides(&hidden))
+    Ok(hidden)
+}
+
+/// A program of LVM.
+///
+/// # Errors
+/// [`crate::Error::Io`] if it is not known which disks are served.
+pub(super) fn tool(program: &str) -> Result<Tool> {
+    Ok(Tool::new(program).hides(&devices()?))
 }

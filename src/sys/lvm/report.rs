@@ -54,7 +54,12 @@ pub fn report(vg: Option<&str>, unmapped: Unmapped) -> Result<Vec<Vg>> {
             "b",
             "--nosuffix",
         ])
-        .usual_args(["--configreport", "vg", "-o", "vg_name,vg_size,vg_free,vg_extent_size,vg_tags,vg_systemid"])
+        .usual_args([
+            "--configreport",
+            "vg",
+            "-o",
+            "vg_name,vg_size,vg_free,vg_extent_size,vg_tags,vg_systemid,vg_seqno",
+        ])
         .usual_args(["--configreport", "pv", "-o", "pv_name,pv_uuid,pv_size,pv_missing,pe_start"])
         .usual_args(["--configreport", "lv", "-o", LV_COLUMNS])
         .usual_args(["--configreport", "pvseg", "-o", "pvseg_start", "-S", "pvseg_size=0"])
@@ -123,6 +128,8 @@ pub fn parse_report(out: &str) -> Result<Vec<Vg>> {
         vg_extent_size: &'a str,
         vg_tags: &'a str,
         vg_systemid: Cow<'a, str>,
+        #[serde(default)]
+        vg_seqno: &'a str,
     }
     #[derive(Deserialize)]
     struct PvRow<'a> {
@@ -172,6 +179,7 @@ pub fn parse_report(out: &str) -> Result<Vec<Vg>> {
             vg.extent_size = number(row.vg_extent_size)?.max(1);
             vg.tags = list(row.vg_tags);
             vg.system_id = row.vg_systemid.clone().into_owned();
+            vg.version = row.vg_seqno.parse().ok();
         }
         for row in &group.pv {
             vg.pvs.push(Pv {
@@ -366,7 +374,7 @@ mod tests {
         let [vg] = groups.as_slice() else { panic!("{groups:?}") };
         assert_eq!(vg.name, "VG_XenStorage-87b8646b-b800-9500-cb7b-af3b74e02f5c");
         assert_eq!((vg.size, vg.extent_size), (1_233_125_376, 4 << 20));
-        assert_eq!(vg.tags, ["xcp.allocation=thin"]);
+        assert_eq!((vg.tags.as_slice(), vg.version), (&["xcp.allocation=thin".to_owned()][..], Some(12)));
         assert_eq!(vg.pvs.iter().map(|pv| pv.name.to_str().unwrap()).collect::<Vec<_>>(), ["/dev/ubda", "/dev/ubdb"]);
         let pool = vg.lv("POOL").unwrap();
         assert!(pool.is_thin_pool() && pool.active);

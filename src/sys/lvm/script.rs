@@ -2,14 +2,22 @@
 //! labels, than a command takes.
 //!
 //! `lvm` runs a file that begins with `#!` and its own name line by line, and ends at the first command that fails. Each command
-//! commits by itself, so a kill leaves the first of them done, and none in part.
+//! commits by itself, so a kill leaves the first of them done, and none in part. It reads the next line when it has done the last, so a
+//! process can also be told its commands bit by bit ([`Shell`]).
 
-use super::hidden::tool;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::hidden::{self, tool};
 use super::{DEADLINE, change};
 use crate::error::{Error, Result};
+use crate::sys::tool::{Dialogue, MOST, Tool};
 
 /// What `lvm` takes for a script, as its first line.
 const FIRST: &str = "#!lvm\n";
+
+/// What `lvm` is told to read.
+const INPUT: &str = "/dev/stdin";
 
 /// The longest line that `lvm` reads, in bytes (`CMD_LEN` in lvmcmdline.c), without the line's end and a NUL.
 const LONGEST: usize = 254;
@@ -61,25 +69,96 @@ impl Command {
 /// # Errors
 /// [`Error::Tool`] with LVM's words. What was done before stays.
 pub fn run(commands: &[Command]) -> Result<()> {
-    if let [command] = commands {
-        return command.run();
+    match (commands, lines(commands)) {
+        ([], _) => Ok(()),
+        ([command], _) => command.run(),
+        (_, None) => commands.iter().try_for_each(Command::run),
+        (_, Some(lines)) => {
+            let input = format!("{FIRST}{lines}");
+            let done = tool("lvm")?.arg(INPUT).input(input.as_bytes())?.deadline(DEADLINE).run();
+            done.map(drop).map_err(|error| of_commands(error, commands))
+        }
     }
-    let Some(lines) = commands.iter().map(Command::line).collect::<Option<Vec<String>>>() else {
-        return commands.iter().try_for_each(Command::run);
-    };
-    if lines.is_empty() {
-        return Ok(());
-    }
-    let script = format!("{FIRST}{}\n", lines.join("\n"));
-    let done = tool("lvm")?.arg("/dev/stdin").input(script.as_bytes())?.deadline(DEADLINE).run();
-    done.map(drop).map_err(|error| match error {
+}
+
+/// Commands as lines of a script. `None`: one of them is none.
+fn lines(commands: &[Command]) -> Option<String> {
+    commands.iter().map(|command| Some(command.line()? + "\n")).collect()
+}
+
+/// The error of a script, as that of its commands.
+fn of_commands(error: Error, commands: &[Command]) -> Error {
+    match error {
         Error::Tool { how, stderr, .. } => {
             let shown = |command: &Command| format!("{} {}", command.program, command.names.join(" "));
             let all: Vec<String> = commands.iter().map(shown).collect();
             Error::Tool { argv: all.join("; "), how, stderr }
         }
         other => other,
-    })
+    }
+}
+
+/// One process for all commands of a change: it is told more when the caller has seen what the first ones did.
+#[derive(Default)]
+pub struct Shell(Mutex<Option<Running>>);
+
+struct Running {
+    lvm: Dialogue,
+    /// The devices that it does not see.
+    hidden: Vec<PathBuf>,
+}
+
+/// Asks for the line that shows that all commands before it were done, and that line.
+const MARK: (&str, &str) = ("version\n", "LVM version:");
+
+impl Shell {
+    /// As [`run`]. The process stays for more, until the first command that fails.
+    ///
+    /// # Errors
+    /// As of [`run`].
+    pub fn run(&self, commands: &[Command]) -> Result<()> {
+        let mut slot = self.slot();
+        let Some((mut running, lines)) = Shell::ready(&mut slot, commands)? else { return run(commands) };
+        running.lvm.say(&format!("{lines}{}", MARK.0), MARK.1).map_err(|error| of_commands(error, commands))?;
+        *slot = Some(running);
+        Ok(())
+    }
+
+    /// As [`run`]. The process ends with them, if there is one; else none is begun that would have to be told so.
+    ///
+    /// # Errors
+    /// As of [`run`].
+    pub fn end_with(&self, commands: &[Command]) -> Result<()> {
+        let mut slot = self.slot();
+        if slot.is_none() {
+            return run(commands);
+        }
+        let Some((running, lines)) = Shell::ready(&mut slot, commands)? else { return run(commands) };
+        running.lvm.end(&lines).map_err(|error| of_commands(error, commands))
+    }
+
+    /// Ends the process.
+    pub fn end(&self) {
+        drop(self.slot().take());
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Running>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process, taken out of its place, and what it is to be told. `None`: the commands cannot be said to one; there is none then.
+    fn ready(slot: &mut Option<Running>, commands: &[Command]) -> Result<Option<(Running, String)>> {
+        let before = slot.take();
+        let Some(lines) = lines(commands).filter(|lines| lines.len() < MOST / 2) else { return Ok(None) };
+        let hidden = hidden::devices()?;
+        // A disk that is served since may have to wait for this change.
+        let sees_less = |running: &Running| hidden.iter().all(|device| running.hidden.contains(device));
+        if let Some(running) = before.filter(sees_less) {
+            return Ok(Some((running, lines)));
+        }
+        let lvm = Tool::new("lvm").hides(&hidden).arg(INPUT).deadline(DEADLINE).begin()?;
+        Ok(Some((Running { lvm, hidden }, format!("{FIRST}{lines}"))))
+    }
 }
 
 #[cfg(test)]
