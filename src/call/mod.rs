@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`session`] | an SR that is open, and how each operation on it is carried out |
 //! | `sr`, `vdi` | the verbs |
+//! | `trees` | the verbs that give a disk another place in its tree |
 //! | `held` | VDIs that a caller keeps for longer than one verb |
 //! | `cbt` | those of changed block tracking |
 //! | `room` | a chain that is full gets room for a copy |
@@ -19,6 +20,7 @@ pub mod policy;
 mod room;
 pub mod session;
 mod sr;
+mod trees;
 mod vdi;
 
 pub use self::held::Held;

@@ -14,6 +14,7 @@ const OF_THE_MASTER: &[&str] = &[
     "vdi_snapshot",
     "vdi_clone",
     "vdi_revert",
+    "vdi_compose",
     "vdi_resize",
     "vdi_resize_online",
     "vdi_enable_cbt",

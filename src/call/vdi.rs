@@ -14,11 +14,11 @@ use crate::sr::Sr;
 use crate::sys::copy::Progress;
 use crate::types::{Done, Format, LostRange, Mode, NewVdi, Params, ParamsChange, VdiInfo, VdiUuid, seconds_now};
 use crate::vdi::transfer::{self, Incoming, Stream};
-use crate::vdi::{self, SnapshotSaid, Vdi, holders};
+use crate::vdi::{self, Vdi, holders};
 
 impl Session {
     /// Does something with one VDI under its lock.
-    fn with_vdi<T: Send + 'static>(
+    pub(super) fn with_vdi<T: Send + 'static>(
         &self,
         vdi: VdiUuid,
         context: &Context,
@@ -170,34 +170,6 @@ impl Session {
                 storage.vdi(source)?.snapshot(dest, &changes, context)
             })
         })
-    }
-
-    /// Says whether a VDI goes back at each start of its VM to what it holds now. Idempotent.
-    ///
-    /// # Errors
-    /// Those of [`Vdi::set_resets`].
-    pub fn vdi_set_resets(&self, vdi: VdiUuid, resets: bool, context: &Context) -> Result<Done> {
-        self.with_room(vdi, context, &|context| {
-            self.with_vdi(vdi, context, move |disk, context| disk.set_resets(resets, context))
-        })
-    }
-
-    /// Takes a VDI back to the point that [`Session::vdi_set_resets`] made, or makes it. Idempotent.
-    ///
-    /// # Errors
-    /// Those of [`Vdi::reset`].
-    pub fn vdi_reset(&self, vdi: VdiUuid, context: &Context) -> Result<Done> {
-        self.with_room(vdi, context, &|context| self.with_vdi(vdi, context, |disk, context| disk.reset(context)))
-    }
-
-    /// Gives a VDI the contents of one of its snapshots. The VDI's own contents are lost; its UUID, names and snapshots
-    /// stay. Idempotent.
-    ///
-    /// # Errors
-    /// Those of [`Vdi::revert_to`].
-    pub fn vdi_revert(&self, vdi: VdiUuid, snapshot: VdiUuid, said: SnapshotSaid, context: &Context) -> Result<()> {
-        let locks = Locks::of_vdis(&[vdi, snapshot]);
-        self.carry_out(locks, context, move |storage, context| storage.vdi(vdi)?.revert_to(snapshot, said, context))
     }
 
     /// Gives a VDI another size, bytes. Idempotent.

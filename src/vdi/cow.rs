@@ -29,6 +29,7 @@ use crate::vdi::served;
 use crate::vdi::tree::chain::{Ancestors, look, parent_of};
 use crate::vdi::tree::changed::changed_since;
 use crate::vdi::tree::collect::remove_unneeded;
+use crate::vdi::tree::compose::compose;
 use crate::vdi::tree::forest::{Forest, Kept};
 use crate::vdi::tree::fork::fork;
 use crate::vdi::tree::lend::lend;
@@ -161,6 +162,10 @@ impl<P: Place> Vdi for Cow<'_, P> {
         refuse_if_read_only(self, "vdi_revert")?;
         refuse_if_used(self)?;
         revert(&*self.forest, &self.place, snapshot, said, context)
+    }
+
+    fn compose(&self, base: VdiUuid, context: &Context) -> Result<Done> {
+        compose(&*self.forest, &self.place, base, context)
     }
 
     fn set_resets(&self, resets: bool, context: &Context) -> Result<Done> {

@@ -95,6 +95,14 @@ pub trait Vdi {
         Err(Error::Unsupported { op: "vdi_revert", why: "this SR makes no snapshots".to_owned() })
     }
 
+    /// Makes `base`, another disk of the SR, the parent of this disk, see [`mod@crate::vdi::tree::compose`]. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a format without parents, and for disks that do not go together; [`Error::VdiInUse`].
+    fn compose(&self, _base: VdiUuid, _context: &Context) -> Result<Done> {
+        Err(Error::Unsupported { op: "vdi_compose", why: "a raw disk has no parent".to_owned() })
+    }
+
     /// Says whether the disk goes back at each start of its VM to what it holds now, see [`mod@crate::vdi::tree::reset`]. A disk that is
     /// marked keeps the point that it goes back to. Idempotent.
     ///

@@ -10,7 +10,7 @@ from xapi import Refusal, check_grammar
 
 VOID = {"sr_create", "sr_delete", "sr_attach", "sr_detach", "sr_scan", "sr_update", "vdi_update", "vdi_delete",
         "vdi_detach", "vdi_activate", "vdi_deactivate", "vdi_epoch_begin", "vdi_epoch_end",
-        "vdi_enable_cbt", "vdi_disable_cbt", "vdi_data_destroy", "vdi_revert"}
+        "vdi_enable_cbt", "vdi_disable_cbt", "vdi_data_destroy", "vdi_revert", "vdi_compose"}
 
 
 class Fault(Exception):

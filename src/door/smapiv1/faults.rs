@@ -229,6 +229,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
             // A raw disk, or one that cannot be written to.
             Some(Command::VdiEnableCbt) => Code::VDIType,
             // Here 38 would be an error of xapi's own that hides the reason.
+            Some(Command::VdiCompose) => general,
             _ if general == Code::VDIUnavailable => general,
             _ => Code::Unimplemented,
         },

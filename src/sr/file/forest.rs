@@ -272,6 +272,14 @@ impl Forest for FileForest<'_> {
         unfinished.map_or(Ok(()), Err)
     }
 
+    fn compose(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
+        let format = self.found(vdi)?.format;
+        self.begin(&Change::Compose { vdi, base, format })?;
+        let unfinished = self.sr.finish_compose(&self.dir, vdi, base, format)?;
+        end_change(&self.dir)?;
+        unfinished.map_or(Ok(()), Err)
+    }
+
     fn collapse(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
         let disk = self.found(vdi)?;
         let base = self.sr.place(self.dir.clone(), base, disk.format);

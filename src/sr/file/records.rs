@@ -213,6 +213,7 @@ mod tests {
             Change::Fork { vdi, base: vdi, dest: None, format: Format::Qcow2 },
             Change::Relink { vdi, base: vdi, format: Format::Vhd },
             Change::Collapse { vdi, base: vdi, format: Format::Vhd },
+            Change::Compose { vdi, base: vdi, format: Format::Qcow2 },
         ] {
             assert_eq!(decode::<Change>(&encode(&change)), Some(change));
         }

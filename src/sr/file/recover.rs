@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::directory::FileSr;
-use super::layout::{CHANGE, TREE_LOCK, format_of, has_image, image_name, remove_leftovers};
+use super::layout::{CHANGE, LOCK, PARAMS, TREE_LOCK, beside, format_of, has_image, image_name, remove_leftovers};
 use super::listing::Listing;
 use super::records::read_change;
 use super::unborn::{is_child, is_unborn};
@@ -12,6 +12,7 @@ use crate::error::{Error, Result, one_line};
 use crate::image::storage::FileStorage;
 use crate::sys::durable::Dir;
 use crate::sys::lock::{self, Lock};
+use crate::sys::register;
 use crate::sys::syslog;
 use crate::types::{Format, Mode, VdiUuid};
 use crate::vdi::layout;
@@ -37,7 +38,7 @@ impl FileSr {
             })
         })?;
         if let Some(unfinished) = self.recover_change(dir)? {
-            syslog::write(&format!("a merge that was killed is left undone: {}", one_line(&unfinished)));
+            syslog::write(&format!("a change of a tree that was killed is left undone: {}", one_line(&unfinished)));
         }
         Ok(lock)
     }
@@ -64,6 +65,7 @@ impl FileSr {
                 unfinished = self.finish_relink(dir, &nodes, vdi, base, format)?;
             }
             Change::Collapse { vdi, base, format } => recover_collapse(dir, vdi, base, format)?,
+            Change::Compose { vdi, base, format } => unfinished = self.finish_compose(dir, vdi, base, format)?,
         }
         end_change(dir)?;
         Ok(unfinished)
@@ -122,6 +124,37 @@ impl FileSr {
         dir.sync()?;
         remove_leftovers(dir, vdi)?;
         Ok(None)
+    }
+
+    /// Makes `base` the parent of `vdi` and hides it. Can be done again from any point of it.
+    ///
+    /// The parent is named first: for readers that know nothing of this change, an image that is hidden and that no child names
+    /// is one that nothing needs. What is stored beside `base` as a disk goes. The answer says why the parent could not be named; `base` then stays the disk that it was.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if `base` cannot be hidden.
+    pub(super) fn finish_compose(
+        &self,
+        dir: &Dir,
+        vdi: VdiUuid,
+        base: VdiUuid,
+        format: Format,
+    ) -> Result<Option<Error>> {
+        let own = Rc::new(Dir::open(dir.path())?);
+        let name = || -> Result<()> {
+            let parent = self.place(own.clone(), base, format).as_parent(Mode::ReadOnly)?;
+            let child = self.place(own.clone(), vdi, format).open_image(Mode::ReadWrite)?;
+            layout(format).set_parent(&**child, &parent)
+        };
+        let named = name();
+        // The step that names the parent may have been taken although it says that it failed.
+        if named.is_ok() || is_child(dir, vdi, base, format)? {
+            set_hidden(dir, base, format, true)?;
+            // A base has no names, no keys and no users.
+            dir.remove(&beside(base, PARAMS))?;
+            register::remove(dir, &beside(base, LOCK))?;
+        }
+        Ok(named.err())
     }
 
     /// Removes the image of a fork that was killed; waits for one of another host that is under way.

@@ -29,7 +29,9 @@ pub(super) fn is_child(dir: &Dir, vdi: VdiUuid, base: VdiUuid, format: Format) -
 pub(super) fn unborn(dir: &Dir, change: &Change) -> Result<Option<VdiUuid>> {
     let (vdi, base, dest, format) = match change {
         Change::Fork { vdi, base, dest: Some(dest), format } => (vdi, base, dest, format),
-        Change::Fork { dest: None, .. } | Change::Relink { .. } | Change::Collapse { .. } => return Ok(None),
+        Change::Fork { dest: None, .. } | Change::Relink { .. } | Change::Collapse { .. } | Change::Compose { .. } => {
+            return Ok(None);
+        }
     };
     let (disk, found) = (dir.lookup(&image_name(*vdi, *format))?, dir.lookup(&image_name(*base, *format))?);
     let happened = match (disk, found) {

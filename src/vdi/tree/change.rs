@@ -18,6 +18,8 @@ pub enum Change {
     Relink { vdi: VdiUuid, base: VdiUuid, format: Format },
     /// `base` takes the place of `vdi`, its only child.
     Collapse { vdi: VdiUuid, base: VdiUuid, format: Format },
+    /// `base`, a disk until now, becomes the parent of the disk `vdi`.
+    Compose { vdi: VdiUuid, base: VdiUuid, format: Format },
 }
 
 impl Change {
@@ -25,7 +27,7 @@ impl Change {
     pub fn replaced(&self) -> Option<VdiUuid> {
         match self {
             Change::Fork { vdi, .. } | Change::Collapse { vdi, .. } => Some(*vdi),
-            Change::Relink { .. } => None,
+            Change::Relink { .. } | Change::Compose { .. } => None,
         }
     }
 
@@ -33,7 +35,7 @@ impl Change {
     pub fn hides(&self) -> Option<VdiUuid> {
         match self {
             Change::Fork { base, .. } | Change::Collapse { base, .. } => Some(*base),
-            Change::Relink { .. } => None,
+            Change::Relink { .. } | Change::Compose { .. } => None,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::time::Instant;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sys::lock::Lock;
 use crate::types::{Format, Mode, Params, SrUuid, VdiUuid};
 use crate::vdi::cbt::ChangeLogs;
@@ -135,12 +135,26 @@ pub trait Forest {
     /// Why a child could not be given away; then `vdi` stays.
     fn relink(&self, nodes: &Nodes, vdi: VdiUuid, base: VdiUuid) -> Result<()>;
 
+    /// Makes `base`, a disk without children, the hidden parent of the disk `vdi`, a child of another image of its format. A crash
+    /// leaves what the next [`Forest::lock`] completes. The caller holds the lock, and no process has either image open.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] on an SR that cannot do it; [`crate::Error::Damaged`], [`crate::Error::Io`].
+    fn compose(&self, _vdi: VdiUuid, _base: VdiUuid) -> Result<()> {
+        Err(no_compose())
+    }
+
     /// Puts `base`, which holds all that the leaf `vdi` does, in the place of the leaf. A crash leaves what the next
     /// [`Forest::lock`] undoes or completes. The caller holds the lock, and no process has the leaf open.
     ///
     /// # Errors
     /// [`crate::Error::Io`]; the change is then undone or completed.
     fn collapse(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()>;
+}
+
+/// The refusal of an SR whose disks get no other parents.
+pub fn no_compose() -> Error {
+    Error::Unsupported { op: "vdi_compose", why: "disks of this SR cannot be given another parent".to_owned() }
 }
 
 /// Opens an SR once more, and does something with its forest.

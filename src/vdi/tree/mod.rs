@@ -9,6 +9,7 @@
 //! | [`chain`] | one chain, header by header |
 //! | [`changed`] | what differs between two disks of one tree |
 //! | [`mod@fork`] | snapshot and clone |
+//! | [`mod@compose`] | a disk gets another disk as its parent |
 //! | [`mod@revert`] | a disk goes back to a snapshot |
 //! | [`mod@merge`] | an image goes into its parent |
 //! | [`mod@next`] | what is merged or removed next |
@@ -25,6 +26,7 @@ pub mod change;
 pub mod changed;
 pub mod claims;
 pub mod collect;
+pub mod compose;
 pub mod extents;
 pub mod forest;
 pub mod fork;

@@ -15,9 +15,11 @@
 //! | `vdi` | the commands of a VDI that change records |
 //! | `data` | attach, activate and what undoes them |
 //! | `cbt` | changed block tracking |
+//! | `compose` | the last step of a storage migration to the SR |
 //! | `figures` | the totals of an SR in xapi |
 
 mod cbt;
+mod compose;
 mod data;
 mod figures;
 mod sr;
@@ -144,7 +146,7 @@ impl<'a> Service<'a> {
             Command::VdiDisableCbt => self.vdi_configure_cbt(false),
             Command::VdiDataDestroy => self.vdi_data_destroy(),
             Command::VdiListChangedBlocks => self.vdi_list_changed_blocks(),
-            Command::VdiCompose => Err(Failure::new(Code::Unimplemented, command.name())),
+            Command::VdiCompose => self.vdi_compose(),
         }
     }
 
