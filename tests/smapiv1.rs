@@ -73,3 +73,8 @@ fn the_doctor_on_a_host_with_xapi() {
 fn disks_that_go_back_at_each_start() {
     battery("test_reset");
 }
+
+#[test]
+fn disks_that_move_to_another_pool() {
+    battery("test_migrate");
+}

@@ -4,7 +4,7 @@ use super::Session;
 use super::locks::Locks;
 use crate::context::Context;
 use crate::error::Result;
-use crate::types::{Done, VdiUuid};
+use crate::types::{Done, VdiInfo, VdiUuid};
 use crate::vdi::SnapshotSaid;
 
 impl Session {
@@ -34,6 +34,18 @@ impl Session {
     pub fn vdi_revert(&self, vdi: VdiUuid, snapshot: VdiUuid, said: SnapshotSaid, context: &Context) -> Result<()> {
         let locks = Locks::of_vdis(&[vdi, snapshot]);
         self.carry_out(locks, context, move |storage, context| storage.vdi(vdi)?.revert_to(snapshot, said, context))
+    }
+
+    /// Makes a snapshot of a VDI that is to receive the writes of a guest, see [`crate::vdi::Vdi::snapshot_to_receive`].
+    ///
+    /// # Errors
+    /// Those of [`Session::vdi_snapshot`]; [`crate::Error::Unsupported`] for a raw VDI.
+    pub fn vdi_snapshot_to_receive(&self, source: VdiUuid, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
+        self.with_room(source, context, &|context| {
+            self.carry_out(Locks::of_vdis(&[source, dest]), context, move |storage, context| {
+                storage.vdi(source)?.snapshot_to_receive(dest, context)
+            })
+        })
     }
 
     /// Makes the VDI `base` the parent of a VDI; it is no disk then. Idempotent.

@@ -147,6 +147,7 @@ pub const CAPABILITIES: &[&str] = &[
     "VDI_GENERATE_CONFIG",
     "VDI_CONFIG_CBT",
     "VDI_RESET_ON_BOOT/2",
+    "VDI_MIRROR",
 ];
 
 /// The keys that the Python file drivers keep, so that a VDI looks the same to either; XCP-ng 8.3, "Records and

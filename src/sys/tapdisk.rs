@@ -22,6 +22,16 @@ const KERNEL: &str = "/dev/xen/blktap-2/control";
 /// How long tapdisk may take to write what it holds.
 const DEADLINE: Duration = Duration::from_secs(150);
 
+/// The word for no second place.
+pub const NO_MIRROR: &str = "null";
+
+/// Whether a word of xapi says where tapdisk is to send what is written to a disk: `nbd:` and the name of a socket that xapi
+/// passed to tapdisk, or [`NO_MIRROR`]. tapdisk would open any file as well.
+pub fn is_secondary(word: &str) -> bool {
+    let is_name = |name: &str| !name.is_empty() && name.len() < 256 && name.bytes().all(|byte| byte.is_ascii_graphic());
+    word == NO_MIRROR || word.strip_prefix("nbd:").is_some_and(is_name)
+}
+
 /// The kinds of blktap that a host may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blktap {
@@ -81,20 +91,19 @@ pub fn list() -> Result<Vec<Running>> {
     parse_list(&answer).ok_or_else(|| misunderstood("list", &answer))
 }
 
-/// `pid=12 minor=0 state=0 args=vhd:/path/of an image`; XCP-ng 8.3, "Look-up algorithm". A number may be missing: of a minor
-/// number without a process, `-`.
+/// `pid=12 minor=0 state=0 args=vhd:/path/of an image`; XCP-ng 8.3, "Look-up algorithm". Of a number without a process, or a process
+/// without a disk, only that much is told.
 pub fn parse_list(text: &str) -> Option<Vec<Running>> {
     let line = |line: &str| {
-        let mut words = line.trim().splitn(4, ' ');
-        let mut value = |key: &str| words.next().unwrap_or_default().strip_prefix(key).map(str::to_owned);
-        let (pid, minor) = (value("pid=")?, value("minor=")?);
-        let state = value("state=")?;
-        let args = value("args=").unwrap_or_default();
+        let (words, args) = line.trim().split_once(" args=").unwrap_or((line.trim(), ""));
+        let words: Vec<&str> = words.split(' ').collect();
+        let value = |key: &str| words.iter().find_map(|word| word.strip_prefix(key));
         let (driver, path) = args.split_once(':').unwrap_or(("", ""));
-        let number = |text: &str| text.parse().unwrap_or_default();
+        let number = |key: &str| value(key).and_then(|text| text.parse().ok()).unwrap_or_default();
+        value("pid=").or(value("minor="))?;
         Some(Running {
-            tapdisk: Tapdisk { pid: number(&pid), minor: number(&minor) },
-            state: u32::from_str_radix(state.trim_start_matches("0x"), 16).unwrap_or_default(),
+            tapdisk: Tapdisk { pid: number("pid="), minor: number("minor=") },
+            state: u32::from_str_radix(value("state=").unwrap_or("0").trim_start_matches("0x"), 16).unwrap_or_default(),
             driver: driver.to_owned(),
             path: PathBuf::from(path),
         })
@@ -161,6 +170,28 @@ impl Tapdisk {
         closed.and(detached).and(freed)
     }
 
+    /// Sends what is written to the disk to a second place as well: all that is written from an instant on at which nothing was
+    /// under way. `secondary`: see [`is_secondary`]. If tapdisk refuses it, the disk goes on without.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] with the step that `tap-ctl` refused.
+    pub fn mirror(self, secondary: &str) -> Result<()> {
+        self.tell("pause", &[])?;
+        self.tell("unpause", &["-2", secondary])
+            .map_err(|refused| refused.undone(self.tell("unpause", &["-2", NO_MIRROR])))
+    }
+
+    /// Ends a pause that nobody else ends. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] if `tap-ctl` refuses it.
+    pub fn resume(self) -> Result<()> {
+        match list()?.iter().any(|running| running.tapdisk == self && running.is_paused()) {
+            true => self.tell("unpause", &[]),
+            false => Ok(()),
+        }
+    }
+
     /// Makes it found by `link`.
     ///
     /// # Errors
@@ -218,6 +249,25 @@ mod tests {
         assert_eq!((found[0].driver.as_str(), found[0].path.as_path()), ("vhd", Path::new("/a b/c=d:e.vhd")));
         assert_eq!((found[1].driver.as_str(), found[1].tapdisk.to_string().as_str()), ("", "8.0"));
         assert_eq!(parse_list(""), Some(Vec::new()));
+        // A number that is given away, and a process that has none yet, as blktap 4 tells of them.
+        let found = parse_list("minor=0\npid=7 minor=1 state=0 args=aio:/dev/loop0\npid=9\n").unwrap();
+        let numbers: Vec<_> = found.iter().map(|running| running.tapdisk.to_string()).collect();
+        assert_eq!(numbers, ["0.0", "7.1", "9.0"]);
+    }
+
+    #[test]
+    fn a_second_place_is_a_socket_that_was_passed_or_none() {
+        for (word, is) in [
+            ("nbd:mirror_vbd/3/xvda", true),
+            (NO_MIRROR, true),
+            ("nbd:", false),
+            ("", false),
+            ("aio:/etc/shadow", false),
+            ("nbd:a b", false),
+            ("-2", false),
+        ] {
+            assert_eq!(is_secondary(word), is, "{word:?}");
+        }
     }
 
     #[test]

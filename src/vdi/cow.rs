@@ -138,12 +138,17 @@ impl<P: Place> Vdi for Cow<'_, P> {
     fn clone_to(&self, dest: VdiUuid, changes: &ParamsChange, context: &Context) -> Result<VdiInfo> {
         refuse_if_used(self)?;
         let params = of_clone(self.place.params()?, changes);
-        fork(&*self.forest, &self.place, dest, &params, context)
+        fork(&*self.forest, &self.place, dest, &params, false, context)
     }
 
     fn snapshot(&self, dest: VdiUuid, changes: &ParamsChange, context: &Context) -> Result<VdiInfo> {
         let params = of_snapshot(self.place.vdi(), self.place.params()?, changes);
-        fork(&*self.forest, &self.place, dest, &params, context)
+        fork(&*self.forest, &self.place, dest, &params, false, context)
+    }
+
+    fn snapshot_to_receive(&self, dest: VdiUuid, context: &Context) -> Result<VdiInfo> {
+        let params = of_snapshot(self.place.vdi(), self.place.params()?, &ParamsChange::default());
+        fork(&*self.forest, &self.place, dest, &params, true, context)
     }
 
     fn may_change(&self, now: &Params, wanted: &Params) -> Result<Kept> {

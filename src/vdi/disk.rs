@@ -86,6 +86,15 @@ pub trait Vdi {
         Err(Error::Unsupported { op: "vdi_snapshot", why: "this format has none".to_owned() })
     }
 
+    /// A snapshot after which the disk can take the writes of a guest whose other data is copied elsewhere meanwhile, until
+    /// [`Vdi::compose`] brings the two together: what was not written shows the later parent, to the sector.
+    ///
+    /// # Errors
+    /// Those of [`Vdi::snapshot`]; [`Error::Unsupported`] for a format without parents.
+    fn snapshot_to_receive(&self, _dest: VdiUuid, _context: &Context) -> Result<VdiInfo> {
+        Err(Error::Unsupported { op: "a snapshot to receive a disk", why: "a raw disk has no parent".to_owned() })
+    }
+
     /// Gives the disk the contents and the size of a snapshot of it; UUID, names and snapshots stay. Idempotent.
     ///
     /// # Errors

@@ -132,6 +132,15 @@ pub trait Layout: Sync {
         Err(no_tree(self.format(), "a child"))
     }
 
+    /// As [`Layout::child_of`], for an image into which single sectors can be written without those around them: what is not
+    /// written shows the parent that the image has by then.
+    ///
+    /// # Errors
+    /// Those of [`Layout::child_of`].
+    fn fine_child_of(&self, parent: &ParentImage) -> Result<WriteImage> {
+        self.child_of(parent)
+    }
+
     /// Refuses an image whose tables cannot be used, as far as one read of the first of them tells: a copy would be as damaged.
     /// No process writes into the image.
     ///

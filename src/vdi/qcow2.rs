@@ -95,6 +95,19 @@ impl Layout for Qcow2Layout {
         }))
     }
 
+    fn fine_child_of(&self, parent: &ParentImage) -> Result<WriteImage> {
+        let (name, format) = (parent.name.clone(), parent.format.to_string());
+        let virtual_size = match parent.format {
+            Format::Raw => parent.image.len()?,
+            _ => {
+                let like = Header::read(&**parent.image)?;
+                like.refuse_unwritable(&**parent.image)?;
+                like.virtual_size
+            }
+        };
+        Ok(Box::new(move |image| qcow2::create_fine_child(image, virtual_size, &name, &format)))
+    }
+
     fn is_blank(&self, image: &Arc<dyn Storage>) -> Result<bool> {
         Ok(Image::open(image.clone(), Mode::ReadOnly)?.is_blank())
     }

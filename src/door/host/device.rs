@@ -11,10 +11,10 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::sys::lock::{self, Kind, Lock};
 use crate::sys::tapdisk::{self, Blktap, Tapdisk};
-use crate::sys::{blockdev, run_dir};
+use crate::sys::{blockdev, run_dir, syslog};
 use crate::types::{Mode, SrUuid, VdiUuid};
 
 /// The lock that vdi_activate holds from before its claim on the VDI until the device is there, and that a pause of the VDI
@@ -35,6 +35,9 @@ pub fn forget_activation(vdi: VdiUuid) {
     lock::forget(&vdi.to_string(), ACTIVATION);
 }
 
+/// The capability of a driver whose disks can be migrated to other storage in use.
+pub const MIRROR: &str = "VDI_MIRROR";
+
 const ACTIVATION: &str = "activation";
 
 /// The name of a VDI's block device, the same from attach to detach.
@@ -52,6 +55,7 @@ pub fn tapdisk_link(sr: SrUuid, vdi: &str) -> PathBuf {
 /// # Errors
 /// [`Error::Tool`] when no tapdisk starts; [`Error::Io`] when a name can't be made.
 pub fn connect(sr: SrUuid, vdi: &str, device: &Path, mode: Mode) -> Result<()> {
+    end_pause(sr, vdi)?;
     let link = tapdisk_link(sr, vdi);
     let own = match Tapdisk::at(&link) {
         Some(_) => return Ok(()),
@@ -71,6 +75,7 @@ pub fn connect(sr: SrUuid, vdi: &str, device: &Path, mode: Mode) -> Result<()> {
 /// [`Error::Tool`] when the tapdisk does not end; [`Error::Io`] when a name can't be removed.
 pub fn disconnect(sr: SrUuid, vdi: &str) -> Result<()> {
     withdraw(&device_link(sr, vdi))?;
+    end_pause(sr, vdi)?;
     let link = tapdisk_link(sr, vdi);
     if let Some(running) = Tapdisk::at(&link)
         && let Err(error) = running.stop()
@@ -81,6 +86,54 @@ pub fn disconnect(sr: SrUuid, vdi: &str) -> Result<()> {
     withdraw(&link)
 }
 
+/// Sends what a VDI's user writes to a second place as well, from an instant on at which nothing was under way; see
+/// [`Tapdisk::mirror`]. `false`: it has no tapdisk here. The caller has the lock of [`activation`].
+///
+/// A note stands for the pause in between: after a kill, [`go_on`] and all that attaches or detaches the VDI end it.
+///
+/// # Errors
+/// [`Error::Tool`] if tapdisk refuses; [`Error::Io`] if the note cannot be made.
+pub fn mirror(sr: SrUuid, vdi: &str, secondary: &str) -> Result<bool> {
+    let Some(running) = Tapdisk::at(&tapdisk_link(sr, vdi)) else { return Ok(false) };
+    end_pause(sr, vdi)?;
+    let note = note(sr, vdi);
+    let dir = note.parent().expect("a note has a directory");
+    fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    fs::write(&note, []).map_err(Error::io("write", &note))?;
+    running.mirror(secondary)?;
+    withdraw(&note)?;
+    Ok(true)
+}
+
+/// Ends the pauses of tapdisks that killed calls left in an SR. A VDI that a call works on is left to it.
+pub fn go_on(sr: SrUuid) {
+    let Ok(notes) = fs::read_dir(notes(sr)) else { return };
+    for name in notes.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        let Ok(vdi) = name.parse::<VdiUuid>() else { continue };
+        let Ok(_lock) = activation(vdi, Instant::now()) else { continue };
+        if let Err(error) = end_pause(sr, &name) {
+            syslog::write(&format!("VDI {name} stays paused: {}", one_line(&error)));
+        }
+    }
+}
+
+fn end_pause(sr: SrUuid, vdi: &str) -> Result<()> {
+    let note = note(sr, vdi);
+    if fs::symlink_metadata(&note).is_err() {
+        return Ok(());
+    }
+    Tapdisk::at(&tapdisk_link(sr, vdi)).map_or(Ok(()), Tapdisk::resume)?;
+    withdraw(&note)
+}
+
+fn notes(sr: SrUuid) -> PathBuf {
+    run_dir::state().join("paused").join(sr.to_string())
+}
+
+fn note(sr: SrUuid, vdi: &str) -> PathBuf {
+    notes(sr).join(vdi)
+}
+
 /// Whether a VDI that is in use can grow: tapdisk does not open a disk again whose size has changed
 /// (EMEDIUMTYPE), and stays paused then.
 pub fn can_grow(sr: SrUuid, vdi: &str) -> bool {
@@ -89,7 +142,12 @@ pub fn can_grow(sr: SrUuid, vdi: &str) -> bool {
 
 /// The capabilities that this host's data path can't keep.
 pub fn missing(capability: &str) -> bool {
-    capability == "VDI_RESIZE_ONLINE" && tapdisk::present() != Blktap::Absent
+    match capability {
+        "VDI_RESIZE_ONLINE" => tapdisk::present() != Blktap::Absent,
+        // tapdisk sends what is written, and takes what comes.
+        MIRROR => tapdisk::present() == Blktap::Absent,
+        _ => false,
+    }
 }
 
 /// Points the VDI's name at its block device, in one step.

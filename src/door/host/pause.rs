@@ -31,6 +31,10 @@ pub const SERVES: &str = "serves";
 /// Function of the plug-in: the types that this package serves on this host, with what its drivers announce.
 pub const ANNOUNCES: &str = "announces";
 
+/// Argument of [`REFRESH`]: where the tapdisk of the VDI is to send what is written as well, see [`super::device::mirror`]. The
+/// images stay open.
+pub const SECONDARY: &str = "secondary";
+
 /// How long the server of a disk may take to let go of its images, or to open them again.
 const PATIENCE: Duration = Duration::from_secs(60);
 

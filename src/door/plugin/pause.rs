@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `pause` | the VDI's image and its parents are closed, I/O waits. Nothing to do where it is not attached |
 //! | `unpause` | what has the image's name now is opened, I/O goes on |
-//! | `refresh` | both |
+//! | `refresh` | both. With `secondary`: the VDI's tapdisk sends what is written to that as well, and no image is closed |
 //! | `tracks` | nothing: whether this host has the VDI attached and logs all that is written to it |
 //! | `serves` | nothing: whether the SR is served by this package here. The Python plug-in knows no such function, so a host that has not this one is never taken for one that has |
 //! | `announces` | nothing: for each SR type that this package serves here, a line with its release and what it announces. No arguments |
@@ -20,15 +20,15 @@ use std::time::{Duration, Instant};
 
 use super::{Called, Failure, failed, hand_over, not_understood};
 use crate::door::doctor;
-use crate::door::host::device::activation;
+use crate::door::host::device::{self, activation};
 use crate::door::host::ours;
 pub use crate::door::host::pause::NAME;
-use crate::door::host::pause::{ANNOUNCES, PAUSE, REFRESH, SERVES, TRACKS, UNPAUSE, hold, release, tracks};
+use crate::door::host::pause::{ANNOUNCES, PAUSE, REFRESH, SECONDARY, SERVES, TRACKS, UNPAUSE, hold, release, tracks};
 use crate::door::xapi::Xapi;
 use crate::door::xmlrpc::Value;
 use crate::error::one_line;
 use crate::sr::Driver;
-use crate::sys::syslog;
+use crate::sys::{syslog, tapdisk};
 use crate::types::{Misread, SrUuid, VdiUuid};
 
 /// How long to wait for a vdi_activate of the VDI that is under way. xapi's patience is longer.
@@ -43,6 +43,8 @@ struct Request {
     vdi: VdiUuid,
     /// Waits for nobody.
     failfast: bool,
+    /// Where a tapdisk is to send what is written as well.
+    secondary: Option<String>,
     /// A key that asks for what is not done here.
     strange: Option<&'static str>,
     xapi: Xapi,
@@ -78,7 +80,8 @@ fn read(called: Called) -> Result<Request, Failure> {
         vdi: called.text("vdi_location").map_or(Ok(vdi_uuid), parse)?,
         vdi_uuid,
         failfast: called.text("failfast") == Some("True"),
-        strange: ["secondary", "activate_parents"].into_iter().find(|key| called.members.contains_key(*key)),
+        strange: ["activate_parents"].into_iter().find(|key| called.members.contains_key(*key)),
+        secondary: called.text(SECONDARY).map(str::to_owned),
         xapi: Xapi::new(&called.session, None),
         function: called.function,
     })
@@ -111,6 +114,13 @@ fn run(driver: &Driver, request: &mut Request) -> Result<&'static str, Failure> 
     // From the claim of a vdi_activate to its device nothing may come between.
     let _lock = activation(request.vdi, Instant::now() + patience).map_err(|e| words(one_line(&e)))?;
     let (sr, vdi, vdi_uuid) = (request.sr, request.vdi, request.vdi_uuid);
+    if let Some(secondary) = &request.secondary {
+        if function != REFRESH || !tapdisk::is_secondary(secondary) {
+            return Err(words(format!("{SECONDARY} {secondary:?} is not supported for SR {sr}")));
+        }
+        let mirrored = device::mirror(sr, &vdi_uuid.to_string(), secondary).map_err(|e| words(one_line(&e)))?;
+        return Ok(if mirrored { DONE } else { "False" });
+    }
     let pause = || hold(driver, sr, vdi, vdi_uuid).map_err(|e| words(one_line(&e)));
     match function.as_str() {
         PAUSE => {

@@ -106,6 +106,33 @@ impl Hosts {
         Ok(())
     }
 
+    /// Makes the tapdisk of each host that has the VDI attached for writing, but this one, send what is written to `secondary` as
+    /// well. Whether there is such a host, and whether this one is such a host.
+    ///
+    /// # Errors
+    /// [`Error::NotPaused`] with the host that did not, or when xapi does not say.
+    pub fn mirror(&self, secondary: &str) -> Result<(bool, bool)> {
+        let writers: Vec<String> =
+            self.claims()?.into_iter().filter(|(_, how)| how != "RO").map(|(host, _)| host).collect();
+        let mut others = false;
+        for host in writers.iter().filter(|host| **host != self.host_ref) {
+            let args = [
+                ("sr_uuid", self.sr.to_string()),
+                ("vdi_uuid", self.vdi_uuid.clone()),
+                ("vdi_location", self.vdi.to_string()),
+                (pause::SECONDARY, secondary.to_owned()),
+            ];
+            match self.ask_plugin(host, pause::NAME, pause::REFRESH, Value::map(args)) {
+                Asked::Done => others = true,
+                Asked::Gone => {}
+                Asked::No(why) | Asked::Unknown(why) => {
+                    return Err(self.not_paused(format!("{} does not mirror it: {why}", self.shown(host))));
+                }
+            }
+        }
+        Ok((others, writers.contains(&self.host_ref)))
+    }
+
     /// A host that left the pool holds nothing.
     fn drop_claim(&self, host: &str) {
         let _ = self.xapi().set("VDI.remove_from_sm_config", &self.vdi_ref, Value::text(format!("host_{host}")));

@@ -9,7 +9,7 @@
 //!
 //! Only what is not zero is written into a file. It has no name yet: a crash leaves nothing.
 
-use super::header::Header;
+use super::header::{EXTENDED_L2, Header, MIN_EXTENDED_BITS};
 use super::{CLUSTER_BITS, REFCOUNT_ORDER, SECTOR, Storage};
 use crate::error::{Error, Result};
 
@@ -68,6 +68,20 @@ pub fn create_child(
     // Smaller ones cost more to find than they save.
     let bits = like.map_or(CLUSTER_BITS, |parent| parent.cluster_bits.max(CLUSTER_BITS));
     let mut header = Header::new(bits, checked(virtual_size)?);
+    header.backing = Some(backing.to_owned());
+    header.backing_format = Some(format.to_owned());
+    write(place, &header)
+}
+
+/// Makes an image with a parent, as [`create_child`], in which each sector is there or not: clusters of 16 KiB, the least that
+/// can have subclusters, of one sector each. The Python storage manager makes such for the disks of a storage migration.
+///
+/// # Errors
+/// Those of [`create_child`].
+pub fn create_fine_child(place: &dyn Storage, virtual_size: u64, backing: &str, format: &str) -> Result<()> {
+    let mut header = Header::new(MIN_EXTENDED_BITS, checked(virtual_size)?);
+    header.incompatible |= EXTENDED_L2;
+    header.l1_size = header.l1_entries(virtual_size) as u32;
     header.backing = Some(backing.to_owned());
     header.backing_format = Some(format.to_owned());
     write(place, &header)

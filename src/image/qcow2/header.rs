@@ -40,9 +40,9 @@ const DATA_FILE: u64 = 1 << 2;
 /// "A non-default compression is used for compressed clusters".
 const COMPRESSION: u64 = 1 << 3;
 /// "L2 table entries are 128 bits wide and contain a bitmap of subclusters".
-const EXTENDED_L2: u64 = 1 << 4;
+pub(crate) const EXTENDED_L2: u64 = 1 << 4;
 /// Extended L2 entries want clusters of 16 KiB at least, so that a subcluster is a sector.
-const MIN_EXTENDED_BITS: u32 = 14;
+pub(crate) const MIN_EXTENDED_BITS: u32 = 14;
 
 /// How compressed clusters are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

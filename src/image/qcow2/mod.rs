@@ -6,7 +6,7 @@
 //!
 //! | to | use |
 //! |---|---|
-//! | make an image | [`create()`], [`create_child`] |
+//! | make an image | [`create()`], [`create_child`], [`create_fine_child`] |
 //! | ask what it is, by one read | [`Header::read`] |
 //! | read and write the disk | [`Chain::open`] |
 //! | hide, change the parent | [`set_hidden`], [`set_parent`] |
@@ -64,7 +64,7 @@ use super::{be32, be64};
 pub use chain::{Chain, Parent};
 pub use check::{check, repair};
 pub use coalesce::{coalesce, own};
-pub use create::{create, create_child};
+pub use create::{create, create_child, create_fine_child};
 pub use header::{Header, named_parent};
 pub use image::Image;
 pub use resize::resize;

@@ -21,7 +21,7 @@ use crate::sys::threads;
 use crate::sys::uses::{self, Uses};
 use crate::types::{Format, Mode, Params, SrUuid, VdiUuid};
 use crate::vdi::cbt::ChangeLogs;
-use crate::vdi::format::ParentImage;
+use crate::vdi::format::{ParentImage, WriteImage};
 use crate::vdi::tree::change::Change;
 use crate::vdi::tree::forest::{Again, Forest, Fork, Kept};
 use crate::vdi::tree::nodes::Nodes;
@@ -173,9 +173,10 @@ impl Forest for FileForest<'_> {
         // The image as it will be called.
         let image = ParentImage { name: base.name(), format: disk.format, image: disk.open_image(Mode::ReadOnly)? };
         let child = layout.child_of(&image)?;
+        let own_child = if fork.is_fine { &layout.fine_child_of(&image)? } else { &child };
         let mut own = disk.unnamed(&Params::default())?;
         let mut new = dest.as_ref().map(|(dest, params)| dest.unnamed(params)).transpose()?;
-        let write = |unnamed: &mut Unnamed, path| -> Result<()> {
+        let write = |unnamed: &mut Unnamed, path, child: &WriteImage| -> Result<()> {
             child(&unnamed.storage(path)?)?;
             unnamed.sync_beside_image()
         };
@@ -184,9 +185,9 @@ impl Forest for FileForest<'_> {
         let change = Change::Fork { vdi: disk.vdi, base: fork.base, dest: dest_vdi, format: disk.format };
         // None of these needs another, so they wait for the disk, or write large tables, at the same time.
         let (new_written, (own_written, begun)) = threads::both(
-            || new.as_mut().map_or(Ok(()), |new| write(new, new_path)),
+            || new.as_mut().map_or(Ok(()), |new| write(new, new_path, &child)),
             || {
-                let written = write(&mut own, own_path);
+                let written = write(&mut own, own_path, own_child);
                 let begun = written.is_ok().then(|| dir.create(CHANGE, &encode(&change)));
                 (written, begun)
             },

@@ -248,7 +248,7 @@ impl Place for LvhdPlace<'_> {
             return Err(in_use(self, "this host, which has it attached; a raw disk cannot be paused".to_owned()));
         }
         let base = VdiUuid::random();
-        forest.fork(&Fork { vdi: self.vdi, base, dest: Some((dest, params)) })?;
+        forest.fork(&Fork { vdi: self.vdi, base, dest: Some((dest, params)), is_fine: false })?;
         let copy = LvhdPlace::of(self.live.clone(), dest)?;
         let info = layout(copy.format).query(&**copy.open(Mode::ReadOnly)?)?;
         let node = Node { parent: Some(base), ..Node::alone(copy.format, info.virtual_size) };

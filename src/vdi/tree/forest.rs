@@ -168,6 +168,8 @@ pub struct Fork<'a> {
     pub base: VdiUuid,
     /// The copy and its params.
     pub dest: Option<(VdiUuid, &'a Params)>,
+    /// Whether the disk's own new image is to be one of [`crate::vdi::Layout::fine_child_of`].
+    pub is_fine: bool,
 }
 
 /// A guard that keeps others out until it is dropped: locks of whatever kind the SR has.

@@ -16,7 +16,8 @@ use crate::vdi::tree::reset::refuse_copy;
 
 /// Makes the image of a disk a base with two children: one is the disk, the other `dest`. A disk that holds nothing of its own
 /// gets a sibling instead, so that any number of copies of a template have one base. A snapshot takes over the blocks that are
-/// logged as changed.
+/// logged as changed. `is_fine`: the disk is to take the writes of a guest above a parent that it gets later, see
+/// [`crate::vdi::Layout::fine_child_of`].
 ///
 /// # Errors
 /// [`Error::Damaged`] for an image whose tables cannot be used; [`Error::IsBase`], [`Error::ChainTooLong`], [`Error::VdiExists`], [`Error::NoSpace`]; [`Error::VdiInUse`] while a server
@@ -26,6 +27,7 @@ pub fn fork(
     place: &dyn Place,
     dest: VdiUuid,
     params: &Params,
+    is_fine: bool,
     context: &Context,
 ) -> Result<VdiInfo> {
     // Before the lock, which all trees of the SR want: this may wait for the server and its storage.
@@ -38,7 +40,9 @@ pub fn fork(
     let _elsewhere = PausedElsewhere::begin(context)?;
     let here = pause_here(place)?;
     let _alone = forest.alone(&[place.vdi()], place.vdi())?;
-    let base = match twin(forest, place)? {
+    // A new image is one that is fine, whatever the present one is.
+    let twin = if is_fine { None } else { twin(forest, place)? };
+    let base = match twin {
         Some(base) => {
             forest.spawn(base, dest, params)?;
             base
@@ -55,7 +59,7 @@ pub fn fork(
                 layout(node.format).refuse_damaged(&image)?;
             }
             let base = VdiUuid::random();
-            forest.fork(&Fork { vdi: place.vdi(), base, dest: Some((dest, params)) })?;
+            forest.fork(&Fork { vdi: place.vdi(), base, dest: Some((dest, params)), is_fine })?;
             base
         }
     };

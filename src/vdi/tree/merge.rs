@@ -163,7 +163,7 @@ impl Merge<'_> {
         let _pause = pause(&*self.place)?;
         let _alone = self.forest.alone(&[self.vdi()], self.vdi())?;
         if self.place.held()? > MERGED_AT_ONCE {
-            self.forest.fork(&Fork { vdi: self.vdi(), base: VdiUuid::random(), dest: None })?;
+            self.forest.fork(&Fork { vdi: self.vdi(), base: VdiUuid::random(), dest: None, is_fine: false })?;
             *nodes = self.forest.nodes()?;
         } else {
             self.forest.make_room_to_merge(self.vdi(), self.base)?;

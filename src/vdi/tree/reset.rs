@@ -46,7 +46,7 @@ pub fn mark(forest: &dyn Forest, place: &dyn Place, context: &Context) -> Result
         if depth >= LONGEST_CHAIN {
             return Err(Error::ChainTooLong { vdi: place.vdi(), sr: place.sr(), depth, longest: LONGEST_CHAIN });
         }
-        forest.fork(&Fork { vdi: place.vdi(), base: VdiUuid::random(), dest: None })?;
+        forest.fork(&Fork { vdi: place.vdi(), base: VdiUuid::random(), dest: None, is_fine: false })?;
     }
     place.set_params(&Params { resets: true, ..params })?;
     Ok(Done::Changed)

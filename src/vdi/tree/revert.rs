@@ -58,7 +58,7 @@ pub fn revert(
             let _pause = pause(&*source)?;
             let _alone = forest.alone(&[snapshot], snapshot)?;
             let base = VdiUuid::random();
-            forest.fork(&Fork { vdi: snapshot, base, dest: None })?;
+            forest.fork(&Fork { vdi: snapshot, base, dest: None, is_fine: false })?;
             base
         }
     };

@@ -15,13 +15,13 @@
 //! | `vdi` | the commands of a VDI that change records |
 //! | `data` | attach, activate and what undoes them |
 //! | `cbt` | changed block tracking |
-//! | `compose` | the last step of a storage migration to the SR |
+//! | `migration` | storage migration, at the source and at the destination |
 //! | `figures` | the totals of an SR in xapi |
 
 mod cbt;
-mod compose;
 mod data;
 mod figures;
+mod migration;
 mod sr;
 mod vdi;
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::figures::FIGURES;
 use super::{AGENT, Answer, Service, deadline, no_session, now, until};
-use crate::door::host::local_path;
+use crate::door::host::{device, local_path};
 use crate::door::smapiv1::code::Code;
 use crate::door::smapiv1::collector;
 use crate::door::smapiv1::command::Command;
@@ -181,6 +181,9 @@ impl Service<'_> {
 
     /// Ends the pauses that killed calls left. Not while the agent's lock is held: another host may have to answer.
     fn end_pauses(&mut self, records: &[(String, Record)]) {
+        if let Some(sr) = self.sr {
+            device::go_on(sr);
+        }
         for (reference, record) in records {
             if record.get("sm_config").and_then(|keys| keys.get("paused")).is_none() {
                 continue;

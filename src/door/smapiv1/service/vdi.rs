@@ -1,6 +1,9 @@
 //! The commands of a VDI that change records.
 
+use std::sync::Arc;
+
 use super::cbt::Alert;
+use super::migration::Purpose;
 use super::{Answer, Service, deadline, identity, now, until};
 use crate::call::Unreadable;
 use crate::door::host::device;
@@ -9,6 +12,7 @@ use crate::door::smapiv1::code::Code;
 use crate::door::smapiv1::command::Command;
 use crate::door::smapiv1::faults::{Failure, general_fault};
 use crate::door::smapiv1::format;
+use crate::door::smapiv1::hosts::Hosts;
 use crate::door::smapiv1::sync::{self, Introduced};
 use crate::door::xapi::{Record, text};
 use crate::door::xmlrpc::{self, Value};
@@ -125,10 +129,7 @@ impl Service<'_> {
 
     pub(super) fn vdi_copy(&mut self) -> Answer {
         self.assert_attached()?;
-        if self.request.map("driver_params")?.contains_key("mirror") {
-            return Err(Failure::new(Code::Unimplemented, "a snapshot with a mirror"));
-        }
-        let sr_ref = self.request.text("sr_ref")?;
+        let purpose = self.purpose()?;
         let reference = self.request.text("vdi_ref")?;
         let (source, dest) = (self.vdi()?, VdiUuid::random());
         // Read once: whether it may be copied, and what has to be changed in it after.
@@ -143,21 +144,38 @@ impl Service<'_> {
                 hosts.refuse_if_attached(is_clone)?;
             }
         }
+        let Purpose::Source(place) = &purpose else {
+            return self.make_copy((reference, &record), (source, dest), hosts, &purpose);
+        };
+        self.mirror_to(source, hosts.as_deref(), place)?;
+        let made = self.make_copy((reference, &record), (source, dest), hosts.clone(), &purpose);
+        made.inspect_err(|_| self.unmirror(source, hosts.as_deref()))
+    }
+
+    /// Makes the copy `dest` of a VDI and tells xapi. `record`: the reference of the VDI, and its record before.
+    fn make_copy(
+        &mut self,
+        record: (&str, &Record),
+        (source, dest): (VdiUuid, VdiUuid),
+        hosts: Option<Arc<Hosts>>,
+        purpose: &Purpose,
+    ) -> Answer {
+        let (sr_ref, is_clone) = (self.request.text("sr_ref")?, self.request.command == Command::VdiClone);
         let _shared = self.agent_lock(Kind::Shared)?;
         self.follow_on_boot(source)?;
         let was_tracked = !is_clone && self.is_tracked(source);
         let (session, context) = (self.session()?, until(deadline(), hosts));
-        let info = match is_clone {
-            true => session.vdi_clone(source, dest, ParamsChange::default(), &context)?,
-            false => session.vdi_snapshot(source, dest, ParamsChange::default(), &context)?,
+        let info = match (is_clone, purpose) {
+            (true, _) => session.vdi_clone(source, dest, ParamsChange::default(), &context)?,
+            (false, Purpose::Destination) => session.vdi_snapshot_to_receive(source, dest, &context)?,
+            (false, _) => session.vdi_snapshot(source, dest, ParamsChange::default(), &context)?,
         };
         self.tell_if_untracked(was_tracked, source, Alert::Snapshot);
         // Its name is xapi's to choose.
         let row = Introduced { label: "", description: "", sm_config: self.sm_config(&info), ..Introduced::of(&info) };
         self.introduce_or_undo(sr_ref, &row, info.uuid)?;
         if let Some(base) = info.parent
-            && let Err(failure) =
-                self.info().and_then(|disk| self.introduce_base(sr_ref, (reference, &record), &disk, base))
+            && let Err(failure) = self.info().and_then(|disk| self.introduce_base(sr_ref, record, &disk, base))
         {
             // The disk is made and xapi knows it. The next scan tells the rest.
             let why = self.reason(&failure, self.request.command);
