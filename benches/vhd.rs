@@ -1,4 +1,5 @@
-//! The VHD library beside vhd-util, cp and plain reads, in turn in the same run; medians, and the ratio of each pair.
+//! The VHD library beside vhd-util, cp and plain reads, in turn in the same run; medians, and the ratio of each pair. `time` is the
+//! ratio of the times that passed, `cpu` that of the times of the processor, in the program and in the kernel for it.
 //! Without vhd-util on PATH its rows are left out. `BENCH_DIR` is a directory on the file system to measure. `cargo test`
 //! runs each row once, with fewer blocks: that shows whether the benchmark works, and measures nothing.
 
@@ -12,12 +13,16 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use xcp_sm::image::vhd::{self, BLOCK, Chain, FileStorage, Image, NewImage, Parent, ParentLink, Storage, Target};
 use xcp_sm::types::Mode;
 
 const MIB: u64 = 1 << 20;
+/// A row that has taken so long gets no further pair.
+const LONG_ENOUGH: Duration = Duration::from_secs(20);
 
 /// Whether this run measures: `cargo bench` says `--bench`, `cargo test` does not.
 fn measures() -> bool {
@@ -29,7 +34,7 @@ fn main() {
     let dir = base.join(format!("vhd-bench.{}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();
     let dir = dir.canonicalize().unwrap();
-    println!("{:<44} {:>10} {:>10} {:>7}", "VHD library", "ours", "other", "ratio");
+    println!("{:<44} {:>10} {:>10} {:>7} {:>7}", "VHD library", "ours", "other", "time", "cpu");
     // `cargo bench --bench vhd export` runs one.
     let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
     let run = |name: &str, bench: fn(&Path)| {
@@ -45,29 +50,41 @@ fn main() {
     fs::remove_dir_all(&dir).unwrap();
 }
 
-/// Runs the two in turn after `before` each, and prints medians in milliseconds.
+/// Runs the two in turn after `before` each, and prints medians: milliseconds, and how many times as much the other takes.
 fn row(name: &str, before: &dyn Fn(), ours: &dyn Fn(), other: Option<&dyn Fn()>) {
     let time = |f: &dyn Fn()| {
         before();
-        let start = Instant::now();
+        let (start, cpu) = (Instant::now(), cpu_ms());
         f();
-        start.elapsed().as_secs_f64() * 1e3
+        (start.elapsed().as_secs_f64() * 1e3, cpu_ms() - cpu)
     };
-    let (mut a, mut b, mut ratios) = (vec![], vec![], vec![]);
-    for _ in 0..if measures() { 7 } else { 1 } {
-        a.push(time(ours));
+    let (mut a, mut b, mut times, mut cpus) = (vec![], vec![], vec![], vec![]);
+    let begun = Instant::now();
+    while a.is_empty() || measures() && a.len() < 7 && begun.elapsed() < LONG_ENOUGH {
+        let mine = time(ours);
+        a.push(mine.0);
         if let Some(other) = other {
-            b.push(time(other));
-            ratios.push(b[b.len() - 1] / a[a.len() - 1]);
+            let theirs = time(other);
+            b.push(theirs.0);
+            times.push(theirs.0 / mine.0);
+            cpus.push(theirs.1 / mine.1);
         }
     }
-    let median = |v: &mut Vec<f64>| {
+    let median = |mut v: Vec<f64>, unit: &str| {
         v.sort_by(f64::total_cmp);
-        v.get(v.len() / 2).copied()
+        v.get(v.len() / 2).map_or("-".to_owned(), |v| format!("{v:.2}{unit}"))
     };
-    let text = |v: Option<f64>, unit: &str| v.map_or("-".to_owned(), |v| format!("{v:.2}{unit}"));
-    let (a, b, r) = (median(&mut a), median(&mut b), median(&mut ratios));
-    println!("{name:<44} {:>10} {:>10} {:>7}", text(a, " ms"), text(b, " ms"), text(r, "x"));
+    let (a, b, times, cpus) = (median(a, " ms"), median(b, " ms"), median(times, "x"), median(cpus, "x"));
+    println!("{name:<44} {a:>10} {b:>10} {times:>7} {cpus:>7}");
+}
+
+/// The milliseconds of the processor that this process and its children that ended have taken.
+fn cpu_ms() -> f64 {
+    let of = |who| {
+        let usage = getrusage(who).unwrap();
+        usage.user_time().num_microseconds() + usage.system_time().num_microseconds()
+    };
+    (of(UsageWho::RUSAGE_SELF) + of(UsageWho::RUSAGE_CHILDREN)) as f64 / 1e3
 }
 
 fn vhd_util(args: &[&str]) -> bool {
@@ -194,21 +211,25 @@ fn coalesce(child: &Path, parent: &Path) {
     parent.close().unwrap();
 }
 
-/// 64 MiB in runs of 4 KiB, every second one; into a parent without and with the blocks.
+/// 64 MiB in runs of 4 KiB, every second one; into a parent without and with the blocks. 2,000 runs in 250 blocks.
 fn coalesce_runs(dir: &Path) {
-    let (parent, leaf, start) = (dir.join("p.vhd"), dir.join("c.vhd"), dir.join("start"));
-    for (text, filled) in [("new blocks", false), ("present blocks", true)] {
+    for (text, filled, size, step) in [
+        ("64 MiB in 4 KiB runs, new blocks", false, 128 * MIB, 8192),
+        ("64 MiB in 4 KiB runs, present blocks", true, 128 * MIB, 8192),
+        ("2,000 runs of 4 KiB in 250 new blocks", false, 500 * MIB, 256 << 10),
+    ] {
+        let (parent, leaf, start) = (dir.join("p.vhd"), dir.join("c.vhd"), dir.join("start"));
         vhd::create(&fresh(&parent), &NewImage::new(1 << 30)).unwrap();
         if filled {
             let chain = open(&parent, Mode::ReadWrite);
-            for at in (0..128 * MIB).step_by(65536) {
+            for at in (0..size).step_by(65536) {
                 chain.write_at(&[1; 32768], at).unwrap();
             }
             chain.close().unwrap();
         }
         child(&leaf, &parent);
         let chain = open(&leaf, Mode::ReadWrite);
-        for at in (0..128 * MIB).step_by(8192) {
+        for at in (0..size).step_by(step) {
             chain.write_at(&[2; 4096], at).unwrap();
         }
         chain.close().unwrap();
@@ -219,7 +240,7 @@ fn coalesce_runs(dir: &Path) {
         };
         let theirs = || assert!(vhd_util(&["coalesce", "-n", name(&leaf)]));
         let other: Option<&dyn Fn()> = if have_vhd_util(dir) { Some(&theirs) } else { None };
-        row(&format!("coalesce of 4 KiB runs, 64 MiB, {text}"), &before, &|| coalesce(&leaf, &parent), other);
+        row(&format!("coalesce of {text}"), &before, &|| coalesce(&leaf, &parent), other);
     }
 }
 

@@ -186,6 +186,33 @@ fn a_flush_that_failed_half_way_keeps_the_order_for_the_next() {
 }
 
 #[test]
+fn a_flush_syncs_what_was_written_and_nothing_twice() {
+    let place = base();
+    let chain = Chain::open_single(place.clone(), Mode::ReadWrite).unwrap();
+    let of_a_flush = || {
+        let from = place.position();
+        chain.flush().unwrap();
+        place.ops()[from..].to_vec()
+    };
+    // The process before this one may have written what it did not sync.
+    assert!(matches!(of_a_flush()[..], [Op::Sync]));
+    assert!(of_a_flush().is_empty());
+    // Data in place of other data changes no table.
+    chain.write_at(&tag(7), 0).unwrap();
+    assert!(matches!(of_a_flush()[..], [Op::Sync]));
+    chain.write_zeroes(40 * SECTOR, SECTOR).unwrap();
+    assert!(matches!(of_a_flush()[..], [Op::Sync]));
+    assert!(of_a_flush().is_empty());
+    // A new sector, then a new block.
+    for sector in [1, 8192] {
+        chain.write_at(&tag(8), sector * SECTOR).unwrap();
+        let ops = of_a_flush();
+        assert!(matches!(ops[..], [.., Op::Sync]) && ops.iter().filter(|op| matches!(op, Op::Sync)).count() == 2);
+        assert!(of_a_flush().is_empty());
+    }
+}
+
+#[test]
 fn a_full_filesystem_stops_only_what_has_no_space() {
     let leaf = Recorder::new(Disk::file());
     vhd::create(&*leaf, &NewImage::new(64 * MIB)).unwrap();

@@ -23,7 +23,7 @@ impl Image {
     ///
     /// A crash before 3 leaves the image as the last flush left it. Within 3 to 4, any subset of the sectors may
     /// have reached the disk, and each is true by itself: an entry leads to a bitmap that is on disk, a bit to
-    /// data that is. Without new bits or blocks, one sync is all.
+    /// data that is. Without new bits or blocks, one sync is all, and none if nothing was written since the last flush.
     ///
     /// A block without a single sector of data is left out: nothing was written to it yet, or the write failed. One
     /// whose entry was written by a flush that failed afterwards may be in the BAT on disk: its bitmap is written in 3,
@@ -38,6 +38,8 @@ impl Image {
         }
         let _one = lock(&self.flushing);
         self.check_writable()?;
+        // Before the sync: what is written from now on is for the next flush.
+        let unsynced = self.unsynced.swap(false, AcqRel);
         let (mut fresh, end) = {
             let alloc = lock(&self.alloc);
             (alloc.fresh.clone(), alloc.end)
@@ -56,6 +58,9 @@ impl Image {
             }
             self.dirty.fetch_sub(changed.len(), AcqRel);
             changed.sort_unstable_by_key(|(block, _)| *block);
+        }
+        if !unsynced && fresh.is_empty() && changed.is_empty() && lock(&self.alloc).unsure.is_empty() {
+            return Ok(());
         }
         let outcome = self.publish(fresh, end, &changed);
         for (block, _) in &changed {

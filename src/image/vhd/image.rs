@@ -63,6 +63,8 @@ pub struct Image {
     pub(super) alloc: Mutex<Alloc>,
     pub(super) flushing: Mutex<()>,
     pub(super) written: AtomicBool,
+    /// Something was written that no sync has followed; of an opened image, perhaps by the process before.
+    pub(super) unsynced: AtomicBool,
     pub(super) failed: AtomicBool,
     /// Blocks whose entries are wrong, of an image that is open to be rescued.
     lost: BTreeSet<u32>,
@@ -215,6 +217,7 @@ impl Image {
             alloc: Mutex::new(Alloc { end, fresh: BTreeSet::new(), unsure: BTreeSet::new(), trimmed: false }),
             flushing: Mutex::new(()),
             written: AtomicBool::new(false),
+            unsynced: AtomicBool::new(true),
             failed: AtomicBool::new(false),
             lost,
             meta,
@@ -391,6 +394,7 @@ impl Image {
 
     /// Notes that sectors were written to a block that [`Image::data_for_write`] gave.
     pub(crate) fn mark(&self, block: u32, change: impl FnOnce(&mut Bitmap) -> bool) -> Result<()> {
+        self.unsynced.store(true, Release);
         if self.is_full(block) {
             return Ok(());
         }

@@ -10,7 +10,7 @@ use super::images::possible_parent;
 use super::layout::{CHANGE, COLLECT_LOCK, format_of, is_taken};
 use super::listing::Listing;
 use super::records::{damaged_record, encode, read_change};
-use super::recover::end_change;
+use super::recover::{end_change, forget_change};
 use super::unborn::{is_child, is_unborn};
 use crate::datapath::USES;
 use crate::error::{Error, Result, ended};
@@ -269,7 +269,7 @@ impl Forest for FileForest<'_> {
         let format = self.found(vdi)?.format;
         self.begin(&Change::Relink { vdi, base, format })?;
         let unfinished = self.sr.finish_relink(&self.dir, nodes, vdi, base, format)?;
-        end_change(&self.dir)?;
+        forget_change(&self.dir)?;
         unfinished.map_or(Ok(()), Err)
     }
 

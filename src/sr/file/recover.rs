@@ -71,7 +71,7 @@ impl FileSr {
         Ok(unfinished)
     }
 
-    /// Gives every child of `vdi` to `base`, then removes `vdi`. Can be done again from any point of it.
+    /// Gives every child of `vdi` to `base`, then removes `vdi`, durably. Can be done again from any point of it.
     ///
     /// The answer says why a child could not be given away, or which image may be another child;
     /// `vdi` then stays. As `base` holds all that `vdi` does, a child shows the same with either of them as its parent, so
@@ -122,7 +122,9 @@ impl FileSr {
         }
         dir.remove(&image_name(vdi, format))?;
         dir.sync()?;
-        remove_leftovers(dir, vdi)?;
+        if remove_leftovers(dir, vdi)? {
+            dir.sync()?;
+        }
         Ok(None)
     }
 
@@ -173,6 +175,11 @@ impl FileSr {
 /// Removes the record of a change that is complete or undone, once that is durable.
 pub(super) fn end_change(dir: &Dir) -> Result<()> {
     dir.sync()?;
+    forget_change(dir)
+}
+
+/// Removes the record of a change that is durable, or that was given up.
+pub(super) fn forget_change(dir: &Dir) -> Result<()> {
     dir.remove(CHANGE)?;
     dir.sync()
 }

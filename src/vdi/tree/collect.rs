@@ -22,8 +22,7 @@ use crate::vdi::tree::run::{Collecting, Run, Taken};
 const MOST_ROUNDS: u32 = 8;
 
 /// Gives back the space that nothing needs. One image that cannot be merged keeps no other from being merged. A call that asks
-/// for the end of the collector is heard between two steps and within a merge. Independent trees are merged at the same time, on
-/// as many threads as there are cores.
+/// for the end of the collector is heard between two steps and within a merge. Independent trees are merged at the same time.
 ///
 /// # Errors
 /// [`Error::NotMerged`] at the end, with every failure; [`Error::SrUnavailable`] while another process collects the SR, and

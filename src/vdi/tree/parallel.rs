@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
-use std::thread::{Builder, available_parallelism, scope};
+use std::thread::{Builder, scope};
 use std::time::Duration;
 
 use crate::context::Context;
@@ -14,14 +14,15 @@ use crate::types::{Done, VdiUuid};
 use crate::vdi::tree::collect::{Collector, read_locked};
 use crate::vdi::tree::next::Seen;
 
-/// The most trees that are merged at the same time, however many cores there are: storage does no more at once.
+/// The most trees that are merged at the same time, however many cores there are: a merge waits for storage most of the time, and
+/// storage does no more at once.
 const MOST: usize = 8;
 
 /// How often the caller is told how far the run is.
 const EVERY: Duration = Duration::from_millis(200);
 
 /// Merges the trees of these images, which hold so many bytes, at the same time; the largest first. What was seen and done is that
-/// of the collector then. `false`: there is one tree, or one core, and nothing was done.
+/// of the collector then. `false`: there is one tree, and nothing was done.
 ///
 /// # Errors
 /// The first of those that end the run of a thread, see [`Collector::go_on`]; the other threads end first.
@@ -32,7 +33,7 @@ pub fn merge_trees(collector: &mut Collector, merges: &[(VdiUuid, u64)]) -> Resu
         let root = collector.nodes.chain(*image).last().copied().unwrap_or(*image);
         *trees.entry(root).or_default() += bytes;
     }
-    let threads = available_parallelism().map_or(1, usize::from).min(trees.len()).min(MOST);
+    let threads = trees.len().min(MOST);
     if threads < 2 {
         return Ok(false);
     }
