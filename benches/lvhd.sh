@@ -61,7 +61,25 @@ cat "$SCRATCH"/at.* | sort -n | awk -v n="$AT_ONCE" -v serial="$serial" -v cores
   printf "%d of %d snapshots at once: p95 %.0f ms, all %.0f ms; one after the other they take %.0f ms: %s, limit %.0f ms\n",
     NR, n, p95 / 1e3, total / 1e3, serial * n / 1e4, p95 <= limit && NR == n ? "ok" : "MISSED", limit / 1e3 }'
 
-for ((i = 1; i <= VOLUMES; i++)); do sm vdi_snapshot $SR "$(uuid 2)" "$(uuid $((i + 5000)))" > /dev/null; done
+# Volumes with the beginning of the VHD of one disk, which is all that a scan reads: LVM makes them in a tenth of the time.
+EXTENT=$((4 << 20))
+block() { echo $(((begins + first * EXTENT) / 65536)); } # of 64 KiB on the device, where the extent FIRST is
+read -r range _ < <(lvs --noheadings -o seg_pe_ranges "$VG/VHD-$(uuid 2)")
+first=${range#*:} first=${first%-*}
+begins=$(pvs --noheadings --units b --nosuffix -o pe_start "${range%:*}")
+dd if="${range%:*}" of="$SCRATCH/head" bs=64k skip="$(block)" count=1 status=none
+{
+  echo '#!lvm'
+  for ((i = 1; i <= VOLUMES; i++)); do echo "lvcreate -y -an -Zn -Wn -l 2 -n VHD-$(uuid $((i + 5000))) $VG"; done
+} > "$SCRATCH/script"
+quiet lvm "$SCRATCH/script"
+lvs --noheadings -o lv_name,seg_pe_ranges "$VG" | while read -r name range; do
+  # Numbers from 5001 on.
+  [[ $name == VHD-7e57ab1e-0000-4000-8000-0000000[0-9][5-9][0-9][0-9][0-9] ]] || continue
+  first=${range#*:} first=${first%-*}
+  dd if="$SCRATCH/head" of="${range%:*}" bs=64k seek="$(block)" conv=notrunc status=none
+done
+sync
 found=$(sm sr_scan $SR | grep -o '(vdi ' | wc -l)
 columns=lv_name,lv_size,lv_tags,lv_attr,lv_layout,lv_health_status,data_percent,metadata_percent,vg_size,vg_free,vg_tags
 compare "sr_scan of $found VDIs, one lvs with the same columns" 1.3 'sm sr_scan $SR' \

@@ -5,7 +5,7 @@
 # bins: sm
 # memory: 512
 # disks: 200M 200M
-# takes: 90
+# takes: 105
 # tools: lvcreate wipefs dmsetup strace python3
 # What is in single quotes is evaluated later; UUIDs have no spaces.
 # shellcheck disable=SC2016,SC2086,SC2119
