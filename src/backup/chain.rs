@@ -10,6 +10,7 @@ use super::map::{Digest, Entry, digest, hex, length_of};
 use super::name::RunId;
 use super::read::Image;
 use super::seal::{self, Keys, Seal};
+use super::sign;
 use super::verify::{self, as_export};
 use crate::error::{Error, Result};
 use crate::sys::durable::Dir;
@@ -25,6 +26,16 @@ pub struct Link {
     /// Of the bytes that `manifest` was read from.
     pub sha256: Digest,
     pub images: Vec<Image>,
+}
+
+impl Link {
+    /// See [`sign::refuse_unsigned`].
+    ///
+    /// # Errors
+    /// Those of [`sign::refuse_unsigned`].
+    pub fn refuse_unsigned(&self, remedy: &str) -> Result<()> {
+        sign::refuse_unsigned(&self.manifest, &self.dir.join(manifest::FILE), remedy)
+    }
 }
 
 /// The export in a directory, and those that it is made on, which are beside it; the newest first.

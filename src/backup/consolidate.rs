@@ -18,7 +18,7 @@ use super::shelf::Shelf;
 use super::store::Store;
 use super::verify::as_export;
 use super::write::{self, From};
-use super::{Call, record, sign};
+use super::{Call, record};
 use crate::error::{Error, Result};
 use crate::types::seconds_now;
 
@@ -54,11 +54,7 @@ pub fn consolidate(call: &Call, wanted: &Wanted) -> Result<(Option<RunId>, Vec<S
         return Ok((None, warnings));
     }
     let mut chain = chain::open(dir)?;
-    sign::refuse_unsigned(
-        &chain[0].manifest,
-        &chain[0].dir.join(manifest::FILE),
-        "an export with --since none makes a whole run that is signed",
-    )?;
+    chain[0].refuse_unsigned("an export with --since none makes a whole run that is signed")?;
     let (packing, opaque) = packing(wanted, &place, &mut chain)?;
     let before = chain[0].manifest.clone();
     let run = shelf.next_run(now)?;

@@ -8,7 +8,7 @@ use super::age::key::{self, Recipient};
 use super::chain;
 use super::codec::{Compression, Packing};
 use super::hooks::{self, Point};
-use super::manifest::{self, DiskOf, ParentRun};
+use super::manifest::{DiskOf, ParentRun};
 use super::map::hex;
 use super::name::{RunId, SetName, StoreName};
 use super::pause::{self, Pause, Zeroing};
@@ -142,8 +142,7 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let mut parent = parent(&shelf, wanted)?;
     if let Some((of, chain)) = &parent {
         let mixed = chain::refuse_mixed(&of.run, &chain[0], packing.seal.as_ref());
-        let path = chain[0].dir.join(manifest::FILE);
-        let unsigned = sign::refuse_unsigned(&chain[0].manifest, &path, "--since none makes a whole export");
+        let unsigned = chain[0].refuse_unsigned("--since none makes a whole export");
         // From here on the set is encrypted, or signed: its first export of this kind is whole, as every first one.
         let is_now = match (&mixed, &unsigned) {
             (Err(_), _) if chain[0].manifest.encryption.is_none() => Some("encrypted"),
@@ -190,7 +189,10 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     let held = pause::hold(call, wanted, &mut sources, how, &mut pause);
     let run_held = Running { call, wanted, sources: &sources, shelf: &shelf, run: &run, since, packing };
     // What keeps the disks goes before their persistent locks are given back.
-    let done = held.and_then(|held| run_held.carry_out(how, &held, parent, opaque.as_deref(), &mut pause));
+    let done = held.and_then(|held| {
+        let disks = run_held.write(how, &held, parent, opaque.as_deref(), &mut pause)?;
+        Ok(Done { disks, left: run_held.delete(&held, &mut pause)? })
+    });
     let goes_on = |done: Result<Done>, pause: &mut Pause| done.map_err(|error| error.undone(pause.end()));
     // What was stopped takes its disks again, and can do so once their locks are given back. What is paused has them, and waits.
     let done = if how == Hold::Stopped { done } else { goes_on(done, &mut pause) };

@@ -100,7 +100,7 @@ pub fn import(call: &Call, wanted: &Wanted) -> Result<(Vec<Imported>, Vec<String
     let path = dir.join(super::manifest::FILE);
     let mut chain = chain::open(dir)?;
     if !wanted.unsigned {
-        sign::refuse_unsigned(&chain[0].manifest, &chain[0].dir.join(super::manifest::FILE), sign::UNSIGNED)?;
+        chain[0].refuse_unsigned(sign::UNSIGNED)?;
     }
     let manifest = chain[0].manifest.clone();
     if manifest.name != wanted.set || manifest.run != run {

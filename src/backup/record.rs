@@ -13,7 +13,7 @@ use super::name::{RunId, SetName, StoreName};
 use super::set::Member;
 use super::shelf::Shelf;
 use super::{Call, bases, store};
-use crate::call::Unreadable;
+use crate::call::{Session, Unreadable};
 use crate::error::{Error, Result, one_line};
 use crate::sys::durable::{self, Dir};
 use crate::sys::lock::{self, Kind, Lock};
@@ -70,10 +70,7 @@ impl Record {
             true => Ok(()),
             false if self.labels.is_empty() => delete(call, disk),
             // Another disk can have the UUID: one that was made after the run was killed, or a moment before the run made its own.
-            false => match call.host.open(disk.sr) {
-                Err(Error::UnknownSr { .. }) => Ok(()),
-                other => other?.vdi_delete_labelled(disk.vdi, &self.mark(), &call.context()),
-            },
+            false => of(call, disk, |session| session.vdi_delete_labelled(disk.vdi, &self.mark(), &call.context())),
         };
         self.made.iter().map(delete).fold(Ok(()), Result::and)
     }
@@ -83,9 +80,8 @@ impl Record {
     /// # Errors
     /// Those of the SR, the first of several.
     pub fn label_made(&self, call: &Call) -> Result<()> {
-        let label = |(disk, label): (&Member, &String)| match call.host.open(disk.sr) {
-            Err(Error::UnknownSr { .. }) => Ok(()),
-            other => other?.vdi_relabel(disk.vdi, &self.mark(), label, &call.context()),
+        let label = |(disk, label): (&Member, &String)| {
+            of(call, disk, |session| session.vdi_relabel(disk.vdi, &self.mark(), label, &call.context()))
         };
         self.made.iter().zip(&self.labels).map(label).fold(Ok(()), Result::and)
     }
@@ -304,29 +300,28 @@ fn undo(call: &Call, begun: &mut Begun) -> Result<()> {
     first.map_or(Ok(()), Err)
 }
 
+/// Does something with a disk. Nothing if its SR has no name on this host any more: then nobody can undo anything.
+fn of(call: &Call, disk: &Member, work: impl FnOnce(&Session) -> Result<()>) -> Result<()> {
+    match call.host.open(disk.sr) {
+        Err(Error::UnknownSr { .. }) => Ok(()),
+        session => work(&session?),
+    }
+}
+
 /// Gives the persistent lock of a run back. Idempotent.
 ///
 /// # Errors
 /// Those of the SR.
 pub fn unlock(call: &Call, disk: &Member, user: &str) -> Result<()> {
-    let session = match call.host.open(disk.sr) {
-        // It has no name on this host any more, so nobody can undo anything.
-        Err(Error::UnknownSr { .. }) => return Ok(()),
-        other => other?,
-    };
-    match session.vdi_unlock(disk.vdi, user, false, &call.context()) {
+    of(call, disk, |session| match session.vdi_unlock(disk.vdi, user, false, &call.context()) {
         Ok(()) | Err(Error::LockRefused { .. } | Error::NoVdi { .. } | Error::Unsupported { .. }) => Ok(()),
         Err(error) => Err(error),
-    }
+    })
 }
 
 /// Deletes a disk that `user` locked. Idempotent: a disk that is not locked is another.
 fn delete_locked(call: &Call, disk: &Member, user: &str) -> Result<()> {
-    let session = match call.host.open(disk.sr) {
-        Err(Error::UnknownSr { .. }) => return Ok(()),
-        other => other?,
-    };
-    session.vdi_delete_locked(disk.vdi, user, &[], &call.context()).map(drop)
+    of(call, disk, |session| session.vdi_delete_locked(disk.vdi, user, &[], &call.context()).map(drop))
 }
 
 /// Detaches a disk that a run attached. Idempotent.
@@ -334,14 +329,10 @@ fn delete_locked(call: &Call, disk: &Member, user: &str) -> Result<()> {
 /// # Errors
 /// Those of the SR.
 fn detach(call: &Call, disk: &Member) -> Result<()> {
-    let session = match call.host.open(disk.sr) {
-        Err(Error::UnknownSr { .. }) => return Ok(()),
-        other => other?,
-    };
-    match session.vdi_detach(disk.vdi, &call.context()) {
+    of(call, disk, |session| match session.vdi_detach(disk.vdi, &call.context()) {
         Ok(_) | Err(Error::NoVdi { .. }) => Ok(()),
         Err(error) => Err(error),
-    }
+    })
 }
 
 /// Deletes a disk that a run made. Idempotent.
@@ -349,8 +340,5 @@ fn detach(call: &Call, disk: &Member) -> Result<()> {
 /// # Errors
 /// Those of the SR.
 pub fn delete(call: &Call, disk: &Member) -> Result<()> {
-    match call.host.open(disk.sr) {
-        Err(Error::UnknownSr { .. }) => Ok(()),
-        other => other?.vdi_delete(disk.vdi, Unreadable::Refused, &call.context()),
-    }
+    of(call, disk, |session| session.vdi_delete(disk.vdi, Unreadable::Refused, &call.context()))
 }

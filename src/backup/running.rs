@@ -41,30 +41,25 @@ pub(super) struct Running<'a> {
 }
 
 impl Running<'_> {
-    /// Writes the run into the store, and publishes it. Then deletes its disks if that is wanted. What was paused goes on as soon as
-    /// no disk is read that it uses, unless the disks are to be deleted.
+    /// Deletes the disks of a published run if that is wanted. Answers those that were not deleted.
     ///
     /// # Errors
-    /// [`Error::NotExported`]; [`Error::Io`]; those of [`Pause`]. What was begun is for [`Running::end`].
-    pub fn carry_out(
-        &self,
-        how: Hold,
-        held: &[Held],
-        parent: Option<ParentRun>,
-        opaque: Option<&[u8]>,
-        pause: &mut Pause,
-    ) -> Result<Done> {
-        let disks = self.write(how, held, parent, opaque, pause)?;
+    /// Those of [`Pause`].
+    pub fn delete(&self, held: &[Held], pause: &mut Pause) -> Result<Vec<(String, Error)>> {
         if !self.wanted.remove_source {
-            return Ok(Done { disks, left: Vec::new() });
+            return Ok(Vec::new());
         }
         pause.end_for_good()?;
         let user = pause.begun.record().user();
-        let left = source::delete(self.call, self.sources, &user, held);
-        Ok(Done { disks, left })
+        Ok(source::delete(self.call, self.sources, &user, held))
     }
 
-    fn write(
+    /// Writes the run into the store, and publishes it. What was paused goes on as soon as no disk is read that it uses, unless the
+    /// disks are to be deleted.
+    ///
+    /// # Errors
+    /// [`Error::NotExported`]; [`Error::Io`]; those of [`Pause`]. What was begun is for [`Running::end`].
+    pub fn write(
         &self,
         how: Hold,
         held: &[Held],

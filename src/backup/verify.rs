@@ -89,7 +89,7 @@ pub struct Verified {
 pub fn verify(dir: Dir, depth: Depth, identity: Option<&Path>, unsigned: bool, progress: Progress) -> Result<Verified> {
     let mut chain = chain::open(dir)?;
     if !unsigned {
-        sign::refuse_unsigned(&chain[0].manifest, &chain[0].dir.join(manifest::FILE), sign::UNSIGNED)?;
+        chain[0].refuse_unsigned(sign::UNSIGNED)?;
     }
     if depth == Depth::Blocks {
         chain::unlock(&mut chain, identity)?;

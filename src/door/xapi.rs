@@ -54,6 +54,11 @@ impl fmt::Display for ApiError {
 /// A record of xapi's database: its members by name.
 pub type Record = BTreeMap<String, Value>;
 
+/// The key in a VDI's sm_config that keeps hosts from attaching it; SMAPIv1, "Claims".
+pub const PAUSED: &str = "paused";
+/// What begins the key in a VDI's sm_config by which a host claims the VDI; xapi's reference of the host follows.
+pub const CLAIM: &str = "host_";
+
 /// A member of a record that is text; empty if the record has no such text.
 pub fn text<'r>(record: &'r Record, field: &str) -> &'r str {
     record.get(field).and_then(Value::as_str).unwrap_or("")
@@ -250,6 +255,20 @@ impl Xapi {
                 })
                 .collect(),
             other => Err(ApiError::Malformed(format!("VDI.get_all_records_where answered {}", other.kind()))),
+        }
+    }
+
+    /// The reference of the object of a class (`SR`, `VDI`) that has a UUID; `None`: xapi has none.
+    ///
+    /// # Errors
+    /// Those of [`Xapi::call`].
+    pub fn by_uuid(&mut self, class: &str, uuid: &str) -> Result<Option<String>, ApiError> {
+        let method = format!("{class}.get_by_uuid");
+        match self.call(&method, &[Value::text(uuid)]) {
+            Ok(Value::String(reference)) => Ok(Some(reference)),
+            Ok(other) => Err(ApiError::Malformed(format!("{method} answered {}", other.kind()))),
+            Err(e) if e.is_gone() => Ok(None),
+            Err(e) => Err(e),
         }
     }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::facts::{Facts, Holder, Signature};
 use super::identity;
 use crate::error::{Error, Result};
+use crate::sys::sysfs::text;
 use crate::sys::{blockdev, loopdev, mount};
 use crate::types::VdiUuid;
 
@@ -137,12 +138,6 @@ fn not_opened(node: &Path) -> Option<String> {
 /// The first of these files that has a text, without what surrounds it.
 fn first(dir: &Path, files: &[&str]) -> String {
     files.iter().map(|file| text(dir, file)).find(|text| !text.is_empty()).unwrap_or_default()
-}
-
-/// A file of sysfs; empty if there is none.
-pub fn text(dir: &Path, file: &str) -> String {
-    let bytes = fs::read(dir.join(file)).unwrap_or_default();
-    String::from_utf8_lossy(&bytes).trim_matches(|c: char| c.is_whitespace() || c == '\0').to_owned()
 }
 
 /// The directory of the disk that a device is or is a partition of, and the number of the partition, empty for a disk.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, LunFault, Result};
 use crate::sys::run_dir;
+use crate::sys::sysfs::text;
 use crate::sys::tool::Tool;
 
 /// The file from which iscsid reads the name of the initiator when it starts.
@@ -62,10 +63,6 @@ impl Session {
     pub fn is_logged_in(&self) -> bool {
         self.state == "LOGGED_IN"
     }
-}
-
-fn text(dir: &Path, file: &str) -> String {
-    fs::read_to_string(dir.join(file)).unwrap_or_default().trim().to_owned()
 }
 
 /// The sessions of this host, by their numbers.

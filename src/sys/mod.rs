@@ -30,6 +30,7 @@ pub mod sockets;
 pub mod stdio;
 pub mod sunrpc;
 pub mod syslog;
+pub mod sysfs;
 pub mod tapdisk;
 pub mod threads;
 pub mod tool;

@@ -10,6 +10,7 @@ use nix::sys::stat::{major, minor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::sys::sysfs::text;
 use crate::types::Misread;
 
 const DEVICES: &str = "/sys/bus/scsi/devices";
@@ -74,10 +75,6 @@ pub struct Device {
     /// The node by which the kernel's target knows it: of a disk that of the disk, of others that of the generic driver.
     pub node: PathBuf,
     pub is_disk: bool,
-}
-
-fn text(dir: &Path, file: &str) -> String {
-    fs::read_to_string(dir.join(file)).unwrap_or_default().trim().to_owned()
 }
 
 /// The device at an address.

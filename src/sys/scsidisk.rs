@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::sys::blockdev;
 use crate::sys::scsidev::Address;
+use crate::sys::sysfs::text;
 
 const BLOCK: &str = "/sys/block";
 const HOSTS: &str = "/sys/class/scsi_host";
@@ -114,10 +115,6 @@ fn disk(name: String) -> Option<Disk> {
     let size = text(&dir, "size").parse::<u64>().ok()?.saturating_mul(512);
     let state = text(&device, "state");
     Some(Disk { name, address, scsi_id, vendor, serial: serial(&page80), size, state, session })
-}
-
-fn text(dir: &Path, file: &str) -> String {
-    fs::read_to_string(dir.join(file)).unwrap_or_default().trim().to_owned()
 }
 
 /// A character of text that a disk gave, as a name of a file or an argument may have it.

@@ -4,7 +4,7 @@ use super::*;
 
 /// The words with which a hook calls `sm` as this scene does.
 fn sm_words(scene: &Scene) -> String {
-    format!("XCP_SM_RUN_DIR={} {}", path(scene, "run"), scene.executable().display())
+    format!("XCP_SM_RUN_DIR={} '{}'", path(scene, "run"), scene.executable().display())
 }
 
 fn is_there(scene: &Scene, vdi: &str) -> bool {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Area, Trouble};
+use super::{Area, Trouble, below};
 use crate::datapath;
 use crate::door::cli::devices;
 use crate::door::v1::listing::Listed;
@@ -19,7 +19,7 @@ pub fn look(srs: &[Listed]) -> Vec<Trouble> {
     let mut found = Vec::new();
     let mut part = |object: &str, part: Result<Vec<Trouble>>| match part {
         Ok(part) => found.extend(part),
-        Err(error) => found.push(Trouble::unseen(Area::Claims, object, &error)),
+        Err(error) => found.push(Trouble::failed(Area::Claims, object, &error)),
     };
     part("attached disks", attached());
     part("mounts", mounts());
@@ -82,7 +82,6 @@ fn mounts() -> Result<Vec<Trouble>> {
 
 /// Links whose end is gone.
 fn links(directory: &Path, what: &str) -> Vec<Trouble> {
-    let below = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let dangling = below(directory.to_owned()).flat_map(below).filter(|link| link.is_symlink() && !link.exists());
     let told = |link: PathBuf| {
         let to = fs::read_link(&link).unwrap_or_default();
@@ -95,7 +94,7 @@ fn links(directory: &Path, what: &str) -> Vec<Trouble> {
 
 /// Flags that end a collector, of calls that do not wait any more.
 fn flags() -> Vec<Trouble> {
-    let srs = fs::read_dir(run_dir::state().join("ipc")).into_iter().flatten().flatten();
+    let srs = below(run_dir::state().join("ipc"));
     let told = |flag: PathBuf| {
         let pid: u32 = fs::read_to_string(&flag).ok()?.trim().parse().ok()?;
         let what = format!("process {pid} asked the collector of the SR to end, and is gone");
@@ -103,7 +102,7 @@ fn flags() -> Vec<Trouble> {
         let is_gone = process::stat(pid, 4).is_none();
         is_gone.then(|| Trouble::wrong(Area::Claims, flag.display().to_string(), what, remedy).note())
     };
-    srs.map(|sr| sr.path().join("abort")).filter_map(told).collect()
+    srs.map(|sr| sr.join("abort")).filter_map(told).collect()
 }
 
 /// Claims on media that nothing is behind.

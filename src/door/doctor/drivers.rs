@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::pool::{Pool, Theirs};
-use super::{Area, Trouble, Weight, rights};
+use super::{Area, Trouble, Weight, below, rights};
+use crate::door::host::ours::is_this;
 use crate::door::smapiv1;
 use crate::door::xmlrpc::{self, Response, Value};
 use crate::error::{Error, one_line};
@@ -129,7 +129,7 @@ pub fn installed(found: &mut Vec<Trouble>) -> Vec<Installed> {
                 None
             }
             Err(error) => {
-                found.push(Trouble::unseen(Area::Drivers, path.display().to_string(), &error));
+                found.push(Trouble::failed(Area::Drivers, path.display().to_string(), &error));
                 None
             }
         };
@@ -156,12 +156,6 @@ pub fn ours(driver: &Driver) -> Described {
 pub fn served_here() -> impl Iterator<Item = &'static Driver> {
     let directory = directory();
     DRIVERS.iter().copied().filter(move |driver| is_this(&directory.join(driver.executable)))
-}
-
-/// Whether a path leads to this executable.
-fn is_this(path: &Path) -> bool {
-    let id = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
-    id(path).is_some_and(|it| Some(it) == id("/proc/self/exe".as_ref()))
 }
 
 /// Asks a driver for its description, as xapi does each time that it starts. No driver touches anything for it.
@@ -203,7 +197,7 @@ fn directory() -> PathBuf {
 /// The value of a key of xapi's configuration; the last one that is given.
 fn configured(key: &str) -> Option<String> {
     let (file, more) = run_dir::xapi_conf();
-    let mut files: Vec<PathBuf> = fs::read_dir(more).into_iter().flatten().flatten().map(|it| it.path()).collect();
+    let mut files: Vec<PathBuf> = below(more).collect();
     files.retain(|path| path.extension().is_some_and(|it| it == "conf"));
     files.sort();
     let texts = [file].into_iter().chain(files).filter_map(|path| fs::read_to_string(path).ok());

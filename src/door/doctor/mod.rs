@@ -20,6 +20,8 @@ pub mod srs;
 pub mod tapdisks;
 pub mod tools;
 
+use std::fs;
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -99,10 +101,19 @@ impl Trouble {
         Trouble { weight: Weight::Note, ..self }
     }
 
-    fn unseen(area: Area, object: impl Into<String>, why: &Error) -> Trouble {
-        let what = format!("not looked at: {}", one_line(why));
-        Trouble { weight: Weight::Unseen, area, object: object.into(), what, remedy: String::new() }
+    /// `what`: what was not looked at, and why.
+    fn unseen(area: Area, object: impl Into<String>, what: impl Into<String>) -> Trouble {
+        Trouble { weight: Weight::Unseen, ..Trouble::wrong(area, object, what, "") }
     }
+
+    fn failed(area: Area, object: impl Into<String>, why: &Error) -> Trouble {
+        Trouble::unseen(area, object, format!("not looked at: {}", one_line(why)))
+    }
+}
+
+/// The paths in a directory; none if it cannot be read.
+fn below(directory: PathBuf) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
 /// Looks at everything. The findings that matter most come first.

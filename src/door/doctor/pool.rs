@@ -5,13 +5,13 @@
 use std::collections::BTreeMap;
 
 use super::drivers::{Described, Features, Installed, served_here};
-use super::{Area, Trouble, Weight};
+use super::{Area, Trouble};
 use crate::door::cli::agent;
 use crate::door::host::device::device_link;
 use crate::door::host::pause::{ANNOUNCES, NAME};
 use crate::door::smapiv1;
 use crate::door::v1::listing::Told;
-use crate::door::xapi::{ApiError, Record, Xapi, text};
+use crate::door::xapi::{ApiError, CLAIM, PAUSED, Record, Xapi, text};
 use crate::door::xmlrpc::Value;
 use crate::error::one_line;
 use crate::registry::agent::{Agent, Connection, Kept};
@@ -92,13 +92,10 @@ impl Pool {
                 // The stock plug-in, or none, or one of an earlier release.
                 Err(ApiError::Refused(words)) if !is_absent(&words) => self.others.push((name, BTreeMap::new())),
                 Ok(_) => self.others.push((name, BTreeMap::new())),
-                Err(error) => found.push(Trouble {
-                    weight: Weight::Unseen,
-                    area: Area::Drivers,
-                    object: format!("host {name}"),
-                    what: format!("not asked for its drivers: {error}"),
-                    remedy: String::new(),
-                }),
+                Err(error) => {
+                    let what = format!("not asked for its drivers: {error}");
+                    found.push(Trouble::unseen(Area::Drivers, format!("host {name}"), what));
+                }
             }
         }
     }
@@ -158,13 +155,10 @@ impl Pool {
             let Some(reference) = reference else { continue };
             match self.xapi.vdi_records(&reference) {
                 Ok(vdis) => vdis.iter().for_each(|(_, vdi)| found.extend(self.claims_on(sr, vdi))),
-                Err(error) => found.push(Trouble {
-                    weight: Weight::Unseen,
-                    area: Area::Claims,
-                    object: format!("SR {sr}"),
-                    what: format!("its VDIs were not looked at: {error}"),
-                    remedy: String::new(),
-                }),
+                Err(error) => {
+                    let what = format!("its VDIs were not looked at: {error}");
+                    found.push(Trouble::unseen(Area::Claims, format!("SR {sr}"), what));
+                }
             }
         }
         found
@@ -179,7 +173,7 @@ impl Pool {
             found.push(Trouble::wrong(Area::Claims, format!("VDI {uuid}"), what, remedy));
         };
         for key in sm_config.keys() {
-            let Some(host) = key.strip_prefix("host_") else { continue };
+            let Some(host) = key.strip_prefix(CLAIM) else { continue };
             match self.hosts.get(host) {
                 None => wrong("claimed by a host that has left the pool".to_owned(), key, ""),
                 Some(_) if host == self.this_host && device_link(sr, uuid).symlink_metadata().is_err() => {
@@ -195,11 +189,11 @@ impl Pool {
         }
         // A call that pauses a VDI holds the lock of the trees of its SR, on the SR's master.
         let is_changing = lock::held_by(&sr.to_string(), "tree").is_some();
-        if sm_config.contains_key("paused") && !is_changing {
+        if sm_config.contains_key(PAUSED) && !is_changing {
             let what = "paused, and no call of this host is about to end that: its VM waits, or cannot start";
             wrong(
                 what.to_owned(),
-                "paused",
+                PAUSED,
                 "xe sr-scan ends what this package left; otherwise unpause it by the plug-in, then ",
             );
         }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use super::pool::Pool;
-use super::{Area, Trouble, Weight};
+use super::{Area, Trouble};
 use crate::door::v1::listing::{self, Listed, PATIENCE};
 use crate::sys::run_dir;
 
@@ -13,19 +13,13 @@ pub fn look(pool: Option<&Pool>, found: &mut Vec<Trouble>) -> Vec<Listed> {
     let warn = |text: &str| warnings.borrow_mut().push(text.to_owned());
     let told = pool.map(Pool::told).unwrap_or_default();
     let listed = listing::list(PATIENCE, told, &warn);
-    let unseen = |what: String| Trouble {
-        weight: Weight::Unseen,
-        area: Area::Srs,
-        object: "SRs without a name".to_owned(),
-        what,
-        remedy: String::new(),
-    };
+    let unseen = |what: String| Trouble::unseen(Area::Srs, "SRs without a name", what);
     found.extend(warnings.into_inner().into_iter().map(unseen));
     let mut listed = match listed {
         Ok(listed) => listed,
         Err(error) => {
             let names = run_dir::names().display().to_string();
-            found.push(Trouble::unseen(Area::Srs, names, &error));
+            found.push(Trouble::failed(Area::Srs, names, &error));
             return Vec::new();
         }
     };

@@ -1,10 +1,9 @@
 //! The tapdisks of this host. One of the Python drivers that has an image of an SR open is told if this package serves the SR: two
 //! programs that do not know of each other would write to the image.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Area, Trouble};
+use super::{Area, Trouble, below};
 use crate::door::v1::listing::Listed;
 use crate::sys::run_dir;
 use crate::sys::tapdisk::{self, Blktap, Running, Tapdisk};
@@ -16,7 +15,7 @@ pub fn look(srs: &[Listed]) -> Vec<Trouble> {
     }
     let running = match tapdisk::list() {
         Ok(running) => running,
-        Err(error) => return vec![Trouble::unseen(Area::Tapdisks, "tapdisks", &error)],
+        Err(error) => return vec![Trouble::failed(Area::Tapdisks, "tapdisks", &error)],
     };
     let linked = linked();
     let is_ours = |image: &Path| srs.iter().any(|sr| is_in(image, sr));
@@ -32,7 +31,6 @@ pub fn look(srs: &[Listed]) -> Vec<Trouble> {
 
 /// The links by which tapdisks are found, and the tapdisk of each.
 fn linked() -> Vec<(PathBuf, Option<Tapdisk>)> {
-    let below = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let links = below(run_dir::tapdisks().join("nbd")).flat_map(below).filter(|path| path.is_symlink());
     links.map(|link| (link.clone(), Tapdisk::at(&link))).collect()
 }

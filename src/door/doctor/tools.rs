@@ -19,16 +19,35 @@ struct Need {
 }
 
 /// The types of SRs on block devices.
-const ON_DEVICES: &[&str] = &["ext", "xfs", "largeblock", "lvm"];
+const ON_DEVICES: &[&str] = &["ext", "xfs", "largeblock", "lvm", "lvmoiscsi", "lvmohba"];
+/// The types whose disks are logical volumes.
+const ON_VOLUMES: &[&str] = &["lvm", "lvmoiscsi", "lvmohba"];
+/// The types on LUNs.
+const ON_LUNS: &[&str] = &["lvmoiscsi", "lvmohba"];
 /// The types whose disks may be images, which are attached through FUSE and a loop device.
-const WITH_IMAGES: &[&str] =
-    &["file", "nfs", "smb", "ext", "xfs", "largeblock", "cephfs", "glusterfs", "moosefs", "zfs", "lvm"];
+const WITH_IMAGES: &[&str] = &[
+    "file",
+    "nfs",
+    "smb",
+    "ext",
+    "xfs",
+    "largeblock",
+    "cephfs",
+    "glusterfs",
+    "moosefs",
+    "zfs",
+    "lvm",
+    "lvmoiscsi",
+    "lvmohba",
+];
 
 #[rustfmt::skip]
 const NEEDS: &[Need] = &[
     Need { program: "lvm", types: ON_DEVICES, what: "nothing works", debian: "lvm2", rpm: "lvm2" },
-    Need { program: "dmsetup", types: &["lvm"], what: "snapshots, and disks in use, are not seen", debian: "dmsetup", rpm: "device-mapper" },
+    Need { program: "dmsetup", types: ON_VOLUMES, what: "snapshots, and disks in use, are not seen", debian: "dmsetup", rpm: "device-mapper" },
     Need { program: "wipefs", types: ON_DEVICES, what: "sr_create does not work", debian: "util-linux", rpm: "util-linux" },
+    Need { program: "iscsiadm", types: &["lvmoiscsi"], what: "nothing works", debian: "open-iscsi", rpm: "iscsi-initiator-utils" },
+    Need { program: "multipath", types: ON_LUNS, what: "a LUN is used by one path alone", debian: "multipath-tools", rpm: "device-mapper-multipath" },
     Need { program: "mkfs.ext4", types: &["ext", "largeblock"], what: "sr_create does not work", debian: "e2fsprogs", rpm: "e2fsprogs" },
     Need { program: "e2fsck", types: &["ext", "largeblock"], what: "sr_attach does not work", debian: "e2fsprogs", rpm: "e2fsprogs" },
     Need { program: "mkfs.xfs", types: &["xfs"], what: "sr_create does not work", debian: "xfsprogs", rpm: "xfsprogs" },

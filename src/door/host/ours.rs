@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use crate::door::smapiv3;
 use crate::door::xapi::{ApiError, Record, Xapi, text};
@@ -14,17 +15,21 @@ use crate::types::{DeviceConfig, SrUuid};
 /// # Errors
 /// Those of [`Xapi::call`].
 pub fn driver_of(xapi: &mut Xapi, sr: &Record) -> Result<Option<&'static Driver>, ApiError> {
-    let id = |path: &str| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
-    let is_ours = |file: &str| id(file).is_some_and(|file| Some(file) == id("/proc/self/exe"));
     if let Some(driver) = smapiv3::driver_of(text(sr, "type")) {
         let file = smapiv3::installed(text(sr, "type"));
-        return Ok(Some(driver).filter(|_| is_ours(&file.to_string_lossy())));
+        return Ok(Some(driver).filter(|_| is_this(&file)));
     }
     let known = DRIVERS.iter().copied().find(|driver| driver.sr_type == text(sr, "type"));
     let Some(driver) = known else { return Ok(None) };
     let sm = first_where(xapi, "SM", "type", driver.sr_type)?;
     let file = sm.as_ref().map_or("", |sm| text(sm, "driver_filename"));
-    Ok(Some(driver).filter(|_| is_ours(file)))
+    Ok(Some(driver).filter(|_| is_this(file.as_ref())))
+}
+
+/// Whether a path leads to this executable.
+pub fn is_this(path: &Path) -> bool {
+    let id = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    id(path).is_some_and(|it| Some(it) == id("/proc/self/exe".as_ref()))
 }
 
 /// The driver of an SR, if it is ours, and device_config as xapi gives it to the driver on this host; `None` for an SR that xapi does not
@@ -36,11 +41,7 @@ type Attached = Option<(Option<&'static Driver>, Option<DeviceConfig>)>;
 /// # Errors
 /// Those of [`Xapi::call`].
 pub fn attached_here(xapi: &mut Xapi, sr: SrUuid) -> Result<Attached, ApiError> {
-    let reference = match xapi.call("SR.get_by_uuid", &[Value::text(sr.to_string())]) {
-        Ok(reference) => reference.as_str().unwrap_or_default().to_owned(),
-        Err(e) if e.is_gone() => return Ok(None),
-        Err(e) => return Err(e),
-    };
+    let Some(reference) = xapi.by_uuid("SR", &sr.to_string())? else { return Ok(None) };
     let record = xapi.record("SR.get_record", &reference)?;
     let driver = driver_of(xapi, &record)?;
     let host = xapi.this_host()?;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::{Called, Failure, failed, hand_over, not_understood, serve_volumes};
 use crate::context::Context;
-use crate::door::xapi::{ApiError, Xapi};
+use crate::door::xapi::{ApiError, CLAIM, PAUSED, Xapi};
 use crate::door::xmlrpc::Value;
 use crate::error::one_line;
 use crate::sys::syslog;
@@ -81,9 +81,6 @@ pub(super) fn answer(args: &[OsString]) -> Result<String, Failure> {
     }
 }
 
-/// The key in a VDI's sm_config that keeps hosts from attaching it.
-const PAUSED: &str = "paused";
-
 /// Keeps all hosts from attaching a VDI that none has. The reference of the VDI; `None`: a host has it, or it is paused.
 fn keep(xapi: &mut Xapi, vdi: VdiUuid) -> Result<Option<String>, ApiError> {
     let reference = xapi.call("VDI.get_by_uuid", &[Value::text(vdi.to_string())])?;
@@ -103,5 +100,5 @@ fn keep(xapi: &mut Xapi, vdi: VdiUuid) -> Result<Option<String>, ApiError> {
 /// Whether no host has a VDI attached, and none may attach it.
 fn is_kept(xapi: &mut Xapi, reference: &str) -> Result<bool, ApiError> {
     let keys = xapi.record("VDI.get_sm_config", reference)?;
-    Ok(keys.contains_key(PAUSED) && !keys.keys().any(|key| key.starts_with("host_")))
+    Ok(keys.contains_key(PAUSED) && !keys.keys().any(|key| key.starts_with(CLAIM)))
 }

@@ -24,8 +24,7 @@ use crate::door::host::device::{self, activation};
 use crate::door::host::ours;
 pub use crate::door::host::pause::NAME;
 use crate::door::host::pause::{ANNOUNCES, PAUSE, REFRESH, SECONDARY, SERVES, TRACKS, UNPAUSE, hold, release, tracks};
-use crate::door::xapi::Xapi;
-use crate::door::xmlrpc::Value;
+use crate::door::xapi::{PAUSED, Xapi};
 use crate::error::one_line;
 use crate::sr::Driver;
 use crate::sys::{syslog, tapdisk};
@@ -143,15 +142,11 @@ fn run(driver: &Driver, request: &mut Request) -> Result<&'static str, Failure> 
 
 /// Whether whoever wanted the pause is still there.
 fn is_wanted(request: &mut Request) -> Result<(), String> {
-    let uuid = Value::text(request.vdi_uuid.to_string());
     let xapi = &mut request.xapi;
-    let sm_config = match xapi.call("VDI.get_by_uuid", &[uuid]) {
-        Ok(Value::String(reference)) => xapi.record("VDI.get_sm_config", &reference),
-        Ok(other) => return Err(format!("VDI.get_by_uuid answered {}", other.kind())),
-        Err(e) => Err(e),
-    };
-    match sm_config {
-        Ok(sm_config) if sm_config.contains_key("paused") => Ok(()),
+    let reference = xapi.by_uuid("VDI", &request.vdi_uuid.to_string()).map_err(|e| e.to_string())?;
+    let reference = reference.ok_or("xapi has no such VDI any more")?;
+    match xapi.record("VDI.get_sm_config", &reference) {
+        Ok(sm_config) if sm_config.contains_key(PAUSED) => Ok(()),
         Ok(_) => Err("the call that wanted the pause has ended: the VDI's sm_config has no key 'paused'".to_owned()),
         Err(e) => Err(e.to_string()),
     }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::code::Code;
 use super::faults::Failure;
 use crate::door::host;
-use crate::door::xapi::{Record, Xapi};
+use crate::door::xapi::{CLAIM, PAUSED, Record, Xapi};
 use crate::door::xmlrpc::Value;
 use crate::types::Mode;
 
@@ -39,7 +39,7 @@ pub struct Tag<'a> {
 
 impl Tag<'_> {
     fn key(&self) -> String {
-        format!("host_{}", self.host_ref)
+        format!("{CLAIM}{}", self.host_ref)
     }
 
     /// Claims the VDI. `false`: the VDI is paused, and nothing was changed.
@@ -103,7 +103,7 @@ impl Tag<'_> {
             return Ok(());
         }
         for (key, value) in sm_config {
-            let Some(host) = key.strip_prefix("host_").filter(|host| *host != self.host_ref) else { continue };
+            let Some(host) = key.strip_prefix(CLAIM).filter(|host| *host != self.host_ref) else { continue };
             if mode == Mode::ReadOnly && value.as_str() == Some("RO") {
                 continue;
             }
@@ -145,5 +145,5 @@ pub fn refuse_encrypted(key_hash: Option<&str>, code: Code) -> Result<(), Failur
 }
 
 fn is_paused(sm_config: &Record) -> bool {
-    sm_config.contains_key("paused") || sm_config.contains_key("relinking")
+    sm_config.contains_key(PAUSED) || sm_config.contains_key("relinking")
 }

@@ -127,12 +127,8 @@ fn unreachable(error: ApiError) -> Error {
 fn find(xapi: &mut Xapi, sr: SrUuid) -> Result<(String, &'static Driver, DeviceConfig, bool)> {
     let not_here = |why: String| Error::SrUnavailable { sr, why };
     let host = xapi.this_host().map_err(unreachable)?;
-    let of_uuid = xapi.call("SR.get_by_uuid", &[Value::text(sr.to_string())]);
-    let reference = match of_uuid {
-        Ok(reference) => reference.as_str().unwrap_or_default().to_owned(),
-        Err(e) if e.is_gone() => return Err(Error::NoSr { sr, looked: "asked xapi".to_owned() }),
-        Err(e) => return Err(unreachable(e)),
-    };
+    let reference = xapi.by_uuid("SR", &sr.to_string()).map_err(unreachable)?;
+    let reference = reference.ok_or_else(|| Error::NoSr { sr, looked: "asked xapi".to_owned() })?;
     let record = xapi.record("SR.get_record", &reference).map_err(unreachable)?;
     let pbd = attached_pbd(xapi, &reference, &host).map_err(unreachable)?;
     let pbd = pbd.ok_or_else(|| not_here("xapi has not attached it on this host".to_owned()))?;
@@ -202,11 +198,7 @@ impl Pool for OfPool {
         let why =
             |e: ApiError| Error::NotPaused { vdi, sr: teller.sr, why: format!("xapi does not say who has it: {e}") };
         let mut xapi = teller.xapi.lock().unwrap_or_else(PoisonError::into_inner);
-        let vdi_ref = match xapi.call("VDI.get_by_uuid", &[Value::text(vdi.to_string())]) {
-            Ok(reference) => reference.as_str().unwrap_or_default().to_owned(),
-            Err(e) if e.is_gone() => return Ok(None),
-            Err(e) => return Err(why(e)),
-        };
+        let Some(vdi_ref) = xapi.by_uuid("VDI", &vdi.to_string()).map_err(why)? else { return Ok(None) };
         let host_ref = xapi.this_host().map_err(why)?;
         Ok(Some(Arc::new(Hosts {
             xapi: Mutex::new(xapi.another()),

@@ -26,7 +26,7 @@ use crate::call::Session;
 use crate::context::OtherHosts;
 use crate::door::host::pause;
 use crate::door::plugin::on_slave;
-use crate::door::xapi::{Record, Xapi};
+use crate::door::xapi::{CLAIM, PAUSED, Record, Xapi};
 use crate::door::xmlrpc::Value;
 use crate::error::{Error, Result};
 use crate::sr::{Driver, VolumeChange, VolumeOf};
@@ -80,7 +80,7 @@ impl Hosts {
         let sm_config = self.xapi().record("VDI.get_sm_config", &self.vdi_ref);
         let sm_config = sm_config.map_err(|e| self.not_paused(format!("xapi does not say on which: {e}")))?;
         let of_host = |(key, value): (&String, &Value)| {
-            Some((key.strip_prefix("host_")?.to_owned(), value.as_str().unwrap_or("?").to_owned()))
+            Some((key.strip_prefix(CLAIM)?.to_owned(), value.as_str().unwrap_or("?").to_owned()))
         };
         Ok(sm_config.iter().filter_map(of_host).collect())
     }
@@ -135,7 +135,7 @@ impl Hosts {
 
     /// A host that left the pool holds nothing.
     fn drop_claim(&self, host: &str) {
-        let _ = self.xapi().set("VDI.remove_from_sm_config", &self.vdi_ref, Value::text(format!("host_{host}")));
+        let _ = self.xapi().set("VDI.remove_from_sm_config", &self.vdi_ref, Value::text(format!("{CLAIM}{host}")));
     }
 
     fn ask(&self, host: &str, function: &str) -> Asked {
@@ -281,7 +281,7 @@ impl Hosts {
     }
 
     fn remove_key(&self) -> Result<()> {
-        let removed = self.xapi().set("VDI.remove_from_sm_config", &self.vdi_ref, Value::text("paused"));
+        let removed = self.xapi().set("VDI.remove_from_sm_config", &self.vdi_ref, Value::text(PAUSED));
         removed.map_err(|e| self.not_paused(format!("its key 'paused' was not removed: {e}")))
     }
 
@@ -289,7 +289,7 @@ impl Hosts {
     fn report(&self, error: &Error) {
         syslog::write(&format!("{}; the next sr_scan tries again", crate::error::one_line(error)));
         let mut xapi = self.xapi();
-        if let Ok(Value::String(sr_ref)) = xapi.call("SR.get_by_uuid", &[Value::text(self.sr.to_string())]) {
+        if let Ok(Some(sr_ref)) = xapi.by_uuid("SR", &self.sr.to_string()) {
             let _ = xapi.add_key("SR.add_to_other_config", &sr_ref, "dirty", "");
         }
     }
@@ -308,7 +308,7 @@ impl OtherHosts for Hosts {
     }
 
     fn pause(&self) -> Result<()> {
-        let added = self.xapi().add_key("VDI.add_to_sm_config", &self.vdi_ref, "paused", "true");
+        let added = self.xapi().add_key("VDI.add_to_sm_config", &self.vdi_ref, PAUSED, "true");
         let stale = match added {
             // Left by a call that was killed: what it had paused is paused once more, and goes on with the rest.
             Err(e) if e.is("MAP_DUPLICATE_KEY") => true,

@@ -38,6 +38,7 @@ use self::faults::{Attempt, Failure};
 use self::request::Request;
 use self::service::Service;
 use super::host::device;
+use super::xapi::Xapi;
 use super::xmlrpc::{self, Value};
 use super::{Answer, guarded, said};
 use crate::sr::Driver;
@@ -49,6 +50,7 @@ const API_VERSION: &str = "1.1";
 
 /// The vendor that every driver of this package names.
 pub const VENDOR: &str = "XCP storage managers";
+pub const COPYRIGHT: &str = "the authors of xcp-storage-managers";
 
 /// Whether these are the words of an agent that speaks XML-RPC. No word of the SR API begins like this.
 pub fn is_meant(args: &[OsString]) -> bool {
@@ -93,22 +95,21 @@ fn answer(driver: &'static Driver, args: &[OsString]) -> Answer {
 
 fn refuse(driver: &Driver, what: &str, failure: &Failure, command: Option<Command>, secrets: &[&str]) -> Answer {
     let (code, detail) = faults::fault(failure, Attempt::of(driver, command));
-    let mut text = faults::text(driver.about.name, code, &detail);
-    // No message of ours holds one; a tool's own words might.
-    for secret in secrets {
-        text = without(&text, secret);
-    }
-    let mut logged = faults::unsaid(failure, code).map_or_else(|| text.clone(), |more| format!("{text}: {more}"));
-    for secret in secrets {
-        logged = without(&logged, secret);
-    }
+    let text = masked(faults::text(driver.about.name, code, &detail), secrets);
+    let more = faults::unsaid(failure, code);
+    let logged = more.map_or_else(|| text.clone(), |more| masked(format!("{text}: {more}"), secrets));
     syslog::write(&format!("{} {what} failed: {} {logged}", driver.executable, code as u16));
     // xapi hands what is on stderr to the client that asked, as the fault's third parameter.
     Answer { stderr: choice::document(failure).unwrap_or_default(), ..said(xmlrpc::write_fault(code as u16, &text)) }
 }
 
+/// Masks secrets in a text. No message of ours holds one; a tool's own words might.
+pub(super) fn masked(text: String, secrets: &[&str]) -> String {
+    secrets.iter().fold(text, |text, secret| without(&text, secret))
+}
+
 /// Masks a secret where it is a word of its own: of a short one, every other word would be full.
-pub(super) fn without(text: &str, secret: &str) -> String {
+fn without(text: &str, secret: &str) -> String {
     let is_end = |c: Option<char>| !c.is_some_and(char::is_alphanumeric);
     let (mut masked, mut rest) = (String::with_capacity(text.len()), text);
     while let Some(at) = rest.find(secret) {
@@ -119,6 +120,21 @@ pub(super) fn without(text: &str, secret: &str) -> String {
         rest = after;
     }
     masked + rest
+}
+
+/// A secret that a key of device_config names by its UUID in xapi.
+///
+/// # Errors
+/// [`Code::InvalidSecret`] if xapi has no such secret; what xapi says.
+pub(super) fn secret(xapi: &mut Xapi, key: &str, uuid: &str) -> Result<String, Failure> {
+    let no_secret = || Failure::new(Code::InvalidSecret, format!("xapi has no secret with the UUID that {key} gives"));
+    let reference = xapi.by_uuid("secret", uuid)?.ok_or_else(no_secret)?;
+    match xapi.call("secret.get_value", &[Value::text(reference)]) {
+        Ok(Value::String(secret)) => Ok(secret),
+        Ok(_) => Err(Failure::new(Code::InvalidSecret, "the value of a secret is not text")),
+        Err(e) if e.is_gone() => Err(no_secret()),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// The capabilities that a driver announces on this host: those that its data path can keep.
@@ -138,7 +154,7 @@ fn driver_info(driver: &Driver) -> Value {
         ("name", Value::text(driver.about.name)),
         ("description", Value::text(driver.description)),
         ("vendor", Value::text(VENDOR)),
-        ("copyright", Value::text("the authors of xcp-storage-managers")),
+        ("copyright", Value::text(COPYRIGHT)),
         ("driver_version", Value::text(env!("CARGO_PKG_VERSION"))),
         ("required_api_version", Value::text(API_VERSION)),
         ("capabilities", texts(&kept)),

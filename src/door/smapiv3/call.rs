@@ -10,10 +10,8 @@ use super::uri::Handle;
 use crate::call::{Session, policy};
 use crate::context::Context;
 use crate::door::host::{self, local_path};
-use crate::door::smapiv1::code::Code;
-use crate::door::smapiv1::faults::Failure;
+use crate::door::smapiv1::secret;
 use crate::door::xapi::Xapi;
-use crate::door::xmlrpc::Value;
 use crate::error::Error;
 use crate::sr::Driver;
 use crate::types::{DeviceConfig, VdiUuid};
@@ -81,14 +79,7 @@ pub fn with_secrets(driver: &Driver, config: &DeviceConfig) -> Result<DeviceConf
             Some(xapi) => xapi,
             none => none.insert(Xapi::log_in()?),
         };
-        let reference = xapi.call("secret.get_by_uuid", &[Value::text(uuid)]);
-        let value = reference.and_then(|reference| xapi.call("secret.get_value", &[reference]));
-        let value = value.map_err(|e| match e.is_gone() {
-            true => Failure::new(Code::InvalidSecret, format!("xapi has no secret with the UUID that {key} gives")),
-            false => e.into(),
-        })?;
-        let text = value.as_str().map(str::to_owned);
-        text.ok_or_else(|| Failure::new(Code::InvalidSecret, "the value of a secret is not text"))
+        secret(xapi, key, uuid)
     });
     if let Some(mut xapi) = xapi {
         xapi.log_out();

@@ -36,17 +36,20 @@ fn own() -> String {
 /// # Errors
 /// [`Error::VdiInUse`] with the other host that has it.
 pub fn take(session: &Session, vdi: VdiUuid, context: &Context) -> Result<()> {
-    if !session.is_shared() {
-        return Ok(());
-    }
+    claim(session, vdi, context).map(drop)
+}
+
+/// What [`take`] does. Answers whether the claim was not there before.
+fn claim(session: &Session, vdi: VdiUuid, context: &Context) -> Result<bool> {
     let own = own();
-    if session.vdi_get_params(vdi, context)?.vbds.contains(&own) {
-        return Ok(());
+    if !session.is_shared() || session.vdi_get_params(vdi, context)?.vbds.contains(&own) {
+        return Ok(false);
     }
-    session.vdi_lock(vdi, &own, false, context).map_err(|error| match error {
+    let locked = session.vdi_lock(vdi, &own, false, context).map_err(|error| match error {
         Error::LockRefused { vdi, sr, why } => Error::VdiInUse { vdi, sr, holder: format!("another host: {why}") },
         other => other,
-    })
+    });
+    locked.map(|()| true)
 }
 
 /// Gives the claim of this host back. Idempotent.
@@ -84,8 +87,7 @@ pub fn hold<'a>(session: &'a Session, vdi: VdiUuid, context: &Context) -> Result
     }
     // No activation of this host may take the claim for its own.
     let alone = Some(device::activation(vdi, context.deadline)?);
-    let taken = !session.vdi_get_params(vdi, context)?.vbds.contains(&own());
-    take(session, vdi, context)?;
+    let taken = claim(session, vdi, context)?;
     Ok(Hold { session, vdi, taken, _alone: alone })
 }
 

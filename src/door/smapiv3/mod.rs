@@ -123,9 +123,9 @@ fn answer(method: Method, executable: &Path, words: &[OsString]) -> Answer {
     let (code, mut params) = fault::told(&fault, driver, method.command());
     let mut secrets = call::fetched_secrets();
     secrets.extend(request.map(|request| request.secrets(method)).unwrap_or_default());
-    // No message of ours holds one; a tool's own words might.
+    let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
     for param in &mut params {
-        *param = secrets.iter().fold(std::mem::take(param), |text, secret| smapiv1::without(&text, secret));
+        *param = smapiv1::masked(std::mem::take(param), &secrets);
     }
     let why = params.join(" ").trim().to_owned();
     syslog::write(&format!("{} failed: {code} {why}", method.name()));

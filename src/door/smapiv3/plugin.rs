@@ -9,6 +9,7 @@ use super::sr::SR_UUID;
 use super::uri::{PREFIX, SCHEME};
 use crate::datapath;
 use crate::door::host::device;
+use crate::door::smapiv1::{COPYRIGHT, VENDOR};
 use crate::sr::Driver;
 use crate::sys::tapdisk;
 
@@ -36,8 +37,8 @@ fn query(
         "plugin": plugin,
         "name": name,
         "description": description,
-        "vendor": "XCP storage managers",
-        "copyright": "the authors of xcp-storage-managers",
+        "vendor": VENDOR,
+        "copyright": COPYRIGHT,
         "version": env!("CARGO_PKG_VERSION"),
         "required_api_version": API_VERSION,
         "features": features,
@@ -56,7 +57,7 @@ pub fn of_volumes(driver: &Driver) -> Value {
 
 /// Plugin.Query of the datapath plug-in. Touches nothing.
 pub fn of_datapath() -> Value {
-    query(SCHEME, "XCP storage managers", "volumes as block devices of this host", &[], &BTreeMap::new())
+    query(SCHEME, VENDOR, "volumes as block devices of this host", &[], &BTreeMap::new())
 }
 
 /// Plugin.diagnostics: what this host serves now.

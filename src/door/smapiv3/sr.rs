@@ -16,7 +16,7 @@ use crate::door::smapiv1::faults::Failure;
 use crate::error::{Error, one_line};
 use crate::sr::Driver;
 use crate::sys::syslog;
-use crate::types::{DeviceConfig, Names, NewSr, Overwrite, Params, Space, SrUuid};
+use crate::types::{DeviceConfig, Names, NewSr, Overwrite, Space, SrUuid};
 
 /// The key of device_config that says which SR it is: PBDs have no other place for it.
 pub const SR_UUID: &str = "sr_uuid";
@@ -63,7 +63,8 @@ fn configuration(request: &Request) -> DeviceConfig {
 pub fn probe(driver: &'static Driver, request: &Request) -> Result<Value, Fault> {
     let mut config = configuration(request);
     let wanted = config.0.remove(SR_UUID);
-    let found = match (driver.probe)(&with_secrets(driver, &config)?, deadline().into()) {
+    let complete = with_secrets(driver, &config)?;
+    let found = match (driver.probe)(&complete, deadline().into()) {
         Err(Error::ExportNotChosen { server, exports }) => {
             let one = |path: &str, access: &str| {
                 let mut with = config.clone();
@@ -83,7 +84,7 @@ pub fn probe(driver: &'static Driver, request: &Request) -> Result<Value, Fault>
     };
     if found.is_empty() && wanted.is_none() {
         // What a new SR could be made of, where that can be seen.
-        let new = Session::open(driver, SrUuid::random(), with_secrets(driver, &config)?)?;
+        let new = Session::open(driver, SrUuid::random(), complete)?;
         let can_be_made = new.plan_create(None, &Overwrite::default(), &now()).is_ok();
         let candidate = json!({ "configuration": config.0, "complete": true, "extra_info": {} });
         return Ok(if can_be_made { json!([candidate]) } else { json!([]) });
@@ -101,7 +102,7 @@ pub fn probe(driver: &'static Driver, request: &Request) -> Result<Value, Fault>
 pub fn create(driver: &'static Driver, request: &Request) -> Result<Value, Fault> {
     let (sr, config): (SrUuid, _) = (request.text("uuid").parse()?, configuration(request));
     let names = Names { label: request.text("name").to_owned(), description: request.text("description").to_owned() };
-    refuse_long(&names)?;
+    volume::refuse_long(&names.label, &names.description)?;
     let session = Session::open(driver, sr, with_secrets(driver, &config)?)?;
     match session.sr_create(&NewSr::default(), &Overwrite::default(), &now()) {
         // The caller that made it was told of no failure, or was killed: then it is made, and named, once more.
@@ -215,16 +216,10 @@ pub fn stat(handle: Handle) -> Result<Value, Fault> {
 /// # Errors
 /// Those of [`Session::sr_set_names`].
 pub fn rename(handle: Handle, change: impl Fn(Names) -> Names + Send + 'static) -> Result<Value, Fault> {
-    refuse_long(&change(Names::default()))?;
+    let names = change(Names::default());
+    volume::refuse_long(&names.label, &names.description)?;
     call::attached(handle)?.sr_set_names(change, &now())?;
     Ok(Value::Null)
-}
-
-fn refuse_long(names: &Names) -> Result<(), Fault> {
-    match names.label.len() <= Params::LONGEST_LABEL && names.description.len() <= Params::LONGEST_DESCRIPTION {
-        true => Ok(()),
-        false => Err(volume::too_long().into()),
-    }
 }
 
 /// All volumes of an SR. Bases, which are there for their children only, are none.

@@ -370,18 +370,17 @@ fn bytes(size: i64) -> Result<u64, Fault> {
     u64::try_from(size).map_err(|_| Failure::new(Code::VDISize, "a size is not negative").into())
 }
 
-fn refuse_long(label: &str, description: &str) -> Result<(), Fault> {
-    match label.len() <= Params::LONGEST_LABEL && description.len() <= Params::LONGEST_DESCRIPTION {
-        true => Ok(()),
-        false => Err(too_long().into()),
+/// Refuses names for which there is no room.
+///
+/// # Errors
+/// [`Code::InvalidArg`].
+pub fn refuse_long(label: &str, description: &str) -> Result<(), Fault> {
+    if label.len() <= Params::LONGEST_LABEL && description.len() <= Params::LONGEST_DESCRIPTION {
+        return Ok(());
     }
-}
-
-/// The refusal of names for which there is no room.
-pub fn too_long() -> Failure {
     let why =
         format!("a name has {} bytes at most, a description {}", Params::LONGEST_LABEL, Params::LONGEST_DESCRIPTION);
-    Failure::new(Code::InvalidArg, why)
+    Err(Failure::new(Code::InvalidArg, why).into())
 }
 
 #[cfg(test)]

@@ -109,12 +109,10 @@ impl Service<'_> {
         }
         let Some(after) = session.vdi_log_after(vdi, &now())? else { return Ok(None) };
         let uuid = after.to_string();
-        match self.xapi()?.call("VDI.get_by_uuid", &[Value::text(uuid.as_str())]) {
-            Ok(Value::String(reference)) => self.hosts(after, &uuid, &reference),
+        match self.xapi()?.by_uuid("VDI", &uuid)? {
+            Some(reference) => self.hosts(after, &uuid, &reference),
             // No host has attached what xapi does not know.
-            Ok(_) => Ok(None),
-            Err(e) if e.is_gone() => Ok(None),
-            Err(e) => Err(e.into()),
+            None => Ok(None),
         }
     }
 

@@ -36,6 +36,7 @@ use super::command::Command;
 use super::faults::{self, Attempt, Failure};
 use super::hosts::Hosts;
 use super::request::Request;
+use super::secret;
 use crate::call::{Session, policy};
 use crate::context::{Context, OtherHosts};
 use crate::door::host::{self, local_path};
@@ -157,14 +158,7 @@ impl<'a> Service<'a> {
         let mut xapi = self.xapi.as_mut();
         self.config = policy::with_secrets(driver, known, |key, uuid| {
             let xapi = xapi.as_mut().ok_or_else(no_session)?;
-            let reference = xapi.call("secret.get_by_uuid", &[Value::text(uuid)]);
-            let value = reference.and_then(|reference| xapi.call("secret.get_value", &[reference]));
-            let value = value.map_err(|e| match e.is_gone() {
-                true => Failure::new(Code::InvalidSecret, format!("xapi has no secret with the UUID that {key} gives")),
-                false => e.into(),
-            })?;
-            let text = value.as_str().map(str::to_owned);
-            text.ok_or_else(|| Failure::new(Code::InvalidSecret, "the value of a secret is not text"))
+            secret(xapi, key, uuid)
         })?;
         self.fetch_settings_of_host()
     }

@@ -10,7 +10,7 @@ use crate::door::smapiv1::collector;
 use crate::door::smapiv1::command::Command;
 use crate::door::smapiv1::faults::Failure;
 use crate::door::smapiv1::sync;
-use crate::door::xapi::{Record, text};
+use crate::door::xapi::{CLAIM, PAUSED, Record, text};
 use crate::door::xmlrpc::Value;
 use crate::error::Error;
 use crate::sr::Substrate;
@@ -98,7 +98,7 @@ impl Service<'_> {
     ///    records is removed; 4. the master scans, which changes nothing about the success.
     pub(super) fn sr_attach(&mut self) -> Answer {
         let sr_ref = self.request.text("sr_ref")?;
-        let host = format!("host_{}", self.request.text("host_ref")?);
+        let host = format!("{CLAIM}{}", self.request.text("host_ref")?);
         self.fetch_secrets()?;
         // Before anything else: without xapi's word an empty directory is not taken for an empty SR.
         let records = self.xapi()?.vdi_records(sr_ref)?;
@@ -139,8 +139,8 @@ impl Service<'_> {
             if sm_config.contains_key(host) && !self.is_attached(&location) {
                 keys.push(host);
             }
-            if pauses && sm_config.contains_key("paused") {
-                keys.push("paused");
+            if pauses && sm_config.contains_key(PAUSED) {
+                keys.push(PAUSED);
             }
             for key in keys {
                 sm_config.remove(key);
@@ -185,7 +185,7 @@ impl Service<'_> {
             device::go_on(sr);
         }
         for (reference, record) in records {
-            if record.get("sm_config").and_then(|keys| keys.get("paused")).is_none() {
+            if record.get("sm_config").and_then(|keys| keys.get(PAUSED)).is_none() {
                 continue;
             }
             let ended = self.session().and_then(|session| {
