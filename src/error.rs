@@ -42,9 +42,7 @@ pub enum Error {
     )]
     NotMaster { op: &'static str },
     /// A change of an SR of other storage managers that is not served in it. `served`: what may be asked of it.
-    #[error(
-        "{op} is refused: SR {sr} is LVHD, made by other storage managers, and this is not served in it; served are {served}"
-    )]
+    #[error("{op} is refused: SR {sr} is LVHD, and this is not served in it; served are {served}")]
     ReadOnlySr { op: &'static str, sr: SrUuid, served: &'static str },
     /// An SR whose disks this package does not serve, and which it therefore leaves as it is.
     #[error("an SR with such VDIs is not supported: {why}")]
@@ -128,6 +126,9 @@ pub enum Error {
     HoldsSr { device: String, held: Box<HeldSr> },
     #[error("{} is not empty; an SR needs a directory of its own", path.display())]
     NotEmpty { path: PathBuf },
+    /// An SR that was to be deleted without its disks.
+    #[error("SR {sr} has {disks} VDIs, which would be lost; --yes deletes them")]
+    HasVdis { sr: SrUuid, disks: usize },
     #[error("SR {sr} has {} free, and {} are needed", Size(*free), Size(*wanted))]
     NoSpace { sr: SrUuid, free: u64, wanted: u64 },
     /// The place of a new SR.

@@ -4,7 +4,8 @@
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a test that cannot go on ends here"
+    clippy::disallowed_types,
+    reason = "a test ends where it cannot go on, and starts other programs directly"
 )]
 
 mod scene;
@@ -933,4 +934,44 @@ fn an_sr_that_is_there_gets_a_name_when_it_is_attached() {
     let sr = uuid(sm(&scene, &["sr_create", "-t", "file", "-d", &other]).done());
     sm(&scene, &["sr_attach", "--name", "quick", "-t", "file", "-d", &other, &sr]).fails("EEXIST");
     sm(&scene, &["vdi_get_params", "quick/web"]).done();
+}
+
+#[test]
+fn a_uuid_after_the_name_of_an_sr_is_no_label() {
+    let scene = named();
+    sm(&scene, &["vdi_create", "fast", B, "4M", "--label", A]).done();
+    for line in [&["vdi_delete", "fast", &format!("fast/{A}")][..], &["vdi_delete", "fast", A]] {
+        // Nothing is there to delete.
+        sm(&scene, line).done();
+    }
+    sm(&scene, &["vdi_get_params", "fast", B]).done();
+}
+
+#[test]
+fn a_disk_that_came_while_its_sr_was_to_be_deleted_stays() {
+    let scene = named();
+    let mut command = std::process::Command::new(scene.executable());
+    command.args(["vdi_import", "fast", "-", "--type", "raw", "--size", "4M", "--label", "late"]);
+    command.env("XCP_SM_RUN_DIR", run_dir(&scene)).stdin(std::process::Stdio::piped());
+    let mut import = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut input = import.stdin.take().unwrap();
+    std::io::Write::write_all(&mut input, &[7; 1 << 20]).unwrap();
+    // It has the SR, and its disk has no name yet.
+    let (open, begun) = (format!("/proc/{}/fd", import.id()), std::time::Instant::now());
+    let is_of_sr = |file: PathBuf| fs::read_link(file).is_ok_and(|to| to.parent() == Some(scene.dconf().as_ref()));
+    while !fs::read_dir(&open).unwrap().any(|file| is_of_sr(file.unwrap().path())) {
+        assert!(begun.elapsed().as_secs() < 60, "the import did not begin");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let mut command = std::process::Command::new(scene.executable());
+    let deletion = command.args(["sr_delete", "fast"]).env("XCP_SM_RUN_DIR", run_dir(&scene));
+    let mut deletion = deletion.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    // It counts the disks, and waits for the import. If it is slower, it finds the disk at once.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    std::io::Write::write_all(&mut input, &[7; 3 << 20]).unwrap();
+    drop(input);
+    assert!(import.wait().unwrap().success());
+    let ended = deletion.wait().unwrap();
+    assert_eq!(ended.code(), Some(22));
+    sm(&scene, &["vdi_get_params", "fast/late"]).done();
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::journal::{Journal, Mark};
 use super::{Job, media};
-use crate::call::Session;
+use crate::call::{Disks, Session};
 use crate::context::{Context, DEFAULT_WAIT};
 use crate::error::{Error, Result};
 use crate::layout::plan::{Action, Allow, Step};
@@ -251,7 +251,7 @@ fn wipe(job: &Job, step: &Step) -> Result<()> {
     if media::held(layout, slot)?.is_some() {
         media::must_hold(layout, slot)?;
     }
-    session_now(job, step)?.sr_delete(&context()).map(drop)
+    session_now(job, step)?.sr_delete(Disks::Deleted, &context()).map(drop)
 }
 
 fn reformat(job: &Job, step: &Step, journal: &mut Journal) -> Result<()> {

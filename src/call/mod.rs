@@ -25,4 +25,5 @@ mod vdi;
 
 pub use self::held::Held;
 pub use self::session::Session;
+pub use self::sr::Disks;
 pub use self::vdi::{Copied, Unreadable};

@@ -106,6 +106,17 @@ impl Session {
         }
     }
 
+    /// Refuses an SR that has disks.
+    ///
+    /// # Errors
+    /// [`Error::HasVdis`]; those of [`Session::vdis_at_stake`].
+    pub fn refuse_disks(&self, context: &Context) -> Result<()> {
+        match self.vdis_at_stake(context)? {
+            0 => Ok(()),
+            disks => Err(Error::HasVdis { sr: self.sr, disks }),
+        }
+    }
+
     /// Makes the SR available on this host, for an agent that keeps records. `knows_none`: the agent has no record of a disk
     /// in the SR; then an SR that other storage managers made is taken over although it shows no disks.
     ///
@@ -162,7 +173,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::call::Unreadable;
+    use crate::call::{Disks, Unreadable};
     use crate::sr::{file, iso};
     use crate::types::{NewSr, NewVdi, Overwrite, SrUuid, VdiUuid};
 
@@ -244,8 +255,9 @@ mod tests {
         let new = NewVdi { vdi, virtual_size: 1 << 20, format: None, params: Params::default() };
         session.vdi_create(new, &context()).unwrap();
         assert_eq!(session.vdis_at_stake(&context()).unwrap(), 1);
+        assert!(matches!(session.sr_delete(Disks::Refused, &context()), Err(Error::HasVdis { disks: 1, .. })));
         session.vdi_delete(vdi, Unreadable::Refused, &context()).unwrap();
-        session.sr_delete(&context()).unwrap();
+        session.sr_delete(Disks::Refused, &context()).unwrap();
     }
 
     #[test]

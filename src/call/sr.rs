@@ -14,6 +14,13 @@ use crate::vdi::tree::collect::CollectPlan;
 use crate::vdi::tree::run::Collecting;
 use crate::vdi::tree::stop;
 
+/// Whether sr_delete deletes disks as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disks {
+    Deleted,
+    Refused,
+}
+
 impl Session {
     /// Makes the SR. `over`: what may be destroyed for it.
     ///
@@ -56,15 +63,25 @@ impl Session {
         self.carry_out(Locks::none(), context, |storage, context| storage.plan_collect(context))
     }
 
-    /// Deletes the SR and every disk in it. Idempotent. [`Session::vdis_at_stake`] says what is lost.
+    /// Deletes the SR and every disk in it. Idempotent.
     ///
     /// # Errors
-    /// [`VdiInUse`](crate::Error::VdiInUse) while a VDI is attached or locked; then nothing was changed.
-    pub fn sr_delete(&self, context: &Context) -> Result<Done> {
+    /// [`VdiInUse`](crate::Error::VdiInUse) while a VDI is attached or locked, [`HasVdis`](crate::Error::HasVdis) if there are disks
+    /// and `disks` refuses them; then nothing was changed.
+    pub fn sr_delete(&self, disks: Disks, context: &Context) -> Result<Done> {
         let (sr, has_devices) = (self.sr, !self.devices().is_empty());
+        let refused = disks == Disks::Refused && !self.driver.keeps_disks;
+        let refuse = move |disks: usize| match refused && disks > 0 {
+            true => Err(Error::HasVdis { sr, disks }),
+            false => Ok(()),
+        };
+        if refused {
+            self.refuse_disks(context)?;
+        }
         self.carry_out(Locks::of_sr(), context, move |storage, context| {
-            // No other call holds the lock of a VDI meanwhile: each of them shares the SR's.
+            // No other call holds the lock of a VDI meanwhile: each of them shares the SR's. What was made until now is seen.
             let doomed = storage.stat().map(|info| info.vdi_uuids).unwrap_or_default();
+            refuse(doomed.len())?;
             let done = storage.delete()?;
             forget_vdis(&doomed);
             forget_sr(sr);

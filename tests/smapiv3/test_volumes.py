@@ -261,7 +261,13 @@ class Srs(Case):
         self.assertEqual((found["configuration"], found["complete"], found["sr"]["uuid"]), (config, True, self.uuid))
         (again,) = self.host.call("SR.probe", configuration=config)
         self.assertEqual((again["configuration"], again["sr"]["uuid"]), (config, self.uuid))
-        self.host.call("SR.attach", configuration=found["configuration"])
+        # Of an SR in a directory of the one that is looked at, the place is told.
+        (below,) = self.host.call("SR.probe", configuration={"location": os.path.dirname(self.location)})
+        self.assertEqual(below["configuration"], config)
+        sr = self.host.call("SR.attach", configuration=below["configuration"])
+        # An SR that is there and attached is named once more, and stays attached.
+        self.assertEqual(self.create(), config)
+        self.assertEqual(self.host.call("SR.stat", sr=sr)["uuid"], self.uuid)
         self.assertEqual(self.host.call("SR.probe", configuration={**config, "sr_uuid": str(uuid.uuid4())}), [])
         self.refused(94, "SR.probe", configuration={})
 

@@ -241,6 +241,7 @@ fn of_error(error: &Error, attempt: Attempt) -> Code {
         Error::NoSr { .. } | Error::UnknownSr { .. } | Error::SrUnavailable { .. } | Error::Busy { .. } => {
             Code::SRUnavailable
         }
+        Error::HasVdis { .. } => Code::SRNotEmpty,
         Error::SrExists { .. } | Error::NameTaken { .. } | Error::NotEmpty { .. } => Code::SRExists,
         Error::NoVdi { .. } | Error::UnknownVdi { .. } => Code::VDIUnavailable,
         Error::VdiExists { .. } => Code::VDIExists,

@@ -71,7 +71,7 @@ pub fn volume(key: &str) -> Result<VdiUuid, Fault> {
 /// device_config with the secrets that it names by reference. xapi is asked only if there are any.
 ///
 /// # Errors
-/// [`Code::InvalidSecret`] if xapi has no such secret; what xapi says.
+/// Those of [`secret`].
 pub fn with_secrets(driver: &Driver, config: &DeviceConfig) -> Result<DeviceConfig, Fault> {
     let mut xapi: Option<Xapi> = None;
     let complete = policy::with_secrets(driver, config, |key, uuid| {

@@ -24,6 +24,7 @@ use crate::door::smapiv1::attached::pages;
 use crate::door::smapiv1::code::Code;
 use crate::door::smapiv1::faults::Failure;
 use crate::error::{Error, Result, one_line};
+use crate::sys::lock::Kind;
 use crate::sys::syslog;
 use crate::sys::tapdisk::{self, Blktap};
 use crate::types::{Mode, VdiUuid};
@@ -64,8 +65,10 @@ pub fn activate(uri: Uri, domain: &str, mode: Mode) -> Result<Value, Fault> {
         let why = format!("domain has {} bytes, and {LONGEST} are allowed", domain.len());
         return Err(Failure::new(Code::InvalidArg, why).into());
     }
-    let session = call::attached(uri.handle)?;
     let (sr, vdi) = (uri.handle.sr, uri.vdi);
+    // The SR stays attached meanwhile.
+    let _shared = state::lock(sr, Kind::Shared, deadline())?;
+    let session = call::attached(uri.handle)?;
     let mode = if session.vdi_get_brief(vdi, &now())?.read_only { Mode::ReadOnly } else { mode };
     let _alone = device::activation(vdi, deadline())?;
     let before = state::domains(sr, vdi)?;

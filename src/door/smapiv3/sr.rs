@@ -8,15 +8,14 @@ use super::fault::Fault;
 use super::request::Request;
 use super::uri::Handle;
 use super::{claim, datapath, state, volume};
-use crate::call::Session;
+use crate::call::{Disks, Session};
 use crate::door::host::local_path;
-use crate::door::smapiv1::code::Code;
 use crate::door::smapiv1::collector;
-use crate::door::smapiv1::faults::Failure;
 use crate::error::{Error, one_line};
 use crate::sr::Driver;
+use crate::sys::lock::Kind;
 use crate::sys::syslog;
-use crate::types::{DeviceConfig, Names, NewSr, Overwrite, Space, SrUuid};
+use crate::types::{DeviceConfig, Names, NewSr, Overwrite, Space, SrInfo, SrUuid};
 
 /// The key of device_config that says which SR it is: PBDs have no other place for it.
 pub const SR_UUID: &str = "sr_uuid";
@@ -76,10 +75,14 @@ pub fn probe(driver: &'static Driver, request: &Request) -> Result<Value, Fault>
         }
         other => other?,
     };
-    let one = |uuid: SrUuid, space: Space| {
-        let mut with = config.clone();
+    let one = |found: &SrInfo| {
+        let (uuid, mut with) = (found.uuid, config.clone());
+        // It may be in a directory of the one that was looked at.
+        if let Some(location) = with.0.get_mut("location") {
+            location.clone_from(&found.location);
+        }
         with.0.insert(SR_UUID.to_owned(), uuid.to_string());
-        let stat = Stat::of(Handle { driver, sr: uuid }, Names::default(), space);
+        let stat = Stat::of(Handle { driver, sr: uuid }, Names::default(), found.space());
         json!({ "configuration": with.0, "complete": true, "sr": stat, "extra_info": {} })
     };
     if found.is_empty() && wanted.is_none() {
@@ -90,7 +93,7 @@ pub fn probe(driver: &'static Driver, request: &Request) -> Result<Value, Fault>
         return Ok(if can_be_made { json!([candidate]) } else { json!([]) });
     }
     let is_wanted = |uuid: SrUuid| wanted.as_ref().is_none_or(|wanted| *wanted == uuid.to_string());
-    Ok(found.iter().filter(|sr| is_wanted(sr.uuid)).map(|sr| one(sr.uuid, sr.space())).collect())
+    Ok(found.iter().filter(|sr| is_wanted(sr.uuid)).map(one).collect())
 }
 
 /// Makes an SR, and answers what its PBDs have to have. It is not attached after.
@@ -104,19 +107,26 @@ pub fn create(driver: &'static Driver, request: &Request) -> Result<Value, Fault
     let names = Names { label: request.text("name").to_owned(), description: request.text("description").to_owned() };
     volume::refuse_long(&names.label, &names.description)?;
     let session = Session::open(driver, sr, with_secrets(driver, &config)?)?;
-    match session.sr_create(&NewSr::default(), &Overwrite::default(), &now()) {
-        // The caller that made it was told of no failure, or was killed: then it is made, and named, once more.
-        Err(Error::SrExists { .. }) if session.vdis_at_stake(&now())? == 0 => {}
+    // Before it is looked whether it has disks, which may attach it.
+    let was_attached = state::recall(Handle { driver, sr })?.is_some() || session.sr_get_params(&now()).is_ok();
+    let made = match session.sr_create(&NewSr::default(), &Overwrite::default(), &now()) {
+        // The caller that made it was told of no failure, or was killed: then it is named once more.
+        Err(Error::SrExists { .. }) if session.vdis_at_stake(&now())? == 0 => false,
         Err(error) => return Err(with_choice(driver, &config, error)),
-        Ok(()) => {}
-    }
-    let named = (|| {
-        session.sr_attach(&now())?;
-        let named = session.sr_set_names(move |_| names, &now());
-        crate::error::ended(named, session.sr_detach(&now()).map(drop))
-    })();
+        Ok(()) => true,
+    };
+    let named = if was_attached && !made {
+        session.sr_set_names(move |_| names, &now())
+    } else {
+        session.sr_attach(&now()).and_then(|_| {
+            let named = session.sr_set_names(move |_| names, &now());
+            crate::error::ended(named, session.sr_detach(&now()).map(drop))
+        })
+    };
     if let Err(error) = named {
-        return Err(error.undone(session.sr_delete(&now()).map(drop)).into());
+        // What was there before stays, and so does what another call made of it.
+        let undone = if made { session.sr_delete(Disks::Refused, &now()).map(drop) } else { Ok(()) };
+        return Err(error.undone(undone).into());
     }
     let mut config = config.0;
     config.insert(SR_UUID.to_owned(), sr.to_string());
@@ -169,6 +179,8 @@ pub fn attach(driver: &'static Driver, request: &Request) -> Result<Value, Fault
 /// # Errors
 /// Those of [`Session::sr_detach`].
 pub fn detach(handle: Handle) -> Result<Value, Fault> {
+    // No volume is activated meanwhile.
+    let _alone = state::lock(handle.sr, Kind::Exclusive, deadline())?;
     if state::recall(handle)?.is_none() {
         return Ok(Value::Null);
     }
@@ -189,15 +201,13 @@ pub fn detach(handle: Handle) -> Result<Value, Fault> {
 /// Deletes an SR that has no volumes any more.
 ///
 /// # Errors
-/// [`Code::SRNotEmpty`]; those of [`Session::sr_delete`].
+/// Those of [`Session::sr_delete`].
 pub fn destroy(handle: Handle) -> Result<Value, Fault> {
     let session = call::open(handle, true)?;
-    let volumes = session.vdis_at_stake(&now())?;
-    if volumes > 0 {
-        return Err(Failure::new(Code::SRNotEmpty, format!("{volumes} volumes are in it")).into());
-    }
+    session.refuse_disks(&now())?;
     local_path::leave(&session)?;
-    session.sr_delete(&now())?;
+    // Volumes may have come meanwhile: then it stays where it was.
+    session.sr_delete(Disks::Refused, &now()).map_err(|error| error.undone(local_path::enter(&session)))?;
     state::forget(handle.sr)?;
     Ok(Value::Null)
 }

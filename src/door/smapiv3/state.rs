@@ -14,6 +14,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::uri::Handle;
 use crate::error::{Error, Result};
 use crate::sys::durable::Dir;
+use crate::sys::lock::{self, Kind, Lock};
 use crate::sys::{run_dir, small};
 use crate::types::{DeviceConfig, SrUuid, VdiUuid};
 
@@ -84,6 +86,20 @@ fn remove(sr: SrUuid, name: &str) -> Result<()> {
     let _ = fs::remove_dir(dir);
     Ok(())
 }
+
+/// Keeps an SR from being detached (shared) while a volume of it is activated, or volumes from being activated (exclusive).
+///
+/// # Errors
+/// [`Error::Busy`] with who held it until the deadline.
+pub fn lock(sr: SrUuid, kind: Kind, deadline: Instant) -> Result<Lock> {
+    lock::take(&sr.to_string(), LOCK, kind, deadline).map_err(|refused| {
+        let what = "attaching and detaching".to_owned();
+        refused.or_timed_out(|who| Error::Busy { sr, holder: who.to_owned(), what })
+    })
+}
+
+/// The name of the lock of an SR.
+const LOCK: &str = "smapiv3";
 
 /// Keeps the device_config of an SR for later calls.
 ///

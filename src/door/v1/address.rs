@@ -305,7 +305,8 @@ pub fn resolve_vdis(verb: &mut Verb, target: &Target, context: &Context) -> Resu
             let named = |word: &str| vdi_of(word, sr, &session.names(word, context)?, is_disk);
             let vdi = match named(word) {
                 Err(unknown @ Error::UnknownVdi { .. }) => match within(word, sr) {
-                    Some(word) => named(word)?,
+                    // A UUID is that of a VDI, and no label.
+                    Some(word) => word.parse().or_else(|_| named(word))?,
                     None => return Err(unknown),
                 },
                 found => found?,

@@ -52,7 +52,8 @@ pub fn exit_status(e: &Error) -> (u8, &'static str) {
         | Error::MissingKey { .. }
         | Error::ExportNotChosen { .. }
         | Error::WouldShrink { .. }
-        | Error::Usage(_) => (22, "EINVAL"),
+        | Error::Usage(_)
+        | Error::HasVdis { .. } => (22, "EINVAL"),
         Error::NoSpace { .. } | Error::PlaceTooSmall { .. } | Error::PoolFull { .. } | Error::StoreFull { .. } => {
             (28, "ENOSPC")
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::answer::Reply;
 use super::grammar::{SrArg, Verb};
 use super::request::{self, export_format, file_format, new_vdi, of_size};
-use crate::call::{Copied, Session, Unreadable};
+use crate::call::{Copied, Disks, Session, Unreadable};
 use crate::context::Context;
 use crate::door::{size, stream};
 use crate::error::{self, Error, Result};
@@ -254,15 +254,9 @@ impl Caller<'_> {
 
     fn sr_delete(&self, sr: &SrArg, yes: bool) -> Result<Reply> {
         let (session, context) = (self.open_named(sr)?, self.context);
-        if self.person && !yes {
-            let disks = session.vdis_at_stake(context)?;
-            if disks > 0 {
-                let sr = session.sr();
-                return Err(Error::Usage(format!("SR {sr} has {disks} VDIs, which would be lost; --yes deletes them")));
-            }
-        }
         self.note_absence(|| session.sr_get_params(context).map(drop));
-        session.sr_delete(context)?;
+        let disks = if self.person && !yes { Disks::Refused } else { Disks::Deleted };
+        session.sr_delete(disks, context)?;
         Ok(Reply::Nothing)
     }
 

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::figures::FIGURES;
 use super::{AGENT, Answer, Service, deadline, no_session, now, until};
+use crate::call::Disks;
 use crate::door::host::{device, local_path};
-use crate::door::smapiv1::code::Code;
 use crate::door::smapiv1::collector;
 use crate::door::smapiv1::command::Command;
 use crate::door::smapiv1::faults::Failure;
@@ -80,14 +80,15 @@ impl Service<'_> {
     pub(super) fn sr_delete(&mut self) -> Answer {
         self.fetch_secrets()?;
         let (session, context) = (self.session()?, now());
-        if self.driver.about.capabilities.contains(&"VDI_DELETE") {
-            let disks = session.vdis_at_stake(&context)?;
-            if disks > 0 {
-                return Err(Failure::new(Code::SRNotEmpty, format!("{disks} VDIs are in it")));
-            }
+        let disks =
+            if self.driver.about.capabilities.contains(&"VDI_DELETE") { Disks::Refused } else { Disks::Deleted };
+        if disks == Disks::Refused {
+            session.refuse_disks(&context)?;
         }
         local_path::leave(session)?;
-        session.sr_delete(&context)?;
+        // Disks may have come meanwhile: then it stays where it was.
+        let deleted = session.sr_delete(disks, &context);
+        deleted.map_err(|error| error.undone(local_path::enter(session)))?;
         for name in [AGENT, FIGURES] {
             lock::forget(&session.sr().to_string(), name);
         }
