@@ -28,6 +28,8 @@ pub struct Driver {
     pub dconf_form: &'static str,
     /// The formats it can create; the first is its default.
     pub formats: &'static [Format],
+    /// The formats that disks can have in an SR of this type of some kind: those that xapi is told of.
+    pub image_formats: &'static [Format],
     /// Turns the short form of dconf into device_config keys. Touches nothing.
     pub parse_dconf: fn(&str) -> Result<DeviceConfig>,
     /// Parses device_config completely and touches nothing. The deadline is the end of every wait of what is done with the

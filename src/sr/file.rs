@@ -106,6 +106,7 @@ pub const DRIVER: Driver = Driver {
     description: "disks as files in a local directory",
     dconf_form: "/path/to/directory",
     formats: &[Format::Vhd, Format::Raw, Format::Qcow2],
+    image_formats: &[Format::Vhd, Format::Raw, Format::Qcow2],
     parse_dconf: |dconf| Ok(DeviceConfig::from([("location", dconf)])),
     open: |sr, config, deadline| Ok(Box::new(FileSr::at(sr, location(config)?, deadline))),
     probe: |config, deadline| probe(&without_links(&location(config)?), "file", deadline),

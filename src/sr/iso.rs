@@ -55,6 +55,7 @@ pub const DRIVER: Driver = Driver {
     description: "CD images in a local directory, on an NFS export or on an SMB share",
     dconf_form: "/path/to/directory, nfs@<server>:/path@/mountpoint or smb@//<server>/<share>@/mountpoint",
     formats: &[Format::Raw],
+    image_formats: &[Format::Raw],
     parse_dconf: library::parse_dconf,
     open: |sr, config, deadline| Ok(Box::new(IsoSr { sr, library: Library::new(sr, config)?, deadline })),
     // Nothing in a directory says which ISO SR it is.

@@ -60,6 +60,7 @@ mod repair;
 mod revert;
 mod rights;
 mod sizes;
+mod space;
 mod step;
 
 use std::path::{Path, PathBuf};
@@ -98,8 +99,8 @@ pub fn images(directory: &Path, vdi: VdiUuid) -> Vec<PathBuf> {
 }
 
 /// What an LVHD SR answers.
-const SERVED: &str = "what only reads, and of VHDs and raw disks vdi_create, vdi_import, vdi_attach, vdi_delete, vdi_resize, and \
-                      vdi_set of names; of VHDs vdi_snapshot, vdi_clone, vdi_revert and sr_collect";
+const SERVED: &str = "what only reads, vdi_create, vdi_import, vdi_attach, vdi_delete, vdi_resize, vdi_snapshot, vdi_clone, \
+                      vdi_revert, vdi_set of names, and sr_collect";
 
 /// Says that the operation is not served in such an SR.
 pub fn refused(op: &'static str, sr: SrUuid) -> Error {

@@ -85,6 +85,7 @@ pub const DRIVER: Driver = Driver {
     description: "disks as logical volumes",
     dconf_form: "/dev/sdb,/dev/sdc",
     formats: &[Format::Raw],
+    image_formats: &[Format::Vhd, Format::Raw, Format::Qcow2],
     parse_dconf: |dconf| Ok(DeviceConfig::from([("device", dconf)])),
     open: |sr, config, deadline| Ok(Box::new(LvmSr::new(sr, config, deadline)?)),
     probe,
@@ -267,10 +268,7 @@ impl Sr for LvmSr {
                 let thick = vg.lv(POOL).is_none();
                 self.list_of(&vg).map(|sr| SpaceUse::of_disks(sr, each, thick))
             }
-            Kind::Lvhd(theirs) => {
-                let listed = self.settled(theirs)?.scan(DRIVER.sr_type)?;
-                Ok(SpaceUse::of_disks(listed, each, true))
-            }
+            Kind::Lvhd(theirs) => self.settled(theirs)?.space_use(DRIVER.sr_type, each),
         }
     }
 

@@ -27,7 +27,7 @@ pub fn choose(
     if let Some(name) = said {
         let format = name.parse()?;
         // The driver refuses a format that it does not have, with words of its own.
-        if driver.formats.contains(&format) {
+        if driver.image_formats.contains(&format) {
             check(format, size)?;
         }
         return Ok(Some(format));
@@ -44,10 +44,11 @@ pub fn choose(
 
 /// Names that no format has, and formats that the driver does not have, are passed over.
 fn preferred(driver: &Driver, config: &DeviceConfig) -> Vec<Format> {
-    let served = |format: &Format| driver.formats.contains(format);
-    let listed = config.get(PREFERRED_FORMATS.0).unwrap_or("").split(',');
-    let listed: Vec<Format> = listed.filter_map(|name| name.trim().parse().ok()).filter(served).collect();
-    if listed.is_empty() { USUAL.iter().copied().filter(served).collect() } else { listed }
+    let listed = config.get(PREFERRED_FORMATS.0).unwrap_or("").split(',').filter_map(|name| name.trim().parse().ok());
+    let listed: Vec<Format> = listed.filter(|format| driver.image_formats.contains(format)).collect();
+    // What not every SR of the type takes is for the SR to choose.
+    let usual = USUAL.iter().copied().filter(|format| driver.formats.contains(format));
+    if listed.is_empty() { usual.collect() } else { listed }
 }
 
 /// Refuses a disk of `size` bytes that is larger than a disk of the format can be.

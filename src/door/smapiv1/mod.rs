@@ -149,7 +149,7 @@ fn driver_info(driver: &Driver) -> Value {
     let kept: Vec<&str> = announced(driver).collect();
     let keys = driver.about.configuration.iter();
     let configuration = keys.map(|(key, means)| Value::map([("key", *key), ("description", *means)])).collect();
-    let formats: Vec<String> = driver.formats.iter().map(|format| format.to_string()).collect();
+    let formats: Vec<String> = driver.image_formats.iter().map(|format| format.to_string()).collect();
     let members = [
         ("name", Value::text(driver.about.name)),
         ("description", Value::text(driver.description)),

@@ -11,7 +11,7 @@ use crate::sys::durable::Dir;
 use crate::sys::{shared, threads};
 use crate::types::{ImageUse, Params, SpaceUse, State, VdiInfo, VdiUuid};
 use crate::vdi::tree::collect::steps;
-use crate::vdi::tree::gain::{Freed, Tables, of_deletions, of_steps};
+use crate::vdi::tree::gain::{Freed, Tables, of_deletions, of_steps, use_of};
 use crate::vdi::tree::nodes::Nodes;
 use crate::vdi::{self, layout};
 
@@ -56,15 +56,8 @@ impl FileSr {
             let holds = size(image.vdi);
             let is_alone = layout(image.format).is_by_length() && !parents.contains(&image.vdi);
             let of = freed.get(&image.vdi).copied().or(is_alone.then(Freed::default));
-            let above = if image.node.hidden { nodes.descendants(image.vdi) } else { Vec::new() };
-            ImageUse {
-                info: infos.remove(&image.vdi).map_or_else(nobodys, VdiInfo::clone),
-                holds,
-                frees: of.map(|freed| holds + freed.bases),
-                is_exact: shared.is_some(),
-                merge_frees: of.map_or(0, |freed| freed.merge),
-                disks: above.iter().filter(|vdi| nodes.get(**vdi).is_some_and(|node| !node.hidden)).count(),
-            }
+            let info = infos.remove(&image.vdi).map_or_else(nobodys, VdiInfo::clone);
+            use_of(info, &nodes, of, holds, shared.is_some())
         });
         let images: Vec<ImageUse> = uses.collect();
         Ok(SpaceUse { images, sr, collectable }.ordered())

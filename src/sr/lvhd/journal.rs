@@ -71,8 +71,16 @@ impl Journal {
             ("zero", Some(_)) => Change::Zero(bytes()?),
             ("coalesce", Some(_)) => Change::Coalesce,
             ("relink", Some(_)) => Change::Relink,
-            ("clone", Some(_)) => Change::Clone(record().as_ref().and_then(value_of).and_then(cloned)),
-            ("leaf", Some(_)) => Change::Leaf(record().as_ref().and_then(value_of).and_then(|uuid| uuid.parse().ok())),
+            // VDIs that are one and the same are those of no change: to end it would remove the disk.
+            ("clone", Some(_)) => {
+                let told = record().as_ref().and_then(value_of).and_then(cloned);
+                let is_one = |of: &Cloned| of.base != vdi && of.copy.is_none_or(|copy| copy != of.base && copy != vdi);
+                Change::Clone(told.filter(is_one))
+            }
+            ("leaf", Some(_)) => {
+                let told = record().as_ref().and_then(value_of).and_then(|uuid| uuid.parse().ok());
+                Change::Leaf(told.filter(|parent| *parent != vdi))
+            }
             _ => return None,
         };
         Some(Journal { vdi, change })
@@ -164,14 +172,15 @@ mod tests {
     #[test]
     fn every_type_of_journal_is_read() {
         let (vdi, base) = (VDI.parse().unwrap(), BASE.parse().unwrap());
-        let both = format!("73 {BASE}_{VDI}");
+        const COPY: &str = "5d3e1a56-0b53-4b5a-9a0c-2f6f6a3c7e11";
+        let both = format!("73 {BASE}_{COPY}");
         for (name, text, wanted) in [
             (format!("inflate_{VDI}_8388608"), "", Change::Inflate(8 << 20)),
             (format!("zero_{VDI}_4194304"), "", Change::Zero(4 << 20)),
             (format!("coalesce_{VDI}_1"), "", Change::Coalesce),
             (format!("relink_{VDI}_1"), "", Change::Relink),
             (format!("jvhd_{VDI}"), "", Change::Resize),
-            (format!("clone_{VDI}_1"), both.as_str(), Change::Clone(Some(Cloned { base, copy: Some(vdi) }))),
+            (format!("clone_{VDI}_1"), both.as_str(), Change::Clone(Some(Cloned { base, copy: COPY.parse().ok() }))),
             (format!("clone_{VDI}_1"), &format!("37 {BASE}_"), Change::Clone(Some(Cloned { base, copy: None }))),
             (format!("leaf_{VDI}_1"), &format!("36 {BASE}"), Change::Leaf(Some(base))),
         ] {
@@ -198,6 +207,12 @@ mod tests {
             assert_eq!(read(&format!("clone_{VDI}_1"), text), Some(Change::Clone(None)), "{text:?}");
         }
         assert_eq!(Journal::parse(&format!("leaf_{VDI}_1"), || None).unwrap().change, Change::Leaf(None));
+        for (base, copy) in [(VDI, VDI), (VDI, ""), (VDI, BASE), (BASE, VDI), (BASE, BASE)] {
+            let value = format!("{base}_{copy}");
+            let change = read(&format!("clone_{VDI}_1"), &format!("{} {value}", value.len()));
+            assert_eq!(change, Some(Change::Clone(None)), "{value}");
+        }
+        assert_eq!(read(&format!("leaf_{VDI}_1"), &format!("36 {VDI}")), Some(Change::Leaf(None)));
         let mut odd = record(&format!("36 {BASE}"));
         odd[5] = 0xff;
         assert_eq!(Journal::parse(&format!("leaf_{VDI}_1"), || Some(odd)).unwrap().change, Change::Leaf(None));

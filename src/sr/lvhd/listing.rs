@@ -65,7 +65,7 @@ impl Lvhd<'_> {
         Ok(disks)
     }
 
-    fn describe(
+    pub(super) fn describe(
         &self,
         vdi: VdiUuid,
         node: &Node,

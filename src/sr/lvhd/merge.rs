@@ -4,10 +4,10 @@
 //! in each child; 3. remove `V`, make `P` as small as what it holds, and remove the journal. A child shows the same with either
 //! parent, so a kill leaves nothing that has to be undone; the recovery goes on.
 //!
-//! Collapse: `P` takes the place of its child, the leaf `U`. 1. Make `NEW_<P>_1` and write the record; 2. give it the name
-//! `leaf_<U>_1`; 3. show `P`; 4. rename `VHD-<U>` to `VHD-OLD_<U>`, and `VHD-<P>` to `VHD-<U>`, make that writable, remove
-//! `VHD-OLD_<U>`, and remove the journal. Until `VHD-OLD_<U>` is removed, the recovery of either side undoes it: the leaf is all
-//! there. Afterwards it is complete.
+//! Collapse: `P` takes the place of its child, the leaf `U`. 1. Make `NEW_<P>_1` and write the record; 2. make `P` writable, and give
+//! the record the name `leaf_<U>_1`: the recovery of a Python driver writes to `P`, and fails where it cannot; 3. show `P`; 4. rename
+//! `VHD-<U>` to `VHD-OLD_<U>`, and `VHD-<P>` to `VHD-<U>`, remove `VHD-OLD_<U>`, and remove the journal. Until `VHD-OLD_<U>` is removed,
+//! the recovery of either side undoes it: the leaf is all there. Afterwards it is complete.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -105,9 +105,13 @@ impl LvhdForest<'_> {
         }
         let (leaf, parent) = (leaf.lv, parent.lv);
         let (record, journal) = (unwritten(base), Journal { vdi, change: Change::Leaf(Some(base)) });
+        let mut begin = vec![Step::rename(&record, journal.name())];
+        if parent.read_only {
+            begin.insert(0, Step::SetWritable { name: parent.name.clone(), writable: true });
+        }
         live.take(&[Step::journal(&record)])
             .and_then(|()| live.write_journal(&record, &journal))
-            .and_then(|()| live.take(&[Step::rename(&record, journal.name())]))
+            .and_then(|()| live.take(&begin))
             .map_err(|cause| cause.undone(live.remove_unborn([&record])))?;
         let show = || {
             let group = live.now();
@@ -115,9 +119,6 @@ impl LvhdForest<'_> {
         };
         let (own, old) = (image(vdi, format), old_image(vdi, format));
         let mut steps = vec![Step::rename(&leaf.name, &old), Step::rename(&parent.name, &own)];
-        if parent.read_only {
-            steps.push(Step::SetWritable { name: own.clone(), writable: true });
-        }
         let locks = lock_tags(&leaf);
         if !locks.is_empty() {
             steps.push(Step::tag(&own, locks));

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
-use crate::types::{Gain, Mode, State, VdiUuid};
+use crate::types::{Gain, ImageUse, Mode, State, VdiInfo, VdiUuid};
 use crate::vdi::formats::layout;
 use crate::vdi::tree::collect::Planned;
 use crate::vdi::tree::extents::Extents;
@@ -102,6 +102,21 @@ pub fn of_deletions(nodes: &Nodes, size: Sizes, held: HeldBy) -> BTreeMap<VdiUui
         last = Some((base, below));
     }
     freed
+}
+
+/// The space of one image. `holds`: bytes that it shares with none. `freed`: what its deletion frees besides; `None` for an image that
+/// cannot be deleted by itself. `is_exact`: see [`ImageUse::is_exact`].
+pub fn use_of(info: VdiInfo, nodes: &Nodes, freed: Option<Freed>, holds: u64, is_exact: bool) -> ImageUse {
+    let is_base = nodes.get(info.uuid).is_some_and(|node| node.hidden);
+    let above = if is_base { nodes.descendants(info.uuid) } else { Vec::new() };
+    ImageUse {
+        holds,
+        frees: freed.map(|freed| holds + freed.bases),
+        is_exact,
+        merge_frees: freed.map_or(0, |freed| freed.merge),
+        disks: above.iter().filter(|vdi| nodes.get(**vdi).is_some_and(|node| !node.hidden)).count(),
+        info,
+    }
 }
 
 /// The gain of the collector, if it did all of these steps.
