@@ -55,6 +55,37 @@ fn exported(scene: &Scene, vdi: &str) -> Vec<u8> {
     bytes
 }
 
+#[test]
+fn an_export_in_the_place_of_another_is_refused() {
+    let scene = scene();
+    web(&scene, "raw");
+    let line = ["export", "web", "--disk", "fast/web", "--to", "nas", "--keep", "9"];
+    backup(&scene, &line).done();
+    let old = current(&scene, "nas", "web");
+    let shelf = old.parent().unwrap().to_owned();
+    backup(&scene, &line).done();
+    let newest = "20991231T235959Z-00000000";
+    assert!(Command::new("cp").args(["-a", "--"]).arg(&old).arg(shelf.join(newest)).status().unwrap().success());
+    fs::remove_file(shelf.join("current")).unwrap();
+    std::os::unix::fs::symlink(newest, shelf.join("current")).unwrap();
+    for words in [
+        &["verify", "web"][..],
+        &["verify", shelf.join(newest).to_str().unwrap()],
+        &["import", "web", "--from", "nas", "--sr", "slow"],
+        &[&line[..], &["--since", "last"]].concat(),
+    ] {
+        let said = backup(&scene, words).fails("EVERIFY");
+        assert!(said.contains(&format!("and not of set web, run {newest}")), "{said}");
+    }
+    // Neither is one of another set.
+    let other = shelf.with_file_name("other");
+    fs::create_dir(&other).unwrap();
+    let run = old.file_name().unwrap();
+    assert!(Command::new("cp").args(["-a", "--"]).arg(&old).arg(other.join(run)).status().unwrap().success());
+    std::os::unix::fs::symlink(run, other.join("current")).unwrap();
+    backup(&scene, &["verify", "other"]).fails("EVERIFY");
+}
+
 /// The directory of the current export of a set.
 fn current(scene: &Scene, store: &str, set: &str) -> PathBuf {
     scene.root.path().join(store).join(set).join("current").canonicalize().unwrap()

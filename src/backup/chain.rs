@@ -7,7 +7,7 @@ use std::path::Path;
 use super::BLOCK;
 use super::manifest::{self, Manifest, ParentRun};
 use super::map::{Digest, Entry, digest, hex, length_of};
-use super::name::RunId;
+use super::name::{RunId, SetName};
 use super::read::Image;
 use super::seal::{self, Keys, Seal};
 use super::sign;
@@ -29,6 +29,21 @@ pub struct Link {
 }
 
 impl Link {
+    /// Refuses an export that stands where another one of its set belongs.
+    ///
+    /// # Errors
+    /// [`Error::NotVerified`].
+    pub fn refuse_misplaced(&self, set: &SetName, run: &RunId) -> Result<()> {
+        let Manifest { name, run: its_run, .. } = &self.manifest;
+        match name == set && its_run == run {
+            true => Ok(()),
+            false => Err(Error::NotVerified {
+                path: self.dir.join(manifest::FILE),
+                what: format!("is of set {name}, run {its_run}, and not of set {set}, run {run}"),
+            }),
+        }
+    }
+
     /// See [`sign::refuse_unsigned`].
     ///
     /// # Errors

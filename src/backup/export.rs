@@ -116,7 +116,7 @@ pub fn export(call: &Call, wanted: &Wanted) -> Result<Exported> {
     sign::refuse_bad_secret()?;
     let store = place.open()?;
     if !compression.is_packed() && wanted.since.is_none() {
-        store.refuse_if_full(sources.iter().map(|it| it.info.physical_utilisation.min(it.info.virtual_size)).sum())?;
+        store.refuse_if_full(sources.iter().map(|it| it.allocated).sum())?;
     }
     let now = seconds_now().unwrap_or(0);
     if wanted.dry_run {
@@ -338,7 +338,11 @@ fn parent(shelf: &Shelf, wanted: &Wanted) -> Result<Option<(ParentRun, Vec<chain
         Some(SinceRun::Last) => None,
     };
     let (run, dir) = shelf.find(run)?;
-    let chain = chain::open(dir).map_err(|error| match error {
+    let chain = chain::open(dir).and_then(|chain| {
+        chain[0].refuse_misplaced(&wanted.set, &run)?;
+        Ok(chain)
+    });
+    let chain = chain.map_err(|error| match error {
         Error::NotVerified { path, what } => {
             Error::NotVerified { path, what: format!("{what}; --since none makes a whole export") }
         }
@@ -374,7 +378,7 @@ fn plan(wanted: &Wanted, sources: &[Source], store: &Open, now: u64) -> Result<V
     let mut lines: Vec<String> = sources
         .iter()
         .map(|it| {
-            let (used, size) = (Size(it.info.physical_utilisation), Size(it.info.virtual_size));
+            let (used, size) = (Size(it.allocated), Size(it.info.virtual_size));
             format!("export VDI {} ({}): {used} of {size}", it.member.vdi, it.info.label)
         })
         .collect();

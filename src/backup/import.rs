@@ -97,16 +97,12 @@ pub fn import(call: &Call, wanted: &Wanted) -> Result<(Vec<Imported>, Vec<String
     let mut warnings = record::recover(call, Some(&wanted.set))?;
     let this = RunId::new(seconds_now().unwrap_or(0));
     let (run, dir) = Shelf::new(&store, wanted.set.clone()).find(wanted.run.as_ref())?;
-    let path = dir.join(super::manifest::FILE);
     let mut chain = chain::open(dir)?;
+    chain[0].refuse_misplaced(&wanted.set, &run)?;
     if !wanted.unsigned {
         chain[0].refuse_unsigned(sign::UNSIGNED)?;
     }
     let manifest = chain[0].manifest.clone();
-    if manifest.name != wanted.set || manifest.run != run {
-        let what = format!("is of set {}, run {}", manifest.name, manifest.run);
-        return Err(Error::NotVerified { path, what });
-    }
     let identity = seal::identity(wanted.identity.as_ref(), set::find(&wanted.set)?.as_ref(), Some(&place));
     chain::unlock(&mut chain, identity.as_deref())?;
     let ready = |images| {

@@ -253,7 +253,14 @@ pub fn recover(call: &Call, held: Option<&SetName>) -> Result<Vec<String>> {
                 ));
             }
             Err(error) => {
-                warnings.push(format!("run {run} of set {set} was killed and is not undone: {}", one_line(&error)));
+                let way_out = match error {
+                    Error::UnknownSr { .. } => {
+                        format!("; if the SR is gone for good, remove {}", dir.join(&name).display())
+                    }
+                    _ => String::new(),
+                };
+                let why = one_line(&error);
+                warnings.push(format!("run {run} of set {set} was killed and is not undone: {why}{way_out}"));
             }
         }
     }
@@ -300,12 +307,9 @@ fn undo(call: &Call, begun: &mut Begun) -> Result<()> {
     first.map_or(Ok(()), Err)
 }
 
-/// Does something with a disk. Nothing if its SR has no name on this host any more: then nobody can undo anything.
+/// Does something with a disk. An SR that has no name on this host now may get one again.
 fn of(call: &Call, disk: &Member, work: impl FnOnce(&Session) -> Result<()>) -> Result<()> {
-    match call.host.open(disk.sr) {
-        Err(Error::UnknownSr { .. }) => Ok(()),
-        session => work(&session?),
-    }
+    work(&call.host.open(disk.sr)?)
 }
 
 /// Gives the persistent lock of a run back. Idempotent.

@@ -113,7 +113,7 @@ impl Running<'_> {
         let since = self.since.as_ref().map(|since| since[index].clone());
         let vdi = source.snapshot.unwrap_or(source.member.vdi);
         let (rate, uuid) = (self.wanted.rate, source.info.uuid);
-        let total = source.info.physical_utilisation.min(source.info.virtual_size);
+        let total = source.allocated;
         let ((), written, names) = assemble::put_disk(dir, index, &self.packing, sums, |to, path| {
             let path = path.to_owned();
             let read =
@@ -178,7 +178,7 @@ fn described(index: usize, names: Names, source: &Source, written: &Written) -> 
         read_only: info.read_only,
         shareable: info.shareable,
         virtual_size: written.size,
-        allocated: info.physical_utilisation,
+        allocated: source.allocated,
         sector_size: info.sector_size,
         parent: info.parent,
         snapshot: source.snapshot,

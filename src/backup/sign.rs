@@ -53,7 +53,8 @@ impl Secret {
     fn of_host() -> Result<Option<Secret>> {
         let path = run_dir::domain_secret();
         let file = match small::open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // A link to a secret that is away does not mean that there is none.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err() => return Ok(None),
             other => other.map_err(Error::io("open", &path))?,
         };
         let meta = file.metadata().map_err(Error::io("examine", &path))?;

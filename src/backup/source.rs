@@ -19,6 +19,8 @@ pub struct Source {
     pub member: Member,
     pub session: Session,
     pub info: VdiInfo,
+    /// Bytes that it has allocated, those of its bases included; not more than its size.
+    pub allocated: u64,
     /// Whether the SR tells what differs between two snapshots. Where it does not, a snapshot is of no use for the next increment,
     /// and may be a copy of the whole disk.
     pub has_maps: bool,
@@ -39,10 +41,23 @@ pub fn sources(call: &Call, set: &Set) -> Result<Vec<Source>> {
         let session = call.host.open(member.sr)?;
         let info = session.vdi_get_params(member.vdi, &call.context())?;
         let has_maps = session.vdi_tells_changes(member.vdi, &call.context())?;
-        let used = user_of(&info);
-        Ok(Source { member: *member, session, info, has_maps, used, snapshot: None, base: None })
+        let (used, allocated) = (user_of(&info), allocated(call, &session, &info));
+        Ok(Source { member: *member, session, info, allocated, has_maps, used, snapshot: None, base: None })
     };
     set.disks.iter().map(look).collect()
+}
+
+/// Bytes that a disk has allocated. A base that cannot be read counts nothing: the export will say what is wrong with it.
+fn allocated(call: &Call, session: &Session, info: &VdiInfo) -> u64 {
+    /// More images than any chain has.
+    const MOST: usize = 256;
+    let (mut sum, mut next) = (info.physical_utilisation, info.parent);
+    for _ in 0..MOST {
+        let Some(Ok(base)) = next.map(|base| session.vdi_get_brief(base, &call.context())) else { break };
+        sum += base.physical_utilisation;
+        next = base.parent;
+    }
+    sum.min(info.virtual_size)
 }
 
 /// The user of a disk, in words.

@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use super::chain::{self, Link};
 use super::manifest::{self, DiskOf, Manifest, image_name, map_name};
 use super::map::{Digest, Map, digest, hex, unhex};
+use super::name::{RunId, SetName};
 use super::read::{Image, beginning};
 use super::seal::Sealed;
 use super::sign;
@@ -81,18 +82,32 @@ pub struct Verified {
     pub is_read: bool,
 }
 
+/// What an export has to be.
+pub struct Of<'a> {
+    /// The set that it stands under, if it stands in a store.
+    pub set: Option<&'a SetName>,
+    /// A file of keys for encrypted blocks.
+    pub identity: Option<&'a Path>,
+    /// It may be unsigned on a host with a secret.
+    pub unsigned: bool,
+}
+
 /// Compares an export, and those that it is made on, with their manifests. `identity`: the file of the keys, which are needed for
-/// the blocks of encrypted exports. `unsigned`: also if it is not signed.
+/// the blocks of encrypted exports. One in a directory with the name of another run is refused.
 ///
 /// # Errors
 /// Those of [`look`], [`chain::open`] and [`chain::unlock`]; [`Error::NotVerified`] for an image or a block that is wrong.
-pub fn verify(dir: Dir, depth: Depth, identity: Option<&Path>, unsigned: bool, progress: Progress) -> Result<Verified> {
+pub fn verify(dir: Dir, of: &Of, depth: Depth, progress: Progress) -> Result<Verified> {
+    let run = dir.path().file_name().and_then(|name| name.to_str()?.parse::<RunId>().ok());
     let mut chain = chain::open(dir)?;
-    if !unsigned {
+    let manifest = &chain[0].manifest;
+    let (set, run) = (of.set.unwrap_or(&manifest.name), run.as_ref().unwrap_or(&manifest.run));
+    chain[0].refuse_misplaced(set, run)?;
+    if !of.unsigned {
         chain[0].refuse_unsigned(sign::UNSIGNED)?;
     }
     if depth == Depth::Blocks {
-        chain::unlock(&mut chain, identity)?;
+        chain::unlock(&mut chain, of.identity)?;
     }
     for link in &chain {
         verify_one(link, depth, progress)?;

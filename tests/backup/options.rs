@@ -414,3 +414,19 @@ fn the_disks_that_did_not_fail_stay_if_that_is_wanted_until_an_export_succeeds()
     backup(&scene, &["remove", "web", "--yes"]).done();
     assert_eq!(names(scene.root.path().join("nas")), [".sm-store"]);
 }
+
+#[test]
+fn what_the_bases_of_a_disk_hold_counts_as_its_own() {
+    let scene = scene();
+    web(&scene, "vhd");
+    let allocated = || {
+        backup(&scene, &["export", "web", "--to", "nas"]).done();
+        manifest(&scene, "web")["disks"][0]["allocated"].as_u64().unwrap()
+    };
+    backup(&scene, &["define", "web", "--disk", "fast/web"]).done();
+    let alone = allocated();
+    assert!((6 * MIB..50 * MIB).contains(&alone), "{alone}");
+    sm(&scene, &["vdi_snapshot", "fast/web"]).done();
+    let above_a_base = allocated();
+    assert!((alone..50 * MIB).contains(&above_a_base), "{alone}, then {above_a_base}");
+}

@@ -115,3 +115,25 @@ fn hooks_do_not_see_the_secret_and_other_programs_find_the_same_signature() {
         sys.exit(made != said['value'])\n";
     assert!(Command::new("python3").args(["-c", script]).current_dir(dir).status().unwrap().success());
 }
+
+#[test]
+fn what_nobody_signed_is_not_signed_by_sending_it_whole() {
+    let scene = scene();
+    web(&scene, "vhd");
+    backup(&scene, &LINE).done();
+    write(&scene, "vhd", 3 * MIB, &[9; 512]);
+    backup(&scene, &[&LINE[..], &["--since", "last", "--keep", "5"]].concat()).done();
+    backup(&scene, &["send", "web", "--whole"]).done();
+    secret(&scene, "a secret of a domain\n", 0o600);
+    let said = backup(&scene, &["send", "web", "--whole"]).fails("EVERIFY");
+    assert!(said.contains("not signed"), "{said}");
+}
+
+#[test]
+fn a_link_to_a_secret_that_is_away_is_not_the_lack_of_one() {
+    let scene = scene();
+    web(&scene, "raw");
+    std::os::unix::fs::symlink("/nonexistent/secret", scene.root.path().join("run/domain.secret")).unwrap();
+    let said = backup(&scene, &LINE).fails("ENOENT|EIO");
+    assert!(said.contains("domain.secret"), "{said}");
+}

@@ -51,7 +51,7 @@ pub fn refused(out: &Output, status: &str) -> String {
 }
 
 fn have(scene: &Scene) -> String {
-    backup(scene, &["receive", "--to", "old", "--resume", "web", "--format", "table"]).done().trim().to_owned()
+    backup(scene, &["receive", "--to", "old", "--resume", "web"]).done().trim().to_owned()
 }
 
 /// The runs that `old` has, as others see them.

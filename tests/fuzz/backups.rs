@@ -11,7 +11,7 @@ use xcp_sm::backup::map::{digest, hex};
 use xcp_sm::backup::store::Identity as HostOf;
 use xcp_sm::backup::stream::disks;
 use xcp_sm::backup::stream::receive::{Wanted, receive};
-use xcp_sm::backup::verify::{Depth, verify};
+use xcp_sm::backup::verify::{Depth, Of, verify};
 use xcp_sm::backup::{Call, Host};
 use xcp_sm::call::Session;
 use xcp_sm::sys::durable::Dir;
@@ -92,7 +92,8 @@ fn receive_all(bytes: &[u8]) -> Vec<String> {
         for run in fs::read_dir(set).unwrap().map(|entry| entry.unwrap()) {
             let name = run.file_name().into_string().unwrap();
             if run.file_type().unwrap().is_dir() && !name.ends_with(".new") {
-                verify(Dir::open(&run.path()).unwrap(), Depth::Files, None, true, &|_, _| {})
+                let of = Of { set: None, identity: None, unsigned: true };
+                verify(Dir::open(&run.path()).unwrap(), &of, Depth::Files, &|_, _| {})
                     .expect("a run that was received");
                 runs.push(name);
             }

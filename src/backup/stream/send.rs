@@ -59,6 +59,8 @@ pub fn send(wanted: &Wanted, to: &File, name: &str, progress: Progress) -> Resul
     let found = list::find(&wanted.set, wanted.store.as_ref(), wanted.run.as_ref())?;
     let mut chain = chain::open(found.dir)?;
     if wanted.is_whole && chain.len() > 1 {
+        // The run that is made of them is signed here, in the name of this host.
+        chain[0].refuse_unsigned("only a run that is signed is sent whole; without --whole it goes as it is")?;
         let mut to = Out::begin(&wanted.set, to, name)?;
         whole(chain, &mut to, progress)?;
         return to.end();

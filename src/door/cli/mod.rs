@@ -48,9 +48,10 @@ pub fn serve(args: Vec<OsString>) -> Answer {
     match parsed {
         Err(e) => not_parsed(e, asked, Some(&grammar::command())),
         Ok(line) => {
-            let format = chosen_format(line.format, OutputFormat::Sexp);
+            let (said, format) = (line.format, chosen_format(line.format, OutputFormat::Sexp));
             match carry_out(&line.group) {
                 Ok(reply) => {
+                    let format = chosen_format(said, reply.usual_format());
                     let stdout = shown::write(&reply, format);
                     let warned: String =
                         reply.warnings().iter().map(|text| format!("warning: {}\n", printable(text))).collect();

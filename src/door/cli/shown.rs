@@ -21,6 +21,17 @@ use crate::registry::view::Row;
 use crate::sys::run_dir;
 use crate::types::printable;
 
+impl Reply {
+    /// The format for a program that asks for none.
+    pub fn usual_format(&self) -> OutputFormat {
+        match self {
+            // One word, which a line of the shell takes as it is.
+            Reply::Backup(reply) if reply.is_word() => OutputFormat::Table,
+            _ => OutputFormat::Sexp,
+        }
+    }
+}
+
 /// The answer of a command.
 pub enum Reply {
     /// Nothing.

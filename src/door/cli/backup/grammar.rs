@@ -62,7 +62,7 @@ pub enum BackupCommand {
         #[arg(long, value_name = "SECONDS", default_value_t = 120, requires = "pause")]
         pause_timeout: u64,
         /// With --pause, a disk of which no snapshot can be made is read itself, and what uses the disks stays paused until then.
-        #[arg(long, requires = "pause")]
+        #[arg(long, requires = "pause", conflicts_with = "live")]
         long_pause: bool,
         /// Delete the disks once they are exported. No disk is in use, or the programs in backup-pause.d of --pause stop what uses
         /// them, detach the disks and unlock them; what was stopped does not go on.

@@ -270,17 +270,19 @@ fn perform(call: &Call, command: &BackupCommand) -> Result<Reply> {
             Ok(Reply { what, warnings: Vec::new() })
         }
         BackupCommand::Verify { what, store, run, deep, identity, unsigned } => {
-            let (dir, identity) = match what.contains('/') {
-                true => (Dir::open(&fs::canonicalize(what).map_err(Error::io("find", what))?)?, identity.clone()),
+            let (dir, name, identity) = match what.contains('/') {
+                true => (Dir::open(&fs::canonicalize(what).map_err(Error::io("find", what))?)?, None, identity.clone()),
                 false => {
                     let name = what.parse()?;
                     let found = find(&name, store.as_deref(), run.as_deref())?;
                     let (set, store) = (set::find(&name)?, store::find(&found.store)?);
-                    (found.dir, seal::identity(identity.as_ref(), set.as_ref(), Some(&store)))
+                    let identity = seal::identity(identity.as_ref(), set.as_ref(), Some(&store));
+                    (found.dir, Some(name), identity)
                 }
             };
+            let of = verify::Of { set: name.as_ref(), identity: identity.as_deref(), unsigned: *unsigned };
             let depth = if *deep { Depth::Blocks } else { Depth::Files };
-            let verified = verify::verify(dir, depth, identity.as_deref(), *unsigned, call.progress)?;
+            let verified = verify::verify(dir, &of, depth, call.progress)?;
             Ok(Reply { what: What::Whole(Box::new(verified), depth), warnings: Vec::new() })
         }
         BackupCommand::Remove { name, store, runs, yes, dry_run, .. } => {

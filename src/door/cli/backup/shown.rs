@@ -116,6 +116,13 @@ pub struct Gone<'a> {
     run: &'a str,
 }
 
+impl Reply {
+    /// Whether the answer is one word for another command.
+    pub fn is_word(&self) -> bool {
+        matches!(self.what, What::Have(_))
+    }
+}
+
 /// A document; the same for JSON and s-expressions.
 #[derive(Serialize)]
 #[serde(untagged)]
