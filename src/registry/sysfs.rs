@@ -114,7 +114,7 @@ fn device(dir: &Path, name: &str, dev: &Path, uses: Option<&Uses>) -> Option<Fac
         rotational: text(dir, "queue/rotational") == "1",
         identity: None,
         wwid: wwid(dir),
-        serial: first(dir, &["device/serial", "serial"]),
+        serial: Some(first(dir, &["device/serial", "serial"])).filter(|serial| is_serial(serial)).unwrap_or_default(),
         model: first(dir, &["device/model"]),
         partitions,
         holders,
@@ -133,6 +133,11 @@ fn not_opened(node: &Path) -> Option<String> {
         Ok(holder) => holder.map(|who| format!("{who} has it")),
         Err(e) => Some(crate::error::one_line(&e)),
     }
+}
+
+/// Whether a text is the serial number of one device: a driver may print that it has none, or the zeroes of an empty field.
+fn is_serial(text: &str) -> bool {
+    text != "(null)" && !text.bytes().all(|byte| byte == b'0')
 }
 
 /// The first of these files that has a text, without what surrounds it.
@@ -260,6 +265,9 @@ pub mod tests {
         assert!(guest.serves.is_some() && guest.not_opened.is_none());
         assert_eq!(nvme.identity.as_deref(), Some("wwid:eui.0025385b71b00d4a"));
         assert_eq!((nvme.serial.as_str(), nvme.size), ("S5P2", 4096));
+        for (text, is_one) in [("S5P2", true), ("10", true), ("(null)", false), ("0000", false), ("", false)] {
+            assert_eq!(is_serial(text), is_one, "{text}");
+        }
         assert!(sda.read_only && sda.rotational && sda.is_system);
         assert_eq!(sda.used_as.as_deref(), Some("the mount on /"));
         assert_eq!((sda.partitions.as_slice(), &sda.identity), (&["sda1".to_owned()][..], &None));

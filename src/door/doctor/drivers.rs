@@ -5,7 +5,6 @@
 //! and with what other hosts say that theirs announce.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,8 +15,8 @@ use crate::door::smapiv1;
 use crate::door::xmlrpc::{self, Response, Value};
 use crate::error::{Error, one_line};
 use crate::sr::{DRIVERS, Driver};
-use crate::sys::run_dir;
 use crate::sys::tool::Tool;
+use crate::sys::{run_dir, small};
 
 /// How long a driver may take to describe itself.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -194,13 +193,17 @@ fn directory() -> PathBuf {
     configured("sm-dir").filter(|path| path.starts_with('/')).map_or_else(run_dir::drivers, PathBuf::from)
 }
 
-/// The value of a key of xapi's configuration; the last one that is given.
+/// Bytes of the longest file of xapi's configuration that is read.
+const LONGEST_CONF: u64 = 1 << 20;
+
+/// The value of a key of xapi's configuration; the last one that is given. What is no text file has none.
 fn configured(key: &str) -> Option<String> {
     let (file, more) = run_dir::xapi_conf();
     let mut files: Vec<PathBuf> = below(more).collect();
     files.retain(|path| path.extension().is_some_and(|it| it == "conf"));
     files.sort();
-    let texts = [file].into_iter().chain(files).filter_map(|path| fs::read_to_string(path).ok());
+    let text = |path: PathBuf| small::read(&path, LONGEST_CONF).ok();
+    let texts = [file].into_iter().chain(files).filter_map(text).map(|it| String::from_utf8_lossy(&it).into_owned());
     texts.filter_map(|text| value_of(&text, key)).next_back()
 }
 

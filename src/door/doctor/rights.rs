@@ -41,10 +41,64 @@ pub fn look(srs: &[Listed], drivers: &[Installed]) -> Vec<Trouble> {
     for directory in names_in(&run_dir::hooks()) {
         judge(run_dir::hooks(), hooks::is_empty(&directory).map(drop));
     }
+    let told: Vec<String> = found.iter().map(|it| it.object.clone()).collect();
+    let exchangeable = believed().into_iter().filter_map(|path| exchangeable(&path));
+    found.extend(exchangeable.filter(|it| !told.contains(&it.object)));
     found.extend(secrets(&run_dir::targets()));
+    found.extend(open_secret(&run_dir::domain_secret()));
     found.extend(drivers.iter().filter_map(|driver| programs(&driver.path)));
     found.extend(srs.iter().filter(|sr| LOCAL.contains(&sr.sr_type.as_str())).filter_map(directory));
     found
+}
+
+/// What calls of root believe: files and directories of settings and records, what is in the directories, and what they are in.
+fn believed() -> Vec<PathBuf> {
+    let mut paths = vec![
+        run_dir::settings(),
+        run_dir::tuning(),
+        run_dir::inventory(),
+        run_dir::stores(),
+        run_dir::domain_secret(),
+        ledger::path(),
+    ];
+    for directory in [
+        run_dir::names(),
+        run_dir::collected(),
+        run_dir::models(),
+        run_dir::hooks(),
+        run_dir::layouts(),
+        run_dir::backup(),
+        run_dir::targets(),
+    ] {
+        paths.extend(names_in(&directory).into_iter().map(|name| directory.join(name)));
+        paths.push(directory);
+    }
+    // Whoever can write to a directory can put another one in the place of what is in it.
+    paths.extend(paths.clone().iter().filter_map(|path| path.parent()).map(Path::to_owned));
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+/// A path that others can write to, or exchange.
+fn exchangeable(path: &Path) -> Option<Trouble> {
+    let meta = fs::symlink_metadata(path).ok()?;
+    let is_sticky = meta.is_dir() && meta.mode() & libc::S_ISVTX != 0;
+    let what = if !run_dir::is_trusted(meta.uid()) {
+        format!("root believes it, and it belongs to uid {}", meta.uid())
+    } else if !meta.is_symlink() && !is_sticky && meta.mode() & 0o022 != 0 {
+        "root believes it, and others can write to it".to_owned()
+    } else {
+        return None;
+    };
+    Some(Trouble::wrong(Area::Permissions, path.display().to_string(), what, "chown it to root, chmod go-w"))
+}
+
+/// A file with a secret that others than its owner can read.
+fn open_secret(path: &Path) -> Option<Trouble> {
+    let meta = fs::metadata(path).ok().filter(|meta| meta.mode() & 0o077 != 0)?;
+    let what = format!("it holds a secret, and others can read it (mode {:o})", meta.mode() & 0o777);
+    Some(Trouble::wrong(Area::Permissions, path.display().to_string(), what, "chmod 600"))
 }
 
 fn names_in(directory: &Path) -> Vec<String> {
@@ -136,6 +190,29 @@ mod tests {
             let told = secrets(scratch.path());
             assert_eq!(told.iter().any(|it| it.object == record.display().to_string()), is_told, "{told:?}");
             assert!(told.len() < 2, "{told:?}");
+        }
+    }
+
+    #[test]
+    fn what_root_believes_is_told_if_others_can_write_to_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (file, directory) = (scratch.path().join("sm.conf"), scratch.path().join("hooks"));
+        fs::write(&file, "").unwrap();
+        fs::create_dir(&directory).unwrap();
+        for (path, mode, is_told) in [
+            (&file, 0o644, false),
+            (&file, 0o664, true),
+            (&file, 0o646, true),
+            (&directory, 0o755, false),
+            (&directory, 0o777, true),
+            (&directory, 0o1777, false),
+        ] {
+            chmod(path, mode);
+            assert_eq!(exchangeable(path).is_some(), is_told, "{} {mode:o}", path.display());
+        }
+        for (mode, is_told) in [(0o600, false), (0o640, true), (0o644, true)] {
+            chmod(&file, mode);
+            assert_eq!(open_secret(&file).is_some(), is_told, "{mode:o}");
         }
     }
 
