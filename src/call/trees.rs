@@ -11,7 +11,7 @@ impl Session {
     /// Says whether a VDI goes back at each start of its VM to what it holds now. Idempotent.
     ///
     /// # Errors
-    /// Those of [`Vdi::set_resets`].
+    /// Those of [`crate::vdi::Vdi::set_resets`].
     pub fn vdi_set_resets(&self, vdi: VdiUuid, resets: bool, context: &Context) -> Result<Done> {
         self.with_room(vdi, context, &|context| {
             self.with_vdi(vdi, context, move |disk, context| disk.set_resets(resets, context))
@@ -21,7 +21,7 @@ impl Session {
     /// Takes a VDI back to the point that [`Session::vdi_set_resets`] made, or makes it. Idempotent.
     ///
     /// # Errors
-    /// Those of [`Vdi::reset`].
+    /// Those of [`crate::vdi::Vdi::reset`].
     pub fn vdi_reset(&self, vdi: VdiUuid, context: &Context) -> Result<Done> {
         self.with_room(vdi, context, &|context| self.with_vdi(vdi, context, |disk, context| disk.reset(context)))
     }
@@ -30,7 +30,7 @@ impl Session {
     /// stay. Idempotent.
     ///
     /// # Errors
-    /// Those of [`Vdi::revert_to`].
+    /// Those of [`crate::vdi::Vdi::revert_to`].
     pub fn vdi_revert(&self, vdi: VdiUuid, snapshot: VdiUuid, said: SnapshotSaid, context: &Context) -> Result<()> {
         let locks = Locks::of_vdis(&[vdi, snapshot]);
         self.carry_out(locks, context, move |storage, context| storage.vdi(vdi)?.revert_to(snapshot, said, context))
@@ -51,7 +51,7 @@ impl Session {
     /// Makes the VDI `base` the parent of a VDI; it is no disk then. Idempotent.
     ///
     /// # Errors
-    /// Those of [`Vdi::compose`].
+    /// Those of [`crate::vdi::Vdi::compose`].
     pub fn vdi_compose(&self, vdi: VdiUuid, base: VdiUuid, context: &Context) -> Result<Done> {
         let locks = Locks::of_vdis(&[vdi, base]);
         self.carry_out(locks, context, move |storage, context| storage.vdi(vdi)?.compose(base, context))
