@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -387,13 +388,13 @@ class Migrated(unittest.TestCase):
         real = os.environ.get("TAPDISK")
         tools = {"PATH": self.scratch, "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
         os.makedirs(SOCKETS, exist_ok=True)
-        program = f"{real}/tap-ctl" if real else f"{sys.executable} -I -S {os.path.abspath('blktap.py')}"
+        words = [f"{real}/tap-ctl"] if real else [sys.executable, "-I", "-S", os.path.abspath("blktap.py")]
         # It writes down what it is told. With the file `kill`, it kills the driver instead of ending a pause, once.
         tap_ctl = Path(self.scratch, "tap-ctl")
         tap_ctl.write_text(f"""#!/bin/sh
 echo "$*" >> {self.scratch}/told
 [ "$1" != unpause ] || ! rm {self.scratch}/kill 2> /dev/null || {{ kill -9 $PPID; exit 1; }}
-exec {program} "$@"
+exec {shlex.join(words)} "$@"
 """, encoding="ascii")
         tap_ctl.chmod(0o755)
         self.dice = random.Random(7)
