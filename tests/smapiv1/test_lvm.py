@@ -95,7 +95,7 @@ class Lvm(Case):
         self.assertLessEqual(announced, KNOWN)
         # xapi activates no disk of a driver that does not ask for it.
         self.assertLessEqual({"VDI_ACTIVATE", "VDI_DEACTIVATE"}, announced)
-        self.assertEqual(info["supported_image_formats"], ["raw"])
+        self.assertEqual(info["supported_image_formats"], ["vhd", "raw", "qcow2"])
         self.an_sr()
         vdi = self.agent.create(8 * MiB, sm_config={})
         works = {
