@@ -13,7 +13,7 @@ use super::name::{RunId, SetName, StoreName};
 use super::set::Member;
 use super::shelf::Shelf;
 use super::{Call, bases, store};
-use crate::call::{Session, Unreadable};
+use crate::call::Unreadable;
 use crate::error::{Error, Result, one_line};
 use crate::sys::durable::{self, Dir};
 use crate::sys::lock::{self, Kind, Lock};
@@ -70,7 +70,7 @@ impl Record {
             true => Ok(()),
             false if self.labels.is_empty() => delete(call, disk),
             // Another disk can have the UUID: one that was made after the run was killed, or a moment before the run made its own.
-            false => of(call, disk, |session| session.vdi_delete_labelled(disk.vdi, &self.mark(), &call.context())),
+            false => call.host.open(disk.sr)?.vdi_delete_labelled(disk.vdi, &self.mark(), &call.context()),
         };
         self.made.iter().map(delete).fold(Ok(()), Result::and)
     }
@@ -81,7 +81,7 @@ impl Record {
     /// Those of the SR, the first of several.
     pub fn label_made(&self, call: &Call) -> Result<()> {
         let label = |(disk, label): (&Member, &String)| {
-            of(call, disk, |session| session.vdi_relabel(disk.vdi, &self.mark(), label, &call.context()))
+            call.host.open(disk.sr)?.vdi_relabel(disk.vdi, &self.mark(), label, &call.context())
         };
         self.made.iter().zip(&self.labels).map(label).fold(Ok(()), Result::and)
     }
@@ -307,25 +307,20 @@ fn undo(call: &Call, begun: &mut Begun) -> Result<()> {
     first.map_or(Ok(()), Err)
 }
 
-/// Does something with a disk. An SR that has no name on this host now may get one again.
-fn of(call: &Call, disk: &Member, work: impl FnOnce(&Session) -> Result<()>) -> Result<()> {
-    work(&call.host.open(disk.sr)?)
-}
-
 /// Gives the persistent lock of a run back. Idempotent.
 ///
 /// # Errors
-/// Those of the SR.
+/// Those of the SR; [`Error::UnknownSr`] for one that has no name on this host now: it may get one again.
 pub fn unlock(call: &Call, disk: &Member, user: &str) -> Result<()> {
-    of(call, disk, |session| match session.vdi_unlock(disk.vdi, user, false, &call.context()) {
+    match call.host.open(disk.sr)?.vdi_unlock(disk.vdi, user, false, &call.context()) {
         Ok(()) | Err(Error::LockRefused { .. } | Error::NoVdi { .. } | Error::Unsupported { .. }) => Ok(()),
         Err(error) => Err(error),
-    })
+    }
 }
 
 /// Deletes a disk that `user` locked. Idempotent: a disk that is not locked is another.
 fn delete_locked(call: &Call, disk: &Member, user: &str) -> Result<()> {
-    of(call, disk, |session| session.vdi_delete_locked(disk.vdi, user, &[], &call.context()).map(drop))
+    call.host.open(disk.sr)?.vdi_delete_locked(disk.vdi, user, &[], &call.context()).map(drop)
 }
 
 /// Detaches a disk that a run attached. Idempotent.
@@ -333,10 +328,10 @@ fn delete_locked(call: &Call, disk: &Member, user: &str) -> Result<()> {
 /// # Errors
 /// Those of the SR.
 fn detach(call: &Call, disk: &Member) -> Result<()> {
-    of(call, disk, |session| match session.vdi_detach(disk.vdi, &call.context()) {
+    match call.host.open(disk.sr)?.vdi_detach(disk.vdi, &call.context()) {
         Ok(_) | Err(Error::NoVdi { .. }) => Ok(()),
         Err(error) => Err(error),
-    })
+    }
 }
 
 /// Deletes a disk that a run made. Idempotent.
@@ -344,5 +339,5 @@ fn detach(call: &Call, disk: &Member) -> Result<()> {
 /// # Errors
 /// Those of the SR.
 pub fn delete(call: &Call, disk: &Member) -> Result<()> {
-    of(call, disk, |session| session.vdi_delete(disk.vdi, Unreadable::Refused, &call.context()))
+    call.host.open(disk.sr)?.vdi_delete(disk.vdi, Unreadable::Refused, &call.context())
 }

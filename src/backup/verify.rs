@@ -86,14 +86,13 @@ pub struct Verified {
 pub struct Of<'a> {
     /// The set that it stands under, if it stands in a store.
     pub set: Option<&'a SetName>,
-    /// A file of keys for encrypted blocks.
+    /// The file of the keys, which are needed for the blocks of encrypted exports.
     pub identity: Option<&'a Path>,
     /// It may be unsigned on a host with a secret.
     pub unsigned: bool,
 }
 
-/// Compares an export, and those that it is made on, with their manifests. `identity`: the file of the keys, which are needed for
-/// the blocks of encrypted exports. One in a directory with the name of another run is refused.
+/// Compares an export, and those that it is made on, with their manifests. One in a directory with the name of another run is refused.
 ///
 /// # Errors
 /// Those of [`look`], [`chain::open`] and [`chain::unlock`]; [`Error::NotVerified`] for an image or a block that is wrong.

@@ -63,7 +63,8 @@ impl Session {
         self.carry_out(Locks::none(), context, |storage, context| storage.plan_collect(context))
     }
 
-    /// Deletes the SR and every disk in it. Idempotent.
+    /// Deletes the SR and every disk in it. Idempotent. [`Session::refuse_disks`] says before whether there are disks, also in an SR
+    /// that has to be attached to tell.
     ///
     /// # Errors
     /// [`VdiInUse`](crate::Error::VdiInUse) while a VDI is attached or locked, [`HasVdis`](crate::Error::HasVdis) if there are disks
@@ -71,17 +72,12 @@ impl Session {
     pub fn sr_delete(&self, disks: Disks, context: &Context) -> Result<Done> {
         let (sr, has_devices) = (self.sr, !self.devices().is_empty());
         let refused = disks == Disks::Refused && !self.driver.keeps_disks;
-        let refuse = move |disks: usize| match refused && disks > 0 {
-            true => Err(Error::HasVdis { sr, disks }),
-            false => Ok(()),
-        };
-        if refused {
-            self.refuse_disks(context)?;
-        }
         self.carry_out(Locks::of_sr(), context, move |storage, context| {
             // No other call holds the lock of a VDI meanwhile: each of them shares the SR's. What was made until now is seen.
             let doomed = storage.stat().map(|info| info.vdi_uuids).unwrap_or_default();
-            refuse(doomed.len())?;
+            if refused && !doomed.is_empty() {
+                return Err(Error::HasVdis { sr, disks: doomed.len() });
+            }
             let done = storage.delete()?;
             forget_vdis(&doomed);
             forget_sr(sr);

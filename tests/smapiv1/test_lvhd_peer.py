@@ -527,6 +527,17 @@ class Peers(unittest.TestCase):
     def test_merges_thick(self):
         self.differ(self.of_merges, allocation="thick")
 
+    def hand_over(self, side, driver, records):
+        """The other becomes the master, as at a change of the master, and finds all as it was."""
+        was, digests = side.state(), side.digests()
+        side.agent.call("sr_detach")
+        side.by(driver)
+        side.agent.attach_sr()
+        side.agent.scan()
+        self.assertEqual(side.state()["xapi"]["VDIs"], was["xapi"]["VDIs"], records)
+        self.assertEqual(side.digests(), digests)
+        return digests
+
     def crossed(self, first, second, disk, **config):
         """One makes, the other goes on; then the first finds all well."""
         side = self.side(first, disk, **config)
@@ -541,15 +552,7 @@ class Peers(unittest.TestCase):
         names["t"] = agent.snapshot(names["a"])
         names["d"] = agent.copy("vdi_clone", names["s"])
         agent.scan()
-        was = side.state()
-        digests = side.digests()
-        # The other becomes the master, as at a change of the master.
-        agent.call("sr_detach")
-        side.by(second)
-        agent.attach_sr()
-        agent.scan()
-        self.assertEqual(side.state()["xapi"]["VDIs"], was["xapi"]["VDIs"], "records after the change of hands")
-        self.assertEqual(side.digests(), digests)
+        self.hand_over(side, second, "records after the change of hands")
         names["u"] = agent.snapshot(names["a"])
         agent.delete(names.pop("s"))
         agent.resize(names["a"], 24 * MiB)
@@ -558,15 +561,8 @@ class Peers(unittest.TestCase):
         agent.delete(names.pop("t"))
         side.collect()
         agent.scan()
-        digests = side.digests()
-        was = side.state()
-        self.assertEqual(was["wrong"], "")
-        agent.call("sr_detach")
-        side.by(first)
-        agent.attach_sr()
-        agent.scan()
-        self.assertEqual(side.state()["xapi"]["VDIs"], was["xapi"]["VDIs"], "records after it came back")
-        self.assertEqual(side.digests(), digests)
+        self.assertEqual(side.state()["wrong"], "")
+        digests = self.hand_over(side, first, "records after it came back")
         agent.delete(names.pop("u"))
         side.collect()
         agent.scan()

@@ -11,7 +11,7 @@ use nix::libc;
 
 use super::drivers::Installed;
 use super::srs::shown;
-use super::{Area, Trouble};
+use super::{Area, Trouble, below};
 use crate::backup::store;
 use crate::door::size;
 use crate::door::v1::listing::Listed;
@@ -70,7 +70,7 @@ fn believed() -> Vec<PathBuf> {
         run_dir::backup(),
         run_dir::targets(),
     ] {
-        paths.extend(names_in(&directory).into_iter().map(|name| directory.join(name)));
+        paths.extend(below(directory.clone()));
         paths.push(directory);
     }
     // Whoever can write to a directory can put another one in the place of what is in it.

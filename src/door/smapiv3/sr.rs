@@ -125,7 +125,8 @@ pub fn create(driver: &'static Driver, request: &Request) -> Result<Value, Fault
     };
     if let Err(error) = named {
         // What was there before stays, and so does what another call made of it.
-        let undone = if made { session.sr_delete(Disks::Refused, &now()).map(drop) } else { Ok(()) };
+        let delete = || session.refuse_disks(&now()).and_then(|()| session.sr_delete(Disks::Refused, &now()).map(drop));
+        let undone = if made { delete() } else { Ok(()) };
         return Err(error.undone(undone).into());
     }
     let mut config = config.0;

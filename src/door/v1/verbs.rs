@@ -254,8 +254,11 @@ impl Caller<'_> {
 
     fn sr_delete(&self, sr: &SrArg, yes: bool) -> Result<Reply> {
         let (session, context) = (self.open_named(sr)?, self.context);
-        self.note_absence(|| session.sr_get_params(context).map(drop));
         let disks = if self.person && !yes { Disks::Refused } else { Disks::Deleted };
+        if disks == Disks::Refused {
+            session.refuse_disks(context)?;
+        }
+        self.note_absence(|| session.sr_get_params(context).map(drop));
         session.sr_delete(disks, context)?;
         Ok(Reply::Nothing)
     }

@@ -67,10 +67,7 @@ pub fn create_child(
 ) -> Result<()> {
     // Smaller ones cost more to find than they save.
     let bits = like.map_or(CLUSTER_BITS, |parent| parent.cluster_bits.max(CLUSTER_BITS));
-    let mut header = Header::new(bits, checked(virtual_size)?);
-    header.backing = Some(backing.to_owned());
-    header.backing_format = Some(format.to_owned());
-    write(place, &header)
+    write_child(place, Header::new(bits, checked(virtual_size)?), backing, format)
 }
 
 /// Makes an image with a parent, as [`create_child`], in which each sector is there or not: clusters of 16 KiB, the least that
@@ -82,6 +79,10 @@ pub fn create_fine_child(place: &dyn Storage, virtual_size: u64, backing: &str, 
     let mut header = Header::new(MIN_EXTENDED_BITS, checked(virtual_size)?);
     header.incompatible |= EXTENDED_L2;
     header.l1_size = header.l1_entries(virtual_size) as u32;
+    write_child(place, header, backing, format)
+}
+
+fn write_child(place: &dyn Storage, mut header: Header, backing: &str, format: &str) -> Result<()> {
     header.backing = Some(backing.to_owned());
     header.backing_format = Some(format.to_owned());
     write(place, &header)

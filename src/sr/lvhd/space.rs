@@ -1,8 +1,10 @@
 //! The space of an LVHD SR, image by image. A volume has its extents to itself, so what an image holds is exact.
 
+use std::collections::HashMap;
+
 use super::Lvhd;
 use crate::error::Result;
-use crate::types::{SpaceUse, VdiUuid};
+use crate::types::{SpaceUse, VdiInfo, VdiUuid};
 use crate::vdi::Attachments;
 use crate::vdi::tree::collect::steps;
 use crate::vdi::tree::forest::Forest;
@@ -26,11 +28,14 @@ impl Lvhd<'_> {
         }
         let freed = of_deletions(&nodes, &size, &held);
         let attachments = Attachments::now()?;
+        let listed: HashMap<VdiUuid, &VdiInfo> = sr.vdis.iter().map(|info| (info.uuid, info)).collect();
         let mut images = Vec::new();
         for (vdi, node) in nodes.iter() {
-            let listed = sr.vdis.iter().find(|info| info.uuid == vdi).cloned();
-            // A base that nothing needs is in no listing.
-            let info = listed.map_or_else(|| self.describe(vdi, node, Vec::new(), &attachments), Ok)?;
+            let info = match listed.get(&vdi) {
+                Some(info) => (*info).clone(),
+                // A base that nothing needs is in no listing.
+                None => self.describe(vdi, node, Vec::new(), &attachments)?,
+            };
             images.push(use_of(info, &nodes, freed.get(&vdi).copied(), size(vdi), true));
         }
         Ok(SpaceUse { images, sr, collectable }.ordered())
