@@ -383,9 +383,8 @@ pub fn probe(config: &DeviceConfig, deadline: Deadline) -> Result<Vec<SrInfo>> {
 /// qcow2 too.
 fn sm_config(vdi: &VdiInfo) -> SmConfig {
     let kind = if vdi.format == Format::Raw { "aio".to_owned() } else { vdi.format.to_string() };
-    let mut keys = vec![("image-format", Some(vdi.format.to_string())), ("vdi_type", Some(kind))];
-    keys.extend(vdi.parent.map(|parent| ("vhd-parent", Some(parent.to_string()))));
-    keys
+    let parent = vdi.parent.map(|parent| parent.to_string());
+    vec![("image-format", Some(vdi.format.to_string())), ("vdi_type", Some(kind)), ("vhd-parent", parent)]
 }
 
 /// The makers of a group.
@@ -438,6 +437,14 @@ mod tests {
         assert_eq!(open("thin").unwrap().allocation, Some(Allocation::Thin));
         assert_eq!(open("").unwrap().allocation, None);
         assert!(open("fat").is_err());
+    }
+
+    #[test]
+    fn a_disk_without_a_parent_has_no_key_of_one() {
+        let of = |parent| sm_config(&VdiInfo { parent, ..VdiInfo::sample(VdiUuid::random()) });
+        let base = VdiUuid::random();
+        assert!(of(None).contains(&("vhd-parent", None)));
+        assert!(of(Some(base)).contains(&("vhd-parent", Some(base.to_string()))));
     }
 
     #[test]

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import threading
+import time
 import unittest
 
 import driver
@@ -130,6 +131,31 @@ class Starts(Case):
         self.assertEqual(methods.count("session.login_with_password"), methods.count("session.logout"))
         self.agent.scan()
         self.assertFalse([method for method in self.telling() if ".set" in method or ".db" in method])
+
+    @unittest.skipUnless(ROOT, "block devices want root")
+    def test_xapi_knows_of_a_disk_at_once_when_it_was_merged(self):
+        """An hour of another merge comes between no disk and what xapi knows of it."""
+        disk, full = self.disk(), self.disk()
+        self.agent.delete(self.agent.copy("vdi_snapshot", disk))
+        self.write(full)
+        snapshot = self.agent.copy("vdi_snapshot", full)
+        self.write(full)
+        self.agent.delete(snapshot)
+        self.assertTrue(self.parent(disk) and self.parent(full))
+        # Of 2 MiB, one byte a second is copied.
+        command = [self.sm, "sr_collect", "--from-xapi", self.agent.sr_uuid, "--rate", "1B"]
+        with subprocess.Popen(command, env=self.driver.env, stderr=subprocess.DEVNULL) as collector:
+            end = time.monotonic() + 60
+            while self.parent(disk) and time.monotonic() < end:
+                time.sleep(0.05)
+            known = self.parent(disk)
+            works, other = collector.poll(), self.parent(full)
+            collector.kill()
+        self.assertEqual((known, works), (None, None))
+        self.assertTrue(other)
+        # The next run goes on.
+        self.assertEqual(self.collect().returncode, 0)
+        self.assertEqual((self.bases(), self.parent(full)), ({}, None))
 
 
 class Refuses(Case):

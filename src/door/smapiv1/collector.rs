@@ -21,7 +21,7 @@ use crate::door::xapi::{ApiError, Record, Xapi, text};
 use crate::door::xmlrpc::Value;
 use crate::error::{Error, Result};
 use crate::sr::{Driver, Substrate};
-use crate::sys::lock::{self, Kind};
+use crate::sys::lock::{self, Kind, Lock};
 use crate::sys::tool::Tool;
 use crate::sys::{run_dir, syslog};
 use crate::types::{DeviceConfig, Done, SrUuid, VdiInfo, VdiUuid};
@@ -29,6 +29,9 @@ use crate::vdi::tree::run::{Collecting, Taken, Watcher};
 
 /// How often xapi is told while a run goes on.
 const EVERY: Duration = Duration::from_secs(1);
+
+/// The bytes of a merge that may take longer than that: what was not told yet is told before it begins.
+const LONG: u64 = 64 << 20;
 
 /// How long a run waits for a call that changes disks and records before it tells xapi: the next step tells as well, and so does
 /// the next scan.
@@ -103,7 +106,7 @@ fn collect_known(sr: SrUuid, known: Known, collecting: &Collecting, context: &Co
         xapi.log_out();
         return session.sr_collect(collecting, context);
     }
-    let (xapi, told) = (Mutex::new(xapi), Mutex::new(Instant::now()));
+    let (xapi, told) = (Mutex::new(xapi), Mutex::new(Told { at: Instant::now(), all: true }));
     let next = collecting.watcher.clone();
     let teller = Arc::new(Teller { sr, driver, config, reference, xapi, told, next });
     // Hosts that share files see each other's leases there.
@@ -169,10 +172,15 @@ struct Teller {
     /// xapi's reference of the SR.
     reference: String,
     xapi: Mutex<Xapi>,
-    /// When xapi was told last.
-    told: Mutex<Instant>,
+    told: Mutex<Told>,
     /// Told of each step as well.
     next: Option<Arc<dyn Watcher>>,
+}
+
+/// When xapi was told last of the whole SR, and whether that was all that is to tell.
+struct Told {
+    at: Instant,
+    all: bool,
 }
 
 impl Watcher for Teller {
@@ -180,11 +188,15 @@ impl Watcher for Teller {
         if let Some(next) = &self.next {
             next.taken(step);
         }
-        let is_change = matches!(step, Taken::Merged { .. } | Taken::SetAside { .. } | Taken::Removed);
+        if let Taken::Merged { image, .. } = step {
+            self.report(self.try_to_tell_of(*image));
+        }
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_change && told.elapsed() >= EVERY {
+        told.all &= !matches!(step, Taken::Merged { .. } | Taken::SetAside { .. } | Taken::Removed);
+        let is_long = matches!(step, Taken::Merging { bytes, .. } if *bytes >= LONG);
+        if !told.all && (is_long || told.at.elapsed() >= EVERY) {
             self.tell(SOON);
-            *told = Instant::now();
+            *told = Told { at: Instant::now(), all: true };
         }
     }
 }
@@ -217,22 +229,50 @@ impl Pool for OfPool {
 impl Teller {
     /// Makes the records of xapi say what the SR holds now. What fails is logged.
     fn tell(&self, patience: Duration) {
-        if let Err(failure) = self.try_to_tell(Instant::now() + patience) {
+        self.report(self.try_to_tell(Instant::now() + patience));
+    }
+
+    fn report(&self, told: std::result::Result<(), Failure>) {
+        if let Err(failure) = told {
             let (_, why) = faults::fault(&failure, Attempt::of(self.driver, None));
             syslog::write(&format!("SR {}: xapi was not told what was merged: {why}", self.sr));
         }
     }
 
     fn try_to_tell(&self, deadline: Instant) -> std::result::Result<(), Failure> {
-        let busy = |who: &str| Error::Busy { sr: self.sr, holder: who.to_owned(), what: "it".to_owned() };
-        let alone = lock::take(&self.sr.to_string(), AGENT, Kind::Exclusive, deadline);
-        let _alone = alone.map_err(|refused| refused.or_timed_out(busy))?;
+        let _alone = self.alone(deadline)?;
         let mut xapi = self.xapi.lock().unwrap_or_else(PoisonError::into_inner);
         let records = xapi.vdi_records(&self.reference)?;
         let session = Session::open(self.driver, self.sr, self.config.clone())?;
         let context = Context { deadline, progress: &|_, _| {}, others: None };
         sync::scan(&mut xapi, &self.reference, &records, &session, &context)?;
         Ok(())
+    }
+
+    /// Makes the record of a disk that was merged say what it is now, whatever else was done since xapi was told last: clients walk
+    /// the chain of a disk by its record. Of an image that is no disk, or is gone, nothing is told.
+    fn try_to_tell_of(&self, image: VdiUuid) -> std::result::Result<(), Failure> {
+        let deadline = Instant::now() + SOON;
+        let _alone = self.alone(deadline)?;
+        let session = Session::open(self.driver, self.sr, self.config.clone())?;
+        let context = Context { deadline, progress: &|_, _| {}, others: None };
+        let disk = match session.vdi_get_brief(image, &context) {
+            Ok(disk) if !disk.hidden => disk,
+            Ok(_) | Err(Error::NoVdi { .. }) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut xapi = self.xapi.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(reference) = xapi.by_uuid("VDI", &image.to_string())? else { return Ok(()) };
+        let record = xapi.record("VDI.get_record", &reference)?;
+        sync::refresh(&mut xapi, &reference, &record, &disk, &session.vdi_sm_config(&disk))?;
+        Ok(())
+    }
+
+    /// Keeps calls that change disks and records, and scans, out until the answer is dropped.
+    fn alone(&self, deadline: Instant) -> std::result::Result<Lock, Failure> {
+        let busy = |who: &str| Error::Busy { sr: self.sr, holder: who.to_owned(), what: "it".to_owned() };
+        let alone = lock::take(&self.sr.to_string(), AGENT, Kind::Exclusive, deadline);
+        Ok(alone.map_err(|refused| refused.or_timed_out(busy))?)
     }
 }
 
