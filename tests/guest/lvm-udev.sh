@@ -13,7 +13,7 @@ set -u
 modprobe -a dm_thin_pool
 unset DM_DISABLE_UDEV
 /lib/systemd/systemd-udevd --daemon
-udevadm trigger --action=add
+udevadm trigger --action=add --subsystem-match=block
 udevadm settle
 read -r -a disks <<< "$DISKS"
 uuid() { printf '7e57ab1e-0000-4000-8000-%012d' "$1"; }
