@@ -14,7 +14,7 @@
 //! A group is LVHD if it says so itself: [`is_lvhd`]. The driver of the groups, [`lvm`](super::lvm), asks that of each group that
 //! it looks at. docs/lvhd.md has what is served.
 //!
-//! One report of LVM tells all volumes and where their bytes are. Headers, `MGT` and the records of journals are read from the
+//! The metadata on the devices, or one report of LVM, tells all volumes and where their bytes are. Headers, `MGT` and the records of journals are read from the
 //! physical volumes ([`map`]), so nothing is activated for them and no more LVM commands are run, however many volumes there are.
 //!
 //! A change that the SR's master began and did not end is understood as its recovery would end it ([`Group`]): the disk is found
@@ -107,7 +107,7 @@ pub fn refused(op: &'static str, sr: SrUuid) -> Error {
     Error::ReadOnlySr { op, sr, served: SERVED }
 }
 
-/// An LVHD SR as one report of LVM shows it.
+/// An LVHD SR as its group is at one instant.
 pub struct Lvhd<'a> {
     live: Rc<Live<'a>>,
 }

@@ -67,7 +67,7 @@ impl VolumeGroup {
         Error::NoSr { sr: self.sr, looked }
     }
 
-    /// The group as it is now: one LVM command.
+    /// The group as it is now: one LVM command, or none.
     pub fn look(&self) -> Result<Vg> {
         self.find()?.map_or_else(|| Err(self.why_unseen(None)), |vg| self.finished(vg))
     }
@@ -86,6 +86,9 @@ impl VolumeGroup {
     }
 
     fn find(&self) -> Result<Option<Vg>> {
+        if let Some(vg) = lvm::group(&self.name(), &self.devices, self.naming.unmapped) {
+            return Ok(Some(vg));
+        }
         match lvm::report(Some(&self.name()), self.naming.unmapped) {
             Ok(groups) => Ok(groups.into_iter().find(|vg| vg.name == self.name())),
             Err(failed) => Err(self.why_unseen(Some(failed))),

@@ -3,9 +3,13 @@
 //! Every command has a fixed locale, a deadline, and its stderr in the error ([`tool`](crate::sys::tool)); none goes
 //! through a shell.
 
+mod config;
 mod delta;
+mod direct;
+mod dm;
 mod hidden;
 mod kernel;
+mod metadata;
 mod report;
 pub mod script;
 mod signatures;
@@ -19,10 +23,12 @@ use crate::error::Result;
 use crate::sys::blockdev;
 use crate::sys::tool::Tool;
 pub use delta::{can_tell, differences, mapped};
+pub use direct::group;
 pub use hidden::show;
 use hidden::tool;
 use kernel::dm_devices;
 pub use kernel::{dm_name, kernel_device, kernel_names, node, refuse_without_device_mapper};
+pub use metadata::parse as parse_metadata;
 pub use report::{Chunks, UNREADABLE, chunks, device_sizes, extents, needs_check, parse_extents, parse_report, report};
 pub use signatures::{parse_signatures, signatures, wipe};
 pub use tag::{LONGEST_TAG, escape, unescape};

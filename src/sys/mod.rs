@@ -34,6 +34,7 @@ pub mod syslog;
 pub mod tapdisk;
 pub mod threads;
 pub mod tool;
+pub mod uncached;
 pub mod uses;
 pub mod watch;
 pub mod writeback;

@@ -6,16 +6,20 @@
 //!
 //! | where | what |
 //! |---|---|
-//! | one of the first 4 sectors | `LABELONE`; at 20 the offset of the contents; at 24 `LVM2 001` |
+//! | one of the first 4 sectors | `LABELONE`; at 8 the sector; at 16 a checksum of what follows it; at 20 the offset of the contents; at 24 `LVM2 001` |
 //! | contents | UUID (32 bytes), size, data areas, zeroes (16 bytes), metadata areas, zeroes; an area is offset and size |
 //! | then | version (4 bytes), flags (4 bytes): 1 for a device that belongs to a group |
-//! | metadata area | checksum, magic (16 bytes), version, start, size; from 40 the text's offset in the area and its size |
+//! | metadata area | checksum, magic (16 bytes), version, start, size; from 40 the text's offset in the area, its size, its checksum and flags; from 64 the same of a text that does not count yet |
 //! | text | `NAME {`, from the offset on; it goes on at 512 where the area ends |
 //! | its lines | those of the group come first, `seqno = 7` and `tags = ["a", "b"]` among them, then `physical_volumes {` |
+
+mod committed;
 
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+
+pub use committed::Label;
 
 use crate::error::{Error, Result};
 use crate::sys::blockdev;
@@ -90,7 +94,7 @@ enum Text {
 }
 
 /// Fills bytes from an offset of a device.
-type Read<'r> = &'r dyn Fn(&mut [u8], u64) -> io::Result<()>;
+pub type Read<'r> = &'r dyn Fn(&mut [u8], u64) -> io::Result<()>;
 
 /// The version of a group's metadata on a physical volume, to which LVM adds 1 or more with each change. `None`: no version can be told, or
 /// not one alone.
@@ -137,12 +141,14 @@ fn group_of(read: Read, offset: u64, length: u64) -> io::Result<Text> {
     Ok(name_of(&text).map_or(Text::Damaged, named))
 }
 
+/// The sector with the label.
+fn label(first: &[u8]) -> Option<usize> {
+    first.chunks_exact(SECTOR).position(|sector| sector.starts_with(b"LABELONE") && &sector[24..32] == b"LVM2 001")
+}
+
 /// The metadata areas that a label names, and whether it says that the device belongs to a group. `None`: there is no label.
 fn areas(first: &[u8]) -> Option<(Vec<(u64, u64)>, bool)> {
-    let label = first
-        .chunks_exact(SECTOR)
-        .position(|sector| sector.starts_with(b"LABELONE") && &sector[24..32] == b"LVM2 001")?;
-    let start = label * SECTOR;
+    let start = label(first)? * SECTOR;
     let contents = u32::from_le_bytes(first[start + 20..start + 24].try_into().expect("four bytes")) as usize;
     let contents = first.get(start.checked_add(contents)?..)?;
     let mut pairs =

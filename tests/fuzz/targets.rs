@@ -581,6 +581,10 @@ fn records_seeds() -> Vec<Vec<u8>> {
 pub fn lvm(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let _ = lvm::parse_report(&text);
+    if let Some(read) = lvm::parse_metadata(&text, |uuid, _| Some(Path::new("/dev").join(uuid))) {
+        let held: u64 = read.vg.lvs.iter().map(|lv| lv.size).sum();
+        assert_eq!(held + read.vg.free, read.vg.size, "each extent is of one volume, or free");
+    }
     let _ = lvm::parse_extents(&text);
     let _ = lvm::parse_signatures(&text);
     let _ = lvm::unescape(&text);

@@ -26,7 +26,7 @@ one=$NOW
 must attached $A
 fails_with EVDIBUSY sm vdi_snapshot $SR $A $B && says 'cannot be paused'
 must sm vdi_detach $SR $A
-programs 2 vdi_snapshot $SR $A $B --label monday
+programs 1 vdi_snapshot $SR $A $B --label monday
 look
 base=$(field_of $A 4)
 is "$(field_of $A 2) $(field_of $A 4) $(field_of $A 7)" "$one $(field_of $B 4) raw" 'the disk over its raw base'
@@ -79,7 +79,7 @@ must sm vdi_delete $SR $B
 for allocation in thick thin; do
   group $allocation
   claim "qcow2, $allocation"
-  programs 2 vdi_create $SR $A 16 --type qcow2 --label q
+  programs 1 vdi_create $SR $A 16 --type qcow2 --label q
   look
   full=20 small=4
   [ $allocation = thick ] || full=4
@@ -91,7 +91,7 @@ for allocation in thick thin; do
   is "$(field_of $A 2) $(field_of $A 6)" "$one $full" 'the disk that was written to'
   must attached $A
   is "$(blockdev --getsize64 /dev/$VG/QCOW2-$A)" $((20 << 20)) 'the volume of the attached disk'
-  programs 2 vdi_snapshot $SR $A $B --label monday
+  programs 1 vdi_snapshot $SR $A $B --label monday
   dd if="$SCRATCH/data" of="$d" bs=1M count=2 seek=4 conv=fsync,notrunc status=none
   must sm vdi_resize $SR $A 24
   is "$(blockdev --getsize64 "$d")" $((24 << 20)) 'the larger disk'

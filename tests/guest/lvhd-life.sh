@@ -56,7 +56,7 @@ must sm vdi_snapshot $SR $A $B --label monday
 must written $A 4
 two=$NOW
 must sm vdi_resize $SR $A 20
-programs 2 vdi_revert $SR $A $B
+programs 1 vdi_revert $SR $A $B
 look
 is "$(field_of $A 2) $(field_of $A 3) $(field_of $A 7)" "$one $((16 << 20)) disk" 'the disk that went back'
 is "$(field_of $B 2) $(wc -l <<< "$LOOK")" "$one 3" 'its snapshot, and the images'

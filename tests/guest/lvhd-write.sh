@@ -18,7 +18,7 @@ claim 'a group that is empty but for MGT: disks are made, thick'
 empty_group
 group thick
 is "$(sm sr_scan $SR | grep -c '(vdi (uuid')" 0 'the VDIs'
-programs 2 vdi_create $SR $A 16 --label 'the <first>'
+programs 1 vdi_create $SR $A 16 --label 'the <first>'
 must sm vdi_create $SR $B 8 --type raw
 fails_with EEXIST sm vdi_create $SR $A 8 && says $A
 fails_with ENOSPC sm vdi_create $SR $C 4096
@@ -30,7 +30,7 @@ nothing_active || fail 'active'
 
 claim 'a disk is attached and written to'
 head -c 3000000 /dev/urandom > "$SCRATCH/data"
-programs 2 vdi_attach $SR $A
+programs 1 vdi_attach $SR $A
 read -r d < "$SCRATCH/out"
 is "$(counts)" '0a:0 1 ' 'the counts'
 dd if="$SCRATCH/data" of="$d" bs=1M seek=1 conv=fsync,notrunc status=none
@@ -56,7 +56,7 @@ is "$(field_of $A 3) $(field_of $A 6)" "$((20 << 20)) 28" 'the size and the volu
 claim 'a snapshot and a clone, of a disk that is attached and of one that is not'
 must attached $A
 now=$(digest_of "$d")
-programs 2 vdi_snapshot $SR $A $B --label monday
+programs 1 vdi_snapshot $SR $A $B --label monday
 is "$(counts | wc -w)" 4 'the counts of the disk and its base'
 echo changed | dd of="$d" conv=fsync,notrunc status=none
 later=$(digest_of "$d")
@@ -112,7 +112,7 @@ group thin
 must sm vdi_create $SR $A 16 --label thin
 look
 is "$(field_of $A 6)" 8 'the volume of a new disk'
-programs 2 vdi_attach $SR $A
+programs 1 vdi_attach $SR $A
 read -r d < "$SCRATCH/out"
 is "$(blockdev --getsize64 /dev/mapper/*-VHD--*)" $((24 << 20)) 'the volume of the attached disk'
 dd if="$SCRATCH/data" of="$d" bs=1M seek=1 conv=fsync,notrunc status=none

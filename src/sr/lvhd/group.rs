@@ -41,7 +41,7 @@ pub struct Volume {
     pub is_elsewhere: bool,
 }
 
-/// A group, read from one report of LVM.
+/// A group, as it was at one instant.
 pub struct Group<'a> {
     own: &'a VolumeGroup,
     rights: Rights,
@@ -97,7 +97,7 @@ impl<'a> Group<'a> {
         &self.vg
     }
 
-    /// Whether the report that it was read from is still what the devices say.
+    /// Whether it is still what the devices say.
     pub fn is_current(&self) -> bool {
         self.devices.are_as(&self.vg)
     }

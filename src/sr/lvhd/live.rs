@@ -1,8 +1,8 @@
 //! A group while it is changed: every change gives the group as it is then.
 //!
 //! Changes are made under two locks of this host: the SR's, which each verb that changes something shares and the Python drivers
-//! take alone, and that of the SR's trees. The group is looked at once under them, by the report that the call began with if the metadata on
-//! the devices still has its version. What is changed afterwards is known, so it is not asked for again, see [`step`](super::step). One LVM
+//! take alone, and that of the SR's trees. The group is looked at once under them, as the call found it at first if the metadata on
+//! the devices still has that version. What is changed afterwards is known, so it is not asked for again, see [`step`](super::step). One LVM
 //! process runs all commands of a change. Only the SR's master may change a group.
 
 use std::cell::RefCell;
@@ -59,7 +59,7 @@ impl<'a> Live<'a> {
         self.set(vg);
     }
 
-    /// Asks LVM for the group.
+    /// Looks at the group again.
     ///
     /// # Errors
     /// Those of [`VolumeGroup::whole`].
@@ -67,7 +67,7 @@ impl<'a> Live<'a> {
         self.own().whole().map(|vg| self.set(vg))
     }
 
-    /// Waits for other calls that change the group, and looks at it: LVM is asked only if its last report is outdated.
+    /// Waits for other calls that change the group, and looks at it again if it has changed meanwhile.
     ///
     /// # Errors
     /// Those of [`Rights::refuse`](super::Rights::refuse); [`Error::Busy`] at the deadline; what looking says.

@@ -5,9 +5,8 @@
 //! written through the devices of volumes. The cache of a volume's own device ends with its last user, so it does not show what
 //! stood there before such a write either. [`rights`](super::rights) says who may write.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,11 +15,8 @@ use nix::libc;
 use crate::error::{Error, Result};
 use crate::image::storage::Storage;
 use crate::sys::lvm::{self, Lv, Vg};
-use crate::sys::{blockdev, pvlabel};
+use crate::sys::{blockdev, pvlabel, uncached};
 use crate::types::Mode;
-
-/// What reads past the page cache are a multiple of, at their offset, length and address: no device has larger sectors.
-const PAGE: u64 = 4096;
 
 /// The physical volumes of a group, open.
 pub struct Devices {
@@ -41,8 +37,7 @@ impl Devices {
 
     fn open(vg: &Vg, mode: Mode) -> Devices {
         let open = |path: &PathBuf| {
-            let write = mode == Mode::ReadWrite;
-            let file = OpenOptions::new().read(true).write(write).custom_flags(libc::O_DIRECT).open(path);
+            let file = uncached::open(path, mode == Mode::ReadWrite);
             (path.clone(), file.map(Arc::new).map_err(|error| format!("cannot open {}: {error}", path.display())))
         };
         Devices { open: vg.pvs.iter().filter(|pv| !pv.missing).map(|pv| open(&pv.name)).collect(), mode }
@@ -51,7 +46,7 @@ impl Devices {
     /// Whether all physical volumes have the metadata that a report of the group is of, none of which is missing.
     pub fn are_as(&self, vg: &Vg) -> bool {
         let is_as = |file: &Arc<File>| {
-            let read = |bytes: &mut [u8], from| read_aligned(file, bytes, from);
+            let read = |bytes: &mut [u8], from| uncached::read(file, bytes, from);
             pvlabel::version(&vg.name, &read).is_ok_and(|found| found.is_some() && found == vg.version)
         };
         self.open.len() == vg.pvs.len() && self.open.iter().all(|(_, file)| file.as_ref().is_ok_and(is_as))
@@ -174,7 +169,7 @@ impl Storage for Mapped {
         let mut done = 0;
         while done < wanted {
             let (file, from, len) = self.piece(offset + done as u64, wanted - done);
-            read_aligned(file, &mut buf[done..done + len], from)?;
+            uncached::read(file, &mut buf[done..done + len], from)?;
             done += len;
         }
         Ok(wanted)
@@ -187,8 +182,8 @@ impl Storage for Mapped {
         }
         let mut done = 0;
         while done < bytes.len() {
-            let (file, from, len) = self.piece(offset + done as u64, (bytes.len() - done).min(STEP));
-            write_aligned(file, &bytes[done..done + len], from)?;
+            let (file, from, len) = self.piece(offset + done as u64, (bytes.len() - done).min(uncached::STEP));
+            uncached::write(file, &bytes[done..done + len], from)?;
             done += len;
         }
         Ok(())
@@ -217,56 +212,6 @@ impl Storage for Mapped {
         self.refuse_read_only().map(|()| false)
     }
 }
-
-/// Fills `buf` from a byte of a device that is open for reads past the page cache.
-fn read_aligned(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
-    let before = (offset % PAGE) as usize;
-    let len = (before + buf.len()).next_multiple_of(PAGE as usize);
-    let mut bytes = vec![0; len + PAGE as usize];
-    let start = bytes.as_ptr().align_offset(PAGE as usize);
-    let aligned = &mut bytes[start..start + len];
-    let (mut done, wanted) = (0, before + buf.len());
-    while done < wanted {
-        match file.read_at(&mut aligned[done..], offset - before as u64 + done as u64) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            // A device may give less; what follows a whole sector only can be asked for again.
-            Ok(n) => done += if done + n < wanted { n / SECTOR * SECTOR } else { n },
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    buf.copy_from_slice(&aligned[before..wanted]);
-    Ok(())
-}
-
-/// Writes bytes to a device that is open for writes past the page cache. Whole sectors are written by one call of the system.
-fn write_aligned(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    match write_grains(file, bytes, offset, SECTOR as u64) {
-        // Its sectors are larger.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => write_grains(file, bytes, offset, PAGE),
-        other => other,
-    }
-}
-
-fn write_grains(file: &File, bytes: &[u8], offset: u64, grain: u64) -> io::Result<()> {
-    let before = (offset % grain) as usize;
-    let len = (before + bytes.len()).next_multiple_of(grain as usize);
-    let mut buffer = vec![0; len + PAGE as usize];
-    let start = buffer.as_ptr().align_offset(PAGE as usize);
-    let aligned = &mut buffer[start..start + len];
-    let first = offset - before as u64;
-    if len != bytes.len() {
-        read_aligned(file, aligned, first)?;
-    }
-    aligned[before..before + bytes.len()].copy_from_slice(bytes);
-    file.write_all_at(aligned, first)
-}
-
-/// Bytes of the smallest sector of a device.
-const SECTOR: usize = 512;
-
-/// Bytes that are copied for one write.
-const STEP: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use crate::error::{Error, Result};
 
 /// Where programs talk to device-mapper. To open it loads the module dm_mod, where the kernel has that.
-const CONTROL: &str = "/dev/mapper/control";
+pub(super) const CONTROL: &str = "/dev/mapper/control";
 
 /// Refuses a kernel that can serve no volume. LVM writes a group all the same, and fails at the first volume.
 ///
