@@ -11,8 +11,10 @@
 mod scene;
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use assert_cmd::Command;
 use scene::kill::{Act, End, Points, run};
@@ -504,6 +506,37 @@ fn at_terminal(scene: &Scene, words: &[&str], typed: &str) -> (String, i32) {
     command.args(["-qec", &line, "/dev/null"]).env("XCP_SM_RUN_DIR", run_dir(scene)).write_stdin(typed);
     let output = command.output().unwrap();
     (String::from_utf8_lossy(&output.stdout).replace('\r', ""), output.status.code().unwrap())
+}
+
+#[test]
+fn a_disk_that_was_made_after_the_question_is_not_deleted() {
+    if !scene::has("script") {
+        return;
+    }
+    let scene = named();
+    sm(&scene, &["vdi_create", "fast", A, "20", "--label", "web"]).done();
+    let mut asked = std::process::Command::new("script")
+        .args(["-qec", &format!("'{}' sr_delete fast", scene.executable().display()), "/dev/null"])
+        .env("XCP_SM_RUN_DIR", run_dir(&scene))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut shown, mut byte) = (Vec::new(), [0]);
+    let mut out = asked.stdout.take().unwrap();
+    while !shown.ends_with(b"Go on?") {
+        out.read_exact(&mut byte).unwrap();
+        shown.push(byte[0]);
+    }
+    sm(&scene, &["vdi_create", "fast", B, "20", "--label", "new"]).done();
+    asked.stdin.take().unwrap().write_all(b"y\n").unwrap();
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert_eq!(asked.wait().unwrap().code(), Some(22), "{rest}");
+    assert!(rest.contains("1 VDIs, which would be lost"), "{rest}");
+    for vdi in [A, B] {
+        assert!(scene.names().iter().any(|name| name.contains(vdi)), "{vdi}");
+    }
 }
 
 #[test]

@@ -251,7 +251,7 @@ fn wipe(job: &Job, step: &Step) -> Result<()> {
     if media::held(layout, slot)?.is_some() {
         media::must_hold(layout, slot)?;
     }
-    session_now(job, step)?.sr_delete(Disks::Deleted, &context()).map(drop)
+    session_now(job, step)?.sr_delete(Disks::All, &context()).map(drop)
 }
 
 fn reformat(job: &Job, step: &Step, journal: &mut Journal) -> Result<()> {

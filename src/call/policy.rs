@@ -255,9 +255,9 @@ mod tests {
         let new = NewVdi { vdi, virtual_size: 1 << 20, format: None, params: Params::default() };
         session.vdi_create(new, &context()).unwrap();
         assert_eq!(session.vdis_at_stake(&context()).unwrap(), 1);
-        assert!(matches!(session.sr_delete(Disks::Refused, &context()), Err(Error::HasVdis { disks: 1, .. })));
+        assert!(matches!(session.sr_delete(Disks::NONE, &context()), Err(Error::HasVdis { disks: 1, .. })));
         session.vdi_delete(vdi, Unreadable::Refused, &context()).unwrap();
-        session.sr_delete(Disks::Refused, &context()).unwrap();
+        session.sr_delete(Disks::NONE, &context()).unwrap();
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The verbs of an SR.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::Session;
 use super::locks::{Locks, forget_sr, forget_vdis};
@@ -14,11 +14,17 @@ use crate::vdi::tree::collect::CollectPlan;
 use crate::vdi::tree::run::Collecting;
 use crate::vdi::tree::stop;
 
-/// Whether sr_delete deletes disks as well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which disks sr_delete deletes as well; others are a reason to refuse it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disks {
-    Deleted,
-    Refused,
+    All,
+    /// Those that somebody was asked about.
+    Only(BTreeSet<VdiUuid>),
+}
+
+impl Disks {
+    /// Only an SR without disks is deleted.
+    pub const NONE: Disks = Disks::Only(BTreeSet::new());
 }
 
 impl Session {
@@ -63,20 +69,23 @@ impl Session {
         self.carry_out(Locks::none(), context, |storage, context| storage.plan_collect(context))
     }
 
-    /// Deletes the SR and every disk in it. Idempotent. [`Session::refuse_disks`] says before whether there are disks, also in an SR
+    /// Deletes the SR and its disks. Idempotent. [`Session::refuse_disks`] says before whether there are disks, also in an SR
     /// that has to be attached to tell.
     ///
     /// # Errors
-    /// [`VdiInUse`](crate::Error::VdiInUse) while a VDI is attached or locked, [`HasVdis`](crate::Error::HasVdis) if there are disks
-    /// and `disks` refuses them; then nothing was changed.
+    /// [`VdiInUse`](crate::Error::VdiInUse) while a VDI is attached or locked, [`HasVdis`](crate::Error::HasVdis) with the number of
+    /// disks that are not among `disks`; then nothing was changed.
     pub fn sr_delete(&self, disks: Disks, context: &Context) -> Result<Done> {
         let (sr, has_devices) = (self.sr, !self.devices().is_empty());
-        let refused = disks == Disks::Refused && !self.driver.keeps_disks;
+        let keeps_disks = self.driver.keeps_disks;
         self.carry_out(Locks::of_sr(), context, move |storage, context| {
             // No other call holds the lock of a VDI meanwhile: each of them shares the SR's. What was made until now is seen.
             let doomed = storage.stat().map(|info| info.vdi_uuids).unwrap_or_default();
-            if refused && !doomed.is_empty() {
-                return Err(Error::HasVdis { sr, disks: doomed.len() });
+            if let (Disks::Only(known), false) = (&disks, keeps_disks) {
+                let others = doomed.iter().filter(|vdi| !known.contains(vdi)).count();
+                if others > 0 {
+                    return Err(Error::HasVdis { sr, disks: others });
+                }
             }
             let done = storage.delete()?;
             forget_vdis(&doomed);

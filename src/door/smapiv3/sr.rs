@@ -125,7 +125,7 @@ pub fn create(driver: &'static Driver, request: &Request) -> Result<Value, Fault
     };
     if let Err(error) = named {
         // What was there before stays, and so does what another call made of it.
-        let delete = || session.refuse_disks(&now()).and_then(|()| session.sr_delete(Disks::Refused, &now()).map(drop));
+        let delete = || session.refuse_disks(&now()).and_then(|()| session.sr_delete(Disks::NONE, &now()).map(drop));
         let undone = if made { delete() } else { Ok(()) };
         return Err(error.undone(undone).into());
     }
@@ -208,7 +208,7 @@ pub fn destroy(handle: Handle) -> Result<Value, Fault> {
     session.refuse_disks(&now())?;
     local_path::leave(&session)?;
     // Volumes may have come meanwhile: then it stays where it was.
-    session.sr_delete(Disks::Refused, &now()).map_err(|error| error.undone(local_path::enter(&session)))?;
+    session.sr_delete(Disks::NONE, &now()).map_err(|error| error.undone(local_path::enter(&session)))?;
     state::forget(handle.sr)?;
     Ok(Value::Null)
 }

@@ -125,7 +125,7 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb) -> Result<Reply> 
     let config = sexp::device_config(driver, dconf)?;
     let bar = ProgressBar::hidden();
     let context = Context { deadline: deadline(common), progress: &|done, total| bar.show(done, total), others: None };
-    Caller { driver, config, context: &context, copy_to: None, person: false }.carry_out(verb)
+    Caller { driver, config, context: &context, copy_to: None, person: false, agreed: None }.carry_out(verb)
 }
 
 /// The end of every wait of a call.

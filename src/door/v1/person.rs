@@ -1,6 +1,7 @@
 //! One line of `sm`: the names in it are looked up, the command is carried out, and a person is told what a program does not
 //! ask for.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::time::{Duration, Instant};
@@ -57,8 +58,8 @@ pub fn serve(command: clap::Command, word: &str, lines: Vec<Line>) -> Answer {
         let answer = finish(first);
         return lines.map(|line| finish(prepared(line))).fold(answer, Answer::and);
     }
-    let calls: Vec<Result<Call, Answer>> = [first].into_iter().chain(lines.map(prepared)).collect();
-    let asked = question::ask(&calls.iter().filter_map(|call| call.as_ref().ok()).collect::<Vec<_>>());
+    let mut calls: Vec<Result<Call, Answer>> = [first].into_iter().chain(lines.map(prepared)).collect();
+    let asked = question::ask(&mut calls.iter_mut().filter_map(|call| call.as_mut().ok()).collect::<Vec<_>>());
     let mut refused = None;
     let each = calls.into_iter().filter_map(|call| match (call, &asked) {
         (Err(answer), _) => Some(answer),
@@ -172,6 +173,8 @@ pub struct Call {
     /// A line of SR API v1.0 is one of a script that may run at a terminal, and does what it always did.
     pub is_of_api: bool,
     pub deadline: Instant,
+    /// The disks that a person was shown, and that may go with their SR.
+    pub agreed: Option<BTreeSet<VdiUuid>>,
     common: Common,
     format: OutputFormat,
     sr: Option<SrUuid>,
@@ -214,12 +217,12 @@ impl Call {
         let is_whole = sr_type.is_some() && common.dconf.is_some() && target.entry.is_none() && meant.is_empty();
         let is_of_api = is_whole && made.is_none() && name.is_none() && !is_of_place;
         let name = name.map(|name| (name, own));
-        Ok(Call { verb, target, personal, is_of_api, deadline, common, format, sr, copy_to, made, name })
+        Ok(Call { verb, target, personal, is_of_api, deadline, agreed: None, common, format, sr, copy_to, made, name })
     }
 
     /// `confirmed`: a person was asked, and agreed. The time for the answer is not that of the call.
     fn carry_out(self, confirmed: bool) -> Result<Reply> {
-        let Call { mut verb, target, personal, common, sr, copy_to, made, name, .. } = self;
+        let Call { mut verb, target, personal, agreed, common, sr, copy_to, made, name, .. } = self;
         let bar = ProgressBar::hidden();
         let deadline = if confirmed { deadline(&common) } else { self.deadline };
         let context = Context { deadline, progress: &|done, total| bar.show(done, total), others: None };
@@ -243,7 +246,7 @@ impl Call {
         let change = log::change(&personal.verb, &mut verb, target.driver);
         let began = Instant::now();
         let config = target.config.clone();
-        let caller = Caller { driver: target.driver, config, context: &context, copy_to, person: true };
+        let caller = Caller { driver: target.driver, config, context: &context, copy_to, person: true, agreed };
         let naming = name.as_ref().map(|(name, own)| (name, own.clone()));
         let result = naming::change_names(&caller, verb, sr, made, naming, common.dconf, &target);
         if let Some(change) = change {

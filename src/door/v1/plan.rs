@@ -1,6 +1,8 @@
 //! The plans of commands that destroy or that take long. A plan says what its command would do: for `--dry-run`, and
 //! before a person at a terminal is asked.
 
+use std::collections::BTreeSet;
+
 use super::address::Target;
 use super::grammar::Verb;
 use super::lines::Personal;
@@ -16,11 +18,14 @@ use crate::vdi::tree::collect::{CollectPlan, Planned};
 use crate::vdi::{SnapshotSaid, refuse_snapshot_of_another};
 
 /// The things that a command would do.
+#[derive(Default)]
 pub struct Plan {
     /// A line for each thing.
     pub lines: Vec<String>,
     /// Whether data would be lost.
     pub destroys: bool,
+    /// The disks that would go with their SR, if they can be listed.
+    pub doomed: Option<BTreeSet<VdiUuid>>,
 }
 
 /// Makes the plan of a command; `None` for a command that has no plan. Changes nothing. `is_chosen`: the command would choose
@@ -52,11 +57,11 @@ pub fn of(
             if how.stop {
                 let line = collector
                     .map_or_else(|| "nothing to end: no collector is at work".to_owned(), |who| format!("end {who}"));
-                return Ok(Some(Plan { lines: vec![line], destroys: false }));
+                return Ok(Some(Plan { lines: vec![line], destroys: false, ..Plan::default() }));
             }
             let at_work = collector.map(|who| format!("{who} collects it now"));
             let lines = at_work.into_iter().chain(collected(&session.plan_collect(context)?)).collect();
-            Ok(Some(Plan { lines, destroys: false }))
+            Ok(Some(Plan { lines, destroys: false, ..Plan::default() }))
         }
         Verb::VdiDelete { vdi, yes } => deleted_vdi(&open(&vdi.sr.sr)?, vdi.vdi.parse()?, *yes, context).map(Some),
         Verb::VdiDetach(vdi) => {
@@ -71,7 +76,7 @@ pub fn of(
                     format!("detach VDI {} from {}", info.uuid, device.display())
                 }
             };
-            Ok(Some(Plan { lines: vec![line], destroys: false }))
+            Ok(Some(Plan { lines: vec![line], destroys: false, ..Plan::default() }))
         }
         Verb::VdiRevert { vdi, snapshot } => {
             let session = open(&vdi.sr.sr)?;
@@ -86,7 +91,7 @@ pub fn of(
                 described(&disk),
                 described(&snapshot)
             );
-            Ok(Some(Plan { lines: vec![line], destroys: true }))
+            Ok(Some(Plan { lines: vec![line], destroys: true, ..Plan::default() }))
         }
         _ => Ok(None),
     }
@@ -99,7 +104,7 @@ fn made(what: &str, target: &Target, personal: &Personal, lost: &[String]) -> Pl
     if !lost.is_empty() {
         lines.push("overwrite all else that these devices hold".to_owned());
     }
-    Plan { lines, destroys: !lost.is_empty() }
+    Plan { lines, destroys: !lost.is_empty(), ..Plan::default() }
 }
 
 fn place(target: &Target) -> String {
@@ -110,7 +115,7 @@ fn place(target: &Target) -> String {
 fn deleted_sr(session: &Session, target: &Target, context: &Context) -> Result<Plan> {
     let sr = session.sr();
     let mut lines = Vec::new();
-    let mut destroys = false;
+    let (mut destroys, mut doomed) = (false, None);
     match session.sr_scan(context) {
         Ok(info) => {
             let disks: Vec<&VdiInfo> = info.vdis.iter().filter(|vdi| !vdi.hidden).collect();
@@ -119,6 +124,7 @@ fn deleted_sr(session: &Session, target: &Target, context: &Context) -> Result<P
             if !target.driver.keeps_disks {
                 lines.extend(disks.iter().map(|vdi| format!("delete {}", described(vdi))));
                 destroys = !disks.is_empty();
+                doomed = Some(info.vdis.iter().map(|vdi| vdi.uuid).collect());
             }
         }
         Err(Error::NoSr { .. }) => lines.push(format!("nothing to delete: there is no SR {sr}")),
@@ -134,7 +140,7 @@ fn deleted_sr(session: &Session, target: &Target, context: &Context) -> Result<P
         Err(error) => return Err(error),
     }
     lines.extend(names_of(sr).into_iter().map(|name| format!("remove the name {name}")));
-    Ok(Plan { lines, destroys })
+    Ok(Plan { lines, destroys, doomed })
 }
 
 fn names_of(sr: SrUuid) -> Vec<String> {
@@ -159,14 +165,16 @@ fn deleted_vdi(session: &Session, vdi: VdiUuid, yes: bool, context: &Context) ->
     match session.vdi_get_params(vdi, context) {
         Ok(info) => {
             refuse_used(&[&info])?;
-            Ok(Plan { lines: vec![format!("delete {}", described(&info))], destroys: true })
+            Ok(Plan { lines: vec![format!("delete {}", described(&info))], destroys: true, ..Plan::default() })
         }
-        Err(error @ Error::NoVdi { .. }) => {
-            Ok(Plan { lines: vec![format!("nothing to delete: {}", one_line(&error))], destroys: false })
-        }
+        Err(error @ Error::NoVdi { .. }) => Ok(Plan {
+            lines: vec![format!("nothing to delete: {}", one_line(&error))],
+            destroys: false,
+            ..Plan::default()
+        }),
         Err(error) if yes && error.is_of_the_image() => {
             let lines = vec![format!("delete VDI {vdi}, which cannot be read: {}", one_line(&error))];
-            Ok(Plan { lines, destroys: true })
+            Ok(Plan { lines, destroys: true, ..Plan::default() })
         }
         Err(error) => Err(error),
     }

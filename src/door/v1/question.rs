@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write, stderr, stdin};
 
 use super::grammar::Verb;
 use super::person::Call;
-use super::plan;
+use super::plan::{self, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::types::printable;
@@ -14,16 +14,21 @@ pub fn is_possible() -> bool {
     stdin().is_terminal() && stderr().is_terminal()
 }
 
-/// Asks a person before data is lost, with what all calls together would do. `true`: the person was asked, and agreed.
+/// Asks a person before data is lost, with what all calls together would do, and has each call remember which disks were shown.
+/// `true`: the person was asked, and agreed.
 ///
 /// # Errors
 /// [`Error::Usage`] if the person did not agree.
-pub fn ask(calls: &[&Call]) -> Result<bool> {
+pub fn ask(calls: &mut [&mut Call]) -> Result<bool> {
     let mut lines: Vec<String> = Vec::new();
-    for line in calls.iter().flat_map(|call| at_stake(call)) {
-        // A disk may be named twice.
-        if !lines.contains(&line) {
-            lines.push(line);
+    for call in calls {
+        let Some(plan) = at_stake(call) else { continue };
+        call.agreed = plan.doomed;
+        for line in plan.lines {
+            // A disk may be named twice.
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
         }
     }
     if lines.is_empty() {
@@ -47,14 +52,14 @@ pub fn go_on(lines: &[String]) -> Result<()> {
     }
 }
 
-/// The lines of the plan of a call that destroys something and that nobody agreed to; none of any other.
-fn at_stake(call: &Call) -> Vec<String> {
+/// The plan of a call that destroys something and that nobody agreed to; none of any other.
+fn at_stake(call: &Call) -> Option<Plan> {
     let overwrites = !matches!(&call.verb, Verb::SrCreate { force: false, destroy_sr, .. } if destroy_sr.is_empty());
     if call.is_of_api || call.personal.yes || call.personal.dry_run || !overwrites {
-        return Vec::new();
+        return None;
     }
     let context = Context { deadline: call.deadline, progress: &|_, _| {}, others: None };
     // An error of the plan is not told here: the command itself refuses, in its own words.
     let plan = plan::of(&call.verb, &call.target, &call.personal, false, &context);
-    plan.ok().flatten().filter(|plan| plan.destroys).map(|plan| plan.lines).unwrap_or_default()
+    plan.ok().flatten().filter(|plan| plan.destroys)
 }

@@ -1,6 +1,6 @@
 //! Each command: its words are verified, then the session is asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write, stderr};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -29,6 +29,8 @@ pub struct Caller<'a> {
     pub copy_to: Option<(&'static Driver, DeviceConfig)>,
     /// A person: disks are not deleted unasked.
     pub person: bool,
+    /// The disks that a person was asked about and agreed to lose with their SR.
+    pub agreed: Option<BTreeSet<VdiUuid>>,
 }
 
 impl Caller<'_> {
@@ -254,8 +256,12 @@ impl Caller<'_> {
 
     fn sr_delete(&self, sr: &SrArg, yes: bool) -> Result<Reply> {
         let (session, context) = (self.open_named(sr)?, self.context);
-        let disks = if self.person && !yes { Disks::Refused } else { Disks::Deleted };
-        if disks == Disks::Refused {
+        let disks = match &self.agreed {
+            Some(agreed) => Disks::Only(agreed.clone()),
+            None if self.person && !yes => Disks::NONE,
+            None => Disks::All,
+        };
+        if disks == Disks::NONE {
             session.refuse_disks(context)?;
         }
         self.note_absence(|| session.sr_get_params(context).map(drop));

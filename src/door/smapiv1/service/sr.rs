@@ -80,9 +80,8 @@ impl Service<'_> {
     pub(super) fn sr_delete(&mut self) -> Answer {
         self.fetch_secrets()?;
         let (session, context) = (self.session()?, now());
-        let disks =
-            if self.driver.about.capabilities.contains(&"VDI_DELETE") { Disks::Refused } else { Disks::Deleted };
-        if disks == Disks::Refused {
+        let disks = if self.driver.about.capabilities.contains(&"VDI_DELETE") { Disks::NONE } else { Disks::All };
+        if disks == Disks::NONE {
             session.refuse_disks(&context)?;
         }
         local_path::leave(session)?;
