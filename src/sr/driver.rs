@@ -118,6 +118,13 @@ pub enum Substrate {
     Lun,
 }
 
+impl Substrate {
+    /// Whether each host activates volumes for itself, so that no host sees what another one has open.
+    pub fn is_of_volumes(self) -> bool {
+        matches!(self, Substrate::BlockDevices | Substrate::Lun)
+    }
+}
+
 /// What is wrong with a device in an [`Error::Invalid`] because of the size of its sectors.
 pub const SECTORS: &str = "device for its sectors";
 

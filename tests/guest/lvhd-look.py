@@ -101,10 +101,10 @@ class Qcow2:
             bad.append(f"{name}: its backing format is {said['backing-filename-format']}")
         self.img("check", "-q", self.path)
         with open(self.path, "rb") as device:
-            head = device.read(512)
+            head = device.read(1024)
         at = struct.unpack(">I", head[100:104])[0]
         self.hidden = None
-        while at + 8 <= 512:
+        while at + 16 <= 1024:
             kind, length = struct.unpack(">II", head[at:at + 8])
             if kind == 0x76617465 and length == 8:
                 self.hidden = head[at + 8]

@@ -1,9 +1,10 @@
 """LVMSR on two hosts of a pool that share the disks of an LVHD group: what happens to a disk that one of them uses, when the other, the
 master, changes its tree, by the plug-ins of this package and beside those of the Python drivers. Run by tests/guest/lvhd-pool.sh, which
 makes the hosts: HOST_A and HOST_B are processes in their namespaces. One kernel has the volumes of both, so the master uses a
-disk only while the other does not.
+disk only while the other does not. tests/guest/lvmoiscsi-pool.sh runs some of it on a LUN: POOL_TYPE and POOL_CONFIG are the SR's.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,10 @@ from test_file import BIN, MiB
 from test_pool import read, uuid_of, write
 from xapi import Refusal, Xapi
 
-DISKS = os.environ.get("LVM_DISKS", "").split()
+TYPE = os.environ.get("POOL_TYPE", "lvm")
+CONFIG = json.loads(os.environ.get("POOL_CONFIG", "{}")) or {
+    "device": os.environ.get("LVM_DISKS", "").replace(" ", ","), "allocation": "thin"}
+EXECUTABLE = {"lvm": "LVMSR", "lvmoiscsi": "LVMoISCSISR"}[TYPE]
 PLUGINS = ("tapdisk-pause", "on-slave", "lvhd-thin")
 
 
@@ -43,7 +47,7 @@ class Host:
             call = Plugin(os.path.join(self.dir, "plugins", plugin), self.dir, session, self.prefix)
             call.env["DM_DISABLE_UDEV"] = "1"
             case.xapi.plugins[self.ref, plugin] = case.noted(name, plugin, call)
-        config = {"device": ",".join(DISKS), "allocation": "thin"}
+        config = dict(CONFIG)
         case.xapi.pbds[f"OpaqueRef:pbd-{name}"] = {
             "uuid": uuid_of(name), "SR": case.sr_ref, "host": self.ref, "device_config": config, "currently_attached": True}
         self.agent = Agent.__new__(Agent)
@@ -51,7 +55,8 @@ class Host:
                                    device_config=dict(config, SRmaster="true" if name == "A" else "false"))
         common = self.agent.common
         self.agent.common = lambda command, args: dict(common(command, args), host_ref=self.ref)
-        case.xapi.hosts[self.ref] = {"uuid": uuid_of(name), "name_label": f"host {name}", "other_config": {}}
+        other_config = {"iscsi_iqn": os.environ.get("INITIATOR", ""), "multipathing": "false"}
+        case.xapi.hosts[self.ref] = {"uuid": uuid_of(name), "name_label": f"host {name}", "other_config": other_config}
 
     def activate(self, vdi, mode="true"):
         link = self.agent.call("vdi_attach", mode, vdi=vdi)["params"]
@@ -70,16 +75,16 @@ class Host:
         return sorted(counts)
 
 
-@unittest.skipUnless(DISKS, "tests/guest/lvhd-pool.sh makes the hosts")
+@unittest.skipUnless("HOST_A" in os.environ, "tests/guest/lvhd-pool.sh makes the hosts")
 class TwoHosts(unittest.TestCase):
     def setUp(self):
         self.scratch = tempfile.mkdtemp(prefix="smapiv1-")
         self.xapi = Xapi(os.path.join(self.scratch, "xapi"))
         self.sm = os.path.abspath(os.path.join(BIN, "sm"))
-        self.driver_file = os.path.join(self.scratch, "LVMSR")
+        self.driver_file = os.path.join(self.scratch, EXECUTABLE)
         os.symlink(self.sm, self.driver_file)
-        self.xapi.driver_filenames["lvm"] = self.driver_file
-        first = Agent(self.xapi, None, {}, sr_type="lvm")
+        self.xapi.driver_filenames[TYPE] = self.driver_file
+        first = Agent(self.xapi, None, {}, sr_type=TYPE)
         self.sr_uuid, self.sr_ref = first.sr_uuid, first.sr_ref
         self.xapi.srs[self.sr_ref]["shared"] = True
         self.group = "VG_XenStorage-" + self.sr_uuid
@@ -99,11 +104,14 @@ class TwoHosts(unittest.TestCase):
             except Fault:
                 pass
         self.assertEqual([v["sm_config"] for v in self.xapi.vdis.values() if "paused" in v["sm_config"]], [])
-        self.xapi.close()
         run("vgchange", "-an", self.group)
+        disks = run("vgs", "--noheadings", "-o", "pv_name", self.group).split()
         run("vgremove", "-ff", "-y", self.group)
-        for disk in DISKS:
+        for disk in disks:
             run("wipefs", "-qa", disk)
+        for host in (self.b, self.a):
+            host.agent.call("sr_detach")
+        self.xapi.close()
         shutil.rmtree(self.scratch)
         self.assertEqual(self.xapi.misuses, [])
 

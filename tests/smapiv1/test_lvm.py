@@ -285,6 +285,21 @@ class Lvhd(Case):
         self.agent.call("sr_detach")
         self.assertEqual(run("vgs", "--noheadings"), "")
 
+    def test_xapi_knows_that_a_python_driver_tracks_a_disk(self):
+        del self.agent.device_config["lvhd"]
+        self.an_sr()
+        disk = self.agent.create(8 * MiB, "a disk", sm_config={})
+        log = f"{self.xapi.vdis[disk]['uuid']}.cbtlog"
+        run("lvcreate", "-qq", "-y", "-an", "-Zn", "-Wn", "-l", "1", "--addtag", "cbtlog", "-n", log, self.group)
+        self.xapi.vdis[disk]["cbt_enabled"] = True
+        for command in (lambda: self.agent.call("sr_scan"), lambda: self.agent.call("vdi_update", vdi=disk)):
+            command()
+            self.assertTrue(self.xapi.vdis[disk]["cbt_enabled"])
+        run("lvremove", "-qq", "-y", f"{self.group}/{log}")
+        self.agent.call("sr_scan")
+        self.assertFalse(self.xapi.vdis[disk]["cbt_enabled"])
+        self.agent.delete(disk)
+
     def test_what_the_python_driver_finds_of_xapi_in_the_group_is_kept(self):
         del self.agent.device_config["lvhd"]
         sr = self.xapi.srs[self.agent.sr_ref]

@@ -20,7 +20,7 @@ use crate::door::smapiv3;
 use crate::door::xapi::{ApiError, Record, Xapi, text};
 use crate::door::xmlrpc::Value;
 use crate::error::{Error, Result};
-use crate::sr::{Driver, Substrate};
+use crate::sr::Driver;
 use crate::sys::lock::{self, Kind, Lock};
 use crate::sys::tool::Tool;
 use crate::sys::{run_dir, syslog};
@@ -110,7 +110,7 @@ fn collect_known(sr: SrUuid, known: Known, collecting: &Collecting, context: &Co
     let next = collecting.watcher.clone();
     let teller = Arc::new(Teller { sr, driver, config, reference, xapi, told, next });
     // Hosts that share files see each other's leases there.
-    let of_pool = driver.about.substrate == Substrate::BlockDevices && session.is_shared();
+    let of_pool = driver.about.substrate.is_of_volumes() && session.is_shared();
     let pool = of_pool.then(|| Arc::new(OfPool(teller.clone())) as Arc<dyn Pool>);
     let watched = Collecting { rate: collecting.rate, watcher: Some(teller.clone()), pool };
     let collected = session.sr_collect(&watched, context);

@@ -53,7 +53,9 @@ impl LvhdDisk<'_> {
 
     /// With what the image itself does not tell.
     fn shown(&self, info: VdiInfo) -> VdiInfo {
-        match self.live.now().is_base(self.vdi) && !info.hidden {
+        let group = self.live.now();
+        let info = VdiInfo { cbt_enabled: group.log_of(self.vdi).is_some(), ..info };
+        match group.is_base(self.vdi) && !info.hidden {
             true => VdiInfo { hidden: true, read_only: true, ..info },
             false => info,
         }
@@ -120,14 +122,14 @@ impl LvhdDisk<'_> {
     /// Refuses to write to a disk of whose changed blocks there is a log: it would say what is not so, and a backup would lack
     /// blocks.
     fn refuse_tracked(&self) -> Result<()> {
-        let log = format!("{}.cbtlog", self.vdi);
-        match self.live.now().vg().lv(&log) {
+        match self.live.now().log_of(self.vdi) {
             None => Ok(()),
-            Some(_) => Err(in_use(
+            Some(log) => Err(in_use(
                 self.inner.place(),
                 format!(
-                    "the tracking of its changed blocks in the volume {log}: disable that where it was enabled, or attach the disk \
-                     read-only"
+                    "the tracking of its changed blocks in the volume {}: disable that where it was enabled, or attach the disk \
+                     read-only",
+                    log.name
                 ),
             )),
         }

@@ -166,16 +166,40 @@ impl LvhdForest<'_> {
     }
 
     fn put_records(&self, fork: &Fork, of_base: Format) -> Result<()> {
-        let names = Params { label: BASE_LABEL.to_owned(), read_only: true, ..Params::default() };
-        let base = New { vdi: fork.base, format: of_base, params: &names, is_base: true };
-        let format = child_format(of_base);
-        let copy = fork.dest.map(|(vdi, params)| New { vdi, format, params, is_base: false });
-        let all: Vec<New> = copy.into_iter().chain([base]).collect();
-        self.live.put_records(OP, &all)
+        self.live.record_clone(fork.base, of_base, fork.dest, &|_| true)
     }
 }
 
 impl Live<'_> {
+    /// Gives a base, whose format is `of_base`, and the copy of its disk the records that they are to have; those of them that are `meant`.
+    fn record_clone(
+        &self,
+        base: VdiUuid,
+        of_base: Format,
+        copy: Option<(VdiUuid, &Params)>,
+        meant: &dyn Fn(VdiUuid) -> bool,
+    ) -> Result<()> {
+        let names = Params { label: BASE_LABEL.to_owned(), read_only: true, ..Params::default() };
+        let base = New { vdi: base, format: of_base, params: &names, is_base: true };
+        let format = child_format(of_base);
+        let copy = copy.map(|(vdi, params)| New { vdi, format, params, is_base: false });
+        let all: Vec<New> = copy.into_iter().chain([base]).filter(|new| meant(new.vdi)).collect();
+        self.put_records(OP, &all)
+    }
+
+    /// As [`Live::record_clone`], of what has no record: a Python driver writes the records last, so one that was killed has not. The copy
+    /// has no names then; it is of the kind of its disk.
+    ///
+    /// # Errors
+    /// Those of [`Live::put_records`].
+    pub fn record_unrecorded(&self, vdi: VdiUuid, base: VdiUuid, of_base: Format, copy: Option<VdiUuid>) -> Result<()> {
+        let group = self.now();
+        // Without MGT, disks have no names.
+        let Ok(records) = group.records() else { return Ok(()) };
+        let params = Params { kind: group.params(vdi).kind, ..Params::default() };
+        self.record_clone(base, of_base, copy.map(|copy| (copy, &params)), &|vdi| !records.vdis.contains_key(&vdi))
+    }
+
     /// Takes the last steps of a change that made `base` a base: its children are there.
     ///
     /// # Errors

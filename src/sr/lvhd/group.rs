@@ -268,6 +268,11 @@ impl<'a> Group<'a> {
             .or_else(|| is_elsewhere.then(|| "its volume is to get another name".to_owned()))
     }
 
+    /// The volume with the log of changed blocks that a Python driver keeps of a VDI.
+    pub fn log_of(&self, vdi: VdiUuid) -> Option<&Lv> {
+        self.vg.lv(&format!("{vdi}.cbtlog"))
+    }
+
     /// The volume with the image of a VDI.
     ///
     /// # Errors

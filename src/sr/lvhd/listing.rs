@@ -84,6 +84,8 @@ impl Lvhd<'_> {
             _ => attachments.served(&place.path()),
         };
         let info = vdi::describe(&place, node, place.size(), self.live.now().params(vdi));
+        let cbt_enabled = self.live.now().log_of(vdi).is_some();
+        let info = VdiInfo { cbt_enabled, ..info };
         let died = attachments.server_died(node.format, &place.path());
         Ok(vdi::with_server(info.with_children(children).with_device(device), died))
     }

@@ -75,8 +75,7 @@ impl Live<'_> {
         let group = self.now();
         let Ok(records) = group.records() else { return Ok(()) };
         // Of a disk whose data was destroyed, the log of its changes is there.
-        let is_there =
-            |vdi: &VdiUuid| group.volumes().contains_key(vdi) || group.vg().lv(&format!("{vdi}.cbtlog")).is_some();
+        let is_there = |vdi: &VdiUuid| group.volumes().contains_key(vdi) || group.log_of(*vdi).is_some();
         let strays = records.vdis.keys().filter(|vdi| !is_there(vdi));
         strays.copied().try_for_each(|vdi| self.remove_record("ending a change", vdi))
     }

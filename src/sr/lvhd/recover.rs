@@ -8,7 +8,7 @@
 //! | `inflate_<U>_<bytes>` | what `U` holds fits so many bytes, and no process has it open | `U` ends there again |
 //! | | else | `U` ends where its volume does |
 //! | `clone_<U>`, base B, copy D | no B; or the record cannot be read | nothing was done |
-//! | | U, and D if there is to be one, are images with the parent B | completed: B is hidden |
+//! | | U, and D if there is to be one, are images with the parent B | completed: B is hidden, and both have records |
 //! | | else, if U and D hold no data, and B has no other child | undone: B has the name of U again |
 //! | `leaf_<U>`, parent P | P and `OLD_<U>`, and U | completed: U went back to a snapshot, and `OLD_<U>` is what it was |
 //! | | else P or `OLD_<U>` | undone: the leaf is all there |
@@ -207,6 +207,13 @@ impl<'a> Live<'a> {
         };
         let are_children = children.iter().map(is_child).collect::<Result<Vec<bool>>>()?;
         if are_children.iter().all(|is| *is) {
+            if let Err(error) = self.record_unrecorded(journal.vdi, base, below.0, copy) {
+                let sr = self.own().sr;
+                syslog::write(&format!(
+                    "SR {sr}: base {base} and its children may have no names: {}",
+                    one_line(&error)
+                ));
+            }
             return self.end_fork(base, journal);
         }
         self.refuse_data(base, &children)?;
