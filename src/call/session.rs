@@ -69,6 +69,11 @@ impl Session {
         self.storage.is_shared()
     }
 
+    /// The keys of the agent's record of this host's attachment. `Some` is a value as it is now.
+    pub fn attachment_keys(&self) -> Vec<(String, Option<String>)> {
+        self.storage.attachment_keys()
+    }
+
     /// The keys of the SR's own `sm_config`.
     pub fn sr_sm_config(&self) -> SmConfig {
         self.storage.sr_sm_config()

@@ -408,6 +408,12 @@ pub trait Sr: Send + Sync {
         None
     }
 
+    /// What the agent's record of this host's attachment (`PBD.other_config`) says: the keys that go with the attachment, and the values of
+    /// those that the driver gives.
+    fn attachment_keys(&self) -> Vec<(String, Option<String>)> {
+        Vec::new()
+    }
+
     /// The `sm_config` of the SR itself.
     fn sr_sm_config(&self) -> SmConfig {
         SmConfig::new()

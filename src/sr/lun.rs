@@ -84,6 +84,11 @@ pub trait Transport: Send + Sync {
     /// Whether the other end still answers.
     fn pulse(&self) -> Option<Pulse>;
 
+    /// How many sessions with the target there are, where the way has sessions.
+    fn sessions(&self) -> Option<usize> {
+        None
+    }
+
     /// This call deleted the SR on the LUN.
     fn abandon(&self) {}
 }
@@ -371,6 +376,14 @@ impl<T: Transport> Sr for LunSr<T> {
 
     fn pulse(&self) -> Option<Pulse> {
         self.transport.pulse()
+    }
+
+    /// Block transports, "Detach": `mpath-…` and `multipathed` are those of the host's counter of paths.
+    fn attachment_keys(&self) -> Vec<(String, Option<String>)> {
+        let sessions =
+            self.transport.sessions().map(|sessions| ("iscsi_sessions".to_owned(), Some(sessions.to_string())));
+        let of_counter = [format!("mpath-{}", self.lun.scsi_id), "multipathed".to_owned()].map(|key| (key, None));
+        sessions.into_iter().chain(of_counter).collect()
     }
 
     fn sr_sm_config(&self) -> SmConfig {

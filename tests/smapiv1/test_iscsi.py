@@ -136,8 +136,14 @@ class Iscsi(Case):
                          [("UUID", self.agent.sr_uuid), ("Devlist", "/dev/disk/by-id/scsi-" + self.id)])
         self.assertGreater(int(found.find("size").text), 80 * MiB)
         self.fails(47, self.agent.call, "sr_scan")
+        other = {"other": "stays"}
+        pbd = {"uuid": str(uuid.uuid4()), "SR": self.agent.sr_ref, "host": self.xapi.host_ref, "device_config": {},
+               "currently_attached": False, "other_config": {"iscsi_sessions": "7", **other}}
+        foreign = {**pbd, "host": "OpaqueRef:host-2", "other_config": dict(other)}
+        self.xapi.pbds.update({"OpaqueRef:pbd": pbd, "OpaqueRef:pbd-2": foreign})
         self.agent.attach_sr()
         self.agent.attach_sr()
+        self.assertEqual(pbd["other_config"], {"iscsi_sessions": "1", **other})
         self.assertEqual(len(self.sessions()), 1)
         vdi = self.agent.create(8 * MiB, sm_config={})
         self.agent.scan()
@@ -146,8 +152,12 @@ class Iscsi(Case):
         self.fails(16, self.agent.call, "sr_detach")
         self.agent.call("vdi_deactivate", vdi=vdi)
         self.agent.call("vdi_detach", vdi=vdi)
+        # By the host's counter of paths.
+        pbd["other_config"].update({"multipathed": "true", f"mpath-{self.id}": "[1, 1]", "mpath-another": "[2, 2]"})
         self.agent.call("sr_detach")
         self.agent.call("sr_detach")
+        self.assertEqual(pbd["other_config"], {"mpath-another": "[2, 2]", **other})
+        self.assertEqual(foreign["other_config"], other)
         self.assertEqual(self.sessions(), [])
         self.fails(42, self.agent.create_sr)
         self.agent.attach_sr()

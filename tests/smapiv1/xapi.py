@@ -35,6 +35,7 @@ SIGNATURES = {
     "SR.set_sm_config": "sm", "SR.add_to_sm_config": "sss", "SR.add_to_other_config": "sss",
     "SR.remove_from_other_config": "ss", "SR.get_uuid": "s",
     "PBD.get_all_records": "", "PBD.get_all_records_where": "s", "PBD.get_device_config": "s",
+    "PBD.add_to_other_config": "sss", "PBD.remove_from_other_config": "ss",
     "host.get_all_records": "", "host.get_record": "s", "host.get_by_uuid": "s", "host.get_other_config": "s", "host.call_plugin": "sssm",
     "pool.get_all": "", "pool.get_all_records": "", "pool.get_master": "s",
     "secret.get_by_uuid": "s", "secret.get_value": "s",

@@ -46,9 +46,17 @@ pub fn attached_here(xapi: &mut Xapi, sr: SrUuid) -> Result<Attached, ApiError> 
     let driver = driver_of(xapi, &record)?;
     let host = xapi.this_host()?;
     let is_master = record.get("shared") != Some(&Value::Boolean(true)) || master(xapi)? == host;
+    let here = pbd(xapi, &reference, &host)?;
+    Ok(Some((driver, here.map(|(_, pbd)| config(&pbd, is_master)))))
+}
+
+/// The PBD by which a host has an SR, attached or not, with its reference.
+///
+/// # Errors
+/// Those of [`Xapi::call`].
+pub fn pbd(xapi: &mut Xapi, sr_ref: &str, host: &str) -> Result<Option<(String, Record)>, ApiError> {
     let pbds = xapi.records("PBD.get_all_records")?;
-    let here = pbds.into_values().find(|pbd| text(pbd, "SR") == reference && text(pbd, "host") == host);
-    Ok(Some((driver, here.map(|pbd| config(&pbd, is_master)))))
+    Ok(pbds.into_iter().find(|(_, pbd)| text(pbd, "SR") == sr_ref && text(pbd, "host") == host))
 }
 
 /// The reference of the pool's master.

@@ -154,8 +154,7 @@ fn find(xapi: &mut Xapi, sr: SrUuid) -> Result<(String, &'static Driver, DeviceC
 fn attached_pbd(xapi: &mut Xapi, sr_ref: &str, host: &str) -> std::result::Result<Option<Record>, ApiError> {
     let until = Instant::now() + host::patience(ATTACHING);
     loop {
-        let pbds = xapi.records("PBD.get_all_records")?;
-        let here = pbds.into_values().find(|pbd| text(pbd, "SR") == sr_ref && text(pbd, "host") == host);
+        let here = ours::pbd(xapi, sr_ref, host)?.map(|(_, pbd)| pbd);
         let is_attached = |pbd: &Record| pbd.get("currently_attached") == Some(&Value::Boolean(true));
         if here.as_ref().is_none_or(is_attached) || Instant::now() >= until {
             return Ok(here.filter(is_attached));

@@ -306,18 +306,23 @@ impl Way {
 
     /// Whether a path to the LUN takes I/O, by a session with the target.
     fn is_running(&self) -> bool {
-        let sessions: Vec<u32> = self.sessions().into_iter().filter(Session::is_logged_in).map(|it| it.id).collect();
+        let sessions: Vec<u32> =
+            self.own_sessions().into_iter().filter(Session::is_logged_in).map(|it| it.id).collect();
         let is_path = |disk: &Disk| disk.is_running() && disk.session.is_some_and(|it| sessions.contains(&it));
         self.lun.as_ref().is_some_and(|lun| lun.paths().iter().any(is_path))
     }
 
-    fn sessions(&self) -> Vec<Session> {
+    fn own_sessions(&self) -> Vec<Session> {
         let wanted = self.target.iqn.as_deref().unwrap_or(ANY);
         initiator::sessions().into_iter().filter(|it| wanted == ANY || it.iqn == wanted).collect()
     }
 }
 
 impl Transport for Way {
+    fn sessions(&self) -> Option<usize> {
+        Some(self.own_sessions().iter().filter(|session| session.is_logged_in()).count())
+    }
+
     fn location(&self) -> String {
         let port = if self.target.port == 3260 { String::new() } else { format!(":{}", self.target.port) };
         let bracketed = |host: &String| match host.contains(':') && !port.is_empty() {
@@ -344,7 +349,7 @@ impl Transport for Way {
             Ok(chosen) => chosen,
             // A portal is away, and another has the LUN.
             Err(_) if is_running => {
-                let there = self.sessions().into_iter().filter(Session::is_logged_in);
+                let there = self.own_sessions().into_iter().filter(Session::is_logged_in);
                 there.map(|it| (it.iqn, Vec::new())).collect()
             }
             Err(e) => return Err(e),
@@ -403,7 +408,7 @@ impl Transport for Way {
         if paths.iter().any(Disk::is_running) {
             return None;
         }
-        let sessions = self.sessions();
+        let sessions = self.own_sessions();
         let hosts = self.target.hosts.join(",");
         Some(match (sessions.iter().find(|it| !it.is_logged_in()).or(sessions.first()), paths.first()) {
             (None, _) => format!("this host has no session with its iSCSI target at {hosts}; sr_attach logs in"),

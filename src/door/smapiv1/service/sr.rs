@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::figures::FIGURES;
 use super::{AGENT, Answer, Service, deadline, no_session, now, until};
 use crate::call::Disks;
-use crate::door::host::{device, local_path};
+use crate::door::host::{device, local_path, ours};
 use crate::door::smapiv1::collector;
 use crate::door::smapiv1::command::Command;
 use crate::door::smapiv1::faults::Failure;
@@ -105,6 +105,7 @@ impl Service<'_> {
         let session = self.session()?;
         session.sr_attach_or_adopt(records.is_empty(), &now())?;
         local_path::enter(session)?;
+        self.tell_attachment(sr_ref, true);
         let master = self.request.device_config.get("SRmaster") == Some("true");
         let shared = self.session()?.is_shared();
         let records = self.clear_tags(records, &host, master && !shared)?;
@@ -168,7 +169,42 @@ impl Service<'_> {
             Err(other) => return Err(other.into()),
         }
         local_path::leave(session)?;
+        if let Ok(sr_ref) = self.request.text("sr_ref") {
+            self.tell_attachment(sr_ref, false);
+        }
         Ok(Value::Nil)
+    }
+
+    /// Makes this host's PBD say what there is to say of the attachment. What xapi does not take is logged: the call did its work.
+    fn tell_attachment(&mut self, sr_ref: &str, attached: bool) {
+        if let Err(failure) = self.write_attachment(sr_ref, attached) {
+            let why = self.reason(&failure, if attached { Command::SrAttach } else { Command::SrDetach });
+            syslog::write(&format!("the keys of the PBD stay as they are: {why}"));
+        }
+    }
+
+    fn write_attachment(&mut self, sr_ref: &str, attached: bool) -> Result<(), Failure> {
+        let keys = self.session()?.attachment_keys();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let host = self.request.text("host_ref")?;
+        let xapi = self.xapi()?;
+        let Some((pbd, record)) = ours::pbd(xapi, sr_ref, host)? else { return Ok(()) };
+        for (key, value) in keys {
+            let there = record.get("other_config").and_then(|keys| keys.get(&key)).and_then(Value::as_str);
+            let wanted = if attached { value.as_deref().or(there) } else { None };
+            if there == wanted {
+                continue;
+            }
+            if there.is_some() {
+                xapi.set("PBD.remove_from_other_config", &pbd, Value::text(key.as_str()))?;
+            }
+            if let Some(value) = wanted {
+                xapi.add_key("PBD.add_to_other_config", &pbd, &key, value)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn sr_scan(&mut self) -> Answer {
