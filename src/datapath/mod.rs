@@ -175,6 +175,11 @@ fn await_end(pid: u32, path: &Path, until: Instant) -> Result<()> {
     Ok(())
 }
 
+/// Whether an image server may run on this host.
+pub fn may_serve() -> bool {
+    !servers(&directory()).is_empty()
+}
+
 /// The processes that have, or had, a socket here.
 fn servers(dir: &Path) -> Vec<u32> {
     let names = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
@@ -295,7 +300,7 @@ pub struct Paused {
 /// was removed is the pause's to tell.
 pub fn prepare(path: &Path, deadline: Instant) -> Result<()> {
     // Without a socket there is none to talk to, and to list the devices of the host takes a call of the system for each.
-    if servers(&directory()).is_empty() {
+    if !may_serve() {
         return Ok(());
     }
     let Some(found) = find(path)? else { return Ok(()) };

@@ -36,8 +36,9 @@
 //! - **sr_collect**, after the data of an only child C was written into its base B. For a C that is a base itself:
 //!   (1) publish `.sm-tree`; (2) make B the parent of each child of C; (3) remove C. After a kill, the next call that
 //!   takes the tree's lock goes on. For a C that is a disk: (1) publish `.sm-tree`; (2) mark B visible; (3) rename B
-//!   over the name of C. After (2), B is hidden again. The data of a disk in use is set aside as a clone does it,
-//!   without a D.
+//!   over the name of C. After (2), B is hidden again; after (3), bases between the two are removed, then B's old name.
+//!   Bases between C and B go with C, and the ends of merges in several trees have one record. The data of a disk in use is set
+//!   aside as a clone does it, without a D.
 //! - **vdi_delete**: 1. unlink the image, durably; 2. remove what was beside it. After 1: as above.
 //!   Where several hosts have the SR, it first takes the persistent lock, so that of a vdi_delete and a
 //!   vdi_lock on two hosts one is refused. A kill then leaves a disk that is locked by `vdi_delete on <host>`, which
@@ -54,12 +55,13 @@
 //! | [`check`] | what is wrong with it, and what of it is mended |
 //! | [`disks`], [`files`], [`place`] | its disks: found and made; their files; what formats do with them |
 //! | [`mod@cbt`] | the logs of changed blocks |
-//! | [`forest`], [`unborn`], [`recover`] | its trees: how they change; a change that is under way; one that was killed |
+//! | [`forest`], [`ending`], [`unborn`], [`recover`] | its trees: how they change; how merges end; a change that is under way; one that was killed |
 
 mod cbt;
 mod check;
 mod directory;
 mod disks;
+mod ending;
 mod files;
 mod forest;
 mod images;

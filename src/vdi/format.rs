@@ -180,12 +180,20 @@ pub trait Layout: Sync {
         Err(no_tree(self.format(), "hiding"))
     }
 
-    /// Writes into the parent, which is open for writing, all that the child holds; any number of times. Neither is changed
-    /// otherwise. `resolve` finds the parents of the parent.
+    /// Writes into the parent, which is open for writing, all that the children hold; any number of times. None is changed
+    /// otherwise. The first one is the child of the parent, each other one that of the one before: for these the caller has asked
+    /// [`Layout::check_parent`]. `resolve` finds the parents of the parent.
     ///
     /// # Errors
-    /// Those of [`Layout::check_parent`], which this asks first, and [`Error::Io`], with `ECANCELED` if the work does not go on.
-    fn coalesce(&self, _child: &Arc<dyn Storage>, _parent: &ParentImage, _resolve: Resolve, _work: Work) -> Result<()> {
+    /// Those of [`Layout::check_parent`] of the first, which this asks first, and [`Error::Io`], with `ECANCELED` if the work does not
+    /// go on.
+    fn coalesce(
+        &self,
+        _children: &[Arc<dyn Storage>],
+        _parent: &ParentImage,
+        _resolve: Resolve,
+        _work: Work,
+    ) -> Result<()> {
         Err(no_tree(self.format(), "coalescing"))
     }
 

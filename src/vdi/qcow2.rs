@@ -135,12 +135,19 @@ impl Layout for Qcow2Layout {
         qcow2::set_hidden(image, hidden)
     }
 
-    fn coalesce(&self, child: &Arc<dyn Storage>, parent: &ParentImage, resolve: Resolve, work: Work) -> Result<()> {
-        self.check_parent(&**child, parent)?;
-        let child = Image::open(child.clone(), Mode::ReadOnly)?;
+    fn coalesce(
+        &self,
+        children: &[Arc<dyn Storage>],
+        parent: &ParentImage,
+        resolve: Resolve,
+        work: Work,
+    ) -> Result<()> {
+        children.first().map_or(Ok(()), |lowest| self.check_parent(&**lowest, parent))?;
+        let open = |child: &Arc<dyn Storage>| Image::open(child.clone(), Mode::ReadOnly);
+        let children: Vec<Image> = children.iter().map(open).collect::<Result<_>>()?;
         let target = chain(parent.format, &parent.image, Mode::ReadWrite, resolve)?;
         // Ends with a flush. The data that was replaced keeps its space: the disk's server may still read it there.
-        qcow2::coalesce(&child, &target, &|step, done| {
+        qcow2::coalesce_all(&children, &target, &|step, done| {
             (work.progress)(done);
             (work.copied)(step)
         })

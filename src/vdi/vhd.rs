@@ -131,8 +131,15 @@ impl Layout for VhdLayout {
         vhd::set_hidden(image, hidden).map(drop)
     }
 
-    fn coalesce(&self, child: &Arc<dyn Storage>, parent: &ParentImage, _resolve: Resolve, work: Work) -> Result<()> {
-        let child = Image::open(child.clone(), Mode::ReadOnly)?;
+    fn coalesce(
+        &self,
+        children: &[Arc<dyn Storage>],
+        parent: &ParentImage,
+        _resolve: Resolve,
+        work: Work,
+    ) -> Result<()> {
+        let open = |child: &Arc<dyn Storage>| Image::open(child.clone(), Mode::ReadOnly);
+        let children: Vec<Image> = children.iter().map(open).collect::<Result<_>>()?;
         let (all, copied) = (AtomicU64::new(0), work.copied);
         let step = |step: u64, so_far: u64| {
             all.fetch_max(so_far, Ordering::Relaxed);
@@ -140,13 +147,13 @@ impl Layout for VhdLayout {
         };
         let (target, format): (&Arc<dyn Storage>, _) = (&parent.image, parent.format);
         let merge = || match format {
-            Format::Raw => vhd::coalesce(&child, vhd::Target::Raw(&**target), &step).map(drop),
+            Format::Raw => vhd::coalesce_all(&children, vhd::Target::Raw(&**target), &step).map(drop),
             _ if vhd::query(&**target)?.kind == vhd::Kind::Fixed => {
-                vhd::coalesce(&child, vhd::Target::Fixed(&**target), &step).map(drop)
+                vhd::coalesce_all(&children, vhd::Target::Fixed(&**target), &step).map(drop)
             }
             _ => {
                 let image = Image::open(target.clone(), Mode::ReadWrite)?;
-                vhd::coalesce(&child, vhd::Target::Vhd(&image), &step).and_then(|_| image.close())
+                vhd::coalesce_all(&children, vhd::Target::Vhd(&image), &step).and_then(|_| image.close())
             }
         };
         let told = || (work.progress)(all.load(Ordering::Relaxed));

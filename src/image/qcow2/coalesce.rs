@@ -23,17 +23,33 @@ use crate::types::Size;
 /// [`Error::TooBig`], before anything was written, if the parent is smaller: grow it first. [`Error::Io`] with `ECANCELED` if
 /// `progress` said so.
 pub fn coalesce(child: &Image, parent: &Chain, progress: &dyn Fn(u64, u64) -> ControlFlow<()>) -> Result<()> {
-    let size = child.virtual_size();
-    if size > parent.virtual_size() {
+    coalesce_all(std::slice::from_ref(child), parent, progress)
+}
+
+/// As [`coalesce`], of several images with one flush at the end: the parent's child, the child of that, and so on. The caller knows
+/// that each is the parent of the next.
+///
+/// # Errors
+/// As [`coalesce`].
+pub fn coalesce_all(children: &[Image], parent: &Chain, progress: &dyn Fn(u64, u64) -> ControlFlow<()>) -> Result<()> {
+    if let Some(size) = children.iter().map(Image::virtual_size).find(|size| *size > parent.virtual_size()) {
         return Err(Error::TooBig {
             what: "a child image",
             bytes: size,
             limit: format!("its parent holds {}; grow it first", Size(parent.virtual_size())),
         });
     }
+    let mut copied = 0;
+    children.iter().try_for_each(|child| copy(child, parent, &mut copied, progress))?;
+    parent.flush()
+}
+
+/// Copies what a child holds, and adds the bytes to `copied`. Nothing is flushed.
+fn copy(child: &Image, parent: &Chain, copied: &mut u64, progress: &dyn Fn(u64, u64) -> ControlFlow<()>) -> Result<()> {
+    let size = child.virtual_size();
     let place = &**child.place();
     let mut buf = vec![0; PIECE];
-    let (mut at, mut copied) = (0, 0);
+    let mut at = 0;
     while at < size {
         let (what, run) = child.look(at, size - at)?;
         let run = if matches!(what, What::Data(..)) { run.min(PIECE as u64) } else { run };
@@ -57,12 +73,12 @@ pub fn coalesce(child: &Image, parent: &Chain, progress: &dyn Fn(u64, u64) -> Co
             }
         }
         at += run;
-        copied += step;
-        if progress(step, copied).is_break() {
+        *copied += step;
+        if progress(step, *copied).is_break() {
             return Err(place.fail("coalesce")(io::Error::from_raw_os_error(nix::libc::ECANCELED)));
         }
     }
-    parent.flush()
+    Ok(())
 }
 
 /// Tells the stretches of the disk, from a byte to before another, that an image itself holds: data, and zeroes that hide what

@@ -63,7 +63,7 @@ pub use super::storage::{FileStorage, Storage};
 use super::{be32, be64};
 pub use chain::{Chain, Parent};
 pub use check::{check, repair};
-pub use coalesce::{coalesce, own};
+pub use coalesce::{coalesce, coalesce_all, own};
 pub use create::{create, create_child, create_fine_child};
 pub use header::{Header, named_parent};
 pub use image::Image;

@@ -5,6 +5,8 @@
 //! 1. Copy the child's sectors into the parent's blocks, new ones being allocated.
 //! 2. Publish new blocks and bits by [`Image::flush`]; from time to time, and at the end.
 //!
+//! Children of each other go into the parent together, the lowest first, and are published once.
+//!
 //! As long as the child is the parent's only child, no disk shows those bytes of the parent that the child holds as well.
 //! So a crash leaves every disk as it was, and doing it again completes it. The child is not changed. Relinking the children of the
 //! child, or renaming the parent into its place, is the caller's next step, never before this returned `Ok`.
@@ -83,10 +85,42 @@ const KERNEL_COPY: u64 = 64 << 10;
 /// ([`super::check_parent`]) or is larger than it; [`Error::TooBig`] if the child holds sectors past the end of the
 /// parent: grow it first. [`Error::Io`] with `ECANCELED` if `progress` said so. [`Error::Io`], [`Error::Damaged`].
 pub fn coalesce(child: &Image, parent: Target, progress: &(dyn Fn(u64, u64) -> ControlFlow<()> + Sync)) -> Result<u64> {
-    let limit = parent.checked(child)?;
-    let todo: Vec<u32> = child.allocated().map(|(block, _)| block).collect();
-    check_size(child, parent, limit, &todo)?;
-    let (next, sectors) = (AtomicUsize::new(0), AtomicU64::new(0));
+    coalesce_all(std::slice::from_ref(child), parent, progress)
+}
+
+/// As [`coalesce`], of several images, which are published together: the parent's child, the child of that, and so on. The caller
+/// knows that each is the parent of the next.
+///
+/// # Errors
+/// As [`coalesce`]; the first image alone is compared with the parent.
+pub fn coalesce_all(
+    children: &[Image],
+    parent: Target,
+    progress: &(dyn Fn(u64, u64) -> ControlFlow<()> + Sync),
+) -> Result<u64> {
+    let Some(lowest) = children.first() else { return Ok(0) };
+    let limit = parent.checked(lowest)?;
+    let blocks = |child: &Image| -> Vec<u32> { child.allocated().map(|(block, _)| block).collect() };
+    let all: Vec<(&Image, Vec<u32>)> = children.iter().map(|child| (child, blocks(child))).collect();
+    all.iter().try_for_each(|(child, todo)| check_size(child, parent, limit, todo))?;
+    let sectors = AtomicU64::new(0);
+    all.iter().try_for_each(|(child, todo)| copy(child, parent, todo, &sectors, progress))?;
+    match parent {
+        Target::Vhd(image) => image.flush()?,
+        Target::Fixed(place) | Target::Raw(place) => place.flush()?,
+    }
+    Ok(sectors.into_inner())
+}
+
+/// Copies these blocks of a child, several at a time, and adds what it copied to `sectors`. Nothing is published.
+fn copy(
+    child: &Image,
+    parent: Target,
+    todo: &[u32],
+    sectors: &AtomicU64,
+    progress: &(dyn Fn(u64, u64) -> ControlFlow<()> + Sync),
+) -> Result<()> {
+    let next = AtomicUsize::new(0);
     let stop = AtomicBool::new(false);
     let failure = Mutex::new(None);
     let work = || -> Result<()> {
@@ -115,14 +149,10 @@ pub fn coalesce(child: &Image, parent: Target, progress: &(dyn Fn(u64, u64) -> C
         }
         guarded();
     });
-    if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error);
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(()),
     }
-    match parent {
-        Target::Vhd(image) => image.flush()?,
-        Target::Fixed(place) | Target::Raw(place) => place.flush()?,
-    }
-    Ok(sectors.into_inner())
 }
 
 fn check_size(child: &Image, parent: Target, limit: u64, todo: &[u32]) -> Result<()> {

@@ -64,7 +64,7 @@ use super::{be32, be64};
 pub use chain::{Chain, Extent, Parent};
 pub use change::{set_hidden, set_parent};
 pub use check::{CheckOptions, check, repair};
-pub use coalesce::{Target, coalesce};
+pub use coalesce::{Target, coalesce, coalesce_all};
 pub use create::{NewImage, ParentLink, create, create_child, create_fixed};
 pub use footer::{Kind, timestamp};
 pub use image::Image;

@@ -10,10 +10,10 @@ use super::images::possible_parent;
 use super::layout::{CHANGE, COLLECT_LOCK, format_of, is_taken};
 use super::listing::Listing;
 use super::records::{damaged_record, encode, read_change};
-use super::recover::{end_change, forget_change};
+use super::recover::{begin_change, end_change};
 use super::unborn::{is_child, is_unborn};
 use crate::datapath::USES;
-use crate::error::{Error, Result, ended};
+use crate::error::{Error, Result};
 use crate::image::storage::Storage;
 use crate::sys::durable::Dir;
 use crate::sys::lock::{self, Lock};
@@ -23,7 +23,7 @@ use crate::types::{Format, Mode, Params, SrUuid, VdiUuid};
 use crate::vdi::cbt::ChangeLogs;
 use crate::vdi::format::{ParentImage, WriteImage};
 use crate::vdi::tree::change::Change;
-use crate::vdi::tree::forest::{Again, Forest, Fork, Kept};
+use crate::vdi::tree::forest::{Again, Ending, Forest, Fork, Kept};
 use crate::vdi::tree::nodes::Nodes;
 use crate::vdi::tree::stop;
 use crate::vdi::{self, Place, layout};
@@ -63,14 +63,6 @@ impl FileForest<'_> {
         match format_of(&self.dir, vdi)? {
             Some(format) => Ok(self.sr.place(self.dir.clone(), vdi, format)),
             None => Err(self.sr.no_vdi(vdi)),
-        }
-    }
-
-    /// Records a change before its first step. The caller holds the lock of the trees, so no other is recorded.
-    fn begin(&self, change: &Change) -> Result<()> {
-        match self.dir.create(CHANGE, &encode(change))? {
-            true => Ok(()),
-            false => Err(damaged_record(&self.dir, CHANGE)),
         }
     }
 }
@@ -265,37 +257,19 @@ impl Forest for FileForest<'_> {
         })
     }
 
-    fn relink(&self, nodes: &Nodes, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
-        let format = self.found(vdi)?.format;
-        self.begin(&Change::Relink { vdi, base, format })?;
-        let unfinished = self.sr.finish_relink(&self.dir, nodes, vdi, base, format)?;
-        forget_change(&self.dir)?;
-        unfinished.map_or(Ok(()), Err)
-    }
-
     fn compose(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
         let format = self.found(vdi)?.format;
-        self.begin(&Change::Compose { vdi, base, format })?;
+        begin_change(&self.dir, &Change::Compose { vdi, base, format })?;
         let unfinished = self.sr.finish_compose(&self.dir, vdi, base, format)?;
         end_change(&self.dir)?;
         unfinished.map_or(Ok(()), Err)
     }
 
-    fn collapse(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
-        let disk = self.found(vdi)?;
-        let base = self.sr.place(self.dir.clone(), base, disk.format);
-        self.begin(&Change::Collapse { vdi, base: base.vdi, format: disk.format })?;
-        let done = (|| {
-            let image = base.open_image(Mode::ReadWrite)?;
-            layout(disk.format).set_hidden(&**image, false)?;
-            let file = image.file().ok_or_else(|| base.gone())?;
-            // A temporary name: a host that repairs removes it first, see `recover_change`.
-            let passing = self.dir.passing_link(&base.name(), file)?;
-            passing.publish_over(&disk.name())?;
-            drop(image);
-            self.dir.remove(&base.name())?;
-            self.dir.sync()
-        })();
-        ended(done, self.sr.recover_change(&self.dir).map(drop))
+    fn ends_chains(&self) -> bool {
+        true
+    }
+
+    fn end(&self, nodes: &Nodes, endings: &[Ending]) -> Vec<Result<()>> {
+        self.sr.end_merges(&self.dir, nodes, endings)
     }
 }

@@ -141,7 +141,7 @@ impl FileSr {
             images.append(&mut part?);
         }
         let after = changing()?;
-        for base in [&before, &after].into_iter().flatten().filter_map(Change::hides) {
+        for base in [&before, &after].into_iter().flatten().flat_map(Change::hides) {
             images.iter_mut().filter(|image| image.vdi == base).for_each(|image| image.node.hidden = true);
         }
         if let Some(change) = &after

@@ -211,12 +211,23 @@ mod tests {
         assert_eq!(decode::<Change>(&bytes), Some(change));
         for change in [
             Change::Fork { vdi, base: vdi, dest: None, format: Format::Qcow2 },
-            Change::Relink { vdi, base: vdi, format: Format::Vhd },
-            Change::Collapse { vdi, base: vdi, format: Format::Vhd },
+            Change::Relink { vdi, base: vdi, format: Format::Vhd, between: vec![vdi, vdi] },
+            Change::Collapse { vdi, base: vdi, format: Format::Vhd, between: Vec::new() },
+            Change::Merges {
+                of: vec![
+                    Change::Relink { vdi, base: vdi, format: Format::Vhd, between: vec![vdi] },
+                    Change::Collapse { vdi, base: vdi, format: Format::Qcow2, between: Vec::new() },
+                ],
+            },
             Change::Compose { vdi, base: vdi, format: Format::Qcow2 },
         ] {
             assert_eq!(decode::<Change>(&encode(&change)), Some(change));
         }
+        // As earlier releases wrote it.
+        let relink = format!("(relink (vdi . \"{u}\") (base . \"{u}\") (format . \"vhd\"))\n");
+        let same = Change::Relink { vdi, base: vdi, format: Format::Vhd, between: Vec::new() };
+        assert_eq!(decode::<Change>(relink.as_bytes()), Some(same.clone()));
+        assert_eq!(String::from_utf8(encode(&same)).unwrap(), relink);
         assert!(decode::<VdiRecord>(&bytes).is_none() && decode::<SrRecord>(&bytes).is_none());
         let users = vec!["vm \"1\"".to_owned()];
         let lock = encode(&LockRecord::Lock { users: users.clone() });

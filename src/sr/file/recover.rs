@@ -4,9 +4,10 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::directory::FileSr;
+use super::ending::remove_gone;
 use super::layout::{CHANGE, LOCK, PARAMS, TREE_LOCK, beside, format_of, has_image, image_name, remove_leftovers};
 use super::listing::Listing;
-use super::records::read_change;
+use super::records::{damaged_record, encode, read_change};
 use super::unborn::{is_child, is_unborn};
 use crate::error::{Error, Result, one_line};
 use crate::image::storage::FileStorage;
@@ -17,6 +18,7 @@ use crate::sys::syslog;
 use crate::types::{Format, Mode, VdiUuid};
 use crate::vdi::layout;
 use crate::vdi::tree::change::Change;
+use crate::vdi::tree::claims::Claim;
 use crate::vdi::tree::nodes::Nodes;
 
 impl FileSr {
@@ -58,35 +60,41 @@ impl FileSr {
             }
             dir.sync()?;
         }
-        match change {
-            Change::Fork { vdi, base, dest, format } => recover_fork(dir, vdi, base, dest, format)?,
-            Change::Relink { vdi, base, format } => {
-                let nodes = self.trees(dir, &Listing::read(dir)?)?;
-                unfinished = self.finish_relink(dir, &nodes, vdi, base, format)?;
+        let changes = if let Change::Merges { of } = change { of } else { vec![change] };
+        for change in &changes {
+            match *change {
+                Change::Fork { vdi, base, dest, format } => recover_fork(dir, vdi, base, dest, format)?,
+                Change::Relink { .. } => {
+                    let nodes = self.trees(dir, &Listing::read(dir)?)?;
+                    match self.give_children(dir, &nodes, change)? {
+                        None => remove_gone(dir, std::slice::from_ref(change))?,
+                        Some(error) => unfinished = Some(error),
+                    }
+                }
+                Change::Collapse { .. } => {
+                    if recover_collapse(dir, change)? {
+                        remove_gone(dir, std::slice::from_ref(change))?;
+                    }
+                }
+                Change::Compose { vdi, base, format } => unfinished = self.finish_compose(dir, vdi, base, format)?,
+                // None has others in it.
+                Change::Merges { .. } => return Err(damaged_record(dir, CHANGE)),
             }
-            Change::Collapse { vdi, base, format } => recover_collapse(dir, vdi, base, format)?,
-            Change::Compose { vdi, base, format } => unfinished = self.finish_compose(dir, vdi, base, format)?,
         }
         end_change(dir)?;
         Ok(unfinished)
     }
 
-    /// Gives every child of `vdi` to `base`, then removes `vdi`, durably. Can be done again from any point of it.
+    /// Gives every child of an image to the base of a relink, durably. Can be done again from any point of it.
     ///
-    /// The answer says why a child could not be given away, or which image may be another child;
-    /// `vdi` then stays. As `base` holds all that `vdi` does, a child shows the same with either of them as its parent, so
+    /// The answer says why a child could not be given away, or which image may be another child of one that goes;
+    /// these images then stay. As the base holds all that they do, a child shows the same with either as its parent, so
     /// this is no half-done change.
     ///
     /// # Errors
-    /// [`Error::Damaged`] if there is no image `base`; [`Error::Io`].
-    pub(super) fn finish_relink(
-        &self,
-        dir: &Dir,
-        nodes: &Nodes,
-        vdi: VdiUuid,
-        base: VdiUuid,
-        format: Format,
-    ) -> Result<Option<Error>> {
+    /// [`Error::Damaged`] if there is no such base; [`Error::Io`].
+    pub(super) fn give_children(&self, dir: &Dir, nodes: &Nodes, relink: &Change) -> Result<Option<Error>> {
+        let Change::Relink { vdi, base, format, ref between } = *relink else { return Ok(None) };
         let Some(base_format) = format_of(dir, base)? else {
             return Err(Error::Damaged {
                 path: dir.join(CHANGE),
@@ -95,7 +103,7 @@ impl FileSr {
         };
         let own = Rc::new(Dir::open(dir.path())?);
         let parent = self.place(own.clone(), base, base_format).as_parent(Mode::ReadOnly)?;
-        if let Some(claim) = nodes.claim(vdi) {
+        if let Some((vdi, claim)) = claimed(nodes, vdi, between) {
             let path = dir.join(&image_name(vdi, format));
             return Ok(Some(Error::Damaged { path, what: claim.to_string() }));
         }
@@ -119,11 +127,6 @@ impl FileSr {
             if let Err(error) = give() {
                 return Ok(Some(error));
             }
-        }
-        dir.remove(&image_name(vdi, format))?;
-        dir.sync()?;
-        if remove_leftovers(dir, vdi)? {
-            dir.sync()?;
         }
         Ok(None)
     }
@@ -172,6 +175,29 @@ impl FileSr {
     }
 }
 
+/// An image other than their own children that may need one of these. Those of them that are gone after a crash are no reason.
+fn claimed(nodes: &Nodes, vdi: VdiUuid, between: &[VdiUuid]) -> Option<(VdiUuid, Claim)> {
+    let own: Vec<VdiUuid> = between.iter().copied().chain([vdi]).collect();
+    let claim_of = |image: &VdiUuid| {
+        let others = own.iter().filter(|other| *other != image);
+        let mut nodes = nodes.clone();
+        others.for_each(|other| drop(nodes.remove(*other)));
+        Some((*image, nodes.claim(*image)?))
+    };
+    if between.is_empty() { Some((vdi, nodes.claim(vdi)?)) } else { own.iter().find_map(claim_of) }
+}
+
+/// Records a change before its first step. The caller holds the lock of the trees, so no other is recorded.
+///
+/// # Errors
+/// [`Error::Damaged`] if one is recorded; [`Error::Io`].
+pub(super) fn begin_change(dir: &Dir, change: &Change) -> Result<()> {
+    match dir.create(CHANGE, &encode(change))? {
+        true => Ok(()),
+        false => Err(damaged_record(dir, CHANGE)),
+    }
+}
+
 /// Removes the record of a change that is complete or undone, once that is durable.
 pub(super) fn end_change(dir: &Dir) -> Result<()> {
     dir.sync()?;
@@ -217,18 +243,27 @@ fn recover_fork(dir: &Dir, vdi: VdiUuid, base: VdiUuid, dest: Option<VdiUuid>, f
     Ok(())
 }
 
-fn recover_collapse(dir: &Dir, vdi: VdiUuid, base: VdiUuid, format: Format) -> Result<()> {
+/// Undoes a collapse, or completes it up to the removal of its images, which is what is left to do if the answer is true.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(super) fn recover_collapse(dir: &Dir, collapse: &Change) -> Result<bool> {
+    let Change::Collapse { vdi, base, format, ref between } = *collapse else { return Ok(false) };
     let (name, leaf) = (image_name(base, format), image_name(vdi, format));
     match (dir.lookup(&leaf)?, dir.lookup(&name)?) {
-        (_, None) => Ok(()),
+        (None, None) => Ok(false),
+        // Of a base that somebody took away, the leaf still needs the images between the two.
+        (Some(_), None) => is_child(dir, vdi, between.last().copied().unwrap_or(base), format).map(|is| !is),
         // It has happened.
-        (Some(disk), Some(found)) if disk.id == found.id => dir.remove(&name).map(drop),
+        (Some(disk), Some(found)) if disk.id == found.id => Ok(true),
         // Until the base has the leaf's name, the leaf is all there and the base is what it was.
-        (Some(_), Some(_)) => set_hidden(dir, base, format, true),
+        (Some(_), Some(_)) => set_hidden(dir, base, format, true).map(|()| false),
         // NFS renames a leaf that a reader has open before it renames over it. The base holds all of it.
         (None, Some(_)) => {
             set_hidden(dir, base, format, false)?;
-            dir.rename(&name, &leaf)
+            dir.rename(&name, &leaf)?;
+            // The images that had it as a parent are there until it has the name for good.
+            dir.sync().map(|()| true)
         }
     }
 }

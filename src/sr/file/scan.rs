@@ -82,7 +82,7 @@ impl FileSr {
             let images = self.images(dir, &listing)?;
             let after = if self.shared { read_change(dir)? } else { None };
             let is_missing = |vdi: VdiUuid| !images.iter().any(|image| image.vdi == vdi);
-            if ![before, after].iter().flatten().filter_map(Change::replaced).any(is_missing) {
+            if ![before, after].iter().flatten().flat_map(Change::replaced).any(is_missing) {
                 return Ok((listing, images));
             }
             drop(self.lock_trees(dir, self.deadline.end())?);

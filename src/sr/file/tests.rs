@@ -1,6 +1,7 @@
 //! Tests of an SR's trees, with calls that stop half-way and hosts that lose their lock.
 
 mod cbt;
+mod chains;
 mod merges;
 mod two_hosts;
 
@@ -338,7 +339,8 @@ fn an_only_child(sr: &FileSr) -> VdiUuid {
 fn begin_collapse(sr: &FileSr, disk: VdiUuid) -> (Rc<Dir>, String) {
     let base = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
     let dir = sr.dir().unwrap();
-    dir.create(CHANGE, &encode(&Change::Collapse { vdi: disk, base, format: Format::Vhd })).unwrap();
+    dir.create(CHANGE, &encode(&Change::Collapse { vdi: disk, base, format: Format::Vhd, between: Vec::new() }))
+        .unwrap();
     let name = image_name(base, Format::Vhd);
     let image = FileStorage::open(dir.join(&name), Mode::ReadWrite).unwrap();
     layout(Format::Vhd).set_hidden(&image, false).unwrap();

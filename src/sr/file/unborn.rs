@@ -29,9 +29,11 @@ pub(super) fn is_child(dir: &Dir, vdi: VdiUuid, base: VdiUuid, format: Format) -
 pub(super) fn unborn(dir: &Dir, change: &Change) -> Result<Option<VdiUuid>> {
     let (vdi, base, dest, format) = match change {
         Change::Fork { vdi, base, dest: Some(dest), format } => (vdi, base, dest, format),
-        Change::Fork { dest: None, .. } | Change::Relink { .. } | Change::Collapse { .. } | Change::Compose { .. } => {
-            return Ok(None);
-        }
+        Change::Fork { dest: None, .. }
+        | Change::Relink { .. }
+        | Change::Collapse { .. }
+        | Change::Compose { .. }
+        | Change::Merges { .. } => return Ok(None),
     };
     let (disk, found) = (dir.lookup(&image_name(*vdi, *format))?, dir.lookup(&image_name(*base, *format))?);
     let happened = match (disk, found) {
@@ -43,7 +45,7 @@ pub(super) fn unborn(dir: &Dir, change: &Change) -> Result<Option<VdiUuid>> {
 
 /// Whether `vdi` is a disk whose image is being replaced: on NFS its name may be missing for a moment.
 pub(super) fn is_being_changed(dir: &Dir, vdi: VdiUuid) -> Result<bool> {
-    Ok(read_change(dir)?.and_then(|change| change.replaced()) == Some(vdi))
+    Ok(read_change(dir)?.is_some_and(|change| change.replaced().contains(&vdi)))
 }
 
 /// Whether `vdi` is the VDI of a fork that has not happened yet, see [`unborn`].

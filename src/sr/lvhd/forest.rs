@@ -16,7 +16,7 @@ use crate::sys::lvm;
 use crate::types::{Format, Mode, Params, SrUuid, VdiUuid};
 use crate::vdi::format::ParentImage;
 use crate::vdi::place::Opened;
-use crate::vdi::tree::forest::{Forest, Fork, Kept};
+use crate::vdi::tree::forest::{Ending, Forest, Fork, Kept};
 use crate::vdi::tree::nodes::Nodes;
 use crate::vdi::tree::stop;
 use crate::vdi::{Place, layout};
@@ -165,11 +165,11 @@ impl Forest for LvhdForest<'_> {
         self.make_room(vdi, base)
     }
 
-    fn relink(&self, nodes: &Nodes, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
-        self.give_children(nodes, vdi, base)
-    }
-
-    fn collapse(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
-        self.take_place(vdi, base)
+    fn end(&self, nodes: &Nodes, endings: &[Ending]) -> Vec<Result<()>> {
+        let end = |ending: &Ending| match ending.is_disk {
+            true => self.take_place(ending.vdi, ending.base),
+            false => self.give_children(nodes, ending.vdi, ending.base),
+        };
+        endings.iter().map(end).collect()
     }
 }

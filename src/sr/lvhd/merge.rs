@@ -57,7 +57,7 @@ impl LvhdForest<'_> {
         live.take(&ending)
     }
 
-    /// See [`Forest::relink`].
+    /// See [`Forest::end`]: of a base.
     pub(super) fn give_children(&self, nodes: &Nodes, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
         let live = &self.live;
         let group = live.now();
@@ -91,7 +91,7 @@ impl LvhdForest<'_> {
         Ok(())
     }
 
-    /// See [`Forest::collapse`].
+    /// See [`Forest::end`]: of a disk.
     pub(super) fn take_place(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
         let live = &self.live;
         let group = live.now();

@@ -1,10 +1,11 @@
 //! The collector of an SR: bases without children are removed and bases with one child are merged with it, until nothing is
 //! left to do. [`next()`] chooses what is done next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use crate::context::Context;
+use crate::datapath;
 use crate::error::{Error, Result, one_line};
 use crate::sys::lock;
 use crate::sys::syslog;
@@ -12,11 +13,14 @@ use crate::types::{Done, Gain, VdiUuid};
 use crate::vdi::served::refuse_if_held;
 use crate::vdi::tree::forest::Forest;
 use crate::vdi::tree::gain::{Tables, of_steps};
-use crate::vdi::tree::merge::merge;
-use crate::vdi::tree::next::{Failures, Seen, Step, garbage, next};
+use crate::vdi::tree::merge::merge_all;
+use crate::vdi::tree::next::{Failures, Seen, Step, garbage, next, unmergeable};
 use crate::vdi::tree::nodes::Nodes;
 use crate::vdi::tree::parallel;
 use crate::vdi::tree::run::{Collecting, Run, Taken};
+
+/// Bytes that images may hold that are merged together.
+const MOST_AT_ONCE: u64 = 64 << 20;
 
 /// How often in one run the data of a disk in use is set aside, at most.
 const MOST_ROUNDS: u32 = 8;
@@ -149,22 +153,19 @@ impl<'c> Collector<'c> {
             }
             self.rounds.insert(vdi, (holds, times + 1));
         }
-        let into = self.nodes.base_of_only_child(vdi).unwrap_or(vdi);
-        self.run.merging(vdi, into, size_of(self.forest, vdi));
-        let context = self.context();
-        let merged = merge_locked(self.forest, &mut self.nodes, vdi, (&context, self.run));
-        self.run.merged(vdi);
-        match merged {
-            Ok(Done::Changed) => {
-                self.done = Done::Changed;
-                let are_both = self.nodes.get(vdi).and(self.nodes.get(into)).is_some();
-                let merged = Taken::Merged { image: vdi, into };
-                self.run.taken(&if are_both { Taken::SetAside { disk: vdi } } else { merged });
-                return Ok(Done::Changed);
+        let images = at_once(self.forest, &self.nodes, &self.seen, (vdi, self.run));
+        if images.len() > 1 {
+            match self.merge_all(&images) {
+                Ok(Done::Changed) => return Ok(Done::Changed),
+                Err(error) if ends_run(&error) => return Err(error),
+                // One by one it is seen which of them it is.
+                Ok(Done::Already) | Err(_) => self.nodes = read_locked(self.forest, &self.context())?,
             }
+        }
+        match self.merge_all(&[vdi]) {
+            Ok(Done::Changed) => return Ok(Done::Changed),
             Ok(Done::Already) => drop(self.seen.left.insert(vdi)),
-            // Not this image's fault, and the next would wait as long.
-            Err(error @ (Error::SrUnavailable { .. } | Error::Busy { .. })) => return Err(error),
+            Err(error) if ends_run(&error) => return Err(error),
             Err(error) => {
                 self.seen.failures.insert(vdi, error);
                 self.seen.left.insert(vdi);
@@ -174,6 +175,65 @@ impl<'c> Collector<'c> {
         }
         Ok(Done::Already)
     }
+
+    /// Merges images, each the only child of the one before, with the parent of the first.
+    fn merge_all(&mut self, images: &[VdiUuid]) -> Result<Done> {
+        let [lowest, ..] = images else { return Ok(Done::Already) };
+        let into = self.nodes.base_of_only_child(*lowest).unwrap_or(*lowest);
+        let sizes: Vec<(VdiUuid, u64)> = images.iter().map(|vdi| (*vdi, size_of(self.forest, *vdi))).collect();
+        self.run.merging(&sizes, into);
+        let context = self.context();
+        let merged = merge_locked(self.forest, &mut self.nodes, images, (&context, self.run));
+        let done = merged.as_ref().is_ok_and(|done| *done == Done::Changed);
+        self.run.merged(&sizes, done || images.len() == 1);
+        if done {
+            self.done = Done::Changed;
+            for image in images {
+                let are_both = self.nodes.get(*image).and(self.nodes.get(into)).is_some();
+                let merged = Taken::Merged { image: *image, into };
+                self.run.taken(&if are_both { Taken::SetAside { disk: *image } } else { merged });
+            }
+        }
+        merged
+    }
+}
+
+/// Whether a failure is not that of an image, and the next one would wait as long.
+fn ends_run(error: &Error) -> bool {
+    matches!(error, Error::SrUnavailable { .. } | Error::Busy { .. })
+}
+
+/// The images that are merged together with one: those below and above it that are each the only child of the one before, from the
+/// lowest upwards. The syncs of one merge are then enough for all. Until its end, what they hold is there twice, so they do not
+/// hold much.
+fn at_once(forest: &dyn Forest, nodes: &Nodes, seen: &Seen, (vdi, run): (VdiUuid, &Run)) -> Vec<VdiUuid> {
+    let mut images = VecDeque::from([vdi]);
+    let Some(mut room) = MOST_AT_ONCE.checked_sub(size_of(forest, vdi)).filter(|_| forest.ends_chains()) else {
+        return images.into();
+    };
+    let mut fits = |vdi| {
+        let is_meant = !seen.left.contains(&vdi) && nodes.base_of_only_child(vdi).is_some();
+        let left = room.checked_sub(size_of(forest, vdi)).filter(|_| is_meant && unmergeable(nodes, vdi).is_none());
+        room = left.unwrap_or(room);
+        left.is_some()
+    };
+    let is_hidden = |vdi| nodes.get(vdi).is_some_and(|node| node.hidden);
+    while let Some(below) = nodes.base_of_only_child(images[0]).filter(|below| fits(*below)) {
+        images.push_front(below);
+    }
+    // A disk in use is merged in its own way.
+    let is_idle = |disk| {
+        let may_be_elsewhere = forest.is_shared() || run.pool().is_some();
+        !may_be_elsewhere && forest.place(disk).is_ok_and(|place| matches!(datapath::find(&place.path()), Ok(None)))
+    };
+    while let Some(last) = images.back().filter(|last| is_hidden(**last)) {
+        let mut children = nodes.children(*last);
+        match (children.next(), children.next()) {
+            (Some(above), None) if (is_hidden(above) || is_idle(above)) && fits(above) => images.push_back(above),
+            _ => break,
+        }
+    }
+    images.into()
 }
 
 /// The decision that the collector would make now about one image.
@@ -263,18 +323,25 @@ fn read(forest: &dyn Forest) -> Result<Nodes> {
     }
 }
 
-/// Merges one image under its lock and that of its parent, which a call that attaches or locks a base waits for. Images that
-/// another call works on are left for the next time, as are those that were deleted since the trees were read.
-pub(super) fn merge_locked(forest: &dyn Forest, nodes: &mut Nodes, vdi: VdiUuid, of: (&Context, &Run)) -> Result<Done> {
+/// Merges images, see [`merge_all`], under their locks and that of the parent of the first, which a call that attaches or locks a
+/// base waits for. Images that another call works on are left for the next time, as are those that were deleted since the trees
+/// were read.
+pub(super) fn merge_locked(
+    forest: &dyn Forest,
+    nodes: &mut Nodes,
+    images: &[VdiUuid],
+    of: (&Context, &Run),
+) -> Result<Done> {
+    let base = images.first().and_then(|lowest| nodes.base_of_only_child(*lowest));
     let mut held = Vec::new();
-    for image in [Some(vdi), nodes.base_of_only_child(vdi)].into_iter().flatten() {
+    for image in images.iter().copied().chain(base) {
         match lock::take(&image.to_string(), "vdi", lock::Kind::Exclusive, Instant::now()) {
             Ok(lock) => held.push((image, lock)),
             Err(lock::Refused::TimedOut { .. }) => return Ok(Done::Already),
             Err(lock::Refused::Failed(error)) => return Err(error),
         }
     }
-    let done = merge(forest, nodes, vdi, of).into_found()?.unwrap_or(Done::Already);
+    let done = merge_all(forest, nodes, images, of).into_found()?.unwrap_or(Done::Already);
     for (image, _lock) in held {
         if nodes.get(image).is_none() {
             lock::forget(&image.to_string(), "vdi");

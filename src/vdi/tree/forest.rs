@@ -128,13 +128,6 @@ pub trait Forest {
         Ok(())
     }
 
-    /// Gives the children of `vdi` to `base`, its parent, which holds all that it does, then removes it. A crash leaves what
-    /// the next [`Forest::lock`] completes. The caller holds the lock; `nodes` were read under it.
-    ///
-    /// # Errors
-    /// Why a child could not be given away; then `vdi` stays.
-    fn relink(&self, nodes: &Nodes, vdi: VdiUuid, base: VdiUuid) -> Result<()>;
-
     /// Makes `base`, a disk without children, the hidden parent of the disk `vdi`, a child of another image of its format. A crash
     /// leaves what the next [`Forest::lock`] completes. The caller holds the lock, and no process has either image open.
     ///
@@ -144,12 +137,31 @@ pub trait Forest {
         Err(no_compose())
     }
 
-    /// Puts `base`, which holds all that the leaf `vdi` does, in the place of the leaf. A crash leaves what the next
-    /// [`Forest::lock`] undoes or completes. The caller holds the lock, and no process has the leaf open.
+    /// Whether a merge may end with more than one image gone, see [`Ending::between`].
+    fn ends_chains(&self) -> bool {
+        false
+    }
+
+    /// Ends merges of different trees. A crash leaves what the next [`Forest::lock`] undoes or completes. The caller holds the lock,
+    /// under which `nodes` were read, and no process has an open image that goes.
     ///
     /// # Errors
-    /// [`crate::Error::Io`]; the change is then undone or completed.
-    fn collapse(&self, vdi: VdiUuid, base: VdiUuid) -> Result<()>;
+    /// Of each: why a child could not be given away, or the base could not take the place of the disk. Then all images stay; or
+    /// [`Error::Io`], and the change is undone or completed.
+    fn end(&self, nodes: &Nodes, endings: &[Ending]) -> Vec<Result<()>>;
+}
+
+/// The end of a merge: the base holds all that the images above it hold.
+#[derive(Clone, Debug)]
+pub struct Ending {
+    /// The uppermost image. If it is a base, its children become those of `base`, and it is removed. If it is a disk, `base` takes
+    /// its place.
+    pub vdi: VdiUuid,
+    pub is_disk: bool,
+    pub format: Format,
+    /// Bases between the two, from `base` upwards, each the only child of the one before. They are removed.
+    pub between: Vec<VdiUuid>,
+    pub base: VdiUuid,
 }
 
 /// The refusal of an SR whose disks get no other parents.

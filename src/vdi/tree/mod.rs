@@ -15,6 +15,7 @@
 //! | [`mod@next`] | what is merged or removed next |
 //! | [`mod@collect`] | the collector: merges and removes until nothing is left to do |
 //! | `parallel` | independent trees are merged at the same time |
+//! | `together` | the last steps of their merges are taken by one thread for all that wait |
 //! | [`run`] | one run of the collector: who may end it, its rate, who is told |
 //! | [`mod@shorten`] | a chain that is full gets room for a snapshot |
 //! | [`stop`] | a call ends the collector |
@@ -41,3 +42,4 @@ pub mod revert;
 pub mod run;
 pub mod shorten;
 pub mod stop;
+mod together;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::context::Context;
 use crate::error::Result;
 use crate::types::{Done, VdiUuid};
-use crate::vdi::tree::collect::{Collector, read_locked};
+use crate::vdi::tree::collect::Collector;
 use crate::vdi::tree::next::Seen;
 
 /// The most trees that are merged at the same time, however many cores there are: a merge waits for storage most of the time, and
@@ -40,15 +40,15 @@ pub fn merge_trees(collector: &mut Collector, merges: &[(VdiUuid, u64)]) -> Resu
     let mut trees: Vec<(u64, VdiUuid)> = trees.into_iter().map(|(root, bytes)| (bytes, root)).collect();
     trees.sort_unstable();
     let (trees, run, others) = (Mutex::new(trees), collector.run, &collector.of_call.others);
+    // Each merge looks at its images again.
+    let nodes = &collector.nodes;
     let work = || {
         let mut seen = (Done::Already, Seen::default());
         let outcome = again(&mut |forest| {
             let context = Context { deadline: std::time::Instant::now(), progress: &|_, _| {}, others: others.clone() };
             loop {
                 let Some((_, root)) = trees.lock().unwrap_or_else(PoisonError::into_inner).pop() else { return Ok(()) };
-                let deadline = std::time::Instant::now() + run.wait;
-                let nodes = read_locked(forest, &Context { deadline, others: None, ..context })?;
-                let mut tree = Collector::new(forest, run, &context, nodes);
+                let mut tree = Collector::new(forest, run, &context, nodes.clone());
                 let merged = tree.go_on(Some(root));
                 if tree.done == Done::Changed {
                     seen.0 = Done::Changed;

@@ -11,6 +11,7 @@ use crate::context::Pool;
 use crate::sys::copy::Progress;
 use crate::types::{SrUuid, VdiUuid};
 use crate::vdi::tree::stop::Stop;
+use crate::vdi::tree::together::Together;
 
 /// The wishes of a caller for a run of the collector.
 #[derive(Clone, Default)]
@@ -53,6 +54,8 @@ pub struct Run {
     bytes: Mutex<Bytes>,
     /// How long each wait for another call may take.
     pub wait: Duration,
+    /// The last steps of merges, which are taken together.
+    pub(super) together: Together,
 }
 
 /// The bytes of the images that a run merges.
@@ -77,6 +80,7 @@ impl Run {
             collecting: collecting.clone(),
             due: Mutex::new(Instant::now()),
             bytes: Mutex::default(),
+            together: Together::default(),
         }
     }
 
@@ -86,26 +90,35 @@ impl Run {
         self.taken(&Taken::Begun { images, bytes });
     }
 
-    /// The merge of an image of so many bytes begins.
-    pub fn merging(&self, image: VdiUuid, into: VdiUuid, bytes: u64) {
+    /// The merge of images of so many bytes begins.
+    pub fn merging(&self, images: &[(VdiUuid, u64)], into: VdiUuid) {
         let mut all = self.bytes();
-        all.left = all.left.saturating_sub(bytes);
-        all.now.insert(image, (bytes, 0));
+        for (image, bytes) in images {
+            all.left = all.left.saturating_sub(*bytes);
+            all.now.insert(*image, (*bytes, 0));
+        }
         drop(all);
-        self.taken(&Taken::Merging { image, into, bytes });
+        images.iter().for_each(|(image, bytes)| self.taken(&Taken::Merging { image: *image, into, bytes: *bytes }));
     }
 
-    /// The merge of an image has ended, in whatever way.
-    pub fn merged(&self, image: VdiUuid) {
+    /// The merge of images has ended. `is_over`: they are not merged again in this run.
+    pub fn merged(&self, images: &[(VdiUuid, u64)], is_over: bool) {
         let mut all = self.bytes();
-        all.done += all.now.remove(&image).map_or(0, |(bytes, _)| bytes);
+        for (image, _) in images {
+            let bytes = all.now.remove(image).map_or(0, |(bytes, _)| bytes);
+            *if is_over { &mut all.done } else { &mut all.left } += bytes;
+        }
     }
 
-    /// So many bytes of an image were copied.
-    pub fn is_copied(&self, image: VdiUuid, bytes: u64) {
-        if let Some((all, copied)) = self.bytes().now.get_mut(&image) {
-            // The image may hold more than its tables lead to, or be written to meanwhile.
-            *copied = bytes.min(*all);
+    /// So many bytes of these images were copied, of one after the other.
+    pub fn is_copied(&self, images: impl Iterator<Item = VdiUuid>, mut bytes: u64) {
+        let mut now = self.bytes();
+        for image in images {
+            if let Some((all, copied)) = now.now.get_mut(&image) {
+                // The image may hold more than its tables lead to, or be written to meanwhile.
+                *copied = bytes.min(*all);
+                bytes -= *copied;
+            }
         }
     }
 

@@ -51,7 +51,7 @@ pub fn shorten(forest: &dyn Forest, vdi: VdiUuid, context: &Context) -> Result<D
         .collect();
     bases.sort_unstable();
     for (_, base) in bases {
-        if merge_locked(forest, &mut nodes, base, (context, &run))? == Done::Changed {
+        if merge_locked(forest, &mut nodes, &[base], (context, &run))? == Done::Changed {
             return Ok(Done::Changed);
         }
     }

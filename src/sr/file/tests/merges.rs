@@ -1,6 +1,7 @@
 //! Merges that were killed, and merges of trees that changed since they were read.
 
 use super::*;
+use crate::vdi::tree::forest::{Ending, Forest};
 use crate::vdi::tree::nodes::{Node, Nodes};
 use crate::vdi::tree::run::{Taken, Watcher};
 
@@ -17,7 +18,8 @@ fn a_killed_merge_of_a_base_is_not_completed_while_a_child_may_be_unread() {
     let (dir, name) = (sr.dir().unwrap(), image_name(snap, Format::Vhd));
     let good = fs::read(dir.join(&name)).unwrap();
     fs::write(dir.join(&name), b"").unwrap();
-    dir.create(CHANGE, &encode(&Change::Relink { vdi: base, base: root, format: Format::Vhd })).unwrap();
+    dir.create(CHANGE, &encode(&Change::Relink { vdi: base, base: root, format: Format::Vhd, between: Vec::new() }))
+        .unwrap();
     sr.attach().unwrap();
     assert!(read_change(&dir).unwrap().is_none(), "one image keeps all trees from changing");
     fs::write(dir.join(&name), good).unwrap();
@@ -40,7 +42,8 @@ fn a_killed_merge_of_a_base_that_cannot_be_opened_is_left_undone() {
     let base = sr.vdi(disk).unwrap().info().unwrap().parent.unwrap();
     let (dir, name) = (sr.dir().unwrap(), image_name(base, Format::Vhd));
     let good = fs::read(dir.join(&name)).unwrap();
-    dir.create(CHANGE, &encode(&Change::Relink { vdi: base, base: root, format: Format::Vhd })).unwrap();
+    dir.create(CHANGE, &encode(&Change::Relink { vdi: base, base: root, format: Format::Vhd, between: Vec::new() }))
+        .unwrap();
     fs::remove_file(dir.join(&name)).unwrap();
     std::os::unix::fs::symlink("/nonexistent", dir.join(&name)).unwrap();
     let other = sr.create_vdi(&vhd(VdiUuid::random())).unwrap().uuid;
@@ -328,6 +331,11 @@ fn open(sr: &FileSr, vdi: VdiUuid, format: Format, mode: Mode) -> FileStorage {
     FileStorage::open(sr.dir().unwrap().join(&image_name(vdi, format)), mode).unwrap()
 }
 
+fn relink(forest: &dyn Forest, nodes: &Nodes, vdi: VdiUuid, base: VdiUuid) -> Result<()> {
+    let ending = Ending { vdi, is_disk: false, format: Format::Vhd, between: Vec::new(), base };
+    forest.end(nodes, &[ending]).remove(0)
+}
+
 /// A base whose own parent is a raw image goes: its children become those of the raw image, and keep their format.
 #[test]
 fn the_children_of_a_base_become_children_of_a_raw_image() {
@@ -342,14 +350,14 @@ fn the_children_of_a_base_become_children_of_a_raw_image() {
     let link = ParentLink::beside(&image_name(root, Format::Raw), None, 0);
     create_child(&open(&sr, base, Format::Vhd, Mode::ReadWrite), &NewImage::new(4 << 20), &link).unwrap();
     sr.vdi(base).unwrap().clone_to(disk, &ParamsChange::default(), &ctx()).unwrap();
-    let (dir, forest) = (sr.dir().unwrap(), sr.forest(sr.dir().unwrap()));
+    let forest = sr.forest(sr.dir().unwrap());
     layout(Format::Vhd).set_hidden(&open(&sr, base, Format::Vhd, Mode::ReadWrite), true).unwrap();
     layout(Format::Vhd)
         .set_parent(&open(&sr, disk, Format::Vhd, Mode::ReadWrite), &forest.parent_image(base, Mode::ReadOnly).unwrap())
         .unwrap();
     let nodes = forest.nodes().unwrap();
     assert_eq!((nodes.get(root), nodes.get(disk).unwrap().parent), (None, Some(base)));
-    assert!(sr.finish_relink(&dir, &nodes, base, root, Format::Vhd).unwrap().is_none());
+    relink(&forest, &nodes, base, root).unwrap();
     assert!(forest.place(base).is_err());
     assert_eq!(sr.vdi(disk).unwrap().info().unwrap().parent, Some(root));
     assert_eq!(read(&sr, disk, 0, 4096).unwrap(), [7; 4096]);
@@ -376,7 +384,8 @@ fn a_relink_is_given_up_for_a_child_of_another_format() {
     };
     let nodes: Nodes = nodes.iter().map(with_other).collect();
     let before = fs::read(dir.join(&image_name(other, Format::Qcow2))).unwrap();
-    let why = sr.finish_relink(&dir, &nodes, base, root, Format::Vhd).unwrap().expect("it is given up");
+    let why = relink(&forest, &nodes, base, root).expect_err("it is given up");
+    assert!(read_change(&dir).unwrap().is_none());
     assert!(why.to_string().contains(&image_name(other, Format::Qcow2)), "{why}");
     assert!(forest.place(base).is_ok());
     assert!(fs::read(dir.join(&image_name(other, Format::Qcow2))).unwrap() == before);
