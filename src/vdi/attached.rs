@@ -1,6 +1,7 @@
 //! The disks that this host has attached.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::datapath;
@@ -12,6 +13,8 @@ use crate::types::Format;
 pub struct Attachments {
     loops: HashMap<PathBuf, Vec<String>>,
     served: Vec<datapath::Attached>,
+    /// The file names of all: most images of a large SR are none of these.
+    names: HashSet<OsString>,
 }
 
 impl Attachments {
@@ -22,7 +25,9 @@ impl Attachments {
     pub fn now() -> Result<Attachments> {
         let loops = loopdev::attached()?;
         let served = datapath::all_among(&loops);
-        Ok(Attachments { loops, served })
+        let images = loops.keys().chain(served.iter().map(|attached| &attached.image));
+        let names = images.filter_map(|image| image.file_name()).map(OsString::from).collect();
+        Ok(Attachments { loops, served, names })
     }
 
     /// The images that are attached, as the kernel names them.
@@ -35,9 +40,14 @@ impl Attachments {
         self.images().filter_map(|image| image.strip_prefix(dir).ok()).collect()
     }
 
+    fn may_be(&self, image: &Path) -> bool {
+        image.file_name().is_some_and(|name| self.names.contains(name))
+    }
+
     /// The block device over an image.
     pub fn find(&self, format: Format, image: &Path, id: loopdev::FileId) -> Option<PathBuf> {
         match format {
+            _ if !self.may_be(image) => None,
             Format::Raw => loopdev::find(&self.loops, image, id),
             _ => self.served(image),
         }
@@ -45,11 +55,13 @@ impl Attachments {
 
     /// The block device that a server makes of an image, of any format but raw.
     pub fn served(&self, image: &Path) -> Option<PathBuf> {
-        datapath::find_in(&self.served, image).map(|attached| attached.device.clone())
+        let found = if self.may_be(image) { datapath::find_in(&self.served, image) } else { None };
+        found.map(|attached| attached.device.clone())
     }
 
     /// Whether an image is attached and its server is dead.
     pub fn server_died(&self, format: Format, image: &Path) -> bool {
-        format != Format::Raw && datapath::find_in(&self.served, image).is_some_and(|attached| !attached.healthy)
+        let may_be = format != Format::Raw && self.may_be(image);
+        may_be && datapath::find_in(&self.served, image).is_some_and(|attached| !attached.healthy)
     }
 }

@@ -180,9 +180,10 @@ impl FileSr {
             if let Some(damage) = damage.filter(|_| node.state.is_healthy()) {
                 node.state = State::of(damage);
             }
-            let device = attachments.find(image.format, &place.path(), image.id);
+            let path = place.path();
+            let device = attachments.find(image.format, &path, image.id);
             let (params, users) = (params.unwrap_or_default(), holders.unwrap_or_default().users);
-            let died = attachments.server_died(image.format, &place.path());
+            let died = attachments.server_died(image.format, &path);
             let info = vdi::describe(&place, &node, image.usage.allocated, params);
             let info = info.with_users(users).with_children(children).with_device(device);
             // A raw disk is never tracked.
