@@ -19,7 +19,7 @@ DESTDIR ?=
 SMDIR ?=
 # Where xapi looks for host plug-ins. Those that are there are kept as tapdisk-pause.stock and so on.
 PLUGINDIR ?=
-PLUGINS := tapdisk-pause coalesce-leaf on-slave lvhd-thin
+PLUGINS := tapdisk-pause coalesce-leaf on-slave lvhd-thin trim
 # Where xapi-storage-script looks for plug-ins of SMAPIv3, and the SR types that get one. Their names there begin with sm-, so no SR
 # type has two doors. Not zfs, which no test ran with the kernel's ZFS.
 V3DIR ?=

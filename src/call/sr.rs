@@ -122,6 +122,16 @@ impl Session {
         self.carry_out(Locks::of_sr(), context, |storage, _| storage.grow())
     }
 
+    /// Tells the devices of the SR what is free in it. The answer is the number of bytes that they were told of: 0 if a device takes no
+    /// discards. An SR of volumes is locked for as long, and a collector of this host is ended: the free space belongs to the call.
+    ///
+    /// # Errors
+    /// Those of [`Sr::trim`](crate::sr::Sr::trim); [`Busy`](crate::Error::Busy).
+    pub fn sr_trim(&self, context: &Context) -> Result<u64> {
+        let locks = if self.local_path().is_some() { Locks::of_vdis(&[]) } else { Locks::of_sr() };
+        self.carry_out(locks, context, |storage, context| storage.trim(context.progress))
+    }
+
     /// Ends the availability on this host. Idempotent.
     ///
     /// # Errors

@@ -231,6 +231,15 @@ pub trait Sr: Send + Sync {
         Err(Error::Unsupported { op: "growing an SR", why: "an SR of this type has the size of its place".to_owned() })
     }
 
+    /// Tells the devices of the SR which of their bytes nobody needs: those that are free in the SR. The answer is the number of bytes
+    /// that they were told of: 0 if a device takes no discards. Of an SR of volumes, the caller has the SR to itself.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the SR has no devices of its own; [`Error::NotMaster`]; [`Error::NoSpace`] if hardly anything is free.
+    fn trim(&self, _progress: Progress) -> Result<u64> {
+        Err(Error::Unsupported { op: "sr_trim", why: "an SR of this type shares its storage with others".to_owned() })
+    }
+
     /// The directory in which its disks are files, if they are, for the programs of a host that expect an SR
     /// at a path of its own.
     fn local_path(&self) -> Option<PathBuf> {

@@ -21,6 +21,7 @@ pub const DRIVER: Driver = Driver {
     discover: || EXT.discover(),
     about: About {
         name: "Local ext4",
+        capabilities: file::ON_OWN_DEVICES,
         configuration: &[("device", "block devices, separated by commas (required)"), PREFERRED_FORMATS],
         substrate: Substrate::BlockDevices,
         ..file::DRIVER.about

@@ -130,7 +130,11 @@ pub const DRIVER: Driver = Driver {
 };
 
 /// The capabilities of every driver with disks as files.
-pub const CAPABILITIES: &[&str] = &[
+const CAPABILITIES: &[&str] = ON_OWN_DEVICES.split_at(1).1;
+
+/// Those of a driver with disks as files in a filesystem of the SR's own: the first is not one of other drivers.
+pub const ON_OWN_DEVICES: &[&str] = &[
+    "SR_TRIM",
     "SR_PROBE",
     "SR_UPDATE",
     "THIN_PROVISIONING",

@@ -26,6 +26,7 @@ pub const DRIVER: Driver = Driver {
     discover: || LARGE.discover(),
     about: About {
         name: "Large block",
+        capabilities: file::ON_OWN_DEVICES,
         configuration: &[("device", "a block device with sectors of 4,096 bytes (required)"), PREFERRED_FORMATS],
         substrate: Substrate::BlockDevices,
         ..file::DRIVER.about

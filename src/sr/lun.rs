@@ -294,6 +294,10 @@ impl<T: Transport> Sr for LunSr<T> {
         self.ask(Sr::grow)
     }
 
+    fn trim(&self, progress: Progress) -> Result<u64> {
+        self.ask(|group| group.trim(progress))
+    }
+
     fn detach(&self) -> Result<Done> {
         let left = match self.transport.is_open(self.sr)? {
             true => self.group()?.detach()?,

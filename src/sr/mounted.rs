@@ -73,6 +73,15 @@ pub trait Mounted: Send + Sync {
     /// Its own.
     fn leave(&self) -> Result<Done>;
 
+    /// [`Sr::trim`].
+    ///
+    /// # Errors
+    /// Its own.
+    fn discard_free(&self) -> Result<u64> {
+        let why = "the SR is on a server, or in storage that others use as well".to_owned();
+        Err(Error::Unsupported { op: "sr_trim", why })
+    }
+
     /// [`Sr::disks_at_rest`].
     ///
     /// # Errors
@@ -118,6 +127,10 @@ impl<T: Mounted> Sr for T {
 
     fn local_path(&self) -> Option<PathBuf> {
         Some(self.point().path().to_owned())
+    }
+
+    fn trim(&self, _progress: Progress) -> Result<u64> {
+        self.discard_free()
     }
 
     fn detach(&self) -> Result<Done> {

@@ -282,6 +282,13 @@ impl Mounted for VolumeSr {
         Ok(found?.vdis)
     }
 
+    /// The filesystem knows what is free in it, and goes on meanwhile.
+    fn discard_free(&self) -> Result<u64> {
+        // Refuses another filesystem than the SR's.
+        self.files()?.space().map_err(|e| self.explain(e))?;
+        mount::trim(self.point.path()).map_err(|e| self.explain(e))
+    }
+
     fn unmake(&self) -> Result<Done> {
         let Some(vg) = self.volume.group.look_for_any()? else {
             self.point.sweep();

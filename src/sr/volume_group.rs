@@ -1,11 +1,12 @@
 //! The volume group that an SR has to itself, and the block devices below it: found, checked, made, removed.
 //!
 //! The contents of the group are its driver's business ([`lvm`](super::lvm), [`ext`](super::ext)); `take` has what a
-//! new group may be made on, and `filesystem` which SRs lie there without a group. No LVM command changes a group
+//! new group may be made on, `filesystem` which SRs lie there without a group, and `trim` how its devices are told what is free. No LVM command changes a group
 //! without all its devices, and after every change the physical volumes' write caches are flushed: LVM itself does not.
 
 mod filesystem;
 mod take;
+pub mod trim;
 
 use std::path::{Path, PathBuf};
 

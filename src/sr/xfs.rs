@@ -20,6 +20,7 @@ pub const DRIVER: Driver = Driver {
     discover: || XFS.discover(),
     about: About {
         name: "Local xfs",
+        capabilities: file::ON_OWN_DEVICES,
         configuration: &[("device", "block devices, separated by commas (required)"), PREFERRED_FORMATS],
         substrate: Substrate::BlockDevices,
         ..file::DRIVER.about

@@ -348,14 +348,41 @@ fn zero_blocks(file: &File, device: &Path, from: u64, end: u64, progress: Progre
 /// [`Error::Io`] if the device cannot be opened, or takes discards and fails at this one.
 pub fn discard(device: &Path, from: u64) -> Result<()> {
     let file = open(device, true)?;
-    let range = [from, size(device)?.saturating_sub(from)];
-    if range[1] == 0 {
-        return Ok(());
+    match size(device)?.saturating_sub(from) {
+        0 => Ok(()),
+        length => discard_range(&file, from, length).map(drop).map_err(Error::sys("discard the end of", device)),
     }
+}
+
+/// Tells the device that nobody needs anything on it. The answer is the number of bytes that it was told of: 0 if it takes no discards.
+///
+/// # Errors
+/// [`Error::Io`] if the device cannot be opened, or takes discards and fails at one.
+pub fn discard_all(device: &Path, progress: Progress) -> Result<u64> {
+    /// One call cannot be ended before the device has answered. A multiple of every device's granule.
+    const STEP: u64 = 1 << 30;
+    let (file, size) = (open(device, true)?, size(device)?);
+    for from in (0..size).step_by(STEP as usize) {
+        let length = STEP.min(size - from);
+        match discard_range(&file, from, length) {
+            Ok(true) => {}
+            // EREMOTEIO: the array refused, see [`zero_blocks`].
+            Ok(false) | Err(Errno::EREMOTEIO) => return Ok(0),
+            Err(errno) => return Err(Error::sys("discard what is on", device)(errno)),
+        }
+        progress(from + length, size);
+    }
+    Ok(size)
+}
+
+/// Whether the device takes discards.
+fn discard_range(file: &File, from: u64, length: u64) -> nix::Result<bool> {
+    let range = [from, length];
     // SAFETY: `range` is what the ioctl reads and lives until it returns.
     match unsafe { blkdiscard(file.as_raw_fd(), &range) } {
-        Ok(_) | Err(Errno::EOPNOTSUPP) => Ok(()),
-        Err(errno) => Err(Error::sys("discard the end of", device)(errno)),
+        Ok(_) => Ok(true),
+        Err(Errno::EOPNOTSUPP) => Ok(false),
+        Err(errno) => Err(errno),
     }
 }
 

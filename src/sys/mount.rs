@@ -4,6 +4,7 @@
 //! kernel's table, which asks nobody.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -20,6 +21,33 @@ use crate::sys::tool::Tool;
 
 /// Of this thread, whose mount namespace may be its own.
 const TABLE: &str = "/proc/thread-self/mountinfo";
+
+/// The range of bytes of a filesystem that a call is about, and then how many of them it was done for; `struct fstrim_range` of
+/// `linux/fs.h`.
+#[repr(C)]
+pub struct Range {
+    start: u64,
+    length: u64,
+    least: u64,
+}
+
+nix::ioctl_readwrite!(fitrim, b'X', 121, Range);
+
+/// Lets a mounted filesystem tell its device which blocks it does not use. The answer is the number of bytes that the device was told
+/// of: 0 if it takes no discards.
+///
+/// # Errors
+/// [`Error::Io`] if the filesystem cannot do that, or the device fails at it.
+pub fn trim(directory: &Path) -> Result<u64> {
+    let file = fs::File::open(directory).map_err(Error::io("open", directory))?;
+    let mut range = Range { start: 0, length: u64::MAX, least: 0 };
+    // SAFETY: `range` is what the ioctl reads and fills, and lives until it returns.
+    match unsafe { fitrim(file.as_raw_fd(), &mut range) } {
+        Ok(_) => Ok(range.length),
+        Err(Errno::EOPNOTSUPP) => Ok(0),
+        Err(errno) => Err(Error::sys("discard what is free in", directory)(errno)),
+    }
+}
 
 /// A line of the mount table.
 #[derive(Clone, Debug, PartialEq, Eq)]

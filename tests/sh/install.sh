@@ -39,7 +39,7 @@ for stock in 'the stock plug-in' 'a newer one'; do
     echo 'a newer one' > "$plugin"
 done
 support/stand-in put /usr/sbin/sm "$plugin"
-for name in coalesce-leaf on-slave lvhd-thin; do
+for name in coalesce-leaf on-slave lvhd-thin trim; do
     [ "$(readlink "${plugin%/*}/$name")" = /usr/sbin/sm ] || wrong "xapi did not get the plug-in $name"
 done
 for unit in 'sm-collect@.service' 'sm-collect@.timer' 'sm-collect-xapi@.service' sm-metrics.service sm-metrics.timer \

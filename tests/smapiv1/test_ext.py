@@ -6,6 +6,7 @@ import unittest
 import uuid
 
 import test_file
+import test_plugin
 from agent import Agent
 from test_file import MiB
 
@@ -24,6 +25,8 @@ class Ext(test_file.Case):
         self.agent = Agent(self.xapi, self.driver, {"device": DISKS[0]}, sr_type="ext")
         self.location = os.path.join(self.host, "sr-mount", self.agent.sr_uuid)
         self.group = f"XSLocalEXT-{self.agent.sr_uuid}"
+
+        self.more = {"SR_TRIM": lambda: self.assertEqual(test_plugin.trim(self), "True")}
 
     def clean(self):
         subprocess.run(["umount", self.location], check=False, capture_output=True)

@@ -113,6 +113,9 @@ class Case(unittest.TestCase):
 
 
 class Info(Case):
+    # What the driver announces beyond every driver of files, each with what shows that it works.
+    more = {}
+
     def info(self):
         return self.driver.call("sr_get_driver_info", {
             "host_ref": "OpaqueRef:h1", "command": "sr_get_driver_info", "args": [], "device_config": {}})
@@ -160,6 +163,7 @@ class Info(Case):
             "VDI_CONFIG_CBT": self.track,
             "VDI_RESET_ON_BOOT": self.reset,
         }
+        works.update(self.more)
         self.assertEqual(set(works), announced)
         for capability, does in works.items():
             with self.subTest(capability):

@@ -7,6 +7,7 @@ import unittest
 import uuid
 
 import test_file
+import test_plugin
 from test_file import KNOWN, MiB
 
 DISKS = os.environ.get("LVM_DISKS", "").split()
@@ -100,6 +101,7 @@ class Lvm(Case):
         vdi = self.agent.create(8 * MiB, sm_config={})
         works = {
             "SR_PROBE": self.probe,
+            "SR_TRIM": self.trim,
             "SR_UPDATE": lambda: self.agent.call("sr_update"),
             "VDI_CREATE": lambda: self.agent.create(8 * MiB),
             "VDI_DELETE": lambda: self.agent.delete(self.agent.create(8 * MiB)),
@@ -130,6 +132,14 @@ class Lvm(Case):
             self.fails(38, self.agent.copy, command, vdi)
         else:
             self.agent.copy(command, vdi)
+
+    def trim(self):
+        answer = test_plugin.trim(self)
+        if self.allocation == "thin":
+            self.assertIn("<value>UnsupportedSRForTrim</value>", answer)
+            return
+        self.assertEqual(answer, "True")
+        self.assertRegex(self.xapi.srs[self.agent.sr_ref]["other_config"]["trim_last_triggered"], r"^\d+\.\d\d$")
 
     def probe(self):
         members = self.agent.members("sr_probe", sr_sm_config={})
@@ -258,6 +268,7 @@ class Lvhd(Case):
         del self.agent.device_config["lvhd"]
         self.an_sr()
         self.assertEqual(self.volumes(), {"MGT"})
+        self.assertEqual(test_plugin.trim(self), "True")
         for sm_config, prefix in (({}, "VHD-"), ({"image-format": "qcow2"}, "QCOW2-"), ({"type": "raw"}, "LV-")):
             with self.subTest(prefix):
                 disk = self.agent.create(8 * MiB, "a disk", sm_config=sm_config)

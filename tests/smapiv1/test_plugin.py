@@ -17,6 +17,26 @@ echo '</member><member><name>Value</name><value>from the stock</value></member><
 """
 
 
+def trim(case):
+    """What the host plug-in trim answers for the SR of a case."""
+    sm, directory = os.path.abspath(os.path.join(test_file.BIN, "sm")), os.path.join(case.scratch, "trims")
+    os.makedirs(directory, exist_ok=True)
+    path = os.path.join(directory, "trim")
+    if not os.path.lexists(path):
+        os.symlink(sm, path)
+    record = case.xapi.srs[case.agent.sr_ref]
+    case.xapi.driver_filenames.setdefault(record["type"], sm)
+    config = {key: value for key, value in case.agent.device_config.items() if key != "SRmaster"}
+    case.xapi.pbds["OpaqueRef:trims"] = {"uuid": str(test_file.uuid.uuid4()), "SR": case.agent.sr_ref, "host": case.xapi.host_ref,
+                                         "device_config": config, "currently_attached": True}
+    plugin = Plugin(path, case.host, case.xapi.session)
+    plugin.env["DM_DISABLE_UDEV"] = "1"
+    try:
+        return plugin("do_trim", {"sr_uuid": case.agent.sr_uuid})
+    finally:
+        del case.xapi.pbds["OpaqueRef:trims"]
+
+
 class Case(test_file.Case):
     def setUp(self):
         super().setUp()
@@ -73,6 +93,15 @@ class Words(Case):
                     self.assertIn(f"<methodName>{function}</methodName>", told)
                     self.assertIn(self.xapi.session, told)
                 os.unlink(stock)
+
+    def test_an_sr_without_devices_of_its_own_is_not_trimmed(self):
+        answer = trim(self)
+        self.assertIn("<key>errcode</key><value>UnsupportedSRForTrim</value>", answer)
+        self.assertNotIn("trim_last_triggered", self.xapi.srs[self.agent.sr_ref]["other_config"])
+        self.xapi.driver_filenames["file"] = "/bin/sh"
+        with self.assertRaises(Refusal) as raised:
+            trim(self)
+        self.assertIn("trim.stock", raised.exception.args[3])
 
     def test_an_sr_that_nobody_knows_is_for_nobody(self):
         self.install_stock()

@@ -11,7 +11,7 @@
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
-use super::{Called, Failure, failed, hand_over, not_understood, serve_volumes};
+use super::{Called, Failure, failed, hand_over, not_understood, open_attached};
 use crate::context::Context;
 use crate::door::xapi::{ApiError, CLAIM, PAUSED, Xapi};
 use crate::door::xmlrpc::Value;
@@ -42,7 +42,7 @@ pub(super) fn answer(args: &[OsString]) -> Result<String, Failure> {
     let sr: SrUuid = called.text("srUuid").and_then(|sr| sr.parse().ok()).ok_or_else(|| bad("srUuid is no UUID"))?;
     let vdi: VdiUuid =
         called.text("vdiUuid").and_then(|vdi| vdi.parse().ok()).ok_or_else(|| bad("vdiUuid is no UUID"))?;
-    let Some(session) = serve_volumes(&called, sr).map_err(|why| failed(function, why))? else {
+    let Some(session) = open_attached(&called, sr).map_err(|why| failed(function, why))? else {
         return Err(hand_over(NAME, args, function));
     };
     let is_attached = match function {

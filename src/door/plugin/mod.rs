@@ -9,12 +9,14 @@
 //! | [`pause`] | `tapdisk-pause`: other hosts of a pool make this one let go of an image |
 //! | [`coalesce`] | `coalesce-leaf`: the images of a VM's disks are merged now |
 //! | [`on_slave`] | `on-slave`: this host follows what the SR's master changed of its volumes |
+//! | [`trim`] | `trim`: the devices of an SR are told what is free in it |
 //! | [`lvhd_thin`] | `lvhd-thin`: the SR's master gives a volume room for another host |
 
 pub mod coalesce;
 pub mod lvhd_thin;
 pub mod on_slave;
 pub mod pause;
+pub mod trim;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -32,11 +34,12 @@ use crate::types::SrUuid;
 /// A plug-in: its name, and what answers a call.
 type Plugin = (&'static str, fn(&[OsString]) -> Result<String, Failure>);
 
-const PLUGINS: [Plugin; 4] = [
+const PLUGINS: [Plugin; 5] = [
     (pause::NAME, pause::answer),
     (coalesce::NAME, coalesce::answer),
     (on_slave::NAME, on_slave::answer),
     (lvhd_thin::NAME, lvhd_thin::answer),
+    (trim::NAME, trim::answer),
 ];
 
 /// Why a call failed: words of a XenAPI error.
@@ -103,11 +106,11 @@ fn not_understood(name: &str, why: &str) -> Failure {
     failed(name, format!("the call is not understood: {why}"))
 }
 
-/// An SR of volumes, open as this host has it attached. `None`: it is served by another package.
+/// An SR, open as this host has it attached. `None`: it is served by another package.
 ///
 /// # Errors
 /// Why that cannot be learned, as a clause.
-fn serve_volumes(called: &Called, sr: SrUuid) -> Result<Option<Session>, String> {
+fn open_attached(called: &Called, sr: SrUuid) -> Result<Option<Session>, String> {
     let mut xapi = Xapi::new(&called.session, None);
     let unknown = |e: ApiError| format!("cannot learn from xapi how SR {sr} is attached: {e}");
     let (driver, config) = match ours::attached_here(&mut xapi, sr).map_err(unknown)? {
@@ -154,7 +157,7 @@ mod tests {
             ("vdi_uuid", "98de866e-b035-4b1a-a571-000000000001"),
             ("vm_uuid", "../x"),
         ]);
-        for (name, function) in [(pause::NAME, "pause"), (coalesce::NAME, "leaf-coalesce")] {
+        for (name, function) in [(pause::NAME, "pause"), (coalesce::NAME, "leaf-coalesce"), (trim::NAME, "do_trim")] {
             for args in [
                 vec![name],
                 vec![name, "<"],

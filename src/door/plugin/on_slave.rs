@@ -16,7 +16,7 @@
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
-use super::{Called, Failure, failed, hand_over, not_understood, serve_volumes};
+use super::{Called, Failure, failed, hand_over, not_understood, open_attached};
 use crate::door::xmlrpc::Value;
 use crate::error::one_line;
 use crate::image::volume::GROUP;
@@ -88,7 +88,7 @@ pub(super) fn answer(args: &[OsString]) -> Result<String, Failure> {
         return other(&called, args);
     }
     let (sr, changes) = read(&called).map_err(|why: String| not_understood(NAME, &why))?;
-    let Some(session) = serve_volumes(&called, sr).map_err(|why| failed(&function, why))? else {
+    let Some(session) = open_attached(&called, sr).map_err(|why| failed(&function, why))? else {
         return Err(hand_over(NAME, args, &function));
     };
     let shown = format!("{NAME} of SR {sr}: {changes:?}");
@@ -107,7 +107,7 @@ pub(super) fn answer(args: &[OsString]) -> Result<String, Failure> {
 fn other(called: &Called, args: &[OsString]) -> Result<String, Failure> {
     let of_path = |path: &str| path.split('/').find_map(|part| part.strip_prefix(GROUP)?.parse::<SrUuid>().ok());
     let sr = called.text("path").and_then(of_path).filter(|_| called.function == "commit_tapdisk");
-    match sr.map(|sr| serve_volumes(called, sr)) {
+    match sr.map(|sr| open_attached(called, sr)) {
         Some(Ok(Some(_))) => {
             Err(failed(&called.function, "this host serves the disk without tapdisk; the SR's master merges it"))
         }

@@ -156,6 +156,8 @@ pub enum Verb {
         #[command(flatten)]
         how: CollectArgs,
     },
+    /// Tell the devices of an SR what is free in it: a thin array, or an SSD, takes these blocks back. Nothing else is discarded.
+    SrTrim(SrArg),
     /// Print what each image of an SR holds alone, and what its deletion would free: (space …). Reads no data.
     SrSpace(SrArg),
     /// Say what is wrong with an SR and its VDIs: images, chains, records of killed calls. Status 5 if anything is wrong that
@@ -337,6 +339,7 @@ impl Verb {
             | Verb::SrDetach(sr)
             | Verb::SrGetParams(sr)
             | Verb::SrScan(sr)
+            | Verb::SrTrim(sr)
             | Verb::SrSpace(sr)
             | Verb::SrContentType(sr) => &mut sr.sr,
             Verb::VdiCreate { vdi, .. }
@@ -376,6 +379,7 @@ impl Verb {
             | Verb::SrGetParams(_)
             | Verb::SrScan(_)
             | Verb::SrCollect { .. }
+            | Verb::SrTrim(_)
             | Verb::SrSpace(_)
             | Verb::SrContentType(_)
             | Verb::VdiCreate { .. }

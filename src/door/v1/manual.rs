@@ -36,6 +36,7 @@ pub const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ("Leave the storage to the guests, and follow the steps:", "sm sr_collect --rate 20MiB --progress fast"),
         ],
     ),
+    ("sr_trim", &[("Once a week, by a timer or cron:", "sm sr_trim fast")]),
     ("sr_space", &[("The disks of an SR, those first that free most:", "sm sr_space fast --format table")]),
     (
         "sr_metrics",

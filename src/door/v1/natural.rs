@@ -41,10 +41,8 @@ const ACTIONS: &[(&[&str], &[&str])] = &[
     (&["forget"], &["sr_name --forget", "undefine"]),
     (&["revert", "rollback", "restore", "undo", "reset"], &["vdi_revert", "import"]),
     (&["check", "fsck", "verify", "repair", "scrub", "validate", "test", "fix"], &["sr_check", "verify"]),
-    (
-        &["collect", "gc", "coalesce", "prune", "clean", "cleanup", "compact", "trim", "merge"],
-        &["sr_collect", "consolidate"],
-    ),
+    (&["collect", "gc", "coalesce", "prune", "clean", "cleanup", "compact", "merge"], &["sr_collect", "consolidate"]),
+    (&["trim", "fstrim", "discard", "blkdiscard"], &["sr_trim"]),
     (&["diagnose", "health", "troubleshoot", "status"], &["doctor"]),
     (&["export", "dump", "download", "save", "run"], &["vdi_export", "export"]),
     (&["import", "upload", "load"], &["vdi_import", "import"]),

@@ -22,7 +22,7 @@ pub const GROUPS: &[(&str, &[&str])] = &[
             "vdi_import",
         ],
     ),
-    ("Space and health", &["sr_space", "sr_check", "sr_collect", "vdi_tree", "sr_metrics"]),
+    ("Space and health", &["sr_space", "sr_check", "sr_collect", "sr_trim", "vdi_tree", "sr_metrics"]),
     ("The host", &["devices", "backends", "backup", "target", "layout", "plan", "apply", "tune", "doctor"]),
     (
         "Mostly for programs",

@@ -16,7 +16,9 @@ use crate::image::name::ImageName;
 use crate::sr::Driver;
 use crate::sys::blockdev;
 use crate::target::publication;
-use crate::types::{DeviceConfig, Misread, Mode, NewSr, Overwrite, ParamsChange, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::types::{
+    DeviceConfig, Misread, Mode, NewSr, Overwrite, ParamsChange, Size, SrInfo, SrUuid, VdiInfo, VdiUuid,
+};
 use crate::vdi::SnapshotSaid;
 use crate::vdi::transfer::Stream;
 
@@ -118,6 +120,17 @@ impl Caller<'_> {
                         collected.map(nothing)
                     }
                 }
+            }
+            Verb::SrTrim(sr) => {
+                let told = self.open_named(&sr)?.sr_trim(context)?;
+                if self.tells() {
+                    let words = match told {
+                        0 => "the devices take no discards: nothing was done".to_owned(),
+                        bytes => format!("the devices were told that {} are free", Size(bytes)),
+                    };
+                    let _ = writeln!(stderr(), "{words}");
+                }
+                Ok(Reply::Nothing)
             }
             Verb::SrSpace(sr) => self.open_named(&sr)?.sr_space(context).map(Reply::Space),
             Verb::SrCheck { sr, deep, repair } => {

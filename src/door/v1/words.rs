@@ -21,7 +21,8 @@ use crate::registry::SrName;
 use crate::types::{Format, SrUuid, VdiUuid};
 
 /// Commands that are carried out for each of several SRs or VDIs.
-pub const SEVERAL: &[&str] = &["sr_attach", "sr_detach", "sr_collect", "vdi_attach", "vdi_detach", "vdi_delete"];
+pub const SEVERAL: &[&str] =
+    &["sr_attach", "sr_detach", "sr_collect", "sr_trim", "vdi_attach", "vdi_detach", "vdi_delete"];
 
 /// Commands whose SR may be left out where `-d` leads to one. sr_delete is none of them: what is lost has to be named.
 const FOUND_BY_PLACE: &[&str] = &[
@@ -30,6 +31,7 @@ const FOUND_BY_PLACE: &[&str] = &[
     "sr_get_params",
     "sr_scan",
     "sr_collect",
+    "sr_trim",
     "sr_space",
     "sr_check",
     "sr_content_type",

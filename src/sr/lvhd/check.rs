@@ -11,6 +11,7 @@ use crate::image::fault::{Look, Weight};
 use crate::image::storage::Storage;
 use crate::image::volume::VolumeName;
 use crate::sr::driver::finding_of_state;
+use crate::sr::volume_group::trim;
 use crate::types::{Finding, Outcome, State, VdiUuid};
 use crate::vdi::layout;
 use crate::vdi::tree::nodes::Node;
@@ -56,7 +57,10 @@ impl Lvhd<'_> {
             let what = format!("a change that was begun, or ended, left it; {BY_MASTER}");
             finding(VolumeName::parse(name).map(|name| name.vdi), name, Outcome::Note, what)
         });
-        let sr = group.own().sr;
+        let trimmed = group.vg().lvs.iter().filter(|lv| trim::is_volume(&lv.name)).map(|lv| {
+            let what = format!("an sr_trim has all that is free in it, or was killed; {BY_MASTER}");
+            finding(None, &lv.name, Outcome::Note, what)
+        });
         let is_known = |name: &str| {
             let of_vdi = |end: &str| name.strip_suffix(end).is_some_and(|uuid| uuid.parse::<VdiUuid>().is_ok());
             name == MGT
@@ -65,7 +69,7 @@ impl Lvhd<'_> {
                 || of_vdi(".cbtlog")
                 || name.strip_prefix("NEW-").is_some_and(|uuid| uuid.parse::<VdiUuid>().is_ok())
                 || journal::is_unwritten(name)
-                || name == format!("{sr}_trim_lv")
+                || trim::is_volume(name)
         };
         let unknown = group
             .vg()
@@ -73,7 +77,7 @@ impl Lvhd<'_> {
             .iter()
             .filter(|lv| !is_known(&lv.name))
             .map(|lv| finding(None, &lv.name, Outcome::Note, "no volume of an SR has such a name"));
-        left.chain(unknown).collect()
+        left.chain(trimmed).chain(unknown).collect()
     }
 
     fn of_records(&self) -> Vec<Finding> {

@@ -13,6 +13,7 @@ use super::{Lvhd, MGT, Rights, activation, mgt};
 use crate::error::{Error, Result, one_line};
 use crate::image::storage::Storage;
 use crate::sr::volume_group::{CREATING, VolumeGroup};
+use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Vg};
 use crate::sys::{blockdev, syslog};
 use crate::types::{Done, Names, SrUuid, VdiUuid};
@@ -98,6 +99,16 @@ impl Lvhd<'_> {
         own.use_all_of_devices(before.vg())?;
         self.live.look_again()?;
         Ok(if self.live.now().vg().size > before.vg().size { Done::Changed } else { Done::Already })
+    }
+
+    /// See [`crate::sr::Sr::trim`]. What killed calls left is ended first. `op` is what it is called.
+    ///
+    /// # Errors
+    /// [`Error::NotMaster`]; those of [`VolumeGroup::trim`].
+    pub fn trim(&self, op: &'static str, progress: Progress) -> Result<u64> {
+        let own = self.live.own();
+        let _trees = self.live.lock_recovered(op, own.deadline.end())?;
+        own.trim(self.live.now().vg(), &[], progress)
     }
 
     /// Looks whether this host uses a disk of the SR. What other storage managers have activated is left to them.

@@ -21,7 +21,7 @@ impl Lvhd<'_> {
             physical_utilisation: group.volumes().values().map(|volume| volume.lv.size).sum(),
             virtual_allocation: visible().map(|(_, node)| node.virtual_size).sum(),
             size: vg.size,
-            free: vg.free,
+            free: own.free(vg),
             sr_type: sr_type.to_owned(),
             location: own.location(vg),
             slot: None,

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `NEW_<id>_1` | | removed |
 //! | `NEW-<vdi>` | no call works on the VDI | removed |
+//! | `<sr>_trim_lv` | | removed |
 //! | `inflate_<U>_<bytes>` | what `U` holds fits so many bytes, and no process has it open | `U` ends there again |
 //! | | else | `U` ends where its volume does |
 //! | `clone_<U>`, base B, copy D | no B; or the record cannot be read | nothing was done |
@@ -33,6 +34,7 @@ use super::step::Step;
 use crate::error::{Error, Result, one_line};
 use crate::image::storage::Storage;
 use crate::image::volume::{VolumeName, image};
+use crate::sr::volume_group::trim;
 use crate::sys::blockdev;
 use crate::sys::lock::{self, Kind, Lock};
 use crate::sys::lvm::{self, Lv};
@@ -100,7 +102,9 @@ impl<'a> Live<'a> {
             let vdi = lv.name.strip_prefix("NEW-").and_then(|vdi| vdi.parse::<VdiUuid>().ok());
             // A call that fills it has the lock of the VDI.
             let is_left = |vdi: VdiUuid| lock::take(&vdi.to_string(), "vdi", Kind::Exclusive, Instant::now()).is_ok();
-            if is_unwritten(&lv.name) || vdi.is_some_and(is_left) {
+            // One that is still discarded has the SR to itself, on the SR's master.
+            let is_trim = lv.name == trim::volume(self.own().sr);
+            if is_trim || is_unwritten(&lv.name) || vdi.is_some_and(is_left) {
                 steps.push(Step::remove(&lv.name));
             }
         }

@@ -13,6 +13,7 @@ use super::{Kind, LvmSr, POOL, POOL_DATA_FULL, POOL_METADATA_FULL, RAW, THICK, T
 use crate::error::{Error, Result, one_line};
 use crate::sr::driver::finding_of_state;
 use crate::sr::lvhd::Lvhd;
+use crate::sr::volume_group::trim;
 use crate::sys::lvm::{self, Lv, Vg};
 use crate::sys::{blockdev, lock};
 use crate::types::{Finding, Format, Outcome, Size, State, VdiUuid};
@@ -42,6 +43,7 @@ impl LvmSr {
         if let Some(pool) = vg.lv(POOL) {
             found.extend(self.of_pool(&vg, pool, repair)?);
         }
+        found.extend(self.of_trim(&vg, repair));
         for vdi in vdis(&vg) {
             let of_vdi = self.of_vdi(&vg, vdi);
             match of_vdi.iter().any(is_mendable) {
@@ -117,6 +119,20 @@ impl LvmSr {
         }
         found.extend(fullness(pool));
         Ok(found)
+    }
+
+    /// The caller has the SR's lock, so no sr_trim of this host is at work.
+    fn of_trim(&self, vg: &Vg, repair: bool) -> Option<Finding> {
+        let left = vg.lvs.iter().find(|lv| trim::is_volume(&lv.name))?;
+        if tags::is_elsewhere(&left.tags) {
+            let what = "it has all that is free: another host discards it in an sr_trim, or its call was killed there";
+            return Some(finding(None, &left.name, Outcome::Note, what));
+        }
+        let is_mended =
+            repair && !self.is_slave && self.group.refuse_incomplete(vg).and_then(|()| self.end_trim_left(vg)).is_ok();
+        let outcome = if is_mended { Outcome::Mended } else { Outcome::Mendable };
+        let what = "an sr_trim that was killed left it with all that is free: it is to be removed";
+        Some(finding(None, &left.name, outcome, what))
     }
 
     /// The faults of all volumes of a VDI.
@@ -297,7 +313,7 @@ fn of_group(vg: &Vg) -> Vec<Finding> {
         let uuid = [RAW, VHD, UNFINISHED, super::REVERTED].iter().find_map(|prefix| name.strip_prefix(prefix));
         let is_vdi = uuid.and_then(|uuid| uuid.parse().ok()).is_some_and(|vdi| known.contains(&vdi));
         let what = match uuid {
-            _ if is_vdi || name == POOL || name == NAMES_OF_OTHERS => continue,
+            _ if is_vdi || name == POOL || name == NAMES_OF_OTHERS || trim::is_volume(name) => continue,
             Some(_) => "its name is like that of a VDI, and has no UUID: it is left alone",
             None => "no volume of an SR has such a name: it is left alone, and takes space",
         };

@@ -39,6 +39,9 @@ impl LvmPlace<'_> {
             self.sr.remove_unfinished(&self.vg, &format!("{UNFINISHED}{}", self.vdi))?;
             self.unfinished.take();
         }
+        if may_change {
+            self.sr.end_trim_left(&self.vg)?;
+        }
         self.end_revert()?;
         if self.record().lent {
             self.end_lending()?;

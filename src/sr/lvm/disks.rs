@@ -83,7 +83,7 @@ impl LvmSr {
 
     pub(super) fn make_disk(&self, new: &NewVdi) -> Result<VdiInfo> {
         let vg = match self.kind(self.group.whole()?) {
-            Kind::Own(vg) => vg,
+            Kind::Own(vg) => self.without_trim(vg)?,
             Kind::Lvhd(theirs) => return theirs.make_disk(new),
         };
         let (vg, layout) = self.refuse_new(new, vg)?;
@@ -148,7 +148,7 @@ impl LvmSr {
 
     pub(super) fn take_in(&self, new: &NewVdi, incoming: Incoming, progress: Progress) -> Result<VdiInfo> {
         let vg = match self.kind(self.group.whole()?) {
-            Kind::Own(vg) => vg,
+            Kind::Own(vg) => self.without_trim(vg)?,
             Kind::Lvhd(theirs) => return theirs.take_in(new, incoming, progress),
         };
         let (vg, layout) = self.refuse_new(new, vg)?;

@@ -4,9 +4,10 @@ use super::revert::reverted;
 use super::space::pool_use;
 use super::{DRIVER, LvmSr, POOL, RAW, SHARED, UNFINISHED, VHD, tags};
 use crate::error::{Error, Result};
+use crate::sr::volume_group::trim;
 use crate::sys::blockdev;
 use crate::sys::lvm::{self, Lv, Vg};
-use crate::types::{Format, SlotMark, SrInfo, VdiUuid};
+use crate::types::{Done, Format, SlotMark, SrInfo, VdiUuid};
 
 impl LvmSr {
     /// Says that no volume of the group is the VDI.
@@ -43,7 +44,7 @@ impl LvmSr {
             location: self.group.location(vg),
             slot: SlotMark::of_tags(&vg.tags),
             free: match (pool, pool_use) {
-                (None, _) => vg.free,
+                (None, _) => self.group.free(vg),
                 (Some(_), Some(used)) => used.data_size - used.data_used,
                 (Some(_), None) => 0,
             },
@@ -86,7 +87,25 @@ impl LvmSr {
         let of_vdi = |lv: &&Lv| lv.name.strip_prefix(UNFINISHED).is_some_and(|u| u.parse::<VdiUuid>().is_ok());
         let left = vg.lvs.iter().filter(of_vdi).filter(|lv| !tags::is_elsewhere(&lv.tags));
         left.into_iter().try_for_each(|lv| self.remove_unfinished(vg, &lv.name))?;
+        self.end_trim_left(vg)?;
         self.end_reverts(vg)
+    }
+
+    /// Removes the volume with all that was free that a killed sr_trim of this host, or of another storage manager, left. Another host
+    /// may still be discarding its own, which stays. The caller has the SR's lock, so no call of this host is at work on it.
+    pub(super) fn end_trim_left(&self, vg: &Vg) -> Result<Done> {
+        match vg.lv(&trim::volume(self.group.sr)).is_some_and(|lv| !tags::is_elsewhere(&lv.tags)) {
+            true => self.group.end_trim(vg).map(|()| Done::Changed),
+            false => Ok(Done::Already),
+        }
+    }
+
+    /// The group that is to be changed, without what a killed sr_trim left.
+    pub(super) fn without_trim(&self, vg: Vg) -> Result<Vg> {
+        match self.end_trim_left(&vg)? {
+            Done::Changed => self.group.whole(),
+            Done::Already => Ok(vg),
+        }
     }
 
     pub(super) fn remove_unfinished(&self, vg: &Vg, name: &str) -> Result<()> {

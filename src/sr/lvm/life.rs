@@ -2,10 +2,11 @@
 
 use super::group::{is_gone, vdi_of};
 use super::place::{Group, LvmPlace};
-use super::{Allocation, Kind, LvmSr, POOL, SHARED, THICK, THIN};
+use super::{Allocation, Kind, LvmSr, POOL, SHARED, THICK, THIN, tags};
 use crate::error::{Error, Result, one_line};
 use crate::sr::lvhd;
 use crate::sr::volume_group::{CREATING, DELETING};
+use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Lv, Vg};
 use crate::sys::{blockdev, syslog};
 use crate::types::{Done, NewSr, Overwrite, Size};
@@ -159,6 +160,25 @@ impl LvmSr {
             return Ok(Done::Changed);
         }
         Ok(if after.size > before.size { Done::Changed } else { Done::Already })
+    }
+
+    /// See [`crate::sr::Sr::trim`].
+    pub(super) fn discard_free(&self, progress: Progress) -> Result<u64> {
+        const OP: &str = "sr_trim";
+        let vg = match self.kind(self.group.whole()?) {
+            Kind::Own(vg) => vg,
+            Kind::Lvhd(theirs) => return theirs.trim(OP, progress),
+        };
+        if self.is_slave {
+            return Err(Error::NotMaster { op: OP });
+        }
+        if vg.lv(POOL).is_some() {
+            let why =
+                format!("SR {} is thin: what is free is in its pool, and the pool has all of the group", self.group.sr);
+            return Err(Error::Unsupported { op: OP, why });
+        }
+        let vg = self.without_trim(vg)?;
+        self.group.trim(&vg, &[&tags::of_maker()], progress)
     }
 
     pub(super) fn end_availability(&self) -> Result<Done> {

@@ -9,6 +9,7 @@ use super::space::pool_use;
 use super::{DATA_GONE, LvmSr, POOL, RAW, REVERTED, SHARED, UNFINISHED, tags};
 use crate::error::{Error, Result, one_line};
 use crate::image::storage::FileStorage;
+use crate::sr::volume_group::trim;
 use crate::sys::blockdev;
 use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Deactivated, Lv, UNREADABLE, Vg};
@@ -32,7 +33,7 @@ pub struct LvmPlace<'a> {
 /// The data that all disks of a group share, so that a listing has it once.
 #[derive(Clone)]
 pub struct Group {
-    /// The group without its volumes, except the pool.
+    /// The group without its volumes, except the pool and what a killed sr_trim left.
     vg: Rc<Vg>,
     /// Bytes that all disks of a thin pool use.
     pool_used: Option<u64>,
@@ -40,14 +41,13 @@ pub struct Group {
 
 impl Group {
     pub fn of(vg: &Vg) -> Group {
-        let pool = vg.lv(POOL).cloned();
-        let pool_used = pool.as_ref().and_then(pool_use).map(|used| used.data_used);
+        let pool_used = vg.lv(POOL).and_then(pool_use).map(|used| used.data_used);
         let own = Vg {
             name: vg.name.clone(),
             tags: vg.tags.clone(),
             system_id: vg.system_id.clone(),
             pvs: vg.pvs.clone(),
-            lvs: pool.into_iter().collect(),
+            lvs: vg.lvs.iter().filter(|lv| lv.name == POOL || trim::is_volume(&lv.name)).cloned().collect(),
             ..*vg
         };
         Group { vg: Rc::new(own), pool_used }
@@ -421,8 +421,8 @@ impl Place for LvmPlace<'_> {
         let more = size.saturating_sub(now);
         if more > 0 && thin {
             self.sr.room_in_pool(&self.vg)?;
-        } else if more > self.vg.free {
-            return Err(Error::NoSpace { sr: self.sr.group.sr, free: self.vg.free, wanted: more });
+        } else if more > self.sr.group.free(&self.vg) {
+            return Err(Error::NoSpace { sr: self.sr.group.sr, free: self.sr.group.free(&self.vg), wanted: more });
         }
         let read_only = self.lv.borrow().active && blockdev::is_read_only(&self.node());
         let full = self.full_name();
