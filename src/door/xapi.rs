@@ -69,7 +69,7 @@ type Reader = fn(&str) -> Result<Response, xmlrpc::Malformed>;
 /// The members that [`Xapi::vdi_records`] reads of a VDI's record. The dozens of other members take longer to read than
 /// these to compare.
 const VDI_MEMBERS: &[&str] =
-    &["uuid", "location", "type", "virtual_size", "physical_utilisation", "read_only", "sm_config"];
+    &["uuid", "location", "type", "virtual_size", "physical_utilisation", "read_only", "sm_config", "cbt_enabled"];
 
 /// xapi, with the session that it gave us for this command.
 pub struct Xapi {

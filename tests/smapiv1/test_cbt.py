@@ -92,9 +92,14 @@ class Tracking(Case):
         self.agent.call("sr_scan")
         self.assertEqual(self.telling(), ["VDI.get_all_records_where", "VDI.set_cbt_enabled", "SR.get_record"])
         self.assertIs(self.xapi.vdis[disk]["cbt_enabled"], True)
+        # What xapi knows already is not told once more.
+        self.agent.call("sr_scan")
+        self.assertEqual(self.telling(), ["VDI.get_all_records_where"])
         for _ in range(2):
             self.agent.call("vdi_disable_cbt", vdi=disk)
             self.assertFalse(os.path.exists(self.path(disk, "cbtlog")))
+        self.agent.call("sr_scan")
+        self.assertIs(self.xapi.vdis[disk]["cbt_enabled"], False)
 
     def test_what_cannot_be_tracked_is_refused(self):
         raw, disk = self.agent.create(MiB), self.a_disk()
