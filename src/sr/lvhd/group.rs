@@ -14,7 +14,8 @@
 //! | `inflate`, `jvhd`, `coalesce`, `relink` | | what the images say: a VHD has its footer at its start as well, and is marked while it is resized |
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use super::journal::{Change, Cloned, Journal, RECORD};
 use super::map::{Devices, Mapped};
@@ -26,6 +27,7 @@ use crate::image::storage::Storage;
 use crate::image::volume::VolumeName;
 use crate::sr::volume_group::VolumeGroup;
 use crate::sys::lvm::{self, Lv, Segment, Vg};
+use crate::sys::threads;
 use crate::types::{Format, Params, State, VdiUuid};
 use crate::vdi::layout;
 use crate::vdi::tree::nodes::{Node, Nodes, judge};
@@ -195,11 +197,12 @@ impl<'a> Group<'a> {
 
     /// The image of a VDI, as it says itself. `None`: it cannot be read.
     fn look(&self, vdi: VdiUuid) -> Option<Node> {
-        self.volumes.get(&vdi).and_then(|volume| self.query(vdi, volume).ok())
+        self.volumes.get(&vdi).and_then(|volume| self.query(vdi, volume, None).ok())
     }
 
-    fn query(&self, vdi: VdiUuid, volume: &Volume) -> Result<Node> {
-        let image = self.image(volume)?;
+    /// `head`: the first bytes, if they are known.
+    fn query(&self, vdi: VdiUuid, volume: &Volume, head: Option<Arc<[u8]>>) -> Result<Node> {
+        let image = self.image(volume)?.with_head(head);
         let info = layout(volume.format).query(&image)?;
         let mut node = Node::of(vdi, volume.format, info, image.path(), |name| possible_parent(name, volume.format))?;
         node.hidden = node.hidden || self.hides(vdi, volume);
@@ -329,11 +332,27 @@ impl<'a> Group<'a> {
     /// Every image, with its state. Each header is read once.
     pub fn nodes(&self) -> &[(VdiUuid, Node)] {
         self.nodes.get_or_init(|| {
+            let mut heads = self.heads();
             let mut nodes: Vec<(VdiUuid, Node)> =
-                self.volumes.iter().map(|(vdi, volume)| (*vdi, self.node(*vdi, volume))).collect();
+                self.volumes.iter().map(|(vdi, volume)| (*vdi, self.node(*vdi, volume, heads.remove(vdi)))).collect();
             judge(&mut nodes.iter_mut().map(|(vdi, node)| (*vdi, node)).collect::<Vec<_>>(), &|_| None);
             nodes
         })
+    }
+
+    /// The first bytes of images, read on several threads: a device far away takes its time for each. They are known for one look at
+    /// the images only: another one may follow a change.
+    fn heads(&self) -> HashMap<VdiUuid, Arc<[u8]>> {
+        /// Reads at a time. Fewer images than these, times four, are read as they come.
+        const AT_ONCE: usize = 8;
+        if self.volumes.len() < AT_ONCE * 4 {
+            return HashMap::new();
+        }
+        let image = |(vdi, volume): (&VdiUuid, &Volume)| Some((*vdi, self.image(volume).ok()?));
+        let mut images: Vec<(VdiUuid, Mapped)> = self.volumes.iter().filter_map(image).collect();
+        images.sort_unstable_by_key(|(_, image)| image.begins());
+        let heads = threads::while_waiting(&images, AT_ONCE, |(_, image)| image.head());
+        images.into_iter().zip(heads).filter_map(|((vdi, _), head)| Some((vdi, head?))).collect()
     }
 
     /// All images as trees.
@@ -342,8 +361,8 @@ impl<'a> Group<'a> {
     }
 
     /// An image, with a state if it cannot be read. The parent that a damaged one names is told as far as it can be read.
-    fn node(&self, vdi: VdiUuid, volume: &Volume) -> Node {
-        self.refuse_double(vdi).and_then(|()| self.query(vdi, volume)).unwrap_or_else(|error| {
+    fn node(&self, vdi: VdiUuid, volume: &Volume, head: Option<Arc<[u8]>>) -> Node {
+        self.refuse_double(vdi).and_then(|()| self.query(vdi, volume, head)).unwrap_or_else(|error| {
             let named = self.image(volume).ok().map(|image| layout(volume.format).named_parent(&image));
             let parent = named.and_then(|named| possible_parent(&named.name?, volume.format));
             let unread = Vec::from_iter(parent.is_none().then_some(volume.format));

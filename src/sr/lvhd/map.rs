@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -90,7 +91,7 @@ impl Devices {
             let what = format!("LVM says that it has {} bytes, and where {size} of them are", lv.size);
             return Err(Error::Damaged { path, what });
         }
-        Ok(Mapped { path, size, pieces, mode: self.mode })
+        Ok(Mapped { path, size, pieces, mode: self.mode, head: None })
     }
 }
 
@@ -112,6 +113,8 @@ pub struct Mapped {
     /// In the order of the volume, the first at 0.
     pieces: Vec<Piece>,
     mode: Mode,
+    /// Its first bytes, if they were read before.
+    head: Option<Arc<[u8]>>,
 }
 
 impl Mapped {
@@ -133,6 +136,25 @@ impl Mapped {
             at += len as u64;
         }
         Ok(())
+    }
+
+    /// The first bytes, with as many as headers usually have. `None`: they cannot be read.
+    pub fn head(&self) -> Option<Arc<[u8]>> {
+        /// What a read past the page cache takes at least.
+        const HEAD: usize = 4096;
+        let mut bytes = [0; HEAD];
+        let read = self.read_at(&mut bytes, 0).ok()?;
+        Some(Arc::from(&bytes[..read]))
+    }
+
+    /// The same, of which these first bytes are known: they are not read again.
+    pub fn with_head(self, head: Option<Arc<[u8]>>) -> Mapped {
+        Mapped { head, ..self }
+    }
+
+    /// Where its first byte is: the place in which heads are read in order.
+    pub fn begins(&self) -> (i32, u64) {
+        self.pieces.first().map_or((0, 0), |piece| (piece.file.as_raw_fd(), piece.from))
     }
 
     fn refuse_read_only(&self) -> io::Result<()> {
@@ -166,6 +188,11 @@ impl Storage for Mapped {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let wanted = (buf.len() as u64).min(self.size.saturating_sub(offset)) as usize;
+        let known = usize::try_from(offset).ok().and_then(|at| self.head.as_ref()?.get(at..at.checked_add(wanted)?));
+        if let Some(known) = known {
+            buf[..wanted].copy_from_slice(known);
+            return Ok(wanted);
+        }
         let mut done = 0;
         while done < wanted {
             let (file, from, len) = self.piece(offset + done as u64, wanted - done);
@@ -269,6 +296,13 @@ mod tests {
         }
         assert_eq!(mapped.read_at(&mut [0; 8], 4 * EXTENT).unwrap(), 0);
         assert_eq!(mapped.read_at(&mut [0; 8], u64::MAX).unwrap(), 0);
+        let known = mapped.clone().with_head(Some(Arc::from([9; 8])));
+        let mut part = [0; 9];
+        known.read_at(&mut part[..8], 0).unwrap();
+        assert_eq!(part, [9, 9, 9, 9, 9, 9, 9, 9, 0], "bytes that are known");
+        known.read_at(&mut part, 0).unwrap();
+        assert_eq!(part, [3; 9], "more than is known");
+        assert_eq!(&*mapped.head().unwrap(), &[3; 4096]);
         let cut = mapped.clone().cut_to(EXTENT + 1);
         assert_eq!((cut.size().unwrap(), cut.read_at(&mut bytes, EXTENT).unwrap()), (EXTENT + 1, 1));
         assert!(mapped.write_at(&[0], 0).is_err() && mapped.set_size(1).is_err() && mapped.punch(0, 1).is_err());
