@@ -75,6 +75,11 @@ fn disks_that_go_back_at_each_start() {
 }
 
 #[test]
+fn images_that_tapdisk_opens_itself() {
+    battery("test_tapdisk");
+}
+
+#[test]
 fn disks_that_move_to_another_pool() {
     battery("test_migrate");
 }

@@ -126,6 +126,23 @@ impl Session {
         })
     }
 
+    /// As [`Session::vdi_attach`], for a guest of a host with tapdisk. `opens`: the formats of disks that tapdisk is to open by itself;
+    /// then the answer is its socket.
+    ///
+    /// # Errors
+    /// Those of [`Session::vdi_attach`].
+    pub fn vdi_attach_for_guest(
+        &self,
+        vdi: VdiUuid,
+        mode: Mode,
+        opens: Vec<Format>,
+        context: &Context,
+    ) -> Result<PathBuf> {
+        self.carry_out_locked(Locks::of_vdis(&[vdi]), context, move |storage, _, lock| {
+            vdi::attach_for_guest(&*storage.vdi(vdi)?, mode, lock, &opens)
+        })
+    }
+
     /// Removes the block device of a VDI. Idempotent.
     ///
     /// # Errors

@@ -52,20 +52,23 @@ impl ChangeLog {
         before: Option<Option<&ChangeLog>>,
     ) -> Result<Option<Arc<ChangeLog>>> {
         // What is no file of a VDI has no log.
-        let Some(name) = leaf.file_name().and_then(|name| name.to_str()).and_then(ImageName::parse) else {
-            return Ok(None);
-        };
-        let path = leaf.with_file_name(format!("{}.{EXTENSION}", name.vdi));
+        let Some(path) = ChangeLog::beside(leaf) else { return Ok(None) };
         match ChangeLog::try_open(&path, virtual_size, before) {
             Ok(log) => Ok(log.map(Arc::new)),
             Err(error) => {
-                syslog::write(&format!("changed blocks of VDI {} are not tracked: {}", name.vdi, one_line(&error)));
+                syslog::write(&format!("changed blocks of {} are not tracked: {}", leaf.display(), one_line(&error)));
                 match fs::remove_file(&path).map_err(Error::io("remove", &path)).and_then(|()| sync_parent(&path)) {
                     Ok(()) => Ok(None),
                     Err(undo) => Err(error.undone(Err(undo))),
                 }
             }
         }
+    }
+
+    /// Where the log of a disk lies, if its leaf is a file of a VDI.
+    pub(super) fn beside(leaf: &Path) -> Option<PathBuf> {
+        let name = ImageName::parse(leaf.file_name()?.to_str()?)?;
+        Some(leaf.with_file_name(format!("{}.{EXTENSION}", name.vdi)))
     }
 
     fn try_open(path: &Path, virtual_size: u64, before: Option<Option<&ChangeLog>>) -> Result<Option<ChangeLog>> {
@@ -149,7 +152,7 @@ impl ChangeLog {
     }
 
     /// Gives the log up: it does not say any more what was written, and never will.
-    fn lose(&self, why: &str) {
+    pub(super) fn lose(&self, why: &str) {
         if self.lost.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -166,6 +169,12 @@ impl ChangeLog {
         {
             self.lose(&error.to_string());
         }
+    }
+
+    /// As [`ChangeLog::sync`], for a log that another process writes.
+    pub(super) fn sync_all(&self) {
+        self.unsynced.store(true, Ordering::Release);
+        self.sync();
     }
 
     /// Says that nothing is written any more, and that the log has all that was. The image is closed.

@@ -9,6 +9,8 @@
 //! | `resume` | opens the chain by path, tells the kernel the size of its file | `ok BYTES` |
 //! | `hold` | a pause that outlives its connection, until `release`; `resume` does not end it | `ok` |
 //! | `release` | ends it as `resume` ends a pause; also mends a disk that could not be opened again | `ok`, `ok BYTES` if it goes on |
+//! | `mirror WHERE` | a server that keeps a tapdisk: what is written is sent there as well; see [`crate::sys::tapdisk::is_secondary`] | `ok` |
+//! | `end` | a server that keeps a tapdisk: ends the tapdisk and itself | `ok`, and again `ok` when the image is closed, or why it is not |
 //! | `stop` | | `ok`, and again `ok` when the device is gone and the image closed |
 //!
 //! Or `error`, and words: see [`Failure`]. The size of the device follows that of the file when somebody asks for it: the client does,
@@ -32,9 +34,13 @@ use nix::libc;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
 use nix::sys::time::TimeVal;
 
-use super::disk::{self, Disk, State};
+use super::disk::{self, State};
+use super::serving::Serving;
 use super::{TRACKED, server};
 use crate::error::{Error, Result, one_line};
+
+/// How long a request waits for a pause to end.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn socket(dir: &Path, pid: u32) -> PathBuf {
     dir.join(format!("{pid}.sock"))
@@ -268,18 +274,18 @@ impl Control {
     }
 
     /// Answers whoever connects, for ever.
-    pub fn serve(self: &Arc<Self>, listener: UnixListener, disk: Arc<Disk>, resized: Resized) {
+    pub fn serve(self: &Arc<Self>, listener: UnixListener, disk: Arc<dyn Serving>, resized: Resized) {
         let resized = Arc::new(resized);
         let control = self.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (control, disk, resized) = (control.clone(), disk.clone(), resized.clone());
-                std::thread::spawn(move || control.converse(stream, &disk, &resized));
+                std::thread::spawn(move || control.converse(stream, &*disk, &resized));
             }
         });
     }
 
-    fn converse(&self, stream: UnixStream, disk: &Disk, resized: &Resized) {
+    fn converse(&self, stream: UnixStream, disk: &dyn Serving, resized: &Resized) {
         let Ok(words) = stream.try_clone() else { return };
         let mut stream = stream;
         let (mut paused, mut grown) = (None, false);
@@ -306,6 +312,14 @@ impl Control {
                     Ok(()) => continue,
                     Err(e) => Err(Failure::from(e)),
                 },
+                "end" => match self.stop(&stream) {
+                    Ok(()) if disk.end() => continue,
+                    Ok(()) => Err(Failure::from("it ends with its device")),
+                    Err(e) => Err(Failure::from(e)),
+                },
+                mirror if mirror.starts_with("mirror ") => {
+                    self.mirror(disk, &mirror["mirror ".len()..]).map(|()| String::new()).map_err(Failure::from)
+                }
                 _ => Err(Failure::from(format!("{word:?} is no word of this server").as_str())),
             };
             let said = match answer {
@@ -329,7 +343,7 @@ impl Control {
         self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pause(&self, disk: &Disk, paused: &mut Option<u64>) -> Result<()> {
+    fn pause(&self, disk: &dyn Serving, paused: &mut Option<u64>) -> Result<()> {
         let mut pauses = self.pauses();
         disk.pause()?;
         pauses.begun += 1;
@@ -340,7 +354,7 @@ impl Control {
 
     /// The disk's size, and whether it has changed. Ends a pause, unless another one began meanwhile: the end of a
     /// caller that was killed may be heard after the beginning of the next pause, which must not be lost by that.
-    fn resume(&self, disk: &Disk, resized: &Resized, paused: &mut Option<u64>) -> Result<(u64, bool), Failure> {
+    fn resume(&self, disk: &dyn Serving, resized: &Resized, paused: &mut Option<u64>) -> Result<(u64, bool), Failure> {
         let mut pauses = self.pauses();
         match paused.take() {
             Some(ours) if ours != pauses.begun => return Err("another call has paused it since".into()),
@@ -353,7 +367,20 @@ impl Control {
         }
     }
 
-    fn hold(&self, disk: &Disk) -> Result<()> {
+    /// A pause by another call is waited for: it ends soon.
+    fn mirror(&self, disk: &dyn Serving, secondary: &str) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let pauses = self.pauses();
+            if !(pauses.in_force || pauses.held) || Instant::now() > until {
+                return disk.mirror(secondary);
+            }
+            drop(pauses);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn hold(&self, disk: &dyn Serving) -> Result<()> {
         let mut pauses = self.pauses();
         disk.pause()?;
         pauses.held = true;
@@ -361,7 +388,7 @@ impl Control {
     }
 
     /// The disk's size, if it goes on.
-    fn release(&self, disk: &Disk, resized: &Resized) -> Result<String> {
+    fn release(&self, disk: &dyn Serving, resized: &Resized) -> Result<String> {
         let mut pauses = self.pauses();
         // A call of this host that has paused the disk as well goes on with its pause, and resumes the disk.
         let ended = std::mem::take(&mut pauses.held) && !pauses.in_force;
@@ -380,13 +407,17 @@ impl Control {
         Ok(())
     }
 
+    /// Tells those who wait for the end that there is none.
+    pub fn tell(&self, result: &Result<()>) {
+        for mut stream in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = stream.write_all(ended(result).as_bytes());
+        }
+    }
+
     /// Removes the socket, tells those who wait, and with the end of the process hangs up on them.
     pub fn end(&self, result: &Result<()>) {
         let _ = fs::remove_file(socket(&self.dir, std::process::id()));
-        let line = match result {
-            Ok(()) => "ok\n".to_owned(),
-            Err(e) => format!("error {}\n", Failure::from(e)),
-        };
+        let line = ended(result);
         for mut stream in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = stream.write_all(line.as_bytes());
             #[expect(
@@ -398,11 +429,18 @@ impl Control {
     }
 }
 
-fn tracked(disk: &Disk) -> String {
+fn ended(result: &Result<()>) -> String {
+    match result {
+        Ok(()) => "ok\n".to_owned(),
+        Err(e) => format!("error {}\n", Failure::from(e)),
+    }
+}
+
+fn tracked(disk: &dyn Serving) -> String {
     if disk.is_tracked() { TRACKED.to_owned() } else { String::new() }
 }
 
-fn status(disk: &Disk) -> String {
+fn status(disk: &dyn Serving) -> String {
     let mut text = match disk.state() {
         State::Serving { size, depth } => format!("serving {size} {depth}"),
         State::Paused => "paused".to_owned(),
@@ -415,7 +453,7 @@ fn status(disk: &Disk) -> String {
     text
 }
 
-fn resume(disk: &Disk, resized: &Resized) -> Result<(u64, bool)> {
+fn resume(disk: &dyn Serving, resized: &Resized) -> Result<(u64, bool)> {
     let size = disk.resume()?;
     Ok((size, resized(size)?))
 }

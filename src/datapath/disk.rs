@@ -15,6 +15,7 @@ use super::cbt::{ChangeLog, Tracked};
 use super::{Source, patient};
 use crate::error::{Error, Result, one_line};
 use crate::image::disk::Served;
+pub(super) use chain::open as open_chain;
 use uses::{Used, open_used};
 
 /// A request that took this long has waited for the storage. A request that needs the page cache only takes

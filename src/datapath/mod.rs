@@ -10,9 +10,14 @@ mod cbt;
 mod control;
 mod disk;
 mod fuse;
+mod kept;
 mod patient;
+mod pause;
 mod pool;
+mod record;
 mod server;
+mod serving;
+mod tapped;
 
 use std::collections::HashMap;
 use std::fs;
@@ -25,11 +30,14 @@ use crate::error::{Error, Result};
 use crate::sys::blockdev;
 use crate::sys::lock::Lock;
 use crate::sys::loopdev::{self, Detached};
+use crate::sys::tapdisk::Tapdisk;
 use crate::sys::{process, run_dir};
 use crate::types::{Done, Format};
 use control::Client;
 #[cfg(test)]
 pub(crate) use disk::Disk;
+pub use kept::{attach_for_guest, image_of, is_read_only, mirror, revive_all};
+pub use pause::{Paused, pause, prepare};
 use server::Arguments;
 pub use server::main;
 
@@ -63,11 +71,20 @@ pub struct Attached {
     pub device: PathBuf,
     pub read_only: bool,
     pub server: u32,
-    /// The server lives. If not, I/O on the device fails until it is detached.
+    /// The server lives. If not, I/O on the device fails until it is detached; that of a tapdisk goes on.
     pub healthy: bool,
+    /// The tapdisk that has the image open itself. The device is its socket, and the server its keeper.
+    pub tapdisk: Option<Tapdisk>,
 }
 
-/// Everything that is served on this host. One pass over sysfs; needs no privilege.
+impl Attached {
+    /// All I/O fails.
+    pub fn is_dead(&self) -> bool {
+        !self.healthy && self.tapdisk.is_none()
+    }
+}
+
+/// Everything that is served on this host. One pass over sysfs, and over the records of tapdisks.
 ///
 /// # Errors
 /// [`Error::Io`] if the loop devices of this host cannot be listed.
@@ -75,24 +92,26 @@ pub fn all() -> Result<Vec<Attached>> {
     Ok(all_among(&loopdev::attached()?))
 }
 
-/// Everything that is served on this host, among loop devices that [`loopdev::attached`] listed. Needs no privilege.
+/// Everything that is served on this host, by loop devices that [`loopdev::attached`] listed, or by tapdisks.
 pub fn all_among(devices: &HashMap<PathBuf, Vec<String>>) -> Vec<Attached> {
-    let mut found = Vec::new();
+    let mut found = kept::all();
     for (backing, names) in devices {
         let Some((server, image)) = fuse::parse_backing_file(backing) else { continue };
         let healthy = Arguments::of(server).is_some_and(|a| a.source.path == image);
         for name in names {
             let device = Path::new("/dev").join(name);
             let read_only = blockdev::is_read_only(&device);
-            found.push(Attached { image: image.clone(), device, read_only, server, healthy });
+            found.push(Attached { image: image.clone(), device, read_only, server, healthy, tapdisk: None });
         }
     }
     found
 }
 
-/// The image servers of this host, each with its image, whether it has a device or not.
+/// The image servers of this host, each with its image, whether it has a device or not; of those that keep a tapdisk, those whose
+/// records are looked for.
 pub fn running() -> Vec<(u32, PathBuf)> {
-    let of = |pid: u32| Some((pid, Arguments::of(pid)?.source.path));
+    let dir = directory();
+    let of = |pid: u32| Some((pid, Arguments::of(pid).filter(|it| !it.by_tapdisk || it.dir == dir)?.source.path));
     process::all().into_iter().filter_map(of).collect()
 }
 
@@ -107,14 +126,19 @@ pub fn find(path: &Path) -> Result<Option<Attached>> {
 }
 
 /// The served image at `path`. `None` says that no server has it open; one whose device is gone and that is still writing
-/// is waited for.
+/// is waited for. A tapdisk whose keeper was killed gets another one.
 ///
 /// # Errors
 /// [`Error::DeviceInUse`] when that has not ended at the deadline.
 pub fn find_settled(path: &Path, deadline: Instant) -> Result<Option<Attached>> {
     let list = all()?;
-    if let Some(found) = find_in(&list, path) {
-        return Ok(Some(found.clone()));
+    match find_in(&list, path) {
+        Some(orphan) if orphan.tapdisk.is_some() && !orphan.healthy => {
+            kept::revive(orphan, deadline)?;
+            return find(path);
+        }
+        Some(found) => return Ok(Some(found.clone())),
+        None => {}
     }
     let dir = directory();
     let without_device = |pid: &u32| list.iter().all(|attached| attached.server != *pid);
@@ -175,9 +199,10 @@ fn await_end(pid: u32, path: &Path, until: Instant) -> Result<()> {
     Ok(())
 }
 
-/// Whether an image server may run on this host.
+/// Whether an image server may run on this host, or a tapdisk that has an image open.
 pub fn may_serve() -> bool {
-    !servers(&directory()).is_empty()
+    let dir = directory();
+    !servers(&dir).is_empty() || !record::all(&dir).is_empty()
 }
 
 /// The processes that have, or had, a socket here.
@@ -197,7 +222,8 @@ pub fn find_in<'a>(list: &'a [Attached], path: &Path) -> Option<&'a Attached> {
     let same_name = || list.iter().filter(|a| a.image.file_name() == path.file_name());
     let by_path = same_name().find(|a| a.image == path).or_else(|| same_name().find(|a| is_same(&a.image, path)));
     // Its directory may have another name by now.
-    by_path.or_else(|| same_name().find(|a| a.healthy && has_open(a.server, path)))
+    let process = |a: &Attached| a.tapdisk.map_or(a.server, Tapdisk::pid);
+    by_path.or_else(|| same_name().find(|a| !a.is_dead() && has_open(process(a), path)))
 }
 
 fn has_open(process: u32, path: &Path) -> bool {
@@ -219,7 +245,10 @@ pub fn attach(source: &Source, lock: Option<&Lock>, deadline: Instant) -> Result
     const LEAST: Duration = Duration::from_secs(5);
     let source = Source { path: absolute(&source.path)?, ..source.clone() };
     if let Some(found) = find_settled(&source.path, deadline)? {
-        let refused = |holder: String| Err(Error::DeviceInUse { device: found.device.display().to_string(), holder });
+        let refused = |holder: String| Err(kept::in_use(&found, &holder));
+        if let Some(tapdisk) = found.tapdisk {
+            return refused(format!("tapdisk {tapdisk} has it open for a guest"));
+        }
         if found.healthy {
             return match found.read_only && !source.read_only {
                 true => refused("it is attached read-only; detach it first".to_owned()),
@@ -235,7 +264,7 @@ pub fn attach(source: &Source, lock: Option<&Lock>, deadline: Instant) -> Result
     options.read(true).write(!source.read_only).open(&source.path).map_err(Error::io("open", &source.path))?;
     let dir = directory();
     sweep(&dir);
-    let arguments = Arguments { source, dir: dir.clone() };
+    let arguments = Arguments { source, dir: dir.clone(), by_tapdisk: false };
     let started = server::start(&arguments, lock, deadline.max(Instant::now() + LEAST));
     started.inspect_err(|_| sweep(&dir))
 }
@@ -253,6 +282,9 @@ fn holder(device: &Path) -> Option<String> {
 /// changed.
 pub fn detach(path: &Path, deadline: Instant) -> Result<Detached> {
     let Some(found) = find_settled(path, deadline)? else { return Ok(Detached::Done(Done::Already)) };
+    if let Some(tapdisk) = found.tapdisk {
+        return kept::detach(&found, tapdisk, deadline);
+    }
     let backing = fuse::backing_file(found.server, &found.image);
     let backing = loopdev::Backing::Path(&backing);
     let until = patience(deadline);
@@ -282,96 +314,10 @@ pub fn detach(path: &Path, deadline: Instant) -> Result<Detached> {
     Ok(detached)
 }
 
-/// A disk whose I/O waits and whose images are closed. When it is dropped, the disk is opened again by its name
-/// and goes on; what fails then fails for its user, and [`status`] says why.
-pub struct Paused {
-    client: Client,
-    attached: Attached,
-    resumed: bool,
-    /// The disk's log of changed blocks has all that was written to it.
-    pub is_tracked: bool,
-}
-
-/// Lets the requests under way end and makes everything durable, before a [`pause`], so that the guest waits less while
-/// it is paused, and no lock is held meanwhile. Does nothing if it is not attached, or paused already.
-///
-/// # Errors
-/// [`Error::DeviceInUse`] when the server does not answer until the deadline, or is dead. That of a dead one whose socket
-/// was removed is the pause's to tell.
-pub fn prepare(path: &Path, deadline: Instant) -> Result<()> {
-    // Without a socket there is none to talk to, and to list the devices of the host takes a call of the system for each.
-    if !may_serve() {
-        return Ok(());
-    }
-    let Some(found) = find(path)? else { return Ok(()) };
-    match conversation(&found, patience(deadline))?.ask("ready") {
-        // A server of an earlier version does not know the word; a flush that fails is the pause's to tell.
-        Err(Error::Io { .. } | Error::ImageServer { .. }) => Ok(()),
-        other => other.map(drop),
-    }
-}
-
-/// Lets the requests under way end, makes everything durable, and closes the image and its parents, so that
-/// they may be renamed, replaced, resized and merged. I/O waits, and goes on when the caller dies.
-///
-/// `None`: it is not attached.
-///
-/// # Errors
-/// [`Error::DeviceInUse`] when the server does not answer until the deadline.
-pub fn pause(path: &Path, deadline: Instant) -> Result<Option<Paused>> {
-    let Some(found) = find_settled(path, deadline)? else { return Ok(None) };
-    if !is_same(&found.image, path) {
-        return Err(Error::DeviceInUse {
-            device: found.device.display().to_string(),
-            holder: format!("its server opened {}, which was moved since; detach it first", found.image.display()),
-        });
-    }
-    let mut client = conversation(&found, patience(deadline))?;
-    let is_tracked = client.ask("pause")? == TRACKED;
-    Ok(Some(Paused { client, attached: found, resumed: false, is_tracked }))
-}
-
-impl Paused {
-    /// Whether the device is one that nothing is written through.
-    pub fn is_read_only(&self) -> bool {
-        self.attached.read_only
-    }
-
-    /// Opens what has the image's name now, and gives the device its size. Answers the size in bytes.
-    ///
-    /// # Errors
-    /// When it can't be opened: then I/O fails, and may be mended by another pause and resume.
-    pub fn resume(mut self) -> Result<u64> {
-        self.resumed = true;
-        self.go_on()
-    }
-
-    fn go_on(&mut self) -> Result<u64> {
-        // However long the pause was.
-        self.client.wait_until(patience(Instant::now()));
-        let size = self.client.ask("resume")?;
-        fit(&self.attached, &size)?;
-        size.parse().map_err(|_| Error::Invalid { what: "size", value: size, expected: "expected a number".to_owned() })
-    }
-
-    /// Ends the conversation without a word, as a process that dies does. For tests.
-    #[doc(hidden)]
-    pub fn abandon(mut self) {
-        self.resumed = true;
-    }
-}
-
-impl Drop for Paused {
-    fn drop(&mut self) {
-        if !self.resumed {
-            let _ = self.go_on();
-        }
-    }
-}
-
 /// Makes the device as large as its server says that the disk is, in bytes. Idempotent. A server that goes on says so.
 fn fit(attached: &Attached, said: &str) -> Result<()> {
     match said.parse::<u64>() {
+        _ if attached.tapdisk.is_some() => Ok(()),
         Ok(size) if blockdev::known_size(&attached.device) != Some(size) => {
             let backing = fuse::backing_file(attached.server, &attached.image);
             loopdev::update_size(&attached.device, loopdev::Backing::Path(&backing))
@@ -388,8 +334,12 @@ fn fit(attached: &Attached, said: &str) -> Result<()> {
 pub fn follow_size(path: &Path, deadline: Instant) -> Result<()> {
     let Some(found) = find(path)?.filter(|found| found.healthy) else { return Ok(()) };
     let status = conversation(&found, patience(deadline))?.ask("status")?;
-    let size = status.strip_prefix("serving ").and_then(|rest| rest.split(' ').next());
-    fit(&found, size.unwrap_or_default())
+    fit(&found, size_in(&status))
+}
+
+/// The bytes of a disk in what its server says of itself; empty if it does not go on.
+fn size_in(status: &str) -> &str {
+    status.strip_prefix("serving ").and_then(|rest| rest.split(' ').next()).unwrap_or_default()
 }
 
 /// Whether a server has the image open that logs all that is written to the disk. A server of an earlier version does not.
@@ -455,6 +405,7 @@ fn sweep(dir: &Path) {
         if Arguments::of(pid).is_none_or(|a| a.dir != dir) {
             match kind {
                 "sock" => drop(fs::remove_file(entry.path())),
+                "tap" => record::sweep(dir, pid),
                 "mnt" => fuse::sweep_mount(&entry.path()),
                 _ => {}
             }

@@ -44,9 +44,10 @@ use nix::unistd::{ForkResult, Pid, dup2_stdin, dup2_stdout, fork, setsid};
 
 use super::control::{self, Control, Failure};
 use super::disk::Disk;
-use super::{Source, fuse};
+use super::{Source, fuse, tapped};
 use crate::error::{Error, Result, ended};
 use crate::sys::lock::Lock;
+use crate::sys::tapdisk::Tapdisk;
 use crate::sys::tool::{self, Tool};
 use crate::types::Format;
 
@@ -70,15 +71,19 @@ pub struct Arguments {
     pub source: Source,
     /// Directory of the control socket.
     pub dir: PathBuf,
+    /// The server keeps a tapdisk, see [`super::tapped`].
+    pub by_tapdisk: bool,
 }
 
 impl Arguments {
     fn to_words(&self) -> Vec<OsString> {
-        let mode = match (self.source.read_only, self.source.shared) {
-            (true, false) => "ro",
-            (false, false) => "rw",
-            (true, true) => "shared-ro",
-            (false, true) => "shared-rw",
+        let mode = match (self.source.read_only, self.source.shared, self.by_tapdisk) {
+            (true, _, true) => "tapdisk-ro",
+            (false, _, true) => "tapdisk-rw",
+            (true, false, _) => "ro",
+            (false, false, _) => "rw",
+            (true, true, _) => "shared-ro",
+            (false, true, _) => "shared-rw",
         };
         vec![
             WORD.into(),
@@ -93,16 +98,18 @@ impl Arguments {
     pub fn parse(words: &[impl AsRef<OsStr>]) -> Option<Arguments> {
         let words: Vec<&OsStr> = words.iter().map(AsRef::as_ref).collect();
         let [_, word, mode, format, dir, path] = words[..] else { return None };
-        let (read_only, shared) = match mode.to_str()? {
-            "ro" => (true, false),
-            "rw" => (false, false),
-            "shared-ro" => (true, true),
-            "shared-rw" => (false, true),
+        let (read_only, shared, by_tapdisk) = match mode.to_str()? {
+            "ro" => (true, false, false),
+            "rw" => (false, false, false),
+            "shared-ro" => (true, true, false),
+            "shared-rw" => (false, true, false),
+            "tapdisk-ro" => (true, false, true),
+            "tapdisk-rw" => (false, false, true),
             _ => return None,
         };
         let format: Format = format.to_str()?.parse().ok()?;
         let source = Source { format, path: path.into(), read_only, shared };
-        (word == WORD).then_some(Arguments { source, dir: dir.into() })
+        (word == WORD).then_some(Arguments { source, dir: dir.into(), by_tapdisk })
     }
 
     /// The arguments of the process `pid`, if it is a living server.
@@ -123,7 +130,7 @@ impl Arguments {
 ///
 /// # Errors
 /// [`Error::ImageServer`] with the words of a server that did not start. [`Error::Tool`] for one that ended without words, or
-/// was not ready at `until` and was killed.
+/// was not ready at `until` and was killed. The device of one that keeps a tapdisk is the socket of the tapdisk.
 pub fn start(arguments: &Arguments, lock: Option<&Lock>, until: Instant) -> Result<PathBuf> {
     let shown = format!("the server of {}", arguments.source.path.display());
     let lock = lock.map(Lock::share).transpose()?;
@@ -131,6 +138,14 @@ pub fn start(arguments: &Arguments, lock: Option<&Lock>, until: Instant) -> Resu
     let mut server = Starting { words: BufReader::new(stream), shown, until, begun: Instant::now(), pid: None };
     let pid: u32 = server.hear("pid")?.trim().parse().map_err(|_| server.failed("said no number as its process"))?;
     server.pid = Some((pid, arguments.clone()));
+    if arguments.by_tapdisk {
+        let numbers = server.hear("tapdisk")?;
+        let numbers: Option<(u32, u32)> =
+            numbers.split_once(' ').and_then(|(pid, minor)| Some((pid.parse().ok()?, minor.parse().ok()?)));
+        let (pid, minor) = numbers.ok_or_else(|| server.failed("said no numbers as its tapdisk"))?;
+        let _ = writeln!(server.words.get_ref(), "attached");
+        return Ok(Tapdisk::new(pid, minor).socket());
+    }
     server.hear("mounted")?;
     let scratch = control::scratch(&arguments.dir, pid);
     let guard = server.guard();
@@ -257,7 +272,7 @@ pub fn main() -> Option<ExitCode> {
 }
 
 /// The caller, as a server that starts sees it.
-struct Caller(UnixStream);
+pub(super) struct Caller(UnixStream);
 
 impl Caller {
     /// Takes stdout, which becomes empty.
@@ -268,12 +283,12 @@ impl Caller {
     }
 
     /// It may not listen any more.
-    fn say(&self, line: &str) {
+    pub(super) fn say(&self, line: &str) {
         let _ = writeln!(&self.0, "{line}");
     }
 
     /// Whether it has made the device, when it has said so or hung up.
-    fn has_attached(&self) -> bool {
+    pub(super) fn has_attached(&self) -> bool {
         let mut line = String::new();
         BufReader::new(&self.0).read_line(&mut line).is_ok() && line == "attached\n"
     }
@@ -310,6 +325,9 @@ fn settle() {
 /// leaves what [`super::sweep`] removes, after 4 also a device that `find` calls not healthy. The end: 1. the
 /// device is gone; 2. close the image; 3. remove the socket and tell who waits.
 fn serve(arguments: &Arguments, caller: &Caller) -> Result<()> {
+    if arguments.by_tapdisk {
+        return tapped::serve(arguments, caller);
+    }
     let disk = Arc::new(Disk::open(&arguments.source)?);
     disk.stay_in_use();
     let (control, listener) = Control::bind(&arguments.dir)?;
@@ -336,10 +354,15 @@ fn export(
     if !caller.has_attached() {
         fuse::unmount(&scratch);
     }
+    give_lock_up();
+    thread.wait()
+}
+
+/// The lock of the disk is its caller's alone from now on.
+pub(super) fn give_lock_up() {
     if let Ok(null) = File::open("/dev/null") {
         let _ = dup2_stdin(null.as_fd());
     }
-    thread.wait()
 }
 
 /// Makes the device of this server as large as the file that it shows, through a process that is not the server.

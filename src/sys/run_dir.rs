@@ -78,6 +78,11 @@ pub fn settings() -> PathBuf {
     on_host("/etc/sm/sm.conf")
 }
 
+/// The settings of the drivers under xapi: `/etc/sm/xapi.conf`.
+pub fn agent() -> PathBuf {
+    on_host("/etc/sm/xapi.conf")
+}
+
 /// Settings of the kernel on this host: `/etc/sm/tuning.conf`.
 pub fn tuning() -> PathBuf {
     on_host("/etc/sm/tuning.conf")

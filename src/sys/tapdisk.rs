@@ -13,12 +13,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::sys::process;
 use crate::sys::tool::Tool;
 
 /// Where a tapdisk listens: `nbd<pid>.<minor>`.
 const SOCKETS: &str = "/run/blktap-control";
 /// There if the kernel has blktap: then a tapdisk has a block device.
 const KERNEL: &str = "/dev/xen/blktap-2/control";
+/// The block device of a tapdisk, where it has one, with its minor number behind this.
+const OWN: &str = "/dev/xen/blktap-2/tapdev";
 /// How long tapdisk may take to write what it holds.
 const DEADLINE: Duration = Duration::from_secs(150);
 
@@ -80,6 +83,11 @@ impl Running {
     pub fn is_paused(&self) -> bool {
         self.state & 0x20 != 0
     }
+
+    /// A pause was asked for and is not over: 0x4 and 0x8 let requests wait, 0x10 and 0x20 are a pause that begins and one that lasts.
+    pub fn is_pausing(&self) -> bool {
+        self.state & 0x3c != 0
+    }
 }
 
 /// The tapdisks of this host.
@@ -112,25 +120,69 @@ pub fn parse_list(text: &str) -> Option<Vec<Running>> {
 }
 
 impl Tapdisk {
+    pub fn new(pid: u32, minor: u32) -> Tapdisk {
+        Tapdisk { pid, minor }
+    }
+
+    pub fn pid(self) -> u32 {
+        self.pid
+    }
+
+    pub fn minor(self) -> u32 {
+        self.minor
+    }
+
     /// The one that a link names, if it lives.
     pub fn at(link: &Path) -> Option<Tapdisk> {
         let target = fs::read_link(link).ok()?;
         let found = parse_socket(target.file_name()?.to_str()?)?;
-        fs::metadata(&target).ok().filter(|meta| meta.file_type().is_socket()).map(|_| found)
+        fs::metadata(&target).ok().filter(|meta| meta.file_type().is_socket()).map(|_| found).filter(|it| it.lives())
+    }
+
+    /// The one that listens at a socket, by the name of the socket.
+    pub fn of_socket(path: &Path) -> Option<Tapdisk> {
+        path.parent().filter(|dir| *dir == Path::new(SOCKETS))?;
+        parse_socket(path.file_name()?.to_str()?)
+    }
+
+    /// Where it listens.
+    pub fn socket(self) -> PathBuf {
+        Path::new(SOCKETS).join(format!("nbd{}.{}", self.pid, self.minor))
+    }
+
+    /// Its own block device, where it has one.
+    pub fn device(self) -> Option<PathBuf> {
+        let own = PathBuf::from(format!("{OWN}{}", self.minor));
+        fs::metadata(&own).is_ok_and(|meta| meta.file_type().is_block_device()).then_some(own)
+    }
+
+    /// A link below `dir`, two levels down, by which users find it.
+    pub fn published(self, dir: &Path) -> Option<PathBuf> {
+        let below = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let socket = self.socket();
+        below(dir).flat_map(|sr| below(&sr)).find(|link| fs::read_link(link).is_ok_and(|to| to == socket))
     }
 
     /// Starts one over a block device. Answers its own block device as well, where it has one.
     ///
-    /// 1. allocate a minor number; 2. start the process; 3. give it the number; 4. open the device. If a step after 1
-    ///    fails, the number is given back; if 4 fails, the process is detached as well. A kill after 1 leaves a number,
-    ///    after 2 a process without a disk, and neither holds one.
+    /// # Errors
+    /// Those of [`Tapdisk::spawn`] and [`Tapdisk::open`].
+    pub fn start(device: &Path, read_only: bool) -> Result<(Tapdisk, Option<PathBuf>)> {
+        let tapdisk = Tapdisk::spawn()?;
+        tapdisk.open("aio", device, read_only, None).inspect_err(|_| tapdisk.abandon())?;
+        Ok((tapdisk, tapdisk.device()))
+    }
+
+    /// Starts one without a disk.
+    ///
+    /// 1. allocate a minor number; 2. start the process; 3. give it the number. If a step after 1 fails, the number is given
+    ///    back. A kill after 1 leaves a number, after 2 a process without a disk, and neither holds one.
     ///
     /// # Errors
     /// [`Error::Tool`] if `tap-ctl` is missing or refuses a step, and with its answer if that has no minor number or
     /// process ID.
-    pub fn start(device: &Path, read_only: bool) -> Result<(Tapdisk, Option<PathBuf>)> {
+    pub fn spawn() -> Result<Tapdisk> {
         let allocated = tap_ctl(&["allocate"])?;
-        let own = PathBuf::from(&allocated);
         let minor = trailing_number(&allocated).ok_or_else(|| misunderstood("allocate", &allocated))?;
         let free = || drop(tap_ctl(&["free", "-m", &minor.to_string()]));
         let spawned = tap_ctl(&["spawn"]).inspect_err(|_| free())?;
@@ -140,23 +192,73 @@ impl Tapdisk {
         };
         let tapdisk = Tapdisk { pid, minor };
         tapdisk.tell("attach", &[]).inspect_err(|_| free())?;
-        let image = format!("aio:{}", device.display());
+        Ok(tapdisk)
+    }
+
+    /// Makes it serve what is at `path`, by one of its drivers. `log`: where it logs the blocks that are written.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] with the refusal of `tap-ctl`.
+    pub fn open(self, driver: &str, path: &Path, read_only: bool, log: Option<&Path>) -> Result<()> {
+        let (image, log) = (format!("{driver}:{}", path.display()), log.map(|log| log.display().to_string()));
         let mut how = vec!["-a", image.as_str()];
         if read_only {
             how.push("-R");
         }
-        if let Err(error) = tapdisk.tell("open", &how) {
-            let _ = tapdisk.tell("detach", &[]);
-            free();
-            return Err(error);
-        }
-        let is_device = fs::metadata(&own).is_ok_and(|meta| meta.file_type().is_block_device());
-        Ok((tapdisk, is_device.then_some(own)))
+        how.extend(log.iter().flat_map(|log| ["-C", log.as_str()]));
+        self.tell("open", &how)
+    }
+
+    /// Ends one that has nothing open.
+    pub fn abandon(self) {
+        let _ = self.tell("detach", &[]);
+        self.free();
+    }
+
+    /// Gives the minor number of one that has ended back.
+    pub fn free(self) {
+        let _ = tap_ctl(&["free", "-m", &self.minor.to_string()]);
     }
 
     /// Whether its process does.
     pub fn lives(self) -> bool {
-        Path::new("/proc").join(self.pid.to_string()).exists()
+        // One that nobody waited for has no executable any more.
+        fs::read_link(format!("/proc/{}/exe", self.pid)).is_ok()
+    }
+
+    /// When its process began, in clock ticks after the boot: no other process of this number began then.
+    pub fn began(self) -> Option<u64> {
+        process::stat(self.pid, 22)
+    }
+
+    /// What `tap-ctl list` shows of it. `None`: it has no disk, or does not answer.
+    ///
+    /// # Errors
+    /// Those of [`list`].
+    pub fn shown(self) -> Result<Option<Running>> {
+        let answer = tap_ctl(&["list", "-p", &self.pid.to_string()])?;
+        let all = parse_list(&answer).ok_or_else(|| misunderstood("list", &answer))?;
+        Ok(all.into_iter().find(|running| running.tapdisk == self))
+    }
+
+    /// Lets requests end and closes the image and all its parents; requests wait from then on.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] if `tap-ctl` refuses it.
+    pub fn pause(self) -> Result<()> {
+        self.tell("pause", &[])
+    }
+
+    /// Opens what has the image's name now and lets requests go on. `log`: as of [`Tapdisk::open`]; without, none is written.
+    /// `secondary`: see [`is_secondary`]; without, it stays what it was.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] if `tap-ctl` refuses it; it stays paused then.
+    pub fn unpause(self, log: Option<&Path>, secondary: Option<&str>) -> Result<()> {
+        let log = log.map(|log| log.display().to_string());
+        let log = log.iter().flat_map(|log| ["-c", log.as_str()]);
+        let how: Vec<&str> = log.chain(secondary.into_iter().flat_map(|it| ["-2", it])).collect();
+        self.tell("unpause", &how)
     }
 
     /// Lets it write what it holds and ends it.
@@ -176,9 +278,8 @@ impl Tapdisk {
     /// # Errors
     /// [`Error::Tool`] with the step that `tap-ctl` refused.
     pub fn mirror(self, secondary: &str) -> Result<()> {
-        self.tell("pause", &[])?;
-        self.tell("unpause", &["-2", secondary])
-            .map_err(|refused| refused.undone(self.tell("unpause", &["-2", NO_MIRROR])))
+        self.pause()?;
+        self.unpause(None, Some(secondary)).map_err(|refused| refused.undone(self.unpause(None, Some(NO_MIRROR))))
     }
 
     /// Ends a pause that nobody else ends. Idempotent.
@@ -187,7 +288,7 @@ impl Tapdisk {
     /// [`Error::Tool`] if `tap-ctl` refuses it.
     pub fn resume(self) -> Result<()> {
         match list()?.iter().any(|running| running.tapdisk == self && running.is_paused()) {
-            true => self.tell("unpause", &[]),
+            true => self.unpause(None, None),
             false => Ok(()),
         }
     }
@@ -203,8 +304,7 @@ impl Tapdisk {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("replace", link)(e)),
             _ => {}
         }
-        let socket = Path::new(SOCKETS).join(format!("nbd{}.{}", self.pid, self.minor));
-        symlink(socket, link).map_err(Error::io("link", link))
+        symlink(self.socket(), link).map_err(Error::io("link", link))
     }
 
     fn tell(self, what: &str, more: &[&str]) -> Result<()> {

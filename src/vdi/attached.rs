@@ -62,6 +62,6 @@ impl Attachments {
     /// Whether an image is attached and its server is dead.
     pub fn server_died(&self, format: Format, image: &Path) -> bool {
         let may_be = format != Format::Raw && self.may_be(image);
-        may_be && datapath::find_in(&self.served, image).is_some_and(|attached| !attached.healthy)
+        may_be && datapath::find_in(&self.served, image).is_some_and(datapath::Attached::is_dead)
     }
 }

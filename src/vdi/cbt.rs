@@ -302,7 +302,7 @@ pub fn merge(
 /// Those of [`served::pause_here`].
 pub fn let_go(place: &dyn Place) -> Result<Option<datapath::Paused>> {
     match datapath::find(&place.path())? {
-        Some(dead) if !dead.healthy => Ok(None),
+        Some(dead) if dead.is_dead() => Ok(None),
         _ => served::pause_here(place),
     }
 }

@@ -16,7 +16,7 @@ use crate::error::{Error, Result, ended};
 use crate::image::Reading;
 use crate::image::disk::Disk;
 use crate::sys::lock::Lock;
-use crate::types::{Done, Mode, Params, ParamsChange, Size, VdiInfo, VdiUuid};
+use crate::types::{Done, Format, Mode, Params, ParamsChange, Size, VdiInfo, VdiUuid};
 use crate::vdi::cbt;
 use crate::vdi::disk::{
     SinceReader, SnapshotSaid, Vdi, describe, has_now, of_clone, of_snapshot, refuse_change_in_use,
@@ -62,6 +62,13 @@ impl<P: Place> Cow<'_, P> {
         ended(done, image.close())
     }
 
+    /// Ends the tracking of a disk that is about to be attached and whose log cannot be trusted.
+    fn refuse_torn(&self, mode: Mode) {
+        if let Some(logs) = self.forest.change_logs().filter(|_| mode == Mode::ReadWrite) {
+            cbt::refuse_torn(logs, &self.place, self.place.deadline());
+        }
+    }
+
     fn describe(&self, node: &Node) -> Result<VdiInfo> {
         // A log that cannot be read is one that a person, or an agent, may want to end.
         let logs = self.forest.change_logs();
@@ -85,7 +92,7 @@ impl<P: Place> Vdi for Cow<'_, P> {
         let node = self.node()?;
         let (brief, users) = (self.describe(&node)?, self.place.holders()?.users);
         let found = datapath::find(&self.place.path())?;
-        let died = found.as_ref().is_some_and(|attached| !attached.healthy);
+        let died = found.as_ref().is_some_and(datapath::Attached::is_dead);
         let info = brief.with_users(users).with_device(found.map(|attached| attached.device));
         let info = match info.hidden {
             true => info.with_children(self.forest.nodes()?.children(self.place.vdi()).collect()),
@@ -102,10 +109,15 @@ impl<P: Place> Vdi for Cow<'_, P> {
     }
 
     fn attach(&self, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf> {
-        if let Some(logs) = self.forest.change_logs().filter(|_| mode == Mode::ReadWrite) {
-            cbt::refuse_torn(logs, &self.place, self.place.deadline());
-        }
+        self.refuse_torn(mode);
         served::attach(&self.place, mode, lock)
+    }
+
+    fn attach_for_guest(&self, mode: Mode, lock: Option<&Lock>, opens: &[Format]) -> Result<PathBuf> {
+        self.refuse_torn(mode);
+        // A logical volume has to be activated for whoever opens it.
+        let by_tapdisk = !self.forest.has_fixed_places() && opens.contains(&self.place.format());
+        served::attach_for_guest(&self.place, mode, lock, by_tapdisk)
     }
 
     fn is_read_only(&self) -> Result<bool> {
@@ -231,6 +243,7 @@ impl<P: Place> Vdi for Cow<'_, P> {
             served::follow_size(&self.place, context.deadline)?;
             return Ok(Done::Already);
         }
+        served::refuse_to_grow(&self.place)?;
         let _pause = served::pause_here(&self.place)?;
         let _alone = self.forest.alone(&[self.place.vdi()], self.place.vdi())?;
         self.forest.make_room_for(self.place.vdi(), size)?;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::context::Context;
+use crate::datapath;
 use crate::error::{Error, Result, needs_root};
 use crate::image::disk::Disk;
 use crate::image::{Reading, SECTOR};
-use crate::sys::blockdev;
 use crate::sys::lock::Lock;
 use crate::types::{Done, Format, Mode, Params, ParamsChange, Size, State, VdiInfo, VdiUuid, seconds_now};
 use crate::vdi::holders::{self, refuse_if_locked};
@@ -48,6 +48,15 @@ pub trait Vdi {
     /// # Errors
     /// [`Error::Io`], and what the image says.
     fn attach(&self, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf>;
+
+    /// As [`Vdi::attach`], for a guest of a host with tapdisk. `opens`: the formats that tapdisk is to open by itself; the answer is its
+    /// socket then, see [`crate::datapath::attach_for_guest`].
+    ///
+    /// # Errors
+    /// Those of [`Vdi::attach`].
+    fn attach_for_guest(&self, mode: Mode, lock: Option<&Lock>, _opens: &[Format]) -> Result<PathBuf> {
+        self.attach(mode, lock)
+    }
 
     /// Whether the disk can be read and not written: a snapshot, a base, a CD.
     ///
@@ -231,11 +240,26 @@ pub type SinceReader<'r> = &'r mut dyn FnMut(&dyn Disk, Option<&[(u64, u64)]>) -
 /// # Errors
 /// [`Error::VdiInUse`] when it is attached in the other mode; [`Error::Io`], access denied, without root.
 pub fn attach(disk: &dyn Vdi, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf> {
+    let mode = mode_of(disk, mode)?;
+    disk.attach(mode, lock)
+}
+
+/// As [`attach`], by [`Vdi::attach_for_guest`].
+///
+/// # Errors
+/// Those of [`attach`].
+pub fn attach_for_guest(disk: &dyn Vdi, mode: Mode, lock: Option<&Lock>, opens: &[Format]) -> Result<PathBuf> {
+    let mode = mode_of(disk, mode)?;
+    disk.attach_for_guest(mode, lock, opens)
+}
+
+/// The mode in which a disk is to be attached.
+fn mode_of(disk: &dyn Vdi, mode: Mode) -> Result<Mode> {
     let read_only = disk.is_read_only()?;
     match disk.device()? {
         None => needs_root("make a block device of", disk.place().path())?,
         Some(device) if !read_only => {
-            let (is, word) = match blockdev::is_read_only(&device) {
+            let (is, word) = match datapath::is_read_only(&device) {
                 true => (Mode::ReadOnly, "read-only"),
                 false => (Mode::ReadWrite, "writable"),
             };
@@ -246,7 +270,7 @@ pub fn attach(disk: &dyn Vdi, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf
         }
         Some(_) => {}
     }
-    disk.attach(if read_only { Mode::ReadOnly } else { mode }, lock)
+    Ok(if read_only { Mode::ReadOnly } else { mode })
 }
 
 /// Refuses to change a disk that is to stay as it is: a snapshot.

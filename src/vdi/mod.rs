@@ -31,8 +31,8 @@ pub mod vhd;
 
 pub use attached::Attachments;
 pub use disk::{
-    SinceReader, SnapshotSaid, Vdi, attach, deleted, describe, has_now, made, refuse_if_attached, refuse_if_elsewhere,
-    refuse_if_read_only, refuse_if_used, refuse_snapshot_of_another, reverted, with_server,
+    SinceReader, SnapshotSaid, Vdi, attach, attach_for_guest, deleted, describe, has_now, made, refuse_if_attached,
+    refuse_if_elsewhere, refuse_if_read_only, refuse_if_used, refuse_snapshot_of_another, reverted, with_server,
 };
 pub use format::Layout;
 pub use formats::layout;

@@ -19,7 +19,9 @@ use crate::vdi::place::{Place, in_use, refuse_device};
 /// [`Error::VdiInUse`] if the server was killed, or does not close in time.
 pub fn pause(disk: &dyn Place) -> Result<Option<datapath::Paused>> {
     match datapath::find(&disk.path())? {
-        Some(dead) if !dead.healthy => Err(in_use(disk, format!("{}, whose server was killed", dead.device.display()))),
+        Some(dead) if dead.is_dead() => {
+            Err(in_use(disk, format!("{}, whose server was killed", dead.device.display())))
+        }
         _ => pause_here(disk),
     }
 }
@@ -64,13 +66,35 @@ pub fn refuse_if_held(image: &dyn Place) -> Result<()> {
 /// # Errors
 /// The error of the image server if the image cannot be served; [`Error::Io`].
 pub fn attach(disk: &dyn Place, mode: Mode, lock: Option<&Lock>) -> Result<PathBuf> {
-    let source = datapath::Source {
+    named(disk, datapath::attach(&source(disk, mode), lock, disk.deadline()))
+}
+
+fn source(disk: &dyn Place, mode: Mode) -> datapath::Source {
+    datapath::Source {
         format: disk.format(),
         path: disk.path(),
         read_only: mode == Mode::ReadOnly,
         shared: disk.is_shared(),
-    };
-    named(disk, datapath::attach(&source, lock, disk.deadline()))
+    }
+}
+
+/// As [`attach`], for a user that can do without a block device: see [`datapath::attach_for_guest`].
+///
+/// # Errors
+/// Those of [`attach`].
+pub fn attach_for_guest(disk: &dyn Place, mode: Mode, lock: Option<&Lock>, by_tapdisk: bool) -> Result<PathBuf> {
+    named(disk, datapath::attach_for_guest(&source(disk, mode), lock, disk.deadline(), by_tapdisk))
+}
+
+/// Refuses to make a disk larger that a tapdisk has open: tapdisk does not open it again then, and its user waits for ever.
+///
+/// # Errors
+/// [`Error::VdiInUse`].
+pub fn refuse_to_grow(disk: &dyn Place) -> Result<()> {
+    match datapath::find(&disk.path())?.and_then(|found| found.tapdisk) {
+        Some(tapdisk) => Err(in_use(disk, format!("tapdisk {tapdisk}, which does not follow a disk that grows"))),
+        None => Ok(()),
+    }
 }
 
 /// Ends the server of a disk and removes its block device. Idempotent.

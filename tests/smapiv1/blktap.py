@@ -1,9 +1,11 @@
 """tapdisk as others see it: NBD over its sockets, and a double of it with the tap-ctl that belongs to it.
 
-The double is for hosts without blktap. It opens a device (`aio`), serves it by NBD, takes sockets that are passed to it, and sends
-what is written to a second place, as tapdisk of blktap 4 does. As a program it is tap-ctl: `blktap.py allocate`, `spawn`, …
+The double is for hosts without blktap. It opens a device (`aio`) or a VHD with its parents (`vhd`), serves it by NBD, logs the blocks
+that are written, takes sockets that are passed to it, and sends what is written to a second place, as tapdisk of blktap 4 does. As a
+program it is tap-ctl: `blktap.py allocate`, `spawn`, …
 """
 
+import errno
 import glob
 import json
 import mmap
@@ -14,6 +16,11 @@ import subprocess
 import sys
 import threading
 import time
+
+# As a program, it is started without the switch for this.
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import vhd  # noqa: E402
 
 SOCKETS = "/run/blktap-control"
 CONTROL = SOCKETS + "/double"
@@ -83,11 +90,51 @@ def pass_socket(path, name, passed):
         assert socket.send_fds(control, [name.encode()], [passed.fileno()]) == len(name)
 
 
+class Device:
+    """A block device. The kernel wants the pieces of memory aligned that go past its cache."""
+
+    def __init__(self, path, read_only):
+        self.file = os.open(path, os.O_DIRECT | (os.O_RDONLY if read_only else os.O_RDWR))
+        self.size = os.lseek(self.file, 0, os.SEEK_END)
+
+    def read(self, offset, count):
+        with mmap.mmap(-1, count) as piece:
+            assert os.preadv(self.file, [piece], offset) == count
+            return piece[:]
+
+    def write(self, offset, data):
+        with mmap.mmap(-1, len(data)) as piece:
+            piece[:] = data
+            assert os.pwritev(self.file, [piece], offset) == len(data)
+
+    def close(self):
+        os.close(self.file)
+
+
+DRIVERS = {"aio": Device, "vhd": vhd.Image}
+
+
+class Log:
+    """The bits of the blocks that are written, after a header of 48 bytes; CBT, "Log format"."""
+
+    def __init__(self, path):
+        with open(path, "r+b") as file:
+            self.map = mmap.mmap(file.fileno(), 0)
+
+    def mark(self, offset, count):
+        for block in range(offset >> 16, ((offset + count - 1) >> 16) + 1):
+            self.map[48 + block // 8] |= 1 << block % 8
+
+    def close(self):
+        self.map.close()
+
+
 class Tapdisk:
     """The double: one process, one disk."""
 
     def __init__(self):
-        self.pid, self.minor, self.args, self.device = os.getpid(), None, "", None
+        self.pid, self.minor, self.args, self.read_only = os.getpid(), None, "", False
+        self.image, self.log, self.opened = None, None, 0
         self.lock, self.paused, self.passed = threading.Condition(), False, {}
         self.mirror, self.mirror_failed, self.sockets = None, 0, []
 
@@ -116,7 +163,7 @@ class Tapdisk:
         _, (fd, *_), _, _ = socket.recv_fds(connection, 256, 4)
         connection.close()
         connection = socket.socket(fileno=fd)
-        connection.sendall(b"NBDMAGIC" + struct.pack(">QQI", OLD, self.size(), 1) + bytes(124))
+        connection.sendall(b"NBDMAGIC" + struct.pack(">QQI", OLD, self.opened, 1) + bytes(124))
         self.serve(connection)
 
     def greet(self, connection):
@@ -125,11 +172,8 @@ class Tapdisk:
         _, kind, count = struct.unpack(">8sII", receive(connection, 16))
         assert kind == NAME
         receive(connection, count)
-        connection.sendall(struct.pack(">QH", self.size(), 1) + bytes(124))
+        connection.sendall(struct.pack(">QH", self.opened, 1) + bytes(124))
         self.serve(connection)
-
-    def size(self):
-        return os.lseek(self.device, 0, os.SEEK_END)
 
     def serve(self, connection):
         try:
@@ -146,13 +190,11 @@ class Tapdisk:
     def transfer(self, kind, offset, count, data):
         with self.lock:
             self.lock.wait_for(lambda: not self.paused)
-            # The kernel wants the pieces of memory aligned that go past its cache.
-            with mmap.mmap(-1, count) as piece:
-                if kind == READ:
-                    assert os.preadv(self.device, [piece], offset) == count
-                    return piece[:]
-                piece[:] = data
-                assert os.pwritev(self.device, [piece], offset) == count
+            if kind == READ:
+                return self.image.read(offset, count)
+            if self.log:
+                self.log.mark(offset, count)
+            self.image.write(offset, data)
             if self.mirror:
                 try:
                     self.mirror.write(offset, data)
@@ -171,6 +213,27 @@ class Tapdisk:
                 os.unlink(path)
             os._exit(0)
 
+    def open(self, args, log):
+        driver, path = args.split(":", 1)
+        if driver not in DRIVERS or len(args) > 255:
+            raise OSError(errno.EINVAL, "no driver")
+        image = DRIVERS[driver](path, self.read_only)
+        if self.paused and image.size != self.opened:
+            image.close()
+            raise OSError(errno.EMEDIUMTYPE, "another size")
+        try:
+            self.log = Log(log) if log else None
+        except OSError:
+            image.close()
+            raise
+        self.args, self.image, self.opened = args, image, image.size
+
+    def close(self):
+        for it in (self.image, self.log):
+            if it:
+                it.close()
+        self.image, self.log = None, None
+
     def obey(self, command, options):
         """What tap-ctl prints, or the number of an error."""
         if command == "attach":
@@ -178,26 +241,34 @@ class Tapdisk:
             self.listen(f"nbd{self.pid}.{self.minor}", self.greet)
             self.listen(f"nbdserver{self.pid}.{self.minor}", self.take_to_serve)
         elif command == "open":
-            self.args = options["-a"]
-            driver, path = self.args.split(":", 1)
-            assert driver == "aio"
-            self.device = os.open(path, os.O_DIRECT | (os.O_RDONLY if "-R" in options else os.O_RDWR))
+            self.read_only = "-R" in options
+            try:
+                self.open(options["-a"], options.get("-C"))
+            except OSError as error:
+                return error.errno
         elif command == "close":
-            os.close(self.device)
-            self.device, self.args, self.paused = None, "", False
+            self.close()
+            self.args, self.paused = "", False
         elif command == "pause":
+            self.close()
             self.paused = True
         elif command == "unpause":
             if not self.paused:
                 return 22
+            try:
+                self.open(self.args, options.get("-c"))
+            except OSError as error:
+                return error.errno
             second = options.get("-2")
             if second:
                 name = second.removeprefix("nbd:")
                 if name != "null" and not self.lock.wait_for(lambda: name in self.passed, 60):
+                    self.close()
                     return 2
                 self.mirror, self.mirror_failed = None if name == "null" else Client(self.passed.pop(name)), 0
-                if self.mirror and self.mirror.size != self.size():
+                if self.mirror and self.mirror.size != self.opened:
                     self.mirror = None
+                    self.close()
                     return 22
             self.paused = False
             self.lock.notify_all()
@@ -243,7 +314,7 @@ def tap_ctl(command, words):
         # It lives on.
         os._exit(0)
     elif command == "list":
-        for path in glob.glob(f"{CONTROL}/ctl*"):
+        for path in glob.glob(f"{CONTROL}/ctl{options.get('-p', '*')}"):
             try:
                 print(tell(path.rsplit("ctl", 1)[1], command, options), end="")
             except OSError:

@@ -17,7 +17,7 @@ use crate::image::volume::VolumeName;
 use crate::image::{qcow2, vhd};
 use crate::types::{Format, Mode};
 
-pub(super) fn open(source: &Source) -> Result<Box<dyn Served>> {
+pub(in crate::datapath) fn open(source: &Source) -> Result<Box<dyn Served>> {
     let mode = if source.read_only { Mode::ReadOnly } else { Mode::ReadWrite };
     let place = |path: &Path, mode: Mode| -> Result<Arc<Patient>> {
         Ok(Arc::new(Patient(FileStorage::new(open_image(path, mode)?, path)?)))

@@ -34,7 +34,7 @@ fn attached() -> Result<Vec<Trouble>> {
     let mut found = Vec::new();
     let devices = loopdev::attached()?;
     let served = datapath::all_among(&devices);
-    for dead in served.iter().filter(|attached| !attached.healthy) {
+    for dead in served.iter().filter(|attached| attached.is_dead()) {
         let what = format!("its device {} is left of an image server that died: all I/O fails", dead.device.display());
         let remedy = "vdi_detach of the disk removes the device; stop what uses it first";
         found.push(Trouble::wrong(Area::Claims, dead.image.display().to_string(), what, remedy));

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Area, Trouble, below};
+use crate::datapath;
 use crate::door::v1::listing::Listed;
 use crate::sys::run_dir;
 use crate::sys::tapdisk::{self, Blktap, Running, Tapdisk};
@@ -19,7 +20,8 @@ pub fn look(srs: &[Listed]) -> Vec<Trouble> {
     };
     let linked = linked();
     let is_ours = |image: &Path| srs.iter().any(|sr| is_in(image, sr));
-    let mut found: Vec<Trouble> = running.iter().filter_map(|it| judged(it, &linked, is_ours)).collect();
+    let is_kept = |it: &Running| datapath::image_of(it.tapdisk).is_some();
+    let mut found: Vec<Trouble> = running.iter().filter_map(|it| judged(it, &linked, is_kept(it), is_ours)).collect();
     for (link, _) in linked.iter().filter(|(_, to)| !running.iter().any(|it| Some(it.tapdisk) == *to)) {
         let what = "it leads to a tapdisk that is gone";
         let remedy =
@@ -46,6 +48,7 @@ fn is_in(image: &Path, sr: &Listed) -> bool {
 fn judged(
     running: &Running,
     linked: &[(PathBuf, Option<Tapdisk>)],
+    is_kept: bool,
     is_ours: impl FnOnce(&Path) -> bool,
 ) -> Option<Trouble> {
     let object = format!("tapdisk {} ({}:{})", running.tapdisk, running.driver, running.path.display());
@@ -59,7 +62,7 @@ fn judged(
     if is_device && !running.path.exists() {
         return wrong("the device below it is gone: all I/O fails", "shut the VM down, and vdi_deactivate the disk");
     }
-    if !running.driver.is_empty() && !is_device && is_ours(&running.path) {
+    if !running.driver.is_empty() && !is_device && !is_kept && is_ours(&running.path) {
         let remedy =
             "shut down or migrate the VM that has the disk; with the next start, its disk is served by this package";
         return wrong("another driver opened it in an SR of this package, which does not see it as attached", remedy);
@@ -95,17 +98,18 @@ mod tests {
             let running = tapdisk::parse_list(line).unwrap().pop().unwrap();
             (PathBuf::from("/link"), Some(running.tapdisk))
         };
-        for (line, ours, has_link, words) in [
-            ("pid=12 minor=0 state=0 args=aio:/dev/null", false, true, ""),
-            ("pid=12 minor=0 state=0 args=aio:/dev/null", false, false, "no VDI"),
-            ("pid=12 minor=0 state=0x2a args=aio:/dev/null", false, true, "paused"),
-            ("pid=12 minor=0 state=0 args=aio:/dev/gone", false, true, "below it is gone"),
-            ("pid=12 minor=0 state=0 args=vhd:/run/sr-mount/x/a b.vhd", true, true, "another driver"),
-            ("pid=12 minor=0 state=0 args=vhd:/run/sr-mount/x/a=b.vhd", false, true, ""),
+        for (line, ours, has_link, is_kept, words) in [
+            ("pid=12 minor=0 state=0 args=aio:/dev/null", false, true, false, ""),
+            ("pid=12 minor=0 state=0 args=aio:/dev/null", false, false, false, "no VDI"),
+            ("pid=12 minor=0 state=0x2a args=aio:/dev/null", false, true, false, "paused"),
+            ("pid=12 minor=0 state=0 args=aio:/dev/gone", false, true, false, "below it is gone"),
+            ("pid=12 minor=0 state=0 args=vhd:/run/sr-mount/x/a b.vhd", true, true, false, "another driver"),
+            ("pid=12 minor=0 state=0 args=vhd:/run/sr-mount/x/a b.vhd", true, true, true, ""),
+            ("pid=12 minor=0 state=0 args=vhd:/run/sr-mount/x/a=b.vhd", false, true, false, ""),
         ] {
             let running = tapdisk::parse_list(line).unwrap().pop().unwrap();
             let linked = if has_link { vec![link(line)] } else { Vec::new() };
-            let what = judged(&running, &linked, |_| ours).map(|it| it.what).unwrap_or_default();
+            let what = judged(&running, &linked, is_kept, |_| ours).map(|it| it.what).unwrap_or_default();
             assert!(what.contains(words) && what.is_empty() == words.is_empty(), "{line}: {what}");
         }
     }

@@ -1,6 +1,6 @@
 //! The names under which a guest's host finds the block device of a VDI.
 //!
-//! 1. On a host that has tap-ctl, a tapdisk is put over the block device, and `/run/blktap-control/nbd/<sr>/<vdi>` is
+//! 1. On a host that has tap-ctl, a tapdisk is put over the block device, unless one has the image open itself ([`datapath::attach_for_guest`]), and `/run/blktap-control/nbd/<sr>/<vdi>` is
 //!    pointed at the tapdisk: a guest's disk is a tapdisk there, whatever is below.
 //! 2. `/dev/sm/backend/<sr>/<vdi>` is pointed at the block device, tapdisk's if it has one.
 //!
@@ -9,13 +9,14 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use crate::datapath;
 use crate::error::{Error, Result, one_line};
 use crate::sys::lock::{self, Kind, Lock};
 use crate::sys::tapdisk::{self, Blktap, Tapdisk};
 use crate::sys::{blockdev, run_dir, syslog};
-use crate::types::{Mode, SrUuid, VdiUuid};
+use crate::types::{Format, Mode, SrUuid, VdiUuid};
 
 /// The lock that vdi_activate holds from before its claim on the VDI until the device is there, and that a pause of the VDI
 /// on this host holds too. A host that has claimed a VDI and not opened it yet has nothing to pause, and would open it
@@ -38,6 +39,9 @@ pub fn forget_activation(vdi: VdiUuid) {
 /// The capability of a driver whose disks can be migrated to other storage in use.
 pub const MIRROR: &str = "VDI_MIRROR";
 
+/// How long the keeper of a tapdisk may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 const ACTIVATION: &str = "activation";
 
 /// The name of a VDI's block device, the same from attach to detach.
@@ -57,6 +61,12 @@ pub fn tapdisk_link(sr: SrUuid, vdi: &str) -> PathBuf {
 pub fn connect(sr: SrUuid, vdi: &str, device: &Path, mode: Mode) -> Result<()> {
     end_pause(sr, vdi)?;
     let link = tapdisk_link(sr, vdi);
+    if let Some(tapdisk) = Tapdisk::of_socket(device) {
+        if Tapdisk::at(&link) != Some(tapdisk) {
+            tapdisk.publish(&link)?;
+        }
+        return tapdisk.device().map_or(Ok(()), |own| publish(&device_link(sr, vdi), &own));
+    }
     let own = match Tapdisk::at(&link) {
         Some(_) => return Ok(()),
         None if tapdisk::present() == Blktap::Absent => None,
@@ -78,6 +88,8 @@ pub fn disconnect(sr: SrUuid, vdi: &str) -> Result<()> {
     end_pause(sr, vdi)?;
     let link = tapdisk_link(sr, vdi);
     if let Some(running) = Tapdisk::at(&link)
+        // It ends with the attachment.
+        && datapath::image_of(running).is_none()
         && let Err(error) = running.stop()
         && running.lives()
     {
@@ -95,6 +107,9 @@ pub fn disconnect(sr: SrUuid, vdi: &str) -> Result<()> {
 /// [`Error::Tool`] if tapdisk refuses; [`Error::Io`] if the note cannot be made.
 pub fn mirror(sr: SrUuid, vdi: &str, secondary: &str) -> Result<bool> {
     let Some(running) = Tapdisk::at(&tapdisk_link(sr, vdi)) else { return Ok(false) };
+    if let Some(image) = datapath::image_of(running) {
+        return datapath::mirror(&image, secondary, Instant::now() + PATIENCE).map(|()| true);
+    }
     end_pause(sr, vdi)?;
     let note = note(sr, vdi);
     let dir = note.parent().expect("a note has a directory");
@@ -105,8 +120,10 @@ pub fn mirror(sr: SrUuid, vdi: &str, secondary: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// Ends the pauses of tapdisks that killed calls left in an SR. A VDI that a call works on is left to it.
+/// Ends the pauses of tapdisks that killed calls left in an SR. A VDI that a call works on is left to it. Tapdisks of this host whose
+/// keeper was killed get another one.
 pub fn go_on(sr: SrUuid) {
+    datapath::revive_all(Instant::now() + PATIENCE);
     let Ok(notes) = fs::read_dir(notes(sr)) else { return };
     for name in notes.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
         let Ok(vdi) = name.parse::<VdiUuid>() else { continue };
@@ -138,6 +155,18 @@ fn note(sr: SrUuid, vdi: &str) -> PathBuf {
 /// (EMEDIUMTYPE), and stays paused then.
 pub fn can_grow(sr: SrUuid, vdi: &str) -> bool {
     Tapdisk::at(&tapdisk_link(sr, vdi)).is_none()
+}
+
+/// The formats of disks that tapdisk is to open by itself on this host: `TAPDISK_OPENS` in `/etc/sm/xapi.conf`. None without a tapdisk.
+/// A word that is no format counts for nothing.
+pub fn opened_by_tapdisk() -> Vec<Format> {
+    let text = match tapdisk::present() {
+        Blktap::Absent => String::new(),
+        _ => fs::read_to_string(run_dir::agent()).unwrap_or_default(),
+    };
+    let value = text.lines().rev().find_map(|line| line.trim().strip_prefix("TAPDISK_OPENS=")).unwrap_or_default();
+    let words = value.trim_matches(['"', '\'']).split_whitespace();
+    words.filter_map(|word| word.parse().ok()).filter(|format| *format != Format::Raw).collect()
 }
 
 /// The capabilities that this host's data path can't keep.

@@ -145,11 +145,12 @@ impl Service<'_> {
 
     fn connect(&self, vdi: VdiUuid, mode: Mode) -> Result<(), Failure> {
         let session = self.session()?;
-        let device = match session.vdi_attach(vdi, mode, &now()) {
+        let attach = || session.vdi_attach_for_guest(vdi, mode, device::opened_by_tapdisk(), &now());
+        let device = match attach() {
             // Its volume has to be made larger, which the SR's master alone may do.
             Err(Error::NotMaster { .. }) => {
                 self.ask_master(lvhd_thin::ATTACH, vdi)?;
-                session.vdi_attach(vdi, mode, &now())
+                attach()
             }
             other => other,
         };
