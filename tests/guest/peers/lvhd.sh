@@ -7,11 +7,11 @@
 #
 # guest: uml
 # needs: dm_mod loop
-# tools: lvcreate wipefs python3 qemu-img lsof
+# tools: lvcreate wipefs python3 qemu-img qemu-io lsof
 # bins: sm
 # memory: 1024
 # disks: 5G 5G
-# takes: 900
+# takes: 1800
 set -u
 for file in sm/LVMSR.py sm/XenAPI bin/vhd-util bin/fairlock; do
   [ -e "${PEER:-/nonexistent}/$file" ] || { echo "PEER names no directory with $file: see docs/testing.md"; exit 1; }
@@ -34,4 +34,4 @@ printf '#!/bin/sh\ncase "$*" in *is-active*fairlock*) exit 0 ;; *is-active*) ech
 chmod +x /usr/bin/systemctl
 cd "$ROOT/tests/smapiv1" || exit
 # shellcheck disable=SC2086 # several words
-LVM_DISKS=$DISKS TMPDIR=$SCRATCH exec python3 -B -m unittest -v ${PEER_TESTS:-test_lvhd_peer} 2>&1
+LVM_DISKS=$DISKS TMPDIR=$SCRATCH exec python3 -B -m unittest -v ${PEER_TESTS:-test_lvhd_peer test_lvhd_peer_formats test_lvhd_peer_kill} 2>&1
