@@ -1,4 +1,4 @@
-//! The metadata of a volume group as LVM writes it on its physical volumes (`lib/format_text/export.c`), as [`report`](super::report)
+//! The metadata of a volume group as LVM writes it on its physical volumes (`lib/format_text/export.c`), as [`report`](super::report())
 //! tells it.
 //!
 //! Only what is understood to its last word is read: a group of this host alone, nothing of which is missing, whose volumes
