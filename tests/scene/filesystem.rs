@@ -56,8 +56,24 @@ impl Filesystem {
     /// The power fails: what was not made durable is lost. Then it comes back.
     pub fn power_cut(&self) {
         run(Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(self.path()));
-        self.unmount();
-        self.mount("loop");
+        for _ in 0..50 {
+            self.unmount();
+            self.mount("loop");
+            if !self.is_shut_down() {
+                return;
+            }
+            // A process in another mount namespace kept the filesystem as it was.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        panic!("{}: still shut down after 5 s", self.path().display());
+    }
+
+    /// As the kernel tells of ext4.
+    fn is_shut_down(&self) -> bool {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let own = self.path().display().to_string();
+        let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        fields.any(|of| of[1] == own && of[3].split(',').any(|option| option == "shutdown"))
     }
 
     /// Leaves about this many bytes free.
