@@ -1166,7 +1166,7 @@ echo "$*" >> @DIR@/told
 [ "$1" != "$(cat @DIR@/fail 2>/dev/null)" ] || { echo "no $1 today" >&2; exit 5; }
 case $1 in
 allocate) echo @DIR@/tapdisk-7 ;;
-spawn) echo 4242 ;;
+spawn) echo @PID@ ;;
 esac
 """
 
@@ -1179,14 +1179,16 @@ class Tapdisk(Case):
         super().setUp()
         path = os.path.join(self.scratch, "tap-ctl")
         with open(path, "w", encoding="ascii") as file:
-            file.write(TAP_CTL.replace("@DIR@", self.scratch))
+            # A tapdisk that does not live is none; this process does.
+            self.pid = os.getpid()
+            file.write(TAP_CTL.replace("@DIR@", self.scratch).replace("@PID@", str(self.pid)))
         os.chmod(path, 0o755)
         self.driver.env["PATH"] = self.scratch + ":" + self.driver.env["PATH"]
         # The socket of the tapdisk that the double says it started.
         os.makedirs("/run/blktap-control", exist_ok=True)
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.bind("/run/blktap-control/nbd4242.7")
-        self.addCleanup(os.unlink, "/run/blktap-control/nbd4242.7")
+        self.socket.bind(f"/run/blktap-control/nbd{self.pid}.7")
+        self.addCleanup(os.unlink, f"/run/blktap-control/nbd{self.pid}.7")
         self.addCleanup(self.socket.close)
         self.an_sr()
         self.disk = self.agent.create(MiB)
@@ -1209,7 +1211,7 @@ class Tapdisk(Case):
         self.assertNotIn("params", answer)
         for _ in range(2):
             self.agent.call("vdi_activate", "true", vdi=self.disk)
-        self.assertEqual(os.readlink(self.link), "/run/blktap-control/nbd4242.7")
+        self.assertEqual(os.readlink(self.link), f"/run/blktap-control/nbd{self.pid}.7")
         # A real tapdisk does not open a disk again that has grown, and stays paused.
         self.fails(24, self.agent.resize, self.disk, 2 * MiB)
         self.assertNotIn("VDI_RESIZE_ONLINE", Info.info(self)["capabilities"])
@@ -1218,11 +1220,12 @@ class Tapdisk(Case):
         self.agent.resize(self.disk, 2 * MiB)
         self.agent.call("vdi_detach", vdi=self.disk)
         self.assertEqual(self.told(), [
-            "allocate", "spawn", "attach -p 4242 -m 7", "open -p 4242 -m 7 -a aio:LOOP", "close -p 4242 -m 7 -t 120", "detach -p 4242 -m 7", "free -m 7"])
+            "allocate", "spawn", f"attach -p {self.pid} -m 7", f"open -p {self.pid} -m 7 -a aio:LOOP", f"close -p {self.pid} -m 7 -t 120",
+            f"detach -p {self.pid} -m 7", "free -m 7"])
         self.assertFalse(os.path.lexists(self.link))
         self.assertEqual(self.loops(), b"")
         self.agent.call("vdi_activate", "false", vdi=self.disk)
-        self.assertIn("open -p 4242 -m 7 -a aio:LOOP -R", self.told())
+        self.assertIn(f"open -p {self.pid} -m 7 -a aio:LOOP -R", self.told())
         self.agent.call("vdi_deactivate", vdi=self.disk)
 
     def test_a_tapdisk_that_does_not_start_leaves_nothing(self):

@@ -250,7 +250,7 @@ TAP_CTL = """#!/bin/sh
 # A tap-ctl of version 4.
 case $1 in
 allocate) echo @DIR@/tapdisk-8 ;;
-spawn) echo 4243 ;;
+spawn) echo @PID@ ;;
 esac
 """
 
@@ -263,13 +263,15 @@ class Tapdisk(Case):
         super().setUp()
         path = os.path.join(self.scratch, "tap-ctl")
         with open(path, "w", encoding="ascii") as file:
-            file.write(TAP_CTL.replace("@DIR@", self.scratch))
+            # A tapdisk that does not live is none; this process does.
+            self.pid = os.getpid()
+            file.write(TAP_CTL.replace("@DIR@", self.scratch).replace("@PID@", str(self.pid)))
         os.chmod(path, 0o755)
         self.host.env["PATH"] = self.scratch + ":" + self.host.env["PATH"]
         os.makedirs("/run/blktap-control", exist_ok=True)
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.bind("/run/blktap-control/nbd4243.8")
-        self.addCleanup(os.unlink, "/run/blktap-control/nbd4243.8")
+        self.socket.bind(f"/run/blktap-control/nbd{self.pid}.8")
+        self.addCleanup(os.unlink, f"/run/blktap-control/nbd{self.pid}.8")
         self.addCleanup(self.socket.close)
         self.attached()
 
