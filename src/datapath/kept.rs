@@ -11,7 +11,7 @@ use crate::error::{Error, Result, one_line};
 use crate::sys::lock::Lock;
 use crate::sys::loopdev::Detached;
 use crate::sys::tapdisk::Tapdisk;
-use crate::sys::{blockdev, run_dir, syslog};
+use crate::sys::{blockdev, syslog};
 use crate::types::Done;
 
 /// The images that tapdisks have open.
@@ -30,13 +30,17 @@ pub(super) fn all() -> Vec<Attached> {
 
 /// The image that a tapdisk has open, which a keeper of this package gave it.
 pub fn image_of(tapdisk: Tapdisk) -> Option<PathBuf> {
-    record::all(&directory()).into_iter().find(|record| record.tapdisk == tapdisk).map(|record| record.image)
+    record_of(tapdisk).map(|record| record.image)
+}
+
+fn record_of(tapdisk: Tapdisk) -> Option<Record> {
+    record::all(&directory()).into_iter().find(|record| record.tapdisk == tapdisk)
 }
 
 /// Whether nothing can be written through what [`super::attach`] or [`attach_for_guest`] answered.
 pub fn is_read_only(device: &Path) -> bool {
     match Tapdisk::of_socket(device) {
-        Some(tapdisk) => record::all(&directory()).iter().any(|it| it.tapdisk == tapdisk && it.read_only),
+        Some(tapdisk) => record_of(tapdisk).is_some_and(|record| record.read_only),
         None => blockdev::is_read_only(device),
     }
 }
@@ -87,7 +91,7 @@ pub(super) fn in_use(found: &Attached, holder: &str) -> Error {
 /// # Errors
 /// That tapdisk did not close the image; [`Error::DeviceInUse`] when its keeper does not answer.
 pub(super) fn detach(found: &Attached, tapdisk: Tapdisk, deadline: Instant) -> Result<Detached> {
-    if let Some(link) = tapdisk.published(&run_dir::tapdisks().join("nbd")) {
+    if let Some(link) = tapdisk.published() {
         let how = format!("tapdisk {tapdisk}, which users find by {}; vdi_deactivate ends it", link.display());
         return Ok(Detached::Busy(how));
     }
@@ -116,10 +120,7 @@ pub fn mirror(image: &Path, secondary: &str, deadline: Instant) -> Result<()> {
 /// # Errors
 /// Those of a keeper that does not start.
 pub(super) fn revive(orphan: &Attached, deadline: Instant) -> Result<()> {
-    let Some(record) = record::all(&directory()).into_iter().find(|record| Some(record.tapdisk) == orphan.tapdisk)
-    else {
-        return Ok(());
-    };
+    let Some(record) = orphan.tapdisk.and_then(record_of) else { return Ok(()) };
     let path = orphan.image.clone();
     let source = Source { format: record.format, path, read_only: record.read_only, shared: false };
     match start(&source, None, deadline) {

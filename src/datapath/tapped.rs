@@ -466,16 +466,16 @@ fn log_path(source: &Source) -> Option<PathBuf> {
 
 /// Ends a process that has no image open, if it does not end by itself.
 fn kill_and_await(tapdisk: Tapdisk) {
-    let until = Instant::now() + LAST_STEPS;
-    while tapdisk.lives() && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    if tapdisk.lives() {
-        let _ = kill(Pid::from_raw(tapdisk.pid() as i32), Signal::SIGKILL);
+    let ends = || {
         let until = Instant::now() + LAST_STEPS;
         while tapdisk.lives() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
+        !tapdisk.lives()
+    };
+    if !ends() {
+        let _ = kill(Pid::from_raw(tapdisk.pid() as i32), Signal::SIGKILL);
+        ends();
     }
 }
 

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::sys::process;
 use crate::sys::tool::Tool;
+use crate::sys::{process, run_dir};
 
 /// Where a tapdisk listens: `nbd<pid>.<minor>`.
 const SOCKETS: &str = "/run/blktap-control";
@@ -90,6 +90,12 @@ impl Running {
     }
 }
 
+/// The links by which users find the tapdisks of this host: one for each VDI, in a directory of its SR.
+pub fn links() -> impl Iterator<Item = PathBuf> {
+    let below = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    below(run_dir::tapdisks().join("nbd")).flat_map(below).filter(|path| path.is_symlink())
+}
+
 /// The tapdisks of this host.
 ///
 /// # Errors
@@ -156,11 +162,10 @@ impl Tapdisk {
         fs::metadata(&own).is_ok_and(|meta| meta.file_type().is_block_device()).then_some(own)
     }
 
-    /// A link below `dir`, two levels down, by which users find it.
-    pub fn published(self, dir: &Path) -> Option<PathBuf> {
-        let below = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    /// The link by which users find it.
+    pub fn published(self) -> Option<PathBuf> {
         let socket = self.socket();
-        below(dir).flat_map(|sr| below(&sr)).find(|link| fs::read_link(link).is_ok_and(|to| to == socket))
+        links().find(|link| fs::read_link(link).is_ok_and(|to| to == socket))
     }
 
     /// Starts one over a block device. Answers its own block device as well, where it has one.

@@ -7,10 +7,9 @@ import random
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 from agent import Fault
-from driver import request
+from driver import image_servers, request
 from test_cbt import BLOCK, Tracking
 from test_file import MiB
 
@@ -25,15 +24,7 @@ class Killed(Tracking):
         print(f"SEED={SEED}", flush=True)
 
     def servers(self):
-        found = []
-        for line in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = line.read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if len(words) > 1 and words[1] == b"serve-image":
-                found.append(int(line.parent.name))
-        return found
+        return [pid for pid, _ in image_servers()]
 
     def kill_servers(self):
         for server in self.servers():

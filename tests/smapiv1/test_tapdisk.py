@@ -20,7 +20,7 @@ import test_file
 import test_migrate
 import vhd
 from blktap import SOCKETS, Client, connect
-from driver import Fault, Plugin
+from driver import Fault, Plugin, image_servers
 from test_file import MiB, ROOT
 
 SIZE, SECTOR, BLOCK = 8 * MiB, 512, 65536
@@ -141,15 +141,7 @@ exit $status
 
     def keepers(self):
         """The processes that keep a tapdisk of this test."""
-        found = []
-        for line in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = line.read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if words[1:2] == [b"serve-image"] and words[2].startswith(b"tapdisk-") and os.fsencode(self.scratch) in words[5]:
-                found.append(int(line.parent.name))
-        return found
+        return [pid for pid, words in image_servers() if words[2].startswith(b"tapdisk-") and os.fsencode(self.scratch) in words[5]]
 
     def await_none(self, what):
         until = time.monotonic() + 30

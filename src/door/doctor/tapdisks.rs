@@ -3,10 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Area, Trouble, below};
+use super::{Area, Trouble};
 use crate::datapath;
 use crate::door::v1::listing::Listed;
-use crate::sys::run_dir;
 use crate::sys::tapdisk::{self, Blktap, Running, Tapdisk};
 
 /// Looks at every tapdisk, and at the links that lead to one. `srs`: those that this package serves.
@@ -33,8 +32,7 @@ pub fn look(srs: &[Listed]) -> Vec<Trouble> {
 
 /// The links by which tapdisks are found, and the tapdisk of each.
 fn linked() -> Vec<(PathBuf, Option<Tapdisk>)> {
-    let links = below(run_dir::tapdisks().join("nbd")).flat_map(below).filter(|path| path.is_symlink());
-    links.map(|link| (link.clone(), Tapdisk::at(&link))).collect()
+    tapdisk::links().map(|link| (link.clone(), Tapdisk::at(&link))).collect()
 }
 
 /// Whether an image lies in an SR. By its path: a look at an SR whose server is dead would take for ever.
