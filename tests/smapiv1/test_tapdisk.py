@@ -92,7 +92,7 @@ class ByImage(unittest.TestCase):
         tools = {"PATH": self.scratch, "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
         os.makedirs(SOCKETS, exist_ok=True)
         words = [f"{self.real}/tap-ctl"] if self.real else [sys.executable, "-I", "-S", os.path.abspath("blktap.py")]
-        # It writes down what it is told. At the call whose number is in the file `kill` it kills its caller, or the process whose
+        # It writes down what it is told, and again when it has done it. At the call whose number is in the file `kill` it kills its caller, or the process whose
         # number is in `victim`, once: before the call, or after it.
         tap_ctl = Path(self.scratch, "tap-ctl")
         tap_ctl.write_text(f"""#!/bin/sh
@@ -108,6 +108,7 @@ fi
 [ "$at" != before ] || kill -9 "$victim"
 {shlex.join(words)} "$@"
 status=$?
+echo "$*" >> ended
 [ "$at" != after ] || kill -9 "$victim"
 exit $status
 """, encoding="ascii")
@@ -145,9 +146,9 @@ exit $status
 
     def await_none(self, what):
         until = time.monotonic() + 30
-        while what() and time.monotonic() < until:
+        while (left := what()) and time.monotonic() < until:
             time.sleep(0.02)
-        self.assertEqual(what(), [])
+        self.assertEqual(left, [])
 
     def nothing_is_left(self):
         self.await_none(self.keepers)
@@ -156,8 +157,16 @@ exit $status
         done = self.pool.sm("sr_check", "--deep")
         self.assertEqual(done.returncode, 0, done)
 
-    def told(self, word):
-        return [line for line in Path(self.scratch, "told").read_text(encoding="ascii").splitlines() if line.startswith(word)]
+    def told(self, word, name="told"):
+        return [line for line in Path(self.scratch, name).read_text(encoding="ascii").splitlines() if line.startswith(word)]
+
+    def unsettled(self, vdi):
+        """The tapdisk of a disk if it is paused, and the calls of tap-ctl that have not ended: a caller that was killed does not see
+        the end of what it began."""
+        ended = self.told("", "ended")
+        paused = [it for it in self.listed(vdi) if not re.search(r"state=(0x)?0 ", it)]
+        # One more told the list.
+        return paused + self.told("")[len(ended) + 1:]
 
     def test_the_image_is_in_the_list_and_snapshots_beside_it(self):
         guest = Guest(self.pool, self.disk(), self.dice)
@@ -361,7 +370,7 @@ exit $status
                 with self.subTest(at=at, number=number):
                     self.agent.call("sr_scan")
                     # Nothing is paused, and the disk does what a disk does.
-                    self.await_none(lambda: [it for it in self.listed(vdi) if not re.search(r"state=(0x)?0 ", it)])
+                    self.await_none(lambda: self.unsettled(vdi))
                     if verb == "vdi_deactivate":
                         guest.client.connection.close()
                         self.pool.deactivate(vdi)
