@@ -1,5 +1,6 @@
 //! The system below: one purpose per file, no policy.
 
+pub mod aio;
 pub mod bind;
 pub mod blockdev;
 pub mod chap;

@@ -14,7 +14,9 @@
 //! | `inflate`, `jvhd`, `coalesce`, `relink` | | what the images say: a VHD has its footer at its start as well, and is marked while it is resized |
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use super::journal::{Change, Cloned, Journal, RECORD};
@@ -26,8 +28,9 @@ use crate::error::{Error, Result, one_line};
 use crate::image::storage::Storage;
 use crate::image::volume::VolumeName;
 use crate::sr::volume_group::VolumeGroup;
+use crate::sys::aio;
 use crate::sys::lvm::{self, Lv, Segment, Vg};
-use crate::sys::threads;
+use crate::sys::uncached::Buffer;
 use crate::types::{Format, Params, State, VdiUuid};
 use crate::vdi::layout;
 use crate::vdi::tree::nodes::{Node, Nodes, judge};
@@ -197,13 +200,11 @@ impl<'a> Group<'a> {
 
     /// The image of a VDI, as it says itself. `None`: it cannot be read.
     fn look(&self, vdi: VdiUuid) -> Option<Node> {
-        self.volumes.get(&vdi).and_then(|volume| self.query(vdi, volume, None).ok())
+        self.volumes.get(&vdi).and_then(|volume| self.query(vdi, volume, &self.image(volume).ok()?).ok())
     }
 
-    /// `head`: the first bytes, if they are known.
-    fn query(&self, vdi: VdiUuid, volume: &Volume, head: Option<Arc<[u8]>>) -> Result<Node> {
-        let image = self.image(volume)?.with_head(head);
-        let info = layout(volume.format).query(&image)?;
+    fn query(&self, vdi: VdiUuid, volume: &Volume, image: &Mapped) -> Result<Node> {
+        let info = layout(volume.format).query(image)?;
         let mut node = Node::of(vdi, volume.format, info, image.path(), |name| possible_parent(name, volume.format))?;
         node.hidden = node.hidden || self.hides(vdi, volume);
         Ok(node)
@@ -314,7 +315,7 @@ impl<'a> Group<'a> {
         let mut first = [0; mgt::SECTOR];
         volume.read_at(&mut first, 0).map_err(failed)?;
         let length = mgt::in_use(&first).ok_or_else(|| "its first sector makes no sense".to_owned())?;
-        let mut bytes = vec![0; length.min(lv.size).min(mgt::LONGEST) as usize];
+        let mut bytes = Buffer::new(length.min(lv.size).min(mgt::LONGEST) as usize);
         volume.read_at(&mut bytes, 0).map_err(failed)?;
         Ok(Records::parse(&bytes))
     }
@@ -332,27 +333,37 @@ impl<'a> Group<'a> {
     /// Every image, with its state. Each header is read once.
     pub fn nodes(&self) -> &[(VdiUuid, Node)] {
         self.nodes.get_or_init(|| {
-            let mut heads = self.heads();
-            let mut nodes: Vec<(VdiUuid, Node)> =
-                self.volumes.iter().map(|(vdi, volume)| (*vdi, self.node(*vdi, volume, heads.remove(vdi)))).collect();
+            let volumes: Vec<(VdiUuid, &Volume)> = self.volumes.iter().map(|(vdi, volume)| (*vdi, volume)).collect();
+            let known = self.nodes_by_heads(&volumes);
+            let node = |((vdi, volume), known): ((VdiUuid, &Volume), Option<Node>)| {
+                (vdi, known.unwrap_or_else(|| self.node(vdi, volume, self.image(volume))))
+            };
+            let mut nodes: Vec<(VdiUuid, Node)> = volumes.into_iter().zip(known).map(node).collect();
             judge(&mut nodes.iter_mut().map(|(vdi, node)| (*vdi, node)).collect::<Vec<_>>(), &|_| None);
             nodes
         })
     }
 
-    /// The first bytes of images, read on several threads: a device far away takes its time for each. They are known for one look at
-    /// the images only: another one may follow a change.
-    fn heads(&self) -> HashMap<VdiUuid, Arc<[u8]>> {
-        /// Reads at a time. Fewer images than these, times four, are read as they come.
-        const AT_ONCE: usize = 8;
-        if self.volumes.len() < AT_ONCE * 4 {
-            return HashMap::new();
+    /// The nodes of those volumes whose first bytes could be read, many at a time: a device far away takes its time for each. What was
+    /// read is forgotten at once: another look at the images may follow a change.
+    fn nodes_by_heads(&self, volumes: &[(VdiUuid, &Volume)]) -> Vec<Option<Node>> {
+        /// Fewer are read as they come.
+        const FEW: usize = 4;
+        let mut nodes = vec![None; volumes.len()];
+        if volumes.len() > FEW {
+            let image = |(n, (_, volume)): (usize, &(VdiUuid, &Volume))| Some((n, self.image(volume).ok()?));
+            let images: Vec<(usize, Mapped)> = volumes.iter().enumerate().filter_map(image).collect();
+            let mut places: Vec<((&File, u64), usize, &Mapped)> =
+                images.iter().filter_map(|(n, image)| Some((image.first_page()?, *n, image))).collect();
+            places.sort_unstable_by_key(|((file, from), ..)| (file.as_raw_fd(), *from));
+            let pages: Vec<(&File, u64)> = places.iter().map(|(place, ..)| *place).collect();
+            aio::pages(&pages, |at, head| {
+                let (_, n, image) = places[at];
+                let (vdi, volume) = volumes[n];
+                nodes[n] = Some(self.node(vdi, volume, Ok(image.clone().with_head(Arc::from(head)))));
+            });
         }
-        let image = |(vdi, volume): (&VdiUuid, &Volume)| Some((*vdi, self.image(volume).ok()?));
-        let mut images: Vec<(VdiUuid, Mapped)> = self.volumes.iter().filter_map(image).collect();
-        images.sort_unstable_by_key(|(_, image)| image.begins());
-        let heads = threads::while_waiting(&images, AT_ONCE, |(_, image)| image.head());
-        images.into_iter().zip(heads).filter_map(|((vdi, _), head)| Some((vdi, head?))).collect()
+        nodes
     }
 
     /// All images as trees.
@@ -361,8 +372,9 @@ impl<'a> Group<'a> {
     }
 
     /// An image, with a state if it cannot be read. The parent that a damaged one names is told as far as it can be read.
-    fn node(&self, vdi: VdiUuid, volume: &Volume, head: Option<Arc<[u8]>>) -> Node {
-        self.refuse_double(vdi).and_then(|()| self.query(vdi, volume, head)).unwrap_or_else(|error| {
+    fn node(&self, vdi: VdiUuid, volume: &Volume, image: Result<Mapped>) -> Node {
+        let looked = self.refuse_double(vdi).and_then(|()| self.query(vdi, volume, &image?));
+        looked.unwrap_or_else(|error| {
             let named = self.image(volume).ok().map(|image| layout(volume.format).named_parent(&image));
             let parent = named.and_then(|named| possible_parent(&named.name?, volume.format));
             let unread = Vec::from_iter(parent.is_none().then_some(volume.format));

@@ -7,7 +7,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use nix::libc;
 
 use crate::error::{Error, Result};
 use crate::image::storage::Storage;
+use crate::sys::aio::PAGE;
 use crate::sys::lvm::{self, Lv, Vg};
 use crate::sys::{blockdev, pvlabel, uncached};
 use crate::types::Mode;
@@ -138,23 +138,15 @@ impl Mapped {
         Ok(())
     }
 
-    /// The first bytes, with as many as headers usually have. `None`: they cannot be read.
-    pub fn head(&self) -> Option<Arc<[u8]>> {
-        /// What a read past the page cache takes at least.
-        const HEAD: usize = 4096;
-        let mut bytes = [0; HEAD];
-        let read = self.read_at(&mut bytes, 0).ok()?;
-        Some(Arc::from(&bytes[..read]))
-    }
-
     /// The same, of which these first bytes are known: they are not read again.
-    pub fn with_head(self, head: Option<Arc<[u8]>>) -> Mapped {
-        Mapped { head, ..self }
+    pub fn with_head(self, head: Arc<[u8]>) -> Mapped {
+        Mapped { head: Some(head), ..self }
     }
 
-    /// Where its first byte is: the place in which heads are read in order.
-    pub fn begins(&self) -> (i32, u64) {
-        self.pieces.first().map_or((0, 0), |piece| (piece.file.as_raw_fd(), piece.from))
+    /// Where its first page is, which has as many bytes as headers usually have: see [`crate::sys::aio::pages`]. `None`: not in one place.
+    pub fn first_page(&self) -> Option<(&File, u64)> {
+        let (file, from, len) = self.piece(0, PAGE);
+        (len == PAGE && from.is_multiple_of(PAGE as u64)).then_some((file, from))
     }
 
     fn refuse_read_only(&self) -> io::Result<()> {
@@ -296,13 +288,17 @@ mod tests {
         }
         assert_eq!(mapped.read_at(&mut [0; 8], 4 * EXTENT).unwrap(), 0);
         assert_eq!(mapped.read_at(&mut [0; 8], u64::MAX).unwrap(), 0);
-        let known = mapped.clone().with_head(Some(Arc::from([9; 8])));
+        let known = mapped.clone().with_head(Arc::from([9; 8]));
         let mut part = [0; 9];
         known.read_at(&mut part[..8], 0).unwrap();
         assert_eq!(part, [9, 9, 9, 9, 9, 9, 9, 9, 0], "bytes that are known");
         known.read_at(&mut part, 0).unwrap();
         assert_eq!(part, [3; 9], "more than is known");
-        assert_eq!(&*mapped.head().unwrap(), &[3; 4096]);
+        // The first extent of a is in the middle of a page.
+        assert_eq!(mapped.first_page().map(|(_, from)| from), None);
+        let on_b = Devices::of(&vg).volume(&vg, &volume(&vg, &[(0, 1, 1, 7)])).unwrap();
+        assert_eq!(on_b.first_page().map(|(_, from)| from), Some(8192 + 7 * EXTENT));
+        assert_eq!(on_b.cut_to(4095).first_page().map(|(_, from)| from), None);
         let cut = mapped.clone().cut_to(EXTENT + 1);
         assert_eq!((cut.size().unwrap(), cut.read_at(&mut bytes, EXTENT).unwrap()), (EXTENT + 1, 1));
         assert!(mapped.write_at(&[0], 0).is_err() && mapped.set_size(1).is_err() && mapped.punch(0, 1).is_err());
