@@ -55,7 +55,7 @@ macro_rules! uuid_type {
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-                to.collect_str(self)
+                to.serialize_str(self.0.as_hyphenated().encode_lower(&mut Uuid::encode_buffer()))
             }
         }
 

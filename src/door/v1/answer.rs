@@ -10,6 +10,7 @@ use super::json;
 use super::lines::{FORCE, NEW_VDI};
 use super::listing::Listed;
 use super::natural;
+use super::printer::{Dialect, print};
 use super::status::{exit_status, remedy};
 use super::wire::Datum;
 use crate::door::{Answer, size, table};
@@ -89,12 +90,12 @@ fn listed(vdi: VdiUuid, lost: &[LostRange], format: OutputFormat) -> String {
 
 /// Plain data as an s-expression of one line.
 pub fn sexp(data: &impl Serialize) -> Vec<u8> {
-    serde_lexpr::to_vec(data).expect("a reply is plain data")
+    print(data, Dialect::Scheme).expect("a reply is plain data")
 }
 
 /// As [`sexp`], with the booleans of Emacs and Common Lisp.
 pub fn lisp(data: &impl Serialize) -> Vec<u8> {
-    serde_lexpr::to_vec_custom(data, serde_lexpr::print::Options::elisp()).expect("a reply is plain data")
+    print(data, Dialect::Lisp).expect("a reply is plain data")
 }
 
 /// The result of a command of `sm`: as [`answer()`], but JSON has a form of its own, for failures too.

@@ -44,6 +44,7 @@ pub mod natural;
 pub mod overview;
 pub mod person;
 pub mod plan;
+pub mod printer;
 pub mod progress;
 pub mod question;
 pub mod request;
