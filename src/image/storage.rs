@@ -27,6 +27,13 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// The system's error, such as that the server is gone.
     fn size(&self) -> io::Result<u64>;
+    /// Whether there are `bytes` bytes at least, or were when the storage was opened.
+    ///
+    /// # Errors
+    /// As [`Storage::size`].
+    fn had(&self, bytes: u64) -> io::Result<bool> {
+        Ok(self.size()? >= bytes)
+    }
     /// A device has a fixed size, and what was never written is not zero.
     fn is_device(&self) -> bool;
     /// Fills `buf` up to the end of the storage; returns how much that was.
@@ -89,6 +96,8 @@ pub struct FileStorage {
     file: File,
     path: PathBuf,
     device_size: Option<u64>,
+    /// Length when it was opened, 0 if nobody looked. A file may have another length now.
+    length_then: u64,
     no_punch: AtomicBool,
 }
 
@@ -111,12 +120,18 @@ impl FileStorage {
                 expected: "expected a regular file or a block device".to_owned(),
             });
         };
-        Ok(FileStorage { file, path, device_size, no_punch: AtomicBool::new(false) })
+        Ok(FileStorage { device_size, ..FileStorage::of_regular(file, path) })
     }
 
     /// Takes a file that the caller knows to be a regular one: it is not examined again.
     pub fn of_regular(file: File, path: impl Into<PathBuf>) -> Self {
-        FileStorage { file, path: path.into(), device_size: None, no_punch: AtomicBool::new(false) }
+        let no_punch = AtomicBool::new(false);
+        FileStorage { file, path: path.into(), device_size: None, length_then: 0, no_punch }
+    }
+
+    /// Takes a regular file of this length, as the caller found it when it opened the file.
+    pub fn of_length(file: File, path: impl Into<PathBuf>, length: u64) -> Self {
+        FileStorage { length_then: length, ..FileStorage::of_regular(file, path) }
     }
 
     /// Opens what exists; never creates, never truncates.
@@ -140,6 +155,10 @@ impl Storage for FileStorage {
             Some(size) => Ok(size),
             None => Ok(self.file.metadata()?.len()),
         }
+    }
+
+    fn had(&self, bytes: u64) -> io::Result<bool> {
+        Ok(self.length_then >= bytes || self.size()? >= bytes)
     }
 
     fn is_device(&self) -> bool {

@@ -256,7 +256,7 @@ pub fn query(place: &dyn Storage) -> Result<Info> {
 fn read_whole(place: &dyn Storage) -> Result<Meta> {
     let meta = Meta::read(place)?;
     if let Some(end) = meta.header.as_ref().map(Header::bat_end)
-        && place.len()? < end
+        && !place.had(end).map_err(place.fail("find the size of"))?
     {
         return Err(place.damaged(format!("it is cut off within the BAT, which ends at {end}")));
     }

@@ -63,7 +63,7 @@ fn look(dir: &Dir, vdi: VdiUuid, format: Format) -> Result<Option<(Stat, Node)>>
     loop {
         let Some((file, stat)) = dir.try_open_and_stat(name)? else { return Ok(None) };
         let path = dir.join(name);
-        let info = layout.query(&FileStorage::of_regular(file, &path))?;
+        let info = layout.query(&FileStorage::of_length(file, &path, stat.length))?;
         let node = Node::of(vdi, format, info, &path, |name| possible_parent(name, format))?;
         // A fork may have made a base of the file between the open and the read: hidden, and no longer what has the name.
         if !node.hidden || dir.lookup(name)?.is_none_or(|now| now.id == stat.id) {
