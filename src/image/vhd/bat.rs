@@ -13,8 +13,8 @@ pub(super) const UNUSED: u32 = u32::MAX;
 /// Entries of a page.
 const ENTRIES: usize = 1024;
 
-/// Bytes that are read at once: a piece that the processor keeps.
-const PIECE: usize = 256 << 10;
+/// Bytes that are read at once: a piece that the processor keeps, and whose pages cost less than a longer one saves of calls.
+const PIECE: usize = 64 << 10;
 
 type Page = Box<[AtomicU32]>;
 

@@ -152,17 +152,16 @@ fn sparse(place: &dyn Storage, new: &NewImage, parent: Option<&ParentLink>) -> R
     query(place)
 }
 
-/// Writes a table of `entries` without blocks up to `end`, out of one piece that the processor keeps. The storage of a large one
-/// begins with its first part while the rest is written.
+/// Writes a table of `entries` without blocks up to `end`, out of one piece that the processor keeps and nobody has to fill. The
+/// storage of a large one begins with its first part while the rest is written.
 fn put_empty_bat(place: &dyn Storage, at: u64, entries: u32, end: u64) -> Result<()> {
-    const PIECE: u64 = 256 << 10;
+    static PIECE: [u8; 64 << 10] = [0xff; 64 << 10];
     const PART: u64 = 1 << 20;
     let unused = at + u64::from(entries) * 4;
-    let piece = vec![0xff; PIECE.min(unused - at) as usize];
     let (mut from, mut begun) = (at, at);
     while from < unused {
-        let len = PIECE.min(unused - from);
-        place.put(&piece[..len as usize], from)?;
+        let len = (PIECE.len() as u64).min(unused - from);
+        place.put(&PIECE[..len as usize], from)?;
         from += len;
         if from - begun >= PART
             && let Some(file) = place.file()
