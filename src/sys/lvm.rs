@@ -12,8 +12,10 @@ mod kernel;
 mod metadata;
 mod report;
 pub mod script;
+mod settings;
 mod signatures;
 mod tag;
+mod waits;
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A group is read from its devices, without a process of LVM, and what is read is what LVM says: after each of LVM's changes, with
 # disks that are attached. Where anything is odd, LVM is asked: mirrors, a missing device, a copy of one, damage, a change that is
-# being made.
+# being made, settings that hide devices. A device whose I/O waits is let be.
 # guest: uml
 # bins: sm
 # memory: 512
@@ -118,6 +118,45 @@ strace -f -qq -e trace=execve -o "$SCRATCH/trace" "$BIN/sm" sr_get_params -t lvm
 grep -q 'execve.*"fullreport".*= 0$' "$SCRATCH/trace" || fail 'LVM was not asked'
 dmsetup resume "${VG//-/--}-VHD--${A//-/--}"
 must sm vdi_detach $SR $A
+same
+
+claim 'settings of LVM: names that are rejected by their beginning are known, of all else LVM is asked'
+settings() { echo "$1" > /etc/lvm/lvmlocal.conf; }
+for plain in 'devices { filter=[ "r|/dev/nbd|" ] global_filter=[ "r|^/dev/xvd.*|" ] }' 'activation { process_priority = -18 }'; do
+  settings "$plain"
+  same
+done
+for odd in "devices { filter=[ \"a|$ONE|\", \"a|$TWO|\", \"a|$THREE|\", \"r|.*|\" ] }" "devices { filter=[ \"r|$THREE\$|\" ] }" \
+  "devices { global_filter=[ \"r|$THREE|\" ] }" 'devices { scan_lvs=1 }' "global { locking_dir=\"$SCRATCH/locks\" }"; do
+  settings "$odd"
+  asked
+done
+rm /etc/lvm/lvmlocal.conf
+same
+
+claim 'a device that lies on one whose I/O waits is let be'
+truncate -s 50M "$SCRATCH/stuck"
+stuck=$(losetup -f --show "$SCRATCH/stuck")
+sectors=$(blockdev --getsz "$stuck")
+dmsetup create below --table "0 $sectors linear $stuck 0"
+dmsetup create above --table "0 $sectors linear /dev/mapper/below 0"
+over=$(losetup -f --show /dev/mapper/above)
+sm sr_scan $SR > "$SCRATCH/before"
+dmsetup suspend --noflush --nolockfs below
+sm sr_scan $SR > "$SCRATCH/meanwhile" 2>&1 &
+scan=$!
+for ((n = 0; n < 1200; n++)); do
+  kill -0 $scan 2> /dev/null || break
+  sleep 0.1
+done
+dmsetup resume below
+wait $scan || fail "the scan: $(cat "$SCRATCH/meanwhile")"
+[ $n -lt 1200 ] || fail 'the scan waited for the device'
+cmp "$SCRATCH/before" "$SCRATCH/meanwhile" || fail "$(cat "$SCRATCH/meanwhile")"
+losetup -d "$over"
+dmsetup remove above
+dmsetup remove below
+losetup -d "$stuck"
 same
 
 claim 'an LVM command that changes the group is waited for'

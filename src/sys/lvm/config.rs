@@ -6,6 +6,8 @@
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value<'t> {
     Number(u64),
+    /// Another number, which settings have and metadata has not.
+    Other(&'t str),
     /// Without its quotes. It may have escapes.
     Text(&'t str),
     List(Vec<Value<'t>>),
@@ -22,8 +24,13 @@ pub struct Section<'t> {
 const DEEPEST: usize = 8;
 
 impl<'t> Section<'t> {
-    /// Reads a text to its end. `None`: it is not of this grammar, or a name is there twice.
+    /// Reads metadata to its end. `None`: it is not of this grammar, or a name is there twice.
     pub fn parse(text: &'t str) -> Option<Section<'t>> {
+        Section::parse_settings(text).filter(|section| !section.has_other())
+    }
+
+    /// As [`Section::parse`], of settings.
+    pub fn parse_settings(text: &'t str) -> Option<Section<'t>> {
         let mut rest = text;
         let section = body(&mut rest, 0)?;
         section.is_unambiguous().then_some(section)
@@ -61,6 +68,12 @@ impl<'t> Section<'t> {
     pub fn has_only(&self, values: &[&str], sections: &[&str]) -> bool {
         self.values.iter().all(|(name, _)| values.contains(name))
             && self.sections.iter().all(|(name, _)| sections.contains(name))
+    }
+
+    fn has_other(&self) -> bool {
+        let is_other = |value: &Value| matches!(value, Value::Other(_));
+        let has = |value: &Value| is_other(value) || matches!(value, Value::List(list) if list.iter().any(is_other));
+        self.values.iter().any(|(_, value)| has(value)) || self.sections.iter().any(|(_, it)| it.has_other())
     }
 
     fn is_unambiguous(&self) -> bool {
@@ -138,7 +151,9 @@ fn single<'t>(rest: &mut &'t str) -> Option<Value<'t>> {
         *rest = &rest[end + 1..];
         return Some(Value::Text(text));
     }
-    word(rest)?.parse().ok().map(Value::Number)
+    let word = word(rest)?;
+    let other = || word.parse::<f64>().ok().filter(|number| number.is_finite()).map(|_| Value::Other(word));
+    word.parse().ok().map(Value::Number).or_else(other)
 }
 
 /// A name, or a number.
@@ -185,6 +200,15 @@ mod tests {
     }
 
     #[test]
+    fn settings_have_numbers_that_metadata_has_not() {
+        let text = "a = -18 b { c = [1, 1.5] d = 077 }";
+        assert_eq!(Section::parse(text), None);
+        let settings = Section::parse_settings(text).unwrap();
+        assert_eq!(settings.value("a"), Some(&Value::Other("-18")));
+        assert_eq!(settings.section("b").unwrap().number("d"), Some(77));
+    }
+
+    #[test]
     fn what_is_not_of_the_grammar_is_nothing() {
         let deep = "a {".repeat(30) + &"}".repeat(30);
         for odd in [
@@ -217,6 +241,7 @@ mod tests {
         #[test]
         fn any_text_is_read_to_its_end(text in "[a-c0-9 =\\[\\]{},\"\\\\#\n]{0,200}") {
             let _ = Section::parse(&text);
+            let _ = Section::parse_settings(&text);
         }
     }
 }

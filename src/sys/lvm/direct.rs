@@ -8,32 +8,30 @@
 //!   that a disk array made, or a path of multipath that is not known as one;
 //! - if a checksum is wrong, the devices differ, or a change of another host is on its way;
 //! - if the metadata says what [`metadata`] does not understand;
-//! - where LVM has a list of its devices (`system.devices`), which may leave out some.
+//! - where LVM has a list of its devices (`system.devices`), or settings that are not understood ([`settings`]);
+//! - if a device that is none of the group's, as far as device_config says, may let a read wait without end ([`waits`](super::waits)).
 //!
-//! Devices are read past the page cache, so what another host wrote is seen. LVM's filters are not: a device that these hide from
-//! LVM is one more reason to ask.
+//! Devices are read past the page cache, so what another host wrote is seen.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
 use super::dm::{self, State};
 use super::metadata::{self, Text};
+use super::settings::{self, LOCKS};
+use super::waits::{Wait, wait_for};
 use super::{Unmapped, Vg, hidden};
 use crate::sys::pvlabel::Label;
 use crate::sys::sysfs::text;
 use crate::sys::{blockdev, uncached};
 
-/// The list of devices of an LVM that keeps one.
-const DEVICES_FILE: &str = "/etc/lvm/devices/system.devices";
-/// Where LVM commands have their locks; the file of a group is `V_` and its name.
-const LOCKS: &str = "/run/lock/lvm";
 /// All block devices, partitions among them, each a link.
-const ALL: &str = "/sys/class/block";
+pub(super) const ALL: &str = "/sys/class/block";
 /// Devices that have no physical volumes, by the beginnings of their names: those that wait for a medium, memory, and disks that
 /// another program shows.
 const OTHERS: &[&str] = &["fd", "sr", "ram", "zram", "td", "mtdblock"];
@@ -44,11 +42,12 @@ const TRIES: usize = 3;
 /// whose segments need not be told.
 pub fn group(name: &str, devices: &[PathBuf], unmapped: Unmapped) -> Option<Vg> {
     let Unmapped::Tagged(tags) = unmapped else { return None };
-    if !nix::unistd::geteuid().is_root() || Path::new(DEVICES_FILE).exists() {
+    if !nix::unistd::geteuid().is_root() {
         return None;
     }
+    let unseen = settings::unseen()?;
     let _lock = Quiet::of(name)?;
-    let found = Devices::now().ok()?;
+    let found = Devices::now(devices, unseen).ok()?;
     let vg = (0..TRIES).find_map(|_| found.group(name, devices))?;
     (!vg.tags.iter().any(|tag| tags.contains(&tag.as_str()))).then_some(vg)
 }
@@ -59,6 +58,7 @@ struct Quiet(#[expect(dead_code, reason = "it is unlocked when it is dropped")] 
 impl Quiet {
     /// `None`: one is changing it.
     fn of(name: &str) -> Option<Quiet> {
+        // The file of a group is `V_` and its name.
         let path = Path::new(LOCKS).join(format!("V_{name}"));
         let file = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(Quiet(None)),
@@ -95,9 +95,13 @@ struct Devices {
 }
 
 impl Devices {
-    fn now() -> io::Result<Devices> {
-        let hidden = hidden::devices().map_err(io::Error::other)?;
-        let hidden: Vec<u64> = hidden.iter().filter_map(|device| blockdev::number(device)).collect();
+    /// `own`: the devices of which it is no matter how long a read of them takes. `unseen`: numbers of those that LVM does not look at.
+    fn now(own: &[PathBuf], unseen: Vec<u64>) -> io::Result<Devices> {
+        let numbers =
+            |devices: &[PathBuf]| -> Vec<u64> { devices.iter().filter_map(|it| blockdev::number(it)).collect() };
+        let mut hidden = unseen;
+        hidden.extend(numbers(&hidden::devices().map_err(io::Error::other)?));
+        let own = numbers(own);
         let mut found = Devices { labelled: Vec::new(), active: Vec::new() };
         for entry in fs::read_dir(ALL)? {
             let (dir, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
@@ -111,19 +115,20 @@ impl Devices {
                     found.active.push(uuid);
                     continue;
                 }
-                if text(&dir, "dm/suspended") == "1" {
-                    continue;
-                }
                 node = Path::new("/dev/mapper").join(text(&dir, "dm/name"));
             }
             let size = text(&dir, "size").parse::<u64>().unwrap_or(0).saturating_mul(512);
             if size < Label::BYTES as u64 || is_path(&dir) {
                 continue;
             }
-            // Whoever cannot read a device finds no label there; so does LVM.
-            if let Some(labelled) = read(node, size, &hidden) {
-                found.labelled.push(labelled);
+            let Some(number) = blockdev::number(&node).filter(|number| !hidden.contains(number)) else { continue };
+            match wait_for(name) {
+                Wait::Now => continue,
+                Wait::Unbounded if !own.contains(&number) => return Err(io::ErrorKind::WouldBlock.into()),
+                Wait::Unbounded | Wait::Bounded => {}
             }
+            // Whoever cannot read a device finds no label there; so does LVM.
+            found.labelled.extend(read(node, number, size));
         }
         Ok(found)
     }
@@ -174,13 +179,8 @@ impl Labelled {
     }
 }
 
-/// A device with its label, unless it has none or LVM commands do not see it.
-fn read(node: PathBuf, size: u64, hidden: &[u64]) -> Option<Labelled> {
-    let meta = fs::metadata(&node).ok()?;
-    let number = meta.rdev();
-    if !meta.file_type().is_block_device() || hidden.contains(&number) {
-        return None;
-    }
+/// A device with its label, unless it has none.
+fn read(node: PathBuf, number: u64, size: u64) -> Option<Labelled> {
     let file = uncached::open(&node, false).ok()?;
     let mut first = [0; Label::BYTES];
     uncached::read(&file, &mut first, 0).ok()?;
