@@ -1,13 +1,14 @@
 //! The verbs of an SR.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
 
 use super::Session;
 use super::locks::{Locks, forget_sr, forget_vdis};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::registry::reserve;
-use crate::sr::loss;
+use crate::sr::{Trim, loss, trim_failed};
 use crate::sys::lock::{self, Kind};
 use crate::types::{Done, Finding, Names, NewSr, Overwrite, Space, SpaceUse, SrInfo, VdiName, VdiUuid};
 use crate::vdi::tree::collect::CollectPlan;
@@ -122,14 +123,28 @@ impl Session {
         self.carry_out(Locks::of_sr(), context, |storage, _| storage.grow())
     }
 
-    /// Tells the devices of the SR what is free in it. The answer is the number of bytes that they were told of: 0 if a device takes no
-    /// discards. An SR of volumes is locked for as long, and a collector of this host is ended: the free space belongs to the call.
+    /// Tells the devices of the SR what is free in it, in parts of some seconds. An SR of volumes is locked for one part at a time, and a
+    /// collector of this host is ended: the free space of the part belongs to the call.
     ///
     /// # Errors
-    /// Those of [`Sr::trim`](crate::sr::Sr::trim); [`Busy`](crate::Error::Busy).
-    pub fn sr_trim(&self, context: &Context) -> Result<u64> {
-        let locks = if self.local_path().is_some() { Locks::of_vdis(&[]) } else { Locks::of_sr() };
-        self.carry_out(locks, context, |storage, context| storage.trim(context.progress))
+    /// Those of [`Sr::trim`](crate::sr::Sr::trim); [`Busy`](crate::Error::Busy); that of the first device that failed, after all others
+    /// were told.
+    pub fn sr_trim(&self, context: &Context) -> Result<Trim> {
+        /// Calls that wait for the SR get it meanwhile: the kernel wakes them, and they have to be run.
+        const PAUSE: Duration = Duration::from_millis(200);
+        let wait = context.deadline.saturating_duration_since(Instant::now());
+        let mut trim = Trim::default();
+        loop {
+            let told = trim.told;
+            let part = Context { deadline: Instant::now() + wait, progress: context.progress, others: None };
+            let locks = if self.local_path().is_some() { Locks::of_vdis(&[]) } else { Locks::of_sr() };
+            let done = self.carry_out(locks, &part, move |storage, context| storage.trim(trim, context.progress));
+            trim = done.map_err(|cause| trim_failed(cause, told))?;
+            if trim.is_done() {
+                return trim.end();
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 
     /// Ends the availability on this host. Idempotent.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::Trim;
 use crate::context::{Context, Deadline};
 use crate::error::{Error, Result};
 use crate::sys::copy::Progress;
@@ -231,12 +232,11 @@ pub trait Sr: Send + Sync {
         Err(Error::Unsupported { op: "growing an SR", why: "an SR of this type has the size of its place".to_owned() })
     }
 
-    /// Tells the devices of the SR which of their bytes nobody needs: those that are free in the SR. The answer is the number of bytes
-    /// that they were told of: 0 if a device takes no discards. Of an SR of volumes, the caller has the SR to itself.
+    /// Tells the devices which bytes nobody needs, for seconds. Of an SR of volumes, the caller has the SR to itself.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the SR has no devices of its own; [`Error::NotMaster`]; [`Error::NoSpace`] if hardly anything is free.
-    fn trim(&self, _progress: Progress) -> Result<u64> {
+    fn trim(&self, _so_far: Trim, _progress: Progress) -> Result<Trim> {
         Err(Error::Unsupported { op: "sr_trim", why: "an SR of this type shares its storage with others".to_owned() })
     }
 

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::context::{Context, Deadline};
 use crate::error::{Error, Result, ended, one_line};
+use crate::sr::Trim;
 use crate::sr::driver::{Driver, Sr, VolumeChange, VolumeOf};
 use crate::sr::lvm::{self, LvmSr};
 use crate::sys::copy::Progress;
@@ -294,8 +295,8 @@ impl<T: Transport> Sr for LunSr<T> {
         self.ask(Sr::grow)
     }
 
-    fn trim(&self, progress: Progress) -> Result<u64> {
-        self.ask(|group| group.trim(progress))
+    fn trim(&self, so_far: Trim, progress: Progress) -> Result<Trim> {
+        self.ask(|group| group.trim(so_far, progress))
     }
 
     fn detach(&self) -> Result<Done> {

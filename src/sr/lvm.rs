@@ -7,7 +7,7 @@
 //! | `POOL` | of a thin SR: the pool that all its disks live in |
 //! | `REV-<vdi>` | of a thin SR: the disk as its snapshot has it, which takes the place of `LV-<vdi>` |
 //! | `NEW-<vdi>` | what `LV-<vdi>` is to become: extents to grow by that are being zeroed, or a disk on its way in |
-//! | `<sr>_trim_lv` | all that is free, while it is discarded: see [`volume_group::trim`] |
+//! | `<sr>_trim_lv` | a part of what is free, while it is discarded: see [`volume_group::trim`] |
 //!
 //! LVM's metadata is replaced whole, by one atomic step, so one LVM command is the step that publishes.
 //! `docs/lvm.md` gives the reasons. Order of steps, and what the next call finds after a kill:
@@ -32,8 +32,8 @@
 //!   `NEW-<vdi>`, as above.
 //! - **vdi_revert** of a thin disk: 1. make `REV-<vdi>` of the snapshot; 2. remove `LV-<vdi>`; 3. rename. After 1: the next call
 //!   for this VDI and sr_attach remove `REV-<vdi>`. After 2: `REV-<vdi>` is the VDI, and these calls rename it.
-//! - **sr_trim**: 1. make `<sr>_trim_lv`; 2. discard it; 3. remove it. After 1 or 2: the volume, which the next call that makes or
-//!   grows a VDI, sr_trim and sr_attach remove.
+//! - **sr_trim**, for each part of what is free: 1. make `<sr>_trim_lv`; 2. discard it; 3. remove it. After 1 or 2: the volume, which
+//!   the next call that makes or grows a VDI, sr_trim and sr_attach remove.
 //! - **vdi_export** of a disk that is not attached: 1. tag it `xcp.lent`; 2. activate; 3. read; 4. deactivate; 5. remove the
 //!   tag. After any: the next call that needs the VDI does 4 and 5.
 //!
@@ -67,6 +67,7 @@ pub mod tags;
 use crate::context::{Context, Deadline};
 use crate::error::{Error, Result};
 use crate::image::volume::GROUP;
+use crate::sr::Trim;
 use crate::sr::driver::{About, Driver, Sr, Substrate, VolumeChange, VolumeOf, no_server, vdi_by_uuid};
 use crate::sr::lvhd::{self, Lvhd};
 use crate::sr::lvmoiscsi;
@@ -250,8 +251,8 @@ impl Sr for LvmSr {
         self.use_all_of_devices()
     }
 
-    fn trim(&self, progress: Progress) -> Result<u64> {
-        self.discard_free(progress)
+    fn trim(&self, so_far: Trim, progress: Progress) -> Result<Trim> {
+        self.discard_free(so_far, progress)
     }
 
     fn detach(&self) -> Result<Done> {

@@ -22,6 +22,7 @@ pub mod nfs;
 mod on_volume;
 mod served;
 pub mod smb;
+mod trim;
 pub(crate) mod volume_group;
 pub mod xfs;
 pub mod zfs;
@@ -30,6 +31,7 @@ use crate::error::{Error, Result};
 
 pub use config::PREFERRED_FORMATS;
 pub use driver::{About, Driver, Found, SECTORS, Sr, Substrate, VolumeChange, VolumeOf};
+pub use trim::{Trim, after as trim_failed};
 
 /// Every driver of this package.
 pub const DRIVERS: &[&Driver] = &[

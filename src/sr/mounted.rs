@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::sr::Trim;
 use crate::sr::driver::{Sr, finds_out_only_then};
 use crate::sr::file::FileSr;
 use crate::sr::mountpoint::Mountpoint;
@@ -73,7 +74,7 @@ pub trait Mounted: Send + Sync {
     /// Its own.
     fn leave(&self) -> Result<Done>;
 
-    /// [`Sr::trim`].
+    /// [`Sr::trim`], of all that is free. The answer is the number of bytes that the devices were told of: 0 if one takes no discards.
     ///
     /// # Errors
     /// Its own.
@@ -129,8 +130,8 @@ impl<T: Mounted> Sr for T {
         Some(self.point().path().to_owned())
     }
 
-    fn trim(&self, _progress: Progress) -> Result<u64> {
-        self.discard_free()
+    fn trim(&self, _so_far: Trim, _progress: Progress) -> Result<Trim> {
+        self.discard_free().map(Trim::whole)
     }
 
     fn detach(&self) -> Result<Done> {

@@ -354,25 +354,26 @@ pub fn discard(device: &Path, from: u64) -> Result<()> {
     }
 }
 
-/// Tells the device that nobody needs anything on it. The answer is the number of bytes that it was told of: 0 if it takes no discards.
+/// Tells the device that nobody needs anything on it, from its beginning, in steps of so many bytes and until an instant; one step at
+/// least. The answer is the number of bytes that it was told of. `None`: it takes no discards.
 ///
 /// # Errors
 /// [`Error::Io`] if the device cannot be opened, or takes discards and fails at one.
-pub fn discard_all(device: &Path, progress: Progress) -> Result<u64> {
-    /// One call cannot be ended before the device has answered. A multiple of every device's granule.
-    const STEP: u64 = 1 << 30;
+pub fn discard_until(device: &Path, step: u64, until: Instant, progress: Progress) -> Result<Option<u64>> {
     let (file, size) = (open(device, true)?, size(device)?);
-    for from in (0..size).step_by(STEP as usize) {
-        let length = STEP.min(size - from);
-        match discard_range(&file, from, length) {
+    let mut told = 0;
+    while told < size && (told == 0 || Instant::now() < until) {
+        let length = step.min(size - told);
+        match discard_range(&file, told, length) {
             Ok(true) => {}
             // EREMOTEIO: the array refused, see [`zero_blocks`].
-            Ok(false) | Err(Errno::EREMOTEIO) => return Ok(0),
+            Ok(false) | Err(Errno::EREMOTEIO) => return Ok(None),
             Err(errno) => return Err(Error::sys("discard what is on", device)(errno)),
         }
-        progress(from + length, size);
+        told += length;
+        progress(told, size);
     }
-    Ok(size)
+    Ok(Some(told))
 }
 
 /// Whether the device takes discards.

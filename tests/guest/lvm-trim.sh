@@ -1,15 +1,16 @@
 #!/bin/bash
 # sr_trim tells the devices what is free in an SR and nothing else: raw volumes, LVHD, ext. The files below the devices become smaller, and
-# every disk holds what it held, also where the call is killed before and after each program that it starts. Who may not is refused.
+# every disk holds what it held, also where the call is killed before and after each program that it starts. Who may not is refused. A
+# device that takes no discards keeps no other from being told, and other calls get their turn while a large group is trimmed.
 # guest: uml
 # bins: sm
 # memory: 768
-# takes: 90
-# tools: lvcreate wipefs mkfs.ext4 e2fsck
+# takes: 110
+# tools: lvcreate dmsetup wipefs mkfs.ext4 e2fsck
 # What is in single quotes is evaluated later; UUIDs have no spaces.
 # shellcheck disable=SC2016,SC2034,SC2086,SC2119
 set -u
-modprobe -a dm_mod loop fuse dm_thin_pool 2> /dev/null || :
+modprobe -a dm_mod dm_delay loop fuse dm_thin_pool 2> /dev/null || :
 FILES="$SCRATCH/0.disk $SCRATCH/1.disk"
 truncate -s 96M $FILES
 DISKS=''
@@ -140,6 +141,53 @@ config ' (SRmaster . "false")'
 fails_with EPERM trims && says master
 config ''
 must sm sr_delete --yes $SR
+
+claim 'a device that takes no discards keeps no other from being told'
+must mkdir "$SCRATCH/ram"
+must mount -t ramfs ram "$SCRATCH/ram"
+must truncate -s 96M "$SCRATCH/ram/disk"
+deaf=$(losetup -f --show "$SCRATCH/ram/disk")
+is "$(cat "/sys/block/${deaf##*/}/queue/discard_max_bytes")" 0 'the discards that a file in memory takes'
+LIST=$deaf,$LIST
+dirty
+config ' (lvhd . "true")'
+must sm sr_create $SR
+must sm vdi_create $SR $A 16
+must fill $A
+must sm vdi_snapshot $SR $A $B
+is_trimmed
+must sm sr_delete --yes $SR
+LIST=${LIST#*,}
+losetup -d "$deaf"
+umount "$SCRATCH/ram"
+
+claim 'other calls get their turn while a large group is trimmed'
+must truncate -s 80G "$SCRATCH/large"
+large=$(losetup -f --show "$SCRATCH/large")
+# LVM is not to find the label on the loop device as well.
+SECTORS=$(($(blockdev --getsz "$large") - 2048))
+must dmsetup create slow --table "0 $SECTORS delay $large 2048 0 $large 2048 150"
+DCONF='((device . "/dev/mapper/slow") (lvhd . "true"))'
+must sm sr_create $SR
+sm sr_trim $SR --wait 900 > "$SCRATCH/trimmed" 2>&1 &
+trim=$!
+for ((n = 0; n < 1200; n++)); do
+  [ ! -e /dev/$VG/${SR}_trim_lv ] || break
+  kill -0 $trim 2> /dev/null || fail "sr_trim ended: $(cat "$SCRATCH/trimmed")"
+  sleep 0.1
+done
+[ $n -lt 1200 ] || fail 'sr_trim did not begin'
+must sm vdi_create $SR $A 8 --wait 900
+kill -0 $trim 2> /dev/null || fail 'vdi_create waited for all of sr_trim'
+# It goes on fast.
+must dmsetup suspend --nolockfs slow
+must dmsetup load slow --table "0 $SECTORS linear $large 2048"
+must dmsetup resume slow
+wait $trim || fail "sr_trim: $(cat "$SCRATCH/trimmed")"
+is "$(volumes)" "MGT VHD-$A " 'the volumes'
+must sm sr_delete --yes $SR
+must dmsetup remove slow
+losetup -d "$large"
 
 claim 'an ext SR: its filesystem knows what is free'
 TYPE=ext DCONF=$LIST

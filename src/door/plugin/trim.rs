@@ -50,8 +50,8 @@ pub(super) fn answer(args: &[OsString]) -> Result<String, Failure> {
         syslog::write(&format!("{shown}: xapi does not take its time: {e}"));
     }
     match outcome {
-        Ok(bytes) => {
-            syslog::write(&format!("{shown}: the devices were told of {bytes} bytes"));
+        Ok(trim) => {
+            syslog::write(&format!("{shown}: {}", trim.words()));
             Ok("True".to_owned())
         }
         Err(error) => {

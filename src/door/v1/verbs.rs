@@ -16,9 +16,7 @@ use crate::image::name::ImageName;
 use crate::sr::Driver;
 use crate::sys::blockdev;
 use crate::target::publication;
-use crate::types::{
-    DeviceConfig, Misread, Mode, NewSr, Overwrite, ParamsChange, Size, SrInfo, SrUuid, VdiInfo, VdiUuid,
-};
+use crate::types::{DeviceConfig, Misread, Mode, NewSr, Overwrite, ParamsChange, SrInfo, SrUuid, VdiInfo, VdiUuid};
 use crate::vdi::SnapshotSaid;
 use crate::vdi::transfer::Stream;
 
@@ -122,13 +120,9 @@ impl Caller<'_> {
                 }
             }
             Verb::SrTrim(sr) => {
-                let told = self.open_named(&sr)?.sr_trim(context)?;
+                let trim = self.open_named(&sr)?.sr_trim(context)?;
                 if self.tells() {
-                    let words = match told {
-                        0 => "the devices take no discards: nothing was done".to_owned(),
-                        bytes => format!("the devices were told that {} are free", Size(bytes)),
-                    };
-                    let _ = writeln!(stderr(), "{words}");
+                    let _ = writeln!(stderr(), "{}", trim.words());
                 }
                 Ok(Reply::Nothing)
             }

@@ -58,7 +58,7 @@ impl Lvhd<'_> {
             finding(VolumeName::parse(name).map(|name| name.vdi), name, Outcome::Note, what)
         });
         let trimmed = group.vg().lvs.iter().filter(|lv| trim::is_volume(&lv.name)).map(|lv| {
-            let what = format!("an sr_trim has all that is free in it, or was killed; {BY_MASTER}");
+            let what = format!("an sr_trim has free space in it, or was killed; {BY_MASTER}");
             finding(None, &lv.name, Outcome::Note, what)
         });
         let is_known = |name: &str| {

@@ -12,6 +12,7 @@ use super::place::LvhdPlace;
 use super::{Lvhd, MGT, Rights, activation, mgt};
 use crate::error::{Error, Result, one_line};
 use crate::image::storage::Storage;
+use crate::sr::Trim;
 use crate::sr::volume_group::{CREATING, VolumeGroup};
 use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Vg};
@@ -105,10 +106,10 @@ impl Lvhd<'_> {
     ///
     /// # Errors
     /// [`Error::NotMaster`]; those of [`VolumeGroup::trim`].
-    pub fn trim(&self, op: &'static str, progress: Progress) -> Result<u64> {
+    pub fn trim(&self, op: &'static str, so_far: Trim, progress: Progress) -> Result<Trim> {
         let own = self.live.own();
         let _trees = self.live.lock_recovered(op, own.deadline.end())?;
-        own.trim(self.live.now().vg(), &[], progress)
+        own.trim(self.live.now().vg(), &[], so_far, progress)
     }
 
     /// Looks whether this host uses a disk of the SR. What other storage managers have activated is left to them.

@@ -125,13 +125,13 @@ impl LvmSr {
     fn of_trim(&self, vg: &Vg, repair: bool) -> Option<Finding> {
         let left = vg.lvs.iter().find(|lv| trim::is_volume(&lv.name))?;
         if tags::is_elsewhere(&left.tags) {
-            let what = "it has all that is free: another host discards it in an sr_trim, or its call was killed there";
+            let what = "it has free space: another host discards it in an sr_trim, or its call was killed there";
             return Some(finding(None, &left.name, Outcome::Note, what));
         }
         let is_mended =
             repair && !self.is_slave && self.group.refuse_incomplete(vg).and_then(|()| self.end_trim_left(vg)).is_ok();
         let outcome = if is_mended { Outcome::Mended } else { Outcome::Mendable };
-        let what = "an sr_trim that was killed left it with all that is free: it is to be removed";
+        let what = "an sr_trim that was killed left it with free space: it is to be removed";
         Some(finding(None, &left.name, outcome, what))
     }
 

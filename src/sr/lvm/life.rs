@@ -4,8 +4,8 @@ use super::group::{is_gone, vdi_of};
 use super::place::{Group, LvmPlace};
 use super::{Allocation, Kind, LvmSr, POOL, SHARED, THICK, THIN, tags};
 use crate::error::{Error, Result, one_line};
-use crate::sr::lvhd;
 use crate::sr::volume_group::{CREATING, DELETING};
+use crate::sr::{Trim, lvhd};
 use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Lv, Vg};
 use crate::sys::{blockdev, syslog};
@@ -163,11 +163,11 @@ impl LvmSr {
     }
 
     /// See [`crate::sr::Sr::trim`].
-    pub(super) fn discard_free(&self, progress: Progress) -> Result<u64> {
+    pub(super) fn discard_free(&self, so_far: Trim, progress: Progress) -> Result<Trim> {
         const OP: &str = "sr_trim";
         let vg = match self.kind(self.group.whole()?) {
             Kind::Own(vg) => vg,
-            Kind::Lvhd(theirs) => return theirs.trim(OP, progress),
+            Kind::Lvhd(theirs) => return theirs.trim(OP, so_far, progress),
         };
         if self.is_slave {
             return Err(Error::NotMaster { op: OP });
@@ -178,7 +178,7 @@ impl LvmSr {
             return Err(Error::Unsupported { op: OP, why });
         }
         let vg = self.without_trim(vg)?;
-        self.group.trim(&vg, &[&tags::of_maker()], progress)
+        self.group.trim(&vg, &[&tags::of_maker()], so_far, progress)
     }
 
     pub(super) fn end_availability(&self) -> Result<Done> {
