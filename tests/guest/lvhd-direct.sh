@@ -193,6 +193,18 @@ asked
 wipefs -qa "$TWO"
 same
 
+claim 'a group of the same name on another device: LVM is asked, and says so'
+truncate -s 100M "$SCRATCH/other"
+other=$(losetup -f --show "$SCRATCH/other")
+lvm_does vgcreate other "$other"
+# LVM makes no second group of the name where it sees the first.
+lvm_does vgrename --config "devices{filter=[\"a|^$other\$|\",\"r|.*|\"]}" other $VG
+strace -f -qq -e trace=execve -o "$SCRATCH/trace" "$BIN/sm" sr_scan -t lvm -d "$DCONF" $SR > /dev/null 2>&1
+grep -q 'execve.*"fullreport".*= 0$' "$SCRATCH/trace" || fail 'LVM was not asked'
+wipefs -qa "$other"
+losetup -d "$other"
+same
+
 claim 'damage on one device, an older text on one: LVM is asked'
 header=4096
 dd if="$loop" of="$SCRATCH/header" bs=512 skip=$((header / 512)) count=1 status=none

@@ -7,6 +7,8 @@
 //! - if a physical volume is not there, cannot be read, or is smaller than it was; if another device has the label of one, as a copy
 //!   that a disk array made, or a path of multipath that is not known as one;
 //! - if a checksum is wrong, the devices differ, or a change of another host is on its way;
+//! - if a device that is none of the group's has a group of the same name: its copy with other UUIDs, or what it was before it lost
+//!   that device;
 //! - if the metadata says what [`metadata`] does not understand;
 //! - where LVM has a list of its devices (`system.devices`), or settings that are not understood ([`settings`]);
 //! - if a device that is none of the group's, as far as device_config says, may let a read wait without end ([`waits`](super::waits)).
@@ -145,8 +147,9 @@ impl Devices {
             let theirs = pv.label.named(&pv.read()).ok()??;
             ((theirs.size, theirs.checksum) == (named.size, named.checksum)).then(|| pv.node.clone())
         })?;
-        let is_of_it = read.vg.pvs.iter().any(|pv| pv.uuid == first.label.uuid);
-        (read.vg.name == name && is_of_it).then(|| self.with_states(read)).flatten()
+        let is_of_it = |labelled: &Labelled| read.vg.pvs.iter().any(|pv| pv.uuid == labelled.label.uuid);
+        let is_single = !self.labelled.iter().filter(|other| !is_of_it(other)).any(|other| other.is_of(name));
+        (read.vg.name == name && is_of_it(first) && is_single).then(|| self.with_states(read)).flatten()
     }
 
     /// The volumes as the kernel has them.
@@ -174,6 +177,13 @@ impl Devices {
 }
 
 impl Labelled {
+    /// Whether a group of this name is on it, as far as that can be told.
+    fn is_of(&self, name: &str) -> bool {
+        let read: &dyn Fn(&mut [u8], u64) -> io::Result<()> = &self.read();
+        let named = self.label.named(read).ok().flatten();
+        named.and_then(|named| self.label.group(named, read).ok()?).is_some_and(|found| found == name)
+    }
+
     fn read(&self) -> impl Fn(&mut [u8], u64) -> io::Result<()> + '_ {
         |bytes: &mut [u8], from| uncached::read(&self.file, bytes, from)
     }

@@ -7,7 +7,7 @@
 
 use std::io;
 
-use super::{HEADER, LABEL_SECTORS, MAGIC, Read, SECTOR, areas, label, number};
+use super::{HEADER, LABEL_SECTORS, LONGEST_NAME, MAGIC, Read, SECTOR, areas, label, name_of, number};
 
 /// Of a label and of a metadata area: what they begin with, for [`checksum`].
 const INITIAL: u32 = 0xf597_a6cf;
@@ -109,17 +109,32 @@ impl Label {
         (is_right && is_alone && fits).then_some(named)
     }
 
+    /// The name of the group that a text is of, without a look at the rest of the text. `None`: none can be told.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn group(&self, named: Named, read: Read) -> io::Result<Option<String>> {
+        // The name, and ` {`.
+        let mut text = vec![0; (LONGEST_NAME as u64 + 2).min(named.size) as usize];
+        self.fill(&mut text, named, read)?;
+        Ok(name_of(&text))
+    }
+
+    /// The beginning of a text: it goes on behind the header where the area ends.
+    fn fill(&self, text: &mut [u8], named: Named, read: Read) -> io::Result<()> {
+        let before_the_end = (text.len() as u64).min(self.area.1 - named.at) as usize;
+        let (first, rest) = text.split_at_mut(before_the_end);
+        read(first, self.area.0 + named.at)?;
+        if rest.is_empty() { Ok(()) } else { read(rest, self.area.0 + HEADER) }
+    }
+
     /// A text. `None`: it is not what its header says.
     ///
     /// # Errors
     /// Those of `read`.
     pub fn text(&self, named: Named, read: Read) -> io::Result<Option<String>> {
         let mut text = vec![0; named.size as usize];
-        let (first, rest) = text.split_at_mut(named.size.min(self.area.1 - named.at) as usize);
-        read(first, self.area.0 + named.at)?;
-        if !rest.is_empty() {
-            read(rest, self.area.0 + HEADER)?;
-        }
+        self.fill(&mut text, named, read)?;
         let is_right = checksum(&text) == named.checksum;
         Ok(String::from_utf8(text).ok().filter(|_| is_right))
     }
@@ -182,6 +197,13 @@ mod tests {
         bytes.resize((area.0 + named.at + 100) as usize, 0);
         bytes[(area.0 + HEADER) as usize..][..TEXT.len() - 100].copy_from_slice(&TEXT[100..]);
         assert_eq!(cut.text(named, &read_of(&bytes)).unwrap().unwrap().as_bytes(), TEXT);
+        let name = std::str::from_utf8(TEXT).unwrap().split_once(" {").unwrap().0;
+        for ends in [named.at + 5, named.at + 100] {
+            let cut = Label { uuid: String::new(), area: (area.0, ends) };
+            let at = (ends - named.at) as usize;
+            bytes[(area.0 + HEADER) as usize..][..TEXT.len() - at].copy_from_slice(&TEXT[at..]);
+            assert_eq!(cut.group(named, &read_of(&bytes)).unwrap().as_deref(), Some(name));
+        }
     }
 
     #[test]
