@@ -2,6 +2,7 @@
 //! door maps them to its own numbers, once.
 
 mod held;
+mod line;
 mod lun;
 mod server;
 
@@ -10,11 +11,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::sys::limits;
-use crate::types::{
-    Format, LostRange, Misread, MissingKey, Size, SrUuid, State, VdiUuid, acts_on_terminal, nearest, shown,
-};
+use crate::types::{Format, LostRange, Misread, MissingKey, Size, SrUuid, State, VdiUuid, nearest, shown};
 
 pub use self::held::{HeldSr, Lost};
+pub use self::line::one_line;
 pub use self::lun::{LunFault, NotChosen, Offered, OfferedAdapter, OfferedLun, OfferedTarget};
 pub use self::server::{Exported, Protocol, ServerFault};
 
@@ -352,30 +352,6 @@ pub fn needs_root(op: &'static str, path: impl AsRef<Path>) -> Result<()> {
         return Ok(());
     }
     Err(Error::io(op, path)(io::Error::new(io::ErrorKind::PermissionDenied, "it needs root")))
-}
-
-/// The whole chain of causes on one line: what failed, on what, the system's words.
-///
-/// Characters that act on a terminal are escaped and the line is cut at 4 KiB: hostile arguments and names can neither forge
-/// a second line nor flood a log.
-pub fn one_line(error: &Error) -> String {
-    const LONGEST: usize = 4096;
-    let mut text = error.to_string();
-    let mut next = std::error::Error::source(error);
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    let mut line = String::with_capacity(text.len());
-    for c in text.chars() {
-        if line.len() > LONGEST {
-            line.push('…');
-            break;
-        }
-        if acts_on_terminal(c) { line.extend(c.escape_default()) } else { line.push(c) }
-    }
-    line
 }
 
 /// A line of a file; 0 stands for all of the file.
