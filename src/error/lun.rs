@@ -106,6 +106,9 @@ impl fmt::Display for NotChosen {
         };
         words.dedup();
         match words.is_empty() {
+            true if matches!(self.offered, Offered::Disks { .. }) => {
+                write!(f, "this host has no LUN at a host bus adapter")
+            }
             true => write!(f, "{who} has none"),
             false => write!(f, "{who} has {}", words.join(", ")),
         }

@@ -237,7 +237,7 @@ pub trait Sr: Send + Sync {
     /// # Errors
     /// [`Error::Unsupported`] if the SR has no devices of its own; [`Error::NotMaster`]; [`Error::NoSpace`] if hardly anything is free.
     fn trim(&self, _so_far: Trim, _progress: Progress) -> Result<Trim> {
-        Err(Error::Unsupported { op: "sr_trim", why: "an SR of this type shares its storage with others".to_owned() })
+        Err(Error::Unsupported { op: "sr_trim", why: "it has no devices; fstrim trims its filesystem".to_owned() })
     }
 
     /// The directory in which its disks are files, if they are, for the programs of a host that expect an SR

@@ -37,10 +37,12 @@ use crate::context::{Context, Deadline};
 use crate::error::{Error, Result};
 use crate::image::storage::FileStorage;
 use crate::sr::driver::{About, Driver, Sr, Substrate, no_images, no_server, refuse_slot};
+use crate::sys::copy::Progress;
 use crate::sys::durable::{self, Dir};
 use crate::sys::loopdev;
 use crate::sys::watch::Pulse;
 use crate::types::{Done, Format, NewSr, NewVdi, SmConfig, SrInfo, SrUuid, VdiInfo, VdiUuid};
+use crate::vdi::transfer::Incoming;
 use crate::vdi::tree::collect::CollectPlan;
 use crate::vdi::tree::run::Collecting;
 use crate::vdi::{self, Attachments, Vdi};
@@ -123,7 +125,11 @@ impl IsoSr {
     }
 
     fn refuse<T>(&self, op: &'static str) -> Result<T> {
-        Err(Error::Unsupported { op, why: "CD images are made, attached and deleted, and that is all".to_owned() })
+        let place = self.library.path.display();
+        let why = format!(
+            "a CD image is a file: copy it into {place} or out of it; sm makes, attaches and deletes CD images"
+        );
+        Err(Error::Unsupported { op, why })
     }
 }
 
@@ -140,7 +146,12 @@ impl Sr for IsoSr {
     /// Finds the directory: there is nothing to make.
     fn create(&self, new: &NewSr) -> Result<()> {
         refuse_slot(new)?;
-        self.library.check()
+        self.library.check().map_err(|error| match error {
+            Error::NoSr { sr, looked } if !self.library.is_remote() => {
+                Error::NoSr { sr, looked: format!("{looked}; an ISO SR is made of a directory that is there") }
+            }
+            other => other,
+        })
     }
 
     /// Leaves the images: they were there before.
@@ -214,7 +225,10 @@ impl Sr for IsoSr {
             return refuse("CD images are raw");
         }
         if new.params.say_more_than_the_time() {
-            return refuse("an ISO SR keeps no label and no mark beside its images");
+            let place = self.library.path.display();
+            return refuse(&format!(
+                "an ISO SR keeps no label and no mark beside its images; to add a CD, copy its file into {place}"
+            ));
         }
         let (dir, name, layout) = (self.library.dir()?, name_of(new.vdi), vdi::layout(Format::Raw));
         for left in dir.names()?.iter().filter(|name| is_ours_in_the_making(name)) {
@@ -237,6 +251,10 @@ impl Sr for IsoSr {
             Ok(()) => {}
         }
         self.vdi(new.vdi).and_then(|vdi| vdi.info()).map_err(|cause| cause.after(vdi::made(new.vdi)))
+    }
+
+    fn import_vdi(&self, _new: &NewVdi, _incoming: Incoming, _progress: Progress) -> Result<VdiInfo> {
+        self.refuse("vdi_import")
     }
 
     /// CD images have no parents, so there is nothing to merge.

@@ -76,11 +76,12 @@ pub const DRIVER: Driver = Driver {
 /// Which SRs lie on the LUN; without a name of the target or an identifier of the LUN, a failure with those that there are.
 fn probe(config: &DeviceConfig, deadline: Deadline) -> Result<Vec<SrInfo>> {
     let target = Target::new(config)?;
+    // What is there is read before anything of this host is started.
+    let lun = config.get("SCSIid").filter(|id| !id.is_empty()).map(|_| Lun::new(config)).transpose()?;
     // With no LUN, or no name, the way itself says what there is.
-    if target.iqn.is_none() || config.get("SCSIid").unwrap_or("").is_empty() {
+    let Some(lun) = lun.filter(|_| target.iqn.is_some()) else {
         return Way { target, lun: None, deadline }.luns();
-    }
-    let lun = Lun::new(config)?;
+    };
     let way = Way { target, lun: Some(lun.clone()), deadline: deadline.clone() };
     lun::probe(&DRIVER, &lun, &way, config, deadline)
 }

@@ -18,7 +18,7 @@ use crate::image::storage::FileStorage;
 use crate::sys::copy::Progress;
 use crate::sys::lock::Lock;
 use crate::sys::loopdev::{self, Backing};
-use crate::types::{Done, Format, Mode, Params, SrUuid, State, VdiInfo, VdiUuid};
+use crate::types::{Done, Format, Mode, Params, ParamsChange, SrUuid, State, VdiInfo, VdiUuid};
 use crate::vdi::tree::nodes::Node;
 use crate::vdi::{self, Holders, Opened, Place, Usage, Vdi};
 
@@ -61,6 +61,14 @@ impl Vdi for IsoVdi<'_> {
 
     fn resize(&self, _size: u64, _allow_shrink: bool, _context: &Context) -> Result<Done> {
         self.0.sr.refuse("vdi_resize")
+    }
+
+    fn clone_to(&self, _dest: VdiUuid, _changes: &ParamsChange, _context: &Context) -> Result<VdiInfo> {
+        self.0.sr.refuse("vdi_clone")
+    }
+
+    fn snapshot(&self, _dest: VdiUuid, _changes: &ParamsChange, _context: &Context) -> Result<VdiInfo> {
+        self.0.sr.refuse("vdi_snapshot")
     }
 }
 

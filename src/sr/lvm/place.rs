@@ -449,10 +449,10 @@ impl Place for LvmPlace<'_> {
     fn copy_to(&self, dest: VdiUuid, params: &Params, _progress: Progress) -> Result<VdiInfo> {
         if !self.lv.borrow().is_thin() {
             return Err(Error::Unsupported {
-                op: "a copy of the VDI",
+                op: "an instant copy of the VDI",
                 why: format!(
-                    "SR {} is thick: a volume of its own for every byte; an SR created with (allocation . \"thin\") has instant \
-                     clones and snapshots",
+                    "SR {} is thick: a volume of its own for every byte; sm vdi_copy copies all of the disk, and an SR created with \
+                     (allocation . \"thin\") or (lvhd . \"true\") has clones and snapshots",
                     self.sr.group.sr
                 ),
             });
