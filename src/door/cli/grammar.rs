@@ -61,7 +61,11 @@ pub enum Group {
     /// Say what is wrong with the storage of this host, and of its pool where there is xapi: SRs that do not answer, programs that are
     /// missing, rights, what dead processes and hosts left, drivers and features that differ between hosts. Nothing is changed. The
     /// status is 5 if something is wrong or could not be looked at.
-    Doctor,
+    Doctor {
+        /// Seconds that each SR, and each driver that is not ours, gets to answer. Without this option 5 and 20.
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+        wait: Option<u64>,
+    },
 }
 
 #[derive(Subcommand)]

@@ -21,6 +21,7 @@ pub mod shown;
 pub mod target;
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use self::grammar::{Group, SmLine};
 use super::v1::answer::{failed, not_parsed};
@@ -28,6 +29,7 @@ use super::v1::grammar::OutputFormat;
 use super::v1::log;
 use super::v1::person::{asked_format, chosen_format};
 use super::{Answer, doctor};
+use crate::context::LONGEST_WAIT;
 use crate::error::Result;
 use crate::sys::run_dir;
 use crate::types::printable;
@@ -78,7 +80,10 @@ fn carry_out(group: &Group) -> Result<shown::Reply> {
         Group::Plan(args) => layouts::plan(args),
         Group::Apply(args) => apply::apply(args),
         Group::Tune(args) => apply::tune(args),
-        Group::Doctor => Ok(shown::Reply::Doctor(doctor::examine())),
+        Group::Doctor { wait } => {
+            let patience = wait.map(|seconds| Duration::from_secs(seconds).min(LONGEST_WAIT));
+            Ok(shown::Reply::Doctor(doctor::examine(patience)))
+        }
     };
     if let Some(change) = change {
         log::write(&format!("sm: uid {}: {change}", run_dir::user()), result.as_ref().map(|_| ()));

@@ -16,10 +16,10 @@ use crate::door::xmlrpc::{self, Response, Value};
 use crate::error::{Error, one_line};
 use crate::sr::{DRIVERS, Driver};
 use crate::sys::tool::Tool;
-use crate::sys::{run_dir, small};
+use crate::sys::{run_dir, small, threads};
 
-/// How long a driver may take to describe itself.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a driver may take to describe itself, if nothing else is said.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Bytes of the longest description that is read.
 const LONGEST: usize = 1 << 20;
@@ -103,9 +103,11 @@ pub struct Installed {
     pub stock: Option<Described>,
 }
 
-/// The drivers in xapi's directory. None on a host without that directory.
-pub fn installed(found: &mut Vec<Trouble>) -> Vec<Installed> {
+/// The drivers in xapi's directory. None on a host without that directory. Those that are not ours are asked at the same time, and
+/// each has to describe itself within `patience`.
+pub fn installed(patience: Duration, found: &mut Vec<Trouble>) -> Vec<Installed> {
     let directory = directory();
+    let mut asked = asked(&directory, patience);
     let mut installed = Vec::new();
     for driver in DRIVERS {
         let path = directory.join(driver.executable);
@@ -118,7 +120,7 @@ pub fn installed(found: &mut Vec<Trouble>) -> Vec<Installed> {
             }
             continue;
         }
-        let mut described = |path: &Path| match describe(path) {
+        let mut described = |path: &Path| match asked.remove(path)? {
             Ok(described) => Some(described),
             // xapi asks it the same, but for one that ours took the place of.
             Err(error @ Error::Tool { .. }) if path.extension().is_none() => {
@@ -145,6 +147,19 @@ pub fn installed(found: &mut Vec<Trouble>) -> Vec<Installed> {
     installed
 }
 
+/// What the drivers that are not ours say of themselves, and those that ours took the place of.
+fn asked(directory: &Path, patience: Duration) -> BTreeMap<PathBuf, Result<Described, Error>> {
+    let others = DRIVERS.iter().filter_map(|driver| {
+        let path = directory.join(driver.executable);
+        let stock = directory.join(format!("{}.stock", driver.executable));
+        let asked = if is_this(&path) { stock } else { path };
+        asked.exists().then_some(asked)
+    });
+    let others: Vec<PathBuf> = others.collect();
+    let said = threads::while_waiting(&others, others.len(), |path| describe(path, patience));
+    others.into_iter().zip(said).collect()
+}
+
 /// What a driver of this executable announces on this host.
 pub fn ours(driver: &Driver) -> Described {
     let features = Features::of(smapiv1::announced(driver));
@@ -161,7 +176,7 @@ pub fn served_here() -> impl Iterator<Item = &'static Driver> {
 ///
 /// # Errors
 /// [`Error::Tool`] if it does not answer, or answers what no driver answers; [`Error::Io`] if others could have written it.
-fn describe(path: &Path) -> Result<Described, Error> {
+fn describe(path: &Path, patience: Duration) -> Result<Described, Error> {
     let argv = path.display().to_string();
     if !rights::is_trusted(path)? {
         let source =
@@ -170,7 +185,7 @@ fn describe(path: &Path) -> Result<Described, Error> {
     }
     let nothing = Value::Struct(BTreeMap::from([("device_config".to_owned(), Value::Struct(BTreeMap::new()))]));
     let call = xmlrpc::write_call("sr_get_driver_info", &[nothing]);
-    let told = Tool::new(&argv).usual_args([call]).deadline(PATIENCE).at_most(LONGEST).run()?;
+    let told = Tool::new(&argv).usual_args([call]).deadline(patience).at_most(LONGEST).run()?;
     let bad = |how: String| Error::Tool { argv: format!("{argv} sr_get_driver_info"), how, stderr: String::new() };
     match xmlrpc::read_response(&told.stdout) {
         Ok(Response::Value(Value::Struct(members))) => Ok(read(&members)),

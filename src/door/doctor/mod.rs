@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+use crate::door::v1::listing;
 use crate::error::{Error, one_line};
 
 /// How long what may be the middle of a call gets to come to its end.
@@ -116,12 +117,13 @@ fn below(directory: PathBuf) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-/// Looks at everything. The findings that matter most come first.
-pub fn examine() -> Vec<Trouble> {
+/// Looks at everything. The findings that matter most come first. `patience`: how long each SR and each driver of another gets to
+/// answer; without it the usual times.
+pub fn examine(patience: Option<Duration>) -> Vec<Trouble> {
     let mut found = Vec::new();
-    let installed = drivers::installed(&mut found);
+    let installed = drivers::installed(patience.unwrap_or(drivers::PATIENCE), &mut found);
     let mut pool = pool::ask(&installed, &mut found);
-    let srs = srs::look(pool.as_ref(), &mut found);
+    let srs = srs::look(pool.as_ref(), patience.unwrap_or(listing::PATIENCE), &mut found);
     found.extend(tools::look(&srs));
     found.extend(rights::look(&srs, &installed));
     drivers::compare(&installed, pool.as_ref(), &mut found);

@@ -1,18 +1,19 @@
 //! The SRs of this host that this package serves: those with a name, those that xapi has here, and those that drivers discover.
 
 use std::cell::RefCell;
+use std::time::Duration;
 
 use super::pool::Pool;
 use super::{Area, Trouble};
-use crate::door::v1::listing::{self, Listed, PATIENCE};
+use crate::door::v1::listing::{self, Listed};
 use crate::sys::run_dir;
 
-/// Looks whether each SR answers. The SRs are answered for the other looks.
-pub fn look(pool: Option<&Pool>, found: &mut Vec<Trouble>) -> Vec<Listed> {
+/// Looks whether each SR answers within `patience`. The SRs are answered for the other looks.
+pub fn look(pool: Option<&Pool>, patience: Duration, found: &mut Vec<Trouble>) -> Vec<Listed> {
     let warnings = RefCell::new(Vec::new());
     let warn = |text: &str| warnings.borrow_mut().push(text.to_owned());
     let told = pool.map(Pool::told).unwrap_or_default();
-    let listed = listing::list(PATIENCE, told, &warn);
+    let listed = listing::list(patience, told, &warn);
     let unseen = |what: String| Trouble::unseen(Area::Srs, "SRs without a name", what);
     found.extend(warnings.into_inner().into_iter().map(unseen));
     let mut listed = match listed {
