@@ -25,6 +25,7 @@ fn scene() -> Scene {
     let layouts = scene.root.path().join("run/layouts");
     std::fs::create_dir_all(&layouts).unwrap();
     std::fs::write(layouts.join("rack1.layout"), "").unwrap();
+    std::fs::write(layouts.join("rack2.model"), "").unwrap();
     std::fs::write(scene.root.path().join("run/stores.conf"), "store: name=nas path=/mnt/nas\n").unwrap();
     scene.bare(["backup", "define", "nightly", "--disk", "fast/web"]).done();
     assert!(scene.bare(["vdi_tree", "fast"]).done().contains("base"));
@@ -47,7 +48,14 @@ const OFFERS: &[(&[&str], &[&str])] = &[
     (&["backup", "export", "nightly", "--to", ""], &["nas"]),
     (&["backup", "define", "x", "--disk", "fast/w"], &["fast/web"]),
     (&["target", "publish", "fast/w"], &["fast/web"]),
+    (&["backup", "import", "nightly", "--sr", ""], &["fast", "auto"]),
+    (&["backup", "verify", ""], &["nightly"]),
     (&["plan", "--det"], &["--detailed-exitcode"]),
+    (&["plan", "-m", ""], &["rack1", "rack2"]),
+    (&["sr_create", "--destroy-sr", ""], &["fast"]),
+    (&["help", "sr_l"], &["sr_list"]),
+    (&["doctor", "--wai"], &["--wait"]),
+    (&["backends", "--"], &["--format"]),
     (&["vdi_get_params", "f"], &["fast"]),
     (&["vdi_get_params", "fast", ""], &["root disk", "web", A, B]),
     (&["vdi_get_params", "fast", "w"], &["web"]),

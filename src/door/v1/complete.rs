@@ -5,7 +5,9 @@
 //!
 //! Nothing is changed, and no SR keeps a shell waiting: one that does not answer within [`PATIENCE`] has no VDIs.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,11 +20,12 @@ use super::words::SEVERAL;
 use crate::backup::{set, store};
 use crate::call::Session;
 use crate::context::Context;
-use crate::door::{Answer, said, size};
+use crate::door::{Answer, cli, said, size};
 use crate::layout::installed;
 use crate::registry::settings::Settings;
 use crate::registry::{self, SrName, view};
 use crate::sr::DRIVERS;
+use crate::sys::run_dir;
 use crate::types::{Class, Format, SrUuid, VdiName, printable};
 
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -36,12 +39,35 @@ pub fn is_meant(args: &[OsString]) -> bool {
 /// completed.
 pub fn serve(args: &[OsString]) -> Answer {
     // A shell hands words over with their quotes, and bash hands the `=` of an option over as a word.
-    let words: Vec<String> =
-        args[2..].iter().map(|word| unquoted(&word.to_string_lossy())).filter(|word| word != "=").collect();
+    let mut words: Vec<String> = args[2..].iter().map(|word| unquoted(&word.to_string_lossy())).collect();
+    if let [.., option, equals, current] = words.as_slice()
+        && equals == "="
+        && let Some(found) = equals_values(&sm_command(), &words, option)
+    {
+        return told(found, current);
+    }
+    words.retain(|word| word != "=");
     let Some((current, before)) = words.split_last() else { return said(String::new()) };
-    let found = candidates(&sm_command(), before, current);
-    let lines =
-        found.into_iter().filter(|(word, _)| word.starts_with(current.as_str()) && !word.contains(char::is_control));
+    let found = match current
+        .split_once('=')
+        .and_then(|(option, _)| Some((option, equals_values(&sm_command(), before, option)?)))
+    {
+        Some((option, found)) => found.into_iter().map(|(value, help)| (format!("{option}={value}"), help)).collect(),
+        None => candidates(&sm_command(), before, current),
+    };
+    told(found, current)
+}
+
+/// The values of an option that takes them behind `=` alone; `None` for any other word.
+fn equals_values(command: &Command, words: &[String], word: &str) -> Option<Candidates> {
+    let verb = words.iter().find_map(|word| command.find_subcommand(word));
+    let option = word.starts_with("--").then(|| option(verb, command, word)).flatten();
+    option.filter(|arg| arg.is_require_equals_set()).map(|arg| values(arg, ""))
+}
+
+/// Those of the candidates that begin as the word at the cursor does.
+fn told(found: Candidates, current: &str) -> Answer {
+    let lines = found.into_iter().filter(|(word, _)| word.starts_with(current) && !word.contains(char::is_control));
     said(lines.map(|(word, help)| format!("{word}\t{}\n", printable(&help))).collect())
 }
 
@@ -59,8 +85,14 @@ fn unquoted(word: &str) -> String {
 type Candidates = Vec<(String, String)>;
 
 fn candidates(command: &Command, before: &[String], current: &str) -> Candidates {
+    // `sm help COMMAND` takes the name of a command.
+    let before = match before {
+        [help, rest @ ..] if help == "help" => rest,
+        all => all,
+    };
     let mut verb: Option<&Command> = None;
     let mut words: Vec<&str> = Vec::new();
+    let mut is_of_host = false;
     let mut rest = before.iter();
     while let Some(word) = rest.next() {
         if word.starts_with('-') && word.len() > 1 {
@@ -76,6 +108,7 @@ fn candidates(command: &Command, before: &[String], current: &str) -> Candidates
         } else if verb.is_none() {
             let Some(found) = command.find_subcommand(word) else { return Vec::new() };
             verb = Some(found);
+            is_of_host = cli::is_meant(found.get_name());
         } else if let Some(inner) = verb.and_then(|verb| verb.find_subcommand(word)) {
             verb = Some(inner);
         } else {
@@ -83,7 +116,11 @@ fn candidates(command: &Command, before: &[String], current: &str) -> Candidates
         }
     }
     if current.starts_with('-') {
-        return options(verb, command);
+        // What the other commands have in common says where an SR is, and how long one is waited for.
+        let common = |arg: &&Arg| !is_of_host || arg.get_id() == "format";
+        return options(
+            verb.into_iter().flat_map(Command::get_arguments).chain(command.get_arguments().filter(common)),
+        );
     }
     let Some(verb) = verb else {
         return command.get_subcommands().map(|verb| (verb.get_name().to_owned(), about(verb.get_about()))).collect();
@@ -102,8 +139,7 @@ fn option<'c>(verb: Option<&'c Command>, command: &'c Command, word: &str) -> Op
     }
 }
 
-fn options(verb: Option<&Command>, command: &Command) -> Candidates {
-    let all = verb.into_iter().chain([command]).flat_map(Command::get_arguments);
+fn options<'c>(all: impl Iterator<Item = &'c Arg>) -> Candidates {
     all.filter_map(|arg| Some((format!("--{}", arg.get_long()?), about(arg.get_help())))).collect()
 }
 
@@ -121,7 +157,11 @@ fn values(option: &Arg, current: &str) -> Candidates {
         "to" | "from" | "store" | "stores" if option.get_value_names().is_some_and(|names| names == ["STORE"]) => {
             stores()
         }
-        "model" => layouts(),
+        "model" => models(),
+        "destroy_sr" => srs(),
+        "sr" if option.get_long() == Some("sr") => {
+            srs().into_iter().chain([("auto".to_owned(), "the SR that has most room".to_owned())]).collect()
+        }
         "class" => Class::ALL.iter().map(|class| (class.to_string(), "class of media".to_owned())).collect(),
         _ => {
             let possible = option.get_possible_values();
@@ -141,6 +181,8 @@ fn of_word(verb: &Command, words: &[&str], current: &str) -> Candidates {
         // Of `sm target`: SR/VDI.
         Some(&"vdi") if words.is_empty() => return addresses(current),
         Some(&"name") if words.is_empty() && is_of_backup(verb) => return sets(),
+        // Of `sm backup verify`: a set, or a directory.
+        Some(&"what") if words.is_empty() => return sets(),
         Some(&"store") if words.is_empty() => return stores(),
         _ => {}
     }
@@ -206,6 +248,15 @@ fn is_of_backup(verb: &Command) -> bool {
 fn layouts() -> Candidates {
     let names = installed::names().unwrap_or_default();
     names.into_iter().map(|name| (name.to_string(), "installed layout".to_owned())).collect()
+}
+
+/// The models that are called by a name, and the layouts that are installed.
+fn models() -> Candidates {
+    let files = fs::read_dir(run_dir::models()).into_iter().flatten().flatten();
+    let names = files.filter_map(|file| Some(file.file_name().to_str()?.strip_suffix(".model")?.to_owned()));
+    let mut all: BTreeMap<String, String> = layouts().into_iter().collect();
+    names.for_each(|name| drop(all.insert(name, "model".to_owned())));
+    all.into_iter().collect()
 }
 
 fn stores() -> Candidates {
