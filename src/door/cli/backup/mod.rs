@@ -386,9 +386,19 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 /// The disks of words such as `fast/web`.
+///
+/// # Errors
+/// Those of [`address::vdi`]; [`Error::Unsupported`] for a CD, which no export can have.
 fn members(words: &[String]) -> Result<Vec<Member>> {
     let context = Context { deadline: Instant::now() + DEFAULT_WAIT, progress: &|_, _| {}, others: None };
-    let member = |word: &String| address::vdi(word, &context).map(|(sr, vdi)| Member { sr, vdi });
+    let member = |word: &String| {
+        let (sr, vdi) = address::vdi(word, &context)?;
+        if address::session(sr)?.content_type() == "iso" {
+            let why = format!("{word} is a CD image, which is a file: copy the file");
+            return Err(Error::Unsupported { op: "an export of a CD", why });
+        }
+        Ok(Member { sr, vdi })
+    };
     words.iter().map(member).collect()
 }
 
