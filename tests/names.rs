@@ -300,6 +300,16 @@ fn the_type_is_told_by_the_marker() {
     assert!(message.starts_with("the SR is missing, and none is seen there"), "{message}");
     // What is lost is named.
     scene.bare(["sr_delete", "--yes", "-d", &scene.dconf()]).fails("EINVAL");
+    // A place that could be looked at and has nothing is an answer of sr_probe.
+    let empty = scene.root.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let empty = empty.display().to_string();
+    assert_eq!(
+        scene.bare(["sr_probe", "-d", &empty]).done(),
+        scene.bare(["sr_probe", "-t", "file", "-d", &empty]).done()
+    );
+    let message = scene.bare(["sr_probe", "-d", &format!("{empty}/gone")]).fails("EINVAL");
+    assert!(message.contains("no SR is seen there (") && message.matches("there is nothing").count() <= 1, "{message}");
     let message = scene.bare(["sr_scan", "-d", &scene.dconf(), scene::OTHER_SR]).fails("EINVAL");
     assert!(message.contains("-t TYPE is missing") && message.contains("no SR 87b8"), "{message}");
 }
@@ -587,6 +597,73 @@ fn a_person_at_a_terminal_is_told_how_a_disk_gets_a_label() {
     assert!(!said.contains("no label"), "{said}");
     let (said, _) = at_terminal(&scene, &["vdi_create", "fast", B, "1M"], "");
     assert!(!said.contains("no label"), "{said}");
+    // A label that stands for two VDIs from now on.
+    let (said, status) = at_terminal(&scene, &["vdi_snapshot", "fast/web"], "");
+    assert!(said.contains("2 VDIs have the label \"web\" now; sm vdi_set fast/") && status == 0, "{said}");
+    let (said, _) = at_terminal(&scene, &["vdi_snapshot", "fast", B, "--label", "before"], "");
+    assert!(!said.contains("have the label"), "{said}");
+    let (said, _) = at_terminal(&scene, &["vdi_copy", "fast", B, "fast/before"], "");
+    assert!(said.contains("2 VDIs have the label \"before\" now"), "{said}");
+}
+
+#[test]
+fn what_xapi_mounted_ends_with_the_sr() {
+    let scene = named();
+    let mounts = run_dir(&scene).join("sr-mount");
+    fs::create_dir_all(&mounts).unwrap();
+    let place = mounts.join(SR);
+    for line in [&["sr_detach", "fast"][..], &["sr_delete", "fast"]] {
+        // As it is where nothing can be mounted.
+        std::os::unix::fs::symlink(&scene.place, &place).unwrap();
+        sm(&scene, line).done();
+        assert!(!place.is_symlink(), "{line:?}");
+    }
+}
+
+#[test]
+fn a_word_with_another_meaning_is_no_name() {
+    let scene = named();
+    let place = scene.root.path().join("second").display().to_string();
+    for line in [
+        &["sr_create", "auto", "-t", "file", "-d", &place][..],
+        &["sr_attach", "--name", "auto", "-d", &scene.dconf()],
+        &["sr_name", "fast", "auto"],
+    ] {
+        let refused = sm(&scene, line).fails("EINVAL");
+        assert!(refused.contains("expected another name"), "{line:?}: {refused}");
+    }
+    assert!(!fs::exists(place).unwrap() && entry(&scene, "fast").exists() && !entry(&scene, "auto").exists());
+    let refused =
+        sm(&scene, &["sr_create", "--destroy-sr", "slow", "-t", "ext", "-d", "/dev/null", "new"]).fails("ENOSR");
+    assert!(refused.contains("no SR has the name slow"), "{refused}");
+}
+
+#[test]
+fn a_cd_is_copied_as_a_file() {
+    let scene = named();
+    let isos = scene.root.path().join("isos");
+    fs::create_dir(&isos).unwrap();
+    fs::write(isos.join("debian.iso"), vec![0; 2048]).unwrap();
+    let dir = isos.display().to_string();
+    sm(&scene, &["sr_create", "cds", "-t", "iso", "-d", &dir]).done();
+    for (line, what) in [
+        (&["vdi_copy", "cds/debian.iso", "fast"][..], "vdi_copy"),
+        (&["vdi_export", "cds/debian.iso", "/tmp/never.raw"], "vdi_export"),
+        (&["vdi_import", "cds", &format!("{dir}/debian.iso")], "vdi_import"),
+        (&["vdi_clone", "cds/debian.iso"], "vdi_clone"),
+    ] {
+        let refused = sm(&scene, line).fails("EPERM");
+        assert!(
+            refused.starts_with(&format!("{what} is not supported"))
+                && refused.contains(&format!("copy it into {dir}")),
+            "{refused}"
+        );
+    }
+    let refused = sm(&scene, &["vdi_create", "cds/new", "1M"]).fails("EPERM");
+    assert!(refused.contains(&format!("copy its file into {dir}")), "{refused}");
+    // A set with a CD could never be exported.
+    let refused = sm(&scene, &["backup", "define", "night", "--disk", "cds/debian.iso"]).fails("EPERM");
+    assert!(refused.contains("cds/debian.iso is a CD image"), "{refused}");
 }
 
 #[test]

@@ -16,6 +16,21 @@ impl SrName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Refuses a new name that a command takes for something else: `sm backup import --sr auto` chooses an SR.
+    ///
+    /// # Errors
+    /// [`Misread`].
+    pub fn refuse_reserved(&self) -> Result<(), Misread> {
+        match self.as_str() {
+            "auto" => Err(Misread {
+                what: "SR",
+                value: self.0.clone(),
+                expected: "--sr auto of sm backup chooses an SR: expected another name".to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl fmt::Display for SrName {
@@ -51,6 +66,12 @@ impl FromStr for SrName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_that_a_command_takes_for_something_else_is_no_new_name() {
+        assert!("auto".parse::<SrName>().unwrap().refuse_reserved().is_err());
+        assert!("automatic".parse::<SrName>().unwrap().refuse_reserved().is_ok());
+    }
 
     #[test]
     fn a_name_is_a_plain_word_and_no_uuid() {

@@ -54,7 +54,13 @@ claim 'a server that is silent does not stop the list' within 12 silent
 claim 'the others are listed beside it' within 12 named volumes "$LVM" lvm available
 iptables-legacy -D INPUT -p tcp --dport 2049 -j DROP
 
-claim 'sr_delete takes the names away' sh -c 'sm sr_delete --yes far && sm sr_delete --yes volumes'
+claim 'sr_delete takes a name away' sm sr_delete --yes far
+printed() { grep -q "remove the name volumes" <<< "$(sm sr_create again -n --destroy-sr volumes -t lvm -d "$ONE")"; }
+claim 'a dry run says which name goes with a destroyed SR' printed
+claim 'an SR is destroyed by its name' sm sr_create again --destroy-sr volumes -t lvm -d "$ONE"
+claim 'its name is gone with it' sh -c '! sm sr_list | grep -q volumes'
+claim 'the new SR is there' listed '(name . "again")'
+sm sr_delete --yes again
 claim 'nothing of them is listed' sh -c '! sm sr_list | grep -q name'
 sm sr_detach -d "$TWO" "$EXT"
 sm sr_delete -t ext -d "$TWO" "$EXT"

@@ -2,7 +2,8 @@
 //!
 //! A word that is a UUID stands for itself: nothing is looked up then.
 
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::grammar::Verb;
 use crate::call::Session;
@@ -53,6 +54,7 @@ impl Target {
 /// [`registry::find`] and of the words of `-d`.
 pub fn target(verb: &mut Verb, sr_type: Option<&str>, dconf: Option<&str>, deadline: Instant) -> Result<Target> {
     let (attaches, makes) = (matches!(verb, Verb::SrAttach(_)), matches!(verb, Verb::SrCreate { .. }));
+    let probes = matches!(verb, Verb::SrProbe);
     let word = verb.sr_word();
     let sr = word.as_ref().and_then(|word| word.parse::<SrUuid>().ok());
     let entry = match (&word, sr, sr_type, dconf) {
@@ -85,7 +87,7 @@ pub fn target(verb: &mut Verb, sr_type: Option<&str>, dconf: Option<&str>, deadl
         }
         (None, Some(dconf), entry) => {
             let of_entry = entry.as_ref().and_then(|entry| sr::driver(&entry.sr_type).ok());
-            let driver = of_entry.map_or_else(|| driver_of(dconf, sr, deadline), Ok)?;
+            let driver = of_entry.map_or_else(|| driver_of(dconf, sr, probes, deadline), Ok)?;
             Ok(Target { driver, config: sexp::device_config(driver, dconf)?, entry })
         }
         (Some(sr_type), None, Some(entry)) if entry.sr_type == sr_type => {
@@ -178,6 +180,19 @@ pub fn vdi(word: &str, context: &Context) -> Result<(SrUuid, VdiUuid)> {
     Ok((sr, vdi_of(vdi, sr, &session.names(vdi, context)?, is_disk)?))
 }
 
+/// Replaces the names of the SRs that `sr_create --destroy-sr` names by their UUIDs. `true`: there was such a name.
+///
+/// # Errors
+/// Those of [`sr`].
+pub fn resolve_doomed(verb: &mut Verb) -> Result<bool> {
+    let Verb::SrCreate { destroy_sr, .. } = verb else { return Ok(false) };
+    let is_name = destroy_sr.iter().any(|word| word.parse::<SrUuid>().is_err());
+    for word in destroy_sr {
+        *word = sr(word)?.to_string();
+    }
+    Ok(is_name)
+}
+
 /// The SR of a name or a UUID.
 ///
 /// # Errors
@@ -213,9 +228,12 @@ pub fn place_of(entry: &Entry) -> Result<(&'static Driver, DeviceConfig)> {
     Ok((driver, config))
 }
 
-/// The driver whose marker or signature is at a place.
-fn driver_of(dconf: &str, sr: Option<SrUuid>, deadline: Instant) -> Result<&'static Driver> {
-    let Seen { srs, why } = seen_at(None, dconf, sr, deadline);
+/// The driver whose marker or signature is at a place. `probes`: where all drivers that could look see nothing, any of them will do.
+fn driver_of(dconf: &str, sr: Option<SrUuid>, probes: bool, deadline: Instant) -> Result<&'static Driver> {
+    let Seen { srs, looked, why } = seen_at(None, dconf, sr, deadline);
+    if let Some(driver) = looked.filter(|_| probes && srs.is_empty() && why.is_empty()) {
+        return Ok(driver);
+    }
     let what = sr.map_or_else(|| "no SR".to_owned(), |sr| format!("no SR {sr}"));
     let unseen = || Error::Usage(format!("-t TYPE is missing: one of {}; {what} is seen there{why}", types()));
     srs.first().map(|(driver, _)| *driver).ok_or_else(unseen)
@@ -230,7 +248,7 @@ pub fn only_sr_at(sr_type: Option<&str>, dconf: &str, deadline: Instant) -> Resu
     if let Some(driver) = driver {
         sexp::device_config(driver, dconf)?;
     }
-    let Seen { mut srs, why } = seen_at(driver, dconf, None, deadline);
+    let Seen { mut srs, why, .. } = seen_at(driver, dconf, None, deadline);
     srs.retain(|(driver, sr)| !is_elsewhere(driver, *sr, dconf, deadline));
     match srs.as_slice() {
         [one] => Ok(*one),
@@ -256,16 +274,22 @@ fn is_elsewhere(driver: &'static Driver, sr: SrUuid, dconf: &str, deadline: Inst
 /// The SRs that drivers see at a place.
 struct Seen {
     srs: Vec<(&'static Driver, SrUuid)>,
+    /// A driver that looked and saw none.
+    looked: Option<&'static Driver>,
     /// The failures of those that could not look, in words.
     why: String,
 }
 
 /// Lets one driver or all of them look for SRs at a place, until one sees some. With `sr`, for this one alone.
 fn seen_at(driver: Option<&'static Driver>, dconf: &str, sr: Option<SrUuid>, deadline: Instant) -> Seen {
-    let mut said = Vec::new();
+    let (mut said, mut looked) = (Vec::new(), None);
     for driver in DRIVERS.iter().filter(|it| driver.is_none_or(|driver| driver.sr_type == it.sr_type)) {
         let Ok(config) = sexp::device_config(driver, dconf) else { continue };
-        // A place that a driver refuses is none of its own.
+        // A place that a driver refuses is none of its own; nor is a device for a driver of directories, or the other way round.
+        let is_other = |key, is_dir| config.get(key).and_then(is_directory) == Some(is_dir);
+        if is_other("location", false) || is_other("device", true) {
+            continue;
+        }
         if (driver.open)(sr.unwrap_or_else(SrUuid::random), &config, deadline.into()).is_err() {
             continue;
         }
@@ -274,14 +298,29 @@ fn seen_at(driver: Option<&'static Driver>, dconf: &str, sr: Option<SrUuid>, dea
                 let wanted = found.iter().map(|info| info.uuid).filter(|it| sr.is_none_or(|sr| *it == sr));
                 let srs: Vec<_> = wanted.map(|sr| (*driver, sr)).collect();
                 if !srs.is_empty() {
-                    return Seen { srs, why: String::new() };
+                    return Seen { srs, looked, why: String::new() };
                 }
+                looked.get_or_insert(*driver);
             }
-            Err(e) => said.push(format!("{}: {}", driver.sr_type, one_line(&e))),
+            Err(Error::NoSr { .. }) => drop(looked.get_or_insert(*driver)),
+            Err(e) => said.push((driver.sr_type, one_line(&e))),
         }
     }
-    let why = if said.is_empty() { String::new() } else { format!(" ({})", said.join("; ")) };
-    Seen { srs: Vec::new(), why }
+    let mut reasons: Vec<(String, String)> = Vec::new();
+    for (sr_type, why) in said {
+        match reasons.iter_mut().find(|(_, known)| *known == why) {
+            Some((types, _)) => types.push_str(&format!(", {sr_type}")),
+            None => reasons.push((sr_type.to_owned(), why)),
+        }
+    }
+    let reasons: Vec<String> = reasons.into_iter().map(|(types, why)| format!("{types}: {why}")).collect();
+    let why = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join("; ")) };
+    Seen { srs: Vec::new(), looked, why }
+}
+
+/// Whether a place is a directory; `None` if there is nothing.
+fn is_directory(place: &str) -> Option<bool> {
+    Path::new(place).metadata().ok().map(|found| found.is_dir())
 }
 
 /// Replaces labels and starts of UUIDs in a command by the UUIDs of the VDIs.
@@ -315,6 +354,54 @@ pub fn resolve_vdis(verb: &mut Verb, target: &Target, context: &Context) -> Resu
         }
     }
     Ok(meant)
+}
+
+/// A VDI that a command makes, and where.
+pub struct NewVdi {
+    vdi: VdiUuid,
+    sr: SrUuid,
+    driver: &'static Driver,
+    config: DeviceConfig,
+    /// How the SR is called in a line of `sm`.
+    word: String,
+}
+
+impl NewVdi {
+    /// `copy_to`: where the SR of a copy is, if it is another than `sr`.
+    pub fn of(
+        verb: &Verb,
+        vdi: VdiUuid,
+        sr: SrUuid,
+        target: &Target,
+        copy_to: Option<&(&'static Driver, DeviceConfig)>,
+    ) -> NewVdi {
+        let to = |to: &String| to.parse().ok();
+        match (verb, copy_to) {
+            (Verb::VdiCopy { to: word, .. }, Some((driver, config))) => {
+                NewVdi { vdi, sr: to(word).unwrap_or(sr), driver, config: config.clone(), word: word.clone() }
+            }
+            _ => {
+                let word = target.entry.as_ref().map_or_else(|| sr.to_string(), |entry| entry.name.clone());
+                NewVdi { vdi, sr, driver: target.driver, config: target.config.clone(), word }
+            }
+        }
+    }
+
+    /// What a person has to know if other VDIs of the SR have the label of the new one: from then on the label stands for none of
+    /// them. An SR that does not answer soon says nothing.
+    pub fn namesakes(&self) -> Option<String> {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let context = Context { deadline: Instant::now() + PATIENCE, progress: &|_, _| {}, others: None };
+        let session = Session::open(self.driver, self.sr, self.config.clone()).ok()?;
+        let names = session.names("", &context).ok()?;
+        let label = names.iter().find(|it| it.uuid == self.vdi).map(|it| it.label.as_str())?;
+        let is_disk = |vdi| session.vdi_get_brief(vdi, &context).is_ok_and(|info| !info.hidden);
+        let all = names.iter().filter(|it| !label.is_empty() && it.label == label && is_disk(it.uuid)).count();
+        (all > 1).then(|| {
+            let (word, vdi) = (&self.word, self.vdi);
+            format!("{all} VDIs have the label {label:?} now; sm vdi_set {word}/{vdi} --label TEXT gives the new one another")
+        })
+    }
 }
 
 /// The VDI of a word such as `fast/before`, if the SR of the word is `sr`: the first VDI of the line says which SR it is about.

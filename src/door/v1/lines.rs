@@ -162,7 +162,8 @@ fn as_people_say(arg: Arg, verb: &str) -> Arg {
         Some("SR-UUID") if verb == "sr_create" && arg.is_positional() => arg
             .value_name("NAME|UUID")
             .help("Name of the new SR on this host, as --name gives it, or its UUID. A UUID that is not given is chosen and printed."),
-        Some("SR-UUID") if arg.is_positional() => {
+        Some("SR-UUID") if !arg.is_positional() => arg.value_name("SR"),
+        Some("SR-UUID") => {
             arg.value_name("SR").help("Name or UUID of the SR. Without it, the SR of the variable XCP_SM_SR.")
         }
         Some("VDI-UUID") if makes => as_new(arg),

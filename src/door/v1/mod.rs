@@ -54,6 +54,7 @@ pub mod verbs;
 pub mod wire;
 pub mod words;
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
@@ -126,7 +127,8 @@ fn serve(driver: &'static Driver, common: &Common, verb: Verb) -> Result<Reply> 
     let config = sexp::device_config(driver, dconf)?;
     let bar = ProgressBar::hidden();
     let context = Context { deadline: deadline(common), progress: &|done, total| bar.show(done, total), others: None };
-    Caller { driver, config, context: &context, copy_to: None, person: false, agreed: None }.carry_out(verb)
+    Caller { driver, config, context: &context, copy_to: None, person: false, agreed: None, told: RefCell::default() }
+        .carry_out(verb)
 }
 
 /// The end of every wait of a call.

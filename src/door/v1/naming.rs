@@ -25,10 +25,16 @@ pub fn change_names(
     dconf: Option<String>,
     target: &Target,
 ) -> Result<Reply> {
+    let doomed = match &verb {
+        Verb::SrCreate { destroy_sr, .. } => destroy_sr.iter().filter_map(|sr| sr.parse().ok()).collect(),
+        _ => Vec::new(),
+    };
     let reply = match (verb, sr, naming) {
         (verb @ Verb::SrCreate { .. }, Some(sr), Some((name, own))) => {
             let dconf = dconf.ok_or_else(|| Error::Usage("-d DCONF is missing".to_owned()))?;
-            return create_named(caller, verb, sr, made, name, own, dconf);
+            let reply = create_named(caller, verb, sr, made, name, own, dconf)?;
+            forget_destroyed(&doomed, caller.context.deadline);
+            return Ok(reply);
         }
         (verb @ Verb::SrAttach(_), Some(sr), Some((name, own))) => {
             let dconf =
@@ -42,7 +48,21 @@ pub fn change_names(
         }
         (verb, ..) => caller.carry_out(verb)?,
     };
+    forget_destroyed(&doomed, caller.context.deadline);
     Ok(made.map_or(reply, Reply::Made))
+}
+
+/// Removes the names of SRs that sr_create destroyed, as sr_delete does. A name stays that leads to a place where the SR still
+/// is, or that cannot be looked at. The new SR is there, so a table that cannot be changed is no failure: `sm doctor` tells of
+/// names whose SR is gone.
+fn forget_destroyed(srs: &[SrUuid], deadline: Instant) {
+    for sr in srs {
+        let Ok(Some(entry)) = registry::of_sr(*sr) else { continue };
+        let found = address::place_of(&entry).and_then(|(driver, config)| (driver.probe)(&config, deadline.into()));
+        if found.is_ok_and(|found| found.iter().all(|info| info.uuid != *sr)) {
+            let _ = registry::remove(*sr);
+        }
+    }
 }
 
 /// Makes an SR that has a name. The name is there first: if the call is killed, the same call goes on with the UUID that the
@@ -182,7 +202,10 @@ pub fn rename(word: &str, new: Option<&SrName>) -> Result<Reply> {
         Err(_) => word.parse()?,
     };
     let (found, reply) = match new {
-        Some(new) => (registry::rename(&old, new)?, Reply::Nothing),
+        Some(new) => {
+            new.refuse_reserved()?;
+            (registry::rename(&old, new)?, Reply::Nothing)
+        }
         None => {
             let reply = registry::find(&old).ok().flatten().map_or(Reply::Nothing, |entry| found_again(&entry));
             (registry::forget(&old)?, reply)

@@ -1,6 +1,7 @@
 //! One line of `sm`: the names in it are looked up, the command is carried out, and a person is told what a program does not
 //! ask for.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write, stderr, stdout};
@@ -206,7 +207,11 @@ impl Call {
         let context = Context { deadline, progress: &|_, _| {}, others: None };
         let name = personal.name.as_deref().map(str::parse::<SrName>).transpose()?;
         let own = name.as_ref().map(registry::find).transpose()?.flatten();
+        if let (Some(name), None) = (&name, &own) {
+            name.refuse_reserved()?;
+        }
         let target = address::target(&mut verb, sr_type.as_deref(), common.dconf.as_deref(), deadline)?;
+        let is_doomed_by_name = address::resolve_doomed(&mut verb)?;
         policy::refuse_unknown_keys(target.driver, &target.config)?;
         let meant = address::resolve_vdis(&mut verb, &target, &context)?;
         let sr = verb.sr_word().map(|word| word.parse::<SrUuid>()).transpose()?;
@@ -215,16 +220,29 @@ impl Call {
             explain(sr, &target, &meant);
         }
         let is_whole = sr_type.is_some() && common.dconf.is_some() && target.entry.is_none() && meant.is_empty();
-        let is_of_api = is_whole && made.is_none() && name.is_none() && !is_of_place;
+        let is_of_api = is_whole && made.is_none() && name.is_none() && !is_of_place && !is_doomed_by_name;
         let name = name.map(|name| (name, own));
         Ok(Call { verb, target, personal, is_of_api, deadline, agreed: None, common, format, sr, copy_to, made, name })
     }
 
     /// `confirmed`: a person was asked, and agreed. The time for the answer is not that of the call.
     fn carry_out(self, confirmed: bool) -> Result<Reply> {
-        let Call { mut verb, target, personal, agreed, common, sr, copy_to, made, name, .. } = self;
+        let Call {
+            mut verb,
+            target,
+            personal,
+            is_of_api,
+            agreed,
+            common,
+            format,
+            sr,
+            copy_to,
+            made,
+            name,
+            deadline: till,
+        } = self;
         let bar = ProgressBar::hidden();
-        let deadline = if confirmed { deadline(&common) } else { self.deadline };
+        let deadline = if confirmed { deadline(&common) } else { till };
         let context = Context { deadline, progress: &|done, total| bar.show(done, total), others: None };
         if personal.dry_run {
             if let (Verb::SrCreate { .. }, Some(sr), Some((_, Some(own)))) = (&verb, sr, &name) {
@@ -242,22 +260,29 @@ impl Call {
             (Verb::SrAttach(_), Some(entry)) if name.is_none() => target.is_not_of(entry).then(|| entry.clone()),
             _ => None,
         };
-        let nameless = if self.is_of_api || made.is_none() { None } else { nameless(&verb, sr, name.is_some()) };
+        let nameless = if is_of_api || made.is_none() { None } else { nameless(&verb, sr, name.is_some()) };
         let change = log::change(&personal.verb, &mut verb, target.driver);
         let began = Instant::now();
         let config = target.config.clone();
-        let caller = Caller { driver: target.driver, config, context: &context, copy_to, person: true, agreed };
+        let new = verb.new_word().and_then(|word| word.parse::<VdiUuid>().ok());
+        let new = new.and_then(|vdi| Some(address::NewVdi::of(&verb, vdi, sr?, &target, copy_to.as_ref())));
+        let told = RefCell::default();
+        let caller = Caller { driver: target.driver, config, context: &context, copy_to, person: true, agreed, told };
         let naming = name.as_ref().map(|(name, own)| (name, own.clone()));
         let result = naming::change_names(&caller, verb, sr, made, naming, common.dconf, &target);
         if let Some(change) = change {
             log::write(&change, result.as_ref().map(|_| ()));
         }
+        // Lines beside a bar would be taken for parts of it.
+        let told = caller.told.into_inner();
+        drop(bar);
+        told.iter().for_each(|text| say(text));
         if personal.verbose {
             say(&format!("{} took {} ms", personal.verb, began.elapsed().as_millis()));
         }
         let mut reply = result?;
         if let Reply::Vdi(VdiInfo { device: Some(device), opened_by, .. }) = &mut reply
-            && matches!(self.format, OutputFormat::Table | OutputFormat::Json)
+            && matches!(format, OutputFormat::Table | OutputFormat::Json)
         {
             *opened_by = blockdev::user(device);
         }
@@ -271,8 +296,9 @@ impl Call {
         if let Some(bare) = bare {
             say_unit(&bare);
         }
-        if let Some(hint) = nameless.filter(|_| stderr().is_terminal()) {
-            say(&hint);
+        if stderr().is_terminal() {
+            let namesakes = new.filter(|_| !is_of_api).and_then(|new| new.namesakes());
+            nameless.into_iter().chain(namesakes).for_each(|hint| say(&hint));
         }
         Ok(reply)
     }

@@ -48,7 +48,10 @@ pub fn of(
             let srs = destroy_sr.iter().map(|sr| sr.parse()).collect::<Result<_, Misread>>()?;
             let lost = session.plan_create(size, &Overwrite { contents: *force, srs }, context)?;
             let what = if is_chosen { "an SR".to_owned() } else { format!("SR {}", session.sr()) };
-            Ok(Some(made(&what, target, personal, &lost)))
+            let mut plan = made(&what, target, personal, &lost);
+            let names = destroy_sr.iter().filter_map(|sr| sr.parse().ok()).flat_map(names_of);
+            plan.lines.extend(names.map(|name| format!("remove the name {name}")));
+            Ok(Some(plan))
         }
         Verb::SrDelete { sr, .. } => deleted_sr(&open(&sr.sr)?, target, context).map(Some),
         Verb::SrCollect { sr, how } => {

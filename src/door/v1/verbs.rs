@@ -1,7 +1,8 @@
 //! Each command: its words are verified, then the session is asked.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{IsTerminal, Write, stderr};
+use std::io::{IsTerminal, stderr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use super::grammar::{SrArg, Verb};
 use super::request::{self, export_format, file_format, new_vdi, of_size};
 use crate::call::{Copied, Disks, Session, Unreadable};
 use crate::context::Context;
+use crate::door::host::local_path;
 use crate::door::{size, stream};
 use crate::error::{self, Error, Result};
 use crate::image::name::ImageName;
@@ -31,6 +33,8 @@ pub struct Caller<'a> {
     pub person: bool,
     /// The disks that a person was asked about and agreed to lose with their SR.
     pub agreed: Option<BTreeSet<VdiUuid>>,
+    /// What a person at a terminal is told of the call, in the order of its events. It is said when the bar is gone.
+    pub told: RefCell<Vec<String>>,
 }
 
 impl Caller<'_> {
@@ -55,6 +59,7 @@ impl Caller<'_> {
                 | Verb::VdiCopy { .. }
                 | Verb::VdiResize { .. }
         );
+        let copies = matches!(verb, Verb::VdiCopy { .. });
         self.done(verb).map_err(|error| match error {
             Error::VdiInUse { vdi, sr, holder } if self.person && lacks_users(&holder) => {
                 let holder = self.explained(vdi, sr, holder);
@@ -65,6 +70,8 @@ impl Caller<'_> {
             }
             // Of an image that cannot be served, the server says why.
             Error::ImageServer { errno: None, .. } if self.person && reads => with_hint(error, RESCUE),
+            // The copy reads the disk as an export does.
+            Error::Unsupported { op: "vdi_export", why } if copies => Error::Unsupported { op: "vdi_copy", why },
             error => error,
         })
     }
@@ -95,7 +102,11 @@ impl Caller<'_> {
             }
             Verb::SrDelete { sr, yes } => self.sr_delete(&sr, yes),
             Verb::SrAttach(sr) => self.open_named(&sr)?.sr_attach(context).map(nothing),
-            Verb::SrDetach(sr) => self.open_named(&sr)?.sr_detach(context).map(nothing),
+            Verb::SrDetach(sr) => {
+                let session = self.open_named(&sr)?;
+                session.sr_detach(context)?;
+                self.leave(&session).map(|()| Reply::Nothing)
+            }
             Verb::SrGetParams(sr) => self.open_named(&sr)?.sr_get_params(context).map(Reply::Sr),
             Verb::SrScan(sr) => self.open_named(&sr)?.sr_scan(context).map(without_bases).map(Reply::Sr),
             Verb::VdiTree { sr, vdi } => {
@@ -113,7 +124,7 @@ impl Caller<'_> {
                         let before = if self.tells() { used() } else { 0 };
                         let (collected, done) = how.counted(context, |how, context| session.sr_collect(how, context));
                         if self.tells() {
-                            let _ = writeln!(stderr(), "{}", done.words(before.saturating_sub(used())));
+                            self.tell(done.words(before.saturating_sub(used())));
                         }
                         collected.map(nothing)
                     }
@@ -121,9 +132,7 @@ impl Caller<'_> {
             }
             Verb::SrTrim(sr) => {
                 let trim = self.open_named(&sr)?.sr_trim(context)?;
-                if self.tells() {
-                    let _ = writeln!(stderr(), "{}", trim.words());
-                }
+                self.tell(trim.words());
                 Ok(Reply::Nothing)
             }
             Verb::SrSpace(sr) => self.open_named(&sr)?.sr_space(context).map(Reply::Space),
@@ -159,7 +168,7 @@ impl Caller<'_> {
                 let mode = if read_only { Mode::ReadOnly } else { Mode::ReadWrite };
                 let device = self.open(sr)?.vdi_attach(vdi, mode, context)?;
                 if self.tells() && mode == Mode::ReadWrite && blockdev::is_read_only(&device) {
-                    let _ = writeln!(stderr(), "the VDI is read-only, and so is its device");
+                    self.tell("the VDI is read-only, and so is its device".to_owned());
                 }
                 Ok(Reply::Device(device))
             }
@@ -273,12 +282,25 @@ impl Caller<'_> {
         }
         self.note_absence(|| session.sr_get_params(context).map(drop));
         session.sr_delete(disks, context)?;
-        Ok(Reply::Nothing)
+        self.leave(&session).map(|()| Reply::Nothing)
+    }
+
+    /// Ends the mount at which xapi has an SR of a local directory, if a person ends the SR: it would keep the directory's filesystem
+    /// from being unmounted. An agent of this API has none.
+    fn leave(&self, session: &Session) -> Result<()> {
+        if self.person { local_path::leave(session) } else { Ok(()) }
     }
 
     /// Whether a person at a terminal is told what was done.
     fn tells(&self) -> bool {
         self.person && stderr().is_terminal()
+    }
+
+    /// Has a person at a terminal told of something. Nobody else is told.
+    fn tell(&self, text: String) {
+        if self.tells() {
+            self.told.borrow_mut().push(text);
+        }
     }
 
     /// Says at a terminal that there is nothing to delete, if `look` finds nothing: what succeeds may be a mistyped UUID. A
@@ -288,7 +310,7 @@ impl Caller<'_> {
             return;
         }
         if let Err(e @ (Error::NoSr { .. } | Error::NoVdi { .. })) = look() {
-            let _ = writeln!(stderr(), "nothing to delete: {}", error::one_line(&e));
+            self.tell(format!("nothing to delete: {}", error::one_line(&e)));
         }
     }
 }
