@@ -213,7 +213,7 @@ TYPE=file DCONF=$SCRATCH/files
 must mkdir "$SCRATCH/files"
 must sm sr_create $SR
 must sm sr_attach $SR
-fails_with EPERM trims && says 'shares its storage'
+fails_with EPERM trims && says 'fstrim trims'
 must sm sr_detach $SR
 must sm sr_delete --yes $SR
 for device in $DISKS; do losetup -d "$device"; done
