@@ -183,7 +183,7 @@ pub fn vdi(word: &str, context: &Context) -> Result<(SrUuid, VdiUuid)> {
 /// Replaces the names of the SRs that `sr_create --destroy-sr` names by their UUIDs. `true`: there was such a name.
 ///
 /// # Errors
-/// Those of [`sr`].
+/// Those of [`sr()`].
 pub fn resolve_doomed(verb: &mut Verb) -> Result<bool> {
     let Verb::SrCreate { destroy_sr, .. } = verb else { return Ok(false) };
     let is_name = destroy_sr.iter().any(|word| word.parse::<SrUuid>().is_err());
