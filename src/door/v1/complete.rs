@@ -5,7 +5,7 @@
 //!
 //! Nothing is changed, and no SR keeps a shell waiting: one that does not answer within [`PATIENCE`] has no VDIs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::sync::mpsc;
@@ -140,7 +140,10 @@ fn option<'c>(verb: Option<&'c Command>, command: &'c Command, word: &str) -> Op
 }
 
 fn options<'c>(all: impl Iterator<Item = &'c Arg>) -> Candidates {
-    all.filter_map(|arg| Some((format!("--{}", arg.get_long()?), about(arg.get_help())))).collect()
+    // A command may have an option of all commands in words of its own.
+    let mut seen = BTreeSet::new();
+    let named = all.filter_map(|arg| Some((format!("--{}", arg.get_long()?), about(arg.get_help()))));
+    named.filter(|(name, _)| seen.insert(name.clone())).collect()
 }
 
 fn about(text: Option<&clap::builder::StyledStr>) -> String {

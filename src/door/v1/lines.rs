@@ -13,6 +13,9 @@ use super::words::{SEVERAL, option};
 use crate::door::cli;
 use crate::sr::{self, Driver};
 
+/// The commands whose help has the forms of `-d` for all types: those that are about an SR without a name.
+const SHOWS_FORMS: [&str; 3] = ["sr_create", "sr_attach", "sr_probe"];
+
 /// The command line of `sm`, with what each driver says of itself and what people may leave out.
 pub fn sm_command() -> clap::Command {
     let forms: String =
@@ -22,9 +25,13 @@ pub fn sm_command() -> clap::Command {
             "Where the SR lives. By type:{forms}\n  any    ((key . \"value\") …) with device_config keys"
         ))
     });
+    // The forms of all types are 25 lines: they stand where a person needs them.
+    let place = with_place.get_arguments().find(|arg| arg.get_id() == "dconf").cloned();
+    let place = place.expect("sm has -d").long_help("Where the SR lives; `sm --help` has the forms of all types");
     let of_srs = with_place.mut_subcommands(|verb| {
         let name = verb.get_name().to_owned();
         let verb = verb.mut_args(|arg| as_people_say(arg, &name));
+        let verb = if SHOWS_FORMS.contains(&name.as_str()) { verb } else { verb.arg(place.clone()) };
         let (usage, examples) = (usage(&verb), manual::examples(verb.get_name()).unwrap_or_default());
         verb.override_usage(usage).after_help(examples)
     });
