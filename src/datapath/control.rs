@@ -398,6 +398,14 @@ impl Control {
         Ok(String::new())
     }
 
+    /// Tries again to let a disk go on that could not be opened again, unless it is meant to be paused. What fails is the disk's state.
+    pub fn mend(&self, disk: &dyn Serving) {
+        let pauses = self.pauses();
+        if !pauses.in_force && !pauses.held && matches!(disk.state(), State::Failed(_)) {
+            let _ = disk.resume();
+        }
+    }
+
     fn stop(&self, stream: &UnixStream) -> Result<()> {
         let ours = stream.try_clone().map_err(Error::io("duplicate", &self.dir))?;
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);

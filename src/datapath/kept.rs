@@ -1,16 +1,16 @@
 //! Tapdisks that have an image open themselves, as the callers of their keepers see them; see [`super::tapped`].
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::control::Client;
+use super::control::{self, Client};
 use super::record::{self, Record};
 use super::server::{self, Arguments};
 use super::{Attached, Source, absolute, attach, conversation, directory, find, find_settled, patience, sweep};
 use crate::error::{Error, Result, one_line};
 use crate::sys::lock::Lock;
 use crate::sys::loopdev::Detached;
-use crate::sys::tapdisk::Tapdisk;
+use crate::sys::tapdisk::{self, Tapdisk};
 use crate::sys::{blockdev, syslog};
 use crate::types::Done;
 
@@ -77,9 +77,13 @@ pub fn attach_for_guest(source: &Source, lock: Option<&Lock>, deadline: Instant,
 
 fn start(source: &Source, lock: Option<&Lock>, deadline: Instant) -> Result<PathBuf> {
     let dir = directory();
-    sweep(&dir);
+    let sweep = || {
+        sweep(&dir);
+        sweep_starts();
+    };
+    sweep();
     let arguments = Arguments { source: source.clone(), dir: dir.clone(), by_tapdisk: true };
-    server::start(&arguments, lock, patience(deadline)).inspect_err(|_| sweep(&dir))
+    server::start(&arguments, lock, patience(deadline)).inspect_err(|_| sweep())
 }
 
 pub(super) fn in_use(found: &Attached, holder: &str) -> Error {
@@ -115,11 +119,39 @@ pub fn mirror(image: &Path, secondary: &str, deadline: Instant) -> Result<()> {
     }
 }
 
+/// Whether this is no tapdisk, or its keeper answers words: one that takes a tapdisk over does not for a moment, and may fail.
+pub(super) fn is_ready(found: &Attached) -> bool {
+    found.tapdisk.is_none() || found.healthy && control::socket(&directory(), found.server).exists()
+}
+
+/// Starts another keeper for a tapdisk whose keeper was killed, or waits for one that another call has started. What is attached is to be
+/// looked for again then.
+///
+/// # Errors
+/// Those of [`revive`]; [`Error::DeviceInUse`] if the other keeper is not ready at the deadline.
+pub(super) fn make_ready(found: &Attached, deadline: Instant) -> Result<()> {
+    if !found.healthy {
+        return revive(found, deadline);
+    }
+    let until = patience(deadline);
+    while !is_ready(found) && keeper_lives(found) {
+        if Instant::now() > until {
+            return Err(in_use(found, &format!("process {}, which does not get ready to keep it", found.server)));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+fn keeper_lives(found: &Attached) -> bool {
+    Arguments::of(found.server).is_some_and(|arguments| arguments.source.path == found.image)
+}
+
 /// Starts another keeper for a tapdisk whose keeper was killed; a pause that is left ends.
 ///
 /// # Errors
 /// Those of a keeper that does not start.
-pub(super) fn revive(orphan: &Attached, deadline: Instant) -> Result<()> {
+fn revive(orphan: &Attached, deadline: Instant) -> Result<()> {
     let Some(record) = orphan.tapdisk.and_then(record_of) else { return Ok(()) };
     let path = orphan.image.clone();
     let source = Source { format: record.format, path, read_only: record.read_only, shared: false };
@@ -132,6 +164,12 @@ pub(super) fn revive(orphan: &Attached, deadline: Instant) -> Result<()> {
             Err(why.after(format!("the keeper of tapdisk {} was killed, which kill {pid} ends", record.tapdisk)))
         }
     }
+}
+
+/// Ends the tapdisks that killed calls and keepers of this host had begun to start.
+pub fn sweep_starts() {
+    let dir = directory();
+    tapdisk::sweep(|starting| record::all(&dir).iter().any(|record| record.tapdisk == starting));
 }
 
 /// Starts another keeper for each tapdisk of this host whose keeper was killed. What fails is logged.

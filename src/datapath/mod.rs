@@ -36,7 +36,7 @@ use crate::types::{Done, Format};
 use control::Client;
 #[cfg(test)]
 pub(crate) use disk::Disk;
-pub use kept::{attach_for_guest, image_of, is_read_only, mirror, revive_all};
+pub use kept::{attach_for_guest, image_of, is_read_only, mirror, revive_all, sweep_starts};
 pub use pause::{Paused, pause, prepare};
 use server::Arguments;
 pub use server::main;
@@ -131,15 +131,14 @@ pub fn find(path: &Path) -> Result<Option<Attached>> {
 /// # Errors
 /// [`Error::DeviceInUse`] when that has not ended at the deadline.
 pub fn find_settled(path: &Path, deadline: Instant) -> Result<Option<Attached>> {
-    let list = all()?;
-    match find_in(&list, path) {
-        Some(orphan) if orphan.tapdisk.is_some() && !orphan.healthy => {
-            kept::revive(orphan, deadline)?;
-            return find(path);
+    let list = loop {
+        let list = all()?;
+        match find_in(&list, path) {
+            Some(tapped) if !kept::is_ready(tapped) => kept::make_ready(tapped, deadline)?,
+            Some(found) => return Ok(Some(found.clone())),
+            None => break list,
         }
-        Some(found) => return Ok(Some(found.clone())),
-        None => {}
-    }
+    };
     let dir = directory();
     let without_device = |pid: &u32| list.iter().all(|attached| attached.server != *pid);
     let mut waited = false;

@@ -28,7 +28,12 @@ pub fn prepare(path: &Path, deadline: Instant) -> Result<()> {
     if !may_serve() {
         return Ok(());
     }
-    let Some(found) = find(path)? else { return Ok(()) };
+    let found = match find(path)? {
+        // Its keeper may have been killed.
+        Some(tapped) if tapped.tapdisk.is_some() => find_settled(path, deadline)?,
+        other => other,
+    };
+    let Some(found) = found else { return Ok(()) };
     match conversation(&found, patience(deadline))?.ask("ready") {
         // A server of an earlier version does not know the word; a flush that fails is the pause's to tell.
         Err(Error::Io { .. } | Error::ImageServer { .. }) => Ok(()),

@@ -24,7 +24,7 @@ pub(super) struct Record {
     pub keeper: u32,
     pub tapdisk: Tapdisk,
     /// When the process of the tapdisk began.
-    began: u64,
+    pub began: u64,
     pub read_only: bool,
     pub format: Format,
     pub image: PathBuf,
@@ -36,9 +36,16 @@ fn file(dir: &Path, keeper: u32) -> PathBuf {
 
 /// The tapdisks that live.
 pub(super) fn all(dir: &Path) -> Vec<Record> {
-    let names = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let keepers = names.filter_map(|name| name.to_str()?.strip_suffix(EXTENSION)?.strip_suffix('.')?.parse().ok());
-    keepers.filter_map(|keeper| read(dir, keeper)).filter(Record::lives).collect()
+    loop {
+        let names = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let keepers = names.filter_map(|name| name.to_str()?.strip_suffix(EXTENSION)?.strip_suffix('.')?.parse().ok());
+        let keepers: Vec<u32> = keepers.collect();
+        let records: Vec<Record> = keepers.iter().filter_map(|keeper| read(dir, *keeper)).collect();
+        // One that was taken over meanwhile has another name, and must not be missed: its image would count as free.
+        if keepers.iter().all(|keeper| file(dir, *keeper).exists()) {
+            return records.into_iter().filter(Record::lives).collect();
+        }
+    }
 }
 
 fn read(dir: &Path, keeper: u32) -> Option<Record> {

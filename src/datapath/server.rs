@@ -184,7 +184,10 @@ impl Starting {
             Ok(0) => Err(self.failed("ended before it was ready")),
             Ok(_) => match line.trim_end().split_once(' ').unwrap_or((line.trim_end(), "")) {
                 (said, rest) if said == word => Ok(rest.to_owned()),
-                ("error", failure) => Err(Failure::parse(failure).of(format!("{} did not start", self.shown))),
+                ("error", failure) => {
+                    self.await_end();
+                    Err(Failure::parse(failure).of(format!("{} did not start", self.shown)))
+                }
                 (other, _) => Err(self.failed(&format!("said {other:?} instead of {word}"))),
             },
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(self.too_late()),
@@ -193,11 +196,12 @@ impl Starting {
     }
 
     /// Nothing is served yet, so nothing is lost.
-    fn too_late(&self) -> Error {
+    fn too_late(&mut self) -> Error {
         let seconds = self.begun.elapsed().as_secs();
         let Some((pid, arguments)) = &self.pid else { return self.failed(&format!("was not ready after {seconds} s")) };
         let why = control::why_silent(*pid).map(|why| format!(" ({why})")).unwrap_or_default();
         kill_server(*pid, arguments);
+        self.await_end();
         self.failed(&format!("was not ready after {seconds} s{why} and was killed"))
     }
 
@@ -223,10 +227,15 @@ impl Starting {
             _ => why,
         };
         let _ = self.words.get_ref().shutdown(Shutdown::Write);
+        self.await_end();
+        error
+    }
+
+    /// Waits for the process, which ends: as long as it lives it counts as a server.
+    fn await_end(&mut self) {
         let left = self.until.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
         let _ = self.words.get_ref().set_read_timeout(Some(left));
         let _ = io::copy(&mut self.words, &mut io::sink());
-        error
     }
 }
 

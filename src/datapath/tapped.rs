@@ -20,33 +20,35 @@
 //!
 //! tapdisk finds the parents of an image by the paths in its header, which other programs write. After each opening the files that it
 //! has open are compared with the images that we find. A tapdisk that opens an image again forgets after a first failure that it was to
-//! log and not to write (blktap, `tapdisk_vbd_open_vdi`: `vbd->flags = 0`), so both are looked at as well.
+//! log, not to write, and to send elsewhere (blktap, `tapdisk_vbd_open_vdi`: `vbd->flags = 0`), so these are looked at as well.
+
+mod begin;
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
+use super::Source;
 use super::cbt::ChangeLog;
-use super::control::Control;
+use super::control::{Control, why_silent};
 use super::disk::{self, State};
-use super::record::{self, Record};
+use super::record::Record;
 use super::server::{self, Arguments, Caller};
 use super::serving::Serving;
-use super::{Source, is_same};
 use crate::error::{Error, Result, one_line};
 use crate::sys::process::{has_mapped, open_files};
 use crate::sys::syslog;
-use crate::sys::tapdisk::{NO_MIRROR, Tapdisk};
+use crate::sys::tapdisk::{NO_MIRROR, NOWHERE, Tapdisk};
 
 /// How often it is looked at whether tapdisk lives.
 const BEAT: Duration = Duration::from_millis(500);
+/// So often, a tapdisk that stays paused because it could not open its image again is asked to do so.
+const BEATS_BETWEEN_TRIALS: u32 = 10;
 /// How long a process that has closed its image may take to end.
 const LAST_STEPS: Duration = Duration::from_secs(5);
 /// The longest name that tapdisk takes, with its zero; blktap, `TAPDISK_MESSAGE_MAX_PATH_LENGTH`.
@@ -61,6 +63,8 @@ pub(super) struct Tapped {
     /// The log that tapdisk writes, or did until a pause.
     log: Mutex<Option<Arc<ChangeLog>>>,
     now: Mutex<Now>,
+    /// Where tapdisk sends what is written, besides.
+    mirror: Mutex<Option<String>>,
     complaint: Mutex<Option<String>>,
     end: Mutex<Sender<()>>,
 }
@@ -89,13 +93,19 @@ pub(super) fn serve(arguments: &Arguments, caller: &Caller) -> Result<()> {
     caller.say(&format!("tapdisk {} {}", tapped.tapdisk().pid(), tapped.tapdisk().minor()));
     caller.has_attached();
     server::give_lock_up();
+    let mut beats = 0_u32;
     let result = loop {
         match ended.recv_timeout(BEAT) {
             Ok(()) => match tapped.finish() {
                 Err(refused) if tapped.record.lives() => control.tell(&Err(refused)),
                 other => break other,
             },
-            Err(RecvTimeoutError::Timeout) if tapped.record.lives() => {}
+            Err(RecvTimeoutError::Timeout) if tapped.record.lives() => {
+                beats += 1;
+                if beats.is_multiple_of(BEATS_BETWEEN_TRIALS) {
+                    control.mend(&*tapped);
+                }
+            }
             Err(_) => {
                 let died = tapped.died();
                 tapped.tapdisk().free();
@@ -110,116 +120,6 @@ pub(super) fn serve(arguments: &Arguments, caller: &Caller) -> Result<()> {
 }
 
 impl Tapped {
-    fn begin(arguments: &Arguments, end: Sender<()>) -> Result<Tapped> {
-        let (source, dir) = (&arguments.source, &arguments.dir);
-        let orphan = record::all(dir).into_iter().find(|record| is_same(&record.image, &source.path));
-        match orphan {
-            Some(record) if record.is_kept(dir) => Err(Error::DeviceInUse {
-                device: source.path.display().to_string(),
-                holder: format!("tapdisk {}", record.tapdisk),
-            }),
-            Some(record) => Tapped::take_over(source, dir, record.take_over(dir)?, end),
-            None => Tapped::open(source, dir, end),
-        }
-    }
-
-    fn open(source: &Source, dir: &Path, end: Sender<()>) -> Result<Tapped> {
-        let longest = source.path.as_os_str().len().max(log_path(source).map_or(0, |log| log.as_os_str().len()));
-        if source.format.to_string().len() + 1 + longest >= LONGEST_NAME {
-            return Err(Error::Unsupported { op: "opening it by tapdisk", why: "its path is too long".to_owned() });
-        }
-        if !source.read_only {
-            // tapdisk does not mend what one that was killed has left of the footer at the end.
-            disk::open_chain(source)?.close()?;
-        }
-        let (chain, size) = chain_of(source)?;
-        let tapdisk = Tapdisk::spawn()?;
-        let record = match Record::write(dir, tapdisk, source.read_only, source.format, &source.path) {
-            Ok(record) => record,
-            Err(cause) => {
-                tapdisk.abandon();
-                kill_and_await(tapdisk);
-                return Err(cause);
-            }
-        };
-        let opened = Tapped::open_recorded(source, &record, (&chain, size), end);
-        opened.inspect_err(|_| {
-            kill_and_await(tapdisk);
-            if !record.lives() {
-                record.remove(dir);
-            }
-        })
-    }
-
-    /// Steps 3 and 4. If it fails, tapdisk has closed the image or is about to be killed.
-    fn open_recorded(
-        source: &Source,
-        record: &Record,
-        (chain, size): (&Chain, u64),
-        end: Sender<()>,
-    ) -> Result<Tapped> {
-        let tapdisk = record.tapdisk;
-        let log = match source.read_only {
-            true => Ok(None),
-            false => ChangeLog::open(&source.path, size, None),
-        };
-        let log = log.inspect_err(|_| tapdisk.abandon())?;
-        let tapped = Tapped::new(source, record.clone(), size, log, Now::Open { depth: chain.len() }, end);
-        let driver = source.format.to_string();
-        let opened = match tapdisk.open(&driver, &source.path, source.read_only, tapped.logged().as_deref()) {
-            Ok(()) => tapped.check(chain).inspect_err(|_| drop(tapdisk.stop())),
-            Err(refused) => {
-                tapdisk.abandon();
-                Err(refused)
-            }
-        };
-        if opened.is_err() {
-            kill_and_await(tapdisk);
-            // Nobody has written through it.
-            if let Some(log) = lock(&tapped.log).take().filter(|_| !record.lives()) {
-                log.finish();
-            }
-        }
-        opened.map(|()| tapped)
-    }
-
-    /// Goes on where a keeper was killed.
-    fn take_over(source: &Source, dir: &Path, record: Record, end: Sender<()>) -> Result<Tapped> {
-        let (chain, size) = chain_of(source)?;
-        // Without the mark, which the other keeper took away, it is lost.
-        let log = match source.read_only {
-            true => None,
-            false => ChangeLog::open(&source.path, size, None)?,
-        };
-        let tapdisk = record.tapdisk;
-        let shown = tapdisk.shown()?;
-        let Some(shown) = shown.filter(|shown| !shown.driver.is_empty()) else {
-            // It had not opened the image yet, or had closed it.
-            tapdisk.abandon();
-            kill_and_await(tapdisk);
-            record.remove(dir);
-            return Err(Error::NoDevice {
-                device: format!("tapdisk {tapdisk}"),
-                why: "it had no image open and was ended".to_owned(),
-            });
-        };
-        let now = if shown.is_pausing() { Now::Paused } else { Now::Open { depth: chain.len() } };
-        let tapped = Tapped::new(source, record, size, log, now, end);
-        if shown.is_pausing() {
-            if !shown.is_paused() {
-                tapdisk.pause()?;
-            }
-            tapped.resume()?;
-        } else {
-            tapped.check(&chain)?;
-        }
-        syslog::write(&format!(
-            "the keeper of tapdisk {tapdisk} was killed; another one keeps {}",
-            source.path.display()
-        ));
-        Ok(tapped)
-    }
-
     fn new(
         source: &Source,
         record: Record,
@@ -234,6 +134,7 @@ impl Tapped {
             size,
             log: Mutex::new(log),
             now: Mutex::new(now),
+            mirror: Mutex::new(None),
             complaint: Mutex::new(None),
             end: Mutex::new(end),
         }
@@ -293,9 +194,51 @@ impl Tapped {
             *log = now;
         }
         self.tapdisk().unpause(self.logged().as_deref(), secondary)?;
-        match self.check(&chain) {
+        match self.check(&chain).and_then(|()| self.check_mirror(&chain, secondary)) {
             Ok(()) => Ok(chain.len()),
             Err(wrong) => Err(wrong.undone(self.tapdisk().pause())),
+        }
+    }
+
+    /// Looks whether what is written is sent where it was to be sent. If that was forgotten, what was written since is missing there:
+    /// the beginning of it fails, and later tapdisk is made to say that it failed, which whoever reads the copy asks for.
+    ///
+    /// # Errors
+    /// Of the beginning.
+    fn check_mirror(&self, chain: &Chain, secondary: Option<&str>) -> Result<()> {
+        let mut mirror = lock(&self.mirror);
+        let expected = secondary.map(str::to_owned).or_else(|| mirror.clone()).filter(|it| it != NO_MIRROR);
+        let Some(to) = &expected else {
+            *mirror = None;
+            return Ok(());
+        };
+        let stats = self.tapdisk().stats()?;
+        if !stats.sends_to(to) {
+            *mirror = None;
+            if secondary.is_some() {
+                let device = format!("tapdisk {}", self.tapdisk());
+                return Err(Error::NoDevice { device, why: format!("it does not send to {to} what is written") });
+            }
+            syslog::write(&format!("tapdisk {} has ceased to send to {to} what is written", self.tapdisk()));
+            self.tapdisk().pause()?;
+            self.tapdisk().unpause(self.logged().as_deref(), Some(NOWHERE))?;
+            return self.check(chain);
+        }
+        *mirror = expected;
+        Ok(())
+    }
+
+    /// The depth of the chain, if tapdisk is not paused and has it open.
+    ///
+    /// # Errors
+    /// That it is not so.
+    fn goes_on(&self) -> Result<usize> {
+        match self.tapdisk().shown()? {
+            Some(shown) if !shown.is_pausing() && !shown.driver.is_empty() => {
+                let (chain, _) = chain_of(&self.source)?;
+                self.check(&chain).map(|()| chain.len())
+            }
+            _ => Err(silent(self.tapdisk())),
         }
     }
 
@@ -308,7 +251,8 @@ impl Tapped {
                 }
                 self.open_again(None).map(drop)
             }
-            _ => Ok(()),
+            Some(_) => Ok(()),
+            None => Err(silent(self.tapdisk())),
         }
     }
 
@@ -347,13 +291,15 @@ impl Tapped {
     /// Ends tapdisk. The log is good from then on if all went well.
     fn finish(&self) -> Result<()> {
         let stopped = self.tapdisk().stop();
-        if stopped.is_err()
-            && self.record.lives()
-            && self.tapdisk().shown().is_ok_and(|it| it.is_some_and(|it| !it.driver.is_empty()))
-        {
-            return stopped;
+        // What does not answer may have the image open.
+        let is_closed = || self.tapdisk().shown().is_ok_and(|it| it.is_some_and(|it| it.driver.is_empty()));
+        if stopped.is_err() && self.record.lives() && !is_closed() {
+            return why_silent(self.tapdisk().pid()).map_or(stopped, |_| Err(silent(self.tapdisk())));
         }
-        kill_and_await(self.tapdisk());
+        kill_and_await(&self.record);
+        if self.record.lives() {
+            return Err(silent(self.tapdisk()));
+        }
         stopped?;
         self.settle()?;
         if let Some(log) = lock(&self.log).take() {
@@ -396,11 +342,9 @@ impl Serving for Tapped {
     fn pause(&self) -> Result<()> {
         let mut now = lock(&self.now);
         match *now {
-            Now::Open { .. } => self.close_or_undo(&mut now),
-            Now::Paused | Now::Failed(_) => {
-                *now = Now::Paused;
-                Ok(())
-            }
+            // tapdisk may go on all the same after a failure.
+            Now::Open { .. } | Now::Failed(_) => self.close_or_undo(&mut now),
+            Now::Paused => Ok(()),
         }
     }
 
@@ -409,16 +353,17 @@ impl Serving for Tapped {
         if matches!(*now, Now::Open { .. }) {
             return Ok(self.size);
         }
-        match self.open_again(None) {
+        match self.open_again(None).or_else(|refused| self.goes_on().map_err(|_| refused)) {
             Ok(depth) => {
                 *now = Now::Open { depth };
                 Ok(self.size)
             }
             Err(error) => {
                 let why = one_line(&error);
-                syslog::write(&format!("tapdisk {} stays paused: {why}", self.tapdisk()));
-                *now = Now::Failed(why.clone());
-                *lock(&self.complaint) = Some(why);
+                if lock(&self.complaint).replace(why.clone()).as_ref() != Some(&why) {
+                    syslog::write(&format!("tapdisk {} stays paused: {why}", self.tapdisk()));
+                }
+                *now = Now::Failed(why);
                 Err(error)
             }
         }
@@ -464,17 +409,24 @@ fn log_path(source: &Source) -> Option<PathBuf> {
     ChangeLog::beside(&source.path)
 }
 
+/// It does not answer tap-ctl, which leaves such a one out.
+fn silent(tapdisk: Tapdisk) -> Error {
+    let why = why_silent(tapdisk.pid()).map(|why| format!(" ({why})")).unwrap_or_default();
+    let holder = format!("tapdisk {tapdisk}, which does not answer{why}");
+    Error::DeviceInUse { device: "the disk".to_owned(), holder }
+}
+
 /// Ends a process that has no image open, if it does not end by itself.
-fn kill_and_await(tapdisk: Tapdisk) {
+fn kill_and_await(record: &Record) {
     let ends = || {
         let until = Instant::now() + LAST_STEPS;
-        while tapdisk.lives() && Instant::now() < until {
+        while record.lives() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
-        !tapdisk.lives()
+        !record.lives()
     };
     if !ends() {
-        let _ = kill(Pid::from_raw(tapdisk.pid() as i32), Signal::SIGKILL);
+        record.tapdisk.kill(record.began);
         ends();
     }
 }

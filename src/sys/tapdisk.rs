@@ -5,16 +5,26 @@
 //! over the block device of a disk. tapdisk is the only record of itself: the link that its users find it by
 //! names its process and its minor number.
 
+mod start;
+mod stats;
+
 use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, symlink};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use nix::libc;
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
 use crate::sys::tool::Tool;
 use crate::sys::{process, run_dir};
+pub use start::{Starting, sweep};
+pub use stats::Stats;
 
 /// Where a tapdisk listens: `nbd<pid>.<minor>`.
 const SOCKETS: &str = "/run/blktap-control";
@@ -22,11 +32,15 @@ const SOCKETS: &str = "/run/blktap-control";
 const KERNEL: &str = "/dev/xen/blktap-2/control";
 /// The block device of a tapdisk, where it has one, with its minor number behind this.
 const OWN: &str = "/dev/xen/blktap-2/tapdev";
-/// How long tapdisk may take to write what it holds.
+/// How long tapdisk may take to write what it holds, or to open an image.
 const DEADLINE: Duration = Duration::from_secs(150);
+/// How long tap-ctl may take for what waits for no storage.
+const SOON: Duration = Duration::from_secs(30);
 
 /// The word for no second place.
 pub const NO_MIRROR: &str = "null";
+/// A second place that there is none: tapdisk goes on without, and says that sending failed ([`Stats`]).
+pub const NOWHERE: &str = "nbd:lost";
 
 /// Whether a word of xapi says where tapdisk is to send what is written to a disk: `nbd:` and the name of a socket that xapi
 /// passed to tapdisk, or [`NO_MIRROR`]. tapdisk would open any file as well.
@@ -101,7 +115,7 @@ pub fn links() -> impl Iterator<Item = PathBuf> {
 /// # Errors
 /// [`Error::Tool`] if `tap-ctl` fails, or answers what is not understood.
 pub fn list() -> Result<Vec<Running>> {
-    let answer = tap_ctl(&["list"])?;
+    let answer = tap_ctl_within(SOON, &["list"])?;
     parse_list(&answer).ok_or_else(|| misunderstood("list", &answer))
 }
 
@@ -142,7 +156,8 @@ impl Tapdisk {
     pub fn at(link: &Path) -> Option<Tapdisk> {
         let target = fs::read_link(link).ok()?;
         let found = parse_socket(target.file_name()?.to_str()?)?;
-        fs::metadata(&target).ok().filter(|meta| meta.file_type().is_socket()).map(|_| found).filter(|it| it.lives())
+        // The number of one that was killed may have passed to another process.
+        (is_bound(&target) && found.lives()).then_some(found)
     }
 
     /// The one that listens at a socket, by the name of the socket.
@@ -168,36 +183,34 @@ impl Tapdisk {
         links().find(|link| fs::read_link(link).is_ok_and(|to| to == socket))
     }
 
-    /// Starts one over a block device. Answers its own block device as well, where it has one.
+    /// Starts one over a block device that users find by `link`. Answers its own block device, where it has one.
     ///
     /// # Errors
-    /// Those of [`Tapdisk::spawn`] and [`Tapdisk::open`].
-    pub fn start(device: &Path, read_only: bool) -> Result<(Tapdisk, Option<PathBuf>)> {
-        let tapdisk = Tapdisk::spawn()?;
-        tapdisk.open("aio", device, read_only, None).inspect_err(|_| tapdisk.abandon())?;
-        Ok((tapdisk, tapdisk.device()))
+    /// Those of [`Tapdisk::spawn`], [`Tapdisk::open`] and [`Tapdisk::publish`]; the tapdisk is ended then.
+    pub fn start(device: &Path, read_only: bool, link: &Path) -> Result<Option<PathBuf>> {
+        let (tapdisk, starting) = Tapdisk::spawn()?;
+        tapdisk.open("aio", device, read_only, None)?;
+        tapdisk.publish(link).inspect_err(|_| drop(tapdisk.stop()))?;
+        starting.is_found();
+        Ok(tapdisk.device())
     }
 
-    /// Starts one without a disk.
-    ///
-    /// 1. allocate a minor number; 2. start the process; 3. give it the number. If a step after 1 fails, the number is given
-    ///    back. A kill after 1 leaves a number, after 2 a process without a disk, and neither holds one.
+    /// Starts one without a disk, to which nothing leads yet; see [`start`].
     ///
     /// # Errors
     /// [`Error::Tool`] if `tap-ctl` is missing or refuses a step, and with its answer if that has no minor number or
-    /// process ID.
-    pub fn spawn() -> Result<Tapdisk> {
-        let allocated = tap_ctl(&["allocate"])?;
+    /// process ID; [`Error::Io`] if it cannot be noted.
+    pub fn spawn() -> Result<(Tapdisk, Starting)> {
+        let mut starting = Starting::begin()?;
+        let allocated = tap_ctl_within(SOON, &["allocate"])?;
         let minor = trailing_number(&allocated).ok_or_else(|| misunderstood("allocate", &allocated))?;
-        let free = || drop(tap_ctl(&["free", "-m", &minor.to_string()]));
-        let spawned = tap_ctl(&["spawn"]).inspect_err(|_| free())?;
-        let Ok(pid) = spawned.parse() else {
-            free();
-            return Err(misunderstood("spawn", &spawned));
-        };
+        starting.has_number(minor)?;
+        let tool = Tool::new("tap-ctl").arg("spawn").deadline(SOON);
+        let spawned = tool.env(start::VARIABLE, &starting.note().to_string_lossy()).run()?.stdout.trim().to_owned();
+        let pid = spawned.parse().map_err(|_| misunderstood("spawn", &spawned))?;
         let tapdisk = Tapdisk { pid, minor };
-        tapdisk.tell("attach", &[]).inspect_err(|_| free())?;
-        Ok(tapdisk)
+        tapdisk.tell("attach", &[])?;
+        Ok((tapdisk, starting))
     }
 
     /// Makes it serve what is at `path`, by one of its drivers. `log`: where it logs the blocks that are written.
@@ -222,7 +235,15 @@ impl Tapdisk {
 
     /// Gives the minor number of one that has ended back.
     pub fn free(self) {
-        let _ = tap_ctl(&["free", "-m", &self.minor.to_string()]);
+        let _ = tap_ctl_within(SOON, &["free", "-m", &self.minor.to_string()]);
+    }
+
+    /// Kills its process, if it is still the one that began then ([`Tapdisk::began`]) and one that this package started: what a record
+    /// says may be wrong, and a number may have passed to another process.
+    pub fn kill(self, began: u64) {
+        if self.began() == Some(began) && start::is_ours(self.pid) {
+            let _ = signal::kill(Pid::from_raw(self.pid as i32), Signal::SIGKILL);
+        }
     }
 
     /// Whether its process does.
@@ -241,9 +262,18 @@ impl Tapdisk {
     /// # Errors
     /// Those of [`list`].
     pub fn shown(self) -> Result<Option<Running>> {
-        let answer = tap_ctl(&["list", "-p", &self.pid.to_string()])?;
+        let answer = tap_ctl_within(SOON, &["list", "-p", &self.pid.to_string()])?;
         let all = parse_list(&answer).ok_or_else(|| misunderstood("list", &answer))?;
         Ok(all.into_iter().find(|running| running.tapdisk == self))
+    }
+
+    /// What it says of its images, and of what it sends.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] if `tap-ctl` fails, or answers what is not understood.
+    pub fn stats(self) -> Result<Stats> {
+        let answer = tap_ctl_within(SOON, &["stats", "-p", &self.pid.to_string(), "-m", &self.minor.to_string()])?;
+        Stats::parse(&answer).ok_or_else(|| misunderstood("stats", &answer))
     }
 
     /// Lets requests end and closes the image and all its parents; requests wait from then on.
@@ -273,7 +303,7 @@ impl Tapdisk {
     pub fn stop(self) -> Result<()> {
         let closed = self.tell("close", &["-t", "120"]);
         let detached = self.tell("detach", &[]);
-        let freed = tap_ctl(&["free", "-m", &self.minor.to_string()]).map(drop);
+        let freed = tap_ctl_within(SOON, &["free", "-m", &self.minor.to_string()]).map(drop);
         closed.and(detached).and(freed)
     }
 
@@ -313,19 +343,31 @@ impl Tapdisk {
     }
 
     fn tell(self, what: &str, more: &[&str]) -> Result<()> {
+        let soon = matches!(what, "attach" | "detach");
+        self.tell_within(if soon { SOON } else { DEADLINE }, what, more)
+    }
+
+    fn tell_within(self, deadline: Duration, what: &str, more: &[&str]) -> Result<()> {
         let (pid, minor) = (self.pid.to_string(), self.minor.to_string());
         let mut words = vec![what, "-p", &pid, "-m", &minor];
         words.extend(more);
-        tap_ctl(&words).map(drop)
+        tap_ctl_within(deadline, &words).map(drop)
     }
 }
 
-fn tap_ctl(words: &[&str]) -> Result<String> {
-    Ok(Tool::new("tap-ctl").args(words).deadline(DEADLINE).run()?.stdout.trim().to_owned())
+fn tap_ctl_within(deadline: Duration, words: &[&str]) -> Result<String> {
+    Ok(Tool::new("tap-ctl").args(words).deadline(deadline).run()?.stdout.trim().to_owned())
 }
 
 fn misunderstood(what: &str, answer: &str) -> Error {
     Error::Tool { argv: format!("tap-ctl {what}"), how: format!("answered {answer:?}"), stderr: String::new() }
+}
+
+/// Whether a process has the socket of this name. A tapdisk that was killed leaves the name.
+fn is_bound(path: &Path) -> bool {
+    let asked = UnixDatagram::unbound().and_then(|socket| socket.connect(path));
+    // Of another type than ours: nothing has reached the process. Without one, the answer is ECONNREFUSED.
+    asked.is_err_and(|e| e.raw_os_error() == Some(libc::EPROTOTYPE))
 }
 
 /// `nbd<pid>.<minor>`

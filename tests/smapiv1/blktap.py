@@ -136,7 +136,7 @@ class Tapdisk:
         self.pid, self.minor, self.args, self.read_only = os.getpid(), None, "", False
         self.image, self.log, self.opened = None, None, 0
         self.lock, self.paused, self.passed = threading.Condition(), False, {}
-        self.mirror, self.mirror_failed, self.sockets = None, 0, []
+        self.mirror, self.mirror_failed, self.mirror_name, self.sockets = None, 0, "", []
 
     def listen(self, name, serve):
         path = os.path.join(SOCKETS, name)
@@ -260,12 +260,17 @@ class Tapdisk:
             except OSError as error:
                 return error.errno
             second = options.get("-2")
-            if second:
+            if "-F" in options:
+                # As after a first try to open the image that failed.
+                self.mirror = None
+            elif second:
                 name = second.removeprefix("nbd:")
-                if name != "null" and not self.lock.wait_for(lambda: name in self.passed, 60):
+                if name not in ("null", "lost") and not self.lock.wait_for(lambda: name in self.passed, 60):
                     self.close()
                     return 2
-                self.mirror, self.mirror_failed = None if name == "null" else Client(self.passed.pop(name)), 0
+                self.mirror, self.mirror_failed, self.mirror_name = None, int(name == "lost"), name
+                if name in self.passed:
+                    self.mirror = Client(self.passed.pop(name))
                 if self.mirror and self.mirror.size != self.opened:
                     self.mirror = None
                     self.close()
@@ -273,7 +278,10 @@ class Tapdisk:
             self.paused = False
             self.lock.notify_all()
         elif command == "stats":
-            return json.dumps({"nbd_mirror_failed": self.mirror_failed, "reqs_outstanding": 0})
+            images = [{"name": self.args.split(":", 1)[1]}] if self.image else []
+            if self.mirror:
+                images.append({"name": self.mirror_name})
+            return json.dumps({"images": images, "nbd_mirror_failed": self.mirror_failed, "reqs_outstanding": 0})
         elif command == "list":
             minor = "" if self.minor is None else f" minor={self.minor}"
             return f"pid={self.pid}{minor} state={0x2a if self.paused else 0:#x} args={self.args}\n"
@@ -282,6 +290,9 @@ class Tapdisk:
 
 def tell(pid, command, options):
     with connect(f"{CONTROL}/ctl{pid}") as connection:
+        if command == "list":
+            # One that does not answer is left out, as tap-ctl does it.
+            connection.settimeout(5)
         message = json.dumps([command, options]).encode()
         connection.sendall(struct.pack(">I", len(message)) + message)
         answer = b""
@@ -295,7 +306,7 @@ def tap_ctl(command, words):
     options, words = {}, list(words)
     while words:
         option = words.pop(0)
-        options[option] = "" if option == "-R" else words.pop(0)
+        options[option] = "" if option in ("-R", "-F") else words.pop(0)
     if command == "allocate":
         os.makedirs(CONTROL, exist_ok=True)
         for number in range(1 << 16):

@@ -394,11 +394,13 @@ class Migrated(unittest.TestCase):
         tools = {"PATH": self.scratch, "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
         os.makedirs(SOCKETS, exist_ok=True)
         words = [f"{real}/tap-ctl"] if real else [sys.executable, "-I", "-S", os.path.abspath("blktap.py")]
-        # It writes down what it is told. With the file `kill`, it kills the driver instead of ending a pause, once.
+        # It writes down what it is told. With the file `kill`, it kills the driver instead of ending a pause, once; with the file `forget`,
+        # the double opens its image at the second try at the next end of a pause.
         tap_ctl = Path(self.scratch, "tap-ctl")
         tap_ctl.write_text(f"""#!/bin/sh
 echo "$*" >> {self.scratch}/told
 [ "$1" != unpause ] || ! rm {self.scratch}/kill 2> /dev/null || {{ kill -9 $PPID; exit 1; }}
+[ "$1" != unpause ] || ! rm {self.scratch}/forget 2> /dev/null || set -- "$@" -F
 exec {shlex.join(words)} "$@"
 """, encoding="ascii")
         tap_ctl.chmod(0o755)
@@ -544,6 +546,26 @@ class MigratedByImage(Migrated):
     """The same. It opens the image of a VHD by itself, and of a qcow2 if it knows the format."""
 
     OPENS = "vhd qcow2"
+
+    @unittest.skipIf("TAPDISK" in os.environ, "needs the double, which forgets at a word")
+    def test_what_tapdisk_forgets_to_send_is_told(self):
+        migration = self.begun()
+        # At the beginning it is a failure.
+        Path(self.scratch, "forget").touch()
+        with self.assertRaises(Fault) as raised:
+            migration.begin()
+        self.assertIn("does not send to nbd:" + migration.dp, raised.exception.text)
+        migration.scribble()
+        migration.begin()
+        migration.scribble()
+        self.assertEqual(migration.failed(), 0)
+        # Later xapi asks for it, and gives up the migration.
+        Path(self.scratch, "forget").touch()
+        migration.source.delete(migration.source.snapshot(migration.disk))
+        self.assertFalse(Path(self.scratch, "forget").exists())
+        self.assertEqual(migration.failed(), 1)
+        migration.scribble()
+        self.end(migration)
 
     # As with a block device.
     test_what_cannot_be_mirrored_is_refused = None

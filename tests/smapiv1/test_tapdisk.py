@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -93,11 +94,18 @@ class ByImage(unittest.TestCase):
         os.makedirs(SOCKETS, exist_ok=True)
         words = [f"{self.real}/tap-ctl"] if self.real else [sys.executable, "-I", "-S", os.path.abspath("blktap.py")]
         # It writes down what it is told, and again when it has done it. At the call whose number is in the file `kill` it kills its caller, or the process whose
-        # number is in `victim`, once: before the call, or after it.
+        # number is in `victim`, once: before the call, or after it. Each word in the file `refuse` is refused once, in their order.
         tap_ctl = Path(self.scratch, "tap-ctl")
         tap_ctl.write_text(f"""#!/bin/sh
 cd {self.scratch}
 echo "$*" >> told
+if [ -e refuse ] && [ "$(head -n 1 refuse)" = "$1" ]; then
+    sed -i 1d refuse
+    [ -s refuse ] || rm refuse
+    echo "$*" >> ended
+    echo "refused by the test" >&2
+    exit 22
+fi
 victim=$PPID
 [ ! -e victim ] || read -r victim < victim
 at=none
@@ -144,6 +152,17 @@ exit $status
         """The processes that keep a tapdisk of this test."""
         return [pid for pid, words in image_servers() if words[2].startswith(b"tapdisk-") and os.fsencode(self.scratch) in words[5]]
 
+    def started(self):
+        """The processes of tapdisks, and of tap-ctl that starts one, of this test."""
+        found, mark = [], b"XCP_SM_STARTING=" + os.fsencode(self.pool.host)
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if any(it.startswith(mark) for it in path.read_bytes().split(b"\0")):
+                    found.append(int(path.parent.name))
+            except OSError:
+                pass
+        return found
+
     def await_none(self, what):
         until = time.monotonic() + 30
         while (left := what()) and time.monotonic() < until:
@@ -152,6 +171,8 @@ exit $status
 
     def nothing_is_left(self):
         self.await_none(self.keepers)
+        self.await_none(self.started)
+        self.assertEqual(list(Path(self.pool.host, "sm", "starting").glob("*")), [])
         self.assertEqual(self.records(), [])
         self.assertNotIn(self.scratch, self.pool.tap_ctl("list"))
         done = self.pool.sm("sr_check", "--deep")
@@ -414,6 +435,138 @@ exit $status
         for verb in self.calls() if self.real else ("vdi_snapshot",):
             with self.subTest(verb):
                 self.kill_at_each(verb, Path(self.scratch, "arm").touch)
+
+    def test_a_start_that_is_killed_leaves_no_tapdisk(self):
+        guest = Guest(self.pool, self.disk(), self.dice)
+        mine = self.pool.tapdisk(guest.vdi)[0]
+        self.assertEqual(self.started(), [int(mine)])
+        # One that opens the image, by its keeper; one over the block device of an image server, by the driver.
+        for image_format in ("vhd", "qcow2"):
+            for number in range(1, 12):
+                vdi = self.disk(image_format)
+                Path(self.scratch, "kill").write_text(f"{number} before\n", encoding="ascii")
+                try:
+                    self.agent.call("vdi_activate", "true", vdi=vdi)
+                except (AssertionError, Fault):
+                    pass
+                armed = Path(self.scratch, "kill").exists()
+                Path(self.scratch, "kill").unlink(missing_ok=True)
+                with self.subTest(image_format, number=number):
+                    self.agent.call("sr_scan")
+                    self.assertEqual(list(Path(self.pool.host, "sm", "starting").glob("*")), [])
+                    self.agent.call("vdi_activate", "true", vdi=vdi)
+                    theirs = self.pool.tapdisk(vdi)[0]
+                    self.await_none(lambda: [pid for pid in self.started() if str(pid) not in (mine, theirs)])
+                    self.agent.call("vdi_deactivate", vdi=vdi)
+                    self.agent.call("vdi_detach", vdi=vdi)
+                    self.agent.delete(vdi)
+                if armed:
+                    break
+            self.assertTrue(armed, "it was killed each time")
+            self.assertGreater(number, 3)
+        guest.scribble()
+        self.assertTrue(guest.client.read(0, SIZE) == guest.data)
+        guest.close()
+        self.nothing_is_left()
+
+    def refuse(self, *words):
+        Path(self.scratch, "refuse").write_text("".join(word + "\n" for word in words), encoding="ascii")
+
+    def test_a_pause_that_failed_is_no_pause_for_the_next_call(self):
+        guest = Guest(self.pool, self.disk(), self.dice)
+        guest.scribble()
+        # It neither paused nor could be asked whether it did.
+        self.refuse("pause", "list")
+        with self.assertRaises(Fault):
+            self.agent.call("vdi_snapshot", vdi=guest.vdi)
+        self.assertFalse(Path(self.scratch, "refuse").exists())
+        guest.scribble()
+        before, paused = bytes(guest.data), len(self.told("pause"))
+        snapshot = self.pool.snapshot(guest.vdi)
+        self.assertEqual(len(self.told("pause")), paused + 1)
+        guest.scribble()
+        self.assertTrue(guest.client.read(0, SIZE) == guest.data)
+        guest.close()
+        self.holds(snapshot, before)
+        self.holds(guest.vdi, guest.data)
+        self.nothing_is_left()
+
+    def test_a_disk_that_could_not_go_on_is_tried_again_without_a_call(self):
+        guest = Guest(self.pool, self.disk(), self.dice)
+        guest.scribble()
+        self.refuse("unpause")
+        try:
+            self.agent.call("vdi_snapshot", vdi=guest.vdi)
+        except Fault:
+            pass
+        self.assertFalse(Path(self.scratch, "refuse").exists())
+        self.await_none(lambda: self.unsettled(guest.vdi))
+        guest.scribble()
+        self.assertTrue(guest.client.read(0, SIZE) == guest.data)
+        guest.close()
+        self.holds(guest.vdi, guest.data)
+
+    def test_a_tapdisk_that_does_not_answer_is_left_alone(self):
+        guest = Guest(self.pool, self.disk(), self.dice)
+        guest.scribble()
+        (keeper,), pid = self.keepers(), int(self.pool.tapdisk(guest.vdi)[0])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            os.kill(keeper, signal.SIGKILL)
+            self.await_none(self.keepers)
+            # What another keeper finds is none that has nothing open.
+            self.agent.call("sr_scan")
+            self.await_none(self.keepers)
+            with self.assertRaises(Fault) as raised:
+                self.agent.call("vdi_snapshot", vdi=guest.vdi)
+            self.assertIn(f"kill -CONT {pid}", raised.exception.text)
+            done = self.pool.sm("vdi_delete", guest.vdi_uuid())
+            self.assertNotEqual(done.returncode, 0, done)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        guest.scribble()
+        self.pool.snapshot(guest.vdi)
+        guest.scribble()
+        self.assertTrue(guest.client.read(0, SIZE) == guest.data)
+        guest.close()
+        self.nothing_is_left()
+        self.holds(guest.vdi, guest.data)
+
+    def test_a_process_that_has_the_number_of_a_tapdisk_is_none(self):
+        vdi = self.disk()
+        other = subprocess.Popen(["sleep", "1000"])
+        self.addCleanup(other.wait)
+        self.addCleanup(other.kill)
+        # What a tapdisk that was killed has left, once its number has passed to another process.
+        left = Path(SOCKETS, f"nbd{other.pid}.0")
+        self.addCleanup(left.unlink, missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(left))
+        link = Path(self.pool.host, "blktap-control", "nbd", self.agent.sr_uuid, self.xapi.vdis[vdi]["uuid"])
+        link.parent.mkdir(parents=True)
+        link.symlink_to(left)
+        began = Path(f"/proc/{other.pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[19]
+        record = Path(self.pool.host, "sm", "datapath", "99999999.tap")
+        record.parent.mkdir(parents=True, exist_ok=True)
+        for format_and_image in (f"vhd\n{os.path.realpath(self.image(vdi))}", "vhd\n/elsewhere/x.vhd"):
+            record.write_text(f"{other.pid} 0 {began} rw {format_and_image}", encoding="ascii")
+            self.agent.call("sr_scan")
+            self.assertIsNone(other.poll())
+            for left_record in self.records():
+                left_record.unlink()
+        # Of an earlier process.
+        record.write_text(f"{other.pid} 0 1 rw vhd\n{os.path.realpath(self.image(vdi))}", encoding="ascii")
+        client = self.pool.activate(vdi)
+        client.write(0, b"x" * SECTOR)
+        client.close()
+        self.assertNotEqual(self.pool.tapdisk(vdi)[0], str(other.pid))
+        self.pool.deactivate(vdi)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(left)
+        self.agent.call("vdi_deactivate", vdi=vdi)
+        self.assertFalse(link.is_symlink())
+        self.nothing_is_left()
+        self.assertIsNone(other.poll())
 
     def test_another_format_is_served_as_before(self):
         vdi = self.disk("qcow2")

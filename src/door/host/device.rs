@@ -71,9 +71,8 @@ pub fn connect(sr: SrUuid, vdi: &str, device: &Path, mode: Mode) -> Result<()> {
         Some(_) => return Ok(()),
         None if tapdisk::present() == Blktap::Absent => None,
         None => {
-            let (started, own) = Tapdisk::start(device, mode == Mode::ReadOnly || blockdev::is_read_only(device))?;
-            started.publish(&link).inspect_err(|_| drop(started.stop()))?;
-            own
+            datapath::sweep_starts();
+            Tapdisk::start(device, mode == Mode::ReadOnly || blockdev::is_read_only(device), &link)?
         }
     };
     publish(&device_link(sr, vdi), own.as_deref().unwrap_or(device))
@@ -86,6 +85,8 @@ pub fn connect(sr: SrUuid, vdi: &str, device: &Path, mode: Mode) -> Result<()> {
 pub fn disconnect(sr: SrUuid, vdi: &str) -> Result<()> {
     withdraw(&device_link(sr, vdi))?;
     end_pause(sr, vdi)?;
+    // One that was about to be started over the device has it open.
+    datapath::sweep_starts();
     let link = tapdisk_link(sr, vdi);
     if let Some(running) = Tapdisk::at(&link)
         // It ends with the attachment.
@@ -121,8 +122,9 @@ pub fn mirror(sr: SrUuid, vdi: &str, secondary: &str) -> Result<bool> {
 }
 
 /// Ends the pauses of tapdisks that killed calls left in an SR. A VDI that a call works on is left to it. Tapdisks of this host whose
-/// keeper was killed get another one.
+/// keeper was killed get another one, and those whose start was killed end.
 pub fn go_on(sr: SrUuid) {
+    datapath::sweep_starts();
     datapath::revive_all(Instant::now() + PATIENCE);
     let Ok(notes) = fs::read_dir(notes(sr)) else { return };
     for name in notes.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
