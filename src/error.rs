@@ -44,8 +44,8 @@ pub enum Error {
     /// A change of an SR of other storage managers that is not served in it. `served`: what may be asked of it.
     #[error("{op} is refused: SR {sr} is LVHD, and this is not served in it; served are {served}")]
     ReadOnlySr { op: &'static str, sr: SrUuid, served: &'static str },
-    /// An SR whose disks this package does not serve, and which it therefore leaves as it is.
-    #[error("an SR with such VDIs is not supported: {why}")]
+    /// An SR, or a disk, that this driver does not serve, and leaves as it is.
+    #[error("this driver does not serve it: {why}")]
     Foreign { why: String },
     #[error("{what} of {} is too big: {limit}", Size(*bytes))]
     TooBig { what: &'static str, bytes: u64, limit: String },

@@ -3,7 +3,7 @@
 use super::Session;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::sr::Driver;
+use crate::sr::{DRIVERS, Driver};
 use crate::types::{DeviceConfig, Done, Params, ParamsChange, VdiInfo, nearest};
 
 /// The verbs that only the host that may change the SR, its master, carries out.
@@ -49,7 +49,11 @@ pub fn refuse_unknown_keys(driver: &Driver, config: &DeviceConfig) -> Result<()>
     let Some(key) = config.0.keys().find(|key| !is_known(key)) else { return Ok(()) };
     let meant = nearest(key, driver.keys()).map(|known| format!("did you mean {known}? ")).unwrap_or_default();
     let known: Vec<&str> = driver.keys().collect();
-    let expected = format!("{meant}an SR of type {} has the keys {}", driver.sr_type, known.join(", "));
+    let others: Vec<&str> =
+        DRIVERS.iter().filter(|other| other.keys().any(|it| it == key)).map(|other| other.sr_type).collect();
+    let of_others =
+        if others.is_empty() { String::new() } else { format!("; {key} is a key of {}", others.join(", ")) };
+    let expected = format!("{meant}an SR of type {} has the keys {}{of_others}", driver.sr_type, known.join(", "));
     Err(Error::Invalid { what: "key of device_config", value: key.clone(), expected })
 }
 

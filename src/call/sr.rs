@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::registry::reserve;
 use crate::sr::{Trim, loss, trim_failed};
 use crate::sys::lock::{self, Kind};
-use crate::types::{Done, Finding, Names, NewSr, Overwrite, Space, SpaceUse, SrInfo, VdiName, VdiUuid};
+use crate::types::{Class, Done, Finding, Names, NewSr, Overwrite, Space, SpaceUse, SrInfo, VdiName, VdiUuid};
 use crate::vdi::tree::collect::CollectPlan;
 use crate::vdi::tree::run::Collecting;
 use crate::vdi::tree::stop;
@@ -35,7 +35,8 @@ impl Session {
     /// [`SrExists`](crate::Error::SrExists), [`DeviceInUse`](crate::Error::DeviceInUse), and
     /// [`HoldsSr`](crate::Error::HoldsSr) with the disks that would be lost.
     pub fn sr_create(&self, new: &NewSr, over: &Overwrite, context: &Context) -> Result<()> {
-        let (sr, new, over, devices, class) = (self.sr, *new, over.clone(), self.devices(), self.driver.sr_type);
+        let (sr, new, over, devices) = (self.sr, *new, over.clone(), self.devices());
+        let class = Class::word_of(self.driver.sr_type);
         self.carry_out(Locks::of_sr(), context, move |storage, context| {
             if !devices.is_empty() {
                 reserve::refuse(sr, &devices)?;

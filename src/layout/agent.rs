@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::registry::agent::{Agent, Connection, Kept};
 use crate::registry::candidate::Class;
 use crate::registry::{identity, view};
+use crate::sr::{lvm, lvmraw};
 use crate::types::{LayoutUuid, SrUuid, shell};
 
 /// A call of `xe`. Its last word may be what another call answers.
@@ -48,7 +49,8 @@ pub fn slots<'a>(agent: &'a Agent, name: &LayoutName) -> Result<Vec<(SlotId, &'a
     let slot = |kept: &'a Kept| {
         let rest = kept.name.strip_prefix(&name.sr_name(""))?;
         let id: SlotId = rest.replacen('-', "/", 1).parse().ok()?;
-        (name.sr_name(&id.label()) == kept.name && id.class.word() == kept.sr_type).then_some((id, kept))
+        (name.sr_name(&id.label()) == kept.name && id.class.word() == Class::word_of(&kept.sr_type))
+            .then_some((id, kept))
     };
     let mut found: Vec<(SlotId, &Kept)> = agent.srs.iter().filter_map(slot).collect();
     found.sort_by_key(|(id, _)| *id);
@@ -305,7 +307,8 @@ impl Order<'_> {
         }
         let (of_host, label) =
             (format!("host-uuid={}", self.agent.host), format!("name-label={}", layout.sr_name(slot.id)));
-        let (sr_type, shared, content) = (format!("type={}", slot.id.class), "shared=false", "content-type=user");
+        let (sr_type, shared, content) =
+            (format!("type={}", sr_type(layout, slot)), "shared=false", "content-type=user");
         if action == Action::Adopt {
             let uuid = format!("uuid={}", slot.uuid);
             let introduce = Call::of(&["sr-introduce", &uuid, &label, &sr_type, shared, content]);
@@ -326,8 +329,18 @@ impl Order<'_> {
     }
 }
 
+/// The type that the agent has for the SR of a slot: for groups of raw volumes, one of their own.
+fn sr_type(layout: &Layout, slot: &Slot) -> &'static str {
+    match config::device_config(layout, slot).get(lvm::LVHD.0) {
+        Some("false") => lvmraw::DRIVER.sr_type,
+        _ => config::driver(slot.id.class).sr_type,
+    }
+}
+
 fn device_config(layout: &Layout, slot: &Slot) -> Vec<String> {
-    let config = config::device_config(layout, slot);
+    let mut config = config::device_config(layout, slot);
+    // The type says it.
+    config.0.retain(|key, value| (key.as_str(), value.as_str()) != (lvm::LVHD.0, "false"));
     config.0.iter().map(|(key, value)| format!("device-config:{key}={value}")).collect()
 }
 
@@ -384,6 +397,24 @@ mod tests {
                  device-config:options=timeo=300 device-config:server=10.0.0.11 device-config:serverpath=/export/sr0)\""
             ]
         );
+    }
+
+    #[test]
+    fn a_slot_of_raw_volumes_gets_an_sr_of_their_type_and_is_found_by_either() {
+        let mut new = sample();
+        new.slots.retain(|slot| slot.id.to_string() == "lvm/0");
+        new.gateways.clear();
+        let none = Agent { host: "h1".to_owned(), srs: vec![] };
+        let made = |new: &Layout| lines(&none, new.clone()).concat();
+        assert!(made(&new).contains(" type=lvm ") && made(&new).contains(" device-config:allocation=thin "));
+        new.options.put(keys::find("lvm_format").unwrap(), "lvhd=false".to_owned());
+        let raw = made(&new);
+        assert!(raw.contains(" type=lvmraw ") && !raw.contains("lvhd"), "{raw}");
+        for sr_type in ["lvm", "lvmraw"] {
+            let devices = new.slots[0].devs();
+            let agent = Agent { srs: vec![kept("rack1-lvm-0", sr_type, &[("device", &devices)])], ..none.clone() };
+            assert_eq!(slots(&agent, &new.name).unwrap().len(), 1, "{sr_type}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::claims::{BY_AGENT, BY_HAND, Claim, Claims};
 use super::{identity, view};
-use crate::types::{DeviceConfig, SrUuid};
+use crate::types::{Class, DeviceConfig, SrUuid};
 
 /// An SR that the agent has attached to this host, or may attach.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl Agent {
                         host: view::host_name(),
                         dev,
                         layout: BY_AGENT.to_owned(),
-                        class: kept.sr_type.clone(),
+                        class: Class::word_of(&kept.sr_type).to_owned(),
                         index: None,
                         sr_uuid: Some(kept.sr),
                         since: 0,

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use super::Trim;
 use crate::context::{Context, Deadline};
 use crate::error::{Error, Result};
+pub use crate::sr::answers::{finding_of_state, finds_out_only_then, overwrites_nothing, refuse_slot};
 use crate::sys::copy::Progress;
 use crate::sys::watch::Pulse;
 use crate::types::{
-    DeviceConfig, Done, Finding, Format, Names, NewSr, NewVdi, Outcome, Overwrite, SlotMark, SmConfig, Space, SpaceUse,
-    SrInfo, SrUuid, State, VdiInfo, VdiName, VdiUuid,
+    DeviceConfig, Done, Finding, Format, Names, NewSr, NewVdi, Overwrite, SlotMark, SmConfig, Space, SpaceUse, SrInfo,
+    SrUuid, VdiInfo, VdiName, VdiUuid,
 };
 use crate::vdi::Vdi;
 use crate::vdi::cbt::ChangeLogs;
@@ -39,7 +40,8 @@ pub struct Driver {
     /// # Errors
     /// [`Error::MissingKey`] or [`Error::Invalid`] with the key of device_config.
     pub open: fn(SrUuid, &DeviceConfig, Deadline) -> Result<Box<dyn Sr>>,
-    /// Which SRs a device_config holds. Waits for other calls until the deadline.
+    /// Which SRs of those that it serves a device_config holds, each with the type that is its own. Waits for other calls until the
+    /// deadline.
     ///
     /// # Errors
     /// Says what is wrong with the device, directory or server when it can't be examined.
@@ -56,6 +58,14 @@ pub struct Driver {
 }
 
 impl Driver {
+    /// The SRs of [`Driver::probe`] that are of this type. No other driver has these.
+    ///
+    /// # Errors
+    /// Those of [`Driver::probe`].
+    pub fn probe_own(&self, config: &DeviceConfig, deadline: Deadline) -> Result<Vec<SrInfo>> {
+        Ok((self.probe)(config, deadline)?.into_iter().filter(|found| found.sr_type == self.sr_type).collect())
+    }
+
     /// The keys of device_config that the driver declares in [`About::configuration`]. It reads no others.
     pub fn keys(&self) -> impl Iterator<Item = &'static str> {
         self.about.configuration.iter().map(|(key, _)| *key)
@@ -457,47 +467,4 @@ pub trait Sr: Send + Sync {
 
     /// The kind of content: `raw` for disks of any format, `iso` for CDs (later SMAPI documents).
     fn content_type(&self) -> &'static str;
-}
-
-/// Refuses to overwrite anything, for a driver that does not.
-///
-/// # Errors
-/// [`Error::Unsupported`] if `over` allows anything.
-pub fn overwrites_nothing(over: &Overwrite) -> Result<()> {
-    if over.is_nothing() {
-        return Ok(());
-    }
-    let op = if over.contents { "sr_create --force" } else { "sr_create --destroy-sr" };
-    Err(Error::Unsupported { op, why: "this driver overwrites nothing".to_owned() })
-}
-
-/// [`Sr::check_create`] of a driver that cannot tell.
-///
-/// # Errors
-/// [`Error::Unsupported`].
-pub fn finds_out_only_then() -> Result<()> {
-    Err(Error::Unsupported {
-        op: "sr_create --dry-run",
-        why: "this driver finds out only while it makes an SR".to_owned(),
-    })
-}
-
-/// Refuses a slot of a layout, for a driver that keeps no mark of one.
-///
-/// # Errors
-/// [`Error::Unsupported`].
-pub fn refuse_slot(new: &NewSr) -> Result<()> {
-    match new.slot {
-        None => Ok(()),
-        Some(slot) => Err(Error::Unsupported {
-            op: "an SR for a slot of a layout",
-            why: format!("no SR of this type is made for {slot}"),
-        }),
-    }
-}
-
-/// The finding of sr_check for a disk whose state is known.
-pub fn finding_of_state(vdi: VdiUuid, object: String, state: &State) -> Finding {
-    let outcome = if *state == State::ServerDied { Outcome::Note } else { Outcome::Lasting };
-    Finding { vdi: Some(vdi), object, label: String::new(), what: state.to_string(), outcome }
 }

@@ -47,4 +47,4 @@ pub const EXT4: Filesystem = Filesystem {
 };
 
 pub static NAMING: Naming =
-    Naming { prefix: "XSLocalEXT-", is_half_made: on_volume::is_half_made, unmapped: Unmapped::All };
+    Naming { prefix: "XSLocalEXT-", is_half_made: on_volume::is_half_made, unmapped: Unmapped::All, refuses: |_| None };

@@ -89,7 +89,7 @@ fn look(held: SrUuid, config: &DeviceConfig, deadline: Instant) -> Lost {
     for driver in DRIVERS.iter().copied().filter(on_devices) {
         match (driver.open)(held, config, deadline.into()).and_then(|sr| sr.disks_at_rest()) {
             Ok(disks) => return in_words(disks),
-            Err(Error::NoSr { .. }) => {}
+            Err(Error::NoSr { .. } | Error::Foreign { .. }) => {}
             Err(e) => why = one_line(&e),
         }
     }

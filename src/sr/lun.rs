@@ -42,8 +42,6 @@ use crate::vdi::tree::run::Collecting;
 pub use self::device::{Lun, flag, is_scsi_id};
 
 /// The keys of device_config that a volume group on a LUN has, whatever the way to the LUN.
-pub const ALLOCATION: (&str, &str) =
-    ("allocation", "thick (default) or thin: a pool that disks take space from as they are written to");
 pub const SHARED: (&str, &str) = ("shared", "false at sr_create if no other host sees the LUN; default true");
 pub const SCSI_ID: (&str, &str) =
     ("SCSIid", "the identifier of the LUN, as /lib/udev/scsi_id -g prints it (required but for sr_probe)");
@@ -118,7 +116,7 @@ impl<T: Transport> LunSr<T> {
         config: &DeviceConfig,
         deadline: Deadline,
     ) -> Result<LunSr<T>> {
-        let absent = LvmSr::new(sr, &on_device(config, &lun.name()), deadline.clone())?;
+        let absent = LvmSr::new(driver, &lvm::NAMING, sr, &on_device(config, &lun.name()), deadline.clone())?;
         Ok(LunSr { driver, sr, lun, transport, config: config.clone(), deadline, here: OnceLock::new(), absent })
     }
 
@@ -130,7 +128,8 @@ impl<T: Transport> LunSr<T> {
         match self.lun.device() {
             None => Ok(&self.absent),
             Some(device) => {
-                let new = LvmSr::new(self.sr, &on_device(&self.config, &device), self.deadline.clone())?;
+                let config = on_device(&self.config, &device);
+                let new = LvmSr::new(self.driver, &lvm::NAMING, self.sr, &config, self.deadline.clone())?;
                 Ok(self.here.get_or_init(|| new))
             }
         }
@@ -231,7 +230,7 @@ pub fn probe(
     transport.while_open(&|| {
         lun.prepare()?;
         let device = lun.device().unwrap_or_else(|| lun.name());
-        let found = lvm::probe(&on_device(config, &device), deadline.clone())?;
+        let found = lvm::probe(driver, &lvm::NAMING, &on_device(config, &device), deadline.clone())?;
         let located = |info| SrInfo { sr_type: driver.sr_type.to_owned(), location: transport.location(), ..info };
         Ok(found.into_iter().map(located).collect())
     })

@@ -1,4 +1,5 @@
-//! `LVMSR`: disks as logical volumes of a volume group that the SR has to itself.
+//! `LVMSR`: disks as logical volumes of a volume group that the SR has to itself. Groups of other storage managers (LVHD) are served by
+//! [`lvhd`]; this module has those of raw volumes, which are SRs of type [`lvmraw`](mod@crate::sr::lvmraw) as well.
 //!
 //! | name | what |
 //! |---|---|
@@ -7,7 +8,7 @@
 //! | `POOL` | of a thin SR: the pool that all its disks live in |
 //! | `REV-<vdi>` | of a thin SR: the disk as its snapshot has it, which takes the place of `LV-<vdi>` |
 //! | `NEW-<vdi>` | what `LV-<vdi>` is to become: extents to grow by that are being zeroed, or a disk on its way in |
-//! | `<sr>_trim_lv` | a part of what is free, while it is discarded: see [`volume_group::trim`] |
+//! | `<sr>_trim_lv` | a part of what is free, while it is discarded: see [`trim`](crate::sr::volume_group::trim) |
 //!
 //! LVM's metadata is replaced whole, by one atomic step, so one LVM command is the step that publishes.
 //! `docs/lvm.md` gives the reasons. Order of steps, and what the next call finds after a kill:
@@ -37,12 +38,13 @@
 //! - **vdi_export** of a disk that is not attached: 1. tag it `xcp.lent`; 2. activate; 3. read; 4. deactivate; 5. remove the
 //!   tag. After any: the next call that needs the VDI does 4 and 5.
 //!
-//! [`volume_group`] has what is done to the group as a whole; it flushes what LVM leaves in the disks' caches.
+//! [`volume_group`](crate::sr::volume_group) has what is done to the group as a whole; it flushes what LVM leaves in the disks' caches.
 //!
 //! | file | content |
 //! |---|---|
 //! | [`life`] | how an SR is made, attached, detached and deleted |
 //! | [`group`] | a report of the group: which volumes are VDIs, what a change refuses, what it cleans up first |
+//! | [`seen`] | SRs that a person or an agent looks for; which groups are ours |
 //! | [`space`] | how full a thin pool is, how large a disk may be |
 //! | [`disks`], [`fill`] | disks found, made, taken in and removed; a volume that is filled |
 //! | [`place`], [`contents`], [`lost`] | one disk: what formats do with it; zeroing, cutting and growing; without its group |
@@ -61,8 +63,12 @@ mod life;
 mod lost;
 mod place;
 mod revert;
+mod seen;
 mod space;
 pub mod tags;
+
+pub use seen::probe;
+pub(super) use seen::{discover, is_own};
 
 use crate::context::{Context, Deadline};
 use crate::error::{Error, Result};
@@ -70,8 +76,7 @@ use crate::image::volume::GROUP;
 use crate::sr::Trim;
 use crate::sr::driver::{About, Driver, Sr, Substrate, VolumeChange, VolumeOf, no_server, vdi_by_uuid};
 use crate::sr::lvhd::{self, Lvhd};
-use crate::sr::lvmoiscsi;
-use crate::sr::volume_group::{self, Naming, VolumeGroup};
+use crate::sr::volume_group::{Naming, VolumeGroup};
 use crate::sys::copy::Progress;
 use crate::sys::lvm::{Unmapped, Vg};
 use crate::types::{
@@ -91,13 +96,9 @@ pub const DRIVER: Driver = Driver {
     formats: &[Format::Raw],
     image_formats: &[Format::Vhd, Format::Raw, Format::Qcow2],
     parse_dconf: |dconf| Ok(DeviceConfig::from([("device", dconf)])),
-    open: |sr, config, deadline| Ok(Box::new(LvmSr::new(sr, config, deadline)?)),
-    probe,
-    // Those that another driver of this package has attached are its own.
-    discover: || {
-        let found = volume_group::discover(&NAMING, |_| true)?;
-        Ok(found.into_iter().filter(|found| !lvmoiscsi::is_attached(found.sr)).collect())
-    },
+    open: |sr, config, deadline| Ok(Box::new(LvmSr::new(&DRIVER, &NAMING, sr, config, deadline)?)),
+    probe: |config, deadline| probe(&DRIVER, &NAMING, config, deadline),
+    discover: || discover(&NAMING, |vg| !is_own(vg)),
     keeps_disks: false,
     about: About {
         name: "LVM volumes",
@@ -117,12 +118,7 @@ pub const DRIVER: Driver = Driver {
             "VDI_CLONE",
             "VDI_SNAPSHOT",
         ],
-        configuration: &[
-            ("device", "block devices, separated by commas (required)"),
-            ("allocation", "thick (default) or thin: a pool that disks take space from as they are written to"),
-            ("shared", "true at sr_create if several hosts see the devices; default false"),
-            LVHD,
-        ],
+        configuration: &[DEVICE, ALLOCATION, SHARED_KEY, LVHD],
         vdi_at: vdi_by_uuid,
         keeps_names: true,
         keeps_keys: false,
@@ -134,13 +130,18 @@ pub const DRIVER: Driver = Driver {
     },
 };
 
+/// The keys of device_config of each type whose groups lie on devices of the host.
+pub const DEVICE: (&str, &str) = ("device", "block devices, separated by commas (required)");
+pub const ALLOCATION: (&str, &str) =
+    ("allocation", "thick (default) or thin: a pool that disks take space from as they are written to");
+pub const SHARED_KEY: (&str, &str) = ("shared", "true at sr_create if several hosts see the devices; default false");
 /// The key of device_config by which sr_create makes an LVHD group.
 pub const LVHD: (&str, &str) = (
     "lvhd",
     "true at sr_create to make VHDs and qcow2 images in volumes, as XCP-ng and XenServer have them; default false, under xapi true",
 );
 pub(super) const NAMING: Naming =
-    Naming { prefix: GROUP, is_half_made: life::is_half_made, unmapped: Unmapped::Tagged(OWN) };
+    Naming { prefix: GROUP, is_half_made: life::is_half_made, unmapped: Unmapped::Tagged(OWN), refuses: |_| None };
 const RAW: &str = "LV-";
 const VHD: &str = "VHD-";
 const UNFINISHED: &str = "NEW-";
@@ -148,7 +149,7 @@ const REVERTED: &str = "REV-";
 const POOL: &str = "POOL";
 const THIN: &str = "xcp.allocation=thin";
 const THICK: &str = "xcp.allocation=thick";
-/// The tags of the groups that this driver makes: each has one.
+/// The tags of the groups of raw volumes that this package makes: each has one.
 const OWN: &[&str] = &[THIN, THICK];
 /// Other hosts have the group as well.
 const SHARED: &str = "xcp.shared";
@@ -171,6 +172,7 @@ enum Allocation {
 
 /// An SR in a volume group.
 pub struct LvmSr {
+    driver: &'static Driver,
     group: VolumeGroup,
     /// The allocation that device_config asks for. The group says which allocation the SR has.
     allocation: Option<Allocation>,
@@ -188,15 +190,23 @@ pub struct LvmSr {
 }
 
 impl LvmSr {
+    /// An SR of one of the types whose disks are logical volumes. A driver without the key [`LVHD`] makes groups of raw volumes alone.
+    ///
     /// # Errors
-    /// [`Error::MissingKey`] or [`Error::Invalid`] for the keys `device`, `allocation` and `shared`.
-    pub fn new(sr: SrUuid, config: &DeviceConfig, deadline: Deadline) -> Result<Self> {
+    /// [`Error::MissingKey`] or [`Error::Invalid`] for the keys `device`, `allocation`, `shared` and `lvhd`.
+    pub fn new(
+        driver: &'static Driver,
+        naming: &'static Naming,
+        sr: SrUuid,
+        config: &DeviceConfig,
+        deadline: Deadline,
+    ) -> Result<Self> {
         let bad = |key, value: &str, expected: &str| Error::Invalid {
             what: key,
             value: value.to_owned(),
             expected: expected.to_owned(),
         };
-        let group = VolumeGroup::new(sr, config, &NAMING, deadline)?;
+        let group = VolumeGroup::new(sr, config, naming, deadline)?;
         let allocation = match config.get("allocation").unwrap_or("") {
             "" => None,
             "thick" => Some(Allocation::Thick),
@@ -210,15 +220,24 @@ impl LvmSr {
         };
         // xapi's word, which it gives with every call.
         let said = config.get("SRmaster");
+        let may_be_lvhd = driver.keys().any(|key| key == LVHD.0);
         let is_lvhd = match config.get("lvhd").unwrap_or("") {
             // What its agents call `lvm`.
-            "" => said.is_some(),
-            "true" => true,
+            "" => may_be_lvhd && said.is_some(),
+            "true" if may_be_lvhd => true,
+            "true" => {
+                let expected = format!(
+                    "expected an SR of type {} (LVMSR) for VHDs and qcow2 images in volumes (LVHD); type {} has raw disks only",
+                    DRIVER.sr_type, driver.sr_type
+                );
+                return Err(bad("lvhd", "true", &expected));
+            }
             "false" => false,
             other => return Err(bad("lvhd", other, "expected true or false")),
         };
         let (is_slave, rights) = (said == Some("false"), lvhd::Rights::of(config));
-        Ok(LvmSr { group, allocation, marks_shared, is_lvhd, is_slave, is_of_pool: said.is_some(), rights })
+        let is_of_pool = said.is_some();
+        Ok(LvmSr { driver, group, allocation, marks_shared, is_lvhd, is_slave, is_of_pool, rights })
     }
 }
 
@@ -232,6 +251,7 @@ impl Sr for LvmSr {
     }
 
     fn check_create(&self, size: Option<u64>, over: &Overwrite) -> Result<()> {
+        self.refuse_raw_of_xapi()?;
         self.group.check(size, over, life::room)
     }
 
@@ -262,7 +282,7 @@ impl Sr for LvmSr {
     fn stat(&self) -> Result<SrInfo> {
         Ok(match self.kind(self.listed()?) {
             Kind::Own(vg) => self.summary(&vg),
-            Kind::Lvhd(theirs) => self.settled(theirs)?.stat(DRIVER.sr_type),
+            Kind::Lvhd(theirs) => self.settled(theirs)?.stat(self.driver.sr_type),
         })
     }
 
@@ -277,7 +297,7 @@ impl Sr for LvmSr {
                 let thick = vg.lv(POOL).is_none();
                 self.list_of(&vg).map(|sr| SpaceUse::of_disks(sr, each, thick))
             }
-            Kind::Lvhd(theirs) => self.settled(theirs)?.space_use(DRIVER.sr_type, each),
+            Kind::Lvhd(theirs) => self.settled(theirs)?.space_use(self.driver.sr_type, each),
         }
     }
 
@@ -367,27 +387,6 @@ impl Sr for LvmSr {
     }
 }
 
-/// Which SRs lie on the devices.
-///
-/// # Errors
-/// Those of [`volume_group::probe`].
-pub fn probe(config: &DeviceConfig, deadline: Deadline) -> Result<Vec<SrInfo>> {
-    volume_group::probe(config, &NAMING, deadline, |group, vg| {
-        let rights = lvhd::Rights::of(config);
-        let sr = LvmSr {
-            group,
-            allocation: None,
-            marks_shared: false,
-            is_lvhd: false,
-            is_slave: false,
-            is_of_pool: false,
-            rights,
-        };
-        // The report of all groups does not say where the volumes are.
-        if lvhd::is_lvhd(vg, OWN) { sr.stat().map(Some) } else { Ok(Some(sr.summary(vg))) }
-    })
-}
-
 /// The keys that the Python LVM driver keeps of a volume; XCP-ng 8.3, "Records and sm_config". `vhd-parent` is the parent of a
 /// qcow2 too.
 fn sm_config(vdi: &VdiInfo) -> SmConfig {
@@ -433,11 +432,14 @@ impl LvmSr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sr::lvmraw;
 
     #[test]
     fn an_allocation_is_thick_or_thin() {
         let open = |words| {
             LvmSr::new(
+                &DRIVER,
+                &NAMING,
                 SrUuid::random(),
                 &DeviceConfig::from([("device", "/dev/sdb"), ("allocation", words)]),
                 std::time::Instant::now().into(),
@@ -458,15 +460,20 @@ mod tests {
 
     #[test]
     fn xapi_gets_lvhd_unless_it_says_otherwise() {
-        let makes_lvhd = |master: &str, lvhd: &str| {
+        let makes = |driver, master: &str, lvhd: &str| {
             let mut keys = vec![("device", "/dev/sdb"), ("lvhd", lvhd)];
             keys.extend((!master.is_empty()).then_some(("SRmaster", master)));
             let keys = keys.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned()));
-            LvmSr::new(SrUuid::random(), &DeviceConfig(keys.collect()), std::time::Instant::now().into())
+            let config = DeviceConfig(keys.collect());
+            LvmSr::new(driver, &NAMING, SrUuid::random(), &config, std::time::Instant::now().into())
                 .map(|sr| sr.is_lvhd)
         };
+        let makes_lvhd = |master: &str, lvhd: &str| makes(&DRIVER, master, lvhd);
         assert!(!makes_lvhd("", "").unwrap() && makes_lvhd("true", "").unwrap());
         assert!(makes_lvhd("", "true").unwrap() && !makes_lvhd("true", "false").unwrap());
         assert!(makes_lvhd("", "yes").is_err());
+        let raw = |master: &str, lvhd: &str| makes(&lvmraw::DRIVER, master, lvhd);
+        assert!(!raw("true", "").unwrap() && !raw("true", "false").unwrap() && !raw("", "").unwrap());
+        assert!(raw("", "true").unwrap_err().to_string().contains("of type lvm "));
     }
 }

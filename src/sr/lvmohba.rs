@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::context::Deadline;
 use crate::error::{Error, NotChosen, Offered, OfferedAdapter, Result};
 use crate::sr::driver::{About, Driver, Substrate};
-use crate::sr::lun::{self, ALLOCATION, Lun, LunSr, MULTIPATHING, SCSI_ID, SHARED, Transport, is_scsi_id};
+use crate::sr::lun::{self, Lun, LunSr, MULTIPATHING, SCSI_ID, SHARED, Transport, is_scsi_id};
 use crate::sr::lvm;
 use crate::sr::lvmoiscsi::offered;
 use crate::sys::blockdev;
@@ -36,7 +36,7 @@ pub const DRIVER: Driver = Driver {
     discover: || Ok(Vec::new()),
     about: About {
         name: "LVM over a host bus adapter",
-        configuration: &[SCSI_ID, MULTIPATHING, ALLOCATION, SHARED, lvm::LVHD],
+        configuration: &[SCSI_ID, MULTIPATHING, lvm::ALLOCATION, SHARED, lvm::LVHD],
         substrate: Substrate::Lun,
         ..lvm::DRIVER.about
     },

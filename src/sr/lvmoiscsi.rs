@@ -19,7 +19,7 @@ use std::path::Path;
 use crate::context::Deadline;
 use crate::error::Result;
 use crate::sr::driver::{About, Driver, Found, Substrate};
-use crate::sr::lun::{self, ALLOCATION, Lun, LunSr, MULTIPATHING, SCSI_ID, SHARED};
+use crate::sr::lun::{self, Lun, LunSr, MULTIPATHING, SCSI_ID, SHARED};
 use crate::sr::{lvm, volume_group};
 use crate::sys::{blockdev, initiator, scsidisk};
 use crate::types::{DeviceConfig, SrInfo, SrUuid};
@@ -63,7 +63,7 @@ pub const DRIVER: Driver = Driver {
             ("multihomed", "true: by every portal of the target; default: as multipathing"),
             MULTIPATHING,
             ("localIQN", "the name that this host's initiator has to have; default: the one it has"),
-            ALLOCATION,
+            lvm::ALLOCATION,
             SHARED,
             lvm::LVHD,
         ],

@@ -3,6 +3,7 @@
 //! Adding a driver: one file here that declares a [`Driver`], its line in [`DRIVERS`], its executable in `src/bin` and
 //! `Cargo.toml`, one row in the compliance suite. `docs/drivers.md` walks through it.
 
+mod answers;
 mod config;
 mod driver;
 pub mod ext;
@@ -15,6 +16,7 @@ mod lvhd;
 pub mod lvm;
 pub mod lvmohba;
 pub mod lvmoiscsi;
+pub mod lvmraw;
 mod mounted;
 mod mountpoint;
 pub mod network;
@@ -44,6 +46,7 @@ pub const DRIVERS: &[&Driver] = &[
     &lvm::DRIVER,
     &lvmohba::DRIVER,
     &lvmoiscsi::DRIVER,
+    &lvmraw::DRIVER,
     &network::MOOSEFS,
     &nfs::DRIVER,
     &smb::DRIVER,

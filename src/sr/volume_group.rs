@@ -39,6 +39,8 @@ pub struct Naming {
     pub is_half_made: fn(&Vg) -> bool,
     /// The groups of whose volumes the driver need not know where they are.
     pub unmapped: Unmapped,
+    /// Why a group with such a name, which is not half made, is none of the driver's.
+    pub refuses: fn(&Vg) -> Option<String>,
 }
 
 /// The group of an SR, and the devices on which device_config says it is. The group is found by its name, which LVM reads
@@ -69,6 +71,9 @@ impl VolumeGroup {
     }
 
     /// The group as it is now: one LVM command, or none.
+    ///
+    /// # Errors
+    /// [`Error::NoSr`], [`Error::NoDevice`]; [`Error::Foreign`] for a group of another type of SRs.
     pub fn look(&self) -> Result<Vg> {
         self.find()?.map_or_else(|| Err(self.why_unseen(None)), |vg| self.finished(vg))
     }
@@ -82,6 +87,7 @@ impl VolumeGroup {
                 other => Err(other),
             },
             Err(Error::NoSr { .. }) => Ok(None),
+            Ok(Some(vg)) if !self.is_unfinished(&vg) => self.of_this_type(vg).map(Some),
             other => other,
         }
     }
@@ -109,7 +115,14 @@ impl VolumeGroup {
         if self.is_unfinished(&vg) {
             return Err(self.no_sr("its creation was not finished; sr_create begins anew".to_owned()));
         }
-        Ok(vg)
+        self.of_this_type(vg)
+    }
+
+    fn of_this_type(&self, vg: Vg) -> Result<Vg> {
+        match (self.naming.refuses)(&vg) {
+            None => Ok(vg),
+            Some(why) => Err(Error::Foreign { why }),
+        }
     }
 
     /// Why LVM does not show the group. Says "no such SR" only of devices that were read.
@@ -341,7 +354,8 @@ pub fn probe(
                 };
                 let devices = vg.pvs.iter().map(|pv| pv.name.clone()).collect();
                 let group = VolumeGroup { sr, devices, naming, deadline: deadline.clone() };
-                if found.iter().any(|info| info.uuid == sr) || group.is_unfinished(vg) {
+                if found.iter().any(|info| info.uuid == sr) || group.is_unfinished(vg) || (naming.refuses)(vg).is_some()
+                {
                     continue;
                 }
                 if let Some(pv) = vg.pvs.iter().find(|pv| pv.missing) {
@@ -370,16 +384,16 @@ pub fn probe(
 /// The error that LVM reports.
 pub fn discover(naming: &'static Naming, is_one: impl Fn(&Vg) -> bool) -> Result<Vec<Found>> {
     let is_unfinished = |vg: &Vg| vg.tags.iter().any(|t| t == DELETING) || (naming.is_half_made)(vg);
-    let found =
-        lvm::report(None, Unmapped::All)?.into_iter().filter(|vg| !is_unfinished(vg) && is_one(vg)).filter_map(|vg| {
-            let sr = vg.name.strip_prefix(naming.prefix)?.parse().ok()?;
-            let devices = device_list(vg.pvs.iter().filter(|pv| !pv.missing).map(|pv| pv.name.as_path()));
-            Some(Found {
-                sr,
-                config: DeviceConfig::from([("device", devices.as_str())]),
-                slot: SlotMark::of_tags(&vg.tags),
-            })
-        });
+    let is_one = |vg: &Vg| !is_unfinished(vg) && (naming.refuses)(vg).is_none() && is_one(vg);
+    let found = lvm::report(None, Unmapped::All)?.into_iter().filter(|vg| is_one(vg)).filter_map(|vg| {
+        let sr = vg.name.strip_prefix(naming.prefix)?.parse().ok()?;
+        let devices = device_list(vg.pvs.iter().filter(|pv| !pv.missing).map(|pv| pv.name.as_path()));
+        Some(Found {
+            sr,
+            config: DeviceConfig::from([("device", devices.as_str())]),
+            slot: SlotMark::of_tags(&vg.tags),
+        })
+    });
     Ok(found.collect())
 }
 

@@ -26,6 +26,12 @@ impl Class {
             Class::Nfs => "nfs",
         }
     }
+
+    /// The class of the SRs of a type, in the words of claims. Groups of raw volumes are of the class `lvm`, whichever of the types
+    /// `lvm` and `lvmraw` has them.
+    pub fn word_of(sr_type: &str) -> &str {
+        if sr_type == "lvmraw" { Class::Lvm.word() } else { sr_type }
+    }
 }
 
 impl fmt::Display for Class {

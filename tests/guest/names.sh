@@ -64,5 +64,32 @@ sm sr_delete --yes again
 claim 'nothing of them is listed' sh -c '! sm sr_list | grep -q name'
 sm sr_detach -d "$TWO" "$EXT"
 sm sr_delete -t ext -d "$TWO" "$EXT"
+
+in_lvhd="((device . \"$TWO\") (lvhd . \"true\"))"
+RAW=$(sm sr_create -t lvmraw -d "$ONE")
+LVHD=$(sm sr_create -t lvm -d "$in_lvhd")
+seen_once() { [ "$(sm sr_list | grep -o "(uuid . \"$1\")" | wc -l)" = 1 ]; }
+once() { seen_once "$1" && unnamed "$1" "$2" available; }
+probed() { has "(uuid . \"$3\").*(type . \"$4\")" "$(sm sr_probe ${1:+-t "$1"} -d "$2")"; }
+nothing() { [ "$(sm sr_probe -t "$1" -d "$2")" = '(srs)' ]; }
+says() { fails_with "$1" "${@:3}" && grep -q -- "$2" "$SCRATCH/stderr"; }
+claim 'the raw group is of type lvmraw' once "$RAW" lvmraw
+claim 'the LVHD group is of type lvm' once "$LVHD" lvm
+claim 'sr_probe of type lvmraw finds the raw group' probed lvmraw "$ONE" "$RAW" lvmraw
+claim 'sr_probe of type lvm, which serves it, tells its type' probed lvm "$ONE" "$RAW" lvmraw
+claim 'sr_probe of type lvmraw finds no LVHD group' nothing lvmraw "$TWO"
+claim 'type lvmraw refuses the LVHD group, and names the driver' says EPERM 'type lvm (LVMSR)' sm sr_attach -t lvmraw -d "$TWO" "$LVHD"
+claim 'nor does it delete that' says EPERM 'type lvm (LVMSR)' sm sr_delete --yes -t lvmraw -d "$TWO" "$LVHD"
+claim 'it makes none' says EINVAL 'lvhd is a key of lvm,' sm sr_create -t lvmraw -d "$in_lvhd"
+claim 'without -t an SR is attached by its type' sm sr_attach --name raw -d "$ONE"
+claim 'and listed by it' named raw "$RAW" lvmraw available
+sm sr_name raw --forget > /dev/null
+claim 'type lvm serves it, as it did before' sm sr_attach --name raw -t lvm -d "$ONE"
+claim 'the table has that type' named raw "$RAW" lvm available
+claim 'it is listed once' seen_once "$RAW"
+by_both() { sm vdi_create raw 8M --label a > /dev/null && sm vdi_delete --yes -t lvmraw -d "$ONE" "$RAW" a; }
+claim 'disks are made and deleted by both' by_both
+last() { sm sr_delete --yes raw && sm sr_delete --yes -t lvm -d "$TWO" "$LVHD"; }
+claim 'the last SRs are deleted' last
 stop_serving
 summary

@@ -110,7 +110,7 @@ cephfs)
 zfs)
     FORMATS='vhd raw qcow2' LIST="((location . \"$DCONF\"))" NOWHERE=/nonexistent/below/sr
     ;;
-lvm)
+lvm | lvmraw)
     # The volume group is there whenever its devices are.
     UNIT=4194304 DETACH_ENDS=no NOWHERE=/dev/nonexistent
     case $DCONF in

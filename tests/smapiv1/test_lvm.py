@@ -1,4 +1,4 @@
-"""LVMSR as xapi uses it. Run by tests/guest/lvm-xapi.sh, which has devices for it: LVM_DISKS."""
+"""LVMRawSR and LVMSR as xapi uses them. Run by tests/guest/lvm-xapi.sh, which has devices for it: LVM_DISKS."""
 
 import hashlib
 import os
@@ -32,17 +32,28 @@ def checksum():
 
 @unittest.skipUnless(DISKS, "tests/guest/lvm-xapi.sh has the devices")
 class Case(test_file.Case):
-    executable = "LVMSR"
+    executable = "LVMRawSR"
+    sr_type = "lvmraw"
     allocation = "thick"
 
     def setUp(self):
         super().setUp()
         self.addCleanup(self.wipe)
-        self.agent.device_config = {"device": ",".join(DISKS), "allocation": self.allocation, "lvhd": "false", "SRmaster": "true"}
+        self.agent.device_config = {"device": ",".join(DISKS), "allocation": self.allocation, "SRmaster": "true"}
+        self.serve_by(self.executable, self.sr_type)
+        self.group = "VG_XenStorage-" + self.agent.sr_uuid
+
+    def serve_by(self, executable, sr_type):
+        """xapi has the SR by this type from here on."""
+        self.driver.executable = os.path.join(test_file.BIN, executable)
         # The guest has no udevd, so LVM makes the nodes.
         self.driver.env["DM_DISABLE_UDEV"] = "1"
-        self.xapi.srs[self.agent.sr_ref]["type"] = "lvm"
-        self.group = "VG_XenStorage-" + self.agent.sr_uuid
+        self.xapi.srs[self.agent.sr_ref]["type"] = sr_type
+
+    def probed(self):
+        members = self.agent.members("sr_probe", sr_sm_config={})
+        del members["sr_ref"], members["sr_uuid"]
+        return self.driver.call("sr_probe", members)
 
     def wipe(self):
         for group in run("vgs", "--noheadings", "-o", "vg_name").split():
@@ -96,7 +107,8 @@ class Lvm(Case):
         self.assertLessEqual(announced, KNOWN)
         # xapi activates no disk of a driver that does not ask for it.
         self.assertLessEqual({"VDI_ACTIVATE", "VDI_DEACTIVATE"}, announced)
-        self.assertEqual(info["supported_image_formats"], ["vhd", "raw", "qcow2"])
+        self.assertEqual(info["supported_image_formats"], ["raw"])
+        self.assertEqual([key["key"] for key in info["configuration"]], ["device", "allocation", "shared"])
         self.an_sr()
         vdi = self.agent.create(8 * MiB, sm_config={})
         works = {
@@ -127,7 +139,7 @@ class Lvm(Case):
         self.agent.call("vdi_epoch_end", vdi=vdi)
 
     def copies(self, command, vdi):
-        # What is announced is so of LVHD groups, and of thin ones.
+        # What is announced is so of thin groups.
         if self.allocation == "thick":
             self.fails(38, self.agent.copy, command, vdi)
         else:
@@ -142,9 +154,7 @@ class Lvm(Case):
         self.assertRegex(self.xapi.srs[self.agent.sr_ref]["other_config"]["trim_last_triggered"], r"^\d+\.\d\d$")
 
     def probe(self):
-        members = self.agent.members("sr_probe", sr_sm_config={})
-        del members["sr_ref"], members["sr_uuid"]
-        self.assertIn(f"<UUID>{self.agent.sr_uuid}</UUID>", self.driver.call("sr_probe", members))
+        self.assertIn(f"<UUID>{self.agent.sr_uuid}</UUID>", self.probed())
 
     def resize_online(self, vdi):
         self.agent.call("vdi_activate", "true", vdi=vdi)
@@ -219,6 +229,31 @@ class Lvm(Case):
         self.agent.scan()
         self.assertEqual(self.telling(), ["VDI.get_all_records_where", "SR.get_record"])
 
+    def test_an_sr_that_xapi_has_by_type_lvm_is_served_as_before(self):
+        self.an_sr()
+        vdi = self.agent.create(8 * MiB, sm_config={})
+        self.assertIn(self.agent.sr_uuid, self.probed())
+        self.agent.call("sr_detach")
+        self.serve_by("LVMSR", "lvm")
+        # As it was made by LVMSR before there was a type of its own.
+        for more in {}, {"lvhd": "false"}:
+            self.agent.device_config.update(more)
+            self.agent.attach_sr()
+            self.agent.scan()
+            self.agent.call("vdi_attach", "true", vdi=vdi)
+            self.agent.call("vdi_activate", "true", vdi=vdi)
+            self.assertTrue(os.path.exists(self.device(vdi)))
+            self.agent.call("vdi_deactivate", vdi=vdi)
+            self.agent.call("vdi_detach", vdi=vdi)
+            self.agent.delete(self.agent.create(8 * MiB, sm_config={}))
+            # Whoever introduces what type lvm finds would take it for LVHD.
+            self.assertNotIn(self.agent.sr_uuid, self.probed())
+            self.agent.call("sr_detach")
+        self.agent.attach_sr()
+        self.agent.delete(vdi)
+        self.agent.call("sr_delete")
+        self.assertEqual(run("vgs", "--noheadings"), "")
+
     def test_names_come_back_after_the_sr_was_forgotten(self):
         self.an_sr()
         vdi = self.agent.create(8 * MiB, "first", "old words", sm_config={})
@@ -262,10 +297,47 @@ class Thin(Lvm):
 
 
 class Lvhd(Case):
-    """What xapi gets if it does not say otherwise."""
+    """What xapi gets by type lvm."""
+    executable = "LVMSR"
+    sr_type = "lvm"
+
+    def test_what_is_announced(self):
+        self.assertEqual(test_file.Info.info(self)["supported_image_formats"], ["vhd", "raw", "qcow2"])
+
+    def test_no_sr_of_raw_volumes_is_made(self):
+        before = checksum()
+        self.agent.device_config["lvhd"] = "false"
+        self.assertIn("xe sr-create type=lvmraw", self.fails(1, self.agent.create_sr))
+        self.assertEqual(checksum(), before)
+
+    def test_it_is_none_of_type_lvmraw(self):
+        self.an_sr()
+        self.assertIn(self.agent.sr_uuid, self.probed())
+        disk = self.agent.create(8 * MiB, sm_config={"type": "raw"})
+        self.agent.call("vdi_attach", "true", vdi=disk)
+        self.agent.call("vdi_activate", "true", vdi=disk)
+        self.serve_by("LVMRawSR", "lvmraw")
+        self.assertNotIn(self.agent.sr_uuid, self.probed())
+        before, records = checksum(), dict(self.xapi.vdis)
+        for code, command, *args in ((47, "sr_attach"), (47, "sr_scan"), (47, "sr_delete"), (47, "sr_detach")):
+            with self.subTest(command):
+                self.assertIn("type lvm (LVMSR)", self.fails(code, self.agent.call, command, *args))
+        for command, *args in ("vdi_deactivate",), ("vdi_delete",), ("vdi_resize", str(32 * MiB)):
+            with self.subTest(command):
+                self.assertIn("type lvm (LVMSR)", self.fails(47, self.agent.call, command, *args, vdi=disk))
+        self.fails(42, self.agent.create_sr)
+        self.agent.device_config["lvhd"] = "true"
+        self.assertIn("type lvm (LVMSR)", self.fails(1, self.agent.create_sr))
+        del self.agent.device_config["lvhd"]
+        self.assertEqual((checksum(), self.xapi.vdis), (before, records))
+        self.assertTrue(os.path.exists(self.device(disk)))
+        self.serve_by("LVMSR", "lvm")
+        self.agent.call("vdi_deactivate", vdi=disk)
+        self.agent.call("vdi_detach", vdi=disk)
+        self.agent.delete(disk)
+        self.agent.call("sr_delete")
 
     def test_an_sr_of_vhds_and_qcow2s(self):
-        del self.agent.device_config["lvhd"]
         self.an_sr()
         self.assertEqual(self.volumes(), {"MGT"})
         self.assertEqual(test_plugin.trim(self), "True")
@@ -297,7 +369,6 @@ class Lvhd(Case):
         self.assertEqual(run("vgs", "--noheadings"), "")
 
     def test_xapi_knows_that_a_python_driver_tracks_a_disk(self):
-        del self.agent.device_config["lvhd"]
         self.an_sr()
         disk = self.agent.create(8 * MiB, "a disk", sm_config={})
         log = f"{self.xapi.vdis[disk]['uuid']}.cbtlog"
@@ -312,7 +383,6 @@ class Lvhd(Case):
         self.agent.delete(disk)
 
     def test_what_the_python_driver_finds_of_xapi_in_the_group_is_kept(self):
-        del self.agent.device_config["lvhd"]
         sr = self.xapi.srs[self.agent.sr_ref]
         self.an_sr()
         self.assertEqual(sr["sm_config"], {"allocation": "thick", "use_vhd": "true"})
@@ -360,6 +430,8 @@ class Lvhd(Case):
 
 class OfThePythonDriver(Case):
     """LVHD: VHD images in volumes, a metadata volume, journals."""
+    executable = "LVMSR"
+    sr_type = "lvm"
 
     def test_it_is_read_and_left_as_it_is(self):
         run("vgcreate", "-qq", "--metadatasize", "10M", self.group, *DISKS)

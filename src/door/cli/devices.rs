@@ -215,7 +215,7 @@ fn rebuild(dry_run: bool) -> Result<Reply> {
             let devices = sr.config.get("device").unwrap_or_default().to_owned();
             for dev in devices.split(',').filter(|dev| !dev.is_empty()) {
                 if let Some(identity) = identity::of_path(dev.as_ref()) {
-                    let (dev, class) = (dev.to_owned(), driver.sr_type.to_owned());
+                    let (dev, class) = (dev.to_owned(), Class::word_of(driver.sr_type).to_owned());
                     found.push(Found { identity, dev, class, sr: sr.sr, slot: sr.slot });
                 }
             }

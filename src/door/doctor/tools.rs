@@ -19,9 +19,9 @@ struct Need {
 }
 
 /// The types of SRs on block devices.
-const ON_DEVICES: &[&str] = &["ext", "xfs", "largeblock", "lvm", "lvmoiscsi", "lvmohba"];
+const ON_DEVICES: &[&str] = &["ext", "xfs", "largeblock", "lvm", "lvmraw", "lvmoiscsi", "lvmohba"];
 /// The types whose disks are logical volumes.
-const ON_VOLUMES: &[&str] = &["lvm", "lvmoiscsi", "lvmohba"];
+const ON_VOLUMES: &[&str] = &["lvm", "lvmraw", "lvmoiscsi", "lvmohba"];
 /// The types on LUNs.
 const ON_LUNS: &[&str] = &["lvmoiscsi", "lvmohba"];
 /// The types whose disks may be images, which are attached through FUSE and a loop device.

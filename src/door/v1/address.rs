@@ -282,8 +282,9 @@ struct Seen {
 
 /// Lets one driver or all of them look for SRs at a place, until one sees some. With `sr`, for this one alone.
 fn seen_at(driver: Option<&'static Driver>, dconf: &str, sr: Option<SrUuid>, deadline: Instant) -> Seen {
-    let (mut said, mut looked) = (Vec::new(), None);
-    for driver in DRIVERS.iter().filter(|it| driver.is_none_or(|driver| driver.sr_type == it.sr_type)) {
+    let (mut said, mut looked, is_said) = (Vec::new(), None, driver.is_some());
+    let asked = |it: &Driver| driver.is_none_or(|driver| driver.sr_type == it.sr_type);
+    for driver in DRIVERS.iter().filter(|it| asked(it)) {
         let Ok(config) = sexp::device_config(driver, dconf) else { continue };
         // A place that a driver refuses is none of its own; nor is a device for a driver of directories, or the other way round.
         let is_other = |key, is_dir| config.get(key).and_then(is_directory) == Some(is_dir);
@@ -293,7 +294,10 @@ fn seen_at(driver: Option<&'static Driver>, dconf: &str, sr: Option<SrUuid>, dea
         if (driver.open)(sr.unwrap_or_else(SrUuid::random), &config, deadline.into()).is_err() {
             continue;
         }
-        match (driver.probe)(&config, deadline.into()) {
+        // Of two types that serve an SR, its own is meant, unless a person says the other.
+        let look =
+            if is_said { (driver.probe)(&config, deadline.into()) } else { driver.probe_own(&config, deadline.into()) };
+        match look {
             Ok(found) => {
                 let wanted = found.iter().map(|info| info.uuid).filter(|it| sr.is_none_or(|sr| *it == sr));
                 let srs: Vec<_> = wanted.map(|sr| (*driver, sr)).collect();

@@ -407,9 +407,10 @@ mod tests {
 
     #[test]
     fn what_killed_calls_left_is_mendable_and_what_another_host_does_is_not() {
+        use crate::sr::lvm::{DRIVER, NAMING};
         use crate::types::{DeviceConfig, SrUuid};
         let config = DeviceConfig::from([("device", "/dev/sdb")]);
-        let sr = LvmSr::new(SrUuid::random(), &config, Instant::now().into()).unwrap();
+        let sr = LvmSr::new(&DRIVER, &NAMING, SrUuid::random(), &config, Instant::now().into()).unwrap();
         let tagged =
             |name: &str, tags: &[&str]| Lv { tags: tags.iter().map(|tag| (*tag).to_owned()).collect(), ..lv(name) };
         let of = |lvs: Vec<Lv>| said(&sr.of_vdi(&group(&[THICK], lvs), VDI.parse().unwrap()));

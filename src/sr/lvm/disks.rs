@@ -6,7 +6,7 @@ use super::fill::Fill;
 use super::group::refuse_foreign;
 use super::lost::Lost;
 use super::place::{Group, LvmPlace};
-use super::{DRIVER, Kind, LvmSr, POOL, RAW, UNFINISHED, tags};
+use super::{Kind, LvmSr, POOL, RAW, UNFINISHED, tags};
 use crate::error::{Error, Result};
 use crate::image::disk::DiskWriter;
 use crate::sys::copy::Progress;
@@ -19,7 +19,7 @@ impl LvmSr {
     pub(super) fn list(&self) -> Result<SrInfo> {
         match self.kind(self.listed()?) {
             Kind::Own(vg) => self.list_of(&vg),
-            Kind::Lvhd(theirs) => self.settled(theirs)?.scan(DRIVER.sr_type),
+            Kind::Lvhd(theirs) => self.settled(theirs)?.scan(self.driver.sr_type),
         }
     }
 
@@ -73,6 +73,7 @@ impl LvmSr {
         });
         match found {
             Ok(disk) => Ok(disk),
+            Err(foreign @ Error::Foreign { .. }) => Err(foreign),
             // Its group went away while it was attached: it can still be detached.
             Err(unseen) => match lvm::kernel_device(&self.group.name(), &format!("{RAW}{vdi}")) {
                 Some(_) => Ok(raw::open(Lost { sr: self, vdi, why: unseen.to_string() }, None)),
@@ -99,8 +100,8 @@ impl LvmSr {
 
     /// The group that the new VDI may be made in, without what a killed call has left of it, and its format.
     pub(super) fn refuse_new(&self, new: &NewVdi, mut vg: Vg) -> Result<(Vg, &'static dyn Layout)> {
-        let format = new.format.unwrap_or(DRIVER.formats[0]);
-        if !DRIVER.formats.contains(&format) {
+        let format = new.format.unwrap_or(self.driver.formats[0]);
+        if !self.driver.formats.contains(&format) {
             let why = format!("{format} was asked for, and an SR on logical volumes has raw disks only");
             return Err(Error::Unsupported { op: "a disk of this format", why });
         }

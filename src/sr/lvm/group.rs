@@ -2,7 +2,7 @@
 
 use super::revert::reverted;
 use super::space::pool_use;
-use super::{DRIVER, LvmSr, POOL, RAW, SHARED, UNFINISHED, VHD, tags};
+use super::{LvmSr, POOL, RAW, SHARED, UNFINISHED, VHD, tags};
 use crate::error::{Error, Result};
 use crate::sr::volume_group::trim;
 use crate::sys::blockdev;
@@ -40,7 +40,7 @@ impl LvmSr {
             },
             virtual_allocation,
             size: pool.map_or(vg.size, |pool| pool.size),
-            sr_type: DRIVER.sr_type.to_owned(),
+            sr_type: self.driver.sr_type.to_owned(),
             location: self.group.location(vg),
             slot: SlotMark::of_tags(&vg.tags),
             free: match (pool, pool_use) {

@@ -2,10 +2,10 @@
 
 use super::group::{is_gone, vdi_of};
 use super::place::{Group, LvmPlace};
-use super::{Allocation, Kind, LvmSr, POOL, SHARED, THICK, THIN, tags};
+use super::{Allocation, DRIVER, Kind, LVHD, LvmSr, POOL, SHARED, THICK, THIN, tags};
 use crate::error::{Error, Result, one_line};
 use crate::sr::volume_group::{CREATING, DELETING};
-use crate::sr::{Trim, lvhd};
+use crate::sr::{Trim, lvhd, lvmraw};
 use crate::sys::copy::Progress;
 use crate::sys::lvm::{self, Lv, Vg};
 use crate::sys::{blockdev, syslog};
@@ -18,7 +18,20 @@ pub(super) fn room(devices: &[u64]) -> u64 {
 }
 
 impl LvmSr {
+    /// Refuses to make a group of raw volumes as an SR that xapi takes for an LVHD SR: its type says so, and what xapi does with the type.
+    pub(super) fn refuse_raw_of_xapi(&self) -> Result<()> {
+        if self.is_lvhd || !self.is_of_pool || self.driver.sr_type != DRIVER.sr_type {
+            return Ok(());
+        }
+        let expected = format!(
+            "an SR of raw volumes under xapi is of type {raw}: xe sr-create type={raw}, with the same keys but lvhd",
+            raw = lvmraw::DRIVER.sr_type
+        );
+        Err(Error::Invalid { what: LVHD.0, value: "false".to_owned(), expected })
+    }
+
     pub(super) fn make(&self, new: &NewSr, over: &Overwrite) -> Result<()> {
+        self.refuse_raw_of_xapi()?;
         let thin = self.allocation == Some(Allocation::Thin);
         let mut tags = match (self.is_lvhd, thin) {
             (true, _) => vec![CREATING],
@@ -207,6 +220,9 @@ impl LvmSr {
         if names.is_empty() {
             // Nothing of it is here, whatever the reason.
             return Ok(Done::Already);
+        }
+        if matches!(unseen, Error::Foreign { .. }) {
+            return Err(unseen);
         }
         let pool: Vec<String> = ["", "-tpool", "_tdata", "_tmeta"]
             .iter()

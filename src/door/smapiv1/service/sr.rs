@@ -22,7 +22,7 @@ impl Service<'_> {
     pub(super) fn sr_probe(&mut self) -> Answer {
         self.fetch_secrets()?;
         let config = &self.config;
-        let found = (self.driver.probe)(config, deadline().into())?;
+        let found = self.driver.probe_own(config, deadline().into())?;
         let mut list = String::from("<?xml version=\"1.0\" ?>\n<SRlist>\n");
         // Clients expect the link that the Python drivers look at.
         let device = config.get("SCSIid").filter(|_| self.driver.about.substrate == Substrate::Lun);
