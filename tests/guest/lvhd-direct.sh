@@ -6,7 +6,7 @@
 # bins: sm
 # memory: 512
 # disks: 200M 200M 200M
-# takes: 60
+# takes: 90
 # tools: lvcreate wipefs dmsetup strace flock
 # UUIDs have no spaces.
 # shellcheck disable=SC2086,SC2119
