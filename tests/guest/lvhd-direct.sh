@@ -197,8 +197,10 @@ claim 'a group of the same name on another device: LVM is asked, and says so'
 truncate -s 100M "$SCRATCH/other"
 other=$(losetup -f --show "$SCRATCH/other")
 lvm_does vgcreate other "$other"
-# LVM makes no second group of the name where it sees the first.
+# LVM makes no second group of the name where it sees the first, or links to volumes of it.
+[ ! -e /dev/$VG ] || mv /dev/$VG /dev/links
 lvm_does vgrename --config "devices{filter=[\"a|^$other\$|\",\"r|.*|\"]}" other $VG
+[ ! -e /dev/links ] || mv /dev/links /dev/$VG
 strace -f -qq -e trace=execve -o "$SCRATCH/trace" "$BIN/sm" sr_scan -t lvm -d "$DCONF" $SR > /dev/null 2>&1
 grep -q 'execve.*"fullreport".*= 0$' "$SCRATCH/trace" || fail 'LVM was not asked'
 wipefs -qa "$other"
