@@ -11,7 +11,7 @@ set -u
 modprobe -a dm_mod loop fuse 2> /dev/null
 export PATH=$PATH:/usr/sbin:/sbin
 # What the tests look at with LVM is not to wait for a paused disk of a host. The hosts know by themselves what LVM must not read.
-echo 'devices { global_filter=[ "a|^/dev/ubd|", "r|.*|" ] }' > /etc/lvm/lvmlocal.conf
+echo 'devices { global_filter=[ "r|/dev/loop|" ] }' > /etc/lvm/lvmlocal.conf
 # shellcheck source-path=SCRIPTDIR source=hosts.inc
 . "$ROOT/tests/guest/hosts.inc"
 A=$(host A) B=$(host B)

@@ -19,7 +19,7 @@ done
 modprobe -a dm_mod loop fuse 2> /dev/null
 export PATH=$PATH:/usr/sbin:/sbin
 echo 'activation { udev_sync=0 udev_rules=0 }
-devices { global_filter=[ "a|^/dev/ubd|", "r|.*|" ] }' > /etc/lvm/lvmlocal.conf
+devices { global_filter=[ "r|/dev/loop|" ] }' > /etc/lvm/lvmlocal.conf
 # What a host of XCP-ng has where the Python driver looks for it.
 mkdir -p /opt/xensource/libexec /etc/xensource /run/fairlock /etc/lvm/master /var/lib/xcp /usr/share/zoneinfo
 cp /etc/lvm/lvm.conf /etc/lvm/lvmlocal.conf /etc/lvm/master/
