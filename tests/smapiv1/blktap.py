@@ -5,6 +5,7 @@ that are written, takes sockets that are passed to it, and sends what is written
 program it is tap-ctl: `blktap.py allocate`, `spawn`, …
 """
 
+import contextlib
 import errno
 import glob
 import json
@@ -141,6 +142,9 @@ class Tapdisk:
     def listen(self, name, serve):
         path = os.path.join(SOCKETS, name)
         server = socket.socket(socket.AF_UNIX)
+        # Of one that had this number before and was killed.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
         server.bind(path)
         self.sockets.append(path)
         server.listen(16)
