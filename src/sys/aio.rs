@@ -9,8 +9,10 @@ use std::ptr;
 use nix::errno::Errno;
 use nix::libc::{self, c_long, c_ulong, iocb};
 
+use crate::sys::uncached;
+
 /// Bytes of one read, and what its place is a multiple of.
-pub const PAGE: usize = 4096;
+pub const PAGE: usize = uncached::PAGE as usize;
 /// Reads at a time.
 const AT_ONCE: usize = 32;
 /// `linux/aio_abi.h`: `IOCB_CMD_PREAD`.
@@ -161,7 +163,7 @@ mod tests {
         let path = dir.path().join("a");
         let bytes: Vec<u8> = (0..100 * PAGE).map(|at| (at / PAGE) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
-        let file = crate::sys::uncached::open(&path, false).unwrap();
+        let file = uncached::open(&path, false).unwrap();
         let closed = File::options().write(true).open(&path).unwrap();
         // The last page but one has half of its bytes, the last is behind the end; one is of a file that is not open for reads.
         std::fs::File::options().write(true).open(&path).unwrap().set_len(98 * PAGE as u64 + 2048).unwrap();

@@ -10,7 +10,7 @@ use std::path::Path;
 use nix::libc;
 
 /// What reads past the page cache are a multiple of, at their offset, length and address: no device has larger sectors.
-const PAGE: u64 = 4096;
+pub const PAGE: u64 = 4096;
 
 /// Bytes of the smallest sector of a device.
 const SECTOR: usize = 512;

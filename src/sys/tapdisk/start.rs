@@ -4,7 +4,7 @@
 //! 2. A minor number is allocated and written into the note.
 //! 3. The process is started, with the path of the note in its environment.
 //! 4. It gets the number, and something to open.
-//! 5. Something leads to it: a link ([`super::links`]) or a record of the caller.
+//! 5. Something leads to it: a link ([`Tapdisk::published`]) or a record of the caller.
 //! 6. The note is removed.
 //!
 //! A kill leaves a note that nobody has locked; after 2 it leaves a number, after 3 a process as well. [`sweep`] ends that process,
@@ -23,7 +23,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Tapdisk, links, parse_socket, tap_ctl_within};
+use super::{Tapdisk, tap_ctl_within};
 use crate::error::{Error, Result};
 use crate::sys::{process, run_dir};
 
@@ -111,10 +111,7 @@ pub fn sweep(is_known: impl Fn(Tapdisk) -> bool) {
 /// Undoes steps 4 to 1. The caller has the lock of the note.
 fn undo(note: &Path, is_known: &dyn Fn(Tapdisk) -> bool) {
     let minor: Option<u32> = fs::read_to_string(note).ok().and_then(|text| text.parse().ok());
-    let leads = |tapdisk: Tapdisk| {
-        let linked = |link: PathBuf| fs::read_link(link).ok().and_then(|to| parse_socket(to.file_name()?.to_str()?));
-        is_known(tapdisk) || links().filter_map(linked).any(|it| it == tapdisk)
-    };
+    let leads = |tapdisk: Tapdisk| is_known(tapdisk) || tapdisk.published().is_some();
     let mut is_in_use = false;
     let until = Instant::now() + PATIENCE;
     // tap-ctl may be about to start it, and a process has no environment for a moment when a program becomes another.
